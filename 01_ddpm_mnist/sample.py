@@ -1,0 +1,93 @@
+"""Generate images with a trained model: the shipped one, a run of yours, or any diffusers folder.
+
+  python 01_ddpm_mnist/sample.py --n 64
+  python 01_ddpm_mnist/sample.py --model runs/01_ddpm_mnist/mnist --sampler ddpm:1000 --gif
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cli import pick_device, positive, run
+from common.errors import UserError
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+@dataclass(frozen=True)
+class Args:
+    model: Path = PRETRAINED
+    """A run folder, or any diffusers folder with an unconditional U-Net. By default the shipped MNIST model."""
+    n: int = 64
+    """How many images."""
+    sampler: str = "ddim:50"
+    """ddim:50, ddim:50:eta=1, ddpm:1000, heun:18, dpmpp_2m:20, dpmpp_2s:10."""
+    label: int | None = None
+    """The class to draw, for a class-conditional model; by default all in turn."""
+    size: int | None = None
+    """Pixels a side; by default those the model was trained with."""
+    seed: int = 0
+    """The same seed gives the same images."""
+    out: Path = Path("runs/01_ddpm_mnist/samples.png")
+    """Where the grid goes."""
+    gif: bool = False
+    """Also write an animated GIF of the reverse process beside it."""
+    npy: bool = False
+    """Also write the images as a .npy array beside it: uint8, (n, height, width, channels)."""
+    batch: int = 64
+    """Images at a time."""
+    device: str = "auto"
+
+
+def main(args: Args) -> None:
+    positive(n=args.n, batch=args.batch, size=args.size)
+    device = pick_device(args.device)
+
+    import time
+
+    import numpy as np
+    import torch
+
+    from common import viz
+    from common.checkpoint import load_model
+    from common.data.images import to_bytes
+    from common.denoiser import Denoiser
+    from common.files import write_atomically
+    from common.samplers import Sampler
+
+    net, schedule, prediction, clip_x0 = load_model(args.model, device)
+    sampler = Sampler.parse(args.sampler)
+    size, classes = args.size or net.cfg.size, net.cfg.classes
+    if net.cfg.text_dim:
+        raise UserError(f"{args.model} is a text-to-image model; this program draws without words")
+    if not size:
+        raise UserError(f"{args.model} does not say how large its images are; give --size")
+    if args.label is not None and not 0 <= args.label < (classes or 0):
+        raise UserError(f"--label {args.label} does not exist: {args.model} knows {classes or 'no'} classes, counted from 0")
+
+    def sample(start: int, n: int) -> list[torch.Tensor]:
+        """Images start ... start + n - 1: every moment of the reverse process, each (n, C, H, W)."""
+        every = torch.arange(start, start + n) % classes if args.label is None and classes else torch.full((n,), args.label or 0)
+        label = {"label": every.to(device)} if classes else {}
+        denoise = Denoiser(net, prediction, clip_x0, **label)
+        return sampler.frames(denoise, schedule, (n, net.cfg.in_channels, size, size), args.seed + start, device)
+
+    began, images = time.perf_counter(), []
+    for start in range(0, args.n, args.batch):
+        frames = sample(start, min(args.batch, args.n - start))
+        images.append(frames[-1])
+        moving = frames if start == 0 else moving
+    images = torch.cat(images)
+    print(f"{args.n} images with {args.sampler} in {time.perf_counter() - began:.1f} s on {device}")
+
+    print(viz.save_picture(viz.grid(images, height=480), args.out))
+    if args.gif:
+        print(viz.save_gif([frame[:64] for frame in moving], args.out.with_suffix(".gif")))
+    if args.npy:
+        pixels = to_bytes(images).permute(0, 2, 3, 1).numpy()
+        path = args.out.with_suffix(".npy")
+        write_atomically(path, lambda file: np.save(file, pixels))
+        print(path)
+
+
+if __name__ == "__main__":
+    run(main, Args)

@@ -1,0 +1,1 @@
+"""Everything the chapters share. Layers: schedule <- denoiser <- samplers; unet <- checkpoint <- training."""

@@ -1,0 +1,112 @@
+"""What is kept of a training: a model folder that `diffusers` opens unchanged, and checkpoints to resume from.
+
+    model/model_index.json, model/unet/{config.json, diffusion_pytorch_model.safetensors}, model/scheduler/...
+    checkpoints/step-00000500.pt
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from common.diffusers_config import VERSION, scheduler_from_diffusers, scheduler_to_diffusers, unet_from_diffusers, unet_to_diffusers
+from common.errors import UserError
+from common.files import read_json, write_atomically, write_json
+from common.schedule import Schedule
+from common.unet import UNet
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Model(NamedTuple):
+    """A trained network and everything needed to sample from it."""
+
+    net: UNet
+    schedule: Schedule
+    prediction: str
+    clip_x0: bool
+
+
+def save_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder for DDPMPipeline.from_pretrained(folder). Each file is replaced whole or not at all."""
+    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in model.net.state_dict().items()}
+    unet = unet_to_diffusers(model.net.cfg)
+    scheduler = scheduler_to_diffusers(model.schedule, model.prediction, model.clip_x0)
+    write_json(folder / "unet" / "config.json", unet)
+    write_atomically(folder / "unet" / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    if model.net.cfg.classes is None and model.net.cfg.text_dim is None:  # DDPMPipeline knows no conditions
+        parts = {"unet": ["diffusers", unet["_class_name"]], "scheduler": ["diffusers", scheduler["_class_name"]]}
+        write_json(folder / "model_index.json", {"_class_name": "DDPMPipeline", "_diffusers_version": VERSION} | parts)
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
+    """Open a run folder or any diffusers folder with an unconditional, class- or text-conditional U-Net."""
+    folder = Path(folder)
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}; give a run folder, or a diffusers model folder")
+    root = next((f for f in (folder, folder / "model") if (f / "unet").is_dir()), None)
+    if root is None:
+        raise UserError(f"{folder} holds no model: neither {folder}/unet nor {folder}/model/unet is there")
+    net = load_unet(root / "unet").to(device)
+    return Model(net, *scheduler_from_diffusers(read_json(root / "scheduler" / "scheduler_config.json")))
+
+
+def load_unet(folder: Path) -> UNet:
+    """The U-Net of one folder (config.json and weights), in float32, every key checked."""
+    net = UNet(unet_from_diffusers(read_json(folder / "config.json")))
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise UserError(f"{path} is missing; only safetensors weights are opened")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise UserError(f"{path} is damaged ({problem})") from problem
+    load_strictly(net, {key: value.float() for key, value in state.items()}, path)
+    return net.eval()
+
+
+def load_strictly(net: nn.Module, state: dict[str, torch.Tensor], source: Path | str) -> None:
+    """Load weights; any missing, surplus or misshapen one is refused, naming the first."""
+    own = net.state_dict()
+    wrong = [f"{key} is {tuple(state[key].shape)} there, {tuple(own[key].shape)} here" for key in own if key in state and state[key].shape != own[key].shape]
+    wrong += [f"{key} is missing" for key in own if key not in state] + [f"{key} is unknown" for key in state if key not in own]
+    if wrong:
+        raise UserError(f"{source} holds weights of another architecture: {wrong[0]} (and {len(wrong) - 1} more differences)")
+    net.load_state_dict(state)
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}.pt"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """All checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step-*.pt") if re.fullmatch(r"step-\d{8}\.pt", p.name))
+
+
+def save_checkpoint(run: Path, state: dict, keep: int = 2) -> Path:
+    """Write atomically, then remove all but the newest `keep`."""
+    path = checkpoint_path(run, state["step"])
+    write_atomically(path, lambda file: torch.save(state, file))
+    for old in checkpoints(run)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read one checkpoint, tensors and plain values only."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more for damaged files
+        earlier = [p for p in checkpoints(path.parent.parent) if p < path]
+        hint = f"delete it and resume from {earlier[-1].name}" if earlier else "there is no earlier one"
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise UserError(f"the checkpoint {path} is damaged ({reason}); {hint}") from problem

@@ -1,0 +1,170 @@
+"""The classic sets: scikit-learn's embedded digits, and torchvision's, from a local copy or downloaded."""
+
+import gzip
+import threading
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.data.folder import decode_all, load_folder
+from common.data.images import Images, explain, first_existing
+from common.errors import UserError
+
+DIGITS = tuple("0123456789")
+FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+REACH_SECONDS = 3  # how long to wait for an answer before saying that there is no network
+
+
+def digits(data_dir: Path, split: str) -> Images:
+    """1,797 handwritten 8x8 digits that scikit-learn carries: no download, ever. Every sixth is the test split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    test = torch.arange(len(bunch.target)) % 6 == 5
+    keep = test if split == "test" else ~test
+    pixels = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[:, None]
+    return Images("digits", pixels[keep], torch.from_numpy(bunch.target).long()[keep], DIGITS)
+
+
+# ------------------------------------------------------------------------------------------------- MNIST and its family
+
+
+def mnist(data_dir: Path, split: str) -> Images:
+    return _idx("mnist", "MNIST", data_dir, split, DIGITS)
+
+
+def fashion_mnist(data_dir: Path, split: str) -> Images:
+    return _idx("fashion_mnist", "FashionMNIST", data_dir, split, FASHION)
+
+
+def find_mnist(data_dir: Path, folder: str, split: str) -> Path | None:
+    """The folder with the four IDX files (plain or .gz) of torchvision's layout, at or below data_dir."""
+    prefix = "t10k" if split == "test" else "train"
+    for base in (data_dir / folder / "raw", data_dir / "data" / folder / "raw", data_dir / folder, data_dir):
+        if first_existing(*_idx_names(base, prefix, "images-idx3-ubyte")):
+            return base
+    return None
+
+
+def _idx(name: str, folder: str, data_dir: Path, split: str, classes: tuple[str, ...]) -> Images:
+    base = find_mnist(data_dir, folder, split)
+    if base is None:
+        _download(folder, data_dir, "https://ossci-datasets.s3.amazonaws.com/mnist/")
+        base = data_dir / folder / "raw"
+    prefix = "t10k" if split == "test" else "train"
+    pixels = read_idx(_existing(base, prefix, "images-idx3-ubyte"))
+    labels = read_idx(_existing(base, prefix, "labels-idx1-ubyte"))
+    if len(pixels) != len(labels):
+        raise UserError(f"{base} holds {len(pixels)} images but {len(labels)} labels; download it again")
+    return Images(name, torch.from_numpy(pixels)[:, None], torch.from_numpy(labels).long(), classes)
+
+
+def _idx_names(base: Path, prefix: str, kind: str) -> list[Path]:
+    return [base / f"{prefix}-{kind}", base / f"{prefix}-{kind}.gz"]
+
+
+def _existing(base: Path, prefix: str, kind: str) -> Path:
+    path = first_existing(*_idx_names(base, prefix, kind))
+    if path is None:
+        raise UserError(f"{base / f'{prefix}-{kind}'} is missing (plain or .gz)")
+    return path
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes: two zero bytes, type 8, number of dimensions, their sizes, the data."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as problem:
+        raise UserError(f"{path} is damaged ({explain(problem)}); download it again") from problem
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise UserError(f"{path} is no IDX file of bytes (it begins with {raw[:4].hex() or 'nothing'})")
+    shape = np.frombuffer(raw, ">i4", raw[3], offset=4) if len(raw) >= 4 + 4 * raw[3] else (-1,)
+    data = raw[4 + 4 * raw[3] :]
+    if len(data) != np.prod(shape, dtype=np.int64):
+        raise UserError(f"{path} is truncated: {len(data)} bytes of data where its header promises {tuple(shape)}")
+    return np.frombuffer(bytearray(data), np.uint8).reshape(shape)
+
+
+# --------------------------------------------------------------------------------------------------- CIFAR-10, flowers
+
+
+def cifar10(data_dir: Path, split: str) -> Images:
+    """torchvision's copy (cifar-10-batches-py), or a Hugging Face copy in parquet files (cifar10/data)."""
+    parquet = first_existing(data_dir / "cifar10", data_dir / "data" / "cifar10")
+    if parquet and list(parquet.rglob("*.parquet")):
+        return _parquet(parquet, split)
+    from torchvision.datasets import CIFAR10 as TorchvisionCifar
+
+    try:
+        data = TorchvisionCifar(str(data_dir), train=split == "train")
+    except RuntimeError:
+        _download("CIFAR10", data_dir, TorchvisionCifar.url)
+        data = TorchvisionCifar(str(data_dir), train=split == "train")
+    except (OSError, EOFError, ValueError) as problem:
+        raise UserError(f"the CIFAR-10 copy in {data_dir} is damaged ({explain(problem)}); delete it and download again") from problem
+    return Images("cifar10", torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets), CIFAR10)
+
+
+def _parquet(folder: Path, split: str) -> Images:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(str(folder), split=split)
+        pixels = np.stack([np.asarray(image.convert("RGB")) for image in rows["img"]])
+    except Exception as problem:  # pyarrow, PIL and datasets each raise their own
+        raise UserError(f"the CIFAR-10 copy in {folder} cannot be read ({explain(problem)})") from problem
+    return Images("cifar10", torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows["label"][:]), CIFAR10)
+
+
+def flowers102(data_dir: Path, split: str, size: int) -> Images:
+    """torchvision's Flowers102 (flowers-102), or a local folder `flowers` of images."""
+    local = first_existing(data_dir / "flowers", data_dir / "data" / "flowers")
+    if local:
+        return load_folder(local, size, split)
+    from torchvision.datasets import Flowers102
+
+    if not (data_dir / "flowers-102").is_dir():
+        _download("Flowers102", data_dir, Flowers102._download_url_prefix)
+    data = Flowers102(str(data_dir), split="test" if split == "train" else "train")  # its "test" is the large part
+    pixels, kept = decode_all([Path(p) for p in data._image_files], size)
+    return Images("flowers102", pixels, torch.tensor(data._labels)[kept])
+
+
+# ------------------------------------------------------------------------------------------------------------ download
+
+
+def _download(torchvision_name: str, data_dir: Path, url: str) -> None:
+    """Download through torchvision, after a short look whether the server answers at all."""
+    advice = f"put a copy there, or name another folder with --data-dir (or use --data digits, which is embedded)"
+    if not reachable(url):
+        raise UserError(f"{torchvision_name} is not in {data_dir}, and {url} did not answer within {REACH_SECONDS} s; {advice}")
+    import torchvision.datasets
+
+    try:
+        getattr(torchvision.datasets, torchvision_name)(str(data_dir), download=True)
+    except (OSError, RuntimeError) as problem:
+        raise UserError(f"{torchvision_name} could not be downloaded to {data_dir} ({explain(problem)}); {advice}") from problem
+
+
+def reachable(url: str) -> bool:
+    """Whether a server answers within REACH_SECONDS, name lookup included (which has no time limit of its own)."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
+            answered.set()
+        except urllib.error.HTTPError:
+            answered.set()  # it answers, if only to refuse
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    return answered.is_set()

@@ -1,0 +1,71 @@
+"""A set of small images held in memory as bytes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one size, with labels and captions where the set has them.
+
+    pixels    (N, C, H, W) uint8
+    labels    (N,) int64, or None
+    classes   names of the labels
+    captions  one text per image, or None
+    """
+
+    name: str
+    pixels: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    captions: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def size(self) -> int:
+        return self.pixels.shape[-1]
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """{"image": (B, C, H, W) float32 in [-1, 1], "label": (B,)}"""
+        batch = {"image": to_float(self.pixels[indices])}
+        return batch | {"label": self.labels[indices]} if self.labels is not None else batch
+
+    def resized(self, size: int | None) -> "Images":
+        """The same images at size x size pixels."""
+        if size is None or size == self.size:
+            return self
+        if size < 4:
+            raise UserError(f"--size must be at least 4 pixels, not {size}")
+        pixels = tv.resize(self.pixels, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+        return Images(self.name, pixels, self.labels, self.classes, self.captions)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]"""
+    return pixels.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Float images in [-1, 1] -> uint8 0..255; values beyond are cut off."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def explain(problem: Exception) -> str:
+    """The first line of an exception, for messages."""
+    return str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+
+
+def first_existing(*candidates: Path) -> Path | None:
+    return next((path for path in candidates if path.exists()), None)

@@ -1,0 +1,103 @@
+"""What the network predicts, and how to read it. Every choice is one mixture of image and noise:
+
+    y = a * x0 + b * eps
+
+The table gives the training target. Together with x_t = alpha x0 + sigma eps it makes two equations in two unknowns,
+and solving them gives (x0, eps) back from whatever the network was trained to say.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+import torch
+
+from common.errors import UserError
+from common.schedule import Level, Schedule, mix
+
+SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)
+
+
+def _edm(alpha, sigma):
+    norm = (sigma**2 + SIGMA_DATA**2) ** 0.5
+    return sigma / SIGMA_DATA / norm, -SIGMA_DATA / norm
+
+
+PREDICTIONS = {  # name: (alpha, sigma) -> (a, b)
+    "eps":  lambda alpha, sigma: (0.0, 1.0),       # Ho et al. 2020, eq. 14
+    "x0":   lambda alpha, sigma: (1.0, 0.0),
+    "v":    lambda alpha, sigma: (-sigma, alpha),  # Salimans & Ho 2022, section 4
+    "flow": lambda alpha, sigma: (-1.0, 1.0),      # Lipman et al. 2023, eq. 23: the velocity dx/dt
+    "edm":  _edm,                                  # Karras et al. 2022, eq. 8 with table 1's c_skip and c_out
+}  # fmt: skip
+
+
+def mixture(prediction: str, level: Level):
+    """(a, b) of y = a x0 + b eps."""
+    if prediction not in PREDICTIONS:
+        raise UserError(f"unknown prediction '{prediction}'; choose one of {', '.join(PREDICTIONS)}")
+    return PREDICTIONS[prediction](level.alpha, level.sigma)
+
+
+def target(prediction: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """What the network should answer. (B, C, H, W)"""
+    a, b = mixture(prediction, level)
+    return a * x0 + b * eps
+
+
+def unmix(prediction: str, y: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    """Solve  x = alpha x0 + sigma eps,  y = a x0 + b eps  for (x0, eps). All (B, C, H, W)."""
+    a, b = mixture(prediction, level)
+    det = level.alpha * b - level.sigma * a
+    x0 = (b / det) * x - (level.sigma / det) * y
+    eps = (level.alpha / det) * y - (a / det) * x
+    return x0, eps
+
+
+def scale_in(prediction: str, level: Level):
+    """EDM's noisy images reach sigma = 80, so the network sees them scaled to unit variance (c_in of table 1)."""
+    return (level.sigma**2 + SIGMA_DATA**2) ** -0.5 if prediction == "edm" else 1.0
+
+
+class Guess(NamedTuple):
+    """The network's current opinion of what the noisy picture is made of. Both (B, C, H, W)."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+class Denoiser:
+    """A network and how to read it: denoiser(x, level) -> Guess. This is all a sampler needs to know.
+
+    net         (B, C, H, W), (B,) -> (B, C, H, W)
+    prediction  what it was trained to say, one of PREDICTIONS
+    clip_x0     keep the guessed image in [-1, 1], which no true image leaves
+    condition   further keyword arguments of the network: label=(B,), text=(B, M, D)
+    """
+
+    def __init__(self, net: nn.Module, prediction: str, clip_x0: bool = True, **condition):
+        self.net, self.prediction, self.clip_x0, self.condition = net, prediction, clip_x0, condition
+
+    def __call__(self, x: Tensor, level: Level) -> Guess:
+        time = torch.full((len(x),), level.time, device=x.device)
+        c_in = scale_in(self.prediction, level)
+        y = self.net(x if c_in == 1.0 else c_in * x, time, **self.condition).to(x.dtype)
+        x0, eps = unmix(self.prediction, y, x, level)
+        if self.clip_x0:
+            x0 = x0.clamp(-1, 1)
+            eps = (x - level.alpha * x0) / level.sigma  # so that x is still made of the two
+        return Guess(x0, eps)
+
+
+def diffusion_loss(
+    net: nn.Module, schedule: Schedule, prediction: str, x0: Tensor, u: Tensor, eps: Tensor, **condition
+) -> Tensor:
+    """The squared error of one training batch (DDPM eq. 14, for any schedule and prediction). -> (B,)
+
+    x0   (B, C, H, W) images in [-1, 1]
+    u    (B,) uniform in [0, 1): becomes the noise level
+    eps  (B, C, H, W) standard normal
+    """
+    level = schedule.draw(u).like(x0)
+    x = mix(x0, eps, level)
+    y = net(scale_in(prediction, level) * x, level.time, **condition)
+    return (y.float() - target(prediction, x0, eps, level)).square().flatten(1).mean(1)

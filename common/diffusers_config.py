@@ -1,0 +1,225 @@
+"""Translate between our configurations and the config.json files of `diffusers`.
+
+Nothing is guessed: a setting we cannot honour is refused by name, so that weights are never loaded into another network.
+"""
+
+from dataclasses import asdict
+
+import torch
+
+from common.errors import UserError
+from common.schedule import BETAS, DiscreteSchedule, EDMSchedule, FlowSchedule, Schedule
+from common.unet import UNetConfig
+
+VERSION = "0.42.1"  # the release of diffusers whose layout we write
+
+# Settings of diffusers' U-Nets that we read only at these values (None: left out of the file).
+FIXED = {
+    "act_fn": ("silu",), "addition_embed_type": (None,), "addition_embed_type_num_heads": (64,),
+    "addition_time_embed_dim": (None,), "attention_type": ("default",), "center_input_sample": (False,),
+    "class_embed_type": (None,), "class_embeddings_concat": (False,), "conv_in_kernel": (3,), "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,), "downsample_type": ("conv",), "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,), "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,), "num_attention_heads": (None,), "num_train_timesteps": (None,),
+    "only_cross_attention": (False,), "projection_class_embeddings_input_dim": (None,), "resnet_out_scale_factor": (1,),
+    "resnet_skip_time_act": (False,), "reverse_transformer_layers_per_block": (None,), "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,), "time_embedding_dim": (None,), "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,), "upsample_type": ("conv",), "upcast_attention": (None, False, True),
+}  # fmt: skip
+
+# Settings we translate, with what diffusers assumes where the file leaves them out.
+COMMON = {"sample_size": None, "down_block_types": None, "up_block_types": None, "mid_block_type": None,
+          "block_out_channels": None, "layers_per_block": 2, "norm_num_groups": 32, "norm_eps": 1e-5, "dropout": 0.0,
+          "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "num_class_embeds": None,
+          "attention_head_dim": 8, "resnet_time_scale_shift": "default"}  # fmt: skip
+PLAIN = COMMON | {"in_channels": 3, "out_channels": 3, "add_attention": True, "attn_norm_num_groups": None}
+TEXT = COMMON | {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280, "use_linear_projection": False,
+                 "transformer_layers_per_block": 1}  # fmt: skip
+BLOCKS = {  # block types by (has text, has attention)
+    "down": {(False, False): "DownBlock2D", (False, True): "AttnDownBlock2D",
+             (True, False): "DownBlock2D", (True, True): "CrossAttnDownBlock2D"},
+    "up": {(False, False): "UpBlock2D", (False, True): "AttnUpBlock2D",
+           (True, False): "UpBlock2D", (True, True): "CrossAttnUpBlock2D"},
+}  # fmt: skip
+
+
+def _refuse(key: str, value: object, what: str = "U-Net"):
+    raise UserError(f"this {what} sets {key} = {value!r}, which the course's {what} does not have, so it is not loaded")
+
+
+def unet_from_diffusers(config: dict) -> UNetConfig:
+    """The UNetConfig of a UNet2DModel's or UNet2DConditionModel's config.json."""
+    kind = config.get("_class_name")
+    if kind not in ("UNet2DModel", "UNet2DConditionModel"):
+        _refuse("_class_name", kind)
+    text = kind == "UNet2DConditionModel"
+    known = TEXT if text else PLAIN
+    for key, value in config.items():
+        if not key.startswith("_") and key not in known and value not in FIXED.get(key, ()):
+            _refuse(key, value)
+    c = known | {key: value for key, value in config.items() if key in known}
+    n, levels = len(c["block_out_channels"]), range(len(c["block_out_channels"]))
+
+    attention = tuple("Attn" in block for block in c["down_block_types"])
+    expected_down = [BLOCKS["down"][text, a] for a in attention]
+    expected_up = [BLOCKS["up"][text, a] for a in reversed(attention)]
+    if list(c["down_block_types"]) != expected_down:
+        _refuse("down_block_types", c["down_block_types"])
+    if list(c["up_block_types"]) != expected_up:
+        _refuse("up_block_types", c["up_block_types"])
+    mid = "UNetMidBlock2DCrossAttn" if text else "UNetMidBlock2D"
+    if (c["mid_block_type"] or mid) != mid or ("mid_block_type" in config and config["mid_block_type"] is None):
+        _refuse("mid_block_type", c["mid_block_type"])
+
+    mid_attention = text or c["add_attention"]
+    scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
+    if c["resnet_time_scale_shift"] not in ("default", "scale_shift"):
+        _refuse("resnet_time_scale_shift", c["resnet_time_scale_shift"])
+    if not text and mid_attention and (c["attn_norm_num_groups"] or (0 if scale_shift else c["norm_num_groups"])) != c["norm_num_groups"]:
+        _refuse("attn_norm_num_groups", c["attn_norm_num_groups"])
+    if not isinstance(c["layers_per_block"], int):
+        _refuse("layers_per_block", c["layers_per_block"])
+    if text and not isinstance(c["transformer_layers_per_block"], int):
+        _refuse("transformer_layers_per_block", c["transformer_layers_per_block"])
+    if text and not isinstance(c["cross_attention_dim"], int):
+        _refuse("cross_attention_dim", c["cross_attention_dim"])
+    if c["downsample_padding"] not in (0, 1):
+        _refuse("downsample_padding", c["downsample_padding"])
+    # In UNet2DConditionModel "attention_head_dim" is, by an old mistake kept for compatibility, the number of heads.
+    heads = c["attention_head_dim"]
+    heads = (tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * n) if text else None
+    return UNetConfig(
+        size=c["sample_size"] if isinstance(c["sample_size"], int) else 0,
+        in_channels=c["in_channels"],
+        out_channels=c["out_channels"],
+        channels=tuple(c["block_out_channels"][i] for i in levels),
+        attention=attention,
+        layers=c["layers_per_block"],
+        head_dim=None if text else c["attention_head_dim"],
+        heads=heads,
+        text_dim=c["cross_attention_dim"] if text else None,
+        classes=c["num_class_embeds"],
+        depth=c["transformer_layers_per_block"] if text else 1,
+        linear_projection=c["use_linear_projection"] if text else False,
+        scale_shift=scale_shift,
+        mid_attention=mid_attention,
+        dropout=c["dropout"],
+        groups=c["norm_num_groups"],
+        eps=c["norm_eps"],
+        sin_first=not c["flip_sin_to_cos"],
+        freq_shift=c["freq_shift"],
+        symmetric_padding=c["downsample_padding"] == 1,
+    )
+
+
+def unet_to_diffusers(cfg: UNetConfig) -> dict:
+    """The config.json that makes diffusers build the same network."""
+    text = cfg.text_dim is not None
+    config = {
+        "_class_name": "UNet2DConditionModel" if text else "UNet2DModel",
+        "_diffusers_version": VERSION,
+        "sample_size": cfg.size,
+        "in_channels": cfg.in_channels,
+        "out_channels": cfg.out_channels,
+        "block_out_channels": list(cfg.channels),
+        "down_block_types": [BLOCKS["down"][text, a] for a in cfg.attention],
+        "up_block_types": [BLOCKS["up"][text, a] for a in reversed(cfg.attention)],
+        "layers_per_block": cfg.layers,
+        "attention_head_dim": list(cfg.heads) if text else cfg.head_dim,
+        "num_class_embeds": cfg.classes,
+        "resnet_time_scale_shift": "scale_shift" if cfg.scale_shift else "default",
+        "dropout": cfg.dropout,
+        "norm_num_groups": cfg.groups,
+        "norm_eps": cfg.eps,
+        "flip_sin_to_cos": not cfg.sin_first,
+        "freq_shift": cfg.freq_shift,
+        "downsample_padding": int(cfg.symmetric_padding),
+    }
+    if text:
+        return config | {
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "cross_attention_dim": cfg.text_dim,
+            "transformer_layers_per_block": cfg.depth,
+            "use_linear_projection": cfg.linear_projection,
+        }
+    return config | {"add_attention": cfg.mid_attention, "attn_norm_num_groups": cfg.groups}
+
+
+# --------------------------------------------------------------------------------------------------------- schedulers
+
+BETA_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "sigmoid_beta": "sigmoid"}
+PREDICTION_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+def check_pair(schedule: str, prediction: str) -> None:
+    """Refuse the pairs that no scheduler of diffusers can express."""
+    goes_with = {"edm": "edm", "flow": "flow"}
+    if goes_with.get(schedule, "") != (prediction if prediction in goes_with else ""):
+        raise UserError(
+            f"schedule '{schedule}' and prediction '{prediction}' do not go together: "
+            "edm goes with edm, flow with flow, and every other schedule with eps, x0 or v"
+        )
+
+
+def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: bool) -> dict:
+    """The scheduler_config.json that describes how the network was trained."""
+    check_pair(schedule.name if schedule.name in ("edm", "flow") else "discrete", prediction)
+    if isinstance(schedule, FlowSchedule):
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION,
+                "num_train_timesteps": 1000, "shift": schedule.shift}  # fmt: skip
+    if isinstance(schedule, EDMSchedule):
+        return {"_class_name": "EDMEulerScheduler", "_diffusers_version": VERSION, "sigma_min": schedule.sigma_min,
+                "sigma_max": schedule.sigma_max, "sigma_data": 0.5, "rho": schedule.rho}  # fmt: skip
+    named = schedule.name in BETA_NAMES
+    return {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": VERSION,
+        "num_train_timesteps": schedule.T,
+        "beta_schedule": BETA_NAMES[schedule.name] if named else "linear",
+        "beta_start": float(schedule.betas[0]),
+        "beta_end": float(schedule.betas[-1]),
+        "trained_betas": None if named else schedule.betas.tolist(),
+        "prediction_type": PREDICTION_NAMES[prediction],
+        "variance_type": "fixed_small",
+        "clip_sample": clip_x0,
+        "clip_sample_range": 1.0,
+        "timestep_spacing": "trailing",
+    }
+
+
+def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, bool]:
+    """(schedule, prediction, clip_x0) from any diffusers scheduler that describes a training we know."""
+    kind = config.get("_class_name", "")
+    if kind == "FlowMatchEulerDiscreteScheduler":
+        return FlowSchedule(config.get("shift", 1.0)), "flow", False
+    if kind.startswith("EDM"):
+        if config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon":
+            _refuse("sigma_data / prediction_type", config, "scheduler")
+        return EDMSchedule(config["sigma_min"], config["sigma_max"], rho=config.get("rho", 7.0)), "edm", False
+    if "beta_schedule" not in config:
+        _refuse("_class_name", kind, "scheduler")
+    if config.get("rescale_betas_zero_snr"):
+        _refuse("rescale_betas_zero_snr", True, "scheduler")
+    predictions = {theirs: ours for ours, theirs in PREDICTION_NAMES.items()}
+    prediction = predictions.get(config.get("prediction_type", "epsilon"))
+    if prediction is None:
+        _refuse("prediction_type", config["prediction_type"], "scheduler")
+    return _betas_from(config), prediction, bool(config.get("clip_sample", False))
+
+
+def _betas_from(config: dict) -> DiscreteSchedule:
+    if config.get("trained_betas") is not None:
+        return DiscreteSchedule(torch.tensor(config["trained_betas"], dtype=torch.float64))
+    name = {theirs: ours for ours, theirs in BETA_NAMES.items()}.get(config["beta_schedule"])
+    if name is None:
+        _refuse("beta_schedule", config["beta_schedule"], "scheduler")
+    T = config.get("num_train_timesteps", 1000)
+    if name == "cosine":
+        return DiscreteSchedule(BETAS[name](T), name)
+    return DiscreteSchedule(BETAS[name](T, config.get("beta_start", 1e-4), config.get("beta_end", 0.02)), name)
+
+
+def config_difference(a: UNetConfig, b: UNetConfig) -> str:
+    """'channels = (32, 64) against (16, 32)', for messages; empty where nothing differs."""
+    mine, other = asdict(a), asdict(b)
+    return "; ".join(f"{key} = {mine[key]} against {other[key]}" for key in mine if mine[key] != other[key])

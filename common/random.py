@@ -1,0 +1,53 @@
+"""Random numbers that depend on where they are used, not on what was drawn before.
+
+The noise of step k is a function of (seed, k). So a resumed run sees exactly what an uninterrupted one would have seen,
+and two processes that share a batch draw what one process with the whole batch would have drawn.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator(*place: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator for one place, for instance (seed, step): different places are statistically independent."""
+    seed = int(np.random.SeedSequence([abs(int(p)) for p in place]).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+class Noise:
+    """Standard normal noise for a sampler: noise(k, x) has the shape of x and depends on (seed, k) alone.
+
+    Drawn on the CPU, so that the same seed gives the same picture on every device.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __call__(self, k: int, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator(self.seed, k)).to(like)
+
+
+class Draw:
+    """The random numbers of one training step, on the training device.
+
+    Each draw is made for the whole batch that `world` processes share; a process keeps its own part.
+    """
+
+    def __init__(self, seed: int, step: int, rank: int = 0, world: int = 1, device: str | torch.device = "cpu"):
+        self.generator, self.rank, self.world, self.device = generator(seed, step, device=device), rank, world, device
+
+    def randn(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal; shape is that of this process's part, (B, ...)."""
+        whole = torch.randn(self.world * shape[0], *shape[1:], generator=self.generator, device=self.device)
+        return whole.chunk(self.world)[self.rank]
+
+    def rand(self, n: int) -> Tensor:
+        """Uniform in [0, 1). (n,)"""
+        return torch.rand(self.world * n, generator=self.generator, device=self.device).chunk(self.world)[self.rank]
+
+    def stratified(self, n: int) -> Tensor:
+        """Uniform in [0, 1), one number in each of n equal intervals: every batch sees every noise level. (n,)"""
+        whole = torch.rand(self.world * n, generator=self.generator, device=self.device)
+        u = (torch.arange(len(whole), device=self.device) + whole) / len(whole)
+        return u.clamp(max=1 - 2**-24).chunk(self.world)[self.rank]

@@ -1,0 +1,82 @@
+"""What a training run writes while it goes: metrics.csv, TensorBoard events, and a progress bar."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.training import State
+
+BINS = 10  # the noise range in tenths: loss_0 is the loss on nearly clean images, loss_9 on nearly pure noise
+COLUMNS = ["step", "loss", "lr", "grad_norm", "images_per_second", "seconds", *(f"loss_{i}" for i in range(BINS))]
+
+
+def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = False) -> Iterator[State]:
+    """Pass every State through, writing a row of metrics.csv for it. total: optimizer steps, where known in advance."""
+    log = None
+    for state in states:
+        log = log or RunLog(out, state.step - 1, total, quiet)
+        log.write(state)
+        yield state
+    if log:
+        log.close()
+
+
+class RunLog:
+    def __init__(self, out: Path, first_step: int, total: int | None, quiet: bool):
+        self.path = out / "metrics.csv"
+        keep_rows_until(self.path, first_step)
+        try:
+            self.file = open(self.path, "a", newline="", encoding="utf-8")
+        except OSError as problem:
+            raise UserError(f"cannot write {self.path} ({problem.strerror})") from problem
+        self.csv = csv.writer(self.file)
+        if self.file.tell() == 0:
+            self.csv.writerow(COLUMNS)
+        self.board = SummaryWriter(str(out), purge_step=first_step + 1)
+        self.bar = tqdm(total=total or 100, initial=first_step if total else 0, disable=quiet, dynamic_ncols=True,
+                        unit="step" if total else "%", bar_format=None if total else "{l_bar}{bar}| {elapsed}{postfix}")  # fmt: skip
+        self.total, self.seconds = total, None
+
+    def write(self, state: State) -> None:
+        took = state.seconds - (self.seconds if self.seconds is not None else 0.0)
+        rate = state.images / max(took, 1e-9) if self.seconds is not None else float("nan")
+        self.seconds = state.seconds
+        by_noise = loss_by_noise(state)
+        self.csv.writerow([state.step, repr(state.loss), f"{state.lr:.6g}", f"{state.grad_norm:.6g}", f"{rate:.1f}",
+                           f"{state.seconds:.3f}", *by_noise])  # fmt: skip
+        if state.saved or state.step % 50 == 0:
+            self.file.flush()
+        self.board.add_scalar("loss", state.loss, state.step)
+        self.board.add_scalar("lr", state.lr, state.step)
+        self.bar.n = state.step if self.total else int(100 * min(1.0, state.progress))
+        self.bar.set_postfix({"step": state.step, "loss": f"{state.loss:.4f}", "images/s": f"{rate:.0f}"}, refresh=False)
+        self.bar.update(0)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+        self.bar.refresh()
+        self.bar.close()
+
+
+def loss_by_noise(state: State) -> list[str]:
+    """Mean error in each tenth of the noise range; empty where the batch had no image there."""
+    place = (state.errors.u * BINS).long()
+    total = torch.zeros(BINS).index_add_(0, place.cpu(), state.errors.each.float().cpu())
+    number = torch.bincount(place.cpu(), minlength=BINS)
+    return [f"{t / n:.6g}" if n else "" for t, n in zip(total.tolist(), number.tolist(), strict=True)]
+
+
+def keep_rows_until(path: Path, step: int) -> None:
+    """After `kill -9` the log may hold steps beyond the checkpoint, and half a row: cut both off."""
+    if not path.exists():
+        return
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([COLUMNS] + [row for row in rows if row[0].isdigit() and int(row[0]) <= step])

@@ -1,0 +1,245 @@
+"""One training loop for every chapter. The chapter brings the loss; the loop brings everything else.
+
+Everything random in step k is a function of (seed, k): see common/random.py. That is why a resumed run is bit-equal to
+one that never stopped, and why two processes see what one process with the doubled batch would have seen.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from common.checkpoint import checkpoints, load_checkpoint, load_strictly, save_checkpoint
+from common.errors import UserError
+from common.random import Draw, generator
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    out: Path                     # the run folder
+    steps: int | None = None      # budget in optimizer steps, or
+    minutes: float | None = None  # in wall-clock time; the learning rate follows whichever is given
+    batch: int = 32               # images per step and process
+    lr: float = 2e-3              # peak learning rate of AdamW
+    warmup: float = 0.05          # fraction of the budget in which the rate rises
+    accumulate: int = 1           # batches per optimizer step
+    clip: float = 1.0             # largest norm of the gradient
+    ema: float = 0.05             # half-life of the averaged weights, as a fraction of the steps done so far
+    save_every: int = 500         # steps between checkpoints
+    seed: int = 0
+
+
+class Data(Protocol):
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]: ...
+
+
+class Errors(NamedTuple):
+    """What a loss returns."""
+
+    each: Tensor  # (B,) error of each image; its mean is minimised
+    u: Tensor     # (B,) where in the noise range each image was drawn: 0 nearly clean, 1 pure noise
+
+
+Loss = Callable[[nn.Module, dict[str, Tensor], Draw], Errors]  # (net, batch, random numbers) -> errors
+
+
+class State(NamedTuple):
+    """What the loop knows after one optimizer step."""
+
+    step: int          # optimizer steps done so far
+    loss: float        # mean over the images of the step, all processes
+    errors: Errors     # the same image by image, of this process
+    lr: float          # learning rate of this step
+    grad_norm: float   # before clipping
+    images: int        # images in this step, all processes
+    seconds: float     # of training so far, earlier parts of a resumed run included
+    progress: float    # part of the budget used, 0 to 1
+    ema: nn.Module     # the averaged network, ready to sample from
+    saved: bool        # a checkpoint was written after this step
+    done: bool         # nothing follows: the budget is spent, or Ctrl-C was pressed
+
+
+def train(
+    net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator: Accelerator, resume: bool = False
+) -> Iterator[State]:
+    """Train until the budget is spent, yielding a State after every step; the caller logs and samples as it likes."""
+    net.to(accelerator.device)
+    ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
+    optimizer = torch.optim.AdamW(net.parameters(), cfg.lr)
+    first, seconds = restore(cfg.out, net, ema, optimizer, accelerator) if resume else (0, 0.0)
+    net, optimizer = accelerator.prepare(net, optimizer)
+    budget = Budget(cfg, seconds, accelerator)
+
+    with budget.stop_at_ctrl_c():
+        for step in count(first):
+            lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
+            optimizer.param_groups[0]["lr"] = lr
+            errors = backward(net, data, loss, cfg, step, accelerator)
+            grad_norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
+            mean = float(accelerator.reduce(errors.each.mean(), "mean"))
+            check_finite(mean, grad_norm, step, cfg, accelerator)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update_parameters(accelerator.unwrap_model(net))  # after the step, so that it does not lag
+
+            budget.tick()
+            done = budget.used(step + 1) >= 1 or budget.interrupted
+            saved = done or (step + 1) % cfg.save_every == 0
+            if saved and accelerator.is_main_process:
+                save_checkpoint(cfg.out, snapshot(step + 1, budget.seconds, net, ema, optimizer, accelerator))
+            images = cfg.batch * cfg.accumulate * accelerator.num_processes
+            yield State(step + 1, mean, errors, lr, grad_norm, images, budget.seconds, budget.used(step + 1),
+                        ema.module, saved, done)  # fmt: skip
+            if done:
+                return
+
+
+def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator) -> Errors:
+    """Gradients of one step, accumulated over cfg.accumulate batches. Returns the errors of all of them."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    net.train()
+    parts = []
+    for part in range(cfg.accumulate):
+        k = step * cfg.accumulate + part
+        indices = pick(len(data), cfg.batch * world, k, cfg.seed).chunk(world)[rank]
+        batch = {name: value.to(accelerator.device) for name, value in data.batch(indices).items()}
+        torch.manual_seed(generator(cfg.seed, 2, k, rank).initial_seed())  # dropout draws from the global generator
+        last = part == cfg.accumulate - 1
+        with nullcontext() if last else accelerator.no_sync(net):  # processes exchange gradients once a step
+            errors = loss(net, batch, Draw(cfg.seed, k, rank=rank, world=world, device=accelerator.device))
+            accelerator.backward(errors.each.mean() / cfg.accumulate)
+        parts.append(Errors(errors.each.detach(), errors.u))
+    return Errors(*map(torch.cat, zip(*parts, strict=True)))
+
+
+# ------------------------------------------------------------------------------------------ the order of the images
+
+
+@lru_cache(maxsize=2)
+def shuffled(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=generator(seed, 0, epoch))
+
+
+def pick(n: int, size: int, k: int, seed: int) -> Tensor:
+    """The images of batch k: every epoch a new order, every image at most once an epoch. (size,)"""
+    if n < size:  # fewer images than one batch holds: draw with repetition
+        return torch.randint(n, (size,), generator=generator(seed, 0, k))
+    epoch, place = divmod(k, n // size)
+    return shuffled(n, seed, epoch)[place * size : (place + 1) * size]
+
+
+# ------------------------------------------------------------------------------------- learning rate, budget, averages
+
+
+def learning_rate(progress: float, peak: float, warmup: float) -> float:
+    """Rise linearly during warm-up, then fall along a half cosine to zero. progress in [0, 1]."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * (1 + math.cos(math.pi * (min(progress, 1.0) - warmup) / (1 - warmup))) / 2
+
+
+class Budget:
+    """How much of the steps or minutes is used. The main process's clock counts for all."""
+
+    def __init__(self, cfg: TrainConfig, seconds: float, accelerator: Accelerator):
+        if (cfg.steps is None) == (cfg.minutes is None):
+            raise UserError("give the budget either in steps or in minutes")
+        self.cfg, self.seconds, self.accelerator, self.interrupted = cfg, seconds, accelerator, False
+        self.start = time.monotonic() - seconds
+
+    def used(self, steps: float) -> float:
+        return steps / self.cfg.steps if self.cfg.steps is not None else self.seconds / (60 * self.cfg.minutes)
+
+    def tick(self) -> None:
+        self.seconds = time.monotonic() - self.start
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor([self.seconds, float(self.interrupted)], device=self.accelerator.device)
+            self.seconds, interrupted = broadcast(mine).tolist()
+            self.interrupted = bool(interrupted)
+
+    def stop_at_ctrl_c(self):
+        """Within this context Ctrl-C ends the run after the current step; a second Ctrl-C ends it at once."""
+        return _CtrlC(self)
+
+
+class _CtrlC:
+    def __init__(self, budget: Budget):
+        self.budget = budget
+
+    def __enter__(self):
+        self.before = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, self.handle)
+
+    def handle(self, *_):
+        self.budget.interrupted = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGINT, self.before)
+
+
+def power_ema(half_life: float):
+    """An average whose memory grows with the run: after k steps, weights half_life * k steps old count half."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], k: Tensor) -> None:
+        decay = 0.5 ** (1 / max(1.0, half_life * int(k)))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    return update
+
+
+def check_finite(loss: float, grad_norm: float, step: int, cfg: TrainConfig, accelerator: Accelerator) -> None:
+    """Stop before a NaN reaches the weights. (With fp16, an infinite gradient is a step that the scaler skips.)"""
+    if math.isfinite(loss) and (math.isfinite(grad_norm) or accelerator.scaler is not None):
+        return
+    kept = checkpoints(cfg.out)
+    last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written yet"
+    raise UserError(
+        f"step {step + 1}: the loss is {loss} and the gradient's norm {grad_norm}, so training stops ({last}); "
+        f"try a smaller --lr (it was {cfg.lr:g}), --precision no, or look for broken images"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- save and resume
+
+
+def snapshot(step: int, seconds: float, net, ema: AveragedModel, optimizer, accelerator: Accelerator) -> dict:
+    """All that the next step depends on; random numbers need no place here, for they follow from (seed, step)."""
+    return {
+        "step": step,
+        "seconds": seconds,
+        "net": accelerator.unwrap_model(net).state_dict(),
+        "ema": ema.module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+    }
+
+
+def restore(out: Path, net, ema: AveragedModel, optimizer, accelerator: Accelerator) -> tuple[int, float]:
+    """Load the newest checkpoint of the run, if it has one. Returns (steps done, seconds used)."""
+    kept = checkpoints(out)
+    if not kept:
+        return 0, 0.0
+    state = load_checkpoint(kept[-1])
+    load_strictly(net, state["net"], kept[-1])
+    load_strictly(ema.module, state["ema"], kept[-1])
+    ema.n_averaged.fill_(state["step"])
+    optimizer.load_state_dict(state["optimizer"])
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return state["step"], state["seconds"]

@@ -1,0 +1,314 @@
+"""A U-Net to be read in one sitting. Module names are those of `diffusers`, so weights load both ways.
+
+    image --conv_in--> | down: ResBlocks, halve | ... | mid | ... | up: double, ResBlocks | --conv_out--> prediction
+                             \\________________ skip connections _______________/
+
+The noise level enters every ResBlock through a time embedding; a text, where there is one, through cross-attention.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    size: int = 28                                  # pixels a side, told to whoever loads the model; any size runs
+    in_channels: int = 1                            # channels of the noisy image (9 for Stable Diffusion inpainting)
+    out_channels: int = 1                           # channels of the prediction
+    channels: tuple[int, ...] = (32, 64, 64)        # width of each resolution, highest resolution first
+    attention: tuple[bool, ...] = (False, False, True)  # whether that resolution has attention
+    layers: int = 1                                 # residual blocks at each resolution on the way down; one more up
+    head_dim: int | None = None                     # width of an attention head without text; None means one head
+    heads: tuple[int, ...] | None = None            # number of heads at each resolution, with text
+    text_dim: int | None = None                     # width of the text's tokens: switches on cross-attention
+    classes: int | None = None                      # number of class labels, if any
+    depth: int = 1                                  # transformer blocks in each text attention
+    linear_projection: bool = False                 # Stable Diffusion 2 projects with Linear instead of 1x1 convolution
+    scale_shift: bool = False                       # time embedding scales and shifts instead of being added
+    mid_attention: bool = True                      # attention in the middle
+    dropout: float = 0.0
+    groups: int = 32                                # of every GroupNorm
+    eps: float = 1e-5                               # of every GroupNorm
+    sin_first: bool = False                         # order of sine and cosine in the time embedding (DDPM: sine first)
+    freq_shift: int = 0                             # 1 in the DDPM paper's own code
+    symmetric_padding: bool = True                  # False pads right and bottom only, as the DDPM paper's code
+
+
+def timestep_embedding(t: Tensor, dim: int, sin_first: bool = False, freq_shift: int = 0) -> Tensor:
+    """Waves of dim/2 wavelengths from 2 pi to 20,000 pi (Vaswani et al. 2017, section 3.5). (B,) -> (B, dim)"""
+    half = dim // 2
+    freqs = torch.exp(-math.log(10_000) / (half - freq_shift) * torch.arange(half, device=t.device))
+    angles = t.float()[:, None] * freqs                # (B, dim / 2)
+    waves = [angles.sin(), angles.cos()] if sin_first else [angles.cos(), angles.sin()]
+    return torch.cat(waves, dim=1)
+
+
+class TimestepMLP(nn.Module):
+    """(B, dim) -> (B, out)"""
+
+    def __init__(self, dim: int, out: int):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(dim, out), nn.Linear(out, out)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(t)))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around the noise level, plus the input. (B, in, H, W), (B, 4 ch) -> (B, out, H, W)"""
+
+    def __init__(self, cfg: UNetConfig, c_in: int, c_out: int):
+        super().__init__()
+        self.scale_shift = cfg.scale_shift
+        self.norm1 = nn.GroupNorm(cfg.groups, c_in, cfg.eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(4 * cfg.channels[0], 2 * c_out if cfg.scale_shift else c_out)
+        self.norm2 = nn.GroupNorm(cfg.groups, c_out, cfg.eps)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        t = self.time_emb_proj(F.silu(temb))[:, :, None, None]   # (B, out or 2 out, 1, 1)
+        if self.scale_shift:
+            scale, shift = t.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + t)
+        return self.conv_shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Every token of x looks at every token of the context. (B, N, C), (B, M, context) -> (B, N, C)"""
+
+    def __init__(self, dim: int, heads: int, context: int | None = None, bias: bool = True):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias)
+        self.to_k = nn.Linear(context or dim, dim, bias)
+        self.to_v = nn.Linear(context or dim, dim, bias)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (self.split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        y = F.scaled_dot_product_attention(q, k, v)     # (B, heads, N, C / heads)
+        return self.to_out(y.transpose(1, 2).flatten(2))
+
+    def split(self, y: Tensor) -> Tensor:
+        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class SelfAttention2d(Attention):
+    """Every pixel looks at every pixel. (B, C, H, W) -> (B, C, H, W)"""
+
+    def __init__(self, cfg: UNetConfig, dim: int, level: int):
+        super().__init__(dim, heads=dim // cfg.head_dim if cfg.head_dim else 1)
+        self.group_norm = nn.GroupNorm(cfg.groups, dim, cfg.eps)
+
+    def forward(self, x: Tensor, text: Tensor | None = None) -> Tensor:
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)   # (B, HW, C)
+        return x + super().forward(tokens, tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class GEGLU(nn.Module):
+    """Half of the features decide how much of the other half passes (Shazeer 2020)."""
+
+    def __init__(self, dim: int, out: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Look at yourself, look at the text, think. (B, N, C), (B, M, text_dim) -> (B, N, C)"""
+
+    def __init__(self, dim: int, heads: int, text_dim: int):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads, bias=False)
+        self.attn2 = Attention(dim, heads, text_dim, bias=False)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        x = x + self.attn2(self.norm2(x), text)
+        return x + self.ff(self.norm3(x))
+
+
+class TextAttention2d(nn.Module):
+    """Pixels look at pixels and at words. (B, C, H, W), (B, M, text_dim) -> (B, C, H, W)"""
+
+    def __init__(self, cfg: UNetConfig, dim: int, level: int):
+        super().__init__()
+        make = (lambda: nn.Linear(dim, dim)) if cfg.linear_projection else (lambda: nn.Conv2d(dim, dim, 1))
+        self.linear = cfg.linear_projection
+        self.norm = nn.GroupNorm(cfg.groups, dim, 1e-6)          # 1e-6 whatever cfg.eps is, as in diffusers
+        self.proj_in = make()
+        blocks = (TransformerBlock(dim, cfg.heads[level], cfg.text_dim) for _ in range(cfg.depth))
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.proj_out = make()
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        h = self.norm(x)
+        h = self.proj_in(self.tokens(h)) if self.linear else self.tokens(self.proj_in(h))   # (B, HW, C)
+        for block in self.transformer_blocks:
+            h = block(h, text)
+        h = self.image(self.proj_out(h), x) if self.linear else self.proj_out(self.image(h, x))
+        return x + h
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+    def image(self, h: Tensor, x: Tensor) -> Tensor:
+        return h.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) -> (B, C, H / 2, W / 2)"""
+
+    def __init__(self, dim: int, symmetric: bool):
+        super().__init__()
+        self.pad = (0, 0, 0, 0) if symmetric else (0, 1, 0, 1)
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1 if symmetric else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, self.pad))
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) -> (B, C, *size). The size is that of the skip connection, so odd sizes come back whole."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, each perhaps followed by attention; then perhaps a change of resolution."""
+
+    def __init__(self, cfg: UNetConfig, level: int, widths: list[tuple[int, int]]):
+        super().__init__()
+        dim = cfg.channels[level]
+        Attn = TextAttention2d if cfg.text_dim else SelfAttention2d
+        self.resnets = nn.ModuleList(ResBlock(cfg, c_in, c_out) for c_in, c_out in widths)
+        if cfg.attention[level]:
+            self.attentions = nn.ModuleList(Attn(cfg, dim, level) for _ in widths)
+
+    def block(self, i: int, x: Tensor, temb: Tensor, text: Tensor | None) -> Tensor:
+        x = self.resnets[i](x, temb)
+        return self.attentions[i](x, text) if hasattr(self, "attentions") else x
+
+
+class Mid(nn.Module):
+    """The lowest resolution: ResBlock, attention, ResBlock."""
+
+    def __init__(self, cfg: UNetConfig, dim: int):
+        super().__init__()
+        Attn = TextAttention2d if cfg.text_dim else SelfAttention2d
+        self.resnets = nn.ModuleList(ResBlock(cfg, dim, dim) for _ in range(2))
+        self.attentions = nn.ModuleList([Attn(cfg, dim, len(cfg.channels) - 1)] if cfg.mid_attention else [])
+
+    def forward(self, x: Tensor, temb: Tensor, text: Tensor | None) -> Tensor:
+        x = self.resnets[0](x, temb)
+        for attention in self.attentions:
+            x = attention(x, text)
+        return self.resnets[1](x, temb)
+
+
+class UNet(nn.Module):
+    """(B, in, H, W), (B,) noise levels [, (B, M, text_dim) text] [, (B,) labels] -> (B, out, H, W)"""
+
+    def __init__(self, cfg: UNetConfig):
+        super().__init__()
+        self.cfg, channels, n = cfg, cfg.channels, len(cfg.channels)
+        self.conv_in = nn.Conv2d(cfg.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepMLP(channels[0], 4 * channels[0])
+        if cfg.classes:
+            self.class_embedding = nn.Embedding(cfg.classes, 4 * channels[0])
+
+        self.down_blocks, skips, dim = nn.ModuleList(), [channels[0]], channels[0]
+        for i in range(n):
+            widths = [(dim, channels[i])] + [(channels[i], channels[i])] * (cfg.layers - 1)
+            level, dim = Level(cfg, i, widths), channels[i]
+            skips += [dim] * cfg.layers
+            if i < n - 1:
+                level.downsamplers = nn.ModuleList([Downsample(dim, cfg.symmetric_padding)])
+                skips += [dim]
+            self.down_blocks.append(level)
+
+        self.mid_block = Mid(cfg, dim)
+
+        self.up_blocks = nn.ModuleList()
+        for i in reversed(range(n)):
+            widths = []
+            for _ in range(cfg.layers + 1):
+                widths.append((dim + skips.pop(), channels[i]))
+                dim = channels[i]
+            level = Level(cfg, i, widths)
+            if i > 0:
+                level.upsamplers = nn.ModuleList([Upsample(dim)])
+            self.up_blocks.append(level)
+
+        self.conv_norm_out = nn.GroupNorm(cfg.groups, channels[0], cfg.eps)
+        self.conv_out = nn.Conv2d(channels[0], cfg.out_channels, 3, padding=1)
+
+    def embed(self, t: Tensor, label: Tensor | None) -> Tensor:
+        """The noise level, and the class where there is one, as one vector. (B,) -> (B, 4 ch)"""
+        waves = timestep_embedding(t, self.cfg.channels[0], self.cfg.sin_first, self.cfg.freq_shift)
+        temb = self.time_embedding(waves.to(self.conv_in.weight.dtype))
+        return temb + self.class_embedding(label) if self.cfg.classes else temb
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        temb = self.embed(t, label)
+        x = self.conv_in(x)
+        skips = [x]
+
+        for level in self.down_blocks:
+            for i in range(len(level.resnets)):
+                x = level.block(i, x, temb, text)
+                skips.append(x)
+            if hasattr(level, "downsamplers"):
+                x = level.downsamplers[0](x)
+                skips.append(x)
+
+        x = self.mid_block(x, temb, text)
+
+        for level in self.up_blocks:
+            for i in range(len(level.resnets)):
+                x = torch.cat([x, skips.pop()], dim=1)
+                x = level.block(i, x, temb, text)
+            if hasattr(level, "upsamplers"):
+                x = level.upsamplers[0](x, skips[-1].shape[2:])
+
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def zero_init(net: UNet) -> UNet:
+    """Start every residual block as the identity and the whole network as zero: training is calmer and faster."""
+    last = [m.conv2 for m in net.modules() if isinstance(m, ResBlock)] + [net.conv_out]
+    last += [m.to_out[0] for m in net.modules() if isinstance(m, Attention)]
+    for layer in last:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return net

@@ -1,0 +1,112 @@
+"""Pictures: grids, strips, GIFs of the reverse process, and plots of a run."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from common.data.images import to_bytes
+from common.errors import UserError
+from common.files import write_atomically
+
+
+def grid(images: Tensor, columns: int | None = None, height: int | None = None, gap: int = 2) -> Image.Image:
+    """Images in [-1, 1] (N, C, H, W) as one picture; enlarged by a whole factor to about `height` pixels if given."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    pixels = make_grid(to_bytes(images.cpu()), nrow=columns, padding=gap, pad_value=255)  # (3, H, W)
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    if height is None:
+        return picture
+    factor = max(1, round(height / picture.height))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def save_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG (or what the suffix says), whole or not at all."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"cannot tell the kind of picture from the name {path.name}; end it in .png")
+    write_atomically(path, lambda file: picture.save(file, kind))
+    return path
+
+
+def changing_evenly(frames: Sequence[Tensor], n: int) -> list[int]:
+    """n indices of frames between which the picture changes by equal amounts.
+
+    Most of the reverse process changes little and the end changes much, so equal steps in time would show n - 2 pictures
+    of noise: here equal distances in pixels are taken, coarse steps first and fine steps at the end.
+    """
+    moved = [0.0] + [float((b - a).square().mean().sqrt()) for a, b in zip(frames, frames[1:], strict=False)]
+    distance = np.cumsum(moved)
+    return [int(np.argmin(np.abs(distance - d))) for d in np.linspace(0, distance[-1], n)]
+
+
+def strip(frames: Sequence[Tensor], columns: int = 10, height: int | None = None) -> Image.Image:
+    """The denoising strip: one row per sample, one column per moment, chosen by `changing_evenly`."""
+    chosen = changing_evenly(frames, columns)
+    rows = torch.stack([frames[i] for i in chosen], dim=1)  # (N, columns, C, H, W)
+    return grid(rows.flatten(0, 1), columns, height)
+
+
+def save_gif(frames: Sequence[Tensor], path: Path, n: int = 40, seconds: float = 4.0, hold: float = 1.5, height: int = 280) -> Path:
+    """An animated GIF of n moments of the process, holding the last one. frames: each (N, C, H, W) in [-1, 1]."""
+    pictures = [grid(frames[i], height=height) for i in changing_evenly(frames, n)]
+    pictures = [picture.quantize(64, dither=Image.Dither.NONE) for picture in pictures]
+    durations = [round(1000 * seconds / n)] * (n - 1) + [round(1000 * hold)]
+    write_atomically(
+        path,
+        lambda file: pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0),
+    )
+    return path
+
+
+def read_metrics(run: Path) -> dict[str, np.ndarray]:
+    """The columns of metrics.csv, empty cells as NaN."""
+    try:
+        with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as problem:
+        raise UserError(f"{run / 'metrics.csv'} cannot be read ({problem.strerror})") from problem
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]} if rows else {}
+
+
+def smooth(values: np.ndarray, share: float = 0.03) -> np.ndarray:
+    """Mean over a sliding window (a share of the run), ignoring NaN; the ends use what there is."""
+    width = max(1, int(len(values) * share))
+    good = ~np.isnan(values)
+    total = np.convolve(np.where(good, values, 0.0), np.ones(width), "same")
+    number = np.convolve(good.astype(float), np.ones(width), "same")
+    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
+
+
+def plot_run(run: Path, path: Path) -> Path:
+    """Loss, loss by noise level and learning rate of a run, in one picture."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    m = read_metrics(run)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    left.plot(m["step"], m["loss"], color="0.85", linewidth=0.5)
+    left.plot(m["step"], smooth(m["loss"]), color="C0")
+    left.set(title="loss", xlabel="step", yscale="log")
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, 10))
+    for i in range(10):
+        label = {0: "nearly clean", 9: "nearly pure noise"}.get(i)
+        middle.plot(m["step"], smooth(m[f"loss_{i}"]), color=colours[i], label=label)
+    middle.set(title="loss by noise level (tenths)", xlabel="step", yscale="log")
+    middle.legend(frameon=False, fontsize=8)
+    right.plot(m["step"], m["lr"], color="C1")
+    right.set(title="learning rate", xlabel="step")
+    for axis in (left, middle, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    plt.close(figure)
+    return path
