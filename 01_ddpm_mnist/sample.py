@@ -69,7 +69,7 @@ def main(args: Args) -> None:
         every = torch.arange(start, start + n) % classes if args.label is None and classes else torch.full((n,), args.label or 0)
         label = {"label": every.to(device)} if classes else {}
         denoise = Denoiser(net, prediction, clip_x0, **label)
-        return sampler.frames(denoise, schedule, (n, net.cfg.in_channels, size, size), args.seed + start, device)
+        return sampler.frames(denoise, schedule, (n, net.cfg.in_channels, size, size), args.seed, start, device=device)
 
     began, images = time.perf_counter(), []
     for start in range(0, args.n, args.batch):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, pick_device, positive, run, writable_folder
+from common.cli import free_folder, pick_device, pick_precision, positive, run, writable_folder
 from common.errors import UserError
 from common.files import read_json, write_json
 
@@ -38,8 +38,8 @@ class Args:
     """Peak learning rate of AdamW."""
     accumulate: int = 1
     """Batches per optimizer step."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision. bf16 suits recent GPUs, and CPUs with AVX512-BF16 or AMX."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
 
     channels: tuple[int, ...] | None = None
     """Width of the U-Net at each resolution, highest resolution first."""
@@ -67,7 +67,7 @@ class Args:
 
 @dataclass(frozen=True)
 class Preset:
-    """What suits a data set on a laptop CPU."""
+    """What suits a data set on one kind of device."""
 
     minutes: float
     channels: tuple[int, ...]
@@ -77,20 +77,29 @@ class Preset:
     flip: bool = False
 
 
-PRESETS = {
+GROUPS = 8  # of every GroupNorm
+PRESETS = {  # sized for two CPU cores
     "digits": Preset(minutes=2, channels=(32, 64), size=16, lr=3e-3),
     "mnist": Preset(minutes=5, channels=(32, 64, 128)),
     "fashion_mnist": Preset(minutes=5, channels=(32, 64, 128)),
     "cifar10": Preset(minutes=60, channels=(64, 128, 128), flip=True),
     "flowers102": Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True),
 }
-GROUPS = 8  # of every GroupNorm
 FOLDER = Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True)
+GPU_PRESETS = {  # sized for one recent GPU
+    "digits": Preset(minutes=1, channels=(32, 64), size=16, batch=128, lr=3e-3),
+    "mnist": Preset(minutes=5, channels=(64, 128, 256), batch=256, lr=1e-3),
+    "fashion_mnist": Preset(minutes=5, channels=(64, 128, 256), batch=256, lr=1e-3),
+    "cifar10": Preset(minutes=120, channels=(128, 256, 256), batch=256, lr=5e-4, flip=True),
+    "flowers102": Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True),
+}
+GPU_FOLDER = Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True)
 
 
 def with_preset(args: Args) -> Args:
-    """Fill what was left open from the data set's preset."""
-    preset = PRESETS.get(args.data, FOLDER)
+    """Fill what was left open from the preset of the data set, for this kind of device."""
+    on_gpu = pick_device(args.device).startswith("cuda")
+    preset = GPU_PRESETS.get(args.data, GPU_FOLDER) if on_gpu else PRESETS.get(args.data, FOLDER)
     open_flags = {f.name for f in fields(preset) if getattr(args, f.name) is None}
     if args.steps is not None:
         open_flags.discard("minutes")
@@ -200,13 +209,15 @@ def main(args: Args) -> None:
 
     def sample(net, n: int, sampler: Sampler) -> list[torch.Tensor]:
         """Every moment of the reverse process, pure noise first. Each (n, C, H, W)."""
-        label = {"label": torch.arange(n, device=device) % len(data.classes)} if args.class_conditional else {}
-        denoise = Denoiser(net.eval(), args.prediction, **label)
-        return sampler.frames(denoise, schedule, (n, data.channels, data.size, data.size), args.seed, device)
+        label = {"label": torch.arange(n, device=accelerator.device) % len(data.classes)} if args.class_conditional else {}
+        denoise, shape = Denoiser(net.eval(), args.prediction, **label), (n, data.channels, data.size, data.size)
+        return sampler.frames(denoise, schedule, shape, args.seed, device=accelerator.device)
 
     cfg = TrainConfig(args.out, args.steps, args.minutes, args.batch, args.lr, accumulate=args.accumulate,
                       save_every=args.save_every, seed=args.seed)  # fmt: skip
-    accelerator = Accelerator(mixed_precision=args.precision, cpu=device == "cpu")
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     main_process = accelerator.is_main_process
     if main_process and not args.resume:
         write_json(args.out / "config.json", asdict(args))

@@ -62,6 +62,17 @@ def pick_device(name: str) -> str:
     return name
 
 
+def pick_precision(name: str, device: str) -> str:
+    """auto -> bf16 where the device computes it natively, else no. (Emulated on an older CPU it is 20 times slower.)"""
+    import torch
+
+    if name != "auto":
+        return name
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
+
+
 def positive(**values: float | None) -> None:
     """Refuse numbers that must be above zero, naming the flag."""
     for flag, value in values.items():

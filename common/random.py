@@ -8,24 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ORDER, TRAINING, DROPOUT, SAMPLING = range(4)  # the first number of a place: what the random numbers are for
+
 
 def generator(*place: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator for one place, for instance (seed, step): different places are statistically independent."""
+    """A generator for one place, for instance (TRAINING, seed, step): different places are statistically independent."""
     seed = int(np.random.SeedSequence([abs(int(p)) for p in place]).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
 
 
 class Noise:
-    """Standard normal noise for a sampler: noise(k, x) has the shape of x and depends on (seed, k) alone.
+    """Standard normal noise for a sampler: noise(k, x) has the shape of x and depends on (place, k) alone.
 
-    Drawn on the CPU, so that the same seed gives the same picture on every device.
+    place: a seed, or a seed and the number of the batch. Drawn on the CPU, so that the same seed gives the same picture
+    on every device.
     """
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, *place: int):
+        self.place = place
 
     def __call__(self, k: int, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator(self.seed, k)).to(like)
+        return torch.randn(like.shape, generator=generator(SAMPLING, *self.place, k)).to(like)
 
 
 class Draw:
@@ -35,7 +38,8 @@ class Draw:
     """
 
     def __init__(self, seed: int, step: int, rank: int = 0, world: int = 1, device: str | torch.device = "cpu"):
-        self.generator, self.rank, self.world, self.device = generator(seed, step, device=device), rank, world, device
+        self.generator = generator(TRAINING, seed, step, device=device)
+        self.rank, self.world, self.device = rank, world, device
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal; shape is that of this process's part, (B, ...)."""

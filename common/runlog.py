@@ -1,6 +1,7 @@
 """What a training run writes while it goes: metrics.csv, TensorBoard events, and a progress bar."""
 
 import csv
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,9 +39,15 @@ class RunLog:
         if self.file.tell() == 0:
             self.csv.writerow(COLUMNS)
         self.board = SummaryWriter(str(out), purge_step=first_step + 1)
-        self.bar = tqdm(total=total or 100, initial=first_step if total else 0, disable=quiet, dynamic_ncols=True,
-                        unit="step" if total else "%", bar_format=None if total else "{l_bar}{bar}| {elapsed}{postfix}")  # fmt: skip
         self.total, self.seconds = total, None
+        self.bar = tqdm(
+            total=total or 100,  # percent, where the budget is in minutes
+            initial=first_step if total else 0,
+            bar_format=None if total else "{l_bar}{bar}| {elapsed}{postfix}",
+            mininterval=0.5 if sys.stderr.isatty() else 10,  # a log file needs no animation
+            dynamic_ncols=True,
+            disable=quiet,
+        )
 
     def write(self, state: State) -> None:
         took = state.seconds - (self.seconds if self.seconds is not None else 0.0)
@@ -53,9 +60,8 @@ class RunLog:
             self.file.flush()
         self.board.add_scalar("loss", state.loss, state.step)
         self.board.add_scalar("lr", state.lr, state.step)
-        self.bar.n = state.step if self.total else int(100 * min(1.0, state.progress))
         self.bar.set_postfix({"step": state.step, "loss": f"{state.loss:.4f}", "images/s": f"{rate:.0f}"}, refresh=False)
-        self.bar.update(0)
+        self.bar.update((state.step if self.total else int(100 * min(1.0, state.progress))) - self.bar.n)
 
     def close(self) -> None:
         self.file.close()

@@ -35,10 +35,10 @@ class Step(NamedTuple):
     i: int      # steps done before this one
 
 
-def start(path: Path, shape: tuple[int, ...], seed: int, device="cpu", dtype=torch.float32) -> Tensor:
-    """Pure noise at the noisiest level of the path. The same for one seed on every device."""
+def start(path: Path, shape: tuple[int, ...], noise: NoiseSource, device="cpu") -> Tensor:
+    """Pure noise at the noisiest level of the path: draw 0 of the noise source."""
     noisiest = next(iter(path))
-    return noisiest.sigma * Noise(seed)(0, torch.empty(shape, dtype=dtype)).to(device)
+    return noisiest.sigma * noise(0, torch.empty(shape, device=device))
 
 
 @torch.no_grad()
@@ -134,11 +134,11 @@ class Sampler:
             raise UserError(f"eta must be between 0 and 1, not {eta}")
         return cls(name, steps, {} if eta is None else {"eta": float(eta)})
 
-    def run(self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], seed: int, device="cpu") -> Iterator[Step]:
-        """Sample from pure noise; everything random follows from the seed."""
-        path = schedule.path(self.steps)
-        x = start(path, shape, seed, device)
-        options = self.options | ({"noise": Noise(seed)} if self.name in ("ddpm", "ddim") else {})
+    def run(self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], *seed: int, device="cpu") -> Iterator[Step]:
+        """Sample from pure noise. Everything random follows from the seed: one number, or a seed and a batch number."""
+        path, noise = schedule.path(self.steps), Noise(*seed)
+        x = start(path, shape, noise, device)
+        options = self.options | ({"noise": noise} if self.name in ("ddpm", "ddim") else {})
         return SAMPLERS[self.name](denoise, x, path, **options)
 
     def frames(self, *args, **kwargs) -> list[Tensor]:

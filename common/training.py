@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from common.checkpoint import checkpoints, load_checkpoint, load_strictly, save_checkpoint
 from common.errors import UserError
-from common.random import Draw, generator
+from common.random import DROPOUT, ORDER, Draw, generator
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerat
         k = step * cfg.accumulate + part
         indices = pick(len(data), cfg.batch * world, k, cfg.seed).chunk(world)[rank]
         batch = {name: value.to(accelerator.device) for name, value in data.batch(indices).items()}
-        torch.manual_seed(generator(cfg.seed, 2, k, rank).initial_seed())  # dropout draws from the global generator
+        torch.manual_seed(generator(DROPOUT, cfg.seed, k, rank).initial_seed())  # dropout draws from the global generator
         last = part == cfg.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(net):  # processes exchange gradients once a step
             errors = loss(net, batch, Draw(cfg.seed, k, rank=rank, world=world, device=accelerator.device))
@@ -131,13 +131,13 @@ def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerat
 
 @lru_cache(maxsize=2)
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=generator(seed, 0, epoch))
+    return torch.randperm(n, generator=generator(ORDER, seed, epoch))
 
 
 def pick(n: int, size: int, k: int, seed: int) -> Tensor:
     """The images of batch k: every epoch a new order, every image at most once an epoch. (size,)"""
     if n < size:  # fewer images than one batch holds: draw with repetition
-        return torch.randint(n, (size,), generator=generator(seed, 0, k))
+        return torch.randint(n, (size,), generator=generator(ORDER, seed, k))
     epoch, place = divmod(k, n // size)
     return shuffled(n, seed, epoch)[place * size : (place + 1) * size]
 
