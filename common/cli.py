@@ -49,14 +49,21 @@ def check_versions() -> None:
         )
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that writes and prints; torchrun numbers the processes in RANK."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def pick_device(name: str) -> str:
     """auto -> cuda, mps or cpu; anything else is checked."""
     import torch
 
-    if name == "auto":
+    if name == "auto":  # a process that torchrun started is told its GPU by accelerate
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)
+        if name.startswith("cuda:"):
+            torch.cuda.set_device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         raise UserError(f"there is no device '{name}' on this machine; use --device auto or cpu") from problem
     return name

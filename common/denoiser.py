@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torch
 
 from common.errors import UserError
-from common.schedule import Level, Schedule, mix
+from common.schedule import Level, Schedule, combine, mix
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)
 
@@ -44,25 +44,30 @@ def target(prediction: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     return a * x0 + b * eps
 
 
-def unmix(prediction: str, y: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """Solve  x = alpha x0 + sigma eps,  y = a x0 + b eps  for (x0, eps). All (B, C, H, W)."""
-    a, b = mixture(prediction, level)
-    det = level.alpha * b - level.sigma * a
-    x0 = (b / det) * x - (level.sigma / det) * y
-    eps = (level.alpha / det) * y - (a / det) * x
-    return x0, eps
-
-
-def scale_in(prediction: str, level: Level):
-    """EDM's noisy images reach sigma = 80, so the network sees them scaled to unit variance (c_in of table 1)."""
-    return (level.sigma**2 + SIGMA_DATA**2) ** -0.5 if prediction == "edm" else 1.0
-
-
 class Guess(NamedTuple):
     """The network's current opinion of what the noisy picture is made of. Both (B, C, H, W)."""
 
     x0: Tensor
     eps: Tensor
+
+
+def unmix(prediction: str, y: Tensor, x: Tensor, level: Level, clip_x0: bool = False) -> Guess:
+    """Solve  x = alpha x0 + sigma eps,  y = a x0 + b eps  for (x0, eps). All (B, C, H, W).
+
+    clip_x0 keeps the image in [-1, 1]; whatever else there is in x is then noise, so that x is still made of the two.
+    """
+    a, b = mixture(prediction, level)
+    det = level.alpha * b - level.sigma * a
+    x0 = combine(b / det, x, -level.sigma / det, y)
+    if clip_x0:
+        x0.clamp_(-1, 1)
+        return Guess(x0, combine(1 / level.sigma, x, -level.alpha / level.sigma, x0))
+    return Guess(x0, combine(-a / det, x, level.alpha / det, y))
+
+
+def scale_in(prediction: str, level: Level):
+    """EDM's noisy images reach sigma = 80, so the network sees them scaled to unit variance (c_in of table 1)."""
+    return (level.sigma**2 + SIGMA_DATA**2) ** -0.5 if prediction == "edm" else 1.0
 
 
 class Denoiser:
@@ -78,14 +83,10 @@ class Denoiser:
         self.net, self.prediction, self.clip_x0, self.condition = net, prediction, clip_x0, condition
 
     def __call__(self, x: Tensor, level: Level) -> Guess:
-        time = torch.full((len(x),), level.time, device=x.device)
+        time = torch.full(x.shape[:1], level.time, device=x.device)  # (B,)
         c_in = scale_in(self.prediction, level)
-        y = self.net(x if c_in == 1.0 else c_in * x, time, **self.condition).to(x.dtype)
-        x0, eps = unmix(self.prediction, y, x, level)
-        if self.clip_x0:
-            x0 = x0.clamp(-1, 1)
-            eps = (x - level.alpha * x0) / level.sigma  # so that x is still made of the two
-        return Guess(x0, eps)
+        y = self.net(x if c_in == 1.0 else c_in * x, time, **self.condition)
+        return unmix(self.prediction, y, x, level, self.clip_x0)
 
 
 def diffusion_loss(

@@ -88,6 +88,10 @@ def unet_from_diffusers(config: dict) -> UNetConfig:
     # In UNet2DConditionModel "attention_head_dim" is, by an old mistake kept for compatibility, the number of heads.
     heads = c["attention_head_dim"]
     heads = (tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * n) if text else None
+    for i in levels:  # diffusers would build narrower attention than the image
+        part = heads[i] if text else c["attention_head_dim"] or 1
+        if (attention[i] or (mid_attention and i == n - 1)) and c["block_out_channels"][i] % part:
+            _refuse("attention_head_dim", c["attention_head_dim"])
     return UNetConfig(
         size=c["sample_size"] if isinstance(c["sample_size"], int) else 0,
         in_channels=c["in_channels"],
@@ -170,7 +174,7 @@ def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: bool) -
     if isinstance(schedule, EDMSchedule):
         return {"_class_name": "EDMEulerScheduler", "_diffusers_version": VERSION, "sigma_min": schedule.sigma_min,
                 "sigma_max": schedule.sigma_max, "sigma_data": 0.5, "rho": schedule.rho}  # fmt: skip
-    named = schedule.name in BETA_NAMES
+    named = schedule.name in BETA_NAMES and schedule.name != "sigmoid_beta"  # whose first and last beta are not its parameters
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": VERSION,

@@ -20,8 +20,10 @@ def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = 
     """Pass every State through, writing a row of metrics.csv for it. total: optimizer steps, where known in advance."""
     log = None
     for state in states:
-        log = log or RunLog(out, state.step - 1, total, quiet)
-        log.write(state)
+        restored = len(state.errors.each) == 0  # the first state of a resumed run: its row was written long ago
+        log = log or RunLog(out, state.step if restored else state.step - 1, total, quiet)
+        if not restored:
+            log.write(state)
         yield state
     if log:
         log.close()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.random import Noise
-from common.schedule import Level, Path, Schedule
+from common.schedule import Level, Path, Schedule, combine
 
 Denoise = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
 NoiseSource = Callable[[int, Tensor], Tensor]  # (k, x) -> noise of x's shape for step k
@@ -51,7 +51,7 @@ def ddim(denoise: Denoise, x: Tensor, path: Path, eta: float = 0.0, noise: Noise
     for i, (now, then) in enumerate(pairwise(path)):
         x0, eps = denoise(x, now)
         fresh = eta * then.sigma * math.sqrt(max(0.0, 1 - (now.alpha * then.sigma / (now.sigma * then.alpha)) ** 2))
-        x = then.alpha * x0 + math.sqrt(then.sigma**2 - fresh**2) * eps
+        x = combine(then.alpha, x0, math.sqrt(then.sigma**2 - fresh**2), eps)
         if fresh > 0:  # zero at the last step: the final picture is never noised again
             x = x + fresh * noise(i + 1, x)
         yield Step(x, x0, i)
@@ -96,7 +96,7 @@ def dpmpp_2s(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
     for i, (now, then) in enumerate(pairwise(path)):
         x0, _ = denoise(x, now)
         D = x0
-        if then.sigma > 0:
+        if now.alpha > 0 and then.sigma > 0:  # lambda is infinite at either end, where there is no half-way
             middle = path.schedule.at_lam((now.lam + then.lam) / 2)
             D, _ = denoise(exponential_step(x, x0, now, middle), middle)
         x = exponential_step(x, D, now, then)
@@ -105,7 +105,7 @@ def dpmpp_2s(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
 
 def exponential_step(x: Tensor, x0: Tensor, now: Level, then: Level) -> Tensor:
     """Move along the path exactly, were x0 constant: sigma'/sigma x + alpha' (1 - e^-h) x0, h = lambda' - lambda."""
-    return then.sigma / now.sigma * x - then.alpha * math.expm1(now.lam - then.lam) * x0
+    return combine(then.sigma / now.sigma, x, -then.alpha * math.expm1(now.lam - then.lam), x0)
 
 
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "dpmpp_2s": dpmpp_2s}
@@ -123,7 +123,7 @@ class Sampler:
     @classmethod
     def parse(cls, text: str) -> "Sampler":
         """name:steps[:eta=number]"""
-        match = re.fullmatch(r"(\w+):(\d+)(?::eta=([0-9.]+))?", text.strip())
+        match = re.fullmatch(r"(\w+):(\d+)(?::eta=([0-9]*\.?[0-9]+))?", text.strip())
         if not match or match[1] not in SAMPLERS:
             names = ", ".join(SAMPLERS)
             raise UserError(f"cannot read the sampler '{text}'; write name:steps with one of {names} (e.g. {EXAMPLES})")

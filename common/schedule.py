@@ -33,8 +33,10 @@ class Level(NamedTuple):
 
     @property
     def lam(self) -> float:
-        """Half the log signal-to-noise ratio, log(alpha / sigma): the lambda of DPM-Solver. Infinite when clean."""
-        return math.log(self.alpha / self.sigma) if self.sigma > 0 else math.inf
+        """Half the log signal-to-noise ratio, log(alpha / sigma): the lambda of DPM-Solver. Infinite at either end."""
+        if self.sigma == 0 or self.alpha == 0:
+            return math.inf if self.sigma == 0 else -math.inf
+        return math.log(self.alpha / self.sigma)
 
     def like(self, x: Tensor) -> "Level":
         """The same (B,) levels on x's device, alpha and sigma shaped (B, 1, 1, 1) so that they multiply images."""
@@ -60,6 +62,11 @@ class Path:
 def mix(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     """Noise an image in one shot: x_t = alpha_t x0 + sigma_t eps (DDPM eq. 4). (B, C, H, W) in and out."""
     return level.alpha * x0 + level.sigma * eps
+
+
+def combine(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
+    """a x + b y, in the precision of x. With plain numbers, as while sampling, two passes over memory instead of three."""
+    return x.mul(a).add_(y, alpha=b) if isinstance(b, float) else a * x + b * y
 
 
 # ------------------------------------------------------------------------------------------------ DDPM and descendants
@@ -145,11 +152,11 @@ class DiscreteSchedule:
         if not 1 <= steps <= self.T:
             raise UserError(f"a sampler on this schedule takes 1 to {self.T} steps, not {steps}")
         if spacing == "trailing":
-            return (torch.arange(self.T, 0, -self.T / steps, dtype=torch.float64).round().long())[:steps]
+            return torch.from_numpy(np.arange(self.T, 0, -self.T / steps).round().astype(np.int64))[:steps]
         if spacing == "leading":
             return torch.arange(steps).flip(0) * (self.T // steps) + 1
         if spacing == "linspace":
-            return torch.linspace(0, self.T - 1, steps, dtype=torch.float64).round().long().flip(0) + 1
+            return torch.from_numpy(np.linspace(0, self.T - 1, steps).round().astype(np.int64)).flip(0) + 1
         raise UserError(f"unknown spacing '{spacing}'; choose trailing, leading or linspace")
 
 

@@ -76,13 +76,22 @@ class State(NamedTuple):
 def train(
     net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator: Accelerator, resume: bool = False
 ) -> Iterator[State]:
-    """Train until the budget is spent, yielding a State after every step; the caller logs and samples as it likes."""
+    """Train until the budget is spent, yielding a State after every step; the caller logs and samples as it likes.
+
+    A resumed run first yields the state it was left in, with an empty Errors.
+    """
     net.to(accelerator.device)
     ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
     optimizer = torch.optim.AdamW(net.parameters(), cfg.lr)
     first, seconds = restore(cfg.out, net, ema, optimizer, accelerator) if resume else (0, 0.0)
     net, optimizer = accelerator.prepare(net, optimizer)
     budget = Budget(cfg, seconds, accelerator)
+    if first > 0:
+        done = budget.used(first) >= 1
+        yield State(first, math.nan, Errors(torch.empty(0), torch.empty(0)), 0.0, math.nan, 0, seconds, budget.used(first),
+                    ema.module, saved=True, done=done)  # fmt: skip
+        if done:
+            return
 
     with budget.stop_at_ctrl_c():
         for step in count(first):

@@ -86,7 +86,7 @@ def read_idx(path: Path) -> np.ndarray:
     shape = np.frombuffer(raw, ">i4", raw[3], offset=4) if len(raw) >= 4 + 4 * raw[3] else (-1,)
     data = raw[4 + 4 * raw[3] :]
     if len(data) != np.prod(shape, dtype=np.int64):
-        raise UserError(f"{path} is truncated: {len(data)} bytes of data where its header promises {tuple(shape)}")
+        raise UserError(f"{path} is truncated: {len(data)} bytes of data where its header promises {tuple(map(int, shape))}")
     return np.frombuffer(bytearray(data), np.uint8).reshape(shape)
 
 
@@ -100,13 +100,13 @@ def cifar10(data_dir: Path, split: str) -> Images:
         return _parquet(parquet, split)
     from torchvision.datasets import CIFAR10 as TorchvisionCifar
 
+    copy = data_dir / TorchvisionCifar.base_folder
+    if not copy.is_dir():
+        _download("CIFAR10", data_dir, TorchvisionCifar.url)
     try:
         data = TorchvisionCifar(str(data_dir), train=split == "train")
-    except RuntimeError:
-        _download("CIFAR10", data_dir, TorchvisionCifar.url)
-        data = TorchvisionCifar(str(data_dir), train=split == "train")
-    except (OSError, EOFError, ValueError) as problem:
-        raise UserError(f"the CIFAR-10 copy in {data_dir} is damaged ({explain(problem)}); delete it and download again") from problem
+    except (RuntimeError, OSError, EOFError, ValueError) as problem:
+        raise UserError(f"{copy} is damaged ({explain(problem)}); delete it and download again") from problem
     return Images("cifar10", torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets), CIFAR10)
 
 
@@ -128,9 +128,13 @@ def flowers102(data_dir: Path, split: str, size: int) -> Images:
         return load_folder(local, size, split)
     from torchvision.datasets import Flowers102
 
-    if not (data_dir / "flowers-102").is_dir():
+    copy = data_dir / "flowers-102"
+    if not copy.is_dir():
         _download("Flowers102", data_dir, Flowers102._download_url_prefix)
-    data = Flowers102(str(data_dir), split="test" if split == "train" else "train")  # its "test" is the large part
+    try:
+        data = Flowers102(str(data_dir), split="test" if split == "train" else "train")  # its "test" is the large part
+    except (RuntimeError, OSError, ValueError) as problem:
+        raise UserError(f"{copy} is damaged ({explain(problem)}); delete it and download again") from problem
     pixels, kept = decode_all([Path(p) for p in data._image_files], size)
     return Images("flowers102", pixels, torch.tensor(data._labels)[kept])
 

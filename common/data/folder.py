@@ -92,7 +92,13 @@ def _captions(folder: Path, names: list[str], rows: dict[str, dict]) -> tuple[st
     """From the column `text` (or `caption`), else from .txt files beside the images, else none."""
     found = []
     for name in names:
-        beside = (folder / name).with_suffix(".txt")
         row = rows.get(name, {})
-        found.append(row.get("text", row.get("caption")) or (beside.read_text(encoding="utf-8").strip() if beside.exists() else None))
+        found.append(row.get("text", row.get("caption")) or _text_beside((folder / name).with_suffix(".txt")))
     return tuple(found) if all(found) else None
+
+
+def _text_beside(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip() if path.exists() else None
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({explain(problem)})") from problem

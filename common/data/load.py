@@ -25,11 +25,12 @@ def load(name: str, size: int | None = None, data_dir: Path = Path("data"), spli
     data_dir  where local copies are looked for, and where downloads go
     split     "train" or "test"; a folder has no test split of its own, every tenth image serves
     """
+    photo_size = 64 if size is None else size
     if name in LOADERS:
-        images = LOADERS[name](Path(data_dir), split, **({} if name in NATIVE_SIZE else {"size": size or 64}))
+        images = LOADERS[name](Path(data_dir), split, **({} if name in NATIVE_SIZE else {"size": photo_size}))
         return images.resized(size)
     if Path(name).is_dir():
-        return folder.load_folder(Path(name), size or 64, split)
+        return folder.load_folder(Path(name), photo_size, split)
     if Path(name).exists():
         raise UserError(f"{name} is a file; --data takes a folder of images, or one of {', '.join(NAMES)}")
     raise UserError(f"unknown data '{name}': it is neither one of auto, {', '.join(NAMES)} nor an existing folder")

@@ -1,0 +1,135 @@
+"""What train.py does once its flags are settled: train, save, and show pictures."""
+
+from dataclasses import asdict
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from common import viz
+from common.checkpoint import Model, save_model
+from common.cli import pick_device, pick_precision, writable_folder
+from common.data import Images, load
+from common.denoiser import Denoiser, diffusion_loss
+from common.diffusers_config import check_pair
+from common.errors import UserError
+from common.files import write_json
+from common.runlog import logged
+from common.samplers import Sampler
+from common.schedule import Schedule, make_schedule
+from common.training import Errors, State, TrainConfig, train
+from common.unet import UNet, UNetConfig, zero_init
+
+
+def fit(args) -> None:
+    """Train as `args` (train.Args, settled) says."""
+    check_pair(args.schedule, args.prediction)
+    schedule, sampler = make_schedule(args.schedule), Sampler.parse(args.sampler)
+    device = pick_device(args.device)
+    data = load(args.data, args.size, args.data_dir)
+    torch.manual_seed(args.seed)
+    net = zero_init(UNet(unet_config(args, data)))
+    accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
+
+    states = train(net, data, make_loss(args, schedule), train_config(args), accelerator, resume=args.resume is not None)
+    if not accelerator.is_main_process:
+        return list(states) and None  # the main process alone writes and draws
+    if not args.resume:
+        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    weights = sum(p.numel() for p in net.parameters())
+    print(f"{args.data}: {len(data):,} images of {data.size}x{data.size}; U-Net with {weights:,} weights, on {device}")
+
+    due = Due(args.sample_every)
+    for state in logged(states, args.out, args.steps):
+        if state.saved:
+            save_model(args.out / "model", Model(state.ema, schedule, args.prediction, clip_x0=True))
+        if due(state):
+            frames = sample(state.ema, args, data, schedule, Sampler("ddim", 20), 16)
+            viz.save_picture(viz.grid(frames[-1], 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
+
+    if state.progress < 1:
+        print(f"stopped after step {state.step}; continue with: python 01_ddpm_mnist/train.py --resume {args.out}")
+    else:
+        show(args, state, sample(state.ema, args, data, schedule, sampler, 64))
+
+
+def make_loss(args, schedule: Schedule):
+    def loss(net, batch: dict[str, Tensor], draw) -> Errors:
+        """The six steps of training: image, noise level, noise, noise the image in one shot, predict, compare."""
+        x0 = batch["image"]                # (B, C, H, W)
+        u = draw.stratified(len(x0))       # (B,)
+        eps = draw.randn(x0.shape)         # (B, C, H, W)
+        if args.flip:
+            x0 = torch.where(draw.rand(len(x0)).view(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
+        label = {"label": batch["label"]} if args.class_conditional else {}
+        return Errors(diffusion_loss(net, schedule, args.prediction, x0, u, eps, **label), u)
+
+    return loss
+
+
+def sample(net: UNet, args, data: Images, schedule: Schedule, sampler: Sampler, n: int) -> list[Tensor]:
+    """Every moment of the reverse process; the last one is the sample. Each (n, C, H, W)."""
+    device = next(net.parameters()).device
+    label = {"label": torch.arange(n, device=device) % len(data.classes)} if args.class_conditional else {}
+    denoise = Denoiser(net.eval(), args.prediction, **label)
+    return sampler.frames(denoise, schedule, (n, data.channels, data.size, data.size), args.seed, device=device)
+
+
+def show(args, state: State, frames: list[Tensor]) -> None:
+    """The pictures at the end of a run, and where they are."""
+    pictures = {
+        "generated images": viz.save_picture(viz.grid(frames[-1], 8, 480), args.out / "samples.png"),
+        "how they appeared": viz.save_picture(viz.strip([f[:6] for f in frames], 10, 400), args.out / "strip.png"),
+        "the same, moving": viz.save_gif([f[:16] for f in frames], args.out / "process.gif"),
+        "loss curve": viz.plot_run(args.out, args.out / "loss.png"),
+        "model": args.out / "model",
+    }
+    print(f"{state.step} steps in {state.seconds:.0f} s of training")
+    for what, path in pictures.items():
+        print(f"{what:18} {path}")
+    print(f"{'more images':18} python 01_ddpm_mnist/sample.py --model {args.out}")
+
+
+class Due:
+    """Whether a sample picture is due: every `steps` steps, or at each tenth of the budget."""
+
+    def __init__(self, steps: int | None):
+        self.steps, self.tenth = steps, None
+
+    def __call__(self, state: State) -> bool:
+        if self.steps is not None:
+            return state.step % self.steps == 0
+        before, self.tenth = self.tenth, int(10 * state.progress)
+        return before is not None and self.tenth > before
+
+
+def train_config(args) -> TrainConfig:
+    return TrainConfig(
+        out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
+        save_every=args.save_every, seed=args.seed,
+    )  # fmt: skip
+
+
+GROUPS = 8  # of every GroupNorm
+
+
+def unet_config(args, data: Images) -> UNetConfig:
+    """Attention only at the lowest resolution: elsewhere it costs more than it gives."""
+    least = 2 ** len(args.channels)
+    if data.size < least:
+        raise UserError(f"{len(args.channels)} resolutions need images of at least {least} pixels, not {data.size}; give fewer --channels")
+    if args.class_conditional and data.labels is None:
+        raise UserError(f"--class-conditional needs labels, and {args.data} has none")
+    if not args.channels or any(c < GROUPS or c % GROUPS for c in args.channels):
+        raise UserError(f"--channels must be multiples of {GROUPS}, not {' '.join(map(str, args.channels)) or 'none'}")
+    return UNetConfig(
+        size=data.size,
+        in_channels=data.channels,
+        out_channels=data.channels,
+        channels=args.channels,
+        attention=(False,) * (len(args.channels) - 1) + (True,),
+        layers=args.layers,
+        classes=len(data.classes) if args.class_conditional else None,
+        scale_shift=True,
+        groups=GROUPS,
+    )

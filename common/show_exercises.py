@@ -1,0 +1,68 @@
+"""See the answers to a chapter's exercises at work: one picture, with a panel for each. A wrong formula often looks wrong.
+
+  python -m common.show_exercises 01
+  python -m common.show_exercises 01 --submission mine.py --out mine.png
+
+Each panel (exercises/panels.py) uses your answer to its own exercise, and the solutions to all others.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from common.cli import run
+from common.errors import UserError
+from common.grade import exercises_of
+
+
+@dataclass(frozen=True)
+class Args:
+    chapter: tyro.conf.Positional[str]
+    """The chapter's number: 01."""
+    submission: Path | None = None
+    """The file with your answers; by default the chapter's exercises/exercises.py."""
+    out: Path | None = None
+    """Where the picture goes; by default runs/<chapter>/exercises.png."""
+
+
+def main(args: Args) -> None:
+    folder = exercises_of(args.chapter)
+    submission = args.submission or folder / "exercises.py"
+    if not submission.is_file():
+        raise UserError(f"{submission} is not a file; give the Python file with your answers with --submission")
+
+    import matplotlib
+    import torch
+
+    from common.checking import explain, lend, load, load_chapter
+    from common.files import write_atomically
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    torch.set_num_threads(1)  # the panels' pictures are tiny
+    chapter, panels = load_chapter(folder), load(folder / "panels.py", "panels")
+    rows = (len(chapter.exercises) + 3) // 4
+    figure, axes = plt.subplots(rows, 4, figsize=(15, 3.25 * rows), layout="constrained")
+    for axis in axes.flat[len(chapter.exercises) :]:
+        axis.axis("off")
+    for number, (exercise, axis) in enumerate(zip(chapter.exercises, axes.flat, strict=False), 1):
+        answers, says = None, ""
+        torch.manual_seed(0)
+        try:
+            answers = load(submission, "submission")
+            lend(chapter, answers, exercise.name)
+            getattr(panels, exercise.name)(answers, chapter.solutions, axis)
+        except Exception as problem:
+            says = explain(problem, submission)
+            axis.clear()
+            axis.axis("off")
+        axis.set_title(f"{number}. {exercise.name}\n{says or axis.get_title()}", fontsize=9, wrap=True, color="tab:red" if says else "black")
+    out = args.out or Path("runs") / folder.parent.name / "exercises.png"
+    write_atomically(out, lambda file: figure.savefig(file, format="png", dpi=90))
+    print(out)
+
+
+if __name__ == "__main__":
+    run(main, Args)
