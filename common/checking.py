@@ -88,7 +88,9 @@ def call(function: Callable, *args):
     result = function(*args)
     for name, old, new in zip(inspect.signature(function).parameters, before, args, strict=False):
         if isinstance(new, Tensor):
-            assert torch.equal(old, new), f"{function.__name__} changes {name}, which it was only lent: `x = x * 2` makes a new tensor, `x *= 2` does not"
+            assert torch.equal(old, new), (
+                f"{function.__name__} changes {name}, which it was only lent: `x = x * 2` makes a new tensor, `x *= 2` does not"
+            )
     return result
 
 

@@ -39,7 +39,8 @@ def save_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -
     write_json(folder / "unet" / "config.json", unet)
     write_atomically(folder / "unet" / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    if model.net.cfg.classes is None and model.net.cfg.text_dim is None:  # DDPMPipeline knows no conditions
+    unconditional = model.net.cfg.classes is None and model.net.cfg.text_dim is None
+    if unconditional and model.prediction != "edm":  # DDPMPipeline knows no conditions and does not scale its input
         parts = {"unet": ["diffusers", unet["_class_name"]], "scheduler": ["diffusers", scheduler["_class_name"]]}
         write_json(folder / "model_index.json", {"_class_name": "DDPMPipeline", "_diffusers_version": VERSION} | parts)
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +24,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         reason = getattr(problem, "strerror", None) or "the disk may be full"
         raise UserError(f"cannot write {path} ({reason}); what was saved before is untouched") from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove, or no folder it could be in
+            temporary.unlink()
 
 
 def write_json(path: Path, value: object) -> None:
@@ -32,8 +34,11 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (OSError, ValueError) as problem:
         raise UserError(f"{path} cannot be read as JSON ({problem})") from problem
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object {{...}}, not a {type(value).__name__}")
+    return value

@@ -11,11 +11,13 @@ import json
 import os
 import queue
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,6 +96,9 @@ class Worker:
             return {"late": True}
 
     def __exit__(self, *_):
+        if hasattr(os, "killpg"):  # its children too, where the system knows groups of processes
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
         self.scratch.cleanup()

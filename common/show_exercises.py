@@ -48,7 +48,7 @@ def main(args: Args) -> None:
     for axis in axes.flat[len(chapter.exercises) :]:
         axis.axis("off")
     for number, (exercise, axis) in enumerate(zip(chapter.exercises, axes.flat, strict=False), 1):
-        answers, says = None, ""
+        says = ""
         torch.manual_seed(0)
         try:
             answers = load(submission, "submission")
@@ -58,7 +58,8 @@ def main(args: Args) -> None:
             says = explain(problem, submission)
             axis.clear()
             axis.axis("off")
-        axis.set_title(f"{number}. {exercise.name}\n{says or axis.get_title()}", fontsize=9, wrap=True, color="tab:red" if says else "black")
+        title = f"{number}. {exercise.name}\n{says or axis.get_title()}"
+        axis.set_title(title, fontsize=9, wrap=True, color="tab:red" if says else "black")
     out = args.out or Path("runs") / folder.parent.name / "exercises.png"
     write_atomically(out, lambda file: figure.savefig(file, format="png", dpi=90))
     print(out)
