@@ -1,5 +1,6 @@
 """What train.py does once its flags are settled: train, save, and show pictures."""
 
+from contextlib import closing
 from dataclasses import asdict
 
 import torch
@@ -25,6 +26,7 @@ def fit(args) -> None:
     """Train as `args` (train.Args, settled) says."""
     check_pair(args.schedule, args.prediction)
     schedule, sampler = make_schedule(args.schedule), Sampler.parse(args.sampler)
+    schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     data = load(args.data, args.size, args.data_dir)
     torch.manual_seed(args.seed)
@@ -33,19 +35,22 @@ def fit(args) -> None:
 
     states = train(net, data, make_loss(args, schedule), train_config(args), accelerator, resume=args.resume is not None)
     if not accelerator.is_main_process:
-        return list(states) and None  # the main process alone writes and draws
+        for _ in states:  # it helps to train; the main process alone writes and draws
+            pass
+        return
     if not args.resume:
         write_json(writable_folder(args.out) / "config.json", asdict(args))
     weights = sum(p.numel() for p in net.parameters())
     print(f"{args.data}: {len(data):,} images of {data.size}x{data.size}; U-Net with {weights:,} weights, on {device}")
 
     due = Due(args.sample_every)
-    for state in logged(states, args.out, args.steps):
-        if state.saved:
-            save_model(args.out / "model", Model(state.ema, schedule, args.prediction, clip_x0=True))
-        if due(state):
-            frames = sample(state.ema, args, data, schedule, Sampler("ddim", 20), 16)
-            viz.save_picture(viz.grid(frames[-1], 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
+    with closing(logged(states, args.out, args.steps)) as states:
+        for state in states:
+            if state.saved:
+                save_model(args.out / "model", Model(state.ema, schedule, args.prediction, clip_x0=True))
+            if due(state):
+                frames = sample(state.ema, args, data, schedule, Sampler("ddim", 20), 16)
+                viz.save_picture(viz.grid(frames[-1], 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
 
     if state.progress < 1:
         print(f"stopped after step {state.step}; continue with: python 01_ddpm_mnist/train.py --resume {args.out}")

@@ -105,12 +105,15 @@ def with_preset(args: Args) -> Args:
     return replace(args, **{name: getattr(preset, name) for name in open_flags})
 
 
-def new_run(args: Args) -> Args:
-    """Settle every setting and write it down, so that --resume needs nothing but the folder."""
+def check_numbers(args: Args) -> None:
     positive(steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
              layers=args.layers, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
     if args.steps is not None and args.minutes is not None:
         raise UserError("give the budget either as --steps or as --minutes, not both")
+
+
+def new_run(args: Args) -> Args:
+    """Settle every setting and write it down, so that --resume needs nothing but the folder."""
     if args.data == "auto":
         from common.data.load import auto
 
@@ -130,13 +133,16 @@ def resumed_run(args: Args) -> Args:
     saved = read_json(args.resume / "config.json")
     if unknown := saved.keys() - {f.name for f in fields(Args)}:
         raise UserError(f"{args.resume / 'config.json'} has settings this program does not know: {', '.join(unknown)}")
-    paths = {name: Path(saved[name]) for name in ("out", "data_dir")}
-    old = Args(**saved | paths | {"out": args.resume, "channels": tuple(saved["channels"])})
+    if missing := {"channels", "data_dir"} - saved.keys():
+        raise UserError(f"{args.resume / 'config.json'} holds no settings of a run: {', '.join(sorted(missing))} is missing")
+    parsed = {"out": args.resume, "data_dir": Path(saved["data_dir"]), "channels": tuple(saved["channels"])}
+    old = Args(**saved | parsed)
     budget = {"steps": args.steps, "minutes": args.minutes} if args.steps or args.minutes else {}
     return replace(old, resume=args.resume, device=args.device, **budget)
 
 
 def main(args: Args) -> None:
+    check_numbers(args)
     from fit import fit  # brings torch along, which --help should not wait for
 
     fit(resumed_run(args) if args.resume else new_run(args))

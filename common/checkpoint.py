@@ -13,7 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from common.diffusers_config import VERSION, scheduler_from_diffusers, scheduler_to_diffusers, unet_from_diffusers, unet_to_diffusers
+from common.diffusers_config import (
+    VERSION,
+    scheduler_from_diffusers,
+    scheduler_to_diffusers,
+    unet_from_diffusers,
+    unet_to_diffusers,
+)
 from common.errors import UserError
 from common.files import read_json, write_atomically, write_json
 from common.schedule import Schedule

@@ -8,8 +8,8 @@ and solving them gives (x0, eps) back from whatever the network was trained to s
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
 import torch
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.schedule import Level, Schedule, combine, mix

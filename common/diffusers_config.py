@@ -58,6 +58,9 @@ def unet_from_diffusers(config: dict) -> UNetConfig:
         if not key.startswith("_") and key not in known and value not in FIXED.get(key, ()):
             _refuse(key, value)
     c = known | {key: value for key, value in config.items() if key in known}
+    for key in ("block_out_channels", "down_block_types", "up_block_types"):
+        if c[key] is None or len(c[key]) != len(c["block_out_channels"]):
+            _refuse(key, c[key])
     n, levels = len(c["block_out_channels"]), range(len(c["block_out_channels"]))
 
     attention = tuple("Attn" in block for block in c["down_block_types"])
@@ -199,7 +202,7 @@ def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, bool]:
     if kind.startswith("EDM"):
         if config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon":
             _refuse("sigma_data / prediction_type", config, "scheduler")
-        return EDMSchedule(config["sigma_min"], config["sigma_max"], rho=config.get("rho", 7.0)), "edm", False
+        return EDMSchedule(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), rho=config.get("rho", 7.0)), "edm", False
     if "beta_schedule" not in config:
         _refuse("_class_name", kind, "scheduler")
     if config.get("rescale_betas_zero_snr"):
@@ -208,7 +211,8 @@ def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, bool]:
     prediction = predictions.get(config.get("prediction_type", "epsilon"))
     if prediction is None:
         _refuse("prediction_type", config["prediction_type"], "scheduler")
-    return _betas_from(config), prediction, bool(config.get("clip_sample", False))
+    clip = config.get("clip_sample", kind in ("DDPMScheduler", "DDIMScheduler"))  # their default where nothing is said
+    return _betas_from(config), prediction, bool(clip)
 
 
 def _betas_from(config: dict) -> DiscreteSchedule:

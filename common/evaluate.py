@@ -95,7 +95,7 @@ def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) ->
     from common.classifier import load_classifier, look
     from common.data import Images
     from common.data.images import to_bytes
-    from common.distance import Frechet, bootstrap, deal, kernel_distance
+    from common.distance import Frechet, bootstrap, deal, kernel_distance, one_thread
     from common.random import EVALUATION, generator
 
     n, notes = check(samples, reference, real)
@@ -107,12 +107,13 @@ def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) ->
     features_real, classes_real = look(net, Images(real.name, choose(real.pixels, DRAWS * n, seed)).resized(size).pixels)
     _, classes_noise = look(net, torch.randn((n, 1, size, size), generator=generator(EVALUATION, seed, 2)).clamp(-1, 1))
 
-    frechet = Frechet(features_reference)
-    estimate = bootstrap(frechet, features, seed)
-    kid, kid_sd = kernel_distance(features, features_reference, seed)
-    hands = list(deal(features_real, n, DRAWS, seed))
-    frechet_real = torch.tensor([frechet(hand) for hand in hands])
-    kid_real = torch.tensor([kernel_distance(hand, features_reference, seed)[0] for hand in hands])
+    with one_thread():
+        frechet = Frechet(features_reference)
+        estimate = bootstrap(frechet, features, seed)
+        kid, kid_sd = kernel_distance(features, features_reference, seed)
+        hands = list(deal(features_real, n, DRAWS, seed))
+        frechet_real = torch.tensor([frechet(hand) for hand in hands])
+        kid_real = torch.tensor([kernel_distance(hand, features_reference, seed)[0] for hand in hands])
     return Report(
         n, len(reference),
         estimate.value, estimate.sd, (estimate.low, estimate.high), float(frechet_real.mean()), float(frechet_real.std()),
@@ -154,7 +155,7 @@ def choose(images: Tensor, n: int, seed: int) -> Tensor:
 
 def histogram(classes: Tensor) -> tuple[float, ...]:
     """(N, 10) probabilities -> share of each most probable class."""
-    return tuple((classes.argmax(1).bincount(minlength=classes.shape[1]) / len(classes)).tolist())
+    return tuple((classes.argmax(1).bincount(minlength=classes.shape[1]).double() / len(classes)).tolist())
 
 
 def confidence(classes: Tensor) -> float:

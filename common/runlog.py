@@ -1,6 +1,7 @@
 """What a training run writes while it goes: metrics.csv, TensorBoard events, and a progress bar."""
 
 import csv
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.files import write_atomically
 from common.training import State
 
 BINS = 10  # the noise range in tenths: loss_0 is the loss on nearly clean images, loss_9 on nearly pure noise
@@ -19,14 +21,14 @@ COLUMNS = ["step", "loss", "lr", "grad_norm", "images_per_second", "seconds", *(
 def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = False) -> Iterator[State]:
     """Pass every State through, writing a row of metrics.csv for it. total: optimizer steps, where known in advance."""
     log = None
-    for state in states:
-        restored = len(state.errors.each) == 0  # the first state of a resumed run: its row was written long ago
-        log = log or RunLog(out, state.step if restored else state.step - 1, total, quiet)
-        if not restored:
+    try:
+        for state in states:
+            log = log or RunLog(out, state.step - 1, total, quiet)
             log.write(state)
-        yield state
-    if log:
-        log.close()
+            yield state
+    finally:
+        if log:
+            log.close()  # also ends the line of the progress bar, before an error is printed
 
 
 class RunLog:
@@ -58,8 +60,7 @@ class RunLog:
         by_noise = loss_by_noise(state)
         self.csv.writerow([state.step, repr(state.loss), f"{state.lr:.6g}", f"{state.grad_norm:.6g}", f"{rate:.1f}",
                            f"{state.seconds:.3f}", *by_noise])  # fmt: skip
-        if state.saved or state.step % 50 == 0:
-            self.file.flush()
+        self.file.flush()  # so that a checkpoint never knows of steps that the log does not
         self.board.add_scalar("loss", state.loss, state.step)
         self.board.add_scalar("lr", state.lr, state.step)
         self.bar.set_postfix({"step": state.step, "loss": f"{state.loss:.4f}", "images/s": f"{rate:.0f}"}, refresh=False)
@@ -86,5 +87,6 @@ def keep_rows_until(path: Path, step: int) -> None:
         return
     with open(path, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS] + [row for row in rows if row[0].isdigit() and int(row[0]) <= step])
+    kept = io.StringIO(newline="")
+    csv.writer(kept).writerows([COLUMNS] + [row for row in rows if row[0].isdigit() and int(row[0]) <= step])
+    write_atomically(path, lambda file: file.write(kept.getvalue().encode()))

@@ -78,23 +78,22 @@ def train(
 ) -> Iterator[State]:
     """Train until the budget is spent, yielding a State after every step; the caller logs and samples as it likes.
 
-    A resumed run first yields the state it was left in, with an empty Errors.
+    A resumed run first yields the state it was left in.
     """
     net.to(accelerator.device)
     ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
     optimizer = torch.optim.AdamW(net.parameters(), cfg.lr)
-    first, seconds = restore(cfg.out, net, ema, optimizer, accelerator) if resume else (0, 0.0)
+    left = restore(cfg.out, net, ema, optimizer, accelerator) if resume else None
     net, optimizer = accelerator.prepare(net, optimizer)
-    budget = Budget(cfg, seconds, accelerator)
-    if first > 0:
-        done = budget.used(first) >= 1
-        yield State(first, math.nan, Errors(torch.empty(0), torch.empty(0)), 0.0, math.nan, 0, seconds, budget.used(first),
-                    ema.module, saved=True, done=done)  # fmt: skip
-        if done:
+    budget = Budget(cfg, left.seconds if left else 0.0, accelerator)
+    if left:
+        progress = budget.used(left.step)
+        yield left._replace(progress=progress, done=progress >= 1)
+        if progress >= 1:
             return
 
     with budget.stop_at_ctrl_c():
-        for step in count(first):
+        for step in count(left.step if left else 0):
             lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
             optimizer.param_groups[0]["lr"] = lr
             errors = backward(net, data, loss, cfg, step, accelerator)
@@ -108,11 +107,12 @@ def train(
             budget.tick()
             done = budget.used(step + 1) >= 1 or budget.interrupted
             saved = done or (step + 1) % cfg.save_every == 0
-            if saved and accelerator.is_main_process:
-                save_checkpoint(cfg.out, snapshot(step + 1, budget.seconds, net, ema, optimizer, accelerator))
             images = cfg.batch * cfg.accumulate * accelerator.num_processes
-            yield State(step + 1, mean, errors, lr, grad_norm, images, budget.seconds, budget.used(step + 1),
-                        ema.module, saved, done)  # fmt: skip
+            state = State(step + 1, mean, errors, lr, grad_norm, images, budget.seconds, budget.used(step + 1),
+                          ema.module, saved, done)  # fmt: skip
+            if saved and accelerator.is_main_process:
+                save_checkpoint(cfg.out, snapshot(state, net, ema, optimizer, accelerator))
+            yield state
             if done:
                 return
 
@@ -227,11 +227,14 @@ def check_finite(loss: float, grad_norm: float, step: int, cfg: TrainConfig, acc
 # ------------------------------------------------------------------------------------------------- save and resume
 
 
-def snapshot(step: int, seconds: float, net, ema: AveragedModel, optimizer, accelerator: Accelerator) -> dict:
-    """All that the next step depends on; random numbers need no place here, for they follow from (seed, step)."""
+def snapshot(state: State, net, ema: AveragedModel, optimizer, accelerator: Accelerator) -> dict:
+    """All that the next step depends on; random numbers need no place here, for they follow from (seed, step).
+
+    The state itself is kept too: whoever is killed right after the checkpoint has not yet written its row of the log.
+    """
     return {
-        "step": step,
-        "seconds": seconds,
+        "step": state.step,
+        "state": state._replace(errors=state.errors._asdict(), ema=None)._asdict(),
         "net": accelerator.unwrap_model(net).state_dict(),
         "ema": ema.module.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -239,16 +242,16 @@ def snapshot(step: int, seconds: float, net, ema: AveragedModel, optimizer, acce
     }
 
 
-def restore(out: Path, net, ema: AveragedModel, optimizer, accelerator: Accelerator) -> tuple[int, float]:
-    """Load the newest checkpoint of the run, if it has one. Returns (steps done, seconds used)."""
+def restore(out: Path, net, ema: AveragedModel, optimizer, accelerator: Accelerator) -> State | None:
+    """Load the newest checkpoint of the run, if it has one. Returns the state it was left in."""
     kept = checkpoints(out)
     if not kept:
-        return 0, 0.0
-    state = load_checkpoint(kept[-1])
-    load_strictly(net, state["net"], kept[-1])
-    load_strictly(ema.module, state["ema"], kept[-1])
-    ema.n_averaged.fill_(state["step"])
-    optimizer.load_state_dict(state["optimizer"])
+        return None
+    saved = load_checkpoint(kept[-1])
+    load_strictly(net, saved["net"], kept[-1])
+    load_strictly(ema.module, saved["ema"], kept[-1])
+    ema.n_averaged.fill_(saved["step"])
+    optimizer.load_state_dict(saved["optimizer"])
     if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    return state["step"], state["seconds"]
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    return State(**saved["state"] | {"errors": Errors(**saved["state"]["errors"]), "ema": ema.module})

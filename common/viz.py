@@ -87,17 +87,16 @@ def smooth(values: np.ndarray, share: float = 0.03) -> np.ndarray:
 
 def plot_run(run: Path, path: Path) -> Path:
     """Loss, loss by noise level and learning rate of a run, in one picture."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # without pyplot, which would choose a screen, or change a notebook's
 
     m = read_metrics(run)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     left.plot(m["step"], m["loss"], color="0.85", linewidth=0.5)
     left.plot(m["step"], smooth(m["loss"]), color="C0")
     left.set(title="loss", xlabel="step", yscale="log")
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, 10))
+    colours = colormaps["viridis"](np.linspace(0, 0.9, 10))
     for i in range(10):
         label = {0: "nearly clean", 9: "nearly pure noise"}.get(i)
         middle.plot(m["step"], smooth(m[f"loss_{i}"]), color=colours[i], label=label)
@@ -108,5 +107,4 @@ def plot_run(run: Path, path: Path) -> Path:
     for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
-    plt.close(figure)
     return path

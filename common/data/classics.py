@@ -144,7 +144,7 @@ def flowers102(data_dir: Path, split: str, size: int) -> Images:
 
 def _download(torchvision_name: str, data_dir: Path, url: str) -> None:
     """Download through torchvision, after a short look whether the server answers at all."""
-    advice = f"put a copy there, or name another folder with --data-dir (or use --data digits, which is embedded)"
+    advice = "put a copy there, or name another folder with --data-dir (or use --data digits, which is embedded)"
     if not reachable(url):
         raise UserError(f"{torchvision_name} is not in {data_dir}, and {url} did not answer within {REACH_SECONDS} s; {advice}")
     import torchvision.datasets

@@ -1,0 +1,128 @@
+"""Pictures: sizes, the choice of moments, animations, and the reading of a run's log."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import viz
+from common.errors import UserError
+
+
+def flat(value: float, n: int = 1, channels: int = 1, size: int = 4) -> torch.Tensor:
+    return torch.full((n, channels, size, size), value)
+
+
+@pytest.mark.parametrize(
+    ("n", "columns", "height", "expected"),
+    [
+        (6, 3, None, (3 * 6 + 2, 2 * 6 + 2)),  # 4 pixels and a gap of 2 each, one more gap at the end
+        (9, None, None, (3 * 6 + 2, 3 * 6 + 2)),  # as square as can be
+        (7, None, None, (3 * 6 + 2, 3 * 6 + 2)),
+        (1, 1, 80, (80, 80)),  # enlarged by a whole factor
+        (1, 1, 3, (4, 4)),  # never made smaller
+    ],
+)
+def test_grid_sizes(n, columns, height, expected):
+    picture = viz.grid(flat(0.0, n), columns, height)
+    assert picture.size == expected and picture.mode == "RGB"
+
+
+def test_grid_shows_the_images_in_reading_order():
+    images = torch.cat([flat(-1.0), flat(0.0), flat(1.0), flat(5.0)])  # the last is beyond the range
+    pixels = np.asarray(viz.grid(images, 2))[..., 0]
+    assert [int(pixels[y, x]) for y, x in ((3, 3), (3, 9), (9, 3), (9, 9))] == [0, 128, 255, 255]
+    assert (pixels[:2] == 255).all()  # gaps are white
+
+
+def test_grid_keeps_colours():
+    red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert viz.grid(red, 1).getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_changing_evenly_takes_equal_distances_not_equal_times():
+    """A process that stands still for 90 frames and moves in the last 10."""
+    frames = [flat(0.0)] * 90 + [flat(0.1 * k) for k in range(1, 11)]
+    chosen = viz.changing_evenly(frames, 6)
+    assert chosen[0] == 0 and chosen[-1] == len(frames) - 1
+    assert chosen == sorted(chosen)
+    assert chosen[1:] == [91, 93, 95, 97, 99]
+
+
+def test_changing_evenly_with_even_changes_is_even():
+    assert viz.changing_evenly([flat(0.1 * k) for k in range(11)], 6) == [0, 2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_changing_evenly_with_fewer_frames_than_asked(frames):
+    """A sampler of a few steps still fills the strip."""
+    chosen = viz.changing_evenly([flat(0.3 * k) for k in range(frames)], 10)
+    assert len(chosen) == 10 and chosen[0] == 0 and chosen[-1] == frames - 1 and chosen == sorted(chosen)
+
+
+def test_changing_evenly_ends_at_the_last_frame_when_the_end_stands_still():
+    frames = [flat(0.1 * k) for k in range(5)] + [flat(0.4)] * 5
+    chosen = viz.changing_evenly(frames, 3)
+    assert torch.equal(frames[chosen[-1]], frames[-1])
+
+
+def test_strip_has_a_row_per_sample_and_a_column_per_moment():
+    frames = [torch.cat([flat(0.1 * k), flat(-0.1 * k)]) for k in range(11)]
+    picture = viz.strip(frames, columns=6)
+    assert picture.size == (6 * 6 + 2, 2 * 6 + 2)
+    pixels = np.asarray(picture)[..., 0].astype(int)
+    row, mirrored = pixels[3, 3::6], pixels[9, 3::6]
+    assert (np.diff(row) > 0).all() and (np.diff(mirrored) < 0).all()  # time runs to the right
+
+
+def test_gif_holds_every_moment_and_loops(tmp_path):
+    frames = [flat(-1 + 0.1 * k, n=2) for k in range(21)]
+    path = viz.save_gif(frames, tmp_path / "process.gif", n=7, seconds=2.1, hold=1.0, height=40)
+    with Image.open(path) as gif:
+        durations = [gif.info["duration"]]
+        assert gif.n_frames == 7 and gif.info["loop"] == 0
+        shades = []
+        for k in range(gif.n_frames):
+            gif.seek(k)
+            durations.append(gif.info["duration"])
+            shades.append(gif.convert("L").getpixel((gif.width // 4, gif.height // 2)))
+    assert shades == sorted(shades) and shades[0] < 10 and shades[-1] > 245
+    assert durations[1] == 300 and durations[-1] == 1000
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_of_an_unknown_kind(tmp_path):
+    with pytest.raises(UserError, match="cannot tell the kind of picture from the name grid.xyz; end it in .png"):
+        viz.save_picture(viz.grid(flat(0.0)), tmp_path / "grid.xyz")
+
+
+def test_reading_the_log_of_a_run(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss,loss_0\n1,0.5,\n2,0.25,0.125\n")
+    metrics = viz.read_metrics(tmp_path)
+    assert metrics["step"].tolist() == [1, 2] and metrics["loss"].tolist() == [0.5, 0.25]
+    assert np.isnan(metrics["loss_0"][0]) and metrics["loss_0"][1] == 0.125
+
+
+def test_a_run_without_a_log(tmp_path):
+    with pytest.raises(UserError, match="metrics.csv"):
+        viz.read_metrics(tmp_path)
+
+
+def test_smoothing_is_a_mean_over_a_window_that_ignores_gaps():
+    values = np.array([1.0, 2.0, np.nan, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0])
+    smooth = viz.smooth(values, share=0.3)
+    assert len(smooth) == 10
+    assert smooth[2] == pytest.approx(3.0)  # of 2 and 4
+    assert smooth[5] == pytest.approx(6.0)
+    assert smooth[0] == pytest.approx(1.5)  # the end uses what there is
+    assert np.isnan(viz.smooth(np.full(5, np.nan))).all()
+    assert viz.smooth(np.array([3.0]))[0] == 3.0
+
+
+def test_plot_of_a_run(tmp_path):
+    header = "step,loss,lr," + ",".join(f"loss_{i}" for i in range(10))
+    rows = [f"{k},{1 / k},{0.001},{','.join(['0.1'] * 9)}," for k in range(1, 20)]  # one noise level never seen
+    (tmp_path / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
+    path = viz.plot_run(tmp_path, tmp_path / "loss.png")
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.width > 600
