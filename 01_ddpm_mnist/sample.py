@@ -29,6 +29,8 @@ class Args:
     """The same seed gives the same images."""
     out: Path = Path("runs/01_ddpm_mnist/samples.png")
     """Where the grid goes."""
+    strip: bool = False
+    """Also draw, beside it, how the first images appeared: noise on the left, coarse steps first, fine steps at the end."""
     gif: bool = False
     """Also write an animated GIF of the reverse process beside it."""
     npy: bool = False
@@ -78,11 +80,14 @@ def main(args: Args) -> None:
     print(f"{args.n} images with {args.sampler} in {time.perf_counter() - began:.1f} s on {device}")
 
     print(viz.save_picture(viz.grid(images, height=480), args.out))
+    beside = args.out.with_suffix("").as_posix()
+    if args.strip:
+        print(viz.save_picture(viz.strip([frame[:6] for frame in frames], height=400), Path(f"{beside}_strip.png")))
     if args.gif:
-        print(viz.save_gif([frame[:64] for frame in frames], args.out.with_suffix(".gif")))
+        print(viz.save_gif([frame[:32] for frame in frames], Path(f"{beside}.gif"), columns=8))
     if args.npy:
         pixels = to_bytes(images).permute(0, 2, 3, 1).numpy()
-        path = args.out.with_suffix(".npy")
+        path = Path(f"{beside}.npy")
         write_atomically(path, lambda file: np.save(file, pixels))
         print(path)
 

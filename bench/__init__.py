@@ -79,11 +79,20 @@ def processor() -> str:
 
 
 def report(title: str, figures: dict[str, object], json: Path | None) -> None:
-    """Print figures under a title, with the machine, and write both to a JSON file where one is named."""
+    """Print figures under a title, with the machine, and write both to a JSON file where one is named.
+
+    figures: numbers, texts, or pairs of a number and its standard deviation, by name.
+    """
     where = machine()
     print(f"\n{title}\n({', '.join(f'{key} {value}' for key, value in where.items())})\n")
     for name, value in figures.items():
-        print(f"  {name:64} {value:.4g}" if isinstance(value, float) else f"  {name:64} {value}")
+        print(f"  {name:64} {shown(value)}")
     if json:
         write_json(json, {"title": title, "machine": where, "figures": figures})
         print(json)
+
+
+def shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"{value[0]:.2f} ± {value[1]:.2f}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

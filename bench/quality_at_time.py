@@ -90,9 +90,9 @@ def main(args: Args) -> None:
 
 def compare(minutes: float, reports: dict) -> dict[str, object]:
     """The rows of one budget."""
-    rows = {f"{minutes:g} min: {name}": f"{r.frechet:.2f} ± {r.frechet_sd:.2f}" for name, r in reports.items()}
+    rows = {f"{minutes:g} min: {name}": (r.frechet, r.frechet_sd) for name, r in reports.items()}
     floor = next(iter(reports.values()))
-    rows[f"{minutes:g} min: real images (the floor)"] = f"{floor.frechet_real:.2f} ± {floor.frechet_real_sd:.2f}"
+    rows[f"{minutes:g} min: real images (the floor)"] = (floor.frechet_real, floor.frechet_real_sd)
     rivals = {name: r.frechet for name, r in reports.items() if name != "ours"}
     if "ours" in reports and rivals:
         best = min(rivals, key=rivals.get)

@@ -1,6 +1,6 @@
 """A small classifier of handwritten digits: the eye of the evaluator. Its weights are shipped, fp16, in common/weights.
 
-  python -m common.classifier --data-dir data        trains it again (a few minutes on two CPU cores)
+  python -m common.classifier --data-dir data        trains it again, in a few minutes on a CPU
 
 What it sees is measured in two numbers per image: 64 features, whose distribution common/distance.py compares, and ten
 logits, one per digit.

@@ -13,7 +13,8 @@ ORDER, TRAINING, DROPOUT, SAMPLING, EVALUATION = range(5)  # the first number of
 
 def generator(*place: int, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator for one place, for instance (TRAINING, seed, step): different places are statistically independent."""
-    seed = int(np.random.SeedSequence([abs(int(p)) for p in place]).generate_state(1, np.uint64)[0] >> 1)
+    entropy = [len(place), *(abs(int(p)) for p in place)]  # the length, for numpy pads with zeros: (1, 2) is (1, 2, 0) to it
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
 
 

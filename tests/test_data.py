@@ -463,6 +463,22 @@ def test_a_server_that_accepts_and_then_says_nothing(monkeypatch):
     assert time.monotonic() - began < 2
 
 
+def test_a_name_lookup_that_never_ends(monkeypatch):
+    """It knows no time limit of its own, and with no network it can take half a minute."""
+    released = threading.Event()
+
+    def slow(*_, **__):
+        released.wait(10)
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(classics_module, "REACH_SECONDS", 0.3)
+    began = time.monotonic()
+    assert not classics_module.reachable("http://example.invalid/")
+    assert time.monotonic() - began < 3
+    released.set()
+
+
 @pytest.mark.parametrize("answer", [200, 403])
 def test_a_server_that_answers(monkeypatch, answer):
     """Even a refusal shows that there is a network."""
