@@ -19,8 +19,8 @@ class Args:
     """A run folder, or any diffusers folder with an unconditional U-Net. By default the shipped MNIST model."""
     n: int = 64
     """How many images."""
-    sampler: str = "ddim:50"
-    """ddim:50, ddim:50:eta=1, ddpm:1000, heun:18, dpmpp_2m:20, dpmpp_2s:10."""
+    sampler: str = "dpmpp_2m:20"
+    """dpmpp_2m:20, dpmpp_2s:10, ddim:50, ddim:50:eta=1, ddpm:1000, heun:18."""
     label: int | None = None
     """The class to draw, for a class-conditional model; by default all in turn."""
     size: int | None = None
@@ -84,7 +84,7 @@ def main(args: Args) -> None:
     if args.strip:
         print(viz.save_picture(viz.strip([frame[:6] for frame in frames], height=400), Path(f"{beside}_strip.png")))
     if args.gif:
-        print(viz.save_gif([frame[:32] for frame in frames], Path(f"{beside}.gif"), columns=8))
+        print(viz.save_gif([frame[:16] for frame in frames], Path(f"{beside}.gif"), columns=8, height=120))
     if args.npy:
         pixels = to_bytes(images).permute(0, 2, 3, 1).numpy()
         path = Path(f"{beside}.npy")

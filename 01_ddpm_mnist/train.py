@@ -58,8 +58,8 @@ class Args:
     """Steps between checkpoints."""
     sample_every: int | None = None
     """Steps between sample pictures; by default at each tenth of the budget."""
-    sampler: str = "ddim:50"
-    """How to sample at the end: ddim:50, ddpm:1000, heun:18, dpmpp_2m:20, ..."""
+    sampler: str = "dpmpp_2m:20"
+    """How to sample at the end: dpmpp_2m:20, ddim:50, ddpm:1000, heun:18, ..."""
     seed: int = 0
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""

@@ -134,7 +134,8 @@ def theirs(args: Args, data) -> dict[tuple[str, float], Path]:
     files = {}
     for lr in args.lrs:
         names = {weights: f"denoising_diffusion_pytorch, lr {lr:g}, {weights}" for weights in ("averaged", "raw")}
-        mine = {(name, m): sample_file(args, f"ddp lr{lr:g} {weights}", m) for m in args.minutes for weights, name in names.items()}
+        mine = {(name, m): sample_file(args, f"ddp lr{lr:g} {weights} ddim{args.sampling_steps}", m)
+                for m in args.minutes for weights, name in names.items()}  # fmt: skip
         if not all(path.exists() for path in mine.values()):
             print(f"denoising_diffusion_pytorch at {lr:g} for {max(args.minutes):g} minutes", flush=True)
             for minutes, models in train_theirs(args, data, lr):

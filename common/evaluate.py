@@ -40,8 +40,8 @@ class Args:
     """Where local copies are looked for, and where downloads go."""
     n: int | None = None
     """How many samples; by default all there are, or 500 from a model. Distances compare at equal numbers only."""
-    sampler: str = "ddim:50"
-    """How to sample from a model: ddim:50, ddpm:1000, heun:18, dpmpp_2m:20, ..."""
+    sampler: str = "dpmpp_2m:20"
+    """How to sample from a model: dpmpp_2m:20, ddim:50, ddpm:1000, heun:18, ..."""
     seed: int = 0
     """The same seed gives the same numbers."""
     json: Path | None = None

@@ -4,6 +4,8 @@
   python -m common.notebook check 01      do the two still hold the same cells?
 """
 
+import base64
+import io
 import re
 import sys
 import tempfile
@@ -90,18 +92,28 @@ def tidy(notebook) -> list[str]:
     """Leave in the outputs what a reader wants. Returns what the cells wrote to stderr, which is taken out."""
     said = []
     for cell in notebook.cells:
-        outputs = cell.get("outputs", [])
-        said += [o.text for o in outputs if o.get("name") == "stderr"]
-        cell["outputs"] = [o for o in outputs if o.get("name") != "stderr"] if cell.cell_type == "code" else outputs
-        for output in outputs:
-            data = output.get("data", {})
+        if cell.cell_type != "code":
+            continue
+        said += [output.text for output in cell.outputs if output.get("name") == "stderr"]
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for data in (output.data for output in cell.outputs if "data" in output):
             if "image/png" in data:
                 data.pop("image/jpeg", None)  # PIL offers every picture twice
+                data["image/png"] = lighter(data["image/png"])
             if "text/plain" in data:
                 data["text/plain"] = re.sub(r" at 0x[0-9A-Fa-f]+", "", data["text/plain"])
-        if cell.cell_type != "code":
-            del cell["outputs"]
     return said
+
+
+def lighter(png: str) -> str:
+    """The same picture in 256 colours, in base64: notebooks are read on the web and kept in git."""
+    from PIL import Image
+
+    picture, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    if picture.format != "PNG":  # an animated GIF under a PNG's name
+        return png
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    return min(png, base64.b64encode(file.getvalue()).decode(), key=len)
 
 
 def machine_paths(notebook) -> list[str]:

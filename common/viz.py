@@ -54,11 +54,12 @@ def strip(frames: Sequence[Tensor], columns: int = 10, height: int | None = None
     return grid(rows.flatten(0, 1), columns, height)
 
 
-def save_gif(frames: Sequence[Tensor], path: Path, n: int = 40, seconds: float = 4.0, hold: float = 1.5,
+def save_gif(frames: Sequence[Tensor], path: Path, n: int = 32, seconds: float = 4.0, hold: float = 1.5,
              columns: int | None = None, height: int = 280) -> Path:  # fmt: skip
     """An animated GIF of n moments of the process, holding the last one. frames: each (N, C, H, W) in [-1, 1]."""
+    n = min(n, len(frames))
     pictures = [grid(frames[i], columns, height) for i in changing_evenly(frames, n)]
-    pictures = [picture.quantize(64, dither=Image.Dither.NONE) for picture in pictures]
+    pictures = [picture.quantize(32, dither=Image.Dither.NONE) for picture in pictures]
     durations = [round(1000 * seconds / n)] * (n - 1) + [round(1000 * hold)]
     write_atomically(
         path,
