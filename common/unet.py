@@ -186,11 +186,11 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, symmetric: bool):
         super().__init__()
-        self.pad = (0, 0, 0, 0) if symmetric else (0, 1, 0, 1)
+        self.symmetric = symmetric
         self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1 if symmetric else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, self.pad))
+        return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):

@@ -1,0 +1,171 @@
+"""The lessons: each notebook holds the cells of its source, runs from top to bottom, and is fit to be read on the web."""
+
+import base64
+import io
+import shutil
+import time
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from common import notebook
+from common.errors import UserError
+
+LESSONS = sorted(path.parent for path in ROOT.glob("[0-9][0-9]_*/lesson.py"))
+SECONDS = 900  # a lesson takes two or three minutes on two free cores; the machine that tests may be busy
+MEGABYTES = 1.5
+
+TINY = """# %% [markdown]
+# Words
+
+# %%
+import sys
+print("hello", file=sys.stderr)
+6 * 7
+
+# %%
+import matplotlib.pyplot as plt
+plt.plot([1, 2])
+plt.show()
+"""
+
+
+def lesson(folder, source: str = TINY):
+    (folder / "lesson.py").write_text(source, encoding="utf-8")
+    return folder
+
+
+def png(picture: Image.Image, kind: str = "PNG") -> str:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def pictures(cell) -> int:
+    return sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+# ----------------------------------------------------------------------------------------------------- every chapter's
+
+
+def test_there_are_lessons():
+    assert [folder.name for folder in LESSONS][:1] == ["01_ddpm_mnist"]
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_notebook_holds_the_cells_of_its_source(folder):
+    notebook.check(folder)
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_notebook_is_fit_for_the_web(folder):
+    built = notebook.read_notebook(folder)
+    outputs = [output for cell in built.cells for output in cell.get("outputs", [])]
+    assert (folder / "lesson.ipynb").stat().st_size <= MEGABYTES * 1e6
+    assert sum(pictures(cell) for cell in built.cells) >= 5
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not notebook.machine_paths(built)
+    assert all(not cell.metadata for cell in built.cells), "no execution times, which would change with every build"
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_lesson_runs(folder):
+    began = time.monotonic()
+    run = notebook.execute(notebook.read_source(folder), folder, SECONDS)
+    assert time.monotonic() - began < SECONDS
+    built = notebook.read_notebook(folder)
+    assert [pictures(cell) for cell in run.cells] == [pictures(cell) for cell in built.cells]
+
+
+# ------------------------------------------------------------------------------------------------------- the machinery
+
+
+def test_build_keeps_results_and_nothing_of_the_machine(tmp_path, capsys):
+    path = notebook.build(lesson(tmp_path))
+    notebook.check(tmp_path)
+    words, number, plot = nbformat.read(path, as_version=4).cells
+    assert words.cell_type == "markdown" and words.source == "Words"
+    assert [output.data["text/plain"] for output in number.outputs] == ["42"]  # and not what went to stderr
+    assert "hello" in capsys.readouterr().err
+    assert pictures(plot) == 1
+    assert not any(cell.metadata for cell in (words, number, plot))
+    first = path.read_bytes()
+    assert notebook.build(tmp_path).read_bytes() == first, "the same lesson gives the same file"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda source: source.replace("6 * 7", "6 * 8"),
+        lambda source: source.replace("# Words", "# Other words"),
+        lambda source: source + "\n# %%\nprint(1)\n",
+        lambda source: source.replace("# %% [markdown]\n# Words\n\n", ""),
+        lambda source: source.replace("# %% [markdown]\n# Words", "# %%\n# Words"),
+    ],
+)
+def test_check_finds_every_drift(tmp_path, tiny_build, change):
+    shutil.copy(tiny_build / "lesson.ipynb", tmp_path)
+    lesson(tmp_path)
+    notebook.check(tmp_path)
+    lesson(tmp_path, change(TINY))
+    with pytest.raises(UserError, match="common.notebook build"):
+        notebook.check(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_build(tmp_path_factory):
+    folder = lesson(tmp_path_factory.mktemp("tiny"))
+    notebook.build(folder)
+    return folder
+
+
+def test_check_refuses_a_notebook_that_was_not_run(tmp_path):
+    nbformat.write(notebook.read_source(lesson(tmp_path)), tmp_path / "lesson.ipynb")
+    with pytest.raises(UserError, match="not executed"):
+        notebook.check(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "no JSON"])
+def test_check_refuses_what_is_no_notebook(tmp_path, content):
+    lesson(tmp_path)
+    if content is not None:
+        (tmp_path / "lesson.ipynb").write_text(content)
+    with pytest.raises(UserError, match="lesson.ipynb is (missing|no notebook)"):
+        notebook.check(tmp_path)
+
+
+def test_a_failing_cell_is_shown_and_nothing_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"ZeroDivisionError(.|\n)*a = 1 / 0"):
+        notebook.build(lesson(tmp_path, TINY + "\n# %%\na = 1 / 0\n"))
+    assert not (tmp_path / "lesson.ipynb").exists()
+
+
+def test_a_cell_that_hangs_is_ended(tmp_path):
+    source = "# %%\nimport time\ntime.sleep(60)\n"
+    with pytest.raises(UserError, match="longer than 1 s"):
+        notebook.execute(notebook.read_source(lesson(tmp_path, source)), tmp_path, seconds=1)
+
+
+def test_a_printed_path_is_refused(tmp_path):
+    source = "# %%\nfrom pathlib import Path\nprint(Path.home() / 'secret.png')\n"
+    with pytest.raises(UserError, match="secret.png"):
+        notebook.build(lesson(tmp_path, source))
+
+
+def test_pictures_become_lighter_and_stay_the_same():
+    colours = 80 * np.random.default_rng(0).integers(0, 4, (64, 64, 3), np.uint8)  # 64 different ones
+    picture = Image.fromarray(colours).convert("RGBA")
+    light = notebook.lighter(png(picture))
+    assert len(light) < 0.8 * len(png(picture))
+    assert Image.open(io.BytesIO(base64.b64decode(light))).convert("RGBA").tobytes() == picture.tobytes()
+    moving = png(picture.convert("L"), "GIF")  # not a PNG, whatever it is called
+    assert notebook.lighter(moving) == moving
+
+
+def test_chapters_by_number_or_name():
+    assert {notebook.chapter_folder(name) for name in ("1", "01", "01_ddpm_mnist")} == {ROOT / "01_ddpm_mnist"}
+    with pytest.raises(UserError, match="no chapter '99'"):
+        notebook.chapter_folder("99")
