@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -262,39 +263,44 @@ def test_resuming_with_a_damaged_checkpoint(trained_run, tmp_path):
 # ---------------------------------------------------------------------------------------------- faults while writing
 
 
-@pytest.fixture
-def small_disk():
-    """No file may grow beyond 2,000 bytes: what a full disk does, on any machine."""
+@contextmanager
+def full_disk(limit: int = 2000):
+    """No file may grow beyond `limit` bytes: what a full disk does, on any machine.
+
+    Only within the `with`: pytest itself may be writing to a file that is larger.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_loses_no_earlier_file(tmp_path, small_disk):
+def test_a_full_disk_loses_no_earlier_file(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, lambda file: file.write(b"before"))
-    with pytest.raises(UserError, match="cannot write .*file .*what was saved before is untouched") as problem:
+    with full_disk(), pytest.raises(UserError, match="cannot write .*file .*what was saved before is untouched") as problem:
         write_atomically(path, lambda file: file.write(b"x" * 5000))
     assert one_sentence(problem)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, small_disk):
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     run = tmp_path / "run"
     save_checkpoint(run, {"step": 5})
-    with pytest.raises(UserError, match="step-00000010.pt"):
+    with full_disk(), pytest.raises(UserError, match="step-00000010.pt"):
         save_checkpoint(run, some_state(10))
     assert load_checkpoint(checkpoints(run)[-1]) == {"step": 5}
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000005.pt"]
 
 
-def test_a_full_disk_loses_no_earlier_model(folder, small_disk):
+def test_a_full_disk_loses_no_earlier_model(folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     other = make_model()
     with torch.no_grad():
         other.net.conv_in.weight.add_(1)
-    with pytest.raises(UserError, match="diffusion_pytorch_model.safetensors"):
+    with full_disk(), pytest.raises(UserError, match="diffusion_pytorch_model.safetensors"):
         save_model(folder, other)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -341,13 +347,8 @@ def test_a_training_whose_disk_is_full(tmp_path):
     run = tmp_path / "run"
     run_main(TRAIN, *TINY, "--steps", 4, "--save-every", 2, "--out", run)
     before = {path: path.read_bytes() for path in checkpoints(run)}
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
-    try:
-        with pytest.raises(UserError, match="cannot write") as problem:
-            run_main(TRAIN, "--resume", run, "--steps", 8)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with full_disk(50_000), pytest.raises(UserError, match="cannot write") as problem:
+        run_main(TRAIN, "--resume", run, "--steps", 8)
     assert one_sentence(problem)
     assert {path: path.read_bytes() for path in checkpoints(run)} == before
     assert not list(run.rglob("*.partial"))
