@@ -11,15 +11,16 @@ from common import viz
 from common.checkpoint import Model, save_model
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
-from common.denoiser import Denoiser, diffusion_loss
+from common.denoiser import Denoiser
 from common.diffusers_config import check_pair
 from common.errors import UserError
 from common.files import write_json
+from common.loss import diffusion_loss
 from common.runlog import logged
 from common.samplers import Sampler
 from common.schedule import Schedule, make_schedule
 from common.training import Errors, State, TrainConfig, train
-from common.unet import UNet, UNetConfig, zero_init
+from common.unet import UNet, UNetConfig, small_unet, zero_init
 
 
 def fit(args) -> None:
@@ -115,26 +116,7 @@ def train_config(args) -> TrainConfig:
     )  # fmt: skip
 
 
-GROUPS = 8  # of every GroupNorm
-
-
 def unet_config(args, data: Images) -> UNetConfig:
-    """Attention only at the lowest resolution: elsewhere it costs more than it gives."""
-    least = 2 ** len(args.channels)
-    if data.size < least:
-        raise UserError(f"{len(args.channels)} resolutions need images of at least {least} pixels, not {data.size}; give fewer --channels")
     if args.class_conditional and data.labels is None:
         raise UserError(f"--class-conditional needs labels, and {args.data} has none")
-    if not args.channels or any(c < GROUPS or c % GROUPS for c in args.channels):
-        raise UserError(f"--channels must be multiples of {GROUPS}, not {' '.join(map(str, args.channels)) or 'none'}")
-    return UNetConfig(
-        size=data.size,
-        in_channels=data.channels,
-        out_channels=data.channels,
-        channels=args.channels,
-        attention=(False,) * (len(args.channels) - 1) + (True,),
-        layers=args.layers,
-        classes=len(data.classes) if args.class_conditional else None,
-        scale_shift=True,
-        groups=GROUPS,
-    )
+    return small_unet(data.size, data.channels, args.channels, args.layers, len(data.classes) if args.class_conditional else None)

@@ -51,8 +51,9 @@ from IPython.display import Image
 from common import viz
 from common.checkpoint import load_model
 from common.data import load
-from common.denoiser import Denoiser, diffusion_loss, target, unmix
+from common.denoiser import Denoiser, target, unmix
 from common.evaluate import evaluate
+from common.loss import diffusion_loss
 from common.runlog import logged
 from common.samplers import Sampler
 from common.schedule import make_schedule, mix

@@ -76,7 +76,7 @@ def train(net, points, schedule, steps: int, batch: int = 512, lr: float = 1.5e-
     """Teach net to find the noise in noised points (N, 2). Returns the loss of every step."""
     import torch
 
-    from common.denoiser import diffusion_loss
+    from common.loss import diffusion_loss
     from common.random import Draw
 
     optimizer, losses = torch.optim.AdamW(net.parameters()), []

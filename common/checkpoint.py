@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from common.denoiser import Clip
 from common.diffusers_config import (
     VERSION,
     scheduler_from_diffusers,
@@ -34,14 +35,15 @@ class Model(NamedTuple):
     net: UNet
     schedule: Schedule
     prediction: str
-    clip_x0: bool
+    clip_x0: Clip
 
 
 def save_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder for DDPMPipeline.from_pretrained(folder). Each file is replaced whole or not at all."""
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in model.net.state_dict().items()}
     unet = unet_to_diffusers(model.net.cfg)
-    scheduler = scheduler_to_diffusers(model.schedule, model.prediction, model.clip_x0)
+    learned_variance = model.net.cfg.text_dim is None and model.net.cfg.out_channels == 2 * model.net.cfg.in_channels
+    scheduler = scheduler_to_diffusers(model.schedule, model.prediction, model.clip_x0, learned_variance)
     write_json(folder / "unet" / "config.json", unet)
     write_atomically(folder / "unet" / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)

@@ -6,9 +6,11 @@ Nothing is guessed: a setting we cannot honour is refused by name, so that weigh
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
+from common.denoiser import Clip
 from common.errors import UserError
-from common.schedule import BETAS, DiscreteSchedule, EDMSchedule, FlowSchedule, Schedule
+from common.schedule import BETAS, DiscreteSchedule, EDMSchedule, FlowSchedule, Schedule, zero_terminal_snr
 from common.unet import UNetConfig
 
 VERSION = "0.42.1"  # the release of diffusers whose layout we write
@@ -159,7 +161,12 @@ PREDICTION_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 def check_pair(schedule: str, prediction: str) -> None:
-    """Refuse the pairs that no scheduler of diffusers can express."""
+    """Refuse the pairs that no scheduler of diffusers can express, and the one that no network can learn."""
+    if schedule.endswith("zero_snr") and prediction == "eps":
+        raise UserError(
+            f"schedule '{schedule}' ends at pure noise, where knowing the noise says nothing of the image, "
+            "so it does not go with prediction 'eps'; choose v or x0"
+        )
     goes_with = {"edm": "edm", "flow": "flow"}
     if goes_with.get(schedule, "") != (prediction if prediction in goes_with else ""):
         raise UserError(
@@ -168,16 +175,17 @@ def check_pair(schedule: str, prediction: str) -> None:
         )
 
 
-def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: bool) -> dict:
+def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: Clip, learned_variance: bool = False) -> dict:
     """The scheduler_config.json that describes how the network was trained."""
-    check_pair(schedule.name if schedule.name in ("edm", "flow") else "discrete", prediction)
+    check_pair(schedule.name, prediction)
     if isinstance(schedule, FlowSchedule):
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION,
                 "num_train_timesteps": 1000, "shift": schedule.shift}  # fmt: skip
     if isinstance(schedule, EDMSchedule):
         return {"_class_name": "EDMEulerScheduler", "_diffusers_version": VERSION, "sigma_min": schedule.sigma_min,
                 "sigma_max": schedule.sigma_max, "sigma_data": 0.5, "rho": schedule.rho}  # fmt: skip
-    named = schedule.name in BETA_NAMES and schedule.name != "sigmoid_beta"  # whose first and last beta are not its parameters
+    named = schedule.name in ("linear", "scaled_linear", "cosine")  # the others' first and last beta do not tell them all
+    zero_snr = {"rescale_betas_zero_snr": True} if float(schedule.alpha[-1]) == 0 else {}
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": VERSION,
@@ -187,14 +195,16 @@ def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: bool) -
         "beta_end": float(schedule.betas[-1]),
         "trained_betas": None if named else schedule.betas.tolist(),
         "prediction_type": PREDICTION_NAMES[prediction],
-        "variance_type": "fixed_small",
-        "clip_sample": clip_x0,
+        "variance_type": "learned_range" if learned_variance else "fixed_small",
+        "clip_sample": clip_x0 is True,
         "clip_sample_range": 1.0,
+        "thresholding": clip_x0 == "dynamic",
+        "sample_max_value": 1000.0 if clip_x0 == "dynamic" else 1.0,
         "timestep_spacing": "trailing",
-    }
+    } | zero_snr
 
 
-def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, bool]:
+def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, Clip]:
     """(schedule, prediction, clip_x0) from any diffusers scheduler that describes a training we know."""
     kind = config.get("_class_name", "")
     if kind == "FlowMatchEulerDiscreteScheduler":
@@ -205,26 +215,38 @@ def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, bool]:
         return EDMSchedule(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), rho=config.get("rho", 7.0)), "edm", False
     if "beta_schedule" not in config:
         _refuse("_class_name", kind, "scheduler")
-    if config.get("rescale_betas_zero_snr"):
-        _refuse("rescale_betas_zero_snr", True, "scheduler")
     predictions = {theirs: ours for ours, theirs in PREDICTION_NAMES.items()}
     prediction = predictions.get(config.get("prediction_type", "epsilon"))
     if prediction is None:
         _refuse("prediction_type", config["prediction_type"], "scheduler")
-    clip = config.get("clip_sample", kind in ("DDPMScheduler", "DDIMScheduler"))  # their default where nothing is said
+    if prediction == "eps" and config.get("rescale_betas_zero_snr"):
+        _refuse("rescale_betas_zero_snr with prediction_type", "epsilon", "scheduler")
+    largest = config.get("sample_max_value", 1.0)  # beyond which diffusers' thresholding only clips; 1 makes it plain clipping
+    if config.get("thresholding") and largest > 1:
+        if config.get("dynamic_thresholding_ratio", 0.995) != 0.995 or largest < 100:
+            _refuse("dynamic_thresholding_ratio / sample_max_value", (config.get("dynamic_thresholding_ratio", 0.995), largest), "scheduler")
+        return _betas_from(config), prediction, "dynamic"
+    clip = config.get("thresholding") or config.get("clip_sample", kind in ("DDPMScheduler", "DDIMScheduler"))  # their default where nothing is said
     return _betas_from(config), prediction, bool(clip)
 
 
 def _betas_from(config: dict) -> DiscreteSchedule:
+    name, betas = _named_betas(config)
+    if not config.get("rescale_betas_zero_snr"):
+        return DiscreteSchedule(betas, name)
+    return DiscreteSchedule(zero_terminal_snr(betas), f"{name}_zero_snr")  # betas that end at zero already stay what they are
+
+
+def _named_betas(config: dict) -> tuple[str, Tensor]:
     if config.get("trained_betas") is not None:
-        return DiscreteSchedule(torch.tensor(config["trained_betas"], dtype=torch.float64))
+        return "custom", torch.tensor(config["trained_betas"], dtype=torch.float64)
     name = {theirs: ours for ours, theirs in BETA_NAMES.items()}.get(config["beta_schedule"])
     if name is None:
         _refuse("beta_schedule", config["beta_schedule"], "scheduler")
     T = config.get("num_train_timesteps", 1000)
     if name == "cosine":
-        return DiscreteSchedule(BETAS[name](T), name)
-    return DiscreteSchedule(BETAS[name](T, config.get("beta_start", 1e-4), config.get("beta_end", 0.02)), name)
+        return name, BETAS[name](T)
+    return name, BETAS[name](T, config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
 
 
 def config_difference(a: UNetConfig, b: UNetConfig) -> str:

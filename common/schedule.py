@@ -103,12 +103,36 @@ def _betas(alpha_bar, T: int) -> Tensor:
     return (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
 
 
+def zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Lin et al. 2023, algorithm 1: shift and stretch sqrt(alpha_bar) so that at t = T nothing is left of the image.
+
+    Linear and scaled-linear betas end a little short of pure noise, while a sampler begins with pure noise: the network has
+    never seen it, and keeps the mean brightness that it always saw shining through. sqrt(alpha_bar_1) stays as it was. (T,)
+    """
+    root = (1 - betas).cumprod(0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    ratio = (root[1:] / root[:-1]) ** 2
+    return 1 - torch.cat([root[:1] ** 2, ratio])
+
+
+def linear_zero_snr_betas(T: int = T_DEFAULT, start: float = 1e-4, end: float = 0.02) -> Tensor:
+    """`linear_betas`, rescaled by `zero_terminal_snr`. (T,)"""
+    return zero_terminal_snr(linear_betas(T, start, end))
+
+
+def scaled_linear_zero_snr_betas(T: int = T_DEFAULT, start: float = 0.00085, end: float = 0.012) -> Tensor:
+    """`scaled_linear_betas`, rescaled by `zero_terminal_snr`. (T,)"""
+    return zero_terminal_snr(scaled_linear_betas(T, start, end))
+
+
 BETAS = {
     "linear": linear_betas,
     "scaled_linear": scaled_linear_betas,
     "cosine": cosine_betas,
     "sigmoid": sigmoid_betas,
     "sigmoid_beta": sigmoid_beta_betas,
+    "linear_zero_snr": linear_zero_snr_betas,
+    "scaled_linear_zero_snr": scaled_linear_zero_snr_betas,
 }
 
 
@@ -130,8 +154,9 @@ class DiscreteSchedule:
 
     def at_lam(self, lam: float) -> Level:
         """Between two steps the network is told a fraction, found by interpolating t over lambda."""
-        table = (self.alpha[1:] / self.sigma[1:]).log().numpy()[::-1]  # lambda of t = T..1, increasing
-        time = float(np.interp(lam, table, np.arange(self.T)[::-1]))
+        lams = (self.alpha[1:] / self.sigma[1:]).log().numpy()[::-1]  # lambda of t = T..1, increasing
+        finite = np.isfinite(lams)  # with zero terminal SNR, lambda_T is minus infinity
+        time = float(np.interp(lam, lams[finite], np.arange(self.T)[::-1][finite]))
         return Level(time, 1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam)))
 
     def draw(self, u: Tensor) -> Level:

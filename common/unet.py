@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -36,6 +38,23 @@ class UNetConfig:
     sin_first: bool = False                         # order of sine and cosine in the time embedding (DDPM: sine first)
     freq_shift: int = 0                             # 1 in the DDPM paper's own code
     symmetric_padding: bool = True                  # False pads right and bottom only, as the DDPM paper's code
+
+
+def small_unet(size: int, channels: int, widths: tuple[int, ...], layers: int = 1, classes: int | None = None,
+               out: int | None = None, groups: int = 8) -> UNetConfig:  # fmt: skip
+    """The course's U-Net for images of size x size pixels, one width for each resolution.
+
+    Attention stands only at the lowest resolution: elsewhere it costs more than it gives. `out` is the number of channels of the
+    answer, where it is not that of the images.
+    """
+    if not widths or any(width < groups or width % groups for width in widths):
+        raise UserError(f"--channels must be multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}")
+    if size < 2 ** len(widths):
+        raise UserError(f"{len(widths)} resolutions need images of at least {2 ** len(widths)} pixels, not {size}; give fewer --channels")
+    return UNetConfig(
+        size=size, in_channels=channels, out_channels=out or channels, channels=widths,
+        attention=(False,) * (len(widths) - 1) + (True,), layers=layers, classes=classes, scale_shift=True, groups=groups,
+    )  # fmt: skip
 
 
 def timestep_embedding(t: Tensor, dim: int, sin_first: bool = False, freq_shift: int = 0) -> Tensor:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler
 
-from common.denoiser import PREDICTIONS, Denoiser, diffusion_loss, scale_in, target, unmix
+from common.denoiser import PREDICTIONS, Denoiser, scale_in, target, threshold, unmix
 from common.diffusers_config import check_pair
 from common.errors import UserError
+from common.loss import diffusion_loss
 from common.schedule import SCHEDULES, Level, make_schedule, mix
 
 
@@ -113,6 +114,29 @@ def test_clipping_keeps_the_picture_made_of_its_parts():
         torch.testing.assert_close(mix(*guess, level), x)
 
 
+def test_dynamic_thresholding():
+    """As diffusers has it, image by image; an image within [-1, 1] is left alone, the brightest pixels of another are not all white."""
+    x0 = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1.0, 3.0]).view(3, 1, 1, 1)
+    theirs = DDPMScheduler(thresholding=True, sample_max_value=1000.0)._threshold_sample(x0)  # left at 1, theirs only clips
+    torch.testing.assert_close(threshold(x0), theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(threshold(x0)[0], x0[0])
+    assert float(threshold(x0)[2].abs().max()) == 1 and float((threshold(x0)[2].abs() == 1).float().mean()) < 0.02
+    assert float((x0[2].clamp(-1, 1).abs() == 1).float().mean()) > 0.5
+
+    level = Level(10, 0.6, 0.8)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    guess = Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0="dynamic")(x, level)
+    torch.testing.assert_close(guess.x0, threshold(Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0=False)(x, level).x0))
+    torch.testing.assert_close(mix(*guess, level), x)
+
+
+def test_a_network_with_learned_variance_is_read():
+    x, level = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)), Level(10, 0.6, 0.8)
+    guess = Denoiser(lambda x, t: torch.cat([0.1 * x, x + 7], 1), "eps", clip_x0=False)(x, level)
+    torch.testing.assert_close(guess.eps, 0.1 * x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(guess.v, x + 7)
+
+
 def test_the_denoiser_passes_the_noise_level_and_the_conditions():
     seen = {}
 
@@ -161,7 +185,10 @@ def test_unknown_prediction():
 def test_pairs_of_schedule_and_prediction():
     for schedule in SCHEDULES:
         for prediction in PREDICTIONS:
-            if (schedule if schedule in ("edm", "flow") else "") == (prediction if prediction in ("edm", "flow") else ""):
+            if schedule.endswith("zero_snr") and prediction == "eps":
+                with pytest.raises(UserError, match="ends at pure noise.*choose v or x0"):
+                    check_pair(schedule, prediction)
+            elif (schedule if schedule in ("edm", "flow") else "") == (prediction if prediction in ("edm", "flow") else ""):
                 check_pair(schedule, prediction)
             else:
                 with pytest.raises(UserError, match=f"schedule '{schedule}' and prediction '{prediction}' do not go together"):

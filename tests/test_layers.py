@@ -10,18 +10,20 @@ CHAPTERS = sorted(folder.name for folder in ROOT.glob("0[0-9]_*") if folder.is_d
 COMMON = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
           for path in sorted((ROOT / "common").rglob("*.py"))}  # fmt: skip
 
-# What each module may import from common; schedule <- denoiser <- samplers and unet <- checkpoint <- training.
+# What each module may import from common; schedule <- denoiser <- loss, samplers and unet <- checkpoint <- training.
 MAY_IMPORT = {
     "common.errors": set(),
     "common.random": set(),
-    "common.unet": set(),
+    "common.unet": {"errors"},
     "common.files": {"errors"},
     "common.cli": {"errors"},
     "common.schedule": {"errors"},
     "common.denoiser": {"errors", "schedule"},
-    "common.samplers": {"errors", "schedule", "denoiser", "random"},
-    "common.diffusers_config": {"errors", "schedule", "unet"},
-    "common.checkpoint": {"errors", "files", "schedule", "unet", "diffusers_config"},
+    "common.vlb": {"errors", "schedule", "denoiser"},
+    "common.loss": {"errors", "schedule", "denoiser", "vlb"},
+    "common.samplers": {"errors", "schedule", "denoiser", "random", "vlb"},
+    "common.diffusers_config": {"errors", "schedule", "denoiser", "unet"},
+    "common.checkpoint": {"errors", "files", "schedule", "denoiser", "unet", "diffusers_config"},
     "common.training": {"errors", "files", "random", "unet", "checkpoint"},
     "common.runlog": {"errors", "files", "training"},
 }

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import load_program
 
-from common.denoiser import Denoiser, diffusion_loss
+from common.denoiser import Denoiser
+from common.loss import diffusion_loss
 from common.samplers import ddpm
 from common.schedule import DiscreteSchedule, cosine_betas, linear_betas, mix
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from denoising_diffusion_pytorch.denoising_diffusion_pytorch import cosine_beta_schedule, sigmoid_beta_schedule
 from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from common.diffusers_config import scheduler_from_diffusers, scheduler_to_diffusers
 from common.errors import UserError
-from common.schedule import BETAS, SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, make_schedule, mix
+from common.schedule import BETAS, SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, make_schedule, mix, zero_terminal_snr
 
 THEIR_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "sigmoid_beta": "sigmoid"}
 
@@ -98,12 +99,51 @@ def test_discrete_schedules_preserve_variance_and_only_add_noise(name, T):
     schedule = make_schedule(name, T)
     torch.testing.assert_close(schedule.alpha**2 + schedule.sigma**2, torch.ones(T + 1, dtype=torch.float64))
     assert schedule.alpha_bar[0] == 1 and schedule.sigma[0] == 0  # t = 0 is the clean image
-    assert (schedule.alpha_bar.diff() < 0).all() and schedule.alpha_bar[-1] > 0
-    assert ((schedule.betas > 0) & (schedule.betas <= 0.999)).all()
+    assert (schedule.alpha_bar.diff() < 0).all() and (schedule.alpha_bar[-1] == 0) == name.endswith("zero_snr")
+    assert ((schedule.betas > 0) & (schedule.betas <= (1 if name.endswith("zero_snr") else 0.999))).all()
     running = 1.0
     for t in range(1, T + 1):  # alpha_bar_t is the product of the first t factors, with the paper's counting
         running *= 1 - float(schedule.betas[t - 1])
         assert math.isclose(float(schedule.alpha_bar[t]), running, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_zero_terminal_snr(name):
+    """Lin et al. 2023, algorithm 1, as diffusers has it: the first step stays, the last leaves nothing, twice changes nothing."""
+    betas = BETAS[name](1000)
+    mine = zero_terminal_snr(betas)
+    torch.testing.assert_close(mine, rescale_zero_terminal_snr(betas), rtol=1e-9, atol=1e-12)
+    assert mine[0] == pytest.approx(float(betas[0]), rel=1e-9) and mine[-1] == 1
+    torch.testing.assert_close(zero_terminal_snr(mine), mine, rtol=1e-9, atol=1e-12)
+
+
+def test_solvers_may_look_anywhere_on_a_schedule_that_ends_in_pure_noise():
+    schedule = make_schedule("linear_zero_snr")
+    assert schedule.at_lam(-40).time == pytest.approx(998) and schedule.at_lam(20).time == 0
+    assert 0 < schedule.at_lam(0.0).time < 999
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+def test_a_rescaled_schedule_of_diffusers_is_read(name):
+    config = {"_class_name": "DDIMScheduler", "beta_schedule": name, "beta_start": 0.0009, "beta_end": 0.015,
+              "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}  # fmt: skip
+    schedule, prediction, _ = scheduler_from_diffusers(config)
+    theirs = DDIMScheduler.from_config(config)
+    torch.testing.assert_close(schedule.alpha_bar[1:], theirs.alphas_cumprod.double(), rtol=5e-4, atol=1e-6)
+    assert (schedule.name, prediction, float(schedule.alpha_bar[-1])) == (f"{name}_zero_snr", "v", 0.0)
+    with pytest.raises(UserError, match="rescale_betas_zero_snr with prediction_type = 'epsilon'"):
+        scheduler_from_diffusers(config | {"prediction_type": "epsilon"})
+
+
+@pytest.mark.parametrize("clip", [True, False, "dynamic"])
+def test_how_guesses_are_clipped_is_kept(clip):
+    config = scheduler_to_diffusers(make_schedule("cosine"), "v", clip)
+    assert scheduler_from_diffusers(config)[2] == clip
+    theirs = DDPMScheduler.from_config(config).config
+    assert (theirs.clip_sample, theirs.thresholding) == (clip is True, clip == "dynamic")
+    with pytest.raises(UserError, match="dynamic_thresholding_ratio"):
+        scheduler_from_diffusers(config | {"thresholding": True, "sample_max_value": 1000.0, "dynamic_thresholding_ratio": 0.9})
+    assert scheduler_from_diffusers(config | {"thresholding": True, "sample_max_value": 1.0})[2] is True
 
 
 def test_the_cosine_follows_its_formula():

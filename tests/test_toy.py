@@ -7,8 +7,9 @@ import torch
 from conftest import ROOT, load_program, run_program
 from PIL import Image
 
-from common.denoiser import PREDICTIONS, Denoiser, diffusion_loss, target, unmix
+from common.denoiser import PREDICTIONS, Denoiser, target, unmix
 from common.errors import UserError
+from common.loss import diffusion_loss
 from common.random import Draw
 from common.samplers import SAMPLERS, Sampler
 from common.schedule import make_schedule, mix

@@ -17,8 +17,8 @@ from torch import nn
 
 from common.checkpoint import checkpoints, load_checkpoint
 from common.data import load
-from common.denoiser import diffusion_loss
 from common.errors import UserError
+from common.loss import diffusion_loss
 from common.random import Draw, generator
 from common.runlog import BINS, COLUMNS, keep_rows_until, logged, loss_by_noise
 from common.schedule import make_schedule
