@@ -90,37 +90,54 @@ def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) ->
     Both sets are first brought to the samples' size, as a model's training images were. Where `real` is too small for two
     disjoint draws of N images, fewer samples are used, and the notes say so. Raises UserError for what cannot be compared.
     """
-    import torch
-
-    from common.classifier import load_classifier, look
-    from common.data import Images
-    from common.data.images import to_bytes
-    from common.distance import Frechet, bootstrap, deal, kernel_distance, one_thread
-    from common.random import EVALUATION, generator
-
     n, notes = check(samples, reference, real)
-    net, size = load_classifier(), samples.shape[-1]
     if n < len(samples):
         samples = choose(samples, n, seed)
-    features, classes = look(net, to_bytes(samples))
-    features_reference, _ = look(net, reference.resized(size).pixels)
-    features_real, classes_real = look(net, Images(real.name, choose(real.pixels, DRAWS * n, seed)).resized(size).pixels)
-    _, classes_noise = look(net, torch.randn((n, 1, size, size), generator=generator(EVALUATION, seed, 2)).clamp(-1, 1))
+    return Judge(reference, real, samples.shape[-1], n, seed)(samples, tuple(notes))
 
-    with one_thread():
-        frechet = Frechet(features_reference)
-        estimate = bootstrap(frechet, features, seed)
-        kid, kid_sd = kernel_distance(features, features_reference, seed)
-        hands = list(deal(features_real, n, DRAWS, seed))
-        frechet_real = torch.tensor([frechet(hand) for hand in hands])
-        kid_real = torch.tensor([kernel_distance(hand, features_reference, seed)[0] for hand in hands])
-    return Report(
-        n, len(reference),
-        estimate.value, estimate.sd, (estimate.low, estimate.high), float(frechet_real.mean()), float(frechet_real.std()),
-        kid, kid_sd, float(kid_real.mean()), float(kid_real.std()),
-        histogram(classes), histogram(classes_real),
-        confidence(classes), confidence(classes_real), confidence(classes_noise), tuple(notes),
-    )  # fmt: skip
+
+class Judge:
+    """`evaluate` for many sets of n samples: what they are compared with is looked at only once.
+
+    judge = Judge(reference, real, size, n); judge(samples) -> Report, where samples is (n, 1 or 3, size, size).
+    """
+
+    def __init__(self, reference: Images, real: Images, size: int, n: int, seed: int = 0):
+        import torch
+
+        from common.classifier import load_classifier, look
+        from common.data import Images
+        from common.distance import Frechet, deal, kernel_distance, one_thread
+        from common.random import EVALUATION, generator
+
+        self.n, self.seed, self.net = n, seed, load_classifier()
+        self.features_reference, _ = look(self.net, reference.resized(size).pixels)
+        chosen = Images(real.name, choose(real.pixels, DRAWS * n, seed)).resized(size).pixels
+        features_real, self.classes_real = look(self.net, chosen)
+        noise = torch.randn((n, 1, size, size), generator=generator(EVALUATION, seed, 2)).clamp(-1, 1)
+        _, self.classes_noise = look(self.net, noise)
+        with one_thread():
+            self.frechet = Frechet(self.features_reference)
+            hands = list(deal(features_real, n, DRAWS, seed))
+            self.frechet_real = torch.tensor([self.frechet(hand) for hand in hands])
+            self.kid_real = torch.tensor([kernel_distance(hand, self.features_reference, seed)[0] for hand in hands])
+
+    def __call__(self, samples: Tensor, notes: tuple[str, ...] = ()) -> Report:
+        from common.classifier import look
+        from common.data.images import to_bytes
+        from common.distance import bootstrap, kernel_distance, one_thread
+
+        features, classes = look(self.net, to_bytes(samples))
+        with one_thread():
+            estimate = bootstrap(self.frechet, features, self.seed)
+            kid, kid_sd = kernel_distance(features, self.features_reference, self.seed)
+        return Report(
+            self.n, len(self.features_reference),
+            estimate.value, estimate.sd, (estimate.low, estimate.high), float(self.frechet_real.mean()), float(self.frechet_real.std()),
+            kid, kid_sd, float(self.kid_real.mean()), float(self.kid_real.std()),
+            histogram(classes), histogram(self.classes_real),
+            confidence(classes), confidence(self.classes_real), confidence(self.classes_noise), notes,
+        )  # fmt: skip
 
 
 def check(samples: Tensor, reference: Images, real: Images) -> tuple[int, list[str]]:

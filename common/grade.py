@@ -152,10 +152,10 @@ def main(args: Args) -> None:
     results = []
     for result in grade(folder, submission.resolve(), args.seed, args.seconds):
         outcome = f"failed: {result.message}" if result.message else "passed"
-        print(f"{result.number:2} {result.name:16} {result.points}/{result.possible}  {outcome}", flush=True)
+        print(f"{result.number:2} {result.name:18} {result.points}/{result.possible}  {outcome}", flush=True)
         results.append(result)
     points, possible = sum(r.points for r in results), sum(r.possible for r in results)
-    print(f"{'total':19} {points}/{possible}")
+    print(f"{'total':21} {points}/{possible}")
     if args.json:
         rows = [asdict(result) | {"passed": not result.message} for result in results]
         summary = {"chapter": folder.parent.name, "submission": str(submission), "seed": args.seed}

@@ -55,6 +55,10 @@ class Path:
     def __len__(self) -> int:
         return len(self.levels.time) - 1
 
+    def after(self, steps: int) -> "Path":
+        """What is left of the path when some steps are done, for beginning with a half-noised image."""
+        return Path(Level(*(column[steps:] for column in self.levels)), self.schedule)
+
     def __iter__(self) -> Iterator[Level]:
         return map(Level, *(column.tolist() for column in self.levels))
 

@@ -32,13 +32,17 @@ class TrainConfig:
     steps: int | None = None      # budget in optimizer steps, or
     minutes: float | None = None  # in wall-clock time; the learning rate follows whichever is given
     batch: int = 32               # images per step and process
-    lr: float = 2e-3              # peak learning rate of AdamW
+    optimizer: str = "adamw"      # or "sgd"
+    lr: float = 2e-3              # its peak learning rate
     warmup: float = 0.05          # fraction of the budget in which the rate rises
     accumulate: int = 1           # batches per optimizer step
     clip: float = 1.0             # largest norm of the gradient
     ema: float = 0.05             # half-life of the averaged weights, as a fraction of the steps done so far
     save_every: int = 500         # steps between checkpoints
     seed: int = 0
+
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": lambda weights, lr: torch.optim.SGD(weights, lr, momentum=0.9)}
 
 
 class Data(Protocol):
@@ -82,7 +86,7 @@ def train(
     """
     net.to(accelerator.device)
     ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
-    optimizer = torch.optim.AdamW(net.parameters(), cfg.lr)
+    optimizer = OPTIMIZERS[cfg.optimizer](net.parameters(), cfg.lr)
     left = restore(cfg.out, net, ema, optimizer, accelerator) if resume else None
     net, optimizer = accelerator.prepare(net, optimizer)
     budget = Budget(cfg, left.seconds if left else 0.0, accelerator)

@@ -55,10 +55,13 @@ def strip(frames: Sequence[Tensor], columns: int = 10, height: int | None = None
 
 
 def save_gif(frames: Sequence[Tensor], path: Path, n: int = 32, seconds: float = 4.0, hold: float = 1.5,
-             columns: int | None = None, height: int = 280) -> Path:  # fmt: skip
-    """An animated GIF of n moments of the process, holding the last one. frames: each (N, C, H, W) in [-1, 1]."""
-    n = min(n, len(frames))
-    pictures = [grid(frames[i], columns, height) for i in changing_evenly(frames, n)]
+             columns: int | None = None, height: int = 280, evenly: bool = True) -> Path:  # fmt: skip
+    """An animated GIF of n moments of the process, holding the last one. frames: each (N, C, H, W) in [-1, 1].
+
+    evenly  choose the moments by `changing_evenly`; else all frames are shown for equal times, jumps and all
+    """
+    n = min(n, len(frames)) if evenly else len(frames)
+    pictures = [grid(frames[i], columns, height) for i in (changing_evenly(frames, n) if evenly else range(n))]
     pictures = [picture.quantize(32, dither=Image.Dither.NONE) for picture in pictures]
     durations = [round(1000 * seconds / n)] * (n - 1) + [round(1000 * hold)]
     write_atomically(

@@ -116,6 +116,53 @@ def test_chapter_1_agrees_with_the_longhand_and_with_common():
     expect(s.time_embedding(t, 32), timestep_embedding(t, 32, sin_first=True), "embedding", atol=1e-3)
 
 
+def test_chapter_3_agrees_with_common():
+    """The solutions are the same mathematics as the course's schedules, predictions, weights and samplers. (slerp is not in common.)"""
+    from common.denoiser import target, unmix
+    from common.loss import GAMMA, weight_of
+    from common.samplers import ddim, dpmpp_2m, heun
+    from common.schedule import DiscreteSchedule, Level, linear_betas, mix, zero_terminal_snr
+
+    def same(got, right):
+        torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-9)
+
+    def denoise(x, level):
+        x0 = (x + level.sigma).cos()
+        return x0, (x - level.alpha * x0) / level.sigma
+
+    s, schedule, path = CHAPTERS["03"].solutions, DiscreteSchedule(linear_betas()), DiscreteSchedule(linear_betas()).path(7)
+    x, eps, z = torch.randn(3, 4, 1, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = (path.levels.time.long() + 1).tolist()  # T ... 0
+    levels = [s.Level(level.alpha, level.sigma) for level in path]
+
+    same(DiscreteSchedule(s.respace(schedule.alpha_bar, times[-2::-1])).alpha, path.levels.alpha.flip(0))
+    same(s.zero_terminal_snr(schedule.alpha_bar), DiscreteSchedule(zero_terminal_snr(schedule.betas)).alpha_bar)
+
+    for eta in (0.0, 0.6, 1.0):
+        state = x
+        for k, step in enumerate(ddim(denoise, x, path, eta, noise=lambda k, x: k * z)):
+            state = s.ddim_step(state, denoise(state, levels[k])[1], times[k], times[k + 1], eta, (k + 1) * z, schedule.alpha_bar)
+            same(state, step.x)
+    state = x
+    for k, step in enumerate(heun(denoise, x, path)):
+        state = s.heun_step(denoise, state, levels[k], levels[k + 1])
+        same(state, step.x)
+    state, x0_old, before = x, None, None
+    for k, step in enumerate(dpmpp_2m(denoise, x, path)):
+        x0, _ = denoise(state, levels[k])
+        state = s.dpmpp_2m_step(state, x0, levels[k], levels[k + 1], x0_old, before)
+        x0_old, before = x0, levels[k]
+        same(state, step.x)
+
+    some = schedule.at(torch.tensor([1, 100, 500, 1000]))
+    images = some.like(x)
+    noisy, v = s.v_prediction(x, eps, some.alpha, some.sigma, back=False)
+    same((noisy, v), (mix(x, eps, images), target("v", x, eps, images)))
+    same(s.v_prediction(noisy, v, some.alpha, some.sigma, back=True), tuple(unmix("v", v, noisy, images)))
+    for prediction in ("eps", "x0", "v"):
+        same(s.snr_weight(some.alpha, some.sigma, GAMMA, prediction), weight_of("min_snr", prediction, Level(0, some.alpha, some.sigma)))
+
+
 # ------------------------------------------------------------------------------------------------ the stub's generator
 
 

@@ -1,0 +1,98 @@
+"""Walk from one real image to another through the space of noise, and measure how even the walk is.
+
+  python 03_ddim_schedules/interpolate.py                              all methods, two test images
+  python 03_ddim_schedules/interpolate.py --a class:3 --b class:8 --method ddim_slerp
+  python 03_ddim_schedules/interpolate.py --a one.png --b other.png --strength 0.5 --method ddpm ddpm_shared
+
+Writes a picture with one row for each method, a GIF of the walks, and a plot of the change from frame to frame.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.cli import pick_device, positive, run
+from common.errors import UserError
+
+PRETRAINED = Path(__file__).parents[1] / "01_ddpm_mnist" / "pretrained"
+
+
+@dataclass(frozen=True)
+class Args:
+    a: str = "0"
+    """The first image: its index in the test images, class:3 for the first one of a class, or a file."""
+    b: str = "1"
+    """The second image."""
+    method: tuple[Literal["ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp"], ...] = (
+        "ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp")  # fmt: skip
+    """Ways to walk; latents.py says what they are."""
+    frames: int = 16
+    """Pictures on the way, both ends included."""
+    strength: float = 0.6
+    """How far up the ddpm walks noise the images: 1 is pure noise."""
+    steps: int = 100
+    """Of the sampler, from pure noise to the image."""
+    model: Path = PRETRAINED
+    """A run folder, or any diffusers folder with an unconditional U-Net. By default chapter 1's."""
+    data: str = "auto"
+    """Where indices and classes are looked up: auto, digits, mnist, ... or a folder of images."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    seed: int = 0
+    out: Path = Path("runs/03_ddim_schedules/interpolate")
+    """The folder that the pictures go to."""
+    device: str = "auto"
+
+
+def main(args: Args) -> None:
+    positive(steps=args.steps)
+    if args.frames < 3:
+        raise UserError(f"--frames must be at least 3, not {args.frames}: two of them are the images themselves")
+    if not 0 < args.strength <= 1:
+        raise UserError(f"--strength must be above 0 and at most 1, not {args.strength:g}")
+
+    import torch
+    from latents import changes, jumpiness, walk
+    from pick import check_alike, find_image, open_model, wants
+
+    from common import viz
+
+    check_alike((args.a, args.b))
+    device = pick_device(args.device)
+    model, denoise, free = open_model(args.model, device)
+    a, b = (find_image(word, wants(model), args.data, args.data_dir).to(device) for word in (args.a, args.b))
+    path, shares = model.schedule.path(args.steps), torch.linspace(0, 1, args.frames).tolist()
+
+    walks = {method: walk(method, denoise, free, path, a, b, shares, args.strength, args.seed).cpu() for method in args.method}
+    steps = {method: changes(pictures) for method, pictures in walks.items()}
+    print(f"{'method':14}{'mean change':>12}{'largest':>10}{'largest / mean':>16}   between frames")
+    for method, change in steps.items():
+        at = int(change.argmax())
+        print(f"{method:14}{change.mean():>12.2f}{change.max():>10.2f}{jumpiness(change):>16.2f}   {at + 1} and {at + 2}")
+    ends = [a.cpu().expand(1, -1, -1, -1), b.cpu()]
+    rows = [torch.cat([ends[0], pictures, ends[1]]) for pictures in walks.values()]
+    print(viz.save_picture(viz.grid(torch.cat(rows), args.frames + 2, 60 * len(rows)), args.out / "strip.png"))
+    there = [torch.stack([pictures[i] for pictures in walks.values()]) for i in range(args.frames)]
+    print(viz.save_gif(there + there[-2:0:-1], args.out / "walk.gif", columns=len(walks), height=120, hold=0.3, evenly=False))
+    print(plot(steps, args.out / "change.png"))
+
+
+def plot(steps: dict, path: Path) -> Path:
+    """The change between neighbouring frames, one curve for each method."""
+    from matplotlib.figure import Figure
+
+    from common.files import write_atomically
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for method, change in steps.items():
+        axis.plot(range(1, len(change) + 1), change, marker="o", markersize=3, label=method)
+    axis.set(xlabel="from frame k to k + 1", ylabel="change (distance of features)")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    return path
+
+
+if __name__ == "__main__":
+    run(main, Args)

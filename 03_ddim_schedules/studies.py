@@ -1,0 +1,61 @@
+"""The studies that have a name: each puts a piece of lore to the test. `python 03_ddim_schedules/ablate.py --list` prints them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Study:
+    question: str
+    vary: tuple[str, ...]       # as on the command line; more words given there replace these, key by key
+    measure: str = "frechet"
+    pretrained: bool = False    # on chapter 1's shipped network, where no --model is given
+
+
+SEEDS = "seed=0,1,2"
+STUDIES = {
+    "samplers": Study(
+        "How many steps does each sampler need?",
+        ("sampler=ddpm,ddpm:variance=large,ddim,ddim:eta=0.5,heun,dpmpp_2m,dpmpp_2s,sde", "steps=5,10,15,20,30,50", "n=128"),
+        pretrained=True,
+    ),
+    "respacing": Study(
+        "Claim 4: does DDPM with fewer than 1000 steps stay noisy, or only when its coefficients are wrong?",
+        ("sampler=ddpm,ddpm_naive,ddim", "steps=10,20,50,100,250", "n=128", SEEDS),
+        pretrained=True,
+    ),
+    "eta": Study(
+        "Claim 5: are eta = 0 and eta = 1 alike at 50 steps?",
+        ("sampler=ddim", "eta=0,0.5,1", "steps=10,20,50,100", "n=128", SEEDS),
+        pretrained=True,
+    ),
+    "optimizers": Study(
+        "Claim 1: can SGD train a diffusion model? At which rate does AdamW diverge?",
+        ("optimizer=adamw,sgd", "lr=1e-4,2e-3,1e-2,1e-1", SEEDS),
+    ),
+    "polish": Study(
+        "Claim 1: does SGD at 1e-6 improve what AdamW has made?",
+        ("optimizer=adamw,adamw-sgd", "lr=1e-6", SEEDS),
+    ),
+    "schedules": Study(
+        "Claim 2, on one channel: are the linear and the cosine schedule the same?",
+        ("schedule=linear,cosine,sigmoid,linear_zero_snr", "prediction=v", SEEDS),
+    ),
+    "colour": Study(
+        "Claim 2, in colour: does the linear schedule give whitish pictures?",
+        ("schedule=linear,cosine,linear_zero_snr", "prediction=v", "data=cifar10", "size=16", "train_steps=1500", SEEDS),
+        measure="brightness",
+    ),
+    "losses": Study("Claim 3: is L2 sharper and L1 smoother?", ("loss=l2,l1,huber", SEEDS), measure="sharpness"),
+    "weights": Study("Claim 6: do P2 and min-SNR weights make a difference?", ("weight=plain,p2,min_snr", "prediction=eps,v", SEEDS)),
+    "ema": Study("Claim 6: do averaged weights make a difference?", ("ema=yes,no", "train_steps=250,1000", SEEDS)),
+    "clip": Study("Claim 6: does clipping x0 make a difference?", ("clip=none,static,dynamic", "prediction=eps,v", SEEDS)),
+    "predictions": Study("What should the network predict?", ("prediction=eps,x0,v", "schedule=linear,cosine", SEEDS)),
+    "capacity": Study(
+        "Claim 10: do wider and deeper networks improve the samples?",
+        ("channels=16-32,32-64,64-128", "layers=1,2", SEEDS),
+    ),
+    "variance": Study(
+        "Is a learned variance better than either fixed one, with few steps and with many?",
+        ("learned_variance=yes", "sampler=ddpm:variance=small,ddpm:variance=large,ddpm:variance=learned", "steps=10,50,250", "prediction=eps", SEEDS),
+    ),
+}  # fmt: skip
