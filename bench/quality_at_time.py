@@ -21,8 +21,8 @@ Samples are kept in the --out folder, and a bench that was interrupted goes on w
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -45,8 +45,10 @@ class Args:
     """Samples of each."""
     lrs: tuple[float, ...] = (1e-4, 1e-3)
     """Learning rates for theirs."""
+    weights: tuple[Literal["averaged", "raw"], ...] = ("averaged", "raw")
+    """Which of its weights to sample; that takes longer than training them."""
     sampling_steps: int = 50
-    """Steps of its own DDIM sampler. Ours takes its default, ddim:50."""
+    """Steps of its own DDIM sampler. Ours takes its default, dpmpp_2m:20."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Of both; auto is what train.py picks."""
     only: Literal["ours", "theirs", "both"] = "both"
@@ -130,32 +132,43 @@ def ours(args: Args) -> dict[tuple[str, float], Path]:
 
 
 def theirs(args: Args, data) -> dict[tuple[str, float], Path]:
-    """{(name, minutes): file of samples} for every learning rate, averaged and raw weights."""
-    files = {}
+    """{(name, minutes): file of samples} for every learning rate, averaged and raw weights. All is trained before any is sampled."""
     for lr in args.lrs:
-        names = {weights: f"denoising_diffusion_pytorch, lr {lr:g}, {weights}" for weights in ("averaged", "raw")}
-        mine = {(name, m): sample_file(args, f"ddp lr{lr:g} {weights} ddim{args.sampling_steps}", m)
-                for m in args.minutes for weights, name in names.items()}  # fmt: skip
-        if not all(path.exists() for path in mine.values()):
+        if not all(weights_file(args, lr, minutes).exists() for minutes in args.minutes):
             print(f"denoising_diffusion_pytorch at {lr:g} for {max(args.minutes):g} minutes", flush=True)
-            for minutes, models in train_theirs(args, data, lr):
-                for weights, diffusion in models.items():
-                    save_samples(diffusion, mine[names[weights], minutes], args)
-        files |= mine
+            train_theirs(args, data, lr)
+    files = {}
+    for weights, minutes, lr in product(args.weights, args.minutes, args.lrs):
+        path = sample_file(args, f"ddp lr{lr:g} {weights} ddim{args.sampling_steps}", minutes)
+        if not path.exists():
+            print(f"samples of its {weights} weights after {minutes:g} minutes at {lr:g}", flush=True)
+            save_samples(weights_file(args, lr, minutes), weights, path, args)
+        files[f"denoising_diffusion_pytorch, lr {lr:g}, {weights}", minutes] = path
     return files
 
 
-def train_theirs(args: Args, data, lr: float) -> Iterator[tuple[float, dict]]:
-    """Train as its Trainer does, pausing at each budget to yield (minutes, {"averaged": diffusion, "raw": diffusion})."""
+def weights_file(args: Args, lr: float, minutes: float) -> Path:
+    return sample_file(args, f"ddp lr{lr:g} weights", minutes).with_suffix(".pt")
+
+
+def new_theirs(args: Args):
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    return GaussianDiffusion(Unet(dim=32, channels=1), image_size=32, sampling_timesteps=args.sampling_steps)
+
+
+def train_theirs(args: Args, data, lr: float) -> None:
+    """Train as its Trainer does; at each budget, put the weights away."""
     import torch
     import torch.nn.functional as F
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
     from tqdm import tqdm
 
+    from common.files import write_atomically
+
     torch.manual_seed(args.seed)
     images = F.pad(data.pixels, (2, 2, 2, 2))  # (N, 1, 32, 32) bytes; the padding is black, as the border of every digit
-    diffusion = GaussianDiffusion(Unet(dim=32, channels=1), image_size=32, sampling_timesteps=args.sampling_steps)
+    diffusion = new_theirs(args)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr, betas=(0.9, 0.99))
     ema = EMA(diffusion, beta=0.995, update_every=10)
     bf16, seconds, budgets = pick_precision(args.precision, "cpu") == "bf16", 0.0, sorted(args.minutes)
@@ -173,18 +186,22 @@ def train_theirs(args: Args, data, lr: float) -> Iterator[tuple[float, dict]]:
                 seconds += time.monotonic() - began
                 bar.update()
                 if seconds >= 60 * budgets[0]:
-                    yield budgets.pop(0), {"averaged": ema.ema_model, "raw": diffusion}
+                    both = {"averaged": ema.ema_model.state_dict(), "raw": diffusion.state_dict()}
+                    write_atomically(weights_file(args, lr, budgets.pop(0)), lambda file, both=both: torch.save(both, file))
                     if not budgets:
                         return
 
 
-def save_samples(diffusion, path: Path, args: Args) -> None:
+def save_samples(source: Path, weights: str, path: Path, args: Args) -> None:
     """n samples by its own DDIM, cropped from 32 to 28 pixels, as bytes (n, 28, 28, 1)."""
     import numpy as np
     import torch
 
     from common.files import write_atomically
 
+    diffusion = new_theirs(args)
+    diffusion.load_state_dict(torch.load(source, weights_only=True)[weights])
+    diffusion.eval()
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
         batches = [diffusion.sample(min(50, args.n - start)) for start in range(0, args.n, 50)]  # each (b, 1, 32, 32) in [0, 1]
