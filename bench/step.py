@@ -36,7 +36,7 @@ class Args:
     """As in train.py: auto is bf16 where the processor computes it natively, else no."""
     data_dir: Path | None = None
     """Where MNIST is, for the third measurement."""
-    seconds: float = 15
+    seconds: float = 30
     """How long train.py trains in it."""
     memory_of: Literal["ours", "diffusers", "imports"] | None = None
     """Only make 20 steps and exit: how this program measures memory, each network in a process of its own."""

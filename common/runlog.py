@@ -43,7 +43,7 @@ class RunLog:
         if self.file.tell() == 0:
             self.csv.writerow(COLUMNS)
         self.board = SummaryWriter(str(out), purge_step=first_step + 1)
-        self.total, self.seconds = total, None
+        self.total = total
         self.bar = tqdm(
             total=total or 100,  # percent, where the budget is in minutes
             initial=first_step if total else 0,
@@ -54,9 +54,7 @@ class RunLog:
         )
 
     def write(self, state: State) -> None:
-        took = state.seconds - (self.seconds if self.seconds is not None else 0.0)
-        rate = state.images / max(took, 1e-9) if self.seconds is not None else float("nan")
-        self.seconds = state.seconds
+        rate = state.images / max(state.took, 1e-9)
         by_noise = loss_by_noise(state)
         self.csv.writerow([state.step, repr(state.loss), f"{state.lr:.6g}", f"{state.grad_norm:.6g}", f"{rate:.1f}",
                            f"{state.seconds:.3f}", *by_noise])  # fmt: skip

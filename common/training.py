@@ -71,6 +71,7 @@ class State(NamedTuple):
     grad_norm: float   # before clipping
     images: int        # images in this step, all processes
     seconds: float     # of training so far, earlier parts of a resumed run included
+    took: float        # seconds of this step alone, without what the caller does between steps
     progress: float    # part of the budget used, 0 to 1
     ema: nn.Module     # the averaged network, ready to sample from
     saved: bool        # a checkpoint was written after this step
@@ -98,6 +99,7 @@ def train(
 
     with budget.stop_at_ctrl_c():
         for step in count(left.step if left else 0):
+            began = time.perf_counter()
             lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
             optimizer.param_groups[0]["lr"] = lr
             errors = backward(net, data, loss, cfg, step, accelerator)
@@ -112,8 +114,8 @@ def train(
             done = budget.used(step + 1) >= 1 or budget.interrupted
             saved = done or (step + 1) % cfg.save_every == 0
             images = cfg.batch * cfg.accumulate * accelerator.num_processes
-            state = State(step + 1, mean, errors, lr, grad_norm, images, budget.seconds, budget.used(step + 1),
-                          ema.module, saved, done)  # fmt: skip
+            state = State(step + 1, mean, errors, lr, grad_norm, images, budget.seconds, time.perf_counter() - began,
+                          budget.used(step + 1), ema.module, saved, done)  # fmt: skip
             if saved and accelerator.is_main_process:
                 save_checkpoint(cfg.out, snapshot(state, net, ema, optimizer, accelerator))
             yield state

@@ -201,11 +201,12 @@ def test_accumulation_is_one_larger_batch(tmp_path):
 
 def test_a_budget_in_minutes(tmp_path, monkeypatch):
     """A clock on which each step takes two seconds, so that it does not matter how busy the machine is."""
-    clock = count(100.0, 2.0)
-    monkeypatch.setattr("common.training.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    clock, stopwatch = count(100.0, 2.0), count(0.0, 1.0)
+    monkeypatch.setattr("common.training.time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=lambda: next(stopwatch)))
     states = list(start(tmp_path, little_net(), minutes=2.0, save_every=20))
     assert [state.seconds for state in states] == [2.0 * k for k in range(1, 61)]
     assert [state.done for state in states] == [False] * 59 + [True] and states[-1].progress == 1
+    assert {state.took for state in states} == {1.0}  # looked at twice a step: what the caller does in between is not in it
     rates = [state.lr for state in states]  # the rate follows the clock: 5 % of warm-up are three steps
     assert rates.index(max(rates)) == 3 and rates[-1] < 0.01 * max(rates)
 
