@@ -1,7 +1,7 @@
 """Measure instead of believing: train and sample with every combination of settings, and compare.
 
   python 03_ddim_schedules/ablate.py --list                                       the studies that have a name
-  python 03_ddim_schedules/ablate.py samplers                                     8 samplers x 6 numbers of steps, chapter 1's network
+  python 03_ddim_schedules/ablate.py samplers --data-dir data                     8 samplers x 6 numbers of steps, chapter 1's network
   python 03_ddim_schedules/ablate.py losses                                       trains what it needs, on the embedded digits
   python 03_ddim_schedules/ablate.py losses data=mnist n=500 --data-dir data      a named study with other settings
   python 03_ddim_schedules/ablate.py schedule=linear,cosine sampler=ddim:20,dpmpp_2m:20 seed=0,1,2
@@ -19,7 +19,8 @@ from tyro.conf import Positional
 from common.cli import run, writable_folder
 from common.errors import UserError
 
-PRETRAINED = Path(__file__).parents[1] / "01_ddpm_mnist" / "pretrained"
+OF_MNIST = Path(__file__).parents[1] / "01_ddpm_mnist" / "pretrained"  # chapter 1's network
+OF_DIGITS = Path(__file__).parent / "pretrained"                        # a smaller one, of the embedded digits
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Args:
     dry: bool = False
     """Only say what would be done, and about how long it would take."""
     model: Path | None = None
-    """A trained network: a run folder or any diffusers folder. Without it, networks are trained."""
+    """A trained network: a run folder or any diffusers folder (compared with MNIST, or say data=...). Without it, networks are trained."""
     measure: Literal["frechet", "kid", "brightness", "contrast", "sharpness", "saturation"] | None = None
     """What the table and the plot show; the CSV holds everything."""
     data_dir: Path = Path("data")
@@ -58,9 +59,20 @@ def plan(args: Args):
         raise UserError(f"say what to measure: one of {', '.join(STUDIES)}, or key=value,value (e.g. sampler=ddim,heun steps=10,20)")
     study = STUDIES.get(name, Study("", ()))
     axes = read_axes(study.vary) | read_axes(words)
-    model = args.model or (PRETRAINED if study.pretrained else None)
-    training = replace(Training(), model=str(model), data="mnist") if model else Training()
+    training = Training(model=str(args.model), data="mnist") if args.model else pretrained(args.data_dir) if study.pretrained else Training()
     return replace(study, measure=args.measure or study.measure), name, axes, grid(axes, Cell(training, Sampling()))
+
+
+def pretrained(data_dir: Path):
+    """Chapter 1's network where MNIST is there to compare with, else this chapter's."""
+    from cells import Training
+
+    from common.data.classics import find_mnist
+
+    if find_mnist(data_dir, "MNIST", "test"):
+        return Training(model=str(OF_MNIST), data="mnist")
+    print(f"no MNIST in {data_dir} to compare with (--data-dir): the network of the embedded digits is taken, not chapter 1's")
+    return Training(model=str(OF_DIGITS), data="digits")
 
 
 def main(args: Args) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 from common.cli import pick_device, positive, run
 from common.errors import UserError
 
-PRETRAINED = Path(__file__).parents[1] / "01_ddpm_mnist" / "pretrained"
+PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Args:
     steps: int = 100
     """Of the sampler, from pure noise to the image."""
     model: Path = PRETRAINED
-    """A run folder, or any diffusers folder with an unconditional U-Net. By default chapter 1's."""
-    data: str = "auto"
-    """Where indices and classes are looked up: auto, digits, mnist, ... or a folder of images."""
+    """A run folder, or any diffusers folder with an unconditional U-Net. By default the shipped one, of digits."""
+    data: str = "digits"
+    """Where indices and classes are looked up: digits, mnist, ... or a folder of images; what the model was trained on."""
     data_dir: Path = Path("data")
     """Where local copies are looked for, and where downloads go."""
     seed: int = 0

@@ -10,7 +10,6 @@ from common.checkpoint import Model, load_model
 from common.data import Images, load
 from common.data.folder import decode_all
 from common.data.images import to_float
-from common.data.load import auto
 from common.denoiser import Denoiser
 from common.errors import UserError
 from common.schedule import DiscreteSchedule
@@ -60,12 +59,11 @@ def find_image(word: str, wanted: Wanted, data: str, data_dir: Path) -> Tensor:
         return to_float(pixels if wanted.channels == 3 else pixels.float().mean(1, keepdim=True).byte())
     if path.suffix:
         raise UserError(f"there is no image file {word}; give an index, class:3, or the path of an image")
-    name = auto(data_dir)[0] if data == "auto" else data
-    images = load(name, data_dir=data_dir, split="test")
+    images = load(data, data_dir=data_dir, split="test")
     if images.channels != wanted.channels:
-        raise UserError(f"{name} has {images.channels} channels, but the model draws images with {wanted.channels}; choose other --data")
+        raise UserError(f"{data} has {images.channels} channels, but the model draws images with {wanted.channels}; choose other --data")
     index = index_of(word, images)
-    return to_float(Images(name, images.pixels[index : index + 1]).resized(wanted.size).pixels)
+    return to_float(Images(data, images.pixels[index : index + 1]).resized(wanted.size).pixels)
 
 
 def index_of(word: str, images) -> int:

@@ -1,6 +1,6 @@
 """A set of small images held in memory as bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,13 +11,32 @@ from common.errors import UserError
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images of one size, with labels and captions where the set has them.
+class Attributes:
+    """What is true of each image: its names[k] is values[k][table[i, k]].
 
-    pixels    (N, C, H, W) uint8
-    labels    (N,) int64, or None
-    classes   names of the labels
-    captions  one text per image, or None
+    table   (N, K) int64
+    names   K names, such as "colour"
+    values  for each name the names of its values, such as ("red", "orange", ...)
+    """
+
+    table: Tensor
+    names: tuple[str, ...]
+    values: tuple[tuple[str, ...], ...]
+
+    def of(self, i: int) -> dict[str, str]:
+        """The attributes of one image: {"colour": "red", ...}."""
+        return {name: values[k] for name, values, k in zip(self.names, self.values, self.table[i].tolist(), strict=True)}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one size, with labels, captions and attributes where the set has them.
+
+    pixels      (N, C, H, W) uint8
+    labels      (N,) int64, or None
+    classes     names of the labels
+    captions    one text per image, or None
+    attributes  what is true of each image, or None
     """
 
     name: str
@@ -25,6 +44,7 @@ class Images:
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     captions: tuple[str, ...] | None = None
+    attributes: Attributes | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -49,7 +69,7 @@ class Images:
         if size < 4:
             raise UserError(f"--size must be at least 4 pixels, not {size}")
         pixels = tv.resize(self.pixels, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
-        return Images(self.name, pixels, self.labels, self.classes, self.captions)
+        return replace(self, pixels=pixels)
 
 
 def to_float(pixels: Tensor) -> Tensor:
