@@ -419,3 +419,14 @@ def test_the_config_of_a_cell_can_be_read_back(done):
     for path in (lab / "cells").glob("*.json"):
         kept = json.loads(path.read_text())
         assert kept["schedule"] == "cosine" and kept["n"] == 40 and kept["frechet"] > 0
+
+
+def test_what_training_keeps_in_memory(command_line, tmp_path):
+    """The bound reuses the answer: it costs a few more tensors of the image's size. To ask twice costs double."""
+    flags = ["--size", 8, "--channels", 8, 16, "--batch", 4, "--json", tmp_path / "memory.json"]
+    code, said, _ = command_line(f"{CHAPTER}/memory.py", *flags)
+    kept = json.loads((tmp_path / "memory.json").read_text())
+    assert code == 0 and "hybrid" in said
+    assert 1 < kept["hybrid"] / kept["plain"] < 1.2 and kept["twice"] / kept["hybrid"] == pytest.approx(2, rel=0.05)
+    code, _, _ = command_line(f"{CHAPTER}/memory.py", *flags[:-4], "--batch", 8, *flags[-2:])
+    assert json.loads((tmp_path / "memory.json").read_text())["plain"] == pytest.approx(2 * kept["plain"], rel=0.02)

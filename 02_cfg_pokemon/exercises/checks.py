@@ -1,0 +1,318 @@
+"""The grader's randomised checks of chapter 2: sizes, captions and numbers are drawn anew, and compared with the solutions.
+
+Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the mistake.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.checking import Exercise, call, expect, load
+
+right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
+
+
+# ---------------------------------------------------------------------------------------------- random material
+
+
+def integer(rng: torch.Generator, low: int, high: int) -> int:
+    """From low to high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+def uniform(rng: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=rng))
+
+
+def normal(rng: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=rng)
+
+
+def image_shape(rng: torch.Generator) -> tuple[int, int, int, int]:
+    """(B, C, H, W), no two alike."""
+    B, C, H, W = (integer(rng, low, high) for low, high in ((4, 5), (2, 3), (6, 7), (8, 9)))
+    return B, C, H, W
+
+
+def per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ the checks
+
+
+def check_caption_dropout(ex, rng):
+    for square in (True, False):
+        B = integer(rng, 3, 5)
+        M, D = (B, B) if square else (integer(rng, 6, 7), integer(rng, 8, 9))
+        text, empty = normal(rng, B, M, D), normal(rng, M, D)
+        u = (torch.randperm(B, generator=rng) + torch.rand(B, generator=rng)) / B
+        p = integer(rng, 1, B - 1) / B  # between two of them, so that some are dropped and some are not
+        got = call(ex.caption_dropout, text, empty, u, p)
+        if isinstance(got, Tensor):
+            assert len(got) == B, f"of {B} captions you return {len(got)}: the images stay in the batch, and only their words are dropped"
+        drop = (u < p)[:, None, None]
+        wrong = {
+            "one die decided for the whole batch, and all captions were dropped; each image has its own": empty.expand_as(text),
+            "one die decided for the whole batch, and none was dropped; each image has its own": text,
+            "you dropped where u is above p, and so the share 1 - p": torch.where(drop, text, empty),
+            "the empty caption is a text too, not zeros": torch.where(drop, 0.0, text),
+        }
+        if square:
+            wrong |= {
+                "the dice went to the numbers of a token, not to the images: u < p must have the shape (B, 1, 1)": torch.where(u < p, empty, text),
+                "the dice went to the tokens, not to the images: u < p must have the shape (B, 1, 1)": torch.where(
+                    (u < p)[:, None], empty, text),
+            }  # fmt: skip
+        expect(got, torch.where(drop, empty, text), "captions with u < p become the empty one, and the others stay", wrong)
+
+
+def attend(x: Tensor, text: Tensor, weights: list[Tensor], heads: int, scale: float, dim: int = -1) -> Tensor:
+    q, k, v = ((y @ W.T).unflatten(-1, (heads, -1)).transpose(1, 2) for y, W in zip((x, text, text), weights, strict=True))
+    return ((q @ k.transpose(-1, -2) / scale).softmax(dim) @ v).transpose(1, 2).flatten(2)
+
+
+def check_cross_attention(ex, rng):
+    heads, d = integer(rng, 2, 3), integer(rng, 3, 4)
+    B, C, D, N, M = integer(rng, 2, 3), heads * d, integer(rng, 5, 7), 2 * integer(rng, 4, 5), integer(rng, 3, 5)
+    x, text = normal(rng, B, N, C), normal(rng, B, M, D)
+    weights = [normal(rng, C, C), normal(rng, C, D), normal(rng, C, D)]
+    q, k, v = x @ weights[0].T, text @ weights[1].T, text @ weights[2].T
+
+    def by_bare_view() -> Tensor:
+        a, b, c = (y.reshape(B, heads, -1, d) for y in (q, k, v))
+        return ((a @ b.mT / d**0.5).softmax(-1) @ c).reshape(B, N, C)
+
+    def alternating() -> Tensor:
+        a, b, c = (y.unflatten(-1, (d, heads)).movedim(-1, 1) for y in (q, k, v))
+        return ((a @ b.mT / d**0.5).softmax(-1) @ c).movedim(1, -1).flatten(2)
+
+    goal = attend(x, text, weights, heads, d**0.5)
+    wrong = {
+        "the division by sqrt(d) is missing": attend(x, text, weights, heads, 1),
+        "you divided by sqrt(C); a head is d = C / heads numbers wide": attend(x, text, weights, heads, C**0.5),
+        "divide by sqrt(d), not by d": attend(x, text, weights, heads, d),
+        "the softmax runs over the pixels; it is over the words, so that the attention of each pixel sums to 1": attend(
+            x, text, weights, heads, d**0.5, dim=-2),
+        "the softmax runs over the heads; it is over the words": attend(x, text, weights, heads, d**0.5, dim=1),
+        "this is one head, as wide as all together": attend(x, text, weights, 1, C**0.5),
+        "this is one head, as wide as all together, though divided by the right sqrt(d)": attend(x, text, weights, 1, d**0.5),
+        "K and V are swapped: words are found by K, and V is what they say": attend(x, text, [weights[0], weights[2], weights[1]], heads, d**0.5),
+        "W_q is kept as (out, in): Q = x W_q^T": attend(x, text, [weights[0].T, *weights[1:]], heads, d**0.5),
+        "a bare view mixes the pixels up: split the last axis, (B, N, heads, d), then move the axis of heads forward": by_bare_view(),
+        "the heads have every other column; head 0 should have columns 0 ... d-1": alternating(),
+        "before the heads are put side by side, their axis must be moved back behind the pixels": (
+            goal.unflatten(-1, (heads, d)).transpose(1, 2).reshape(B, N, C)),
+    }  # fmt: skip
+    expect(call(ex.cross_attention, x, text, *weights, heads), goal, "this is not softmax(Q K^T / sqrt(d)) V, head by head", wrong)
+
+
+class Network:
+    """Some function of image, time and caption. Remembers what it was asked."""
+
+    def __init__(self, rng: torch.Generator):
+        self.a, self.x, self.t, self.text = uniform(rng, 0.5, 1.5), [], [], []
+
+    def look(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return torch.cos(self.a * x + per_image(t)) + per_image(text.mean((1, 2))) * x
+
+    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        assert isinstance(t, Tensor) and t.shape == (len(x),), f"{len(x)} images need {len(x)} times t, as a tensor"
+        assert len(text) == len(x), f"the network was given {len(x)} images and {len(text)} captions"
+        self.x.append(x.clone())
+        self.t.append(t.clone())
+        self.text.append(text.clone())
+        return self.look(x, t, text)
+
+
+def check_guided(ex, rng):
+    shape, w = image_shape(rng), uniform(rng, 2, 6)
+    x, t, context, net = normal(rng, *shape), torch.randperm(1000, generator=rng)[: shape[0]], normal(rng, 2 * shape[0], 3, 5), Network(rng)
+    got = call(ex.guided, net, x, t, context, w)
+    assert len(net.x) == 1, f"the network should be asked once, with both halves as one batch, not {len(net.x)} times"
+    wrong = {"the images came as 0 0 1 1; they should come as 0 1 0 1, as the captions do": x.repeat_interleave(2, 0)}
+    expect(net.x[0], torch.cat([x, x]), "the network should see all images, and then all of them again", wrong)
+    expect(net.text[0], context, "the network should be given context as it is")
+    assert torch.equal(net.t[0], torch.cat([t, t])), f"t should be doubled as the images are: {t.tolist() * 2}, not {net.t[0].tolist()}"
+
+    uncond, cond = net.look(x, t, context[: len(x)]), net.look(x, t, context[len(x) :])
+    wrong = {
+        "the sign is wrong: guidance leads away from the caption": uncond - w * (cond - uncond),
+        "this is Ho & Salimans' w, (1 + w) cond - w uncond, which guides by one more": (1 + w) * cond - w * uncond,
+        "the halves are swapped: the first B answers are uncond": cond + w * (uncond - cond),
+        "the difference is all that is left: add uncond": w * (cond - uncond),
+        "this is the conditional answer, with no guidance": cond,
+    }
+    expect(got, uncond + w * (cond - uncond), "the answer should be uncond + w (cond - uncond)", wrong)
+
+
+WORDS = ("wings", "horns", "a tail", "spots", "a hat", "teeth")
+COLOURS = ("red", "blue", "green", "pink", "white")
+
+
+class Encoder:
+    """Gives every caption numbers of its own. Remembers what it was given."""
+
+    def __init__(self, rng: torch.Generator):
+        self.wave, self.calls = 1 + torch.rand(6, generator=rng), []
+
+    def read(self, texts: list[str]) -> Tensor:
+        number = torch.tensor([float(sum(place * ord(c) for place, c in enumerate(text, 1))) for text in texts])
+        return torch.sin(number[:, None] * self.wave).view(-1, 2, 3)
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        assert isinstance(texts, list), f"encode takes a list of captions, not {type(texts).__name__}"
+        for text in texts:
+            assert isinstance(text, str), f"encode was given {text!r} as a caption; where there is no negative prompt, give it the empty one, ''"
+        self.calls.append(list(texts))
+        return self.read(texts)
+
+
+def check_negative_prompt(ex, rng):
+    B, encode = integer(rng, 3, 4), Encoder(rng)
+    prompts = [f"a {COLOURS[i]} monster" for i in torch.randperm(5, generator=rng)[:B]]
+    words = [WORDS[i] for i in torch.randperm(6, generator=rng)[:B]]
+    negatives = [*words[: B - 2], None, words[-1]]
+    got = call(ex.negative_prompt, encode, list(prompts), list(negatives))
+    for text in sum(encode.calls, []):
+        for prompt, word in zip(prompts, negatives, strict=True):
+            assert not (word and word in text and prompt in text), (
+                f"the negative prompt was joined with the prompt, '{text}', which asks for {word}; it is a caption of its own"
+            )
+    if isinstance(got, Tensor):
+        assert len(got) != 3 * B, "there are three captions for each image; the negative prompt takes the place of the empty one"
+        assert len(got) == 2 * B, f"{B} images have {2 * B} captions, not {len(got)}"
+    away = [word or "" for word in negatives]
+    wrong = {
+        "the halves are swapped: first what to lead away from, then the prompts": prompts + away,
+        "the captions alternate; first come all to lead away from, then all prompts": [
+            text for both in zip(away, prompts, strict=True) for text in both],
+        "the negative prompts were not used": [""] * B + prompts,
+        "the first image's negative prompt was used for all": away[:1] * B + prompts,
+        "None became a word; it means the empty caption, ''": [str(word) for word in negatives] + prompts,
+    }  # fmt: skip
+    wrong = {message: encode.read(texts) for message, texts in wrong.items()}
+    expect(got, encode.read(away + prompts), "first the negative prompts, with '' where there is none, and then the prompts", wrong)
+    assert len(encode.calls) == 1, f"encode should be called once, with all captions, not {len(encode.calls)} times"
+
+
+def check_rescale(ex, rng):
+    B, C, *rest = image_shape(rng)
+    phi = uniform(rng, 0.2, 0.4)
+    cond = normal(rng, B, C, *rest) * per_image(1 + torch.randperm(B, generator=rng))
+    contrast = torch.linspace(0.5, 2, C).view(-1, 1, 1)  # the channels differ
+    guided = (normal(rng, B, C, *rest) + 1) * contrast * per_image(2 + 2 * torch.rand(B, generator=rng))
+
+    def ratio(dims: tuple[int, ...], power: int = 1) -> Tensor:
+        return (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)) ** power
+
+    def mixed(factor: Tensor, phi: float = phi) -> Tensor:
+        return phi * factor * guided + (1 - phi) * guided
+
+    image, whole = (1, 2, 3), (0, 1, 2, 3)
+    wrong = {
+        "phi was forgotten: mix with phi rescaled + (1 - phi) guided": mixed(ratio(image), 1),
+        "phi is the wrong way round: it is the share of the rescaled answer": mixed(ratio(image), 1 - phi),
+        "the ratio is upside down: multiply by std(cond) and divide by std(guided)": mixed(ratio(image, -1)),
+        "you took variances; it is standard deviations": mixed(ratio(image, 2)),
+        "the standard deviation is that of the whole batch; each image has its own": mixed(ratio(whole)),
+        "each channel has got a strength of its own; take the standard deviation over the channels, too": mixed(ratio((2, 3))),
+        "you rescaled cond; it is the guided answer that is rescaled": phi * ratio(image, -1) * cond + (1 - phi) * guided,
+        "you rescaled cond, and forgot phi; it is the guided answer that is rescaled": ratio(image, -1) * cond,
+        "you mixed with cond; the other part of the mixture is guided, as it was": phi * ratio(image) * guided + (1 - phi) * cond,
+    }
+    hint = "the result should be phi guided std(cond) / std(guided) + (1 - phi) guided, with the standard deviations of each image"
+    expect(call(ex.rescale, guided, cond, phi), mixed(ratio(image)), hint, wrong)
+
+
+def check_dynamic_threshold(ex, rng):
+    B, C, H, W = image_shape(rng)
+    strength = torch.linspace(0.2, 3, B)[torch.randperm(B, generator=rng)]
+    x0 = (normal(rng, B, C, H, W) + 0.2) * per_image(strength) * torch.linspace(0.7, 1.3, C).view(-1, 1, 1)
+    share = uniform(rng, 0.8, 0.95)
+
+    def shrunk(s: Tensor) -> Tensor:
+        return x0.clamp(-s, s) / s
+
+    free = per_image(x0.abs().flatten(1).quantile(share, dim=1))
+    s, batch = free.clamp(min=1), x0.abs().flatten().quantile(share)
+    wrong = {
+        "you cut off at -1 and 1 and did nothing else; cut off at s, and divide by it": x0.clamp(-1, 1),
+        "the division by s is missing": x0.clamp(-s, s),
+        "s is below 1 for some weak images, which makes them stronger; s is at least 1": shrunk(free),
+        "s is that of the whole batch; each image has its own": shrunk(batch.clamp(min=1)),
+        "s is that of the whole batch, and not at least 1; each image has its own": shrunk(batch),
+        "s is a quantile of |x0|, not of x0": shrunk(per_image(x0.flatten(1).quantile(share, dim=1)).clamp(min=1)),
+        "you divided without cutting off": x0 / s,
+        "s is the largest |x0|; it should be a quantile, which a few pixels cannot drive": shrunk(x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)),
+        "s is at least 1, not at most": shrunk(free.clamp(max=1)),
+        "each channel was given a threshold of its own, which changes the colours": shrunk(
+            x0.abs().flatten(2).quantile(share, dim=2)[:, :, None, None].clamp(min=1)),
+    }  # fmt: skip
+    expect(call(ex.dynamic_threshold, x0, share), shrunk(s), "each image is cut off at its s and divided by it", wrong)
+
+
+def three(got: object) -> Tensor:
+    assert isinstance(got, tuple) and len(got) == 3, "three numbers were expected here, (share, low, high): is a `return` missing?"
+    return torch.tensor([float(value) for value in got])
+
+
+def check_attribute_accuracy(ex, rng):
+    N, K = integer(rng, 9, 14), integer(rng, 3, 5)
+    asked = torch.randint(0, 4, (N, K), generator=rng)
+    left_open = torch.rand(N, K, generator=rng) < torch.linspace(0.1, 0.8, N)[:, None]  # some captions ask for much, some for little
+    left_open[:, 0] = False
+    asked[left_open] = -1
+    n = int((asked >= 0).sum())
+    for misses in (integer(rng, 2, n // 4), 0, n):
+        # Which questions are missed is not by chance, so that averaging by pictures shows: the last captions ask for little.
+        missed = (asked >= 0).flatten().cumsum(0).view(N, K) > n - misses
+        found = torch.where(asked >= 0, torch.where(missed, (asked + 1) % 4, asked), torch.randint(0, 4, (N, K), generator=rng))
+        check_one_accuracy(ex, found, asked)
+
+
+def check_one_accuracy(ex, found: Tensor, asked: Tensor):
+    counts, hits = asked >= 0, (found == asked) & (asked >= 0)
+    n, k, N = int(counts.sum()), int(hits.sum()), len(asked)
+    share, each = k / n, hits.sum(1) / counts.sum(1)
+
+    def wilson(n: int, whole: bool = True) -> Tensor:
+        middle, reach = share + 1.96**2 / (2 * n), 1.96 * math.sqrt(share * (1 - share) / n + 1.96**2 / (4 * n**2))
+        below = 1 + 1.96**2 / n
+        return torch.tensor([middle / below - reach / below, middle / below + reach / below] if whole else [middle - reach, middle + reach])
+
+    got = three(call(ex.attribute_accuracy, found, asked))
+    right_share = torch.tensor(float(share))
+    wrong = {
+        "what was not asked for is counted as if it were wrong": k / asked.numel(),
+        "what was not asked for is counted as if it were right": (k + asked.numel() - n) / asked.numel(),
+        "this is the mean of each picture's share; count questions, not pictures": each.mean().item(),
+        "this is the share of pictures in which everything is right; count questions": (each == 1).float().mean().item(),
+        "this is the number that was found, not their share": float(k),
+    }
+    wrong = {message: torch.tensor(value) for message, value in wrong.items() if not math.isclose(value, share)}
+    expect(got[0], right_share, f"{n} values were asked for in all, and {k} of them were found", wrong)
+    reach = 1.96 * math.sqrt(share * (1 - share) / n)
+    plain = torch.tensor([share - reach, share + reach])
+    wrong = {
+        "this is the plain interval; take Wilson's": plain,
+        "this is the plain interval, cut off at 0 and 1; take Wilson's": plain.clamp(0, 1),
+        "n is the number of questions, not of pictures": wilson(N),
+        "n is the number of questions, not of all answers": wilson(asked.numel()),
+        "Wilson's formula is divided by 1 + z^2/n as a whole": wilson(n, whole=False),
+    }
+    wrong = {message: value for message, value in wrong.items() if not torch.allclose(value, wilson(n))}  # n may equal N
+    expect(got[1:], wilson(n), f"this is not Wilson's interval for {k} of {n}", wrong)
+
+
+EXERCISES = [
+    Exercise("caption_dropout", 1, check_caption_dropout),
+    Exercise("cross_attention", 4, check_cross_attention),
+    Exercise("guided", 3, check_guided),
+    Exercise("negative_prompt", 2, check_negative_prompt),
+    Exercise("rescale", 2, check_rescale),
+    Exercise("dynamic_threshold", 2, check_dynamic_threshold),
+    Exercise("attribute_accuracy", 3, check_attribute_accuracy),
+]

@@ -1,0 +1,95 @@
+"""Where a named text encoder lies: a local folder, the cache of the Hugging Face hub, or the hub itself."""
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from common.errors import UserError
+
+REACH_SECONDS = 3  # how long to wait for an answer before saying that there is no network
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the second is read by torch with weights_only
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
+
+
+def find_encoder(name: str) -> tuple[Path, Path]:
+    """(folder of the text encoder, folder of its tokenizer) for a local folder or a hub id; downloads only what is missing."""
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return parts(local) or _incomplete(local)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"there is no folder {name}; give a folder with a text encoder, or a hub id such as openai/clip-vit-base-patch32")
+    return _cached(name) or _downloaded(name)
+
+
+def parts(folder: Path) -> tuple[Path, Path] | None:
+    """Both in one folder (a CLIP model), or in the two subfolders of a diffusers model; None where something is missing."""
+    encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
+    if not encoder.is_dir():
+        encoder = tokenizer = folder
+    weights = any((encoder / file).exists() for file in WEIGHTS)
+    words = any((tokenizer / file).exists() for file in ("tokenizer.json", "vocab.json", "vocab.txt"))
+    return (encoder, tokenizer) if weights and words and (encoder / "config.json").exists() else None
+
+
+def _incomplete(folder: Path):
+    raise UserError(
+        f"{folder} holds no text encoder: config.json, {' or '.join(WEIGHTS)} and a tokenizer were expected there, "
+        "or in its subfolders text_encoder and tokenizer"
+    )
+
+
+def _cached(name: str) -> tuple[Path, Path] | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:  # the patterns, for without them a copy that holds anything less than the whole repository counts as none
+        return parts(Path(snapshot_download(name, local_files_only=True, allow_patterns=["config.json", "text_encoder/config.json"])))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError:
+        raise UserError(f"'{name}' is neither a folder nor a hub id such as openai/clip-vit-base-patch32") from None
+
+
+def _downloaded(name: str) -> tuple[Path, Path]:
+    from huggingface_hub import HfApi
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    advice = "give a local folder instead, or name a mirror in the environment variable HF_ENDPOINT"
+    if not answers(endpoint):
+        raise UserError(
+            f"'{name}' is no local folder and not in the hub's cache, and {endpoint} did not answer within {REACH_SECONDS} s; {advice}"
+        )
+    hub = HfApi(endpoint=endpoint)
+    try:
+        folder = Path(hub.snapshot_download(name, allow_patterns=wanted(hub.list_repo_files(name))))
+    except Exception as problem:  # the hub's own errors, those of its network library, OSError
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise UserError(f"'{name}' could not be downloaded from {endpoint} ({reason}); {advice}") from problem
+    return parts(folder) or _incomplete(folder)
+
+
+def wanted(files: list[str]) -> list[str]:
+    """Which of a repository's files make up its text encoder: one file of weights, not the image model's gigabytes."""
+    split = any(file.startswith("text_encoder/") for file in files)
+    encoder, tokenizer = ("text_encoder/", "tokenizer/") if split else ("", "")
+    weights = [encoder + file for file in WEIGHTS if encoder + file in files][:1]
+    return [encoder + "config.json", *weights, *(tokenizer + file for file in TOKENIZER if tokenizer + file in files)]
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers within REACH_SECONDS, name lookup included (which has no time limit of its own)."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
+            answered.set()
+        except urllib.error.HTTPError:
+            answered.set()  # it answers, if only to refuse
+        except (OSError, ValueError):
+            pass
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(REACH_SECONDS)
