@@ -32,6 +32,8 @@ class Args:
     """Turns of each rival; the median counts."""
     batch: int = 32
     """Images in a step; chapter 1's default."""
+    channels: tuple[int, ...] | None = None
+    """Width of the U-Net at each resolution; by default chapter 1's for MNIST."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """As in train.py: auto is bf16 where the processor computes it natively, else no."""
     data_dir: Path | None = None
@@ -61,8 +63,8 @@ def main(args: Args) -> None:
 # ------------------------------------------------------------------------------------------------------ the two networks
 
 
-def network(name: str):
-    """Chapter 1's network for MNIST, ours or diffusers', with the same weights."""
+def network(name: str, channels: tuple[int, ...] | None):
+    """Chapter 1's network for MNIST (or another width of it), ours or diffusers', with the same weights."""
     import torch
     from diffusers import UNet2DModel
 
@@ -71,7 +73,7 @@ def network(name: str):
     from common.unet import UNet
 
     train = chapter("01_ddpm_mnist/train.py")
-    settings = train["with_preset"](train["Args"](data="mnist", device="cpu"))
+    settings = train["with_preset"](train["Args"](data="mnist", device="cpu", channels=channels))
     shape_only = Images("mnist", torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
     config = chapter("01_ddpm_mnist/fit.py")["unet_config"](settings, shape_only)
     torch.manual_seed(0)
@@ -115,7 +117,7 @@ def speed(args: Args) -> dict[str, object]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    nets = {name: network(name) for name in ("ours", "diffusers")}
+    nets = {name: network(name, args.channels) for name in ("ours", "diffusers")}
     check_equal(nets)
     steps = {name: training_step(net, args) for name, net in nets.items()}
     with FlopCounterMode(display=False) as counter:
@@ -177,13 +179,13 @@ def make_steps(args: Args) -> None:
     import common.unet  # noqa: F401
 
     if args.memory_of != "imports":
-        step = training_step(network(args.memory_of), args)
+        step = training_step(network(args.memory_of, args.channels), args)
         for _ in range(20):
             step()
 
 
 def memory(args: Args) -> dict[str, object]:
-    flags = ["--batch", args.batch, "--precision", args.precision, "--memory-of"]
+    flags = ["--batch", args.batch, "--precision", args.precision, *(["--channels", *args.channels] if args.channels else []), "--memory-of"]
     peaks = {name: [] for name in ("imports", "ours", "diffusers")}
     for _ in range(3):
         for name, each in peaks.items():
@@ -200,7 +202,7 @@ def real_run(args: Args) -> dict[str, object]:
     """Chapter 1's default MNIST run, cut short."""
     with tempfile.TemporaryDirectory() as folder:
         where = ["--data", "mnist", "--data-dir", args.data_dir.resolve(), "--out", f"{folder}/run", "--device", "cpu"]
-        budget = ["--minutes", args.seconds / 60, "--precision", args.precision]
+        budget = ["--minutes", args.seconds / 60, "--precision", args.precision, *(["--channels", *args.channels] if args.channels else [])]
         mb = command("01_ddpm_mnist/train.py", *where, *budget).mb
 
         import numpy as np

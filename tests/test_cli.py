@@ -61,7 +61,7 @@ def flags(*more: object) -> list[object]:
         (["--prediction", "noise"], "unknown prediction 'noise'; choose one of eps"),
         (["--schedule", "edm"], "schedule 'edm' and prediction 'v' do not go together"),
         (["--prediction", "flow"], "do not go together"),
-        (["--sampler", "euler:20"], "cannot read the sampler 'euler:20'; write name:steps"),
+        (["--sampler", "euler:20"], "cannot read the sampler 'euler:20': there is none called 'euler'; write name:steps"),
         (["--sampler", "ddim:5000"], "1 to 1000 steps, not 5000"),
         (["--sampler", "ddim:50:eta=2"], "eta must be between 0 and 1, not 2"),
     ],
