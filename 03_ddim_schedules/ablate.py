@@ -77,7 +77,12 @@ def pretrained(data_dir: Path):
 
 def main(args: Args) -> None:
     if args.list:
-        return print_studies()
+        print_studies()
+    else:
+        measure(args)
+
+
+def measure(args: Args) -> None:
     study, name, axes, cells = plan(args)
     out = writable_folder(args.out or Path("runs/03_ddim_schedules") / name)
 
@@ -90,7 +95,7 @@ def main(args: Args) -> None:
         print(study.question)
     work = forecast(lab, cells)
     if args.dry:
-        return None
+        return
     rows = []
     with tqdm(total=round(work), unit="image", unit_scale=True, mininterval=1, dynamic_ncols=True, disable=work == 0) as bar:
         for cell in cells:
@@ -98,7 +103,6 @@ def main(args: Args) -> None:
             rows.append(lab.result(cell, bar.update))
             save_rows(rows, out / "results.csv")  # after every cell: whoever stops here has all that was measured
     show(lab, study, axes, cells, rows, out)
-    return None
 
 
 def refuse_early(lab, cells) -> None:
@@ -142,9 +146,8 @@ def forecast(lab, cells) -> float:
         shape = (training.model, training.data, training.size, training.channels, training.layers)
         alike[shape] = alike.get(shape) or lab.seconds_per_image(training)
         seconds += lab.work(mine) * alike[shape] + JUDGING * len(mine)
-    print(f"{len(cells)} cells, {len(cells) - len(todo)} of them known; {len(trainings)} networks to train; "
-          f"about {seconds / 60:.0f} minutes on this machine" if seconds > 60 else f"{len(cells)} cells, {len(cells) - len(todo)} of them known; "
-          f"{len(trainings)} networks to train; about {seconds:.0f} seconds on this machine")  # fmt: skip
+    long = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+    print(f"{len(cells)} cells, {len(cells) - len(todo)} of them known; {len(trainings)} networks to train; about {long} on this machine")
     return lab.work(cells)
 
 

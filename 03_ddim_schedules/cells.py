@@ -41,7 +41,7 @@ class Sampling:
 
     sampler: str = "ddim"         # any of common/samplers.py, or ddpm_naive (solvers.py)
     steps: int = 20
-    eta: float = -1.0             # of ddim; -1 where it is not said
+    eta: float | None = None      # of ddim
     variance: str = ""            # of ddpm: small, large, learned
     ema: bool = True              # the averaged weights, or the last ones
     clip: str = "static"          # static, none, dynamic
@@ -51,7 +51,7 @@ class Sampling:
     @property
     def text(self) -> str:
         """As Sampler.parse reads it."""
-        eta = f":eta={self.eta:g}" if self.eta >= 0 else ""
+        eta = "" if self.eta is None else f":eta={self.eta:g}"
         return f"{self.sampler}:{self.steps}{eta}" + (f":variance={self.variance}" if self.variance else "")
 
 
@@ -68,7 +68,7 @@ class Cell:
 
 
 KEYS = {"training": [f.name for f in fields(Training)], "sampling": [f.name for f in fields(Sampling)]}
-TYPES = {f.name: f.type for f in (*fields(Training), *fields(Sampling))}
+TYPES = {f.name: f.type for f in (*fields(Training), *fields(Sampling))} | {"eta": float}
 
 
 def short_hash(settings: Any) -> str:
@@ -142,7 +142,7 @@ def cell_of(settings: dict[str, Any], base: Cell) -> Cell:
     training = replace(base.training, **{k: v for k, v in settings.items() if k in KEYS["training"]})
     sampling = replace(base.sampling, **{k: v for k, v in settings.items() if k in KEYS["sampling"]})
     if sampling.sampler != "ddim":
-        sampling = replace(sampling, eta=-1.0)
+        sampling = replace(sampling, eta=None)
     if sampling.sampler != "ddpm":
         sampling = replace(sampling, variance="")
     return Cell(training, sampling)

@@ -69,8 +69,7 @@ def main(args: Args) -> None:
     for method, change in steps.items():
         at = int(change.argmax())
         print(f"{method:14}{change.mean():>12.2f}{change.max():>10.2f}{jumpiness(change):>16.2f}   {at + 1} and {at + 2}")
-    ends = [a.cpu().expand(1, -1, -1, -1), b.cpu()]
-    rows = [torch.cat([ends[0], pictures, ends[1]]) for pictures in walks.values()]
+    rows = [torch.cat([a.cpu(), pictures, b.cpu()]) for pictures in walks.values()]
     print(viz.save_picture(viz.grid(torch.cat(rows), args.frames + 2, 60 * len(rows)), args.out / "strip.png"))
     there = [torch.stack([pictures[i] for pictures in walks.values()]) for i in range(args.frames)]
     print(viz.save_gif(there + there[-2:0:-1], args.out / "walk.gif", columns=len(walks), height=120, hold=0.3, evenly=False))

@@ -35,7 +35,7 @@ def name_of(row: Row, keys: list[str]) -> str:
     parts = []
     for key in keys:
         value = row[key]
-        if (key == "eta" and value < 0) or (key == "variance" and not value):
+        if value is None or value == "":  # eta, variance: this sampler has none
             continue
         parts.append(str(value) if key in ("sampler", "schedule", "prediction", "optimizer") else
                      f"{key}={'yes' if value is True else 'no' if value is False else f'{value:g}' if isinstance(value, float) else value}")  # fmt: skip
@@ -45,7 +45,7 @@ def name_of(row: Row, keys: list[str]) -> str:
 def table(rows: list[Row], keys: list[str], measure: str) -> list[list[str]]:
     """Text: one line for each setting, one column for each value of the first key."""
     x, *rest = keys
-    columns = sorted({row[x] for row in rows}, key=lambda value: (isinstance(value, str), value))
+    columns = ordered(row[x] for row in rows)
     lines = [[" / ".join(rest) or x, *(f"{x} {value}" if rest else name_of({x: value}, [x]) for value in columns)]]
     for name in unique(name_of(row, rest) for row in rows):
         cells = []
@@ -60,6 +60,12 @@ def unique(values) -> list:
     return list(dict.fromkeys(values))
 
 
+def ordered(values) -> list:
+    """Each value once: numbers by size, names as they come."""
+    each = unique(values)
+    return sorted(each) if all(isinstance(value, (int, float)) for value in each) else each
+
+
 def plot(rows: list[Row], keys: list[str], measure: str, path: Path) -> Path:
     """Curves over a number, bars over names; with error bars, and the measure of real pictures as a band or line."""
     from matplotlib.figure import Figure
@@ -68,7 +74,7 @@ def plot(rows: list[Row], keys: list[str], measure: str, path: Path) -> Path:
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axis = figure.subplots()
     numbers = all(isinstance(row[x], (int, float)) and not isinstance(row[x], bool) for row in rows)
-    places = sorted({row[x] for row in rows}) if numbers else unique(row[x] for row in rows)
+    places = ordered(row[x] for row in rows)
     names = unique(name_of(row, rest) for row in rows)
     for k, name in enumerate(names):
         mine = [[row for row in rows if row[x] == value and name_of(row, rest) == name] for value in places]
@@ -105,7 +111,7 @@ def sample_grid(cells: list[Cell], rows: list[Row], keys: list[str], pictures: C
     from matplotlib.figure import Figure
 
     x, *rest = keys
-    columns = sorted({row[x] for row in rows}, key=lambda value: (isinstance(value, str), value))
+    columns = ordered(row[x] for row in rows)
     names = unique(name_of(row, rest) for row in rows)
     figure = Figure(figsize=(1.6 + 1.25 * len(columns), 0.5 + 1.25 * len(names)))
     axes = figure.subplots(len(names), len(columns), squeeze=False)

@@ -58,6 +58,15 @@ def load_chapter(folder: Path) -> Chapter:
 # ------------------------------------------------------------------------------------------------ for use in checks
 
 
+def integer(rng: torch.Generator, low: int, high: int) -> int:
+    """From low to high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+def uniform(rng: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=rng))
+
+
 def expect(got: object, right: Tensor, hint: str, wrong: dict[str, Tensor] | None = None, atol: float = 1e-4) -> None:
     """Raise an AssertionError unless `got` is `right`.
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors.torch import save
 
 from common.denoiser import Clip
 from common.diffusers_config import (
@@ -24,6 +22,7 @@ from common.diffusers_config import (
 from common.errors import UserError
 from common.files import read_json, write_atomically, write_json
 from common.schedule import Schedule
+from common.state import load_strictly, read_weights
 from common.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -68,25 +67,8 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
 def load_unet(folder: Path) -> UNet:
     """The U-Net of one folder (config.json and weights), in float32, every key checked."""
     net = UNet(unet_from_diffusers(read_json(folder / "config.json")))
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise UserError(f"{path} is missing; only safetensors weights are opened")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError, ValueError) as problem:
-        raise UserError(f"{path} is damaged ({problem})") from problem
-    load_strictly(net, {key: value.float() for key, value in state.items()}, path)
+    load_strictly(net, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return net.eval()
-
-
-def load_strictly(net: nn.Module, state: dict[str, torch.Tensor], source: Path | str) -> None:
-    """Load weights; any missing, surplus or misshapen one is refused, naming the first."""
-    own = net.state_dict()
-    wrong = [f"{key} is {tuple(state[key].shape)} there, {tuple(own[key].shape)} here" for key in own if key in state and state[key].shape != own[key].shape]
-    wrong += [f"{key} is missing" for key in own if key not in state] + [f"{key} is unknown" for key in state if key not in own]
-    if wrong:
-        raise UserError(f"{source} holds weights of another architecture: {wrong[0]} (and {len(wrong) - 1} more differences)")
-    net.load_state_dict(state)
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints

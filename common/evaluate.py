@@ -91,15 +91,14 @@ def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) ->
     disjoint draws of N images, fewer samples are used, and the notes say so. Raises UserError for what cannot be compared.
     """
     n, notes = check(samples, reference, real)
-    if n < len(samples):
-        samples = choose(samples, n, seed)
     return Judge(reference, real, samples.shape[-1], n, seed)(samples, tuple(notes))
 
 
 class Judge:
     """`evaluate` for many sets of n samples: what they are compared with is looked at only once.
 
-    judge = Judge(reference, real, size, n); judge(samples) -> Report, where samples is (n, 1 or 3, size, size).
+    judge = Judge(reference, real, size, n); judge(samples) -> Report, where samples is (N, 1 or 3, size, size). Of more than n,
+    n are chosen: distances compare at equal numbers only.
     """
 
     def __init__(self, reference: Images, real: Images, size: int, n: int, seed: int = 0):
@@ -127,6 +126,8 @@ class Judge:
         from common.data.images import to_bytes
         from common.distance import bootstrap, kernel_distance, one_thread
 
+        if len(samples) > self.n:
+            samples = choose(samples, self.n, self.seed)
         features, classes = look(self.net, to_bytes(samples))
         with one_thread():
             estimate = bootstrap(self.frechet, features, self.seed)

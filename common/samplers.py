@@ -47,12 +47,11 @@ def start(path: Path, shape: tuple[int, ...], noise: NoiseSource, device="cpu") 
 def ddim(denoise: Denoise, x: Tensor, path: Path, eta: float = 0.0, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
     """Song et al. 2021, eq. 12. eta = 0 is deterministic; eta = 1 is DDPM.
 
-    eq. 16's fresh noise, eta sqrt(beta_tilde), is written with both curves so that it holds for every schedule:
-    eta * sigma_next * sqrt(1 - SNR_now / SNR_next).
+    The deviation of the fresh noise is eta sqrt(beta_tilde) (eq. 16).
     """
     for i, (now, then) in enumerate(pairwise(path)):
         x0, eps, *_ = denoise(x, now)
-        fresh = eta * then.sigma * math.sqrt(max(0.0, 1 - (now.alpha * then.sigma / (now.sigma * then.alpha)) ** 2))
+        fresh = eta * math.sqrt(max(0.0, step_variances(now, then)[1]))
         x = combine(then.alpha, x0, math.sqrt(then.sigma**2 - fresh**2), eps)
         if fresh > 0:  # zero at the last step: the final picture is never noised again
             x = x + fresh * noise(i + 1, x)

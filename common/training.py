@@ -21,9 +21,10 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from common.checkpoint import checkpoints, load_checkpoint, load_strictly, save_checkpoint
+from common.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from common.errors import UserError
 from common.random import DROPOUT, ORDER, Draw, generator
+from common.state import load_strictly
 
 
 @dataclass(frozen=True)

@@ -456,7 +456,7 @@ def test_nobody_answers(monkeypatch, tmp_path):
 
 def test_a_server_that_accepts_and_then_says_nothing(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(classics_module, "REACH_SECONDS", 0.3)
+    monkeypatch.setattr("common.network.REACH_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         assert not classics_module.reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
@@ -472,7 +472,7 @@ def test_a_name_lookup_that_never_ends(monkeypatch):
         raise socket.gaierror("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    monkeypatch.setattr(classics_module, "REACH_SECONDS", 0.3)
+    monkeypatch.setattr("common.network.REACH_SECONDS", 0.3)
     began = time.monotonic()
     assert not classics_module.reachable("http://example.invalid/")
     assert time.monotonic() - began < 3

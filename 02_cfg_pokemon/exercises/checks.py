@@ -9,21 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.checking import Exercise, call, expect, load
+from common.checking import Exercise, call, expect, integer, load, uniform
 
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 
 
 # ---------------------------------------------------------------------------------------------- random material
-
-
-def integer(rng: torch.Generator, low: int, high: int) -> int:
-    """From low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=rng))
-
-
-def uniform(rng: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand((), generator=rng))
 
 
 def normal(rng: torch.Generator, *shape: int) -> Tensor:

@@ -1,9 +1,6 @@
 """The classic sets: scikit-learn's embedded digits, and torchvision's, from a local copy or downloaded."""
 
 import gzip
-import threading
-import urllib.error
-import urllib.request
 import zlib
 from pathlib import Path
 
@@ -13,11 +10,11 @@ import torch
 from common.data.folder import decode_all, load_folder
 from common.data.images import Images, explain, first_existing
 from common.errors import UserError
+from common.network import REACH_SECONDS, reachable
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-REACH_SECONDS = 3  # how long to wait for an answer before saying that there is no network
 
 
 def digits(data_dir: Path, split: str) -> Images:
@@ -153,22 +150,3 @@ def _download(torchvision_name: str, data_dir: Path, url: str) -> None:
         getattr(torchvision.datasets, torchvision_name)(str(data_dir), download=True)
     except (OSError, RuntimeError) as problem:
         raise UserError(f"{torchvision_name} could not be downloaded to {data_dir} ({explain(problem)}); {advice}") from problem
-
-
-def reachable(url: str) -> bool:
-    """Whether a server answers within REACH_SECONDS, name lookup included (which has no time limit of its own)."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
-            answered.set()
-        except urllib.error.HTTPError:
-            answered.set()  # it answers, if only to refuse
-        except (OSError, ValueError):
-            pass
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    return answered.is_set()

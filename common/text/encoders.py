@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import read_json, write_atomically, write_json
+from common.state import load_strictly, read_weights
 from common.text.hub import find_encoder, parts
 from common.text.tokenizer import BOS, EOS, Tokenizer, load_tokenizer, train_tokenizer
 from common.text.transformer import TextConfig, TextTransformer, text_from_transformers, text_to_transformers
@@ -228,18 +229,8 @@ def load_text(folder: Path) -> SmallText | Clip:
 
 def load_transformer(folder: Path, config: dict) -> TextTransformer:
     """In float32, every key checked."""
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise UserError(f"{path} is missing; only safetensors weights are opened")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError, ValueError) as problem:
-        raise UserError(f"{path} is damaged ({problem})") from problem
     transformer = TextTransformer(text_from_transformers(config))
-    state = {key.removeprefix("text_model."): value.float() for key, value in state.items() if not key.endswith("position_ids")}
-    own = transformer.state_dict()
-    wrong = [key for key in {**own, **state} if key not in own or key not in state or own[key].shape != state[key].shape]
-    if wrong:
-        raise UserError(f"{path} holds weights of another architecture: {wrong[0]} does not fit (nor do {len(wrong) - 1} more)")
-    transformer.load_state_dict(state)
+    weights = read_weights(folder / WEIGHTS)
+    weights = {key.removeprefix("text_model."): value for key, value in weights.items() if not key.endswith("position_ids")}
+    load_strictly(transformer, weights, folder / WEIGHTS)
     return transformer

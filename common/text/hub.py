@@ -1,14 +1,11 @@
 """Where a named text encoder lies: a local folder, the cache of the Hugging Face hub, or the hub itself."""
 
 import os
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from common.errors import UserError
+from common.network import REACH_SECONDS, reachable
 
-REACH_SECONDS = 3  # how long to wait for an answer before saying that there is no network
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the second is read by torch with weights_only
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
 
@@ -57,7 +54,7 @@ def _downloaded(name: str) -> tuple[Path, Path]:
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     advice = "give a local folder instead, or name a mirror in the environment variable HF_ENDPOINT"
-    if not answers(endpoint):
+    if not reachable(endpoint):
         raise UserError(
             f"'{name}' is no local folder and not in the hub's cache, and {endpoint} did not answer within {REACH_SECONDS} s; {advice}"
         )
@@ -76,20 +73,3 @@ def wanted(files: list[str]) -> list[str]:
     encoder, tokenizer = ("text_encoder/", "tokenizer/") if split else ("", "")
     weights = [encoder + file for file in WEIGHTS if encoder + file in files][:1]
     return [encoder + "config.json", *weights, *(tokenizer + file for file in TOKENIZER if tokenizer + file in files)]
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers within REACH_SECONDS, name lookup included (which has no time limit of its own)."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
-            answered.set()
-        except urllib.error.HTTPError:
-            answered.set()  # it answers, if only to refuse
-        except (OSError, ValueError):
-            pass
-
-    threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(REACH_SECONDS)

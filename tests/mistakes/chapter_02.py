@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from mistakes.bank import Bank, per_image
 
 from common.checking import load
 
@@ -16,20 +17,9 @@ COURSE = Path(__file__).resolve().parents[2]
 solutions = load(COURSE / "02_cfg_pokemon/exercises/solutions.py", "solutions_with_mistakes")
 dropout_rightly, attention_rightly = solutions.caption_dropout, solutions.cross_attention
 rescale_rightly, accuracy_rightly = solutions.rescale, solutions.attribute_accuracy
-MISTAKES = []  # (exercise, what, says, function)
-OTHER_WAYS = []  # (exercise, what, function): right answers that are not the solutions'
-
-
-def mistake(what: str, says: str):
-    return lambda function: MISTAKES.append((function.__name__, what, says, function))
-
-
-def another_way(what: str):
-    return lambda function: OTHER_WAYS.append((function.__name__, what, function))
-
-
-def per_image(values):
-    return values.view(-1, 1, 1, 1)
+bank = Bank()
+mistake, another_way = bank.mistake, bank.another_way
+MISTAKES, OTHER_WAYS = bank.MISTAKES, bank.OTHER_WAYS
 
 
 # -------------------------------------------------------------------------------------------- 1. caption_dropout

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import torch
+from mistakes.bank import Bank, per_image
 
 from common.checking import load
 
@@ -15,20 +16,9 @@ COURSE = Path(__file__).resolve().parents[2]
 solutions = load(COURSE / "03_ddim_schedules/exercises/solutions.py", "solutions_with_mistakes")
 ddim_rightly, v_rightly, heun_rightly = solutions.ddim_step, solutions.v_prediction, solutions.heun_step
 weight_rightly, slerp_rightly, multistep_rightly = solutions.snr_weight, solutions.slerp, solutions.dpmpp_2m_step
-MISTAKES = []  # (exercise, what, says, function)
-OTHER_WAYS = []  # (exercise, what, function): right answers that are not the solutions'
-
-
-def mistake(what: str, says: str):
-    return lambda function: MISTAKES.append((function.__name__, what, says, function))
-
-
-def another_way(what: str):
-    return lambda function: OTHER_WAYS.append((function.__name__, what, function))
-
-
-def per_image(values):
-    return values.view(-1, 1, 1, 1)
+bank = Bank()
+mistake, another_way = bank.mistake, bank.another_way
+MISTAKES, OTHER_WAYS = bank.MISTAKES, bank.OTHER_WAYS
 
 
 # ---------------------------------------------------------------------------------------------------- 1. respace
