@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import run_program
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
@@ -160,6 +161,13 @@ def test_the_same_captions_give_the_same_tokenizer(tokenizer):
     again = train_tokenizer(CAPTIONS[::-1], length=40)
     assert again.backend.to_str() == tokenizer.backend.to_str()
     assert train_tokenizer(CAPTIONS + ["a zebra", "zebra"], length=40).size > tokenizer.size
+
+
+def test_every_process_learns_the_same_tokenizer():
+    """Many pairs are equally frequent here; the order of a hash table must not decide which is joined first."""
+    code = ("import hashlib; from common.data.creatures import caption; from common.text.tokenizer import train_tokenizer; "
+            "print(hashlib.sha256(train_tokenizer([caption(0, 'train', i) for i in range(24)]).backend.to_str().encode()).hexdigest())")  # fmt: skip
+    assert len({run_program("-c", code).stdout for _ in range(3)}) == 1
 
 
 def test_size_bounds_the_vocabulary():

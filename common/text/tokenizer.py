@@ -168,15 +168,25 @@ def spell(character: str) -> Iterator[Merge]:
 
 
 def learn_merges(texts: Sequence[str], size: int, min_count: int) -> list[Merge]:
-    """Byte-pair encoding: join the most frequent pair of neighbours, again and again."""
+    """Byte-pair encoding: join the most frequent pair of neighbours, again and again.
+
+    Of equally frequent pairs the trainer takes that with the smaller numbers, and it numbers a letter at the end of a word when
+    it comes upon one, in the order of a hash table: differently in every process. Declared beforehand, as special tokens (which
+    are numbered first), they have the same numbers always; a run that is resumed must find its own tokens again.
+    """
     learner = clip_backend(vocabulary([]), [])
     trainer = BpeTrainer(vocab_size=size, min_frequency=min_count, end_of_word_suffix=END, continuing_subword_prefix="",
-                         initial_alphabet=LETTERS, show_progress=False)  # fmt: skip
+                         initial_alphabet=LETTERS, special_tokens=vocabulary_of_letters(), show_progress=False)  # fmt: skip
     learner.train_from_iterator(texts, trainer)
     return [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
 
 
+def vocabulary_of_letters() -> list[str]:
+    """Every byte inside a word, and every byte at its end."""
+    return [*LETTERS, *(letter + END for letter in LETTERS)]
+
+
 def vocabulary(merges: list[Merge]) -> dict[str, int]:
     """CLIP's: every byte inside a word, every byte at its end, what the merges make, begin and end."""
-    tokens = [*LETTERS, *(letter + END for letter in LETTERS), *(a + b for a, b in merges), BOS, EOS]
+    tokens = [*vocabulary_of_letters(), *(a + b for a, b in merges), BOS, EOS]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}
