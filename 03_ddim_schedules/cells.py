@@ -21,7 +21,7 @@ class Training:
     model: str = ""               # a run folder or any diffusers folder
     data: str = "digits"
     size: int = 16                # pixels a side
-    channels: str = "32-64"       # width of the U-Net at each resolution
+    channels: str = "16-32"       # width of the U-Net at each resolution
     layers: int = 1
     schedule: str = "cosine"
     prediction: str = "v"
@@ -30,8 +30,8 @@ class Training:
     learned_variance: bool = False
     optimizer: str = "adamw"      # adamw, sgd, or adamw-sgd: a second training with SGD that begins where AdamW ended
     lr: float = 2e-3              # of SGD, in adamw-sgd
-    batch: int = 64
-    train_steps: int = 1000
+    batch: int = 32
+    train_steps: int = 400
     seed: int = 0
 
 
@@ -45,7 +45,7 @@ class Sampling:
     variance: str = ""            # of ddpm: small, large, learned
     ema: bool = True              # the averaged weights, or the last ones
     clip: str = "static"          # static, none, dynamic
-    n: int = 256
+    n: int = 200
     noise_seed: int = 0           # of the noise the pictures begin with; the same for all, unless varied
 
     @property
