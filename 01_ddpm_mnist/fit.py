@@ -16,7 +16,7 @@ from common.diffusers_config import check_pair
 from common.errors import UserError
 from common.files import write_json
 from common.loss import diffusion_loss
-from common.runlog import logged
+from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.schedule import Schedule, make_schedule
 from common.training import Errors, State, TrainConfig, train
@@ -94,19 +94,6 @@ def show(args, state: State, frames: list[Tensor]) -> None:
     for what, path in pictures.items():
         print(f"{what:18} {path}")
     print(f"{'more images':18} python 01_ddpm_mnist/sample.py --model {args.out}")
-
-
-class Due:
-    """Whether a sample picture is due: every `steps` steps, or at each tenth of the budget."""
-
-    def __init__(self, steps: int | None):
-        self.steps, self.tenth = steps, None
-
-    def __call__(self, state: State) -> bool:
-        if self.steps is not None:
-            return state.step % self.steps == 0
-        before, self.tenth = self.tenth, int(10 * state.progress)
-        return before is not None and self.tenth > before
 
 
 def train_config(args) -> TrainConfig:

@@ -6,13 +6,12 @@
   python 01_ddpm_mnist/train.py --resume runs/01_ddpm_mnist/mnist
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, is_main_process, pick_device, positive, run
-from common.errors import UserError
-from common.files import read_json
+from common.cli import is_main_process, positive, run
+from common.settings import one_budget, resumed, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -95,25 +94,14 @@ GPU_PRESETS = {  # sized for one recent GPU
 GPU_FOLDER = Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True)
 
 
-def with_preset(args: Args) -> Args:
-    """Fill what was left open from the preset of the data set, for this kind of device."""
-    on_gpu = pick_device(args.device).startswith("cuda")
-    preset = GPU_PRESETS.get(args.data, GPU_FOLDER) if on_gpu else PRESETS.get(args.data, FOLDER)
-    open_flags = {f.name for f in fields(preset) if getattr(args, f.name) is None}
-    if args.steps is not None:
-        open_flags.discard("minutes")
-    return replace(args, **{name: getattr(preset, name) for name in open_flags})
-
-
 def check_numbers(args: Args) -> None:
     positive(steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
              layers=args.layers, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
-    if args.steps is not None and args.minutes is not None:
-        raise UserError("give the budget either as --steps or as --minutes, not both")
+    one_budget(args)
 
 
 def new_run(args: Args) -> Args:
-    """Settle every setting and write it down, so that --resume needs nothing but the folder."""
+    """Settle every setting, so that --resume needs nothing but the folder."""
     if args.data == "auto":
         from common.data.load import auto
 
@@ -121,31 +109,14 @@ def new_run(args: Args) -> Args:
         if is_main_process():
             print(why)
         args = replace(args, data=name)
-    args = with_preset(args)
-    folder = args.out or free_folder(Path("runs/01_ddpm_mnist") / Path(args.data).name)
-    if is_main_process() and (folder / "config.json").exists():
-        raise UserError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another --out")
-    return replace(args, out=folder)
-
-
-def resumed_run(args: Args) -> Args:
-    """The settings of an earlier run, with this command's device, and its budget where one is given."""
-    saved = read_json(args.resume / "config.json")
-    if unknown := saved.keys() - {f.name for f in fields(Args)}:
-        raise UserError(f"{args.resume / 'config.json'} has settings this program does not know: {', '.join(unknown)}")
-    if missing := {"channels", "data_dir"} - saved.keys():
-        raise UserError(f"{args.resume / 'config.json'} holds no settings of a run: {', '.join(sorted(missing))} is missing")
-    parsed = {"out": args.resume, "data_dir": Path(saved["data_dir"]), "channels": tuple(saved["channels"])}
-    old = Args(**saved | parsed)
-    budget = {"steps": args.steps, "minutes": args.minutes} if args.steps or args.minutes else {}
-    return replace(old, resume=args.resume, device=args.device, **budget)
+    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "01_ddpm_mnist")
 
 
 def main(args: Args) -> None:
     check_numbers(args)
     from fit import fit  # brings torch along, which --help should not wait for
 
-    fit(resumed_run(args) if args.resume else new_run(args))
+    fit(resumed(args) if args.resume else new_run(args))
 
 
 if __name__ == "__main__":

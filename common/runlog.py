@@ -31,6 +31,19 @@ def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = 
             log.close()  # also ends the line of the progress bar, before an error is printed
 
 
+class Due:
+    """Whether a sample picture is due: every `steps` steps, or at each tenth of the budget."""
+
+    def __init__(self, steps: int | None):
+        self.steps, self.tenth = steps, None
+
+    def __call__(self, state: State) -> bool:
+        if self.steps is not None:
+            return state.step % self.steps == 0
+        before, self.tenth = self.tenth, int(10 * state.progress)
+        return before is not None and self.tenth > before
+
+
 class RunLog:
     def __init__(self, out: Path, first_step: int, total: int | None, quiet: bool):
         self.path = out / "metrics.csv"

@@ -7,7 +7,7 @@ The noise level enters every ResBlock through a time embedding; a text, where th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,12 @@ def small_unet(size: int, channels: int, widths: tuple[int, ...], layers: int = 
         size=size, in_channels=channels, out_channels=out or channels, channels=widths,
         attention=(False,) * (len(widths) - 1) + (True,), layers=layers, classes=classes, scale_shift=True, groups=groups,
     )  # fmt: skip
+
+
+def text_unet(size: int, channels: int, widths: tuple[int, ...], text_dim: int, layers: int = 1) -> UNetConfig:
+    """`small_unet` that reads: at the lowest resolution, pixels also look at the words, with heads 32 wide."""
+    heads = tuple(max(1, width // 32) for width in widths)
+    return replace(small_unet(size, channels, widths, layers), text_dim=text_dim, heads=heads)
 
 
 def timestep_embedding(t: Tensor, dim: int, sin_first: bool = False, freq_shift: int = 0) -> Tensor:

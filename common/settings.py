@@ -1,0 +1,62 @@
+"""The settings of a training run: presets fill what was left open, and --resume finds everything in the run folder.
+
+`args` is the frozen dataclass of a chapter's train.py. It has the fields data, steps, minutes, out, resume and device.
+"""
+
+import typing
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.cli import free_folder, is_main_process, pick_device
+from common.errors import UserError
+from common.files import read_json
+
+Args = TypeVar("Args")
+
+
+def one_budget(args: Any) -> None:
+    """Refuse both budgets at once."""
+    if args.steps is not None and args.minutes is not None:
+        raise UserError("give the budget either as --steps or as --minutes, not both")
+
+
+def with_preset(args: Args, presets: dict[str, Any], folder: Any, gpu_presets: dict[str, Any], gpu_folder: Any) -> Args:
+    """Fill what was left open (None) from the preset of the data set, for this kind of device.
+
+    folder, gpu_folder: the presets of data that have no name of their own
+    """
+    on_gpu = pick_device(args.device).startswith("cuda")
+    preset = gpu_presets.get(args.data, gpu_folder) if on_gpu else presets.get(args.data, folder)
+    open_flags = {f.name for f in fields(preset) if getattr(args, f.name) is None}
+    if args.steps is not None:
+        open_flags.discard("minutes")
+    return replace(args, **{name: getattr(preset, name) for name in open_flags})
+
+
+def with_folder(args: Args, chapter: str) -> Args:
+    """Choose the run folder where none is given; a folder that holds a run already is refused."""
+    folder = args.out or free_folder(Path("runs") / chapter / Path(args.data).name)
+    if is_main_process() and (folder / "config.json").exists():
+        raise UserError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another --out")
+    return replace(args, out=folder)
+
+
+def resumed(args: Args) -> Args:
+    """The settings of the run in args.resume, with this command's device, and its budget where one is given."""
+    path, kinds = args.resume / "config.json", typing.get_type_hints(type(args))
+    saved = read_json(path)
+    if unknown := saved.keys() - kinds.keys():
+        raise UserError(f"{path} has settings this program does not know: {', '.join(sorted(unknown))}")
+    if missing := {f.name for f in fields(args) if saved.get(f.name) is None and f.name in ("channels", "data_dir")}:
+        raise UserError(f"{path} holds no settings of a run: {', '.join(sorted(missing))} is missing")
+    old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
+    budget = {"steps": args.steps, "minutes": args.minutes} if args.steps or args.minutes else {}
+    return replace(old, out=args.resume, resume=args.resume, device=args.device, **budget)
+
+
+def from_json(value: Any, kind: Any) -> Any:
+    """JSON knows neither tuples nor paths."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if isinstance(value, str) and Path in (kind, *typing.get_args(kind)) else value
