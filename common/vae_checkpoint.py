@@ -1,0 +1,122 @@
+"""An autoencoder as a folder that `diffusers` opens: AutoencoderKL.from_pretrained(folder), and back.
+
+    vae/config.json, vae/diffusion_pytorch_model.safetensors
+
+Nothing is guessed: a setting we cannot honour is refused by name, so that weights are never loaded into another network.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from common.checkpoint import WEIGHTS
+from common.diffusers_config import VERSION
+from common.errors import UserError
+from common.files import read_json, write_atomically, write_json
+from common.state import load_strictly, read_weights
+from common.vae import AutoencoderKL, VAEConfig
+
+# Settings of diffusers' AutoencoderKL that we read only at these values.
+FIXED = {
+    "act_fn": ("silu", "swish"), "force_upcast": (True, False), "latents_mean": (None,), "latents_std": (None,),
+    "shift_factor": (None, 0), "use_post_quant_conv": (True,), "use_quant_conv": (True,),
+}  # fmt: skip
+
+# Settings we translate, with what diffusers assumes where the file leaves them out.
+KNOWN = {"in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
+         "block_out_channels": [64], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32, "sample_size": 32,
+         "scaling_factor": 0.18215, "mid_block_add_attention": True}  # fmt: skip
+COUNTS = ("in_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the attention, until early 2023
+
+
+def _refuse(key: str, value: object):
+    raise UserError(f"this autoencoder sets {key} = {value!r}, which the course's autoencoder does not have, so it is not loaded")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def vae_from_diffusers(config: dict) -> VAEConfig:
+    """The VAEConfig of an AutoencoderKL's config.json."""
+    if config.get("_class_name") != "AutoencoderKL":
+        _refuse("_class_name", config.get("_class_name"))
+    for key, value in config.items():
+        if not key.startswith("_") and key not in KNOWN and value not in FIXED.get(key, ()):
+            _refuse(key, value)
+    c = KNOWN | {key: value for key, value in config.items() if key in KNOWN}
+    for key in COUNTS:
+        if not _is_count(c[key]):
+            _refuse(key, c[key])
+    channels = c["block_out_channels"]
+    if not isinstance(channels, (list, tuple)) or not channels or not all(_is_count(width) for width in channels):
+        _refuse("block_out_channels", channels)
+    if any(width % c["norm_num_groups"] for width in channels):
+        _refuse("norm_num_groups", c["norm_num_groups"])
+    for key, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if not isinstance(c[key], (list, tuple)) or list(c[key]) != [block] * len(channels):
+            _refuse(key, c[key])
+    if c["out_channels"] != c["in_channels"]:
+        _refuse("out_channels", c["out_channels"])
+    if not isinstance(c["scaling_factor"], (int, float)) or not 0 < c["scaling_factor"] < float("inf"):
+        _refuse("scaling_factor", c["scaling_factor"])
+    return VAEConfig(
+        size=c["sample_size"] if isinstance(c["sample_size"], int) else 0,
+        image_channels=c["in_channels"],
+        latent_channels=c["latent_channels"],
+        channels=tuple(channels),
+        layers=c["layers_per_block"],
+        mid_attention=c["mid_block_add_attention"],
+        groups=c["norm_num_groups"],
+        scaling_factor=float(c["scaling_factor"]),
+    )
+
+
+def vae_to_diffusers(cfg: VAEConfig) -> dict:
+    """The config.json that makes diffusers build the same network."""
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": VERSION,
+        "sample_size": cfg.size,
+        "in_channels": cfg.image_channels,
+        "out_channels": cfg.image_channels,
+        "latent_channels": cfg.latent_channels,
+        "block_out_channels": list(cfg.channels),
+        "down_block_types": ["DownEncoderBlock2D"] * len(cfg.channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(cfg.channels),
+        "layers_per_block": cfg.layers,
+        "mid_block_add_attention": cfg.mid_attention,
+        "norm_num_groups": cfg.groups,
+        "scaling_factor": cfg.scaling_factor,
+    }
+
+
+def new_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict whose attention is named as today: mid_block.attentions.0.query.weight becomes ...to_q.weight."""
+    old = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(OLD_NAMES)})(?=\.(weight|bias)$)")
+    return {old.sub(lambda found: OLD_NAMES[found[0]], key): value for key, value in state.items()}
+
+
+def save_vae(folder: Path, vae: AutoencoderKL, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder for AutoencoderKL.from_pretrained(folder). Each file is replaced whole or not at all."""
+    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in vae.state_dict().items()}
+    write_json(folder / "config.json", vae_to_diffusers(vae.cfg))
+    write_atomically(folder / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))
+
+
+def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:
+    """Open an autoencoder's folder, or a run or Stable Diffusion folder that has one in it; float32, every key checked."""
+    folder = Path(folder)
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}; give a run folder, or a diffusers model folder")
+    root = next((f for f in (folder / "vae", folder / "model" / "vae") if f.is_dir()), folder)
+    if root == folder and not (root / "config.json").exists() and not (root / WEIGHTS).exists():
+        raise UserError(f"{folder} holds no autoencoder: neither {folder}/config.json nor {folder}/vae nor {folder}/model/vae is there")
+    vae = AutoencoderKL(vae_from_diffusers(read_json(root / "config.json")))
+    load_strictly(vae, new_names(read_weights(root / WEIGHTS)), root / WEIGHTS)
+    return vae.eval().to(device)
