@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from common.data.texts import Texts
 from common.errors import UserError
 
 
@@ -35,8 +36,9 @@ class Images:
     pixels      (N, C, H, W) uint8
     labels      (N,) int64, or None
     classes     names of the labels
-    captions    one text per image, or None
+    captions    one text per image, in the language asked for, or None
     attributes  what is true of each image, or None
+    texts       where captions comes from: all there are, or None for a set that never has any
     """
 
     name: str
@@ -45,6 +47,7 @@ class Images:
     classes: tuple[str, ...] = ()
     captions: tuple[str, ...] | None = None
     attributes: Attributes | None = None
+    texts: Texts | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -71,6 +74,45 @@ class Images:
         pixels = tv.resize(self.pixels, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
         return replace(self, pixels=pixels)
 
+    def first(self, n: int | None) -> "Images":
+        """The first n of them, with all that belongs to them."""
+        if n is None or n == len(self):
+            return self
+        if n < 1:
+            raise UserError(f"--n must be above 0, not {n}")
+        if n > len(self):
+            raise UserError(f"--n {n} is more than the {len(self)} images of {self.name}")
+        return replace(
+            self,
+            pixels=self.pixels[:n],
+            labels=None if self.labels is None else self.labels[:n],
+            captions=self.captions and self.captions[:n],
+            attributes=self.attributes and replace(self.attributes, table=self.attributes.table[:n]),
+            texts=self.texts and self.texts.first(n),
+        )
+
+    def in_language(self, language: str | None) -> "Images":
+        """The same images with captions in "en", "zh" or "both", or a UserError that says what is missing.
+
+        None asks for nothing: the captions there are, else none.
+        """
+        if language is not None:
+            return replace(self, captions=self.need_captions(language))
+        return self if self.texts is None else replace(self, captions=self.texts.offered())
+
+    def need_captions(self, language: str | None = None) -> tuple[str, ...]:
+        """A caption for every image, or a UserError that says why there is none: for what cannot do without."""
+        if self.texts is not None:
+            return self.texts.need(language)
+        if self.captions is None or language is not None:
+            raise UserError(f"{self.name} has no captions; choose creatures, pokemon, or a folder of images with captions")
+        return self.captions
+
+
+def in_split(i: int, n: int, split: str) -> bool:
+    """For sets with no test split of their own: every tenth of n images is one, if there are ten at all."""
+    return n < 10 or (i % 10 == 9) == (split == "test")
+
 
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 0..255 -> float32 in [-1, 1]"""
@@ -84,7 +126,8 @@ def to_bytes(images: Tensor) -> Tensor:
 
 def explain(problem: Exception) -> str:
     """The first line of an exception, for messages."""
-    return str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__
 
 
 def first_existing(*candidates: Path) -> Path | None:

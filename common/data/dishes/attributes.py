@@ -1,0 +1,67 @@
+"""What a dish can be: its name, how it is cooked, what it lies in and on; and what training never sees together."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.data.dishes.menu import DISHES
+from common.errors import UserError
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "dish": tuple(DISHES),
+    "style": ("stir-fried", "braised", "steamed", "boiled", "soup", "cold", "fried", "roasted"),
+    "vessel": ("round plate", "oval plate", "square plate", "bowl", "steamer", "clay pot"),
+    "glaze": ("white", "blue-and-white", "celadon", "black", "none"),
+    "table": ("wood", "linen", "gingham", "slate", "marble", "bamboo"),
+}
+NAMES = tuple(ATTRIBUTES)
+VALUES = tuple(ATTRIBUTES.values())
+UNGLAZED = ("steamer", "clay pot")
+
+# Each dish misses one table, the next dish of the menu the next one: a sixth of all combinations. Whoever draws 番茄炒蛋 on
+# wood has put two things together that were only ever seen apart.
+NEVER_TOGETHER: dict[str, str] = {dish: ATTRIBUTES["table"][i % len(ATTRIBUTES["table"])] for i, dish in enumerate(DISHES)}
+
+
+def is_held_out(attributes: Mapping[str, str]) -> bool:
+    """Whether this combination of attributes is kept from the train and test splits."""
+    return NEVER_TOGETHER[attributes["dish"]] == attributes["table"]
+
+
+def to_names(row) -> dict[str, str]:
+    """A row of the table (K,) -> {"dish": "番茄炒蛋", "style": "stir-fried", ...}."""
+    return {name: values[int(i)] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)}
+
+
+def check_attributes(attributes: Mapping[str, str]) -> None:
+    """Refuse a dish with an attribute missing, or with a value that there is not."""
+    for name, values in ATTRIBUTES.items():
+        if attributes.get(name) not in values:
+            raise UserError(f"{name} of a dish must be one of {', '.join(values)}, not '{attributes.get(name)}'")
+    dish = DISHES[attributes["dish"]]
+    if attributes["style"] != dish.style:
+        raise UserError(f"{attributes['dish']} is {dish.style}, not {attributes['style']}")
+    if (attributes["vessel"] in UNGLAZED) != (attributes["glaze"] == "none"):
+        raise UserError("a steamer and a clay pot have glaze 'none', everything else has one that can be seen")
+
+
+def to_row(attributes: Mapping[str, str]) -> list[int]:
+    """{"dish": "番茄炒蛋", ...} -> the row of the table, K numbers."""
+    check_attributes(attributes)
+    return [values.index(attributes[name]) for name, values in ATTRIBUTES.items()]
+
+
+def pick(choices, luck: float):
+    return choices[int(luck * len(choices))]
+
+
+def draw_attributes(rng: np.random.Generator, held_out: bool) -> dict[str, str]:
+    """A dish, one of its vessels, a glaze and a table, uniformly; drawn again until the combination is of the kind wanted."""
+    while True:
+        luck = rng.random(4)
+        name = pick(ATTRIBUTES["dish"], luck[0])
+        vessel = pick(DISHES[name].vessels, luck[1])
+        glaze = "none" if vessel in UNGLAZED else pick(ATTRIBUTES["glaze"][:-1], luck[2])
+        attributes = dict(zip(NAMES, (name, DISHES[name].style, vessel, glaze, pick(ATTRIBUTES["table"], luck[3])), strict=True))
+        if is_held_out(attributes) == held_out:
+            return attributes

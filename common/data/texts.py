@@ -1,0 +1,103 @@
+"""Captions in English and Chinese: in which columns they stand, which are asked for, and what is wrong with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from common.errors import UserError
+
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+COLUMNS = {
+    "en": ("text", "caption", "prompt", "text_en", "caption_en", "en_text"),
+    "zh": ("text_zh", "caption_zh", "prompt_zh", "zh_text"),
+}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The captions of N images in every language there is.
+
+    where    what they are the captions of, for messages, such as "the folder data/faces"
+    by       {"en": N texts, "zh": N texts}, the languages that there are; "" where an image has none
+    items    what to call each image in messages; empty where a number will do
+    fault    why captions and images do not belong together, or ""
+    default  the language where none is asked for; None is the first there is
+    """
+
+    where: str
+    by: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    items: tuple[str, ...] = ()
+    fault: str = ""
+    default: str | None = None
+
+    def need(self, language: str | None = None) -> tuple[str, ...]:
+        """N captions in "en", "zh" or "both" (English for even indices, Chinese for odd ones), or a UserError that says why not."""
+        check_language(language)
+        if self.fault:
+            raise UserError(self.fault)
+        language = language or self.default or next(iter(self.by), "en")
+        if language == "both":
+            return tuple(pair[i % 2] for i, pair in enumerate(zip(self._complete("en"), self._complete("zh"), strict=True)))
+        return self._complete(language)
+
+    def offered(self) -> tuple[str, ...] | None:
+        """The captions for those who can do without: None where an image has none, and faults are let pass."""
+        try:
+            return replace(self, fault="").need()
+        except UserError:
+            return None
+
+    def first(self, n: int) -> "Texts":
+        return replace(self, by={language: texts[:n] for language, texts in self.by.items()}, items=self.items[:n])
+
+    def _complete(self, language: str) -> tuple[str, ...]:
+        if language not in self.by:
+            raise UserError(self._lacks(language))
+        missing = [i for i, text in enumerate(self.by[language]) if not text]
+        if missing:
+            first = self.items[missing[0]] if self.items else f"image {missing[0]}"
+            raise UserError(
+                f"{len(missing)} of {len(self.by[language])} images in {self.where} have no {LANGUAGES[language]} caption "
+                f"(missing or empty), the first is {first}; give each a caption, or take those images out"
+            )
+        return self.by[language]
+
+    def _lacks(self, language: str) -> str:
+        if not self.by:
+            return f"{self.where} has no captions; they are looked for in columns named {', '.join(COLUMNS['en'][:3])}, {COLUMNS['zh'][0]}, ..."
+        other = next(iter(self.by))
+        return (
+            f"{self.where} has no {LANGUAGES[language]} captions, only {LANGUAGES[other]} ones; "
+            f"add a column {COLUMNS[language][0]}, or ask for --language {other}"
+        )
+
+
+def check_language(language: str | None) -> None:
+    if language not in (None, *LANGUAGES, "both"):
+        raise UserError(f"unknown language '{language}'; choose one of {', '.join(LANGUAGES)}, both")
+
+
+def read_texts(rows: Sequence[dict]) -> dict[str, tuple[str, ...]]:
+    """{"en": one text a row, "zh": ...} from the columns of rows, for each language that any row has a caption in.
+
+    A column that names no language is English, unless most of its characters are Chinese.
+    """
+    found = {language: tuple(_text(row, columns) for row in rows) for language, columns in COLUMNS.items()}
+    found = {language: texts for language, texts in found.items() if any(texts)}
+    if list(found) == ["en"] and mostly_chinese(found["en"]):
+        return {"zh": found["en"]}
+    return found
+
+
+def _text(row: dict, columns: Sequence[str]) -> str:
+    """The first caption in these columns. Some sets give several for an image: the first of them."""
+    for column in columns:
+        value = row.get(column)
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, (str, int, float)) and str(value).strip():
+            return str(value).strip()
+    return ""
+
+
+def mostly_chinese(texts: Sequence[str]) -> bool:
+    letters = "".join(texts)
+    return sum("\u4e00" <= letter <= "\u9fff" for letter in letters) > len(letters) / 2
