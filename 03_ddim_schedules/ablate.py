@@ -108,11 +108,10 @@ def measure(args: Args) -> None:
 def refuse_early(lab, cells) -> None:
     """What cannot be sampled is said now, not after hours of training."""
     from common.checkpoint import load_model
-    from common.denoiser import mixture
     from common.diffusers_config import check_pair
     from common.loss import check_loss
     from common.samplers import Sampler
-    from common.schedule import Level, make_schedule
+    from common.schedule import make_schedule
 
     for cell in cells:
         training, sampling = cell.training, cell.sampling
@@ -122,7 +121,6 @@ def refuse_early(lab, cells) -> None:
             raise UserError(f"clip={sampling.clip}: choose static, none or dynamic")
         if training.model:
             continue
-        mixture(training.prediction, Level(0, 0.6, 0.8))
         check_pair(training.schedule, training.prediction)
         check_loss(training.loss, training.weight)
         if training.optimizer not in ("adamw", "sgd", "adamw-sgd"):

@@ -2,6 +2,7 @@
 
   python 03_ddim_schedules/interpolate.py                              all methods, two test images
   python 03_ddim_schedules/interpolate.py --a class:3 --b class:8 --method ddim_slerp
+  python 03_ddim_schedules/interpolate.py --pairs 24 --method ddpm ddpm_shared ddim_slerp
   python 03_ddim_schedules/interpolate.py --a one.png --b other.png --strength 0.5 --method ddpm ddpm_shared
 
 Writes a picture with one row for each method, a GIF of the walks, and a plot of the change from frame to frame.
@@ -23,6 +24,8 @@ class Args:
     """The first image: its index in the test images, class:3 for the first one of a class, or a file."""
     b: str = "1"
     """The second image."""
+    pairs: int = 1
+    """Pairs of images to measure: a and b, then test images 2 and 3, 4 and 5, ..., each with noise of its own."""
     method: tuple[Literal["ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp"], ...] = (
         "ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp")  # fmt: skip
     """Ways to walk; latents.py says what they are."""
@@ -45,14 +48,14 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(steps=args.steps)
+    positive(steps=args.steps, pairs=args.pairs)
     if args.frames < 3:
         raise UserError(f"--frames must be at least 3, not {args.frames}: two of them are the images themselves")
     if not 0 < args.strength <= 1:
         raise UserError(f"--strength must be above 0 and at most 1, not {args.strength:g}")
 
     import torch
-    from latents import changes, jumpiness, walk
+    from latents import changes, walk
     from pick import check_alike, find_image, open_model, wants
 
     from common import viz
@@ -63,17 +66,35 @@ def main(args: Args) -> None:
     a, b = (find_image(word, wants(model), args.data, args.data_dir).to(device) for word in (args.a, args.b))
     path, shares = model.schedule.path(args.steps), torch.linspace(0, 1, args.frames).tolist()
 
-    walks = {method: walk(method, denoise, free, path, a, b, shares, args.strength, args.seed).cpu() for method in args.method}
-    steps = {method: changes(pictures) for method, pictures in walks.items()}
-    print(f"{'method':14}{'mean change':>12}{'largest':>10}{'largest / mean':>16}   between frames")
-    for method, change in steps.items():
-        at = int(change.argmax())
-        print(f"{method:14}{change.mean():>12.2f}{change.max():>10.2f}{jumpiness(change):>16.2f}   {at + 1} and {at + 2}")
+    def walks_between(a, b, seed: int) -> dict:
+        return {method: walk(method, denoise, free, path, a, b, shares, args.strength, seed).cpu() for method in args.method}
+
+    walks = walks_between(a, b, args.seed)
+    steps = {method: [changes(pictures)] for method, pictures in walks.items()}
+    for k in range(1, args.pairs):
+        ends = (find_image(str(i), wants(model), args.data, args.data_dir).to(device) for i in (2 * k, 2 * k + 1))
+        for method, pictures in walks_between(*ends, args.seed + k).items():
+            steps[method].append(changes(pictures))
+    print_table({method: torch.stack(each) for method, each in steps.items()})
     rows = [torch.cat([a.cpu(), pictures, b.cpu()]) for pictures in walks.values()]
     print(viz.save_picture(viz.grid(torch.cat(rows), args.frames + 2, 60 * len(rows)), args.out / "strip.png"))
     there = [torch.stack([pictures[i] for pictures in walks.values()]) for i in range(args.frames)]
     print(viz.save_gif(there + there[-2:0:-1], args.out / "walk.gif", columns=len(walks), height=120, hold=0.3, evenly=False))
-    print(plot(steps, args.out / "change.png"))
+    print(plot({method: each[0] for method, each in steps.items()}, args.out / "change.png"))
+
+
+def print_table(steps: dict) -> None:
+    """How even each walk is. steps: for each method (pairs, frames - 1), the changes between neighbouring frames."""
+    from latents import jumpiness
+
+    pairs = len(next(iter(steps.values())))
+    print(f"{'method':14}{'mean change':>12}{'largest':>10}{'largest / mean':>18}{'where on the way':>20}"
+          + (f"   mean ± deviation over {pairs} pairs" if pairs > 1 else ""))  # fmt: skip
+    for method, change in steps.items():
+        even, where = jumpiness(change), (change.argmax(1) + 0.5) / change.shape[1]
+        spread = [f" ± {values.std():.2f}" if pairs > 1 else "" for values in (even, where)]
+        print(f"{method:14}{change.mean():>12.2f}{change.max(1).values.mean():>10.2f}{f'{even.mean():.2f}{spread[0]}':>18}"
+              f"{f'{where.mean():.2f}{spread[1]}':>20}")  # fmt: skip
 
 
 def plot(steps: dict, path: Path) -> Path:

@@ -74,9 +74,10 @@ def changes(pictures: Tensor) -> Tensor:
     return (features[1:] - features[:-1]).norm(dim=1)
 
 
-def jumpiness(steps: Tensor) -> float:
-    """The largest change in units of the mean change: 1 is a perfectly even walk, len(steps) one single jump."""
-    return float(steps.max() / steps.mean())
+def jumpiness(steps: Tensor) -> Tensor:
+    """The largest change of each walk in units of its mean change: 1 is a perfectly even walk, F - 1 one single jump.
+    (..., F - 1) -> (...)"""
+    return steps.amax(-1) / steps.mean(-1)
 
 
 def reconstruct(denoise, free: Callable, path: Path, x: Tensor) -> tuple[Tensor, Tensor]:

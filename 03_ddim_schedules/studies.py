@@ -20,12 +20,17 @@ STUDIES = {
     ),
     "respacing": Study(
         "Claim 4: does DDPM with fewer than 1000 steps stay noisy, or only when its coefficients are wrong?",
-        ("sampler=ddpm,ddpm_naive,ddim", "steps=10,20,50,100,250", SEEDS),
+        ("sampler=ddpm,ddpm_naive,ddim", "steps=10,20,50,100,250", "n=100", SEEDS),
         pretrained=True,
     ),
     "eta": Study(
         "Claim 5: are eta = 0 and eta = 1 alike at 50 steps?",
-        ("sampler=ddim", "eta=0,0.5,1", "steps=10,20,50,100", SEEDS),
+        ("sampler=ddim", "eta=0,0.5,1", "steps=10,20,50,100", "n=100", SEEDS),
+        pretrained=True,
+    ),
+    "speed": Study(
+        "Claim 5: is DDIM at 50 steps as good as DDPM at 1000, in a twentieth of the time?",
+        ("sampler=ddpm:1000,ddim:50,dpmpp_2m:20", "n=100", SEEDS),
         pretrained=True,
     ),
     "optimizers": Study(

@@ -8,9 +8,9 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from common.denoiser import Clip
+from common.denoiser import Clip, mixture
 from common.errors import UserError
-from common.schedule import BETAS, DiscreteSchedule, EDMSchedule, FlowSchedule, Schedule, zero_terminal_snr
+from common.schedule import BETAS, DiscreteSchedule, EDMSchedule, FlowSchedule, Level, Schedule, zero_terminal_snr
 from common.unet import UNetConfig
 
 VERSION = "0.42.1"  # the release of diffusers whose layout we write
@@ -161,7 +161,8 @@ PREDICTION_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 def check_pair(schedule: str, prediction: str) -> None:
-    """Refuse the pairs that no scheduler of diffusers can express, and the one that no network can learn."""
+    """Refuse the pairs that no scheduler of diffusers can express, the one that no network can learn, and unknown names."""
+    mixture(prediction, Level(0, 0.6, 0.8))  # for its refusal
     if schedule.endswith("zero_snr") and prediction == "eps":
         raise UserError(
             f"schedule '{schedule}' ends at pure noise, where knowing the noise says nothing of the image, "

@@ -401,6 +401,8 @@ def test_interpolate(command_line, trained_run, tmp_path):
     with Image.open(tmp_path / "strip.png") as strip:
         assert strip.width / strip.height == pytest.approx(7 / 5, rel=0.05)
     assert (tmp_path / "change.png").exists()
+    code, said, _ = command_line(INTERPOLATE, "--a", "3", "--b", "class:7", *flags, "--pairs", 3, "--method", "ddpm", "ddim_slerp")
+    assert code == 0 and "over 3 pairs" in said and said.count(" ± ") == 1 + 2 * 2 and "nan" not in said
 
 
 def test_interpolate_between_files(command_line, trained_run, tmp_path):

@@ -193,3 +193,5 @@ def test_pairs_of_schedule_and_prediction():
             else:
                 with pytest.raises(UserError, match=f"schedule '{schedule}' and prediction '{prediction}' do not go together"):
                     check_pair(schedule, prediction)
+    with pytest.raises(UserError, match="unknown prediction 'magic'"):
+        check_pair("cosine", "magic")
