@@ -1,0 +1,140 @@
+"""Train a text-to-image model: creatures out of noise, as the words want them.
+
+  python 02_cfg_pokemon/train.py                                        the embedded creatures, captions in two languages
+  python 02_cfg_pokemon/train.py --data pokemon --data-dir data --language zh
+  python 02_cfg_pokemon/train.py --text openai/clip-vit-base-patch32    words read by a frozen CLIP
+  python 02_cfg_pokemon/train.py --n 800 --steps 4000                   how far do 800 pictures carry?
+  python 02_cfg_pokemon/train.py --resume runs/02_cfg_pokemon/creatures
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.cli import positive, run
+from common.errors import UserError
+from common.settings import one_budget, resumed, with_folder, with_preset
+
+PROMPTS = (
+    "a red fire creature with bat wings",
+    "a blue round creature with cat ears, on a cream background",
+    "a green grass creature with a curly tail",
+    "a purple ghost creature with two horns and three eyes",
+    "一只黄色的电属性小怪兽，长着兔耳朵",
+    "一只白色毛茸茸的冰属性怪兽，有触角",
+    "a blue fire creature",  # training never sees blue and fire together
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    data: str = "creatures"
+    """creatures, pokemon, or a folder of images with captions."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    language: Literal["en", "zh", "both"] | None = None
+    """Of the captions; by default English and Chinese, half and half, and in a folder whatever there is."""
+    n: int | None = None
+    """Only the first n images."""
+    size: int | None = None
+    """Pixels a side."""
+    flip: bool = False
+    """Mirror images at random. Not if a caption says left or right."""
+
+    text: str = "small"
+    """Who reads the captions: small (a transformer trained along), or a frozen CLIP: a hub id or a folder."""
+    text_dim: int = 96
+    """Width of the small transformer's embeddings."""
+    drop: float = 0.1
+    """Share of captions replaced by the empty one, so that guidance has something to compare with."""
+
+    steps: int | None = None
+    """Budget in optimizer steps ..."""
+    minutes: float | None = None
+    """... or in wall-clock time (the default). The learning rate follows the budget."""
+    batch: int | None = None
+    """Images per step and process."""
+    lr: float | None = None
+    """Peak learning rate of AdamW."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
+
+    channels: tuple[int, ...] | None = None
+    """Width of the U-Net at each resolution, highest resolution first; the words come in at the lowest."""
+    layers: int = 1
+    """Residual blocks at each resolution."""
+    schedule: str = "cosine"
+    """linear, cosine, sigmoid, scaled_linear, linear_zero_snr, ..., edm or flow."""
+    prediction: str = "v"
+    """What the network predicts: eps, x0 or v (edm and flow with the schedule of that name)."""
+
+    prompts: tuple[str, ...] = PROMPTS
+    """Drawn as training goes, plain and guided side by side."""
+    guidance: float = 3.0
+    """Guidance scale of those pictures; 1 is off."""
+    sampler: str = "dpmpp_2m:20"
+    """How they are sampled."""
+
+    out: Path | None = None
+    """The run folder; by default runs/02_cfg_pokemon/<data>, numbered if that is taken."""
+    resume: Path | None = None
+    """Continue the run in this folder; all other settings but the budget come from there."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    sample_every: int | None = None
+    """Steps between sample pictures; by default at each tenth of the budget."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits a data set on one kind of device."""
+
+    minutes: float
+    channels: tuple[int, ...]
+    size: int
+    batch: int = 32
+    lr: float = 2e-3
+
+
+PRESETS = {  # sized for two CPU cores
+    "creatures": Preset(minutes=60, channels=(16, 32, 64), size=32),
+    "pokemon": Preset(minutes=60, channels=(32, 64, 128), size=32, lr=1e-3),
+}
+FOLDER = Preset(minutes=60, channels=(32, 64, 128), size=32, lr=1e-3)
+GPU_PRESETS = {  # sized for one recent GPU
+    "creatures": Preset(minutes=30, channels=(64, 128, 192, 256), size=64, batch=128, lr=5e-4),
+    "pokemon": Preset(minutes=60, channels=(64, 128, 192, 256), size=64, batch=64, lr=3e-4),
+}
+GPU_FOLDER = Preset(minutes=60, channels=(64, 128, 192, 256), size=64, batch=64, lr=3e-4)
+
+
+def check_numbers(args: Args) -> None:
+    positive(n=args.n, size=args.size, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, text_dim=args.text_dim,
+             accumulate=args.accumulate, layers=args.layers, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
+    one_budget(args)
+    if not 0 <= args.drop < 1:
+        raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
+    if not args.guidance >= 0:
+        raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")
+
+
+def new_run(args: Args) -> Args:
+    """Settle every setting, so that --resume needs nothing but the folder."""
+    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "02_cfg_pokemon")
+
+
+def main(args: Args) -> None:
+    check_numbers(args)
+    from teach import teach  # brings torch along, which --help should not wait for
+
+    teach(resumed(args) if args.resume else new_run(args))
+
+
+if __name__ == "__main__":
+    run(main, Args)
