@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from common.data.creatures.attributes import NAMES, VALUES, draw_attributes, to_row
-from common.data.creatures.captions import LANGUAGES, describe
+from common.data.creatures.captions import LANGUAGES, choose_mention, describe
 from common.data.creatures.draw import POSE, draw
 from common.data.images import Attributes, Images
 from common.errors import UserError
@@ -37,6 +37,12 @@ def caption(seed: int, split: str, index: int, language: str = "both") -> str:
     attributes, _ = creature(seed, split, index)
     chosen = LANGUAGES[index % 2] if language == "both" else language
     return describe(attributes, chosen, generator(WORDS, seed, split, index))
+
+
+def mentioned(seed: int, split: str, index: int) -> list[str]:
+    """The attributes that `caption` speaks of, in whichever language: what a picture of it can be held to."""
+    attributes, _ = creature(seed, split, index)
+    return choose_mention(attributes, generator(WORDS, seed, split, index))
 
 
 def generator(use: int, seed: int, split: str, index: int) -> np.random.Generator:
