@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -62,6 +62,15 @@ class Errors(NamedTuple):
 Loss = Callable[[nn.Module, dict[str, Tensor], Draw], Errors]  # (net, batch, random numbers) -> errors
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """A loss that changes as it is used, such as one with a discriminator: checkpoints hold what it has become, too."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class State(NamedTuple):
     """What the loop knows after one optimizer step."""
 
@@ -89,7 +98,7 @@ def train(
     net.to(accelerator.device)
     ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
     optimizer = OPTIMIZERS[cfg.optimizer](net.parameters(), cfg.lr)
-    left = restore(cfg.out, net, ema, optimizer, accelerator) if resume else None
+    left = restore(cfg.out, net, ema, optimizer, loss, accelerator) if resume else None
     net, optimizer = accelerator.prepare(net, optimizer)
     budget = Budget(cfg, left.seconds if left else 0.0, accelerator)
     if left:
@@ -118,7 +127,7 @@ def train(
             state = State(step + 1, mean, errors, lr, grad_norm, images, budget.seconds, time.perf_counter() - began,
                           budget.used(step + 1), ema.module, saved, done)  # fmt: skip
             if saved and accelerator.is_main_process:
-                save_checkpoint(cfg.out, snapshot(state, net, ema, optimizer, accelerator))
+                save_checkpoint(cfg.out, snapshot(state, net, ema, optimizer, loss, accelerator))
             yield state
             if done:
                 return
@@ -234,7 +243,7 @@ def check_finite(loss: float, grad_norm: float, step: int, cfg: TrainConfig, acc
 # ------------------------------------------------------------------------------------------------- save and resume
 
 
-def snapshot(state: State, net, ema: AveragedModel, optimizer, accelerator: Accelerator) -> dict:
+def snapshot(state: State, net, ema: AveragedModel, optimizer, loss: Loss, accelerator: Accelerator) -> dict:
     """All that the next step depends on; random numbers need no place here, for they follow from (seed, step).
 
     The state itself is kept too: whoever is killed right after the checkpoint has not yet written its row of the log.
@@ -245,11 +254,12 @@ def snapshot(state: State, net, ema: AveragedModel, optimizer, accelerator: Acce
         "net": accelerator.unwrap_model(net).state_dict(),
         "ema": ema.module.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "loss": loss.state_dict() if isinstance(loss, Stateful) else {},
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
     }
 
 
-def restore(out: Path, net, ema: AveragedModel, optimizer, accelerator: Accelerator) -> State | None:
+def restore(out: Path, net, ema: AveragedModel, optimizer, loss: Loss, accelerator: Accelerator) -> State | None:
     """Load the newest checkpoint of the run, if it has one. Returns the state it was left in."""
     kept = checkpoints(out)
     if not kept:
@@ -259,6 +269,8 @@ def restore(out: Path, net, ema: AveragedModel, optimizer, accelerator: Accelera
     load_strictly(ema.module, saved["ema"], kept[-1])
     ema.n_averaged.fill_(saved["step"])
     optimizer.load_state_dict(saved["optimizer"])
+    if isinstance(loss, Stateful):
+        loss.load_state_dict(saved["loss"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     return State(**saved["state"] | {"errors": Errors(**saved["state"]["errors"]), "ema": ema.module})

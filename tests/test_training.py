@@ -244,6 +244,44 @@ def test_a_run_stopped_anywhere_continues_bit_by_bit(tmp_path, stop_after):
         assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])
 
 
+class LearningLoss:
+    """A loss with a network of its own, which takes a step whenever the loss is asked for: as a discriminator does."""
+
+    def __init__(self):
+        torch.manual_seed(1)
+        self.rival = nn.Linear(1, 1)
+        self.optimizer = torch.optim.AdamW(self.rival.parameters(), 1e-2)
+
+    def __call__(self, net: nn.Module, batch: dict, draw: Draw) -> Errors:
+        errors = noisy_loss(net, batch, draw)
+        (self.rival(batch["image"]) - errors.each.detach()[:, None]).square().mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return errors._replace(each=errors.each * (2 + self.rival(batch["image"]).detach().flatten().tanh()))
+
+    def state_dict(self) -> dict:
+        return {"rival": self.rival.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rival.load_state_dict(state["rival"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6])
+def test_a_loss_that_learns_is_saved_and_resumed_too(tmp_path, stop_after):
+    """Stopped before, after and at a checkpoint. With a rival that began anew the two runs would part."""
+    whole, whole_loss, part_loss = little_net(), LearningLoss(), LearningLoss()
+    *_, end = start(tmp_path / "whole", whole, whole_loss)
+    for state in start(tmp_path / "part", little_net(), LearningLoss()):
+        if state.step == stop_after:
+            break
+    fresh = little_net()
+    *_, end_again = start(tmp_path / "part", fresh, part_loss, resume=True)
+    assert end_again.loss == end.loss and torch.equal(weights(fresh), weights(whole))
+    assert torch.equal(weights(part_loss.rival), weights(whole_loss.rival))
+    assert not torch.equal(weights(whole_loss.rival), weights(LearningLoss().rival))
+
+
 def test_a_longer_budget_continues_a_finished_run(tmp_path):
     list(start(tmp_path, little_net()))
     states = list(start(tmp_path, little_net(), resume=True, steps=14))

@@ -1,0 +1,34 @@
+"""What this chapter trains on: one data set, or several together as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from common.data import Images, load
+from common.data.load import DRAWN
+from common.errors import UserError
+
+
+def load_all(names: Sequence[str], size: int | None, data_dir: Path, split: str = "train", n: int | None = None,
+             language: str | None = None) -> Images:  # fmt: skip
+    """All sets, one after the other. n: only the first n images of each."""
+    return joined([load(name, size, data_dir, split, language, n) for name in names])
+
+
+def some_of(names: Sequence[str], size: int | None, data_dir: Path, split: str, n: int) -> Images:
+    """At most n images of each set: fewer where it has no more."""
+    sets = [load(name, size, data_dir, split, n=n if name in DRAWN else None) for name in names]
+    return joined([images.first(min(n, len(images))) for images in sets])
+
+
+def joined(sets: Sequence[Images]) -> Images:
+    """Several sets as one: the pixels, and the captions if all have them. One alone stays what it is."""
+    if len(sets) == 1:
+        return sets[0]
+    shapes = {(images.channels, images.size): images.name for images in sets}
+    if len(shapes) > 1:
+        described = ", ".join(f"{name} has {c} channels of {s}x{s} pixels" for (c, s), name in shapes.items())
+        raise UserError(f"these sets cannot be trained on together: {described}; give one --size, and sets that are all in colour or all grey")
+    captions = tuple(text for images in sets for text in images.captions) if all(images.captions for images in sets) else None
+    return Images("+".join(images.name for images in sets), torch.cat([images.pixels for images in sets]), captions=captions)

@@ -1,0 +1,126 @@
+"""Train the autoencoder: images in, a latent space f times smaller a side, the same images out.
+
+  python 04_latent_sd/train_vae.py                                  the embedded creatures and dishes together, 64x64, f = 4
+  python 04_latent_sd/train_vae.py --data creatures --perceptual 0.1
+  python 04_latent_sd/train_vae.py --data path/to/pictures --size 128 --channels 32 64 128 128
+  python 04_latent_sd/train_vae.py --adversarial 0.5 --adversarial-after 0.5     a discriminator joins half-way
+  python 04_latent_sd/train_vae.py --resume runs/04_latent_sd/vae-creatures-dishes
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from common.cli import free_folder, positive, run
+from common.errors import UserError
+from common.settings import one_budget, resumed, with_folder, with_preset
+
+
+@dataclass(frozen=True)
+class Args:
+    data: tuple[str, ...] = ("creatures", "dishes")
+    """One data set or several, trained on together: creatures, dishes, ..., or folders of images."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    n: int | None = None
+    """Only the first n images of each set."""
+    size: int | None = None
+    """Pixels a side; a multiple of f = 2^(number of channels - 1)."""
+    flip: bool = False
+    """Mirror images at random."""
+
+    channels: tuple[int, ...] | None = None
+    """Width of the network at each resolution, highest resolution first; one resolution more doubles f."""
+    latent_channels: int = 4
+    """Channels of the latents."""
+    layers: int = 1
+    """Residual blocks at each resolution."""
+
+    error: Literal["l1", "l2", "huber"] = "l1"
+    """How reconstructions are compared with images, pixel by pixel."""
+    kl: float = 1e-6
+    """Weight of the KL term, in nats a pixel value."""
+    perceptual: float = 0.0
+    """Weight of the perceptual term: against blur. 0 is off."""
+    adversarial: float = 0.0
+    """Weight of the adversarial term, in units of what the other terms pull; against blur too. 0 is off."""
+    adversarial_after: float = 0.5
+    """Share of the budget after which it joins: a discriminator is of no use while images are still mud."""
+
+    steps: int | None = None
+    """Budget in optimizer steps ..."""
+    minutes: float | None = None
+    """... or in wall-clock time (the default). The learning rate follows the budget."""
+    batch: int | None = None
+    """Images per step and process."""
+    lr: float | None = None
+    """Peak learning rate of AdamW."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
+
+    held_out: int = 200
+    """Images of each set's test split to measure on."""
+    out: Path | None = None
+    """The run folder; by default runs/04_latent_sd/vae-<data>, numbered if that is taken."""
+    resume: Path | None = None
+    """Continue the run in this folder; all other settings but the budget come from there."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    sample_every: int | None = None
+    """Steps between measurements and pictures; by default at each tenth of the budget."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits data on one kind of device."""
+
+    minutes: float
+    channels: tuple[int, ...]
+    size: int = 64
+    batch: int = 16
+    lr: float = 1e-3
+
+
+DRAWN = Preset(minutes=60, channels=(16, 32, 64))  # sized for two CPU cores
+FOLDER = Preset(minutes=120, channels=(16, 32, 64), lr=5e-4)
+PRESETS = {("creatures", "dishes"): DRAWN, ("creatures",): DRAWN, ("dishes",): DRAWN}
+GPU_DRAWN = Preset(minutes=20, channels=(64, 128, 128), batch=64, lr=5e-4)  # sized for one recent GPU
+GPU_FOLDER = Preset(minutes=60, channels=(64, 128, 256), batch=32, lr=2e-4)
+GPU_PRESETS = {("creatures", "dishes"): GPU_DRAWN, ("creatures",): GPU_DRAWN, ("dishes",): GPU_DRAWN}
+
+
+def check_numbers(args: Args) -> None:
+    positive(n=args.n, size=args.size, latent_channels=args.latent_channels, layers=args.layers, steps=args.steps, minutes=args.minutes,
+             batch=args.batch, lr=args.lr, accumulate=args.accumulate, held_out=args.held_out, save_every=args.save_every,
+             sample_every=args.sample_every)  # fmt: skip
+    one_budget(args)
+    if not args.data:
+        raise UserError("--data needs at least one data set or folder, for instance --data creatures dishes")
+    for flag, weight in (("kl", args.kl), ("perceptual", args.perceptual), ("adversarial", args.adversarial)):
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"--{flag} must be 0 or more, not {weight:g}; it is the weight of a term of the loss, and 0 is off")
+    if not 0 <= args.adversarial_after < 1:
+        raise UserError(f"--adversarial-after must be at least 0 and below 1, not {args.adversarial_after:g}; it is a share of the budget")
+
+
+def new_run(args: Args) -> Args:
+    """Settle every setting, so that --resume needs nothing but the folder."""
+    name = "-".join(["vae", *(Path(data).name for data in args.data)])
+    args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / name))
+    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "04_latent_sd")
+
+
+def main(args: Args) -> None:
+    check_numbers(args)
+    from fit_vae import fit_vae  # brings torch along, which --help should not wait for
+
+    fit_vae(resumed(args) if args.resume else new_run(args))
+
+
+if __name__ == "__main__":
+    run(main, Args)
