@@ -1,0 +1,185 @@
+"""Masks: 1 (white) is repaint, 0 (black) is keep. Soft edges, compositing, inpainting at the model's own size, and seams.
+
+One rule holds for all that is here: where a mask is 0, the result is bit for bit the original.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+from torchvision.transforms.v2 import functional as tv
+
+from common.errors import UserError
+
+GREY_LEVEL = 2 / 255  # the smallest difference that a byte can hold, in [-1, 1]
+
+
+def overlay(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
+    """original + mask (painted - original), and exactly `original` where the mask is 0, exactly `painted` where it is 1.
+
+    original, painted  (C, H, W)
+    mask               (1, H, W) in [0, 1]; between 0 and 1 it blends
+    """
+    mixed = torch.lerp(original, painted, mask.to(original))  # exact at 1; at 0 it is not if `painted` is not finite
+    return torch.where(mask > 0, mixed, original)
+
+
+def blurred(mask: Tensor, radius: float) -> Tensor:
+    """The mask with a soft edge on both sides, a Gaussian with this standard deviation in pixels: what an inpainting
+    network may be shown, or a blend that is allowed to touch what lies around. It is no longer 0 where it was near the edge."""
+    return gaussian(mask.float(), radius).clamp(0, 1)
+
+
+def gaussian(image: Tensor, radius: float) -> Tensor:
+    """(C, H, W), blurred; beyond the border the outermost pixels go on."""
+    if radius <= 0:
+        return image
+    margin = max(1, round(3 * radius))
+    padded = pad(image[None], [margin] * 4, mode="replicate")
+    return tv.gaussian_blur(padded, 2 * margin + 1, radius)[0, :, margin:-margin, margin:-margin]
+
+
+def feathered(mask: Tensor, radius: float) -> Tensor:
+    """The mask with a soft edge on its own side only: still 0 where it was 0; it rises to 1 over `radius` pixels inside."""
+    if radius <= 0:
+        return mask
+    depth = torch.from_numpy(distance_to_known(mask))  # 1 for the outermost pixels of the hole
+    return (depth / (radius + 1)).clamp(0, 1).float()[None]
+
+
+def matched(original: Tensor, painted: Tensor, mask: Tensor, width: float = 8.0) -> Tensor:
+    """`painted`, with its colours bent towards the original along the edge of the mask.
+
+    A network that works in a latent space gives back even what it was told to keep in slightly other colours; pasted in, that
+    shows as a line. The difference on the known side of the edge is carried into the hole and fades out over `width` pixels.
+    """
+    if not (mask > 0).any() or (mask > 0).all():
+        return painted
+    known = (mask == 0).float()
+    weight = gaussian(known, width / 2)
+    smooth = gaussian((original - painted) * known, width / 2) / weight.clamp(min=1e-3)  # (C, H, W), its mean over known pixels
+    fade = torch.from_numpy(np.exp(-distance_to_known(mask) / width)).float()
+    return torch.where(mask > 0, (painted + smooth * fade).clamp(-1, 1), painted)
+
+
+def distance_to_known(mask: Tensor) -> np.ndarray:
+    """(H, W) float64: how far each pixel is from the nearest one with mask 0; 0 for those themselves."""
+    holes = (mask[0] > 0).cpu().numpy()
+    return distance_transform_edt(holes) if not holes.all() else np.full(holes.shape, np.inf)
+
+
+@dataclass(frozen=True)
+class Box:
+    """Rows top..bottom and columns left..right of an image, the last ones not included."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    def of(self, image: Tensor) -> Tensor:
+        """That part of (..., H, W), as a view."""
+        return image[..., self.top : self.bottom, self.left : self.right]
+
+
+def box_around(mask: Tensor, padding: int, ratio: float) -> Box | None:
+    """The smallest box of this ratio, width / height, around all that is white and `padding` pixels more; as much of it as the
+    image has room for. None if nothing is white."""
+    rows, columns = (mask[0] > 0).any(1).nonzero().flatten(), (mask[0] > 0).any(0).nonzero().flatten()
+    if not len(rows):
+        return None
+    height, width = mask.shape[1:]
+    top, bottom = max(0, int(rows[0]) - padding), min(height, int(rows[-1]) + 1 + padding)
+    left, right = max(0, int(columns[0]) - padding), min(width, int(columns[-1]) + 1 + padding)
+    top, bottom = widened(top, bottom, round((right - left) / ratio), height)
+    left, right = widened(left, right, round((bottom - top) * ratio), width)
+    return Box(top, left, bottom, right)
+
+
+def widened(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
+    """The range start..stop, made at least `length` long to both sides, moved and cut so that it stays within 0..limit."""
+    length = min(max(length, stop - start), limit)
+    start = min(max(0, start - (length - (stop - start)) // 2), limit - length)
+    return start, start + length
+
+
+Engine = Callable[[Tensor, Tensor, str, int], Tensor]
+
+
+def inpaint_cropped(engine: Engine, image: Tensor, mask: Tensor, prompt: str, seed: int, size: tuple[int, int],
+                    padding: int = 32) -> Tensor:  # fmt: skip
+    """Inpaint only the surroundings of the mask, enlarged (or shrunk) to the size the model was made for, and paste them back.
+
+    image    (C, H, W) in [-1, 1], of any size
+    mask     (1, H, W)
+    size     height and width that the engine is given
+    padding  pixels of known picture around the mask that the engine sees as well
+    """
+    if padding < 0:
+        raise UserError(f"--padding-mask-crop must be 0 or more, not {padding}")
+    box = box_around(mask, padding, size[1] / size[0])
+    if box is None:
+        return image
+    part, hole = box.of(image), box.of(mask)
+    small_hole = interpolate((hole > 0).float()[None], size, mode="area")[0] if (box.height, box.width) != size else hole
+    painted = engine(resized(part, size), (small_hole > 0).float(), prompt, seed)  # white if any part of it was
+    result = image.clone()
+    box.of(result).copy_(overlay(part, resized(painted.to(image), (box.height, box.width)), hole))
+    return result
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    if image.shape[1:] == size:
+        return image
+    return tv.resize(image, list(size), interpolation=tv.InterpolationMode.BICUBIC, antialias=True).clamp(-1, 1)
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """Refuse a size that a network cannot halve often enough."""
+    if height % multiple or width % multiple or min(height, width) < multiple:
+        good = [max(multiple, round(n / multiple) * multiple) for n in (height, width)]
+        raise UserError(f"--size {height} x {width} must be divisible by {multiple} for this model; try {good[0]} x {good[1]}")
+
+
+def seam(image: Tensor, mask: Tensor, near: int = 8) -> float:
+    """How much harder the picture jumps across the edge of the mask than it does elsewhere nearby.
+
+    For four pixels in a row or column, a b c d, the jump in their middle is |c - b - ((b - a) + (d - c)) / 2|: the step from b
+    to c that the slopes on both sides do not explain. The result is
+
+        mean jump across the edge / mean jump within `near` pixels of it, on both sides
+
+    1 is a picture that goes on as if nothing had happened, a hard edge is 2 and more. One picture tells little, for its own
+    lines may lie on the edge: over 320 pairs of a drawn dish of 64 pixels and a camera mask, untouched, it is 1.1 in the middle
+    and 0.6 to 1.9 for nine in ten (with the other side from another dish 4.3, and 2.2 to 8.8). Compare means over many, and
+    with the untouched ones. In a flat picture one grey level is the least that counts; without an edge it is 1.
+    """
+    white = mask[0] > 0
+    sums, counts = {True: 0.0, False: 0.0}, {True: 0, False: 0}
+    close = torch.from_numpy(np.maximum(distance_to_known(mask), distance_to_known((mask == 0).float())) <= near)
+    for turned in (False, True):
+        pixels, side, band = (x.transpose(-1, -2) if turned else x for x in (image.float(), white, close))
+        a, b, c, d = (pixels[..., i : pixels.shape[-1] - 3 + i] for i in range(4))  # (C, H, W - 3)
+        sa, sb, sc, sd = (side[..., i : side.shape[-1] - 3 + i] for i in range(4))
+        jump = (c - b - ((b - a) + (d - c)) / 2).abs().mean(0)
+        outer = (sa == sb) & (sc == sd)  # no other edge within these four
+        chosen = {True: outer & (sb != sc), False: outer & (sb == sc) & band[..., 1 : band.shape[-1] - 2]}
+        for across, where in chosen.items():
+            sums[across] += float(jump[where].double().sum())
+            counts[across] += int(where.sum())
+    if not counts[True] or not counts[False]:
+        return 1.0
+    across, nearby = (sums[key] / counts[key] for key in (True, False))
+    return max(across, GREY_LEVEL) / max(nearby, GREY_LEVEL)
