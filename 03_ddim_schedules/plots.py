@@ -50,8 +50,9 @@ def table(rows: list[Row], keys: list[str], measure: str) -> list[list[str]]:
     for name in unique(name_of(row, rest) for row in rows):
         cells = []
         for value in columns:
-            mean, error, n = summary([row for row in rows if row[x] == value and name_of(row, rest) == name], measure)
-            cells.append("diverged" if n == 0 else f"{mean:.3g} ± {error:.2g}")
+            mine = [row for row in rows if row[x] == value and name_of(row, rest) == name]
+            mean, error, n = summary(mine, measure)
+            cells.append(f"{mean:.3g} ± {error:.2g}" if n else "diverged" if mine else "")  # not every grid has every cell
         lines.append([name if rest else measure, *cells])
     return lines
 

@@ -269,6 +269,12 @@ def test_bad_words(words, says, command_line, tmp_path):
     assert not (tmp_path / "lab").exists()
 
 
+def test_a_table_tells_diverged_from_never_asked():
+    base = {"eta": None, "variance": "", "frechet_sd": 0.1}
+    rows = [base | {"sampler": "ddpm", "steps": 9, "frechet": 2.0, "diverged": False}, base | {"sampler": "ddim", "steps": 5, "diverged": True}]
+    assert plots.table(rows, ["steps", "sampler"], "frechet")[1:] == [["ddpm", "", "2 ± 0.1"], ["ddim", "diverged", ""]]
+
+
 def test_a_table_that_cannot_be_written(command_line, tmp_path):
     (tmp_path / "out").write_text("a file where a folder should be")
     code, _, err = command_line(ABLATE, "steps=3", "--out", tmp_path / "out")
