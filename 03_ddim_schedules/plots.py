@@ -70,6 +70,7 @@ def ordered(values) -> list:
 def plot(rows: list[Row], keys: list[str], measure: str, path: Path) -> Path:
     """Curves over a number, bars over names; with error bars, and the measure of real pictures as a band or line."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     x, *rest = keys
     figure = Figure(figsize=(8, 4.6), layout="constrained")
@@ -96,6 +97,8 @@ def plot(rows: list[Row], keys: list[str], measure: str, path: Path) -> Path:
         axis.set(xticks=range(len(places)), xticklabels=[name_of({x: value}, [x]) for value in places])
     if measure == "frechet":
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(LogFormatter())  # 20 rather than 2 x 10^1
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     several = max(summary([row for row in rows if row[x] == value], measure)[2] for value in places) > 1
     axis.set(xlabel=x, ylabel={"frechet": "Fréchet distance"}.get(measure, measure))
     if len(names) > 1 or len(real):
