@@ -77,7 +77,7 @@ class Preset:
 
 
 PRESETS = {  # sized for two CPU cores
-    "digits": Preset(minutes=2, channels=(32, 64), size=16, lr=3e-3),
+    "digits": Preset(minutes=2, channels=(16, 32), size=16, lr=3e-3),
     "mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
     "fashion_mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
     "cifar10": Preset(minutes=60, channels=(64, 128, 128), flip=True),
