@@ -23,7 +23,7 @@ from common.random import EVALUATION, generator
 from common.runlog import Due, logged
 from common.training import Errors, State, TrainConfig, train
 from common.vae import AutoencoderKL, measure_scaling_factor, small_vae
-from common.vae_checkpoint import save_vae
+from common.vae_checkpoint import load_vae, save_vae
 from common.vae_loss import (
     PatchDiscriminator,
     Perceptual,
@@ -46,6 +46,8 @@ def fit_vae(args) -> None:
     images = load_all(args.data, args.size, args.data_dir, n=args.n)
     torch.manual_seed(args.seed)
     vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels, args.latent_channels, args.layers))
+    if args.start and not args.resume:
+        start_from(vae, args.start)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     loss = VAELoss(args, images, accelerator)
@@ -75,6 +77,15 @@ def fit_vae(args) -> None:
         print(f"stopped after step {state.step}; continue with: python 04_latent_sd/train_vae.py --resume {args.out}")
     else:
         show(args, state, images, held_out)
+
+
+def start_from(vae: AutoencoderKL, folder: Path) -> None:
+    """Take over the weights of an autoencoder of the same build; the size of its images is of no importance to them."""
+    other = load_vae(folder)
+    mine, theirs = (asdict(replace(cfg, size=0, scaling_factor=1.0)) for cfg in (vae.cfg, other.cfg))
+    if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
+        raise UserError(f"the autoencoder in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings")
+    vae.load_state_dict(other.state_dict())
 
 
 # ------------------------------------------------------------------------------------------------------------- the loss

@@ -4,6 +4,7 @@
   python 04_latent_sd/train_vae.py --data creatures --perceptual 0.1
   python 04_latent_sd/train_vae.py --data path/to/pictures --size 128 --channels 32 64 128 128
   python 04_latent_sd/train_vae.py --adversarial 0.5 --adversarial-after 0.5     a discriminator joins half-way
+  python 04_latent_sd/train_vae.py --start runs/04_latent_sd/vae-creatures-dishes --size 128    go on with larger images
   python 04_latent_sd/train_vae.py --resume runs/04_latent_sd/vae-creatures-dishes
 """
 
@@ -35,6 +36,9 @@ class Args:
     """Channels of the latents."""
     layers: int = 1
     """Residual blocks at each resolution."""
+    start: Path | None = None
+    """Begin with the weights of this run or folder, an autoencoder of the same build. It may have learned at another size: small
+    images are learned from faster."""
 
     error: Literal["l1", "l2", "huber"] = "l1"
     """How reconstructions are compared with images, pixel by pixel."""

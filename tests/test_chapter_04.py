@@ -155,6 +155,19 @@ def test_what_training_refuses(flags, says, tmp_path, command_line):
     assert not (tmp_path / "run").exists()
 
 
+def test_it_can_start_from_another_autoencoder(run, tmp_path, command_line):
+    """With a rate of next to nothing, the weights stay those that it started from, at another size of the images, too."""
+    flags = [a for a in TINY if a != "--size"]
+    flags.remove(16)
+    run_main(TRAIN, *flags, "--size", 32, "--lr", 1e-12, "--steps", 1, "--start", run, "--out", tmp_path / "next")
+    old, new = (load_vae(folder).state_dict() for folder in (run, tmp_path / "next"))
+    assert all(torch.allclose(old[key], new[key], atol=1e-6) for key in old)
+    torch.manual_seed(0)
+    assert not torch.allclose(old["encoder.conv_in.weight"], AutoencoderKL(load_vae(run).cfg).encoder.conv_in.weight, atol=1e-3)
+    code, _, err = command_line(TRAIN, *TINY[:6], "--channels", 16, 16, "--steps", 1, "--start", run, "--out", tmp_path / "other")
+    assert code == 2 and "channels = (8, 16) against (16, 16)" in err
+
+
 def test_a_run_is_not_overwritten(run, command_line):
     code, _, err = command_line(TRAIN, *TINY, "--out", run)
     assert code == 2 and "already holds a run" in err
