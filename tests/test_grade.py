@@ -208,6 +208,56 @@ def test_chapter_3_agrees_with_common():
         same(s.snr_weight(some.alpha, some.sigma, GAMMA, prediction), weight_of("min_snr", prediction, Level(0, some.alpha, some.sigma)))
 
 
+def test_chapter_4_agrees_with_common():
+    """The solutions are the same mathematics as the course's autoencoder, latents, samplers and bytes."""
+    from common.data.images import to_bytes
+    from common.denoiser import target, unmix
+    from common.samplers import ddim
+    from common.schedule import DiscreteSchedule, linear_zero_snr_betas, mix
+    from common.vae import Gaussian, measure_scaling_factor
+
+    def same(got, right):
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+
+    def numbers(*shape, seed=0):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    s, latent = CHAPTERS["04"].solutions, load(COURSE / "04_latent_sd/latent.py", "chapter_4s_latents")
+    z, eps, eps_z, logvar = (numbers(4, 3, 5, 6, seed=seed) for seed in range(4))
+    cloud = Gaussian(3 * z, logvar)
+    same(s.kl(*cloud), cloud.kl())
+    same(s.reparameterise(*cloud, eps), cloud.sample(eps))
+    scale = s.scaling_factor(iter(cloud.mean.split(3)))
+    assert scale == pytest.approx(measure_scaling_factor(cloud.mean))
+
+    schedule = DiscreteSchedule(linear_zero_snr_betas())
+    level = schedule.at(torch.tensor([1, 100, 500, 1000])).like(z)
+    x, v = s.noisy_latent(cloud.mean, (logvar / 2).exp(), scale, eps_z, eps, level.alpha.flatten(), level.sigma.flatten())
+    scaled = latent.scaled(cloud, scale)
+    drawn = scaled["latent"] + scaled["std"] * eps_z
+    same((x, v), (mix(drawn, eps, level), target("v", drawn, eps, level)))
+
+    path, text = schedule.path(8), numbers(8, 2, 5)
+    N, (times, alpha, sigma) = len(path), (column.float() for column in path.levels)
+
+    def network(x, t, text):
+        return (x + text.mean((1, 2)).view(-1, 1, 1, 1)).sin() + t.view(-1, 1, 1, 1) / 1000
+
+    def denoise(x, level):
+        uncond, cond = (network(x, torch.full((len(x),), level.time), part) for part in text.chunk(2))
+        return unmix("v", uncond + 3 * (cond - uncond), x, level)
+
+    for strength in (1.0, 0.6):
+        first, x = s.img2img_start(z, eps, strength, alpha, sigma)
+        rest = path.after(first)
+        same(x, mix(z, eps, next(iter(rest))))
+        assert len(rest) == round(strength * N)
+        *_, step = ddim(denoise, x, rest)
+        got = s.sample_latent(network, x, first, text, 3.0, times[:-1], alpha, sigma)
+        same(got, step.x)
+    assert torch.equal(s.decode_picture(got, lambda z: z.cos() * 1.3, scale), to_bytes((got / scale).cos() * 1.3))
+
+
 # ------------------------------------------------------------------------------------------------ the stub's generator
 
 
