@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from augment import augment
 from guidance import drop_captions
-from paint import Painter, Wish, save_painter
+from paint import Painter, Wish, open_painter, save_painter
 from torch import Tensor, nn
 
 from common import viz
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
 from common.diffusers_config import check_pair
+from common.errors import UserError
 from common.files import write_json
 from common.loss import diffusion_loss
 from common.runlog import Due, logged
@@ -23,6 +25,8 @@ from common.schedule import Schedule, make_schedule
 from common.text.encoders import Cached, Clip, SmallText, TextEncoder, small_text
 from common.training import Errors, TrainConfig, train
 from common.unet import UNet, text_unet, zero_init
+
+SLOW = "encoder"  # at the U-Net's learning rate all words would soon mean much the same: see the README
 
 
 class ReaderAndPainter(nn.Module):
@@ -75,12 +79,13 @@ def teach(args) -> None:
     images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n)
     captions = images.need_captions(args.language)
     torch.manual_seed(args.seed)
-    encoder = make_encoder(args, captions, device)
-    net = make_net(args, images, encoder)
+    begun = open_painter(args.start) if args.start and not args.resume else None
+    encoder = make_encoder(args, captions, device, begun)
+    net = make_net(args, images, encoder, begun)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     data, loss = make_data(images, encoder), make_loss(args, schedule, encoder)
-    states = train(net, data, loss, train_config(args), accelerator, resume=args.resume is not None)
+    states = train(net, data, loss, train_config(args, encoder), accelerator, resume=args.resume is not None)
     if not accelerator.is_main_process:
         for _ in states:  # it helps to train; the main process alone writes and draws
             pass
@@ -107,15 +112,27 @@ def teach(args) -> None:
 # ------------------------------------------------------------------------------------------------ what is trained on what
 
 
-def make_encoder(args, captions: Sequence[str], device: str) -> SmallText | Cached:
+def make_encoder(args, captions: Sequence[str], device: str, begun: Painter | None = None) -> SmallText | Cached:
+    if args.text == "small" and begun and isinstance(begun.encoder, SmallText):
+        return begun.encoder  # with the tokens that it has learned to read
     if args.text == "small":
         return small_text(captions, dim=args.text_dim, heads=max(1, args.text_dim // 32))
     return Cached(Clip(args.text).to(device), captions, Path("runs/02_cfg_pokemon/text_cache"))
 
 
-def make_net(args, images: Images, encoder: TextEncoder) -> nn.Module:
+def make_net(args, images: Images, encoder: TextEncoder, begun: Painter | None = None) -> nn.Module:
     unet = zero_init(UNet(text_unet(images.size, images.channels, args.channels, encoder.dim, args.layers)))
+    if begun:
+        start_from(unet, begun.net, args.start)
     return ReaderAndPainter(unet, encoder) if isinstance(encoder, SmallText) else PainterAlone(unet)
+
+
+def start_from(unet: UNet, other: UNet, folder: Path) -> None:
+    """Take over the weights of a U-Net of the same build; the size of its images is of no importance to them."""
+    mine, theirs = (asdict(replace(net.cfg, size=0)) for net in (unet, other))
+    if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
+        raise UserError(f"the U-Net in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings")
+    unet.load_state_dict(other.state_dict())
 
 
 def make_data(images: Images, encoder: TextEncoder) -> Captioned:
@@ -129,18 +146,18 @@ def make_loss(args, schedule: Schedule, encoder: TextEncoder):
     def loss(net, batch: dict[str, Tensor], draw) -> Errors:
         x0, words = batch["image"], batch["words"]
         u, eps = draw.stratified(len(x0)), draw.randn(x0.shape)
-        if args.flip:
-            x0 = torch.where(draw.rand(len(x0)).view(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
+        if args.augment != "none":
+            x0 = augment(args.augment, x0, draw.rand(len(x0)))
         words = drop_captions(words, empty.to(words), draw.rand(len(x0)), args.drop)
         return Errors(diffusion_loss(net, schedule, args.prediction, x0, u, eps, words=words), u)
 
     return loss
 
 
-def train_config(args) -> TrainConfig:
+def train_config(args, encoder: TextEncoder) -> TrainConfig:
     return TrainConfig(
         out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
-        save_every=args.save_every, seed=args.seed,
+        save_every=args.save_every, seed=args.seed, slow=SLOW if isinstance(encoder, SmallText) else None,
     )  # fmt: skip
 
 

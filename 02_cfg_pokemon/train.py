@@ -4,6 +4,7 @@
   python 02_cfg_pokemon/train.py --data pokemon --data-dir data --language zh
   python 02_cfg_pokemon/train.py --text openai/clip-vit-base-patch32    words read by a frozen CLIP
   python 02_cfg_pokemon/train.py --n 800 --steps 4000                   how far do 800 pictures carry?
+  python 02_cfg_pokemon/train.py --start runs/02_cfg_pokemon/small --size 64    go on with larger images
   python 02_cfg_pokemon/train.py --resume runs/02_cfg_pokemon/creatures
 """
 
@@ -39,8 +40,9 @@ class Args:
     """Only the first n images."""
     size: int | None = None
     """Pixels a side."""
-    flip: bool = False
-    """Mirror images at random. Not if a caption says left or right."""
+    augment: Literal["none", "mirror", "jitter", "turn"] = "none"
+    """Change images at random: mirror them (not if a caption says left or right), jitter their brightness, or turn them a little,
+    with black corners. studies.py measures what that does to the colours."""
 
     text: str = "small"
     """Who reads the captions: small (a transformer trained along), or a frozen CLIP: a hub id or a folder."""
@@ -63,9 +65,12 @@ class Args:
     """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
 
     channels: tuple[int, ...] | None = None
-    """Width of the U-Net at each resolution, highest resolution first; the words come in at the lowest."""
+    """Width of the U-Net at each resolution, highest resolution first; the words come in at the two lowest."""
     layers: int = 1
     """Residual blocks at each resolution."""
+    start: Path | None = None
+    """Begin with the weights of this run or folder, a model of the same build. It may have learned at another size: words are learned
+    faster from small images."""
     schedule: str = "cosine"
     """linear, cosine, sigmoid, scaled_linear, linear_zero_snr, ..., edm or flow."""
     prediction: str = "v"

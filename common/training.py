@@ -35,6 +35,7 @@ class TrainConfig:
     batch: int = 32               # images per step and process
     optimizer: str = "adamw"      # or "sgd"
     lr: float = 2e-3              # its peak learning rate
+    slow: str | None = None       # weights whose names begin like this learn at a tenth of it
     warmup: float = 0.05          # fraction of the budget in which the rate rises
     accumulate: int = 1           # batches per optimizer step
     clip: float = 1.0             # largest norm of the gradient
@@ -43,7 +44,8 @@ class TrainConfig:
     seed: int = 0
 
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": lambda weights, lr: torch.optim.SGD(weights, lr, momentum=0.9)}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": lambda groups, lr: torch.optim.SGD(groups, lr, momentum=0.9)}
+SLOW = 0.1  # what a tenth is
 
 
 class Data(Protocol):
@@ -95,9 +97,18 @@ def train(
 
     A resumed run first yields the state it was left in.
     """
+    try:
+        yield from steps(net, data, loss, cfg, accelerator, resume)
+    finally:
+        accelerator.end_training()  # a process that ends while its group still listens may abort instead
+
+
+def steps(net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator: Accelerator, resume: bool) -> Iterator[State]:
+    """The loop itself."""
     net.to(accelerator.device)
     ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
-    optimizer = OPTIMIZERS[cfg.optimizer](net.parameters(), cfg.lr)
+    groups, shares = parameter_groups(net, cfg.slow)
+    optimizer = OPTIMIZERS[cfg.optimizer](groups, cfg.lr)
     left = restore(cfg.out, net, ema, optimizer, loss, accelerator) if resume else None
     net, optimizer = accelerator.prepare(net, optimizer)
     budget = Budget(cfg, left.seconds if left else 0.0, accelerator)
@@ -111,7 +122,8 @@ def train(
         for step in count(left.step if left else 0):
             began = time.perf_counter()
             lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
-            optimizer.param_groups[0]["lr"] = lr
+            for group, share in zip(optimizer.param_groups, shares, strict=True):
+                group["lr"] = share * lr
             errors = backward(net, data, loss, cfg, step, accelerator)
             grad_norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
             mean = float(accelerator.reduce(errors.each.mean(), "mean"))
@@ -131,6 +143,16 @@ def train(
             yield state
             if done:
                 return
+
+
+def parameter_groups(net: nn.Module, slow: str | None) -> tuple[list[dict], list[float]]:
+    """The weights as the optimizer wants them, and the share of the learning rate that each group gets."""
+    if slow is None:
+        return [{"params": list(net.parameters())}], [1.0]
+    groups = [{"params": [p for name, p in net.named_parameters() if name.startswith(slow) == begins]} for begins in (False, True)]
+    if not groups[1]["params"]:
+        raise ValueError(f"no weight has a name that begins with {slow!r}")
+    return groups, [1.0, SLOW]
 
 
 def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator) -> Errors:

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import load_program, run_main
+from conftest import ROOT, load_program, run_main
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,7 +27,7 @@ from common.text.encoders import Clip, save_text, small_text
 from common.unet import UNet, text_unet
 
 TRAIN, SAMPLE = "02_cfg_pokemon/train.py", "02_cfg_pokemon/sample.py"
-paint, teach, train = (load_program(f"02_cfg_pokemon/{name}.py") for name in ("paint", "teach", "train"))
+augment, paint, teach, train, studies = (load_program(f"02_cfg_pokemon/{name}.py") for name in ("augment", "paint", "teach", "train", "studies"))
 TINY = ["--n", 24, "--size", 16, "--channels", 8, 16, "--text-dim", 32, "--batch", 8, "--device", "cpu", "--precision", "no",
         "--sampler", "ddim:2", "--sample-every", 100]  # fmt: skip
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
@@ -156,12 +159,12 @@ def test_without_guidance_the_painter_is_the_plain_denoiser():
 
 
 def test_pictures_follow_the_words_the_scale_and_the_seed():
-    painter, wish = tiny_painter(), paint.Wish(w=2, sampler="ddim:2")
+    painter, wish = tiny_painter(), paint.Wish(w=8, sampler="ddim:2")
     same = painter.draw(["a red creature"], wish)
     assert torch.equal(same, painter.draw(["a red creature"], wish))
     others = [painter.draw(["a blue creature"], wish)]
     others += [painter.draw(["a red creature"], dataclasses.replace(wish, **change)) for change in
-               ({"w": 4}, {"seed": 1}, {"negative": "wings"}, {"rescale": 0.7}, {"clip": "dynamic"}, {"interval": (0.5, 2.0)})]  # fmt: skip
+               ({"w": 2}, {"seed": 1}, {"negative": "wings"}, {"rescale": 0.7}, {"clip": "dynamic"}, {"interval": (0.5, 2.0)})]  # fmt: skip
     assert all(float((other - same).abs().max()) > 1e-4 for other in others)
 
 
@@ -217,3 +220,111 @@ def test_models_that_do_not_fit(run, tmp_path, trained_run):
     save_text(tmp_path, small_text(["a red creature"], dim=64, heads=2))
     with pytest.raises(UserError, match="64 wide"):
         paint.open_painter(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- --start
+
+
+def test_a_training_begins_with_the_weights_of_another(run, tmp_path):
+    """At another size, and with its tokenizer, though other captions would have made another; its reader learns slowly."""
+    run_main(TRAIN, *TINY, "--size", 24, "--n", 5, "--seed", 1, "--start", run, "--steps", 1, "--lr", 1e-6, "--out", tmp_path / "a")
+    for name in (UNET, READER):
+        old, new = load_file(run / name), load_file(tmp_path / "a" / name)
+        assert old.keys() == new.keys() and all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old)
+    assert (tmp_path / "a/model/tokenizer/vocab.json").read_bytes() == (run / "model/tokenizer/vocab.json").read_bytes()
+    assert paint.open_painter(tmp_path / "a").net.cfg.size == 24
+
+
+def test_a_run_that_was_started_from_another_continues_without_it(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    run_main(TRAIN, *TINY, "--start", other, "--steps", 2, "--out", tmp_path / "a")
+    shutil.rmtree(other)
+    run_main(TRAIN, "--resume", tmp_path / "a", "--steps", 3, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--channels", 8, 24], "another build .channels = "), (["--layers", 2], "layers = 1 against 2"), (["--text-dim", 64], None)],
+)
+def test_a_start_of_another_build(run, tmp_path, command_line, flags, words):
+    """Named, and nothing is left behind; but --text-dim follows the reader that is taken over."""
+    code, _, err = command_line(TRAIN, *TINY, *flags, "--start", run, "--steps", 1, "--out", tmp_path / "a")
+    if words is None:
+        assert code == 0
+    else:
+        assert code == 2 and len(err.strip().splitlines()) == 1
+        assert re.search(words, err)
+
+
+def test_a_start_that_is_not_there(tmp_path, command_line):
+    code, _, err = command_line(TRAIN, *TINY, "--start", tmp_path / "nothing", "--out", tmp_path / "a")
+    assert code == 2 and "nothing" in err
+
+
+# ------------------------------------------------------------------------------------------------- augmentation, studies
+
+
+def test_augmentation():
+    x0, u = load("creatures", 16, n=4).batch(torch.arange(4))["image"], torch.tensor([0.0, 0.25, 0.5, 0.99])
+    assert torch.equal(augment.augment("none", x0, u), x0)
+    mirrored = augment.augment("mirror", x0, u)
+    assert torch.equal(mirrored[:2], x0[:2].flip(-1)) and torch.equal(mirrored[2:], x0[2:])
+    light = ((augment.augment("jitter", x0, u) + 1) / (x0 + 1).clamp(min=1e-6))[x0 > -0.5]
+    assert light.min() >= 0.69 and light.max() <= 1.31
+    torch.testing.assert_close(augment.augment("jitter", x0, u)[2], x0[2])  # u = 1/2: as it was
+    white = torch.ones(3, 3, 32, 32)
+    turned = augment.augment("turn", white, torch.tensor([0.0, 0.5, 0.99]))
+    torch.testing.assert_close(turned[1], white[1])
+    for k in (0, 2):
+        assert turned[k, :, 0, 0].max() < -0.9 and turned[k, :, 8:-8, 8:-8].min() > 0.99  # black corners around white
+    with pytest.raises(UserError, match="none, mirror, jitter, turn"):
+        augment.augment("shake", x0, u)
+
+
+@pytest.mark.parametrize("kind", ["mirror", "jitter", "turn"])
+def test_training_augments_the_images_and_nothing_else(kind):
+    """The loss of augmented images is that of a batch which was augmented beforehand."""
+    images, schedule = load("creatures", 16, n=8), make_schedule("cosine")
+    painter = tiny_painter()
+    net, args = teach.ReaderAndPainter(painter.net, painter.encoder), dataclasses.replace(train.Args(), drop=0.0)
+    batch = teach.make_data(images, painter.encoder).batch(torch.arange(8))
+    draw = Draw(0, 1)
+    draw.stratified(8), draw.randn(batch["image"].shape)
+    changed = batch | {"image": augment.augment(kind, batch["image"], draw.rand(8))}
+    plain, augmented = (teach.make_loss(dataclasses.replace(args, augment=name), schedule, painter.encoder) for name in ("none", kind))
+    got, expected = augmented(net, batch, Draw(0, 1)), plain(net, changed, Draw(0, 1))
+    torch.testing.assert_close(got[0], expected[0])
+    assert not torch.allclose(got[0], plain(net, batch, Draw(0, 1))[0])
+
+
+SMALL_STUDY = """
+import sys
+sys.path.insert(0, "02_cfg_pokemon")
+from pathlib import Path
+import evaluate, memorise, studies, train
+studies.SETTINGS |= {"channels": (8, 16), "n": 24}
+studies.SCALES = dict.fromkeys(studies.SCALES, (1.0, 2.0))
+studies.CURES = {"rescale 0.7": {"rescale": 0.7}}
+studies.STUDIES = {"brightness": {"as it is": {}, "turned": {"augment": "turn"}}, "size": {"8 images": {"n": 8}}, "epochs": {"2 epochs": {"n": 32, "epochs": 2}}}
+memorise.TEST = 20
+args = studies.Args(sys.argv[1], steps=2, n=3, out=Path(sys.argv[2]), device="cpu")
+studies.main(args)
+table = args.out / f"{args.study}.csv"
+first = table.read_text()
+train.main = evaluate.draw = None  # everything is trained and drawn already
+studies.main(args)
+assert table.read_text() == first
+"""
+
+
+@pytest.mark.parametrize(("study", "rows"), [("brightness", 2 * 2 + 1), ("size", 2), ("epochs", 2)])
+def test_a_study_goes_on_where_it_stopped(study, rows, tmp_path):
+    """In a process of its own: it imports its neighbours by name, and other chapters have a train.py, too."""
+    done = subprocess.run([sys.executable, "-c", SMALL_STUDY, study, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / f"{study}.csv").read_text().splitlines()) == 1 + rows
+
+
+def test_a_study_of_epochs_counts_them():
+    flags = studies.settings(studies.Args("epochs"), {"n": 100, "epochs": 300}, seed=1)
+    assert flags["steps"] == 937 and flags["n"] == 100 and "epochs" not in flags  # 300 * 100 / 32

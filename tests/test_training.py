@@ -199,6 +199,31 @@ def test_accumulation_is_one_larger_batch(tmp_path):
     torch.testing.assert_close(weights(one), weights(two), rtol=1e-4, atol=1e-6)
 
 
+def test_slow_weights_learn_at_a_tenth_of_the_rate(tmp_path):
+    """AdamW's first step moves every weight by its learning rate, whatever its gradient."""
+    net = little_net()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    state = next(start(tmp_path, net, plain_loss, slow="3."))
+    for name, p in net.named_parameters():
+        expected = state.lr * (0.1 if name.startswith("3.") else 1.0)
+        assert float((p.detach() - before[name]).abs().max()) == pytest.approx(expected, rel=0.02), name
+
+
+def test_slow_weights_stay_slow_when_the_run_continues(tmp_path):
+    whole, fresh = little_net(), little_net()
+    list(start(tmp_path / "whole", whole, slow="3."))
+    for state in start(tmp_path / "part", little_net(), slow="3."):
+        if state.step == 4:
+            break
+    list(start(tmp_path / "part", fresh, resume=True, slow="3."))
+    assert torch.equal(weights(fresh), weights(whole))
+
+
+def test_slow_weights_have_to_be_there(tmp_path):
+    with pytest.raises(ValueError, match="begins with 'reader'"):
+        next(start(tmp_path, little_net(), slow="reader"))
+
+
 def test_a_budget_in_minutes(tmp_path, monkeypatch):
     """A clock on which each step takes two seconds, so that it does not matter how busy the machine is."""
     clock, stopwatch = count(100.0, 2.0), count(0.0, 1.0)
