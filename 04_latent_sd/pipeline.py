@@ -1,0 +1,254 @@
+"""A small Stable Diffusion (Rombach et al. 2022): from words, or a picture and words, to pictures; and the folder it is kept in.
+
+    pipeline = open_pipeline(Path("04_latent_sd/pretrained"))
+    pipeline.txt2img(["番茄炒蛋"] * 4, Wish(w=5))                                  -> (4, 3, S, S) in [-1, 1]
+    pipeline.img2img(images, ["a red creature with wings"] * 4, strength=0.6)      -> the same, on the way from these images
+
+    noise ------------------------------------------------> x_T --.
+    image --encoder, times the scaling factor--> z0, noised: x_t --+--> U-Net, guided, step by step --> z --decoder, of z / factor--> image
+    prompts --text encoder----------------------------------------'
+
+The folder is that of diffusers' StableDiffusionPipeline, to the last file: either opens what the other has written.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.checkpoint import WEIGHTS, Model, load_model, save_model
+from common.diffusers_config import VERSION, scheduler_to_diffusers
+from common.errors import UserError
+from common.files import write_json
+from common.guidance import Guided, Scale
+from common.random import Noise
+from common.samplers import RANDOM, SAMPLERS, Sampler, Step, start
+from common.schedule import DiscreteSchedule, Schedule, mix
+from common.schedule import Path as Levels
+from common.text.encoders import WEIGHTS as TEXT_WEIGHTS
+from common.text.encoders import Cached, Clip, TextEncoder, load_text, save_text
+from common.unet import UNet
+from common.vae import AutoencoderKL
+from common.vae_checkpoint import load_vae, save_vae
+
+BATCH = 32  # pictures at a time; with guidance, the U-Net sees twice as many
+FILES = (f"unet/{WEIGHTS}", "unet/config.json", f"vae/{WEIGHTS}", "vae/config.json", f"text_encoder/{TEXT_WEIGHTS}",
+         "text_encoder/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How to draw, whatever is drawn."""
+
+    w: Scale = 5.0                                    # guidance scale; 1 is off
+    negative: str = ""                                # what is not wanted
+    sampler: str = "dpmpp_2m:20"
+    rescale: float = 0.0                              # phi of guidance rescale; 0 is off
+    interval: tuple[float, float] = (0.0, math.inf)   # guide at these noise levels only, sigma / alpha
+    size: int | None = None                           # pixels a side; None is what the model was trained for
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The three networks, and how the second was trained."""
+
+    vae: AutoencoderKL
+    unet: UNet
+    schedule: Schedule
+    prediction: str
+    encoder: TextEncoder
+
+    # ------------------------------------------------------------------------------------------------- from words alone
+
+    def txt2img(self, prompts: Sequence[str], wish: Wish = Wish(), latents: Tensor | None = None) -> Tensor:
+        """One picture of each prompt, (N, C, S, S) in [-1, 1] on the CPU. Picture i begins with the same noise whatever its prompt and w.
+
+        latents  (N, c, h, w) to begin with, instead of the noise of wish.seed
+        """
+        drawn = []
+        for part in batches(len(prompts)):
+            given = None if latents is None else latents[part]
+            *_, last = self.txt2img_steps(prompts[part], wish, part.start, given)
+            drawn.append(self.decode(last.x))
+        return torch.cat(drawn)
+
+    def txt2img_steps(self, prompts: Sequence[str], wish: Wish = Wish(), first: int = 0, latents: Tensor | None = None) -> Iterator[Step]:
+        """The latents of one batch, step by step; decode() shows them. first: the number of its first picture, for the noise."""
+        path = self.schedule.path(Sampler.parse(wish.sampler).steps)
+        side = self.latent_side(wish.size)
+        x = start(path, (len(prompts), self.vae.cfg.latent_channels, side, side), Noise(wish.seed, first)) if latents is None else latents
+        yield from self.reverse(x.to(self.device), path, prompts, wish, first)
+
+    # ----------------------------------------------------------------------------------------- from a picture and words
+
+    def img2img(self, images: Tensor, prompts: Sequence[str], strength: float, wish: Wish = Wish(), noise: Tensor | None = None) -> Tensor:
+        """Pictures on the way from images to prompts (Meng et al. 2022, SDEdit): noised part of the way, denoised as the words want it.
+
+        images    (N, C, H, W) in [-1, 1], H and W multiples of f; or (1, C, H, W) for all prompts. wish.size is not used
+        strength  how far up the noise they go: 1 forgets nearly everything, 0.1 changes hardly anything
+        noise     (N, c, h, w) standard normal, instead of that of wish.seed
+        Returns (N, C, H, W) on the CPU.
+        """
+        drawn = []
+        for part in batches(len(prompts)):
+            given = None if noise is None else noise[part]
+            *_, last = self.img2img_steps(images if len(images) == 1 else images[part], prompts[part], strength, wish, part.start, given)
+            drawn.append(self.decode(last.x))
+        return torch.cat(drawn)
+
+    def img2img_steps(self, images: Tensor, prompts: Sequence[str], strength: float, wish: Wish = Wish(), first: int = 0,
+                      noise: Tensor | None = None) -> Iterator[Step]:  # fmt: skip
+        """The latents of one batch, step by step."""
+        path = begin_at(self.schedule.path(Sampler.parse(wish.sampler).steps), strength)
+        z0 = self.encode(images).expand(len(prompts), -1, -1, -1)
+        noise = Noise(wish.seed, first)(0, z0) if noise is None else noise.to(self.device)
+        yield from self.reverse(mix(z0, noise, next(iter(path))), path, prompts, wish, first)
+
+    # ------------------------------------------------------------------------------------------------- what both share
+
+    @torch.no_grad()
+    def reverse(self, x: Tensor, path: Levels, prompts: Sequence[str], wish: Wish, first: int) -> Iterator[Step]:
+        """Denoise x (B, c, h, w) along the path. Latents know no bounds, so no guess is clipped."""
+        cond, uncond = ({"text": self.encoder(list(words))} for words in (prompts, [wish.negative]))
+        denoise = Guided(self.unet.eval(), self.prediction, cond, uncond, wish.w, False, wish.rescale, wish.interval)
+        sampler = Sampler.parse(wish.sampler)
+        options = sampler.options | ({"noise": Noise(wish.seed, first)} if sampler.name in RANDOM else {})
+        yield from SAMPLERS[sampler.name](denoise, x, path, **options)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> (B, c, H / f, W / f) of unit variance: the most probable latents, so that the same picture is
+        always the same latents."""
+        return self.vae.scale(self.vae.encode(images.to(self.device)).mode())
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, c, h, w) of unit variance -> (B, C, f h, f w) in [-1, 1], on the CPU"""
+        return self.vae.decode(self.vae.unscale(z)).clamp(-1, 1).cpu()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of what it was trained for."""
+        return self.unet.cfg.size * self.vae.cfg.factor or self.vae.cfg.size
+
+    def latent_side(self, size: int | None) -> int:
+        f, size = self.vae.cfg.factor, size or self.size
+        if size < f or size % f:
+            raise UserError(f"--size must be a multiple of {f}, not {size}: one latent stands for {f} x {f} pixels")
+        return size // f
+
+    def remarks(self, prompt: str) -> list[str]:
+        """What whoever typed this prompt should know: it is empty, cut, or holds unknown words."""
+        return self.encoder.tokenizer.remarks(prompt)
+
+
+def batches(n: int) -> Iterator[slice]:
+    return (slice(first, min(first + BATCH, n)) for first in range(0, n, BATCH))
+
+
+def begin_at(path: Levels, strength: float) -> Levels:
+    """What is left of a path when the picture to begin with is noised part of the way: of 10 steps and strength 0.6 the last 6.
+
+    Rounded to the nearest step; diffusers cuts off, so that for it 0.58 of 50 steps, in floating point, is 28.
+    """
+    if not 0 < strength <= 1:
+        raise UserError(f"--strength must be above 0 and at most 1, not {strength:g}; 0.6 is usual")
+    left = round(strength * len(path))
+    if left == 0:
+        raise UserError(f"--strength {strength:g} of {len(path)} steps is less than one step; take more steps, or a larger --strength")
+    return path.after(len(path) - left)
+
+
+# ----------------------------------------------------------------------------------------------------------- the folder
+
+
+def save_pipeline(folder: Path, pipeline: Pipeline, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder for StableDiffusionPipeline.from_pretrained(folder), and diffusers' AutoPipelines. Each file whole or not at all."""
+    save_model(folder, Model(pipeline.unet, pipeline.schedule, pipeline.prediction, clip_x0=False), dtype)
+    write_json(folder / "scheduler" / "scheduler_config.json", ddim_config(pipeline.schedule, pipeline.prediction))
+    save_vae(folder / "vae", pipeline.vae, dtype)
+    save_text(folder, pipeline.encoder, dtype)
+    write_json(folder / "model_index.json", model_index(pipeline.encoder))
+
+
+def ddim_config(schedule: Schedule, prediction: str) -> dict:
+    """The scheduler that diffusers shall draw with if nobody chooses: DDIM is right at any number of steps."""
+    check_schedule(schedule)
+    config = scheduler_to_diffusers(schedule, prediction, clip_x0=False)
+    del config["variance_type"]  # a matter of DDPM's
+    return config | {"_class_name": "DDIMScheduler", "set_alpha_to_one": True, "steps_offset": 1}  # 1 is for "leading" alone; else it warns
+
+
+def check_schedule(schedule: Schedule) -> None:
+    if not isinstance(schedule, DiscreteSchedule):
+        raise UserError(f"a Stable Diffusion folder has no place for the schedule '{schedule.name}'; choose cosine, linear, scaled_linear, ...")
+
+
+def model_index(encoder: TextEncoder) -> dict:
+    """What is in the folder, and which class opens it. [null, null] is a part that there is not."""
+    encoder = encoder.encoder if isinstance(encoder, Cached) else encoder
+    reader, tokenizer = "CLIPTextModel", "CLIPTokenizer"
+    if isinstance(encoder, Clip):
+        reader, tokenizer = type(encoder.network).__name__, type(encoder.words).__name__
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": VERSION,
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", reader],
+        "tokenizer": ["transformers", tokenizer],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }
+
+
+def open_pipeline(folder: Path, device: str | torch.device = "cpu") -> Pipeline:
+    """A run folder, or any Stable Diffusion 1.x or 2.x folder with weights as .safetensors; float32, every key checked.
+
+    Its safety checker, if it has one, is not part of the picture, and is not opened.
+    """
+    root = find_root(Path(folder))
+    unet, schedule, prediction, _ = load_model(root, device)
+    vae = load_vae(root / "vae", device)
+    check_latents(folder, unet, vae)
+    encoder = load_text(root).to(device).eval()
+    if encoder.dim != unet.cfg.text_dim:
+        raise UserError(f"the text encoder in {folder} is {encoder.dim} wide, but its U-Net reads embeddings of {unet.cfg.text_dim}")
+    return Pipeline(vae, unet, schedule, prediction, encoder)
+
+
+def find_root(folder: Path) -> Path:
+    """The folder itself or its `model`, with every file there."""
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}; give a run folder, or the folder of a Stable Diffusion model")
+    root = next((f for f in (folder, folder / "model") if (f / "unet").is_dir()), None)
+    if root is None:
+        raise UserError(f"{folder} holds no model: neither {folder}/unet nor {folder}/model/unet is there")
+    if not (root / "vae").is_dir():
+        raise UserError(f"{folder} holds no autoencoder: {root / 'vae'} is missing; a model of pixels is drawn with by 02_cfg_pokemon/sample.py")
+    missing = [file for file in FILES if not (root / file).exists()]
+    if missing:
+        raise UserError(f"{root} is no whole Stable Diffusion folder: it lacks {', '.join(missing)}; only .safetensors weights are opened")
+    return root
+
+
+def check_latents(folder: Path, unet: UNet, vae: AutoencoderKL) -> None:
+    """Refuse networks that were not made for each other."""
+    c, cfg = vae.cfg.latent_channels, unet.cfg
+    if cfg.in_channels == 2 * c + 1:
+        raise UserError(f"the U-Net in {folder} paints into holes: it is shown {cfg.in_channels} channels; chapter 6 (06_inpaint_gif) does that with it")
+    if (cfg.in_channels, cfg.out_channels) != (c, c):
+        raise UserError(f"the autoencoder in {folder} makes latents with {c} channels, but its U-Net takes {cfg.in_channels} and gives {cfg.out_channels}")
+    if not cfg.text_dim:
+        raise UserError(f"the U-Net in {folder} reads no text; this chapter's do")

@@ -1,0 +1,148 @@
+"""Train a small Stable Diffusion: a text-to-image model that works in the latents of an autoencoder.
+
+  python 04_latent_sd/train.py                                            creatures and dishes together, the shipped autoencoder
+  python 04_latent_sd/train.py --vae runs/04_latent_sd/vae-creatures-dishes           ... or one of your own
+  python 04_latent_sd/train.py --latents on-the-fly --workers 2           encode while training, instead of once beforehand
+  python 04_latent_sd/train.py --text openai/clip-vit-base-patch32        words read by a frozen CLIP
+  python 04_latent_sd/train.py --resume runs/04_latent_sd/creatures-dishes
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from common.cli import free_folder, positive, run
+from common.errors import UserError
+from common.settings import one_budget, resumed, with_folder, with_preset
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+PROMPTS = (
+    "a red fire creature with bat wings",
+    "a blue round creature with cat ears, on a cream background",
+    "一只黄色的电属性小怪兽，长着兔耳朵",
+    "a blue fire creature",  # training never sees blue and fire together
+    "番茄炒蛋",
+    "白瓷圆盘里的葱油生菜，木桌",
+    "a white plate of red-braised fish on a linen tablecloth",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    data: tuple[str, ...] = ("creatures", "dishes")
+    """One data set or several, trained on together: creatures, dishes, pokemon, or folders of images with captions."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    language: Literal["en", "zh", "both"] | None = None
+    """Of the captions; by default English and Chinese, half and half, and in a folder whatever there is."""
+    n: int | None = None
+    """Only the first n images of each set."""
+    size: int | None = None
+    """Pixels a side; by default what the autoencoder was trained for."""
+
+    vae: Path = PRETRAINED
+    """The autoencoder: a run of train_vae.py, or any folder with one in it. It stays as it is."""
+    latents: Literal["cached", "on-the-fly"] = "cached"
+    """Encode all images once, into a file, or again in every epoch."""
+    cache: Path = Path("runs/04_latent_sd/cache")
+    """Where that file goes, and the embeddings of a frozen encoder; later runs find it there."""
+    workers: int = 2
+    """Processes that encode on the fly; 0 encodes in the training process."""
+
+    text: str = "small"
+    """Who reads the captions: small (a transformer trained along), or a frozen CLIP: a hub id or a folder."""
+    text_dim: int = 96
+    """Width of the small transformer's embeddings."""
+    drop: float = 0.1
+    """Share of captions replaced by the empty one, so that guidance has something to compare with."""
+
+    steps: int | None = None
+    """Budget in optimizer steps ..."""
+    minutes: float | None = None
+    """... or in wall-clock time (the default). The learning rate follows the budget."""
+    batch: int | None = None
+    """Images per step and process."""
+    lr: float | None = None
+    """Peak learning rate of AdamW."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
+
+    channels: tuple[int, ...] | None = None
+    """Width of the U-Net at each resolution of the latents, highest first; the words come in at the two lowest."""
+    layers: int = 1
+    """Residual blocks at each resolution."""
+    schedule: str = "cosine"
+    """cosine, linear, scaled_linear, linear_zero_snr, ...: one that a Stable Diffusion folder has a place for."""
+    prediction: str = "v"
+    """What the network predicts: eps, x0 or v."""
+
+    prompts: tuple[str, ...] = PROMPTS
+    """Drawn as training goes, plain and guided side by side."""
+    guidance: float = 5.0
+    """Guidance scale of those pictures; 1 is off."""
+    sampler: str = "dpmpp_2m:20"
+    """How they are sampled."""
+
+    out: Path | None = None
+    """The run folder; by default runs/04_latent_sd/<data>, numbered if that is taken."""
+    resume: Path | None = None
+    """Continue the run in this folder; all other settings but the budget come from there."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    sample_every: int | None = None
+    """Steps between sample pictures; by default at each tenth of the budget."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits data on one kind of device."""
+
+    minutes: float
+    channels: tuple[int, ...]
+    batch: int = 32
+    lr: float = 2e-3
+
+
+DRAWN = Preset(minutes=120, channels=(32, 64))  # latents of 16 x 16, sized for two CPU cores
+FOLDER = Preset(minutes=120, channels=(32, 64), lr=1e-3)
+PRESETS = {("creatures", "dishes"): DRAWN, ("creatures",): DRAWN, ("dishes",): DRAWN}
+GPU_DRAWN = Preset(minutes=30, channels=(128, 256), batch=256, lr=5e-4)  # sized for one recent GPU
+GPU_FOLDER = Preset(minutes=60, channels=(128, 256), batch=128, lr=3e-4)
+GPU_PRESETS = {("creatures", "dishes"): GPU_DRAWN, ("creatures",): GPU_DRAWN, ("dishes",): GPU_DRAWN}
+
+
+def check_numbers(args: Args) -> None:
+    positive(n=args.n, size=args.size, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, text_dim=args.text_dim,
+             accumulate=args.accumulate, layers=args.layers, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
+    one_budget(args)
+    if not args.data:
+        raise UserError("--data needs at least one data set or folder, for instance --data creatures dishes")
+    if args.workers < 0:
+        raise UserError(f"--workers must be 0 or more, not {args.workers}")
+    if not 0 <= args.drop < 1:
+        raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
+    if not args.guidance >= 0:
+        raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")
+
+
+def new_run(args: Args) -> Args:
+    """Settle every setting, so that --resume needs nothing but the folder."""
+    args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / "-".join(Path(data).name for data in args.data)))
+    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "04_latent_sd")
+
+
+def main(args: Args) -> None:
+    check_numbers(args)
+    from fit_unet import fit_unet  # brings torch along, which --help should not wait for
+
+    fit_unet(resumed(args) if args.resume else new_run(args))
+
+
+if __name__ == "__main__":
+    run(main, Args)
