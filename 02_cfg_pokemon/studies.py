@@ -21,7 +21,7 @@ from common.cli import pick_device, positive, run, writable_folder
 if TYPE_CHECKING:  # torch waits until it is needed
     from paint import Painter
 
-SETTINGS = {"size": 16, "channels": (16, 32), "batch": 32, "lr": 2e-3, "n": 10_000}
+SETTINGS = {"size": 16, "channels": (16, 32), "batch": 16, "lr": 2e-3, "n": 10_000, "precision": "no"}
 SCALES = {"brightness": (0.0, 1.0, 2.0, 3.0, 5.0, 8.0), "size": (1.0, 3.0), "epochs": (1.0, 3.0)}
 CURES = {  # tried on the first network of the study of brightness
     "rescale 0.7": {"rescale": 0.7}, "no clipping": {"clip": False}, "dynamic thresholding": {"clip": "dynamic"},
@@ -41,8 +41,8 @@ STUDIES = {
 class Args:
     study: Positional[Literal["brightness", "size", "epochs"]]
     """Which question."""
-    steps: int = 1500
-    """Training steps of each network, 32 images each. (Not in the study of epochs, where they follow from the number of images.)"""
+    steps: int = 3000
+    """Training steps of each network, 16 images each. (Not in the study of epochs, where they follow from the number of images.)"""
     n: int = 200
     """Pictures that each network is measured on, at each guidance scale."""
     seeds: tuple[int, ...] = (0,)
@@ -68,7 +68,7 @@ def trained(args: Args, name: str, change: dict, seed: int) -> Path:
     import train
 
     flags = settings(args, change, seed)
-    folder = args.out / "models" / f"{slug(name)}-steps={flags['steps']}-seed={seed}"
+    folder = args.out / "models" / slug(flags)
     if not (folder / "samples.png").exists():  # the last thing that a training writes
         print(f"\n{name}, seed {seed}: {flags['steps']} steps", flush=True)
         again = (folder / "checkpoints").exists()
@@ -76,8 +76,10 @@ def trained(args: Args, name: str, change: dict, seed: int) -> Path:
     return folder
 
 
-def slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)
+def slug(flags: dict) -> str:
+    """What is not as in SETTINGS, as a folder's name: studies that need the same network share it."""
+    unlike = {key: value for key, value in flags.items() if value != SETTINGS.get(key) and key != "device"}
+    return ",".join(f"{key}={value}" for key, value in unlike.items())
 
 
 # --------------------------------------------------------------------------------------------------------- the measurements
@@ -169,21 +171,25 @@ def line(row: dict, study: str) -> str:
 def main(args: Args) -> None:
     positive(steps=args.steps, n=args.n)
     import evaluate
+    import study_plots
 
     from common.attributes import load_judge
 
     writable_folder(args.out)
-    rows, table = [], args.out / f"{args.study}.csv"
+    rows, table, picture = [], args.out / f"{args.study}.csv", args.out / f"{args.study}.png"
     print(header(args.study))
     for seed in args.seeds:
         rows += measure_brightness(args, seed) if args.study == "brightness" else measure_copies(args, seed)
         evaluate.save_rows(rows, table)
     if args.study == "brightness":
         prompts = evaluate.ask("test", args.n, "both", SETTINGS["size"])
-        print(line({"what": "real pictures", "w": 1} | evaluate.measure(load_judge(), prompts, prompts.real, prompts.alike), "brightness"))
+        real = {"what": "real pictures", "w": 1} | evaluate.measure(load_judge(), prompts, prompts.real, prompts.alike)
+        print(line(real, "brightness"))
+        study_plots.plot_brightness(rows, real, picture)
     else:
         print("innocent of copying are 1 % too near, and 50 % nearer than unseen")
-    print(table)
+        study_plots.plot_copies(rows, picture)
+    print(f"{table}\n{picture}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
   python 02_cfg_pokemon/train.py --data pokemon --data-dir data --language zh
   python 02_cfg_pokemon/train.py --text openai/clip-vit-base-patch32    words read by a frozen CLIP
   python 02_cfg_pokemon/train.py --n 800 --steps 4000                   how far do 800 pictures carry?
-  python 02_cfg_pokemon/train.py --start runs/02_cfg_pokemon/small --size 64    go on with larger images
+  python 02_cfg_pokemon/train.py --size 16 --minutes 15 --out runs/02_cfg_pokemon/small      words are learned sooner from small images;
+  python 02_cfg_pokemon/train.py --start runs/02_cfg_pokemon/small --minutes 50             ... then go on with larger ones
   python 02_cfg_pokemon/train.py --resume runs/02_cfg_pokemon/creatures
 """
 
@@ -103,11 +104,11 @@ class Preset:
     minutes: float
     channels: tuple[int, ...]
     size: int
-    batch: int = 32
+    batch: int = 16
     lr: float = 2e-3
 
 
-PRESETS = {  # sized for two CPU cores
+PRESETS = {  # sized for two CPU cores; many small steps teach the words sooner than few large ones
     "creatures": Preset(minutes=60, channels=(16, 32, 64), size=32),
     "pokemon": Preset(minutes=60, channels=(32, 64, 128), size=32, lr=1e-3),
 }
