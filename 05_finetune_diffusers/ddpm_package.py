@@ -1,0 +1,132 @@
+"""The package denoising_diffusion_pytorch: one training step by hand, then its Trainer on a folder of images.
+
+  python 05_finetune_diffusers/ddpm_package.py                                     drawn creatures, written to a folder first
+  python 05_finetune_diffusers/ddpm_package.py --data flowers102 --size 64 --dim 32 --steps 20000
+  python 05_finetune_diffusers/ddpm_package.py --data path/to/flowers --size 64
+  python 05_finetune_diffusers/ddpm_package.py --resume runs/05_finetune_diffusers/package-creatures --steps 600
+  python 05_finetune_diffusers/ddpm_package.py --by-hand-only                      the step, without the training
+
+The Trainer reads a folder: a path is read as it is (.jpg, .jpeg, .png, .tiff below it), a data set by name is written out as PNGs.
+It keeps an average of the weights (EMA), adds gradients up over several batches, uses half precision on a GPU, and every
+--save-every steps writes model-1.pt, sample-1.png, model-2.pt, ...: its milestones, from which --resume goes on. It refuses some
+settings with bare assertions in the middle of its construction; here they are looked at first.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from flags import resumed
+from tools import OUT
+
+from common.cli import free_folder, pick_device, positive, run
+from common.errors import UserError
+from common.settings import with_folder
+
+LEAST_IMAGES, LEAST_BATCH = 100, 16       # below these the package's Trainer refuses to work
+SUFFIXES = ("jpg", "jpeg", "png", "tiff")  # and these are the files it sees, written like that
+STEPS = 240  # under five minutes on a CPU
+
+
+@dataclass(frozen=True)
+class Args:
+    data: str = "creatures"
+    """A folder of images, or a data set by name: creatures, flowers102, oxford_flowers, butterflies, cifar10, ..., hub:owner/name."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    n: int | None = None
+    """Of a set by name, only the first n images; by default 1,000 of a drawn set, and all of any other."""
+    size: int = 32
+    """Pixels a side."""
+    flip: bool = True
+    """Mirror images at random."""
+
+    dim: int = 16
+    """Width of the network at full resolution, a multiple of 8."""
+    mults: tuple[int, ...] = (1, 2, 4)
+    """Its width at each resolution, in units of --dim."""
+    objective: Literal["pred_v", "pred_noise", "pred_x0"] = "pred_v"
+    """What the network says."""
+    schedule: Literal["sigmoid", "cosine", "linear"] = "sigmoid"
+    """Of the noise."""
+
+    steps: int | None = None
+    """Optimizer steps; by default 240."""
+    batch: int = 16
+    """Images per batch."""
+    accumulate: int = 1
+    """Batches per optimizer step; batch x accumulate must be 16 at least."""
+    lr: float = 1e-3
+    """Learning rate of Adam; the package's own default, 8e-5, is for weeks."""
+    ema: float = 0.995
+    """Decay of the average over the weights, renewed at every tenth step."""
+    amp: Literal["auto", "yes", "no"] = "auto"
+    """Half precision: auto is yes on a GPU. On a CPU it is slower than none."""
+
+    sample_steps: int = 25
+    """DDIM steps of a sample; 1000 is DDPM."""
+    samples: int = 16
+    """Pictures in each sample, a square number."""
+    save_every: int = 80
+    """Steps between milestones."""
+    out: Path | None = None
+    """The run folder; by default runs/05_finetune_diffusers/package-<data>, numbered if that is taken."""
+    resume: Path | None = None
+    """Go on from the newest milestone of this run; all other settings but --steps come from there."""
+    by_hand_only: bool = False
+    """Show the step, and train nothing."""
+    seed: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+    """auto is a GPU where there is one: the Trainer chooses by itself."""
+
+
+def check(args: Args) -> None:
+    """What the package would refuse later, with its reason."""
+    positive(n=args.n, size=args.size, dim=args.dim, steps=args.steps, batch=args.batch, accumulate=args.accumulate, lr=args.lr,
+             sample_steps=args.sample_steps, samples=args.samples, save_every=args.save_every)  # fmt: skip
+    if args.batch * args.accumulate < LEAST_BATCH:
+        raise UserError(
+            f"--batch {args.batch} x --accumulate {args.accumulate} = {args.batch * args.accumulate}, but the package's Trainer wants "
+            f"{LEAST_BATCH} images per step at least (with fewer the gradient is mostly noise); give --accumulate {-(-LEAST_BATCH // args.batch)}"
+        )
+    if round(args.samples**0.5) ** 2 != args.samples:
+        raise UserError(f"--samples must be a square number such as 4, 9, 16, not {args.samples}: the package lays them out in a square")
+    if not args.mults or min(args.mults) < 1 or args.size % 2 ** (len(args.mults) - 1):
+        raise UserError(f"--size must be a multiple of {2 ** max(0, len(args.mults) - 1)} for --mults {' '.join(map(str, args.mults))}, not {args.size}: every "
+                        "resolution is half of the one before")  # fmt: skip
+    if args.dim % 8:
+        raise UserError(f"--dim must be a multiple of 8, not {args.dim}")
+    if not 0 <= args.ema < 1:
+        raise UserError(f"--ema must be at least 0 and below 1, not {args.ema:g}")
+    if args.sample_steps > 1000:
+        raise UserError(f"--sample-steps must be 1000 at most, not {args.sample_steps}")
+
+
+def settled(args: Args) -> Args:
+    """Every setting chosen, so that --resume needs nothing but the folder."""
+    from common.data.load import DRAWN
+
+    args = replace(args, out=args.out or free_folder(OUT / f"package-{Path(args.data.replace(':', '-')).name}"))
+    return with_folder(replace(args, steps=args.steps or STEPS, n=args.n or (1000 if args.data in DRAWN else None)), OUT.name)
+
+
+def main(args: Args) -> None:
+    check(args)
+    args = resumed(args) if args.resume else settled(args)
+    pick_device(args.device)
+    if args.device == "cpu":
+        import os
+
+        os.environ["ACCELERATE_USE_CPU"] = "1"  # the Trainer has no flag for it
+    from package_steps import by_hand, fit, make_diffusion, open_folder  # brings torch along, which --help should not wait for
+
+    folder = open_folder(args)
+    diffusion = make_diffusion(args)
+    if not args.resume:
+        by_hand(diffusion, folder, args)
+    if not args.by_hand_only:
+        fit(diffusion, folder, args)
+
+
+if __name__ == "__main__":
+    run(main, Args)

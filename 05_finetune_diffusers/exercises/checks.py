@@ -1,0 +1,431 @@
+"""The grader's randomised checks of chapter 5: sizes, weights and images are drawn anew, and compared with the solutions.
+
+Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the mistake.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.checking import Exercise, call, close, expect, integer, uniform
+
+# ---------------------------------------------------------------------------------------------- random material
+
+
+def normal(rng: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=rng)
+
+
+def seeded(rng: torch.Generator, seed: int | None = None) -> torch.Generator:
+    return torch.Generator().manual_seed(integer(rng, 0, 2**30) if seed is None else seed)
+
+
+def pair(got: object, what: str) -> tuple:
+    assert isinstance(got, tuple) and len(got) == 2, f"two values were expected here, {what}: is a `return` missing?"
+    return got
+
+
+def unchanged(name: str, lent: list[Tensor], before: list[Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(lent, before, strict=True)), f"you changed {name}, which you were only lent"
+
+
+# ------------------------------------------------------------------------------------------------- exercises 1 and 2
+
+
+def check_new_adapter(ex, rng):
+    out, width, r = integer(rng, 5, 6), integer(rng, 600, 800), integer(rng, 3, 4)
+    W, seed = normal(rng, out, width), integer(rng, 0, 2**30)
+    torch.manual_seed(integer(rng, 0, 2**30))
+    A, B = pair(call(ex.new_adapter, W, r, seeded(rng, seed)), "A and B")
+    assert isinstance(A, Tensor) and isinstance(B, Tensor), "A and B should be tensors"
+    assert A.shape == (r, width), f"A should have the shape (r, in) = ({r}, {width}), not {tuple(A.shape)}"
+    assert B.shape == (out, r), f"B should have the shape (out, r) = ({out}, {r}), not {tuple(B.shape)}"
+    assert A.dtype == B.dtype == torch.float32, "A and B should be float32"
+    assert A.requires_grad and B.requires_grad, "both A and B are trained: requires_grad_()"
+    assert A.is_leaf and B.is_leaf, "A and B should be leaves, which an optimizer takes: require the gradient last, when nothing more is computed"
+    assert A.any() or B.any(), "A and B are both zero, so the gradient of each is zero: the adapter would never learn anything"
+    assert not (B @ A).any(), "B A is not zero: the model would be changed before it has learned anything"
+    assert A.any(), "A should be random and B zero, not the other way round: that is how everyone's adapters begin"
+    A = A.detach()
+    std, of = float(A.std()), {"1": 1.0, "1 / root of r": r**-0.5, "1 / root of in": width**-0.5, "that of the original code's uniform numbers": (3 * width) ** -0.5}
+    for name, value in of.items():
+        assert abs(std / value - 1) > 0.1, f"the standard deviation of A is {name}; it should be 1 / r"
+    assert abs(std * r - 1) < 0.1, f"at rank {r}, the standard deviation of A should be 1/{r}, not {std:.3g}"
+    assert abs(float(A.mean())) < 0.15 / r, "the mean of A should be 0: torch.randn, not torch.rand"
+    assert float((A.abs() * r > 2).float().mean()) > 0.02, "the numbers of A are not Gaussian: with torch.randn, one in twenty lies beyond two deviations"
+    torch.manual_seed(integer(rng, 0, 2**30))
+    again, other = ex.new_adapter(W, r, seeded(rng, seed))[0], ex.new_adapter(W, r, seeded(rng, seed + 1))[0]
+    assert torch.equal(A, again), "the same seed gave two adapters: draw from rng, torch.randn(..., generator=rng)"
+    assert not torch.equal(A, other), "two seeds gave the same adapter: draw from rng, torch.randn(..., generator=rng)"
+
+
+def check_merge_adapters(ex, rng):
+    one = integer(rng, 4, 6)
+    for out, width, ranks in ((one, one, (one,)), (integer(rng, 5, 6), integer(rng, 7, 8), (2, 3, 4))):  # square: A B exists, too
+        W, scales = normal(rng, out, width), [uniform(rng, 0.3, 0.8) + 0.7 * k for k in range(len(ranks))]
+        adapters = [(normal(rng, r, width), normal(rng, out, r), uniform(rng, 2, 8)) for r in ranks]
+        check_one_merge(ex, W, adapters, scales)
+    expect(call(ex.merge_adapters, W, [], []), W, "with no adapter W' should be W")
+    merged = ex.merge_adapters(W, adapters, scales)
+    back = ex.merge_adapters(merged, adapters, [-scale for scale in scales])
+    expect(back, W, "merged again with the signs turned, W' should become W", atol=1e-3)
+
+
+def check_one_merge(ex, W, adapters, scales):
+    def added(factor, product=lambda A, B: B @ A) -> Tensor:
+        return sum((scale * factor(alpha, len(A)) * product(A, B) for (A, B, alpha), scale in zip(adapters, scales, strict=True)), torch.zeros_like(W))
+
+    def rightly(alpha, r):
+        return alpha / r
+
+    right = W + added(rightly)
+    wrong = {
+        "alpha is not divided by the rank": W + added(lambda alpha, r: alpha),
+        "alpha / r is missing": W + added(lambda alpha, r: 1),
+        "alpha is missing": W + added(lambda alpha, r: 1 / r),
+        "you divided by the root of the rank; LoRA has 1 / r": W + added(lambda alpha, r: alpha / r**0.5),
+        "you divided by the rank twice, or by its square": W + added(lambda alpha, r: alpha / r**2),
+        "you divided by the width of the layer, not by the rank": W + added(lambda alpha, r: alpha / W.shape[1]),
+        "you divided by the number of the layer's outputs, not by the rank": W + added(lambda alpha, r: alpha / W.shape[0]),
+        "this is B A alone: where is W?": added(rightly),
+        "the sign is wrong": W - added(rightly),
+        "the mean of the adapters was added; it is their sum": W + added(rightly) / len(scales),
+        "W loses what the adapters get: W is not multiplied by anything": (1 - sum(scales)) * W + added(rightly),
+        "you divided by the sum of the scales; they need not add up to 1": W + added(rightly) / sum(scales),
+        "the scale is missing": W + sum(alpha / len(A) * B @ A for A, B, alpha in adapters),
+        "only the first adapter is merged": W + scales[0] * adapters[0][2] / len(adapters[0][0]) * adapters[0][1] @ adapters[0][0],
+        "only the last adapter is merged": W + scales[-1] * adapters[-1][2] / len(adapters[-1][0]) * adapters[-1][1] @ adapters[-1][0],
+        "all adapters were given the first one's rank": W + added(lambda alpha, r: alpha / len(adapters[0][0])),
+        "the scales are in the wrong order": W + sum(s * alpha / len(A) * B @ A for (A, B, alpha), s in zip(adapters, scales[::-1], strict=True)),
+    }
+    if W.shape[0] == W.shape[1] == len(adapters[0][0]):
+        wrong |= {
+            "this is A B; the product of shape (out, in) is B A": W + added(rightly, lambda A, B: A @ B),
+            "the product is transposed": W + added(rightly, lambda A, B: (B @ A).T),
+        }
+    wrong = {message: value for message, value in wrong.items() if not close(value, right)}
+    lent = [tensor for A, B, _ in adapters for tensor in (A, B)]
+    before = [tensor.clone() for tensor in lent]
+    got = call(ex.merge_adapters, W, list(adapters), list(scales))
+    unchanged("the adapters", lent, before)
+    expect(got, right, "W' should be W + sum scale alpha / r B A", wrong)
+
+
+# --------------------------------------------------------------------------------------------- exercises 3, 4 and 5
+
+
+class Counted(torch.autograd.Function):
+    """Nothing but a mark in the graph: is it still waiting to be derived?"""
+
+    @staticmethod
+    def forward(ctx, values, error):
+        ctx.error = error
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.error.waiting -= 1
+        return gradient, None
+
+
+class PartError:
+    """Squared error of each image's answer cos(image . weights). Remembers which answers have not yet been derived."""
+
+    def __init__(self):
+        self.sizes, self.waiting, self.most = [], 0, 0
+
+    def look(self, weights: Tensor, part: Tensor) -> Tensor:
+        return (torch.cos(part @ weights) - 0.3).square()
+
+    def __call__(self, weights: Tensor, part: Tensor) -> Tensor:
+        self.sizes.append(len(part))
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        return Counted.apply(self.look(weights, part), self)
+
+
+def check_accumulate(ex, rng):
+    D = integer(rng, 4, 6)
+    sizes = [integer(rng, 4, 6), integer(rng, 4, 6), integer(rng, 1, 2)]
+    parts = [normal(rng, n, D) * (k + 1) for k, n in enumerate(sizes)]  # the small part is unlike the others
+    error, weights, left = PartError(), normal(rng, D).requires_grad_(), normal(rng, D)
+    weights.grad = left.clone()
+
+    def gradient(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, weights)[0]
+
+    each = [error.look(weights, part) for part in parts]
+    N, K = sum(sizes), len(sizes)
+    means = [gradient(e.mean()) for e in map(error.look, K * [weights], parts)]
+    total = gradient(torch.cat(each).sum())
+    last = gradient(error.look(weights, parts[-1]).sum())
+    first = gradient(error.look(weights, parts[0]).sum())
+    right = total / N
+    wrong = {
+        "this is the mean of the parts' means; all images count the same, those of a small part, too": sum(means) / K,
+        "this is the sum of the parts' means: it was divided by the size of each part, not by that of all": sum(means),
+        "this is the sum over all images: divide by their number": total,
+        "the sums were divided by the number of parts, not of images": total / K,
+        "the sums were divided by the size of the first part times their number": total / (K * sizes[0]),
+        "this is the last part alone": last / sizes[-1],
+        "this is the last part's share alone: the gradients are not added up": last / N,
+        "this is the first part alone": first / sizes[0],
+        "the gradient of the step before is still in it: begin with weights.grad = None": right + left,
+    }
+    got = call(ex.accumulate, error, weights, parts)
+    expect(got, right, "this is not the gradient of the mean error over all images", wrong)
+    assert max(error.sizes) <= max(sizes), "the parts were put together; with the memory of one part, ask for the error of one part at a time"
+    assert error.sizes == sizes, f"of {K} parts the error should be asked {K} times, each part once, in their order"
+    assert error.most == 1, "backward() comes too late: it should free the memory of each part before the next one is looked at"
+
+
+def check_averaged(ex, rng):
+    shapes = [(integer(rng, 2, 4), integer(rng, 2, 4)), (integer(rng, 1, 5),), ()]
+    weights, averages = [normal(rng, *shape).requires_grad_() for shape in shapes], [normal(rng, *shape) for shape in shapes]
+    lent, held, trained, means = list(weights), list(weights), *([w.detach().clone() for w in some] for some in (weights, averages))
+
+    def same(tensors, numbers) -> bool:
+        return all(torch.equal(tensor.detach(), number) for tensor, number in zip(tensors, numbers, strict=True))
+
+    for fails in (False, True):
+        before = torch.is_grad_enabled()
+        try:
+            with ex.averaged(lent, averages):
+                assert all(now is old for now, old in zip(lent, held, strict=True)), "you put new tensors into the list; write into the old ones, as copy_ does"
+                assert same(held, means), "within the `with`, the weights should hold the averages"
+                assert same(averages, means), "the averages are only lent: they should stay as they are"
+                assert torch.is_grad_enabled() == before, (
+                    "whether gradients are recorded within the `with` is the caller's affair: `yield` outside of no_grad()"
+                )
+                if fails:
+                    raise ZeroDivisionError
+        except ZeroDivisionError:
+            assert same(held, trained), "where drawing fails, the weights stay the averages: put them back in `finally`"
+        else:
+            assert not fails, "an error within the `with` was swallowed: `finally` lets it pass, `except` does not"
+        assert all(now is old for now, old in zip(lent, held, strict=True)), "you put new tensors into the list; write into the old ones, as copy_ does"
+        assert not same(held, means), "afterwards the weights still hold the averages: was it the tensors that you kept, and not their numbers?"
+        assert same(held, trained), "afterwards the weights should hold again what they held before"
+        assert same(averages, means), "the averages are only lent: they should stay as they are"
+        assert torch.is_grad_enabled() == before, "afterwards, gradients should be recorded as before"
+        assert all(weight.requires_grad and weight.is_leaf for weight in held), "the weights should go on requiring a gradient"
+
+
+def check_prior_loss(ex, rng):
+    subject, others = integer(rng, 2, 4), integer(rng, 5, 8)
+    kind = torch.cat([torch.zeros(subject), torch.ones(others)])[torch.randperm(subject + others, generator=rng)].bool()
+    prior = uniform(rng, 0.3, 0.7)
+    base = torch.rand(len(kind), generator=rng) + 0.2 + kind.float()
+    each = base.clone().requires_grad_()
+    mean, its = base[~kind].mean(), base[kind].mean()
+    wrong = {
+        "the prior's weight is on the subject": prior * mean + its,
+        "the two groups are swapped: kind is True for images of the kind": its + prior * mean,
+        "this is one mean over all images; it should be a mean for each group": torch.where(kind, prior * base, base).mean(),
+        "these are sums; they should be means": base[~kind].sum() + prior * base[kind].sum(),
+        "prior is missing": mean + its,
+        "the whole was divided by 1 + prior": (mean + prior * its) / (1 + prior),
+        "the whole was divided by 2": (mean + prior * its) / 2,
+        "this is the subject alone": mean,
+        "this is the kind alone": prior * its,
+        "this is a mixture, (1 - prior) of the subject; the subject keeps its weight of 1": (1 - prior) * mean + prior * its,
+    }
+    got = call(ex.prior_loss, each, kind, prior)
+    expect(got, mean + prior * its, "this is not the subject's mean + prior times that of its kind", wrong)
+    assert got.requires_grad, "no gradient reaches the network: compute with the tensor as it comes, with no item() and no detach()"
+    (gradient,) = torch.autograd.grad(got, each)
+    expect(gradient, torch.where(kind, prior / others, 1 / subject), "the gradient of the loss is wrong")
+    nan = "with no image of a group, its mean is NaN; it should add nothing"
+    for some, right in ((torch.zeros_like(kind), base.mean()), (torch.ones_like(kind), prior * base.mean())):
+        got = call(ex.prior_loss, each, some, prior)
+        assert not isinstance(got, Tensor) or not got.isnan().any(), nan
+        expect(got, right, "with images of one group only, the loss is that group's")
+        assert not torch.autograd.grad(got, each)[0].isnan().any(), nan
+
+
+# --------------------------------------------------------------------------------------------- exercises 6, 7 and 8
+
+
+def check_weigh_word(ex, rng):
+    for w in (uniform(rng, 1.3, 2.0), uniform(rng, 0.6, 0.8), uniform(rng, 0.2, 0.4), 0.0, 1.0):
+        M = integer(rng, 6, 8)
+        z, empty, hidden = (normal(rng, M, M) for _ in range(3))  # square, so that a weight could be laid along the wrong axis
+        begin, number = integer(rng, 1, 3), integer(rng, 1, 2)
+        word = torch.zeros(M, dtype=torch.bool)
+        word[begin : begin + number] = True
+        check_one_weight(ex, z, empty, hidden, word, w)
+
+
+def check_one_weight(ex, z, empty, hidden, word, w):
+    s = torch.where(word, w, 1.0)
+
+    def moved(v: Tensor, s: Tensor = s[:, None]) -> Tensor:
+        return empty + s * (v - empty)
+
+    r = math.tan((1 - w) * math.pi / 2) if w < 1 else 0.0
+    upside_down = math.tan(w * math.pi / 2) if w < 1 else 0.0
+
+    def mixed(first: Tensor, second: Tensor, r: float = r) -> Tensor:
+        return (first + r * second) / (1 + r)
+
+    both = (moved(z), moved(hidden))
+    right = mixed(*both)
+    wrong = {
+        "the vectors were multiplied, away from 0; they should move away from those of the empty prompt": mixed(s[:, None] * z, s[:, None] * hidden),
+        "all vectors were moved, not only the word's": mixed(moved(z, w), moved(hidden, w)),
+        "the others were moved, and not the word": mixed(moved(z, torch.where(word, 1.0, w)[:, None]), moved(hidden, torch.where(word, 1.0, w)[:, None])),
+        "the weights went to the components, not to the tokens: give s the shape (M, 1)": mixed(moved(z, s), moved(hidden, s)),
+        "below 1, what the prompt is without the word must be mixed in": moved(z),
+        "this is only what the prompt is without the word": moved(hidden),
+        "what is without the word must be moved, too": mixed(moved(z), hidden),
+        "the unmoved vectors were mixed": mixed(z, hidden),
+        "the sum is not divided by 1 + r": moved(z) + r * moved(hidden),
+        "w is the share of what is with the word; it should be 1 / (1 + r)": w * both[0] + (1 - w) * both[1],
+        "r is upside down: the smaller w, the more of what is without the word": mixed(*both, upside_down),
+        "degrees are not radians: (1 - w) pi / 2": mixed(*both, math.tan(math.radians((1 - w) * math.pi / 2))),
+        "this is the prompt without weights": z,
+        "above 1, nothing of hidden should be mixed in": mixed(*both, math.tan((1 - w) * math.pi / 2)),
+        "above 1, the vectors should be moved, too": z if w > 1 else right,
+    }
+    wrong = {message: value for message, value in wrong.items() if not close(value, right)}
+    got = call(ex.weigh_word, z, empty, hidden, word, w)
+    assert not isinstance(got, Tensor) or torch.isfinite(got).all(), f"at weight {w:.3g} there is infinity or NaN in it"
+    expect(got, right, f"at weight {w:.3g} these are not the moved (and, below 1, mixed) vectors", wrong)
+
+
+def check_controlled(ex, rng):
+    B, levels = integer(rng, 2, 3), integer(rng, 2, 3)
+    shapes = [(B, integer(rng, 3, 5), 8 >> k, 6 >> k) for k in range(levels)]
+    shapes += [shapes[-1]]  # two of one shape, as the U-Net has them: a wrong order would be possible
+    features, residuals = ([normal(rng, *shape) for shape in shapes] for _ in range(2))
+    kernels, biases = [normal(rng, C, C, 1, 1) for _, C, _, _ in shapes], [normal(rng, C) for _, C, _, _ in shapes]
+    strength = uniform(rng, 0.3, 0.7)
+    given = {"features": features, "residuals": residuals, "kernels": kernels, "biases": biases}
+    before = {name: [tensor.clone() for tensor in some] for name, some in given.items()}
+    got = ex.controlled(*(list(some) for some in given.values()), strength)
+    for name, some in given.items():
+        assert all(torch.equal(a, b) for a, b in zip(some, before[name], strict=True)), f"controlled changes {name}, which it was only lent"
+    assert isinstance(got, list), f"a list of tensors was expected here, not {type(got).__name__}: is a `return` missing?"
+    assert len(got) == len(shapes), f"of {len(shapes)} features there should be as many new ones, not {len(got)}"
+    for k, answer in enumerate(got):
+        check_one_level(answer, *(before[name][k] for name in given), strength, last=before["residuals"][::-1][k])
+
+    none = ex.controlled(*(list(some) for some in given.values()), 0.0)
+    for new, old in zip(none, features, strict=True):
+        expect(new, old, "at strength 0 nothing of the ControlNet should be left, and all of the U-Net")
+    asking = [kernel.clone().requires_grad_() for kernel in kernels]
+    got = ex.controlled(features, residuals, asking, biases, 1.0)
+    assert all(new.requires_grad for new in got), "no gradient reaches the kernels: compute with the tensors as they come, with no detach() and no no_grad()"
+    (gradient,) = torch.autograd.grad(got[0].sum(), asking[0])
+    expect(gradient, residuals[0].sum((0, 2, 3)).expand(len(biases[0]), -1)[..., None, None], "the gradient that reaches the kernels is wrong", atol=1e-3)
+
+
+def check_one_level(got, f, r, K, b, strength, last):
+    said = F.conv2d(r, K, b)
+    wrong = {
+        "the kernel is transposed: F.conv2d takes channels out, channels in": f + strength * F.conv2d(r, K.transpose(0, 1), b),
+        "the biases are missing": f + strength * F.conv2d(r, K),
+        "only the kernel's part is multiplied by strength, not the bias": f + F.conv2d(r, strength * K, b),
+        "only the bias is multiplied by strength": f + F.conv2d(r, K, strength * b),
+        "strength is missing": f + said,
+        "the features are multiplied by strength, too; they stay as they are": strength * (f + said),
+        "the features are multiplied by strength, and not what the ControlNet says": strength * f + said,
+        "this is a mixture, (1 - strength) of the features; they stay as they are": (1 - strength) * f + strength * said,
+        "the convolution is missing: the residuals were added as they are": f + strength * r,
+        "the features are gone; what the ControlNet says is added to them": strength * said,
+        "the convolution was given the features; it is for the residuals": f + strength * F.conv2d(f, K, b),
+        "the convolution was given features and residuals; it is for the residuals": f + strength * F.conv2d(f + r, K, b),
+        "the sign is wrong: it is added": f - strength * said,
+        "what is below 0 was cut off; there is no activation here": f + strength * said.relu(),
+    }
+    if last.shape == r.shape:
+        wrong["the residuals came in the wrong order"] = f + strength * F.conv2d(last, K, b)
+    expect(got, f + strength * said, "this is not features + strength (K * residual + b)", wrong)
+
+
+def levels(rng: torch.Generator, N: int) -> tuple[Tensor, Tensor]:
+    """Of a sampler of N steps, from pure noise to clean, no two steps alike. Each (N + 1,)"""
+    angle = torch.cat([torch.zeros(1), (0.3 + torch.rand(N, generator=rng)).cumsum(0)])
+    angle = (angle / angle[-1]).flip(0) * math.pi / 2
+    alpha, sigma = angle.cos(), angle.sin()
+    alpha[0], sigma[0], alpha[-1], sigma[-1] = 0, 1, 1, 0
+    return alpha, sigma
+
+
+class Walker:
+    """Some function of x and k, remembering what it was asked."""
+
+    def __init__(self):
+        self.x, self.k = [], []
+
+    def look(self, x: Tensor, k: int) -> Tensor:
+        return torch.cos(x + k) * 2
+
+    def __call__(self, x: Tensor, k: int) -> Tensor:
+        self.x.append(x.clone())
+        self.k.append(k)
+        return self.look(x, k)
+
+
+def scratched(rng: torch.Generator, B: int, h: int, w: int, f: int) -> Tensor:
+    """Of pixels: a box, and for each picture one pixel outside of it. (B, 1, f h, f w)"""
+    mask = torch.zeros(B, 1, f * h, f * w)
+    mask[..., : f * 2, : f * 2] = 1
+    for i in range(B):
+        mask[i, 0, f * integer(rng, 3, h - 1) + integer(rng, 1, f - 1), f * integer(rng, 3, w - 1) + integer(rng, 1, f - 1)] = 1
+    return mask
+
+
+def check_inpaint(ex, rng):
+    B, C, h, w, f, N = integer(rng, 2, 3), 4, integer(rng, 5, 6), integer(rng, 7, 8), integer(rng, 2, 4), integer(rng, 3, 5)
+    x, z, eps, walker = *(normal(rng, B, C, h, w) for _ in range(3)), Walker()
+    mask, (alpha, sigma) = scratched(rng, B, h, w, f), levels(rng, N)
+    got = call(ex.inpaint, walker, x, z, eps, mask, f, alpha, sigma)
+    assert walker.k == list(range(N)), f"of {N} steps, step should be asked for k = 0 to {N - 1}, once each, not for {' '.join(map(str, walker.k)) or 'none'}"
+    m = F.max_pool2d(mask, f)
+    wrong = {"the old picture was put back before the step, too early: it comes after it": m * x + (1 - m) * (alpha[0] * z + sigma[0] * eps)}
+    expect(walker.x[0], x, "the first step should begin with x as it is given", wrong)
+    seen = [*walker.x[1:], got]
+    for k, state in enumerate(seen):
+        check_one_state(state, walker.look(walker.x[k], k), z, eps, mask, f, k, alpha, sigma)
+    known = (m == 0).expand_as(z)
+    assert torch.equal(got[known], z[known]), "at the end the old picture should be exactly z where it is known: alpha_N = 1, sigma_N = 0"
+
+
+def check_one_state(got, drawn, z, eps, mask, f, k, alpha, sigma):
+    N, m = len(alpha) - 1, F.max_pool2d(mask, f)
+
+    def put(known: Tensor, m: Tensor = m) -> Tensor:
+        return m * drawn + (1 - m) * known
+
+    known = alpha[k + 1] * z + sigma[k + 1] * eps
+    wrong = {
+        "the mask is the wrong way round: 1 is to be drawn anew": put(known, 1 - m),
+        "a thin scratch was missed: one of its f x f pixels is enough for a place to be drawn anew (F.max_pool2d)": put(known, F.interpolate(mask, z.shape[-2:])),
+        "the mask has greys in it: one of f x f pixels is enough for a place to be drawn anew, and wholly": put(known, F.avg_pool2d(mask, f)),
+        "a place should be drawn anew even if some of its pixels are known": put(known, (F.avg_pool2d(mask, f) == 1).float()),
+        "the old picture was not put back after the last step" if k == N - 1 else "the old picture was not put back after this step": drawn,
+        "the old picture was put in without noise; it must be as noisy as level k + 1": put(z),
+        "the old picture has the noise of level k, but step k leads to level k + 1": put(alpha[k] * z + sigma[k] * eps),
+        "alpha and sigma are swapped": put(sigma[k + 1] * z + alpha[k + 1] * eps),
+        "you used variances where alpha and sigma belong": put(alpha[k + 1] ** 2 * z + sigma[k + 1] ** 2 * eps),
+        "noise was added to the whole of z: it has the factor alpha": put(z + sigma[k + 1] * eps),
+        "all is the old picture: where is what was drawn?": known,
+    }
+    right = put(known)
+    wrong = {message: value for message, value in wrong.items() if not close(value, right)}
+    expect(got, right, f"after step {k} this is not m x + (1 - m) known (is it noise of your own? it is given, as eps)", wrong)
+
+
+EXERCISES = [
+    Exercise("new_adapter", 2, check_new_adapter),
+    Exercise("merge_adapters", 3, check_merge_adapters),
+    Exercise("accumulate", 3, check_accumulate),
+    Exercise("averaged", 3, check_averaged),
+    Exercise("prior_loss", 2, check_prior_loss),
+    Exercise("weigh_word", 3, check_weigh_word),
+    Exercise("controlled", 2, check_controlled),
+    Exercise("inpaint", 4, check_inpaint),
+]

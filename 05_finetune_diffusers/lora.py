@@ -1,0 +1,213 @@
+"""LoRA: the U-Net stays as it is, and beside some of its matrices W a product of two thin ones is learned: W + scale B A.
+
+  python 05_finetune_diffusers/lora.py                                       creatures as woodcuts, an adapter of some 100 kB
+  python 05_finetune_diffusers/lora.py --style blueprint --rank 8
+  python 05_finetune_diffusers/lora.py --resume runs/05_finetune_diffusers/lora-creatures-woodcut
+  python 05_finetune_diffusers/lora.py --use runs/05_finetune_diffusers/lora-creatures-woodcut/creatures-woodcut.safetensors
+  python 05_finetune_diffusers/lora.py --use A.safetensors B.safetensors --scale 0 0.5 1      two adapters mixed, every pair of scales
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". An adapter is opened by plain diffusers:
+
+  pipe = StableDiffusionPipeline.from_pretrained(MODEL)
+  pipe.load_lora_weights("runs/05_finetune_diffusers/lora-creatures-woodcut", weight_name="creatures-woodcut.safetensors")
+  pipe("a red creature, in the style of a woodcut", cross_attention_kwargs={"scale": 0.8})
+"""
+
+import itertools
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from finetune import PROMPTS, name_of
+from flags import DataFlags, Preset, check_flags
+from tools import OUT
+
+from common.cli import positive, run
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from torch import nn
+
+SMALL = Preset(steps=600, batch=16, lr=3e-3)
+LARGE = Preset(steps=1500, batch=4, lr=1e-4)
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class Args(DataFlags):
+    style: Literal["none", "blueprint", "woodcut", "neon"] = "woodcut"
+    """Put every picture into a style that we draw ourselves, and its words at the end of every caption. none: the data as they are."""
+    rank: int = 8
+    """Width of the two thin matrices."""
+    alpha: float | None = None
+    """The product is multiplied by alpha / rank; by default alpha is the rank."""
+    targets: tuple[str, ...] = ATTENTION
+    """Which layers of the U-Net get an adapter, by the ends of their names."""
+    prompts: tuple[str, ...] = PROMPTS
+    """Drawn before, after, and as training goes; with the words of the style at their end."""
+
+    use: tuple[Path, ...] = ()
+    """Do not train: draw the prompts with these adapters, .safetensors files or run folders."""
+    scale: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """How strongly, with --use: 0 is the model without them."""
+    sheet: Path = OUT / "lora.png"
+    """Where the sheet of --use goes."""
+
+
+def main(args: Args) -> None:
+    check_flags(args)
+    positive(rank=args.rank, alpha=args.alpha)
+    if args.use:
+        use(args)
+    else:
+        train(args)
+
+
+def train(args: Args) -> None:
+    from encoded import encode
+    from exam import StyleExam, captioned_in_style, introduce, show
+    from subjects import read_style
+    from tuning import Tuner, begin, denoising, follow, paint
+
+    style = read_style(args.style)
+    args, pipe, accelerator, size = begin(args, "lora", name_of(args), SMALL, LARGE)
+    images = captioned_in_style(args, style, size)
+    data = encode(pipe, images, images.captions, quiet=not accelerator.is_main_process)
+    loss = denoising(pipe, data, args)
+    exam = StyleExam(args, pipe, style, size, accelerator, loss)
+    exam.sit("base")
+
+    layers = add_adapter(pipe.unet, args.rank, args.alpha, args.targets, args.seed, accelerator.mixed_precision)
+    introduce(args, pipe, images, f"adapters of rank {args.rank} at {layers} of its layers", accelerator)
+    tuner = Tuner(pipe.unet, data, loss, args, accelerator)
+    state = follow(tuner, lambda: paint(pipe, exam.prompts, args, size, accelerator), exam.prompts)
+    if accelerator.is_main_process:
+        with tuner.averaged():
+            path = save_adapter(pipe.unet, args.out / f"{name_of(args)}.safetensors")
+            exam.sit("with LoRA")
+        show(args, state, exam, tuner, "lora.py", {f"adapter, {path.stat().st_size / 1e3:.0f} kB": path})
+
+
+# ------------------------------------------------------------------------------------------------- an adapter and its file
+
+
+def add_adapter(unet: "nn.Module", rank: int, alpha: float | None, targets: Sequence[str], seed: int, precision: str = "no") -> int:
+    """Give a frozen U-Net adapters to train: A random, B zero, so that nothing is changed yet. Returns at how many layers.
+
+    precision  "fp16" or "bf16": the frozen weights are kept in it, only the adapters in float32
+    """
+    import torch
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    if not any(name.endswith(target) for target in targets for name, _ in unet.named_modules()):
+        raise UserError(f"no layer of this U-Net has a name that ends in {' or '.join(targets)}; usual are --targets {' '.join(ATTENTION)}")
+    torch.manual_seed(seed)
+    unet.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
+    try:
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)))
+    except ValueError as problem:  # peft: a layer of a kind that it has no adapter for
+        raise UserError(f"the layers --targets {' '.join(targets)} cannot have adapters ({str(problem).splitlines()[0]})") from problem
+    cast_training_params(unet, dtype=torch.float32)
+    return sum(name.endswith("lora_A") for name, _ in unet.named_modules())
+
+
+def save_adapter(unet: "nn.Module", path: Path) -> Path:
+    """The trained adapter, with its rank and alpha, in the layout that load_lora_weights expects."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.training_utils import _collate_lora_metadata
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".partial") as folder:
+            StableDiffusionPipeline.save_lora_weights(folder, layers, weight_name=path.name, **_collate_lora_metadata({"unet": unet}))
+            os.replace(Path(folder) / path.name, path)
+    except OSError as problem:
+        raise UserError(f"cannot write {path} ({problem.strerror})") from problem
+    return path
+
+
+def find_adapter(path: Path) -> Path:
+    """A .safetensors file, or the one in a run folder."""
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise UserError(f"{path} holds {len(found)} .safetensors files, where one adapter was expected; name the file itself")
+        return found[0]
+    if not path.exists():
+        raise UserError(f"there is no file {path}; --use takes the .safetensors file of a LoRA, or the folder of a run that made one")
+    return path
+
+
+def check_adapter(pipe: "StableDiffusionPipeline", path: Path) -> None:
+    """Refuse a file that is no LoRA, or one for another model, naming the first layer that differs."""
+    try:
+        state = type(pipe).lora_state_dict(path.parent, weight_name=path.name, use_safetensors=True)[0]
+    except Exception as problem:  # of safetensors, the hub's library, diffusers' converters
+        raise UserError(f"{path} cannot be read as a LoRA ({str(problem).strip().splitlines()[0]})") from problem
+    inner = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.") and ".lora" in key}
+    if not inner:
+        raise UserError(f"{path} holds no LoRA of a U-Net; its first weight is {min(state, default='none at all')}")
+    modules = dict(pipe.unet.named_modules())
+    for key, value in sorted(inner.items()):
+        layer, _, part = key.partition(".lora")
+        weight = getattr(modules.get(layer), "weight", None)
+        if weight is None:
+            raise UserError(f"{path} was made for another model: it has an adapter for the layer {layer}, which this U-Net has not")
+        there, here = ((value.shape[1], weight.shape[1]) if "A" in part or "down" in part else (value.shape[0], weight.shape[0]))
+        if there != here:
+            raise UserError(
+                f"{path} was made for another model: its adapter for {layer} is for a width of {there}, and here the layer's is {here}; "
+                "use it with the --model that it was trained on"
+            )
+
+
+# --------------------------------------------------------------------------------------------------------------------- use
+
+
+def load_adapters(pipe: "StableDiffusionPipeline", paths: Sequence[Path]) -> list[str]:
+    """Load adapters beside each other; returns their names, for pipe.set_adapters(names, scales)."""
+    for path in paths:
+        check_adapter(pipe, path)
+    names = [f"{i}-{path.stem}".replace(".", "-") for i, path in enumerate(paths, 1)]
+    for name, path in zip(names, paths, strict=True):
+        pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+    return names
+
+
+def use(args: Args) -> None:
+    """Draw the prompts at every scale; with two adapters at every pair of scales, with more all at the same."""
+    import torch
+    from accelerate import Accelerator
+    from subjects import read_style, styled_caption
+    from tools import native_size, sheet
+    from tuning import open_model, paint, shown
+
+    from common.cli import pick_device
+    from common.viz import save_picture
+
+    device = pick_device(args.device)
+    paths = [find_adapter(path) for path in args.use]
+    pipe = open_model(args.model, device)
+    names = load_adapters(pipe, paths)
+    style = read_style(args.style)
+    prompts = [styled_caption(style, prompt) if style else prompt for prompt in args.prompts]
+    mixes = list(itertools.product(args.scale, repeat=2)) if len(names) == 2 else [(scale,) * len(names) for scale in args.scale]
+    rows, accelerator = [], Accelerator(cpu=device == "cpu")
+    for mix in mixes:
+        pipe.set_adapters(names, list(mix))
+        rows.append(paint(pipe, prompts, args, args.size or native_size(pipe), accelerator))
+    labels = [" + ".join(f"{scale:g} {path.stem}" for scale, path in zip(mix, paths, strict=True)) for mix in mixes]
+    print(save_picture(sheet(torch.stack(rows), labels, shown(prompts)), args.sheet))
+    for label in labels:
+        print(f"  a row: {label}")
+
+
+if __name__ == "__main__":
+    run(main, Args)

@@ -1,0 +1,130 @@
+"""What ddpm_package.py does: a folder of images, one step by hand, and the package's Trainer."""
+
+import re
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from ddpm_package import LEAST_IMAGES, SUFFIXES
+from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
+from tools import enough_memory, first_line
+
+from common.cli import writable_folder
+from common.data import load
+from common.data.export import export
+from common.errors import UserError
+from common.files import write_json
+from common.random import EVALUATION, SAMPLING, TRAINING, generator
+from common.viz import grid, save_picture
+
+LOWER = "--batch (raise --accumulate as much), --size, --dim or --samples"
+
+
+def open_folder(args) -> Path:
+    """The folder of images that the Trainer will read; a set by name is written out into the run's folder, once."""
+    folder = Path(args.data)
+    if not folder.is_dir() or folder.suffix == ".lmdb":
+        folder = args.out / "images"
+        if not folder.exists():
+            images = load(args.data, args.size, args.data_dir, n=args.n)
+            export(images, folder)
+            print(f"{len(images):,} images of {args.data} written to {folder}")
+    there = [path for path in folder.glob("**/*") if path.is_file()]
+    seen = sum(path.suffix in {f".{suffix}" for suffix in SUFFIXES} for path in there)
+    if seen < LEAST_IMAGES:
+        raise UserError(
+            f"the package's Trainer wants {LEAST_IMAGES} images at least (10,000 are better) and sees {seen} in {folder}, which holds {len(there)} files; "
+            f"it reads {', '.join('.' + suffix for suffix in SUFFIXES)}, in small letters: give more images, or write others out with "
+            f"python -m common.data.export {folder} NEW-FOLDER"
+        )
+    return folder
+
+
+def make_diffusion(args) -> GaussianDiffusion:
+    """The package's network inside its diffusion process."""
+    torch.manual_seed(args.seed)
+    unet = Unet(dim=args.dim, dim_mults=args.mults, channels=3)
+    return GaussianDiffusion(
+        unet, image_size=args.size, timesteps=1000, sampling_timesteps=args.sample_steps, objective=args.objective, beta_schedule=args.schedule,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- by hand
+
+
+@torch.no_grad()
+def by_hand(diffusion: GaussianDiffusion, folder: Path, args) -> float:
+    """What diffusion(images) does when it is called, line by line, printed. Returns the loss, which is the package's own."""
+    images = torch.stack([Dataset(folder, args.size, convert_image_to="RGB")[i] for i in range(8)])   # (B, 3, S, S) in [0, 1]
+    draw = generator(EVALUATION, args.seed)
+    print(f"\none step by hand: {len(images)} images, {tuple(images.shape)}, from {images.min():.2f} to {images.max():.2f}")
+    x0 = 2 * images - 1
+    print(f"  1  brought to [-1, 1]          mean {x0.mean():+.3f}")
+    t = torch.randint(1000, (len(x0),), generator=draw)                                               # (B,)
+    print(f"  2  a moment for each           t = {' '.join(map(str, t.tolist()))}")
+    eps = torch.randn(x0.shape, generator=draw)
+    print(f"  3  noise                       deviation {eps.std():.3f}")
+    alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (diffusion.sqrt_alphas_cumprod, diffusion.sqrt_one_minus_alphas_cumprod))
+    x = alpha * x0 + sigma * eps
+    print(f"  4  x = alpha x0 + sigma eps    alpha = {' '.join(f'{a:.2f}' for a in alpha.flatten())}")
+    answer = diffusion.model(x, t)
+    goal = {"pred_noise": eps, "pred_x0": x0, "pred_v": alpha * eps - sigma * x0}[args.objective]
+    print(f"  5  the network answers         {args.objective[5:]}, deviation {answer.std():.3f}; it should be {goal.std():.3f}")
+    each = F.mse_loss(answer, goal, reduction="none").flatten(1).mean(1) * diffusion.loss_weight[t]   # (B,)
+    print(f"  6  squared error               {' '.join(f'{e:.2f}' for e in each)}")
+    theirs = diffusion.p_losses(x0, t, noise=eps)
+    print(f"their mean is {each.mean():.6f}; diffusion.p_losses(x0, t, noise=eps) says {theirs:.6f}\n")
+    return float(each.mean())
+
+
+# ------------------------------------------------------------------------------------------------------------ the Trainer
+
+
+def fit(diffusion: GaussianDiffusion, folder: Path, args) -> None:
+    """Let the package train, and show what its averaged network draws."""
+    write_json(writable_folder(args.out) / "config.json", asdict(replace(args, resume=None)))
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    amp = args.amp == "yes" or (args.amp == "auto" and torch.cuda.is_available() and args.device != "cpu")
+    trainer = Trainer(
+        diffusion, str(folder), train_batch_size=args.batch, gradient_accumulate_every=args.accumulate, augment_horizontal_flip=args.flip,
+        train_lr=args.lr, train_num_steps=args.steps, ema_decay=args.ema, save_and_sample_every=args.save_every, num_samples=args.samples,
+        results_folder=str(args.out), amp=amp, calculate_fid=False,  # which would download a network
+    )  # fmt: skip
+    first = go_on(trainer, args.out) if args.resume else 0
+    print(f"{len(trainer.ds):,} images of {args.size}x{args.size}; {sum(p.numel() for p in diffusion.parameters()):,} weights; {args.batch * args.accumulate} images "
+          f"per step; half precision {'on' if amp else 'off'}; steps {first} to {args.steps} on {trainer.device}")  # fmt: skip
+    torch.manual_seed(generator(TRAINING, args.seed, first).initial_seed())  # its shuffling and noise come from the global generator
+    with enough_memory(str(trainer.device), LOWER):
+        try:
+            trainer.train()
+        finally:
+            trainer.accelerator.end_training()  # a process that ends while its group still listens may abort instead
+        if not all(bool(p.isfinite().all()) for p in diffusion.parameters()):
+            raise UserError(f"the weights are no longer numbers: the training has diverged; begin again with a smaller --lr (it was {args.lr:g})")
+        if args.steps % args.save_every:
+            trainer.save(args.steps // args.save_every + 1)  # what the last, shorter stretch has learned
+        torch.manual_seed(generator(SAMPLING, args.seed).initial_seed())
+        images = trainer.ema.ema_model.sample(batch_size=args.samples)     # (N, 3, S, S) in [0, 1]
+    print(save_picture(grid(images.cpu() * 2 - 1, round(args.samples**0.5), 384), args.out / "samples.png"))
+
+
+def milestones(run: Path) -> list[int]:
+    """Numbers of the model-N.pt of a run, oldest first."""
+    names = [re.fullmatch(r"model-(\d+)\.pt", path.name) for path in run.glob("model-*.pt")]
+    return sorted(int(name[1]) for name in names if name)
+
+
+def go_on(trainer: Trainer, run: Path) -> int:
+    """Load the newest milestone; returns the step it was left at."""
+    kept = milestones(run)
+    if not kept:
+        raise UserError(f"{run} holds no milestone (model-1.pt, ...): it was stopped before the first --save-every; begin again")
+    try:
+        trainer.load(kept[-1])
+    except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more for damaged files
+        hint = f"delete it to go on from model-{kept[-2]}.pt" if len(kept) > 1 else "there is no earlier one"
+        raise UserError(f"{run / f'model-{kept[-1]}.pt'} cannot be loaded ({first_line(problem)}); {hint}") from problem
+    return trainer.step

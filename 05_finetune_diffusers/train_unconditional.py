@@ -1,0 +1,113 @@
+"""Train a model of images without words, as practitioners do: diffusers for network and noise, accelerate for the rest.
+
+  python 05_finetune_diffusers/train_unconditional.py                                 drawn creatures, from scratch
+  python 05_finetune_diffusers/train_unconditional.py --data butterflies --size 64 --augment flip crop jitter
+  python 05_finetune_diffusers/train_unconditional.py --model 01_ddpm_mnist/pretrained --data creatures       goes on from a trained one
+  python 05_finetune_diffusers/train_unconditional.py --resume runs/05_finetune_diffusers/unconditional-creatures
+  torchrun --nproc_per_node 2 -- 05_finetune_diffusers/train_unconditional.py --batch 8    two processes, or GPUs, 8 images each
+
+(Use torchrun on a CPU: `accelerate launch --cpu --num_processes 2` starts a single process and says nothing. Without the -- before
+the program, torchrun takes --n for a flag of its own.) The result is a diffusers folder: DDPMPipeline.from_pretrained("runs/.../model").
+Chapter 1 trains the same thing with a loop written out.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from flags import resumed
+from tools import OUT, check_schedulers
+
+from common.cli import free_folder, pick_device, positive, run
+from common.errors import UserError
+from common.settings import with_folder
+
+STEPS = 800  # under five minutes on a CPU
+
+
+@dataclass(frozen=True)
+class Args:
+    data: str = "creatures"
+    """creatures, butterflies, flowers102, cifar10, ..., a folder of images, or hub:owner/name."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    n: int | None = None
+    """Only the first n images; by default 2,000 of a drawn set, and all of any other."""
+    size: int | None = None
+    """Pixels a side; by default the model's, or 32."""
+    augment: tuple[Literal["flip", "crop", "jitter"], ...] = ("flip", "crop")
+    """What is done to the images by chance."""
+    workers: int = 0
+    """Processes that prepare images; 0 does it in the training process."""
+
+    model: str | None = None
+    """Go on from this model instead of from scratch: a folder of chapter 1, any DDPM pipeline's, or a hub id such as google/ddpm-cifar10-32."""
+    channels: tuple[int, ...] = (16, 32, 64)
+    """From scratch: width of the network at each resolution, highest resolution first, multiples of 8."""
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
+    """From scratch: what the network says."""
+
+    steps: int | None = None
+    """Optimizer steps; by default 800."""
+    batch: int = 16
+    """Images per batch and process."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW; it rises over a twentieth of the steps, then falls along a cosine."""
+    ema: float = 0.995
+    """Largest decay of the average over the weights, which is what is saved."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto is bf16 where the device is fast at it, else no."""
+
+    scheduler: str = "dpm++"
+    """How samples are drawn; see use.py. The folder itself says DDPM."""
+    sample_steps: int = 20
+    """Its steps."""
+    out: Path | None = None
+    """The run folder; by default runs/05_finetune_diffusers/unconditional-<data>, numbered if that is taken."""
+    resume: Path | None = None
+    """Continue the run in this folder; all other settings but --steps and --device come from there."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    sample_every: int | None = None
+    """Steps between sample pictures; by default at each tenth."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+def check(args: Args) -> None:
+    positive(n=args.n, size=args.size, steps=args.steps, batch=args.batch, accumulate=args.accumulate, lr=args.lr, clip=args.clip,
+             sample_steps=args.sample_steps, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
+    check_schedulers([args.scheduler])
+    if not 0 <= args.ema < 1:
+        raise UserError(f"--ema must be at least 0 and below 1, not {args.ema:g}")
+    if args.workers < 0 or args.seed < 0:
+        raise UserError("--workers and --seed must be 0 or more")
+    if not args.channels or any(width < 8 or width % 8 for width in args.channels):
+        raise UserError(f"--channels must be multiples of 8, not {' '.join(map(str, args.channels)) or 'none'}")
+
+
+def settled(args: Args) -> Args:
+    """Every setting chosen, so that --resume needs nothing but the folder."""
+    from common.data.load import DRAWN
+
+    name = Path(args.data.replace(":", "-")).name
+    args = replace(args, out=args.out or free_folder(OUT / f"unconditional-{name}"))
+    return with_folder(replace(args, steps=args.steps or STEPS, n=args.n or (2000 if args.data in DRAWN else None)), OUT.name)
+
+
+def main(args: Args) -> None:
+    check(args)
+    args = resumed(args) if args.resume else settled(args)
+    pick_device(args.device)
+    from fit_unconditional import fit  # brings torch along, which --help should not wait for
+
+    fit(args)
+
+
+if __name__ == "__main__":
+    run(main, Args)

@@ -1,0 +1,203 @@
+"""Prompt weights: say of each word how much it counts, with the package Compel, and the same by hand.
+
+  python 05_finetune_diffusers/weights.py "a red++ creature with (wings)1.5"
+  python 05_finetune_diffusers/weights.py "a blue creature with (big horns)0.4 and a long tail" --n 8
+  python 05_finetune_diffusers/weights.py "a green creature with wings" --word wings --sweep 0 0.5 1 1.5 2
+
+word+ counts 1.1 times, word++ 1.1 x 1.1, word- 0.9 times, (several words)1.5 what it says. The text encoder turns a prompt into one
+vector for each token, and the prompt "" into vectors as well; a weight moves a token's vector away from that of the empty prompt,
+or towards it. That is all: ten lines, in `weigh` below. Writes pictures of the plain prompt, of Compel's and of ours, side by side.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools import OUT, PRETRAINED, check_schedulers
+from tyro.conf import Positional
+
+from common.cli import pick_device, positive, run
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Fragment = tuple[str, float]  # some words, and how much they count
+
+PIECE = re.compile(r"\((?P<group>[^()]+)\)(?P<how>\d*\.?\d+|\++|-+)|(?P<word>[^\s()]*[^\s()+-])(?P<signs>\++|-+)(?=\s|$)")
+
+
+@dataclass(frozen=True)
+class Args:
+    prompt: Positional[str] = "a red++ creature with (wings)1.5"
+    """With weights: red++, red-, (red wings)1.5."""
+    word: str | None = None
+    """Words of the prompt, which here has no weights: they are given several, one row for each."""
+    sweep: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
+    """The weights of --word."""
+    model: str = str(PRETRAINED)
+    """The folder of a pipeline, a run folder, or a hub id."""
+    n: int = 4
+    """Pictures of each."""
+    scheduler: str = "dpm++"
+    steps: int = 25
+    guidance: float = 3.0
+    """Guidance scale w, 1 or more."""
+    seed: int = 0
+    """Of the first picture; the next has seed + 1."""
+    out: Path = OUT / "weights"
+    """The folder that the pictures go to."""
+    device: str = "auto"
+
+
+# ----------------------------------------------------------------------------------------------------------------- by hand
+
+
+def weigh(tokenizer, encoder, fragments: list[Fragment]) -> "Tensor":
+    """The embeddings of a weighted prompt, (1, M, D).
+
+    Every token's vector z becomes empty + w (z - empty), where `empty` is what the encoder makes of "" at the same place. A word of
+    weight below 1 is also hidden from the others: the result is mixed with the embeddings of the prompt in which no token may look
+    at it, all the more the smaller its weight; at 0 only these are left.
+    """
+    import torch
+
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text, _ in fragments]
+    length, begin, end = tokenizer.model_max_length, tokenizer.bos_token_id, tokenizer.eos_token_id
+    row = [begin, *sum(ids, [])[: length - 2], end]
+    scale = [1.0, *(w for (_, w), part in zip(fragments, ids, strict=True) for _ in part)][: length - 1]
+    scale = torch.tensor(scale + [1.0] * (length - len(scale)), device=encoder.device)[None, :, None]  # (1, M, 1)
+    empty = encode(encoder, [begin, end], tokenizer)
+
+    def moved(hidden: range = range(0)) -> "Tensor":
+        return empty + scale * (encode(encoder, row, tokenizer, hidden) - empty)
+
+    mix, shares, place = [moved()], [1.0], 1
+    for (_, w), part in zip(fragments, ids, strict=True):
+        if w < 1:
+            mix.append(moved(range(place, min(place + len(part), length))))
+            shares.append(math.tan((1 - max(w, 1e-5)) * math.pi / 2))  # weight 1: nothing of it; 0.5: half and half; 0: it alone
+        place += len(part)
+    return sum(share * z for share, z in zip(shares, mix, strict=True)) / sum(shares)
+
+
+def encode(encoder, row: list[int], tokenizer, hidden: range = range(0)) -> "Tensor":
+    """The text encoder on one row of token ids, filled up to its length; no token looks at the places `hidden`. (1, M, D)"""
+    import torch
+
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(row))], device=encoder.device)
+    seen = torch.ones_like(ids)
+    seen[:, list(hidden)] = 0
+    with torch.no_grad():
+        return encoder(ids, attention_mask=seen).last_hidden_state
+
+
+def read_weights(prompt: str) -> list[Fragment]:
+    """'a red++ creature' -> [("a", 1), ("red", 1.21), ("creature", 1)]; brackets do not nest here (in Compel they do)."""
+    fragments, place = [], 0
+    for found in PIECE.finditer(prompt):
+        fragments.append((prompt[place : found.start()].strip(), 1.0))
+        fragments.append((found["group"] or found["word"], how_much(found["how"] or found["signs"])))
+        place = found.end()
+    fragments.append((prompt[place:].strip(), 1.0))
+    if any(set(text) & set("()") for text, _ in fragments):
+        raise UserError(f'cannot read the weights of "{prompt}"; write red++, red-, or (red wings)1.5, one pair of brackets at a time')
+    return [(text, w) for text, w in fragments if text] or [("", 1.0)]
+
+
+def how_much(sign: str) -> float:
+    """'++' -> 1.21, '-' -> 0.9, '1.5' -> 1.5"""
+    return {"+": 1.1, "-": 0.9}[sign[0]] ** len(sign) if sign[0] in "+-" else float(sign)
+
+
+# --------------------------------------------------------------------------------------------------------------- by Compel
+
+
+def by_compel(pipe, prompt: str) -> "Tensor":
+    """The same embeddings from the package. (1, M, D)
+
+    It sees a weight only where spaces stand around it, which Chinese does not write: they are put there.
+    """
+    from compel import Compel
+
+    try:
+        return Compel(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)(PIECE.sub(r" \g<0> ", prompt))
+    except Exception as problem:  # its parser has several kinds
+        raise UserError(f'Compel cannot read "{prompt}" ({problem}); write red++, red-, or (red wings)1.5') from problem
+
+
+# ---------------------------------------------------------------------------------------------------------------- pictures
+
+
+def main(args: Args) -> None:
+    positive(n=args.n, steps=args.steps)
+    check_schedulers([args.scheduler])
+    if not 1 <= args.guidance < float("inf"):
+        raise UserError(f"--guidance must be 1 or more, not {args.guidance:g}; 1 is off")
+    fragments = read_weights(args.prompt)
+    if args.word is not None:
+        check_word(args, fragments)
+    device = pick_device(args.device)
+
+    import sys
+
+    import torch
+    from tools import open_pipeline, remarks, sheet, use_scheduler
+
+    from common.viz import save_picture
+
+    pipe = open_pipeline(args.model, "text", device)
+    use_scheduler(pipe, args.scheduler)
+    pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=0.5)
+    plain = " ".join(text for text, _ in fragments)
+    for sentence in remarks(pipe, plain):
+        print(f"note: {sentence}", file=sys.stderr)
+    kinds = sweep(pipe, args) if args.word is not None else side_by_side(pipe, args.prompt, plain, fragments)
+    rows = [draw(pipe, z, args) for z in kinds.values()]
+    for label, images in zip(kinds, rows, strict=True):
+        print(f"{label:24} differs from the first by {float((images - rows[0]).square().mean().sqrt()):.4f} (root mean square)")
+    columns = [f"seed {args.seed + i}" for i in range(args.n)]
+    print(save_picture(sheet(torch.stack(rows), list(kinds), columns), args.out / "sheet.png"))
+
+
+def check_word(args: Args, fragments: list[Fragment]) -> None:
+    if len(fragments) > 1 or fragments[0][1] != 1:
+        raise UserError(f'--word goes with a prompt without weights, not "{args.prompt}"')
+    if args.prompt.count(args.word) != 1 or not args.word.strip():
+        raise UserError(f'"{args.word}" must stand in the prompt "{args.prompt}" once')
+    if not args.sweep or not all(0 <= w < float("inf") for w in args.sweep):
+        raise UserError("--sweep needs weights of 0 or more, such as 0 0.5 1 1.5 2")
+
+
+def side_by_side(pipe, prompt: str, plain: str, fragments: list[Fragment]) -> dict[str, "Tensor"]:
+    """Embeddings of the prompt without its weights, with Compel's, and with ours."""
+    print("  ".join(f"{text} ({w:.3g})" for text, w in fragments))
+    theirs, ours = by_compel(pipe, prompt), weigh(pipe.tokenizer, pipe.text_encoder, fragments)
+    print(f"largest difference between Compel's embeddings and ours: {float((theirs - ours).abs().max()):.1e}")
+    return {"no weights": weigh(pipe.tokenizer, pipe.text_encoder, [(plain, 1.0)]), "Compel": theirs, "by hand": ours}
+
+
+def sweep(pipe, args: Args) -> dict[str, "Tensor"]:
+    """Embeddings of the prompt with several weights of one word."""
+    before, after = (part.strip() for part in args.prompt.split(args.word))
+    rows = {w: [(text, v) for text, v in ((before, 1.0), (args.word, w), (after, 1.0)) if text] for w in dict.fromkeys(args.sweep)}
+    return {f"({args.word}){w:g}": weigh(pipe.tokenizer, pipe.text_encoder, fragments) for w, fragments in rows.items()}
+
+
+def draw(pipe, z: "Tensor", args: Args) -> "Tensor":
+    """n pictures of one prompt's embeddings: (n, 3, H, W) in [-1, 1] on the CPU."""
+    from tools import enough_memory, fits, generators, to_images
+
+    nothing = weigh(pipe.tokenizer, pipe.text_encoder, [("", 1.0)]).expand(args.n, -1, -1)
+    with fits(args.scheduler), enough_memory(args.device, "--n"):
+        images = pipe(
+            prompt_embeds=z.expand(args.n, -1, -1), negative_prompt_embeds=nothing, num_inference_steps=args.steps,
+            guidance_scale=args.guidance, generator=generators(args.seed, args.n), output_type="pt",
+        ).images  # fmt: skip
+    return to_images(images, args.scheduler)
+
+
+if __name__ == "__main__":
+    run(main, Args)

@@ -1,0 +1,279 @@
+"""Chinese names and pictures in one space: a Chinese CLIP, through the package cn_clip or through `transformers`.
+
+    clip = load_clip("pretrained")
+    clip.encode_text(["番茄炒蛋", "米饭"])      # (2, D) unit vectors
+    clip.encode_image(images)                 # (B, D) unit vectors, of images in [-1, 1]
+
+Both doors read the same weights and give the same numbers, to about 1e-6. cn_clip is taken where it is installed; without it
+nothing is lost but the name of the package.
+"""
+
+import importlib.util
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from clip_forms import (
+    MEAN,
+    OLD_WEIGHTS,
+    SPECIAL,
+    STD,
+    WEIGHTS,
+    WORDS,
+    Form,
+    read_checkpoint,
+    read_folder,
+    read_words,
+    to_transformers,
+)
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tv
+
+from common.data.images import explain
+from common.errors import UserError
+from common.network import REACH_SECONDS, reachable
+from common.state import load_strictly
+from common.text.hub import find_encoder
+from common.text.tokenizer import Tokenizer
+
+DOORS = ("cn_clip", "transformers")
+LENGTH = 52  # tokens of a text, begin and end included, as in cn_clip
+PRETRAINED = Path(__file__).parent / "pretrained" / "clip"
+CACHE = Path("~/.cache/clip")  # where cn_clip keeps what it downloads
+PUBLISHED = {  # where cn_clip's own models lie on the hub. (RN50 is no vision transformer.)
+    "ViT-B-16": ("OFA-Sys/chinese-clip-vit-base-patch16", "clip_cn_vit-b-16.pt"),
+    "ViT-L-14": ("OFA-Sys/chinese-clip-vit-large-patch14", "clip_cn_vit-l-14.pt"),
+    "ViT-L-14-336": ("OFA-Sys/chinese-clip-vit-large-patch14-336px", "clip_cn_vit-l-14-336.pt"),
+    "ViT-H-14": ("OFA-Sys/chinese-clip-vit-huge-patch14", "clip_cn_vit-h-14.pt"),
+}
+
+
+def look(images: Tensor, size: int) -> Tensor:
+    """Images in [-1, 1], (B, 1 or 3, H, W) -> what the network looks at: (B, 3, size, size), resized and with CLIP's colours."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(f"the CLIP looks at grey or RGB images (B, 1 or 3, H, W), not {tuple(images.shape)}")
+    if images.shape[-2:] != (size, size):
+        images = tv.resize(images, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    colours = ((images.clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1)  # 0 to 1
+    return (colours - images.new_tensor(MEAN).view(3, 1, 1)) / images.new_tensor(STD).view(3, 1, 1)
+
+
+def short(ids: Tensor) -> Tensor:
+    """(B, M) -> without the columns that are padding in every row. Padding is hidden from the network: nothing changes but the time."""
+    return ids[:, : int((ids != 0).sum(1).max())]
+
+
+# --------------------------------------------------------------------------------------------------------- the two doors
+
+
+class CnClip(nn.Module):
+    """The network and the tokenizer of the package cn_clip."""
+
+    def __init__(self, form: Form, length: int):
+        super().__init__()
+        from cn_clip.clip.bert_tokenizer import FullTokenizer
+        from cn_clip.clip.model import CLIP
+
+        with tempfile.TemporaryDirectory() as folder:  # it reads its vocabulary from a file, once
+            file = Path(folder) / WORDS
+            file.write_text("\n".join(form.words) + "\n", encoding="utf-8")
+            self.words = FullTokenizer(str(file))
+        self.length = length
+        self.clip = CLIP(**asdict(form.shape), tokenizer=self.words)
+        load_strictly(self.clip, form.state, form.source)
+
+    def ids(self, texts: Sequence[str]) -> Tensor:
+        """As cn_clip.clip.tokenize does, which knows no other vocabulary than its own. (B, length)"""
+        rows = torch.zeros(len(texts), self.length, dtype=torch.long)
+        begin, end = self.words.convert_tokens_to_ids(["[CLS]", "[SEP]"])
+        for row, text in zip(rows, texts, strict=True):
+            pieces = self.words.convert_tokens_to_ids(self.words.tokenize(text))[: self.length - 2]
+            row[: len(pieces) + 2] = torch.tensor([begin, *pieces, end])
+        return rows
+
+    def text(self, ids: Tensor) -> Tensor:
+        return self.clip.encode_text(ids)
+
+    def image(self, pixels: Tensor) -> Tensor:
+        return self.clip.encode_image(pixels)
+
+
+class Transformers(nn.Module):
+    """ChineseCLIPModel and BertTokenizer of the library `transformers`."""
+
+    def __init__(self, form: Form, length: int):
+        super().__init__()
+        self.words = words_of(form.words, length)
+        self.clip = chinese_clip(form)
+
+    def ids(self, texts: Sequence[str]) -> Tensor:
+        return self.words(texts)
+
+    def text(self, ids: Tensor) -> Tensor:
+        return self.clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
+
+    def image(self, pixels: Tensor) -> Tensor:
+        return self.clip.get_image_features(pixel_values=pixels).pooler_output
+
+
+def chinese_clip(form: Form) -> nn.Module:
+    """A ChineseCLIPModel with these weights, every one of them checked."""
+    from transformers import ChineseCLIPConfig, ChineseCLIPModel
+
+    clip = ChineseCLIPModel(ChineseCLIPConfig(**form.shape.to_transformers()))
+    load_strictly(clip, to_transformers(form.state), form.source)
+    return clip
+
+
+def words_of(words: Sequence[str], length: int) -> Tokenizer:
+    """BERT's tokenizer with this vocabulary, in the course's interface: begin, a piece for each character, end, padding."""
+    from transformers import BertTokenizer
+
+    backend = BertTokenizer(vocab={word: i for i, word in enumerate(words)}).backend_tokenizer
+    backend.encode_special_tokens = True  # a "[SEP]" that somebody types is five characters, as it is to cn_clip
+    return Tokenizer(backend, length, SPECIAL[0])
+
+
+# ------------------------------------------------------------------------------------------------------- what others use
+
+
+class ChineseClip:
+    """dim is D; size is the side of the images it looks at; scale is one over the temperature of its comparisons."""
+
+    def __init__(self, form: Form, door: str = "auto", length: int = LENGTH):
+        self.door, self.form = chosen_door(door), form
+        self.dim, self.size = form.shape.embed_dim, form.shape.image_resolution
+        self.length = min(length, form.shape.text_max_position_embeddings)
+        self.network = {"cn_clip": CnClip, "transformers": Transformers}[self.door](form, self.length).requires_grad_(False).eval()
+        self.tokenizer = words_of(form.words, self.length)  # for remarks
+        self.device = torch.device("cpu")
+
+    def to(self, device: str | torch.device) -> "ChineseClip":
+        self.device = torch.device(device)
+        self.network.to(self.device)
+        return self
+
+    @property
+    def scale(self) -> float:
+        return float(self.network.clip.logit_scale.exp())
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
+        """(B, D) unit vectors."""
+        if isinstance(texts, str):
+            raise TypeError("give a list of texts; a lone string would be read as one text for each of its characters")
+        if not len(texts):
+            return torch.zeros(0, self.dim, device=self.device)
+        ids = self.network.ids(list(texts))
+        return torch.cat([F.normalize(self.network.text(short(part).to(self.device)).float(), dim=-1) for part in ids.split(batch)])
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor, batch: int = 128) -> Tensor:
+        """Images in [-1, 1], (B, 1 or 3, H, W) of any size -> (B, D) unit vectors."""
+        parts = [look(part.to(self.device).float(), self.size) for part in images.split(batch)] if len(images) else []
+        vectors = [F.normalize(self.network.image(part).float(), dim=-1) for part in parts]
+        return torch.cat(vectors) if vectors else torch.zeros(0, self.dim, device=self.device)
+
+    def unknown(self, text: str) -> list[str]:
+        """The characters of a text that this CLIP has no token for, each once: all of them are one [UNK] to it."""
+        return list(dict.fromkeys(c for c in text if not c.isspace() and set(self.tokenizer.backend.encode(c, add_special_tokens=False).tokens) & {"[UNK]"}))
+
+
+def chosen_door(door: str) -> str:
+    """auto -> cn_clip where it is installed, else transformers, which is said."""
+    if door not in (*DOORS, "auto"):
+        raise UserError(f"unknown door '{door}'; choose one of auto, {', '.join(DOORS)}")
+    if door == "auto":
+        return DOORS[0] if installed() else second_door()
+    if door == DOORS[0] and not installed():
+        raise UserError("cn_clip is not installed; install it with pip install cn_clip==1.6.0 --no-deps, or use --door transformers")
+    return door
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("cn_clip") is not None
+
+
+@cache
+def second_door() -> str:
+    """Said once, however many CLIPs are opened."""
+    warnings.warn("cn_clip is not installed, so transformers reads the same weights; the numbers are the same", stacklevel=2)
+    return DOORS[1]
+
+
+# ------------------------------------------------------------------------------------------------------------- finding it
+
+
+def load_clip(name: str | Path = "pretrained", door: str = "auto", device: str | torch.device = "cpu") -> ChineseClip:
+    """Open a Chinese CLIP.
+
+    name  "pretrained", the one that this chapter ships
+          a folder: a run of train_clip.py, or any Chinese CLIP in the form of `transformers`; or its id on the hub, owner/name
+          a checkpoint .pt of cn_clip, fine-tuned or not
+          one of PUBLISHED, such as "ViT-B-16": cn_clip's own, from its cache, else downloaded (190 MB to 1.9 GB)
+    door  "cn_clip", "transformers", or "auto": the first where it is installed
+    """
+    return ChineseClip(find_form(str(name)), door).to(device)
+
+
+def find_form(name: str) -> Form:
+    """The weights, sizes and vocabulary of what load_clip calls `name`."""
+    path = Path(name).expanduser()
+    if name == "pretrained":
+        if not (PRETRAINED / "config.json").exists():
+            raise UserError(f"{PRETRAINED} is missing; train it with python 06_inpaint_gif/train_clip.py, and give the run folder instead")
+        return read_folder(PRETRAINED)
+    if name in PUBLISHED:
+        return read_checkpoint(*published(name))
+    if path.suffix in (".pt", ".pth"):
+        return read_checkpoint(path, package_words())
+    if path.is_dir():
+        folder = next((f for f in (path, path / "model") if (f / "config.json").exists() and weights_in(f)), None)
+        if folder is None:
+            raise UserError(f"{path} holds no Chinese CLIP: config.json, {WEIGHTS} and {WORDS} were expected there or in its subfolder model")
+        return read_folder(folder)
+    if "/" not in name or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        known = ", ".join(("pretrained", *PUBLISHED))
+        raise UserError(f"there is no CLIP '{name}'; give a folder, a checkpoint .pt, a hub id such as {PUBLISHED['ViT-B-16'][0]}, or one of {known}")
+    return read_folder(find_encoder(name)[0])
+
+
+def weights_in(folder: Path) -> bool:
+    return (folder / WEIGHTS).exists() or (folder / OLD_WEIGHTS).exists()
+
+
+def package_words() -> tuple[str, ...] | None:
+    """The vocabulary that cn_clip brings along, that of every published model; None where it is not installed."""
+    if not installed():
+        return None
+    return read_words(Path(importlib.util.find_spec("cn_clip").origin).parent / "clip")
+
+
+def published(name: str) -> tuple[Path, tuple[str, ...]]:
+    """A published checkpoint, and its vocabulary: those of cn_clip and of its cache, else the hub's."""
+    repository, file = PUBLISHED[name]
+    path = fetched(repository, file, name)
+    return path, package_words() or read_words(fetched(repository, WORDS, name).parent)
+
+
+def fetched(repository: str, file: str, name: str) -> Path:
+    """A file of the hub, in the folder where cn_clip itself would put it."""
+    folder = CACHE.expanduser()
+    if (folder / file).is_file():
+        return folder / file
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    advice = "copy it there from another machine, name a mirror in the environment variable HF_ENDPOINT, or use --clip pretrained"
+    if not reachable(endpoint):
+        raise UserError(f"{name} needs {file}, which is not in {folder}, and {endpoint} did not answer within {REACH_SECONDS} s; {advice}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, local_dir=folder, endpoint=endpoint))
+    except Exception as problem:  # the hub's own errors, and those of its network library
+        raise UserError(f"{file} of {repository} could not be had from {endpoint} ({explain(problem)}); {advice}") from problem

@@ -1,0 +1,106 @@
+"""Draw a dish with more say in it: other words at other places, other words and other guidance as the steps go on.
+
+  python 06_inpaint_gif/control.py "番茄炒蛋" --region "right:葱油生菜"                   two dishes on one plate
+  python 06_inpaint_gif/control.py "番茄炒蛋" --region "0.3,0.3,0.7,0.7:米饭" --guidance "8>2"
+  python 06_inpaint_gif/control.py "米饭" --then "0.4:番茄炒蛋" "0.8:葱油生菜"            the form of one, the colours of another
+  python 06_inpaint_gif/control.py "a bowl of rice" --model 04_latent_sd/pretrained --sweep-then "a red fire creature"
+
+Writes a row of pictures without any of this, and below it the same noise with it. --keep NAME.png keeps the first one of the lower row: a
+film begins with it if it is given to make_gif.py --image.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from common.cli import pick_device, positive, run
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Args:
+    name: Positional[str]
+    """What is drawn where nothing else is said."""
+    region: tuple[str, ...] = ()
+    """PLACE:WORDS, several if you like: a place is left, right, top, bottom, middle, or left,top,right,bottom in shares of the picture."""
+    then: tuple[str, ...] = ()
+    """SHARE:WORDS, several if you like: from that share of the steps on, these words instead of the name."""
+    sweep_then: str | None = None
+    """Instead: these words from 0.8, 0.6, 0.4, 0.2 of the steps on, a row for each."""
+    guidance: str = "5"
+    """Guidance scale, or two of them, 8>2: from the first at the noise to the last at the picture."""
+    negative: str = ""
+    """What is not wanted."""
+    model: Path | None = None
+    """What draws: a run of train_text2dish.py, or any latent model that reads. By default the shipped one."""
+    clip: str | None = None
+    """What reads the names; by default the one that the model was trained with."""
+    door: Literal["auto", "cn_clip", "transformers"] = "auto"
+    """Which library reads; auto is cn_clip where it is installed."""
+    n: int = 8
+    """Pictures in a row."""
+    sampler: str = "dpmpp_2m:20"
+    """dpmpp_2m:20, ddim:50, ..."""
+    soft: float = 2.0
+    """Latents over which a region gives way to the rest."""
+    out: Path = Path("runs/06_inpaint_gif/control.png")
+    """Where the rows go."""
+    keep: Path | None = None
+    """Keep the first picture drawn under control as a file of its own."""
+    seed: int = 0
+    device: str = "auto"
+
+
+def main(args: Args) -> None:
+    positive(n=args.n)
+    if args.soft < 0:
+        raise UserError(f"--soft must be 0 or more, not {args.soft:g}")
+    if args.sweep_then is not None and (args.then or args.region):
+        raise UserError("--sweep-then makes rows of its own; leave out --then and --region")
+    from regions import Place, read_guidance, read_stage
+
+    places, stages, scale = [Place.parse(text) for text in args.region], [read_stage(text) for text in args.then], read_guidance(args.guidance)
+    if len({share for share, _ in stages}) < len(stages):
+        raise UserError("two of --then begin at the same share of the steps")
+    import torch
+    from artist import READS, How, clip_of, find_root, open_artist
+    from engines import DEFAULTS
+
+    from common import viz
+
+    device, folder = pick_device(args.device), args.model or DEFAULTS["repaint"]
+    if not args.model and not folder.exists():
+        raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --model")
+    clip = clip_of(folder, device, args.clip, args.door) if (find_root(folder) / READS).exists() else None
+    artist = open_artist(folder, device, clip)
+    if artist.reader is None or artist.paints_holes:
+        raise UserError(f"the U-Net in {folder} {'paints into holes' if artist.reader else 'reads no text'}, so words cannot lead it; give another --model")
+    how = How(scale[0], args.negative, args.sampler)
+    ways = [([], [(0.2 * k, args.sweep_then)]) for k in (4, 3, 2, 1)] if args.sweep_then is not None else [(places, stages)]
+    rows = [drawn(artist, how, (scale[0], scale[0]), args.name, [], [], args)]
+    rows += [drawn(artist, how, scale, args.name, places, stages, args) for places, stages in ways]
+    print(viz.save_picture(viz.grid(torch.cat(rows), args.n, 130 * len(rows)), args.out))
+    if args.keep:
+        print(viz.save_picture(viz.grid(rows[1][:1], 1, gap=0), args.keep))
+
+
+def drawn(artist, how, scale, name: str, places, stages, args: Args):
+    """n pictures of one way of control. (n, C, S, S)"""
+    from dataclasses import replace
+
+    from regions import changing, in_regions, in_stages, progress_on, weights
+
+    progress, side = progress_on(artist.path(how)), artist.size // artist.factor
+    guided = replace(how, w=changing(*scale, progress) if scale[0] != scale[1] else scale[0])
+    told = lambda words: artist.guided([words] * args.n, guided)  # noqa: E731
+    rest = in_stages([(0.0, told(name)), *((share, told(words)) for share, words in stages)], progress) if stages else told(name)
+    shares = [weight.to(artist.device) for weight in weights(places, side, side, args.soft)]
+    denoise = in_regions([(each, share) for each, share in zip([rest, *(told(place.words) for place in places)], shares, strict=True) if share.any()])
+    *_, last = artist.denoised(denoise, args.n, how, (side, side), (args.seed, 0))
+    return artist.decode(last.x)
+
+
+if __name__ == "__main__":
+    run(main, Args)

@@ -1,0 +1,71 @@
+"""Turn a Chinese CLIP from one form into the other, and prove that nothing changed.
+
+  python 06_inpaint_gif/convert_clip.py --clip pretrained --out clip_dishes.pt           for cn_clip
+  python 06_inpaint_gif/convert_clip.py --clip my_finetuned.pt --out my_clip             a folder for transformers
+  python 06_inpaint_gif/convert_clip.py --clip ViT-B-16 --out vit-b-16 --half
+
+A name that ends in .pt becomes a checkpoint of cn_clip; CLIP(**checkpoint["config"]) with its "state_dict" is the model. Any other
+name becomes a folder for ChineseCLIPModel.from_pretrained. Where cn_clip is installed, some texts and pictures are put through
+both libraries, and the largest difference between the unit vectors is printed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cli import run
+from common.errors import UserError
+
+TEXTS = ("番茄炒蛋", "木桌上的一碗米饭，俯拍", "a bowl of rice", "龘")
+SAME = 1e-5  # the largest difference that may be, of numbers up to 1
+
+
+@dataclass(frozen=True)
+class Args:
+    clip: str = "pretrained"
+    """pretrained, a run folder, a folder of transformers, a checkpoint .pt, or ViT-B-16 and its like."""
+    out: Path | None = None
+    """Where the other form goes: NAME.pt, or a folder."""
+    half: bool = False
+    """Store half-precision numbers in a folder: half the size, about 1e-3 of accuracy."""
+
+
+def main(args: Args) -> None:
+    if args.out is None:
+        raise UserError("say where the other form goes: --out clip.pt for cn_clip, --out FOLDER for transformers")
+    import torch
+    from clip_forms import save_checkpoint, save_folder
+    from clip_zh import find_form, installed
+
+    if args.out.exists() and (args.out.suffix == ".pt" or not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"{args.out} exists already; choose another name")
+    form = find_form(args.clip)
+    if args.out.suffix == ".pt":
+        save_checkpoint(args.out, form)
+    else:
+        save_folder(args.out, form, torch.float16 if args.half else torch.float32)
+    print(f"{args.out}: {sum(value.numel() for value in form.state.values()):,} weights, {len(form.words):,} tokens")
+    if not installed():
+        print("cn_clip is not installed, so the two libraries were not compared")
+        return
+    found = difference(form)
+    print(f"cn_clip and transformers differ by {found:.1e} at most")
+    if found > SAME:
+        raise UserError(f"the two libraries should differ by less than {SAME:g}; their versions may not be those of requirements.txt")
+
+
+def difference(form) -> float:
+    """The largest difference between the unit vectors of the two doors, for texts and pictures of noise."""
+    import torch
+    from clip_zh import DOORS, ChineseClip
+
+    size = form.shape.image_resolution
+    images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    both = []
+    for door in DOORS:
+        clip = ChineseClip(form, door)
+        both.append(torch.cat([clip.encode_text(TEXTS), clip.encode_image(images)]))
+    return float((both[0] - both[1]).abs().max())
+
+
+if __name__ == "__main__":
+    run(main, Args)

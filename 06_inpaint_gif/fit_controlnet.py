@@ -1,0 +1,170 @@
+"""What train_controlnet.py does once its flags are settled: a copy of the U-Net's first half learns what pictures with holes want."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from artist import Artist, How, count, find_root, open_artist
+from diffusers import ControlNetModel, UNet2DConditionModel
+from engines import Controlled, open_controlled, shown_to_controlnet
+from fit_inpaint import Test, captions_table, gather, test_holes
+from holes import random_holes
+from latent_set import LatentSet, check_fit, encoded, sample
+from masks import overlay
+from torch import Tensor, nn
+
+from common import viz
+from common.cli import pick_device, pick_precision, writable_folder
+from common.data.images import explain, to_float
+from common.errors import UserError
+from common.files import write_json
+from common.guidance import drop_captions
+from common.loss import diffusion_loss
+from common.runlog import Due, logged
+from common.samplers import Sampler
+from common.training import Errors, State, TrainConfig, train
+
+WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}  # of the network that shrinks the picture f times; the last is diffusers' own
+
+
+class Answer(nn.Module):
+    """The ControlNet, and the U-Net that listens to it and learns nothing. In the list it is not among the weights to train.
+
+    (B, c, h, w) noisy latents, (B,) noise levels, (B, M, D) text, (B, 3, H, W) picture with hole -> (B, c, h, w)
+    """
+
+    def __init__(self, controlnet: ControlNetModel, unet: UNet2DConditionModel):
+        super().__init__()
+        self.controlnet, self.listens = controlnet, [unet]
+
+    def forward(self, x: Tensor, t: Tensor, words: Tensor, control: Tensor) -> Tensor:
+        down, middle = self.controlnet(x, t, words, controlnet_cond=control, return_dict=False)
+        return self.listens[0](x, t, words, down_block_additional_residuals=down, mid_block_additional_residual=middle, return_dict=False)[0]
+
+
+@dataclass(frozen=True)
+class Pierced:
+    """Latents, the pictures they come from, holes for them, and their captions, as the training loop asks for them."""
+
+    latents: LatentSet
+    views: Tensor    # (N, C, H, W) uint8
+    masks: Tensor    # (N, K, 1, H, W) uint8
+    table: Tensor    # (T, M, D) float16: all captions there are, as the text encoder reads them
+    rows: Tensor     # (N,) which of them belongs to each picture
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        return self.latents.batch(indices) | {"image": to_float(self.views[indices]), "masks": self.masks[indices],
+                                              "words": self.table[self.rows[indices]].float()}  # fmt: skip
+
+
+def fit_controlnet(args) -> None:
+    """Train as `args` (train_controlnet.Args, settled) says."""
+    device = pick_device(args.device)
+    artist, root = open_artist(args.model, device), find_root(args.model)
+    check(args, artist, root)
+    artist.schedule.path(Sampler.parse(args.sampler).steps)  # a number of steps that cannot be is refused now
+    views, captions = gather(args, artist.size, "train")
+    check_fit(artist.vae, views, args.data)
+    unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet").requires_grad_(False).eval().to(device)
+    net = Answer(new_controlnet(unet, artist.factor, args.seed), unet)
+    accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
+    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every, seed=args.seed)
+    states = train(net, prepare(args, artist, views, captions), make_loss(args, artist), cfg, accelerator, resume=args.resume is not None)
+    if not accelerator.is_main_process:
+        for _ in states:  # it helps to train; the main process alone writes and draws
+            pass
+        return
+    if not args.resume:
+        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    print(f"{args.data}: {len(views):,} windows of {views.shape[-1]}x{views.shape[-1]} with {args.holes} holes each; a ControlNet with {count(net):,} weights beside "
+          f"a U-Net with {count(unet):,}, that of {args.model}, on {device}")  # fmt: skip
+
+    due, test, own = Due(args.sample_every), test_holes(args, artist.size), args.out / "model"
+    with closing(logged(states, args.out, args.steps)) as states:
+        for state in states:
+            if state.saved:
+                save_controlnet(own, state.ema.controlnet)
+            if due(state) and own.is_dir():
+                draw_holes(args, state.ema.controlnet, test, device, args.out / "samples" / f"step-{state.step:06d}.png")
+
+    if state.progress < 1:
+        print(f"stopped after step {state.step}; continue with: python 06_inpaint_gif/train_controlnet.py --resume {args.out}")
+    else:
+        show(args, state, test, device)
+
+
+def check(args, artist: Artist, root: Path) -> None:
+    if artist.vae is None or not (root / "text_encoder").is_dir() or artist.paints_holes:
+        raise UserError(f"{args.model} is no Stable Diffusion folder of the plain kind: it needs an autoencoder, a text encoder, and a U-Net that takes no mask")
+    if artist.channels != 3 or artist.factor not in WIDTHS:
+        raise UserError(f"a ControlNet is made here for colours, and autoencoders that shrink images {', '.join(map(str, WIDTHS))} times; {args.model} has "
+                        f"{artist.channels} channels and shrinks {artist.factor} times")  # fmt: skip
+
+
+def new_controlnet(unet: UNet2DConditionModel, f: int, seed: int) -> ControlNetModel:
+    """A copy of the U-Net's first half and middle, with zeros where it speaks, and a network that shrinks pictures f times."""
+    torch.manual_seed(seed)
+    try:
+        return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS[f]).requires_grad_(True)
+    except Exception as problem:  # diffusers knows ControlNets for the common kinds of U-Nets only
+        raise UserError(f"diffusers cannot make a ControlNet for this U-Net ({explain(problem)})") from problem
+
+
+def prepare(args, artist: Artist, views: Tensor, captions: Sequence[str]) -> Pierced:
+    masks = random_holes(args.holes * len(views), *views.shape[2:], args.seed).unflatten(0, (len(views), args.holes))
+    return Pierced(encoded(artist.vae, views), views, masks, *captions_table(artist, captions))
+
+
+def make_loss(args, artist: Artist):
+    empty = artist.reader([""])[0].cpu()                                                   # (M, D)
+
+    def loss(net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
+        z0, masks, words = sample(batch, draw), batch["masks"], batch["words"]             # (B, c, h, w), (B, K, 1, H, W), (B, M, D)
+        mask = masks[torch.arange(len(z0)), (draw.rand(len(z0)) * masks.shape[1]).long()]   # one of its holes
+        u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
+        words = drop_captions(words, empty.to(words), draw.rand(len(z0)), args.drop)
+        control = shown_to_controlnet(batch["image"], mask.float())
+        return Errors(diffusion_loss(net, artist.schedule, artist.prediction, z0, u, eps, words=words, control=control), u)
+
+    return loss
+
+
+def save_controlnet(folder: Path, net: ControlNetModel) -> None:
+    """Write a folder for ControlNetModel.from_pretrained, whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    net.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+# -------------------------------------------------------------------------------------------------------------- pictures
+
+
+def draw_holes(args, net: ControlNetModel | None, test: Test, device: str, path: Path) -> Path:
+    """A column each: the picture; with its hole; painted; painted, and every known pixel put back."""
+    engine: Controlled = open_controlled(str(args.model), str(args.out), How(w=args.guidance, sampler=args.sampler), device)
+    if net is not None:
+        engine.pipe.register_modules(controlnet=net.eval())
+    painted = torch.stack([engine(*parts, args.seed) for parts in zip(test.images, test.masks, test.captions, strict=True)])
+    together = torch.stack([overlay(*parts) for parts in zip(test.images, painted, test.masks, strict=True)])
+    rows = torch.cat([test.images, test.images * (1 - test.masks), painted, together])
+    return viz.save_picture(viz.grid(rows, len(test.images), 520), path)
+
+
+def show(args, state: State, test: Test, device: str) -> None:
+    """The end of a run: pictures, and where everything is."""
+    pictures = {"test holes": draw_holes(args, None, test, device, args.out / "samples.png"), "loss curve": viz.plot_run(args.out, args.out / "loss.png"),
+                "ControlNet": args.out / "model"}  # fmt: skip
+    print(f"{state.step} steps in {state.seconds:.0f} s of training")
+    for what, path in pictures.items():
+        print(f"{what:18} {path}")
+    print(f'{"a film":18} python 06_inpaint_gif/make_gif.py "番茄炒蛋" --engine controlnet --controlnet {args.out}')

@@ -1,0 +1,136 @@
+"""Train a small Chinese CLIP: pictures of dishes and their names, until each finds the other.
+
+  python 06_inpaint_gif/train_clip.py                                the embedded dishes, 15 minutes
+  python 06_inpaint_gif/train_clip.py --data ../shared/data/dishes --n 200 --minutes 5      photographs of your own
+  python 06_inpaint_gif/train_clip.py --data my/photos --start ViT-B-16 --lr 2e-5           fine-tune a published one
+  python 06_inpaint_gif/train_clip.py --resume runs/06_inpaint_gif/clip-dishes
+
+The run folder's model/ is a ChineseCLIPModel of `transformers`, which cn_clip reads as well (clip_zh.py, convert_clip.py).
+How good it is: python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gif/clip-dishes
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from common.cli import free_folder, positive, run
+from common.errors import UserError
+from common.settings import one_budget, resumed, with_folder, with_preset
+
+
+@dataclass(frozen=True)
+class Args:
+    data: str = "dishes"
+    """dishes, which are drawn, or a folder of images with captions, an .lmdb, hub:owner/name."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    n: int | None = None
+    """Only so many images; by default 6,000 drawn dishes, or all there are."""
+    start: str | None = None
+    """Begin with a Chinese CLIP that is there: pretrained, a folder, a checkpoint .pt, ViT-B-16, ...; its sizes are kept."""
+
+    size: int | None = None
+    """Pixels a side that the network looks at."""
+    patch: int | None = None
+    """Pixels a side of a patch: the vision transformer sees (size / patch)^2 of them."""
+    width: int | None = None
+    """Width of the vision transformer; a head is 32 wide."""
+    layers: int | None = None
+    """Its layers."""
+    text_width: int | None = None
+    """Width of the BERT that reads; a head is 32 wide."""
+    text_layers: int | None = None
+    """Its layers."""
+    dim: int | None = None
+    """Width of the space in which they meet."""
+
+    temperature: float = 0.07
+    """Of the comparisons at the beginning; it is learned along, and never falls below 0.01."""
+    unknown: float = 0.1
+    """Share of characters hidden as [UNK] while training, so that a name with an unknown character can still be understood."""
+    keep: float = 1.0
+    """Share of the patches of a picture that a step looks at, chosen by chance: 0.5 takes about half the time."""
+    augment: bool = True
+    """Turn, move, mirror and light the pictures anew each time."""
+
+    steps: int | None = None
+    """Budget in optimizer steps ..."""
+    minutes: float | None = None
+    """... or in wall-clock time (the default). The learning rate follows the budget."""
+    batch: int | None = None
+    """Pairs per step and process; each process contrasts its own."""
+    lr: float | None = None
+    """Peak learning rate of AdamW."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
+
+    held_out: int = 400
+    """Pictures of the test split to measure on."""
+    out: Path | None = None
+    """The run folder; by default runs/06_inpaint_gif/clip-<data>, numbered if that is taken."""
+    resume: Path | None = None
+    """Continue the run in this folder; all other settings but the budget come from there."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits one kind of device."""
+
+    minutes: float
+    width: int = 128
+    layers: int = 4
+    size: int = 64
+    patch: int = 8
+    text_width: int = 128
+    text_layers: int = 2
+    dim: int = 128
+    batch: int = 96
+    lr: float = 1e-3
+
+
+SMALL = Preset(minutes=15)  # sized for one CPU core
+GPU = Preset(minutes=10, width=256, layers=6, size=96, text_width=256, text_layers=4, dim=256, batch=512)  # for one recent GPU
+SIZES = ("size", "patch", "width", "layers", "text_width", "text_layers", "dim")
+
+
+def check_numbers(args: Args) -> None:
+    positive(n=args.n, **{name: getattr(args, name) for name in SIZES}, temperature=args.temperature, steps=args.steps, minutes=args.minutes,
+             batch=args.batch, lr=args.lr, held_out=args.held_out, save_every=args.save_every)  # fmt: skip
+    one_budget(args)
+    if not 0 <= args.unknown < 1:
+        raise UserError(f"--unknown must be at least 0 and below 1, not {args.unknown:g}; 0.1 is usual")
+    if not 0 < args.keep <= 1:
+        raise UserError(f"--keep must be above 0 and at most 1, not {args.keep:g}; 1 looks at every patch")
+    if not 0.01 <= args.temperature <= 10:
+        raise UserError(f"--temperature must be from 0.01 to 10, not {args.temperature:g}; 0.07 is CLIP's")
+    if args.batch == 1:
+        raise UserError("--batch must be 2 or more: a picture is compared with the names of the others")
+    given = [name for name in SIZES if getattr(args, name) is not None]
+    if args.start and given and not args.resume:
+        raise UserError(f"--start keeps the sizes of the model it begins with; leave --{given[0].replace('_', '-')} out")
+    for flag, width in (("width", args.width), ("text-width", args.text_width)):
+        if width is not None and width % 32:
+            raise UserError(f"--{flag} must be a multiple of 32, the width of an attention head, not {width}")
+
+
+def new_run(args: Args) -> Args:
+    """Settle every setting, so that --resume needs nothing but the folder."""
+    args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"clip-{Path(args.data).stem}"))
+    settled = with_folder(with_preset(args, {}, SMALL, {}, GPU), "06_inpaint_gif")
+    return replace(settled, **dict.fromkeys(SIZES)) if args.start else settled
+
+
+def main(args: Args) -> None:
+    check_numbers(args)
+    from fit_clip import fit_clip  # brings torch along, which --help should not wait for
+
+    fit_clip(resumed(args) if args.resume else new_run(args))
+
+
+if __name__ == "__main__":
+    run(main, Args)

@@ -1,0 +1,45 @@
+"""Train a ControlNet to paint into holes: the other way, in which the model that draws stays as it is.
+
+  python 06_inpaint_gif/train_controlnet.py                             beside chapter 4's small Stable Diffusion, learns on drawn dishes
+  python 06_inpaint_gif/train_controlnet.py --data my/photos --model path/to/stable-diffusion-v1-5 --device cuda
+  python 06_inpaint_gif/train_controlnet.py --resume runs/06_inpaint_gif/controlnet-dishes
+
+A copy of the U-Net's first half sees the picture, its hole marked with -1 where colours go from 0 to 1, and says to the U-Net's second half
+what is to be there (Zhang et al. 2023; chapter 5 trains one on edges). It speaks through convolutions that are zero in the beginning.
+The same scenes and holes as in train_inpaint.py.
+
+The run folder's model/ is one for diffusers' ControlNetModel.from_pretrained, and for make_gif.py --engine controlnet --controlnet.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import train_inpaint
+from train_inpaint import GPU_PRESETS, PRESETS, check_numbers
+
+from common.cli import free_folder, run
+from common.settings import resumed, with_folder, with_preset
+
+
+@dataclass(frozen=True)
+class Args(train_inpaint.Args):
+    drop: float = 0.5
+    """Share of captions replaced by the empty one: half, as in the paper, so that the picture alone must say something."""
+
+
+def new_run(args: Args) -> Args:
+    """Settle every setting, so that --resume needs nothing but the folder."""
+    args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"controlnet-{Path(args.data).stem}"))
+    settled = with_preset(args, PRESETS, train_inpaint.FOLDER, GPU_PRESETS, train_inpaint.GPU_FOLDER)
+    return with_folder(settled, "06_inpaint_gif")
+
+
+def main(args: Args) -> None:
+    check_numbers(args)
+    from fit_controlnet import fit_controlnet  # brings torch along, which --help should not wait for
+
+    fit_controlnet(resumed(args) if args.resume else new_run(args))
+
+
+if __name__ == "__main__":
+    run(main, Args)

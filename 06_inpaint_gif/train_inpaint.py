@@ -1,0 +1,111 @@
+"""Train a U-Net to paint into holes, beginning with one that draws whole pictures.
+
+  python 06_inpaint_gif/train_inpaint.py                                begins with chapter 4's small Stable Diffusion, learns on drawn dishes
+  python 06_inpaint_gif/train_inpaint.py --data my/photos --model path/to/stable-diffusion-v1-5 --device cuda
+  python 06_inpaint_gif/train_inpaint.py --resume runs/06_inpaint_gif/inpaint-dishes
+
+The first layer is widened from 4 channels to 9: besides the noisy latents the U-Net is shown the mask and the latents of the picture
+with its hole (Rombach et al. 2022). The new weights begin at zero, so that at the first step it is the network it was. It sees dishes
+through a camera that looks anywhere (scenes.py), with holes as cameras leave them and others (holes.py).
+
+The run folder's model/ is one for diffusers' StableDiffusionInpaintPipeline.from_pretrained, and for make_gif.py --engine inpaint --model.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from common.cli import free_folder, positive, run
+from common.errors import UserError
+from common.settings import one_budget, resumed, with_folder, with_preset
+
+CHAPTER_4 = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"
+
+
+@dataclass(frozen=True)
+class Args:
+    data: str = "dishes"
+    """dishes, which are drawn, or a folder of images with captions, an .lmdb, hub:owner/name."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    n: int | None = None
+    """Only so many images; by default 2,000 drawn scenes, or all there are."""
+    windows: int = 4
+    """Random windows onto each image."""
+    holes: int = 4
+    """Random holes in each window. All are made, and encoded, before the training begins."""
+    model: Path = CHAPTER_4
+    """The Stable Diffusion folder to begin with; autoencoder and text encoder stay as they are."""
+    drop: float = 0.1
+    """Share of captions replaced by the empty one, so that guidance has something to compare with."""
+
+    steps: int | None = None
+    """Budget in optimizer steps ..."""
+    minutes: float | None = None
+    """... or in wall-clock time (the default). The learning rate follows the budget."""
+    batch: int | None = None
+    """Images per step and process."""
+    lr: float | None = None
+    """Peak learning rate of AdamW."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
+
+    guidance: float = 2.0
+    """Guidance scale of the pictures drawn as training goes; 1 is off."""
+    sampler: str = "dpmpp_2m:20"
+    """How they are sampled."""
+    out: Path | None = None
+    """The run folder; by default runs/06_inpaint_gif/inpaint-<data>, numbered if that is taken."""
+    resume: Path | None = None
+    """Continue the run in this folder; all other settings but the budget come from there."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    sample_every: int | None = None
+    """Steps between sample pictures; by default at each tenth of the budget."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits data on one kind of device."""
+
+    minutes: float
+    batch: int = 32
+    lr: float = 1e-3
+
+
+DRAWN = Preset(minutes=45)  # latents of 16 x 16, sized for two CPU cores
+FOLDER = Preset(minutes=60, lr=5e-4)
+PRESETS = {"dishes": DRAWN}
+GPU_DRAWN = Preset(minutes=15, batch=256)  # sized for one recent GPU
+GPU_FOLDER = Preset(minutes=60, batch=32, lr=1e-4)
+GPU_PRESETS = {"dishes": GPU_DRAWN}
+
+
+def check_numbers(args: Args) -> None:
+    positive(n=args.n, windows=args.windows, holes=args.holes, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr,
+             save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
+    one_budget(args)
+    if not 0 <= args.drop < 1:
+        raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
+    if not args.guidance >= 0:
+        raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")
+
+
+def new_run(args: Args) -> Args:
+    """Settle every setting, so that --resume needs nothing but the folder."""
+    args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"inpaint-{Path(args.data).stem}"))
+    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "06_inpaint_gif")
+
+
+def main(args: Args) -> None:
+    check_numbers(args)
+    from fit_inpaint import fit_inpaint  # brings torch along, which --help should not wait for
+
+    fit_inpaint(resumed(args) if args.resume else new_run(args))
+
+
+if __name__ == "__main__":
+    run(main, Args)

@@ -1,0 +1,118 @@
+"""Train a small latent diffusion model that draws a dish from what a Chinese CLIP makes of its name.
+
+  python 06_inpaint_gif/train_text2dish.py                             the embedded dishes, the shipped CLIP, beginning with chapter 4's U-Net
+  python 06_inpaint_gif/train_text2dish.py --clip runs/06_inpaint_gif/clip-dishes      ... with a CLIP of your own
+  python 06_inpaint_gif/train_text2dish.py --data my/photos --clip ViT-B-16            photographs of your own
+  python 06_inpaint_gif/train_text2dish.py --scratch --widths 32 64                    begin with an untrained U-Net
+  python 06_inpaint_gif/train_text2dish.py --resume runs/06_inpaint_gif/text2dish-dishes
+
+The CLIP stays as it is: each caption becomes one vector, once, before the training begins. The run folder's model/ holds the
+U-Net, its autoencoder and the CLIP; make_gif.py --dish takes it.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from common.cli import free_folder, positive, run
+from common.errors import UserError
+from common.settings import one_budget, resumed, with_folder, with_preset
+
+CHAPTER_4 = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"
+NAMES = ("番茄炒蛋", "土鸡蛋炒番茄", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")  # the second and the last but one it has never read
+
+
+@dataclass(frozen=True)
+class Args:
+    data: str = "dishes"
+    """dishes, which are drawn, or a folder of images with Chinese captions, an .lmdb, hub:owner/name."""
+    data_dir: Path = Path("data")
+    """Where local copies are looked for, and where downloads go."""
+    n: int | None = None
+    """Only so many images; by default 8,000 drawn dishes, or all there are."""
+    clip: str = "pretrained"
+    """What reads the names: pretrained, a run folder, a folder of transformers, a checkpoint .pt, ViT-B-16, ..."""
+    door: Literal["auto", "cn_clip", "transformers"] = "auto"
+    """Which library reads; auto is cn_clip where it is installed."""
+    model: Path = CHAPTER_4
+    """Where the autoencoder comes from, and the U-Net to begin with: all of it but what looks at text is kept."""
+    scratch: bool = False
+    """Begin with an untrained U-Net instead, of these --widths."""
+    widths: tuple[int, ...] = (32, 64)
+    """With --scratch: width of the U-Net at each resolution of the latents, highest first."""
+    drop: float = 0.1
+    """Share of names left out, so that guidance has something to compare with."""
+
+    steps: int | None = None
+    """Budget in optimizer steps ..."""
+    minutes: float | None = None
+    """... or in wall-clock time (the default). The learning rate follows the budget."""
+    batch: int | None = None
+    """Images per step and process."""
+    lr: float | None = None
+    """Peak learning rate of AdamW."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
+
+    names: tuple[str, ...] = NAMES
+    """Drawn as training goes, plain and guided."""
+    guidance: float = 5.0
+    """Guidance scale of those pictures; 1 is off."""
+    sampler: str = "dpmpp_2m:20"
+    """How they are sampled."""
+    out: Path | None = None
+    """The run folder; by default runs/06_inpaint_gif/text2dish-<data>, numbered if that is taken."""
+    resume: Path | None = None
+    """Continue the run in this folder; all other settings but the budget come from there."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    sample_every: int | None = None
+    """Steps between sample pictures; by default at each tenth of the budget."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits data on one kind of device."""
+
+    minutes: float
+    batch: int = 32
+    lr: float = 1e-3
+
+
+DRAWN = Preset(minutes=45)  # latents of 16 x 16, sized for two CPU cores
+FOLDER = Preset(minutes=60, lr=5e-4)
+PRESETS = {"dishes": DRAWN}
+GPU_DRAWN = Preset(minutes=15, batch=256)  # sized for one recent GPU
+GPU_FOLDER = Preset(minutes=30, batch=128, lr=5e-4)
+GPU_PRESETS = {"dishes": GPU_DRAWN}
+
+
+def check_numbers(args: Args) -> None:
+    positive(n=args.n, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every, sample_every=args.sample_every)
+    one_budget(args)
+    if not 0 <= args.drop < 1:
+        raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
+    if not args.guidance >= 0:
+        raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")
+    if not args.names:
+        raise UserError("--names needs at least one name to draw, for instance --names 番茄炒蛋")
+
+
+def new_run(args: Args) -> Args:
+    """Settle every setting, so that --resume needs nothing but the folder."""
+    args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"text2dish-{Path(args.data).stem}"))
+    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "06_inpaint_gif")
+
+
+def main(args: Args) -> None:
+    check_numbers(args)
+    from fit_text2dish import fit_text2dish  # brings torch along, which --help should not wait for
+
+    fit_text2dish(resumed(args) if args.resume else new_run(args))
+
+
+if __name__ == "__main__":
+    run(main, Args)
