@@ -52,7 +52,8 @@ def plot_copies(rows: list[Row], path: Path) -> Path:
                 axis.errorbar(i + 0.4 * k, row[key], [[row[key] - row[low]], [row[high] - row[key]]], color="black", capsize=2, linewidth=1)
         if innocent is not None:
             axis.axhline(innocent, color="0.3", linestyle="--", linewidth=1)
-        axis.set(title=title, ylim=(0, 1.02), xticks=[i + 0.2 for i in range(len(found))])
+        axis.set_title(title, fontsize=9)
+        axis.set(ylim=(0, 1.02), xticks=[i + 0.2 for i in range(len(found))])
         axis.set_xticklabels([name.replace(" ", "\n") for name in found], fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)

@@ -72,6 +72,7 @@ def fit_vae(args) -> None:
                 row = {"step": state.step, "seconds": f"{state.seconds:.1f}"} | {name: f"{value:.6g}" for name, value in found.items()}
                 add_row(args.out / "quality.csv", row)
                 draw_sheet(state.ema, held_out, args.out / "samples" / f"step-{state.step:06d}.png")
+                draw_traversal(state.ema, held_out, args.out / "samples" / f"traversal-{state.step:06d}.png")
 
     if state.progress < 1:
         print(f"stopped after step {state.step}; continue with: python 04_latent_sd/train_vae.py --resume {args.out}")

@@ -93,6 +93,8 @@ class Pipeline:
         noise     (N, c, h, w) standard normal, instead of that of wish.seed
         Returns (N, C, H, W) on the CPU.
         """
+        if len(images) not in (1, len(prompts)):
+            raise UserError(f"{len(images)} images do not go with {len(prompts)} prompts; give one image, or one for each prompt")
         drawn = []
         for part in batches(len(prompts)):
             given = None if noise is None else noise[part]

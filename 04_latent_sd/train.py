@@ -111,10 +111,10 @@ class Preset:
 
 DRAWN = Preset(minutes=120, channels=(32, 64))  # latents of 16 x 16, sized for two CPU cores
 FOLDER = Preset(minutes=120, channels=(32, 64), lr=1e-3)
-PRESETS = {("creatures", "dishes"): DRAWN, ("creatures",): DRAWN, ("dishes",): DRAWN}
+PRESETS = dict.fromkeys([("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)], DRAWN)
 GPU_DRAWN = Preset(minutes=30, channels=(128, 256), batch=256, lr=5e-4)  # sized for one recent GPU
 GPU_FOLDER = Preset(minutes=60, channels=(128, 256), batch=128, lr=3e-4)
-GPU_PRESETS = {("creatures", "dishes"): GPU_DRAWN, ("creatures",): GPU_DRAWN, ("dishes",): GPU_DRAWN}
+GPU_PRESETS = dict.fromkeys(PRESETS, GPU_DRAWN)
 
 
 def check_numbers(args: Args) -> None:

@@ -92,10 +92,10 @@ class Preset:
 
 DRAWN = Preset(minutes=60, channels=(16, 32, 64))  # sized for two CPU cores
 FOLDER = Preset(minutes=120, channels=(16, 32, 64), lr=5e-4)
-PRESETS = {("creatures", "dishes"): DRAWN, ("creatures",): DRAWN, ("dishes",): DRAWN}
+PRESETS = dict.fromkeys([("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)], DRAWN)
 GPU_DRAWN = Preset(minutes=20, channels=(64, 128, 128), batch=64, lr=5e-4)  # sized for one recent GPU
 GPU_FOLDER = Preset(minutes=60, channels=(64, 128, 256), batch=32, lr=2e-4)
-GPU_PRESETS = {("creatures", "dishes"): GPU_DRAWN, ("creatures",): GPU_DRAWN, ("dishes",): GPU_DRAWN}
+GPU_PRESETS = dict.fromkeys(PRESETS, GPU_DRAWN)
 
 
 def check_numbers(args: Args) -> None:

@@ -496,6 +496,8 @@ def test_other_sizes():
             pipeline.txt2img([""], pl.Wish(size=size))
     with pytest.raises(UserError, match="multiples of 2"):
         pipeline.img2img(torch.zeros(1, 3, 15, 16), [""], 0.5)
+    with pytest.raises(UserError, match="2 images do not go with 3 prompts"):
+        pipeline.img2img(torch.zeros(2, 3, 16, 16), [""] * 3, 0.5)
 
 
 @pytest.mark.parametrize(("steps", "strength", "left"), [(10, 0.6, 6), (20, 1.0, 20), (50, 0.58, 29), (10, 0.05001, 1), (7, 0.5, 4), (4, 0.3, 1)])
