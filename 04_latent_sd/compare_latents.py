@@ -231,13 +231,18 @@ def held(process) -> int:
 # ----------------------------------------------------------------------------------------------------------- the verdict
 
 
+def ratio(some: float, base: float) -> str:
+    """A process that has room left takes no more memory for small data: then there is nothing to compare with."""
+    return f"{some / base:.2f}" if base else "-"
+
+
 def report(costs: dict[str, Cost], made: float, size: int, pixels: int) -> None:
     """A table; every ratio is to the file."""
     base = costs["from the file"]
     print(f"\n{'':32}{'first epoch':>12}{'an epoch':>11}{'ratio':>9}{'memory':>11}{'ratio':>7}")
     for way, cost in costs.items():
         print(f"{way:32}{cost.first:>10.2f} s{cost.epoch:>9.3f} s{cost.epoch / base.epoch:>9.1f}{cost.memory / 1e6:>8.0f} MB"
-              f"{cost.memory / base.memory:>7.2f}")  # fmt: skip
+              f"{ratio(cost.memory, base.memory):>7}")  # fmt: skip
     print(f"\nthe file: {size / 1e6:.2f} MB, {size / pixels:.2f} times the pixels as bytes, made once in {made:.2f} s")
     way, best = min(((way, cost) for way, cost in costs.items() if cost is not base), key=lambda found: found[1].epoch)
     if best.epoch > base.epoch:

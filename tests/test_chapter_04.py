@@ -346,6 +346,12 @@ def test_images_that_do_not_fit(size, vae, images):
 # ------------------------------------------------------------------------------------------------------------- both, timed
 
 
+def test_a_comparison_with_nothing(capsys):
+    """A file that takes no memory of its own once made the report divide by zero."""
+    compare.report({"from the file": compare.Cost(0.1, 0.1, 0), "on the fly": compare.Cost(1.0, 1.0, 10**6)}, 1.0, 100, 100)
+    assert capsys.readouterr().out.count(" -") >= 2
+
+
 def test_the_comparison(tmp_path, command_line, monkeypatch):
     """All but the fresh process for every way, which costs seconds each to begin."""
     monkeypatch.setattr(compare, "in_a_process", compare.measure)
