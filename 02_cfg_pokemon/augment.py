@@ -1,6 +1,6 @@
 """Changes to training images that keep their captions true: other pictures out of the same ones.
 
-Every one of them can leave its mark on what the network draws, since it learns the changed pictures, not the pictures: studies.py
+Every one of them can leave its mark on what the network draws, since it learns the changed pictures, not the pictures: trials.py
 brightness measures which of them darken.
 """
 

@@ -43,7 +43,7 @@ class Args:
     """Pixels a side."""
     augment: Literal["none", "mirror", "jitter", "turn"] = "none"
     """Change images at random: mirror them (not if a caption says left or right), jitter their brightness, or turn them a little,
-    with black corners. studies.py measures what that does to the colours."""
+    with black corners. trials.py measures what that does to the colours."""
 
     text: str = "small"
     """Who reads the captions: small (a transformer trained along), or a frozen CLIP: a hub id or a folder."""

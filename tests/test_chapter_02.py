@@ -27,7 +27,7 @@ from common.text.encoders import Clip, save_text, small_text
 from common.unet import UNet, text_unet
 
 TRAIN, SAMPLE = "02_cfg_pokemon/train.py", "02_cfg_pokemon/sample.py"
-augment, paint, teach, train, studies = (load_program(f"02_cfg_pokemon/{name}.py") for name in ("augment", "paint", "teach", "train", "studies"))
+augment, paint, teach, train, trials = (load_program(f"02_cfg_pokemon/{name}.py") for name in ("augment", "paint", "teach", "train", "trials"))
 TINY = ["--n", 24, "--size", 16, "--channels", 8, 16, "--text-dim", 32, "--batch", 8, "--device", "cpu", "--precision", "no",
         "--sampler", "ddim:2", "--sample-every", 100]  # fmt: skip
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
@@ -290,7 +290,7 @@ def test_heard_prints_a_line_for_each_band(run, command_line):
     assert code == 2 and "at least 2" in err
 
 
-# ------------------------------------------------------------------------------------------------- augmentation, studies
+# ------------------------------------------------------------------------------------------------- augmentation, trials
 
 
 def test_augmentation():
@@ -330,18 +330,18 @@ SMALL_STUDY = """
 import sys
 sys.path.insert(0, "02_cfg_pokemon")
 from pathlib import Path
-import evaluate, memorise, studies, train
-studies.SETTINGS |= {"channels": (8, 16), "n": 24}
-studies.SCALES = dict.fromkeys(studies.SCALES, (1.0, 2.0))
-studies.CURES = {"rescale 0.7": {"rescale": 0.7}}
-studies.STUDIES = {"brightness": {"as it is": {}, "turned": {"augment": "turn"}}, "size": {"8 images": {"n": 8}}, "epochs": {"2 epochs": {"n": 32, "epochs": 2}}}
+import evaluate, memorise, trials, train
+trials.SETTINGS |= {"channels": (8, 16), "n": 24}
+trials.SCALES = dict.fromkeys(trials.SCALES, (1.0, 2.0))
+trials.CURES = {"rescale 0.7": {"rescale": 0.7}}
+trials.STUDIES = {"brightness": {"as it is": {}, "turned": {"augment": "turn"}}, "size": {"8 images": {"n": 8}}, "epochs": {"2 epochs": {"n": 32, "epochs": 2}}}
 memorise.TEST = 20
-args = studies.Args(sys.argv[1], steps=2, n=3, out=Path(sys.argv[2]), device="cpu")
-studies.main(args)
+args = trials.Args(sys.argv[1], steps=2, n=3, out=Path(sys.argv[2]), device="cpu")
+trials.main(args)
 table = args.out / f"{args.study}.csv"
 first = table.read_text()
 train.main = evaluate.draw = None  # everything is trained and drawn already
-studies.main(args)
+trials.main(args)
 assert table.read_text() == first and table.with_suffix(".png").stat().st_size > 5000
 """
 
@@ -355,5 +355,5 @@ def test_a_study_goes_on_where_it_stopped(study, rows, tmp_path):
 
 
 def test_a_study_of_epochs_counts_them():
-    flags = studies.settings(studies.Args("epochs"), {"n": 100, "epochs": 300}, seed=1)
+    flags = trials.settings(trials.Args("epochs"), {"n": 100, "epochs": 300}, seed=1)
     assert flags["steps"] == 1875 and flags["n"] == 100 and "epochs" not in flags  # 300 * 100 / 16

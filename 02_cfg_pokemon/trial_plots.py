@@ -1,4 +1,4 @@
-"""The pictures of studies.py: one of each study, with error bars and with what real pictures would have."""
+"""The pictures of trials.py: one of each study, with error bars and with what real pictures would have."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Two questions that the shipped model alone cannot answer, because they need models that were taught otherwise.
 
-  python 02_cfg_pokemon/studies.py brightness     why do guided pictures come out darker, or more strongly coloured?  (claim 8)
-  python 02_cfg_pokemon/studies.py size           what do 100, 800 and 10,000 training images give?                   (claim 9)
-  python 02_cfg_pokemon/studies.py epochs         are 300 epochs as good as 2,000?                                    (claim 9)
+  python 02_cfg_pokemon/trials.py brightness     why do guided pictures come out darker, or more strongly coloured?  (claim 8)
+  python 02_cfg_pokemon/trials.py size           what do 100, 800 and 10,000 training images give?                   (claim 9)
+  python 02_cfg_pokemon/trials.py epochs         are 300 epochs as good as 2,000?                                    (claim 9)
 
 Each study trains small networks of 16 x 16 pixels that differ in one thing, with train.py, and measures all of them alike, with the
 functions of evaluate.py and memorise.py. Trained networks and drawn pictures are kept: stopped and started again, it goes on.
@@ -171,7 +171,7 @@ def line(row: dict, study: str) -> str:
 def main(args: Args) -> None:
     positive(steps=args.steps, n=args.n)
     import evaluate
-    import study_plots
+    import trial_plots
 
     from common.attributes import load_judge
 
@@ -185,10 +185,10 @@ def main(args: Args) -> None:
         prompts = evaluate.ask("test", args.n, "both", SETTINGS["size"])
         real = {"what": "real pictures", "w": 1} | evaluate.measure(load_judge(), prompts, prompts.real, prompts.alike)
         print(line(real, "brightness"))
-        study_plots.plot_brightness(rows, real, picture)
+        trial_plots.plot_brightness(rows, real, picture)
     else:
         print("innocent of copying are 1 % too near, and 50 % nearer than unseen")
-        study_plots.plot_copies(rows, picture)
+        trial_plots.plot_copies(rows, picture)
     print(f"{table}\n{picture}")
 
 
