@@ -21,9 +21,9 @@ def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
     """Read the flags into args_type and call main(args). A UserError prints its sentence and exits with code 2."""
     import tyro
 
-    args = tyro.cli(args_type, description=sys.modules[main.__module__].__doc__)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
+        args = tyro.cli(args_type, description=sys.modules[main.__module__].__doc__)
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         check_versions()
         main(args)
     except UserError as problem:

@@ -2,14 +2,17 @@
 
 import importlib.metadata
 import json
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE, TINY, TRAIN, run_program
+from conftest import ROOT, SAMPLE, TINY, TRAIN, environment, run_program
 from PIL import Image
 
 from common import cli
@@ -331,3 +334,12 @@ def test_warnings_are_one_line(command_line, monkeypatch):
     monkeypatch.setattr(module, "main", main)
     main.__module__ = module.__name__
     assert command_line(TRAIN) == (0, "", "warning: something small\n")
+
+
+def test_help_into_a_pipe_that_nobody_reads():
+    """As `train.py --help | head -1` does: no traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, TRAIN, "--help"], cwd=ROOT, env=environment(), stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
