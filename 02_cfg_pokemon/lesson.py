@@ -161,7 +161,7 @@ for text in ("a red fire creature with bat wings", "一只红色的火属性小�
 # * The **empty caption** is a text like any other: begin, end, nothing between. It will be important.
 # * All texts are filled up with padding (填充) to the same length, so that they fit into one tensor.
 #
-# Numbers like 320 and 547 have no meaning by themselves. So each token gets a vector (向量), a row of a table that is *learned*; and a small
+# Numbers like 320 and 749 have no meaning by themselves. So each token gets a vector (向量), a row of a table that is *learned*; and a small
 # **transformer** lets each token look at those before it, so that *wings* knows that it stands after *bat*
 # ([transformer.py](../common/text/transformer.py); it is the text half of CLIP, only smaller). Both are trained together with the U-Net,
 # by the same loss: words come to mean what the pictures need them to mean.
