@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,10 +13,10 @@ from paint import Painter, Wish, open_painter, save_painter
 from torch import Tensor, nn
 
 from common import viz
+from common.checkpoint import start_from
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
 from common.diffusers_config import check_pair
-from common.errors import UserError
 from common.files import write_json
 from common.loss import diffusion_loss
 from common.runlog import Due, logged
@@ -125,14 +125,6 @@ def make_net(args, images: Images, encoder: TextEncoder, begun: Painter | None =
     if begun:
         start_from(unet, begun.net, args.start)
     return ReaderAndPainter(unet, encoder) if isinstance(encoder, SmallText) else PainterAlone(unet)
-
-
-def start_from(unet: UNet, other: UNet, folder: Path) -> None:
-    """Take over the weights of a U-Net of the same build; the size of its images is of no importance to them."""
-    mine, theirs = (asdict(replace(net.cfg, size=0)) for net in (unet, other))
-    if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
-        raise UserError(f"the U-Net in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings")
-    unet.load_state_dict(other.state_dict())
 
 
 def make_data(images: Images, encoder: TextEncoder) -> Captioned:

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from latent import LatentData, OnTheFly, cached_latents, check_fit, fingerprint, sample, training_order
 from pictures import joined
-from pipeline import Pipeline, Wish, check_schedule, save_pipeline
+from pipeline import Pipeline, Wish, check_schedule, open_pipeline, save_pipeline
 from torch import Tensor, nn
 
 from common import viz
-from common.checkpoint import checkpoints
+from common.checkpoint import checkpoints, start_from
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
 from common.diffusers_config import check_pair
@@ -76,8 +76,9 @@ def fit_unet(args) -> None:
     images = load_captioned(args, args.size or vae.cfg.size)
     check_fit(vae, images)
     torch.manual_seed(args.seed)
-    encoder = make_encoder(args, images.captions, device)
-    net = make_net(args, images, vae, encoder)
+    begun = open_pipeline(args.start) if args.start and not args.resume else None
+    encoder = make_encoder(args, images.captions, device, begun)
+    net = make_net(args, images, vae, encoder, begun)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     with accelerator.main_process_first():  # the others find the file
@@ -127,15 +128,20 @@ def make_latents(args, vae: AutoencoderKL, images: Images, accelerator: Accelera
     return OnTheFly(vae, images, args.workers, order, str(accelerator.device))
 
 
-def make_encoder(args, captions: Sequence[str], device: str) -> SmallText | Cached:
+def make_encoder(args, captions: Sequence[str], device: str, begun: Pipeline | None = None) -> SmallText | Cached:
+    if args.text == "small" and begun and isinstance(begun.encoder, SmallText):
+        return begun.encoder  # with the tokens that it has learned to read
     if args.text == "small":
         return small_text(captions, dim=args.text_dim, heads=max(1, args.text_dim // 32))
     return Cached(Clip(args.text).to(device), captions, args.cache)
 
 
-def make_net(args, images: Images, vae: AutoencoderKL, encoder: TextEncoder) -> Painter:
+def make_net(args, images: Images, vae: AutoencoderKL, encoder: TextEncoder, begun: Pipeline | None = None) -> Painter:
     cfg = text_unet(images.size // vae.cfg.factor, vae.cfg.latent_channels, args.channels, encoder.dim, args.layers)
-    return Painter(zero_init(UNet(cfg)), encoder if isinstance(encoder, SmallText) else None)
+    unet = zero_init(UNet(cfg))
+    if begun:
+        start_from(unet, begun.unet, args.start)
+    return Painter(unet, encoder if isinstance(encoder, SmallText) else None)
 
 
 def words_of(images: Images, encoder: TextEncoder) -> Tensor | Cached:

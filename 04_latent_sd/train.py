@@ -3,6 +3,7 @@
   python 04_latent_sd/train.py                                            creatures and dishes together, the shipped autoencoder
   python 04_latent_sd/train.py --vae runs/04_latent_sd/vae-creatures-dishes           ... or one of your own
   python 04_latent_sd/train.py --latents on-the-fly --workers 2           encode while training, instead of once beforehand
+  python 04_latent_sd/train.py --start 04_latent_sd/pretrained            go on from a trained model, with a new budget
   python 04_latent_sd/train.py --text openai/clip-vit-base-patch32        words read by a frozen CLIP
   python 04_latent_sd/train.py --resume runs/04_latent_sd/creatures-dishes
 """
@@ -41,8 +42,8 @@ class Args:
     size: int | None = None
     """Pixels a side; by default what the autoencoder was trained for."""
 
-    vae: Path = PRETRAINED
-    """The autoencoder: a run of train_vae.py, or any folder with one in it. It stays as it is."""
+    vae: Path | None = None
+    """The autoencoder: a run of train_vae.py, or any folder with one in it; by default that of --start, or the shipped one. It stays as it is."""
     latents: Literal["cached", "on-the-fly"] = "cached"
     """Encode all images once, into a file, or again in every epoch."""
     cache: Path = Path("runs/04_latent_sd/cache")
@@ -74,6 +75,8 @@ class Args:
     """Width of the U-Net at each resolution of the latents, highest first; the words come in at the two lowest."""
     layers: int = 1
     """Residual blocks at each resolution."""
+    start: Path | None = None
+    """Begin with the U-Net and the reader of this run or folder, of the same build."""
     schedule: str = "cosine"
     """cosine, linear, scaled_linear, linear_zero_snr, ...: one that a Stable Diffusion folder has a place for."""
     prediction: str = "v"
@@ -105,7 +108,7 @@ class Preset:
 
     minutes: float
     channels: tuple[int, ...]
-    batch: int = 32
+    batch: int = 16
     lr: float = 2e-3
 
 
@@ -133,6 +136,7 @@ def check_numbers(args: Args) -> None:
 
 def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
+    args = replace(args, vae=args.vae or args.start or PRETRAINED)
     args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / "-".join(Path(data).name for data in args.data)))
     return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "04_latent_sd")
 

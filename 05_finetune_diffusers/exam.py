@@ -41,6 +41,8 @@ class Exam:
     """Measures by name, for each sitting by name: {"base": {"denoising error": Estimate, ...}, "tuned": ...}, and the pictures.
 
     prompts  the validation prompts, drawn at every sitting
+
+    An exam of one kind says what it measures, and, where the prompts alone do not say it, what is drawn.
     """
 
     def __init__(self, args, pipe: "StableDiffusionPipeline", prompts: Sequence[str], size: int, accelerator: Accelerator):
@@ -52,14 +54,19 @@ class Exam:
         """Draw and measure; the main process does, the others go on."""
         if not self.accelerator.is_main_process:
             return
-        self.pictures[name] = self.paint(self.prompts)
-        self.found[name] = self.measures() if self.args.measure else {}
+        self.pictures[name] = self.draw(name)
+        self.found[name] = self.measures(self.pictures[name]) if self.args.measure else {}
+
+    def draw(self, name: str) -> Tensor:
+        """The pictures of the sitting of this name, one for each prompt. (N, 3, S, S)"""
+        return self.paint(self.prompts)
+
+    def measures(self, pictures: Tensor) -> dict[str, Estimate]:
+        """What is found out at a sitting at which these pictures were drawn; more may be drawn for it."""
+        raise NotImplementedError
 
     def paint(self, prompts: Sequence[str], **more) -> Tensor:
         return paint(self.pipe, list(prompts), self.args, self.size, self.accelerator, **more)
-
-    def measures(self) -> dict[str, Estimate]:
-        raise NotImplementedError
 
     def sheet(self, path: Path) -> Path:
         """The validation prompts, a row for each sitting."""
@@ -93,7 +100,7 @@ class StyleExam(Exam):
             self.wanted = in_style(style, self.plain)
             self.test = encode(pipe, self.wanted, self.wanted.captions, quiet=True)
 
-    def measures(self) -> dict[str, Estimate]:
+    def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         found = {"denoising error of test images": mean_of(self.errors())}
         if self.style:
             found["stray from the style, asked for"] = mean_of(stray(self.style, self.paint(self.wanted.captions)))
@@ -126,7 +133,7 @@ class StyleExam(Exam):
 class SubjectExam(Exam):
     """Of DreamBooth: is it the subject when it is asked for, and only then?"""
 
-    def measures(self) -> dict[str, Estimate]:
+    def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         subject, kind = f"a {self.args.word} {self.args.kind}", f"a {self.args.kind}"
         asked, plain = self.paint([subject] * self.args.measure), self.paint([kind] * self.args.measure)
         found = {}
@@ -170,12 +177,11 @@ class EdgeExam(Exam):
         super().__init__(args, controlled, images.captions, size, accelerator)
         self.images, self.wanted = to_float(images.pixels), edges(to_float(images.pixels), args.threshold)
 
-    def sit(self, name: str) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        images = self.paint(self.prompts, **self.control(strength=0.0 if name == "without control" else None))
-        self.pictures[name] = images
-        self.found[name] = {"agreement of edges (F1)": mean_of(agreement(edges(images, self.args.threshold), self.wanted))}
+    def draw(self, name: str) -> Tensor:
+        return self.paint(self.prompts, **self.control(strength=0.0 if name == "without control" else None))
+
+    def measures(self, pictures: Tensor) -> dict[str, Estimate]:
+        return {"agreement of edges (F1)": mean_of(agreement(edges(pictures, self.args.threshold), self.wanted))}
 
     def some(self) -> Tensor:
         """A few pictures, as training goes."""

@@ -244,12 +244,6 @@ def check_clip(root: Path, clip: ChineseClip) -> None:
                         "nothing; leave out --clip, or train a model for it: python 06_inpaint_gif/train_text2dish.py --clip ...")  # fmt: skip
 
 
-def same_build(unet: UNet, other: UNet, free: Sequence[str] = ()) -> list[str]:
-    """In what two U-Nets differ, but for these settings."""
-    mine, theirs = vars(unet.cfg), vars(other.cfg)
-    return [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if name not in free and mine[name] != theirs[name]]
-
-
 def count(module: nn.Module) -> int:
     """How many weights it has."""
     return sum(parameter.numel() for parameter in module.parameters())

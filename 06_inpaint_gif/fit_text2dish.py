@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from artist import Artist, How, NameReader, count, fingerprint, remember_clip, same_build, tokens
+from artist import Artist, How, NameReader, count, fingerprint, remember_clip, tokens
 from clip_forms import save_folder
 from clip_zh import ChineseClip, load_clip
 from dish_names import HELD_OUT, LEARNED, captions_of, vectors_of
@@ -17,7 +17,7 @@ from retrieval import ranks
 from torch import Tensor, nn
 
 from common import viz
-from common.checkpoint import Model, load_model, save_model
+from common.checkpoint import Model, load_model, same_build, save_model
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
 from common.data.dishes import WORDS, dish, generator

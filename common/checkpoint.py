@@ -5,6 +5,7 @@
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,19 @@ def load_unet(folder: Path) -> UNet:
     net = UNet(unet_from_diffusers(read_json(folder / "config.json")))
     load_strictly(net, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return net.eval()
+
+
+def start_from(net: UNet, other: UNet, folder: Path) -> None:
+    """Take over the weights of a U-Net of the same build; the size of its images is of no importance to them."""
+    if unlike := same_build(net, other):
+        raise UserError(f"the U-Net in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings")
+    net.load_state_dict(other.state_dict())
+
+
+def same_build(net: UNet, other: UNet, free: Sequence[str] = ("size",)) -> list[str]:
+    """In what two networks differ, but for these settings."""
+    mine, theirs = vars(net.cfg), vars(other.cfg)
+    return [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if name not in free and mine[name] != theirs[name]]
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints

@@ -233,6 +233,38 @@ def test_a_truncated_cache_and_a_folder_without_an_autoencoder(run, vae_folder, 
     assert code == 2 and "already holds a run" in err and not (tmp_path / "run").exists()
 
 
+# ------------------------------------------------------------------------------------------------------------- --start
+
+
+def test_a_training_begins_with_the_weights_of_another(run, cache, tmp_path):
+    """The autoencoder of that run, too, and its tokenizer, though other captions would have made another."""
+    run_main(TRAIN, *TINY, "--n", 5, "--start", run, "--cache", cache, "--steps", 1, "--lr", 1e-6, "--out", tmp_path / "a")
+    for name in (UNET, READER, VAE):
+        old, new = load_file(run / name), load_file(tmp_path / "a" / name)
+        assert old.keys() == new.keys() and all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old), name
+    assert (tmp_path / "a/model/tokenizer/vocab.json").read_bytes() == (run / "model/tokenizer/vocab.json").read_bytes()
+
+
+def test_a_run_that_was_started_from_another_continues_without_it(run, cache, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    run_main(TRAIN, *TINY, "--start", other, "--cache", cache, "--steps", 1, "--out", tmp_path / "a")
+    shutil.rmtree(other)
+    run_main(TRAIN, "--resume", tmp_path / "a", "--steps", 2, "--device", "cpu")
+    assert len(rows_of(tmp_path / "a" / "metrics.csv")) == 2
+
+
+@pytest.mark.parametrize(("flags", "says"), [(["--channels", 8, 24], "another build (channels = (8, 16) against (8, 24))"),
+                                             (["--layers", 2], "layers = 1 against 2")])  # fmt: skip
+def test_a_start_of_another_build(flags, says, run, cache, tmp_path, command_line):
+    code, _, err = command_line(TRAIN, *TINY, *flags, "--start", run, "--cache", cache, "--steps", 1, "--out", tmp_path / "a")
+    assert code == 2 and says in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "a").exists()
+
+
+def test_a_start_that_is_not_there(tmp_path, command_line):
+    code, _, err = command_line(TRAIN, *TINY, "--start", tmp_path / "nothing", "--out", tmp_path / "a")
+    assert code == 2 and "nothing" in err
+
+
 # ------------------------------------------------------------------------------------------------ the geometry of SD 1.5
 
 SD_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, "_class_name": "UNet2DConditionModel",
