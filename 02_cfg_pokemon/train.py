@@ -15,7 +15,7 @@ from typing import Literal
 
 from common.cli import positive, run
 from common.errors import UserError
-from common.settings import one_budget, resumed, with_folder, with_preset
+from common.settings import one_budget, resumed, with_build, with_folder, with_preset
 
 PROMPTS = (
     "a red fire creature with bat wings",
@@ -70,7 +70,7 @@ class Args:
     layers: int = 1
     """Residual blocks at each resolution."""
     start: Path | None = None
-    """Begin with the weights of this run or folder, a model of the same build. It may have learned at another size: words are learned
+    """Begin with the weights of this run or folder, and its --channels. It may have learned at another size: words are learned
     faster from small images."""
     schedule: str = "cosine"
     """linear, cosine, sigmoid, scaled_linear, linear_zero_snr, ..., edm or flow."""
@@ -132,7 +132,7 @@ def check_numbers(args: Args) -> None:
 
 def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
-    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "02_cfg_pokemon")
+    return with_folder(with_preset(with_build(args), PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "02_cfg_pokemon")
 
 
 def main(args: Args) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from common.cli import free_folder, positive, run
 from common.errors import UserError
-from common.settings import one_budget, resumed, with_folder, with_preset
+from common.settings import one_budget, resumed, with_build, with_folder, with_preset
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 PROMPTS = (
@@ -76,7 +76,7 @@ class Args:
     layers: int = 1
     """Residual blocks at each resolution."""
     start: Path | None = None
-    """Begin with the U-Net and the reader of this run or folder, of the same build."""
+    """Begin with the U-Net and the reader of this run or folder, and its --channels."""
     schedule: str = "cosine"
     """cosine, linear, scaled_linear, linear_zero_snr, ...: one that a Stable Diffusion folder has a place for."""
     prediction: str = "v"
@@ -138,7 +138,7 @@ def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
     args = replace(args, vae=args.vae or args.start or PRETRAINED)
     args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / "-".join(Path(data).name for data in args.data)))
-    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "04_latent_sd")
+    return with_folder(with_preset(with_build(args), PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "04_latent_sd")
 
 
 def main(args: Args) -> None:

@@ -34,6 +34,15 @@ def with_preset(args: Args, presets: dict[str, Any], folder: Any, gpu_presets: d
     return replace(args, **{name: getattr(preset, name) for name in open_flags})
 
 
+def with_build(args: Args) -> Args:
+    """Where no widths are given, take those of the U-Net that the run starts from (args.start). A folder without one is found out later."""
+    if args.channels is not None or args.start is None:
+        return args
+    path = next((path for path in (args.start / part / "unet" / "config.json" for part in ("", "model")) if path.exists()), None)
+    widths = read_json(path).get("block_out_channels") if path else None
+    return replace(args, channels=tuple(widths) if widths else None)
+
+
 def with_folder(args: Args, chapter: str) -> Args:
     """Choose the run folder where none is given; a folder that holds a run already is refused."""
     folder = args.out or free_folder(Path("runs") / chapter / Path(args.data).name)

@@ -256,6 +256,12 @@ def test_a_start_of_another_build(run, tmp_path, command_line, flags, words):
         assert re.search(words, err)
 
 
+def test_a_start_says_how_wide_the_network_is(run, tmp_path):
+    i = TINY.index("--channels")
+    run_main(TRAIN, *TINY[:i], *TINY[i + 3 :], "--start", run, "--steps", 1, "--out", tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["channels"] == [8, 16]
+
+
 def test_a_start_that_is_not_there(tmp_path, command_line):
     code, _, err = command_line(TRAIN, *TINY, "--start", tmp_path / "nothing", "--out", tmp_path / "a")
     assert code == 2 and "nothing" in err
