@@ -48,6 +48,8 @@ def fit_vae(args) -> None:
     vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels, args.latent_channels, args.layers))
     if args.start and not args.resume:
         start_from(vae, args.start)
+    if args.decoder_only:
+        keep_latents(vae, args.out / "model" / "vae" if args.resume else args.start)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     loss = VAELoss(args, images, accelerator)
@@ -66,7 +68,7 @@ def fit_vae(args) -> None:
         for state in states:
             loss.progress = state.progress
             if state.saved:
-                save_vae(args.out / "model" / "vae", with_scale(state.ema, evenly(images, SOME)))
+                save_vae(args.out / "model" / "vae", state.ema if args.decoder_only else with_scale(state.ema, evenly(images, SOME)))
             if due(state) or state.progress >= 1:
                 found = judge(state.ema, held_out, loss.critic)
                 row = {"step": state.step, "seconds": f"{state.seconds:.1f}"} | {name: f"{value:.6g}" for name, value in found.items()}
@@ -87,6 +89,13 @@ def start_from(vae: AutoencoderKL, folder: Path) -> None:
     if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
         raise UserError(f"the autoencoder in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings")
     vae.load_state_dict(other.state_dict())
+
+
+def keep_latents(vae: AutoencoderKL, folder: Path) -> None:
+    """Train the decoder alone. The encoder learns nothing more, and the scaling factor is that of the folder: latents stay what they were."""
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    vae.cfg = replace(vae.cfg, scaling_factor=load_vae(folder).cfg.scaling_factor)
 
 
 # ------------------------------------------------------------------------------------------------------------- the loss
@@ -277,7 +286,7 @@ def introduce(args, images: Images, vae: AutoencoderKL, loss: VAELoss, device: s
 
 def show(args, state: State, images: Images, held_out: Images) -> None:
     """The end of a run: the scaling factor over all training images, the figures on test images, the pictures, and where they are."""
-    vae = with_scale(state.ema, images)
+    vae = state.ema if args.decoder_only else with_scale(state.ema, images)
     save_vae(args.out / "model" / "vae", vae)
     found = judge(vae, held_out)
     print(f"{state.step} steps in {state.seconds:.0f} s of training")

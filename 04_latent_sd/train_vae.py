@@ -5,6 +5,7 @@
   python 04_latent_sd/train_vae.py --data path/to/pictures --size 128 --channels 32 64 128 128
   python 04_latent_sd/train_vae.py --adversarial 0.5 --adversarial-after 0.5     a discriminator joins half-way
   python 04_latent_sd/train_vae.py --start runs/04_latent_sd/vae-creatures-dishes --size 128    go on with larger images
+  python 04_latent_sd/train_vae.py --start 04_latent_sd/pretrained --decoder-only        better pictures from the same latents
   python 04_latent_sd/train_vae.py --resume runs/04_latent_sd/vae-creatures-dishes
 """
 
@@ -39,6 +40,9 @@ class Args:
     start: Path | None = None
     """Begin with the weights of this run or folder, an autoencoder of the same build. It may have learned at another size: small
     images are learned from faster."""
+
+    decoder_only: bool = False
+    """Train the decoder alone, better pictures from the same latents: U-Nets that learned the latents of --start stay of use."""
 
     error: Literal["l1", "l2", "huber"] = "l1"
     """How reconstructions are compared with images, pixel by pixel."""
@@ -105,6 +109,8 @@ def check_numbers(args: Args) -> None:
     one_budget(args)
     if not args.data:
         raise UserError("--data needs at least one data set or folder, for instance --data creatures dishes")
+    if args.decoder_only and not (args.start or args.resume):
+        raise UserError("--decoder-only needs an encoder that has learned something; name its run or folder with --start")
     for flag, weight in (("kl", args.kl), ("perceptual", args.perceptual), ("adversarial", args.adversarial)):
         if not 0 <= weight < float("inf"):
             raise UserError(f"--{flag} must be 0 or more, not {weight:g}; it is the weight of a term of the loss, and 0 is off")

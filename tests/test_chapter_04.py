@@ -168,6 +168,19 @@ def test_it_can_start_from_another_autoencoder(run, tmp_path, command_line):
     assert code == 2 and "channels = (8, 16) against (16, 16)" in err
 
 
+def test_the_decoder_alone(run, tmp_path, command_line):
+    """Latents are bit for bit what they were, the scaling factor too, also after a resume; and the decoder has learned."""
+    flags = [*TINY, "--decoder-only", "--out", tmp_path / "next"]
+    run_main(TRAIN, *flags, "--start", run, "--steps", 2, "--save-every", 2)
+    run_main(TRAIN, "--resume", tmp_path / "next", "--steps", 4, "--device", "cpu")
+    old, new = load_vae(run), load_vae(tmp_path / "next")
+    assert old.cfg.scaling_factor == new.cfg.scaling_factor != 1
+    same = {key for key, weight in new.state_dict().items() if torch.equal(weight, old.state_dict()[key])}
+    assert {key for key in new.state_dict() if key.startswith(("encoder.", "quant_conv."))} == same
+    code, _, err = command_line(TRAIN, *flags)
+    assert code == 2 and "name its run or folder with --start" in err
+
+
 def test_a_run_is_not_overwritten(run, command_line):
     code, _, err = command_line(TRAIN, *TINY, "--out", run)
     assert code == 2 and "already holds a run" in err
@@ -178,7 +191,7 @@ def test_a_run_is_not_overwritten(run, command_line):
 
 def test_the_file_holds_what_the_encoder_says(vae, images, tmp_path, monkeypatch):
     """To half precision, scaled; and the second time it is read and nothing is encoded."""
-    monkeypatch.setattr(latent, "BATCH", 10)
+    monkeypatch.setattr("common.latents.BATCH", 10)
     first = latent.cached_latents(vae, images, tmp_path)
     monkeypatch.setattr(latent, "encode", None)
     data = latent.cached_latents(vae, images, tmp_path)
