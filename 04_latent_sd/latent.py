@@ -5,9 +5,9 @@
     batch = data.batch(indices)        -> {"latent": (B, C, h, w), "std": (B, C, h, w)}
     z = sample(batch, draw)            -> (B, C, h, w), of unit variance over the whole set
 
-Both are the Data of common/training.py and give the same numbers, the file to half precision. The file costs the disk 4 bytes a
-latent value, and can know of no augmentation: an image is encoded once, never mirrored or cropped anew. On the fly costs an encoder's
-pass over every image in every epoch. compare_latents.py measures both.
+Both are the Data of common/training.py and give the same numbers, the file to half precision; how an image is encoded, and `sample`, are
+in common/latents.py. The file costs the disk 4 bytes a latent value, and can know of no augmentation: an image is encoded once, never
+mirrored or cropped anew. On the fly costs an encoder's pass over every image in every epoch. compare_latents.py measures both.
 """
 
 import hashlib
@@ -26,41 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.data.images import Images, to_float
 from common.errors import UserError
 from common.files import write_atomically
+from common.latents import BATCH, check_fit, encode, sample, scaled  # noqa: F401 - `sample` for whoever trains
 from common.vae import AutoencoderKL, Gaussian
-
-BATCH = 64  # images that the encoder sees at a time
-
-
-def sample(batch: dict[str, Tensor], draw) -> Tensor:
-    """Latents for one training step. Every epoch draws others from what the encoder said; the same (seed, step) draws the same."""
-    return batch["latent"] + batch["std"] * draw.randn(batch["latent"].shape)
-
-
-def scaled(z: Gaussian, scale: float) -> dict[str, Tensor]:
-    """What the training loop gets: mean and standard deviation, of unit variance over the set."""
-    return {"latent": z.mean * scale, "std": (z.logvar / 2).exp() * scale}
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, images: Images) -> Iterator[Gaussian]:
-    """Every image in its order, BATCH at a time, on the autoencoder's device. In float32 and not in mixed precision: encoders are
-    known to overflow in half precision, and a latent that is NaN once would be NaN in every epoch."""
-    check_fit(vae, images)
-    device = next(vae.parameters()).device
-    for pixels in images.pixels.split(BATCH):
-        yield vae.encode(to_float(pixels).to(device))
-
-
-def check_fit(vae: AutoencoderKL, images: Images) -> None:
-    """Refuse images that the autoencoder cannot take, before any process is started."""
-    f, c = vae.cfg.factor, vae.cfg.image_channels
-    height, width = images.pixels.shape[2:]
-    if images.channels != c or height % f or width % f:
-        raise UserError(
-            f"the autoencoder takes images with {c} channels and sides that are multiples of {f}, "
-            f"but those of {images.name} are {images.channels} x {height} x {width}; give another --size or --data"
-        )
-
 
 # ------------------------------------------------------------------------------------------------------ once, in a file
 

@@ -19,20 +19,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.checkpoint import WEIGHTS, Model, load_model, save_model
-from common.diffusers_config import VERSION, scheduler_to_diffusers
+from common.checkpoint import WEIGHTS, Model, load_model
 from common.errors import UserError
-from common.files import write_json
 from common.guidance import Guided, Scale
 from common.random import Noise
 from common.samplers import RANDOM, SAMPLERS, Sampler, Step, start
-from common.schedule import DiscreteSchedule, Schedule, mix
 from common.schedule import Path as Levels
+from common.schedule import Schedule, mix
+from common.sd_folder import check_schedule, find_root, save_folder  # noqa: F401 - check_schedule for fit_unet.py
 from common.text.encoders import WEIGHTS as TEXT_WEIGHTS
-from common.text.encoders import Cached, Clip, TextEncoder, load_text, save_text
+from common.text.encoders import TextEncoder, load_text
 from common.unet import UNet
 from common.vae import AutoencoderKL
-from common.vae_checkpoint import load_vae, save_vae
+from common.vae_checkpoint import load_vae
 
 BATCH = 32  # pictures at a time; with guidance, the U-Net sees twice as many
 FILES = (f"unet/{WEIGHTS}", "unet/config.json", f"vae/{WEIGHTS}", "vae/config.json", f"text_encoder/{TEXT_WEIGHTS}",
@@ -174,45 +173,8 @@ def begin_at(path: Levels, strength: float) -> Levels:
 
 def save_pipeline(folder: Path, pipeline: Pipeline, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder for StableDiffusionPipeline.from_pretrained(folder), and diffusers' AutoPipelines. Each file whole or not at all."""
-    save_model(folder, Model(pipeline.unet, pipeline.schedule, pipeline.prediction, clip_x0=False), dtype)
-    write_json(folder / "scheduler" / "scheduler_config.json", ddim_config(pipeline.schedule, pipeline.prediction))
-    save_vae(folder / "vae", pipeline.vae, dtype)
-    save_text(folder, pipeline.encoder, dtype)
-    write_json(folder / "model_index.json", model_index(pipeline.encoder))
-
-
-def ddim_config(schedule: Schedule, prediction: str) -> dict:
-    """The scheduler that diffusers shall draw with if nobody chooses: DDIM is right at any number of steps."""
-    check_schedule(schedule)
-    config = scheduler_to_diffusers(schedule, prediction, clip_x0=False)
-    del config["variance_type"]  # a matter of DDPM's
-    return config | {"_class_name": "DDIMScheduler", "set_alpha_to_one": True, "steps_offset": 1}  # 1 is for "leading" alone; else it warns
-
-
-def check_schedule(schedule: Schedule) -> None:
-    if not isinstance(schedule, DiscreteSchedule):
-        raise UserError(f"a Stable Diffusion folder has no place for the schedule '{schedule.name}'; choose cosine, linear, scaled_linear, ...")
-
-
-def model_index(encoder: TextEncoder) -> dict:
-    """What is in the folder, and which class opens it. [null, null] is a part that there is not."""
-    encoder = encoder.encoder if isinstance(encoder, Cached) else encoder
-    reader, tokenizer = "CLIPTextModel", "CLIPTokenizer"
-    if isinstance(encoder, Clip):
-        reader, tokenizer = type(encoder.network).__name__, type(encoder.words).__name__
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": VERSION,
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", reader],
-        "tokenizer": ["transformers", tokenizer],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-    }
+    model = Model(pipeline.unet, pipeline.schedule, pipeline.prediction, clip_x0=False)
+    save_folder(folder, "StableDiffusionPipeline", model, pipeline.vae, pipeline.encoder, dtype)
 
 
 def open_pipeline(folder: Path, device: str | torch.device = "cpu") -> Pipeline:
@@ -220,7 +182,7 @@ def open_pipeline(folder: Path, device: str | torch.device = "cpu") -> Pipeline:
 
     Its safety checker, if it has one, is not part of the picture, and is not opened.
     """
-    root = find_root(Path(folder))
+    root = whole_folder(Path(folder))
     unet, schedule, prediction, _ = load_model(root, device)
     vae = load_vae(root / "vae", device)
     check_latents(folder, unet, vae)
@@ -230,13 +192,9 @@ def open_pipeline(folder: Path, device: str | torch.device = "cpu") -> Pipeline:
     return Pipeline(vae, unet, schedule, prediction, encoder)
 
 
-def find_root(folder: Path) -> Path:
+def whole_folder(folder: Path) -> Path:
     """The folder itself or its `model`, with every file there."""
-    if not folder.exists():
-        raise UserError(f"there is no folder {folder}; give a run folder, or the folder of a Stable Diffusion model")
-    root = next((f for f in (folder, folder / "model") if (f / "unet").is_dir()), None)
-    if root is None:
-        raise UserError(f"{folder} holds no model: neither {folder}/unet nor {folder}/model/unet is there")
+    root = find_root(folder, "a Stable Diffusion model")
     if not (root / "vae").is_dir():
         raise UserError(f"{folder} holds no autoencoder: {root / 'vae'} is missing; a model of pixels is drawn with by 02_cfg_pokemon/sample.py")
     missing = [file for file in FILES if not (root / file).exists()]

@@ -28,6 +28,7 @@ from common.random import Noise
 from common.samplers import RANDOM, SAMPLERS, Denoise, Sampler, Step, start
 from common.schedule import Path as Levels
 from common.schedule import Schedule
+from common.sd_folder import find_root
 from common.text.encoders import load_text
 from common.unet import UNet
 from common.vae import AutoencoderKL
@@ -187,16 +188,6 @@ def open_artist(folder: Path, device: str | torch.device = "cpu", clip: ChineseC
     vae = load_vae(root / "vae", device) if (root / "vae").is_dir() else None
     check_channels(root, unet, vae)
     return Artist(vae, unet, schedule, prediction, clip_x0 if vae is None else False, open_reader(root, unet, device, clip))
-
-
-def find_root(folder: Path) -> Path:
-    """The folder itself or its `model`, whichever has a U-Net in it."""
-    if not folder.exists():
-        raise UserError(f"there is no folder {folder}; give a run folder, or the folder of a diffusers model")
-    root = next((f for f in (folder, folder / "model") if (f / "unet").is_dir()), None)
-    if root is None:
-        raise UserError(f"{folder} holds no model: neither {folder}/unet nor {folder}/model/unet is there")
-    return root
 
 
 def check_channels(folder: Path, unet: UNet, vae: AutoencoderKL | None) -> None:

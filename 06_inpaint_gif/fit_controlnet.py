@@ -9,24 +9,25 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from artist import Artist, How, count, find_root, open_artist
+from artist import Artist, How, count, open_artist
 from diffusers import ControlNetModel, UNet2DConditionModel
 from engines import Controlled, open_controlled, shown_to_controlnet
-from fit_inpaint import Test, captions_table, gather, test_holes
+from fit_inpaint import Test, captions_table, gather, save_rows, test_holes
 from holes import random_holes
-from latent_set import LatentSet, check_fit, encoded, sample
-from masks import overlay
+from latent_set import LatentSet, encoded
 from torch import Tensor, nn
 
 from common import viz
 from common.cli import pick_device, pick_precision, writable_folder
-from common.data.images import explain, to_float
+from common.data.images import Images, explain, to_float
 from common.errors import UserError
 from common.files import write_json
 from common.guidance import drop_captions
+from common.latents import check_fit, sample
 from common.loss import diffusion_loss
 from common.runlog import Due, logged
 from common.samplers import Sampler
+from common.sd_folder import find_root
 from common.training import Errors, State, TrainConfig, train
 
 WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}  # of the network that shrinks the picture f times; the last is diffusers' own
@@ -72,7 +73,7 @@ def fit_controlnet(args) -> None:
     check(args, artist, root)
     artist.schedule.path(Sampler.parse(args.sampler).steps)  # a number of steps that cannot be is refused now
     views, captions = gather(args, artist.size, "train")
-    check_fit(artist.vae, views, args.data)
+    check_fit(artist.vae, Images(args.data, views), "--model")
     unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet").requires_grad_(False).eval().to(device)
     net = Answer(new_controlnet(unet, artist.factor, args.seed), unet)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
@@ -120,7 +121,7 @@ def new_controlnet(unet: UNet2DConditionModel, f: int, seed: int) -> ControlNetM
 
 def prepare(args, artist: Artist, views: Tensor, captions: Sequence[str]) -> Pierced:
     masks = random_holes(args.holes * len(views), *views.shape[2:], args.seed).unflatten(0, (len(views), args.holes))
-    return Pierced(encoded(artist.vae, views), views, masks, *captions_table(artist, captions))
+    return Pierced(encoded(artist.vae, Images(args.data, views)), views, masks, *captions_table(artist, captions))
 
 
 def make_loss(args, artist: Artist):
@@ -150,14 +151,11 @@ def save_controlnet(folder: Path, net: ControlNetModel) -> None:
 
 
 def draw_holes(args, net: ControlNetModel | None, test: Test, device: str, path: Path) -> Path:
-    """A column each: the picture; with its hole; painted; painted, and every known pixel put back."""
     engine: Controlled = open_controlled(str(args.model), str(args.out), How(w=args.guidance, sampler=args.sampler), device)
     if net is not None:
         engine.pipe.register_modules(controlnet=net.eval())
     painted = torch.stack([engine(*parts, args.seed) for parts in zip(test.images, test.masks, test.captions, strict=True)])
-    together = torch.stack([overlay(*parts) for parts in zip(test.images, painted, test.masks, strict=True)])
-    rows = torch.cat([test.images, test.images * (1 - test.masks), painted, together])
-    return viz.save_picture(viz.grid(rows, len(test.images), 520), path)
+    return save_rows(test, painted, path)
 
 
 def show(args, state: State, test: Test, device: str) -> None:

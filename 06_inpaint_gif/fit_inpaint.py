@@ -8,33 +8,32 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from artist import Artist, How, count, find_root, open_artist
+from artist import Artist, How, count, open_artist
 from engines import NineChannels, shown_to_unet
 from holes import camera_holes, random_holes
-from latent_set import BATCH, LatentSet, check_fit, encoded, half, sample
+from latent_set import LatentSet, encoded, half
 from masks import overlay
 from scenes import drawn_views, views_of
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import viz
-from common.checkpoint import Model, save_model
+from common.checkpoint import Model
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import load
 from common.data.dishes import WORDS, describe, dish, generator
-from common.data.images import to_float
-from common.diffusers_config import VERSION, scheduler_to_diffusers
+from common.data.images import Images, to_float
 from common.errors import UserError
 from common.files import write_json
 from common.guidance import drop_captions
+from common.latents import BATCH, check_fit, sample
 from common.loss import diffusion_loss
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.schedule import DiscreteSchedule
-from common.text.encoders import Clip, save_text
+from common.sd_folder import find_root, save_folder
 from common.training import Errors, State, TrainConfig, train
 from common.unet import UNet
-from common.vae_checkpoint import save_vae
 
 DRAWN = 2000  # scenes, where --n is left open
 SHOWN = 8     # test windows that are painted as training goes
@@ -74,7 +73,7 @@ def fit_inpaint(args) -> None:
     artist = begin(args, device)
     artist.schedule.path(Sampler.parse(args.sampler).steps)  # a number of steps that cannot be is refused now
     views, captions = gather(args, artist.size, "train")
-    check_fit(artist.vae, views, args.data)
+    check_fit(artist.vae, Images(args.data, views), "--model")
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     data = prepare(args, artist, views, captions)
     cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every, seed=args.seed)
@@ -164,7 +163,7 @@ def prepare(args, artist: Artist, views: Tensor, captions: Sequence[str]) -> Hol
     for some, holes in tqdm(zip(views.split(BATCH), masks.split(BATCH), strict=True), "encoding with holes", -(-len(views) // BATCH), leave=False):
         repeated = to_float(some).repeat_interleave(args.holes, 0)
         shown.append(half(shown_to_unet(artist, repeated, holes.flatten(0, 1).float())).unflatten(0, (len(some), args.holes)))
-    return Holed(encoded(artist.vae, views), torch.cat(shown), *captions_table(artist, captions))
+    return Holed(encoded(artist.vae, Images(args.data, views)), torch.cat(shown), *captions_table(artist, captions))
 
 
 @torch.no_grad()
@@ -180,31 +179,8 @@ def captions_table(artist: Artist, captions: Sequence[str]) -> tuple[Tensor, Ten
 
 def save_inpaint(folder: Path, artist: Artist, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder for StableDiffusionInpaintPipeline.from_pretrained(folder). Each file whole or not at all."""
-    save_model(folder, Model(artist.unet, artist.schedule, artist.prediction, clip_x0=False), dtype)
-    scheduler = scheduler_to_diffusers(artist.schedule, artist.prediction, clip_x0=False)
-    del scheduler["variance_type"]  # a matter of DDPM's; DDIM is right at any number of steps
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler | {"_class_name": "DDIMScheduler", "set_alpha_to_one": True, "steps_offset": 1})
-    save_vae(folder / "vae", artist.vae, dtype)
-    save_text(folder, artist.reader, dtype)
-    write_json(folder / "model_index.json", model_index(artist.reader))
-
-
-def model_index(reader) -> dict:
-    """What is in the folder, and which class opens it. [null, null] is a part that there is not."""
-    theirs = (type(reader.network).__name__, type(reader.words).__name__) if isinstance(reader, Clip) else ("CLIPTextModel", "CLIPTokenizer")
-    return {
-        "_class_name": "StableDiffusionInpaintPipeline",
-        "_diffusers_version": VERSION,
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", theirs[0]],
-        "tokenizer": ["transformers", theirs[1]],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-    }
+    model = Model(artist.unet, artist.schedule, artist.prediction, clip_x0=False)
+    save_folder(folder, "StableDiffusionInpaintPipeline", model, artist.vae, artist.reader, dtype)
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures
@@ -227,8 +203,12 @@ def test_holes(args, size: int, n: int = SHOWN) -> Test:
 
 
 def draw_holes(artist: Artist, args, test: Test, path: Path) -> Path:
-    """A row each: the picture; with its hole; painted; painted, and every known pixel put back."""
     painted = NineChannels(artist, How(w=args.guidance, sampler=args.sampler)).paint(test.images, test.masks, test.captions, args.seed)
+    return save_rows(test, painted, path)
+
+
+def save_rows(test: Test, painted: Tensor, path: Path) -> Path:
+    """A row each: the picture; with its hole; painted; painted, and every known pixel put back."""
     together = torch.stack([overlay(*parts) for parts in zip(test.images, painted, test.masks, strict=True)])
     rows = torch.cat([test.images, test.images * (1 - test.masks), painted, together])
     return viz.save_picture(viz.grid(rows, len(test.images), 520), path)

@@ -12,7 +12,7 @@ from clip_forms import save_folder
 from clip_zh import ChineseClip, load_clip
 from dish_names import HELD_OUT, LEARNED, captions_of, vectors_of
 from fit_clip import chinese
-from latent_set import LatentSet, check_fit, encoded, sample
+from latent_set import LatentSet, encoded
 from retrieval import ranks
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from common.data.dishes import WORDS, dish, generator
 from common.errors import UserError
 from common.files import write_json
 from common.guidance import drop_captions
+from common.latents import check_fit, sample
 from common.loss import diffusion_loss
 from common.runlog import Due, logged
 from common.samplers import Sampler
@@ -74,9 +75,9 @@ def fit_text2dish(args) -> None:
     artist = Artist(vae, new_unet(args, vae, clip), *schedule_of(args), False, NameReader(clip))
     artist.schedule.path(Sampler.parse(args.sampler).steps)  # a number of steps that cannot be is refused now
     images, captions = gather(args, vae.cfg.size)
-    check_fit(vae, images.pixels, images.name)
+    check_fit(vae, images, "--model")
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
-    data = Named(encoded(vae, images.pixels), *vectors_for(clip, captions))
+    data = Named(encoded(vae, images), *vectors_for(clip, captions))
     cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every, seed=args.seed)
     states = train(NamePainter(artist.unet), data, NameLoss(args, artist, clip), cfg, accelerator, resume=args.resume is not None)
     if not accelerator.is_main_process:

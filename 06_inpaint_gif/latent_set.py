@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.data.images import to_float
+from common.data import Images
 from common.errors import UserError
+from common.latents import BATCH, encode, scaled
 from common.vae import AutoencoderKL
-
-BATCH = 64  # images that the encoder sees at a time
 
 
 class LatentSet(NamedTuple):
@@ -23,18 +22,12 @@ class LatentSet(NamedTuple):
         return {"latent": self.mean[indices].float(), "std": self.std[indices].float()}
 
 
-def sample(batch: dict[str, Tensor], draw) -> Tensor:
-    """Latents for one training step. Every epoch draws others from what the encoder said; the same (seed, step) draws the same."""
-    return batch["latent"] + batch["std"] * draw.randn(batch["latent"].shape)
-
-
-@torch.no_grad()
-def encoded(vae: AutoencoderKL, pixels: Tensor, what: str = "encoding") -> LatentSet:
-    """pixels (N, C, H, W) uint8. In half precision, for there may be many."""
-    device, parts = next(vae.parameters()).device, []
-    for part in tqdm(pixels.split(BATCH), what, disable=len(pixels) < 1000, leave=False):
-        z = vae.encode(to_float(part).to(device))
-        parts.append((half(vae.scale(z.mean)), half(vae.scale((z.logvar / 2).exp()))))
+def encoded(vae: AutoencoderKL, images: Images) -> LatentSet:
+    """In half precision, for there may be many."""
+    parts = []
+    for z in tqdm(encode(vae, images), "encoding", -(-len(images) // BATCH), disable=len(images) < 1000, leave=False):
+        batch = scaled(z, vae.cfg.scaling_factor)
+        parts.append((half(batch["latent"]), half(batch["std"])))
     return LatentSet(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -44,11 +37,3 @@ def half(z: Tensor) -> Tensor:
     if not y.isfinite().all():
         raise UserError(f"latents of these images do not fit into half precision (the largest is {float(z.abs().max()):g}); is the autoencoder trained?")
     return y
-
-
-def check_fit(vae: AutoencoderKL, pixels: Tensor, name: str) -> None:
-    """Refuse images that the autoencoder cannot take."""
-    f, c = vae.cfg.factor, vae.cfg.image_channels
-    if pixels.shape[1] != c or pixels.shape[2] % f or pixels.shape[3] % f:
-        raise UserError(f"the autoencoder takes images with {c} channels and sides that are multiples of {f}, but those of {name} are "
-                        f"{' x '.join(map(str, pixels.shape[1:]))}; give another --model or --data")  # fmt: skip

@@ -13,17 +13,18 @@ The run folder's model/ is one for diffusers' StableDiffusionInpaintPipeline.fro
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from common.cli import free_folder, positive, run
-from common.errors import UserError
-from common.settings import one_budget, resumed, with_folder, with_preset
+from common.flags import Drawing, check_flags
+from common.settings import resumed, with_folder, with_preset
 
 CHAPTER_4 = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"
 
 
 @dataclass(frozen=True)
-class Args:
+class Own:
+    """The flags of this training alone; the others are in common/flags.py."""
+
     data: str = "dishes"
     """dishes, which are drawn, or a folder of images with captions, an .lmdb, hub:owner/name."""
     data_dir: Path = Path("data")
@@ -36,35 +37,12 @@ class Args:
     """Random holes in each window. All are made, and encoded, before the training begins."""
     model: Path = CHAPTER_4
     """The Stable Diffusion folder to begin with; autoencoder and text encoder stay as they are."""
-    drop: float = 0.1
-    """Share of captions replaced by the empty one, so that guidance has something to compare with."""
 
-    steps: int | None = None
-    """Budget in optimizer steps ..."""
-    minutes: float | None = None
-    """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch: int | None = None
-    """Images per step and process."""
-    lr: float | None = None
-    """Peak learning rate of AdamW."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
 
+@dataclass(frozen=True)
+class Args(Drawing, Own):
     guidance: float = 2.0
     """Guidance scale of the pictures drawn as training goes; 1 is off."""
-    sampler: str = "dpmpp_2m:20"
-    """How they are sampled."""
-    out: Path | None = None
-    """The run folder; by default runs/06_inpaint_gif/inpaint-<data>, numbered if that is taken."""
-    resume: Path | None = None
-    """Continue the run in this folder; all other settings but the budget come from there."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    sample_every: int | None = None
-    """Steps between sample pictures; by default at each tenth of the budget."""
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +63,8 @@ GPU_PRESETS = {"dishes": GPU_DRAWN}
 
 
 def check_numbers(args: Args) -> None:
-    positive(n=args.n, windows=args.windows, holes=args.holes, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr,
-             save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
-    one_budget(args)
-    if not 0 <= args.drop < 1:
-        raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
-    if not args.guidance >= 0:
-        raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")
+    positive(n=args.n, windows=args.windows, holes=args.holes)
+    check_flags(args)
 
 
 def new_run(args: Args) -> Args:

@@ -19,6 +19,7 @@ import film  # noqa: E402
 import loops  # noqa: E402
 import masks  # noqa: E402
 from camera import Move, Path, Step, paint, shoot  # noqa: E402
+from motion import motion  # noqa: E402
 from world import KERNELS, Window, World  # noqa: E402
 
 SIZE = 64
@@ -41,50 +42,25 @@ def shot(text: str, frames: int = 12, loop: str = "once", ease: str = "linear", 
     return list(loops.close(shoot(world, path, loops.clock(frames, loop, ease, path.returns)), frames)), path, keyframes
 
 
+def scene(window: Window, waves: int = 12, fine: float = 0.35) -> torch.Tensor:
+    """A plane without end, seen through a window: waves, so that it is known exactly at any place. fine: radians a pixel"""
+    rng = np.random.default_rng(3)
+    steps = (np.arange(SIZE) + 0.5 - SIZE / 2) * window.scale
+    x, y = window.x + steps, window.y + steps[:, None]
+    all_of_them = [np.sin(a * x + b * y + c) for a, b, c in rng.uniform([-fine, -fine, 0], [fine, fine, 6.3], (waves, 3))]
+    return torch.from_numpy(sum(all_of_them) / waves).float().expand(3, -1, -1)
+
+
 # --- how motion is measured
 
 
-def phase_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """By how many pixels (dx, dy) the content of a has moved in b, to about a fiftieth: the peak of the normalised cross spectrum."""
-    window = np.hanning(a.shape[0])[:, None] * np.hanning(a.shape[1])
-    cross = np.fft.fft2((b - b.mean()) * window) * np.conj(np.fft.fft2((a - a.mean()) * window))
-    fy, fx = np.fft.fftfreq(a.shape[0]), np.fft.fftfreq(a.shape[1])
-    cross = cross / (np.abs(cross) + 1e-9) * np.exp(-(fy[:, None] ** 2 + fx**2) / 0.15**2)  # fine detail tells least
-    peak = np.unravel_index(np.argmax(np.fft.ifft2(cross).real), a.shape)
-    y, x = (p - n if p > n / 2 else p for p, n in zip(peak, a.shape, strict=True))
-    fine = np.arange(-1, 1.001, 0.02)
-    surface = (np.exp(2j * np.pi * np.outer(y + fine, fy)) @ cross @ np.exp(2j * np.pi * np.outer(fx, x + fine))).real
-    j, i = np.unravel_index(np.argmax(surface), surface.shape)
-    return np.array([x + fine[i], y + fine[j]])
-
-
-def motion(a: torch.Tensor, b: torch.Tensor) -> tuple[np.ndarray, float]:
-    """(shift of the whole, growth about the centre): fitted to the phase correlations of nine blocks.
-
-    They are taken where the content has gone to, as a first look at the whole tells: a fixed frame around content that moves
-    would make it seem to move less.
-    """
-    a, b = a.mean(0).numpy(), b.mean(0).numpy()
-    size, margin, half = a.shape[0], 6, a.shape[0] // 2 - 4
-    gone = np.clip(np.rint(phase_correlation(a, b)), -margin, margin).astype(int)
-    corners = [margin + round(k * (size - 2 * margin - half) / 2) for k in range(3)]
-    places, shifts = [], []
-    for top in corners:
-        for left in corners:
-            there = b[top + gone[1] :, left + gone[0] :][:half, :half]
-            places.append([left + half / 2 - size / 2, top + half / 2 - size / 2])
-            shifts.append(gone + phase_correlation(a[top : top + half, left : left + half], there))
-    places, shifts = np.array(places), np.array(shifts)
-    return np.median(shifts, axis=0), float((places * (shifts - shifts.mean(0))).sum() / (places**2).sum())
-
-
-def scene(window: Window, size: int = SIZE) -> torch.Tensor:
-    """A plane without end, seen through a window: waves, so that it is known exactly at any place."""
-    rng = np.random.default_rng(3)
-    steps = (np.arange(size) + 0.5 - size / 2) * window.scale
-    x, y = window.x + steps, window.y + steps[:, None]
-    waves = [np.sin(a * x + b * y + c) for a, b, c in rng.uniform([-0.35, -0.35, 0], [0.35, 0.35, 6.3], (12, 3))]
-    return torch.from_numpy(sum(waves) / 12).float().expand(3, -1, -1)
+@pytest.mark.parametrize("shift", [(0, 0), (1, 0), (0, 1.6), (-2.37, 0), (0.31, 0.22), (2.5, -3.3), (5, 4)])
+@pytest.mark.parametrize("growth", [0, 0.02, -0.03])
+def test_motion_is_measured_as_it_was_made(shift, growth):
+    """Seen through a window that stands elsewhere and covers less, what is there is exactly as far away and as large as it should be."""
+    before, after = Window(3, 1), Window(3 - shift[0] / (1 + growth), 1 - shift[1] / (1 + growth), 1 / (1 + growth))
+    found, grown = motion(*(scene(window, waves=300, fine=2) for window in (before, after)))
+    assert found == pytest.approx(shift, abs=0.1 if growth else 0.03) and grown == pytest.approx(growth, abs=0.001)
 
 
 # --- moves

@@ -29,9 +29,12 @@ MAY_IMPORT = {
     "common.training": {"errors", "files", "random", "unet", "checkpoint", "state"},
     "common.runlog": {"errors", "files", "training"},
     "common.settings": {"errors", "files", "cli"},
+    "common.flags": {"errors", "cli", "settings"},
     "common.vae": {"errors", "unet"},
     "common.vae_checkpoint": {"errors", "files", "state", "diffusers_config", "checkpoint", "vae"},
     "common.vae_loss": {"errors", "random", "loss", "vae"},
+    "common.latents": {"errors", "data", "random", "vae"},
+    "common.sd_folder": {"errors", "files", "schedule", "diffusers_config", "checkpoint", "vae", "vae_checkpoint", "text"},
     "common.text.transformer": {"errors"},
     "common.text.tokenizer": {"errors", "files"},
     "common.text.hub": {"errors", "network"},
@@ -99,7 +102,7 @@ def test_nothing_in_the_layers_imports_what_shows_or_judges():
 def test_the_light_modules_stay_light():
     """`--help` answers at once only while these import nothing heavy at their top."""
     for path, name in COMMON.items():
-        if name in ("common", "common.cli", "common.errors", "common.files"):
+        if name in ("common", "common.cli", "common.errors", "common.files", "common.settings", "common.flags"):
             top = {module.split(".")[0] for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))
                    for module in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module])}  # fmt: skip
             assert top <= set(sys.stdlib_module_names) | {"common"}, name
