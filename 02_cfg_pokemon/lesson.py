@@ -771,7 +771,7 @@ plt.errorbar(SCALES, accuracy[:, 0], (accuracy[:, 0] - accuracy[:, 1], accuracy[
 plt.axhline(marks["accuracy_real"], color="0.4", linestyle="--", label="real pictures")
 plt.axhline(marks["accuracy_chance"], color="0.4", linestyle=":", label="real pictures, wrong captions")
 plt.gca().set(xlabel="guidance scale w", ylabel="attribute accuracy", ylim=(0, 1.03), xticks=SCALES)
-plt.legend(loc="lower right")
+plt.legend(loc="center right")  # between the two marks
 plt.show()
 for w, (value, low, high) in zip(SCALES, accuracy, strict=True):
     print(f"w = {w}: {value:.1%}, between {low:.1%} and {high:.1%}; all that was asked for: {measured[w]['all_right']:.0%} of the pictures")
@@ -802,15 +802,16 @@ def table(rows, first="w"):
 table(measured)
 _, axes = plt.subplots(1, 4, figsize=(11, 2.3), layout="constrained")
 for axis, key in zip(axes, ("brightness", "saturation", "burnt", "diversity"), strict=True):
-    axis.plot(SCALES, [measured[w][key] for w in SCALES], marker="o", markersize=4)
+    values, errors = ([measured[w].get(what, 0) for w in SCALES] for what in (key, f"{key}_sd"))
+    axis.errorbar(SCALES, values, errors, marker="o", markersize=4, capsize=2)
     axis.axhline(marks[f"{key}_real"], color="0.4", linestyle="--", label="real pictures")
     axis.set(title=key, xlabel="w", xticks=SCALES)
-axes[0].legend(fontsize=8)
+axes[-1].legend(fontsize=8, loc="upper right")
 plt.show()
 
 # %% [markdown]
-# (± is one standard error over the prompts. The *differences* between two scales are surer than that, because prompts and noise are the same. Diversity comes from eight prompts
-# only.) Compare each curve with the dashed line. Where does it leave it, and in which direction? This is section 7 in pictures: away from the mean of all creatures, beyond what
+# (± and the bars are one standard error over the prompts; burnt and diversity have none. The *differences* between two scales are surer than that, because prompts and noise are the same.
+# Diversity comes from eight prompts only.) Compare each curve with the dashed line. Where does it leave it, and in which direction? This is section 7 in pictures: away from the mean of all creatures, beyond what
 # there is, and alike.
 #
 # The lore (claim 8 of this course) says that guided samples come out *dark*, and that augmentation of the training data is to blame. Our training augments nothing. So whatever drift you see above has
@@ -847,7 +848,7 @@ show_images(torch.cat([pictures[:8] for pictures in results.values()]), 8, down=
 
 # %%
 never = [f"a {colour} {element} creature" for element, colour in NEVER_TOGETHER.items()]
-show_images(torch.cat([paint(never, w=w) for w in (1, 3)]), 8, across=[name.replace(" ", "\n", 2).replace(" creature", "") for name in never], down=["w = 1", "w = 3"], cell=1.1)
+show_images(torch.cat([paint(never, w=w) for w in (1, 3)]), 8, across=[f"{colour}\n{element}" for element, colour in NEVER_TOGETHER.items()], down=["w = 1", "w = 3"], cell=1.1)
 
 # %% [markdown]
 # Are both there, the colour *and* the element? Counted, with 32 captions of held-out creatures, which speak of more than the two words; beside it the captions of the test

@@ -441,9 +441,10 @@ for factor in (2, 4, 8):
     channels = [k for k in (1, 2, 3, 4, 8, 16, 32, 64) if k < 3 * factor**2]
     numbers = [k * (size // factor) ** 2 for k in channels]
     found = linear_autoencoder(factor, channels)
-    plt.plot(numbers, found, marker="o", markersize=4, label=f"linear, f = {factor}")
+    (curve,) = plt.plot(numbers, found, marker="o", markersize=4, label=f"linear, f = {factor}")
+    where = (-5, 5) if factor == 8 else (4, -9)  # the uppermost curve has its figures above it
     for k, number, value in zip(channels, numbers, found, strict=True):
-        plt.annotate(f"{k}", (number, value), textcoords="offset points", xytext=(3, -9), fontsize=7, color="0.4")
+        plt.annotate(f"{k}", (number, value), textcoords="offset points", xytext=where, fontsize=7, color=curve.get_color())
 every = torch.cat(list(tests.values()))
 ours = float(psnr(every, pipeline.decode(pipeline.encode(every))).mean())
 plt.plot(c * side**2, ours, marker="*", markersize=13, color="black", linestyle="", label=f"the shipped one: f = {f}, c = {c}")
@@ -557,14 +558,14 @@ for d in sizes:
     rows.append(pipeline.decode(noisy / (d * level.alpha)))       # as the decoder sees it, with the size of z0 again
 show_images(torch.cat([back[:6], *rows]), 6, down=["no noise", *(f"deviation {d:g}" for d in sizes)], cell=0.7)
 
-_, (left, right) = plt.subplots(1, 2, figsize=(10, 2.7), layout="constrained")
+_, (left, right) = plt.subplots(1, 2, figsize=(11, 2.7), layout="constrained")
 ts = torch.arange(1, schedule.T + 1)
 for d in sizes:
     signal = (schedule.alpha[ts] * d) ** 2
     noise = schedule.sigma[ts] ** 2
     left.plot(ts, signal / (signal + noise), label=f"deviation {d:g}")
 left.set(xlabel="t", title="share of the signal in what the network sees")
-left.legend(fontsize=8)
+left.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, which leave no room
 snr = (schedule.alpha[ts] / schedule.sigma[ts]).square()          # of latents of deviation 1
 at = [float(((d**2 * snr > 1 / 20) & (d**2 * snr < 20)).double().mean()) for d in sizes]
 right.bar([f"{d:g}" for d in sizes], at)

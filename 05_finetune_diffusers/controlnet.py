@@ -59,8 +59,12 @@ def main(args: Args) -> None:
     check_flags(args)
     if not args.threshold > 0 or not args.strength >= 0:
         raise UserError("--threshold must be above 0 and --strength 0 or more")
+    if args.measure < 1:
+        raise UserError("--measure must be 1 or more: those pictures are the validation pictures here")
     if args.image and not args.use:
         raise UserError("--image goes with --use RUN, the folder of a trained ControlNet")
+    if args.prompts and not args.image:
+        raise UserError("--prompts goes with --use and --image; without a picture of yours the captions of test images are drawn, along their edges")
     if args.use:
         use(args)
     else:
@@ -73,8 +77,6 @@ def train(args: Args) -> None:
     from tools import save_folder
     from tuning import Tuner, begin, denoising, follow
 
-    if args.measure < 1:
-        raise UserError("--measure must be 1 or more: those pictures are the validation pictures here")
     args, pipe, accelerator, size = begin(args, "controlnet", data_name(args), SMALL, LARGE)
     images, quiet = load_captioned(args, size, n=args.n), not accelerator.is_main_process
     data = encode(pipe, images, images.captions, quiet, edges=edges_of(images.pixels, args.threshold))
@@ -183,6 +185,8 @@ def use(args: Args) -> None:
     exam.sit("without control")
     exam.sit("with control")
     print(exam.table())
+    if not args.image:  # with several prompts for one picture, there may be no other picture to compare with
+        print(f"  {exam.marks()}")
     print(exam.sheet(args.sheet))
 
 

@@ -2,19 +2,20 @@
 
 Weights, gradients, the optimizer's state and the average are tensors, so their bytes are counted. What a step needs beside them
 (activations above all) shows only in the most that is held at one moment: on a GPU torch keeps that record itself, on a CPU the system does
-for the whole process, Python and its libraries included.
+for the whole process, Python and its libraries included. `compare_costs.py` shows several runs in one table.
 """
 
 import resource
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+WATCHED = 10  # steps whose memory is watched
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -31,6 +32,26 @@ class Cost:
     before: int = 0        # held before the first step
     peak: int = 0          # held at the worst moment of the first steps
     device: str = "cpu"
+
+    @contextmanager
+    def watching(self, number: int, device: torch.device) -> Iterator[None]:
+        """Note what step `number` of this process (0, 1, ...) holds at its worst moment, if it is one of the first, and nothing that is done between steps."""
+        if number >= WATCHED:
+            yield
+            return
+        if number == 0:
+            self.device, self.before = str(device), held(device)
+        reset_peak(device)
+        yield
+        self.peak = max(self.peak, peak(device))
+
+    def count(self, weights: Iterable[Tensor], optimizer: torch.optim.Optimizer, averages: Iterable[Tensor]) -> None:
+        """What is kept from step to step, once there has been one: before it the optimizer has no state."""
+        self.weight_bytes, self.optimizer_bytes, self.average_bytes = total(weights), optimizer_bytes(optimizer), total(averages)
+
+    @property
+    def kept(self) -> int:
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.average_bytes
 
     def table(self) -> str:
         held = "GPU memory" if self.device.startswith("cuda") else "memory of the process"

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from augmented import Augmented, with_channels
+from cost import WATCHED, Cost, total
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -99,6 +100,8 @@ def follow(trainer: "Trainer", args, images: Images) -> None:
     if state.step < args.steps:
         print(f"stopped after step {state.step}; continue with: python 05_finetune_diffusers/train_unconditional.py --resume {args.out}")
         return
+    print(f"\nmemory\n{trainer.cost.table()}\n")
+    write_json(args.out / "results.json", {"cost": trainer.cost.as_json(), "seconds": state.seconds, "steps": state.step})
     print(save_picture(grid(trainer.samples(32), 8, 384), args.out / "samples.png"))
     print(f"{args.out / 'model'}: for DDPMPipeline.from_pretrained, or --model here; {state.step} steps in {state.seconds:.0f} s")
 
@@ -171,7 +174,8 @@ class Trainer:
 
     def __init__(self, unet: UNet2DModel, noise: DDPMScheduler, images: Images, args, accelerator: Accelerator):
         self.noise, self.args, self.accelerator, self.progress = noise, args, accelerator, Progress()
-        self.dataset = Augmented(images, args.augment, args.seed)
+        self.dataset, weights = Augmented(images, args.augment, args.seed), sum(p.numel() for p in unet.parameters())
+        self.cost = Cost(trained=weights, weights=weights)
         loader = DataLoader(self.dataset, args.batch, shuffle=True, drop_last=True, num_workers=args.workers)
         optimizer = torch.optim.AdamW(unet.parameters(), args.lr)
         self.rates = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * args.steps), args.steps)  # not prepared: it would step once a process
@@ -195,9 +199,12 @@ class Trainer:
         budget = Budget(TrainConfig(args.out, args.steps, lr=args.lr), progress.seconds, accelerator)
         batches, left = self.batches(progress.step * args.accumulate), args.steps - progress.step
         with budget.stop_at_ctrl_c(), enough_memory(str(accelerator.device), LOWER):
-            for _ in range(left):
+            for watched in range(left):
                 began, lr = time.perf_counter(), self.rates.get_last_lr()[0]
-                errors, norm = self.step(batches)
+                with self.cost.watching(watched, accelerator.device):
+                    errors, norm = self.step(batches)
+                if watched < WATCHED:
+                    self.cost.count(self.net.parameters(), self.optimizer.optimizer, self.ema.shadow_params)
                 mean = float(accelerator.reduce(errors.each.mean(), "mean"))
                 self.check_finite(mean, norm)
                 self.rates.step()
@@ -240,6 +247,7 @@ class Trainer:
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(self.net.parameters(), self.args.clip))
                 self.optimizer.step()
+                self.cost.gradient_bytes = total(p.grad for p in self.net.parameters() if p.grad is not None)
                 self.optimizer.zero_grad()
             parts.append(Errors(errors.each.detach(), errors.u))
         return Errors(*map(torch.cat, zip(*parts, strict=True))), norm

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Chapter 5 · The professional tools
 #
-# Chapter 4 built a small Stable Diffusion by hand. Nobody does that for a living: people take a model that others trained for months, use
+# Chapter 4 built a small Stable Diffusion by hand. Few people do that for a living: they take a model that others trained for months, use
 # it with care, or teach it one thing more. The libraries for it are `diffusers`, `accelerate`, `peft`, Compel and
-# `denoising_diffusion_pytorch`. We take each of them, and look inside until nothing of it is magic:
+# `denoising_diffusion_pytorch`. We take each of them, and look inside until we could have written its core ourselves:
 #
 # 1. a **pipeline** (管线), and its loop in ten lines;
 # 2. **schedulers** (调度器) exchanged, seeds, and guidance;
@@ -48,6 +48,7 @@ from ddpm_package import Args as PackageArgs  # somebody else's package,
 from diffusers import UNet2DConditionModel
 from edges import agreement, edges
 from encoded import encode  # pictures as the frozen networks see them,
+from exam import through_autoencoder  # and as the autoencoder gives them back,
 from lora import ATTENTION, add_adapter, save_adapter  # thin matrices,
 from measure import distance, likeness  # how near are pictures to others,
 from package_steps import by_hand, make_diffusion
@@ -138,8 +139,8 @@ print(f"largest difference between the two pictures: {float((ours - theirs).abs(
 #
 # A scheduler is *how* one samples, not *what* was learned, so any of them goes with any model of one kind. One exchanges it with
 # `pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)`: the configuration says how the model was trained (its noise levels, what it predicts),
-# and the class says how to walk. A trap lies in that line: some settings, once set, travel on in the configuration. After a scheduler with the sigmas of
-# Karras, every later one has them too, unless one takes them out (`make_scheduler` in `tools.py`).
+# and the class says how to walk. A trap lies in that line: some settings, once set, travel on in the configuration. After a scheduler with the spacing of
+# Karras et al. (its noise levels lie closer to each other towards the end), every later one has that spacing too, unless one takes the setting out (`make_scheduler` in `tools.py`).
 #
 # A row for each scheduler, a column for each seed: the same seed gives the same first noise, whatever scheduler walks from it.
 
@@ -151,10 +152,10 @@ for name in names:
 show_images(torch.cat(rows), 4, [f"seed {i}" for i in range(4)], names)
 
 # %% [markdown]
-# The four without dice go to nearly the same pictures. Euler ancestral (`euler-a`) adds fresh noise at every step, and goes elsewhere.
+# The first four add no noise on their way, so from the same first noise they go to nearly the same picture. Euler ancestral (`euler-a`) adds fresh noise at every step, and goes elsewhere.
 #
 # Two more things that one sets. **Guidance** (引导强度) $w$ extrapolates from the answer without words to the answer with them; a **negative prompt** (反向提示词) takes the
-# place of the empty one, so that the picture is led away from it. Each row has one seed:
+# place of the empty one, so that the picture is led away from it. Each row has one seed; in the last column *red* is not wanted, though the prompt still asks for it:
 
 # %%
 use_scheduler(pipe, "dpm++")
@@ -169,7 +170,7 @@ show_images(torch.stack(columns, 1).flatten(0, 1), 5, [f"w = {w:g}" for w in sca
 # `img2img` begins with a picture instead of with noise. The picture is encoded, taken back to noise a part of the way (the **strength**), and drawn
 # again from there, as the prompt says. A strength of 0.4 with 20 steps takes the last 8 of them.
 #
-# The lore (claim 13): *lower strength keeps the picture, higher follows the prompt.* We let creatures be redrawn with a prompt that is not theirs:
+# The lore (claim 13): *lower strength keeps the picture, higher follows the prompt.* We let creatures be redrawn with a prompt that is not theirs, *a blue creature with horns*, at five strengths $s$:
 
 # %%
 image_pipe = as_task(pipe, "image")  # the same networks, in a pipeline for another task: no weight is copied
@@ -177,19 +178,20 @@ image_pipe.set_progress_bar_config(disable=True)
 creatures = load("creatures", size, split="test", language="en", n=24)
 some, strengths = to_float(creatures.pixels[:4]), [0.2, 0.4, 0.6, 0.8, 1.0]
 redrawn = [draw(["a blue creature with horns"] * 4, pipe=image_pipe, image=(some + 1) / 2, strength=s, num_inference_steps=20) for s in strengths]
-show_images(torch.stack([some, *redrawn], 1).flatten(0, 1), 6, ["the picture"] + [f"strength {s:g}" for s in strengths])
+show_images(torch.stack([some, *redrawn], 1).flatten(0, 1), 6, ["the picture"] + [f"s = {s:g}" for s in strengths])
+print("how far from the picture (root mean square, of pixels from -1 to 1):")
 for s, images in zip(strengths, redrawn, strict=True):
-    print(f"strength {s:g}: {mean_and_error(distance(images, some))} away from the picture (root mean square, of pixels from -1 to 1)")
+    print(f"  strength {s:g}: {mean_and_error(distance(images, some))}")
 
 # %% [markdown]
-# How far it moves is a number of pixels. Whether it then *is* what the prompt says, `strength.py` asks the course's judge of creatures, attribute by
-# attribute, over many pictures, and how pictures look with ever more guidance. What came out stands at the end of this lesson.
+# That says how far the pixels have moved, and not whether the picture now *is* what the prompt says. `strength.py` asks the course's judge of creatures about that (chapter 2), attribute
+# by attribute, over many pictures; and it looks at what ever more guidance does to pictures. What came out stands at the end of this lesson.
 #
 # ## 4 · A mosaic taken away
 #
 # Now something useful. A creature that no model of the course was trained on is hidden under a mosaic. Every block is the mean of what was there, so
-# the picture is a hint, and the prompt another. Too little strength leaves the mosaic; too much invents another creature. We know
-# the truth, so we can measure: **PSNR** (峰值信噪比) in decibels, the larger the nearer.
+# the mosaic is one hint of what it looked like, and the prompt (its true caption) another. Too little strength leaves the mosaic; too much invents another creature. We know
+# the truth, so we can measure: **PSNR** (峰值信噪比; chapter 4) in decibels, the larger the nearer.
 
 # %%
 def repaired(strength, w=2.0, **more):
@@ -201,23 +203,25 @@ truth = to_float(creatures.pixels[:6])
 mask = where("mosaic", 6, size, size, 0.6, 0, 0)
 hidden = spoil(truth, mask, "mosaic", 8, 0.0, 0)
 results = {"the truth": truth, "mosaic": hidden, "bicubic": old_way(hidden, mask, "mosaic", 8)}
-results |= {f"strength {s:g}": repaired(s) for s in (0.2, 0.4, 0.6)}
+results |= {f"s = {s:g}": repaired(s) for s in (0.2, 0.4, 0.6)}
 show_images(torch.stack(list(results.values()), 1).flatten(0, 1), len(results), list(results))
 for name, images in list(results.items())[1:]:
     print(f"{name:14} PSNR {mean_and_error(likeness(images, truth)['psnr'])} dB")
 
 # %% [markdown]
-# Bicubic interpolation between the block means is *the old way*, and hard to beat in PSNR, which loves blur. Look at the pictures, too. `restore.py` does the whole study:
-# strength × guidance × steps, with noise and scratches, tables and curves.
+# Bicubic interpolation between the block means is *the old way*, and hard to beat in PSNR. For PSNR counts squared errors, and who does not know where an eye is makes the smallest squared error with
+# the mean of all eyes that could be there: a blur (chapter 1). So look at the pictures, too. `restore.py` does the whole study: strength × guidance × steps, with noise and scratches, tables and curves.
 #
-# **Two passes.** A second, gentle pass may take away what the first has left. Handing on pictures means decoding and encoding in between, and both
+# **Two passes.** Does a second, gentle pass take away what the first has left? Handing on pictures means decoding and encoding in between, and both
 # lose something. With `output_type="latent"` a pipeline gives its latents, and the next one takes them as they are:
 
 # %%
 latents = image_pipe(list(creatures.captions[:6]), image=(hidden + 1) / 2, strength=0.4, guidance_scale=2.0, num_inference_steps=20,
                      generator=generators(0, 6), output_type="latent").images  # fmt: skip
 again = draw(list(creatures.captions[:6]), seed=6, pipe=image_pipe, image=latents, strength=0.2, guidance_scale=2.0, num_inference_steps=20)
-print(f"first pass: latents {tuple(latents.shape)}; after the second: PSNR {mean_and_error(likeness(put_back(again, hidden, mask), truth)['psnr'])} dB")
+print(f"handed on: latents {tuple(latents.shape)}")
+for name, images in (("one pass", results["s = 0.4"]), ("two passes", put_back(again, hidden, mask))):
+    print(f"{name:14} PSNR {mean_and_error(likeness(images, truth)['psnr'])} dB")
 
 # %% [markdown]
 # ## 5 · Inpainting
@@ -226,8 +230,8 @@ print(f"first pass: latents {tuple(latents.shape)}; after the second: PSNR {mean
 # sees that they were right. **Inpainting** puts them back *at every step*, as noisy as the picture is at that step, so that what it draws fits to what is there.
 # Exercise 8 is this loop.
 #
-# One detail decides over thin scratches. Latents are $f = 4$ times smaller a side, so the mask must shrink. `diffusers` looks at one pixel of each block, and misses a line of one pixel that
-# passes elsewhere; so we grow the mask to whole blocks before.
+# With thin scratches one detail decides. Latents are $f = 4$ times smaller a side, so the mask must shrink, too. `diffusers` looks at one pixel of each block of $4 \times 4$, and misses a line that
+# passes through the block elsewhere. So we grow the mask to whole blocks first, and count what would have been missed:
 
 # %%
 scratches = where("scratch", 4, size, size, 0.0, 5, seed=0)
@@ -295,8 +299,8 @@ loss_by_hand = by_hand(diffusion, here / "pictures", package)
 #
 # $$W' = W + \frac{\alpha}{r}\, B A, \qquad A \in \mathbb{R}^{r \times \text{in}},\; B \in \mathbb{R}^{\text{out} \times r}$$
 #
-# $B$ begins at zero, so in the beginning nothing is changed. `peft` puts them into the U-Net. What shall it learn? A **woodcut**: two inks, dark and light. As we draw the
-# style ourselves, we can measure it: in the style, every colour lies on the line between the two inks, and how far a picture *strays* from that line is a number.
+# The **rank** $r$ says how thin they are, and $\alpha$ how loud; here both are 8. $B$ begins at zero, so in the beginning nothing is changed (exercises 1 and 2). `peft` puts the two
+# matrices into the U-Net. What shall it learn? A **woodcut**: two inks, dark and light. As we draw the style ourselves, we can measure it: in the style, every colour lies on the line between the two inks, and how far a picture *strays* from that line is a number.
 
 # %%
 style, data_set = STYLES["woodcut"], load("creatures", size, language="en", n=200)
@@ -306,8 +310,8 @@ show_images(torch.cat([to_float(data_set.pixels[:6]), to_float(pixels[:6])]), 6,
 print(captions[0])
 
 # %% [markdown]
-# The autoencoder and the text encoder are frozen, so what they say of a picture and a caption never changes, and is computed once. Then a loop of a few lines. The noise levels
-# are weighed by **min-SNR** (chapter 3): the nearly clean ones, which are many and easy, do not drown the others.
+# The autoencoder and the text encoder are frozen, so what they say of a picture and a caption never changes, and is computed once (`encode`). Then comes a training loop of a few lines: `pick` chooses the
+# pictures of step $k$, and `Draw` gives its random numbers, both from a seed and $k$ alone. The noise levels are weighed by **min-SNR** (chapter 3): the nearly clean ones, which are many and easy, do not drown the others.
 
 # %%
 data = encode(pipe, replace(data_set, pixels=pixels), captions, quiet=True)
@@ -352,7 +356,7 @@ print(f"at scale 0, the difference from the model without it is {float((rows[0] 
 show_images(torch.cat(rows), 4, down=[f"scale {scale:g}" for scale in loudness])
 
 # %% [markdown]
-# In earnest: `lora.py` (more steps, an average of the weights, validation pictures, resume, several adapters mixed) and `finetune.py` (all weights).
+# In earnest: `lora.py` (more steps, an average of the weights as in exercise 4, validation pictures, resume, several adapters mixed) and `finetune.py` (all weights).
 #
 # ## 9 · What a training costs in memory
 #
@@ -386,12 +390,12 @@ for name, parts in costs.items():
 #
 # ## 10 · DreamBooth: this one
 #
-# Five pictures of one dog, and a word for it that means nothing yet: "sks". After some hundred steps "a sks dog on the moon" shows that dog. Two things go wrong easily. With so few pictures the model forgets what other dogs
-# look like; against that, every batch also has pictures that the model itself drew of "a dog" *before*: **prior preservation** (先验保留),
+# Five pictures of one dog, and a word for it that means nothing yet: "sks". After some hundred steps "a sks dog on the moon" should show that very dog. Two things go wrong easily. First, with so few pictures the model
+# forgets what other dogs look like. Against that, every batch also has pictures that the model itself drew of "a dog" *before* the training: **prior preservation** (先验保留),
 #
 # $$L = \text{mean}_{\text{subject}}(\text{error}) + \lambda\, \text{mean}_{\text{kind}}(\text{error})$$
 #
-# (exercise 5). And the word must really be new: a vocabulary that knows it would mix its old meaning in. Our subject has a scarf, which no caption has a word for:
+# with a weight $\lambda$, usually 1 (exercise 5). Second, the word must really be new: where the vocabulary knows it, its old meaning is mixed in. Our subject has a scarf, which no caption has a word for:
 
 # %%
 fresh.unload_lora_weights()  # the model as it came
@@ -401,7 +405,8 @@ for word in ("sks", "red"):
     print(f"'{word}' is read as {' + '.join(token.removesuffix('</w>') for token in pipe.tokenizer.tokenize(word))}")
 
 # %% [markdown]
-# `dreambooth.py` does it, in some minutes, and measures: attributes of the subject where it is asked for and where it is not, its scarf, and the variety of the others with and without prior preservation (`--prior 0`).
+# A word that is read in pieces is one that the vocabulary does not know. `dreambooth.py` trains, in some minutes, and measures: the attributes of the subject, and its scarf, where it is asked for and where it is not; and how
+# different from each other the pictures of "a creature" still are, with prior preservation and without (`--prior 0`).
 #
 # ## 11 · ControlNet: where the lines are to be
 #
@@ -434,10 +439,15 @@ net.eval()
 with_lines = draw(test, pipe=controlled, image=lines)
 print(f"{CONTROL_STEPS} steps in {time.perf_counter() - began:.0f} s")
 show_images(torch.cat([2 * lines - 1, without, with_lines]), 6, down=["lines", "without", "with lines"])
-for name, images in (("without", without), ("with lines", with_lines)):
-    print(f"{name:14} edges agree (F1, an edge one pixel aside counts): {mean_and_error(agreement(edges(images, 0.2), wanted))}")
+marks = {"another picture": to_float(creatures.pixels[:6]).roll(1, 0), "the picture, only through the autoencoder": through_autoencoder(fresh.vae, to_float(creatures.pixels[:6]))}
+print("how well edges agree with those wanted (F1): to the pixel, and where one pixel aside counts")
+for name, images in (marks | {"without": without, "with lines": with_lines}).items():
+    print(f"  {name:44}" + "   ".join(mean_and_error(agreement(edges(images, 0.2), wanted, tolerance)) for tolerance in (0, 1)))
 
 # %% [markdown]
+# **F1** is 1 where all edges are where they were wanted, and there are no others; one edge too many and one too few count alike. The first two rows are what to compare with: a picture that knows nothing of the lines,
+# and the best that latents can say. Lines are dense in small pictures, so where an edge one pixel aside counts, any two creatures agree; look at the first column.
+#
 # So short a training only begins to listen. `controlnet.py` trains longer, and measures the agreement with intervals.
 #
 # ## What was measured

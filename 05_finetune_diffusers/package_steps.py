@@ -1,12 +1,14 @@
 """What ddpm_package.py does: a folder of images, one step by hand, and the package's Trainer."""
 
 import re
+import time
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from cost import Cost, total
 from ddpm_package import LEAST_IMAGES, SUFFIXES
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
@@ -94,21 +96,33 @@ def fit(diffusion: GaussianDiffusion, folder: Path, args) -> None:
         results_folder=str(args.out), amp=amp, calculate_fid=False,  # which would download a network
     )  # fmt: skip
     first = go_on(trainer, args.out) if args.resume else 0
-    print(f"{len(trainer.ds):,} images of {args.size}x{args.size}; {sum(p.numel() for p in diffusion.parameters()):,} weights; {args.batch * args.accumulate} images "
+    weights = sum(p.numel() for p in diffusion.parameters())
+    cost, began = Cost(trained=weights, weights=weights), time.perf_counter()
+    print(f"{len(trainer.ds):,} images of {args.size}x{args.size}; {weights:,} weights; {args.batch * args.accumulate} images "
           f"per step; half precision {'on' if amp else 'off'}; steps {first} to {args.steps} on {trainer.device}")  # fmt: skip
     torch.manual_seed(generator(TRAINING, args.seed, first).initial_seed())  # its shuffling and noise come from the global generator
     with enough_memory(str(trainer.device), LOWER):
         try:
-            trainer.train()
+            with cost.watching(0, trainer.device):  # the package's loop lets nobody in, so the samples at its milestones are watched as well
+                trainer.train()
         finally:
             trainer.accelerator.end_training()  # a process that ends while its group still listens may abort instead
         if not all(bool(p.isfinite().all()) for p in diffusion.parameters()):
             raise UserError(f"the weights are no longer numbers: the training has diverged; begin again with a smaller --lr (it was {args.lr:g})")
         if args.steps % args.save_every:
             trainer.save(args.steps // args.save_every + 1)  # what the last, shorter stretch has learned
+        tell_cost(cost, trainer, {"seconds": time.perf_counter() - began, "steps": args.steps - first}, args.out)
         torch.manual_seed(generator(SAMPLING, args.seed).initial_seed())
         images = trainer.ema.ema_model.sample(batch_size=args.samples)     # (N, 3, S, S) in [0, 1]
     print(save_picture(grid(images.cpu() * 2 - 1, round(args.samples**0.5), 384), args.out / "samples.png"))
+
+
+def tell_cost(cost: Cost, trainer: Trainer, more: dict[str, float], run: Path) -> None:
+    """Print what the training held, and keep it. (Its gradients are gone by now; there was one for each weight.)"""
+    cost.count(trainer.model.parameters(), trainer.opt.optimizer, trainer.ema.ema_model.parameters())
+    cost.gradient_bytes = total(p for p in trainer.model.parameters() if p.requires_grad)
+    print(f"\nmemory\n{cost.table()}\n")
+    write_json(run / "results.json", {"cost": cost.as_json()} | more)
 
 
 def milestones(run: Path) -> list[int]:

@@ -301,10 +301,11 @@ def report(cells: list[How], scores: dict, plain: dict, work: Work) -> How:
     print_table([{"": label} | {name: show(v[name], d) for name, d in (("psnr", 2), ("ssim", 3), ("perceptual", 3))}
                  for label, (_, v) in plain.items()])  # fmt: skip
     for method, steps in dict.fromkeys((c.method, c.steps) for c in cells):
-        print(f"\n{method}, {steps} steps: PSNR in dB, mean ± standard error over {len(work.prompts)} pictures")
         mine = [c for c in cells if (c.method, c.steps) == (method, steps)]
-        print_table([{"guidance": f"w = {w:g}"} | {f"strength {c.strength:g}": show(scores[c]["psnr"]) for c in mine if c.guidance == w}
-                     for w in dict.fromkeys(c.guidance for c in mine)])  # fmt: skip
+        for name, words, digits in (("psnr", "PSNR in dB", 2), ("ssim", "SSIM", 3)):
+            print(f"\n{method}, {steps} steps: {words}, mean ± standard error over {len(work.prompts)} pictures")
+            print_table([{"guidance": f"w = {w:g}"} | {f"strength {c.strength:g}": show(scores[c][name], digits) for c in mine if c.guidance == w}
+                         for w in dict.fromkeys(c.guidance for c in mine)])  # fmt: skip
     best = max(cells, key=lambda c: float(scores[c]["psnr"].mean()))
     print(f"\nthe best of {len(cells)} settings (chosen on these same pictures): {best.method}, strength {best.strength:g}, "
           f"w = {best.guidance:g}, {best.steps} steps")  # fmt: skip

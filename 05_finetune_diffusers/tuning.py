@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from cost import Cost, held, optimizer_bytes, peak, reset_peak, total
+from cost import WATCHED, Cost, total
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
@@ -54,7 +54,6 @@ from common.viz import save_picture
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-WATCHED = 10             # steps whose memory is watched
 TRAINED = "trained.safetensors"
 RATES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}  # ours -> diffusers' names of them
 LOWER = "--batch (raise --accumulate as much), --size, try --checkpointing or --optimizer 8bit, or train a LoRA (lora.py)"
@@ -165,8 +164,10 @@ class Tuner:
         with budget.stop_at_ctrl_c(), enough_memory(str(self.accelerator.device), LOWER):
             for watched in range(args.steps - progress.step):
                 began, lr = time.perf_counter(), self.rates.get_last_lr()[0]
-                with self._watching(watched):
+                with self.cost.watching(watched, self.accelerator.device):
                     errors, norm = self._step()
+                if watched < WATCHED:
+                    self.cost.count(self.net.parameters(), self.optimizer.optimizer, self.ema.shadow_params)
                 mean = float(self.accelerator.reduce(errors.each.mean(), "mean"))
                 self.rates.step()
                 self.ema.step(self.weights.values())  # after the step, so that it does not lag
@@ -223,21 +224,6 @@ class Tuner:
             yield
         finally:
             self.ema.restore(self.weights.values())
-
-    @contextmanager
-    def _watching(self, number: int) -> Iterator[None]:
-        """Note what the first steps hold at their worst moment, and nothing that is done between steps."""
-        device, cost = self.accelerator.device, self.cost
-        if number >= WATCHED:
-            yield
-            return
-        if number == 0:
-            cost.device, cost.before = str(device), held(device)
-        reset_peak(device)
-        yield
-        cost.peak = max(cost.peak, peak(device))
-        cost.weight_bytes, cost.average_bytes = total(self.net.parameters()), total(self.ema.shadow_params)
-        cost.optimizer_bytes = optimizer_bytes(self.optimizer.optimizer)
 
     # ------------------------------------------------------------------------------------------------ save and resume
 

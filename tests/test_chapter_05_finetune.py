@@ -326,12 +326,14 @@ def test_a_model_of_pixels_fine_tunes_unchanged(tmp_path):
     assert torch.equal(*ids)
 
 
-def test_two_processes_learn_as_one(base, tmp_path):
-    """torchrun on two CPU processes, two images each, against one process with four."""
-    flags = [*TINY, "--model", base, "--rank", 2, "--measure", 0, "--prompts", "a red creature", "--sample-every", 100]
-    run_main(LORA, *flags, "--batch", 4, "--out", tmp_path / "one")
+@pytest.mark.parametrize(("program", "flags"), [
+    (LORA, ["--n", 6, "--lr", 1e-2, "--rank", 2]), (DREAMBOOTH, ["--lr", 1e-3, "--poses", 3, "--class-images", 4])], ids=["lora", "dreambooth"])  # fmt: skip
+def test_two_processes_learn_as_one(program, flags, base, tmp_path):
+    """torchrun on two CPU processes, two images each, against one process with four. Of DreamBooth only one draws the pictures of the kind."""
+    flags = [*FEW, *flags, "--model", base, "--measure", 0, "--prompts", "a red creature", "--sample-every", 100]
+    run_main(program, *flags, "--batch", 4, "--out", tmp_path / "one")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--"]  # after --, for it would take --n for an option of its own
-    done = run_program(*torchrun, LORA, *flags, "--out", tmp_path / "two", timeout=600)
+    done = run_program(*torchrun, program, *flags, "--out", tmp_path / "two", timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("before and after") == 1  # one of them talks
     one, two = ([float(row["loss"]) for row in rows(tmp_path / name)] for name in ("one", "two"))
@@ -506,6 +508,9 @@ def test_a_trained_controlnet_opens_in_plain_diffusers_and_is_heard(base, contro
     assert (draw(pipe, image=some) != draw(pipe, image=none)).any()
     found = json.loads((controlled / "results.json").read_text())
     assert set(found["measures"]) == {"without control", "with control"}
+    for measures in found["measures"].values():
+        strict, tolerant = (measures[f"agreement of edges, {how} (F1)"]["value"] for how in ("to the pixel", "one pixel aside counts"))
+        assert 0 <= strict <= tolerant <= 1
     assert found["cost"]["trained"] == found["cost"]["weights"] == sum(p.numel() for p in net.parameters())
     assert (controlled / "samples" / "step-000003.png").exists()
 
@@ -545,7 +550,7 @@ def test_a_controlnet_is_used_on_ones_own_pictures(base, controlled, tmp_path, c
     code, said, err = command_line(CONTROLNET, *flags, "--image", tmp_path / "mine.png", "--prompts", "a red one", "a blue one", "--sheet", tmp_path / "a.png")
     assert code == 0 and "agreement of edges" in said and (tmp_path / "a.png").exists(), err
     code, said, err = command_line(CONTROLNET, *flags, "--sheet", tmp_path / "b.png")
-    assert code == 0 and (tmp_path / "b.png").exists(), err
+    assert code == 0 and (tmp_path / "b.png").exists() and "edges of another picture agree by 0." in said, err
     code, _, err = command_line(CONTROLNET, *flags, "--image", tmp_path / "mine.png", "--sheet", tmp_path / "c.png")
     assert code == 2 and "--prompts" in err
     code, _, err = command_line(CONTROLNET, *flags[:-1], base, "--sheet", tmp_path / "c.png")
@@ -592,7 +597,7 @@ def test_what_all_refuse(program, flags, says, base, tmp_path, command_line):
     (LORA, ["--rank", 0], "--rank"), (LORA, ["--targets", "nothing", "--n", 2, "--measure", 0], "no layer"), (LORA, ["--use", "nowhere.safetensors"], "no file"),
     (DREAMBOOTH, ["--word", ""], "--word"), (DREAMBOOTH, ["--subject", "nowhere"], "no folder"), (DREAMBOOTH, ["--prior", -1], "--prior"),
     (CONTROLNET, ["--threshold", 0], "--threshold"), (CONTROLNET, ["--image", "a.png"], "--use"), (CONTROLNET, ["--use", "nowhere"], "no ControlNet"),
-    (CONTROLNET, ["--measure", 0], "--measure")])  # fmt: skip
+    (CONTROLNET, ["--prompts", "a red one", "--use", "nowhere"], "--image"), (CONTROLNET, ["--measure", 0], "--measure"), (CONTROLNET, ["--measure", 0, "--use", "nowhere"], "--measure")])  # fmt: skip
 def test_what_one_refuses(program, flags, says, base, tmp_path, command_line):
     code, _, err = command_line(program, "--model", base, *FEW, *flags, "--out", tmp_path / "run")
     assert code == 2 and says in err and "Traceback" not in err, err

@@ -32,8 +32,8 @@ from common.errors import UserError
 from common.files import read_json, write_json
 
 HERE = "05_finetune_diffusers"
-USE, RESTORE, STRENGTH, WEIGHTS, TRAIN, PACKAGE = (
-    f"{HERE}/{name}.py" for name in ("use", "restore", "strength", "weights", "train_unconditional", "ddpm_package")
+USE, RESTORE, STRENGTH, WEIGHTS, TRAIN, PACKAGE, COSTS = (
+    f"{HERE}/{name}.py" for name in ("use", "restore", "strength", "weights", "train_unconditional", "ddpm_package", "compare_costs")
 )
 tools, damage, measure, augmented = (load_program(f"{HERE}/{name}.py") for name in ("tools", "damage", "measure", "augmented"))
 restore, strength, weights = (load_program(name) for name in (RESTORE, STRENGTH, WEIGHTS))
@@ -365,7 +365,7 @@ def test_chaining_in_latent_space(model):
 
 def test_restore_from_the_command_line(model, tmp_path, command_line):
     code, out, _ = command_line(RESTORE, "--model", model, "--n", 2, "--strength", 0.5, 1, "--guidance", 1, 2, "--steps", 2, "--device", "cpu", "--out", tmp_path)
-    assert code == 0 and "img2img, 2 steps" in out and "PSNR against the old way" in out and "two, by latents" in out
+    assert code == 0 and "img2img, 2 steps: PSNR" in out and "inpaint, 2 steps: SSIM" in out and "PSNR against the old way" in out and "two, by latents" in out
     rows = table(tmp_path / "study.csv")
     assert [row["method"] for row in rows] == ["damaged", "the old way", "through the autoencoder"] + ["img2img"] * 4 + ["inpaint"] * 4
     jobs = work(2)
@@ -548,6 +548,28 @@ def test_the_result_opens_in_diffusers_and_in_the_course(trained):
     assert any(not torch.equal(raw[name], value) for name, value in load_file(trained / UNET).items())  # what is saved is the average
 
 
+def counted(run: Path) -> dict[str, int]:
+    """What a run says that it cost, where all weights are trained: four bytes for each number, and Adam keeps two for each weight."""
+    cost = read_json(run / "results.json")["cost"]
+    n = cost["trained"]
+    assert n == cost["weights"] and cost["weight_bytes"] == cost["gradient_bytes"] == cost["average_bytes"] == 4 * n
+    assert 8 * n <= cost["optimizer_bytes"] < 8 * n + 10_000 and cost["peak"] >= cost["before"] > 10_000_000
+    return cost
+
+
+def test_costs_side_by_side(trained, tmp_path, command_line):
+    cost, run = counted(trained), Path(shutil.copytree(trained, tmp_path / "other"))
+    assert cost["trained"] == sum(w.numel() for w in load_file(trained / UNET).values())
+    code, out, _ = command_line(COSTS, trained, run)
+    head, line, first, second = ([cell.strip() for cell in row.strip("|").split("|")] for row in out.splitlines())
+    assert code == 0 and len(head) == len(line) == len(first) == len(second) == 7 and second == ["other", *first[1:]]
+    n, kept = cost["trained"], 12 * cost["trained"] + cost["optimizer_bytes"]
+    assert first[1] == f"{n:,} of {n:,}" and first[2] == f"{kept / 1e3:.1f} kB" and first[5] == "5" and first[6].endswith("B")
+    assert "holds no results.json" in refused(command_line(COSTS, tmp_path))
+    (run / "results.json").write_text('{"cost": {"magic": 1}}')
+    assert "does not say what the run cost" in refused(command_line(COSTS, run))
+
+
 def test_a_resumed_run_is_bit_equal(trained, tmp_path, command_line):
     """It was killed after step 3, in the middle of its second epoch."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
@@ -683,7 +705,8 @@ def test_the_package_trains_and_goes_on(tmp_path, command_line):
     code, out, _ = command_line(PACKAGE, *SMALL, "--steps", 3, "--out", tmp_path / "run")
     assert code == 0 and "100 images of creatures written" in out and "half precision off" in out
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "images", "config.json", "model-1.pt", "sample-1.png", "model-2.pt", "samples.png"}  # fmt: skip
+        "images", "config.json", "model-1.pt", "sample-1.png", "model-2.pt", "results.json", "samples.png"}  # fmt: skip
+    assert counted(tmp_path / "run")["device"] == "cpu" and "memory of the process, peak" in out
     code, out, _ = command_line(PACKAGE, "--resume", tmp_path / "run", "--steps", 4)
     assert code == 0 and "steps 3 to 4" in out
     state = torch.load(tmp_path / "run" / "model-2.pt", weights_only=True)
@@ -733,7 +756,7 @@ def test_an_interrupted_run_without_a_milestone(tmp_path, command_line):
 
 
 def test_help_waits_for_nothing_heavy():
-    modules = f"import sys; sys.path.insert(0, {HERE!r}); import use, restore, strength, weights, train_unconditional, ddpm_package; "
+    modules = f"import sys; sys.path.insert(0, {HERE!r}); import use, restore, strength, weights, train_unconditional, ddpm_package, compare_costs; "
     done = run_program("-c", modules + "print([m for m in ('torch', 'diffusers', 'transformers', 'accelerate', 'numpy', 'PIL', 'compel') if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
