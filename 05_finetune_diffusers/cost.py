@@ -64,6 +64,11 @@ class Cost:
         return asdict(self)
 
 
+def in_all(seconds: float, device: torch.device) -> str:
+    """The end of a program that draws and does not train."""
+    return f"{seconds:.0f} s in all, at most {size(peak(device))} of {'GPU memory' if device.type == 'cuda' else 'memory'}"
+
+
 def size(n: int) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
 

@@ -93,7 +93,7 @@ def write_csv(rows: Sequence[dict[str, object]], path: Path) -> Path:
 def curves(panels: dict[str, dict[str, list[tuple[float, Tensor]]]], lines: dict[str, dict[str, float]], x: str, path: Path, log: bool = False) -> Path:
     """One panel for each measure, in it one curve for each name: the mean at each x with its standard error.
 
-    panels  {"psnr": {"img2img, w = 3": [(x, values of the pictures), ...]}}
+    panels  {"psnr": {"img2img, w = 3": [(x, values of the pictures), ...]}}; a curve that is called like its panel needs no legend
     lines   {"psnr": {"the mosaic": 21.3}}: levels to compare with, dashed
     """
     from matplotlib.figure import Figure
@@ -102,7 +102,8 @@ def curves(panels: dict[str, dict[str, list[tuple[float, Tensor]]]], lines: dict
     for axis, (measure, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, points in named.items():
             means, errors = zip(*(mean_error(values) for _, values in points), strict=True)
-            axis.errorbar([at for at, _ in points], means, errors, marker="o", markersize=3.5, capsize=2, linewidth=1.2, label=name)
+            axis.errorbar([at for at, _ in points], means, errors, marker="o", markersize=3.5, capsize=2, linewidth=1.2,
+                          label="" if name == measure else name)  # the panel says it already
         for k, (name, level) in enumerate(lines.get(measure, {}).items()):
             axis.axhline(level, color=f"{0.25 + 0.2 * k:.2f}", linestyle=("--", ":", "-.")[k % 3], linewidth=1.2, label=name)
         axis.set(xlabel=x, ylabel=measure)
@@ -113,6 +114,7 @@ def curves(panels: dict[str, dict[str, list[tuple[float, Tensor]]]], lines: dict
             axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     named = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), frameon=False, fontsize=8, loc="outside right center")
+    if named:
+        figure.legend(named.values(), named.keys(), frameon=False, fontsize=8, loc="outside right center")
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
     return path

@@ -11,6 +11,7 @@ At strength 1 the same is drawn with ever more guidance, and the look of the pic
 themselves: saturation, clipped channels, and fine detail.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -64,9 +65,10 @@ class Pairs(NamedTuple):
 
 def main(args: Args) -> None:
     check(args)
-    device = pick_device(args.device)
+    device, began = pick_device(args.device), time.monotonic()
 
     import torch
+    from cost import in_all
     from measure import curves, tone, write_csv
     from tools import enough_memory, fits, native_size, open_pipeline, use_scheduler
     from tqdm import tqdm
@@ -97,6 +99,7 @@ def main(args: Args) -> None:
     lines = {name: {"real creatures": float(real[name].mean())} for name in LOOKS[1:]}
     print(curves(panels, lines, "guidance scale", args.out / "guidance.png", log=True))
     show_some(args, pairs, drawn, torch)
+    print(in_all(time.monotonic() - began, torch.device(device)))
 
 
 def check(args: Args) -> None:
