@@ -334,8 +334,8 @@ for text, maps in of.items():
           f"{len(total) - n} paddings {total[n:].sum():.0%}")  # fmt: skip
 
 # %% [markdown]
-# Look whether *tail* lights up at the right and *mint background* around the creature. Do not expect drawings: there are few places,
-# and the map is a mean over layers that have different tasks. And look at the last two lines: much of the attention goes to tokens
+# *Red* lights up on the body, *fire* on the four flames, *bat wings* and *antennae* where they belong, and in the Chinese row the tail and the background, too. In the English row *curly tail*
+# lights up the sky: a late token has read all words before it, and may speak for other places than its own. The map is also a mean over layers that have different tasks. And look at the last two lines: much of the attention goes to tokens
 # that are no words at all. That is no waste. A token looks at those before it, so *end* and the paddings have read the whole sentence: they
 # are its summary, and a place that needs no single word listens there.
 #
