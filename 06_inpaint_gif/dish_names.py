@@ -1,7 +1,7 @@
 """What dishes are called: names to learn from, names kept for testing, and what an order means.
 
-Most dishes of the menu have several names. The second other name of every dish that has two is kept back: no caption of the
-training holds it. So 番茄炒蛋 is learned as 番茄炒蛋, 西红柿炒鸡蛋 and 番茄炒鸡蛋, and 土鸡蛋炒番茄 shows what was understood.
+Most dishes of the menu have several names. The last other name of every dish that has two or more is kept back: no caption of the
+training holds it. So 番茄炒蛋 is learned as 番茄炒蛋, 西红柿炒鸡蛋 and 土鸡蛋炒番茄, and 番茄炒鸡蛋 shows what was understood.
 """
 
 import re
@@ -29,8 +29,8 @@ WHOLE = "abcdefghijklmnopqrstuvwxyz0123456789"  # known however rare they are: a
 
 def held_out_names() -> dict[str, str]:
     """{dish: the name that training never sees}. A name that lies within a longer one of the same dish could not be kept back."""
-    second = {dish: entry.also[1] for dish, entry in DISHES.items() if len(entry.also) > 1}
-    return {dish: name for dish, name in second.items() if not any(name in other != name for other in names_of(dish, "zh"))}
+    last = {dish: entry.also[-1] for dish, entry in DISHES.items() if len(entry.also) > 1}
+    return {dish: name for dish, name in last.items() if not any(name in other != name for other in names_of(dish, "zh"))}
 
 
 HELD_OUT = held_out_names()

@@ -20,7 +20,7 @@ from common.flags import Drawing, check_flags
 from common.settings import resumed, with_folder, with_preset
 
 CHAPTER_4 = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"
-NAMES = ("番茄炒蛋", "土鸡蛋炒番茄", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")  # the second and the last but one it has never read
+NAMES = ("土鸡蛋炒番茄", "番茄炒鸡蛋", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")  # the second and the last but one it has never read
 
 
 @dataclass(frozen=True)
