@@ -22,7 +22,7 @@ from common.loss import diffusion_loss
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.schedule import Schedule, make_schedule
-from common.text.encoders import Cached, Clip, SmallText, TextEncoder, small_text
+from common.text.encoders import WEIGHTS, Cached, Clip, SmallText, TextEncoder, small_text
 from common.training import Errors, TrainConfig, train
 from common.unet import UNet, text_unet, zero_init
 
@@ -79,7 +79,7 @@ def teach(args) -> None:
     images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n)
     captions = images.need_captions(args.language)
     torch.manual_seed(args.seed)
-    begun = open_painter(args.start) if args.start and not args.resume else None
+    begun = begun_with(args)
     encoder = make_encoder(args, captions, device, begun)
     net = make_net(args, images, encoder, begun)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
@@ -110,6 +110,14 @@ def teach(args) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what is trained on what
+
+
+def begun_with(args) -> Painter | None:
+    """The model that the run starts from. A run that goes on finds its tokens in its own folder, and its weights in the checkpoint."""
+    if args.start is None:
+        return None
+    own = args.out / "model"
+    return open_painter(own if args.resume and (own / "text_encoder" / WEIGHTS).exists() else args.start)
 
 
 def make_encoder(args, captions: Sequence[str], device: str, begun: Painter | None = None) -> SmallText | Cached:

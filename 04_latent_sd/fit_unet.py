@@ -76,7 +76,7 @@ def fit_unet(args) -> None:
     images = load_captioned(args, args.size or vae.cfg.size)
     check_fit(vae, images)
     torch.manual_seed(args.seed)
-    begun = open_pipeline(args.start) if args.start and not args.resume else None
+    begun = begun_with(args)
     encoder = make_encoder(args, images.captions, device, begun)
     net = make_net(args, images, vae, encoder, begun)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
@@ -126,6 +126,14 @@ def make_latents(args, vae: AutoencoderKL, images: Images, accelerator: Accelera
     done = checkpoints(args.out)[-1].stem.removeprefix("step-") if args.resume and checkpoints(args.out) else 0
     order = training_order(len(images), args.batch, args.seed, int(done) * args.accumulate, accelerator.process_index, accelerator.num_processes)
     return OnTheFly(vae, images, args.workers, order, str(accelerator.device))
+
+
+def begun_with(args) -> Pipeline | None:
+    """The model that the run starts from. A run that goes on finds its tokens in its own folder, and its weights in the checkpoint."""
+    if args.start is None:
+        return None
+    own = args.out / "model"
+    return open_pipeline(own if args.resume and (own / "model_index.json").exists() else args.start)
 
 
 def make_encoder(args, captions: Sequence[str], device: str, begun: Pipeline | None = None) -> SmallText | Cached:

@@ -246,8 +246,9 @@ def test_a_training_begins_with_the_weights_of_another(run, cache, tmp_path):
 
 
 def test_a_run_that_was_started_from_another_continues_without_it(run, cache, tmp_path):
+    """With the tokens that it took over, though its own captions would make others."""
     other = shutil.copytree(run, tmp_path / "other")
-    run_main(TRAIN, *TINY, "--start", other, "--cache", cache, "--steps", 1, "--out", tmp_path / "a")
+    run_main(TRAIN, *TINY, "--n", 5, "--start", other, "--cache", cache, "--steps", 1, "--out", tmp_path / "a")
     shutil.rmtree(other)
     run_main(TRAIN, "--resume", tmp_path / "a", "--steps", 2, "--device", "cpu")
     assert len(rows_of(tmp_path / "a" / "metrics.csv")) == 2
