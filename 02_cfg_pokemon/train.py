@@ -124,6 +124,8 @@ def check_numbers(args: Args) -> None:
     positive(n=args.n, size=args.size, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, text_dim=args.text_dim,
              accumulate=args.accumulate, layers=args.layers, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
     one_budget(args)
+    if not args.prompts:
+        raise UserError('--prompts needs at least one prompt to draw, for instance --prompts "a red creature"')
     if not 0 <= args.drop < 1:
         raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
     if not args.guidance >= 0:

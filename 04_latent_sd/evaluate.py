@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # torch waits until it is needed
     from torch import Tensor
 
     from common.attributes import Judge
+    from common.data import Images
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 SEED = 0                       # of the creatures that captions are taken from: the course's own
@@ -51,7 +52,7 @@ class Args:
     splits: tuple[Literal["test", "heldout"], ...] = ("test", "heldout")
     """Where prompts come from."""
     data: tuple[str, ...] = ("creatures", "dishes")
-    """Sets whose test images the autoencoder is measured on."""
+    """Sets whose test images the autoencoder is measured on. None of them: the words alone."""
     data_dir: Path = Path("data")
     language: Literal["en", "zh", "both"] = "both"
     """Of the prompts; both is half and half."""
@@ -71,14 +72,33 @@ class Args:
 # ------------------------------------------------------------------------------------------------------- the autoencoder
 
 
-def measure_vae(pipeline: Pipeline, name: str, args: Args) -> Row:
-    """PSNR and the spread of scaled latents on test images of one set."""
-    from fit_vae import judge
+def load_sets(pipeline: Pipeline, args: Args) -> dict[str, Images]:
+    """Test images of each set; one that the autoencoder cannot take is refused."""
     from pictures import some_of
 
-    images = some_of((name,), pipeline.size, args.data_dir, "test", args.n)
+    from common.latents import check_fit
+
+    sets = {name: some_of((name,), pipeline.size, args.data_dir, "test", args.n) for name in args.data}
+    for images in sets.values():
+        check_fit(pipeline.vae, images, "--model")
+    return sets
+
+
+def measure_vae(pipeline: Pipeline, name: str, images: Images) -> Row:
+    """PSNR and the spread of scaled latents on these images."""
+    from fit_vae import judge
+
     found = judge(pipeline.vae, images)
     return {"set": name, "images": len(images), "psnr": found["psnr"], "scaled_std": pipeline.vae.cfg.scaling_factor * found["latent_std"]}
+
+
+def measure_sets(pipeline: Pipeline, sets: dict[str, Images], args: Args, out: Path) -> None:
+    """The table of what the autoencoder loses, and vae.csv."""
+    print(f"{args.model}: the autoencoder on test images\n\n{'':16}{'images':>10}{'PSNR':>13}{'scaled latents, sd':>22}")
+    found = [measure_vae(pipeline, name, images) for name, images in sets.items()]
+    for row in found:
+        print(f"{row['set']:>16}{row['images']:>10}{row['psnr']:>10.2f} dB{row['scaled_std']:>22.3f}")
+    save_rows(found, out / "vae.csv")
 
 
 # ----------------------------------------------------------------------------------------------------------- the prompts
@@ -227,6 +247,8 @@ def open_checked(args: Args, wishes: list[Wish]) -> Pipeline:
     from common.guidance import Guided
     from common.samplers import Sampler
 
+    if not wishes and not args.data:
+        raise UserError("there is nothing to measure; give --data for the autoencoder, --scales for the words, or both")
     if wishes and not args.splits:
         raise UserError("give at least one of --splits, for instance --splits test")
     pipeline = open_pipeline(args.model, pick_device(args.device))
@@ -246,12 +268,10 @@ def main(args: Args) -> None:
 
     wishes = [Wish(w, args.negative, args.sampler, args.rescale, seed=args.seed) for w in dict.fromkeys(args.scales)]
     pipeline = open_checked(args, wishes)
+    sets = load_sets(pipeline, args)
     out = writable_folder(args.out or Path("runs/04_latent_sd/evaluate") / args.model.resolve().name)
-    print(f"{args.model}: the autoencoder on test images\n\n{'':16}{'images':>10}{'PSNR':>13}{'scaled latents, sd':>22}")
-    found = [measure_vae(pipeline, name, args) for name in args.data]
-    for row in found:
-        print(f"{row['set']:>16}{row['images']:>10}{row['psnr']:>10.2f} dB{row['scaled_std']:>22.3f}")
-    save_rows(found, out / "vae.csv")
+    if sets:
+        measure_sets(pipeline, sets, args, out)
     if wishes:
         measure_text(pipeline, wishes, args, out)
 

@@ -14,7 +14,7 @@ from pipeline import Pipeline, Wish, check_schedule, open_pipeline, save_pipelin
 from torch import Tensor, nn
 
 from common import viz
-from common.checkpoint import checkpoints, start_from
+from common.checkpoint import checkpoints, load_checkpoint, start_from
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
 from common.diffusers_config import check_pair
@@ -81,9 +81,12 @@ def fit_unet(args) -> None:
     net = make_net(args, images, vae, encoder, begun)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
+    loss = LatentLoss(args, schedule, encoder, vae, images)
+    if args.resume and checkpoints(args.out):
+        loss.load_state_dict(load_checkpoint(checkpoints(args.out)[-1])["loss"])  # another autoencoder is refused before it encodes anything
     with accelerator.main_process_first():  # the others find the file
         latents = make_latents(args, vae, images, accelerator)
-    data, loss = Captioned(latents, images.captions, words_of(images, encoder)), LatentLoss(args, schedule, encoder, vae, images)
+    data = Captioned(latents, images.captions, words_of(images, encoder))
     states = train(net, data, loss, train_config(args, encoder), accelerator, resume=args.resume is not None)
     if not accelerator.is_main_process:
         for _ in states:  # it helps to train; the main process alone writes and draws

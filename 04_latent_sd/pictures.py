@@ -24,6 +24,8 @@ def some_of(names: Sequence[str], size: int | None, data_dir: Path, split: str, 
 
 def joined(sets: Sequence[Images]) -> Images:
     """Several sets as one: the pixels, and the captions if all have them. One alone stays what it is."""
+    if not sets:
+        raise UserError("--data needs at least one data set or folder, for instance --data creatures dishes")
     if len(sets) == 1:
         return sets[0]
     shapes = {(images.channels, images.size): images.name for images in sets}

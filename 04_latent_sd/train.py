@@ -128,6 +128,8 @@ def check_numbers(args: Args) -> None:
         raise UserError("--data needs at least one data set or folder, for instance --data creatures dishes")
     if args.workers < 0:
         raise UserError(f"--workers must be 0 or more, not {args.workers}")
+    if not args.prompts:
+        raise UserError('--prompts needs at least one prompt to draw, for instance --prompts "a red creature"')
     if not 0 <= args.drop < 1:
         raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
     if not args.guidance >= 0:

@@ -198,6 +198,13 @@ def check_channels(folder: Path, unet: UNet, vae: AutoencoderKL | None) -> None:
         raise UserError(f"{whose} U-Net takes {cfg.in_channels} channels and gives {cfg.out_channels}; {c} and {c} draw, {2 * c + 1} and {c} paint into holes")
 
 
+def check_draws(folder: Path, artist: Artist) -> None:
+    """Refuse a model that cannot make a whole picture of what it is told."""
+    if artist.paints_holes or artist.reader is None:
+        why = "paints into holes" if artist.paints_holes else "reads no text"
+        raise UserError(f"the U-Net in {folder} {why}, so it cannot draw what a name says; give one that does, such as a run of train_text2dish.py")
+
+
 def open_reader(root: Path, unet: UNet, device: str | torch.device, clip: ChineseClip | None) -> Reader | None:
     """What reads for the U-Net, if it looks at text at all; one of another width, or another CLIP, is refused."""
     if not unet.cfg.text_dim:

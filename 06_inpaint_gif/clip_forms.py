@@ -238,6 +238,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no checkpoint {path}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (KeyError, IndexError) as problem:  # any file that is no pickle; what they say means nothing to a reader
+        raise UserError(f"{path} cannot be read as a checkpoint of weights: it is no file that torch.save has written") from problem
     except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more
         raise UserError(f"{path} cannot be read as a checkpoint of weights ({explain(problem)})") from problem
     if not isinstance(saved, dict) or not isinstance(saved.get("state_dict", saved), dict):

@@ -18,6 +18,8 @@ from tyro.conf import Positional
 from common.cli import pick_device, positive, run
 from common.errors import UserError
 
+KINDS = (".png", ".jpg", ".jpeg", ".webp")
+
 
 @dataclass(frozen=True)
 class Args:
@@ -55,7 +57,10 @@ class Args:
 
 def main(args: Args) -> None:
     positive(n=args.n)
-    if args.soft < 0:
+    for picture in (args.out, args.keep):  # now, for one of them would be written before the other
+        if picture and picture.suffix.lower() not in KINDS:
+            raise UserError(f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(KINDS)}")
+    if not 0 <= args.soft < float("inf"):
         raise UserError(f"--soft must be 0 or more, not {args.soft:g}")
     if args.sweep_then is not None and (args.then or args.region):
         raise UserError("--sweep-then makes rows of its own; leave out --then and --region")
@@ -65,7 +70,7 @@ def main(args: Args) -> None:
     if len({share for share, _ in stages}) < len(stages):
         raise UserError("two of --then begin at the same share of the steps")
     import torch
-    from artist import READS, How, clip_of, find_root, open_artist
+    from artist import READS, How, check_draws, clip_of, find_root, open_artist
     from engines import DEFAULTS
 
     from common import viz
@@ -75,8 +80,7 @@ def main(args: Args) -> None:
         raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --model")
     clip = clip_of(folder, device, args.clip, args.door) if (find_root(folder) / READS).exists() else None
     artist = open_artist(folder, device, clip)
-    if artist.reader is None or artist.paints_holes:
-        raise UserError(f"the U-Net in {folder} {'paints into holes' if artist.reader else 'reads no text'}, so words cannot lead it; give another --model")
+    check_draws(folder, artist)
     how = How(scale[0], args.negative, args.sampler)
     ways = [([], [(0.2 * k, args.sweep_then)]) for k in (4, 3, 2, 1)] if args.sweep_then is not None else [(places, stages)]
     rows = [drawn(artist, how, (scale[0], scale[0]), args.name, [], [], args)]

@@ -52,7 +52,7 @@ class NineChannels:
     how: How = How()
 
     def __call__(self, image: Tensor, mask: Tensor, prompt: str, seed: int) -> Tensor:
-        check_size(*image.shape[1:], self.artist.factor)
+        check_image(image, self.artist)
         return self.paint(image[None], mask[None], [prompt], seed)[0]
 
     def paint(self, images: Tensor, masks: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
@@ -60,6 +60,14 @@ class NineChannels:
         shown = shown_to_unet(self.artist, images, masks)
         *_, last = self.artist.steps(prompts, self.how, tuple(shown.shape[2:]), (seed,), shown)
         return self.artist.decode(last.x)
+
+
+def check_image(image: Tensor, artist: Artist) -> None:
+    """Refuse a picture that this model cannot take."""
+    check_size(*image.shape[1:], artist.factor)
+    if len(image) != artist.channels:
+        kind = {1: "grey", 3: "colour"}
+        raise UserError(f"this model paints {kind.get(artist.channels, '?')} pictures, and the picture is a {kind.get(len(image), '?')} one; give another --model")
 
 
 def shown_to_unet(artist: Artist, images: Tensor, masks: Tensor) -> Tensor:
@@ -82,7 +90,7 @@ class Repaint:
     times: int = TIMES
 
     def __call__(self, image: Tensor, mask: Tensor, prompt: str, seed: int) -> Tensor:
-        check_size(*image.shape[1:], self.artist.factor)
+        check_image(image, self.artist)
         known, hole = self.known(image, mask), latent_hole(mask, self.artist.factor).to(self.artist.device)
         path, noise = self.artist.path(self.how), Noise(seed)
         x = start(path, tuple(known.shape), noise).to(known)
@@ -188,10 +196,12 @@ def open_pipe(kind: Any, model: str, how: How, device: str, **parts: Any) -> Any
         pipe = kind.from_pretrained(folder or model, local_files_only=folder is not None, **parts)
     except Exception as problem:  # OSError, ValueError, the hub's and safetensors' own
         raise UserError(f"diffusers cannot open {model} as an inpainting model ({explain(problem)})") from problem
-    scheduler = SCHEDULERS.get(Sampler.parse(how.sampler).name)
-    if scheduler is None:
-        raise UserError(f"diffusers has no {Sampler.parse(how.sampler).name}; for this engine choose a --sampler of {', '.join(SCHEDULERS)}")
-    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    sampler, most = Sampler.parse(how.sampler), pipe.scheduler.config.get("num_train_timesteps", 1000)
+    if sampler.name not in SCHEDULERS:
+        raise UserError(f"diffusers has no {sampler.name}; for this engine choose a --sampler of {', '.join(SCHEDULERS)}")
+    if not 1 <= sampler.steps <= most:
+        raise UserError(f"a sampler takes 1 to {most} steps with the model in {model}, not {sampler.steps}")
+    pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler.name]).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -280,8 +290,9 @@ def open_engine(want: Settings) -> Joined:
         raise UserError(f"unknown engine '{want.name}'; choose one of {', '.join(ENGINES)}")
     if want.controlnet and want.name != "controlnet":
         raise UserError(f"the engine {want.name} has no ControlNet; leave out --controlnet, or choose --engine controlnet")
-    if want.blur < 0 or (want.crop is not None and want.crop < 0):
-        raise UserError(f"--mask-blur and --padding-mask-crop must be 0 or more, not {want.blur:g} and {want.crop}")
+    for flag, value in (("mask-blur", want.blur), ("padding-mask-crop", want.crop)):
+        if value is not None and not 0 <= value < float("inf"):  # nan is neither
+            raise UserError(f"--{flag} must be 0 or more, not {value:g}")
     if want.name in FILLS:
         if want.model:
             raise UserError(f"the engine {want.name} has no network; leave out --model, or choose another --engine")

@@ -2,7 +2,7 @@
 
   python 06_inpaint_gif/evaluate_clip.py                                        the shipped one
   python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gif/clip-dishes --door transformers
-  python 06_inpaint_gif/evaluate_clip.py --data ../shared/data/dishes --clip ViT-B-16       photographs and their captions
+  python 06_inpaint_gif/evaluate_clip.py --data my/photos --clip ViT-B-16             photographs and their captions
   python 06_inpaint_gif/evaluate_clip.py --ask 土鸡蛋炒番茄 宫保虾仁               what it makes of a name
 
 All that it is asked about is new to it:

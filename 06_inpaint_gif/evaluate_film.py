@@ -56,9 +56,11 @@ def main(args: Args) -> None:
         raise UserError(f"--out must end in .json, not {args.out.name}")
     if not args.only or not args.engines:
         raise UserError("--only and --engines need at least one word each")
+    if args.seed < 0:
+        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     if args.frames < 3:
         raise UserError(f"--frames must be at least 3, not {args.frames}")
-    from artist import How, clip_of, open_artist
+    from artist import How, check_draws, clip_of, open_artist
     from clip_zh import load_clip
     from engines import DEFAULTS
 
@@ -67,6 +69,7 @@ def main(args: Args) -> None:
         raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish")
     clip = clip_of(folder, device, args.clip, args.door)
     artist, judge = open_artist(folder, device, clip), load_clip(args.judge, args.door, device) if args.judge else clip
+    check_draws(folder, artist)
     figures = {}
     if "dishes" in args.only:
         figures["dishes"] = tell_dishes(args, artist, judge, How(args.guidance, sampler=args.sampler))

@@ -62,13 +62,7 @@ def save_film(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool 
 def save_gif(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None,
              colours: int = 256, palette: str = "global", dither: str = "ordered") -> Written:  # fmt: skip
     """frames: each (C, H, W) in [-1, 1]. To keep below max_bytes, first colours are given up, then size."""
-    if palette not in PALETTES or dither not in DITHERS:
-        raise UserError(f"the palette must be one of {', '.join(PALETTES)} and the dither one of {', '.join(DITHERS)}")
-    if not 4 <= colours <= 256:
-        raise UserError(f"a GIF has 4 to 256 colours, not {colours}")
-    durations = milliseconds(len(frames), fps, unit=10)  # a GIF counts in hundredths of a second
-    if min(durations) < 20:
-        raise UserError(f"a GIF cannot show more than 50 frames a second, not {fps:g}; choose a smaller --fps, or .webp or .mp4")
+    durations = check_gif(len(frames), fps, colours, palette, dither)
 
     def encode(pixels: np.ndarray, colours: int) -> bytes:
         pictures = quantized(pixels, colours, palette, dither)
@@ -79,6 +73,18 @@ def save_gif(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool =
 
     fewer = [n for n in (128, 64, 32) if n < colours]
     return fit(frames, path, encode, max_bytes, "colours", [colours, *fewer])
+
+
+def check_gif(frames: int, fps: float, colours: int = 256, palette: str = "global", dither: str = "ordered") -> list[int]:
+    """How long each frame is shown; what no GIF can be is refused, which may be asked before there are any frames."""
+    if palette not in PALETTES or dither not in DITHERS:
+        raise UserError(f"the palette must be one of {', '.join(PALETTES)} and the dither one of {', '.join(DITHERS)}")
+    if not 4 <= colours <= 256:
+        raise UserError(f"a GIF has 4 to 256 colours, not {colours}")
+    durations = milliseconds(frames, fps, unit=10)  # a GIF counts in hundredths of a second
+    if min(durations, default=20) < 20:
+        raise UserError(f"a GIF cannot show more than 50 frames a second, not {fps:g}; choose a smaller --fps, or .webp or .mp4")
+    return durations
 
 
 def save_webp(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None,
@@ -112,14 +118,7 @@ def save_mp4(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool =
     An odd width or height gets one more row or column, a copy of the last: H.264 knows even sizes only.
     """
     milliseconds(len(frames), fps)
-    try:
-        import imageio_ffmpeg
-
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError) as problem:
-        raise UserError(
-            "MP4 needs the package imageio-ffmpeg (pip install imageio-ffmpeg); or end the name in .gif or .webp"
-        ) from problem
+    imageio_ffmpeg = need_ffmpeg()
 
     def encode(pixels: np.ndarray, quality: int) -> bytes:
         _, height, width, _ = pixels.shape
@@ -142,6 +141,19 @@ def save_mp4(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool =
                 ) from problem
 
     return fit(frames, path, encode, max_bytes, "rate factor", [quality, *(q for q in (23, 28, 33) if q > quality)])
+
+
+def need_ffmpeg() -> Any:
+    """The package that brings ffmpeg along, if it is there."""
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as problem:
+        raise UserError(
+            "MP4 needs the package imageio-ffmpeg (pip install imageio-ffmpeg); or end the name in .gif or .webp"
+        ) from problem
+    return imageio_ffmpeg
 
 
 WRITERS = {".gif": save_gif, ".webp": save_webp, ".png": save_apng, ".apng": save_apng, ".mp4": save_mp4}

@@ -1,5 +1,6 @@
 """What make_gif.py does once its flags are checked: order, draw, paint, shoot."""
 
+import os
 import re
 import sys
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 import film as reel
 import torch
-from artist import Artist, How, clip_of, open_artist
+from artist import Artist, How, check_draws, clip_of, open_artist
 from camera import Keyframe, Move, paint, shoot
 from camera import Path as Way
 from clip_zh import ChineseClip, load_clip
@@ -82,9 +83,23 @@ def check_film(args, move: Move, out: Path) -> None:
     check_loop(args.frames, args.loop, args.ease)
     if out.suffix.lower() not in reel.WRITERS:
         raise UserError(f"cannot tell the kind of film from the name {out.name}; end it in {', '.join(reel.WRITERS)}")
+    check_place(out)
     reel.milliseconds(2, args.fps)
+    if out.suffix.lower() == ".gif":
+        reel.check_gif(args.frames, args.fps, **gif_options(args, out))
+    elif out.suffix.lower() == ".mp4":
+        reel.need_ffmpeg()
     Sampler.parse(args.sampler)
     planned(args, move, args.size or 64)
+
+
+def check_place(out: Path) -> None:
+    """Refuse a name that no file can have, before minutes are spent on the film."""
+    if os.path.isdir(out):
+        raise UserError(f"{out} is a folder; give --out the name of a file, such as {out / 'film.gif'}")
+    above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"cannot write {out}: {above} is no folder that can be written to; choose another --out")
 
 
 def planned(args, move: Move, size: int) -> Way:
@@ -107,7 +122,9 @@ def gather(args, device: str) -> Cast:
     if not folder.exists():
         raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish, or begin with --image")
     clip = clip_of(folder, device, args.clip, args.door)
-    return Cast(take_order(clip, args.name), clip, open_artist(folder, device, clip))
+    artist = open_artist(folder, device, clip)
+    check_draws(folder, artist)
+    return Cast(take_order(clip, args.name), clip, artist)
 
 
 def settings(args, cast: Cast, device: str) -> Settings:
@@ -173,5 +190,5 @@ def seams(keyframes: list[Keyframe]) -> str:
 
 
 def file_name(text: str) -> str:
-    """What of a name can stand in a file's name."""
-    return re.sub(r"[^\w-]+", "-", text.strip()).strip("-")[:60] or "dish"
+    """What of a name can stand in a file's name, of which file systems allow 255 bytes: a Chinese character takes three."""
+    return re.sub(r"[^\w-]+", "-", text.strip()).strip("-").encode()[:100].decode(errors="ignore") or "dish"

@@ -55,14 +55,19 @@ def save_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
     """Open a run folder or any diffusers folder with an unconditional, class- or text-conditional U-Net."""
-    folder = Path(folder)
+    root = find_root(Path(folder))
+    net = load_unet(root / "unet").to(device)
+    return Model(net, *scheduler_from_diffusers(read_json(root / "scheduler" / "scheduler_config.json")))
+
+
+def find_root(folder: Path, kind: str = "a diffusers model") -> Path:
+    """The folder itself or, of a run, its `model`: whichever has a U-Net in it."""
     if not folder.exists():
-        raise UserError(f"there is no folder {folder}; give a run folder, or a diffusers model folder")
+        raise UserError(f"there is no folder {folder}; give a run folder, or the folder of {kind}")
     root = next((f for f in (folder, folder / "model") if (f / "unet").is_dir()), None)
     if root is None:
         raise UserError(f"{folder} holds no model: neither {folder}/unet nor {folder}/model/unet is there")
-    net = load_unet(root / "unet").to(device)
-    return Model(net, *scheduler_from_diffusers(read_json(root / "scheduler" / "scheduler_config.json")))
+    return root
 
 
 def load_unet(folder: Path) -> UNet:

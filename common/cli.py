@@ -4,6 +4,7 @@ Nothing heavy is imported at the top: torch waits until a command really runs.
 """
 
 import importlib.metadata
+import math
 import os
 import sys
 import warnings
@@ -81,9 +82,9 @@ def pick_precision(name: str, device: str) -> str:
 
 
 def positive(**values: float | None) -> None:
-    """Refuse numbers that must be above zero, naming the flag."""
+    """Refuse numbers that must be above zero, and finite, naming the flag."""
     for flag, value in values.items():
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{flag.replace('_', '-')} must be above 0, not {value}")
 
 

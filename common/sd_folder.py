@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import Model, save_model
+from common.checkpoint import Model, find_root, save_model  # noqa: F401 - find_root for whoever opens such a folder
 from common.diffusers_config import VERSION, scheduler_to_diffusers
 from common.errors import UserError
 from common.files import write_json
@@ -58,13 +58,3 @@ def model_index(opened_by: str, encoder: TextEncoder) -> dict:
         "image_encoder": [None, None],
         "requires_safety_checker": False,
     }
-
-
-def find_root(folder: Path, kind: str = "a diffusers model") -> Path:
-    """The folder itself or, of a run, its `model`: whichever has a U-Net in it."""
-    if not folder.exists():
-        raise UserError(f"there is no folder {folder}; give a run folder, or the folder of {kind}")
-    root = next((f for f in (folder, folder / "model") if (f / "unet").is_dir()), None)
-    if root is None:
-        raise UserError(f"{folder} holds no model: neither {folder}/unet nor {folder}/model/unet is there")
-    return root

@@ -138,7 +138,7 @@ def test_a_captioned_folder_and_what_is_wrong_with_it(tmp_path, command_line):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--drop", 1], "--drop"), (["--guidance", -1], "--guidance"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
+    (["--drop", 1], "--drop"), (["--prompts"], "--prompts needs"), (["--guidance", -1], "--guidance"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
     (["--data", "nothing"], "unknown data"), (["--text", "./nowhere"], "there is no folder"), (["--prediction", "magic"], "magic"),
     (["--language", "zh", "--data", "digits"], "caption"), (["--data", "digits"], "caption")])  # fmt: skip
 def test_what_training_refuses(flags, says, tmp_path, command_line):

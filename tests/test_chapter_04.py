@@ -63,7 +63,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def test_a_run_leaves_everything(run):
-    for name in ("config.json", "metrics.csv", "samples/step-000002.png", "curves.png", "traversal.png", WEIGHTS, CONFIG):
+    for name in ("config.json", "metrics.csv", "samples/step-000002.png", "samples/traversal-000002.png", "curves.png", "traversal.png", WEIGHTS, CONFIG):
         assert (run / name).exists(), name
     saved = json.loads((run / "config.json").read_text())
     assert saved["data"] == ["creatures"] and saved["channels"] == [8, 16] and saved["adversarial"] == 0.5
@@ -327,6 +327,14 @@ def test_workers_know_what_comes_next_or_nothing_goes(vae, images):
     data.close()
 
 
+def test_each_of_several_processes_has_its_share_of_the_order():
+    """Together the batches of one process with the batch twice as large, from the batch on that a resumed run begins with."""
+    whole = latent.training_order(24, 8, seed=3, first=5)
+    shares = [latent.training_order(24, 4, seed=3, first=5, rank=rank, world=2) for rank in range(2)]
+    for _ in range(4):
+        assert torch.equal(next(whole), torch.cat([next(share) for share in shares]))
+
+
 def test_a_spawned_worker(vae, images):
     """As with a GPU: everything it is given has to be picklable, and its module to be found by name."""
     order = latent.training_order(24, 8, seed=3)
@@ -388,10 +396,12 @@ def test_the_verdict(capsys):
 
 @pytest.mark.parametrize(("flags", "says"), [
     (["--vae", "nowhere"], "there is no folder"), (["--data", "nothing"], "unknown data"), (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"),
-    (["--epochs", 1], "--epochs"), (["--workers", -1], "--workers"), (["--n", 0], "--n")])  # fmt: skip
-def test_what_the_comparison_refuses(flags, says, command_line):
-    code, _, err = command_line(COMPARE, "--data", "creatures", "--n", 4, "--size", 16, "--device", "cpu", *flags)
+    (["--epochs", 1], "--epochs"), (["--workers", -1], "--workers"), (["--n", 0], "--n"), (["--data"], "--data needs at least one"),
+    (["--data", "creatures", "digits"], "cannot be trained on together")])  # fmt: skip
+def test_what_the_comparison_refuses(flags, says, tmp_path, command_line):
+    code, _, err = command_line(COMPARE, "--data", "creatures", "--n", 4, "--size", 16, "--device", "cpu", "--json", tmp_path / "a.json", *flags)
     assert code == 2 and says in err and err.startswith("error: ") and "Traceback" not in err
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_a_trained_autoencoder_and_data_that_do_not_fit_it(run, command_line):

@@ -3,13 +3,16 @@
 import csv
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import load_program, run_main
+import tyro
+from conftest import ROOT, load_program, run_main
 from diffusers import AutoencoderKL as TheirVAE
 from diffusers import (
     AutoPipelineForImage2Image,
@@ -40,7 +43,8 @@ from common.vae_checkpoint import load_vae, save_vae, vae_from_diffusers
 
 TRAIN, SAMPLE, EVALUATE = (f"04_latent_sd/{name}.py" for name in ("train", "sample", "evaluate"))
 train, evaluate = load_program(TRAIN), load_program(EVALUATE)  # put the chapter's folder on the path
-fit_unet, fit_vae, latent, pl = (__import__(name) for name in ("fit_unet", "fit_vae", "latent", "pipeline"))
+fit_unet, fit_vae, latent, pictures, pl = (__import__(name) for name in ("fit_unet", "fit_vae", "latent", "pictures", "pipeline"))
+SHIPPED = ROOT / "04_latent_sd" / "pretrained"
 TINY = ["--n", 12, "--channels", 8, 16, "--text-dim", 32, "--batch", 8, "--device", "cpu", "--precision", "no", "--sampler", "ddim:2",
         "--sample-every", 100, "--prompts", "a red creature", "番茄炒蛋"]  # fmt: skip
 UNET, READER, VAE = (f"model/{part}.safetensors" for part in
@@ -146,7 +150,8 @@ def test_a_resumed_run_is_the_same_run(run, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["weights", "scaling factor"])
-def test_a_run_does_not_go_on_with_another_autoencoder(what, run, tmp_path):
+def test_a_run_does_not_go_on_with_another_autoencoder(what, run, cache, tmp_path):
+    """And does not encode a thing before it says so."""
     again = tmp_path / "run"
     shutil.copytree(run, again)
     other = tiny_vae(scale=1.7 if what == "weights" else 2.0)
@@ -154,8 +159,10 @@ def test_a_run_does_not_go_on_with_another_autoencoder(what, run, tmp_path):
         with torch.no_grad():
             other.quant_conv.bias[0] += 1e-3
     save_vae(again / "model" / "vae", other)
+    before = set(cache.iterdir())
     with pytest.raises(UserError, match="latents of another autoencoder"):
         run_main(TRAIN, "--resume", again, "--steps", 8, "--device", "cpu")
+    assert set(cache.iterdir()) == before
 
 
 def test_encoding_on_the_fly_trains_alike(run, vae_folder, cache, tmp_path):
@@ -207,7 +214,8 @@ def test_a_frozen_clip_can_read(vae_folder, cache, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--drop", 1], "--drop"), (["--guidance", -1], "--guidance"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
+    (["--drop", 1], "--drop"), (["--guidance", -1], "--guidance"), (["--prompts"], "--prompts needs"),
+    (["--lr", "inf"], "--lr must be"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
     (["--workers", -1], "--workers"), (["--data", "nothing"], "unknown data"), (["--data", "digits"], "digits has no captions"),
     (["--data", "creatures", "digits"], "digits has no captions"), (["--vae", "nowhere"], "there is no folder nowhere"),
     (["--size", 17], "multiples of 2"), (["--channels", 8, 8, 8, 8], "at least 16 pixels"), (["--text", "./nowhere"], "there is no folder"),
@@ -449,6 +457,26 @@ def test_there_and_back(tmp_path):
     assert torch.equal(again.txt2img(PROMPTS, WISH), pipeline.txt2img(PROMPTS, WISH))
 
 
+def test_the_shipped_model():
+    """At most 22 MB in half precision; it knows the words of both languages, and diffusers draws the same picture with it."""
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 22e6
+    assert all(value.dtype == torch.float16 for path in SHIPPED.rglob("*.safetensors") for value in load_file(path).values())
+    pipeline, prompts, x = pl.open_pipeline(SHIPPED), [prompt for prompt in train.PROMPTS if prompt][2:5], Noise(0, 0)(0, torch.empty(3, 4, 16, 16))
+    assert (pipeline.size, pipeline.vae.cfg.factor) == (64, 4) and [pipeline.remarks(prompt) for prompt in prompts] == 3 * [[]]
+    for opener in (AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image):
+        pipe = opener.from_pretrained(SHIPPED)
+    assert type(pipe) is StableDiffusionPipeline
+    ours = pipeline.txt2img(prompts, pl.Wish(w=5, negative="", sampler="ddim:4"), latents=x)
+    assert_same_picture(ours, ask(pipe, prompts, 4, "", latents=x))
+
+
+def test_what_the_shipped_autoencoder_promises():
+    """Scaled latents of test images have unit variance, to 5 %; and images come back."""
+    pipeline = pl.open_pipeline(SHIPPED)
+    found = evaluate.measure_vae(pipeline, "both", pictures.some_of(("creatures", "dishes"), 64, Path("data"), "test", 24))
+    assert found["scaled_std"] == pytest.approx(1, abs=0.05) and found["psnr"] > 24  # decibels
+
+
 def test_schedules_that_the_folder_has_no_place_for(tmp_path):
     with pytest.raises(UserError, match="no place for the schedule 'edm'"):
         pl.save_pipeline(tmp_path, tiny_pipeline("edm", "edm"))
@@ -489,6 +517,24 @@ def test_networks_that_were_not_made_for_each_other(change, says, tmp_path):
     pl.save_pipeline(tmp_path, tiny_pipeline(**change()))
     with pytest.raises(UserError, match=says):
         pl.open_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize("program", [SAMPLE, EVALUATE])
+def test_folders_that_cannot_draw_on_the_command_line(program, folder, tmp_path, command_line):
+    """One sentence, exit code 2, nothing written."""
+    pl.save_pipeline(tmp_path / "mixed", tiny_pipeline(vae=AutoencoderKL(small_vae(16, 3, (8, 16), 6))))
+    shutil.rmtree(folder / "vae")
+    for model, says in ((tmp_path / "mixed", "latents with 6 channels, but its U-Net takes 4"), (folder, "holds no autoencoder")):
+        code, said, err = command_line(program, *(["a"] if program == SAMPLE else []), "--model", model, "--out", tmp_path / "out" / "a.png")
+        assert code == 2 and says in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1 and said == ""
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_autoencoder_of_other_latents_than_the_start(run, cache, tmp_path, command_line):
+    save_vae(tmp_path / "vae", AutoencoderKL(small_vae(16, 3, (8, 16), 6)))
+    before = list(cache.iterdir())
+    code, _, err = command_line(TRAIN, *TINY, "--start", run, "--vae", tmp_path / "vae", "--cache", cache, "--steps", 1, "--out", tmp_path / "a")
+    assert code == 2 and "in_channels = 4 against 6" in err and not (tmp_path / "a").exists() and list(cache.iterdir()) == before
 
 
 # --------------------------------------------------------------------------------------------------------------- drawing
@@ -627,7 +673,7 @@ def test_evaluate_writes_its_tables(run, tmp_path, command_line):
 def test_what_it_measures_of_the_autoencoder():
     """PSNR and spread, computed here once more."""
     pipeline, args = tiny_pipeline(), evaluate.Args(n=20)
-    found = evaluate.measure_vae(pipeline, "dishes", args)
+    found = evaluate.measure_vae(pipeline, "dishes", evaluate.load_sets(pipeline, args)["dishes"])
     x = to_float(load("dishes", 16, split="test", n=20).pixels)
     z = pipeline.encode(x)
     mse = (x - pipeline.decode(z)).square().flatten(1).mean(1)
@@ -651,8 +697,30 @@ def test_real_creatures_are_right_and_others_are_not():
 
 @pytest.mark.parametrize(("flags", "says"), [
     (["--model", "nowhere"], "there is no folder"), (["--n", 0], "--n"), (["--splits"], "--splits"), (["--scales", -1], "guidance"),
-    (["--sampler", "ddim:0"], "1 to 1000"), (["--rescale", 2], "rescale"), (["--data", "nothing"], "unknown data")])  # fmt: skip
+    (["--sampler", "ddim:0"], "1 to 1000"), (["--rescale", 2], "rescale"), (["--data", "nothing"], "unknown data"),
+    (["--data", "creatures", "digits"], "takes images with 3 channels"), (["--data", "--scales"], "nothing to measure")])  # fmt: skip
 def test_what_evaluation_refuses(flags, says, run, tmp_path, command_line):
     model = [] if "--model" in flags else ["--model", run]
-    code, _, err = command_line(EVALUATE, *model, "--n", 2, "--device", "cpu", "--out", tmp_path / "out", *flags)
+    code, said, err = command_line(EVALUATE, *model, "--n", 2, "--device", "cpu", "--out", tmp_path / "out", *flags)
     assert code == 2 and says in err and err.startswith("error: ") and "Traceback" not in err
+    assert said == "" and not (tmp_path / "out").exists()
+
+
+def test_the_words_alone(run, tmp_path, command_line):
+    """As the autoencoder alone is measured with no --scales."""
+    flags = ["--model", run, "--n", 2, "--device", "cpu", "--out", tmp_path, "--splits", "test", "--sampler", "ddim:1"]
+    code, said, err = command_line(EVALUATE, *flags, "--data", "--scales", 2)
+    assert code == 0 and "autoencoder on test images" not in said, err
+    assert (tmp_path / "results.csv").exists() and not (tmp_path / "vae.csv").exists()
+
+
+def test_every_command_of_the_readme_is_understood():
+    """Its flags exist, and its numbers can be; nothing is run."""
+    blocks, understood = re.findall(r"```sh\n(.*?)```", (ROOT / "04_latent_sd/README.md").read_text(encoding="utf-8"), re.DOTALL), set()
+    for words in (shlex.split(line, comments=True) for line in "".join(blocks).splitlines()):
+        if program := next((word for word in words if word.startswith("04_latent_sd/") and word.endswith(".py")), None):
+            module = load_program(program)
+            args = tyro.cli(module.Args, args=words[words.index(program) + 1 :])
+            getattr(module, "check_numbers", lambda args: None)(args)
+            understood.add(program.removeprefix("04_latent_sd/"))
+    assert understood == {"sample.py", "evaluate.py", "train_vae.py", "train.py", "compare_latents.py"}

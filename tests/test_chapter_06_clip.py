@@ -597,7 +597,7 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
     refused(pickled({"state_dict": {"layer.weight": torch.zeros(1)}}), "holds no Chinese CLIP: among its 1 weights")
     refused(pickled([1, 2]), "holds no weights by name")
     (tmp_path / "text.pt").write_text("hello")
-    refused(tmp_path / "text.pt", "cannot be read as a checkpoint")
+    refused(tmp_path / "text.pt", "cannot be read as a checkpoint of weights: it is no file that torch.save has written")
     less = dict(wide().state)
     del less["visual.transformer.resblocks.1.ln_2.bias"]
     refused(pickled({"state_dict": less, "vocab": list(form.words)}), "another architecture: .*layer_norm2.bias is missing")
@@ -642,6 +642,7 @@ def test_evaluate(run, tmp_path, command_line):
     ("flags", "sentence"),
     [
         (["--batch", 1], "--batch must be 2 or more"),
+        (["--seed", -1], "--seed must be 0 or more"),
         (["--unknown", 1], "--unknown must be"),
         (["--keep", 0], "--keep must be above 0"),
         (["--temperature", 0.001], "--temperature must be from"),

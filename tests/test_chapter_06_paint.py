@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import load_program, run_main
+from conftest import ROOT, load_program, run_main, run_program
 from diffusers import AutoPipelineForInpainting, StableDiffusionInpaintPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipeline import shake, write_tiny_pipeline
 
 from common.checkpoint import Model, save_model
+from common.data import lmdb_cache
 from common.data.dishes import dish, draw
 from common.denoiser import Guess
 from common.errors import UserError
@@ -223,6 +224,7 @@ def test_a_run_does_not_go_on_with_another_clip(dish_run, tmp_path):
 
 
 def test_own_photographs_with_chinese_captions(sd, clip_folder, tmp_path):
+    """As a folder, and as the LMDB file that is written of it."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     rows = []
@@ -231,7 +233,8 @@ def test_own_photographs_with_chinese_captions(sd, clip_folder, tmp_path):
         rows.append(json.dumps({"file_name": f"{i:02}.png", "text": ("米饭", "番茄汤")[i % 2]}, ensure_ascii=False))
     (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
     run_main(DISH, *TINY, "--data", folder, "--model", sd, "--clip", clip_folder, "--door", "transformers", "--names", "米饭", "--out", tmp_path / "a")
-    run_main(INPAINT, *TINY, "--data", folder, "--windows", 1, "--model", sd, "--out", tmp_path / "b")
+    lmdb_cache.main(lmdb_cache.Args(str(folder), tmp_path / "photographs.lmdb"))
+    run_main(INPAINT, *TINY, "--data", tmp_path / "photographs.lmdb", "--windows", 1, "--model", sd, "--out", tmp_path / "b")
     assert (tmp_path / "a" / "model" / UNET).exists() and (tmp_path / "b" / "model" / UNET).exists()
     assert not (tmp_path / "a" / "recognised.json").exists()
 
@@ -466,6 +469,13 @@ def test_every_engine_leaves_known_pixels_as_they_are(kind, opened):
         assert not torch.equal(frames[0].image, other[0].image)
 
 
+def test_a_picture_of_the_other_kind_is_refused(opened):
+    """A model of grey pictures, say, and a dish in colours."""
+    for kind in ("inpaint", "repaint of pixels"):
+        with pytest.raises(UserError, match="this model paints colour pictures, and the picture is a grey one"):
+            opened(kind)(photograph()[:1], right_hole(), "", 0)
+
+
 @pytest.mark.parametrize("settings", [{"crop": 4}, {"blur": 0.0}, {"blur": 6.0}])
 def test_crops_and_blurs_leave_known_pixels_too(settings, opened):
     engine, image, mask = opened("inpaint", **settings), photograph(), right_hole()
@@ -526,6 +536,8 @@ def test_wrong_models_are_refused(nine, sd, dish_run, control_run, clip, tmp_pat
     refused("0 or more", "reflect", crop=-1)
     refused("no model of diffusers", "diffusers", str(tmp_path))
     refused("diffusers has no dpmpp_2s", "diffusers", str(nine), how=How(sampler="dpmpp_2s:4"))
+    for steps in (0, 1001):
+        refused(f"takes 1 to 1000 steps with the model in .*, not {steps}", "diffusers", str(nine), how=How(sampler=f"ddim:{steps}"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     refused("not in the hub's cache, and http://127.0.0.1:9 did not answer", "diffusers", "nobody/nothing")
     monkeypatch.setitem(engines.DEFAULTS, "inpaint", tmp_path / "missing")
@@ -546,6 +558,20 @@ def test_wrong_models_are_refused(nine, sd, dish_run, control_run, clip, tmp_pat
     shutil.copytree(sd, tmp_path / "mute")
     shutil.rmtree(tmp_path / "mute" / "text_encoder")
     refused("holds no text encoder", "repaint", str(tmp_path / "mute"))
+
+
+def test_help_waits_for_nothing_heavy():
+    programs = sorted(path.stem for path in (ROOT / "06_inpaint_gif").glob("*.py") if "    run(main, Args)\n" in path.read_text(encoding="utf-8"))
+    assert "make_gif" in programs and len(programs) >= 9
+    done = run_program("-c", f"import sys; sys.path.insert(0, '06_inpaint_gif'); import {', '.join(programs)}; sys.exit('torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_shipped_stays_small():
+    """Whoever clones the course downloads all of it."""
+    files = [path for path in (ROOT / "06_inpaint_gif").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") <= 14e6
+    assert sum(path.stat().st_size for path in files if path.suffix in (".gif", ".webp", ".png", ".mp4", ".jpg")) <= 6e6
 
 
 # ------------------------------------------------------------------------------------------------------------ make_gif.py
@@ -657,25 +683,53 @@ def test_without_cn_clip_a_film_is_made_all_the_same(dish_run, nine, tmp_path, c
         (["米饭", "--engine", "magic"], "invalid choice|expected one of|magic"),
         (["米饭", "--mask-blur", "-1", "--image", "PLATE"], "--mask-blur"),
         (["米饭", "--engine", "diffusers", "--image", "PLATE"], "needs --model"),
+        (["米饭", "--mask-blur", "nan", "--image", "PLATE"], "--mask-blur must be 0 or more, not nan"),
+        (["米饭", "--colours", 3, "--image", "PLATE", "--engine", "reflect"], "4 to 256 colours"),
+        (["米饭", "--fps", 60, "--image", "PLATE", "--engine", "reflect"], "not show more than 50 frames a second"),
+        (["米饭", "--max-kb", "inf", "--image", "PLATE", "--engine", "reflect"], "--max-kb must be a number"),
+        (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "FOLDER"], "is a folder; give --out the name of a file"),
+        (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "PLATE/film.gif"], "plate.png is no folder that can be written to"),
     ],
 )
 def test_bad_input(flags, sentence, tmp_path, command_line):
-    Image.new("RGB", (64, 64)).save(tmp_path / "plate.png")
-    flags = [tmp_path / "plate.png" if flag == "PLATE" else flag for flag in flags]
-    code, _, err = command_line(MAKE, *flags, *([] if "--out" in flags else ["--out", tmp_path / "film.gif"]), "--device", "cpu")
+    """One sentence, before anything is painted, and nothing written."""
+    plate, folder = tmp_path / "plate.png", tmp_path / "folder.gif"
+    Image.new("RGB", (64, 64)).save(plate)
+    folder.mkdir()
+    named = {"PLATE": plate, "FOLDER": folder, "PLATE/film.gif": plate / "film.gif"}
+    flags = [named.get(flag, flag) for flag in flags]
+    code, out, err = command_line(MAKE, *flags, *([] if "--out" in flags else ["--out", tmp_path / "film.gif"]), "--device", "cpu")
     assert code == 2 and re.search(sentence, err) and "Traceback" not in err, err
+    assert not out and sorted(tmp_path.rglob("*")) == [folder, plate]
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [("nine", "paints into holes, so it cannot draw"), ("pixels", "reads no text, so it cannot draw")])
+def test_what_cannot_draw_a_dish_is_refused(kind, sentence, nine, pixel_model, clip_folder, tmp_path, command_line):
+    """By whoever is given it as --dish."""
+    flags = ["--dish", {"nine": nine, "pixels": pixel_model}[kind], "--clip", clip_folder, "--door", "transformers", "--device", "cpu"]
+    for program, more in ((MAKE, ["米饭", "--engine", "reflect", "--out", tmp_path / "film.gif"]), ("06_inpaint_gif/evaluate_film.py", ["--engines", "reflect"])):
+        code, _, err = command_line(program, *more, *flags)
+        assert code == 2 and sentence in err and "Traceback" not in err, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_of_any_length_names_a_file():
+    assert filming.file_name("土鸡蛋 炒番茄/") == "土鸡蛋-炒番茄" and filming.file_name("🍅") == "dish"
+    assert set(filming.file_name("番" * 300)) == {"番"} and len(f"{filming.file_name('番' * 300)}-sheet.png.partial".encode()) < 150
 
 
 @pytest.mark.parametrize(
     ("program", "flags", "sentence"),
     [
         (DISH, ["--drop", 1], "--drop must be"),
+        (DISH, ["--seed", -1], "--seed must be 0 or more"),
         (DISH, ["--steps", 1, "--minutes", 1], "not both"),
         (DISH, ["--model", "nowhere"], "there is no folder nowhere"),
         (DISH, ["--clip", "nowhere"], "there is no CLIP 'nowhere'"),
         (DISH, ["--sampler", "ddim:5000"], "takes 1 to 1000 steps"),
         (DISH, ["--model", "NINE"], "takes 9 channels and gives 4"),
         (INPAINT, ["--holes", 0], "--holes must be above 0"),
+        (INPAINT, ["--seed", -1], "--seed must be 0 or more"),
         (INPAINT, ["--model", "nowhere"], "there is no folder nowhere"),
         (INPAINT, ["--model", "PIXELS"], "is no Stable Diffusion folder"),
         (INPAINT, ["--guidance", -2], "--guidance must be 0 or more"),
@@ -784,6 +838,9 @@ def test_control_from_the_command_line(dish_run, sd, nine, pixel_model, tmp_path
         (["--guidance", "-1"], "guidance must be a number from 0 up"),
         (["--model", nine], "paints into holes"),
         (["--model", pixel_model], "reads no text"),
+        (["--soft", "nan"], "--soft must be 0 or more"),
+        (["--keep", tmp_path / "one.avi"], "cannot tell the kind of picture from the name one.avi"),
     ):
+        (tmp_path / "rows.png").unlink(missing_ok=True)
         code, _, err = command_line(program, "番茄炒蛋", *([] if "--model" in flags else ["--model", dish_run]), *flags, *common)
-        assert code == 2 and sentence in err and "Traceback" not in err, err
+        assert code == 2 and sentence in err and "Traceback" not in err and not (tmp_path / "rows.png").exists(), err
