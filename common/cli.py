@@ -85,7 +85,7 @@ def positive(**values: float | None) -> None:
     """Refuse numbers that must be above zero, and finite, naming the flag."""
     for flag, value in values.items():
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{flag.replace('_', '-')} must be above 0, not {value}")
+            raise UserError(f"--{flag.replace('_', '-')} must be above 0{' and finite' if value == math.inf else ''}, not {value}")
 
 
 def writable_folder(folder: Path) -> Path:

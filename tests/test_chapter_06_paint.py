@@ -686,7 +686,7 @@ def test_without_cn_clip_a_film_is_made_all_the_same(dish_run, nine, tmp_path, c
         (["米饭", "--mask-blur", "nan", "--image", "PLATE"], "--mask-blur must be 0 or more, not nan"),
         (["米饭", "--colours", 3, "--image", "PLATE", "--engine", "reflect"], "4 to 256 colours"),
         (["米饭", "--fps", 60, "--image", "PLATE", "--engine", "reflect"], "not show more than 50 frames a second"),
-        (["米饭", "--max-kb", "inf", "--image", "PLATE", "--engine", "reflect"], "--max-kb must be a number"),
+        (["米饭", "--max-kb", "inf", "--image", "PLATE", "--engine", "reflect"], "--max-kb must be above 0 and finite"),
         (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "FOLDER"], "is a folder; give --out the name of a file"),
         (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "PLATE/film.gif"], "plate.png is no folder that can be written to"),
     ],
