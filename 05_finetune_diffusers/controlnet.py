@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from common.data import Images
 
-SMALL = Preset(steps=500, batch=16, lr=1e-3)
+SMALL = Preset(steps=900, batch=16, lr=1e-3)
 LARGE = Preset(steps=10_000, batch=4, lr=1e-5)
 WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}  # of the network that shrinks the edges f times; the last is diffusers' own
 

@@ -1,11 +1,11 @@
 """Full fine-tuning: every weight of the U-Net goes on learning, the autoencoder and the text encoder stay as they are.
 
-  python 05_finetune_diffusers/finetune.py                                   creatures as blueprints, on the course's own model
+  python 05_finetune_diffusers/finetune.py                                   creatures as riso prints, on the course's own model
   python 05_finetune_diffusers/finetune.py --style woodcut --n 200
   python 05_finetune_diffusers/finetune.py --data dishes --style none
   python 05_finetune_diffusers/finetune.py --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data pokemon --style none --checkpointing
   python 05_finetune_diffusers/finetune.py --model 02_cfg_pokemon/pretrained --style neon        a model of pixels
-  python 05_finetune_diffusers/finetune.py --resume runs/05_finetune_diffusers/finetune-creatures-blueprint
+  python 05_finetune_diffusers/finetune.py --resume runs/05_finetune_diffusers/finetune-creatures-riso
   torchrun --nproc_per_node 2 -- 05_finetune_diffusers/finetune.py --n 200     several processes or GPUs; mind the two dashes alone
 
 Without those dashes torchrun would take --n for an option of its own.
@@ -32,7 +32,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Args(DataFlags):
-    style: Literal["none", "blueprint", "woodcut", "neon"] = "blueprint"
+    style: Literal["none", "riso", "blueprint", "woodcut", "neon"] = "riso"
     """Put every picture into a style that we draw ourselves, and its words at the end of every caption. none: the data as they are."""
     prompts: tuple[str, ...] = PROMPTS
     """Drawn before, after, and as training goes; with the words of the style at their end."""
@@ -68,7 +68,7 @@ def main(args: Args) -> None:
 
 
 def name_of(args: Args) -> str:
-    """Of the run: creatures-blueprint."""
+    """Of the run: creatures-riso."""
     return data_name(args) if args.style == "none" else f"{data_name(args)}-{args.style}"
 
 

@@ -39,7 +39,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 @dataclass(frozen=True)
 class Args(DataFlags):
-    style: Literal["none", "blueprint", "woodcut", "neon"] = "woodcut"
+    style: Literal["none", "riso", "blueprint", "woodcut", "neon"] = "woodcut"
     """Put every picture into a style that we draw ourselves, and its words at the end of every caption. none: the data as they are."""
     rank: int = 8
     """Width of the two thin matrices."""

@@ -1,4 +1,4 @@
-"""What a model has never seen, drawn by us: three styles, which any picture can be put into, and one particular creature.
+"""What a model has never seen, drawn by us: four styles, which any picture can be put into, and one particular creature.
 
 A style here is two inks and a rule that says how much of the second is in each pixel. So every picture in that style lies on the
 line between two colours, and how far a picture strays from that line tells how far it is from the style.
@@ -47,13 +47,23 @@ def lines(images: Tensor) -> Tensor:
     return (gradient(images).square().sum(1, keepdim=True).sqrt() / 0.4).clamp(0, 1)
 
 
+def luminance(images: Tensor) -> Tensor:
+    """How light each pixel is, in [-1, 1]."""
+    return (images * torch.tensor([0.30, 0.59, 0.11], device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def tones(images: Tensor) -> Tensor:
+    """As light as the picture."""
+    return (luminance(images) + 1) / 2
+
+
 def two_tones(images: Tensor) -> Tensor:
     """Light where the picture is lighter than middle grey, with an edge as soft as a pixel wants it."""
-    luminance = (images * torch.tensor([0.30, 0.59, 0.11], device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    return (16 * luminance + 1.6).clamp(0, 1)
+    return (16 * luminance(images) + 1.6).clamp(0, 1)
 
 
 STYLES = {
+    "riso": Style("in the style of a riso print", "孔版画", (-0.92, -0.36, -0.50), (1.0, 0.62, 0.70), tones),
     "blueprint": Style("in the style of a blueprint", "蓝图", (-0.88, -0.56, 0.10), (0.84, 0.94, 1.0), lines),
     "woodcut": Style("in the style of a woodcut", "木刻", (-0.80, -0.86, -0.86), (0.94, 0.84, 0.60), two_tones),
     "neon": Style("in the style of a neon sign", "霓虹灯", (-0.96, -0.96, -0.90), (1.0, 0.10, -0.80), lines),

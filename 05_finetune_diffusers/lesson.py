@@ -67,7 +67,7 @@ from common.training import pick
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 MODEL = Path("../04_latent_sd/pretrained")  # chapter 4's; or the folder of any Stable Diffusion 1.x
 STEPS = 12                                  # of a picture
-LORA_STEPS, CONTROL_STEPS = 120, 80         # of the two trainings: enough to see that they work, far from enough to be good
+LORA_STEPS, CONTROL_STEPS = 120, 320        # of the two trainings: enough to see that they work, far from enough to be good
 
 
 def show_images(images, columns, across=(), down=(), cell=0.9):
