@@ -1,5 +1,6 @@
 """What a training is measured by: the same prompts, noises and test images before and after it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def mean_of(values: Tensor) -> Estimate:
     return bootstrap(lambda some: float(some.mean()), values.double(), times=1000)
 
 
-class Exam:
+class Exam(ABC):
     """Measures by name, for each sitting by name: {"base": {"denoising error": Estimate, ...}, "tuned": ...}, and the pictures.
 
     prompts  the validation prompts, drawn at every sitting
@@ -61,9 +62,9 @@ class Exam:
         """The pictures of the sitting of this name, one for each prompt. (N, 3, S, S)"""
         return self.paint(self.prompts)
 
+    @abstractmethod
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         """What is found out at a sitting at which these pictures were drawn; more may be drawn for it."""
-        raise NotImplementedError
 
     def paint(self, prompts: Sequence[str], **more) -> Tensor:
         return paint(self.pipe, list(prompts), self.args, self.size, self.accelerator, **more)

@@ -54,7 +54,7 @@ class Preset:
     lr: float = 1e-3
 
 
-DRAWN = Preset(minutes=45)  # latents of 16 x 16, sized for two CPU cores
+DRAWN = Preset(minutes=30, batch=16)  # latents of 16 x 16, sized for one CPU core
 FOLDER = Preset(minutes=60, lr=5e-4)
 PRESETS = {"dishes": DRAWN}
 GPU_DRAWN = Preset(minutes=15, batch=256)  # sized for one recent GPU
