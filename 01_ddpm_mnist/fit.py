@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from common import viz
-from common.checkpoint import Model, save_model
+from common.checkpoint import Model, load_model, save_model, start_from
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
 from common.denoiser import Denoiser
@@ -32,6 +32,8 @@ def fit(args) -> None:
     data = load(args.data, args.size, args.data_dir)
     torch.manual_seed(args.seed)
     net = zero_init(UNet(unet_config(args, data)))
+    if args.start and not args.resume:
+        start_from(net, load_model(args.start).net, args.start)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     states = train(net, data, make_loss(args, schedule), train_config(args), accelerator, resume=args.resume is not None)

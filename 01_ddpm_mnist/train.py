@@ -4,6 +4,7 @@
   python 01_ddpm_mnist/train.py --data cifar10 --minutes 60
   python 01_ddpm_mnist/train.py --data path/to/faces --size 64
   python 01_ddpm_mnist/train.py --resume runs/01_ddpm_mnist/mnist
+  python 01_ddpm_mnist/train.py --data mnist --start 01_ddpm_mnist/pretrained --minutes 60     go on from a trained model, with a new budget
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import is_main_process, positive, run
-from common.settings import one_budget, resumed, with_folder, with_preset
+from common.settings import one_budget, resumed, with_build, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Args:
     """Width of the U-Net at each resolution, highest resolution first."""
     layers: int = 1
     """Residual blocks at each resolution."""
+    start: Path | None = None
+    """Begin with the weights of this run or folder, a U-Net of the same build; its widths are taken over."""
     schedule: str = "cosine"
     """linear, cosine, sigmoid, scaled_linear, edm or flow."""
     prediction: str = "v"
@@ -109,7 +112,7 @@ def new_run(args: Args) -> Args:
         if is_main_process():
             print(why)
         args = replace(args, data=name)
-    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "01_ddpm_mnist")
+    return with_folder(with_preset(with_build(args), PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "01_ddpm_mnist")
 
 
 def main(args: Args) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SAMPLE, TINY, TRAIN, environment, run_program
+from conftest import ROOT, SAMPLE, TINY, TRAIN, environment, run_main, run_program
 from PIL import Image
+from safetensors.torch import load_file
 
 from common import cli
 from common.checkpoint import checkpoints
@@ -227,6 +228,31 @@ def test_training_with_labels_then_asking_for_one(command_line, tmp_path):
     assert (pictures[0] != pictures[1]).any()
     assert "--label 10 does not exist" in refused(command_line(SAMPLE, *ask, "--label", 10))
     assert "--label -1 does not exist" in refused(command_line(SAMPLE, *ask, "--label", -1))
+
+
+def test_training_goes_on_from_another_model(trained_run, tmp_path):
+    """With its weights, as wide as it is; and --resume needs the other model no more."""
+    other, run = shutil.copytree(trained_run, tmp_path / "other"), tmp_path / "run"
+    widths = TINY.index("--channels")
+    run_main(TRAIN, *TINY[:widths], *TINY[widths + 3 :], "--seed", 1, "--start", other, "--steps", 1, "--lr", 1e-6, "--out", run)
+    old, new = (load_file(folder / "model/unet/diffusion_pytorch_model.safetensors") for folder in (other, run))
+    assert old.keys() == new.keys() and all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old)
+    shutil.rmtree(other)
+    run_main(TRAIN, "--resume", run, "--steps", 2, "--device", "cpu")
+    assert checkpoints(run)[-1].name == "step-00000002.pt"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--layers", 2], "another build (layers = 1 against 2); leave out --start, or give its settings"),
+        (["--class-conditional"], "another build (classes = None against 10)"),
+        (["--start", "nowhere"], "there is no folder nowhere"),
+    ],
+)
+def test_train_refuses_to_start_from(command_line, trained_run, tmp_path, given, said):
+    assert said in refused(command_line(TRAIN, *flags("--start", trained_run, "--out", tmp_path / "run", *given)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_on_a_folder(command_line, tmp_path):
