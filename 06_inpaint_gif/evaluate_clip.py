@@ -9,7 +9,7 @@ All that it is asked about is new to it:
 
     test            dishes drawn with other seeds than those it has learned from
     heldout         dishes on a table on which it has never seen them
-    held-out names  the second other name of each dish that has two; no caption of the training holds them
+    held-out names  the last other name of each dish that has two or more; no caption of the training holds them
 
 A picture is given to the dish whose names lie nearest, a name to the dish whose test pictures lie nearest (the mean of their
 directions). top1: the right one is nearest; top5: among the nearest five; with 95 % bootstrap intervals over what was asked. The

@@ -29,10 +29,12 @@ class Args:
     """The CLIP that says what a picture shows; by default the same."""
     door: Literal["auto", "cn_clip", "transformers"] = "auto"
     """Which library computes; auto is cn_clip where it is installed."""
-    engines: tuple[Literal["inpaint", "repaint", "nearest", "reflect"], ...] = ("inpaint", "repaint", "reflect", "nearest")
+    engines: tuple[Literal["inpaint", "repaint", "controlnet", "nearest", "reflect"], ...] = ("inpaint", "repaint", "controlnet", "reflect", "nearest")
     """What paints the holes; the first one paints the moves, too."""
     inpaint: Path | None = None
     """The network of the engine inpaint; by default the shipped one."""
+    controlnet: Path | None = None
+    """The ControlNet of the engine of that name, a run of train_controlnet.py; by default the shipped one."""
     guidance: float = 5.0
     """Guidance scale while the dish is drawn."""
     paint_guidance: float = 2.0
@@ -90,8 +92,9 @@ def engines_of(args: Args, clip, folder: Path, device: str) -> dict:
     from engines import Settings, open_engine
 
     models = {"inpaint": args.inpaint and str(args.inpaint), "repaint": str(folder)}
+    nets = {"controlnet": args.controlnet and str(args.controlnet)}
     how = How(args.paint_guidance, sampler=args.sampler)
-    return {name: open_engine(Settings(name, models.get(name), how=how, device=device, clip=clip)) for name in args.engines}
+    return {name: open_engine(Settings(name, models.get(name), nets.get(name), how, device, clip)) for name in args.engines}
 
 
 def tell_dishes(args: Args, artist, judge, how) -> dict:
