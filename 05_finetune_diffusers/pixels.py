@@ -64,7 +64,10 @@ def open_pixels(folder: Path, device: str) -> "StableDiffusionPipeline":
         raise UserError(f"the model in {folder} cannot be opened ({first_line(problem)})") from problem
     if parts["unet"].config.in_channels != 3:
         raise UserError(f"the U-Net in {folder} has {parts['unet'].config.in_channels} input channels; without an autoencoder they should be 3, red, green and blue")
-    pipe = StableDiffusionPipeline(**parts, vae=Identity(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    scheduler = parts.pop("scheduler")  # a pipeline for latents would turn off its clipping of x0, which is right for images
+    usual = DDPMScheduler.from_config(scheduler.config, clip_sample=False, steps_offset=1)
+    pipe = StableDiffusionPipeline(**parts, scheduler=usual, vae=Identity(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.register_modules(scheduler=scheduler)
     return pipe.to(device)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import load_program, run_main, run_program
+from conftest import ROOT, load_program, run_main, run_program
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -324,6 +324,14 @@ def test_a_model_of_pixels_fine_tunes_unchanged(tmp_path):
     assert before.cfg == after.cfg and any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     ids = [load_text(folder).tokenizer(["a blue creature"]) for folder in (tmp_path / "pixels", tmp_path / "run" / "model")]
     assert torch.equal(*ids)
+
+
+def test_a_model_of_pixels_keeps_its_scheduler(recwarn):
+    """A pipeline for latents turns the clipping of x0 off, with a notice. Images are in [-1, 1], so here it stays on, and nothing is said."""
+    recwarn.clear()
+    pipe = pixels.open_pixels(ROOT / "02_cfg_pokemon" / "pretrained", "cpu")
+    assert pipe.scheduler.config.clip_sample and pipe.scheduler.config.steps_offset == 0
+    assert not [str(warning.message) for warning in recwarn if "configuration file" in str(warning.message)]
 
 
 @pytest.mark.parametrize(("program", "flags"), [
