@@ -137,6 +137,8 @@ class Artist:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """(B, c, h, w) of unit variance -> (B, C, f h, f w) in [-1, 1], on the CPU"""
+        if not z.isfinite().all():
+            raise UserError("while the picture was drawn its numbers grew beyond all bounds; choose a smaller guidance scale")
         return (self.vae.decode(self.vae.unscale(z)) if self.vae else z).clamp(-1, 1).cpu()
 
     @torch.no_grad()

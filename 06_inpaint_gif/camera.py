@@ -72,7 +72,8 @@ class Move:
     @classmethod
     def parse(cls, text: str) -> "Move":
         """ "zoom-out", or a chain: "right:3,zoom-out"."""
-        return cls(tuple(Step.parse(word) for word in text.split(",")))
+        plain = text.translate(str.maketrans("，、：", ",,:"))  # as a Chinese keyboard writes them
+        return cls(tuple(Step.parse(word) for word in plain.split(",")))
 
     def __str__(self) -> str:
         return ",".join(f"{step.name}:{step.keyframes}" for step in self.steps)

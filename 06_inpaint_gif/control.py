@@ -2,7 +2,7 @@
 
   python 06_inpaint_gif/control.py "番茄炒蛋" --region "right:葱油生菜"                   two dishes on one plate
   python 06_inpaint_gif/control.py "番茄炒蛋" --region "0.3,0.3,0.7,0.7:米饭" --guidance "8>2"
-  python 06_inpaint_gif/control.py "米饭" --then "0.4:番茄炒蛋" "0.8:葱油生菜"            the form of one, the colours of another
+  python 06_inpaint_gif/control.py "米饭" --then "0.2:番茄炒蛋"                       the table of one, the dish of another
   python 06_inpaint_gif/control.py "a bowl of rice" --model 04_latent_sd/pretrained --sweep-then "a red fire creature"
 
 Writes a row of pictures without any of this, and below it the same noise with it. --keep NAME.png keeps the first one of the lower row: a
@@ -62,6 +62,8 @@ def main(args: Args) -> None:
             raise UserError(f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(KINDS)}")
     if not 0 <= args.soft < float("inf"):
         raise UserError(f"--soft must be 0 or more, not {args.soft:g}")
+    if args.seed < 0:
+        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     if args.sweep_then is not None and (args.then or args.region):
         raise UserError("--sweep-then makes rows of its own; leave out --then and --region")
     from regions import Place, read_guidance, read_stage
@@ -81,6 +83,8 @@ def main(args: Args) -> None:
     clip = clip_of(folder, device, args.clip, args.door) if (find_root(folder) / READS).exists() else None
     artist = open_artist(folder, device, clip)
     check_draws(folder, artist)
+    if clip:
+        tell(clip, [args.name, *(place.words for place in places), *(words for _, words in stages), args.sweep_then or ""])
     how = How(scale[0], args.negative, args.sampler)
     ways = [([], [(0.2 * k, args.sweep_then)]) for k in (4, 3, 2, 1)] if args.sweep_then is not None else [(places, stages)]
     rows = [drawn(artist, how, (scale[0], scale[0]), args.name, [], [], args)]
@@ -88,6 +92,16 @@ def main(args: Args) -> None:
     print(viz.save_picture(viz.grid(torch.cat(rows), args.n, 130 * len(rows)), args.out))
     if args.keep:
         print(viz.save_picture(viz.grid(rows[1][:1], 1, gap=0), args.keep))
+
+
+def tell(clip, names) -> None:
+    """What there is to say about names, as make_gif.py does."""
+    import sys
+
+    from dish_names import take_order
+
+    for remark in dict.fromkeys(remark for name in names if name.strip() for remark in take_order(clip, name).remarks):
+        print(f"note: {remark}", file=sys.stderr)
 
 
 def drawn(artist, how, scale, name: str, places, stages, args: Args):

@@ -82,7 +82,7 @@ def shown_to_unet(artist: Artist, images: Tensor, masks: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Repaint:
-    """RePaint (repaint.py) in the latents of any model, or in its pixels."""
+    """RePaint (repaint.py) in the latents of any model, or in its pixels. A way shorter than the jump is walked again as a whole."""
 
     artist: Artist
     how: How = How()
@@ -95,7 +95,7 @@ class Repaint:
         path, noise = self.artist.path(self.how), Noise(seed)
         x = start(path, tuple(known.shape), noise).to(known)
         denoise = self.artist.guided([prompt], self.how)
-        *_, last = repaint(denoise, x, path, known, hole, noise, self.jump, self.times)
+        *_, last = repaint(denoise, x, path, known, hole, noise, min(self.jump, len(path)), self.times)
         return self.artist.decode(last.x)[0]
 
     def known(self, image: Tensor, mask: Tensor) -> Tensor:
@@ -251,7 +251,15 @@ class Joined:
     match: bool = True
 
     def __call__(self, image: Tensor, mask: Tensor, prompt: str, seed: int) -> Tensor:
-        painted = self.painted(image, mask, prompt, seed).to(image)
+        height, width = image.shape[1:]
+        if self.crop is None and (self.native is None or height == width == self.native):
+            return self.join(image, self.engine(image, mask, prompt, seed), mask)
+        side, all_of_it = self.native or max(height, width), max(height, width)
+        padding = all_of_it if self.crop is None else self.crop
+        return inpaint_cropped(self.engine, image, mask, prompt, seed, (side, side), padding, self.join)
+
+    def join(self, image: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
+        painted = painted.to(image)
         if (mask > 0).all():
             return painted
         if self.match:
@@ -259,13 +267,6 @@ class Joined:
         if self.blur:
             painted = overlay(nearest(image, mask), painted, feathered(mask, self.blur))  # from the colours at the edge to its own
         return overlay(image, painted, mask)
-
-    def painted(self, image: Tensor, mask: Tensor, prompt: str, seed: int) -> Tensor:
-        height, width = image.shape[1:]
-        if self.crop is None and (self.native is None or height == width == self.native):
-            return self.engine(image, mask, prompt, seed)
-        side, all_of_it = self.native or max(height, width), max(height, width)
-        return inpaint_cropped(self.engine, image, mask, prompt, seed, (side, side), all_of_it if self.crop is None else self.crop)
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,10 @@ def main(args: Args) -> None:
     clip = clip_of(folder, device, args.clip, args.door)
     artist, judge = open_artist(folder, device, clip), load_clip(args.judge, args.door, device) if args.judge else clip
     check_draws(folder, artist)
+    painters = engines_of(args, clip, folder, device) if {"holes", "moves"} & set(args.only) else {}
     figures = {}
     if "dishes" in args.only:
         figures["dishes"] = tell_dishes(args, artist, judge, How(args.guidance, sampler=args.sampler))
-    painters = engines_of(args, clip, folder, device) if {"holes", "moves"} & set(args.only) else {}
     if "holes" in args.only:
         figures["holes"] = tell_holes(args, artist.size, painters)
     if "moves" in args.only:

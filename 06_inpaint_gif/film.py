@@ -281,7 +281,7 @@ def check_memory(frames: int, height: int, width: int, keyframes: int = 0, budge
 def contact_sheet(picture: Tensor, keyframes: Iterable[Keyframe], height: int = 128, columns: int = 8, gap: int = 6) -> Image.Image:
     """The picture, and below it for each thing that was painted: what was still seen, the mask, the result.
 
-    Above each stands the move and how much of it is new; what needed no painting is left out.
+    Above each stands the move and how much of it is new, with a + if it is a corner that is only passed; what needed no painting is left out.
     height   of one tile, which is enlarged by a whole factor to about that
     columns  things in a row
     """
@@ -304,7 +304,7 @@ def contact_sheet(picture: Tensor, keyframes: Iterable[Keyframe], height: int = 
 
     place("the picture", [picture], gap, gap)
     for i, k in enumerate(painted):
-        title = f"{i + 1} {k.stop.name}{' corner' if k.stop.corner else ''}: {max(1, round(100 * k.new))} % new"
+        title = f"{i + 1} {k.stop.name}{' +' if k.stop.corner else ''}: {max(1, round(100 * k.new))} % new"
         top = gap + head + tall + gap + i // columns * (block + gap)
         place(title, [k.moved, k.mask * 2 - 1, k.image], gap + i % columns * (wide + gap), top)
     return sheet

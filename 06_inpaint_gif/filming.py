@@ -69,7 +69,7 @@ def film(args, device: str) -> None:
     times = clock(args.frames, args.loop, args.ease, way.returns)
     frames = [enlarged(frame, args.enlarge) for frame in close(shoot(world, way, times), args.frames)]
     written = reel.save_film(frames, out, args.fps, args.loop != "once", args.max_kb and round(1000 * args.max_kb), **gif_options(args, out))
-    sheet = save_picture(reel.contact_sheet(picture, keyframes), out.with_name(f"{out.stem}-sheet.png"))
+    sheet = save_picture(reel.contact_sheet(picture, keyframes), sheet_of(out))
     print(f"{written}\n{sheet}")
     print(seams(keyframes))
     print(f"{time.perf_counter() - began:.1f} s in all, {painted - began:.1f} s of them until everything was painted, on {device}")
@@ -84,6 +84,8 @@ def check_film(args, move: Move, out: Path) -> None:
     if out.suffix.lower() not in reel.WRITERS:
         raise UserError(f"cannot tell the kind of film from the name {out.name}; end it in {', '.join(reel.WRITERS)}")
     check_place(out)
+    if args.image and args.image.resolve() in (out.resolve(), sheet_of(out).resolve()):
+        raise UserError(f"the film or its sheet would be written over {args.image}; choose another --out")
     reel.milliseconds(2, args.fps)
     if out.suffix.lower() == ".gif":
         reel.check_gif(args.frames, args.fps, **gif_options(args, out))
@@ -91,6 +93,11 @@ def check_film(args, move: Move, out: Path) -> None:
         reel.need_ffmpeg()
     Sampler.parse(args.sampler)
     planned(args, move, args.size or 64)
+
+
+def sheet_of(out: Path) -> Path:
+    """Where the keyframes of a film are shown."""
+    return out.with_name(f"{out.stem}-sheet.png")
 
 
 def check_place(out: Path) -> None:
@@ -105,7 +112,7 @@ def check_place(out: Path) -> None:
 def planned(args, move: Move, size: int) -> Way:
     """The way of the camera, and a look at the memory that the film will take."""
     side = size * args.enlarge
-    reel.check_memory(args.frames, side, side)  # before anything is counted frame by frame
+    reel.check_memory(2, side, side)  # before anything is counted pixel by pixel
     way = Way.plan(move, size, size, args.share)
     way = way.around() if args.loop == "round" else way
     reel.check_memory(args.frames, side, side, len(way.stops()))

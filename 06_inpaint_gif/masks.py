@@ -119,13 +119,14 @@ Engine = Callable[[Tensor, Tensor, str, int], Tensor]
 
 
 def inpaint_cropped(engine: Engine, image: Tensor, mask: Tensor, prompt: str, seed: int, size: tuple[int, int],
-                    padding: int = 32) -> Tensor:  # fmt: skip
+                    padding: int = 32, join: Callable[[Tensor, Tensor, Tensor], Tensor] = overlay) -> Tensor:  # fmt: skip
     """Inpaint only the surroundings of the mask, enlarged (or shrunk) to the size the model was made for, and paste them back.
 
     image    (C, H, W) in [-1, 1], of any size
     mask     (1, H, W)
     size     height and width that the engine is given
     padding  pixels of known picture around the mask that the engine sees as well
+    join     (original, painted, mask) -> the two as one; what it changes of known pixels changes in the picture
     """
     if padding < 0:
         raise UserError(f"--padding-mask-crop must be 0 or more, not {padding}")
@@ -136,7 +137,7 @@ def inpaint_cropped(engine: Engine, image: Tensor, mask: Tensor, prompt: str, se
     small_hole = interpolate((hole > 0).float()[None], size, mode="area")[0] if (box.height, box.width) != size else hole
     painted = engine(resized(part, size), (small_hole > 0).float(), prompt, seed)  # white if any part of it was
     result = image.clone()
-    box.of(result).copy_(overlay(part, resized(painted.to(image), (box.height, box.width)), hole))
+    box.of(result).copy_(join(part, resized(painted.to(image), (box.height, box.width)), hole))
     return result
 
 

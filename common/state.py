@@ -26,5 +26,6 @@ def load_strictly(net: nn.Module, state: dict[str, torch.Tensor], source: Path |
     wrong = [f"{key} is {tuple(state[key].shape)} there, {tuple(own[key].shape)} here" for key in own if key in state and state[key].shape != own[key].shape]
     wrong += [f"{key} is missing" for key in own if key not in state] + [f"{key} is unknown" for key in state if key not in own]
     if wrong:
-        raise UserError(f"{source} holds weights of another architecture: {wrong[0]} (and {len(wrong) - 1} more differences)")
+        more = f" (and {len(wrong) - 1} more differences)" if wrong[1:] else ""
+        raise UserError(f"{source} holds weights of another architecture: {wrong[0]}{more}")
     net.load_state_dict(state)

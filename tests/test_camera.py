@@ -475,6 +475,10 @@ def test_contact_sheet():
 # --- bad input
 
 
+def test_moves_as_a_chinese_keyboard_writes_them():
+    assert str(Move.parse("right：3，zoom-out、ring")) == str(Move.parse("right:3,zoom-out,ring"))
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("sideways", "unknown camera move 'sideways'; choose one of up, down, left, right, up-left.*ring"),
     ("", "unknown camera move ''"), ("right,,up", "unknown camera move ''"),

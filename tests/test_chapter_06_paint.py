@@ -478,9 +478,10 @@ def test_a_picture_of_the_other_kind_is_refused(opened):
 
 @pytest.mark.parametrize("settings", [{"crop": 4}, {"blur": 0.0}, {"blur": 6.0}])
 def test_crops_and_blurs_leave_known_pixels_too(settings, opened):
-    engine, image, mask = opened("inpaint", **settings), photograph(), right_hole()
+    engine, image, mask = opened("inpaint", **settings), photograph(), torch.zeros(1, 64, 64)
+    mask[:, 48:, 48:] = 1  # a corner: the surroundings of what reaches from edge to edge would be all there is
     painted = engine(image, mask, "番茄炒蛋", 0)
-    assert torch.equal(painted[:, :, :48], image[:, :, :48])
+    assert torch.equal(painted[(mask == 0).expand_as(image)], image[(mask == 0).expand_as(image)])
     assert not torch.equal(painted, opened("inpaint")(image, mask, "番茄炒蛋", 0))
 
 
@@ -498,6 +499,34 @@ def test_other_sizes_are_painted_at_the_engines_own(opened):
     assert torch.equal(painted[:, :, :66], image[:, :, :66]) and painted[:, :, 66:].abs().max() < 1e-6
     whole = engines.Joined(engine, native=None)(image, torch.ones(1, 96, 96), "", 0)
     assert told[-1] == (3, 96, 96) and not whole.any()
+
+
+@pytest.mark.parametrize("settings", [{"native": 64}, {"native": 32}, {"native": 64, "crop": 8}])
+def test_colours_are_matched_at_whatever_size_is_painted(settings):
+    """An engine that paints everything darker is put right along the edge, also where its picture comes back through another size."""
+    image, mask = torch.full((3, 64, 64), 0.5), right_hole()
+    darker = lambda image, mask, prompt, seed: torch.full_like(image, 0.1)  # noqa: E731
+    plain, matched = (engines.Joined(darker, **settings, blur=0, match=match)(image, mask, "", 0) for match in (False, True))
+    assert plain[:, :, 48:].sub(0.1).abs().max() < 1e-3
+    assert matched[:, :, 48].sub(0.5).abs().max() < 0.1 and torch.equal(matched[:, :, :48], image[:, :, :48])
+
+
+def test_repaint_walks_a_short_way_again_too(dish_run, clip):
+    """Fewer steps than --jump: the whole way is walked --resample times."""
+    drawer, seen = artist.open_artist(dish_run, clip=clip), []
+    engine = engines.Repaint(drawer, How(w=1.0, sampler="ddpm:3"), jump=5, times=2)
+    inner = artist.Artist.guided
+    try:
+        artist.Artist.guided = lambda self, prompts, how: (lambda denoise: lambda x, level: seen.append(level) or denoise(x, level))(inner(self, prompts, how))
+        engine(photograph(), right_hole(), "米饭", 0)
+    finally:
+        artist.Artist.guided = inner
+    assert len(seen) == 6
+
+
+def test_a_picture_that_grows_beyond_all_bounds(dish_run, clip):
+    with pytest.raises(UserError, match="choose a smaller guidance scale"):
+        artist.open_artist(dish_run, clip=clip).draw(["米饭"], How(w=1e30, sampler="ddim:4"), 0)
 
 
 def test_a_softened_edge_begins_with_the_colours_next_to_it():
@@ -612,6 +641,30 @@ def test_films_without_an_inpainting_network(engine, dish_run, sd, control_run, 
     flags = ["--dish", dish_run, "--door", "transformers", "--sampler", "ddim:2", "--device", "cpu", "--tries", 1, "--frames", 4, "--enlarge", 1]
     code, out, err = command_line(MAKE, "番茄炒蛋", *flags, *engine, "--camera", "left:1", "--size", 96, "--out", tmp_path / "film.gif")
     assert code == 0 and "enlarged to 96 x 96" in out and "4 frames of 96 x 96" in out, err
+
+
+def test_a_film_never_takes_the_place_of_the_picture_it_was_made_from(tmp_path, command_line):
+    for name, out in (("plate.png", "plate.png"), ("film-sheet.png", "film.gif")):
+        Image.new("RGB", (48, 48), "red").save(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        code, _, err = command_line(MAKE, "我的菜", "--image", tmp_path / name, "--engine", "reflect", "--frames", 4, "--out", tmp_path / out)
+        assert code == 2 and "would be written over" in err and (tmp_path / name).read_bytes() == before
+
+
+def test_as_many_frames_as_it_says_do(tmp_path, command_line, monkeypatch):
+    """The number that a refusal names is one that works, keyframes counted."""
+    monkeypatch.setattr(filming.reel.check_memory, "__defaults__", (0, 10_000_000))
+
+    def refusal(frames: int) -> str:
+        args = load_program(MAKE).Args("米饭", camera="right:6", frames=frames)
+        try:
+            filming.planned(args, camera.Move.parse(args.camera), 64)
+        except UserError as problem:
+            return str(problem)
+        return ""
+
+    most = int(re.search(r"at most --frames (\d+)", refusal(1000))[1])
+    assert refusal(most) == "" and f"at most --frames {most}" in refusal(most + 1)
 
 
 def test_a_picture_of_ones_own_needs_no_network(tmp_path, command_line):
@@ -824,6 +877,8 @@ def test_control_from_the_command_line(dish_run, sd, nine, pixel_model, tmp_path
     assert code == 0, err
     with Image.open(tmp_path / "one.png") as kept, Image.open(tmp_path / "rows.png") as rows:
         assert kept.size == (64, 64) and rows.size == (2 * 134, 2 * 134)
+    code, _, err = command_line(program, "炸龘龘", "--model", dish_run, "--then", "0.5:米饭", *common)
+    assert code == 0 and "never read" in err and "炸龘龘 is not one of the" in err and "米饭 is not" not in err
     code, _, err = command_line(program, "a bowl of rice", "--model", sd, "--sweep-then", "a red creature", *common)
     assert code == 0, err
     for flags, sentence in (
@@ -839,6 +894,7 @@ def test_control_from_the_command_line(dish_run, sd, nine, pixel_model, tmp_path
         (["--model", nine], "paints into holes"),
         (["--model", pixel_model], "reads no text"),
         (["--soft", "nan"], "--soft must be 0 or more"),
+        (["--seed", "-1"], "--seed must be 0 or more"),
         (["--keep", tmp_path / "one.avi"], "cannot tell the kind of picture from the name one.avi"),
     ):
         (tmp_path / "rows.png").unlink(missing_ok=True)

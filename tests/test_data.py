@@ -302,6 +302,17 @@ def test_modes_and_transparency(tmp_path, mode, colour):
     assert load(str(tmp_path), 8).pixels.unique().tolist() == [200 if mode == "L" else 255]
 
 
+def test_sixteen_bits_are_scaled_and_unscaled_numbers_refused(tmp_path):
+    """Grey values up to 65,535 are no whiter than up to 255; of 32-bit numbers nobody says what is white."""
+    grey = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "a.png")
+    assert torch.equal(load(str(tmp_path), 8).pixels[0, 0], torch.from_numpy(grey))
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "a.tif")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match="32-bit numbers, of which nobody says what is white"):
+        load(str(tmp_path), 8)
+
+
 def test_a_palette_with_a_transparent_colour(tmp_path):
     image = Image.new("P", (9, 9), 1)
     image.putpalette([0, 0, 0, 255, 0, 0])

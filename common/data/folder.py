@@ -63,14 +63,23 @@ def decode_all(
 
 
 def _decode(file: Path | BinaryIO, size: int) -> np.ndarray:
-    """(3, size, size) uint8. Transparency is put on white; the rotation noted by a camera is applied."""
+    """(3, size, size) uint8"""
     with Image.open(file) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        image = ImageOps.fit(as_rgb(image), (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Red, green and blue, 8 bits each. The rotation noted by a camera is applied, and transparency is put on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers, of which nobody says what is white; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def metadata_file(folder: Path) -> Path | None:
