@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from common import viz
-from common.checkpoint import Model, load_model, save_model, start_from
+from common.checkpoint import Model, checkpoints, load_model, save_model, start_from
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
 from common.denoiser import Denoiser
@@ -26,14 +26,14 @@ from common.unet import UNet, UNetConfig, small_unet, zero_init
 def fit(args) -> None:
     """Train as `args` (train.Args, settled) says."""
     check_pair(args.schedule, args.prediction)
-    schedule, sampler = make_schedule(args.schedule), Sampler.parse(args.sampler)
+    schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     data = load(args.data, args.size, args.data_dir)
     torch.manual_seed(args.seed)
     net = zero_init(UNet(unet_config(args, data)))
-    if args.start and not args.resume:
-        start_from(net, load_model(args.start).net, args.start)
+    if args.start and not checkpoints(args.out):  # a run that goes on has learned more since; one that was killed at once has not
+        begin_with(net, args)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     states = train(net, data, make_loss(args, schedule), train_config(args), accelerator, resume=args.resume is not None)
@@ -59,6 +59,15 @@ def fit(args) -> None:
         print(f"stopped after step {state.step}; continue with: python 01_ddpm_mnist/train.py --resume {args.out}")
     else:
         show(args, state, sample(state.ema, args, data, schedule, sampler, 64))
+
+
+def begin_with(net: UNet, args) -> None:
+    """Take over the weights of args.start, if they answer the same question."""
+    other = load_model(args.start)
+    if other.prediction != args.prediction:
+        raise UserError(f"the U-Net in {args.start} has learned to predict {other.prediction}, and this run trains {args.prediction}; "
+                        f"give --prediction {other.prediction}")  # fmt: skip
+    start_from(net, other.net, args.start)
 
 
 def make_loss(args, schedule: Schedule):

@@ -73,7 +73,7 @@ class Captioned:
 def teach(args) -> None:
     """Train as `args` (train.Args, settled) says."""
     check_pair(args.schedule, args.prediction)
-    schedule, sampler = make_schedule(args.schedule), Sampler.parse(args.sampler)
+    schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n)

@@ -68,7 +68,7 @@ class Captioned:
 def fit_unet(args) -> None:
     """Train as `args` (train.Args, settled) says."""
     check_pair(args.schedule, args.prediction)
-    schedule, sampler = make_schedule(args.schedule), Sampler.parse(args.sampler)
+    schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
     check_schedule(schedule)
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)

@@ -14,6 +14,7 @@ from pictures import load_all, some_of
 from torch import Tensor, nn
 
 from common import viz
+from common.checkpoint import checkpoints
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images
 from common.data.images import to_float
@@ -46,10 +47,11 @@ def fit_vae(args) -> None:
     images = load_all(args.data, args.size, args.data_dir, n=args.n)
     torch.manual_seed(args.seed)
     vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels, args.latent_channels, args.layers))
-    if args.start and not args.resume:
+    begun = bool(checkpoints(args.out))  # a run that was killed at once begins anew
+    if args.start and not begun:
         start_from(vae, args.start)
     if args.decoder_only:
-        keep_latents(vae, args.out / "model" / "vae" if args.resume else args.start)
+        keep_latents(vae, args.out / "model" / "vae" if begun else args.start)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     loss = VAELoss(args, images, accelerator)

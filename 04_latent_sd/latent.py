@@ -11,6 +11,7 @@ mirrored or cropped anew. On the fly costs an encoder's pass over every image in
 """
 
 import hashlib
+import signal
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -109,6 +110,11 @@ def fingerprint(vae: AutoencoderKL, images: Images) -> str:
 # ----------------------------------------------------------------------------------------------------------- on the fly
 
 
+def leave_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal. The training process ends its step, saves, and ends its workers then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class OnTheFly:
     """Latents of images that worker processes encode while the network trains.
 
@@ -140,6 +146,7 @@ class OnTheFly:
                 num_workers=workers,
                 multiprocessing_context=start or start_method(device),
                 generator=torch.Generator(),  # else it would draw from the global one
+                worker_init_fn=leave_ctrl_c,
             )
             self.batches = iter(loader)
 

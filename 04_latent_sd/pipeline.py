@@ -196,7 +196,7 @@ def whole_folder(folder: Path) -> Path:
     """The folder itself or its `model`, with every file there."""
     root = find_root(folder, "a Stable Diffusion model")
     if not (root / "vae").is_dir():
-        raise UserError(f"{folder} holds no autoencoder: {root / 'vae'} is missing; a model of pixels is drawn with by 02_cfg_pokemon/sample.py")
+        raise UserError(f"{folder} holds no autoencoder: {root / 'vae'} is missing; models of pixels are drawn with by sample.py of chapters 1 (without words) and 2 (with words)")
     missing = [file for file in FILES if not (root / file).exists()]
     if missing:
         raise UserError(f"{root} is no whole Stable Diffusion folder: it lacks {', '.join(missing)}; only .safetensors weights are opened")

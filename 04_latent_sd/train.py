@@ -132,7 +132,7 @@ def check_numbers(args: Args) -> None:
         raise UserError('--prompts needs at least one prompt to draw, for instance --prompts "a red creature"')
     if not 0 <= args.drop < 1:
         raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
-    if not args.guidance >= 0:
+    if not 0 <= args.guidance < float("inf"):
         raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")
 
 

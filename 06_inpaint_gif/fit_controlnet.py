@@ -71,7 +71,7 @@ def fit_controlnet(args) -> None:
     device = pick_device(args.device)
     artist, root = open_artist(args.model, device), find_root(args.model)
     check(args, artist, root)
-    artist.schedule.path(Sampler.parse(args.sampler).steps)  # a number of steps that cannot be is refused now
+    artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     views, captions = gather(args, artist.size, "train")
     check_fit(artist.vae, Images(args.data, views), "--model")
     unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet").requires_grad_(False).eval().to(device)

@@ -71,7 +71,7 @@ def fit_inpaint(args) -> None:
     device = pick_device(args.device)
     own = args.out / "model"
     artist = begin(args, device)
-    artist.schedule.path(Sampler.parse(args.sampler).steps)  # a number of steps that cannot be is refused now
+    artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     views, captions = gather(args, artist.size, "train")
     check_fit(artist.vae, Images(args.data, views), "--model")
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")

@@ -73,7 +73,7 @@ def fit_text2dish(args) -> None:
     clip = load_clip(own / "clip" if resumes else args.clip, args.door, device)
     vae = load_vae(own if resumes else args.model, device)
     artist = Artist(vae, new_unet(args, vae, clip), *schedule_of(args), False, NameReader(clip))
-    artist.schedule.path(Sampler.parse(args.sampler).steps)  # a number of steps that cannot be is refused now
+    artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     images, captions = gather(args, vae.cfg.size)
     check_fit(vae, images, "--model")
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")

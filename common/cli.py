@@ -26,6 +26,7 @@ def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
         args = tyro.cli(args_type, description=sys.modules[main.__module__].__doc__)
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         check_versions()
+        check_seed(getattr(args, "seed", None))
         main(args)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -50,6 +51,12 @@ def check_versions() -> None:
         )
 
 
+def check_seed(seed: object) -> None:
+    """What every generator of random numbers here can begin with."""
+    if isinstance(seed, int) and not 0 <= seed < 2**63:
+        raise UserError(f"--seed must be 0 or more and have at most 18 digits, not {seed}")
+
+
 def is_main_process() -> bool:
     """Whether this is the process that writes and prints; torchrun numbers the processes in RANK."""
     return os.environ.get("RANK", "0") == "0"
@@ -62,7 +69,7 @@ def pick_device(name: str) -> str:
     if name == "auto":  # a process that torchrun started is told its GPU by accelerate
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).cpu()  # "meta" computes nothing
         if name.startswith("cuda:"):
             torch.cuda.set_device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
@@ -86,6 +93,12 @@ def positive(**values: float | None) -> None:
     for flag, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{flag.replace('_', '-')} must be above 0{' and finite' if value == math.inf else ''}, not {value}")
+
+
+def gif_beside(out: Path, gif: bool) -> None:
+    """Refuse a name under which the grid and the moving picture would be the same file."""
+    if gif and out.suffix.lower() == ".gif":
+        raise UserError(f"--gif writes {out} itself, beside the grid; end --out in .png")
 
 
 def writable_folder(folder: Path) -> Path:

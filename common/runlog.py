@@ -1,5 +1,6 @@
 """What a training run writes while it goes: metrics.csv, TensorBoard events, and a progress bar."""
 
+import contextlib
 import csv
 import io
 import sys
@@ -24,7 +25,10 @@ def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = 
     try:
         for state in states:
             log = log or RunLog(out, state.step - 1, total, quiet)
-            log.write(state)
+            try:
+                log.write(state)
+            except OSError as problem:
+                raise UserError(f"cannot write {log.path} ({problem.strerror or problem}); make room, then go on with --resume {out}") from problem
             yield state
     finally:
         if log:
@@ -78,8 +82,9 @@ class RunLog:
         self.bar.update((state.step if self.total else int(100 * min(1.0, state.progress))) - self.bar.n)
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        for file in (self.file, self.board):
+            with contextlib.suppress(OSError):  # a full disk; of every row it was said before
+                file.close()
         self.bar.refresh()
         self.bar.close()
 

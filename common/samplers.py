@@ -229,6 +229,14 @@ class Sampler:
             read[key] = OPTIONS[name][key](value, text)
         return cls(name, int(steps), read)
 
+    @classmethod
+    def parse_plain(cls, text: str) -> "Sampler":
+        """The same for a network that is yet to be trained, and will not have learned a variance."""
+        sampler = cls.parse(text)
+        if sampler.options.get("variance") == "learned":
+            raise UserError(f"this training learns no variance, so '{text}' could not draw with it; take variance=small or variance=large")
+        return sampler
+
     def __str__(self) -> str:
         return ":".join([self.name, str(self.steps), *(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
                                                       for key, value in self.options.items())])  # fmt: skip

@@ -4,7 +4,10 @@ import csv
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +180,10 @@ def test_the_decoder_alone(run, tmp_path, command_line):
     assert old.cfg.scaling_factor == new.cfg.scaling_factor != 1
     same = {key for key, weight in new.state_dict().items() if torch.equal(weight, old.state_dict()[key])}
     assert {key for key in new.state_dict() if key.startswith(("encoder.", "quant_conv."))} == same
+    shutil.rmtree(tmp_path / "next" / "checkpoints")
+    shutil.rmtree(tmp_path / "next" / "model")  # as after a kill -9 before the first checkpoint: it begins where it began
+    run_main(TRAIN, "--resume", tmp_path / "next", "--steps", 1, "--device", "cpu")
+    assert all(torch.equal(load_vae(tmp_path / "next").state_dict()[key], old.state_dict()[key]) for key in same)
     code, _, err = command_line(TRAIN, *flags)
     assert code == 2 and "name its run or folder with --start" in err
 
@@ -316,6 +323,17 @@ def test_workers_feed_the_training_loop(vae, images, tmp_path):
         *_, state = train(net, data, loss, cfg, Accelerator(cpu=True), resume=first > 0)
         data.close()
         assert state.step == steps
+
+
+def test_workers_leave_ctrl_c_to_the_training(vae, images):
+    """The terminal sends it to all processes. Were a worker ended by it, the training could not end its step and save."""
+    order = latent.training_order(24, 8, seed=3)
+    data, expected = latent.OnTheFly(vae, images, 1, order, start="fork"), latent.training_order(24, 8, seed=3)
+    for _ in range(4):
+        data.batch(next(expected))
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGINT)
+    data.close()
 
 
 def test_workers_know_what_comes_next_or_nothing_goes(vae, images):

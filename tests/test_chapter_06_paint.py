@@ -596,6 +596,38 @@ def test_help_waits_for_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def shipped():
+    """What draws, and the CLIP that reads for it and says what it sees."""
+    reads = clip_zh.load_clip("pretrained", "transformers")
+    return artist.open_artist(engines.DEFAULTS["repaint"], clip=reads), reads
+
+
+def test_shipped_dishes_are_recognised(shipped):
+    """A tenth of what evaluate_film.py asks. Guessing is right once in 80."""
+    drawer, judge = shipped
+    asked = list(dish_names.LEARNED)[::4]
+    seen = judge.encode_image(drawer.draw(asked, How(), 0)) @ dish_names.vectors_of(judge, dish_names.LEARNED).T
+    named = [list(dish_names.LEARNED)[k] for k in seen.argmax(1)]
+    assert sum(a == b for a, b in zip(named, asked, strict=True)) >= 13 and len(asked) == 20
+
+
+@pytest.mark.parametrize("name", ["inpaint", "controlnet"])
+def test_shipped_painters_leave_no_edge(name, shipped):
+    """A seam of 1 is invisible, a hard edge 2 and more; and the hole holds what could be there."""
+    figures, test = __import__("film_figures"), fit_inpaint.test_holes(load_program(INPAINT).Args(), 64, 24)
+    found = figures.edges(engines.open_engine(engines.Settings(name, how=How(2.0))), test)
+    plain = figures.edges(fill.FILLS["reflect"], test)
+    assert found.seam.value < 1.5 and found.exact and found.error.value < plain.error.value
+
+
+@pytest.mark.parametrize("move", ["up-left", "zoom-out"])
+def test_shipped_films_go_where_they_were_told_to(move, shipped):
+    picture = shipped[0].draw(["番茄炒蛋"], How(), 0)[0]
+    went = __import__("film_figures").went(picture, move, engines.open_engine(engines.Settings("inpaint", how=How(2.0))), "番茄炒蛋", frames=12)
+    assert went.right == went.frames == 11 and went.exact
+
+
 def test_what_is_shipped_stays_small():
     """Whoever clones the course downloads all of it."""
     files = [path for path in (ROOT / "06_inpaint_gif").rglob("*") if path.is_file()]

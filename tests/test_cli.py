@@ -1,11 +1,13 @@
 """The command line: bad input gives one clear sentence and exit code 2; good input gives what it promises."""
 
+import errno
 import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -68,6 +70,10 @@ def flags(*more: object) -> list[object]:
         (["--sampler", "euler:20"], "cannot read the sampler 'euler:20': there is none called 'euler'; write name:steps"),
         (["--sampler", "ddim:5000"], "1 to 1000 steps, not 5000"),
         (["--sampler", "ddim:50:eta=2"], "eta must be between 0 and 1, not 2"),
+        (["--sampler", "ddpm:5:variance=learned"], "this training learns no variance"),
+        (["--data", ""], "--data is empty; give one of digits"),
+        (["--seed", 10**30], "--seed must be 0 or more and have at most 18 digits"),
+        (["--device", "meta"], "there is no device 'meta'"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
@@ -164,6 +170,7 @@ def test_a_real_process_ends_with_code_2_and_one_line():
         (["--model", "nowhere"], "there is no folder nowhere"),
         (["--model", "common"], "common holds no model"),
         (["--out", "grid.xyz"], "grid.xyz; end it in .png"),
+        (["--out", "grid.gif", "--gif"], "--gif writes grid.gif itself"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
@@ -242,12 +249,43 @@ def test_training_goes_on_from_another_model(trained_run, tmp_path):
     assert checkpoints(run)[-1].name == "step-00000002.pt"
 
 
+def test_a_run_that_was_killed_at_once_begins_where_it_began(trained_run, tmp_path):
+    """Before the first checkpoint --resume starts anew, and that is with the weights of --start."""
+    run_main(TRAIN, *TINY, "--start", trained_run, "--steps", 1, "--lr", 1e-6, "--out", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(tmp_path / "run" / "model")
+    run_main(TRAIN, "--resume", tmp_path / "run", "--device", "cpu")
+    old, new = (load_file(folder / "model/unet/diffusion_pytorch_model.safetensors") for folder in (trained_run, tmp_path / "run"))
+    assert all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old)
+
+
+def test_a_disk_that_fills_up_between_checkpoints(command_line, tmp_path, monkeypatch):
+    from common import runlog
+
+    def flush():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write(self, state, real=runlog.RunLog.write):
+        if state.step == 5:
+            self.file = types.SimpleNamespace(flush=flush, close=flush)
+        real(self, state)
+
+    monkeypatch.setattr(runlog.RunLog, "write", write)
+    message = refused(command_line(TRAIN, *flags("--steps", 20, "--save-every", 4, "--out", tmp_path / "run")))
+    assert "metrics.csv (No space left on device); make room, then go on with --resume" in message
+    monkeypatch.undo()
+    run_main(TRAIN, "--resume", tmp_path / "run", "--device", "cpu")
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(1, 21))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (["--layers", 2], "another build (layers = 1 against 2); leave out --start, or give its settings"),
         (["--class-conditional"], "another build (classes = None against 10)"),
         (["--start", "nowhere"], "there is no folder nowhere"),
+        (["--prediction", "eps"], "has learned to predict v, and this run trains eps; give --prediction v"),
     ],
 )
 def test_train_refuses_to_start_from(command_line, trained_run, tmp_path, given, said):

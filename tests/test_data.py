@@ -474,6 +474,22 @@ def test_a_server_that_accepts_and_then_says_nothing(monkeypatch):
     assert time.monotonic() - began < 2
 
 
+def test_a_download_that_stalls(monkeypatch, tmp_path):
+    """The server answers, begins to send, and says nothing more."""
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(classics_module, "reachable", lambda url: True)
+    monkeypatch.setattr(classics_module, "STALLED_SECONDS", 0.3)
+    before = socket.getdefaulttimeout()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+        began = time.monotonic()
+        with pytest.raises(UserError, match="MNIST could not be downloaded to"):
+            load("mnist", data_dir=tmp_path)
+    assert time.monotonic() - began < 4 and socket.getdefaulttimeout() == before
+
+
 def test_a_name_lookup_that_never_ends(monkeypatch):
     """It knows no time limit of its own, and with no network it can take half a minute."""
     released = threading.Event()

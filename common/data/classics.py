@@ -1,6 +1,7 @@
 """The classic sets: scikit-learn's embedded digits, and torchvision's, from a local copy or downloaded."""
 
 import gzip
+import socket
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from common.data.images import Images, explain, first_existing
 from common.errors import UserError
 from common.network import REACH_SECONDS, reachable
 
+STALLED_SECONDS = 20  # a download that brings nothing for so long is given up
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -146,7 +148,11 @@ def _download(torchvision_name: str, data_dir: Path, url: str) -> None:
         raise UserError(f"{torchvision_name} is not in {data_dir}, and {url} did not answer within {REACH_SECONDS} s; {advice}")
     import torchvision.datasets
 
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED_SECONDS)  # of silence, for urllib itself waits for ever
     try:
         getattr(torchvision.datasets, torchvision_name)(str(data_dir), download=True)
     except (OSError, RuntimeError) as problem:
         raise UserError(f"{torchvision_name} could not be downloaded to {data_dir} ({explain(problem)}); {advice}") from problem
+    finally:
+        socket.setdefaulttimeout(before)

@@ -54,6 +54,8 @@ def load(
     n         only the first n images; creatures and dishes are drawn as many as that
     """
     check_language(language)
+    if not name.strip():
+        raise UserError(f"--data is empty; give one of {', '.join(NAMES)}, or a folder of images")
     return _load(name, size, Path(data_dir), split, n).first(n).in_language(language)
 
 

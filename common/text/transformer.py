@@ -91,7 +91,8 @@ class TextTransformer(nn.Module):
     def __init__(self, cfg: TextConfig):
         super().__init__()
         if cfg.dim % cfg.heads:
-            raise UserError(f"{cfg.heads} attention heads cannot share a width of {cfg.dim}; the width must be a multiple of the heads")
+            near = [max(1, cfg.dim // cfg.heads) * cfg.heads, (cfg.dim // cfg.heads + 1) * cfg.heads]
+            raise UserError(f"{cfg.heads} attention heads cannot share a width of {cfg.dim}; try a width of {near[0]} or {near[1]}")
         self.cfg = cfg
         self.embeddings = nn.ModuleDict({
             "token_embedding": nn.Embedding(cfg.vocab, cfg.dim),
