@@ -471,10 +471,11 @@ def test_the_shipped_model():
 
 
 def test_what_the_shipped_autoencoder_promises():
-    """Scaled latents of test images have unit variance, to 5 %; and images come back."""
+    """Scaled latents of test images have unit variance, to 5 %; and images come back, creatures better than dishes."""
     pipeline = pl.open_pipeline(SHIPPED)
-    found = evaluate.measure_vae(pipeline, "both", pictures.some_of(("creatures", "dishes"), 64, Path("data"), "test", 24))
-    assert found["scaled_std"] == pytest.approx(1, abs=0.05) and found["psnr"] > 24  # decibels
+    for data, decibels in (("creatures", 28), ("dishes", 24)):
+        found = evaluate.measure_vae(pipeline, data, pictures.some_of((data,), 64, Path("data"), "test", 24))
+        assert found["scaled_std"] == pytest.approx(1, abs=0.05) and found["psnr"] > decibels
 
 
 def test_schedules_that_the_folder_has_no_place_for(tmp_path):
