@@ -331,8 +331,14 @@ show_images(sheet, 21, across=[f"$\\beta$ = {betas[i // 7]}" if i % 7 == 3 else 
 #
 # The loss is (4), both terms divided by the number of pixel values: the mean squared error of the pixels, plus $10^{-6}$ times the KL.
 # (By (3) this is the true bound for $r = \sqrt{10^{-6} / 2} = 0.0007$, a tenth of one grey level out of 256. Who wants pictures back that
-# exactly does not mind what is said. The other terms that [vae_loss.py](../common/vae_loss.py) offers, *perceptual* and *adversarial*,
-# are against blur, and cost time.)
+# exactly does not mind what is said.)
+#
+# Where a decoder cannot know, pixels compared one by one make it answer with the mean of all that could be: blur. Against it
+# [vae_loss.py](../common/vae_loss.py) offers two terms more, as Stable Diffusion's autoencoder had them. The *perceptual* term compares
+# what the layers of another network see in both pictures instead of their pixels, so a stripe that is one pixel aside costs little. The
+# *adversarial* term trains a second network to tell patches of pictures from patches of reconstructions, and the decoder to be taken for
+# real. Both ask for a likely picture rather than a near one, and both cost time: `train_vae.py --perceptual 0.1`, `--adversarial 0.5`. Here
+# we do without.
 
 # %%
 small = joined([load("creatures", 16, n=300), load("dishes", 16, n=100)])
