@@ -242,7 +242,8 @@ plt.show()
 print("rows:", "、".join(TEN))
 
 # %% [markdown]
-# None of these ten is mixed up. The brightest wrong cells (0.6 and 0.7) are eggs with tomato, noodles with both, and the soup of both; and rice with dumplings, white and round.
+# None of these ten is mixed up. The brightest wrong cells (0.6 and 0.7) are eggs with tomato, noodles with both, and the soup of both; rice with dumplings, white and round;
+# and kung pao chicken with red-braised fish, brown and glossy.
 # The diagonal is a picture with its own name. Look for bright cells off it: those dishes are alike to this CLIP, and a name that is
 # misunderstood is most likely taken for one of them.
 #
@@ -598,12 +599,12 @@ for name, part in ways.items():
 # %% [markdown]
 # ### All of them
 #
-# Four engines with one interface, `engine(image, mask, prompt, seed) -> image`, all joined in the same way. *Error* is the distance from
+# Five engines with one interface, `engine(image, mask, prompt, seed) -> image`, all joined in the same way. *Error* is the distance from
 # what really was in the hole, in a range of 2: nobody can know which leaf lay where, but the colour of the table can be known. **Predict**
 # the order by seam, and by error. (They need not be the same.)
 
 # %%
-engines = {name: open_engine(Settings(name, how=How(w=2.0), clip=clip)) for name in ("nearest", "reflect", "repaint", "inpaint")}
+engines = {name: open_engine(Settings(name, how=How(w=2.0), clip=clip)) for name in ("nearest", "reflect", "repaint", "controlnet", "inpaint")}
 painted = {name: torch.stack([engine(images[i] * (1 - masks[i]), masks[i], captions[i], i) for i in range(4)]) for name, engine in engines.items()}
 show_images(torch.cat([with_hole[:4], *painted.values(), images[:4]]), 4, down=["what is known", *painted, "the truth"], cell=1.05)
 
@@ -617,7 +618,8 @@ for name, engine in engines.items():
 
 # %% [markdown]
 # *inpaint* has the seam of untouched pictures and the least error. *reflect* lays a second plate onto the table, and so does *repaint*, in its own way. *nearest* draws the rim of a plate out to
-# the edge in stripes.
+# the edge in stripes. *controlnet* leaves the model that draws as it is and sets a second network beside it, which sees the picture with its hole and
+# tells it what is wanted: it was trained for holes like *inpaint*, and knows better than *repaint* what belongs there.
 #
 # Sixteen holes make wide intervals; `evaluate_film.py` takes more, and its table stands in the [README](README.md). Mind what a seam does
 # *not* see: *nearest* is smoother across the edge than any real picture, for its colours there are the edge's own.
