@@ -118,5 +118,6 @@ def load_checkpoint(path: Path) -> dict:
     except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more for damaged files
         earlier = [p for p in checkpoints(path.parent.parent) if p < path]
         hint = f"delete it and resume from {earlier[-1].name}" if earlier else "there is no earlier one"
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        said = str(problem).split("\n")[0].split(". ")[0]  # torch adds advice that fits no learner
+        reason = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
         raise UserError(f"the checkpoint {path} is damaged ({reason}); {hint}") from problem
