@@ -140,7 +140,7 @@ def test_unsupported_settings_are_refused_by_name(setting):
 
 
 def test_refusals_of_shape(tokenizer):
-    with pytest.raises(UserError, match="multiple"):
+    with pytest.raises(UserError, match="try a width of 8 or 12"):
         TextTransformer(TextConfig(dim=10, heads=4, layers=1))
     with pytest.raises(UserError, match="tokens"):
         SmallText(tokenizer, TextTransformer(TextConfig(vocab=tokenizer.size - 1, length=40, dim=8, heads=1, layers=1)))

@@ -331,14 +331,18 @@ def test_ctrl_c_ends_the_run_after_the_step(tmp_path):
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
-    states = start(tmp_path, little_net())
-    next(states)
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
+    try:
+        states = start(tmp_path, little_net())
+        next(states)
         os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):  # the signal is handled between two instructions
-            pass
-    states.close()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):  # the signal is handled between two instructions
+                pass
+        states.close()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ------------------------------------------------------------------------------------------------------ NaN and infinity
