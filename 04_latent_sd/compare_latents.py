@@ -205,9 +205,10 @@ class Memory(threading.Thread):
         import psutil
 
         me = psutil.Process()
-        while not self.over.is_set():
+        while True:  # once at least, however short it is
             self.peak = max(self.peak, sum(held(process) for process in [me, *me.children(recursive=True)]))
-            self.over.wait(0.1)
+            if self.over.wait(0.1):
+                return
 
     def __enter__(self) -> "Memory":
         self.start()

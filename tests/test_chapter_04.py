@@ -403,6 +403,15 @@ def test_the_comparison(tmp_path, command_line, monkeypatch):
     assert all(cost["memory"] > 10**7 and cost["epoch"] > 0 for cost in found["ways"].values())
 
 
+def test_memory_is_looked_at_once_at_least():
+    """Though all was over before the first look."""
+    memory = compare.Memory()
+    memory.over.set()
+    with memory:
+        pass
+    assert memory.peak > 10**7
+
+
 def test_the_verdict(capsys):
     costs = {"from the file": compare.Cost(0.2, 0.1, 10**8), "slow": compare.Cost(5, 3.0, 10**9), "fast": compare.Cost(9, 2.1, 2 * 10**8)}
     compare.report(costs, 7.0, 10**6, 3 * 10**6)
