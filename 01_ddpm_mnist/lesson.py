@@ -848,8 +848,8 @@ for name, images in candidates.items():
 # `python -m common.grade 01`.
 #
 # And train on more than this. [train.py](train.py) is section 5 with a progress bar. `--data` takes `digits`, `mnist`, `fashion_mnist`,
-# `cifar10`, `flowers102`, or a folder of pictures of your own (faces, say). With `--class-conditional` the network is also told the label, as one more
-# vector beside that of the noise level, and `sample.py --label 3` asks for it. A run that was stopped goes on with `--resume RUN`, and a new one
+# `cifar10`, `flowers102`, or a folder of pictures of your own (faces, say). With `--class-conditional` the network is also told the label, as a
+# vector that is added to that of the noise level, and `sample.py --label 3` asks for it. A run that was stopped goes on with `--resume RUN`, and a new one
 # begins with the weights of another with `--start RUN`. All of it stands in the [README](README.md).
 #
 # The next chapter lets you say in words what is to be drawn.

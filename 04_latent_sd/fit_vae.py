@@ -14,7 +14,7 @@ from pictures import load_all, some_of
 from torch import Tensor, nn
 
 from common import viz
-from common.checkpoint import checkpoints
+from common.checkpoint import WEIGHTS, checkpoints
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images
 from common.data.images import to_float
@@ -47,11 +47,11 @@ def fit_vae(args) -> None:
     images = load_all(args.data, args.size, args.data_dir, n=args.n)
     torch.manual_seed(args.seed)
     vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels, args.latent_channels, args.layers))
-    begun = bool(checkpoints(args.out))  # a run that was killed at once begins anew
-    if args.start and not begun:
+    if args.start and not checkpoints(args.out):  # a run that goes on has learned more since; one that was killed at once has not
         start_from(vae, args.start)
     if args.decoder_only:
-        keep_latents(vae, args.out / "model" / "vae" if begun else args.start)
+        own = args.out / "model" / "vae"
+        keep_latents(vae, own if (own / WEIGHTS).exists() else args.start)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     loss = VAELoss(args, images, accelerator)

@@ -111,8 +111,6 @@ def check(args: Args) -> None:
         raise UserError(f"--strength {min(args.strength):g} of {min(args.steps)} steps is less than one step; give more --steps or more --strength")
     if not 0 < args.share <= 1:
         raise UserError(f"--share must be above 0 and at most 1, not {args.share:g}")
-    if args.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     if args.image is None and (args.mask or args.prompt or args.damaged or args.size):
         raise UserError("--mask, --prompt, --damaged and --size speak of your own picture; name it with --image")
     if args.damaged and args.mask is None and args.method != ("img2img",):

@@ -113,8 +113,6 @@ def check(args: Args) -> None:
         raise UserError("--guidance and --at-guidance must be 1 or more; 1 is off")
     if int(args.steps * min(args.strength)) < 1:
         raise UserError(f"--strength {min(args.strength):g} of {args.steps} steps is less than one step; give more --steps or more --strength")
-    if args.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {args.seed}")
 
 
 def make_pairs(args: Args, size: int) -> Pairs:

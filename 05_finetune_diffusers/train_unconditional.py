@@ -85,8 +85,8 @@ def check(args: Args) -> None:
     check_schedulers([args.scheduler])
     if not 0 <= args.ema < 1:
         raise UserError(f"--ema must be at least 0 and below 1, not {args.ema:g}")
-    if args.workers < 0 or args.seed < 0:
-        raise UserError("--workers and --seed must be 0 or more")
+    if args.workers < 0:
+        raise UserError(f"--workers must be 0 or more, not {args.workers}")
     if not args.channels or any(width < 8 or width % 8 for width in args.channels):
         raise UserError(f"--channels must be multiples of 8, not {' '.join(map(str, args.channels)) or 'none'}")
 

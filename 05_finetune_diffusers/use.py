@@ -63,8 +63,6 @@ def check(args: Args) -> tuple[str, ...]:
         raise UserError(f"--strength must be above 0 and at most 1, not {args.strength:g}")
     if args.image and int(args.steps * args.strength) < 1:
         raise UserError(f"--strength {args.strength:g} of {args.steps} steps is less than one step; give more --steps, or more --strength")
-    if args.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     schedulers = tuple(args.compare.split(",")) if args.compare is not None else (args.scheduler,)
     check_schedulers(schedulers)
     return schedulers

@@ -62,8 +62,6 @@ def main(args: Args) -> None:
             raise UserError(f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(KINDS)}")
     if not 0 <= args.soft < float("inf"):
         raise UserError(f"--soft must be 0 or more, not {args.soft:g}")
-    if args.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     if args.sweep_then is not None and (args.then or args.region):
         raise UserError("--sweep-then makes rows of its own; leave out --then and --region")
     from regions import Place, read_guidance, read_stage

@@ -58,8 +58,6 @@ def main(args: Args) -> None:
         raise UserError(f"--out must end in .json, not {args.out.name}")
     if not args.only or not args.engines:
         raise UserError("--only and --engines need at least one word each")
-    if args.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     if args.frames < 3:
         raise UserError(f"--frames must be at least 3, not {args.frames}")
     from artist import How, check_draws, clip_of, open_artist

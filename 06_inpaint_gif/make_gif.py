@@ -105,8 +105,6 @@ def check(args: Args) -> None:
     for flag, value in (("guidance", args.guidance), ("paint-guidance", args.paint_guidance)):
         if value is not None and not 0 <= value < float("inf"):
             raise UserError(f"--{flag} must be a number from 0 up, not {value:g}; 1 is off")
-    if args.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     if args.size is not None and args.size < 16:
         raise UserError(f"--size must be at least 16 pixels, not {args.size}")
     if args.image and not args.image.is_file():

@@ -108,8 +108,6 @@ def check_numbers(args: Args) -> None:
         raise UserError(f"--keep must be above 0 and at most 1, not {args.keep:g}; 1 looks at every patch")
     if not 0.01 <= args.temperature <= 10:
         raise UserError(f"--temperature must be from 0.01 to 10, not {args.temperature:g}; 0.07 is CLIP's")
-    if args.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     if args.batch == 1:
         raise UserError("--batch must be 2 or more: a picture is compared with the names of the others")
     given = [name for name in SIZES if getattr(args, name) is not None]

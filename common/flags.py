@@ -62,8 +62,6 @@ def check_flags(args: Training) -> None:
     """Refuse what cannot be, before anything is opened."""
     positive(steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every)
     one_budget(args)
-    if args.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {args.seed}")
     if isinstance(args, Drawing):
         positive(sample_every=args.sample_every)
         if not 0 <= args.drop < 1:

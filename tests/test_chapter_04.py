@@ -180,8 +180,10 @@ def test_the_decoder_alone(run, tmp_path, command_line):
     assert old.cfg.scaling_factor == new.cfg.scaling_factor != 1
     same = {key for key, weight in new.state_dict().items() if torch.equal(weight, old.state_dict()[key])}
     assert {key for key in new.state_dict() if key.startswith(("encoder.", "quant_conv."))} == same
+    shutil.rmtree(tmp_path / "next" / "model")  # as after a kill -9 between the first checkpoint and the model
+    run_main(TRAIN, "--resume", tmp_path / "next", "--steps", 5, "--device", "cpu")
     shutil.rmtree(tmp_path / "next" / "checkpoints")
-    shutil.rmtree(tmp_path / "next" / "model")  # as after a kill -9 before the first checkpoint: it begins where it began
+    shutil.rmtree(tmp_path / "next" / "model")  # as after one before the first checkpoint: it begins where it began
     run_main(TRAIN, "--resume", tmp_path / "next", "--steps", 1, "--device", "cpu")
     assert all(torch.equal(load_vae(tmp_path / "next").state_dict()[key], old.state_dict()[key]) for key in same)
     code, _, err = command_line(TRAIN, *flags)

@@ -511,16 +511,18 @@ def test_colours_are_matched_at_whatever_size_is_painted(settings):
     assert matched[:, :, 48].sub(0.5).abs().max() < 0.1 and torch.equal(matched[:, :, :48], image[:, :, :48])
 
 
-def test_repaint_walks_a_short_way_again_too(dish_run, clip):
+def test_repaint_walks_a_short_way_again_too(dish_run, clip, monkeypatch):
     """Fewer steps than --jump: the whole way is walked --resample times."""
     drawer, seen = artist.open_artist(dish_run, clip=clip), []
     engine = engines.Repaint(drawer, How(w=1.0, sampler="ddpm:3"), jump=5, times=2)
     inner = artist.Artist.guided
-    try:
-        artist.Artist.guided = lambda self, prompts, how: (lambda denoise: lambda x, level: seen.append(level) or denoise(x, level))(inner(self, prompts, how))
-        engine(photograph(), right_hole(), "米饭", 0)
-    finally:
-        artist.Artist.guided = inner
+
+    def watched(self, prompts, how):
+        denoise = inner(self, prompts, how)
+        return lambda x, level: seen.append(level) or denoise(x, level)
+
+    monkeypatch.setattr(artist.Artist, "guided", watched)
+    engine(photograph(), right_hole(), "米饭", 0)
     assert len(seen) == 6
 
 
