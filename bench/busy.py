@@ -1,0 +1,119 @@
+"""A training step on a machine that is busy with something else, under several ways of waiting for a thread.
+
+  python -m bench.busy
+  python -m bench.busy --busy 0 1 2 --rounds 3
+
+With two threads, each part of a step ends when the slower thread ends. While the other one waits it can spin (OpenMP's default:
+it keeps its core, which the slower thread may need) or sleep (OMP_WAIT_POLICY=passive). GOMP_SPINCOUNT says how long GNU's OpenMP
+spins before it sleeps. Each setting is measured in a process of its own, since OpenMP reads it once; the settings take turns.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from bench import ROOT, chapter, report
+from common.cli import positive, run
+from common.errors import UserError
+
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+SETTINGS: dict[str, dict[str, str]] = {  # name -> environment
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "two threads, OpenMP's default": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "undefined"},
+    "two threads, passive": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
+    "two threads, passive, spin 1,000": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "two threads, passive, spin 10,000": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"},
+}
+TARGET = "target: two threads beside one busy process take at most 1.5 times what one thread takes alone"
+STEPS = 25
+
+
+@dataclass(frozen=True)
+class Args:
+    rounds: int = 3
+    """Turns of each setting; the median counts."""
+    busy: tuple[int, ...] = (0, 1, 2)
+    """Numbers of other processes that compute without a pause."""
+    seconds_of_steps: bool = False
+    """Only make some steps, print the median seconds of one, and exit: how this program measures each setting."""
+    json: Path | None = None
+    """File for the figures."""
+
+
+def main(args: Args) -> None:
+    positive(rounds=args.rounds)
+    if args.seconds_of_steps:
+        make_steps()
+        return
+    if any(busy < 0 for busy in args.busy):
+        raise UserError("--busy takes numbers of processes, 0 or more")
+    seconds = {(busy, name): [] for busy in args.busy for name in SETTINGS}
+    for busy in args.busy:
+        with busy_processes(busy):
+            for _ in range(args.rounds):
+                for name, variables in SETTINGS.items():
+                    seconds[busy, name].append(measured(variables))
+    middle = {place: median(each) for place, each in seconds.items()}
+    alone = middle.get((0, "one thread"))
+    figures: dict[str, object] = {f"{name}, beside {busy} busy: ms a step": 1000 * value for (busy, name), value in middle.items()}
+    if alone:
+        figures |= {f"{name}, beside {busy} busy / one thread alone": value / alone for (busy, name), value in middle.items()}
+    report(f"Training step of chapter 1's network for MNIST ({TARGET})", figures, args.json)
+
+
+def measured(variables: dict[str, str]) -> float:
+    """Seconds of a step in a new process with these variables."""
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES} | variables
+    if environment.get("OMP_WAIT_POLICY") == "undefined":  # the course sets it where it is missing: the empty value leaves OpenMP's default
+        environment["OMP_WAIT_POLICY"] = ""
+    command = [sys.executable, "-m", "bench.busy", "--seconds-of-steps"]
+    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if child.returncode != 0:
+        raise UserError(f"the measurement failed ({(child.stderr.strip().splitlines() or ['no message'])[-1]})")
+    return float(child.stdout.split()[-1])
+
+
+@contextmanager
+def busy_processes(n: int) -> Iterator[None]:
+    """n processes that compute until the context ends."""
+    children = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def make_steps() -> None:
+    """Steps of the real training loop, on random images of MNIST's shape; the first five do not count."""
+    from dataclasses import replace
+
+    import torch
+    from accelerate import Accelerator
+
+    from common.data import Images
+    from common.schedule import make_schedule
+    from common.training import train
+    from common.unet import UNet, zero_init
+
+    program, fit = chapter("01_ddpm_mnist/train.py"), chapter("01_ddpm_mnist/fit.py")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = program["new_run"](program["Args"](data="mnist", device="cpu", steps=STEPS, out=Path(folder), save_every=10 * STEPS))
+        pixels = torch.randint(256, (1000, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        data = Images("mnist", pixels)
+        net = zero_init(UNet(fit["unet_config"](settings, data)))
+        loss = fit["make_loss"](replace(settings, flip=False), make_schedule(settings.schedule))
+        states = train(net, data, loss, fit["train_config"](settings), Accelerator(cpu=True))
+        took = [state.took for state in states]
+    print(median(took[5:]))
+
+
+if __name__ == "__main__":
+    run(main, Args)
