@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import common  # noqa: F401 - its settings must precede torch
+
+# isort: split
 import pytest
 import torch
 
