@@ -88,7 +88,7 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):
-        RESET.write_text("5")  # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
+        RESET.write_text("5", encoding="ascii")  # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
 
 
 def held(device: torch.device) -> int:
@@ -108,5 +108,5 @@ def _status(name: str) -> int | None:
     """A line such as "VmHWM:  812345 kB" of Linux's own account of this process."""
     if not STATUS.exists():
         return None
-    words = next((line.split() for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:")), None)
+    words = next((line.split() for line in STATUS.read_text(encoding="utf-8", errors="replace").splitlines() if line.startswith(f"{name}:")), None)
     return 1024 * int(words[1]) if words else None

@@ -52,7 +52,8 @@ def command(*words: object) -> Ran:
     Linux lets a child inherit the peak of the parent it was forked from: measure memory before importing torch here.
     """
     began = time.perf_counter()
-    child = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    child = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             encoding="utf-8", errors="replace", env=os.environ | {"PYTHONIOENCODING": "utf-8"})  # fmt: skip
     output = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     seconds, child.returncode = time.perf_counter() - began, os.waitstatus_to_exitcode(status)
@@ -74,7 +75,8 @@ def machine() -> dict[str, object]:
 
 def processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from common.encoding import restart_in_utf8
 from common.errors import UserError
 
 Args = TypeVar("Args")
@@ -22,6 +23,7 @@ def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
     """Read the flags into args_type and call main(args). A UserError prints its sentence and exits with code 2."""
     import tyro
 
+    restart_in_utf8()
     try:
         args = tyro.cli(args_type, description=sys.modules[main.__module__].__doc__)
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
