@@ -113,7 +113,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every token of x looks at every token of the context. (B, N, C), (B, M, context) -> (B, N, C)"""
+    """Multi-head attention from the tokens of x to the tokens of the context. (B, N, C), (B, M, context) -> (B, N, C)"""
 
     def __init__(self, dim: int, heads: int, context: int | None = None, bias: bool = True):
         super().__init__()
@@ -133,9 +133,10 @@ class Attention(nn.Module):
 
 
 class SelfAttention2d(Attention):
-    """Every pixel looks at every pixel. (B, C, H, W) -> (B, C, H, W)"""
+    """Attention among all pixels. (B, C, H, W) -> (B, C, H, W)"""
 
-    def __init__(self, cfg: UNetConfig, dim: int, level: int):
+    def __init__(self, cfg: UNetConfig, level: int):
+        dim = cfg.channels[level]
         super().__init__(dim, heads=dim // cfg.head_dim if cfg.head_dim else 1)
         self.group_norm = nn.GroupNorm(cfg.groups, dim, cfg.eps)
 
@@ -166,7 +167,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Look at yourself, look at the text, think. (B, N, C), (B, M, text_dim) -> (B, N, C)"""
+    """Self-attention, cross-attention to the text and a feed-forward network, each added to its input. (B, N, C), (B, M, text_dim) -> (B, N, C)"""
 
     def __init__(self, dim: int, heads: int, text_dim: int):
         super().__init__()
@@ -183,10 +184,11 @@ class TransformerBlock(nn.Module):
 
 
 class TextAttention2d(nn.Module):
-    """Pixels look at pixels and at words. (B, C, H, W), (B, M, text_dim) -> (B, C, H, W)"""
+    """Transformer blocks over the pixels, with the text as context. (B, C, H, W), (B, M, text_dim) -> (B, C, H, W)"""
 
-    def __init__(self, cfg: UNetConfig, dim: int, level: int):
+    def __init__(self, cfg: UNetConfig, level: int):
         super().__init__()
+        dim = cfg.channels[level]
         make = (lambda: nn.Linear(dim, dim)) if cfg.linear_projection else (lambda: nn.Conv2d(dim, dim, 1))
         self.linear = cfg.linear_projection
         self.norm = nn.GroupNorm(cfg.groups, dim, 1e-6)          # 1e-6 whatever cfg.eps is, as in diffusers
@@ -233,77 +235,99 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
-class Level(nn.Module):
-    """One resolution: residual blocks, each perhaps followed by attention; then perhaps a change of resolution."""
+class NoAttention(nn.Module):
+    """Stands where a level has no attention. (B, C, H, W) -> the same"""
 
-    def __init__(self, cfg: UNetConfig, level: int, widths: list[tuple[int, int]]):
+    def forward(self, x: Tensor, text: Tensor | None) -> Tensor:
+        return x
+
+
+def attention_layer(cfg: UNetConfig, level: int, wanted: bool) -> nn.Module:
+    if not wanted:
+        return NoAttention()
+    return TextAttention2d(cfg, level) if cfg.text_dim else SelfAttention2d(cfg, level)
+
+
+class DownBlock(nn.Module):
+    """One level on the way down: ResBlocks, each with its attention, then half the resolution (but not at the lowest level)."""
+
+    def __init__(self, cfg: UNetConfig, level: int, c_in: int):
         super().__init__()
-        dim = cfg.channels[level]
-        Attn = TextAttention2d if cfg.text_dim else SelfAttention2d
-        self.resnets = nn.ModuleList(ResBlock(cfg, c_in, c_out) for c_in, c_out in widths)
-        if cfg.attention[level]:
-            self.attentions = nn.ModuleList(Attn(cfg, dim, level) for _ in widths)
+        dim, lowest = cfg.channels[level], level == len(cfg.channels) - 1
+        self.resnets = nn.ModuleList(ResBlock(cfg, c_in if i == 0 else dim, dim) for i in range(cfg.layers))
+        self.attentions = nn.ModuleList(attention_layer(cfg, level, cfg.attention[level]) for _ in range(cfg.layers))
+        self.downsamplers = nn.ModuleList([] if lowest else [Downsample(dim, cfg.symmetric_padding)])
 
-    def block(self, i: int, x: Tensor, temb: Tensor, text: Tensor | None) -> Tensor:
-        x = self.resnets[i](x, temb)
-        return self.attentions[i](x, text) if hasattr(self, "attentions") else x
+    def forward(self, x: Tensor, temb: Tensor, text: Tensor | None, skips: list[Tensor]) -> Tensor:
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = attention(resnet(x, temb), text)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips.append(x)
+        return x
 
 
-class Mid(nn.Module):
+class MidBlock(nn.Module):
     """The lowest resolution: ResBlock, attention, ResBlock."""
-
-    def __init__(self, cfg: UNetConfig, dim: int):
-        super().__init__()
-        Attn = TextAttention2d if cfg.text_dim else SelfAttention2d
-        self.resnets = nn.ModuleList(ResBlock(cfg, dim, dim) for _ in range(2))
-        self.attentions = nn.ModuleList([Attn(cfg, dim, len(cfg.channels) - 1)] if cfg.mid_attention else [])
-
-    def forward(self, x: Tensor, temb: Tensor, text: Tensor | None) -> Tensor:
-        x = self.resnets[0](x, temb)
-        for attention in self.attentions:
-            x = attention(x, text)
-        return self.resnets[1](x, temb)
-
-
-class UNet(nn.Module):
-    """(B, in, H, W), (B,) noise levels [, (B, M, text_dim) text] [, (B,) labels] -> (B, out, H, W)"""
 
     def __init__(self, cfg: UNetConfig):
         super().__init__()
-        self.cfg, channels, n = cfg, cfg.channels, len(cfg.channels)
+        dim, lowest = cfg.channels[-1], len(cfg.channels) - 1
+        self.resnets = nn.ModuleList(ResBlock(cfg, dim, dim) for _ in range(2))
+        self.attentions = nn.ModuleList([attention_layer(cfg, lowest, cfg.mid_attention)])
+
+    def forward(self, x: Tensor, temb: Tensor, text: Tensor | None) -> Tensor:
+        x = self.resnets[0](x, temb)
+        x = self.attentions[0](x, text)
+        return self.resnets[1](x, temb)
+
+
+class UpBlock(nn.Module):
+    """One level on the way up: ResBlocks that also see the skip connections, then twice the resolution (but not at the highest level)."""
+
+    def __init__(self, cfg: UNetConfig, level: int, c_in: int, skips: list[int]):
+        super().__init__()
+        dim = cfg.channels[level]
+        self.resnets = nn.ModuleList(ResBlock(cfg, (c_in if i == 0 else dim) + skip, dim) for i, skip in enumerate(skips))
+        self.attentions = nn.ModuleList(attention_layer(cfg, level, cfg.attention[level]) for _ in skips)
+        self.upsamplers = nn.ModuleList([Upsample(dim)] if level > 0 else [])
+
+    def forward(self, x: Tensor, temb: Tensor, text: Tensor | None, skips: list[Tensor]) -> Tensor:
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = attention(resnet(x, temb), text)
+        for upsample in self.upsamplers:
+            x = upsample(x, skips[-1].shape[2:])
+        return x
+
+
+class UNet(nn.Module):
+    """(B, in, H, W), (B,) timesteps [, (B, M, text_dim) text] [, (B,) labels] -> (B, out, H, W)"""
+
+    def __init__(self, cfg: UNetConfig):
+        super().__init__()
+        self.cfg, channels, levels = cfg, cfg.channels, range(len(cfg.channels))
         self.conv_in = nn.Conv2d(cfg.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepMLP(channels[0], 4 * channels[0])
         if cfg.classes:
             self.class_embedding = nn.Embedding(cfg.classes, 4 * channels[0])
 
-        self.down_blocks, skips, dim = nn.ModuleList(), [channels[0]], channels[0]
-        for i in range(n):
-            widths = [(dim, channels[i])] + [(channels[i], channels[i])] * (cfg.layers - 1)
-            level, dim = Level(cfg, i, widths), channels[i]
-            skips += [dim] * cfg.layers
-            if i < n - 1:
-                level.downsamplers = nn.ModuleList([Downsample(dim, cfg.symmetric_padding)])
-                skips += [dim]
-            self.down_blocks.append(level)
-
-        self.mid_block = Mid(cfg, dim)
-
-        self.up_blocks = nn.ModuleList()
-        for i in reversed(range(n)):
-            widths = []
-            for _ in range(cfg.layers + 1):
-                widths.append((dim + skips.pop(), channels[i]))
-                dim = channels[i]
-            level = Level(cfg, i, widths)
-            if i > 0:
-                level.upsamplers = nn.ModuleList([Upsample(dim)])
-            self.up_blocks.append(level)
+        self.down_blocks = nn.ModuleList(DownBlock(cfg, i, channels[max(0, i - 1)]) for i in levels)
+        self.mid_block = MidBlock(cfg)
+        skips = [channels[0]]  # widths of what the down blocks push
+        for i in levels:
+            skips += [channels[i]] * (cfg.layers + (i < levels[-1]))
+        self.up_blocks, dim = nn.ModuleList(), channels[-1]
+        for i in reversed(levels):
+            self.up_blocks.append(UpBlock(cfg, i, dim, [skips.pop() for _ in range(cfg.layers + 1)]))
+            dim = channels[i]
 
         self.conv_norm_out = nn.GroupNorm(cfg.groups, channels[0], cfg.eps)
         self.conv_out = nn.Conv2d(channels[0], cfg.out_channels, 3, padding=1)
 
     def embed(self, t: Tensor, label: Tensor | None) -> Tensor:
-        """The noise level, and the class where there is one, as one vector. (B,) -> (B, 4 ch)"""
+        """The timestep, and the class where there is one, as one vector. (B,) -> (B, 4 ch)"""
         waves = timestep_embedding(t, self.cfg.channels[0], self.cfg.sin_first, self.cfg.freq_shift)
         temb = self.time_embedding(waves.to(self.conv_in.weight.dtype))
         return temb + self.class_embedding(label) if self.cfg.classes else temb
@@ -312,24 +336,11 @@ class UNet(nn.Module):
         temb = self.embed(t, label)
         x = self.conv_in(x)
         skips = [x]
-
-        for level in self.down_blocks:
-            for i in range(len(level.resnets)):
-                x = level.block(i, x, temb, text)
-                skips.append(x)
-            if hasattr(level, "downsamplers"):
-                x = level.downsamplers[0](x)
-                skips.append(x)
-
+        for block in self.down_blocks:   # push
+            x = block(x, temb, text, skips)
         x = self.mid_block(x, temb, text)
-
-        for level in self.up_blocks:
-            for i in range(len(level.resnets)):
-                x = torch.cat([x, skips.pop()], dim=1)
-                x = level.block(i, x, temb, text)
-            if hasattr(level, "upsamplers"):
-                x = level.upsamplers[0](x, skips[-1].shape[2:])
-
+        for block in self.up_blocks:     # pop
+            x = block(x, temb, text, skips)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 

@@ -136,7 +136,7 @@ class Mid(nn.Module):
     def __init__(self, cfg: VAEConfig, dim: int):
         super().__init__()
         self.resnets = res_blocks(cfg, dim, dim, 2)
-        self.attentions = nn.Sequential(*[SelfAttention2d(cfg, dim, len(cfg.channels) - 1)] if cfg.mid_attention else [])
+        self.attentions = nn.Sequential(*[SelfAttention2d(cfg, len(cfg.channels) - 1)] if cfg.mid_attention else [])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions(self.resnets[0](x)))
