@@ -7,7 +7,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import gif_beside, pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -41,8 +41,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, batch=args.batch, size=args.size)
-    gif_beside(args.out, args.gif)
     device = pick_device(args.device)
 
     import time

@@ -8,7 +8,7 @@ Schedule, loss and samplers are those of the images, unchanged: a point (x, y) i
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import positive, run
+from common.cli import run
 from common.errors import UserError
 
 PREDICTION = "eps"  # the network says where the noise points; v and x0 work too
@@ -93,7 +93,6 @@ def train(net, points, schedule, steps: int, batch: int = 512, lr: float = 1.5e-
 
 
 def main(args: Args) -> None:
-    positive(steps=args.steps, n=args.n)
 
     import torch
 

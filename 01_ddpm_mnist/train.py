@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli import is_main_process, positive, run
+from common.cli import is_main_process, run
 from common.settings import one_budget, resumed, with_build, with_folder, with_preset
 
 
@@ -98,8 +98,6 @@ GPU_FOLDER = Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=6
 
 
 def check_numbers(args: Args) -> None:
-    positive(steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
-             layers=args.layers, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
     one_budget(args)
 
 

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from common.cli import pick_device, positive, run, writable_folder
+from common.cli import pick_device, run, writable_folder
 from common.errors import UserError
 
 if TYPE_CHECKING:  # torch waits until it is needed
@@ -389,7 +389,6 @@ def open_checked(args: Args, wish: Wish) -> Painter:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n)
 
     from paint import Wish
 

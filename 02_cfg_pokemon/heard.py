@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from common.cli import pick_device, positive, run
-from common.errors import UserError
+from common.cli import pick_device, run
+from common.ranges import Range
 
 if TYPE_CHECKING:  # torch waits until it is needed
     from paint import Painter
@@ -35,7 +35,7 @@ class Args:
     data_dir: Path = Path("data")
     """Where local copies are looked for, and where downloads go."""
     language: Literal["en", "zh", "both"] | None = None
-    n: int = 300
+    n: Annotated[int, Range(2, 1_000_000, hint="each picture is also told the caption of another")] = 300
     """How many pictures to look at, each once in every band."""
     seed: int = 0
     device: str = "auto"
@@ -67,9 +67,6 @@ def losses(painter: Painter, images: Images, seed: int = 0) -> dict[str, list[fl
 
 
 def main(args: Args) -> None:
-    positive(n=args.n)
-    if args.n < 2:
-        raise UserError("--n must be at least 2: each picture is also told the caption of another")
     from paint import open_painter
 
     from common.data import load

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from common.cli import pick_device, positive, run, writable_folder
+from common.cli import pick_device, run, writable_folder
 from common.errors import UserError
 
 if TYPE_CHECKING:  # torch waits until it is needed
@@ -144,7 +144,6 @@ def pairs(samples: Tensor, train: Tensor, distances: Tensor, path: Path) -> Path
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, n_train=args.n_train)
     if args.prompts == "train" and args.n > args.n_train:
         raise UserError(f"there are only {args.n_train} training captions (--n-train); give --n {args.n_train} or fewer")
 

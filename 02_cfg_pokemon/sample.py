@@ -11,7 +11,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from common.cli import gif_beside, pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -49,8 +49,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    gif_beside(args.out, args.gif)
-    positive(n=args.n)
     if not args.prompts:
         raise UserError('say what to draw, for instance "a red creature with wings"; "" draws whatever comes')
     scales = read_scales(args.sweep) if args.sweep else (args.guidance,)

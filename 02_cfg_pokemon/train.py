@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.cli import positive, run
-from common.errors import UserError
+from common.cli import run
 from common.settings import one_budget, resumed, with_build, with_folder, with_preset
 
 PROMPTS = (
@@ -121,15 +120,7 @@ GPU_FOLDER = Preset(minutes=60, channels=(64, 128, 192, 256), size=64, batch=64,
 
 
 def check_numbers(args: Args) -> None:
-    positive(n=args.n, size=args.size, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, text_dim=args.text_dim,
-             accumulate=args.accumulate, layers=args.layers, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
     one_budget(args)
-    if not args.prompts:
-        raise UserError('--prompts needs at least one prompt to draw, for instance --prompts "a red creature"')
-    if not 0 <= args.drop < 1:
-        raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
-    if not 0 <= args.guidance < float("inf"):
-        raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")
 
 
 def new_run(args: Args) -> Args:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from common.cli import pick_device, positive, run, writable_folder
+from common.cli import pick_device, run, writable_folder
 
 if TYPE_CHECKING:  # torch waits until it is needed
     from paint import Painter
@@ -169,7 +169,6 @@ def line(row: dict, study: str) -> str:
 
 
 def main(args: Args) -> None:
-    positive(steps=args.steps, n=args.n)
     import evaluate
     import trial_plots
 

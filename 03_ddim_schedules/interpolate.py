@@ -10,10 +10,10 @@ Writes a picture with one row for each method, a GIF of the walks, and a plot of
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.cli import pick_device, positive, run
-from common.errors import UserError
+from common.cli import pick_device, run
+from common.ranges import SAMPLER_STEPS, Range
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -29,11 +29,11 @@ class Args:
     method: tuple[Literal["ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp"], ...] = (
         "ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp")  # fmt: skip
     """Ways to walk; latents.py says what they are."""
-    frames: int = 16
+    frames: Annotated[int, Range(3, 1000, hint="two of them are the images themselves")] = 16
     """Pictures on the way, both ends included."""
     strength: float = 0.6
     """How far up the ddpm walks noise the images: 1 is pure noise."""
-    steps: int = 100
+    steps: Annotated[int, SAMPLER_STEPS] = 100
     """Of the sampler, from pure noise to the image."""
     model: Path = PRETRAINED
     """A run folder, or any diffusers folder with an unconditional U-Net. By default the shipped one, of digits."""
@@ -48,11 +48,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(steps=args.steps, pairs=args.pairs)
-    if args.frames < 3:
-        raise UserError(f"--frames must be at least 3, not {args.frames}: two of them are the images themselves")
-    if not 0 < args.strength <= 1:
-        raise UserError(f"--strength must be above 0 and at most 1, not {args.strength:g}")
 
     import torch
     from latents import changes, walk

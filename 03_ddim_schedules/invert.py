@@ -9,9 +9,10 @@ the error against the number of steps.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from common.cli import pick_device, positive, run
-from common.errors import UserError
+from common.cli import pick_device, run
+from common.ranges import SAMPLER_STEPS
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -20,7 +21,7 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 class Args:
     images: tuple[str, ...] = ("0", "1", "2", "3", "4", "5", "6", "7")
     """Indices of test images, class:3 for the first of a class, or files."""
-    steps: tuple[int, ...] = (5, 10, 20, 50, 100, 200)
+    steps: Annotated[tuple[int, ...], SAMPLER_STEPS] = (5, 10, 20, 50, 100, 200)
     """Numbers of steps to compare."""
     model: Path = PRETRAINED
     """A run folder, or any diffusers folder with an unconditional U-Net. By default the shipped one, of digits."""
@@ -34,9 +35,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(steps=min(args.steps, default=0))
-    if not args.images:
-        raise UserError("--images names no image; give indices, class:3, or files")
 
     import torch
     from latents import reconstruct

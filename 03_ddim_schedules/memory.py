@@ -15,7 +15,7 @@ of a busy machine, the same number every time. Three ways to train are compared:
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import positive, run
+from common.cli import run
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(size=args.size, image_channels=args.image_channels, batch=args.batch)
 
     from common.files import write_json
 

@@ -16,10 +16,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from common.cli import pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
+from common.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Args:
     """Of the autoencoder that was never trained."""
     batch: int = 32
     """Images a batch."""
-    epochs: int = 3
+    epochs: Annotated[int, Range(2, 1000, hint="the first is reported by itself")] = 3
     """The first, in which worker processes begin, is reported by itself; of the others the median."""
     workers: tuple[int, ...] = (0, 2)
     """Numbers of worker processes to try on the fly; 0 encodes in the process itself."""
@@ -74,11 +75,6 @@ class Cost(NamedTuple):
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, size=args.size, batch=args.batch)
-    if args.epochs < 2:
-        raise UserError(f"--epochs must be 2 or more, not {args.epochs}: the first is reported by itself")
-    if not args.workers or min(args.workers) < 0:
-        raise UserError("--workers must be one number or several, each 0 or more, for instance --workers 0 2")
     device = pick_device(args.device)
     if args.start == "fork" and device != "cpu":
         raise UserError("--start fork cannot be used with a GPU: the connection to it does not survive that; use --start spawn")

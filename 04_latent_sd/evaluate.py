@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from common.cli import pick_device, positive, run, writable_folder
+from common.cli import pick_device, run, writable_folder
 from common.errors import UserError
+from common.ranges import MAY_BE_EMPTY
 
 if TYPE_CHECKING:  # torch waits until it is needed
     from pipeline import Pipeline, Wish
@@ -45,13 +46,13 @@ Row = dict[str, object]
 class Args:
     model: Path = PRETRAINED
     """A run folder of this chapter, or the folder of such a model."""
-    scales: tuple[float, ...] = (1, 2, 3, 5, 8)
+    scales: Annotated[tuple[float, ...], MAY_BE_EMPTY] = (1, 2, 3, 5, 8)
     """Guidance scales to measure; 1 is off, 0 ignores the prompt. None of them: the autoencoder alone."""
     n: int = 200
     """Prompts of each split, and images of each set."""
     splits: tuple[Literal["test", "heldout"], ...] = ("test", "heldout")
     """Where prompts come from."""
-    data: tuple[str, ...] = ("creatures", "dishes")
+    data: Annotated[tuple[str, ...], MAY_BE_EMPTY] = ("creatures", "dishes")
     """Sets whose test images the autoencoder is measured on. None of them: the words alone."""
     data_dir: Path = Path("data")
     language: Literal["en", "zh", "both"] = "both"
@@ -262,7 +263,6 @@ def open_checked(args: Args, wishes: list[Wish]) -> Pipeline:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n)
 
     from pipeline import Wish
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from common.cli import gif_beside, pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -54,8 +54,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    gif_beside(args.out, args.gif)
-    positive(n=args.n, size=args.size)
     if not args.prompts:
         raise UserError('say what to draw, for instance "番茄炒蛋" or "a red creature with wings"; "" draws whatever comes')
     if args.strength is not None and args.image is None:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, positive, run
-from common.errors import UserError
+from common.cli import free_folder, run
 from common.settings import one_budget, resumed, with_build, with_folder, with_preset
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -121,19 +120,7 @@ GPU_PRESETS = dict.fromkeys(PRESETS, GPU_DRAWN)
 
 
 def check_numbers(args: Args) -> None:
-    positive(n=args.n, size=args.size, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, text_dim=args.text_dim,
-             accumulate=args.accumulate, layers=args.layers, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
     one_budget(args)
-    if not args.data:
-        raise UserError("--data needs at least one data set or folder, for instance --data creatures dishes")
-    if args.workers < 0:
-        raise UserError(f"--workers must be 0 or more, not {args.workers}")
-    if not args.prompts:
-        raise UserError('--prompts needs at least one prompt to draw, for instance --prompts "a red creature"')
-    if not 0 <= args.drop < 1:
-        raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
-    if not 0 <= args.guidance < float("inf"):
-        raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")
 
 
 def new_run(args: Args) -> Args:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, positive, run
+from common.cli import free_folder, run
 from common.errors import UserError
 from common.settings import one_budget, resumed, with_folder, with_preset
 
@@ -103,19 +103,9 @@ GPU_PRESETS = dict.fromkeys(PRESETS, GPU_DRAWN)
 
 
 def check_numbers(args: Args) -> None:
-    positive(n=args.n, size=args.size, latent_channels=args.latent_channels, layers=args.layers, steps=args.steps, minutes=args.minutes,
-             batch=args.batch, lr=args.lr, accumulate=args.accumulate, held_out=args.held_out, save_every=args.save_every,
-             sample_every=args.sample_every)  # fmt: skip
     one_budget(args)
-    if not args.data:
-        raise UserError("--data needs at least one data set or folder, for instance --data creatures dishes")
     if args.decoder_only and not (args.start or args.resume):
         raise UserError("--decoder-only needs an encoder that has learned something; name its run or folder with --start")
-    for flag, weight in (("kl", args.kl), ("perceptual", args.perceptual), ("adversarial", args.adversarial)):
-        if not 0 <= weight < float("inf"):
-            raise UserError(f"--{flag} must be 0 or more, not {weight:g}; it is the weight of a term of the loss, and 0 is off")
-    if not 0 <= args.adversarial_after < 1:
-        raise UserError(f"--adversarial-after must be at least 0 and below 1, not {args.adversarial_after:g}; it is a share of the budget")
 
 
 def new_run(args: Args) -> Args:

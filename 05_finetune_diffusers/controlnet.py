@@ -17,13 +17,14 @@ where f = 4. Opened by plain diffusers:
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from flags import DataFlags, Preset, check_flags, data_name
 from tools import OUT
 
 from common.cli import run
 from common.errors import UserError
+from common.ranges import Range
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline, UNet2DConditionModel
@@ -42,8 +43,10 @@ class Args(DataFlags):
     """Share of captions replaced by the empty one: half, as in the paper, so that the edges alone must say something."""
     threshold: float = 0.2
     """How strong an edge must be: of the gradient a pixel, in pictures from -1 to 1."""
-    strength: float = 1.0
+    strength: Annotated[float, Range(0, 10, hint="0 is the model without it")] = 1.0
     """How loud the ControlNet speaks in the pictures: 0 is the model without it."""
+    measure: Annotated[int, Range(1, 10_000, hint="those pictures are the validation pictures here")] = 24
+    """Pictures drawn before and after the training to measure what it did."""
     prompts: tuple[str, ...] = ()
     """With --image: what to draw along its edges. Else the captions of test images are drawn along theirs."""
 
@@ -57,10 +60,6 @@ class Args(DataFlags):
 
 def main(args: Args) -> None:
     check_flags(args)
-    if not args.threshold > 0 or not args.strength >= 0:
-        raise UserError("--threshold must be above 0 and --strength 0 or more")
-    if args.measure < 1:
-        raise UserError("--measure must be 1 or more: those pictures are the validation pictures here")
     if args.image and not args.use:
         raise UserError("--image goes with --use RUN, the folder of a trained ControlNet")
     if args.prompts and not args.image:

@@ -19,7 +19,7 @@ from typing import Literal
 from flags import resumed
 from tools import OUT
 
-from common.cli import free_folder, pick_device, positive, run
+from common.cli import free_folder, pick_device, run
 from common.errors import UserError
 from common.settings import with_folder
 
@@ -82,8 +82,6 @@ class Args:
 
 def check(args: Args) -> None:
     """What the package would refuse later, with its reason."""
-    positive(n=args.n, size=args.size, dim=args.dim, steps=args.steps, batch=args.batch, accumulate=args.accumulate, lr=args.lr,
-             sample_steps=args.sample_steps, samples=args.samples, save_every=args.save_every)  # fmt: skip
     if args.batch * args.accumulate < LEAST_BATCH:
         raise UserError(
             f"--batch {args.batch} x --accumulate {args.accumulate} = {args.batch * args.accumulate}, but the package's Trainer wants "
@@ -91,15 +89,11 @@ def check(args: Args) -> None:
         )
     if round(args.samples**0.5) ** 2 != args.samples:
         raise UserError(f"--samples must be a square number such as 4, 9, 16, not {args.samples}: the package lays them out in a square")
-    if not args.mults or min(args.mults) < 1 or args.size % 2 ** (len(args.mults) - 1):
-        raise UserError(f"--size must be a multiple of {2 ** max(0, len(args.mults) - 1)} for --mults {' '.join(map(str, args.mults))}, not {args.size}: every "
+    if args.size % 2 ** (len(args.mults) - 1):
+        raise UserError(f"--size must be a multiple of {2 ** (len(args.mults) - 1)} for --mults {' '.join(map(str, args.mults))}, not {args.size}: every "
                         "resolution is half of the one before")  # fmt: skip
     if args.dim % 8:
         raise UserError(f"--dim must be a multiple of 8, not {args.dim}")
-    if not 0 <= args.ema < 1:
-        raise UserError(f"--ema must be at least 0 and below 1, not {args.ema:g}")
-    if args.sample_steps > 1000:
-        raise UserError(f"--sample-steps must be 1000 at most, not {args.sample_steps}")
 
 
 def settled(args: Args) -> Args:

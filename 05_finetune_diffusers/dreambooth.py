@@ -15,12 +15,13 @@ into pieces down to single bytes; what matters is that the pieces never stood in
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from flags import Flags, Preset, check_flags
 
-from common.cli import positive, run
+from common.cli import run
 from common.errors import UserError
+from common.ranges import Range
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -47,7 +48,7 @@ class Args(Flags):
     """Weight of prior preservation; 0 is off."""
     class_images: int = 64
     """Pictures of the kind that the model draws before it begins."""
-    rank: int = 0
+    rank: Annotated[int, Range(0, 4096, 8)] = 0
     """Train a LoRA of this rank in place of all weights; 0 is all weights."""
     prompts: tuple[str, ...] = PROMPTS
     """Drawn before, after, and as training goes; {} stands for the word and the kind, {kind} for the kind alone."""
@@ -96,10 +97,6 @@ def main(args: Args) -> None:
 
 
 def check(args: Args) -> None:
-    positive(poses=args.poses, class_images=args.class_images)
-    for flag in ("prior", "rank"):
-        if not getattr(args, flag) >= 0:
-            raise UserError(f"--{flag} must be 0 or more, not {getattr(args, flag):g}; 0 is off")
     for flag in ("word", "kind"):
         if not getattr(args, flag).strip():
             raise UserError(f"--{flag} must not be empty; the caption of the subject is 'a WORD KIND', for instance 'a sks creature'")

@@ -26,7 +26,6 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from tools import (
     Progress,
-    enough_memory,
     find_model,
     first_line,
     generators,
@@ -43,7 +42,7 @@ from torch.utils.data import DataLoader
 
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
-from common.errors import UserError
+from common.errors import UserError, enough_memory
 from common.files import read_json, write_json
 from common.random import DROPOUT, Draw, generator
 from common.runlog import Due, logged

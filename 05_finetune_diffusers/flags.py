@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from tools import OUT, PRETRAINED, check_schedulers
 
-from common.cli import free_folder, positive
+from common.cli import free_folder
 from common.errors import UserError
 from common.files import read_json
 from common.settings import from_json, with_folder
@@ -102,18 +102,8 @@ Args = TypeVar("Args")
 
 def check_flags(args: Flags) -> None:
     """Refuse what cannot be, before anything is opened."""
-    positive(steps=args.steps, batch=args.batch, accumulate=args.accumulate, lr=args.lr, clip=args.clip, sample_steps=args.sample_steps,
-             save_every=args.save_every, sample_every=args.sample_every, size=args.size)  # fmt: skip
     if args.size and args.size % 8:
         raise UserError(f"--size must be a multiple of 8 pixels, not {args.size}")
-    if isinstance(args, DataFlags):
-        positive(n=args.n)
-    for flag in ("warmup", "ema", "drop"):
-        if not 0 <= getattr(args, flag) < 1:
-            raise UserError(f"--{flag} must be at least 0 and below 1, not {getattr(args, flag):g}")
-    for flag in ("min_snr", "guidance", "measure", "seed"):
-        if not getattr(args, flag) >= 0:
-            raise UserError(f"--{flag.replace('_', '-')} must be 0 or more, not {getattr(args, flag):g}")
     check_schedulers([args.scheduler])
     if args.optimizer == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("--optimizer 8bit needs the package bitsandbytes, which is not installed (pip install bitsandbytes); "

@@ -25,7 +25,7 @@ from finetune import PROMPTS, name_of
 from flags import DataFlags, Preset, check_flags
 from tools import OUT
 
-from common.cli import positive, run
+from common.cli import run
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class Args(DataFlags):
 
 def main(args: Args) -> None:
     check_flags(args)
-    positive(rank=args.rank, alpha=args.alpha)
     if args.use:
         use(args)
     else:

@@ -12,12 +12,12 @@ from cost import Cost, total
 from ddpm_package import LEAST_IMAGES, SUFFIXES
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
-from tools import enough_memory, first_line
+from tools import first_line
 
 from common.cli import writable_folder
 from common.data import load
 from common.data.export import export
-from common.errors import UserError
+from common.errors import UserError, enough_memory
 from common.files import write_json
 from common.random import EVALUATION, SAMPLING, TRAINING, generator
 from common.viz import grid, save_picture

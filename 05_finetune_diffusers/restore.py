@@ -15,12 +15,13 @@ Writes study.csv (every setting, with errors over the pictures), study.png, a la
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from tools import OUT, PRETRAINED, check_schedulers, read_size
 
-from common.cli import pick_device, positive, run
-from common.errors import UserError
+from common.cli import pick_device, run
+from common.errors import UserError, enough_memory
+from common.ranges import SAMPLER_STEPS, Range
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,9 +40,9 @@ class Args:
     """Ways to repair them."""
     strength: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
     """How far back to noise, above 0 to 1; several are compared."""
-    guidance: tuple[float, ...] = (1.0, 3.0, 7.5)
+    guidance: Annotated[tuple[float, ...], Range(1, 1000, 3, hint="1 is off")] = (1.0, 3.0, 7.5)
     """Guidance scales, 1 or more; several are compared."""
-    steps: tuple[int, ...] = (10, 30)
+    steps: Annotated[tuple[int, ...], SAMPLER_STEPS] = (10, 30)
     """Steps from pure noise; a strength of 0.4 takes 0.4 of them. Several are compared."""
     scheduler: str = "dpm++"
     """ddim, dpm++, euler-a, ...: see use.py."""
@@ -67,7 +68,7 @@ class Args:
     """Pixels a side of the mosaic's blocks."""
     share: float = 0.6
     """Of each side that the mosaic covers."""
-    noise: float = 0.4
+    noise: Annotated[float, Range(0, 100, 0.4, above=True)] = 0.4
     """Standard deviation of the noise; pictures reach from -1 to 1."""
     scratches: int = 6
     """How many scratches."""
@@ -97,20 +98,9 @@ class How(NamedTuple):
 
 
 def check(args: Args) -> None:
-    positive(n=args.n, block=args.block, noise=args.noise, scratches=args.scratches)
     check_schedulers([args.scheduler])
-    for flag in ("method", "strength", "guidance", "steps"):
-        if not getattr(args, flag):
-            raise UserError(f"--{flag} needs at least one value")
-    positive(steps=min(args.steps))
-    if not all(0 < s <= 1 for s in args.strength):
-        raise UserError(f"--strength must be above 0 and at most 1, not {' '.join(f'{s:g}' for s in args.strength)}")
-    if not all(1 <= w < float("inf") for w in args.guidance):
-        raise UserError(f"--guidance must be 1 or more, not {' '.join(f'{w:g}' for w in args.guidance)}; 1 is off")
     if int(min(args.steps) * min(args.strength)) < 1:
         raise UserError(f"--strength {min(args.strength):g} of {min(args.steps)} steps is less than one step; give more --steps or more --strength")
-    if not 0 < args.share <= 1:
-        raise UserError(f"--share must be above 0 and at most 1, not {args.share:g}")
     if args.image is None and (args.mask or args.prompt or args.damaged or args.size):
         raise UserError("--mask, --prompt, --damaged and --size speak of your own picture; name it with --image")
     if args.damaged and args.mask is None and args.method != ("img2img",):
@@ -228,7 +218,7 @@ def study(args: Args, pipe, work: Work, device: str) -> None:
     """Repair with every setting, measure, and show."""
     import torch
     from measure import curves, write_csv
-    from tools import enough_memory, fits, sheet
+    from tools import fits, sheet
     from tqdm import tqdm
 
     from common.viz import save_picture

@@ -14,12 +14,13 @@ themselves: saturation, clipped channels, and fine detail.
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from tools import OUT, PRETRAINED, check_schedulers
 
-from common.cli import pick_device, positive, run
-from common.errors import UserError
+from common.cli import pick_device, run
+from common.errors import UserError, enough_memory
+from common.ranges import SAMPLER_STEPS, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,13 +34,13 @@ LOOKS = ("followed", "saturation", "clipped", "detail")  # what guidance is comp
 class Args:
     strength: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """How far back to noise, above 0 to 1."""
-    at_guidance: float = 3.0
+    at_guidance: Annotated[float, Range(1, 1000, hint="1 is off")] = 3.0
     """Guidance scale at which strengths are compared."""
-    guidance: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    guidance: Annotated[tuple[float, ...], Range(1, 1000, hint="1 is off")] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
     """Guidance scales that are compared at strength 1."""
-    n: int = 16
+    n: Annotated[int, Range(2, 1_000_000, hint="the prompt of each picture is another's")] = 16
     """Pictures of each."""
-    steps: int = 20
+    steps: Annotated[int, SAMPLER_STEPS] = 20
     """From pure noise; a strength of 0.4 takes 0.4 of them."""
     scheduler: str = "dpm++"
     """ddim, dpm++, euler-a, ...: see use.py."""
@@ -70,7 +71,7 @@ def main(args: Args) -> None:
     import torch
     from cost import in_all
     from measure import curves, tone, write_csv
-    from tools import enough_memory, fits, native_size, open_pipeline, use_scheduler
+    from tools import fits, native_size, open_pipeline, use_scheduler
     from tqdm import tqdm
 
     from common.attributes import load_judge
@@ -103,14 +104,7 @@ def main(args: Args) -> None:
 
 
 def check(args: Args) -> None:
-    positive(n=args.n, steps=args.steps)
     check_schedulers([args.scheduler])
-    if args.n < 2:
-        raise UserError("--n must be at least 2: the prompt of each picture is another's")
-    if not args.strength or not all(0 < s <= 1 for s in args.strength):
-        raise UserError("--strength needs values above 0 and at most 1")
-    if not args.guidance or not all(1 <= w < float("inf") for w in (*args.guidance, args.at_guidance)):
-        raise UserError("--guidance and --at-guidance must be 1 or more; 1 is off")
     if int(args.steps * min(args.strength)) < 1:
         raise UserError(f"--strength {min(args.strength):g} of {args.steps} steps is less than one step; give more --steps or more --strength")
 

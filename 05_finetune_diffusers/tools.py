@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.errors import UserError
+from common.errors import UserError, enough_memory, first_line
 from common.files import read_json
 from common.network import REACH_SECONDS, reachable
 
@@ -400,23 +400,6 @@ def wrap(label: str, font, width: int) -> list[str]:
 # ----------------------------------------------------------------------------------------------------------- memory, files
 
 
-@contextmanager
-def enough_memory(device: str, lower: str) -> Iterator[None]:
-    """Turn the several ways of running out of memory into one sentence. lower: what to try, "--n or --size"."""
-    import torch
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
-        words = str(problem).lower()
-        full = isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
-            phrase in words for phrase in ("out of memory", "not enough memory", "allocate memory")
-        )
-        if not full:
-            raise
-        raise UserError(f"there is not enough memory on {device} ({first_line(problem)}); lower {lower}") from problem
-
-
 def save_folder(folder: Path, save) -> Path:
     """Call save(path) for a temporary neighbour, then put it in the place of the folder: whole, or not at all."""
     from safetensors import SafetensorError
@@ -452,11 +435,6 @@ def exchange(building: Path, folder: Path) -> None:
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def first_line(problem: Exception) -> str:
-    """Of an exception, for messages."""
-    return next((line for line in str(problem).strip().splitlines() if line.strip()), type(problem).__name__)
 
 
 # -------------------------------------------------------------------------------------- the checkpoints of own trainings

@@ -13,13 +13,14 @@ Chapter 1 trains the same thing with a loop written out.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from flags import resumed
 from tools import OUT, check_schedulers
 
-from common.cli import free_folder, pick_device, positive, run
+from common.cli import free_folder, pick_device, run
 from common.errors import UserError
+from common.ranges import MAY_BE_EMPTY
 from common.settings import with_folder
 
 STEPS = 2000  # under five minutes on a CPU
@@ -35,7 +36,7 @@ class Args:
     """Only the first n images; by default 2,000 of a drawn set, and all of any other."""
     size: int | None = None
     """Pixels a side; by default the model's, or 32."""
-    augment: tuple[Literal["flip", "crop", "jitter"], ...] = ("flip", "crop")
+    augment: Annotated[tuple[Literal["flip", "crop", "jitter"], ...], MAY_BE_EMPTY] = ("flip", "crop")
     """What is done to the images by chance."""
     workers: int = 0
     """Processes that prepare images; 0 does it in the training process."""
@@ -80,15 +81,9 @@ class Args:
 
 
 def check(args: Args) -> None:
-    positive(n=args.n, size=args.size, steps=args.steps, batch=args.batch, accumulate=args.accumulate, lr=args.lr, clip=args.clip,
-             sample_steps=args.sample_steps, save_every=args.save_every, sample_every=args.sample_every)  # fmt: skip
     check_schedulers([args.scheduler])
-    if not 0 <= args.ema < 1:
-        raise UserError(f"--ema must be at least 0 and below 1, not {args.ema:g}")
-    if args.workers < 0:
-        raise UserError(f"--workers must be 0 or more, not {args.workers}")
-    if not args.channels or any(width < 8 or width % 8 for width in args.channels):
-        raise UserError(f"--channels must be multiples of 8, not {' '.join(map(str, args.channels)) or 'none'}")
+    if any(width < 8 or width % 8 for width in args.channels):
+        raise UserError(f"--channels must be multiples of 8, not {' '.join(map(str, args.channels))}")
 
 
 def settled(args: Args) -> Args:

@@ -31,7 +31,6 @@ from pixels import open_pixels, pixel_folder
 from safetensors.torch import load_file, save_file
 from tools import (
     Progress,
-    enough_memory,
     generators,
     load_state,
     make_scheduler,
@@ -44,7 +43,7 @@ from tools import (
 from torch import Tensor, nn
 
 from common.cli import pick_device, pick_precision, writable_folder
-from common.errors import UserError
+from common.errors import UserError, enough_memory
 from common.files import write_json
 from common.random import DROPOUT, Draw, generator
 from common.runlog import Due, logged

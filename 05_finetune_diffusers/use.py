@@ -11,12 +11,14 @@ Without --model it is the small Stable Diffusion of chapter 4. Writes every pict
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tools import OUT, PRETRAINED, check_schedulers, read_size
 from tyro.conf import Positional
 
-from common.cli import pick_device, positive, run
-from common.errors import UserError
+from common.cli import pick_device, run
+from common.errors import UserError, enough_memory
+from common.ranges import SAMPLER_STEPS, Range
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class Args:
     """ddpm, ddim, pndm, euler, euler-a, heun, dpm++, dpm++-karras, dpm++-sde, unipc, deis, lms."""
     compare: str | None = None
     """Instead of one scheduler, several: ddim,dpm++,euler-a draws a row for each, from the same noise."""
-    steps: int = 25
+    steps: Annotated[int, SAMPLER_STEPS] = 25
     """Steps of the scheduler, from noise to picture."""
-    guidance: float = 3.0
+    guidance: Annotated[float, Range(1, 1000, hint="1 is off")] = 3.0
     """Guidance scale w, 1 or more; 1 is off."""
     negative: str = ""
     """What is not wanted: it takes the place of the empty prompt."""
@@ -54,13 +56,8 @@ class Args:
 
 def check(args: Args) -> tuple[str, ...]:
     """Refuse what cannot be, before anything is loaded. Returns the schedulers to use."""
-    positive(n=args.n, steps=args.steps)
     if not args.prompts:
         raise UserError('say what to draw, for instance "a red creature with wings"; "" draws whatever comes')
-    if not 1 <= args.guidance < float("inf"):
-        raise UserError(f"--guidance must be 1 or more, not {args.guidance:g}; 1 is off, and 3 to 8 is usual")
-    if not 0 < args.strength <= 1:
-        raise UserError(f"--strength must be above 0 and at most 1, not {args.strength:g}")
     if args.image and int(args.steps * args.strength) < 1:
         raise UserError(f"--strength {args.strength:g} of {args.steps} steps is less than one step; give more --steps, or more --strength")
     schedulers = tuple(args.compare.split(",")) if args.compare is not None else (args.scheduler,)
@@ -77,7 +74,7 @@ def main(args: Args) -> None:
     import time
 
     import torch
-    from tools import calls, enough_memory, fits, network_of, open_pipeline, remarks, sheet, to_picture, use_scheduler
+    from tools import calls, fits, network_of, open_pipeline, remarks, sheet, to_picture, use_scheduler
 
     from common.viz import save_picture
 

@@ -13,13 +13,14 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from tools import OUT, PRETRAINED, check_schedulers
 from tyro.conf import Positional
 
-from common.cli import pick_device, positive, run
-from common.errors import UserError
+from common.cli import pick_device, run
+from common.errors import UserError, enough_memory
+from common.ranges import SAMPLER_STEPS, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +43,8 @@ class Args:
     n: int = 4
     """Pictures of each."""
     scheduler: str = "dpm++"
-    steps: int = 25
-    guidance: float = 3.0
+    steps: Annotated[int, SAMPLER_STEPS] = 25
+    guidance: Annotated[float, Range(1, 1000, hint="1 is off")] = 3.0
     """Guidance scale w, 1 or more."""
     seed: int = 0
     """Of the first picture; the next has seed + 1."""
@@ -132,10 +133,7 @@ def by_compel(pipe, prompt: str) -> "Tensor":
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, steps=args.steps)
     check_schedulers([args.scheduler])
-    if not 1 <= args.guidance < float("inf"):
-        raise UserError(f"--guidance must be 1 or more, not {args.guidance:g}; 1 is off")
     fragments = read_weights(args.prompt)
     if args.word is not None:
         check_word(args, fragments)
@@ -167,8 +165,6 @@ def check_word(args: Args, fragments: list[Fragment]) -> None:
         raise UserError(f'--word goes with a prompt without weights, not "{args.prompt}"')
     if args.prompt.count(args.word) != 1 or not args.word.strip():
         raise UserError(f'"{args.word}" must stand in the prompt "{args.prompt}" once')
-    if not args.sweep or not all(0 <= w < float("inf") for w in args.sweep):
-        raise UserError("--sweep needs weights of 0 or more, such as 0 0.5 1 1.5 2")
 
 
 def side_by_side(pipe, prompt: str, plain: str, fragments: list[Fragment]) -> dict[str, "Tensor"]:
@@ -188,7 +184,7 @@ def sweep(pipe, args: Args) -> dict[str, "Tensor"]:
 
 def draw(pipe, z: "Tensor", args: Args) -> "Tensor":
     """n pictures of one prompt's embeddings: (n, 3, H, W) in [-1, 1] on the CPU."""
-    from tools import enough_memory, fits, generators, to_images
+    from tools import fits, generators, to_images
 
     nothing = weigh(pipe.tokenizer, pipe.text_encoder, [("", 1.0)]).expand(args.n, -1, -1)
     with fits(args.scheduler), enough_memory(args.device, "--n"):

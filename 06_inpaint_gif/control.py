@@ -15,7 +15,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from common.cli import pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
@@ -56,12 +56,9 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n)
     for picture in (args.out, args.keep):  # now, for one of them would be written before the other
         if picture and picture.suffix.lower() not in KINDS:
             raise UserError(f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(KINDS)}")
-    if not 0 <= args.soft < float("inf"):
-        raise UserError(f"--soft must be 0 or more, not {args.soft:g}")
     if args.sweep_then is not None and (args.then or args.region):
         raise UserError("--sweep-then makes rows of its own; leave out --then and --region")
     from regions import Place, read_guidance, read_stage

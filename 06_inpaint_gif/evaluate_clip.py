@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.cli import pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
 
 
@@ -45,7 +45,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n)
     if args.out and args.out.suffix != ".json":
         raise UserError(f"--out must end in .json, not {args.out.name}")
     from clip_zh import load_clip

@@ -11,10 +11,11 @@ moves   a film of each move: in how many frames phase correlation finds the dire
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.cli import pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
+from common.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Args:
     """dpmpp_2m:20, ddim:50, ..."""
     n: int = 40
     """Pictures with a hole for each engine; of each dish a tenth of it, at least one."""
-    frames: int = 24
+    frames: Annotated[int, Range(3, 10_000)] = 24
     """Of the film of each move."""
     out: Path | None = None
     """Also write the figures here, as JSON."""
@@ -53,13 +54,8 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, frames=args.frames)
     if args.out and args.out.suffix != ".json":
         raise UserError(f"--out must end in .json, not {args.out.name}")
-    if not args.only or not args.engines:
-        raise UserError("--only and --engines need at least one word each")
-    if args.frames < 3:
-        raise UserError(f"--frames must be at least 3, not {args.frames}")
     from artist import How, check_draws, clip_of, open_artist
     from clip_zh import load_clip
     from engines import DEFAULTS

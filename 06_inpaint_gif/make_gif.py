@@ -11,12 +11,13 @@ Beside the film lies a sheet of what was painted: for every keyframe what the ca
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from common.cli import pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
+from common.ranges import Range
 
 OUT = Path("runs/06_inpaint_gif")
 
@@ -28,7 +29,7 @@ class Args:
     camera: str = "zoom-out"
     """up, down, left, right, up-left, up-right, down-left, down-right, zoom-in, zoom-out, ring; a chain as in right:3,zoom-out, where
     right:3 goes three keyframes far."""
-    share: float = 0.25
+    share: Annotated[float, Range(0.01, 0.75)] = 0.25
     """How much of each keyframe is new."""
 
     engine: Literal["inpaint", "repaint", "controlnet", "diffusers", "nearest", "reflect"] | None = None
@@ -70,9 +71,9 @@ class Args:
 
     frames: int = 24
     """Of the film."""
-    fps: float = 12.0
+    fps: Annotated[float, Range(0.1, 120)] = 12.0
     """Frames a second."""
-    size: int | None = None
+    size: Annotated[int | None, Range(16, 4096, 64, unit=" pixels")] = None
     """Pixels a side of the keyframes; by default what the dish is drawn at."""
     enlarge: int = 3
     """The film shows every frame so many times larger."""
@@ -100,13 +101,6 @@ def check(args: Args) -> None:
     """Refuse what cannot be, before anything is loaded."""
     if not args.name.strip():
         raise UserError("the name of the dish is empty; give one in Chinese, for instance 番茄炒蛋")
-    positive(frames=args.frames, fps=args.fps, size=args.size, enlarge=args.enlarge, tries=args.tries, max_kb=args.max_kb, jump=args.jump,
-             resample=args.resample)  # fmt: skip
-    for flag, value in (("guidance", args.guidance), ("paint-guidance", args.paint_guidance)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise UserError(f"--{flag} must be a number from 0 up, not {value:g}; 1 is off")
-    if args.size is not None and args.size < 16:
-        raise UserError(f"--size must be at least 16 pixels, not {args.size}")
     if args.image and not args.image.is_file():
         raise UserError(f"there is no image file {args.image}")
     if args.image and args.dish:

@@ -11,10 +11,11 @@ How good it is: python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gi
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.cli import free_folder, positive, run
+from common.cli import free_folder, run
 from common.errors import UserError
+from common.ranges import Range
 from common.settings import one_budget, resumed, with_folder, with_preset
 
 
@@ -44,11 +45,11 @@ class Args:
     dim: int | None = None
     """Width of the space in which they meet."""
 
-    temperature: float = 0.07
+    temperature: Annotated[float, Range(0.01, 10)] = 0.07
     """Of the comparisons at the beginning; it is learned along, and never falls below 0.01."""
     unknown: float = 0.1
     """Share of characters hidden as [UNK] while training, so that a name with an unknown character can still be understood."""
-    keep: float = 1.0
+    keep: Annotated[float, Range(0, 1, above=True, hint="1 looks at every patch")] = 1.0
     """Share of the patches of a picture that a step looks at, chosen by chance: 0.5 takes about half the time."""
     augment: bool = True
     """Turn, move, mirror and light the pictures anew each time."""
@@ -57,7 +58,7 @@ class Args:
     """Budget in optimizer steps ..."""
     minutes: float | None = None
     """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch: int | None = None
+    batch: Annotated[int | None, Range(2, 65_536, 96, hint="a picture is compared with the names of the others")] = None
     """Pairs per step and process; each process contrasts its own."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
@@ -99,17 +100,7 @@ SIZES = ("size", "patch", "width", "layers", "text_width", "text_layers", "dim")
 
 
 def check_numbers(args: Args) -> None:
-    positive(n=args.n, **{name: getattr(args, name) for name in SIZES}, temperature=args.temperature, steps=args.steps, minutes=args.minutes,
-             batch=args.batch, lr=args.lr, held_out=args.held_out, save_every=args.save_every)  # fmt: skip
     one_budget(args)
-    if not 0 <= args.unknown < 1:
-        raise UserError(f"--unknown must be at least 0 and below 1, not {args.unknown:g}; 0.1 is usual")
-    if not 0 < args.keep <= 1:
-        raise UserError(f"--keep must be above 0 and at most 1, not {args.keep:g}; 1 looks at every patch")
-    if not 0.01 <= args.temperature <= 10:
-        raise UserError(f"--temperature must be from 0.01 to 10, not {args.temperature:g}; 0.07 is CLIP's")
-    if args.batch == 1:
-        raise UserError("--batch must be 2 or more: a picture is compared with the names of the others")
     given = [name for name in SIZES if getattr(args, name) is not None]
     if args.start and given and not args.resume:
         raise UserError(f"--start keeps the sizes of the model it begins with; leave --{given[0].replace('_', '-')} out")

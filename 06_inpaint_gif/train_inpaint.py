@@ -14,7 +14,7 @@ The run folder's model/ is one for diffusers' StableDiffusionInpaintPipeline.fro
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.cli import free_folder, positive, run
+from common.cli import free_folder, run
 from common.flags import Drawing, check_flags
 from common.settings import resumed, with_folder, with_preset
 
@@ -63,7 +63,6 @@ GPU_PRESETS = {"dishes": GPU_DRAWN}
 
 
 def check_numbers(args: Args) -> None:
-    positive(n=args.n, windows=args.windows, holes=args.holes)
     check_flags(args)
 
 

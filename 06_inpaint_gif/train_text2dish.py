@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, positive, run
-from common.errors import UserError
+from common.cli import free_folder, run
 from common.flags import Drawing, check_flags
 from common.settings import resumed, with_folder, with_preset
 
@@ -71,10 +70,7 @@ GPU_PRESETS = {"dishes": GPU_DRAWN}
 
 
 def check_numbers(args: Args) -> None:
-    positive(n=args.n)
     check_flags(args)
-    if not args.names:
-        raise UserError("--names needs at least one name to draw, for instance --names 番茄炒蛋")
 
 
 def new_run(args: Args) -> Args:

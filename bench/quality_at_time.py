@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench import command, report
-from common.cli import pick_precision, positive, run, writable_folder
+from common.cli import pick_precision, run, writable_folder
 from common.errors import UserError
 
 TARGET = "target: theirs / ours at least 4 after 5 minutes"
@@ -61,7 +61,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(minutes=min(args.minutes, default=0), lrs=min(args.lrs, default=0), n=args.n, sampling_steps=args.sampling_steps)
     writable_folder(args.out)
     os.environ.setdefault("TQDM_MININTERVAL", "10")  # its sampler draws a progress bar for every batch
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import report, turns
-from common.cli import positive, run
+from common.cli import run
 from common.errors import UserError
 
 TARGET = 1 / 3  # of diffusers' time
@@ -34,7 +34,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(steps=args.steps, size=args.size, rounds=args.rounds, batches=min(args.batches, default=0))
 
     import torch
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from bench import ROOT, chapter, command, report
-from common.cli import positive, run
+from common.cli import run
 
 TARGETS = "targets: sampling at most 6 s, --help under 1 s"
 
@@ -29,7 +29,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, rounds=args.rounds)
     model = (args.model or chapter("01_ddpm_mnist/sample.py")["PRETRAINED"]).resolve()
     with tempfile.TemporaryDirectory() as folder:
         words = ["01_ddpm_mnist/sample.py", "--n", args.n, "--model", model, "--device", "cpu", "--out", f"{folder}/samples.png"]

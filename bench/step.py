@@ -19,7 +19,7 @@ from statistics import median
 from typing import Literal
 
 from bench import chapter, command, report, turns
-from common.cli import pick_precision, positive, run
+from common.cli import pick_precision, run
 from common.errors import UserError
 
 SHAPES = [(64, 28), (96, 28), (128, 28), (64, 14), (128, 14), (256, 14)]  # channels, pixels a side
@@ -47,7 +47,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(rounds=args.rounds, batch=args.batch, seconds=args.seconds)
     if args.memory_of:
         make_steps(args)
         return

@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 from tyro.conf import Positional
 
-from common.cli import positive, run
+from common.cli import run
 from common.data.creatures import load_creatures
 from common.data.creatures.attributes import NAMES, VALUES
 from common.data.images import to_float
@@ -249,7 +249,6 @@ def check(judge: Judge) -> float:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, epochs=args.epochs, batch=args.batch, lr=args.lr)
     if args.what == "check":
         check(load_judge(args.weights))
         return

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
-from common.cli import positive, run
+from common.cli import run
 from common.data import load
 from common.data.images import to_float
 from common.errors import UserError
@@ -172,7 +172,6 @@ def save_classifier(net: Classifier, path: Path, **metadata: object) -> None:
 
 
 def main(args: Args) -> None:
-    positive(epochs=args.epochs, batch=args.batch, lr=args.lr)
     test = load("mnist", SIZE, args.data_dir, "test")
     began = time.perf_counter()
     net = train(args)

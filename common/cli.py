@@ -4,40 +4,109 @@ Nothing heavy is imported at the top: torch waits until a command really runs.
 """
 
 import importlib.metadata
-import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from common.encoding import restart_in_utf8
-from common.errors import UserError
+from common.errors import UserError, printable, sentence
+from common.files import keep_files
+from common.ranges import check_numbers
 
 Args = TypeVar("Args")
 TORCHVISION_FOR = {"2.10": "0.25", "2.11": "0.26", "2.12": "0.27"}  # pairs that were built for each other
 
 
 def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
-    """Read the flags into args_type and call main(args). A UserError prints its sentence and exits with code 2."""
-    import tyro
+    """Read the flags into args_type and call main(args). A UserError prints its sentence and exits with code 2.
 
+    So does what fails outside the program (errors.sentence); every other exception is a fault of the program and keeps its traceback.
+    """
     restart_in_utf8()
     try:
-        args = tyro.cli(args_type, description=sys.modules[main.__module__].__doc__)
+        args = parse(args_type, sys.argv[1:], sys.modules[main.__module__].__doc__)
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         check_versions()
-        check_seed(getattr(args, "seed", None))
         main(args)
+        sys.stdout.flush()
     except UserError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(problem))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # output piped into `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as problem:
+        said = sentence(problem, lowered(args_type))
+        if said is None:
+            raise
+        fail(said)
+
+
+def fail(said: str) -> NoReturn:
+    """Print the one sentence and end with code 2."""
+    try:
+        sys.stdout.flush()
+    except OSError as problem:  # a full disk, where the output goes: Python would complain about it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        said = f"cannot write to standard output ({problem.strerror})"
+    print(f"error: {printable(said)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(args_type: type[Args], argv: Sequence[str], description: str | None = None) -> Args:
+    """The flags as args_type. Refused is what no program can use: texts that are no Unicode, numbers out of range, one file twice."""
+    import tyro
+
+    check_texts(argv)
+    args = tyro.cli(args_type, args=list(argv), description=description)
+    check_paths(args, argv)
+    check_numbers(args)
+    return args
+
+
+def check_texts(argv: Sequence[str]) -> None:
+    """Refuse arguments with lone surrogates: bytes that are no text in this system's encoding."""
+    for place, word in enumerate(argv, 1):
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(f"argument {place} is no text in this system's encoding ({printable(word)}); type it again, or use a UTF-8 locale")
+
+
+OUTPUTS = ("out", "keep", "json", "sheet")  # flags that name what is written; every other path is an input
+NOT_INPUTS = (*OUTPUTS, "resume", "data_dir", "cache", "lab", "weights")  # ... but these, which a program reads and writes
+BESIDE = ("--gif", "--npy")  # flags that write another file beside --out, which ends in their name
+FOLDERS = ("data", "subject")  # input folders that nothing may be written into: it would be taken for data
+
+
+def check_paths(args: Any, argv: Sequence[str]) -> None:
+    """Refuse an empty path, and an output that would replace an input or another output."""
+    values = {field.name: getattr(args, field.name) for field in fields(args)}
+    flag = {name: "--" + name.replace("_", "-") for name in values}
+    for name, value in values.items():
+        if value == Path() and "" in argv and "." not in argv:
+            raise UserError(f"{flag[name]} is empty; name a file or a folder")
+    writes = {flag[name]: values[name] for name in OUTPUTS if isinstance(values.get(name), Path)}
+    if isinstance(out := values.get("out"), Path) and out.name:
+        writes |= {name: out.with_suffix(f".{name[2:]}") for name in BESIDE if values.get(name[2:]) is True}
+    reads = {path: flag[name] for name, value in values.items() if name not in NOT_INPUTS
+             for path in map(real, value if isinstance(value, tuple) else (value,)) if path and (path.is_file() or name in FOLDERS)}  # fmt: skip
+    keep_files(reads)
+    taken = dict(reads)
+    for name, path in writes.items():
+        if (other := taken.setdefault(Path(os.path.realpath(path)), name)) != name:
+            raise UserError(f"{name} would write over {path}, which {other} names; choose another {'--out' if name in BESIDE else name}")
+
+
+def real(path: object) -> Path | None:
+    """Where a path leads; None where that is nothing."""
+    try:
+        return Path(path).resolve() if isinstance(path, (str, Path)) and str(path) and os.path.lexists(path) else None
+    except (OSError, ValueError, RuntimeError):  # longer than any name, or a loop of links
+        return None
 
 
 def check_versions() -> None:
@@ -51,12 +120,6 @@ def check_versions() -> None:
             f"torch {torch} and torchvision {vision} were not built for each other; "
             "install the pair that the course is tested with: pip install -r requirements.txt"
         )
-
-
-def check_seed(seed: object) -> None:
-    """What every generator of random numbers here can begin with."""
-    if isinstance(seed, int) and not 0 <= seed < 2**63:
-        raise UserError(f"--seed must be 0 or more and have at most 18 digits, not {seed}")
 
 
 def is_main_process() -> bool:
@@ -90,17 +153,16 @@ def pick_precision(name: str, device: str) -> str:
     return "bf16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
 
 
-def positive(**values: float | None) -> None:
-    """Refuse numbers that must be above zero, and finite, naming the flag."""
-    for flag, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{flag.replace('_', '-')} must be above 0{' and finite' if value == math.inf else ''}, not {value}")
+def lowered(args_type: type) -> str:
+    """What to try where memory is short: the flags of this program that memory depends on."""
+    names = [field.name for field in fields(args_type)]
+    less = [f"--{name}" for name in ("batch", "size", "n", "channels") if name in names]
+    more = [f"--{name.replace('_', '-')}" for name in ("checkpointing", "low_memory") if name in names]
+    return " or ".join([", ".join(less)] * bool(less) + [f"give {flag}" for flag in more])
 
 
-def gif_beside(out: Path, gif: bool) -> None:
-    """Refuse a name under which the grid and the moving picture would be the same file."""
-    if gif and out.suffix.lower() == ".gif":
-        raise UserError(f"--gif writes {out} itself, beside the grid; end --out in .png")
+def positive(**values: float | None) -> None:  # REMOVE
+    """Old."""
 
 
 def writable_folder(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tyro.conf import Positional
 
-from common.cli import pick_device, positive, run
+from common.cli import pick_device, run
 from common.errors import UserError
 
 if TYPE_CHECKING:  # torch waits until it is needed
@@ -298,7 +298,6 @@ def table(report: Report, name: str) -> str:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n)
     if not args.samples.exists():
         raise UserError(f"there is no {args.samples}; give a folder of PNGs, a .npy file, or a model folder")
 

@@ -7,13 +7,34 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from common.errors import UserError
+from common.errors import UserError, is_memory, printable
+
+KEPT: dict[Path, str] = {}  # what the command that runs reads, by its real path: the flag that names it
+
+
+def keep_files(paths: dict[Path, str]) -> None:
+    """From now on nothing is written over these files."""
+    KEPT.clear()
+    KEPT.update(paths)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call write(file) on a temporary neighbour, then rename it: readers see the old file or the new, never a part."""
-    temporary = path.with_name(path.name + ".partial")
+    """Call write(file) on a temporary neighbour, then rename it: readers see the old file or the new, never a part.
+
+    A device or a pipe, such as /dev/stdout, has no neighbour and is written to as it is. The target of a link is replaced, not the link.
+    """
+    temporary = None
     try:
+        if path.is_dir() or not path.name:
+            raise UserError(f"{path} is a folder, where a file is to be written; add a name")
+        if path.exists() and not path.is_file():
+            with open(path, "wb") as file:
+                write(file)
+            return
+        path = path.resolve() if path.is_symlink() else path
+        if KEPT and (flag := KEPT.get(path.resolve())):
+            raise UserError(f"{path} would be written over, but {flag} reads it; choose another place for the output")
+        temporary = path.with_name(path.name + ".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
@@ -21,11 +42,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as problem:  # torch.save reports a full disk as RuntimeError
+        if is_memory(problem):
+            raise
         reason = getattr(problem, "strerror", None) or "the disk may be full"
-        raise UserError(f"cannot write {path} ({reason}); what was saved before is untouched") from problem
+        raise UserError(f"cannot write {printable(str(path))} ({reason}); what was saved before is untouched") from problem
     finally:
         with suppress(OSError):  # nothing to remove, or no folder it could be in
-            temporary.unlink()
+            if temporary:
+                temporary.unlink()
 
 
 def write_json(path: Path, value: object) -> None:
@@ -37,8 +61,10 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
+    except RecursionError as problem:
+        raise UserError(f"{path} is nested too deeply to be read as JSON") from problem
     except (OSError, ValueError) as problem:
-        raise UserError(f"{path} cannot be read as JSON ({problem})") from problem
+        raise UserError(f"{path} cannot be read as JSON ({getattr(problem, 'strerror', None) or problem})") from problem
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object {{...}}, not a {type(value).__name__}")
     return value

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.cli import positive
-from common.errors import UserError
 from common.settings import one_budget
 
 
@@ -60,11 +58,4 @@ class Drawing(Training):
 
 def check_flags(args: Training) -> None:
     """Refuse what cannot be, before anything is opened."""
-    positive(steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every)
     one_budget(args)
-    if isinstance(args, Drawing):
-        positive(sample_every=args.sample_every)
-        if not 0 <= args.drop < 1:
-            raise UserError(f"--drop must be at least 0 and below 1, not {args.drop:g}; 0.1 is usual")
-        if not args.guidance >= 0:
-            raise UserError(f"--guidance must be 0 or more, not {args.guidance:g}; 1 is off")

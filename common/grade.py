@@ -23,7 +23,7 @@ from pathlib import Path
 
 import tyro
 
-from common.cli import positive, run
+from common.cli import run
 from common.errors import UserError
 from common.files import write_json
 
@@ -140,7 +140,6 @@ def failure(reply: dict, key: str, seconds: float) -> str:
 
 
 def main(args: Args) -> None:
-    positive(seconds=args.seconds)
     folder = exercises_of(args.chapter)
     submission = args.submission or folder / "exercises.py"
     if not submission.is_file():

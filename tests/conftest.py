@@ -36,12 +36,13 @@ def load_program(path: str) -> ModuleType:
 
 def run_main(program: str, *flags: object) -> None:
     """A program's main with these flags, in this process; a UserError comes through."""
-    import tyro
     from accelerate.state import AcceleratorState
+
+    from common import cli
 
     AcceleratorState._reset_state(reset_partial_state=True)  # accelerate remembers the first settings of a process
     module = load_program(program)
-    module.main(tyro.cli(module.Args, args=[str(flag) for flag in flags]))
+    module.main(cli.parse(module.Args, [str(flag) for flag in flags]))
 
 
 def run_program(*command: object, timeout: float = 120) -> subprocess.CompletedProcess:

@@ -323,9 +323,9 @@ def test_a_prompt_begins_with_the_same_noise_whatever_the_scale(painter):
     [
         (["--n", 0], "--n must be above 0"),
         (["--model", "nowhere"], "there is no folder nowhere"),
-        (["--scales", 3, -1], "guidance must be a number from 0 up, not -1"),
-        (["--scales"], "give at least one of --scales"),
-        (["--rescale", 2], "guidance rescale must be between 0 and 1, not 2"),
+        (["--scales", 3, -1], "--scales must be 0 or more, not -1"),
+        (["--scales"], "--scales needs at least one value"),
+        (["--rescale", 2], "--rescale must be at least 0 and at most 1, not 2"),
         (["--interval", 5, 1], "the guidance interval must be two noise levels"),
         (["--sampler", "dimm:3"], "cannot read the sampler 'dimm:3'"),
         (["--clip", "hard"], ""),
@@ -390,7 +390,7 @@ def test_memorise_runs(command_line, painter, tmp_path, monkeypatch):
         (["--n-train", 0], "--n-train must be above 0"),
         (["--n", 20, "--n-train", 10, "--prompts", "train"], "only 10 training captions .* give --n 10 or fewer"),
         (["--model", "nowhere"], "there is no folder nowhere"),
-        (["--w", -1, "--n-train", 10], "guidance must be a number from 0 up"),
+        (["--w", -1, "--n-train", 10], "--w must be 0 or more"),
     ],
 )
 def test_memorise_refuses(command_line, painter, tmp_path, flags, said):

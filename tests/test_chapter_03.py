@@ -430,7 +430,7 @@ def test_interpolate_between_files(command_line, trained_run, tmp_path):
     (["--a", "none.png"], "there is no image file none.png"),
     (["--frames", 2], "--frames must be at least 3"),
     (["--strength", 0], "--strength must be above 0"),
-    (["--steps", 1001], "takes 1 to 1000 steps"),
+    (["--steps", 1001], "--steps must be at most 1,000, not 1001"),
     (["--data", "cifar10"], "CIFAR10 is not in"),
 ])  # fmt: skip
 def test_interpolate_bad_input(flags, says, command_line, trained_run, tmp_path):
@@ -449,7 +449,7 @@ def test_invert(command_line, trained_run, tmp_path):
 
 def test_invert_bad_input(command_line, trained_run, tmp_path):
     code, _, err = command_line(INVERT, "--model", trained_run, "--data", "digits", "--steps", 2000, "--out", tmp_path, "--device", "cpu")
-    assert code == 2 and "takes 1 to 1000 steps" in err
+    assert code == 2 and "--steps must be at most 1,000, not 2000" in err
 
 
 def test_the_config_of_a_cell_can_be_read_back(done):

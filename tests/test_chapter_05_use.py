@@ -28,7 +28,7 @@ from common.data import load
 from common.data.creatures import caption, mentioned
 from common.data.creatures.attributes import NAMES
 from common.data.images import to_float
-from common.errors import UserError
+from common.errors import UserError, enough_memory
 from common.files import read_json, write_json
 
 HERE = "05_finetune_diffusers"
@@ -154,9 +154,9 @@ def test_models_for_other_tasks(inpainter, command_line, tmp_path):
 
 
 def test_not_enough_memory():
-    with pytest.raises(UserError, match="not enough memory on cpu.*lower --n"), tools.enough_memory("cpu", "--n"):
+    with pytest.raises(UserError, match="not enough memory on cpu.*lower --n"), enough_memory("cpu", "--n"):
         torch.empty(2**50, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="shape"), tools.enough_memory("cpu", "--n"):
+    with pytest.raises(RuntimeError, match="shape"), enough_memory("cpu", "--n"):
         torch.ones(2).view(3)
 
 
@@ -674,7 +674,7 @@ def test_models_that_it_cannot_train(model, tmp_path, command_line):
 @pytest.mark.parametrize(("flags", "says"), [
     (["--steps", 0], "--steps"), (["--ema", 1], "--ema"), (["--channels", 7], "multiples of 8"), (["--batch", 21], "do not fill a batch of 21"),
     (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"), (["--data", "nothing"], "unknown data"), (["--resume", "nowhere"], "config.json"),
-    (["--scheduler", "magic"], "unknown scheduler"), (["--lr", 1e9, "--steps", 30], "smaller --lr")])  # fmt: skip
+    (["--scheduler", "magic"], "unknown scheduler"), (["--lr", 100, "--steps", 30], "smaller --lr"), (["--lr", 1e9], "--lr must be at most 100")])  # fmt: skip
 def test_what_train_unconditional_refuses(flags, says, tmp_path, command_line):
     assert says in refused(command_line(TRAIN, *FEW, *flags, "--out", tmp_path / "out"))
 

@@ -641,11 +641,11 @@ def test_evaluate(run, tmp_path, command_line):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--batch", 1], "--batch must be 2 or more"),
+        (["--batch", 1], "--batch must be at least 2, not 1; a picture is compared with the names of the others"),
         (["--seed", -1], "--seed must be 0 or more"),
         (["--unknown", 1], "--unknown must be"),
         (["--keep", 0], "--keep must be above 0"),
-        (["--temperature", 0.001], "--temperature must be from"),
+        (["--temperature", 0.001], "--temperature must be at least 0.01"),
         (["--width", 48], "--width must be a multiple of 32"),
         (["--size", 60, "--patch", 16], "must be a multiple of 16"),
         (["--start", "pretrained", "--layers", 2], "--start keeps the sizes"),

@@ -16,8 +16,9 @@ MAY_IMPORT = {
     "common.errors": set(),
     "common.random": set(),
     "common.unet": {"errors"},
+    "common.ranges": {"errors"},
     "common.files": {"errors"},
-    "common.cli": {"errors", "encoding"},
+    "common.cli": {"encoding", "errors", "files", "ranges"},
     "common.schedule": {"errors"},
     "common.denoiser": {"errors", "schedule"},
     "common.vlb": {"errors", "schedule", "denoiser"},
@@ -103,7 +104,7 @@ def test_nothing_in_the_layers_imports_what_shows_or_judges():
 def test_the_light_modules_stay_light():
     """`--help` answers at once only while these import nothing heavy at their top."""
     for path, name in COMMON.items():
-        if name in ("common", "common.cli", "common.encoding", "common.errors", "common.files", "common.settings", "common.flags"):
+        if name in ("common", "common.cli", "common.encoding", "common.errors", "common.files", "common.ranges", "common.settings", "common.flags"):
             top = {module.split(".")[0] for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))
                    for module in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module])}  # fmt: skip
             assert top <= set(sys.stdlib_module_names) | {"common"}, name

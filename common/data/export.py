@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from common.cli import positive, run
+from common.cli import run
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ def row_of(images: "Images", i: int) -> dict[str, object]:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n)
 
     from common.data.load import load
 

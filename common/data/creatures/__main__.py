@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.cli import positive, run
+from common.cli import run
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, columns=args.columns)
 
     from common.data.creatures import load_creatures
     from common.data.images import to_float

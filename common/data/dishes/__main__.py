@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.cli import positive, run
+from common.cli import run
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(n=args.n, columns=args.columns)
 
     from common.data.dishes import load_dishes
     from common.data.images import to_float
