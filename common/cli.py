@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from common.encoding import restart_in_utf8
+from common.encoding import has_surrogates, restart_in_utf8
 from common.errors import UserError, printable, sentence
 from common.files import keep_files
 from common.ranges import check_numbers
@@ -72,7 +72,7 @@ def parse(args_type: type[Args], argv: Sequence[str], description: str | None = 
 def check_texts(argv: Sequence[str]) -> None:
     """Refuse arguments with lone surrogates: bytes that are no text in this system's encoding."""
     for place, word in enumerate(argv, 1):
-        if any("\ud800" <= letter <= "\udfff" for letter in word):
+        if has_surrogates(word):
             raise UserError(f"argument {place} is no text in this system's encoding ({printable(word)}); type it again, or use a UTF-8 locale")
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from common import cli
 from common.checkpoint import checkpoints
 from common.errors import UserError
+from common.ranges import RANGES, Range
 
 
 def refused(result: tuple[int, str, str]) -> str:
@@ -140,8 +141,12 @@ def test_flags_that_do_not_exist_or_cannot_be_read(command_line, given, named):
     assert code == 2 and named in err and "Traceback" not in err
 
 
-def test_a_rate_far_too_high(command_line, tmp_path):
-    message = refused(command_line(TRAIN, *flags("--steps", 20, "--lr", 1e30, "--save-every", 1, "--out", tmp_path / "run")))
+def test_a_rate_far_too_high(tmp_path, monkeypatch):
+    """One that no flag can name, but a network of another kind may find much smaller ones too high."""
+    monkeypatch.setitem(RANGES, "lr", Range(0, 1e40))
+    with pytest.raises(UserError) as problem:
+        run_main(TRAIN, *flags("--steps", 20, "--lr", 1e30, "--save-every", 1, "--out", tmp_path / "run"))
+    message = str(problem.value)
     assert "the loss is" in message and "try a smaller --lr (it was 1e+30)" in message
     kept = checkpoints(tmp_path / "run")
     assert kept and str(kept[-1]) in message
