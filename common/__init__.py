@@ -2,18 +2,18 @@
 
 Importing this package makes the process-wide settings that must precede `import torch`. What you set yourself stays.
 
-OMP_WAIT_POLICY             passive: a thread that waits for another one sleeps. By default it spins, and so takes the core that the
-                            other thread needs: beside one busy process a training step took several times as long (python -m bench.busy)
-PYTORCH_ENABLE_MPS_FALLBACK 1: an operation that Apple's MPS lacks runs on the CPU instead of ending the program
-
-It also lets stdout and stderr print characters that their encoding lacks (common/encoding.py).
+OMP_WAIT_POLICY, GOMP_SPINCOUNT  A thread that waits for another one sleeps after 1,000 rounds of a loop. By default it spins 300,000
+    rounds and so takes the core that the other thread needs: with two threads beside two busy processes, a training step took 31 times
+    as long as with one thread alone, and takes twice as long with this setting. Without any spinning, two threads are slower than one
+    even on an idle machine. (python -m bench.busy)
+PYTORCH_ENABLE_MPS_FALLBACK  An operation that Apple's MPS lacks runs on the CPU instead of ending the program.
 """
 
 import os
 
 from common.encoding import accept_any_text
 
-PROCESS_SETTINGS = {"OMP_WAIT_POLICY": "passive", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
+PROCESS_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
 
 for _name, _value in PROCESS_SETTINGS.items():
     os.environ.setdefault(_name, _value)
