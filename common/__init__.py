@@ -15,6 +15,8 @@ from common.encoding import accept_any_text
 
 PROCESS_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
 
+if "OMP_WAIT_POLICY" in os.environ:  # a spin count would overrule your policy
+    PROCESS_SETTINGS.pop("GOMP_SPINCOUNT")
 for _name, _value in PROCESS_SETTINGS.items():
     os.environ.setdefault(_name, _value)
 

@@ -11,8 +11,6 @@ from importlib.metadata import packages_distributions
 import pytest
 from conftest import ROOT
 
-import common
-
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts)]
 OWN = {path.stem for path in SOURCES} | {"bench", "common", "exercises", "mistakes", "tests"}
@@ -96,12 +94,23 @@ def test_pip_check_reports_cn_clip_alone():
 # ---------------------------------------------------------------------------------------------- settings before torch
 
 
-def test_settings_are_made_and_the_users_own_win():
-    code = "import common, os; print(*(os.environ[name] for name in common.PROCESS_SETTINGS))"
-    for given in ({}, dict.fromkeys(common.PROCESS_SETTINGS, "mine")):
-        environment = {key: value for key, value in os.environ.items() if key not in common.PROCESS_SETTINGS} | given
-        ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        assert ran.stdout.split() == list((common.PROCESS_SETTINGS | given).values())
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTORCH_ENABLE_MPS_FALLBACK")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["passive", "1000", "1"]),
+        ({"GOMP_SPINCOUNT": "5"}, ["passive", "5", "1"]),
+        ({"OMP_WAIT_POLICY": "active"}, ["active", "None", "1"]),  # a spin count would overrule the policy
+        ({"PYTORCH_ENABLE_MPS_FALLBACK": "0"}, ["passive", "1000", "0"]),
+    ],
+)
+def test_settings_are_made_and_the_users_own_win(given, expected):
+    code = f"import common, os; print(*(os.environ.get(name) for name in {SETTINGS}))"
+    environment = {key: value for key, value in os.environ.items() if key not in SETTINGS} | given
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == expected
 
 
 ENTRIES = [path for path in SOURCES if path.parent.name[:2].isdigit() and '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")]
