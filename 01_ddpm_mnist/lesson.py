@@ -35,6 +35,11 @@
 # no download, in two or three minutes. Run the cells in order, and change things: that is the best way to read.
 
 # %%
+from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+
+CHAPTER = open_chapter("01_ddpm_mnist")  # this folder: from here on its files can be imported, wherever the kernel was started
+
+# %%
 import copy
 import tempfile
 import time
@@ -460,7 +465,7 @@ print(f"Algorithm 1: {ddpm.loss(net, x0, torch.Generator().manual_seed(0)).item(
 # $28 \times 28$ pixels. We open it, and let an adapter (适配器) of three lines translate its answers to noise, as the paper's algorithms want it.
 
 # %%
-mnist_net, mnist_schedule, prediction, clip_x0 = load_model(Path("pretrained"))
+mnist_net, mnist_schedule, prediction, clip_x0 = load_model(CHAPTER / "pretrained")
 print(f"it predicts {prediction}, schedule {mnist_schedule.name}, images of {mnist_net.cfg.size} x {mnist_net.cfg.size} pixels")
 
 

@@ -38,6 +38,11 @@
 # You should have read chapter 1. Everything runs on a laptop's CPU with no download, in about three minutes.
 
 # %%
+from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+
+CHAPTER = open_chapter("02_cfg_pokemon")  # this folder: from here on its files can be imported, wherever the kernel was started
+
+# %%
 import tempfile
 import time
 from pathlib import Path
@@ -131,7 +136,7 @@ show_images(to_float(held.pixels[firsts]), 8, across=[f"{colour}\n{element}" for
 # From here on we use the model that comes with this chapter ([pretrained/](pretrained)).
 
 # %%
-MODEL = Path("pretrained")
+MODEL = CHAPTER / "pretrained"
 painter = open_painter(MODEL)
 net, schedule, encoder = painter.net, painter.schedule, painter.encoder
 tokenizer, size = encoder.tokenizer, net.cfg.size

@@ -33,6 +33,11 @@
 # You should have read chapter 1. Everything runs on a laptop's CPU with no download, in two or three minutes.
 
 # %%
+from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+
+CHAPTER = open_chapter("03_ddim_schedules")  # this folder: from here on its files can be imported, wherever the kernel was started
+
+# %%
 import math
 import tempfile
 from itertools import pairwise
@@ -405,7 +410,7 @@ for eta in (0.0, 0.5, 1.0):
 # [solvers.py](solvers.py), written as in the paper, and the one of [samplers.py](../common/samplers.py), which the whole course uses.
 
 # %%
-net, schedule, prediction, clip_x0 = load_model(Path("pretrained"))
+net, schedule, prediction, clip_x0 = load_model(CHAPTER / "pretrained")
 denoise = Denoiser(net, prediction, clip_x0)  # (x, level) -> its guess of (x0, eps)
 print(f"{sum(p.numel() for p in net.parameters()):,} weights; predicts {prediction}, schedule {schedule.name}")
 

@@ -39,6 +39,11 @@
 # You should have read chapters 1 and 2. Everything runs on a laptop's CPU with no download, in about three minutes.
 
 # %%
+from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+
+CHAPTER = open_chapter("04_latent_sd")  # this folder: from here on its files can be imported, wherever the kernel was started
+
+# %%
 import math
 import os
 import subprocess
@@ -73,7 +78,7 @@ from common.vae import AutoencoderKL, Gaussian, measure_scaling_factor, small_va
 from common.vae_loss import vae_loss
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-MODEL = Path("pretrained")  # the model that comes with this chapter; or a run of your own: Path("../runs/04_latent_sd/creatures-dishes")
+MODEL = CHAPTER / "pretrained"  # the model that comes with this chapter; or a run of your own: CHAPTER.parent / "runs/04_latent_sd/..."
 
 
 def show_images(images, columns, across=(), down=(), cell=0.85):
@@ -926,9 +931,9 @@ print(f"the file is paid for in epoch {math.ceil(seconds_to_make / saved)}" if s
 
 # %%
 print("on this machine workers begin by", start_method("cpu"), "without a GPU, and by", start_method("cuda"), "with one\n")
-command = ["compare_latents.py", "--vae", str(MODEL), "--n", "100", "--epochs", "2", "--workers", "0", "1", "--device", "cpu"]
-course = str(Path(viz.__file__).parents[1])
-run = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": course}, capture_output=True, text=True, check=False)
+command = ["compare_latents.py", "--vae", "pretrained", "--n", "100", "--epochs", "2", "--workers", "0", "1", "--device", "cpu"]
+environment = os.environ | {"PYTHONPATH": str(CHAPTER.parent), "PYTHONIOENCODING": "utf-8"}
+run = subprocess.run([sys.executable, *command], cwd=CHAPTER, env=environment, capture_output=True, encoding="utf-8", check=False)
 print("python", *command, "\n")
 print(run.stdout or run.stderr)
 

@@ -33,6 +33,11 @@
 # does the same in earnest, with your pictures and any model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5`.
 
 # %%
+from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+
+CHAPTER = open_chapter("05_finetune_diffusers")  # this folder: from here on its files can be imported, wherever the kernel was started
+
+# %%
 import tempfile
 import time
 from dataclasses import replace
@@ -65,7 +70,7 @@ from common.random import Draw
 from common.training import pick
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-MODEL = Path("../04_latent_sd/pretrained")  # chapter 4's; or the folder of any Stable Diffusion 1.x
+MODEL = CHAPTER.parent / "04_latent_sd" / "pretrained"  # chapter 4's; or the folder of any Stable Diffusion 1.x
 STEPS = 12                                  # of a picture
 LORA_STEPS, CONTROL_STEPS = 120, 320        # of the two trainings: enough to see that they work, far from enough to be good
 

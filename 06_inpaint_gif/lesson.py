@@ -33,6 +33,11 @@
 # Chinese in the text and in English in the figures.
 
 # %%
+from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+
+CHAPTER = open_chapter("06_inpaint_gif")  # this folder: from here on its files can be imported, wherever the kernel was started
+
+# %%
 import math
 import tempfile
 import time
@@ -74,7 +79,7 @@ from common.samplers import start
 from common.schedule import mix
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-DISH, HOLES = DEFAULTS["repaint"], DEFAULTS["inpaint"]  # the models that come with this chapter; or runs of your own, as Path("../runs/...")
+DISH, HOLES = DEFAULTS["repaint"], DEFAULTS["inpaint"]  # the models that come with this chapter; or runs of your own, as CHAPTER.parent / "runs/..."
 BLUE = to_float(torch.tensor([31, 119, 180], dtype=torch.uint8)).view(3, 1, 1)  # where something is to be painted
 
 

@@ -1,9 +1,11 @@
 """Lessons: lesson.py is the source; lesson.ipynb is made from it, with the outputs of a real run.
 
   python -m common.notebook build 01      run every cell of lesson.py and write lesson.ipynb
+  python -m common.notebook sync 01       take over changed words and comments, and keep the outputs; no cell is run
   python -m common.notebook check 01      do the two still hold the same cells?
 """
 
+import ast
 import base64
 import io
 import re
@@ -25,8 +27,8 @@ SECONDS = 1800  # a cell that takes longer is taken to hang
 
 @dataclass(frozen=True)
 class Args:
-    action: Positional[Literal["build", "check"]]
-    """build the notebook, or check that it was built from the lesson as it stands."""
+    action: Positional[Literal["build", "sync", "check"]]
+    """build: execute the lesson; sync: update its text; check: compare the two files."""
     chapter: Positional[str]
     """The chapter's number: 01."""
 
@@ -74,17 +76,17 @@ def command(folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------ building
 
 
-def execute(notebook, folder: Path, seconds: int = SECONDS):
-    """Run all cells in a fresh kernel that starts in the chapter's folder.
+def execute(notebook, folder: Path, seconds: int = SECONDS, start: Path | None = None):
+    """Run all cells in a fresh kernel that starts in the folder `start`, by default the chapter's.
 
     Raises UserError for the first cell that fails, or takes longer than `seconds`.
     """
     from nbclient.exceptions import CellTimeoutError
     from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
-    runner = ExecutePreprocessor(timeout=seconds, kernel_name="python3", record_timing=False, coalesce_streams=True)
+    runner = ExecutePreprocessor(timeout=seconds, startup_timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True)
     try:
-        notebook, _ = runner.preprocess(notebook, {"metadata": {"path": str(folder)}})
+        notebook, _ = runner.preprocess(notebook, {"metadata": {"path": str(start or folder)}})
     except CellExecutionError as problem:
         failed = next(c for c in notebook.cells if any(o.output_type == "error" for o in c.get("outputs", [])))
         raise UserError(f"a cell of {folder / 'lesson.py'} fails with {problem.ename} ({problem.evalue}):\n{failed.source}") from problem
@@ -139,16 +141,42 @@ def output_texts(notebook) -> list[str]:
 
 def build(folder: Path) -> Path:
     """Execute lesson.py and write lesson.ipynb beside it."""
-    import nbformat
-
     notebook = execute(read_source(folder), folder)
     for text in tidy(notebook):
         print(f"not kept: {text.rstrip()}", file=sys.stderr)
     if paths := machine_paths(notebook):
         raise UserError(f"the lesson prints {paths[0]}, a path of this machine; let it print the file's name alone")
+    return write(notebook, folder)
+
+
+def write(notebook, folder: Path) -> Path:
+    import nbformat
+
     path = folder / "lesson.ipynb"
     write_atomically(path, lambda file: file.write((nbformat.writes(notebook) + "\n").encode()))
     return path
+
+
+def sync(folder: Path) -> Path:
+    """Write lesson.py's cells into lesson.ipynb and keep the outputs, which is right as long as no code has changed."""
+    notebook = read_source(folder)
+    ours, built = ([cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, read_notebook(folder)))
+    for number, cell in enumerate(ours):
+        if number == len(built) or meaning(cell.source) != meaning(built[number].source):
+            first = (cell.source.splitlines() or [""])[0]
+            raise UserError(f"{folder.name}: the code of lesson.py has changed ({first}), so its outputs must be made anew: {command(folder)}")
+        cell.outputs, cell.execution_count = built[number].outputs, built[number].execution_count
+    if len(ours) < len(built):
+        raise UserError(f"{folder.name}: lesson.ipynb has {len(built) - len(ours)} code cells more than lesson.py; {command(folder)}")
+    return write(notebook, folder)
+
+
+def meaning(source: str) -> str:
+    """What a cell does: its code without comments and layout."""
+    try:
+        return ast.dump(ast.parse(source))
+    except SyntaxError:  # a magic command of IPython
+        return source
 
 
 # ------------------------------------------------------------------------------------------------------------ checking
@@ -170,8 +198,8 @@ def check(folder: Path) -> None:
 
 def main(args: Args) -> None:
     folder = chapter_folder(args.chapter)
-    if args.action == "build":
-        path = build(folder)
+    if args.action != "check":
+        path = build(folder) if args.action == "build" else sync(folder)
         print(f"{path.relative_to(COURSE)} ({path.stat().st_size / 1e6:.2f} MB)")
     else:
         check(folder)

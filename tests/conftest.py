@@ -45,7 +45,7 @@ def run_main(program: str, *flags: object) -> None:
     module.main(cli.parse(module.Args, [str(flag) for flag in flags]))
 
 
-def run_program(*command: object, timeout: float = 120) -> subprocess.CompletedProcess:
+def run_program(*command: object, timeout: float = 600) -> subprocess.CompletedProcess:
     """Run `python command...` from the project's folder and wait for it."""
     return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
 

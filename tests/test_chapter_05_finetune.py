@@ -341,7 +341,7 @@ def test_two_processes_learn_as_one(program, flags, base, tmp_path):
     flags = [*FEW, *flags, "--model", base, "--measure", 0, "--prompts", "a red creature", "--sample-every", 100]
     run_main(program, *flags, "--batch", 4, "--out", tmp_path / "one")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--"]  # after --, for it would take --n for an option of its own
-    done = run_program(*torchrun, program, *flags, "--out", tmp_path / "two", timeout=600)
+    done = run_program(*torchrun, program, *flags, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("before and after") == 1  # one of them talks
     one, two = ([float(row["loss"]) for row in rows(tmp_path / name)] for name in ("one", "two"))

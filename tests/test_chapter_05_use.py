@@ -592,7 +592,7 @@ def test_two_processes_train_as_one(tmp_path):
     """torchrun with 4 images in each of two processes, against 8 in one; `accelerate launch` on a CPU would have started one."""
     flags = [*FEW[:4], "--channels", 8, 16, "--sample-steps", 1, "--sample-every", 100, "--device", "cpu", "--precision", "no", "--steps", 5]
     run_main(TRAIN, *flags, "--batch", 8, "--out", tmp_path / "one")
-    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--", TRAIN, *flags, "--batch", 4, "--out", tmp_path / "two", timeout=600)
+    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--", TRAIN, *flags, "--batch", 4, "--out", tmp_path / "two")
     assert done.returncode == 0 and done.stdout.count("2 process(es)") == 1, done.stdout + done.stderr
     one, two = ([float(loss) for loss in losses(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-4) and len(set(one)) == 5

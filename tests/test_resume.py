@@ -164,7 +164,7 @@ def families(tmp_path_factory) -> dict:
     for name, ends in KILLS.items():
         add(name, ends)
     (folder / "lives.json").write_text(json.dumps(lives))
-    done = run_program(__file__, folder / "lives.json", timeout=300)
+    done = run_program(__file__, folder / "lives.json")
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout.splitlines()[-1])
     return {name: (run, codes[first : first + n], log.read_text()) for name, (run, log, first, n) in places.items()}
@@ -199,7 +199,7 @@ def test_a_partial_file_left_behind_does_no_harm(families):
     assert [path.name for path in sorted((run / "checkpoints").glob("*.pt"))] == ["step-00000028.pt", "step-00000030.pt"]
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
+def wait_for(condition, process: subprocess.Popen, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
