@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.data.images import Images, to_float
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import write_atomically
 from common.latents import BATCH, check_fit, encode, sample, scaled  # noqa: F401 - `sample` for whoever trains
 from common.vae import AutoencoderKL, Gaussian
@@ -76,7 +76,7 @@ def read_table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         table = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, SyntaxError) as problem:  # numpy's words for a damaged header or too few bytes
-        raise UserError(f"{path} is damaged ({str(problem).splitlines()[0]}); delete it, and it will be made again") from problem
+        raise UserError(f"{path} is damaged ({explain(problem)}); delete it, and it will be made again") from problem
     if table.dtype != np.float16 or table.shape != shape or path.stat().st_size != table.offset + table.nbytes:
         found = f"{table.dtype} numbers of shape {table.shape} in {path.stat().st_size:,} bytes"
         raise UserError(f"{path} holds {found}, not the latents {shape} in float16; delete it, and it will be made again")

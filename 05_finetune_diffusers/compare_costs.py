@@ -13,7 +13,7 @@ from tools import OUT
 from tyro.conf import Positional
 
 from common.cli import run
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import read_json
 
 # What a program leaves for others to open: the first of these that a run folder has. The newest milestone is that of the package.
@@ -46,7 +46,7 @@ def row(folder: Path) -> list[str]:
     try:
         cost, seconds, steps = Cost(**found["cost"]), found["seconds"], found["steps"]
     except (KeyError, TypeError) as problem:
-        raise UserError(f"{folder / 'results.json'} does not say what the run cost ({problem})") from problem
+        raise UserError(f"{folder / 'results.json'} does not say what the run cost ({explain(problem)})") from problem
     minutes, rest = divmod(round(seconds), 60)
     return [folder.name, f"{cost.trained:,} of {cost.weights:,}", size(cost.kept), f"{size(cost.peak)} ({cost.device})", f"{minutes} min {rest} s", f"{steps:,}", left(folder)]
 

@@ -23,7 +23,7 @@ from flags import DataFlags, Preset, check_flags, data_name
 from tools import OUT
 
 from common.cli import run
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.ranges import Range
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def new_controlnet(unet: "UNet2DConditionModel", f: int, seed: int) -> "ControlN
     try:
         return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS[f])
     except Exception as problem:  # diffusers knows ControlNets for the common kinds of U-Nets only
-        raise UserError(f"diffusers cannot make a ControlNet for this U-Net ({str(problem).strip().splitlines()[0]})") from problem
+        raise UserError(f"diffusers cannot make a ControlNet for this U-Net ({explain(problem)})") from problem
 
 
 def with_control(pipe: "StableDiffusionPipeline", net: "ControlNetModel") -> "StableDiffusionControlNetPipeline":
@@ -156,7 +156,7 @@ def open_controlnet(folder: Path, unet: "UNet2DConditionModel", f: int) -> "Cont
     try:
         net = ControlNetModel.from_pretrained(root)
     except Exception as problem:  # of diffusers, safetensors, torch
-        raise UserError(f"the ControlNet in {root} cannot be opened ({str(problem).strip().splitlines()[0]})") from problem
+        raise UserError(f"the ControlNet in {root} cannot be opened ({explain(problem)})") from problem
     for name in ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block"):
         there, here = net.config[name], unet.config[name]
         if (list(there) if isinstance(there, (list, tuple)) else there) != (list(here) if isinstance(here, (list, tuple)) else here):

@@ -27,7 +27,6 @@ from diffusers.training_utils import EMAModel
 from tools import (
     Progress,
     find_model,
-    first_line,
     generators,
     load_state,
     make_scheduler,
@@ -42,7 +41,7 @@ from torch.utils.data import DataLoader
 
 from common.cli import pick_device, pick_precision, writable_folder
 from common.data import Images, load
-from common.errors import UserError, enough_memory
+from common.errors import UserError, enough_memory, explain
 from common.files import read_json, write_json
 from common.random import DROPOUT, Draw, generator
 from common.runlog import Due, logged
@@ -151,7 +150,7 @@ def open_model(args) -> tuple[UNet2DModel, DDPMScheduler]:
         with no_notes():
             return UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32), DDPMScheduler.from_pretrained(folder / "scheduler")
     except Exception as problem:  # diffusers, safetensors, each their own
-        raise UserError(f"the model in {folder} cannot be opened ({first_line(problem)})") from problem
+        raise UserError(f"the model in {folder} cannot be opened ({explain(problem)})") from problem
 
 
 def check_fit(args, images: Images, unet: UNet2DModel, processes: int) -> None:

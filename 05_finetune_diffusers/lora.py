@@ -26,7 +26,7 @@ from flags import DataFlags, Preset, check_flags
 from tools import OUT
 
 from common.cli import run
-from common.errors import UserError
+from common.errors import UserError, explain
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -110,7 +110,7 @@ def add_adapter(unet: "nn.Module", rank: int, alpha: float | None, targets: Sequ
     try:
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)))
     except ValueError as problem:  # peft: a layer of a kind that it has no adapter for
-        raise UserError(f"the layers --targets {' '.join(targets)} cannot have adapters ({str(problem).splitlines()[0]})") from problem
+        raise UserError(f"the layers --targets {' '.join(targets)} cannot have adapters ({explain(problem)})") from problem
     cast_training_params(unet, dtype=torch.float32)
     return sum(name.endswith("lora_A") for name, _ in unet.named_modules())
 
@@ -149,7 +149,7 @@ def check_adapter(pipe: "StableDiffusionPipeline", path: Path) -> None:
     try:
         state = type(pipe).lora_state_dict(path.parent, weight_name=path.name, use_safetensors=True)[0]
     except Exception as problem:  # of safetensors, the hub's library, diffusers' converters
-        raise UserError(f"{path} cannot be read as a LoRA ({str(problem).strip().splitlines()[0]})") from problem
+        raise UserError(f"{path} cannot be read as a LoRA ({explain(problem)})") from problem
     inner = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.") and ".lora" in key}
     if not inner:
         raise UserError(f"{path} holds no LoRA of a U-Net; its first weight is {min(state, default='none at all')}")

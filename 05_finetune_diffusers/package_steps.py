@@ -12,12 +12,11 @@ from cost import Cost, total
 from ddpm_package import LEAST_IMAGES, SUFFIXES
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
-from tools import first_line
 
 from common.cli import writable_folder
 from common.data import load
 from common.data.export import export
-from common.errors import UserError, enough_memory
+from common.errors import UserError, enough_memory, explain
 from common.files import write_json
 from common.random import EVALUATION, SAMPLING, TRAINING, generator
 from common.viz import grid, save_picture
@@ -140,5 +139,5 @@ def go_on(trainer: Trainer, run: Path) -> int:
         trainer.load(kept[-1])
     except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more for damaged files
         hint = f"delete it to go on from model-{kept[-2]}.pt" if len(kept) > 1 else "there is no earlier one"
-        raise UserError(f"{run / f'model-{kept[-1]}.pt'} cannot be loaded ({first_line(problem)}); {hint}") from problem
+        raise UserError(f"{run / f'model-{kept[-1]}.pt'} cannot be loaded ({explain(problem)}); {hint}") from problem
     return trainer.step

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
-from tools import INDEX, first_line, quiet
+from tools import INDEX, quiet
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, explain
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -61,7 +61,7 @@ def open_pixels(folder: Path, device: str) -> "StableDiffusionPipeline":
     try:
         parts = {name: kind.from_pretrained(folder / name) for name, kind in zip(PARTS, kinds, strict=True)}
     except Exception as problem:  # each library has its own
-        raise UserError(f"the model in {folder} cannot be opened ({first_line(problem)})") from problem
+        raise UserError(f"the model in {folder} cannot be opened ({explain(problem)})") from problem
     if parts["unet"].config.in_channels != 3:
         raise UserError(f"the U-Net in {folder} has {parts['unet'].config.in_channels} input channels; without an autoencoder they should be 3, red, green and blue")
     scheduler = parts.pop("scheduler")  # a pipeline for latents would turn off its clipping of x0, which is right for images

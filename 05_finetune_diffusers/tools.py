@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.errors import UserError, enough_memory, first_line
+from common.errors import UserError, enough_memory, explain
 from common.files import read_json
 from common.network import REACH_SECONDS, reachable
 
@@ -81,7 +81,7 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(name))
     except Exception as problem:  # the hub's own errors, those of its network library, OSError
-        raise UserError(f"'{name}' could not be downloaded from {endpoint} ({first_line(problem)}); {advice}") from problem
+        raise UserError(f"'{name}' could not be downloaded from {endpoint} ({explain(problem)}); {advice}") from problem
 
 
 def check_parts(folder: Path) -> None:
@@ -139,7 +139,7 @@ def open_pipeline(name: str | Path = PRETRAINED, task: Task = "text", device: st
     except UserError:
         raise
     except Exception as problem:  # each library has its own
-        raise UserError(f"the pipeline in {folder} cannot be opened ({first_line(problem)})") from problem
+        raise UserError(f"the pipeline in {folder} cannot be opened ({explain(problem)})") from problem
     return pipe
 
 
@@ -258,7 +258,7 @@ def fits(scheduler: str) -> Iterator[None]:
         yield
     except IndexError as problem:
         raise UserError(
-            f"scheduler '{scheduler}' does not go with this model's noise schedule in so many steps (diffusers: {first_line(problem)}); "
+            f"scheduler '{scheduler}' does not go with this model's noise schedule in so many steps (diffusers: {explain(problem)}); "
             "choose another, for instance dpm++"
         ) from problem
 
@@ -336,7 +336,7 @@ def read_picture(path: Path) -> "Image.Image":
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
-        raise UserError(f"{path} cannot be read as a picture ({first_line(problem)})") from problem
+        raise UserError(f"{path} cannot be read as a picture ({explain(problem)})") from problem
 
 
 def to_tensor(picture: "Image.Image") -> "Tensor":
@@ -411,7 +411,7 @@ def save_folder(folder: Path, save) -> Path:
         save(building)
         exchange(building, folder)
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk has many names
-        raise UserError(f"cannot write {folder} ({first_line(problem)}); what was saved before is untouched") from problem
+        raise UserError(f"cannot write {folder} ({explain(problem)}); what was saved before is untouched") from problem
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
@@ -487,7 +487,7 @@ def load_state(accelerator, run: Path) -> None:
         raise
     except Exception as problem:  # of accelerate, torch, safetensors, each their own
         hint = f"delete it and resume from {kept[-2].name}" if len(kept) > 1 else "there is no earlier one"
-        raise UserError(f"the checkpoint {kept[-1]} is damaged ({first_line(problem)}); {hint}") from problem
+        raise UserError(f"the checkpoint {kept[-1]} is damaged ({explain(problem)}); {hint}") from problem
 
 
 def states(run: Path) -> list[Path]:

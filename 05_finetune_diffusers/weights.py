@@ -19,7 +19,7 @@ from tools import OUT, PRETRAINED, check_schedulers
 from tyro.conf import Positional
 
 from common.cli import pick_device, run
-from common.errors import UserError, enough_memory
+from common.errors import UserError, enough_memory, explain
 from common.ranges import SAMPLER_STEPS, Range
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def by_compel(pipe, prompt: str) -> "Tensor":
     try:
         return Compel(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)(PIECE.sub(r" \g<0> ", prompt))
     except Exception as problem:  # its parser has several kinds
-        raise UserError(f'Compel cannot read "{prompt}" ({problem}); write red++, red-, or (red wings)1.5') from problem
+        raise UserError(f'Compel cannot read "{prompt}" ({explain(problem)}); write red++, red-, or (red wings)1.5') from problem
 
 
 # ---------------------------------------------------------------------------------------------------------------- pictures

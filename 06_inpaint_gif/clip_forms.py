@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from common.data.images import explain
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import read_json, write_atomically, write_json
 from common.state import read_weights
 

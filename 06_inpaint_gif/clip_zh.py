@@ -35,8 +35,7 @@ from clip_forms import (
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from common.data.images import explain
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.network import REACH_SECONDS, reachable
 from common.state import load_strictly
 from common.text.hub import find_encoder

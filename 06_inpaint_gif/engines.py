@@ -25,8 +25,7 @@ from masks import check_size, feathered, inpaint_cropped, matched, overlay
 from repaint import JUMP, TIMES, repaint
 from torch import Tensor
 
-from common.data.images import explain
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.network import REACH_SECONDS, reachable
 from common.random import Noise
 from common.samplers import Sampler, start

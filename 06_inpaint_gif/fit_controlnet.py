@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from common import viz
 from common.cli import pick_device, pick_precision, writable_folder
-from common.data.images import Images, explain, to_float
-from common.errors import UserError
+from common.data.images import Images, to_float
+from common.errors import UserError, explain
 from common.files import write_json
 from common.guidance import drop_captions
 from common.latents import check_fit, sample

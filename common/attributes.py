@@ -30,7 +30,7 @@ from common.cli import run
 from common.data.creatures import load_creatures
 from common.data.creatures.attributes import NAMES, VALUES
 from common.data.images import to_float
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import write_atomically
 from common.random import generator
 
@@ -93,7 +93,7 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
     try:
         judge.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as problem:
-        raise UserError(f"the weights of the judge of creatures, {path}, cannot be read ({str(problem).splitlines()[0]}); "
+        raise UserError(f"the weights of the judge of creatures, {path}, cannot be read ({explain(problem)}); "
                         "train them again with: python -m common.attributes train") from problem  # fmt: skip
     return judge.eval()
 

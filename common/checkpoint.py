@@ -23,7 +23,7 @@ from common.diffusers_config import (
 from common.errors import UserError
 from common.files import read_json, write_atomically, write_json
 from common.schedule import Schedule
-from common.state import load_strictly, read_weights
+from common.state import load_strictly, read_weights, why_unreadable
 from common.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -118,6 +118,4 @@ def load_checkpoint(path: Path) -> dict:
     except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more for damaged files
         earlier = [p for p in checkpoints(path.parent.parent) if p < path]
         hint = f"delete it and resume from {earlier[-1].name}" if earlier else "there is no earlier one"
-        said = str(problem).split("\n")[0].split(". ")[0]  # torch adds advice that fits no learner
-        reason = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
-        raise UserError(f"the checkpoint {path} is damaged ({reason}); {hint}") from problem
+        raise UserError(f"the checkpoint {path} cannot be read: {why_unreadable(path, problem)}; {hint}") from problem

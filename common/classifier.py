@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common.cli import run
 from common.data import load
 from common.data.images import to_float
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import write_atomically
 from common.random import generator
 
@@ -78,7 +78,7 @@ def load_classifier(path: Path = WEIGHTS) -> Classifier:
     try:
         net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as problem:
-        raise UserError(f"the classifier's weights {path} cannot be read ({str(problem).splitlines()[0]}); "
+        raise UserError(f"the classifier's weights {path} cannot be read ({explain(problem)}); "
                         "train them again with: python -m common.classifier --data-dir data") from problem  # fmt: skip
     return net.eval()
 

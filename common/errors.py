@@ -6,6 +6,7 @@ these into one sentence, so that no program needs a handler for each. Everything
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ ADVICE = {
 NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "std::bad_alloc", "alloc_failed", "unable to allocate",
              "storage size calculation overflowed", "integer multiplication overflow", "maximum allowed dimension exceeded",
              "larger than the maximum possible size", "invalid buffer size")  # fmt: skip - of torch, numpy, CUDA and MPS
+CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # escape sequences of a terminal, and what no line shows
+SENTENCE = re.compile(r"(?<=[\w)\]'\"`])\. +(?=[A-Z])")  # between two sentences
+LONGEST = 300  # characters of another library's message
 
 
 class UserError(Exception):
@@ -37,13 +41,13 @@ def sentence(problem: BaseException, lower: str = "") -> str | None:
     lower  what to try where memory is short, such as "--batch or --size"
     """
     if is_memory(problem):
-        return f"there is not enough memory ({first_line(problem)}); lower {lower or 'what needs it'}"
+        return f"there is not enough memory ({explain(problem)}); lower {lower or 'what needs it'}"
     if isinstance(problem, OSError) and problem.errno in FILE_ERRORS:
         names = [os.fsdecode(name) for name in (problem.filename, problem.filename2) if isinstance(name, (str, bytes))]
         advice = ADVICE.get(problem.errno)
         return f"cannot open or write {' or '.join(map(printable, names)) or 'a file'} ({problem.strerror})" + (f"; {advice}" if advice else "")
     if isinstance(problem, OverflowError):
-        return f"a number is too large to compute with ({first_line(problem)})"
+        return f"a number is too large to compute with ({explain(problem)})"
     if isinstance(problem, RecursionError) and raised_in_json(problem):
         return "a JSON file is nested too deeply to be read; no file of a model or a data set is"
     if isinstance(problem, UnicodeEncodeError) and "surrogates" in problem.reason:
@@ -67,7 +71,7 @@ def enough_memory(device: str, lower: str) -> Iterator[None]:
     except Exception as problem:
         if not is_memory(problem):
             raise
-        raise UserError(f"there is not enough memory on {device} ({first_line(problem)}); lower {lower}") from problem
+        raise UserError(f"there is not enough memory on {device} ({explain(problem)}); lower {lower}") from problem
 
 
 def raised_in_json(problem: BaseException) -> bool:
@@ -80,6 +84,21 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def first_line(problem: BaseException) -> str:
-    """Of an exception, for messages."""
-    return next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+def explain(problem: BaseException) -> str:
+    """The reason that an exception of Python or a library gives: its first sentence, as one printable line for a message in parentheses.
+
+    A first line that ends in a colon goes on with the second, and torch's advice before the reason of its unpickler is left out.
+    """
+    if isinstance(problem, OSError) and problem.strerror:  # without the path, which the message names
+        return problem.strerror
+    text = str(problem)
+    if text.startswith("Weights only load failed"):
+        text = text.partition("WeightsUnpickler error:")[2] or text.partition("\n\n")[2] or text
+    text = printable(CONTROL.sub("", text.replace("\r", "\n")))
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    reason = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else ""
+    reason = SENTENCE.split(reason, maxsplit=1)[0].rstrip(" .:;,")
+    reason = reason if len(reason) <= LONGEST else reason[:LONGEST] + "..."
+    if isinstance(problem, LookupError) or not reason:  # the text of a KeyError is the key
+        return f"{type(problem).__name__}: {reason}" if reason else type(problem).__name__
+    return reason

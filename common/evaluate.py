@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tyro.conf import Positional
 
 from common.cli import pick_device, run
-from common.errors import UserError
+from common.errors import UserError, explain
 
 if TYPE_CHECKING:  # torch waits until it is needed
     from torch import Tensor
@@ -226,7 +226,7 @@ def read_npy(path: Path) -> Tensor:
     import numpy as np
     import torch
 
-    from common.data.images import explain, to_float
+    from common.data.images import to_float
 
     if path.suffix != ".npy":
         raise UserError(f"{path} is no .npy file; SAMPLES takes a folder of PNGs, a .npy file, or a model folder")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from common.errors import UserError, is_memory, printable
+from common.errors import UserError, explain, is_memory, printable
 
 KEPT: dict[Path, str] = {}  # what the command that runs reads, by its real path: the flag that names it
 
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict:
     except RecursionError as problem:
         raise UserError(f"{path} is nested too deeply to be read as JSON") from problem
     except (OSError, ValueError) as problem:
-        raise UserError(f"{path} cannot be read as JSON ({getattr(problem, 'strerror', None) or problem})") from problem
+        raise UserError(f"{path} cannot be read as JSON ({explain(problem)})") from problem
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object {{...}}, not a {type(value).__name__}")
     return value

@@ -1,13 +1,25 @@
 """State dicts: read from a file, and loaded with every key checked."""
 
-from pathlib import Path
+import argparse
+import re
+import types
+import warnings
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, explain, is_memory
+
+PLAIN = [  # classes that hold values and run no code, which trainings store beside the weights: their settings
+    argparse.Namespace,
+    types.SimpleNamespace,
+    *((kind, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for kind, names in
+      ((PurePosixPath, ("PosixPath", "PurePosixPath")), (PureWindowsPath, ("WindowsPath", "PureWindowsPath"))) for name in names),
+]  # fmt: skip
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -16,8 +28,61 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is missing; only safetensors weights are opened")
     try:
         return {key: value.float() for key, value in load_file(path).items()}
-    except (SafetensorError, OSError, ValueError) as problem:
-        raise UserError(f"{path} is damaged ({problem})") from problem
+    except OSError as problem:
+        raise UserError(f"{path} cannot be read ({explain(problem)})") from problem
+    except (SafetensorError, ValueError) as problem:
+        kind = kind_of_file(path)
+        raise UserError(f"{path} holds no weights: {kind}" if kind else f"{path} is damaged ({explain(problem)})") from problem
+
+
+def read_pickle(path: Path) -> Any:
+    """What torch.save wrote: tensors, plain values and the classes in PLAIN. Code in the file is never run."""
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}" if not path.exists() else f"{path} is a folder, not a checkpoint file")
+    try:
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of archives and pickles that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError and more
+        raise UserError(f"{path} cannot be read as a checkpoint of weights: {why_unreadable(path, problem)}") from problem
+
+
+def why_unreadable(path: Path, problem: Exception) -> str:
+    """The reason why torch.load refused a file, found in the file where torch names none. Too little memory is no fault of the file."""
+    if is_memory(problem):
+        raise problem
+    if (kind := kind_of_file(path)) is not None:
+        return kind
+    if isinstance(problem, OSError):
+        return explain(problem)
+    if found := re.search(r"GLOBAL ([\w.]+)", str(problem)):
+        return (f"it holds an object of {found[1]}, and only tensors and plain values are read, because other objects can run code; "
+                "where you trust the file, load it with torch and save its state dict alone")  # fmt: skip
+    if "TorchScript" in str(problem):
+        return "it is a TorchScript archive, which holds code; save the state dict of the model instead"
+    with open(path, "rb") as file:
+        archive = file.read(2) == b"PK"
+    return f"it is damaged ({explain(problem)})" if archive else "it is damaged, or torch.save has not written it"
+
+
+def kind_of_file(path: Path) -> str | None:
+    """What a file is that holds no weights, by its first bytes; None where they tell nothing."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError:
+        return None
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, not the file itself; fetch that with git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a web page; download the file itself"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
+        return None if path.suffix == ".safetensors" else "it is in the format of safetensors, not in that of torch.save"
+    if path.suffix == ".safetensors" and head.startswith((b"PK", b"\x80")):
+        return "it is in the format of torch.save, not in that of safetensors"
+    return None
 
 
 def load_strictly(net: nn.Module, state: dict[str, torch.Tensor], source: Path | str) -> None:

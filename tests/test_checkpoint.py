@@ -1,24 +1,29 @@
 """What is kept of a training: folders that `diffusers` opens, and files that survive a fault while being written."""
 
+import argparse
 import json
 import os
 import pickle
 import resource
 import shutil
+import types
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, TRAIN, run_main
 from diffusers import DDPMPipeline
+from safetensors.torch import save_file
 
 from common.checkpoint import Model, checkpoints, load_checkpoint, load_model, save_checkpoint, save_model
 from common.denoiser import Denoiser
-from common.errors import UserError
+from common.errors import LONGEST, UserError, explain
 from common.files import read_json, write_atomically, write_json
 from common.samplers import ddpm
 from common.schedule import make_schedule
+from common.state import read_pickle
 from common.unet import UNet, UNetConfig
 
 CFG = UNetConfig(size=8, channels=(8, 16), attention=(False, True), groups=4)
@@ -151,15 +156,27 @@ def test_damaged_configurations_are_named(folder, name, text):
 def test_truncated_weights(folder, part):
     raw = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(raw[: int(part * len(raw))])
-    with pytest.raises(UserError, match="diffusion_pytorch_model.safetensors is damaged") as problem:
+    found = "holds no weights: the file is empty" if part * len(raw) < 1 else "is damaged"
+    with pytest.raises(UserError, match=f"diffusion_pytorch_model.safetensors {found}") as problem:
         load_model(folder)
     assert one_sentence(problem)
 
 
-def test_weights_that_are_no_weights(folder):
-    (folder / WEIGHTS).write_bytes(b"<html>404 not found</html>" * 100)
-    with pytest.raises(UserError, match="is damaged"):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"<html>404 not found</html>" * 100, "it is a web page; download the file itself"),
+        (b"\n<!DOCTYPE html>" * 100, "it is a web page; download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "it is a pointer of Git LFS"),
+        (b"PK\x03\x04" + bytes(600), "it is in the format of torch.save, not in that of safetensors"),
+    ],
+)
+def test_weights_that_are_no_weights(folder, content, found):
+    """The message says what the file is, where its first bytes tell."""
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(UserError, match=f"safetensors holds no weights: {found}") as problem:
         load_model(folder)
+    assert one_sentence(problem)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +194,75 @@ def test_weights_of_another_architecture(folder, change, named):
     with pytest.raises(UserError, match=f"weights of another architecture: .*{named}") as problem:
         load_model(folder)
     assert one_sentence(problem)
+
+
+# ------------------------------------------------------------------------------------- files that torch.save has written
+
+
+def test_settings_beside_the_weights_are_read(tmp_path):
+    """Trainings store their Namespace and paths beside the weights: classes that hold values and run no code."""
+    for zipped in (True, False):
+        whole = {"w": torch.arange(3.0), "args": argparse.Namespace(lr=1e-5, data=Path("a/b")), "more": types.SimpleNamespace(n=1)}
+        torch.save(whole, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+        found = read_pickle(tmp_path / "x.pt")
+        assert torch.equal(found["w"], whole["w"]) and found["args"].lr == 1e-5 and found["more"].n == 1
+        assert str(found["args"].data) == "a/b"
+
+
+class Own(torch.nn.Linear):
+    pass
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_what_torch_load_refuses_is_named(tmp_path):
+    """In one printable sentence without torch's advice, whose escape sequences colour the terminal."""
+    torch.save(Own(1, 1), tmp_path / "model.pt")
+    torch.save({"w": torch.zeros(1), "best": np.float64(1)}, tmp_path / "numpy.pt")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1, 1)), str(tmp_path / "script.pt"))
+    save_file({"w": torch.zeros(1)}, tmp_path / "safe.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "numpy.pt").read_bytes()[:500])
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "folder.pt").mkdir()
+    for name, sentence in {
+        "model": r"holds an object of [\w.]+\.Own, and only tensors",
+        "numpy": "holds an object of numpy._core.multiarray.scalar",
+        "script": "is a TorchScript archive",
+        "safe": "is in the format of safetensors",
+        "cut": r"is damaged \(PytorchStreamReader failed reading zip archive: [a-z ]+\)$",
+        "text": "is damaged, or torch.save has not written it",
+        "empty": "the file is empty",
+        "folder": "is a folder",
+        "gone": "there is no checkpoint",
+    }.items():
+        with pytest.raises(UserError, match=sentence) as problem:
+            read_pickle(tmp_path / f"{name}.pt")
+        assert one_sentence(problem) and str(problem.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (ValueError("\x1b[1mbold\x1b[0m words.\nmore"), "bold words"),
+        (ValueError("\n\n  the keys:\n\n  a, b  \nc"), "the keys: a, b"),
+        (ValueError("It failed. Try again. (see x)"), "It failed"),
+        (ValueError("version 2.12 of x.safetensors, see a.b. then"), "version 2.12 of x.safetensors, see a.b. then"),
+        (RuntimeError("50%\r100%\rno"), "50%"),
+        (RuntimeError("a\x00b\x7f\u009f\ttab"), "ab tab"),
+        (ValueError("番茄\udcff"), "番茄\\udcff"),
+        (RuntimeError("x" * 1000), "x" * LONGEST + "..."),
+        (KeyError("a"), "KeyError: 'a'"),
+        (IndexError("list index out of range"), "IndexError: list index out of range"),
+        (EOFError(), "EOFError"),
+        (ValueError(" \n "), "ValueError"),
+        (FileNotFoundError(2, "No such file or directory", "/a/b"), "No such file or directory"),
+        (pickle.UnpicklingError("Weights only load failed. Advice. WeightsUnpickler error: \n\nUnsupported operand 60\n\nMore."), "Unsupported operand 60"),
+        (pickle.UnpicklingError("Weights only load failed. Advice.\n\n\nThe module is blocked.\n\nMore."), "The module is blocked"),
+        (OSError("a message of the hub"), "a message of the hub"),
+    ],
+)
+def test_reasons_of_libraries_are_one_printable_line(problem, reason):
+    assert explain(problem) == reason and explain(problem).isprintable()
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
@@ -208,7 +294,7 @@ def test_a_half_written_checkpoint(tmp_path, part):
     path = save_checkpoint(tmp_path, some_state(10))
     raw = path.read_bytes()
     path.write_bytes(raw[: int(part * len(raw))])
-    with pytest.raises(UserError, match=r"step-00000010.pt is damaged .*delete it and resume from step-00000005.pt") as problem:
+    with pytest.raises(UserError, match=r"step-00000010.pt cannot be read: .*delete it and resume from step-00000005.pt") as problem:
         load_checkpoint(path)
     assert one_sentence(problem)
 
@@ -232,8 +318,10 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     path.parent.mkdir()
     for write in (lambda: torch.save(Planted(), path), lambda: path.write_bytes(pickle.dumps(Planted()))):
         write()
-        with pytest.raises(UserError, match="is damaged"):
+        with pytest.raises(UserError, match="cannot be read: it (holds an object of .*mkdir|is damaged, or torch.save has not written it)"):
             load_checkpoint(path)
+        with pytest.raises(UserError, match="cannot be read as a checkpoint of weights"):
+            read_pickle(path)
     assert not (tmp_path / "planted").exists()
 
 
@@ -252,7 +340,7 @@ def test_resuming_with_a_damaged_checkpoint(trained_run, tmp_path):
     shutil.copytree(trained_run, run)
     newest = checkpoints(run)[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(UserError, match="is damaged .*delete it and resume from step-00000010.pt"):
+    with pytest.raises(UserError, match="cannot be read: .*delete it and resume from step-00000010.pt"):
         run_main(TRAIN, "--resume", run)
     newest.unlink()  # the advice works
     run_main(TRAIN, "--resume", run)

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from common.data.folder import SUFFIXES, decode_all, load_folder, metadata_file
-from common.data.images import Images, explain, first_existing, in_split
+from common.data.images import Images, first_existing, in_split
 from common.data.texts import COLUMNS, Texts, read_texts
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.network import REACH_SECONDS, reachable
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from common.data.folder import decode_all, load_folder
-from common.data.images import Images, explain, first_existing
-from common.errors import UserError
+from common.data.images import Images, first_existing
+from common.errors import UserError, explain
 from common.network import REACH_SECONDS, reachable
 
 STALLED_SECONDS = 20  # a download that brings nothing for so long is given up

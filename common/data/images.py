@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from common.data.texts import Texts
-from common.errors import UserError
+from common.errors import UserError, explain  # noqa: F401 - explain is imported from here by the readers of data
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,6 @@ def to_float(pixels: Tensor) -> Tensor:
 def to_bytes(images: Tensor) -> Tensor:
     """Float images in [-1, 1] -> uint8 0..255; values beyond are cut off."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def explain(problem: Exception) -> str:
-    """The first line of an exception, for messages."""
-    lines = str(problem).strip().splitlines()
-    return lines[0] if lines else type(problem).__name__
 
 
 def first_existing(*candidates: Path) -> Path | None:

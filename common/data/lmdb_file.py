@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.data.images import Attributes, Images, explain
+from common.data.images import Attributes, Images
 from common.data.texts import LANGUAGES, Texts
-from common.errors import UserError
+from common.errors import UserError, explain
 
 FORMAT = "diffusion-course images, version 1"
 MARK = bytes.fromhex("dec0efbe")  # of every LMDB file of a little-endian machine, at byte 16

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import read_json, write_atomically, write_json
 from common.state import load_strictly, read_weights
 from common.text.hub import find_encoder, parts
@@ -124,7 +124,7 @@ def load_network(folder: Path) -> nn.Module:
     try:
         network, found = loader.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **extra)
     except Exception as problem:  # OSError, RuntimeError, SafetensorError, and errors of its configuration
-        raise UserError(f"the text encoder in {folder} cannot be opened ({str(problem).strip().splitlines()[0]})") from problem
+        raise UserError(f"the text encoder in {folder} cannot be opened ({explain(problem)})") from problem
     if found["missing_keys"]:
         raise UserError(f"the text encoder in {folder} lacks weights, for instance {min(found['missing_keys'])}")
     return getattr(network, "text_model", network).requires_grad_(False).eval()
@@ -138,7 +138,7 @@ def open_tokenizer(folder: Path, length: int):
         words = AutoTokenizer.from_pretrained(folder)
         return words, Tokenizer(words.backend_tokenizer, length, words.pad_token)
     except Exception as problem:  # it has many kinds
-        raise UserError(f"the tokenizer in {folder} cannot be opened ({str(problem).strip().splitlines()[0]})") from problem
+        raise UserError(f"the tokenizer in {folder} cannot be opened ({explain(problem)})") from problem
 
 
 class Cached:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.network import REACH_SECONDS, reachable
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the second is read by torch with weights_only
@@ -62,8 +62,7 @@ def _downloaded(name: str) -> tuple[Path, Path]:
     try:
         folder = Path(hub.snapshot_download(name, allow_patterns=wanted(hub.list_repo_files(name))))
     except Exception as problem:  # the hub's own errors, those of its network library, OSError
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise UserError(f"'{name}' could not be downloaded from {endpoint} ({reason}); {advice}") from problem
+        raise UserError(f"'{name}' could not be downloaded from {endpoint} ({explain(problem)}); {advice}") from problem
     return parts(folder) or _incomplete(folder)
 
 

@@ -22,7 +22,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import read_json, write_atomically, write_json
 
 Merge = tuple[str, str]
@@ -116,7 +116,7 @@ def load_tokenizer(folder: Path, longest: int = 77) -> Tokenizer:
     except UserError:
         raise
     except Exception as problem:  # the tokenizers library knows only Exception
-        raise UserError(f"the tokenizer in {folder} is damaged ({problem})") from problem
+        raise UserError(f"the tokenizer in {folder} is damaged ({explain(problem)})") from problem
 
 
 def _read_merges(folder: Path) -> tuple[dict[str, int], list[Merge]]:
