@@ -75,7 +75,7 @@ def measured(variables: dict[str, str], network: str) -> float:
     if environment.get("OMP_WAIT_POLICY") == "undefined":  # the course sets it where it is missing: the empty value leaves OpenMP's default
         environment["OMP_WAIT_POLICY"] = ""
     command = [sys.executable, "-m", "bench.busy", "--seconds-of-steps", "--network", network]
-    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     if child.returncode != 0:
         raise UserError(f"the measurement failed ({(child.stderr.strip().splitlines() or ['no message'])[-1]})")
     return float(child.stdout.split()[-1])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common.random import generator
+from common.submission import Unreadable, place_of, read_code
 
 ROUNDS = 3  # of each randomised check
 
@@ -41,11 +42,13 @@ class Chapter(NamedTuple):
 
 
 def load(path: Path, name: str) -> ModuleType:
-    """Run a Python file as a new module, every time anew, leaving no compiled copy behind."""
+    """Run a Python file, or the code cells of a notebook, as a new module, every time anew, leaving no compiled copy behind."""
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    module.display = lambda *_, **__: None  # what a notebook calls to show something
+    for code in read_code(path):
+        exec(code, module.__dict__)
     return module
 
 
@@ -143,16 +146,19 @@ def reset_torch() -> None:
 
 
 def explain(problem: BaseException, file: Path) -> str:
-    """What went wrong in this file, in one line."""
+    """What went wrong in this submission, in one line."""
     if isinstance(problem, NotImplementedError) and str(problem).startswith("exercise"):
         return "not solved yet"
+    if isinstance(problem, Unreadable):
+        return str(problem)
     frames = traceback.extract_tb(problem.__traceback__)
-    if isinstance(problem, AssertionError) and frames[-1].filename != str(file):
+    places = [place_of(frame.filename, frame.lineno, file) for frame in frames]
+    if isinstance(problem, AssertionError) and not places[-1]:
         return one_line(problem)
-    if isinstance(problem, SyntaxError):
-        return f"line {problem.lineno}: {one_line(problem.msg)}"
-    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-    where = f"your code stopped in line {lines[-1]}" if lines else "the check of your result stopped"
+    if isinstance(problem, SyntaxError) and (place := place_of(problem.filename, problem.lineno, file)):
+        return f"{place}: {one_line(problem.msg)}"
+    places = [place for place in places if place]
+    where = f"your code stopped in {places[-1]}" if places else "the check of your result stopped"
     return f"{where} with {type(problem).__name__}: {one_line(problem)}".removesuffix(": ")
 
 

@@ -2,6 +2,7 @@
 
   python -m common.grade 01
   python -m common.grade 01 --submission ada.py --json ada.json
+  python -m common.grade 01 --submission ada.ipynb
 
 Each exercise must pass the learner's own tests (test_exercises.py) and randomised ones (checks.py). A mistake costs the points
 of its own exercise only, and so does a loop that never ends.
@@ -36,7 +37,7 @@ class Args:
     chapter: tyro.conf.Positional[str]
     """The chapter's number: 01."""
     submission: Path | None = None
-    """The file to grade; by default the chapter's exercises/exercises.py."""
+    """The Python file or notebook to grade; by default the chapter's exercises/exercises.py."""
     json: Path | None = None
     """Also write the result here, for spreadsheets and scripts."""
     seconds: float = 60.0
@@ -139,11 +140,18 @@ def failure(reply: dict, key: str, seconds: float) -> str:
     return reply[key]
 
 
+def submission_of(given: Path | None, folder: Path) -> Path:
+    """The file with the answers."""
+    path = given or folder / "exercises.py"
+    if not path.is_file():
+        found = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise UserError(f"{found}; name the Python file or the notebook with the answers after --submission")
+    return path
+
+
 def main(args: Args) -> None:
     folder = exercises_of(args.chapter)
-    submission = args.submission or folder / "exercises.py"
-    if not submission.is_file():
-        raise UserError(f"{submission} is not a file; give the Python file to grade with --submission")
+    submission = submission_of(args.submission, folder)
     if args.json and args.json.resolve() == submission.resolve():
         raise UserError("--json would overwrite the submission; choose another name for the result")
 

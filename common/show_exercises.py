@@ -12,8 +12,7 @@ from pathlib import Path
 import tyro
 
 from common.cli import run
-from common.errors import UserError
-from common.grade import exercises_of
+from common.grade import exercises_of, submission_of
 
 
 @dataclass(frozen=True)
@@ -21,16 +20,14 @@ class Args:
     chapter: tyro.conf.Positional[str]
     """The chapter's number: 01."""
     submission: Path | None = None
-    """The file with your answers; by default the chapter's exercises/exercises.py."""
+    """The Python file or notebook with your answers; by default the chapter's exercises/exercises.py."""
     out: Path | None = None
     """Where the picture goes; by default runs/<chapter>/exercises.png."""
 
 
 def main(args: Args) -> None:
     folder = exercises_of(args.chapter)
-    submission = args.submission or folder / "exercises.py"
-    if not submission.is_file():
-        raise UserError(f"{submission} is not a file; give the Python file with your answers with --submission")
+    submission = submission_of(args.submission, folder)
 
     import matplotlib
     import torch

@@ -388,8 +388,8 @@ def test_the_same_seed_gives_the_same_checks(tmp_path):
 
 @pytest.mark.parametrize(("args", "sentence"), [
     (["77"], "there is no chapter '77'"),
-    (["01", "--submission", "nowhere.py"], "nowhere.py is not a file"),
-    (["01", "--submission", "common"], "common is not a file"),
+    (["01", "--submission", "nowhere.py"], "there is no file nowhere.py"),
+    (["01", "--submission", "common"], "common is a folder"),
     (["1", "--seconds", "-1"], "--seconds must be above 0"),
     (["01", "--sed", "3"], "--sed"),
 ])  # fmt: skip

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "common.files": {"errors"},
     "common.cli": {"encoding", "errors", "files", "ranges"},
     "common.chapter": {"errors"},
+    "common.submission": set(),
     "common.schedule": {"errors"},
     "common.denoiser": {"errors", "schedule"},
     "common.vlb": {"errors", "schedule", "denoiser"},
