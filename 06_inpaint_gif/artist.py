@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 from clip_forms import Form
-from clip_zh import ChineseClip, load_clip
+from clip_zh import DOORS, ChineseClip, load_clip
 from torch import Tensor, nn
 
 from common.checkpoint import load_model
@@ -223,7 +223,7 @@ def open_reader(root: Path, unet: UNet, device: str | torch.device, clip: Chines
     return reader
 
 
-def clip_of(folder: Path, device: str | torch.device = "cpu", name: str | None = None, door: str = "auto") -> ChineseClip:
+def clip_of(folder: Path, device: str | torch.device = "cpu", name: str | None = None, door: str = DOORS[0]) -> ChineseClip:
     """The CLIP of this name; without one the CLIP in the model's folder, else the shipped one."""
     own = find_root(Path(folder)) / "clip"
     return load_clip(name or (own if own.is_dir() else "pretrained"), door, device)

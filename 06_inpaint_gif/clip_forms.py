@@ -8,6 +8,7 @@ weights under cn_clip's names and the vocabulary are all there is to a model; wh
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from common.errors import UserError, explain
 from common.files import read_json, write_atomically, write_json
-from common.state import read_weights
+from common.state import read_pickle, read_weights
 
 State = dict[str, Tensor]
 
@@ -121,7 +122,7 @@ def shape_of_config(config: dict[str, Any], source: str) -> Shape:
 def shape_of_state(state: State, source: str) -> Shape:
     """From the weights of a cn_clip checkpoint, which brings no configuration.
 
-    They do not tell how wide an attention head is: 64 in every published model, but 80 in the image network of ViT-H-14.
+    They do not tell how wide an attention head is. It is 64 in every published model, except the image network of ViT-H-14 with 80.
     """
     if "visual.layer1.0.conv1.weight" in state:
         raise UserError(f"{source} looks at images with a ResNet (RN50); this chapter reads the vision transformers, such as ViT-B-16")
@@ -129,8 +130,13 @@ def shape_of_state(state: State, source: str) -> Shape:
               "bert.embeddings.position_embeddings.weight", "bert.encoder.layer.0.intermediate.dense.weight")  # fmt: skip
     if missing := [key for key in needed if key not in state]:
         raise UserError(f"{source} holds no Chinese CLIP: among its {len(state)} weights there is no {missing[0]}")
+    if state["visual.conv1.weight"].ndim != 4 or state["text_projection"].ndim != 2 or any(state[key].ndim < 1 for key in needed):
+        raise UserError(f"{source} holds no Chinese CLIP: visual.conv1.weight or another weight has the wrong number of dimensions")
     (width, _, patch, _), hidden = state["visual.conv1.weight"].shape, state["text_projection"].shape[0]
-    grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    grid = round(max(0, len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    if width not in PUBLISHED_WIDTHS or hidden not in PUBLISHED_WIDTHS:
+        warnings.warn(f"{source} does not say how wide its attention heads are; the 64 of the published models is assumed. "
+                      f"If that is wrong, put the sizes of the model beside it, in {SIZES}", stacklevel=2)  # fmt: skip
     return Shape(
         embed_dim=state["text_projection"].shape[1], image_resolution=grid * patch, vision_layers=depth(state, r"visual\.transformer\.resblocks\."),
         vision_width=width, vision_patch_size=patch, vision_head_width=80 if width == 1280 else min(64, width),
@@ -139,6 +145,18 @@ def shape_of_state(state: State, source: str) -> Shape:
         text_num_attention_heads=max(1, hidden // 64), text_num_hidden_layers=depth(state, r"bert\.encoder\.layer\."),
         text_max_position_embeddings=len(state["bert.embeddings.position_embeddings.weight"]),
     )  # fmt: skip
+
+
+def shape_of_sizes(stored: Any, beside: Path) -> Shape | None:
+    """From the arguments of CLIP, stored in a checkpoint or in a file beside it; None where there are none."""
+    sizes = stored if isinstance(stored, dict) else read_json(beside) if beside.exists() else {}
+    names = {f.name: f.type for f in fields(Shape)}
+    if not sizes or not sizes.keys() <= names.keys():
+        return None
+    try:
+        return Shape(**sizes)
+    except TypeError:  # some are missing, or no numbers
+        return None
 
 
 def depth(state: State, prefix: str) -> int:
@@ -154,6 +172,10 @@ RENAMED = {  # cn_clip: transformers
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "logit_scale": "logit_scale",
 }
+PUBLISHED_WIDTHS = (768, 1024, 1280)  # of the image and text networks of every published model
+FLASH_IMAGE = re.compile(r"(visual\.transformer\.resblocks\.\d+\.attn\.)Wqkv\.(weight|bias)")
+FLASH_QKV = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.Wqkv\.(weight|bias)")
+FLASH_OUT = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.out_proj\.(weight|bias)")
 TURNED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}  # (in, out) is (out, in) there
 PREFIXES = {"visual.ln_pre.": "vision_model.pre_layrnorm.", "visual.ln_post.": "vision_model.post_layernorm.", "bert.": "text_model."}
 BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
@@ -161,6 +183,27 @@ THEIR_BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|b
 IN_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
 QKV = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
 THEIR_QKV = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+
+
+def without_flash(state: State) -> State:
+    """The names that a training of cn_clip with FlashAttention uses -> those without it.
+
+    FlashAttention keeps queries, keys and values in one matrix, and so does cn_clip's image network, but not its BERT.
+    """
+    return dict(_without_flash(state))
+
+
+def _without_flash(state: State) -> Iterator[tuple[str, Tensor]]:
+    for key, value in state.items():
+        if found := FLASH_IMAGE.fullmatch(key):
+            yield f"{found[1]}in_proj_{found[2]}", value
+        elif found := FLASH_QKV.fullmatch(key):
+            for name, part in zip(("query", "key", "value"), value.tensor_split(3), strict=True):
+                yield f"{found[1]}self.{name}.{found[2]}", part.contiguous()
+        elif found := FLASH_OUT.fullmatch(key):
+            yield f"{found[1]}output.dense.{found[2]}", value
+        else:
+            yield key, value
 
 
 def to_transformers(state: State) -> State:
@@ -171,7 +214,7 @@ def to_transformers(state: State) -> State:
 def _to_transformers(state: State) -> Iterator[tuple[str, Tensor]]:
     for key, value in state.items():
         if found := QKV.fullmatch(key):
-            for name, part in zip("qkv", value.chunk(3), strict=True):
+            for name, part in zip("qkv", value.tensor_split(3), strict=True):
                 yield f"vision_model.encoder.layers.{found[1]}.self_attn.{name}_proj.{found[2]}", part.contiguous()
         elif key in TURNED:
             yield TURNED[key], value.T.contiguous()
@@ -217,33 +260,32 @@ def renamed(key: str, names: dict[str, str], prefixes: dict[str, str]) -> str:
 
 
 def read_checkpoint(path: Path, words: Sequence[str] | None = None) -> Form:
-    """A .pt file: published by cn_clip, fine-tuned with it, or written by save_checkpoint.
+    """A .pt file: published by cn_clip, fine-tuned with it, or written by save_checkpoint; or a .safetensors file of the same weights.
 
-    words: the vocabulary, if the file does not bring its own
+    words: the vocabulary, if neither the file nor its folder has one
     """
-    saved = read_pickle(path)
-    state = saved.get("state_dict", saved)
-    state = {key.removeprefix("module."): value.float() for key, value in state.items() if isinstance(value, Tensor)}
-    state = {key: value for key, value in state.items() if not key.startswith("bert.pooler.") and not key.endswith("position_ids")}
-    given = saved.get("config")
-    shape = Shape(**given) if isinstance(given, dict) and given.keys() <= {f.name for f in fields(Shape)} else shape_of_state(state, str(path))
-    words = tuple(saved.get("vocab") or words or read_words(path.parent) or ())
-    return checked(Form(shape, state, words, str(path)))
+    saved = read_weights(path) if path.suffix == ".safetensors" else read_pickle(path)
+    state = {plain(key): value for key, value in tensors(saved, path).items()}
+    state = without_flash({key: value for key, value in state.items() if not key.startswith("bert.pooler.") and not key.endswith("position_ids")})
+    shape = shape_of_sizes(saved.get("config"), path.parent / SIZES) or shape_of_state(state, str(path))
+    choices = [tuple(choice) for choice in (saved.get("vocab"), read_words(path.parent), words) if isinstance(choice, (list, tuple)) and choice]
+    fitting = [choice for choice in choices if len(choice) == shape.vocab_size] + choices
+    return checked(Form(shape, state, fitting[0] if fitting else (), str(path)))
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
-    """What torch.save wrote, tensors and plain values only."""
-    if not path.exists():
-        raise UserError(f"there is no checkpoint {path}")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (KeyError, IndexError) as problem:  # any file that is no pickle; what they say means nothing to a reader
-        raise UserError(f"{path} cannot be read as a checkpoint of weights: it is no file that torch.save has written") from problem
-    except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more
-        raise UserError(f"{path} cannot be read as a checkpoint of weights ({explain(problem)})") from problem
-    if not isinstance(saved, dict) or not isinstance(saved.get("state_dict", saved), dict):
-        raise UserError(f"{path} holds no weights by name; a checkpoint of cn_clip is a dictionary with a 'state_dict'")
-    return saved
+def tensors(saved: Any, source: Path) -> State:
+    """The weights in what torch.save wrote, in float32: a state dict, or a dictionary that holds one beside other things."""
+    state = saved if isinstance(saved, dict) else {}
+    state = next((state[key] for key in ("state_dict", "model_state_dict", "model") if isinstance(state.get(key), dict)), state)
+    found = {str(key): value.float() for key, value in state.items() if isinstance(value, Tensor)}
+    if not found:
+        raise UserError(f"{source} holds no weights by name; a checkpoint of cn_clip is a dictionary with a 'state_dict'")
+    return found
+
+
+def plain(key: str) -> str:
+    """The name of a weight without what DistributedDataParallel and torch.compile put before it."""
+    return re.sub(r"^((module|_orig_mod)\.)+", "", key)
 
 
 def save_checkpoint(path: Path, form: Form) -> None:
@@ -258,26 +300,36 @@ def read_folder(folder: Path) -> Form:
     if (folder / WEIGHTS).exists() or not (folder / OLD_WEIGHTS).exists():
         weights = read_weights(folder / WEIGHTS)
     else:
-        weights = {key: value.float() for key, value in read_pickle(folder / OLD_WEIGHTS).items()}
+        weights = tensors(read_pickle(folder / OLD_WEIGHTS), folder / OLD_WEIGHTS)
     return checked(Form(shape, from_transformers(weights), read_words(folder) or (), str(folder)))
 
 
 def read_words(folder: Path) -> tuple[str, ...] | None:
     """The vocabulary in a folder: vocab.txt with a token a line, or tokenizer.json."""
     if (folder / WORDS).exists():
-        return tuple((folder / WORDS).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+        try:
+            return tuple((folder / WORDS).read_text(encoding="utf-8-sig").rstrip("\n").split("\n"))
+        except ValueError as problem:
+            raise UserError(f"{folder / WORDS} cannot be read as UTF-8 text ({explain(problem)})") from problem
     if (folder / "tokenizer.json").exists():
-        numbers = read_json(folder / "tokenizer.json").get("model", {}).get("vocab", {})
-        return tuple(sorted(numbers, key=numbers.get))
+        model = read_json(folder / "tokenizer.json").get("model")
+        numbers = model.get("vocab") if isinstance(model, dict) else None
+        if isinstance(numbers, dict) and all(isinstance(number, int) for number in numbers.values()):
+            return tuple(sorted(numbers, key=numbers.get))
     return None
 
 
 def checked(form: Form) -> Form:
-    """Refuse a vocabulary that does not belong to the weights."""
+    """Refuse weights that are no numbers, and a vocabulary that does not belong to the weights."""
+    if broken := [key for key, value in form.state.items() if not value.isfinite().all()]:
+        raise UserError(f"{form.source} holds infinite numbers or NaN, first in {broken[0]}; take a checkpoint from before its training failed")
     if not form.words:
         raise UserError(f"{form.source} comes without a vocabulary; put the {WORDS} that it was trained with beside it")
     if len(form.words) != form.shape.vocab_size:
-        raise UserError(f"the vocabulary of {form.source} has {len(form.words)} tokens, but its weights know {form.shape.vocab_size}")
+        raise UserError(f"the vocabulary of {form.source} has {len(form.words)} tokens, but its weights know {form.shape.vocab_size}; "
+                        f"put the {WORDS} that it was trained with beside it")  # fmt: skip
+    if not all(isinstance(word, str) for word in form.words):
+        raise UserError(f"the vocabulary of {form.source} is no list of texts")
     if form.words[0] != SPECIAL[0] or not set(SPECIAL[:4]) <= set(form.words):
         raise UserError(f"the vocabulary of {form.source} must begin with {SPECIAL[0]} and hold {', '.join(SPECIAL[1:4])}")
     return form
@@ -287,6 +339,8 @@ def save_folder(folder: Path, form: Form, dtype: torch.dtype = torch.float32) ->
     """Write a folder that ChineseCLIPModel, AutoTokenizer and ChineseCLIPProcessor open, with the arguments for cn_clip in it."""
     shape = form.shape
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in to_transformers(form.state).items()}
+    if beyond := [key for key, value in weights.items() if not value.isfinite().all()]:
+        raise UserError(f"{beyond[0]} of {form.source} holds numbers too large for half precision; store it in single precision")
     side = {"height": shape.image_resolution, "width": shape.image_resolution}
     looks = {"image_processor_type": "ChineseCLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side, "resample": 3,
              "do_center_crop": False, "do_rescale": True, "do_normalize": True, "image_mean": MEAN, "image_std": STD}  # fmt: skip

@@ -1,20 +1,17 @@
-"""Chinese names and pictures in one space: a Chinese CLIP, through the package cn_clip or through `transformers`.
+"""Chinese names and pictures in one space: a Chinese CLIP, computed by the package cn_clip or by `transformers`.
 
     clip = load_clip("pretrained")
     clip.encode_text(["番茄炒蛋", "米饭"])      # (2, D) unit vectors
     clip.encode_image(images)                 # (B, D) unit vectors, of images in [-1, 1]
 
-Both doors read the same weights and give the same numbers, to about 1e-6. cn_clip is taken where it is installed; without it
-nothing is lost but the name of the package.
+cn_clip is the default backend, and `transformers` the second one. Both read the same weights, and their vectors differ by about 1e-7.
 """
 
 import importlib.util
 import os
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -41,11 +38,12 @@ from common.state import load_strictly
 from common.text.hub import find_encoder
 from common.text.tokenizer import Tokenizer
 
-DOORS = ("cn_clip", "transformers")
+DOORS = ("cn_clip", "transformers")  # the backends; the first is the default
+INSTALL = "pip install --no-deps -r requirements-cn-clip.txt"
 LENGTH = 52  # tokens of a text, begin and end included, as in cn_clip
 PRETRAINED = Path(__file__).parent / "pretrained" / "clip"
 CACHE = Path("~/.cache/clip")  # where cn_clip keeps what it downloads
-PUBLISHED = {  # where cn_clip's own models lie on the hub. (RN50 is no vision transformer.)
+PUBLISHED = {  # where cn_clip's own models lie on the hub, except RN50, which is no vision transformer
     "ViT-B-16": ("OFA-Sys/chinese-clip-vit-base-patch16", "clip_cn_vit-b-16.pt"),
     "ViT-L-14": ("OFA-Sys/chinese-clip-vit-large-patch14", "clip_cn_vit-l-14.pt"),
     "ViT-L-14-336": ("OFA-Sys/chinese-clip-vit-large-patch14-336px", "clip_cn_vit-l-14-336.pt"),
@@ -68,7 +66,7 @@ def short(ids: Tensor) -> Tensor:
     return ids[:, : int((ids != 0).sum(1).max())]
 
 
-# --------------------------------------------------------------------------------------------------------- the two doors
+# ----------------------------------------------------------------------------------------------------------- the backends
 
 
 class CnClip(nn.Module):
@@ -76,9 +74,7 @@ class CnClip(nn.Module):
 
     def __init__(self, form: Form, length: int):
         super().__init__()
-        from cn_clip.clip.bert_tokenizer import FullTokenizer
-        from cn_clip.clip.model import CLIP
-
+        FullTokenizer, CLIP = imported()
         with tempfile.TemporaryDirectory() as folder:  # it reads its vocabulary from a file, once
             file = Path(folder) / WORDS
             file.write_text("\n".join(form.words) + "\n", encoding="utf-8")
@@ -145,7 +141,7 @@ def words_of(words: Sequence[str], length: int) -> Tokenizer:
 class ChineseClip:
     """dim is D; size is the side of the images it looks at; scale is one over the temperature of its comparisons."""
 
-    def __init__(self, form: Form, door: str = "auto", length: int = LENGTH):
+    def __init__(self, form: Form, door: str = DOORS[0], length: int = LENGTH):
         self.door, self.form = chosen_door(door), form
         self.dim, self.size = form.shape.embed_dim, form.shape.image_resolution
         self.length = min(length, form.shape.text_max_position_embeddings)
@@ -185,13 +181,12 @@ class ChineseClip:
 
 
 def chosen_door(door: str) -> str:
-    """auto -> cn_clip where it is installed, else transformers, which is said."""
-    if door not in (*DOORS, "auto"):
-        raise UserError(f"unknown door '{door}'; choose one of auto, {', '.join(DOORS)}")
-    if door == "auto":
-        return DOORS[0] if installed() else second_door()
+    """The backend of this name; one that is unknown or not installed is refused."""
+    door = DOORS[0] if door == "auto" else door  # the default of earlier runs, which stands in their config.json
+    if door not in DOORS:
+        raise UserError(f"unknown backend '{door}'; choose one of {', '.join(DOORS)}")
     if door == DOORS[0] and not installed():
-        raise UserError("cn_clip is not installed; install it with pip install cn_clip==1.6.0 --no-deps, or use --door transformers")
+        raise UserError(f"cn_clip is not installed; install it with {INSTALL}, or use --door transformers, which reads the same weights")
     return door
 
 
@@ -199,25 +194,29 @@ def installed() -> bool:
     return importlib.util.find_spec("cn_clip") is not None
 
 
-@cache
-def second_door() -> str:
-    """Said once, however many CLIPs are opened."""
-    warnings.warn("cn_clip is not installed, so transformers reads the same weights; the numbers are the same", stacklevel=2)
-    return DOORS[1]
+def imported() -> tuple[type, type]:
+    """(FullTokenizer, CLIP) of cn_clip. Its import fails, for instance, beside version 2 of flash_attn."""
+    try:
+        from cn_clip.clip.bert_tokenizer import FullTokenizer
+        from cn_clip.clip.model import CLIP
+    except ImportError as problem:
+        raise UserError(f"cn_clip is installed, but cannot be imported ({explain(problem)}); use --door transformers, which reads the same weights") from problem
+    return FullTokenizer, CLIP
 
 
 # ------------------------------------------------------------------------------------------------------------- finding it
 
 
-def load_clip(name: str | Path = "pretrained", door: str = "auto", device: str | torch.device = "cpu") -> ChineseClip:
+def load_clip(name: str | Path = "pretrained", door: str = DOORS[0], device: str | torch.device = "cpu") -> ChineseClip:
     """Open a Chinese CLIP.
 
     name  "pretrained", the one that this chapter ships
           a folder: a run of train_clip.py, or any Chinese CLIP in the form of `transformers`; or its id on the hub, owner/name
-          a checkpoint .pt of cn_clip, fine-tuned or not
+          a checkpoint .pt of cn_clip, fine-tuned or not, with or without FlashAttention; or its state dict as .safetensors
           one of PUBLISHED, such as "ViT-B-16": cn_clip's own, from its cache, else downloaded (190 MB to 1.9 GB)
-    door  "cn_clip", "transformers", or "auto": the first where it is installed
+    door  the backend: "cn_clip" or "transformers"
     """
+    door = chosen_door(door)  # before anything is read or downloaded
     return ChineseClip(find_form(str(name)), door).to(device)
 
 
@@ -230,7 +229,9 @@ def find_form(name: str) -> Form:
         return read_folder(PRETRAINED)
     if name in PUBLISHED:
         return read_checkpoint(*published(name))
-    if path.suffix in (".pt", ".pth"):
+    if name == "RN50":
+        raise UserError(f"RN50 is a ResNet, and this chapter reads vision transformers; choose one of {', '.join(PUBLISHED)}")
+    if path.suffix in (".pt", ".pth", ".safetensors"):
         return read_checkpoint(path, package_words())
     if path.is_dir():
         folder = next((f for f in (path, path / "model") if (f / "config.json").exists() and weights_in(f)), None)
@@ -239,7 +240,7 @@ def find_form(name: str) -> Form:
         return read_folder(folder)
     if "/" not in name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         known = ", ".join(("pretrained", *PUBLISHED))
-        raise UserError(f"there is no CLIP '{name}'; give a folder, a checkpoint .pt, a hub id such as {PUBLISHED['ViT-B-16'][0]}, or one of {known}")
+        raise UserError(f"there is no CLIP '{name}'; give a folder, a checkpoint .pt or .safetensors, a hub id such as {PUBLISHED['ViT-B-16'][0]}, or one of {known}")
     return read_folder(find_encoder(name)[0])
 
 

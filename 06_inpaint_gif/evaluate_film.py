@@ -28,8 +28,8 @@ class Args:
     """What reads the names; by default the one that the dish was trained with."""
     judge: str | None = None
     """The CLIP that says what a picture shows; by default the same."""
-    door: Literal["auto", "cn_clip", "transformers"] = "auto"
-    """Which library computes; auto is cn_clip where it is installed."""
+    door: Literal["cn_clip", "transformers"] = "cn_clip"
+    """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     engines: tuple[Literal["inpaint", "repaint", "controlnet", "nearest", "reflect"], ...] = ("inpaint", "repaint", "controlnet", "reflect", "nearest")
     """What paints the holes; the first one paints the moves, too."""
     inpaint: Path | None = None

@@ -51,7 +51,7 @@ import torch.nn.functional as F
 from artist import How, clip_of, count, open_artist, tokens  # this chapter's files: a model and all it needs to draw,
 from camera import MOVES, Move, paint, shoot  # moves,
 from camera import Path as Way
-from clip_zh import DOORS, ChineseClip, installed  # names and pictures as vectors,
+from clip_zh import DOORS, ChineseClip  # names and pictures as vectors,
 from contrast import contrast
 from dish_names import HELD_OUT, LEARNED, take_order, vectors_of
 from engines import DEFAULTS, NineChannels, Settings, open_engine, shown_to_unet  # whatever paints holes,
@@ -287,21 +287,24 @@ for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "�
 # 番茄炒鸡蛋 and 大米饭 are understood: all their characters were met in the same company. 白灼生菜 (blanched lettuce) is taken for 白灼虾, shrimps, since 白灼 stood
 # nowhere else, and 红烧鲫鱼 (red-braised *carp*) for a carp soup. A rare pair of characters speaks louder than a frequent one.
 #
-# ### Two doors
+# ### Two backends
 #
-# The weights are those of `cn_clip`, and they open in `transformers` too, under other names. Two programs by other people, one set of
-# numbers:
+# `cn_clip` computed all vectors so far. The library `transformers` reads the same weights under other names. We encode the same names and
+# pictures with both backends and compare the vectors:
 
 # %%
-doors = [ChineseClip(clip.form, door) for door in DOORS if door == "transformers" or installed()]
-for one in doors:
-    print(f"{one.door:14}{type(one.network.clip).__module__}.{type(one.network.clip).__name__}")
-for what, both in {"names": [one.encode_text(names) for one in doors], "pictures": [one.encode_image(pictures) for one in doors]}.items():
-    print(f"largest difference between their vectors of {what}: {(both[0] - both[-1]).abs().max():.0e}")
+backends = [ChineseClip(clip.form, door) for door in DOORS]
+for backend in backends:
+    print(f"{backend.door:14}{type(backend.network.clip).__module__}.{type(backend.network.clip).__name__}")
+for what, (first, second) in {
+    "names": [backend.encode_text(names) for backend in backends],
+    "pictures": [backend.encode_image(pictures) for backend in backends],
+}.items():
+    print(f"largest difference between their vectors of {what}: {(first - second).abs().max():.0e}")
 
 # %% [markdown]
-# (Where `cn_clip` is not installed, `transformers` reads alone, and is compared with itself.) So a checkpoint of the published ViT-B/16, or
-# one that you have fine-tuned, takes the place of ours: `make_gif.py --clip ViT-B-16` (with a dish model that was trained for it).
+# The difference is the rounding error of single precision. A checkpoint of the published ViT-B/16, or one that you have fine-tuned, can
+# therefore replace ours in either backend: `make_gif.py --clip ViT-B-16` (with a dish model that was trained for it).
 #
 # **For you.** Why does the loss ask by rows *and* by columns: what could a network do that was only asked by rows? And if a batch held a
 # single pair, what would it teach?

@@ -44,8 +44,8 @@ class Args:
     """What draws the dish: a run of train_text2dish.py. By default the shipped one."""
     clip: str | None = None
     """What reads the name: pretrained, a run folder, a checkpoint .pt, ViT-B-16, ... By default the one that the dish was trained with."""
-    door: Literal["auto", "cn_clip", "transformers"] = "auto"
-    """Which library reads; auto is cn_clip where it is installed."""
+    door: Literal["cn_clip", "transformers"] = "cn_clip"
+    """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     image: Path | None = None
     """Begin with this picture of the dish instead of drawing one; its middle square is taken."""
     prompt: str | None = None

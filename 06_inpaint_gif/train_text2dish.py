@@ -34,8 +34,8 @@ class Own:
     """Only so many images; by default 8,000 drawn dishes, or all there are."""
     clip: str = "pretrained"
     """What reads the names: pretrained, a run folder, a folder of transformers, a checkpoint .pt, ViT-B-16, ..."""
-    door: Literal["auto", "cn_clip", "transformers"] = "auto"
-    """Which library reads; auto is cn_clip where it is installed."""
+    door: Literal["cn_clip", "transformers"] = "cn_clip"
+    """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     model: Path = CHAPTER_4
     """Where the autoencoder comes from, and the U-Net to begin with: all of it but what looks at text is kept."""
     scratch: bool = False

@@ -1,20 +1,25 @@
 """Chapter 6's Chinese CLIP: two libraries with one set of weights, its loss, its training, what it makes of names."""
 
+import argparse
 import csv
 import dataclasses
 import json
 import math
+import re
 import shutil
-import warnings
+import sys
 from pathlib import Path
 
+import cn_clip
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import load_program, run_main
+from cn_clip.clip.model import convert_state_dict
+from conftest import ROOT, load_program, run_main
 from PIL import Image
+from safetensors.torch import save_file
 
 from common.data import Images
 from common.data.dishes.captions import names_of
@@ -30,8 +35,6 @@ clip_forms, clip_zh, contrast, dish_names, fit_clip, retrieval = (
 )
 Shape, Form, ChineseClip = clip_forms.Shape, clip_forms.Form, clip_zh.ChineseClip
 
-needs_cn_clip = pytest.mark.skipif(not clip_zh.installed(), reason="cn_clip is not installed: its door cannot be compared with that of transformers")
-DOORS = [pytest.param("cn_clip", marks=needs_cn_clip), "transformers"]
 TINY = ["--size", 32, "--patch", 16, "--width", 32, "--layers", 1, "--text-width", 32, "--text-layers", 1, "--dim", 16, "--batch", 6,
         "--device", "cpu", "--precision", "no"]  # fmt: skip
 DRAWN = [*TINY, "--n", 12, "--held-out", 8]
@@ -39,12 +42,12 @@ TEXTS = ["番茄炒蛋", "一盘西红柿炒鸡蛋，木桌", "", "米饭 rice",
 WEIGHTS = "model/model.safetensors"
 
 
-def shaken(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def shaken(net: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> torch.nn.Module:
     """With every weight moved, so that nothing is one or zero by its birth and no mistake can hide there."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in net.parameters():
-            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+            weight += scale * torch.randn(weight.shape, generator=generator)
         net.logit_scale.fill_(2.5)
     return net.eval()
 
@@ -104,7 +107,6 @@ def test_the_folder_is_the_model_that_transformers_opens(form, folder, images):
     assert (1 - texts @ texts.T).max() > 0.01  # they do differ
 
 
-@needs_cn_clip
 def test_from_transformers_to_cn_clip(form, images):
     """The weights of a ChineseCLIPModel give the same vectors in cn_clip, whatever the padding."""
     first, second = ChineseClip(form, "cn_clip"), ChineseClip(form, "transformers")
@@ -116,7 +118,6 @@ def test_from_transformers_to_cn_clip(form, images):
     torch.testing.assert_close(first.encode_text(TEXTS), whole, atol=1e-5, rtol=0)
 
 
-@needs_cn_clip
 def test_from_cn_clip_to_transformers(images):
     """The other way: a model born in cn_clip."""
     from cn_clip.clip.model import CLIP
@@ -134,7 +135,49 @@ def test_from_cn_clip_to_transformers(images):
     assert (texts[0] - texts[1]).abs().max() > 1e-3
 
 
-@needs_cn_clip
+def published_shape(**changes) -> Shape:
+    """Of ViT-B-16, as cn_clip describes it."""
+    configs = Path(cn_clip.__file__).parent / "clip" / "model_configs"
+    sizes = [json.loads((configs / f"{name}.json").read_text()) for name in ("ViT-B-16", "RoBERTa-wwm-ext-base-chinese")]
+    return Shape(**sizes[0] | sizes[1] | changes)
+
+
+def test_the_published_geometry_in_both_libraries():
+    """ViT-B-16 with random weights, 224 pixels and the whole vocabulary. Two layers of each network instead of twelve: the whole model
+    needs more than 2 GB here."""
+    words, shape = clip_zh.package_words(), published_shape(vision_layers=2, text_num_hidden_layers=2)
+    torch.manual_seed(0)
+    state = shaken(transformers.ChineseCLIPModel(transformers.ChineseCLIPConfig(**shape.to_transformers())), scale=0.05).state_dict()
+    form = Form(shape, clip_forms.from_transformers(state), words, "a test")
+    assert clip_forms.shape_of_state(form.state, "a test") == shape
+    pictures = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    first, second = (torch.cat([clip.encode_text(TEXTS), clip.encode_image(pictures)]) for clip in (ChineseClip(form, door) for door in clip_zh.DOORS))
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+    assert (first[0] - first[1]).abs().max() > 1e-3 and (first[-1] - first[-2]).abs().max() > 1e-3
+
+
+def test_the_shipped_clip_in_both_libraries(images):
+    first, second = (clip_zh.load_clip("pretrained", door) for door in clip_zh.DOORS)
+    assert clip_zh.load_clip("pretrained").door == "cn_clip"
+    texts = [*TEXTS, *dish_names.HELD_OUT.values()]
+    torch.testing.assert_close(first.encode_text(texts), second.encode_text(texts), atol=1e-6, rtol=0)
+    torch.testing.assert_close(first.encode_image(images), second.encode_image(images), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("program", ["make_gif", "train_text2dish", "evaluate_clip", "evaluate_film", "control"])
+def test_cn_clip_is_the_default_of_every_program(program):
+    assert load_program(f"06_inpaint_gif/{program}.py").Args.__dataclass_fields__["door"].default == "cn_clip"
+
+
+@pytest.mark.filterwarnings("error")
+def test_cn_clip_is_imported_in_silence(form, capfd):
+    """Neither warnings nor output, and none of what it lists and the course does not install."""
+    clip = ChineseClip(form)
+    clip.encode_text(["米饭"])
+    assert capfd.readouterr() == ("", "") and clip.door == "cn_clip"
+    assert not {name for name in sys.modules if name.split(".")[0] == "pkg_resources"}
+
+
 def test_names_of_weights_go_there_and_back(form):
     """Every weight of cn_clip's model and no other; back again they are the same numbers."""
     from cn_clip.clip.model import CLIP
@@ -157,7 +200,6 @@ def test_a_text_may_be_of_any_length(form):
         clip.encode_text("米饭")
 
 
-@needs_cn_clip
 def test_both_tokenizers_cut_alike(form):
     """On odd texts, all names of the menu, and every caption of a set: with our vocabulary, and with cn_clip's own."""
     rng = np.random.default_rng(0)
@@ -172,7 +214,6 @@ def test_both_tokenizers_cut_alike(form):
     assert torch.equal(tokenize(texts), clip_zh.words_of(whole, 52)(texts))
 
 
-@needs_cn_clip
 def test_pictures_are_prepared_as_cn_clip_does():
     """Resized with PIL's bicubic curve, coloured as CLIP wants them; ours goes through floats, theirs through bytes."""
     from cn_clip.clip import image_transform
@@ -377,7 +418,7 @@ def test_a_run_leaves_everything(run):
         assert picture.width > 8 * 32
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", clip_zh.DOORS)
 def test_a_run_is_opened(run, door):
     clip = clip_zh.load_clip(run, door)
     assert (clip.door, clip.dim, clip.size) == (door, 16, 32)
@@ -529,6 +570,95 @@ def test_a_checkpoint_as_cn_clips_training_writes_it(tmp_path, images):
         clip_forms.read_checkpoint(tmp_path / "epoch3.pt")
 
 
+def flash(state) -> dict:
+    """The names that cn_clip's own function gives to weights for FlashAttention."""
+    return convert_state_dict(dict(state))
+
+
+@pytest.mark.parametrize("layout", ["plain", "flash", "image", "prefixed", "namespace", "half", "compiled", "other key", "no key", "old file", "safetensors"])
+def test_layouts_of_checkpoints(layout, tmp_path, command_line):
+    """Each becomes a folder that holds the same weights. A result that is not whole is never reported as success."""
+    form, out = wide(), tmp_path / "out"
+    state = {
+        "flash": flash(form.state),
+        "image": {key.replace("attn.in_proj_", "attn.Wqkv."): value for key, value in form.state.items()},
+        "prefixed": {f"module.{key}": value for key, value in flash(form.state).items()} | {"module.bert.pooler.dense.bias": torch.zeros(8)},
+        "half": {key: value.half() for key, value in form.state.items()},
+        "compiled": {f"module._orig_mod.{key}": value for key, value in form.state.items()},
+    }.get(layout, form.state)
+    assert layout != "flash" or (set(state) ^ set(form.state) and not any("in_proj" in key or "query" in key for key in state))
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-5, "betas": (0.9, 0.98), "params": [0]}]}
+    whole = {"epoch": 3, "step": 300, "name": "x", "state_dict": state, "optimizer": optimizer}
+    whole |= {"args": argparse.Namespace(lr=1e-5, vision_model="ViT-B-16")} if layout == "namespace" else {}
+    whole = {"other key": {"model": state, "epoch": 1}, "no key": state}.get(layout, whole)
+    file = tmp_path / ("epoch_latest.safetensors" if layout == "safetensors" else "epoch_latest.pt")
+    if layout == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save(whole, file, _use_new_zipfile_serialization=layout != "old file")
+    (tmp_path / "vocab.txt").write_text("\n".join(form.words), encoding="utf-8")
+    code, said, err = command_line(CONVERT, "--clip", file, "--out", out)
+    assert code == 0 and "cn_clip and transformers differ by" in said, err
+    made = clip_zh.find_form(str(out))
+    assert made.shape == form.shape and made.words == form.words and made.state.keys() == form.state.keys()
+    tolerance = 2e-3 if layout == "half" else 0
+    assert all(torch.allclose(made.state[key], form.state[key], atol=tolerance, rtol=tolerance) for key in form.state)
+
+
+def broken(state, change) -> dict:
+    state = dict(state)
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: s.pop("visual.transformer.resblocks.1.attn.in_proj_bias"), "another architecture: .*bias is missing"),
+        (lambda s: s.update({"visual.extra": torch.zeros(1)}), "another architecture: visual.extra is unknown"),
+        (lambda s: s.update({"visual.transformer.resblocks.0.attn.in_proj_weight": torch.zeros(5, 64)}), "another architecture"),
+        (lambda s: s.update({"visual.transformer.resblocks.0.attn.Wqkv.weight": torch.zeros(()), "bert.encoder.layer.0.attention.self.Wqkv.bias": torch.zeros(1)}),
+         "wrong number of dimensions|another architecture"),
+        (lambda s: s.update({"visual.conv1.weight": torch.zeros(4)}), "holds no Chinese CLIP: visual.conv1.weight or another"),
+        (lambda s: s["visual.proj"].__setitem__((0, 0), float("nan")), "holds infinite numbers or NaN, first in visual.proj"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_not_converted(change, sentence, tmp_path, command_line):
+    form = wide()
+    torch.save({"state_dict": broken({key: value.clone() for key, value in form.state.items()}, change)}, tmp_path / "x.pt")
+    (tmp_path / "vocab.txt").write_text("\n".join(form.words), encoding="utf-8")
+    for out in (tmp_path / "out", tmp_path / "out.pt"):
+        code, said, err = command_line(CONVERT, "--clip", tmp_path / "x.pt", "--out", out)
+        assert code == 2 and said == "" and re.search(sentence, err) and "Traceback" not in err and not out.exists(), err
+
+
+def test_heads_that_the_weights_do_not_tell(form, tmp_path, recwarn):
+    """Of a model that is not a published one the sizes may lie beside it; else it is said what is assumed."""
+    torch.save({"state_dict": form.state}, tmp_path / "x.pt")
+    (tmp_path / "vocab.txt").write_text("\n".join(form.words), encoding="utf-8")
+    assert clip_forms.read_checkpoint(tmp_path / "x.pt").shape.text_num_attention_heads == 1 != form.shape.text_num_attention_heads
+    assert "does not say how wide its attention heads are" in str(recwarn.pop().message)
+    (tmp_path / "cn_clip.json").write_text(json.dumps(dataclasses.asdict(form.shape)))
+    assert clip_forms.read_checkpoint(tmp_path / "x.pt").shape == form.shape and not recwarn
+    (tmp_path / "cn_clip.json").write_text('{"embed_dim": "many"}')
+    assert clip_forms.read_checkpoint(tmp_path / "x.pt").shape != form.shape
+
+
+def test_the_vocabulary_that_fits_is_taken(tmp_path):
+    """The one beside the checkpoint before the one that cn_clip brings along, whatever its line ends; one that does not fit is refused."""
+    form = wide()
+    torch.save({"state_dict": form.state}, tmp_path / "x.pt")
+    for text in ("\n".join(form.words), "\r\n".join(form.words) + "\r\n\r\n", "\ufeff" + "\n".join(form.words) + "\n"):
+        (tmp_path / "vocab.txt").write_bytes(text.encode())
+        assert clip_zh.find_form(str(tmp_path / "x.pt")).words == form.words
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    with pytest.raises(UserError, match="has 2 tokens, but its weights know .*; put the vocab.txt"):
+        clip_zh.find_form(str(tmp_path / "x.pt"))
+    (tmp_path / "vocab.txt").write_bytes("番茄".encode("gbk"))
+    with pytest.raises(UserError, match="vocab.txt cannot be read as UTF-8 text"):
+        clip_zh.find_form(str(tmp_path / "x.pt"))
+
+
 def test_a_published_name_is_taken_from_cn_clips_cache(tmp_path, monkeypatch):
     form = wide()
     monkeypatch.setattr(clip_zh, "CACHE", tmp_path)
@@ -546,16 +676,26 @@ def test_a_published_name_without_a_network(tmp_path, monkeypatch):
         clip_zh.load_clip("ViT-B-16")
 
 
-def test_without_cn_clip_the_second_door_is_taken_and_said_once(folder, monkeypatch):
+def test_without_cn_clip_its_installation_is_named(folder, monkeypatch):
+    """Before anything is read; the second backend computes all the same."""
     monkeypatch.setattr(clip_zh, "installed", lambda: False)
-    clip_zh.second_door.cache_clear()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        assert [clip_zh.load_clip(folder).door for _ in range(2)] == ["transformers"] * 2
-    assert ["cn_clip is not installed" in str(warning.message) for warning in said] == [True]
-    with pytest.raises(UserError, match="pip install cn_clip"):
-        clip_zh.load_clip(folder, "cn_clip")
-    clip_zh.second_door.cache_clear()
+    for name in (folder, "ViT-B-16", "no-such-name"):
+        with pytest.raises(UserError, match=f"cn_clip is not installed; install it with {clip_zh.INSTALL}, or use --door transformers"):
+            clip_zh.load_clip(name)
+    assert clip_zh.load_clip(folder, "transformers").encode_text(["米饭"]).shape == (1, 24)
+    assert (ROOT / clip_zh.INSTALL.split()[-1]).exists()
+
+
+def test_a_cn_clip_that_cannot_be_imported(form, monkeypatch):
+    """As beside version 2 of flash_attn, where cn_clip looks for a module of version 1."""
+    monkeypatch.setitem(sys.modules, "cn_clip.clip.model", None)
+    with pytest.raises(UserError, match=r"cn_clip is installed, but cannot be imported \(.*cn_clip.clip.model.*\); use --door transformers"):
+        ChineseClip(form)
+
+
+def test_runs_from_before_open_with_the_default(folder):
+    """Their config.json says "auto"."""
+    assert clip_zh.load_clip(folder, "auto").door == "cn_clip"
 
 
 def test_wrong_files_are_refused(form, folder, tmp_path):
@@ -581,6 +721,7 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
         torch.save(what, path)
         return path
 
+    refused("RN50", "RN50 is a ResNet")
     refused("no-such-name", "there is no CLIP 'no-such-name'; give a folder, .* pretrained, ViT-B-16")
     refused(tmp_path / "nowhere", "there is no CLIP")
     refused(tmp_path, "holds no Chinese CLIP: config.json")
@@ -597,11 +738,11 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
     refused(pickled({"state_dict": {"layer.weight": torch.zeros(1)}}), "holds no Chinese CLIP: among its 1 weights")
     refused(pickled([1, 2]), "holds no weights by name")
     (tmp_path / "text.pt").write_text("hello")
-    refused(tmp_path / "text.pt", "cannot be read as a checkpoint of weights: it is no file that torch.save has written")
+    refused(tmp_path / "text.pt", "cannot be read as a checkpoint of weights: it is damaged, or torch.save has not written it")
     less = dict(wide().state)
     del less["visual.transformer.resblocks.1.ln_2.bias"]
     refused(pickled({"state_dict": less, "vocab": list(form.words)}), "another architecture: .*layer_norm2.bias is missing")
-    with pytest.raises(UserError, match="unknown door 'back'"):
+    with pytest.raises(UserError, match="unknown backend 'back'"):
         clip_zh.load_clip(folder, "back")
 
 
@@ -611,7 +752,7 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
 def test_convert_there_and_back(run, tmp_path, command_line):
     code, out, err = command_line(CONVERT, "--clip", run, "--out", tmp_path / "clip.pt")
     assert code == 0 and "clip.pt" in out, err
-    assert "differ by" in out if clip_zh.installed() else "not compared" in out
+    assert "cn_clip and transformers differ by" in out
     code, _, err = command_line(CONVERT, "--clip", tmp_path / "clip.pt", "--out", tmp_path / "folder")
     assert code == 0, err
     assert (tmp_path / "folder/model.safetensors").read_bytes() == (run / WEIGHTS).read_bytes()
@@ -623,6 +764,31 @@ def test_convert_there_and_back(run, tmp_path, command_line):
     assert code == 2 and "exists already" in err
     code, _, err = command_line(CONVERT, "--clip", run)
     assert code == 2 and "say where" in err
+    code, _, err = command_line(CONVERT, "--clip", run, "--out", tmp_path / "clip.safetensors")
+    assert code == 2 and "neither a folder for transformers nor a checkpoint for cn_clip" in err
+    code, _, err = command_line(CONVERT, "--clip", run, "--out", tmp_path / "half.pt", "--half")
+    assert code == 2 and "--half is for a folder" in err
+
+
+def test_convert_without_cn_clip(run, tmp_path, command_line, monkeypatch):
+    """The weights are still loaded in transformers before they are written, and it is said what was not done."""
+    monkeypatch.setattr(clip_zh, "installed", lambda: False)
+    code, out, err = command_line(CONVERT, "--clip", run, "--out", tmp_path / "clip.pt")
+    assert code == 0 and "the two libraries were not compared" in out and clip_zh.INSTALL in out, err
+
+
+def test_convert_writes_nothing_where_the_libraries_differ(run, tmp_path, command_line, monkeypatch):
+    real = clip_zh.CnClip.text
+    monkeypatch.setattr(clip_zh.CnClip, "text", lambda self, ids: real(self, ids) + 0.1)
+    code, _, err = command_line(CONVERT, "--clip", run, "--out", tmp_path / "clip.pt")
+    assert code == 2 and "nothing was written" in err and not (tmp_path / "clip.pt").exists()
+
+
+def test_numbers_too_large_for_half_precision(form, tmp_path):
+    large = form._replace(state=form.state | {"text_projection": form.state["text_projection"] + 1e5})
+    with pytest.raises(UserError, match="text_projection.weight of a test holds numbers too large for half precision"):
+        clip_forms.save_folder(tmp_path / "half", large, torch.float16)
+    assert not (tmp_path / "half").exists()
 
 
 def test_evaluate(run, tmp_path, command_line):

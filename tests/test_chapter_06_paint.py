@@ -641,7 +641,7 @@ def test_what_is_shipped_stays_small():
 
 
 def films(dish_run, nine, tmp_path) -> list:
-    return ["--dish", dish_run, "--model", nine, "--engine", "inpaint", "--door", "transformers", "--sampler", "ddim:2", "--device", "cpu", "--tries", 2,
+    return ["--dish", dish_run, "--model", nine, "--engine", "inpaint", "--sampler", "ddim:2", "--device", "cpu", "--tries", 2,
             "--frames", 6]  # fmt: skip
 
 
@@ -672,7 +672,7 @@ def test_films_are_functions_of_their_seed(dish_run, nine, tmp_path, command_lin
 @pytest.mark.parametrize("engine", [["--engine", "repaint", "--jump", 1, "--resample", 2], ["--engine", "reflect"], ["--model", "SD", "--controlnet", "RUN"]])
 def test_films_without_an_inpainting_network(engine, dish_run, sd, control_run, tmp_path, command_line):
     engine = [{"SD": sd, "RUN": control_run}.get(flag, flag) for flag in engine]
-    flags = ["--dish", dish_run, "--door", "transformers", "--sampler", "ddim:2", "--device", "cpu", "--tries", 1, "--frames", 4, "--enlarge", 1]
+    flags = ["--dish", dish_run, "--sampler", "ddim:2", "--device", "cpu", "--tries", 1, "--frames", 4, "--enlarge", 1]
     code, out, err = command_line(MAKE, "番茄炒蛋", *flags, *engine, "--camera", "left:1", "--size", 96, "--out", tmp_path / "film.gif")
     assert code == 0 and "enlarged to 96 x 96" in out and "4 frames of 96 x 96" in out, err
 
@@ -713,7 +713,7 @@ def test_a_model_goes_through_diffusers(dish_run, sd, tmp_path, command_line, mo
     told = []
     real = engines.Diffusers.__call__
     monkeypatch.setattr(engines.Diffusers, "__call__", lambda self, image, mask, prompt, seed: told.append(prompt) or real(self, image, mask, prompt, seed))
-    flags = ["--dish", dish_run, "--model", sd, "--door", "transformers", "--sampler", "ddim:2", "--device", "cpu", "--tries", 1, "--frames", 3,
+    flags = ["--dish", dish_run, "--model", sd, "--sampler", "ddim:2", "--device", "cpu", "--tries", 1, "--frames", 3,
              "--camera", "down:1"]  # fmt: skip
     code, _, err = command_line(MAKE, "番茄炒蛋", *flags, "--out", tmp_path / "film.gif")
     assert code == 0 and told == ["tomato and scrambled eggs"], err
@@ -724,7 +724,7 @@ def test_a_model_goes_through_diffusers(dish_run, sd, tmp_path, command_line, mo
 
 
 def test_what_is_said_of_names(dish_run, nine, tmp_path, command_line):
-    """An unknown dish is a best effort; a foreign name says how; cn_clip's absence is said once."""
+    """An unknown dish is a best effort; a foreign name says how."""
     flags = [*films(dish_run, nine, tmp_path), "--camera", "left:1", "--out", tmp_path / "film.gif"]
     code, _, err = command_line(MAKE, "炸龘龘", *flags)
     assert code == 0 and "best effort" in err and "never read 龘" in err
@@ -734,15 +734,14 @@ def test_what_is_said_of_names(dish_run, nine, tmp_path, command_line):
     assert code == 0 and "is read as 北京烤鸭" in err and "北京烤鸭: picture" in out
 
 
-def test_without_cn_clip_a_film_is_made_all_the_same(dish_run, nine, tmp_path, command_line, monkeypatch):
+def test_without_cn_clip_its_installation_is_named(dish_run, nine, tmp_path, command_line, monkeypatch):
+    """And the second backend makes the film."""
     monkeypatch.setattr(clip_zh, "installed", lambda: False)
-    clip_zh.second_door.cache_clear()
-    flags = [flag for flag in films(dish_run, nine, tmp_path) if flag not in ("--door", "transformers")]
-    code, _, err = command_line(MAKE, "番茄炒蛋", *flags, "--camera", "left:1", "--out", tmp_path / "film.gif")
-    assert code == 0 and err.count("cn_clip is not installed") == 1, err
-    code, _, err = command_line(MAKE, "番茄炒蛋", *flags, "--door", "cn_clip", "--out", tmp_path / "film.gif")
-    assert code == 2 and "pip install" in err
-    clip_zh.second_door.cache_clear()
+    flags = [*films(dish_run, nine, tmp_path), "--camera", "left:1", "--out", tmp_path / "film.gif"]
+    code, _, err = command_line(MAKE, "番茄炒蛋", *flags)
+    assert code == 2 and clip_zh.INSTALL in err and "--door transformers" in err and not (tmp_path / "film.gif").exists()
+    code, _, err = command_line(MAKE, "番茄炒蛋", *flags, "--door", "transformers")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(
