@@ -682,7 +682,7 @@ def test_a_film_never_takes_the_place_of_the_picture_it_was_made_from(tmp_path, 
         Image.new("RGB", (48, 48), "red").save(tmp_path / name)
         before = (tmp_path / name).read_bytes()
         code, _, err = command_line(MAKE, "我的菜", "--image", tmp_path / name, "--engine", "reflect", "--frames", 4, "--out", tmp_path / out)
-        assert code == 2 and "would be written over" in err and (tmp_path / name).read_bytes() == before
+        assert code == 2 and re.search("would (be written|write) over", err) and (tmp_path / name).read_bytes() == before
 
 
 def test_as_many_frames_as_it_says_do(tmp_path, command_line, monkeypatch):
