@@ -62,11 +62,18 @@ def parse(args_type: type[Args], argv: Sequence[str], description: str | None = 
     """The flags as args_type. Refused is what no program can use: texts that are no Unicode, numbers out of range, one file twice."""
     import tyro
 
+    argv = [home_expanded(word) for word in argv]
     check_texts(argv)
     args = tyro.cli(args_type, args=list(argv), description=description)
     check_paths(args, argv)
     check_numbers(args)
     return args
+
+
+def home_expanded(word: str) -> str:
+    """~/x and --flag=~/x with the home directory in place of ~, as a shell does it: bash not behind =, Windows never."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + (os.path.expanduser(value) if value.startswith(("~/", "~\\")) else value)
 
 
 def check_texts(argv: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ COMMON = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuf
 # What each module may import from common; schedule <- denoiser <- loss, samplers and unet <- checkpoint <- training.
 MAY_IMPORT = {
     "common.encoding": set(),
+    "common.user": set(),
     "common.errors": set(),
     "common.random": set(),
     "common.unet": {"errors"},
@@ -106,7 +107,8 @@ def test_nothing_in_the_layers_imports_what_shows_or_judges():
 def test_the_light_modules_stay_light():
     """`--help` answers at once only while these import nothing heavy at their top."""
     for path, name in COMMON.items():
-        if name in ("common", "common.cli", "common.encoding", "common.errors", "common.files", "common.ranges", "common.settings", "common.flags"):
+        if name in ("common", "common.cli", "common.encoding", "common.user", "common.errors", "common.files", "common.ranges", "common.settings",
+                    "common.flags"):
             top = {module.split(".")[0] for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))
                    for module in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module])}  # fmt: skip
             assert top <= set(sys.stdlib_module_names) | {"common"}, name
