@@ -38,6 +38,9 @@ class Args:
     batch: int = 64
     """Images at a time."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def main(args: Args) -> None:

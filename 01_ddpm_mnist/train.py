@@ -65,6 +65,8 @@ class Args:
     seed: int = 0
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,9 @@ class Args:
     out: Path | None = None
     """Folder for results.csv and the pictures; by default runs/02_cfg_pokemon/evaluate/<model>/<what is not as usual>."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 # ----------------------------------------------------------------------------------------------------------- the prompts

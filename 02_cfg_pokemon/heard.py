@@ -39,6 +39,9 @@ class Args:
     """How many pictures to look at, each once in every band."""
     seed: int = 0
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def losses(painter: Painter, images: Images, seed: int = 0) -> dict[str, list[float]]:

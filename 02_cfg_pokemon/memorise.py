@@ -61,6 +61,9 @@ class Args:
     out: Path | None = None
     """The folder that the numbers and pictures go to; by default runs/02_cfg_pokemon/memorise/<model>/<prompts>-w=<w>."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 # --------------------------------------------------------------------------------------------------------- the distances

@@ -46,6 +46,9 @@ class Args:
     gif: bool = False
     """Also write an animated GIF of the reverse process beside it."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def main(args: Args) -> None:

@@ -50,6 +50,9 @@ class Args:
     out: Path = Path("runs/02_cfg_pokemon/studies")
     """Where networks, pictures and tables are kept."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the networks

@@ -44,6 +44,9 @@ class Args:
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Of training, as in chapter 1."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def plan(args: Args):

@@ -45,6 +45,9 @@ class Args:
     out: Path = Path("runs/03_ddim_schedules/interpolate")
     """The folder that the pictures go to."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def main(args: Args) -> None:

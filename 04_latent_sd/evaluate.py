@@ -68,6 +68,9 @@ class Args:
     out: Path | None = None
     """Folder for results.csv and the pictures; by default runs/04_latent_sd/evaluate/<model>."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 # ------------------------------------------------------------------------------------------------------- the autoencoder

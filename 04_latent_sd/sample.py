@@ -51,6 +51,9 @@ class Args:
     gif: bool = False
     """Also write an animated GIF of the reverse process, as the decoder sees it, beside the grid."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def main(args: Args) -> None:

@@ -78,6 +78,8 @@ class Args:
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     """auto is a GPU where there is one: the Trainer chooses by itself."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def check(args: Args) -> None:

@@ -11,7 +11,7 @@ from tools import OUT, PRETRAINED, check_schedulers
 from common.cli import free_folder
 from common.errors import UserError
 from common.files import read_json
-from common.settings import from_json, with_folder
+from common.settings import from_json, same_threads, with_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,6 +75,8 @@ class Flags:
     seed: int = 0
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 @dataclass(frozen=True)
@@ -132,4 +134,5 @@ def resumed(args: Args) -> Args:
     if saved.keys() != {f.name for f in fields(args)}:
         raise UserError(f"{path} holds the settings of another program; resume a run with the program that began it")
     old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
-    return replace(old, out=args.resume, resume=args.resume, device=args.device, steps=args.steps or old.steps)
+    threads = same_threads(args.threads, old.threads)
+    return replace(old, out=args.resume, resume=args.resume, device=args.device, threads=threads, steps=args.steps or old.steps)

@@ -77,6 +77,9 @@ class Args:
     out: Path = OUT / "restore"
     """The folder that tables and pictures go to."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 class Work(NamedTuple):

@@ -51,6 +51,9 @@ class Args:
     out: Path = OUT / "weights"
     """The folder that the pictures go to."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 # ----------------------------------------------------------------------------------------------------------------- by hand

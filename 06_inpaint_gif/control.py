@@ -53,6 +53,9 @@ class Args:
     """Keep the first picture drawn under control as a file of its own."""
     seed: int = 0
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def main(args: Args) -> None:

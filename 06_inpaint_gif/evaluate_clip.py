@@ -42,6 +42,8 @@ class Args:
     """Also write the figures here, as JSON."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 def main(args: Args) -> None:

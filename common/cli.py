@@ -31,6 +31,7 @@ def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
         args = parse(args_type, sys.argv[1:], sys.modules[main.__module__].__doc__)
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         check_versions()
+        use_threads(getattr(args, "threads", None))
         main(args)
         sys.stdout.flush()
     except UserError as problem:
@@ -127,6 +128,19 @@ def check_versions() -> None:
             f"torch {torch} and torchvision {vision} were not built for each other; "
             "install the pair that the course is tested with: pip install -r requirements.txt"
         )
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch compute with this many threads on the CPU; with None it keeps OMP_NUM_THREADS, or takes one for each core.
+
+    The variable is set as well: NumPy's and SciPy's libraries read it when they are loaded, and so do the processes started here.
+    (torch's data workers compute with one thread each, whatever it says.)
+    """
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def is_main_process() -> bool:

@@ -48,6 +48,8 @@ class Args:
     """Also write the numbers to this file."""
     device: str = "auto"
     """Where a model is sampled: auto, cpu, cuda, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
 
 
 # --------------------------------------------------------------------------------------------------------- the numbers

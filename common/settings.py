@@ -1,6 +1,6 @@
 """The settings of a training run: presets fill what was left open, and --resume finds everything in the run folder.
 
-`args` is the frozen dataclass of a chapter's train.py. It has the fields data, steps, minutes, out, resume and device.
+`args` is the frozen dataclass of a chapter's train.py. It has the fields data, steps, minutes, out, resume, device and threads.
 """
 
 import typing
@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.cli import free_folder, is_main_process, pick_device
+from common.cli import free_folder, is_main_process, pick_device, use_threads
 from common.errors import UserError
 from common.files import read_json
 
@@ -48,11 +48,33 @@ def with_folder(args: Args, chapter: str) -> Args:
     folder = args.out or free_folder(Path("runs") / chapter / Path(args.data).name)
     if is_main_process() and (folder / "config.json").exists():
         raise UserError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another --out")
-    return replace(args, out=folder)
+    return replace(args, out=folder, threads=args.threads or threads_used())
+
+
+def threads_used() -> int:
+    """The number of threads that torch computes with. A resumed run is bit-equal only with the same number."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def same_threads(threads: int | None, saved: int | None) -> int:
+    """The number of threads of a resumed run: `threads` where the command gives it, else the number that the run began with.
+
+    A line says so where the number differs from the run's, or from this machine's default.
+    """
+    chosen, usual = threads or saved or threads_used(), threads_used()
+    if is_main_process():
+        if saved not in (None, chosen):
+            print(f"the run began with {saved} threads and goes on with {chosen}; its weights may differ in the last digits from those of an uninterrupted run")
+        elif chosen != usual:
+            print(f"the run began with {saved} threads and goes on with as many; by default this machine takes {usual} (--threads {usual})")
+    use_threads(chosen)
+    return chosen
 
 
 def resumed(args: Args) -> Args:
-    """The settings of the run in args.resume, with this command's device, and its budget where one is given."""
+    """The settings of the run in args.resume, with this command's device, and its budget and threads where they are given."""
     path, kinds = args.resume / "config.json", typing.get_type_hints(type(args))
     saved = read_json(path)
     if unknown := saved.keys() - kinds.keys():
@@ -61,7 +83,8 @@ def resumed(args: Args) -> Args:
         raise UserError(f"{path} holds no settings of a run: {', '.join(sorted(missing))} is missing")
     old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
     budget = {"steps": args.steps, "minutes": args.minutes} if args.steps or args.minutes else {}
-    return replace(old, out=args.resume, resume=args.resume, device=args.device, **budget)
+    threads = same_threads(args.threads, old.threads)
+    return replace(old, out=args.resume, resume=args.resume, device=args.device, threads=threads, **budget)
 
 
 def from_json(value: Any, kind: Any) -> Any:
