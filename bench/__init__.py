@@ -30,7 +30,8 @@ def turns(rivals: dict[str, Callable[[], object]], rounds: int, clock: Callable[
             began = clock()
             call()
             seconds[name].append(clock() - began)
-    return {name: statistics.median(each[1:]) for name, each in seconds.items()}
+    middle = {name: statistics.median(each[1:]) or statistics.fmean(each[1:]) for name, each in seconds.items()}
+    return {name: value or 1e-9 for name, value in middle.items()}  # a clock may be coarser than a call
 
 
 def chapter(script: str) -> dict:

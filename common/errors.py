@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import traceback
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -80,8 +81,9 @@ def raised_in_json(problem: BaseException) -> bool:
 
 
 def printable(text: str) -> str:
-    """Text that any terminal can show: what is no Unicode is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Text that any terminal can show in a line: what is no Unicode or moves the cursor is escaped, and a word longer than any name is cut."""
+    shown = "".join(letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text)
+    return re.sub(r"\S{300,}", lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)", shown)
 
 
 def explain(problem: BaseException) -> str:

@@ -25,22 +25,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """
     temporary = None
     try:
-        if path.is_dir() or not path.name:
+        place = Path(os.path.realpath(path))  # what a link leads to, and what is left of a/../b where there is no a
+        if place.is_dir():
             raise UserError(f"{path} is a folder, where a file is to be written; add a name")
-        if path.exists() and not path.is_file():
-            with open(path, "wb") as file:
+        if place.exists() and not place.is_file():
+            with open(place, "wb") as file:
                 write(file)
             return
-        path = path.resolve() if path.is_symlink() else path
-        if KEPT and (flag := KEPT.get(path.resolve())):
+        if flag := KEPT.get(place):
             raise UserError(f"{path} would be written over, but {flag} reads it; choose another place for the output")
-        temporary = path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(place.name + ".partial")
+        place.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except (OSError, RuntimeError) as problem:  # torch.save reports a full disk as RuntimeError
         if is_memory(problem):
             raise
