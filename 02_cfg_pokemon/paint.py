@@ -16,6 +16,7 @@ from torch import Tensor
 from common.checkpoint import Model, load_model, save_model
 from common.denoiser import Clip
 from common.errors import UserError
+from common.model_folder import find_root
 from common.samplers import Sampler, Step
 from common.schedule import Schedule
 from common.text.encoders import TextEncoder, load_text, save_text
@@ -84,8 +85,7 @@ def open_painter(folder: Path, device: str | torch.device = "cpu") -> Painter:
         raise UserError(f"{folder} holds a model that reads no text; 01_ddpm_mnist/sample.py draws with it")
     if net.cfg.in_channels not in (1, 3):
         raise UserError(f"{folder} holds a model of latents with {net.cfg.in_channels} channels; this chapter draws pixels")
-    root = folder if (folder / "unet").is_dir() else folder / "model"
-    encoder = load_text(root).to(device)
+    encoder = load_text(find_root(folder)).to(device)
     if encoder.dim != net.cfg.text_dim:
         raise UserError(f"the text encoder in {folder} is {encoder.dim} wide, but its U-Net reads embeddings of {net.cfg.text_dim}")
     return Painter(net, schedule, prediction, encoder.eval())

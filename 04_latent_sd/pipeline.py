@@ -32,6 +32,7 @@ from common.text.encoders import TextEncoder, load_text
 from common.unet import UNet
 from common.vae import AutoencoderKL
 from common.vae_checkpoint import load_vae
+from common.weight_files import look_for_weights
 
 BATCH = 32  # pictures at a time; with guidance, the U-Net sees twice as many
 FILES = (f"unet/{WEIGHTS}", "unet/config.json", f"vae/{WEIGHTS}", "vae/config.json", f"text_encoder/{TEXT_WEIGHTS}",
@@ -178,7 +179,7 @@ def save_pipeline(folder: Path, pipeline: Pipeline, dtype: torch.dtype = torch.f
 
 
 def open_pipeline(folder: Path, device: str | torch.device = "cpu") -> Pipeline:
-    """A run folder, or any Stable Diffusion 1.x or 2.x folder with weights as .safetensors; float32, every key checked.
+    """A run folder, or any Stable Diffusion 1.x or 2.x folder or file; float32, every key checked.
 
     Its safety checker, if it has one, is not part of the picture, and is not opened.
     """
@@ -197,9 +198,9 @@ def whole_folder(folder: Path) -> Path:
     root = find_root(folder, "a Stable Diffusion model")
     if not (root / "vae").is_dir():
         raise UserError(f"{folder} holds no autoencoder: {root / 'vae'} is missing; models of pixels are drawn with by sample.py of chapters 1 (without words) and 2 (with words)")
-    missing = [file for file in FILES if not (root / file).exists()]
+    missing = [file for file in FILES if not ((root / file).exists() or (file.endswith(".safetensors") and look_for_weights((root / file).parent)))]
     if missing:
-        raise UserError(f"{root} is no whole Stable Diffusion folder: it lacks {', '.join(missing)}; only .safetensors weights are opened")
+        raise UserError(f"{root} is no whole Stable Diffusion folder: it lacks {', '.join(missing)}")
     return root
 
 

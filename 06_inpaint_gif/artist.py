@@ -181,7 +181,7 @@ class Artist:
 
 
 def open_artist(folder: Path, device: str | torch.device = "cpu", clip: ChineseClip | None = None) -> Artist:
-    """A run folder or a folder of diffusers, with weights as .safetensors; every key checked.
+    """A run folder, or a folder or file of Stable Diffusion; every key checked.
 
     clip  the one that reads for a model of text2dish; by default the one in its folder, else the shipped one
     """

@@ -22,11 +22,11 @@ from common.diffusers_config import (
 )
 from common.errors import UserError
 from common.files import read_json, write_atomically, write_json
+from common.model_folder import find_root, scheduler_file, unet_folder
 from common.schedule import Schedule
-from common.state import load_strictly, read_weights, why_unreadable
+from common.state import build_strictly, read_component, why_unreadable
 from common.unet import UNet
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+from common.weight_files import DIFFUSERS as WEIGHTS
 
 
 class Model(NamedTuple):
@@ -54,27 +54,16 @@ def save_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
-    """Open a run folder or any diffusers folder with an unconditional, class- or text-conditional U-Net."""
+    """Open a model in any form that find_root knows; its U-Net is unconditional, class- or text-conditional."""
     root = find_root(Path(folder))
-    net = load_unet(root / "unet").to(device)
-    return Model(net, *scheduler_from_diffusers(read_json(root / "scheduler" / "scheduler_config.json")))
-
-
-def find_root(folder: Path, kind: str = "a diffusers model") -> Path:
-    """The folder itself or, of a run, its `model`: whichever has a U-Net in it."""
-    if not folder.exists():
-        raise UserError(f"there is no folder {folder}; give a run folder, or the folder of {kind}")
-    root = next((f for f in (folder, folder / "model") if (f / "unet").is_dir()), None)
-    if root is None:
-        raise UserError(f"{folder} holds no model: neither {folder}/unet nor {folder}/model/unet is there")
-    return root
+    net = load_unet(unet_folder(root)).to(device)
+    return Model(net, *scheduler_from_diffusers(read_json(scheduler_file(root))))
 
 
 def load_unet(folder: Path) -> UNet:
     """The U-Net of one folder (config.json and weights), in float32, every key checked."""
-    net = UNet(unet_from_diffusers(read_json(folder / "config.json")))
-    load_strictly(net, read_weights(folder / WEIGHTS), folder / WEIGHTS)
-    return net.eval()
+    cfg = unet_from_diffusers(read_json(folder / "config.json"))
+    return build_strictly(lambda: UNet(cfg), *read_component(folder, WEIGHTS)).eval()
 
 
 def start_from(net: UNet, other: UNet, folder: Path) -> None:

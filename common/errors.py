@@ -86,6 +86,12 @@ def printable(text: str) -> str:
     return re.sub(r"\S{300,}", lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)", shown)
 
 
+def shown(value: object, longest: int = 60) -> str:
+    """A value of a file, as it is written there, for a message: a long one is cut."""
+    text = printable(CONTROL.sub("", repr(value)))
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def explain(problem: BaseException) -> str:
     """The reason that an exception of Python or a library gives: its first sentence, as one printable line for a message in parentheses.
 

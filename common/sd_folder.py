@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import Model, find_root, save_model  # noqa: F401 - find_root for whoever opens such a folder
+from common.checkpoint import Model, save_model
 from common.diffusers_config import VERSION, scheduler_to_diffusers
 from common.errors import UserError
 from common.files import write_json
+from common.model_folder import find_root  # noqa: F401 - the programs that open such a folder import it from here
 from common.schedule import DiscreteSchedule, Schedule
 from common.text.encoders import Cached, Clip, TextEncoder, save_text
 from common.vae import AutoencoderKL

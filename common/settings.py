@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.cli import free_folder, is_main_process, pick_device, use_threads
-from common.errors import UserError
+from common.errors import UserError, shown
 from common.files import read_json
+from common.model_folder import find_root, unet_folder
 
 Args = TypeVar("Args")
 
@@ -35,12 +36,14 @@ def with_preset(args: Args, presets: dict[str, Any], folder: Any, gpu_presets: d
 
 
 def with_build(args: Args) -> Args:
-    """Where no widths are given, take those of the U-Net that the run starts from (args.start). A folder without one is found out later."""
+    """Where no widths are given, take those of the U-Net that the run starts from (args.start)."""
     if args.channels is not None or args.start is None:
         return args
-    path = next((path for path in (args.start / part / "unet" / "config.json" for part in ("", "model")) if path.exists()), None)
-    widths = read_json(path).get("block_out_channels") if path else None
-    return replace(args, channels=tuple(widths) if widths else None)
+    path = unet_folder(find_root(args.start)) / "config.json"
+    widths = read_json(path).get("block_out_channels")
+    if not isinstance(widths, list) or not widths or not all(type(width) is int and width > 0 for width in widths):
+        raise UserError(f"{path} does not say how wide its U-Net is: block_out_channels is {shown(widths)}, where a list of whole numbers was expected")
+    return replace(args, channels=tuple(widths))
 
 
 def with_folder(args: Args, chapter: str) -> Args:

@@ -1,11 +1,12 @@
-"""State dicts: read from a file, and loaded with every key checked."""
+"""State dicts: read from a file or a component's folder in any form, and loaded with every key checked."""
 
 import argparse
 import re
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from common.errors import UserError, explain, is_memory
+from common.weight_files import DIFFUSERS, find_weights
 
+Net = TypeVar("Net", bound=nn.Module)
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the attention, until early 2023
+OLD_NAME = re.compile(rf"(?P<where>(^|.*\.)attentions\.\d+\.)(?P<old>{'|'.join(OLD_NAMES)})(?P<end>\.(weight|bias))")
 PLAIN = [  # classes that hold values and run no code, which trainings store beside the weights: their settings
     argparse.Namespace,
     types.SimpleNamespace,
@@ -22,12 +28,36 @@ PLAIN = [  # classes that hold values and run no code, which trainings store bes
 ]  # fmt: skip
 
 
+def read_component(folder: Path, expected: str = DIFFUSERS) -> tuple[dict[str, torch.Tensor], Path]:
+    """The weights in a component's folder under today's names, in float32, and the file that they come from, for messages.
+
+    One file, shards or a variant, as safetensors or as a pickle: see common/weight_files.py.
+    """
+    found, state = find_weights(folder, expected), {}
+    for file in found.files:
+        state |= read_weights(file)
+    return new_names(state), found.source
+
+
+def new_names(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose attention has today's names: mid_block.attentions.0.query.weight becomes ...to_q.weight."""
+    names = {key: OLD_NAME.fullmatch(key) for key in state}
+    return {found["where"] + OLD_NAMES[found["old"]] + found["end"] if (found := names[key]) else key: value for key, value in state.items()}
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, in float32: shipped weights are fp16, in which a CPU is slow."""
+    """All tensors of a file in float32, because a CPU is slow in the half precision of shipped weights."""
+    return {key: value.float() for key, value in read_tensors(path).items()}
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, or of a state dict that torch.save wrote, as they are stored."""
     if not path.exists():
-        raise UserError(f"{path} is missing; only safetensors weights are opened")
+        raise UserError(f"{path} is missing")
+    if path.suffix != ".safetensors":
+        return tensors_of(read_pickle(path), path)
     try:
-        return {key: value.float() for key, value in load_file(path).items()}
+        return load_file(path)
     except OSError as problem:
         raise UserError(f"{path} cannot be read ({explain(problem)})") from problem
     except (SafetensorError, ValueError) as problem:
@@ -45,6 +75,18 @@ def read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError and more
         raise UserError(f"{path} cannot be read as a checkpoint of weights: {why_unreadable(path, problem)}") from problem
+
+
+def tensors_of(value: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in what torch.load gave, which may lie under "state_dict", as Lightning stores it."""
+    while isinstance(value, dict) and "state_dict" in value:
+        value = value["state_dict"]
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no state dict but a {type(value).__name__}")
+    state = {key: each for key, each in value.items() if isinstance(key, str) and isinstance(each, torch.Tensor)}
+    if not state:
+        raise UserError(f"{path} holds no state dict: there is no tensor under the names {', '.join(map(str, list(value)[:5])) or '(none)'}")
+    return state
 
 
 def why_unreadable(path: Path, problem: Exception) -> str:
@@ -85,12 +127,24 @@ def kind_of_file(path: Path) -> str | None:
     return None
 
 
+def build_strictly(make: Callable[[], Net], state: dict[str, torch.Tensor], source: Path | str) -> Net:
+    """A network with these weights. Names and shapes are compared before memory is asked for, so that no setting can ask for too much."""
+    with torch.device("meta"):
+        check_shapes(make().state_dict(), state, source)
+    net = make()
+    net.load_state_dict(state)
+    return net
+
+
 def load_strictly(net: nn.Module, state: dict[str, torch.Tensor], source: Path | str) -> None:
     """Load weights; any missing, surplus or misshapen one is refused, naming the first."""
-    own = net.state_dict()
+    check_shapes(net.state_dict(), state, source)
+    net.load_state_dict(state)
+
+
+def check_shapes(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], source: Path | str) -> None:
     wrong = [f"{key} is {tuple(state[key].shape)} there, {tuple(own[key].shape)} here" for key in own if key in state and state[key].shape != own[key].shape]
     wrong += [f"{key} is missing" for key in own if key not in state] + [f"{key} is unknown" for key in state if key not in own]
     if wrong:
         more = f" (and {len(wrong) - 1} more differences)" if wrong[1:] else ""
         raise UserError(f"{source} holds weights of another architecture: {wrong[0]}{more}")
-    net.load_state_dict(state)

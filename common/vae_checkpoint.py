@@ -5,19 +5,19 @@
 Nothing is guessed: a setting we cannot honour is refused by name, so that weights are never loaded into another network.
 """
 
-import re
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from common.checkpoint import WEIGHTS
 from common.diffusers_config import VERSION
 from common.errors import UserError
 from common.files import read_json, write_atomically, write_json
-from common.state import load_strictly, read_weights
+from common.single_file import as_folder
+from common.state import build_strictly, read_component
 from common.vae import AutoencoderKL, VAEConfig
+from common.weight_files import look_for_weights
 
 # Settings of diffusers' AutoencoderKL that we read only at these values.
 FIXED = {
@@ -30,8 +30,6 @@ KNOWN = {"in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderB
          "block_out_channels": [64], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32, "sample_size": 32,
          "scaling_factor": 0.18215, "mid_block_add_attention": True}  # fmt: skip
 COUNTS = ("in_channels", "latent_channels", "layers_per_block", "norm_num_groups")
-
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the attention, until early 2023
 
 
 def _refuse(key: str, value: object):
@@ -96,12 +94,6 @@ def vae_to_diffusers(cfg: VAEConfig) -> dict:
     }
 
 
-def new_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict whose attention is named as today: mid_block.attentions.0.query.weight becomes ...to_q.weight."""
-    old = re.compile(rf"(?<=mid_block\.attentions\.0\.)({'|'.join(OLD_NAMES)})(?=\.(weight|bias)$)")
-    return {old.sub(lambda found: OLD_NAMES[found[0]], key): value for key, value in state.items()}
-
-
 def save_vae(folder: Path, vae: AutoencoderKL, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder for AutoencoderKL.from_pretrained(folder). Each file is replaced whole or not at all."""
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in vae.state_dict().items()}
@@ -110,13 +102,14 @@ def save_vae(folder: Path, vae: AutoencoderKL, dtype: torch.dtype = torch.float3
 
 
 def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:
-    """Open an autoencoder's folder, or a run or Stable Diffusion folder that has one in it; float32, every key checked."""
+    """Open an autoencoder's folder, a run or Stable Diffusion folder that has one in it, or a file; float32, every key checked."""
     folder = Path(folder)
+    if folder.is_file():
+        folder = as_folder(folder, ("sd", "vae"))
     if not folder.exists():
         raise UserError(f"there is no folder {folder}; give a run folder, or a diffusers model folder")
     root = next((f for f in (folder / "vae", folder / "model" / "vae") if f.is_dir()), folder)
-    if root == folder and not (root / "config.json").exists() and not (root / WEIGHTS).exists():
+    if root == folder and not (root / "config.json").exists() and look_for_weights(root) is None:
         raise UserError(f"{folder} holds no autoencoder: neither {folder}/config.json nor {folder}/vae nor {folder}/model/vae is there")
-    vae = AutoencoderKL(vae_from_diffusers(read_json(root / "config.json")))
-    load_strictly(vae, new_names(read_weights(root / WEIGHTS)), root / WEIGHTS)
-    return vae.eval().to(device)
+    cfg = vae_from_diffusers(read_json(root / "config.json"))
+    return build_strictly(lambda: AutoencoderKL(cfg), *read_component(root, WEIGHTS)).eval().to(device)

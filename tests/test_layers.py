@@ -29,21 +29,24 @@ MAY_IMPORT = {
     "common.samplers": {"errors", "schedule", "denoiser", "random", "vlb"},
     "common.diffusers_config": {"errors", "schedule", "denoiser", "unet"},
     "common.network": set(),
-    "common.state": {"errors"},
-    "common.checkpoint": {"errors", "files", "schedule", "denoiser", "unet", "diffusers_config", "state"},
+    "common.weight_files": {"errors", "files"},
+    "common.state": {"errors", "weight_files"},
+    "common.single_file": {"diffusers_config", "errors", "files", "network", "state", "text", "weight_files"},
+    "common.model_folder": {"errors", "files", "single_file"},
+    "common.checkpoint": {"errors", "files", "schedule", "denoiser", "unet", "diffusers_config", "model_folder", "state", "weight_files"},
     "common.training": {"errors", "files", "random", "unet", "checkpoint", "state"},
     "common.runlog": {"errors", "files", "training"},
-    "common.settings": {"errors", "files", "cli"},
+    "common.settings": {"errors", "files", "cli", "model_folder"},
     "common.flags": {"errors", "cli", "settings"},
     "common.vae": {"errors", "unet"},
-    "common.vae_checkpoint": {"errors", "files", "state", "diffusers_config", "checkpoint", "vae"},
+    "common.vae_checkpoint": {"errors", "files", "state", "diffusers_config", "checkpoint", "single_file", "vae", "weight_files"},
     "common.vae_loss": {"errors", "random", "loss", "vae"},
     "common.latents": {"errors", "data", "random", "vae"},
-    "common.sd_folder": {"errors", "files", "schedule", "diffusers_config", "checkpoint", "vae", "vae_checkpoint", "text"},
+    "common.sd_folder": {"errors", "files", "schedule", "diffusers_config", "checkpoint", "model_folder", "vae", "vae_checkpoint", "text"},
     "common.text.transformer": {"errors"},
     "common.text.tokenizer": {"errors", "files"},
-    "common.text.hub": {"errors", "network"},
-    "common.text.encoders": {"errors", "files", "state", "text"},
+    "common.text.hub": {"errors", "network", "weight_files"},
+    "common.text.encoders": {"errors", "files", "state", "text", "weight_files"},
 }
 PROGRAMS = {"common.data.export", "common.data.lmdb_cache"}  # of the data layer, beside its __main__s: nothing imports them
 
@@ -108,7 +111,7 @@ def test_the_light_modules_stay_light():
     """`--help` answers at once only while these import nothing heavy at their top."""
     for path, name in COMMON.items():
         if name in ("common", "common.cli", "common.encoding", "common.user", "common.errors", "common.files", "common.ranges", "common.settings",
-                    "common.flags"):
+                    "common.flags", "common.weight_files", "common.model_folder"):
             top = {module.split(".")[0] for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))
                    for module in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module])}  # fmt: skip
             assert top <= set(sys.stdlib_module_names) | {"common"}, name

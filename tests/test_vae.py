@@ -16,8 +16,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from common.classifier import load_classifier
 from common.data import load
 from common.errors import UserError
+from common.state import OLD_NAMES, new_names
 from common.vae import AutoencoderKL, Gaussian, VAEConfig, measure_scaling_factor, small_vae
-from common.vae_checkpoint import OLD_NAMES, load_vae, new_names, save_vae, vae_from_diffusers, vae_to_diffusers
+from common.vae_checkpoint import load_vae, save_vae, vae_from_diffusers, vae_to_diffusers
 from common.vae_loss import (
     LARGEST_WEIGHT,
     PatchDiscriminator,

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from common.errors import UserError, explain
 from common.files import read_json, write_atomically, write_json
-from common.state import load_strictly, read_weights
+from common.state import build_strictly, read_component
 from common.text.hub import find_encoder, parts
 from common.text.tokenizer import BOS, EOS, Tokenizer, load_tokenizer, train_tokenizer
 from common.text.transformer import TextConfig, TextTransformer, text_from_transformers, text_to_transformers
-
-WEIGHTS = "model.safetensors"
+from common.weight_files import TRANSFORMERS as WEIGHTS
+from common.weight_files import find_weights
 
 
 class TextEncoder(Protocol):
@@ -121,8 +121,9 @@ def load_network(folder: Path) -> nn.Module:
     transformers.utils.logging.disable_progress_bar()
     loader = getattr(transformers, LOADERS[kind])
     extra = {"add_pooling_layer": False} if kind == "chinese_clip_text_model" else {}
+    variant = find_weights(folder, WEIGHTS).variant
     try:
-        network, found = loader.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **extra)
+        network, found = loader.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, variant=variant, **extra)
     except Exception as problem:  # OSError, RuntimeError, SafetensorError, and errors of its configuration
         raise UserError(f"the text encoder in {folder} cannot be opened ({explain(problem)})") from problem
     if found["missing_keys"]:
@@ -229,8 +230,7 @@ def load_text(folder: Path) -> SmallText | Clip:
 
 def load_transformer(folder: Path, config: dict) -> TextTransformer:
     """In float32, every key checked."""
-    transformer = TextTransformer(text_from_transformers(config))
-    weights = read_weights(folder / WEIGHTS)
+    cfg = text_from_transformers(config)
+    weights, source = read_component(folder, WEIGHTS)
     weights = {key.removeprefix("text_model."): value for key, value in weights.items() if not key.endswith("position_ids")}
-    load_strictly(transformer, weights, folder / WEIGHTS)
-    return transformer
+    return build_strictly(lambda: TextTransformer(cfg), weights, source)

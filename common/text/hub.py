@@ -5,8 +5,8 @@ from pathlib import Path
 
 from common.errors import UserError, explain
 from common.network import REACH_SECONDS, reachable
+from common.weight_files import SHARD, TRANSFORMERS, choose, look_for_weights
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the second is read by torch with weights_only
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
 
 
@@ -25,14 +25,13 @@ def parts(folder: Path) -> tuple[Path, Path] | None:
     encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
     if not encoder.is_dir():
         encoder = tokenizer = folder
-    weights = any((encoder / file).exists() for file in WEIGHTS)
     words = any((tokenizer / file).exists() for file in ("tokenizer.json", "vocab.json", "vocab.txt"))
-    return (encoder, tokenizer) if weights and words and (encoder / "config.json").exists() else None
+    return (encoder, tokenizer) if words and (encoder / "config.json").exists() and look_for_weights(encoder) else None
 
 
 def _incomplete(folder: Path):
     raise UserError(
-        f"{folder} holds no text encoder: config.json, {' or '.join(WEIGHTS)} and a tokenizer were expected there, "
+        f"{folder} holds no text encoder: config.json, {TRANSFORMERS} or another form of it, and a tokenizer were expected there, "
         "or in its subfolders text_encoder and tokenizer"
     )
 
@@ -70,5 +69,7 @@ def wanted(files: list[str]) -> list[str]:
     """Which of a repository's files make up its text encoder: one file of weights, not the image model's gigabytes."""
     split = any(file.startswith("text_encoder/") for file in files)
     encoder, tokenizer = ("text_encoder/", "tokenizer/") if split else ("", "")
-    weights = [encoder + file for file in WEIGHTS if encoder + file in files][:1]
-    return [encoder + "config.json", *weights, *(tokenizer + file for file in TOKENIZER if tokenizer + file in files)]
+    own = [file.removeprefix(encoder) for file in files if file.startswith(encoder)]
+    name, _ = choose(own) or (None, None)
+    shards = [file for file in own if SHARD.search(file) and name and name.endswith(".json") and Path(file).suffix in name]
+    return [encoder + "config.json", *(encoder + file for file in (name, *shards) if file), *(tokenizer + file for file in TOKENIZER if tokenizer + file in files)]
