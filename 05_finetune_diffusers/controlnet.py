@@ -150,11 +150,13 @@ def open_controlnet(folder: Path, unet: "UNet2DConditionModel", f: int) -> "Cont
     """Of a run, or a folder of diffusers, made for this U-Net."""
     from diffusers import ControlNetModel
 
+    from common.weight_files import find_weights
+
     root = folder / "controlnet" if (folder / "controlnet").is_dir() else folder
     if not (root / "config.json").exists():
         raise UserError(f"{folder} holds no ControlNet: {root / 'config.json'} is missing; --use takes the folder of a run of controlnet.py")
     try:
-        net = ControlNetModel.from_pretrained(root)
+        net = ControlNetModel.from_pretrained(root, variant=find_weights(root).variant)
     except Exception as problem:  # of diffusers, safetensors, torch
         raise UserError(f"the ControlNet in {root} cannot be opened ({explain(problem)})") from problem
     for name in ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block"):

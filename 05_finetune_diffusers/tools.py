@@ -6,7 +6,6 @@
     sheet(images[None] * 2 - 1, rows=[""], columns=["seed 0"]).save("red.png")
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UserError, enough_memory, explain
 from common.files import read_json
-from common.network import REACH_SECONDS, reachable
+from common.pipeline_folder import INDEX, find_pipeline, quiet
+from common.weight_files import variant_in
 
 if TYPE_CHECKING:  # torch and diffusers wait until something is really done
     import torch
@@ -26,96 +26,18 @@ if TYPE_CHECKING:  # torch and diffusers wait until something is really done
 
 PRETRAINED = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"  # the course's own small Stable Diffusion
 OUT = Path("runs/05_finetune_diffusers")
-EXAMPLE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-INDEX = "model_index.json"
 
 Task = Literal["text", "image", "inpaint"]  # what a picture is made from: words, words and a picture, words and a picture with a mask
 
 
-# -------------------------------------------------------------------------------------------------------- finding a model
+# ------------------------------------------------------------------------------------------------------------- opening it
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder of a diffusers pipeline, its parts checked: a local folder, a run folder with one in it, or a hub id.
-
-    What the hub's cache holds is not downloaded again. Raises UserError that says what was looked for and what to do.
-    """
-    local = Path(name).expanduser()
-    if local.is_dir():
-        root = next((folder for folder in (local, local / "model") if (folder / INDEX).exists()), local)
-        check_parts(root)
-        return root
-    if local.resolve() == PRETRAINED.resolve():
+    """The folder of a pipeline: a local folder, a run folder, or a hub id."""
+    if not Path(name).exists() and Path(name).resolve() == PRETRAINED.resolve():
         raise UserError(f"the course's own model is not in {PRETRAINED}; make it with 04_latent_sd/train.py, or name another with --model")
-    name = str(name)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or local.exists():
-        raise UserError(f"there is no folder {name}; --model takes the folder of a diffusers pipeline, or a hub id such as {EXAMPLE}")
-    folder = _cached(name) or _downloaded(name)
-    check_parts(folder)
-    return folder
-
-
-def _cached(name: str) -> Path | None:
-    """Where the hub's cache holds all parts of it, if it does."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[INDEX]))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError:
-        raise UserError(f"'{name}' is neither a folder nor a hub id such as {EXAMPLE}") from None
-    return None if not (folder / INDEX).exists() or missing_parts(folder) else folder
-
-
-def _downloaded(name: str) -> Path:
-    from diffusers import DiffusionPipeline
-
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    advice = "give a local folder with --model instead, or name a mirror in the environment variable HF_ENDPOINT"
-    if not reachable(endpoint):
-        raise UserError(
-            f"'{name}' is no local folder and not in the hub's cache, and {endpoint} did not answer within {REACH_SECONDS} s; {advice}"
-        )
-    try:
-        return Path(DiffusionPipeline.download(name))
-    except Exception as problem:  # the hub's own errors, those of its network library, OSError
-        raise UserError(f"'{name}' could not be downloaded from {endpoint} ({explain(problem)}); {advice}") from problem
-
-
-def check_parts(folder: Path) -> None:
-    """Refuse a folder that is no pipeline, naming what is missing."""
-    if not (folder / INDEX).exists():
-        there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        raise UserError(
-            f"{folder} holds no pipeline: {INDEX} is missing (there is {', '.join(there[:8]) or 'nothing'}); "
-            f"a Stable Diffusion folder has {INDEX}, unet, vae, scheduler, text_encoder and tokenizer"
-        )
-    missing = missing_parts(folder)
-    if missing:
-        raise UserError(f"the pipeline in {folder} is not whole: {', '.join(missing)} is missing; copy or download it again")
-
-
-def missing_parts(folder: Path) -> list[str]:
-    """What model_index.json speaks of and the folder lacks: ["vae", "unet/config.json", "unet (weights)"]."""
-    missing = []
-    for name, kind in read_json(folder / INDEX).items():
-        if name.startswith("_") or not isinstance(kind, list) or kind[0] is None:
-            continue
-        part, files = folder / name, {path.name for path in (folder / name).glob("*")}
-        if not part.is_dir():
-            missing.append(name)
-        elif name.startswith("tokenizer"):
-            missing += [] if files & {"tokenizer.json", "vocab.json", "spiece.model"} else [f"{name} (vocabulary)"]
-        elif not any(file.endswith("config.json") for file in files):
-            missing.append(f"{name}/config.json")
-        elif "config.json" in files and not any(file.endswith((".safetensors", ".bin")) for file in files):
-            missing.append(f"{name} (weights)")
-    return missing
-
-
-# ------------------------------------------------------------------------------------------------------------- opening it
+    return find_pipeline(name)
 
 
 def open_pipeline(name: str | Path = PRETRAINED, task: Task = "text", device: str = "cpu", dtype: "torch.dtype | None" = None) -> "DiffusionPipeline":
@@ -135,7 +57,7 @@ def open_pipeline(name: str | Path = PRETRAINED, task: Task = "text", device: st
     auto = {"text": AutoPipelineForText2Image, "image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}[task]
     try:
         with no_notes(), enough_memory(device, "a smaller model, or --device cpu"):
-            pipe = auto.from_pretrained(folder, torch_dtype=dtype).to(device)
+            pipe = auto.from_pretrained(folder, torch_dtype=dtype, variant=variant_in(folder)).to(device)
     except UserError:
         raise
     except Exception as problem:  # each library has its own
@@ -168,16 +90,6 @@ def as_task(pipe: "DiffusionPipeline", task: Task) -> "DiffusionPipeline":
     auto = {"text": AutoPipelineForText2Image, "image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}[task]
     with no_notes():
         return auto.from_pipe(pipe)
-
-
-def quiet() -> None:
-    """No bars of loading files and no chatter from the libraries: errors reach the user as sentences of ours."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ cn_clip is the default backend, and `transformers` the second one. Both read the
 """
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,8 +31,8 @@ from clip_forms import (
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
+from common import hub
 from common.errors import UserError, explain
-from common.network import REACH_SECONDS, reachable
 from common.state import load_strictly
 from common.text.hub import find_encoder
 from common.text.tokenizer import Tokenizer
@@ -267,13 +266,6 @@ def fetched(repository: str, file: str, name: str) -> Path:
     folder = CACHE.expanduser()
     if (folder / file).is_file():
         return folder / file
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    advice = "copy it there from another machine, name a mirror in the environment variable HF_ENDPOINT, or use --clip pretrained"
-    if not reachable(endpoint):
-        raise UserError(f"{name} needs {file}, which is not in {folder}, and {endpoint} did not answer within {REACH_SECONDS} s; {advice}")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file, local_dir=folder, endpoint=endpoint))
-    except Exception as problem:  # the hub's own errors, and those of its network library
-        raise UserError(f"{file} of {repository} could not be had from {endpoint} ({explain(problem)}); {advice}") from problem
+    advice = f"copy it there from another machine, {hub.MIRROR}, or use --clip pretrained"
+    with hub.asking(f"{name} needs {file}, which is not in {folder}", repository, advice) as api:
+        return Path(api.hf_hub_download(repository, file, local_dir=folder))

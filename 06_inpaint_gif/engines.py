@@ -10,7 +10,6 @@ All give back a whole picture. `Joined` makes it fit: the colours are bent towar
 softened on its inner side, and every known pixel is put back exactly.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,12 @@ from masks import check_size, feathered, inpaint_cropped, matched, overlay
 from repaint import JUMP, TIMES, repaint
 from torch import Tensor
 
+from common import hub
 from common.errors import UserError, explain
-from common.network import REACH_SECONDS, reachable
+from common.pipeline_folder import find_pipeline, quiet
 from common.random import Noise
 from common.samplers import Sampler, start
+from common.weight_files import choose, chosen_files, find_weights, variant_in
 
 HERE = Path(__file__).parent
 ENGINES = ("inpaint", "repaint", "controlnet", "diffusers", *FILLS)
@@ -162,9 +163,9 @@ def open_controlled(model: str, controlnet: str, how: How, device: str = "cpu") 
     """A model that draws, and a ControlNet that was trained beside it: folders or hub ids."""
     import diffusers
 
-    folder = model_folder(controlnet, "config.json")
+    folder = controlnet_folder(controlnet)
     try:
-        net = diffusers.ControlNetModel.from_pretrained(folder or controlnet, local_files_only=folder is not None)
+        net = diffusers.ControlNetModel.from_pretrained(folder, variant=find_weights(folder).variant, local_files_only=True)
     except Exception as problem:  # OSError, ValueError, the hub's and safetensors' own
         raise UserError(f"the ControlNet in {controlnet} cannot be opened ({explain(problem)})") from problem
     pipe = open_pipe(diffusers.StableDiffusionControlNetInpaintPipeline, model, how, device, controlnet=net)
@@ -186,13 +187,11 @@ def check_controlnet(name: str, config: Any, pipe: Any) -> None:
 def open_pipe(kind: Any, model: str, how: How, device: str, **parts: Any) -> Any:
     """A pipeline of this kind, with the scheduler that goes with how.sampler."""
     import diffusers
-    import transformers
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    folder = model_folder(model)
+    quiet()
+    folder = find_pipeline(model)
     try:
-        pipe = kind.from_pretrained(folder or model, local_files_only=folder is not None, **parts)
+        pipe = kind.from_pretrained(folder, variant=variant_in(folder), local_files_only=True, **parts)
     except Exception as problem:  # OSError, ValueError, the hub's and safetensors' own
         raise UserError(f"diffusers cannot open {model} as an inpainting model ({explain(problem)})") from problem
     sampler, most = Sampler.parse(how.sampler), pipe.scheduler.config.get("num_train_timesteps", 1000)
@@ -205,28 +204,18 @@ def open_pipe(kind: Any, model: str, how: How, device: str, **parts: Any) -> Any
     return pipe.to(device)
 
 
-def model_folder(model: str, index: str = "model_index.json") -> Path | None:
-    """Where the model lies, if it lies on this machine; else the hub must answer. index: the file that must be there."""
-    path = Path(model).expanduser()
-    found = next((f for f in (path / "model", path) if (f / index).exists()), None)
+def controlnet_folder(name: str) -> Path:
+    """Where a ControlNet lies: a run or a folder, the hub's cache, or the hub."""
+    path = Path(name).expanduser()
+    found = next((f for f in (path / "controlnet", path / "model", path) if (f / "config.json").exists()), None)
     if found is not None:
         return found
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise UserError(f"{model} is no model of diffusers: there is no {path / index}; give a folder that has one, or a hub id, owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        kept = Path(snapshot_download(model, local_files_only=True, allow_patterns=[index]))
-        return kept if (kept / index).exists() else None
-    except HFValidationError:
-        raise UserError(f"'{model}' is neither a folder nor a hub id, owner/name") from None
-    except LocalEntryNotFoundError:
-        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        if not reachable(endpoint):
-            raise UserError(f"'{model}' is no local folder and not in the hub's cache, and {endpoint} did not answer within {REACH_SECONDS} s; "
-                            "give a local folder, or name a mirror in the environment variable HF_ENDPOINT") from None  # fmt: skip
-        return None
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"{name} is no ControlNet of diffusers: there is no {path / 'config.json'}; give a folder that has one, or a hub id, owner/name")
+    folder = hub.cached(name, "config.json")
+    if folder is None or not choose(file.name for file in folder.iterdir()):
+        folder = hub.download(name, lambda files, _: ["config.json", *chosen_files(files)], f"give a local folder, or {hub.MIRROR}")
+    return folder
 
 
 # --------------------------------------------------------------------------------------------------------- what joins them

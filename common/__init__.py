@@ -7,6 +7,7 @@ OMP_WAIT_POLICY, GOMP_SPINCOUNT  A thread that waits for another one sleeps afte
     as long as with one thread alone, and takes twice as long with this setting. Without any spinning, two threads are slower than one
     even on an idle machine. (python -m bench.busy)
 PYTORCH_ENABLE_MPS_FALLBACK  An operation that Apple's MPS lacks runs on the CPU instead of ending the program.
+HF_ENDPOINT  An empty address of a mirror is taken for none, and one without a scheme gets https://.
 
 It also lets stdout and stderr print characters that their encoding lacks (common/encoding.py), and gives a name and a home directory to
 a user whom the system does not know (common/user.py).
@@ -15,6 +16,7 @@ a user whom the system does not know (common/user.py).
 import os
 
 from common.encoding import accept_any_text
+from common.hub import tidy_environment
 from common.user import name_unknown_user
 
 PROCESS_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
@@ -26,3 +28,4 @@ for _name, _value in PROCESS_SETTINGS.items():
 
 accept_any_text()
 name_unknown_user()
+tidy_environment()

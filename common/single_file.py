@@ -26,10 +26,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common import hub
 from common.diffusers_config import VERSION
 from common.errors import UserError, explain
 from common.files import write_json
-from common.network import REACH_SECONDS, reachable
 from common.state import check_shapes, read_tensors
 from common.text.tokenizer import Tokenizer, load_tokenizer
 from common.text.transformer import TextTransformer, text_from_transformers
@@ -363,29 +363,14 @@ def save_tokenizer(folder: Path, text: dict[str, Any], path: Path) -> None:
 
 def find_tokenizer(path: Path) -> Path:
     """A folder with CLIP's tokenizer: beside the file, in the cache of the hub, or downloaded (1.4 MB)."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer/*"]
     for folder in (path.parent / "tokenizer", *map(in_cache, TOKENIZERS)):
         if folder and (folder / "tokenizer_config.json").exists():
             return folder
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    advice = f"put a folder named tokenizer, from any Stable Diffusion folder, beside {path}"
-    if not reachable(endpoint):
-        raise UserError(f"{path} holds no tokenizer (no checkpoint in one file does), none is in {path.parent / 'tokenizer'} or in the cache of the hub, "
-                        f"and {endpoint} did not answer within {REACH_SECONDS} s; {advice}")  # fmt: skip
-    try:
-        return Path(snapshot_download(CLIP, allow_patterns=patterns[:3], endpoint=endpoint))
-    except Exception as problem:  # the hub's own errors, those of its network library, OSError
-        raise UserError(f"the tokenizer of {CLIP}, which {path} needs, could not be downloaded from {endpoint} ({explain(problem)}); {advice}") from problem
+    what = f"{path} holds no tokenizer (no checkpoint in one file does), and none is in {path.parent / 'tokenizer'} or in the cache of the hub"
+    with hub.asking(what, CLIP, f"put a folder named tokenizer, from any Stable Diffusion folder, beside {path}") as api:
+        return Path(api.snapshot_download(CLIP, allow_patterns=["tokenizer_config.json", "vocab.json", "merges.txt"]))
 
 
 def in_cache(name: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        root = Path(snapshot_download(name, local_files_only=True, allow_patterns=["vocab.json", "tokenizer/vocab.json"]))
-    except (LocalEntryNotFoundError, OSError):
-        return None
-    return next((folder for folder in (root / "tokenizer", root) if (folder / "vocab.json").exists()), None)
+    root = hub.cached(name, "vocab.json", "tokenizer/vocab.json")
+    return root and next(folder for folder in (root / "tokenizer", root) if (folder / "vocab.json").exists())

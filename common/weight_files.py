@@ -66,6 +66,17 @@ def choose(names: Iterable[str]) -> tuple[str, str | None] | None:
     return found and found[1:]
 
 
+def chosen_files(names: Iterable[str]) -> list[str]:
+    """The same, with the shards that lie beside an index: what is to be downloaded of a folder. Empty where there are no weights."""
+    names = sorted(names)
+    name, variant = choose(names) or (None, None)
+    if name is None or not name.endswith(".json"):
+        return [name] if name else []
+    whole = re.sub(r"\.index.*", "", name)
+    whole = re.sub(r"\.(safetensors|bin)$", rf".{variant}\g<0>", whole) if variant and f".{variant}." not in whole else whole
+    return [name, *(shard for shard in names if SHARD.search(shard) and SHARD.sub("", shard) == whole)]
+
+
 def variant_in(folder: Path) -> str | None:
     """What from_pretrained of a pipeline must be told as `variant`: that of the first part which has no weights without one."""
     parts = sorted(path for path in folder.iterdir() if path.is_dir())

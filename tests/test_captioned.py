@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from common.data import Images, captioned, export, lmdb_cache, load
+from common.data import Images, export, lmdb_cache, load
 from common.data.captioned import HUB_SETS, from_rows
 from common.data.creatures import load_creatures
 from common.data.images import Attributes, in_split
@@ -246,7 +246,7 @@ def hub(monkeypatch, tmp_path):
     fake = Hub()
     fake.sets, fake.asked = {}, []
     monkeypatch.setattr("datasets.load_dataset", fake.load_dataset)
-    monkeypatch.setattr(captioned, "reachable", lambda url: fake.asked.append(url) or fake.online)
+    monkeypatch.setattr("common.network.unanswered", lambda url: fake.asked.append(url) or (None if fake.online else "did not answer within 3 s"))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     return fake
@@ -314,7 +314,7 @@ def test_no_network(tmp_path, hub, monkeypatch):
 def test_datasets_really_heeds_that_switch(tmp_path, monkeypatch):
     """With the real `datasets`: offline, it neither waits nor asks."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(captioned, "reachable", lambda url: False)
+    monkeypatch.setattr("common.network.unanswered", lambda url: "did not answer")
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
     with pytest.raises(UserError, match="butterflies is not in .*not in the hub's cache"):
         load("butterflies", 8, tmp_path)
@@ -366,7 +366,7 @@ def test_an_empty_picture_of_the_hub_is_skipped():
 
 @pytest.fixture
 def nobody(monkeypatch):
-    monkeypatch.setattr(captioned, "reachable", lambda url: pytest.fail("a local copy needs no network"))
+    monkeypatch.setattr("common.network.unanswered", lambda url: pytest.fail("a local copy needs no network"))
 
 
 @pytest.mark.parametrize("where", ["pokemon", "data/pokemon", ""])

@@ -110,10 +110,15 @@ def test_a_pipeline_is_found_in_a_run_folder(copy, tmp_path):
     assert tools.find_model(tmp_path) == tmp_path / "model"
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/nowhere", "README.md"])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/nowhere"])
 def test_no_such_folder(name):
     with pytest.raises(UserError, match=r"there is no folder.*--model takes"):
         tools.find_model(name)
+
+
+def test_a_file_is_no_folder():
+    with pytest.raises(UserError, match="README.md is a file, and no file of weights by its name"):
+        tools.find_model(ROOT / "README.md")
 
 
 def test_names_that_are_none():

@@ -561,11 +561,11 @@ def test_wrong_models_are_refused(nine, sd, dish_run, control_run, clip, tmp_pat
     refused("needs --model", "diffusers")
     refused("has no network", "reflect", str(sd))
     refused("has no ControlNet; leave out", "reflect", None, str(control_run))
-    refused("no model of diffusers: there is no .*config.json", "controlnet", str(sd), str(tmp_path))
+    refused("no ControlNet of diffusers: there is no .*config.json", "controlnet", str(sd), str(tmp_path))
     refused("made for another model: its block_out_channels", "controlnet", write_other(tmp_path / "wide"), str(control_run))
     refused("unknown engine", "magic")
     refused("0 or more", "reflect", crop=-1)
-    refused("no model of diffusers", "diffusers", str(tmp_path))
+    refused("holds no pipeline: model_index.json is missing", "diffusers", str(tmp_path))
     refused("diffusers has no dpmpp_2s", "diffusers", str(nine), how=How(sampler="dpmpp_2s:4"))
     for steps in (0, 1001):
         refused(f"takes 1 to 1000 steps with the model in .*, not {steps}", "diffusers", str(nine), how=How(sampler=f"ddim:{steps}"))

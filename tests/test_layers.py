@@ -28,10 +28,12 @@ MAY_IMPORT = {
     "common.loss": {"errors", "schedule", "denoiser", "vlb"},
     "common.samplers": {"errors", "schedule", "denoiser", "random", "vlb"},
     "common.diffusers_config": {"errors", "schedule", "denoiser", "unet"},
-    "common.network": set(),
+    "common.network": {"errors"},
+    "common.hub": {"errors", "network"},
+    "common.pipeline_folder": {"errors", "files", "hub", "single_file", "weight_files"},
     "common.weight_files": {"errors", "files"},
     "common.state": {"errors", "weight_files"},
-    "common.single_file": {"diffusers_config", "errors", "files", "network", "state", "text", "weight_files"},
+    "common.single_file": {"diffusers_config", "errors", "files", "hub", "state", "text", "weight_files"},
     "common.model_folder": {"errors", "files", "single_file"},
     "common.checkpoint": {"errors", "files", "schedule", "denoiser", "unet", "diffusers_config", "model_folder", "state", "weight_files"},
     "common.training": {"errors", "files", "random", "unet", "checkpoint", "state"},
@@ -45,7 +47,7 @@ MAY_IMPORT = {
     "common.sd_folder": {"errors", "files", "schedule", "diffusers_config", "checkpoint", "model_folder", "vae", "vae_checkpoint", "text"},
     "common.text.transformer": {"errors"},
     "common.text.tokenizer": {"errors", "files"},
-    "common.text.hub": {"errors", "network", "weight_files"},
+    "common.text.hub": {"errors", "hub", "weight_files"},
     "common.text.encoders": {"errors", "files", "state", "text", "weight_files"},
 }
 PROGRAMS = {"common.data.export", "common.data.lmdb_cache"}  # of the data layer, beside its __main__s: nothing imports them
@@ -96,7 +98,7 @@ def test_data_imports_only_what_is_below():
     for path, name in COMMON.items():
         if name.startswith("common.data") and not name.endswith("__main__") and name not in PROGRAMS:  # they may use cli and viz
             reached = {module.split(".")[1] for module in imports(path) if module.startswith("common.")}
-            assert reached <= {"data", "errors", "files", "network", "random"}, name
+            assert reached <= {"data", "errors", "files", "hub", "network", "random"}, name
             assert not imports(path) & PROGRAMS, name
 
 
@@ -110,7 +112,7 @@ def test_nothing_in_the_layers_imports_what_shows_or_judges():
 def test_the_light_modules_stay_light():
     """`--help` answers at once only while these import nothing heavy at their top."""
     for path, name in COMMON.items():
-        if name in ("common", "common.cli", "common.encoding", "common.user", "common.errors", "common.files", "common.ranges", "common.settings",
+        if name in ("common", "common.cli", "common.encoding", "common.user", "common.errors", "common.files", "common.hub", "common.ranges", "common.settings",
                     "common.flags", "common.weight_files", "common.model_folder"):
             top = {module.split(".")[0] for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))
                    for module in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module])}  # fmt: skip

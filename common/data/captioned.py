@@ -1,6 +1,5 @@
 """Sets of the Hugging Face hub: from a local copy, from the hub's cache, or downloaded from one of several ids."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from common import hub
 from common.data.folder import SUFFIXES, decode_all, load_folder, metadata_file
 from common.data.images import Images, first_existing, in_split
 from common.data.texts import COLUMNS, Texts, read_texts
 from common.errors import UserError, explain
-from common.network import REACH_SECONDS, reachable
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels")
@@ -85,19 +84,19 @@ def load_copy(folder: Path, name: str, split: str, size: int) -> Images:
 
 def _from_hub(name: str, ids: tuple[str, ...], split: str, size: int, what: str, advice: str) -> Images:
     """The first of several ids that can be had. With no network, what an earlier run left in the hub's cache."""
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    online = reachable(endpoint)
-    reasons = []
+    silence, reasons, unfit = hub.silent(), [], []
     for hub_id in ids:
         try:
-            return from_rows(name, f"{hub_id} of the hub", _fetch(hub_id, online), split, size)
+            return from_rows(name, f"{hub_id} of the hub", _fetch(hub_id, not silence), split, size)
         except Exception as problem:  # the hub's own errors, those of its network library, pyarrow's; and columns we cannot use
-            reasons.append(f"{hub_id.split('@')[0]} ({explain(problem)})")
-    advice += ", or name a mirror of the hub in the environment variable HF_ENDPOINT"
-    if not online:
+            reasons.append(f"{hub_id.split('@')[0]} ({hub.why(problem, hub_id)})")
+            unfit += reasons[-1:] if isinstance(problem, UserError) else []
+    advice += f", or {hub.MIRROR}"
+    if silence:
         names = ", ".join(hub_id.split("@")[0] for hub_id in ids)
-        raise UserError(f"{what}, not in the hub's cache ({names}), and {endpoint} did not answer within {REACH_SECONDS} s; {advice}")
-    raise UserError(f"{what}, and could not be had from {endpoint}: {'; '.join(reasons)}; {advice}")
+        found = f"the copy in the hub's cache cannot be used ({'; '.join(unfit)})" if unfit else f"not in the hub's cache ({names})"
+        raise UserError(f"{what}, {found}, and {silence}; {advice}")
+    raise UserError(f"{what}, and could not be had from {hub.endpoint()}: {'; '.join(reasons)}; {advice}")
 
 
 def _fetch(hub_id: str, online: bool):
