@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import is_main_process, run
-from common.settings import one_budget, resumed, with_build, with_folder, with_preset
+from common.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,32 @@ class Preset:
     flip: bool = False
 
 
-PRESETS = {  # sized for two CPU cores
-    "digits": Preset(minutes=2, channels=(16, 32), size=16, lr=3e-3),
-    "mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
-    "fashion_mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
-    "cifar10": Preset(minutes=60, channels=(64, 128, 128), flip=True),
-    "flowers102": Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True),
-}
-FOLDER = Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True)
-GPU_PRESETS = {  # sized for one recent GPU
-    "digits": Preset(minutes=1, channels=(32, 64), size=16, batch=128, lr=3e-3),
-    "mnist": Preset(minutes=5, channels=(64, 128, 256), batch=256, lr=1e-3),
-    "fashion_mnist": Preset(minutes=5, channels=(64, 128, 256), batch=256, lr=1e-3),
-    "cifar10": Preset(minutes=120, channels=(128, 256, 256), batch=256, lr=5e-4, flip=True),
-    "flowers102": Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True),
-}
-GPU_FOLDER = Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True)
+PRESETS = Presets(
+    cpu={
+        "digits": Preset(minutes=2, channels=(16, 32), size=16, lr=3e-3),
+        "mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
+        "fashion_mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
+        "cifar10": Preset(minutes=60, channels=(64, 128, 128), flip=True),
+        "flowers102": Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True),
+        OTHER: Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True),
+    },
+    mps={
+        "digits": Preset(minutes=1, channels=(32, 64), size=16, batch=64, lr=3e-3),
+        "mnist": Preset(minutes=5, channels=(32, 64, 128), batch=64, lr=2e-3),
+        "fashion_mnist": Preset(minutes=5, channels=(32, 64, 128), batch=64, lr=2e-3),
+        "cifar10": Preset(minutes=60, channels=(64, 128, 256), batch=64, lr=1e-3, flip=True),
+        "flowers102": Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch=32, lr=1e-3, flip=True),
+        OTHER: Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch=32, lr=1e-3, flip=True),
+    },
+    gpu={
+        "digits": Preset(minutes=1, channels=(32, 64), size=16, batch=128, lr=3e-3),
+        "mnist": Preset(minutes=5, channels=(64, 128, 256), batch=256, lr=1e-3),
+        "fashion_mnist": Preset(minutes=5, channels=(64, 128, 256), batch=256, lr=1e-3),
+        "cifar10": Preset(minutes=120, channels=(128, 256, 256), batch=256, lr=5e-4, flip=True),
+        "flowers102": Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True),
+        OTHER: Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True),
+    },
+)
 
 
 def check_numbers(args: Args) -> None:
@@ -112,7 +122,7 @@ def new_run(args: Args) -> Args:
         if is_main_process():
             print(why)
         args = replace(args, data=name)
-    return with_folder(with_preset(with_build(args), PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "01_ddpm_mnist")
+    return with_folder(with_preset(with_build(args), PRESETS), "01_ddpm_mnist")
 
 
 def main(args: Args) -> None:

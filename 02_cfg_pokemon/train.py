@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import run
-from common.settings import one_budget, resumed, with_build, with_folder, with_preset
+from common.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
 
 PROMPTS = (
     "a red fire creature with bat wings",
@@ -109,16 +109,23 @@ class Preset:
     lr: float = 2e-3
 
 
-PRESETS = {  # sized for two CPU cores; many small steps teach the words sooner than few large ones
-    "creatures": Preset(minutes=60, channels=(16, 32, 64), size=32),
-    "pokemon": Preset(minutes=60, channels=(32, 64, 128), size=32, lr=1e-3),
-}
-FOLDER = Preset(minutes=60, channels=(32, 64, 128), size=32, lr=1e-3)
-GPU_PRESETS = {  # sized for one recent GPU
-    "creatures": Preset(minutes=30, channels=(64, 128, 192, 256), size=64, batch=128, lr=5e-4),
-    "pokemon": Preset(minutes=60, channels=(64, 128, 192, 256), size=64, batch=64, lr=3e-4),
-}
-GPU_FOLDER = Preset(minutes=60, channels=(64, 128, 192, 256), size=64, batch=64, lr=3e-4)
+PRESETS = Presets(
+    cpu={  # many small steps teach the words sooner than few large ones
+        "creatures": Preset(minutes=60, channels=(16, 32, 64), size=32),
+        "pokemon": Preset(minutes=60, channels=(32, 64, 128), size=32, lr=1e-3),
+        OTHER: Preset(minutes=60, channels=(32, 64, 128), size=32, lr=1e-3),
+    },
+    mps={
+        "creatures": Preset(minutes=30, channels=(32, 64, 128), size=32, batch=64, lr=1e-3),
+        "pokemon": Preset(minutes=60, channels=(64, 128, 192), size=32, batch=32, lr=5e-4),
+        OTHER: Preset(minutes=60, channels=(64, 128, 192), size=32, batch=32, lr=5e-4),
+    },
+    gpu={
+        "creatures": Preset(minutes=30, channels=(64, 128, 192, 256), size=64, batch=128, lr=5e-4),
+        "pokemon": Preset(minutes=60, channels=(64, 128, 192, 256), size=64, batch=64, lr=3e-4),
+        OTHER: Preset(minutes=60, channels=(64, 128, 192, 256), size=64, batch=64, lr=3e-4),
+    },
+)
 
 
 def check_numbers(args: Args) -> None:
@@ -127,7 +134,7 @@ def check_numbers(args: Args) -> None:
 
 def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
-    return with_folder(with_preset(with_build(args), PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "02_cfg_pokemon")
+    return with_folder(with_preset(with_build(args), PRESETS), "02_cfg_pokemon")
 
 
 def main(args: Args) -> None:

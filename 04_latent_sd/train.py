@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import free_folder, run
-from common.settings import one_budget, resumed, with_build, with_folder, with_preset
+from common.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 PROMPTS = (
@@ -113,12 +113,14 @@ class Preset:
     lr: float = 2e-3
 
 
-DRAWN = Preset(minutes=120, channels=(32, 64))  # latents of 16 x 16, sized for two CPU cores
-FOLDER = Preset(minutes=120, channels=(32, 64), lr=1e-3)
-PRESETS = dict.fromkeys([("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)], DRAWN)
-GPU_DRAWN = Preset(minutes=30, channels=(128, 256), batch=256, lr=5e-4)  # sized for one recent GPU
-GPU_FOLDER = Preset(minutes=60, channels=(128, 256), batch=128, lr=3e-4)
-GPU_PRESETS = dict.fromkeys(PRESETS, GPU_DRAWN)
+DRAWN = [("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)]
+PRESETS = Presets(
+    cpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(32, 64))) | {OTHER: Preset(minutes=120, channels=(32, 64), lr=1e-3)},
+    mps=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(64, 128), batch=64, lr=1e-3))
+    | {OTHER: Preset(minutes=120, channels=(64, 128), batch=32, lr=5e-4)},
+    gpu=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(128, 256), batch=256, lr=5e-4))
+    | {OTHER: Preset(minutes=60, channels=(128, 256), batch=128, lr=3e-4)},
+)
 
 
 def check_numbers(args: Args) -> None:
@@ -129,7 +131,7 @@ def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
     args = replace(args, vae=args.vae or args.start or PRETRAINED)
     args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / "-".join(Path(data).name for data in args.data)))
-    return with_folder(with_preset(with_build(args), PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "04_latent_sd")
+    return with_folder(with_preset(with_build(args), PRESETS), "04_latent_sd")
 
 
 def main(args: Args) -> None:

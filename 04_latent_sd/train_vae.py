@@ -15,7 +15,7 @@ from typing import Literal
 
 from common.cli import free_folder, run
 from common.errors import UserError
-from common.settings import one_budget, resumed, with_folder, with_preset
+from common.settings import OTHER, Presets, one_budget, resumed, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,14 @@ class Preset:
     lr: float = 1e-3
 
 
-DRAWN = Preset(minutes=60, channels=(16, 32, 64))  # sized for two CPU cores
-FOLDER = Preset(minutes=120, channels=(16, 32, 64), lr=5e-4)
-PRESETS = dict.fromkeys([("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)], DRAWN)
-GPU_DRAWN = Preset(minutes=20, channels=(64, 128, 128), batch=64, lr=5e-4)  # sized for one recent GPU
-GPU_FOLDER = Preset(minutes=60, channels=(64, 128, 256), batch=32, lr=2e-4)
-GPU_PRESETS = dict.fromkeys(PRESETS, GPU_DRAWN)
+DRAWN = [("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)]
+PRESETS = Presets(
+    cpu=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(16, 32, 64))) | {OTHER: Preset(minutes=120, channels=(16, 32, 64), lr=5e-4)},
+    mps=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(32, 64, 128), batch=32, lr=5e-4))
+    | {OTHER: Preset(minutes=90, channels=(32, 64, 128), batch=16, lr=5e-4)},
+    gpu=dict.fromkeys(DRAWN, Preset(minutes=20, channels=(64, 128, 128), batch=64, lr=5e-4))
+    | {OTHER: Preset(minutes=60, channels=(64, 128, 256), batch=32, lr=2e-4)},
+)
 
 
 def check_numbers(args: Args) -> None:
@@ -114,7 +116,7 @@ def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
     name = "-".join(["vae", *(Path(data).name for data in args.data)])
     args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / name))
-    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "04_latent_sd")
+    return with_folder(with_preset(args, PRESETS), "04_latent_sd")
 
 
 def main(args: Args) -> None:

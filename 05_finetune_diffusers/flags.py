@@ -112,9 +112,11 @@ def check_flags(args: Flags) -> None:
                         "--optimizer fused is as fast, with a larger state")  # fmt: skip
 
 
-def settled(args: Args, program: str, name: str, small: Preset, large: Preset, unet: "nn.Module") -> Args:
+def settled(args: Args, program: str, name: str, small: Preset, large: Preset, unet: "nn.Module", device: str) -> Args:
     """Fill what was left open, and choose the run folder, so that --resume needs nothing but that folder."""
     preset = small if sum(p.numel() for p in unet.parameters()) < SMALL else large
+    if preset is large and device.startswith("mps") and args.batch is None and args.accumulate == 1:
+        args = replace(args, batch=1, accumulate=preset.batch)  # a laptop's memory holds one image's activations; a step sees as many images
     args = replace(args, steps=args.steps or preset.steps, batch=args.batch or preset.batch, lr=args.lr or preset.lr)
     args = replace(args, sample_every=args.sample_every or max(1, args.steps // 5))
     if isinstance(args, DataFlags) and args.n is None and args.data in DRAWN:

@@ -276,7 +276,8 @@ def begin(args: Flags, program: str, name: str, small: Preset, large: Preset) ->
     if args.checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     if not args.resume:
-        args = settled(args, program, name, small, large, pipe.unet)
+        args = settled(args, program, name, small, large, pipe.unet, device)
+        accelerator.gradient_accumulation_steps = args.accumulate
     if accelerator.num_processes > 1:  # the main process chose a free folder first
         args = replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
     return Studio(args, pipe, accelerator, args.size or native_size(pipe))

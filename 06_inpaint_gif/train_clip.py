@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from common.cli import free_folder, run
 from common.errors import UserError
 from common.ranges import Range
-from common.settings import one_budget, resumed, with_folder, with_preset
+from common.settings import OTHER, Presets, one_budget, resumed, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ class Preset:
     lr: float = 1e-3
 
 
-SMALL = Preset(minutes=15)  # sized for one CPU core
-GPU = Preset(minutes=10, width=256, layers=6, size=96, text_width=256, text_layers=4, dim=256, batch=512)  # for one recent GPU
+PRESETS = Presets(
+    cpu={OTHER: Preset(minutes=15)},  # one core
+    mps={OTHER: Preset(minutes=15, width=192, layers=6, text_width=192, text_layers=3, dim=192, batch=192)},
+    gpu={OTHER: Preset(minutes=10, width=256, layers=6, size=96, text_width=256, text_layers=4, dim=256, batch=512)},
+)
 SIZES = ("size", "patch", "width", "layers", "text_width", "text_layers", "dim")
 
 
@@ -114,7 +117,7 @@ def check_numbers(args: Args) -> None:
 def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
     args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"clip-{Path(args.data).stem}"))
-    settled = with_folder(with_preset(args, {}, SMALL, {}, GPU), "06_inpaint_gif")
+    settled = with_folder(with_preset(args, PRESETS), "06_inpaint_gif")
     return replace(settled, **dict.fromkeys(SIZES)) if args.start else settled
 
 

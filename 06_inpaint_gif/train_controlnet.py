@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import train_inpaint
-from train_inpaint import GPU_PRESETS, PRESETS, check_numbers
+from train_inpaint import PRESETS, check_numbers
 
 from common.cli import free_folder, run
 from common.settings import resumed, with_folder, with_preset
@@ -30,8 +30,7 @@ class Args(train_inpaint.Args):
 def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
     args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"controlnet-{Path(args.data).stem}"))
-    settled = with_preset(args, PRESETS, train_inpaint.FOLDER, GPU_PRESETS, train_inpaint.GPU_FOLDER)
-    return with_folder(settled, "06_inpaint_gif")
+    return with_folder(with_preset(args, PRESETS), "06_inpaint_gif")
 
 
 def main(args: Args) -> None:

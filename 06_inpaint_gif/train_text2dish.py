@@ -16,7 +16,7 @@ from typing import Literal
 
 from common.cli import free_folder, run
 from common.flags import Drawing, check_flags
-from common.settings import resumed, with_folder, with_preset
+from common.settings import OTHER, Presets, resumed, with_folder, with_preset
 
 CHAPTER_4 = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"
 NAMES = ("土鸡蛋炒番茄", "番茄炒鸡蛋", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")  # the second and the last but one it has never read
@@ -61,12 +61,11 @@ class Preset:
     lr: float = 1e-3
 
 
-DRAWN = Preset(minutes=30, batch=16)  # latents of 16 x 16, sized for one CPU core
-FOLDER = Preset(minutes=60, lr=5e-4)
-PRESETS = {"dishes": DRAWN}
-GPU_DRAWN = Preset(minutes=15, batch=256)  # sized for one recent GPU
-GPU_FOLDER = Preset(minutes=30, batch=128, lr=5e-4)
-GPU_PRESETS = {"dishes": GPU_DRAWN}
+PRESETS = Presets(  # of the dishes as latents of 16 x 16, on a CPU with one core
+    cpu={"dishes": Preset(minutes=30, batch=16), OTHER: Preset(minutes=60, lr=5e-4)},
+    mps={"dishes": Preset(minutes=20, batch=64), OTHER: Preset(minutes=45, batch=64, lr=5e-4)},
+    gpu={"dishes": Preset(minutes=15, batch=256), OTHER: Preset(minutes=30, batch=128, lr=5e-4)},
+)
 
 
 def check_numbers(args: Args) -> None:
@@ -76,7 +75,7 @@ def check_numbers(args: Args) -> None:
 def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
     args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"text2dish-{Path(args.data).stem}"))
-    return with_folder(with_preset(args, PRESETS, FOLDER, GPU_PRESETS, GPU_FOLDER), "06_inpaint_gif")
+    return with_folder(with_preset(args, PRESETS), "06_inpaint_gif")
 
 
 def main(args: Args) -> None:

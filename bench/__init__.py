@@ -10,11 +10,13 @@ import runpy
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.files import write_json
@@ -37,6 +39,14 @@ def turns(rivals: dict[str, Callable[[], object]], rounds: int, clock: Callable[
 def chapter(script: str) -> dict:
     """What a chapter's script defines, without running it. (Folder names such as 01_ddpm_mnist cannot be imported.)"""
     return runpy.run_path(str(ROOT / script))
+
+
+@contextmanager
+def settings_of(script: str, **flags: object) -> Iterator[Any]:
+    """The settings of a new run of a chapter's training program on the CPU, with its presets; its folder is a temporary one."""
+    program = chapter(script)
+    with tempfile.TemporaryDirectory() as folder:
+        yield program["new_run"](program["Args"](device="cpu", out=Path(folder), **flags))
 
 
 class Ran(NamedTuple):

@@ -11,7 +11,6 @@ spins before it sleeps. Each setting is measured in a process of its own, since 
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from bench import ROOT, chapter, report
+from bench import ROOT, chapter, report, settings_of
 from common.cli import positive, run
 from common.errors import UserError
 
@@ -105,9 +104,8 @@ def make_steps(network: str) -> None:
     from common.training import train
     from common.unet import UNet, zero_init
 
-    program, fit = chapter("01_ddpm_mnist/train.py"), chapter("01_ddpm_mnist/fit.py")
-    with tempfile.TemporaryDirectory() as folder:
-        settings = program["new_run"](program["Args"](data=network, device="cpu", steps=STEPS[network], out=Path(folder), save_every=1000))
+    fit = chapter("01_ddpm_mnist/fit.py")
+    with settings_of("01_ddpm_mnist/train.py", data=network, steps=STEPS[network], save_every=1000) as settings:
         shape = (1, 28, 28) if network == "mnist" else (3, 32, 32)
         data = Images(network, torch.randint(256, (1000, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
         net = zero_init(UNet(fit["unet_config"](settings, data)))

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from bench import chapter, command, report, turns
+from bench import chapter, command, report, settings_of, turns
 from common.cli import pick_precision, run
 from common.errors import UserError
 
@@ -71,10 +71,9 @@ def network(name: str, channels: tuple[int, ...] | None):
     from common.diffusers_config import unet_to_diffusers
     from common.unet import UNet
 
-    train = chapter("01_ddpm_mnist/train.py")
-    settings = train["with_preset"](train["Args"](data="mnist", device="cpu", channels=channels))
     shape_only = Images("mnist", torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
-    config = chapter("01_ddpm_mnist/fit.py")["unet_config"](settings, shape_only)
+    with settings_of("01_ddpm_mnist/train.py", data="mnist", channels=channels) as settings:
+        config = chapter("01_ddpm_mnist/fit.py")["unet_config"](settings, shape_only)
     torch.manual_seed(0)
     ours = UNet(config)
     if name == "ours":

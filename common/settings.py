@@ -4,7 +4,7 @@
 """
 
 import typing
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,13 +22,26 @@ def one_budget(args: Any) -> None:
         raise UserError("give the budget either as --steps or as --minutes, not both")
 
 
-def with_preset(args: Args, presets: dict[str, Any], folder: Any, gpu_presets: dict[str, Any], gpu_folder: Any) -> Args:
-    """Fill what was left open (None) from the preset of the data set, for this kind of device.
+OTHER = None  # in Presets: data without a name of their own, such as a folder of images
 
-    folder, gpu_folder: the presets of data that have no name of their own
-    """
-    on_gpu = pick_device(args.device).startswith("cuda")
-    preset = gpu_presets.get(args.data, gpu_folder) if on_gpu else presets.get(args.data, folder)
+
+@dataclass(frozen=True)
+class Presets:
+    """The defaults of a training for each kind of device: a preset (any dataclass) for each data set, and one for OTHER data."""
+
+    cpu: dict[Any, Any]  # two CPU cores
+    mps: dict[Any, Any]  # an Apple laptop with 8 GB of memory for everything; estimated from the memory of a training step, not measured
+    gpu: dict[Any, Any]  # one recent GPU (CUDA)
+
+    def of(self, data: Any, device: str) -> Any:
+        """The preset of this data set on this device, as pick_device names it."""
+        presets = {"cuda": self.gpu, "mps": self.mps}.get(device.partition(":")[0], self.cpu)
+        return presets.get(data, presets[OTHER])
+
+
+def with_preset(args: Args, presets: Presets) -> Args:
+    """Fill what was left open (None) from the preset of the data set, for this kind of device."""
+    preset = presets.of(args.data, pick_device(args.device))
     open_flags = {f.name for f in fields(preset) if getattr(args, f.name) is None}
     if args.steps is not None:
         open_flags.discard("minutes")
