@@ -39,10 +39,18 @@ class Level(NamedTuple):
         return math.log(self.alpha / self.sigma)
 
     def like(self, x: Tensor) -> "Level":
-        """The same (B,) levels on x's device, alpha and sigma shaped (B, 1, 1, 1) so that they multiply images."""
-        column = (-1,) + (1,) * (x.ndim - 1)
-        alpha, sigma = (c.to(x.dtype).to(x.device).reshape(column) for c in (self.alpha, self.sigma))
-        return Level(self.time.float().to(x.device), alpha, sigma)
+        """The same (B,) levels on x's device, alpha and sigma shaped (B, 1, 1, 1) so that they multiply images.
+
+        They get x's precision on the CPU, since Apple's MPS has no float64, and cross to the device as one tensor.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)  # in half precision, neighbouring timesteps would be equal
+        time, alpha, sigma = torch.stack([c.to(dtype) for c in (self.time, self.alpha, self.sigma)]).to(x.device)  # each (B,)
+        return Level(time.float(), column(alpha, x), column(sigma, x))
+
+
+def column(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1) in x's precision, so that it multiplies images x (B, C, H, W)."""
+    return values.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ class DiscreteSchedule:
 
     def draw(self, u: Tensor) -> Level:
         """u uniform in [0, 1) -> t uniform in 1..T. (B,) -> (B,)"""
-        return self.at((u.double().cpu() * self.T).long() + 1)
+        return self.at((u.cpu().double() * self.T).long() + 1)
 
     def path(self, steps: int, spacing: str = "trailing") -> Path:
         """The steps a sampler visits, out of T. `spacing` as in Lin et al. 2023, table 2 (and in `diffusers`):
@@ -209,7 +217,7 @@ class EDMSchedule:
 
     def draw(self, u: Tensor) -> Level:
         """log(sigma) is normal with mean -1.2 and deviation 1.2 (table 1). (B,) -> (B,)"""
-        normal = torch.special.ndtri(u.double().cpu().clamp(1e-6, 1 - 1e-6))
+        normal = torch.special.ndtri(u.cpu().double().clamp(1e-6, 1 - 1e-6))
         return self.at((self.mean + self.std * normal).exp())
 
     def path(self, steps: int, spacing: str = "karras") -> Path:
@@ -241,7 +249,7 @@ class FlowSchedule:
 
     def draw(self, u: Tensor) -> Level:
         """Logit-normal times: the middle is the hard part (Esser et al. 2024, section 3.1). (B,) -> (B,)"""
-        return self.at(torch.special.ndtri(u.double().cpu().clamp(1e-6, 1 - 1e-6)).sigmoid())
+        return self.at(torch.special.ndtri(u.cpu().double().clamp(1e-6, 1 - 1e-6)).sigmoid())
 
     def path(self, steps: int, spacing: str = "linear") -> Path:
         if steps < 1:

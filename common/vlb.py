@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.denoiser import unmix
 from common.errors import UserError
-from common.schedule import DiscreteSchedule, Level, Schedule
+from common.schedule import DiscreteSchedule, Level, Schedule, column
 
 BIN = 1 / 255  # half the distance of two grey values, where 256 of them fill [-1, 1]
 
@@ -47,14 +47,15 @@ def vlb_term(schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tens
     b = then.alpha - a * now.alpha
     # beta_tilde_1 is zero, for the last step ends at the image itself: beta_tilde_2 stands in for it
     log_beta_tilde = torch.where(t == 1, step_variances(schedule.at(t * 0 + 2), schedule.at(t * 0 + 1))[1], beta_tilde).log()
-    column = (-1,) + (1,) * (x.ndim - 1)
-    a, b, log_beta, log_beta_tilde = (c.to(x.dtype).to(x.device).view(column) for c in (a, b, beta.log(), log_beta_tilde))
+    first = (t == 1).double()
+    rows = torch.stack([a, b, beta.log(), log_beta_tilde, first]).to(x.dtype).to(x.device)  # precision first: MPS has no float64
+    a, b, log_beta, log_beta_tilde, first = (column(row, x) for row in rows)
 
     mean = a * x + b * unmix(prediction, y, x, level).x0
     log_var = log_variance(v, log_beta, log_beta_tilde)
     divergence = kl_of_gaussians(a * x + b * x0, log_beta_tilde, mean, log_var)
     decoder = -discrete_log_likelihood(x0, mean, log_var)
-    nats = torch.where((t == 1).to(x.device).view(column), decoder, divergence)
+    nats = torch.where(first > 0, decoder, divergence)
     return nats.flatten(1).mean(1) / math.log(2)
 
 
@@ -66,11 +67,17 @@ def kl_of_gaussians(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Te
 def discrete_log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """log of the probability that a Gaussian gives to a grey value: its mass in the value's bin (DDPM eq. 13).
 
-    The bins of black and white reach to infinity.
+    The bins of black and white reach to infinity. A Gaussian is symmetric, so a bin above the mean has the mass of its mirror image
+    below: there the distribution function is small, and a difference of small numbers keeps its digits in float32.
     """
     sd = (0.5 * log_var).exp()
-    above = torch.special.ndtr(((x0 + BIN - mean) / sd).double())
-    below = torch.special.ndtr(((x0 - BIN - mean) / sd).double())
-    above = torch.where(x0 > 1 - BIN, torch.ones_like(above), above)
-    below = torch.where(x0 < -1 + BIN, torch.zeros_like(below), below)
-    return (above - below).clamp(min=1e-12).log().float()
+    far = (x0 - mean).abs()
+    inner = normal_cdf((BIN - far) / sd) - normal_cdf((-BIN - far) / sd)
+    white, black = normal_cdf((mean - x0 + BIN) / sd), normal_cdf((x0 + BIN - mean) / sd)
+    mass = torch.where(x0 > 1 - BIN, white, torch.where(x0 < -1 + BIN, black, inner))
+    return mass.clamp(min=1e-12).log()
+
+
+def normal_cdf(z: Tensor) -> Tensor:
+    """The standard normal distribution function, exact to the last digits also where it is small."""
+    return 0.5 * torch.special.erfc(-z * math.sqrt(0.5))
