@@ -196,11 +196,11 @@ def measure(judge: Judge, prompts: Prompts, pixels: Tensor, alike: Tensor) -> di
     brightness, saturation = grey.mean((1, 2, 3)), (grey.amax(1) - grey.amin(1)).mean((1, 2))  # each (N,)
     return {
         "accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": min(accuracy.high, 1.0),
-        "all_right": float(all_right(read, prompts.wanted, prompts.mentioned).double().mean()),
-        "pair": float(right[:, [NAMES.index(name) for name in ASKED]].all(1).double().mean()),
+        "all_right": float(all_right(read, prompts.wanted, prompts.mentioned).cpu().double().mean()),
+        "pair": float(right[:, [NAMES.index(name) for name in ASKED]].all(1).cpu().double().mean()),
         "brightness": float(brightness.mean()), "brightness_sd": float(brightness.std(correction=0)) / len(grey) ** 0.5,
         "saturation": float(saturation.mean()), "saturation_sd": float(saturation.std(correction=0)) / len(grey) ** 0.5,
-        "burnt": float(((pixels == 0) | (pixels == 255)).double().mean()),  # share of values at the end of the range
+        "burnt": float(((pixels == 0) | (pixels == 255)).cpu().double().mean()),  # share of values at the end of the range
         "diversity": float((alike.float() / 255).var(0).mean().sqrt()),
     } | dict(zip(NAMES, accuracies(read, prompts.wanted, prompts.mentioned).tolist(), strict=True))  # fmt: skip
 
@@ -211,7 +211,7 @@ def share(right: Tensor, mentioned: Tensor):
 
     from common.distance import bootstrap, one_thread
 
-    counts = torch.stack([right.sum(1), mentioned.sum(1)], 1).double()  # (N, 2)
+    counts = torch.stack([right.sum(1), mentioned.sum(1)], 1).cpu().double()  # (N, 2)
     with one_thread():
         return bootstrap(lambda some: float(some[:, 0].sum() / some[:, 1].sum()), counts, times=1000)
 
@@ -225,7 +225,7 @@ def bounds(judge: Judge, prompts: Prompts) -> dict[str, float]:
     if len(prompts.captions) < 2:
         return real
     floor = chance(read_attributes(judge, prompts.real)[0], prompts.wanted, prompts.mentioned)  # (11,)
-    counts = prompts.mentioned.double().sum(0)
+    counts = prompts.mentioned.cpu().double().sum(0)
     pooled = float((floor.nan_to_num(0.0) * counts).sum() / counts.sum())
     return real | {"accuracy_chance": pooled} | {f"{name}_chance": value for name, value in zip(NAMES, floor.tolist(), strict=True)}
 

@@ -94,7 +94,7 @@ def nearest(some: Tensor, others: Tensor, chunk: int = 100) -> tuple[Tensor, Ten
 
 def nearer(seen: Tensor, unseen: Tensor) -> Tensor:
     """1 where the seen set is nearer than the unseen one, 0 where it is farther, 1/2 where both are as near. (N,) float64"""
-    return ((unseen - seen).sign().double() + 1) / 2
+    return ((unseen - seen).sign().cpu().double() + 1) / 2
 
 
 def report(samples: Tensor, test: Tensor, train: Tensor, unseen: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
@@ -105,7 +105,7 @@ def report(samples: Tensor, test: Tensor, train: Tensor, unseen: Tensor) -> tupl
         distance, index = nearest(samples, train)
         floor, _ = nearest(test, train)
         limit = floor.quantile(TOO_NEAR)
-        shares = {"too_near": (distance < limit).double(), "nearer": nearer(distance, nearest(samples, unseen)[0])}
+        shares = {"too_near": (distance < limit).cpu().double(), "nearer": nearer(distance, nearest(samples, unseen)[0])}
         found = {key: bootstrap(lambda x: float(x.mean()), value, times=1000) for key, value in shares.items()}
     numbers = {"median": float(distance.median()), "median_test": float(floor.median()), "limit": float(limit)}
     for key, estimate in found.items():
@@ -177,7 +177,7 @@ def main(args: Args) -> None:
         print(show(name, numbers[name]))
     print(f"\nreal: the {TEST:,} test pictures. Innocent are {TOO_NEAR:.0%} and 50 %")
     if args.prompts == "train":
-        own = {name: float((index == torch.arange(args.n)).double().mean()) for name, (_, index) in found.items()}
+        own = {name: float((index == torch.arange(args.n)).cpu().double().mean()) for name, (_, index) in found.items()}
         numbers["own_picture"] = own
         print("nearest of all is the training picture whose caption it was: " + ", ".join(f"{share:.1%} by {name}" for name, share in own.items()))
     write_json(out / "memorise.json", {key: getattr(args, key) for key in Args.__dataclass_fields__} | numbers)

@@ -180,8 +180,8 @@ def measure(judge: Judge, prompts: Prompts, pixels: Tensor) -> Row:
     accuracy = share(right, prompts.mentioned)
     return {
         "accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": min(accuracy.high, 1.0),
-        "all_right": float(all_right(read, prompts.wanted, prompts.mentioned).double().mean()),
-        "pair": float(right[:, [NAMES.index(name) for name in ASKED]].all(1).double().mean()),
+        "all_right": float(all_right(read, prompts.wanted, prompts.mentioned).cpu().double().mean()),
+        "pair": float(right[:, [NAMES.index(name) for name in ASKED]].all(1).cpu().double().mean()),
     } | dict(zip(NAMES, accuracies(read, prompts.wanted, prompts.mentioned).tolist(), strict=True))  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def share(right: Tensor, mentioned: Tensor):
 
     from common.distance import bootstrap, one_thread
 
-    counts = torch.stack([right.sum(1), mentioned.sum(1)], 1).double()  # (N, 2)
+    counts = torch.stack([right.sum(1), mentioned.sum(1)], 1).cpu().double()  # (N, 2)
     with one_thread():
         return bootstrap(lambda some: float(some[:, 0].sum() / some[:, 1].sum()), counts, times=1000)
 
@@ -201,7 +201,7 @@ def floor(judge: Judge, prompts: Prompts) -> Row:
     from common.attributes import chance, read_attributes
 
     each = chance(read_attributes(judge, prompts.real)[0], prompts.wanted, prompts.mentioned)  # (11,)
-    counts = prompts.mentioned.double().sum(0)
+    counts = prompts.mentioned.cpu().double().sum(0)
     return {"accuracy": float((each.nan_to_num(0.0) * counts).sum() / counts.sum())}
 
 

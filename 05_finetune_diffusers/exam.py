@@ -35,7 +35,7 @@ NOISES = 1_000_003  # a seed apart from that of the training, whose noises these
 
 def mean_of(values: Tensor) -> Estimate:
     """Mean of (N,) numbers, one for each picture, with its 95 % interval."""
-    return bootstrap(lambda some: float(some.mean()), values.double(), times=1000)
+    return bootstrap(lambda some: float(some.mean()), values.cpu().double(), times=1000)
 
 
 class Exam(ABC):
@@ -153,18 +153,18 @@ def likeness(images: Tensor) -> Tensor:
 
     places = [NAMES.index(name) for name in SUBJECT]
     wanted = torch.tensor([VALUES[place].index(SUBJECT[NAMES[place]]) for place in places])
-    return (read_attributes(load_judge(), images)[0][:, places] == wanted).double().mean(1)
+    return (read_attributes(load_judge(), images)[0][:, places] == wanted).cpu().double().mean(1)
 
 
 def scarf_share(images: Tensor) -> Tensor:
     """Share of the pixels whose colour is near that of the scarf. (N,)"""
     wool = 2 * torch.tensor(FRINGE).view(1, 3, 1, 1) - 1
-    return ((images - wool).square().mean(1).sqrt() < 0.3).double().mean((1, 2))
+    return ((images - wool).square().mean(1).sqrt() < 0.3).cpu().double().mean((1, 2))
 
 
 def variety(images: Tensor) -> Tensor:
     """How far each picture is from the others: root mean square over pixels, mean over the others. (N,)"""
-    flat = images.flatten(1).double()
+    flat = images.flatten(1).cpu().double()
     distance = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
     return distance.sum(1) / max(1, len(images) - 1)
 

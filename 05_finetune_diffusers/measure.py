@@ -60,7 +60,7 @@ def tone(images: Tensor) -> dict[str, Tensor]:
 
 def mean_error(values: Tensor) -> tuple[float, float]:
     """(mean, its standard error over the pictures); the error of one picture is not known."""
-    values = values[~values.isnan()].double()
+    values = values[~values.isnan()].cpu().double()
     error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
     return (float(values.mean()) if len(values) else float("nan")), error
 

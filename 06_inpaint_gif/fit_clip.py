@@ -192,7 +192,7 @@ def make_loss(args, form: Form):
 
     def loss(net, batch: dict[str, Tensor], draw: Draw) -> Errors:
         x, ids = batch["image"], batch["ids"]                                  # (B, C, H, W), (B, K, M)
-        ids = ids[torch.arange(len(ids)), (draw.rand(len(ids)) * ids.shape[1]).long()]      # (B, M): one of its captions
+        ids = ids[torch.arange(len(ids), device=ids.device), (draw.rand(len(ids)) * ids.shape[1]).long()]      # (B, M): one of its captions
         ids = hide(ids, draw.rand(ids.numel()).view(ids.shape), args.unknown, unknown, end)
         x = augment(x, draw) if args.augment else x
         kept = some_patches(draw, len(x), form.shape, args.keep)

@@ -129,7 +129,7 @@ def make_loss(args, artist: Artist):
 
     def loss(net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
         z0, masks, words = sample(batch, draw), batch["masks"], batch["words"]             # (B, c, h, w), (B, K, 1, H, W), (B, M, D)
-        mask = masks[torch.arange(len(z0)), (draw.rand(len(z0)) * masks.shape[1]).long()]   # one of its holes
+        mask = masks[torch.arange(len(z0), device=z0.device), (draw.rand(len(z0)) * masks.shape[1]).long()]   # one of its holes
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
         words = drop_captions(words, empty.to(words), draw.rand(len(z0)), args.drop)
         control = shown_to_controlnet(batch["image"], mask.float())

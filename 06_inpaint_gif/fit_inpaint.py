@@ -131,7 +131,7 @@ def make_loss(args, artist: Artist):
 
     def loss(net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
         z0, shown, words = sample(batch, draw), batch["shown"], batch["words"]             # (B, c, h, w), (B, H, 1 + c, h, w), (B, M, D)
-        shown = shown[torch.arange(len(z0)), (draw.rand(len(z0)) * shown.shape[1]).long()]  # one of its holes
+        shown = shown[torch.arange(len(z0), device=z0.device), (draw.rand(len(z0)) * shown.shape[1]).long()]  # one of its holes
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
         words = drop_captions(words, empty.to(words), draw.rand(len(z0)), args.drop)
         return Errors(diffusion_loss(net, artist.schedule, artist.prediction, z0, u, eps, words=words, shown=shown), u)

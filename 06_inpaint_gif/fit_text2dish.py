@@ -169,7 +169,7 @@ class NameLoss:
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
         z0, vectors = sample(batch, draw), batch["vectors"]                                          # (B, c, h, w), (B, K, D)
-        vector = vectors[torch.arange(len(z0)), (draw.rand(len(z0)) * vectors.shape[1]).long()]      # (B, D): one of its captions
+        vector = vectors[torch.arange(len(z0), device=z0.device), (draw.rand(len(z0)) * vectors.shape[1]).long()]      # (B, D): one of its captions
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
         vector = drop_captions(vector, torch.zeros_like(vector[0]), draw.rand(len(z0)), self.args.drop)
         return Errors(diffusion_loss(net, self.schedule, self.prediction, z0, u, eps, vector=vector), u)
@@ -205,7 +205,7 @@ def recognised(artist: Artist, clip: ChineseClip, names: dict[str, str], how: Ho
     """
     pictures = clip.encode_image(artist.draw(list(names.values()), how, seed))
     right = torch.tensor([list(LEARNED).index(d) for d in names], device=pictures.device)
-    return float((ranks(pictures, vectors_of(clip, LEARNED), right) == 0).double().mean())
+    return float((ranks(pictures, vectors_of(clip, LEARNED), right) == 0).cpu().double().mean())
 
 
 def introduce(args, images: Images, artist: Artist, clip: ChineseClip, device: str) -> None:

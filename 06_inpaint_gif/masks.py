@@ -178,7 +178,7 @@ def seam(image: Tensor, mask: Tensor, near: int = 8) -> float:
         outer = (sa == sb) & (sc == sd)  # no other edge within these four
         chosen = {True: outer & (sb != sc), False: outer & (sb == sc) & band[..., 1 : band.shape[-1] - 2]}
         for across, where in chosen.items():
-            sums[across] += float(jump[where].double().sum())
+            sums[across] += float(jump[where].cpu().double().sum())
             counts[across] += int(where.sum())
     if not counts[True] or not counts[False]:
         return 1.0

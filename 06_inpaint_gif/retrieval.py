@@ -35,13 +35,13 @@ def ranks(queries: Tensor, keys: Tensor, right: Tensor) -> Tensor:
 def found(queries: Tensor, keys: Tensor, right: Tensor, times: int = 1000) -> Found:
     """Top-1 and top-5, resampled over the queries."""
     place = ranks(queries, keys, right)
-    top1, top5 = (bootstrap(lambda hits: float(hits.mean()), (place < k).double(), times=times) for k in (1, 5))
+    top1, top5 = (bootstrap(lambda hits: float(hits.mean()), (place < k).cpu().double(), times=times) for k in (1, 5))
     return Found(top1, top5, len(queries), len(keys))
 
 
 def share_found(queries: Tensor, keys: Tensor, right: Tensor) -> float:
     """Top-1 alone, without an interval: for a look on the way."""
-    return float((ranks(queries, keys, right) == 0).double().mean())
+    return float((ranks(queries, keys, right) == 0).cpu().double().mean())
 
 
 def naming(vectors: Tensor, dish: Tensor, names: Tensor, only: Sequence[int] | None = None) -> Found:

@@ -121,13 +121,13 @@ def read_attributes(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def accuracy(read: Tensor, wanted: Tensor, mentioned: Tensor | None = None) -> float:
     """Share of what was wanted that is there. read, wanted: (N, 11); mentioned: (N, 11) bool, what counts; by default all."""
-    return float((read == wanted)[_counted(wanted, mentioned)].double().mean())
+    return float((read == wanted)[_counted(wanted, mentioned)].cpu().double().mean())
 
 
 def accuracies(read: Tensor, wanted: Tensor, mentioned: Tensor | None = None) -> Tensor:
     """`accuracy` of each attribute alone, (11,) float64; NaN for one that is never mentioned."""
     counted = _counted(wanted, mentioned)
-    return ((read == wanted) & counted).double().sum(0) / counted.double().sum(0)
+    return ((read == wanted) & counted).cpu().double().sum(0) / counted.cpu().double().sum(0)
 
 
 def all_right(read: Tensor, wanted: Tensor, mentioned: Tensor | None = None) -> Tensor:
@@ -143,7 +143,7 @@ def chance(read: Tensor, wanted: Tensor, mentioned: Tensor | None = None) -> Ten
     counted, n = _counted(wanted, mentioned), len(read)
     others = [(torch.bincount(read[:, k], minlength=kinds)[wanted[:, k]] - (read[:, k] == wanted[:, k]).long()) / (n - 1)
               for k, kinds in enumerate(KINDS)]  # of the other n - 1 pictures, the share that would do as well  # fmt: skip
-    return (torch.stack(others, 1).double() * counted).sum(0) / counted.double().sum(0)
+    return (torch.stack(others, 1).cpu().double() * counted).sum(0) / counted.cpu().double().sum(0)
 
 
 def _counted(wanted: Tensor, mentioned: Tensor | None) -> Tensor:

@@ -90,8 +90,8 @@ def look(net: Classifier, images: Tensor, batch: int = 500) -> tuple[Tensor, Ten
     for part in images.split(batch):
         part = to_float(part) if part.dtype == torch.uint8 else part
         seen = net.features(to_classifier_input(part))
-        features.append(seen.double())
-        probabilities.append(net.head(seen).double().softmax(1))
+        features.append(seen.cpu().double())
+        probabilities.append(net.head(seen).cpu().double().softmax(1))
     return torch.cat(features), torch.cat(probabilities)
 
 
@@ -124,7 +124,7 @@ def distort(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def accuracy(net: Classifier, pixels: Tensor, labels: Tensor) -> float:
     """Share of the images whose most probable class is the true one."""
-    return float((look(net, pixels)[1].argmax(1) == labels).double().mean())
+    return float((look(net, pixels)[1].argmax(1) == labels).cpu().double().mean())
 
 
 def train(args: Args) -> Classifier:

@@ -50,11 +50,11 @@ class Frechet:
 
     def __init__(self, reference: Tensor):
         self.metric = FrechetInceptionDistance(Given(reference.shape[1]), reset_real_features=False)
-        self.metric.update(reference.double(), real=True)
+        self.metric.update(reference.cpu().double(), real=True)
 
     def __call__(self, features: Tensor) -> float:
         self.metric.reset()  # forgets the samples, keeps the reference
-        self.metric.update(features.double(), real=False)
+        self.metric.update(features.cpu().double(), real=False)
         return float(self.metric.compute())
 
 
@@ -68,8 +68,8 @@ def kernel_distance(features: Tensor, reference: Tensor, seed: int = 0, size: in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it keeps all features in memory, and says so
         metric = KernelInceptionDistance(Given(features.shape[1]), subsets, size or min(len(features), len(reference)) // 2)
-    metric.update(reference.double(), real=True)
-    metric.update(features.double(), real=False)
+    metric.update(reference.cpu().double(), real=True)
+    metric.update(features.cpu().double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics picks the subsets with the global generator
         torch.manual_seed(generator(EVALUATION, seed).initial_seed())
         mean, sd = metric.compute()

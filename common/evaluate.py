@@ -175,7 +175,7 @@ def choose(images: Tensor, n: int, seed: int) -> Tensor:
 
 def histogram(classes: Tensor) -> tuple[float, ...]:
     """(N, 10) probabilities -> share of each most probable class."""
-    return tuple((classes.argmax(1).bincount(minlength=classes.shape[1]).double() / len(classes)).tolist())
+    return tuple((classes.argmax(1).bincount(minlength=classes.shape[1]).cpu().double() / len(classes)).tolist())
 
 
 def confidence(classes: Tensor) -> float:

@@ -217,4 +217,4 @@ class AutoencoderKL(nn.Module):
 
 def measure_scaling_factor(z: Tensor) -> float:
     """One over the standard deviation of all components of many latents (Rombach et al. 2022, appendix G)."""
-    return 1 / float(z.double().std(correction=0))
+    return 1 / float(z.cpu().double().std(correction=0))

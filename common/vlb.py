@@ -47,7 +47,7 @@ def vlb_term(schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tens
     b = then.alpha - a * now.alpha
     # beta_tilde_1 is zero, for the last step ends at the image itself: beta_tilde_2 stands in for it
     log_beta_tilde = torch.where(t == 1, step_variances(schedule.at(t * 0 + 2), schedule.at(t * 0 + 1))[1], beta_tilde).log()
-    first = (t == 1).double()
+    first = (t == 1).to(beta.dtype)
     rows = torch.stack([a, b, beta.log(), log_beta_tilde, first]).to(x.dtype).to(x.device)  # precision first: MPS has no float64
     a, b, log_beta, log_beta_tilde, first = (column(row, x) for row in rows)
 

@@ -1,0 +1,330 @@
+"""No float64 on an accelerator, and no tensor on the wrong device: Apple's MPS has no float64, and CI has no accelerator.
+
+The accelerator is faked. Under FakeTensorMode tensors have a shape, a type and a device but no numbers, so that "cuda" needs no GPU; a
+dispatch mode looks at the result of every operation. Reading a number (`.item()`) from a fake tensor raises an error, so a sampler or a
+loss that waits for the device in its inner loop fails here as well. Schedules are made outside: their float64 tables stay on the CPU.
+Only forward passes are tried, since autograd wants a real device; a gradient has the type of its tensor.
+"""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, load_program
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from common.denoiser import Denoiser
+from common.diffusers_config import check_pair
+from common.errors import UserError
+from common.guidance import Guided
+from common.loss import ERRORS, WEIGHT_NAMES, diffusion_loss
+from common.random import Noise
+from common.samplers import SAMPLERS, Sampler, ddim_inverse
+from common.schedule import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, Path, make_schedule
+from common.text.encoders import small_text
+from common.unet import UNet, small_unet, text_unet
+from common.vae import AutoencoderKL, small_vae
+from common.vae_loss import PatchDiscriminator, Perceptual, adversarial_loss, discriminator_loss, random_stages, vae_loss
+
+DEVICE = torch.device("cuda:0")
+TABLES = {name: make_schedule(name) for name in SCHEDULES}
+PREDICTIONS = ("eps", "x0", "v", "flow", "edm")
+
+
+def valid(schedule: str, prediction: str) -> bool:
+    try:
+        check_pair(schedule, prediction)
+    except UserError:
+        return False
+    return True
+
+
+PAIRS = [(schedule, prediction) for schedule in SCHEDULES for prediction in PREDICTIONS if valid(schedule, prediction)]
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails on the first result in double precision that does not lie on the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and tensor.device.type != "cpu" and tensor.dtype in (torch.float64, torch.complex128):
+                raise AssertionError(f"{func} makes {tensor.dtype} on {tensor.device}")
+        return result
+
+
+def outside(method):
+    """The method with real tensors, also where tensors are fake: a sampler's path is a table of numbers on the CPU."""
+
+    def call(*args, **kwargs):
+        with unset_fake_temporarily():
+            return method(*args, **kwargs)
+
+    return call
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Within the test, DEVICE is an accelerator without float64."""
+    for schedule in (DiscreteSchedule, EDMSchedule, FlowSchedule):
+        for method in ("path", "at_lam"):
+            monkeypatch.setattr(schedule, method, outside(getattr(schedule, method)))
+    monkeypatch.setattr(Path, "after", outside(Path.after))
+    with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64():
+        yield
+
+
+def on_accelerator(make):
+    """What make() builds, with its weights on the fake accelerator."""
+    with torch.device(DEVICE):
+        return make()
+
+
+class FakeDraw:
+    """Like common.random.Draw, on the fake accelerator."""
+
+    device = DEVICE
+
+    def randn(self, shape) -> Tensor:
+        return torch.randn(tuple(shape), device=DEVICE)
+
+    def rand(self, n: int) -> Tensor:
+        return torch.rand(n, device=DEVICE)
+
+    stratified = rand
+
+
+def images(*shape: int) -> Tensor:
+    return torch.zeros(shape, device=DEVICE)
+
+
+def net_for(channels: int = 1, out: int | None = None, classes: int | None = None) -> UNet:
+    return on_accelerator(lambda: UNet(small_unet(8, channels, (8, 16), classes=classes, out=out)))
+
+
+def tiny_net(out: int = 1):
+    """A network of one convolution: for a sampler or a loss it is as good as a U-Net."""
+    conv = on_accelerator(lambda: torch.nn.Conv2d(1, out, 3, padding=1))
+    return lambda x, t, **condition: conv(x) + t.view(-1, 1, 1, 1)
+
+
+def test_the_fake_accelerator_notices_float64(accelerator):
+    with pytest.raises(AssertionError, match="float64"):
+        torch.zeros(2, device=DEVICE).double()
+    with pytest.raises(AssertionError, match="float64"):
+        torch.zeros(2, dtype=torch.float64).to(DEVICE)
+    torch.zeros(2, device=DEVICE).cpu().double()  # this way round it is allowed
+
+
+def test_the_fake_accelerator_notices_other_devices_and_waiting(accelerator):
+    with pytest.raises(RuntimeError):
+        torch.zeros(2, device=DEVICE) + torch.zeros(2)
+    with pytest.raises(Exception, match="_local_scalar_dense"):
+        float(torch.zeros(2, device=DEVICE).sum())
+
+
+# ----------------------------------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), PAIRS)
+def test_losses(accelerator, schedule, prediction):
+    schedule, net = TABLES[schedule], tiny_net()
+    for error in ERRORS:
+        for weight in WEIGHT_NAMES:
+            each = diffusion_loss(net, schedule, prediction, images(4, 1, 8, 8), FakeDraw().rand(4), FakeDraw().randn((4, 1, 8, 8)), error, weight)
+            assert (each.device, each.dtype) == (DEVICE, torch.float32)
+
+
+def test_learned_variance(accelerator):
+    net, draw = net_for(1, 2), FakeDraw()
+    each = diffusion_loss(net, TABLES["cosine"], "eps", images(4, 1, 8, 8), draw.rand(4), draw.randn((4, 1, 8, 8)))
+    assert each.device == DEVICE
+
+
+def test_loss_of_chapter_1(accelerator):
+    fit = load_program("01_ddpm_mnist/fit.py")
+    loss = fit.make_loss(SimpleNamespace(flip=True, class_conditional=True, prediction="v"), TABLES["cosine"])
+    batch = {"image": images(4, 1, 8, 8), "label": torch.zeros(4, dtype=torch.long, device=DEVICE)}
+    assert loss(net_for(classes=10), batch, FakeDraw()).each.device == DEVICE
+
+
+@pytest.mark.parametrize("augment", ["none", "mirror", "jitter", "turn"])
+def test_loss_of_chapter_2(accelerator, augment):
+    teach = load_program("02_cfg_pokemon/teach.py")
+    encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
+    net = on_accelerator(lambda: teach.ReaderAndPainter(UNet(text_unet(8, 3, (8, 16), 32)), encoder))
+    loss = teach.make_loss(SimpleNamespace(augment=augment, prediction="v", drop=0.1), TABLES["cosine"], encoder)
+    words = torch.zeros(4, 64, dtype=torch.long, device=DEVICE)
+    each = loss(net, {"image": images(4, 3, 8, 8), "words": words}, FakeDraw()).each
+    assert each.device == DEVICE
+
+
+def test_losses_of_the_autoencoder(accelerator):
+    vae = on_accelerator(lambda: AutoencoderKL(small_vae(16, 3, (8, 16))))
+    perceptual = on_accelerator(lambda: Perceptual([torch.nn.Conv2d(3, 8, 3)]))
+    critic = on_accelerator(lambda: PatchDiscriminator(3))
+    x = images(2, 3, 16, 16)
+    z = vae.encode(x)
+    y = vae.decode(z.sample(FakeDraw().randn(z.mean.shape)))
+    parts = vae_loss(x, y, z, "l1", 1e-6, perceptual)
+    looks = adversarial_loss(critic, y)
+    assert discriminator_loss(critic, x, y).device == looks.device == parts.total.device == DEVICE
+
+
+def test_perceptual_stages_are_made_on_the_cpu_and_move():
+    assert {p.device.type for stage in random_stages(3) for p in stage.parameters()} == {"cpu"}  # the same network on every device
+
+
+def test_loss_of_chapter_4(accelerator):
+    fit = load_program("04_latent_sd/fit_unet.py")
+    encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
+    net = on_accelerator(lambda: fit.Painter(UNet(text_unet(8, 4, (8, 16), 32)), encoder))
+    loss = object.__new__(fit.LatentLoss)  # its fingerprint of the autoencoder reads numbers, once, before the training
+    loss.args, loss.schedule, loss.empty = SimpleNamespace(prediction="v", drop=0.1), TABLES["cosine"], encoder.tokenizer([""])[0]
+    batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": torch.zeros(4, 64, dtype=torch.long, device=DEVICE)}
+    assert loss(net, batch, FakeDraw()).each.device == DEVICE
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_loss_of_chapter_5(accelerator, kind):
+    from diffusers import DDPMScheduler
+
+    tuning = load_program("05_finetune_diffusers/tuning.py")
+    scheduler = DDPMScheduler(prediction_type=kind)
+    loss = tuning.Denoising(scheduler, tuning.min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, words, batch: net(x))
+    batch = {"mean": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": images(4, 3, 8), "weight": images(4)}
+    net = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
+    assert loss(net, batch, FakeDraw()).each.device == DEVICE
+
+
+def test_losses_of_chapter_6(accelerator):
+    inpaint, control, named = (load_program(f"06_inpaint_gif/fit_{name}.py") for name in ("inpaint", "controlnet", "text2dish"))
+    args, schedule = SimpleNamespace(prediction="v", drop=0.1), TABLES["cosine"]
+    model = SimpleNamespace(schedule=schedule, prediction="v", reader=lambda texts: torch.zeros(len(texts), 2, 8))
+    batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": images(4, 2, 8), "image": images(4, 3, 32, 32),
+             "shown": images(4, 2, 5, 8, 8), "masks": torch.zeros(4, 2, 1, 32, 32, dtype=torch.bool, device=DEVICE),
+             "vectors": images(4, 2, 8)}  # fmt: skip
+    answer = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
+    net = lambda x, t, **condition: answer(x)  # noqa: E731
+    assert inpaint.make_loss(args, model)(net, batch, FakeDraw()).each.device == DEVICE
+    assert control.make_loss(args, model)(net, batch, FakeDraw()).each.device == DEVICE
+    loss = object.__new__(named.NameLoss)  # as above
+    loss.args, loss.schedule, loss.prediction = args, schedule, "v"
+    assert loss(net, batch, FakeDraw()).each.device == DEVICE
+
+
+def test_loss_of_chapter_6s_clip(accelerator):
+    contrast, fit = load_program("06_inpaint_gif/contrast.py"), load_program("06_inpaint_gif/fit_clip.py")
+    x = fit.augment(images(4, 3, 32, 32), FakeDraw())
+    ids = fit.hide(torch.ones(4, 5, dtype=torch.long, device=DEVICE), FakeDraw().rand(20).view(4, 5), 0.2, 1, 3)
+    vectors = torch.nn.functional.normalize(images(4, 8) + 1, dim=-1)
+    each = contrast.contrast(vectors, vectors, torch.arange(4, device=DEVICE), contrast.sharpness(images()))
+    assert x.device == ids.device == each.device == DEVICE
+
+
+# --------------------------------------------------------------------------------------------------------------- samplers
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), [("cosine", "v"), ("linear_zero_snr", "v"), ("edm", "edm"), ("flow", "flow")])
+@pytest.mark.parametrize("name", SAMPLERS)
+@torch.no_grad()
+def test_samplers(accelerator, name, schedule, prediction):
+    *_, last = Sampler.parse(f"{name}:3").run(Denoiser(tiny_net(), prediction), TABLES[schedule], (2, 1, 8, 8), 0, device=DEVICE)
+    assert (last.x.device, last.x.dtype) == (DEVICE, torch.float32)
+
+
+@torch.no_grad()
+def test_sampler_with_options_and_learned_variance(accelerator):
+    for text, out in (("ddim:3:eta=0.5", 1), ("ddpm:3:variance=large", 1), ("ddpm:3:variance=learned", 2)):
+        *_, last = Sampler.parse(text).run(Denoiser(tiny_net(out), "eps"), TABLES["cosine"], (2, 1, 8, 8), 0, device=DEVICE)
+        assert last.x.device == DEVICE
+
+
+@torch.no_grad()
+def test_inversion(accelerator):
+    *_, last = ddim_inverse(Denoiser(tiny_net(), "v", clip_x0=False), images(2, 1, 8, 8), TABLES["cosine"].path(3))
+    assert last.x.device == DEVICE
+
+
+@pytest.mark.parametrize("options", [{}, {"rescale": 0.7}, {"interval": (0.3, 5.0)}, {"clip_x0": "dynamic"}, {"w": lambda level: 2.0}])
+@torch.no_grad()
+def test_guidance(accelerator, options):
+    guided = Guided(tiny_net(), "v", {"text": images(2, 5, 16)}, {"text": images(1, 5, 16)}, **{"w": 5.0, **options})
+    *_, last = Sampler.parse("dpmpp_2m:3").run(guided, TABLES["cosine"], (2, 1, 8, 8), 0, device=DEVICE)
+    assert last.x.device == DEVICE
+
+
+# -------------------------------------------------------------------------------------------------------------- pipelines
+
+
+def models(extra: int = 0) -> dict:
+    """The networks of a small Stable Diffusion."""
+    encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
+    unet = on_accelerator(lambda: UNet(text_unet(8, 4, (8, 16), 32)))
+    if extra:
+        unet.conv_in = on_accelerator(lambda: torch.nn.Conv2d(4 + extra, 8, 3, padding=1))
+    return {"vae": on_accelerator(lambda: AutoencoderKL(small_vae(16, 3, (8, 16)))), "unet": unet, "encoder": encoder}
+
+
+def test_latent_pipeline(accelerator):
+    pipeline = load_program("04_latent_sd/pipeline.py")
+    parts = models()
+    made = pipeline.Pipeline(parts["vae"], parts["unet"], TABLES["cosine"], "v", parts["encoder"])
+    side = made.vae.cfg.factor * 8
+    assert made.txt2img(["a red creature"] * 2, pipeline.Wish(sampler="dpmpp_2m:2", size=side)).device.type == "cpu"
+    assert made.txt2img(["a red creature"] * 2, pipeline.Wish(sampler="ddpm:2", rescale=0.7, size=side)).device.type == "cpu"
+    assert made.img2img(torch.zeros(1, 3, side, side), ["a red creature"] * 2, 0.5, pipeline.Wish(sampler="ddim:4")).device.type == "cpu"
+
+
+def test_inpainting_and_repaint(accelerator):
+    artist, repaint = load_program("06_inpaint_gif/artist.py"), load_program("06_inpaint_gif/repaint.py")
+    parts, schedule = models(5), TABLES["cosine"]
+    painter = artist.Artist(parts["vae"], parts["unet"], schedule, "v", False, parts["encoder"])
+    *_, last = painter.steps(["a red creature"] * 2, artist.How(sampler="ddim:3"), (8, 8), (0,), images(1, 5, 8, 8))
+    assert last.x.device == DEVICE
+
+    denoise, mask = Denoiser(tiny_net(), "v"), images(1, 1, 8, 8)
+    *_, last = repaint.repaint(denoise, images(1, 1, 8, 8), schedule.path(4), images(1, 1, 8, 8), mask, Noise(0), 2, 2)
+    assert last.x.device == DEVICE
+
+
+def test_regional_prompts(accelerator, monkeypatch):
+    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)  # the weights are checked once, before the sampling
+    regions = load_program("06_inpaint_gif/regions.py")
+    denoise = Denoiser(tiny_net(), "v")
+    rest, right = (weight.to(DEVICE) for weight in regions.weights([regions.Place.parse("right:rice")], 8, 8))
+    everywhere = regions.in_regions([(denoise, rest), (denoise, right)])
+    path = TABLES["cosine"].path(3)
+    staged = regions.in_stages([(0.0, everywhere), (0.5, denoise)], outside(regions.progress_on)(path))
+    *_, last = SAMPLERS["ddim"](staged, images(2, 1, 8, 8), path)
+    assert last.x.device == DEVICE
+
+
+# ------------------------------------------------------------------------------------------------------------- evaluators
+
+ALLOWED = {"common/schedule.py", "common/random.py"}  # their tables are made on the CPU and stay there
+
+
+def test_evaluators_leave_the_device_before_they_become_float64():
+    """Evaluators read numbers, which a fake tensor has none of; so their source is looked at: .cpu() comes before .double()."""
+    found, direct = 0, re.compile(r"(?<!\.cpu\(\))\.double\(\)|\.to\([^()]*float64[^()]*\)|\.type\(torch\.float64\)")
+    for path in [*(ROOT / "common").rglob("*.py"), *ROOT.glob("0*/*.py")]:
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+        found += text.count(".cpu().double()")
+        if name not in ALLOWED and path.name != "lesson.py":
+            assert not direct.search(text), f"{name}: {direct.search(text)}"
+    assert found > 20
+
+
+def test_evaluators_take_pictures_from_the_device(accelerator):
+    from common.attributes import Judge, look
+    from common.classifier import Classifier
+    from common.classifier import look as look_at_digits
+
+    features, classes = look_at_digits(on_accelerator(Classifier).eval(), images(2, 1, 28, 28))
+    assert features.device.type == classes.device.type == "cpu"
+    assert look(on_accelerator(Judge).eval(), images(2, 3, 32, 32))[0].device == DEVICE
