@@ -62,11 +62,11 @@ def main(args: Args) -> None:
     sampler = Sampler.parse(args.sampler)
     size, classes = args.size or net.cfg.size, net.cfg.classes
     if net.cfg.text_dim:
-        raise UserError(f"{args.model} is a text-to-image model; this program draws without words")
+        raise UserError(f"{args.model} is a text-to-image model; use 02_cfg_pokemon/sample.py for models of pixels, 04_latent_sd/sample.py for models of latents")
     if not size:
         raise UserError(f"{args.model} does not say how large its images are; give --size")
     if args.label is not None and not 0 <= args.label < (classes or 0):
-        raise UserError(f"--label {args.label} does not exist: {args.model} knows {classes or 'no'} classes, counted from 0")
+        raise UserError(f"--label {args.label} does not exist: {args.model} has {f'the classes 0 to {classes - 1}' if classes else 'no classes'}")
 
     def sample(start: int, n: int) -> list[torch.Tensor]:
         """Images start ... start + n - 1: every moment of the reverse process, each (n, C, H, W)."""

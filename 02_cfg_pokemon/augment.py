@@ -44,5 +44,5 @@ def augment(name: str, x0: Tensor, u: Tensor) -> Tensor:
     if name == "none":
         return x0
     if name not in AUGMENT:
-        raise UserError(f"unknown augmentation {name}; there are none, {', '.join(AUGMENT)}")
+        raise UserError(f"unknown augmentation '{name}'; choose one of none, {', '.join(AUGMENT)}")
     return AUGMENT[name](x0, u)

@@ -115,7 +115,7 @@ class Guided:
         rescale: float = 0.0, interval: tuple[float, float] = (0.0, math.inf),
     ):  # fmt: skip
         if not 0 <= w < math.inf:
-            raise UserError(f"guidance must be a number from 0 up, not {w}; 1 is off, and 2 to 8 is usual")
+            raise UserError(f"the guidance scale must be 0 or more and finite, not {w}; 1 is off, and 2 to 8 is usual")
         if not 0 <= rescale <= 1:
             raise UserError(f"guidance rescale must be between 0 and 1, not {rescale}; 0 is off, and 0.7 is usual")
         if not 0 <= interval[0] < interval[1]:

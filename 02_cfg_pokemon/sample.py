@@ -53,7 +53,7 @@ class Args:
 
 def main(args: Args) -> None:
     if not args.prompts:
-        raise UserError('say what to draw, for instance "a red creature with wings"; "" draws whatever comes')
+        raise UserError('give a prompt, for instance "a red creature with wings"; "" samples without a prompt')
     scales = read_scales(args.sweep) if args.sweep else (args.guidance,)
     device = pick_device(args.device)
 

@@ -59,7 +59,7 @@ def plan(args: Args):
     if name != "study" and name not in STUDIES:
         raise UserError(f"there is no study '{name}'; choose one of {', '.join(STUDIES)}, or write key=value,value")
     if name == "study" and not words:
-        raise UserError(f"say what to measure: one of {', '.join(STUDIES)}, or key=value,value (e.g. sampler=ddim,heun steps=10,20)")
+        raise UserError(f"name what to measure: one of {', '.join(STUDIES)}, or key=value,value (e.g. sampler=ddim,heun steps=10,20)")
     study = STUDIES.get(name, Study("", ()))
     axes = read_axes(study.vary) | read_axes(words)
     training = Training(model=str(args.model), data="mnist") if args.model else pretrained(args.data_dir) if study.pretrained else Training()
@@ -74,7 +74,7 @@ def pretrained(data_dir: Path):
 
     if find_mnist(data_dir, "MNIST", "test"):
         return Training(model=str(OF_MNIST), data="mnist")
-    print(f"no MNIST in {data_dir} to compare with (--data-dir): the network of the embedded digits is taken, not chapter 1's")
+    print(f"no MNIST in {data_dir} to compare with (--data-dir): the network trained on the embedded digits is measured instead of chapter 1's")
     return Training(model=str(OF_DIGITS), data="digits")
 
 

@@ -86,14 +86,14 @@ def key_of(training: Training) -> str:
 def read_value(key: str, text: str) -> Any:
     """'0.5' -> 0.5 for a key whose values are numbers, and so on."""
     if key not in TYPES:
-        raise UserError(f"'{key}' is nothing that can be varied; choose among {', '.join(TYPES)}")
+        raise UserError(f"'{key}' cannot be varied; choose one of {', '.join(TYPES)}")
     try:
         if TYPES[key] is bool:
             return {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}[text.lower()]
         return TYPES[key](text)
     except (ValueError, KeyError):
         kind = {bool: "yes or no", int: "a whole number", float: "a number"}[TYPES[key]]
-        raise UserError(f"{key}={text}: {key} is {kind}") from None
+        raise UserError(f"{key}={text}: {key} must be {kind}") from None
 
 
 def read_axes(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:
@@ -127,7 +127,7 @@ def grid(axes: dict[str, list[Any]], base: Cell | None = None) -> list[Cell]:
     """One cell for every combination. What a sampler has no use for (eta, variance) is left out, and doubles are dropped."""
     base = base or Cell(Training(), Sampling())
     if base.training.model and (wrong := [key for key in axes if key in KEYS["training"] and key not in ("seed", "data")]):
-        raise UserError(f"{', '.join(wrong)} cannot be varied with --model, whose network is trained already")
+        raise UserError(f"{', '.join(wrong)} cannot be varied with --model, because its network is already trained")
     cells = {}
     for values in itertools.product(*axes.values()):
         cell = cell_of(dict(zip(axes, values, strict=True)), base)

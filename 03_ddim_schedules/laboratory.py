@@ -81,7 +81,7 @@ class Laboratory:
         """The trained network; None where its training diverged. Trains it, or goes on training it, if that is not done."""
         if training.model:
             if not ema:
-                raise UserError("ema=no needs a network that is trained here; a model folder holds one set of weights only")
+                raise UserError("ema=no needs a network that this study trains: a model folder holds one set of weights")
             return load_model(Path(training.model), self.accelerator.device)
         if not self.is_trained(training):
             self.train(training, tick)
@@ -235,7 +235,7 @@ def run(sampling: Sampling, denoise: Denoiser, schedule: Schedule, shape, seeds,
     if sampling.sampler != "ddpm_naive":
         return Sampler.parse(sampling.text).run(denoise, schedule, shape, *seeds, device=device)
     if not isinstance(schedule, DiscreteSchedule):
-        raise UserError(f"ddpm_naive misuses the steps of a chain, which the schedule '{schedule.name}' does not have")
+        raise UserError(f"ddpm_naive needs a discrete-time schedule, which '{schedule.name}' is not")
     return naive(sampling, denoise, schedule, shape, Noise(*seeds), device)
 
 

@@ -24,9 +24,9 @@ def open_model(folder: Path, device: str) -> tuple[Model, Denoiser, Denoiser]:
     """(model, its denoiser, the same without clipping: inversion needs that)"""
     model = load_model(folder, device)
     if model.net.cfg.text_dim or model.net.cfg.classes:
-        raise UserError(f"{folder} draws what it is told (a class or a text); this program takes unconditional models")
+        raise UserError(f"{folder} is conditional on a class or a text; this program takes unconditional models")
     if not isinstance(model.schedule, DiscreteSchedule):
-        raise UserError(f"{folder} was trained on the schedule '{model.schedule.name}', which has no steps that one could stop at half-way")
+        raise UserError(f"{folder} was trained on the schedule '{model.schedule.name}'; this program needs a discrete-time schedule, such as linear or cosine")
     return model, Denoiser(model.net, model.prediction, model.clip_x0), Denoiser(model.net, model.prediction, clip_x0=False)
 
 

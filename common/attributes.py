@@ -80,7 +80,7 @@ def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
 def to_judge_input(images: Tensor) -> Tensor:
     """RGB images in [-1, 1] or uint8, (N, 3, S, S) -> what the network looks at: float32 in [-1, 1], (N, 3, 32, 32)."""
     if images.ndim != 4 or images.shape[1] != 3:
-        raise UserError(f"the judge of creatures looks at RGB images (N, 3, S, S), not {tuple(images.shape)}")
+        raise UserError(f"the attribute classifier takes RGB images (N, 3, S, S), not {tuple(images.shape)}")
     images = to_float(images) if images.dtype == torch.uint8 else images.float()
     if images.shape[-2:] != (SIZE, SIZE):
         images = tv.resize(images, [SIZE, SIZE], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
@@ -93,8 +93,8 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
     try:
         judge.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as problem:
-        raise UserError(f"the weights of the judge of creatures, {path}, cannot be read ({explain(problem)}); "
-                        "train them again with: python -m common.attributes train") from problem  # fmt: skip
+        raise UserError(f"the weights of the attribute classifier, {path}, cannot be loaded ({explain(problem)}); "
+                        "restore the file from the repository, or train it again: python -m common.attributes train") from problem  # fmt: skip
     return judge.eval()
 
 
@@ -253,7 +253,7 @@ def main(args: Args) -> None:
         check(load_judge(args.weights))
         return
     if args.seed < 1:
-        raise UserError(f"--seed must be 1 or more, not {args.seed}: seed 0 draws the creatures that the judge is tested on")
+        raise UserError(f"--seed must be 1 or more, not {args.seed}: seed 0 draws the creatures that the classifier is tested on")
     if args.n < args.batch:
         raise UserError(f"--n {args.n} creatures do not fill a batch of {args.batch}; give more of them, or a smaller --batch")
     began = time.perf_counter()
@@ -262,7 +262,7 @@ def main(args: Args) -> None:
     print(f"{args.epochs} passes over {args.n:,} creatures in {time.perf_counter() - began:.0f} s; on 1,000 of each split that it never saw:")
     right = check(judge)
     if right < ACCURACY:
-        raise UserError(f"the judge must be right {ACCURACY:.0%} of the time at least, so these weights are not saved; train for more --epochs")
+        raise UserError(f"the accuracy {right:.1%} is below the {ACCURACY:.0%} that evaluations need, so the weights are not saved; give more --epochs")
     command = f"python -m common.attributes train --n {args.n} --epochs {args.epochs} --batch {args.batch} --lr {args.lr} --seed {args.seed}"
     save_judge(judge, args.weights, test_accuracy=right, seed=args.seed, command=command, torch=torch.__version__)
     print(args.weights)

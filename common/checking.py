@@ -77,7 +77,8 @@ def expect(got: object, right: Tensor, hint: str, wrong: dict[str, Tensor] | Non
     wrong  what to say instead when `got` is one of these well-known wrong results. {message: result}
     """
     __tracebackhide__ = True
-    assert isinstance(got, Tensor), f"a tensor was expected here, not {type(got).__name__}: is a `return` missing?"
+    assert got is not None, "a tensor was expected here, not None: is a `return` missing?"
+    assert isinstance(got, Tensor), f"a tensor was expected here, not {type(got).__name__}"
     assert got.shape == right.shape, f"the shape should be {tuple(right.shape)}, not {tuple(got.shape)}"
     assert got.dtype == right.dtype, f"the type should be {right.dtype}, not {got.dtype}"
     if close(got, right, atol):
@@ -101,7 +102,7 @@ def call(function: Callable, *args):
     for name, old, new in zip(inspect.signature(function).parameters, before, args, strict=False):
         if isinstance(new, Tensor):
             assert torch.equal(old, new), (
-                f"{function.__name__} changes {name}, which it was only lent: `x = x * 2` makes a new tensor, `x *= 2` does not"
+                f"{function.__name__} changes its argument {name} in place; `x = x * 2` makes a new tensor, whereas `x *= 2` does not"
             )
     return result
 

@@ -65,7 +65,7 @@ def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) ->
 def to_classifier_input(images: Tensor) -> Tensor:
     """Any images in [-1, 1], (N, 1 or 3, H, W) -> what the network looks at: grey, (N, 1, 28, 28)."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise UserError(f"the classifier looks at grey or RGB images (N, 1 or 3, H, W), not {tuple(images.shape)}")
+        raise UserError(f"the digit classifier takes grey or RGB images (N, 1 or 3, H, W), not {tuple(images.shape)}")
     grey = tv.rgb_to_grayscale(images) if images.shape[1] == 3 else images
     if grey.shape[-2:] != (SIZE, SIZE):
         grey = tv.resize(grey, [SIZE, SIZE], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
@@ -78,8 +78,8 @@ def load_classifier(path: Path = WEIGHTS) -> Classifier:
     try:
         net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as problem:
-        raise UserError(f"the classifier's weights {path} cannot be read ({explain(problem)}); "
-                        "train them again with: python -m common.classifier --data-dir data") from problem  # fmt: skip
+        raise UserError(f"the weights of the digit classifier, {path}, cannot be loaded ({explain(problem)}); "
+                        "restore the file from the repository, or train it again: python -m common.classifier --data-dir data") from problem  # fmt: skip
     return net.eval()
 
 
@@ -179,7 +179,7 @@ def main(args: Args) -> None:
     right = accuracy(net, test.pixels, test.labels)
     print(f"{right:.2%} of the {len(test):,} test images are recognised, after {time.perf_counter() - began:.0f} s of training")
     if right < ACCURACY:
-        raise UserError(f"the evaluator needs {ACCURACY:.0%} at least, so these weights are not saved; train for more --epochs")
+        raise UserError(f"the accuracy {right:.2%} is below the {ACCURACY:.0%} that evaluations need, so the weights are not saved; give more --epochs")
     command = f"python -m common.classifier --epochs {args.epochs} --batch {args.batch} --lr {args.lr} --seed {args.seed}"
     save_classifier(net, args.out, test_accuracy=right, seed=args.seed, command=command, torch=torch.__version__)
     print(args.out)

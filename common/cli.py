@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from common.encoding import has_surrogates, restart_in_utf8
-from common.errors import UserError, printable, sentence
+from common.errors import UserError, explain, printable, sentence
 from common.files import keep_files
 from common.ranges import check_numbers
 
@@ -119,7 +119,10 @@ def real(path: object) -> Path | None:
 
 def check_versions() -> None:
     """torchvision must be the release built for this torch, or importing it fails with an obscure message."""
-    torch, vision = (importlib.metadata.version(name).split("+")[0] for name in ("torch", "torchvision"))
+    try:
+        torch, vision = (importlib.metadata.version(name).split("+")[0] for name in ("torch", "torchvision"))
+    except importlib.metadata.PackageNotFoundError as problem:
+        raise UserError(f"{sys.executable} has no package {problem.name}; run the Python of .venv, or install the course (README.md)") from None
     wanted = TORCHVISION_FOR.get(".".join(torch.split(".")[:2]))
     known = set(TORCHVISION_FOR.values())
     vision_short = ".".join(vision.split(".")[:2])
@@ -159,7 +162,8 @@ def pick_device(name: str) -> str:
         if name.startswith("cuda:"):
             torch.cuda.set_device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
-        raise UserError(f"there is no device '{name}' on this machine; use --device auto or cpu") from problem
+        unknown = "device type at start of device string" in str(problem)  # torch lists all the types there are
+        raise UserError(f"the device '{name}' cannot be used ({'there is no such type' if unknown else explain(problem)}); use --device auto or cpu") from problem
     return name
 
 

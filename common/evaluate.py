@@ -231,7 +231,7 @@ def read_npy(path: Path) -> Tensor:
     from common.data.images import to_float
 
     if path.suffix != ".npy":
-        raise UserError(f"{path} is no .npy file; SAMPLES takes a folder of PNGs, a .npy file, or a model folder")
+        raise UserError(f"the name {path} does not end in .npy; SAMPLES takes a folder of PNGs, a .npy file, or a model folder")
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as problem:
@@ -244,9 +244,13 @@ def read_npy(path: Path) -> Tensor:
         return to_float(torch.from_numpy(np.ascontiguousarray(array)))
     if array.dtype.kind != "f":
         raise UserError(f"{path} holds {array.dtype}; expected uint8 (0 to 255) or floats in [-1, 1]")
+    if not array.size:
+        raise UserError(f"{path} holds no images: its shape is {array.shape}")
     low, high = float(array.min()), float(array.max())
-    if low < -1.01 or high > 1.01 or low >= 0:
-        raise UserError(f"the floats in {path} run from {low:.3g} to {high:.3g}; expected [-1, 1] (255 becomes 1, and 0 becomes -1)")
+    if low < -1.01 or high > 1.01:
+        raise UserError(f"the floats in {path} run from {low:.3g} to {high:.3g}; expected [-1, 1], where -1 is black and 1 is white")
+    if low >= 0:
+        raise UserError(f"the floats in {path} run from {low:.3g} to {high:.3g}, so black is probably 0 there; expected [-1, 1], where -1 is black (save 2 x - 1)")
     return torch.from_numpy(array.astype(np.float32)).clamp(-1, 1)
 
 

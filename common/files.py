@@ -44,8 +44,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except (OSError, RuntimeError) as problem:  # torch.save reports a full disk as RuntimeError
         if is_memory(problem):
             raise
-        reason = getattr(problem, "strerror", None) or "the disk may be full"
-        raise UserError(f"cannot write {printable(str(path))} ({reason}); what was saved before is untouched") from problem
+        reason = explain(problem) + ("" if isinstance(problem, OSError) else "; the disk may be full")
+        kept = "; the file that is there stays as it was" if temporary and path.is_file() else ""
+        raise UserError(f"cannot write {printable(str(path))} ({reason}){kept}") from problem
     finally:
         with suppress(OSError):  # nothing to remove, or no folder it could be in
             if temporary:

@@ -73,9 +73,10 @@ class Worker:
 
     def __enter__(self):
         self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # files it writes carelessly go here
+        self.complaints = tempfile.TemporaryFile()  # of the worker itself: what the submission prints leads nowhere
         self.process = subprocess.Popen(
             [sys.executable, "-m", "common.grade_worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", errors="replace",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True, encoding="utf-8", errors="replace",
             cwd=self.scratch.name, env=os.environ | {"PYTHONPATH": str(COURSE)}, start_new_session=True,
         )  # fmt: skip
         self.process.stdin.write(json.dumps(self.request) + "\n")
@@ -96,12 +97,21 @@ class Worker:
         except queue.Empty:
             return {"late": True}
 
+    def why_silent(self, reply: dict) -> str:
+        """The reason for which a worker did not even list the exercises."""
+        if "broken" in reply:
+            return reply["broken"]
+        self.complaints.seek(0)
+        last = self.complaints.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+        return "; ".join([f"no answer within {START:g} s" if "late" in reply else "the process ended without an answer", *last])
+
     def __exit__(self, *_):
         if hasattr(os, "killpg"):  # its children too, where the system knows groups of processes
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
+        self.complaints.close()
         self.scratch.cleanup()
 
 
@@ -116,7 +126,7 @@ def grade(folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0) 
         with Worker(folder, submission, seed, number) as worker:
             hello = worker.answer(START)
             if "exercises" not in hello:
-                raise UserError(f"the checks in {folder} cannot be run ({hello.get('broken', 'no answer from the process')})")
+                raise UserError(f"the checks in {folder} cannot be run ({worker.why_silent(hello)})")
             exercises = hello["exercises"]
             total = len(exercises)
 
@@ -136,7 +146,7 @@ def failure(reply: dict, key: str, seconds: float) -> str:
     if "late" in reply:
         return f"it took longer than {seconds:g} s and was stopped; is there a loop that never ends?"
     if "ended" in reply:
-        return "it ended the Python process that ran it, or crashed it"
+        return "the Python process that ran it stopped without an answer: did the code exit, crash Python, or use too much memory?"
     return reply[key]
 
 

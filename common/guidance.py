@@ -44,7 +44,7 @@ def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
 
 def check_scale(w: float) -> float:
     if not 0 <= w < math.inf:
-        raise UserError(f"guidance must be a number from 0 up, not {w}; 1 is off, and 2 to 8 is usual")
+        raise UserError(f"the guidance scale must be 0 or more and finite, not {w}; 1 is off, and 2 to 8 is usual")
     return w
 
 

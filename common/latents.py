@@ -45,5 +45,5 @@ def check_fit(vae: AutoencoderKL, images: Images, flag: str = "--size") -> None:
     if images.channels != c or height % f or width % f:
         raise UserError(
             f"the autoencoder takes images with {c} channels and sides that are multiples of {f}, "
-            f"but those of {images.name} are {images.channels} x {height} x {width}; give another {flag} or --data"
+            f"but those of {images.name} are {images.channels} x {height} x {width}; give another {flag if images.channels == c else '--data'}"
         )

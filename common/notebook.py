@@ -18,7 +18,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from common.cli import run
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import write_atomically
 
 COURSE = Path(__file__).resolve().parents[1]
@@ -65,8 +65,10 @@ def read_notebook(folder: Path):
         return nbformat.read(path, as_version=4)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; make it with: {command(folder)}") from None
+    except OSError:  # the command line says what a file system refuses
+        raise
     except Exception as problem:  # nbformat's own error, JSON's, and more
-        raise UserError(f"{path} is no notebook ({type(problem).__name__}); make it again with: {command(folder)}") from problem
+        raise UserError(f"{path} is no notebook ({explain(problem)}); make it again with: {command(folder)}") from problem
 
 
 def command(folder: Path) -> str:
@@ -81,7 +83,7 @@ def execute(notebook, folder: Path, seconds: int = SECONDS, start: Path | None =
 
     Raises UserError for the first cell that fails, or takes longer than `seconds`.
     """
-    from nbclient.exceptions import CellTimeoutError
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
     runner = ExecutePreprocessor(timeout=seconds, startup_timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True)
@@ -92,6 +94,8 @@ def execute(notebook, folder: Path, seconds: int = SECONDS, start: Path | None =
         raise UserError(f"a cell of {folder / 'lesson.py'} fails with {problem.ename} ({problem.evalue}):\n{failed.source}") from problem
     except CellTimeoutError as problem:
         raise UserError(f"a cell of {folder / 'lesson.py'} takes longer than {seconds} s") from problem
+    except DeadKernelError as problem:
+        raise UserError(f"the Python process that ran the cells of {folder / 'lesson.py'} ended; was there enough memory?") from problem
     notebook.metadata["language_info"] = {"name": "python"}  # without the version of this machine's Python
     return notebook
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import write_atomically
 from common.training import State
 
@@ -28,7 +29,8 @@ def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = 
             try:
                 log.write(state)
             except OSError as problem:
-                raise UserError(f"cannot write {log.path} ({problem.strerror or problem}); make room, then go on with --resume {out}") from problem
+                advice = "make room, then" if problem.errno == errno.ENOSPC else "when that is mended,"
+                raise UserError(f"cannot write {log.path} ({explain(problem)}); {advice} go on with --resume {out}") from problem
             yield state
     finally:
         if log:
@@ -55,7 +57,7 @@ class RunLog:
         try:
             self.file = open(self.path, "a", newline="", encoding="utf-8")
         except OSError as problem:
-            raise UserError(f"cannot write {self.path} ({problem.strerror})") from problem
+            raise UserError(f"cannot write {self.path} ({explain(problem)})") from problem
         self.csv = csv.writer(self.file)
         if self.file.tell() == 0:
             self.csv.writerow(COLUMNS)

@@ -77,7 +77,7 @@ def ddpm(denoise: Denoise, x: Tensor, path: Path, noise: NoiseSource = Noise(1),
 def deviation(variance: str | None, beta: float, beta_tilde: float, v: list[Tensor]) -> float | Tensor:
     """Standard deviation of the noise that `ddpm` adds."""
     if variance == "learned" and not v:
-        raise UserError("this network has learned no variance; sample with variance=small or variance=large")
+        raise UserError("this network predicts no variance; choose variance=small or variance=large")
     if v and variance in (None, "learned"):
         return (log_variance(v[0], math.log(beta), math.log(beta_tilde)) / 2).exp()
     return math.sqrt(beta if variance == "large" else beta_tilde)
@@ -234,7 +234,7 @@ class Sampler:
         """The same for a network that is yet to be trained, and will not have learned a variance."""
         sampler = cls.parse(text)
         if sampler.options.get("variance") == "learned":
-            raise UserError(f"this training learns no variance, so '{text}' could not draw with it; take variance=small or variance=large")
+            raise UserError(f"this training learns no variance, so '{text}' cannot sample with its network; choose variance=small or variance=large")
         return sampler
 
     def __str__(self) -> str:

@@ -48,9 +48,9 @@ def small_unet(size: int, channels: int, widths: tuple[int, ...], layers: int = 
     answer, where it is not that of the images.
     """
     if not widths or any(width < groups or width % groups for width in widths):
-        raise UserError(f"--channels must be multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}")
+        raise UserError(f"--channels must be one or more multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}")
     if size < 2 ** len(widths):
-        raise UserError(f"{len(widths)} resolutions need images of at least {2 ** len(widths)} pixels, not {size}; give fewer --channels")
+        raise UserError(f"{len(widths)} resolutions need images of at least {2 ** len(widths)} pixels a side, not {size}; give fewer --channels, or a larger --size")
     return UNetConfig(
         size=size, in_channels=channels, out_channels=out or channels, channels=widths,
         attention=(False,) * (len(widths) - 1) + (True,), layers=layers, classes=classes, scale_shift=True, groups=groups,

@@ -42,10 +42,10 @@ class VAEConfig:
 def small_vae(size: int, image_channels: int, widths: tuple[int, ...], latent_channels: int = 4, layers: int = 1, groups: int = 8) -> VAEConfig:
     """The course's autoencoder for images of size x size pixels, one width for each resolution."""
     if not widths or any(width < groups or width % groups for width in widths):
-        raise UserError(f"--channels must be multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}")
+        raise UserError(f"--channels must be one or more multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}")
     cfg = VAEConfig(size, image_channels, latent_channels, widths, layers, groups=groups)
     if size < cfg.factor or size % cfg.factor:
-        raise UserError(f"{len(widths)} resolutions need images whose side is a multiple of {cfg.factor}, not {size} pixels; give fewer --channels")
+        raise UserError(f"{len(widths)} resolutions need images whose side is a multiple of {cfg.factor}, not {size} pixels; give fewer --channels, or another --size")
     return cfg
 
 

@@ -142,7 +142,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) < self.smallest:
-            raise UserError(f"the discriminator looks at patches of images of at least {self.smallest} pixels a side, not {tuple(x.shape)}")
+            raise UserError(f"the discriminator needs images of at least {self.smallest} pixels a side, not {x.shape[2]} x {x.shape[3]}")
         return self.net(x)
 
 

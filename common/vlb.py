@@ -39,7 +39,7 @@ def vlb_term(schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tens
     level        the noise levels of x, as `Level.like` shapes them
     """
     if not isinstance(schedule, DiscreteSchedule):
-        raise UserError(f"learned variance needs a schedule of single steps, which '{schedule.name}' is not; choose linear or cosine")
+        raise UserError(f"learned variance needs a discrete-time schedule, which '{schedule.name}' is not; choose linear or cosine")
     t = level.time.cpu().long() + 1                                   # (B,) the paper's t
     now, then = schedule.at(t), schedule.at(t - 1)
     beta, beta_tilde = step_variances(now, then)                      # (B,) in float64, like all that follows

@@ -204,7 +204,7 @@ def test_sample_draws_rows_and_says_what_they_are(run, tmp_path, command_line):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    ([], "say what to draw"), (["a", "--guidance", -1], "guidance"), (["a", "--sweep", "1;2"], "--sweep"), (["a", "--n", 0], "--n"),
+    ([], "give a prompt"), (["a", "--guidance", -1], "guidance"), (["a", "--sweep", "1;2"], "--sweep"), (["a", "--n", 0], "--n"),
     (["a", "--sampler", "magic:3"], "magic"), (["a", "--rescale", 2], "rescale"), (["a", "--interval", 2, 1], "interval"),
     (["a", "--model", "nowhere"], "there is no folder")])  # fmt: skip
 def test_what_sampling_refuses(flags, says, run, tmp_path, command_line):

@@ -247,7 +247,7 @@ def test_summary_of_seeds_and_of_one():
     (["sampels"], "there is no study 'sampels'; choose one of samplers"),
     (["steps"], "there is no study 'steps'"),
     (["steps=10", "eta"], "cannot read 'eta'; write what to vary as key=value"),
-    (["stepps=10"], "'stepps' is nothing that can be varied; choose among"),
+    (["stepps=10"], "'stepps' cannot be varied; choose one of"),
     (["steps=ten"], "steps=ten: steps is a whole number"),
     (["ema=maybe", "steps=10"], "ema=maybe: ema is yes or no"),
     (["sampler=eulr", "steps=10"], "there is none called 'eulr'"),

@@ -924,7 +924,7 @@ def test_control_from_the_command_line(dish_run, sd, nine, pixel_model, tmp_path
         (["--then", "0.5:米饭", "0.5:汤"], "begin at the same share"),
         (["--guidance", "much"], "cannot read the guidance"),
         (["--guidance", "5>3>1"], "one scale or two"),
-        (["--guidance", "-1"], "guidance must be a number from 0 up"),
+        (["--guidance", "-1"], "the guidance scale must be 0 or more and finite"),
         (["--model", nine], "paints into holes"),
         (["--model", pixel_model], "reads no text"),
         (["--soft", "nan"], "--soft must be 0 or more"),

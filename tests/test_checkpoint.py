@@ -368,7 +368,7 @@ def full_disk(limit: int = 2000):
 def test_a_full_disk_loses_no_earlier_file(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, lambda file: file.write(b"before"))
-    with full_disk(), pytest.raises(UserError, match="cannot write .*file .*what was saved before is untouched") as problem:
+    with full_disk(), pytest.raises(UserError, match="cannot write .*file .*the file that is there stays as it was") as problem:
         write_atomically(path, lambda file: file.write(b"x" * 5000))
     assert one_sentence(problem)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

@@ -162,5 +162,5 @@ def test_outside_the_interval_the_function_is_not_asked():
 @pytest.mark.parametrize("bad", [-0.5, math.nan, math.inf])
 def test_what_a_function_may_not_say(bad):
     moving = guidance.Guided(Network(), "v", COND, UNCOND, lambda level: bad)
-    with pytest.raises(UserError, match="guidance must be a number from 0 up"):
+    with pytest.raises(UserError, match="the guidance scale must be 0 or more and finite"):
         moving(X, MIDDLE)

@@ -153,7 +153,7 @@ def test_shipped_classifier_on_mnist():
 
 def test_damaged_classifier_weights_are_named(tmp_path):
     (tmp_path / "cnn.safetensors").write_bytes(b"not weights")
-    with pytest.raises(UserError, match="cnn.safetensors cannot be read"):
+    with pytest.raises(UserError, match="cnn.safetensors, cannot be loaded"):
         load_classifier(tmp_path / "cnn.safetensors")
 
 
@@ -291,7 +291,8 @@ def test_n_chooses_at_random_but_repeatably(tmp_path, digits):
         (np.zeros((40, 8, 8, 4), np.uint8), "has the shape"),
         (np.zeros((40, 8, 8, 1), np.int64), "holds int64"),
         (np.linspace(0, 255, 40 * 64).reshape(40, 8, 8, 1), r"run from 0 to 255"),
-        (np.linspace(0, 1, 40 * 64).reshape(40, 8, 8, 1), r"run from 0 to 1; expected \[-1, 1\]"),
+        (np.linspace(0, 1, 40 * 64).reshape(40, 8, 8, 1), r"run from 0 to 1, so black is probably 0 there; expected \[-1, 1\]"),
+        (np.zeros((0, 8, 8, 1), np.float32), r"holds no images: its shape is"),
         (np.array([{}]), "cannot be read as an array"),
     ],
 )
@@ -351,7 +352,7 @@ def test_command_on_a_folder_of_pngs(tmp_path, digits):
     ("flags", "message"),
     [
         (["nowhere"], "there is no nowhere"),
-        ([__file__, "--data", "digits"], "is no .npy file"),
+        ([__file__, "--data", "digits"], "does not end in .npy"),
         ([Path(__file__).parent, "--data", "nonsense"], "unknown data 'nonsense'"),
         ([Path(__file__).parent, "--n", "-5"], "--n must be above 0"),
     ],

@@ -342,7 +342,7 @@ NASTY = {  # name: (body, word of the message)
         "        try: os.write(fd, b'\\n{\"message\": \"\"}\\n unfinished')\n"
         "        except OSError: pass\n"
         "    os._exit(0)",
-        "ended the Python process",
+        "stopped without an answer",
     ),
     "reverse_step": ("\n    try: input()\n    except EOFError: raise KeyboardInterrupt from None", "KeyboardInterrupt"),
     "sample": ("torch.set_default_device('meta'); raise ValueError('x' * 10_000)", "ValueError: xxx"),

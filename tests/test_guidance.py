@@ -197,8 +197,8 @@ def test_a_network_with_learned_variance():
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
-    ({"w": -1.0}, "guidance must be a number from 0 up, not -1"),
-    ({"w": math.nan}, "guidance must be"),
+    ({"w": -1.0}, "the guidance scale must be 0 or more and finite, not -1"),
+    ({"w": math.nan}, "guidance scale must be"),
     ({"w": 2.0, "rescale": 1.5}, "rescale must be between 0 and 1, not 1.5"),
     ({"w": 2.0, "interval": (2.0, 1.0)}, "low < high"),
     ({"w": 2.0, "interval": (-1.0, 1.0)}, "low < high"),

@@ -181,5 +181,5 @@ def test_the_hybrid_loss_is_the_simple_one_plus_a_thousandth_of_the_bound():
 
 
 def test_learned_variance_needs_single_steps():
-    with pytest.raises(UserError, match="learned variance needs a schedule of single steps, which 'edm' is not"):
+    with pytest.raises(UserError, match="learned variance needs a discrete-time schedule, which 'edm' is not"):
         diffusion_loss(lambda x, t: torch.cat([x, x], 1), make_schedule("edm"), "edm", *batch())

@@ -361,7 +361,7 @@ def test_latents_that_do_not_fit():
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [((64, 3, ()), "--channels must be multiples of 8, not none"), ((64, 3, (32, 12)), "multiples of 8, not 32 12"), ((64, 3, (0,)), "multiples of 8"),
+    [((64, 3, ()), "--channels must be one or more multiples of 8, not none"), ((64, 3, (32, 12)), "multiples of 8, not 32 12"), ((64, 3, (0,)), "multiples of 8"),
      ((30, 3, (8, 8, 8)), "a multiple of 4, not 30 pixels"), ((0, 3, (8, 8)), "a multiple of 2, not 0 pixels")],
 )  # fmt: skip
 def test_autoencoders_that_cannot_be(arguments, named):

@@ -104,7 +104,9 @@ class Images:
         """A caption for every image, or a UserError that says why there is none: for what cannot do without."""
         if self.texts is not None:
             return self.texts.need(language)
-        if self.captions is None or language is not None:
+        if self.captions is not None and language is not None:
+            raise UserError(f"the captions of {self.name} are not marked by language, so none can be chosen; leave out --language")
+        if self.captions is None:
             raise UserError(f"{self.name} has no captions; choose creatures, pokemon, or a folder of images with captions")
         return self.captions
 

@@ -42,7 +42,7 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
     if attributes["style"] != dish.style:
         raise UserError(f"{attributes['dish']} is {dish.style}, not {attributes['style']}")
     if (attributes["vessel"] in UNGLAZED) != (attributes["glaze"] == "none"):
-        raise UserError("a steamer and a clay pot have glaze 'none', everything else has one that can be seen")
+        raise UserError(f"a {attributes['vessel']} cannot have glaze '{attributes['glaze']}': a steamer and a clay pot have glaze 'none', and no other vessel has")
 
 
 def to_row(attributes: Mapping[str, str]) -> list[int]:
