@@ -102,7 +102,7 @@ def explain(problem: BaseException) -> str:
     text = str(problem)
     if text.startswith("Weights only load failed"):
         text = text.partition("WeightsUnpickler error:")[2] or text.partition("\n\n")[2] or text
-    text = printable(CONTROL.sub("", text.replace("\r", "\n")))
+    text = CONTROL.sub("", text.replace("\r", "\n")).encode("utf-8", "backslashreplace").decode("utf-8")
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     reason = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else ""
     reason = SENTENCE.split(reason, maxsplit=1)[0].rstrip(" .:;,")
