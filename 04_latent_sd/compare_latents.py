@@ -79,7 +79,7 @@ class Cost(NamedTuple):
 def main(args: Args) -> None:
     device = pick_device(args.device)
     if args.start == "fork" and device != "cpu":
-        raise UserError("--start fork cannot be used with a GPU: the connection to it does not survive that; use --start spawn")
+        raise UserError("--start fork cannot be used with a GPU, because a forked process cannot use its parent's connection to it; use --start spawn")
     compare(args, device)
 
 

@@ -252,13 +252,13 @@ def open_checked(args: Args, wishes: list[Wish]) -> Pipeline:
     from common.samplers import Sampler
 
     if not wishes and not args.data:
-        raise UserError("there is nothing to measure; give --data for the autoencoder, --scales for the words, or both")
+        raise UserError("there is nothing to measure; give --data to measure the autoencoder, --scales to measure prompt adherence, or both")
     if wishes and not args.splits:
         raise UserError("give at least one of --splits, for instance --splits test")
     pipeline = open_pipeline(args.model, pick_device(args.device))
     if pipeline.vae.cfg.image_channels != 3 or pipeline.size not in SIZES:
-        raise UserError(f"{args.model} draws {pipeline.vae.cfg.image_channels} channels at {pipeline.size} pixels; "
-                        f"creatures are RGB and {SIZES[0]} to {SIZES[-1]} pixels a side")  # fmt: skip
+        raise UserError(f"{args.model} draws images of {pipeline.vae.cfg.image_channels} channels and {pipeline.size} pixels a side; this evaluation needs "
+                        f"three channels and one of {', '.join(map(str, SIZES))} pixels, because it compares them with drawn creatures")  # fmt: skip
     for wish in wishes:
         Guided(pipeline.unet, pipeline.prediction, {}, {}, wish.w, False, wish.rescale, wish.interval)
     pipeline.schedule.path(Sampler.parse(args.sampler).steps)

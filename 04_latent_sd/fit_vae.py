@@ -89,7 +89,7 @@ def start_from(vae: AutoencoderKL, folder: Path) -> None:
     other = load_vae(folder)
     mine, theirs = (asdict(replace(cfg, size=0, scaling_factor=1.0)) for cfg in (vae.cfg, other.cfg))
     if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
-        raise UserError(f"the autoencoder in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings")
+        raise UserError(f"the autoencoder in {folder} has another architecture ({'; '.join(unlike)}); leave out --start, or give its settings")
     vae.load_state_dict(other.state_dict())
 
 
@@ -128,7 +128,7 @@ class VAELoss:
 
     def __init__(self, args, images: Images, accelerator: Accelerator):
         if args.adversarial and accelerator.num_processes > 1:
-            raise UserError("--adversarial trains in one process only, for its discriminator has no way to the others; leave it out, or torchrun")
+            raise UserError("--adversarial trains in one process only, because its discriminator is not synchronised; leave it out, or start without torchrun")
         self.args, self.progress = args, 0.0  # the share of the budget used so far
         self.perceptual = Perceptual(random_stages(images.channels)).to(accelerator.device) if args.perceptual else None
         self.critic = Critic(images, accelerator.device) if args.adversarial else None

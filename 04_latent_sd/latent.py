@@ -11,6 +11,7 @@ mirrored or cropped anew. On the fly costs an encoder's pass over every image in
 """
 
 import hashlib
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ class LatentData:
         """{"latent": (B, C, h, w), "std": (B, C, h, w)}, float32, scaled"""
         rows = torch.from_numpy(np.array(self.table[indices.numpy()], np.float32))  # (B, 2, C, h, w)
         if not rows.isfinite().all():
-            raise UserError(f"{self.path} holds latents that are no numbers; delete it, and it will be made again")
+            raise UserError(f"{self.path} holds NaN or infinite latents; delete it, and it will be made again")
         return scaled(Gaussian(*rows.unbind(1)), self.scale)
 
 
@@ -76,7 +77,7 @@ def read_table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         table = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, SyntaxError) as problem:  # numpy's words for a damaged header or too few bytes
-        raise UserError(f"{path} is damaged ({explain(problem)}); delete it, and it will be made again") from problem
+        raise UserError(f"{path} cannot be read as latents ({explain(problem)}); delete it, and it will be made again") from problem
     if table.dtype != np.float16 or table.shape != shape or path.stat().st_size != table.offset + table.nbytes:
         found = f"{table.dtype} numbers of shape {table.shape} in {path.stat().st_size:,} bytes"
         raise UserError(f"{path} holds {found}, not the latents {shape} in float16; delete it, and it will be made again")
@@ -88,10 +89,12 @@ def half(z: Gaussian, first: int) -> np.ndarray:
     both = torch.stack(z, dim=1).to("cpu", torch.float16)
     broken = (~both.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if broken:
-        largest = float(z.mean[broken[0]].abs().max())
+        largest, image = float(torch.stack([part[broken[0]] for part in z]).abs().max()), f"image {first + broken[0]}"
+        if not math.isfinite(largest):
+            raise UserError(f"the autoencoder gives NaN or infinite latents for {image}; choose another autoencoder")
         raise UserError(
-            f"the latents of image {first + broken[0]} do not fit into half precision (the largest is {largest:g}), so they are not cached; "
-            "encode on the fly, or train the autoencoder again with a larger --kl"
+            f"the latents of {image} do not fit into half precision (the largest value is {largest:g}), so they are not cached; "
+            "give --latents on-the-fly, or train the autoencoder again with a larger --kl"
         )
     return both.numpy()
 

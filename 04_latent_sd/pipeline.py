@@ -130,6 +130,8 @@ class Pipeline:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """(B, c, h, w) of unit variance -> (B, C, f h, f w) in [-1, 1], on the CPU"""
+        if not z.isfinite().all():
+            raise UserError("the sampled latents hold NaN or infinite values; try a smaller guidance scale, or another model")
         return self.vae.decode(self.vae.unscale(z)).clamp(-1, 1).cpu()
 
     @property
@@ -144,7 +146,7 @@ class Pipeline:
     def latent_side(self, size: int | None) -> int:
         f, size = self.vae.cfg.factor, size or self.size
         if size < f or size % f:
-            raise UserError(f"--size must be a multiple of {f}, not {size}: one latent stands for {f} x {f} pixels")
+            raise UserError(f"--size must be a multiple of {f}, not {size}, because one latent covers {f} x {f} pixels")
         return size // f
 
     def remarks(self, prompt: str) -> list[str]:
@@ -189,7 +191,7 @@ def open_pipeline(folder: Path, device: str | torch.device = "cpu") -> Pipeline:
     check_latents(folder, unet, vae)
     encoder = load_text(root).to(device).eval()
     if encoder.dim != unet.cfg.text_dim:
-        raise UserError(f"the text encoder in {folder} is {encoder.dim} wide, but its U-Net reads embeddings of {unet.cfg.text_dim}")
+        raise UserError(f"the text encoder in {folder} gives embeddings of width {encoder.dim}, but its U-Net expects {unet.cfg.text_dim}")
     return Pipeline(vae, unet, schedule, prediction, encoder)
 
 
@@ -197,7 +199,7 @@ def whole_folder(folder: Path) -> Path:
     """The folder itself or its `model`, with every file there."""
     root = find_root(folder, "a Stable Diffusion model")
     if not (root / "vae").is_dir():
-        raise UserError(f"{folder} holds no autoencoder: {root / 'vae'} is missing; models of pixels are drawn with by sample.py of chapters 1 (without words) and 2 (with words)")
+        raise UserError(f"{folder} holds no autoencoder: {root / 'vae'} is missing; a model that works on pixels is sampled by sample.py of chapter 1 (without text) or 2 (with text)")
     missing = [file for file in FILES if not ((root / file).exists() or (file.endswith(".safetensors") and look_for_weights((root / file).parent)))]
     if missing:
         raise UserError(f"{root} is no whole Stable Diffusion folder: it lacks {', '.join(missing)}")
@@ -208,8 +210,8 @@ def check_latents(folder: Path, unet: UNet, vae: AutoencoderKL) -> None:
     """Refuse networks that were not made for each other."""
     c, cfg = vae.cfg.latent_channels, unet.cfg
     if cfg.in_channels == 2 * c + 1:
-        raise UserError(f"the U-Net in {folder} paints into holes: it is shown {cfg.in_channels} channels; chapter 6 (06_inpaint_gif) does that with it")
+        raise UserError(f"the U-Net in {folder} is one for inpainting, with {cfg.in_channels} input channels; use it with 06_inpaint_gif/make_gif.py --model")
     if (cfg.in_channels, cfg.out_channels) != (c, c):
         raise UserError(f"the autoencoder in {folder} makes latents with {c} channels, but its U-Net takes {cfg.in_channels} and gives {cfg.out_channels}")
     if not cfg.text_dim:
-        raise UserError(f"the U-Net in {folder} reads no text; this chapter's do")
+        raise UserError(f"the U-Net in {folder} is not conditioned on text; give a text-to-image model")

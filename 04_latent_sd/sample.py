@@ -60,7 +60,7 @@ def main(args: Args) -> None:
     if not args.prompts:
         raise UserError('say what to draw, for instance "番茄炒蛋" or "a red creature with wings"; "" draws whatever comes')
     if args.strength is not None and args.image is None:
-        raise UserError("--strength says how far a picture is changed; name the picture with --image")
+        raise UserError("--strength needs a picture to begin with; give it with --image")
     scales = read_scales(args.sweep) if args.sweep else (args.guidance,)
     device = pick_device(args.device)
 
@@ -130,7 +130,7 @@ def read_scales(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise UserError(f"cannot read --sweep {text}; write guidance scales with commas between them, as in 1,2,4,8") from None
+        raise UserError(f"cannot read --sweep {text}; write guidance scales separated by commas, as in 1,2,4,8") from None
 
 
 def remark(pipeline, args: Args) -> None:

@@ -109,7 +109,7 @@ PRESETS = Presets(
 def check_numbers(args: Args) -> None:
     one_budget(args)
     if args.decoder_only and not (args.start or args.resume):
-        raise UserError("--decoder-only needs an encoder that has learned something; name its run or folder with --start")
+        raise UserError("--decoder-only needs a trained autoencoder; give its run or folder with --start")
 
 
 def new_run(args: Args) -> Args:

@@ -138,7 +138,7 @@ class Artist:
     def decode(self, z: Tensor) -> Tensor:
         """(B, c, h, w) of unit variance -> (B, C, f h, f w) in [-1, 1], on the CPU"""
         if not z.isfinite().all():
-            raise UserError("while the picture was drawn its numbers grew beyond all bounds; choose a smaller guidance scale")
+            raise UserError("the sampled latents hold NaN or infinite values; try a smaller guidance scale, or another model")
         return (self.vae.decode(self.vae.unscale(z)) if self.vae else z).clamp(-1, 1).cpu()
 
     @torch.no_grad()
@@ -204,7 +204,7 @@ def check_draws(folder: Path, artist: Artist) -> None:
     """Refuse a model that cannot make a whole picture of what it is told."""
     if artist.paints_holes or artist.reader is None:
         why = "paints into holes" if artist.paints_holes else "reads no text"
-        raise UserError(f"the U-Net in {folder} {why}, so it cannot draw what a name says; give one that does, such as a run of train_text2dish.py")
+        raise UserError(f"the U-Net in {folder} {why}, so it cannot draw a dish from its name; give a model that can, such as a run of train_text2dish.py")
 
 
 def open_reader(root: Path, unet: UNet, device: str | torch.device, clip: ChineseClip | None) -> Reader | None:
@@ -217,9 +217,9 @@ def open_reader(root: Path, unet: UNet, device: str | torch.device, clip: Chines
     elif (root / "text_encoder").is_dir():
         reader = load_text(root).to(device).eval().requires_grad_(False)
     else:
-        raise UserError(f"{root} holds no text encoder, but its U-Net looks at text: {root / 'text_encoder'} or {READS} was expected")
+        raise UserError(f"{root} holds no text encoder, but its U-Net is conditioned on text: {root / 'text_encoder'} or {READS} was expected")
     if reader.dim != unet.cfg.text_dim:
-        raise UserError(f"what reads for {root} gives vectors of {reader.dim} numbers, but its U-Net looks at {unet.cfg.text_dim}")
+        raise UserError(f"the text encoder of {root} gives vectors of {reader.dim} numbers, but its U-Net expects {unet.cfg.text_dim}")
     return reader
 
 
@@ -237,11 +237,11 @@ def remember_clip(root: Path, clip: ChineseClip) -> None:
 def check_clip(root: Path, clip: ChineseClip) -> None:
     known = read_json(root / READS)
     if known.get("dim") != clip.dim:
-        raise UserError(f"{root} reads vectors of {known.get('dim')} numbers, but this CLIP ({clip.form.source}) gives {clip.dim}; leave out --clip, "
-                        "or train a model for it: python 06_inpaint_gif/train_text2dish.py --clip ...")  # fmt: skip
+        raise UserError(f"{root} reads vectors of {known.get('dim')} numbers, but this CLIP ({clip.form.source}) gives {clip.dim}. "
+                        "Without --clip, the CLIP in its folder or the shipped one is used; to use this one, train a model for it: python 06_inpaint_gif/train_text2dish.py --clip ...")  # fmt: skip
     if known.get("clip") != fingerprint(clip.form):
-        raise UserError(f"{root} was trained with another CLIP ({known.get('trained_with')}) than this one ({clip.form.source}), to which its vectors mean "
-                        "nothing; leave out --clip, or train a model for it: python 06_inpaint_gif/train_text2dish.py --clip ...")  # fmt: skip
+        raise UserError(f"{root} was trained with another CLIP ({known.get('trained_with')}), and the vectors of this one ({clip.form.source}) mean nothing to it. "
+                        "Without --clip, the CLIP in its folder or the shipped one is used; to use this one, train a model for it: python 06_inpaint_gif/train_text2dish.py --clip ...")  # fmt: skip
 
 
 def count(module: nn.Module) -> int:

@@ -203,7 +203,7 @@ class Path:
     def plan(cls, move: Move, height: int, width: int, share: float = 0.25) -> "Path":
         """share: how much of a keyframe is new."""
         if not 0.01 <= share <= 0.75:
-            raise UserError(f"the share of a keyframe that is new must be from 0.01 to 0.75, not {share:g}")
+            raise UserError(f"--share, the part of a keyframe that is new, must be from 0.01 to 0.75, not {share:g}")
 
         def legs_from(window: Window) -> list[Leg]:
             legs = []
@@ -233,11 +233,11 @@ class Path:
         leg = self.legs[0]
         if leg.name not in PANS or len({leg.name for leg in self.legs}) > 1:
             raise UserError(
-                "only a camera that moves straight to one side can go round the world; choose loop seamless or pingpong"
+                "--loop round needs a camera that moves straight to one side; choose --loop seamless or pingpong, or a move such as right:6"
             )
         if self.sides(self.legs[-1].end) < 1 + GAP:
             raise UserError(
-                "the way is too short to go round the world: the picture must be out of sight before it comes again; "
+                "the way is too short for --loop round, in which the picture must be out of sight before it returns; "
                 f"write {leg.name}:{math.ceil((1 + GAP) / self.sides(leg.end))} or more"
             )
         return replace(self, round=True)
@@ -331,7 +331,7 @@ def checked(painted: Tensor, like: Tensor) -> Tensor:
     if painted.shape != like.shape:
         raise ValueError(f"the engine was given {tuple(like.shape)} and gave back {tuple(painted.shape)}")
     if not painted.isfinite().all():
-        raise UserError("the inpainting network gave numbers that are not finite; try --precision no")
+        raise UserError("the inpainting engine returned NaN or infinite values; try a smaller guidance scale, or another model")
     return painted.detach().to(like).clamp(-1, 1)
 
 

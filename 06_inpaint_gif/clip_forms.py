@@ -125,7 +125,7 @@ def shape_of_state(state: State, source: str) -> Shape:
     They do not tell how wide an attention head is. It is 64 in every published model, except the image network of ViT-H-14 with 80.
     """
     if "visual.layer1.0.conv1.weight" in state:
-        raise UserError(f"{source} looks at images with a ResNet (RN50); this chapter reads the vision transformers, such as ViT-B-16")
+        raise UserError(f"{source} encodes images with a ResNet, as RN50 does; this chapter reads vision transformers, such as ViT-B-16")
     needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "text_projection", "bert.embeddings.word_embeddings.weight",
               "bert.embeddings.position_embeddings.weight", "bert.encoder.layer.0.intermediate.dense.weight")  # fmt: skip
     if missing := [key for key in needed if key not in state]:
@@ -322,11 +322,11 @@ def read_words(folder: Path) -> tuple[str, ...] | None:
 def checked(form: Form) -> Form:
     """Refuse weights that are no numbers, and a vocabulary that does not belong to the weights."""
     if broken := [key for key, value in form.state.items() if not value.isfinite().all()]:
-        raise UserError(f"{form.source} holds infinite numbers or NaN, first in {broken[0]}; take a checkpoint from before its training failed")
+        raise UserError(f"{form.source} holds infinite numbers or NaN, first in {broken[0]}; choose another checkpoint")
     if not form.words:
         raise UserError(f"{form.source} comes without a vocabulary; put the {WORDS} that it was trained with beside it")
     if len(form.words) != form.shape.vocab_size:
-        raise UserError(f"the vocabulary of {form.source} has {len(form.words)} tokens, but its weights know {form.shape.vocab_size}; "
+        raise UserError(f"the vocabulary of {form.source} has {len(form.words)} tokens, but its weights are for {form.shape.vocab_size}; "
                         f"put the {WORDS} that it was trained with beside it")  # fmt: skip
     if not all(isinstance(word, str) for word in form.words):
         raise UserError(f"the vocabulary of {form.source} is no list of texts")

@@ -53,7 +53,7 @@ PUBLISHED = {  # where cn_clip's own models lie on the hub, except RN50, which i
 def look(images: Tensor, size: int) -> Tensor:
     """Images in [-1, 1], (B, 1 or 3, H, W) -> what the network looks at: (B, 3, size, size), resized and with CLIP's colours."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise UserError(f"the CLIP looks at grey or RGB images (B, 1 or 3, H, W), not {tuple(images.shape)}")
+        raise UserError(f"the CLIP encodes grey or RGB images (B, 1 or 3, H, W), not {tuple(images.shape)}")
     if images.shape[-2:] != (size, size):
         images = tv.resize(images, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
     colours = ((images.clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1)  # 0 to 1
@@ -230,12 +230,14 @@ def find_form(name: str) -> Form:
         return read_checkpoint(*published(name))
     if name == "RN50":
         raise UserError(f"RN50 is a ResNet, and this chapter reads vision transformers; choose one of {', '.join(PUBLISHED)}")
-    if path.suffix in (".pt", ".pth", ".safetensors"):
+    if path.suffix.lower() in (".pt", ".pth", ".safetensors"):
         return read_checkpoint(path, package_words())
+    if path.is_file():
+        raise UserError(f"{path} is a file, and its name does not end in .pt, .pth or .safetensors, as that of a checkpoint does")
     if path.is_dir():
         folder = next((f for f in (path, path / "model") if (f / "config.json").exists() and weights_in(f)), None)
         if folder is None:
-            raise UserError(f"{path} holds no Chinese CLIP: config.json, {WEIGHTS} and {WORDS} were expected there or in its subfolder model")
+            raise UserError(f"{path} holds no Chinese CLIP: config.json and {WEIGHTS} were expected there or in its subfolder model")
         return read_folder(folder)
     if "/" not in name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         known = ", ".join(("pretrained", *PUBLISHED))

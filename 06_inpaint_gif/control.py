@@ -63,7 +63,7 @@ def main(args: Args) -> None:
         if picture and picture.suffix.lower() not in KINDS:
             raise UserError(f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(KINDS)}")
     if args.sweep_then is not None and (args.then or args.region):
-        raise UserError("--sweep-then makes rows of its own; leave out --then and --region")
+        raise UserError("--sweep-then replaces --then and --region; leave those out")
     from regions import Place, read_guidance, read_stage
 
     places, stages, scale = [Place.parse(text) for text in args.region], [read_stage(text) for text in args.then], read_guidance(args.guidance)

@@ -66,8 +66,11 @@ def check_image(image: Tensor, artist: Artist) -> None:
     """Refuse a picture that this model cannot take."""
     check_size(*image.shape[1:], artist.factor)
     if len(image) != artist.channels:
-        kind = {1: "grey", 3: "colour"}
-        raise UserError(f"this model paints {kind.get(artist.channels, '?')} pictures, and the picture is a {kind.get(len(image), '?')} one; give another --model")
+        raise UserError(f"this model paints pictures with {count_of(artist.channels)}, and the picture has {count_of(len(image))}; give another --model")
+
+
+def count_of(channels: int) -> str:
+    return {1: "one channel (grey)", 3: "three channels (colour)"}.get(channels, f"{channels} channels")
 
 
 def shown_to_unet(artist: Artist, images: Tensor, masks: Tensor) -> Tensor:
@@ -178,27 +181,28 @@ def check_controlnet(name: str, config: Any, pipe: Any) -> None:
     for key in ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block"):
         there, here = (list(v) if isinstance(v, (list, tuple)) else v for v in (config[key], pipe.unet.config[key]))
         if there != here:
-            raise UserError(f"the ControlNet in {name} was made for another model: its {key} is {there}, that of the U-Net {here}; name the --model that it was trained on")
+            raise UserError(f"the ControlNet in {name} does not fit this model: its {key} is {there}, that of the U-Net {here}; give the --model that it was trained on")
     shrinks = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
     if shrinks != pipe.vae_scale_factor:
-        raise UserError(f"the ControlNet in {name} shrinks pictures {shrinks} times, but a latent of this model is {pipe.vae_scale_factor} pixels a side")
+        raise UserError(f"the ControlNet in {name} reduces pictures by a factor of {shrinks}, but the autoencoder of this model by {pipe.vae_scale_factor}; give the --model that it was trained on")
 
 
 def open_pipe(kind: Any, model: str, how: How, device: str, **parts: Any) -> Any:
     """A pipeline of this kind, with the scheduler that goes with how.sampler."""
     import diffusers
 
+    sampler = Sampler.parse(how.sampler)
+    if sampler.name not in SCHEDULERS:
+        raise UserError(f"the engines of diffusers have no scheduler for the sampler {sampler.name}; choose a --sampler of {', '.join(SCHEDULERS)}")
     quiet()
     folder = find_pipeline(model)
     try:
         pipe = kind.from_pretrained(folder, variant=variant_in(folder), local_files_only=True, **parts)
     except Exception as problem:  # OSError, ValueError, the hub's and safetensors' own
         raise UserError(f"diffusers cannot open {model} as an inpainting model ({explain(problem)})") from problem
-    sampler, most = Sampler.parse(how.sampler), pipe.scheduler.config.get("num_train_timesteps", 1000)
-    if sampler.name not in SCHEDULERS:
-        raise UserError(f"diffusers has no {sampler.name}; for this engine choose a --sampler of {', '.join(SCHEDULERS)}")
+    most = pipe.scheduler.config.get("num_train_timesteps", 1000)
     if not 1 <= sampler.steps <= most:
-        raise UserError(f"a sampler takes 1 to {most} steps with the model in {model}, not {sampler.steps}")
+        raise UserError(f"--sampler {how.sampler} must take 1 to {most} steps with the model in {model}")
     pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler.name]).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

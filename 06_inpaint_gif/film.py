@@ -25,7 +25,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from common.data.images import to_bytes
-from common.errors import UserError
+from common.errors import UserError, explain
 from common.files import write_atomically
 
 PALETTES = ("global", "frame")
@@ -137,7 +137,7 @@ def save_mp4(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool =
                 return file.read_bytes()
             except (OSError, RuntimeError) as problem:
                 raise UserError(
-                    f"ffmpeg could not write {path.name} ({problem}); end the name in .gif or .webp instead"
+                    f"ffmpeg could not write {path.name} ({explain(problem)}); end the name in .gif or .webp instead"
                 ) from problem
 
     return fit(frames, path, encode, max_bytes, "rate factor", [quality, *(q for q in (23, 28, 33) if q > quality)])
@@ -151,7 +151,8 @@ def need_ffmpeg() -> Any:
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as problem:
         raise UserError(
-            "MP4 needs the package imageio-ffmpeg (pip install imageio-ffmpeg); or end the name in .gif or .webp"
+            f"MP4 needs ffmpeg, which the package imageio-ffmpeg did not provide ({explain(problem)}); "
+            "install it with pip install imageio-ffmpeg, or end the name in .gif or .webp"
         ) from problem
     return imageio_ffmpeg
 
@@ -178,7 +179,7 @@ def fit(frames: Sequence[Tensor], path: Path, encode: Callable[[np.ndarray, int]
                 return Written(path, len(data), len(small), small.shape[2], small.shape[1], note)
     raise UserError(
         f"{len(frames)} frames do not fit into {max_bytes} bytes: the smallest try had {smallest}; "
-        "choose fewer --frames, a smaller --size, or more bytes"
+        "choose fewer --frames, a smaller --size, or a larger --max-kb"
     )
 
 

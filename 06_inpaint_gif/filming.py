@@ -106,7 +106,7 @@ def check_place(out: Path) -> None:
         raise UserError(f"{out} is a folder; give --out the name of a file, such as {out / 'film.gif'}")
     above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"cannot write {out}: {above} is no folder that can be written to; choose another --out")
+        raise UserError(f"cannot write {out}: {above} is not a folder with write permission; choose another --out")
 
 
 def planned(args, move: Move, size: int) -> Way:

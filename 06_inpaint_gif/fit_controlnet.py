@@ -103,11 +103,12 @@ def fit_controlnet(args) -> None:
 
 
 def check(args, artist: Artist, root: Path) -> None:
-    if artist.vae is None or not (root / "text_encoder").is_dir() or artist.paints_holes:
-        raise UserError(f"{args.model} is no Stable Diffusion folder of the plain kind: it needs an autoencoder, a text encoder, and a U-Net that takes no mask")
+    lacks = {"an autoencoder": artist.vae is None, "a text encoder": not (root / "text_encoder").is_dir(), "a U-Net that takes no mask": artist.paints_holes}
+    if any(lacks.values()):
+        raise UserError(f"{args.model} cannot have a ControlNet: it lacks {' and '.join(what for what, found in lacks.items() if found)}; choose another --model")
     if artist.channels != 3 or artist.factor not in WIDTHS:
-        raise UserError(f"a ControlNet is made here for colours, and autoencoders that shrink images {', '.join(map(str, WIDTHS))} times; {args.model} has "
-                        f"{artist.channels} channels and shrinks {artist.factor} times")  # fmt: skip
+        raise UserError(f"a ControlNet needs images of three channels, and an autoencoder that reduces them by a factor of {', '.join(map(str, WIDTHS))}; {args.model} has "
+                        f"{artist.channels} channels and a factor of {artist.factor}; choose another --model")  # fmt: skip
 
 
 def new_controlnet(unet: UNet2DConditionModel, f: int, seed: int) -> ControlNetModel:

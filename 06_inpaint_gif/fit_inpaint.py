@@ -109,10 +109,11 @@ def begin(args, device: str) -> Artist:
     if args.resume and (args.out / "model" / "unet").is_dir():
         return open_artist(args.out / "model", device)
     artist = open_artist(args.model, device)
-    if artist.vae is None or not (find_root(args.model) / "text_encoder").is_dir():
-        raise UserError(f"{args.model} is no Stable Diffusion folder: it needs an autoencoder and a text encoder; choose another --model")
+    lacks = {"an autoencoder": artist.vae is None, "a text encoder": not (find_root(args.model) / "text_encoder").is_dir()}
+    if any(lacks.values()):
+        raise UserError(f"{args.model} is no Stable Diffusion folder: it lacks {' and '.join(what for what, found in lacks.items() if found)}; choose another --model")
     if not isinstance(artist.schedule, DiscreteSchedule):
-        raise UserError(f"a Stable Diffusion folder has no place for the schedule '{artist.schedule.name}' of {args.model}; choose another --model")
+        raise UserError(f"the schedule '{artist.schedule.name}' of {args.model} has no discrete timesteps, which a Stable Diffusion folder stores; choose another --model")
     return artist if artist.paints_holes else replace(artist, unet=widened(artist.unet).to(device))
 
 

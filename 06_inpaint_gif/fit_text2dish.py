@@ -143,9 +143,11 @@ def new_unet(args, vae: AutoencoderKL, clip: ChineseClip) -> UNet:
     if args.scratch:
         return zero_init(UNet(text_unet(side, c, args.widths, clip.dim)))
     other = begun_from(args).net
-    if other.cfg.in_channels != c or other.cfg.out_channels != c or not other.cfg.text_dim:
-        raise UserError(f"the U-Net in {args.model} takes {other.cfg.in_channels} channels and gives {other.cfg.out_channels}, but one that reads names and "
-                        f"works on latents with {c} was expected; choose another --model, or --scratch")  # fmt: skip
+    if other.cfg.in_channels != c or other.cfg.out_channels != c:
+        raise UserError(f"the U-Net in {args.model} takes {other.cfg.in_channels} channels and gives {other.cfg.out_channels}, but the latents of its autoencoder "
+                        f"have {c}; choose another --model, or --scratch")  # fmt: skip
+    if not other.cfg.text_dim:
+        raise UserError(f"the U-Net in {args.model} is not conditioned on text; choose another --model, or --scratch")
     unet = UNet(type(other.cfg)(**vars(other.cfg) | {"text_dim": clip.dim, "size": side}))
     begin_with(unet, other)
     return unet
@@ -154,7 +156,7 @@ def new_unet(args, vae: AutoencoderKL, clip: ChineseClip) -> UNet:
 def begin_with(unet: UNet, other: UNet) -> None:
     """Take over the weights of a U-Net of the same build, but those that look at text."""
     if unlike := same_build(unet, other, free=("size", "text_dim")):
-        raise UserError(f"the U-Net to begin with is of another build: {'; '.join(unlike)}")
+        raise UserError(f"the U-Net of --model has another architecture ({'; '.join(unlike)}); choose another --model, or --scratch")
     state = {key: value for key, value in other.state_dict().items() if not any(part in key for part in READING)}
     unet.load_state_dict(state, strict=False)
 

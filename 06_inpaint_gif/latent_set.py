@@ -35,5 +35,5 @@ def half(z: Tensor) -> Tensor:
     """To float16 on the CPU, whose largest number is 65,504: what does not fit is refused."""
     y = z.to("cpu", torch.float16)
     if not y.isfinite().all():
-        raise UserError(f"latents of these images do not fit into half precision (the largest is {float(z.abs().max()):g}); is the autoencoder trained?")
+        raise UserError(f"these latents or embeddings do not fit into half precision (the largest is {float(z.abs().max()):g}); choose another autoencoder or text encoder")
     return y

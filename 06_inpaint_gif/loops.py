@@ -79,7 +79,7 @@ def overlap(frames: int, dissolve: int | None) -> int:
     """How many frames are dissolved."""
     more = max(1, frames // 4) if dissolve is None else dissolve
     if not 1 <= more <= frames // 2:
-        raise UserError(f"a dissolve of {more} frames does not fit a film of {frames}; choose 1 to {frames // 2}")
+        raise UserError(f"a film of {frames} frames can dissolve 1 to {frames // 2} of them, not {more}")
     return more
 
 

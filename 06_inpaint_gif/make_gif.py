@@ -106,7 +106,7 @@ def check(args: Args) -> None:
     if args.image and not args.image.is_file():
         raise UserError(f"there is no image file {args.image}")
     if args.image and args.dish:
-        raise UserError("--image brings the picture and --dish draws it; give one of them")
+        raise UserError("--image gives a picture and --dish a model that draws one; give only one of them")
 
 
 def main(args: Args) -> None:

@@ -51,7 +51,7 @@ def box_of(where: str, text: str) -> tuple[float, float, float, float]:
     except ValueError:
         raise UserError(f"cannot read the region '{text}': '{where.strip()}' is none of {', '.join(PLACES)}, nor four numbers left,top,right,bottom") from None
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise UserError(f"the region '{text}' lies not within the picture: 0 <= left < right <= 1 and 0 <= top < bottom <= 1 are expected")
+        raise UserError(f"the region '{text}' is not within the picture: 0 <= left < right <= 1 and 0 <= top < bottom <= 1 are expected")
     return left, top, right, bottom
 
 

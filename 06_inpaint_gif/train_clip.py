@@ -108,7 +108,7 @@ def check_numbers(args: Args) -> None:
     one_budget(args)
     given = [name for name in SIZES if getattr(args, name) is not None]
     if args.start and given and not args.resume:
-        raise UserError(f"--start keeps the sizes of the model it begins with; leave --{given[0].replace('_', '-')} out")
+        raise UserError(f"--start keeps the sizes of that model; leave out --{given[0].replace('_', '-')}")
     for flag, width in (("width", args.width), ("text-width", args.text_width)):
         if width is not None and width % 32:
             raise UserError(f"--{flag} must be a multiple of 32, the width of an attention head, not {width}")

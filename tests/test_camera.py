@@ -533,7 +533,7 @@ def test_engine_that_gives_back_something_else():
     path = Path.plan(Move.parse("up"), SIZE, SIZE)
     with pytest.raises(ValueError, match="gave back"):
         next(paint(World(texture()), path, lambda image, *_: image[:, :32]))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="the inpainting engine returned NaN or infinite values"):
         next(paint(World(texture()), path, lambda image, *_: image * float("nan")))
 
 

@@ -25,7 +25,7 @@ from common.data import Images, load
 from common.errors import UserError
 from common.random import Draw
 from common.training import Errors, TrainConfig, train
-from common.vae import AutoencoderKL, small_vae
+from common.vae import AutoencoderKL, Gaussian, small_vae
 from common.vae_checkpoint import load_vae
 
 TRAIN, COMPARE = "04_latent_sd/train_vae.py", "04_latent_sd/compare_latents.py"
@@ -187,7 +187,7 @@ def test_the_decoder_alone(run, tmp_path, command_line):
     run_main(TRAIN, "--resume", tmp_path / "next", "--steps", 1, "--device", "cpu")
     assert all(torch.equal(load_vae(tmp_path / "next").state_dict()[key], old.state_dict()[key]) for key in same)
     code, _, err = command_line(TRAIN, *flags)
-    assert code == 2 and "name its run or folder with --start" in err
+    assert code == 2 and "give its run or folder with --start" in err
 
 
 def test_a_run_is_not_overwritten(run, command_line):
@@ -261,12 +261,17 @@ def test_a_damaged_or_foreign_file_is_refused(damage, vae, images, tmp_path):
     assert len(latent.cached_latents(vae, images, tmp_path)) == 24
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e6])
-def test_what_half_precision_cannot_hold_is_never_written(bad, vae, images, tmp_path):
+@pytest.mark.parametrize("channel", [0, -1])  # of the mean, of the log variance
+@pytest.mark.parametrize(("bad", "sentence"), [
+    (float("nan"), "the autoencoder gives NaN or infinite latents for image 0"), (float("inf"), "the autoencoder gives NaN or infinite latents for image 0"),
+    (1e6, "the latents of image 0 do not fit into half precision")])  # fmt: skip
+def test_what_half_precision_cannot_hold_is_never_written(bad, sentence, channel, vae, images, tmp_path, monkeypatch):
     """1e6 is a fine number until it is stored in 16 bits."""
     with torch.no_grad():
-        vae.quant_conv.bias[0] = bad
-    with pytest.raises(UserError, match="latents of image 0 do not fit into half precision"):
+        vae.quant_conv.bias[channel] = bad
+    if channel:  # which the autoencoder keeps within bounds
+        monkeypatch.setattr(latent, "encode", lambda *_: [Gaussian(torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), bad))])
+    with pytest.raises(UserError, match=sentence):
         latent.cached_latents(vae, images, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -278,7 +283,7 @@ def test_no_number_is_never_handed_out(vae, images, tmp_path):
     save_npy(data.path, table)
     data = latent.cached_latents(vae, images, tmp_path)
     assert data.batch(torch.tensor([4, 6]))["latent"].isfinite().all()
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match="NaN or infinite latents"):
         data.batch(torch.tensor([4, 5, 6]))
 
 

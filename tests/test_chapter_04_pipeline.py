@@ -511,13 +511,23 @@ def test_folders_that_hold_something_else(folder, tmp_path, trained_run):
 @pytest.mark.parametrize(("change", "says"), [
     (lambda: {"unet": UNet(text_unet(8, 3, (8, 16), 32))}, "latents with 4 channels, but its U-Net takes 3 and gives 3"),
     (lambda: {"vae": AutoencoderKL(small_vae(16, 3, (8, 16), 6))}, "latents with 6 channels, but its U-Net takes 4"),
-    (lambda: {"unet": UNet(dataclasses.replace(text_unet(8, 4, (8, 16), 32), in_channels=9))}, "shown 9 channels; chapter 6"),
-    (lambda: {"encoder": small_text(CAPTIONS, dim=64, heads=2)}, "64 wide, but its U-Net reads embeddings of 32"),
-    (lambda: {"unet": UNet(dataclasses.replace(text_unet(8, 4, (8, 16), 32), text_dim=None, heads=None))}, "reads no text")])  # fmt: skip
+    (lambda: {"unet": UNet(dataclasses.replace(text_unet(8, 4, (8, 16), 32), in_channels=9))}, "one for inpainting, with 9 input channels; use it with 06_inpaint_gif/make_gif.py"),
+    (lambda: {"encoder": small_text(CAPTIONS, dim=64, heads=2)}, "embeddings of width 64, but its U-Net expects 32"),
+    (lambda: {"unet": UNet(dataclasses.replace(text_unet(8, 4, (8, 16), 32), text_dim=None, heads=None))}, "is not conditioned on text")])  # fmt: skip
 def test_networks_that_were_not_made_for_each_other(change, says, tmp_path):
     pl.save_pipeline(tmp_path, tiny_pipeline(**change()))
     with pytest.raises(UserError, match=says):
         pl.open_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_that_are_no_numbers_become_no_picture(bad):
+    pipeline = tiny_pipeline()
+    z = torch.zeros(2, 4, 8, 8)
+    assert pipeline.decode(z).isfinite().all()
+    z[1, 0, 3, 3] = bad
+    with pytest.raises(UserError, match="the sampled latents hold NaN or infinite values"):
+        pipeline.decode(z)
 
 
 @pytest.mark.parametrize("program", [SAMPLE, EVALUATE])

@@ -652,7 +652,7 @@ def test_the_vocabulary_that_fits_is_taken(tmp_path):
         (tmp_path / "vocab.txt").write_bytes(text.encode())
         assert clip_zh.find_form(str(tmp_path / "x.pt")).words == form.words
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")
-    with pytest.raises(UserError, match="has 2 tokens, but its weights know .*; put the vocab.txt"):
+    with pytest.raises(UserError, match="has 2 tokens, but its weights are for .*; put the vocab.txt"):
         clip_zh.find_form(str(tmp_path / "x.pt"))
     (tmp_path / "vocab.txt").write_bytes("番茄".encode("gbk"))
     with pytest.raises(UserError, match="vocab.txt cannot be read as UTF-8 text"):
@@ -726,6 +726,8 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
     refused(tmp_path / "nowhere", "there is no CLIP")
     refused(tmp_path, "holds no Chinese CLIP: config.json")
     refused(tmp_path / "gone.pt", "there is no checkpoint")
+    (tmp_path / "clip.ckpt").write_bytes(b"PK")
+    refused(tmp_path / "clip.ckpt", "is a file, and its name does not end in .pt, .pth or .safetensors")
     refused(copied(model_type="clip"), "of kind 'clip'")
     refused(copied(projection_dim=48), "weights of another architecture: .*projection.* there, .* here")
     refused(copied(vision_config__intermediate_size=100), "intermediate_size 100 in its vision_config; .* has 256")
@@ -733,7 +735,7 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
     refused(copied(text_config__num_attention_heads=5), "describes no Chinese CLIP|multiple of 5")
     broken = copied()
     (broken / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
-    refused(broken, f"has 4 tokens, but its weights know {form.shape.vocab_size}")
+    refused(broken, f"has 4 tokens, but its weights are for {form.shape.vocab_size}")
     refused(pickled({"state_dict": {"visual.layer1.0.conv1.weight": torch.zeros(1)}}), "ResNet")
     refused(pickled({"state_dict": {"layer.weight": torch.zeros(1)}}), "holds no Chinese CLIP: among its 1 weights")
     refused(pickled([1, 2]), "holds no weights by name")

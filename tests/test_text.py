@@ -144,7 +144,7 @@ def test_refusals_of_shape(tokenizer):
         TextTransformer(TextConfig(dim=10, heads=4, layers=1))
     with pytest.raises(UserError, match="tokens"):
         SmallText(tokenizer, TextTransformer(TextConfig(vocab=tokenizer.size - 1, length=40, dim=8, heads=1, layers=1)))
-    with pytest.raises(UserError, match="in a row"):
+    with pytest.raises(UserError, match="a length of 40, but the text encoder has .* a length of 39"):
         SmallText(tokenizer, TextTransformer(TextConfig(vocab=tokenizer.size, length=39, dim=8, heads=1, layers=1)))
 
 

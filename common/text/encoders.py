@@ -49,8 +49,8 @@ class SmallText(nn.Module):
         cfg = transformer.cfg
         if tokenizer.size > cfg.vocab or tokenizer.length > cfg.length:
             raise UserError(
-                f"the tokenizer has {tokenizer.size} tokens, {tokenizer.length} in a row, "
-                f"but the transformer knows {cfg.vocab}, and {cfg.length} in a row"
+                f"the tokenizer has {tokenizer.size} tokens and a length of {tokenizer.length}, "
+                f"but the text encoder has {cfg.vocab} tokens and a length of {cfg.length}"
             )
         self.tokenizer, self.transformer = tokenizer, transformer
         self.dim, self.length = cfg.dim, tokenizer.length
@@ -152,7 +152,7 @@ class Cached:
 
     def __init__(self, encoder: Clip, captions: Sequence[str], folder: Path, batch: int = 64):
         if any(parameter.requires_grad for parameter in encoder.parameters()):
-            raise UserError("only a frozen text encoder can be cached; one that is trained changes with every step")
+            raise UserError("only a frozen text encoder can be cached, because one that is trained changes with every step")
         self.encoder, self.dim, self.length, self.tokenizer = encoder, encoder.dim, encoder.length, encoder.tokenizer
         distinct = sorted({"", *captions})
         self.path = Path(folder) / f"text-{fingerprint(encoder, distinct)}.safetensors"
@@ -181,7 +181,7 @@ def half(x: Tensor) -> Tensor:
     """To float16 on the CPU, whose largest number is 65,504: what does not fit would come back as infinity."""
     y = x.to("cpu", torch.float16)
     if not y.isfinite().all():
-        raise UserError("this encoder's embeddings do not fit into half precision; use it without the cache")
+        raise UserError(f"the embeddings of this text encoder do not fit into half precision, in which they are cached (the largest is {float(x.abs().max()):g}); choose another")
     return y
 
 

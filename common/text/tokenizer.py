@@ -49,7 +49,7 @@ class Tokenizer:
         self.backend, self.length, self.pad = backend, length, pad
         pad_id = backend.token_to_id(pad)
         if pad_id is None:
-            raise UserError(f"this tokenizer is to pad with '{pad}', which is not in its vocabulary")
+            raise UserError(f"the padding token '{pad}' of this tokenizer is not in its vocabulary")
         backend.enable_truncation(length)
         backend.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
 
@@ -108,15 +108,15 @@ def load_tokenizer(folder: Path, longest: int = 77) -> Tokenizer:
     settings = read_json(folder / "tokenizer_config.json")
     kind = settings.get("tokenizer_class", "CLIPTokenizer")
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
-        raise UserError(f"{folder} holds a {kind}; the course's tokenizer opens CLIPTokenizer")
-    length = min(settings.get("model_max_length", longest), longest)
+        raise UserError(f"{folder} holds a tokenizer of kind {kind!r}; expected CLIPTokenizer")
     pad = settings.get("pad_token") or EOS
     try:
+        length = min(settings.get("model_max_length", longest), longest)
         return Tokenizer(clip_backend(*_read_merges(folder)), length, pad if isinstance(pad, str) else pad["content"])
     except UserError:
         raise
     except Exception as problem:  # the tokenizers library knows only Exception
-        raise UserError(f"the tokenizer in {folder} is damaged ({explain(problem)})") from problem
+        raise UserError(f"the tokenizer in {folder} cannot be opened as that of a CLIP ({explain(problem)})") from problem
 
 
 def _read_merges(folder: Path) -> tuple[dict[str, int], list[Merge]]:

@@ -92,7 +92,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         if cfg.dim % cfg.heads:
             near = [max(1, cfg.dim // cfg.heads) * cfg.heads, (cfg.dim // cfg.heads + 1) * cfg.heads]
-            raise UserError(f"{cfg.heads} attention heads cannot share a width of {cfg.dim}; try a width of {near[0]} or {near[1]}")
+            raise UserError(f"a width of {cfg.dim} cannot be divided among {cfg.heads} attention heads; try a width of {near[0]} or {near[1]}")
         self.cfg = cfg
         self.embeddings = nn.ModuleDict({
             "token_embedding": nn.Embedding(cfg.vocab, cfg.dim),
@@ -149,5 +149,5 @@ def text_from_transformers(config: dict) -> TextConfig:
     for key, value in {"model_type": None, **config}.items():
         refused = key not in ours and key not in WITHOUT_EFFECT and not key.startswith("_") and value not in FIXED.get(key, ())
         if refused or (key == "hidden_act" and value not in ACTIVATIONS):
-            raise UserError(f"this text encoder sets {key} = {value!r}, which the course's text encoder does not have, so it is not loaded")
+            raise UserError(f"this text encoder sets {key} = {value!r}, which the course's text encoder does not support")
     return TextConfig(**{ours[key]: value for key, value in config.items() if key in ours})
