@@ -56,6 +56,7 @@ def main(args: Args) -> None:
     from common.data.images import to_bytes
     from common.denoiser import Denoiser
     from common.files import write_atomically
+    from common.progress import with_progress
     from common.samplers import Sampler
 
     net, schedule, prediction, clip_x0 = load_model(args.model, device)
@@ -77,7 +78,7 @@ def main(args: Args) -> None:
 
     began = time.perf_counter()
     frames = sample(0, min(args.batch, args.n))  # kept whole, for the GIF
-    rest = [sample(start, min(args.batch, args.n - start))[-1] for start in range(args.batch, args.n, args.batch)]
+    rest = [sample(start, min(args.batch, args.n - start))[-1] for start in with_progress("drawing", range(args.batch, args.n, args.batch), unit="batch")]
     images = torch.cat([frames[-1], *rest])
     print(f"{args.n} images with {args.sampler} in {time.perf_counter() - began:.1f} s on {device}")
 

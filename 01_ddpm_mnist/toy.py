@@ -77,10 +77,11 @@ def train(net, points, schedule, steps: int, batch: int = 512, lr: float = 1.5e-
     import torch
 
     from common.loss import diffusion_loss
+    from common.progress import with_progress
     from common.random import Draw
 
     optimizer, losses = torch.optim.AdamW(net.parameters()), []
-    for step in range(steps):
+    for step in with_progress("training", range(steps), unit="step"):
         draw = Draw(seed, step)
         x0 = points[(draw.rand(batch) * len(points)).long()]
         loss = diffusion_loss(net, schedule, PREDICTION, x0, draw.stratified(batch), draw.randn(x0.shape)).mean()

@@ -50,6 +50,7 @@ def losses(painter: Painter, images: Images, seed: int = 0) -> dict[str, list[fl
 
     from common.data.images import to_float
     from common.loss import diffusion_loss
+    from common.progress import with_progress
 
     captions, n = list(images.captions), len(images)
     told = {"right": captions, "nothing": [""] * n, "wrong": captions[1:] + captions[:1]}
@@ -60,7 +61,7 @@ def losses(painter: Painter, images: Images, seed: int = 0) -> dict[str, list[fl
         eps = torch.randn(images.pixels.shape, generator=dice)
         for name, texts in told.items():
             total = 0.0
-            for part in (slice(first, first + BATCH) for first in range(0, n, BATCH)):
+            for part in with_progress(f"captions: {name}", [slice(first, first + BATCH) for first in range(0, n, BATCH)], unit="batch"):
                 with torch.no_grad():
                     each = diffusion_loss(painter.net, painter.schedule, painter.prediction, to_float(images.pixels[part]), u[part], eps[part],
                                           text=painter.encoder(texts[part]))  # fmt: skip

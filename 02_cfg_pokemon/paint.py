@@ -17,6 +17,7 @@ from common.checkpoint import Model, load_model, save_model
 from common.denoiser import Clip
 from common.errors import UserError
 from common.model_folder import find_root
+from common.progress import with_progress
 from common.samplers import Sampler, Step
 from common.schedule import Schedule
 from common.text.encoders import TextEncoder, load_text, save_text
@@ -54,7 +55,7 @@ class Painter:
     def frames(self, prompts: Sequence[str], wish: Wish = Wish()) -> list[Tensor]:
         """Every state of the reverse process but the first; each (N, C, S, S) on the CPU."""
         batches = []
-        for first in range(0, len(prompts), BATCH):
+        for first in with_progress("drawing", range(0, len(prompts), BATCH), unit="batch"):
             batches.append([step.x.cpu() for step in self.steps(prompts[first : first + BATCH], wish, first)])
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 

@@ -15,6 +15,7 @@ import torch
 from solvers import slerp
 from torch import Tensor
 
+from common.progress import with_progress
 from common.random import Noise
 from common.samplers import ddim, ddim_inverse, ddpm
 from common.schedule import Level, Path, mix
@@ -22,8 +23,9 @@ from common.schedule import Level, Path, mix
 METHODS = ("ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp")
 
 
-def last(steps) -> Tensor:
-    *_, step = steps
+def last(steps, total: int) -> Tensor:
+    """The end of `total` steps."""
+    *_, step = with_progress("sampling", steps, total, unit="step")
     return step.x
 
 
@@ -52,9 +54,9 @@ def walk(method: str, denoise, free: Callable, path: Path, a: Tensor, b: Tensor,
     strength  of the ddpm walks: how far up the images are noised
     """
     if method.startswith("ddim"):
-        ends = [last(ddim_inverse(free, x, path)) for x in (a, b)]
+        ends = [last(ddim_inverse(free, x, path), len(path)) for x in (a, b)]
         along = slerp if method == "ddim_slerp" else lerp
-        return last(ddim(denoise, torch.cat([along(*ends, share) for share in shares]), path))
+        return last(ddim(denoise, torch.cat([along(*ends, share) for share in shares]), path), len(path))
     rest, noise = begin_at(path, strength), Noise(seed)
     level = first_level(rest)
     eps_a, eps_b = noise(0, a), noise(0, a) if method == "ddpm_shared" else noise(10**6, a)
@@ -62,7 +64,7 @@ def walk(method: str, denoise, free: Callable, path: Path, a: Tensor, b: Tensor,
         latents = [mix(lerp(a, b, share), slerp(eps_a, eps_b, share), level) for share in shares]
     else:
         latents = [lerp(mix(a, eps_a, level), mix(b, eps_b, level), share) for share in shares]
-    return last(ddpm(denoise, torch.cat(latents), rest, same_dice(Noise(seed + 1))))
+    return last(ddpm(denoise, torch.cat(latents), rest, same_dice(Noise(seed + 1))), len(rest))
 
 
 def changes(pictures: Tensor) -> Tensor:
@@ -82,5 +84,5 @@ def jumpiness(steps: Tensor) -> Tensor:
 
 def reconstruct(denoise, free: Callable, path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     """(noise, image): DDIM inversion, and what DDIM draws from it."""
-    noise = last(ddim_inverse(free, x, path))
-    return noise, last(ddim(denoise, noise, path))
+    noise = last(ddim_inverse(free, x, path), len(path))
+    return noise, last(ddim(denoise, noise, path), len(path))

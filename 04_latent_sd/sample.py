@@ -94,8 +94,10 @@ def moments(pipeline, prompt: str, wish, args: Args, image) -> list:
     import torch
     from pipeline import batches
 
+    from common.progress import with_progress
+
     parts = []
-    for part in batches(args.n):
+    for part in with_progress("drawing", list(batches(args.n)), unit="batch"):
         prompts = [prompt] * (part.stop - part.start)
         if image is None:
             steps = pipeline.txt2img_steps(prompts, wish, part.start)

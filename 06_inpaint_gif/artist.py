@@ -24,6 +24,7 @@ from common.denoiser import Clip
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.guidance import Guided, Scale
+from common.progress import with_progress
 from common.random import Noise
 from common.samplers import RANDOM, SAMPLERS, Denoise, Sampler, Step, start
 from common.schedule import Path as Levels
@@ -167,7 +168,7 @@ class Artist:
     def draw(self, prompts: Sequence[str], how: How = How(), seed: int = 0, size: int | None = None) -> Tensor:
         """One picture of each prompt, (N, C, S, S) in [-1, 1] on the CPU. Picture i begins with the same noise whatever its prompt."""
         side, drawn = (size or self.size) // self.factor, []
-        for first in range(0, len(prompts), BATCH):
+        for first in with_progress("drawing", range(0, len(prompts), BATCH), unit="batch"):
             *_, last = self.steps(prompts[first : first + BATCH], how, (side, side), (seed, first))
             drawn.append(self.decode(last.x))
         return torch.cat(drawn)

@@ -17,6 +17,7 @@ from tyro.conf import Positional
 
 from common.cli import pick_device, run
 from common.errors import UserError
+from common.progress import with_progress
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -114,7 +115,8 @@ def drawn(artist, how, scale, name: str, places, stages, args: Args):
     rest = in_stages([(0.0, told(name)), *((share, told(words)) for share, words in stages)], progress) if stages else told(name)
     shares = [weight.to(artist.device) for weight in weights(places, side, side, args.soft)]
     denoise = in_regions([(each, share) for each, share in zip([rest, *(told(place.words) for place in places)], shares, strict=True) if share.any()])
-    *_, last = artist.denoised(denoise, args.n, how, (side, side), (args.seed, 0))
+    steps = artist.denoised(denoise, args.n, how, (side, side), (args.seed, 0))
+    *_, last = with_progress("drawing", steps, len(artist.path(how)), unit="step")
     return artist.decode(last.x)
 
 

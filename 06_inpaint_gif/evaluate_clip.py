@@ -47,6 +47,8 @@ class Args:
 
 
 def main(args: Args) -> None:
+    if args.ask and args.out:
+        raise UserError("--ask measures nothing, so there is nothing to write to --out; leave one of them out")
     if args.out and args.out.suffix != ".json":
         raise UserError(f"--out must end in .json, not {args.out.name}")
     from clip_zh import load_clip

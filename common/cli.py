@@ -103,10 +103,27 @@ def check_paths(args: Any, argv: Sequence[str]) -> None:
     reads = {path: flag[name] for name, value in values.items() if name not in NOT_INPUTS
              for path in map(real, value if isinstance(value, tuple) else (value,)) if path and (path.is_file() or name in FOLDERS)}  # fmt: skip
     keep_files(reads)
+    for name, path in writes.items():
+        check_place(path, name)
     taken = dict(reads)
     for name, path in writes.items():
         if (other := taken.setdefault(Path(os.path.realpath(path)), name)) != name:
             raise UserError(f"{name} would write over {path}, which {other} names; choose another {'--out' if name in BESIDE else name}")
+
+
+def check_place(path: Path, flag: str) -> None:
+    """Refuse a name that cannot be written, before any work is done for what is to be written there."""
+    place = Path(os.path.realpath(path))
+    if long := next((part for part in place.parts if len(os.fsencode(part)) > LONGEST_NAME), None):
+        raise UserError(f"{flag} has a name of {len(long)} characters, {long[:20]}..., which is too long for a file; choose a shorter one")
+    there = next(parent for parent in (place, *place.parents) if os.path.lexists(parent))
+    if there != place and not there.is_dir():
+        raise UserError(f"{flag} cannot be {path}: {there} is a file, no folder; choose another {flag}")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{flag} cannot be {path}: {there} is not yours to write to; choose another {flag}")
+
+
+LONGEST_NAME = 255 - len(".partial")  # bytes, on every file system in use
 
 
 def real(path: object) -> Path | None:

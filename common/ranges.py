@@ -9,6 +9,7 @@ machine could hold or end; what does not fit in this machine's memory is refused
 """
 
 import math
+import types
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -109,6 +110,32 @@ def check_numbers(args: Any) -> None:
         for number in numbers(value):
             if number not in limits:
                 raise UserError(f"{flag} must be {limits.refusal(number)}, not {plain(number)}{limits.advice(next(numbers(field.default), None))}")
+
+
+def check_saved(args: Any, source: object) -> None:
+    """Refuse settings that were read from a file and are not what a command line could have given."""
+    for name, kind in get_type_hints(type(args)).items():
+        if not fits(getattr(args, name), kind):
+            raise UserError(f"{source} sets {name} to {str(getattr(args, name))[:40]!r}, which is no value for it; the file was changed, or is damaged")
+    try:
+        check_numbers(args)
+    except UserError as problem:
+        raise UserError(f"{source} is damaged, or was changed: {problem}") from None
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type as annotations spell it."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin is tuple:
+        parts = parts[:1] * len(value) if isinstance(value, tuple) and parts[1:] == (...,) else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(fits, value, parts))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def check_number(name: str, value: float) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.memory import need
 from common.random import Noise
 from common.schedule import Level, Path, Schedule, combine
 from common.vlb import log_variance, step_variances
@@ -255,4 +256,9 @@ class Sampler:
 
     def frames(self, *args, **kwargs) -> list[Tensor]:
         """Every state of `run`, pure noise excluded; the last one is the sample. Each (B, C, H, W) on the CPU."""
-        return [step.x.cpu() for step in self.run(*args, **kwargs)]
+        frames = []
+        for step in self.run(*args, **kwargs):
+            if not frames:
+                need(4 * step.x.numel() * self.steps, f"all {self.steps:,} moments of {len(step.x):,} pictures", "--n or --batch, or the steps of --sampler")
+            frames.append(step.x.cpu())
+        return frames

@@ -12,6 +12,7 @@ from common.cli import free_folder, is_main_process, pick_device, use_threads
 from common.errors import UserError, shown
 from common.files import read_json
 from common.model_folder import find_root, unet_folder
+from common.ranges import check_saved
 
 Args = TypeVar("Args")
 
@@ -98,6 +99,7 @@ def resumed(args: Args) -> Args:
     if missing := {f.name for f in fields(args) if saved.get(f.name) is None and f.name in ("channels", "data_dir")}:
         raise UserError(f"{path} holds no settings of a run: {', '.join(sorted(missing))} is missing")
     old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
+    check_saved(old, path)
     budget = {"steps": args.steps, "minutes": args.minutes} if args.steps or args.minutes else {}
     threads = same_threads(args.threads, old.threads)
     return replace(old, out=args.resume, resume=args.resume, device=args.device, threads=threads, **budget)

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from common.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from common.errors import UserError
+from common.memory import need_for_batch
 from common.random import DROPOUT, ORDER, Draw, generator
 from common.state import load_strictly
 
@@ -119,12 +120,13 @@ def steps(net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator:
             return
 
     with budget.stop_at_ctrl_c():
-        for step in count(left.step if left else 0):
+        begin = left.step if left else 0
+        for step in count(begin):
             began = time.perf_counter()
             lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = share * lr
-            errors = backward(net, data, loss, cfg, step, accelerator)
+            errors = backward(net, data, loss, cfg, step, accelerator, first=step == begin)
             grad_norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
             mean = float(accelerator.reduce(errors.each.mean(), "mean"))
             check_finite(mean, grad_norm, step, cfg, accelerator)
@@ -155,8 +157,11 @@ def parameter_groups(net: nn.Module, slow: str | None) -> tuple[list[dict], list
     return groups, [1.0, SLOW]
 
 
-def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator) -> Errors:
-    """Gradients of one step, accumulated over cfg.accumulate batches. Returns the errors of all of them."""
+def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator, first: bool = False) -> Errors:
+    """Gradients of one step, accumulated over cfg.accumulate batches. Returns the errors of all of them.
+
+    first: nothing has been computed in this process, so that it is not known whether a batch fits into the memory
+    """
     rank, world = accelerator.process_index, accelerator.num_processes
     net.train()
     parts = []
@@ -164,6 +169,8 @@ def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerat
         k = step * cfg.accumulate + part
         indices = pick(len(data), cfg.batch * world, k, cfg.seed).chunk(world)[rank]
         batch = {name: value.to(accelerator.device) for name, value in data.batch(indices).items()}
+        if part == 0 and first and not isinstance(loss, Stateful):
+            look_at_memory(net, batch, loss, cfg, accelerator)
         torch.manual_seed(generator(DROPOUT, cfg.seed, k, rank).initial_seed())  # dropout draws from the global generator
         last = part == cfg.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(net):  # processes exchange gradients once a step
@@ -171,6 +178,17 @@ def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerat
             accelerator.backward(errors.each.mean() / cfg.accumulate)
         parts.append(Errors(errors.each.detach(), errors.u))
     return Errors(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def look_at_memory(net, batch: dict[str, Tensor], loss: Loss, cfg: TrainConfig, accelerator: Accelerator) -> None:
+    """Refuse a batch that is not going to fit. It changes no random number: those of a step follow from its place."""
+    alone, device = accelerator.unwrap_model(net), accelerator.device
+
+    def step(image: dict[str, Tensor]) -> Errors:
+        with accelerator.autocast():
+            return loss(alone, image, Draw(cfg.seed, 0, device=device))
+
+    need_for_batch(step, batch, list(alone.parameters()), str(device))
 
 
 # ------------------------------------------------------------------------------------------ the order of the images

@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "common.random": set(),
     "common.unet": {"errors"},
     "common.ranges": {"errors"},
+    "common.memory": {"errors"},
+    "common.progress": set(),
     "common.files": {"errors"},
     "common.cli": {"encoding", "errors", "files", "ranges"},
     "common.chapter": {"errors"},
@@ -26,7 +28,7 @@ MAY_IMPORT = {
     "common.denoiser": {"errors", "schedule"},
     "common.vlb": {"errors", "schedule", "denoiser"},
     "common.loss": {"errors", "schedule", "denoiser", "vlb"},
-    "common.samplers": {"errors", "schedule", "denoiser", "random", "vlb"},
+    "common.samplers": {"errors", "memory", "schedule", "denoiser", "random", "vlb"},
     "common.diffusers_config": {"errors", "schedule", "denoiser", "unet"},
     "common.network": {"errors"},
     "common.hub": {"errors", "network"},
@@ -36,9 +38,9 @@ MAY_IMPORT = {
     "common.single_file": {"diffusers_config", "errors", "files", "hub", "state", "text", "weight_files"},
     "common.model_folder": {"errors", "files", "single_file"},
     "common.checkpoint": {"errors", "files", "schedule", "denoiser", "unet", "diffusers_config", "model_folder", "state", "weight_files"},
-    "common.training": {"errors", "files", "random", "unet", "checkpoint", "state"},
+    "common.training": {"errors", "files", "memory", "random", "unet", "checkpoint", "state"},
     "common.runlog": {"errors", "files", "training"},
-    "common.settings": {"errors", "files", "cli", "model_folder"},
+    "common.settings": {"errors", "files", "ranges", "cli", "model_folder"},
     "common.flags": {"errors", "cli", "settings"},
     "common.vae": {"errors", "unet"},
     "common.vae_checkpoint": {"errors", "files", "state", "diffusers_config", "checkpoint", "single_file", "vae", "weight_files"},
@@ -98,7 +100,7 @@ def test_data_imports_only_what_is_below():
     for path, name in COMMON.items():
         if name.startswith("common.data") and not name.endswith("__main__") and name not in PROGRAMS:  # they may use cli and viz
             reached = {module.split(".")[1] for module in imports(path) if module.startswith("common.")}
-            assert reached <= {"data", "errors", "files", "hub", "network", "random"}, name
+            assert reached <= {"data", "errors", "files", "hub", "memory", "network", "random"}, name
             assert not imports(path) & PROGRAMS, name
 
 

@@ -1,7 +1,7 @@
 """Every number of every program has a range, and what cannot be is refused before main begins."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
@@ -10,7 +10,7 @@ from conftest import ROOT, load_program
 
 from common import cli
 from common.errors import UserError
-from common.ranges import MAY_BE_EMPTY, RANGES, Range, check_number, leaves, numbers, range_of
+from common.ranges import MAY_BE_EMPTY, RANGES, Range, check_number, check_saved, leaves, numbers, range_of
 
 PROGRAMS = sorted(str(path.relative_to(ROOT)) for folder in ("0*_*", "common", "bench") for path in ROOT.glob(f"{folder}/**/*.py")
                   if "run(main, Args)" in path.read_text(encoding="utf-8"))  # fmt: skip
@@ -103,3 +103,26 @@ def test_a_name_with_a_value():
         check_number("lr", math.nan)
     check_number("lr", 0.1)
     check_number("a name without a range", math.nan)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"lr": "fast"}, "sets lr to 'fast'"), ({"n": True}, "sets n to 'True'"), ({"data": 7}, "sets data to '7'"), ({"scales": ("a",)}, "sets scales to"),
+     ({"lr": math.nan}, "is damaged, or was changed: --lr must be above 0, not nan"), ({"n": None}, "sets n to 'None'")],
+)  # fmt: skip
+def test_settings_from_a_file(changed, said):
+    check_saved(Args(lr=1), "config.json")
+    with pytest.raises(UserError, match=said):
+        check_saved(replace(Args(), **changed), "config.json")
+
+
+def test_a_name_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for name, said in (("a" * 300 + ".png", "has a name of 304 characters"), ("file/a.png", "is a file, no folder"), ("file/b/a.png", "is a file, no folder")):
+        with pytest.raises(UserError, match=said):
+            cli.parse(Args, ["--out", name])
+    cli.parse(Args, ["--out", "new/folder/a.png", "--json", "file"])
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="is not yours to write to; choose another --out"):
+        cli.parse(Args, ["--out", "a.png"])

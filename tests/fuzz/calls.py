@@ -109,7 +109,7 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
     hints, must, why = get_type_hints(args_type, include_extras=True), False, []
     for field in rng.sample(fields(args_type), min(len(fields(args_type)), 1 + (rng.random() < 0.2))):
         values, bad = mutation(rng, field, hints[field.name], hostile)
-        must |= bad
+        must |= bad and (bool(values) or Positional not in marks(hints[field.name]))
         name = "--" + field.name.replace("_", "-")
         positional = Positional in marks(hints[field.name]) or any("Positional" in repr(mark) for mark in marks(hints[field.name]))
         if bool in leaves(hints[field.name]) and values in (["on"], ["off"]):

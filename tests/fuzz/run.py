@@ -199,7 +199,9 @@ def judge(call: fuzz.Call, code: int, out: str, err: str, folder: Path) -> tuple
         return "fault", f"exit code {code}: {(lines or [''])[-1][:200]}"
     if call.must_refuse and not {"--help", "-h"} & set(call.words):
         return "fault", "accepted what must be refused"
-    if call.out and not (folder / call.out.replace("IN/", f"{folder.parent.parent}/in/")).exists() and "--use" not in call.words:
+    if {"--list", "--dry", "--ask", "--use", "--by-hand-only"} & set(call.words):  # these write something else, or nothing
+        return "accepted", ""
+    if call.out and not (folder / call.out.replace("IN/", f"{folder.parent.parent}/in/")).exists():
         return "fault", f"accepted, but {call.out} is not there"
     return "accepted", ""
 

@@ -15,6 +15,7 @@ from common.data.creatures.captions import LANGUAGES, choose_mention, describe
 from common.data.creatures.draw import POSE, draw
 from common.data.images import Attributes, Images
 from common.errors import UserError
+from common.memory import need
 
 LENGTH = {"train": 10_000, "test": 1_000, "heldout": 1_000}  # how many there are by default
 SPLITS = tuple(LENGTH)
@@ -61,6 +62,7 @@ def load_creatures(split: str = "train", n: int | None = None, size: int = 32, s
     """
     check(split, n, size, seed, language)
     n = LENGTH[split] if n is None else n
+    need(4.0 * n * size * size, f"{n:,} creatures of {size} x {size} pixels", "--n or --size")
     pixels, rows = np.empty((n, 3, size, size), np.uint8), np.empty((n, len(NAMES)), np.int64)
     for i in tqdm(range(n), "drawing creatures", disable=n < 1000, leave=False):
         attributes, pose = creature(seed, split, i)

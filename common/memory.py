@@ -1,0 +1,101 @@
+"""How much memory there is, and whether what is about to begin fits into it: asked before the work, not found out by a killed process.
+
+An operating system grants more memory than it has and ends a process that uses it (on Linux with no more than the word "Killed"), so
+MemoryError alone does not protect from a batch that is somewhat too large.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+CGROUPS = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),  # of a container, version 2 and version 1
+           ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))  # fmt: skip
+
+
+def free_memory(device: str = "cpu") -> float:
+    """Bytes that are free on a device: on the CPU the least of what the machine, the container and the limits of this process leave."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(of_the_machine(), *(of_a_container(Path(limit), Path(used)) for limit, used in CGROUPS), of_this_process())
+
+
+def of_the_machine() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        try:  # macOS: what is installed
+            return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        except (ValueError, OSError, AttributeError):
+            return math.inf
+
+
+def of_a_container(limit: Path, used: Path) -> float:
+    try:
+        return float(int(limit.read_text()) - int(used.read_text()) + reclaimable(limit.parent / "memory.stat"))
+    except (OSError, ValueError):  # none, or "max"
+        return math.inf
+
+
+def reclaimable(stat: Path) -> int:
+    """Bytes of files that are kept only while nothing else needs the memory."""
+    words = [line.split() for line in stat.read_text().splitlines()]
+    return next((int(value) for name, value in words if name in ("inactive_file", "total_inactive_file")), 0)
+
+
+def of_this_process() -> float:
+    """What ulimit -v leaves."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text().split()[0]) if limit != resource.RLIM_INFINITY else 0
+        return math.inf if limit == resource.RLIM_INFINITY else float(limit - pages * resource.getpagesize())
+    except (ImportError, OSError, ValueError, IndexError):
+        return math.inf
+
+
+def need(size: float, what: str, lower: str, device: str = "cpu") -> None:
+    """Refuse work whose memory, `size` bytes at least, is not there. what: "1,000 images of 64 x 64 pixels"; lower: the flags."""
+    if size > 2**26 and size > (free := free_memory(device)):  # less than 64 MiB is not worth the look
+        raise UserError(f"{what} need at least {gib(size)} of memory, and {gib(free)} are free on {device}; lower {lower}")
+
+
+def gib(size: float) -> str:
+    return f"{max(0.0, size) / 2**30:,.1f} GiB"
+
+
+def need_for_batch(step: Callable[[dict[str, Any]], Any], batch: dict[str, Any], weights: list[Any], device: str) -> None:
+    """Refuse a batch whose activations are not going to fit: what autograd keeps of one image and of two says what the whole batch takes.
+
+    step     forward pass and loss of a batch, whose gradient is going to be asked for
+    weights  the network's parameters, which are there already; a gradient and two averages for each are still to come
+    """
+    images = len(next(iter(batch.values())))
+    if images < 3 or sum(value.numel() for value in batch.values()) < 2**20:  # small enough for anything
+        return
+    one, two = (kept_for_the_gradient(step, {name: value[:n].clone() for name, value in batch.items()}) for n in (1, 2))
+    size = one + (images - 1) * (two - one) + 3 * sum(weight.numel() * weight.element_size() for weight in weights)
+    need(size, f"{images:,} images in a batch, with all that the gradient asks for,", "--batch (and raise --accumulate), --size or --channels", device)
+
+
+def kept_for_the_gradient(step: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> int:
+    """Bytes of all that autograd keeps between this forward pass and the backward pass."""
+    import torch
+
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too, so that no other is laid where it was
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step(batch)
+    return sum(size for size, _ in kept.values())
