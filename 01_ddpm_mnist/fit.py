@@ -1,21 +1,21 @@
 """What train.py does once its flags are settled: train, save, and show pictures."""
 
 from contextlib import closing
-from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from common import viz
-from common.checkpoint import Model, checkpoints, load_model, save_model, start_from
-from common.cli import pick_device, pick_precision, writable_folder
+from common.checkpoint import Model, load_model, save_model, start_from
+from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.denoiser import Denoiser
 from common.diffusers_config import check_pair
 from common.errors import UserError
-from common.files import write_json
+from common.files import write_folder
 from common.loss import diffusion_loss
+from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.schedule import Schedule, make_schedule
@@ -30,10 +30,12 @@ def fit(args) -> None:
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     data = load(args.data, args.size, args.data_dir)
+    record = record_of(data.pixels, data.labels)
+    check_record(args, record)
     torch.manual_seed(args.seed)
     net = zero_init(UNet(unet_config(args, data)))
-    if args.start and not checkpoints(args.out):  # a run that goes on has learned more since; one that was killed at once has not
-        begin_with(net, args)
+    if begun := args.start and begun_with(args):
+        start_from(net, begun.net, args.start)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     states = train(net, data, make_loss(args, schedule), train_config(args), accelerator, resume=args.resume is not None)
@@ -41,8 +43,7 @@ def fit(args) -> None:
         for _ in states:  # it helps to train; the main process alone writes and draws
             pass
         return
-    if not args.resume:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    keep_settings(args, record, (lambda folder: save_model(folder, begun)) if begun else None)
     weights = sum(p.numel() for p in net.parameters())
     print(f"{args.data}: {len(data):,} images of {data.size}x{data.size}; U-Net with {weights:,} weights, on {device}")
 
@@ -50,7 +51,8 @@ def fit(args) -> None:
     with closing(logged(states, args.out, args.steps)) as states:
         for state in states:
             if state.saved:
-                save_model(args.out / "model", Model(state.ema, schedule, args.prediction, clip_x0=True))
+                model = Model(state.ema, schedule, args.prediction, clip_x0=True)
+                write_folder(args.out / "model", lambda folder, model=model: save_model(folder, model))
             if due(state):
                 frames = sample(state.ema, args, data, schedule, Sampler("ddim", 20), 16)
                 viz.save_picture(viz.grid(frames[-1], 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
@@ -61,13 +63,13 @@ def fit(args) -> None:
         show(args, state, sample(state.ema, args, data, schedule, sampler, 64))
 
 
-def begin_with(net: UNet, args) -> None:
-    """Take over the weights of args.start, if they answer the same question."""
-    other = load_model(args.start)
+def begun_with(args) -> Model:
+    """The model of args.start, if it answers the same question."""
+    other = load_model(start_of(args, args.start))
     if other.prediction != args.prediction:
         raise UserError(f"the U-Net in {args.start} has learned to predict {other.prediction}, and this run trains {args.prediction}; "
                         f"give --prediction {other.prediction}")  # fmt: skip
-    start_from(net, other.net, args.start)
+    return other
 
 
 def make_loss(args, schedule: Schedule):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from common import viz
 from common.checkpoint import start_from
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.diffusers_config import check_pair
-from common.files import write_json
+from common.files import write_folder
 from common.loss import diffusion_loss
+from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.schedule import Schedule, make_schedule
-from common.text.encoders import WEIGHTS, Cached, Clip, SmallText, TextEncoder, small_text
+from common.text.encoders import Cached, Clip, SmallText, TextEncoder, small_text
 from common.training import Errors, TrainConfig, train
 from common.unet import UNet, text_unet, zero_init
 
@@ -78,6 +79,8 @@ def teach(args) -> None:
     device = pick_device(args.device)
     images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n)
     captions = images.need_captions(args.language)
+    record = record_of(images.pixels, captions)
+    check_record(args, record)
     torch.manual_seed(args.seed)
     begun = begun_with(args)
     encoder = make_encoder(args, captions, device, begun)
@@ -90,8 +93,7 @@ def teach(args) -> None:
         for _ in states:  # it helps to train; the main process alone writes and draws
             pass
         return
-    if not args.resume:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    keep_settings(args, record, (lambda folder: save_painter(folder, begun)) if begun else None)
     introduce(args, images, net, encoder, device)
 
     due = Due(args.sample_every)
@@ -99,7 +101,7 @@ def teach(args) -> None:
         for state in states:
             painter = painter_of(state.ema, schedule, args.prediction, encoder)
             if state.saved:
-                save_painter(args.out / "model", painter)
+                write_folder(args.out / "model", lambda folder, painter=painter: save_painter(folder, painter))
             if due(state):
                 draw_validation(painter, args, args.out / "samples" / f"step-{state.step:06d}.png")
 
@@ -113,11 +115,8 @@ def teach(args) -> None:
 
 
 def begun_with(args) -> Painter | None:
-    """The model that the run starts from. A run that goes on finds its tokens in its own folder, and its weights in the checkpoint."""
-    if args.start is None:
-        return None
-    own = args.out / "model"
-    return open_painter(own if args.resume and (own / "text_encoder" / WEIGHTS).exists() else args.start)
+    """The model that the run starts from; a resumed run has a copy of it."""
+    return open_painter(start_of(args, args.start)) if args.start else None
 
 
 def make_encoder(args, captions: Sequence[str], device: str, begun: Painter | None = None) -> SmallText | Cached:

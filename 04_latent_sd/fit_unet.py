@@ -1,8 +1,8 @@
 """What train.py does once its flags are settled: images become latents, a U-Net and its reader learn them, and pictures are shown."""
 
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from common import viz
 from common.checkpoint import checkpoints, load_checkpoint, start_from
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.diffusers_config import check_pair
 from common.errors import UserError
-from common.files import write_json
+from common.files import write_folder
 from common.guidance import drop_captions
 from common.loss import diffusion_loss
+from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.schedule import Schedule, make_schedule
@@ -72,8 +73,10 @@ def fit_unet(args) -> None:
     check_schedule(schedule)
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
-    vae = load_vae(args.resume / "model" / "vae" if args.resume else args.vae, device)  # a run keeps the one it began with
+    vae = load_vae(start_of(args, args.vae), device)
     images = load_captioned(args, args.size or vae.cfg.size)
+    record = record_of(images.pixels, images.captions)
+    check_record(args, record)
     check_fit(vae, images)
     torch.manual_seed(args.seed)
     begun = begun_with(args)
@@ -92,22 +95,19 @@ def fit_unet(args) -> None:
         for _ in states:  # it helps to train; the main process alone writes and draws
             pass
         return
-    if not args.resume:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
-        save_vae(args.out / "model" / "vae", vae)
+    keep_settings(args, record, lambda folder: save_start(folder, vae, begun))
     introduce(args, images, net, vae, encoder, device)
 
     due = Due(args.sample_every)
-    with closing(logged(states, args.out, args.steps)) as states:
+    workers = closing(latents) if isinstance(latents, OnTheFly) else nullcontext()
+    with closing(logged(states, args.out, args.steps)) as states, workers:
         for state in states:
             pipeline = Pipeline(vae, state.ema.unet, schedule, args.prediction, state.ema.reader or encoder)
             if state.saved:
-                save_pipeline(args.out / "model", pipeline)
+                write_folder(args.out / "model", lambda folder, pipeline=pipeline: save_pipeline(folder, pipeline))
             if due(state):
                 draw_validation(pipeline, args, args.out / "samples" / f"step-{state.step:06d}.png")
 
-    if isinstance(latents, OnTheFly):
-        latents.close()
     if state.progress < 1:
         print(f"stopped after step {state.step}; continue with: python 04_latent_sd/train.py --resume {args.out}")
     else:
@@ -132,11 +132,16 @@ def make_latents(args, vae: AutoencoderKL, images: Images, accelerator: Accelera
 
 
 def begun_with(args) -> Pipeline | None:
-    """The model that the run starts from. A run that goes on finds its tokens in its own folder, and its weights in the checkpoint."""
-    if args.start is None:
-        return None
-    own = args.out / "model"
-    return open_pipeline(own if args.resume and (own / "model_index.json").exists() else args.start)
+    """The model that the run starts from; a resumed run has a copy of it."""
+    return open_pipeline(start_of(args, args.start)) if args.start else None
+
+
+def save_start(folder: Path, vae: AutoencoderKL, begun: Pipeline | None) -> None:
+    """What the run begins with: its autoencoder, and the U-Net and text encoder of --start."""
+    if begun:
+        save_pipeline(folder, replace(begun, vae=vae))
+    else:
+        save_vae(folder / "vae", vae)
 
 
 def make_encoder(args, captions: Sequence[str], device: str, begun: Pipeline | None = None) -> SmallText | Cached:
@@ -180,7 +185,7 @@ class LatentLoss:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state != self.latents:
             raise UserError(f"{self.args.out} was trained on the latents of another autoencoder, or of other images, than it would go on with; "
-                            f"put back {self.args.out / 'model' / 'vae'} and the images as they were, or begin a new run")  # fmt: skip
+                            f"put back {self.args.out / 'start' / 'vae'} and the images as they were, or begin a new run")  # fmt: skip
 
 
 def train_config(args, encoder: TextEncoder) -> TrainConfig:

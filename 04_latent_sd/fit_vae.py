@@ -14,13 +14,13 @@ from pictures import load_all, some_of
 from torch import Tensor, nn
 
 from common import viz
-from common.checkpoint import WEIGHTS, checkpoints
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
 from common.data import Images
 from common.data.images import to_float
 from common.errors import UserError
-from common.files import write_atomically, write_json
+from common.files import write_atomically, write_folder
 from common.random import EVALUATION, generator
+from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.training import Errors, State, TrainConfig, train
 from common.vae import AutoencoderKL, measure_scaling_factor, small_vae
@@ -45,13 +45,15 @@ def fit_vae(args) -> None:
     """Train as `args` (train_vae.Args, settled) says."""
     device = pick_device(args.device)
     images = load_all(args.data, args.size, args.data_dir, n=args.n)
+    record = record_of(images.pixels)
+    check_record(args, record)
     torch.manual_seed(args.seed)
     vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels, args.latent_channels, args.layers))
-    if args.start and not checkpoints(args.out):  # a run that goes on has learned more since; one that was killed at once has not
-        start_from(vae, args.start)
+    begun = load_vae(start_of(args, args.start)) if args.start else None
+    if begun:
+        start_from(vae, begun, args.start)
     if args.decoder_only:
-        own = args.out / "model" / "vae"
-        keep_latents(vae, own if (own / WEIGHTS).exists() else args.start)
+        keep_latents(vae, begun.cfg.scaling_factor)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
     loss = VAELoss(args, images, accelerator)
@@ -61,8 +63,7 @@ def fit_vae(args) -> None:
             pass
         return
     held_out = some_of(args.data, args.size, args.data_dir, "test", args.held_out)
-    if not args.resume:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    keep_settings(args, record, (lambda folder: save_vae(folder / "vae", begun)) if begun else None)
     introduce(args, images, vae, loss, device)
 
     due = Due(args.sample_every)
@@ -70,7 +71,7 @@ def fit_vae(args) -> None:
         for state in states:
             loss.progress = state.progress
             if state.saved:
-                save_vae(args.out / "model" / "vae", state.ema if args.decoder_only else with_scale(state.ema, evenly(images, SOME)))
+                keep(args, state.ema if args.decoder_only else with_scale(state.ema, evenly(images, SOME)))
             if due(state) or state.progress >= 1:
                 found = judge(state.ema, held_out, loss.critic)
                 row = {"step": state.step, "seconds": f"{state.seconds:.1f}"} | {name: f"{value:.6g}" for name, value in found.items()}
@@ -84,20 +85,24 @@ def fit_vae(args) -> None:
         show(args, state, images, held_out)
 
 
-def start_from(vae: AutoencoderKL, folder: Path) -> None:
+def keep(args, vae: AutoencoderKL) -> None:
+    """Save it as the run's model."""
+    write_folder(args.out / "model", lambda folder: save_vae(folder / "vae", vae))
+
+
+def start_from(vae: AutoencoderKL, other: AutoencoderKL, folder: Path) -> None:
     """Take over the weights of an autoencoder of the same build; the size of its images is of no importance to them."""
-    other = load_vae(folder)
     mine, theirs = (asdict(replace(cfg, size=0, scaling_factor=1.0)) for cfg in (vae.cfg, other.cfg))
     if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
         raise UserError(f"the autoencoder in {folder} has another architecture ({'; '.join(unlike)}); leave out --start, or give its settings")
     vae.load_state_dict(other.state_dict())
 
 
-def keep_latents(vae: AutoencoderKL, folder: Path) -> None:
-    """Train the decoder alone. The encoder learns nothing more, and the scaling factor is that of the folder: latents stay what they were."""
+def keep_latents(vae: AutoencoderKL, scaling_factor: float) -> None:
+    """Train the decoder alone. The encoder learns nothing more, and the scaling factor is the one of --start: latents stay what they were."""
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
-    vae.cfg = replace(vae.cfg, scaling_factor=load_vae(folder).cfg.scaling_factor)
+    vae.cfg = replace(vae.cfg, scaling_factor=scaling_factor)
 
 
 # ------------------------------------------------------------------------------------------------------------- the loss
@@ -289,7 +294,7 @@ def introduce(args, images: Images, vae: AutoencoderKL, loss: VAELoss, device: s
 def show(args, state: State, images: Images, held_out: Images) -> None:
     """The end of a run: the scaling factor over all training images, the figures on test images, the pictures, and where they are."""
     vae = state.ema if args.decoder_only else with_scale(state.ema, images)
-    save_vae(args.out / "model" / "vae", vae)
+    keep(args, vae)
     found = judge(vae, held_out)
     print(f"{state.step} steps in {state.seconds:.0f} s of training")
     print(f"{len(held_out)} test images: PSNR {found['psnr']:.2f} dB, KL {found['kl']:.4f} nats a pixel value")

@@ -12,13 +12,13 @@ mirrored or cropped anew. On the fly costs an encoder's pass over every image in
 
 import hashlib
 import math
-import signal
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.data.images import Images, to_float
+from common.data.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, explain
 from common.files import write_atomically
 from common.latents import BATCH, check_fit, encode, sample, scaled  # noqa: F401 - `sample` for whoever trains
@@ -100,22 +101,17 @@ def half(z: Gaussian, first: int) -> np.ndarray:
 
 
 def fingerprint(vae: AutoencoderKL, images: Images) -> str:
-    """32 hexadecimal digits that change with the weights and build of the autoencoder, and with the images: pixels, number, name."""
+    """32 hexadecimal digits that change with the weights and build of the autoencoder, and with the images: their pixels and number."""
     digest = hashlib.sha256(repr(replace(vae.cfg, scaling_factor=1.0)).encode())
     for name, weight in sorted(vae.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-    digest.update(f"{images.name} {tuple(images.pixels.shape)}".encode())
+    digest.update(f"{tuple(images.pixels.shape)}".encode())
     digest.update(images.pixels.contiguous().numpy())
     return digest.hexdigest()[:32]
 
 
 # ----------------------------------------------------------------------------------------------------------- on the fly
-
-
-def leave_ctrl_c(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal. The training process ends its step, saves, and ends its workers then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class OnTheFly:
@@ -149,9 +145,11 @@ class OnTheFly:
                 num_workers=workers,
                 multiprocessing_context=start or start_method(device),
                 generator=torch.Generator(),  # else it would draw from the global one
-                worker_init_fn=leave_ctrl_c,
+                collate_fn=as_they_are,
+                worker_init_fn=leave_signals,
+                timeout=PATIENCE,
             )
-            self.batches = iter(loader)
+            self.batches = started(loader)
 
     def __len__(self) -> int:
         return len(self.encoder.pixels)
@@ -159,11 +157,11 @@ class OnTheFly:
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """{"latent": (B, C, h, w), "std": (B, C, h, w)}, float32, scaled, on the CPU"""
         if self.workers == 0:
-            return self.encoder[indices.tolist()][1]
+            return as_tensors(self.encoder[indices.tolist()][1])
         planned, batch = next(self.batches)
         if planned != indices.tolist():
             raise ValueError("the images asked for are not those of the order that the workers were given")
-        return batch
+        return as_tensors(batch)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -171,16 +169,33 @@ class OnTheFly:
 
 
 class Encoding(Dataset):
-    """What a worker does: a list of indices -> the same list, and the scaled latents of these images."""
+    """What a worker does: a list of indices -> the same list, and the scaled latents of these images.
+
+    All that goes from process to process is an array of numpy: a tensor would take shared memory (common/data/workers.py).
+    """
 
     def __init__(self, vae: AutoencoderKL, pixels: Tensor, device: str):
-        self.vae, self.pixels, self.device = deepcopy(vae).cpu().eval().requires_grad_(False), pixels, device
+        self.vae, self.pixels, self.device = deepcopy(vae).cpu().eval().requires_grad_(False), pixels.numpy(), device
 
     @torch.no_grad()
-    def __getitem__(self, indices: list[int]) -> tuple[list[int], dict[str, Tensor]]:
+    def __getitem__(self, indices: list[int]) -> tuple[list[int], dict[str, np.ndarray]]:
         self.vae.to(self.device)  # in the worker, the first time; afterwards it is there
-        z = self.vae.encode(to_float(self.pixels[indices]).to(self.device))
-        return indices, scaled(Gaussian(z.mean.cpu(), z.logvar.cpu()), self.vae.cfg.scaling_factor)
+        z = self.vae.encode(to_float(torch.from_numpy(self.pixels[indices])).to(self.device))
+        return indices, as_arrays(scaled(Gaussian(z.mean.cpu(), z.logvar.cpu()), self.vae.cfg.scaling_factor))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"vae": (self.vae.cfg, as_arrays(self.vae.state_dict()))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        cfg, weights = state["vae"]
+        vae = AutoencoderKL(cfg)
+        vae.load_state_dict(as_tensors(weights))
+        vars(self).update(state | {"vae": vae.eval().requires_grad_(False)})
+
+
+def as_they_are(batch: Any) -> Any:
+    """For collate_fn, which would turn arrays into tensors."""
+    return batch
 
 
 def start_method(device: str) -> str:

@@ -64,6 +64,8 @@ def main(args: Args) -> None:
         raise UserError("--image goes with --use RUN, the folder of a trained ControlNet")
     if args.prompts and not args.image:
         raise UserError("--prompts goes with --use and --image; without a picture of yours the captions of test images are drawn, along their edges")
+    if args.use and args.resume:
+        raise UserError("--resume goes on with a training and --use draws without one; give one of them")
     if args.use:
         use(args)
     else:
@@ -73,11 +75,13 @@ def main(args: Args) -> None:
 def train(args: Args) -> None:
     from encoded import encode, load_captioned
     from exam import COLUMNS, EdgeExam, introduce, show, test_images
-    from tools import save_folder
-    from tuning import Tuner, begin, denoising, follow
+    from tuning import Tuner, begin, checked, denoising, follow
+
+    from common.files import write_folder
 
     args, pipe, accelerator, size = begin(args, "controlnet", data_name(args), SMALL, LARGE)
     images, quiet = load_captioned(args, size, n=args.n), not accelerator.is_main_process
+    record = checked(args, pipe, images)
     data = encode(pipe, images, images.captions, quiet, edges=edges_of(images.pixels, args.threshold))
     net = new_controlnet(pipe.unet, pipe.vae_scale_factor, args.seed)
     if args.checkpointing:
@@ -88,10 +92,10 @@ def train(args: Args) -> None:
 
     loss = replace(denoising(pipe, data, args), answer=answer_of(pipe.unet, accelerator))
     tuner = Tuner(net, data, loss, args, accelerator)
-    state = follow(tuner, exam.some, exam.prompts[:COLUMNS])
+    state = follow(tuner, exam.some, exam.prompts[:COLUMNS], record)
     if accelerator.is_main_process:
         with tuner.averaged():
-            where = save_folder(args.out / "controlnet", net.save_pretrained)
+            where = write_folder(args.out / "controlnet", net.save_pretrained)
             exam.sit("without control")
             exam.sit("with control")
         show(args, state, exam, tuner, "controlnet.py", {"ControlNet": where})

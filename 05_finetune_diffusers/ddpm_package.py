@@ -16,12 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from flags import resumed
 from tools import OUT
 
 from common.cli import free_folder, pick_device, run
 from common.errors import UserError
-from common.settings import with_folder
+from common.settings import resumed, with_folder
 
 LEAST_IMAGES, LEAST_BATCH = 100, 16       # below these the package's Trainer refuses to work
 SUFFIXES = ("jpg", "jpeg", "png", "tiff")  # and these are the files it sees, written like that
@@ -72,7 +71,7 @@ class Args:
     out: Path | None = None
     """The run folder; by default runs/05_finetune_diffusers/package-<data>, numbered if that is taken."""
     resume: Path | None = None
-    """Go on from the newest milestone of this run; all other settings but --steps come from there."""
+    """Run folder to continue from its newest milestone. Its settings apply; --steps and the place of the data can be given anew."""
     by_hand_only: bool = False
     """Show the step, and train nothing."""
     seed: int = 0

@@ -62,11 +62,13 @@ def main(args: Args) -> None:
     from exam import SubjectExam, introduce, show
     from lora import ATTENTION, add_adapter, save_adapter
     from pixels import save_model
-    from tools import save_folder
-    from tuning import Tuner, begin, denoising, follow, paint
+    from tuning import Tuner, begin, checked, denoising, follow, paint
+
+    from common.files import write_folder
 
     args, pipe, accelerator, size = begin(args, "dreambooth", args.word, SMALL, LARGE)
     images, quiet = subject_images(args, size), not accelerator.is_main_process
+    record = checked(args, pipe, images)
     if not quiet:
         print(spelling(pipe, args.word))
     exam = SubjectExam(args, pipe, [filled(args, prompt) for prompt in args.prompts], size, accelerator)
@@ -85,13 +87,13 @@ def main(args: Args) -> None:
         pipe.unet.requires_grad_(True)
     introduce(args, pipe, images, what, accelerator)
     tuner = Tuner(pipe.unet, data, loss, args, accelerator)
-    state = follow(tuner, lambda: paint(pipe, exam.prompts, args, size, accelerator), exam.prompts)
+    state = follow(tuner, lambda: paint(pipe, exam.prompts, args, size, accelerator), exam.prompts, record)
     if accelerator.is_main_process:
         with tuner.averaged():
             if args.rank:
                 where = {"adapter": save_adapter(pipe.unet, args.out / f"{args.word}.safetensors")}
             else:
-                where = {"model": save_folder(args.out / "model", lambda folder: save_model(pipe, folder))}
+                where = {"model": write_folder(args.out / "model", lambda folder: save_model(pipe, folder))}
             exam.sit("tuned")
         show(args, state, exam, tuner, "dreambooth.py", where)
 

@@ -45,12 +45,14 @@ def main(args: Args) -> None:
     from exam import StyleExam, captioned_in_style, introduce, show
     from pixels import save_model
     from subjects import read_style
-    from tools import save_folder
-    from tuning import Tuner, begin, denoising, follow, paint
+    from tuning import Tuner, begin, checked, denoising, follow, paint
+
+    from common.files import write_folder
 
     style = read_style(args.style)
     args, pipe, accelerator, size = begin(args, "finetune", name_of(args), SMALL, LARGE)
     images = captioned_in_style(args, style, size)
+    record = checked(args, pipe, images)
     data = encode(pipe, images, images.captions, quiet=not accelerator.is_main_process)
     loss = denoising(pipe, data, args)
     exam = StyleExam(args, pipe, style, size, accelerator, loss)
@@ -59,10 +61,10 @@ def main(args: Args) -> None:
 
     pipe.unet.requires_grad_(True)
     tuner = Tuner(pipe.unet, data, loss, args, accelerator)
-    state = follow(tuner, lambda: paint(pipe, exam.prompts, args, size, accelerator), exam.prompts)
+    state = follow(tuner, lambda: paint(pipe, exam.prompts, args, size, accelerator), exam.prompts, record)
     if accelerator.is_main_process:
         with tuner.averaged():
-            model = save_folder(args.out / "model", lambda folder: save_model(pipe, folder))
+            model = write_folder(args.out / "model", lambda folder: save_model(pipe, folder))
             exam.sit("tuned")
         show(args, state, exam, tuner, "finetune.py", {"model": model})
 

@@ -11,7 +11,7 @@ What it takes for a resumed run to be bit-equal to one that never stopped:
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,18 +32,19 @@ from tools import (
     make_scheduler,
     no_notes,
     quiet,
-    save_folder,
     save_state,
     states,
 )
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
 from common.data import Images, load
+from common.data.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, enough_memory, explain
-from common.files import read_json, write_json
+from common.files import read_json, write_folder, write_json
 from common.random import DROPOUT, Draw, generator
+from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.training import Budget, Errors, State, TrainConfig
 from common.viz import grid, save_picture
@@ -67,6 +68,8 @@ def fit(args) -> None:
     images = load(args.data, args.size or (unet.config.sample_size if unet else None) or 32, args.data_dir, n=args.n)
     unet = unet or new_unet(args, images)
     images = with_channels(images, unet.config.in_channels)
+    record = record_of(images.pixels)
+    check_record(args, record)
     check_fit(args, images, unet, accelerator.num_processes)
 
     trainer = Trainer(unet, noise, images, args, accelerator)
@@ -74,7 +77,7 @@ def fit(args) -> None:
         for _ in trainer.run():  # the main process alone writes and draws
             pass
         return
-    write_json(writable_folder(args.out) / "config.json", asdict(replace(args, resume=None)))
+    keep_settings(args, record, DDPMPipeline(unet, noise).save_pretrained if args.model else None)
     weights = sum(p.numel() for p in unet.parameters())
     print(f"{args.data}: {len(images):,} images of {images.channels}x{images.size}x{images.size}, {', '.join(args.augment) or 'not'} augmented; "
           f"{weights:,} weights{f' from {args.model}' if args.model else ''}; {accelerator.num_processes} process(es) on {accelerator.device}")  # fmt: skip
@@ -89,7 +92,7 @@ def follow(trainer: "Trainer", args, images: Images) -> None:
             if state.saved:
                 with trainer.averaged() as unet:
                     pipe = DDPMPipeline(unet=unet, scheduler=trainer.noise)
-                    save_folder(args.out / "model", pipe.save_pretrained)
+                    write_folder(args.out / "model", pipe.save_pretrained)
             if due(state) and not state.done:
                 save_picture(grid(trainer.samples(16), 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
     if state is None:
@@ -136,7 +139,7 @@ def new_scheduler(args) -> DDPMScheduler:
 
 def open_model(args) -> tuple[UNet2DModel, DDPMScheduler]:
     """A trained network and how it was trained; what this program cannot train is refused."""
-    folder = find_model(args.model)
+    folder = find_model(start_of(args, args.model))
     config = read_json(folder / "unet" / "config.json") if (folder / "unet").is_dir() else {}
     if config.get("_class_name") != "UNet2DModel":
         raise UserError(f"{folder} holds no UNet2DModel but a {config.get('_class_name') or 'pipeline without a U-Net'}; finetune.py continues models that read text")
@@ -174,7 +177,8 @@ class Trainer:
         self.noise, self.args, self.accelerator, self.progress = noise, args, accelerator, Progress()
         self.dataset, weights = Augmented(images, args.augment, args.seed), sum(p.numel() for p in unet.parameters())
         self.cost = Cost(trained=weights, weights=weights)
-        loader = DataLoader(self.dataset, args.batch, shuffle=True, drop_last=True, num_workers=args.workers)
+        loader = DataLoader(self.dataset, args.batch, shuffle=True, drop_last=True, num_workers=args.workers,
+                            collate_fn=as_arrays, worker_init_fn=leave_signals, timeout=PATIENCE if args.workers else 0)  # fmt: skip
         optimizer = torch.optim.AdamW(unet.parameters(), args.lr)
         self.rates = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * args.steps), args.steps)  # not prepared: it would step once a process
         self.ema = EMAModel(unet.parameters(), args.ema, use_ema_warmup=True, power=3 / 4, foreach=True)
@@ -186,7 +190,7 @@ class Trainer:
             self.ema.to(accelerator.device)
 
     def run(self) -> Iterator[State]:
-        """Train to the last step, or to Ctrl-C, yielding a State after every step."""
+        """Train to the last step, or to a signal (Ctrl-C, SIGTERM), yielding a State after every step."""
         try:
             yield from self.steps()
         finally:
@@ -196,7 +200,7 @@ class Trainer:
         args, progress, accelerator = self.args, self.progress, self.accelerator
         budget = Budget(TrainConfig(args.out, args.steps, lr=args.lr), progress.seconds, accelerator)
         batches, left = self.batches(progress.step * args.accumulate), args.steps - progress.step
-        with budget.stop_at_ctrl_c(), enough_memory(str(accelerator.device), LOWER):
+        with budget.stop_on_signals(), enough_memory(str(accelerator.device), LOWER):
             for watched in range(left):
                 began, lr = time.perf_counter(), self.rates.get_last_lr()[0]
                 with self.cost.watching(watched, accelerator.device):
@@ -226,8 +230,8 @@ class Trainer:
         while True:
             self.dataset.set_epoch(epoch)
             self.loader.set_epoch(epoch)
-            for batch in skip_first_batches(self.loader, skip) if skip else self.loader:
-                yield k, batch["image"]
+            for batch in started(skip_first_batches(self.loader, skip) if skip else self.loader):
+                yield k, as_tensors(batch["image"]).to(self.accelerator.device)
                 k += 1
             epoch, skip = epoch + 1, 0
 

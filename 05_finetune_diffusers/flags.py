@@ -1,8 +1,7 @@
 """The flags that this chapter's trainings share, and how those left open are filled. Nothing heavy is imported here."""
 
 import importlib.util
-import typing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -10,8 +9,7 @@ from tools import OUT, PRETRAINED, check_schedulers
 
 from common.cli import free_folder
 from common.errors import UserError
-from common.files import read_json
-from common.settings import from_json, same_threads, with_folder
+from common.settings import with_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +65,7 @@ class Flags:
     out: Path | None = None
     """The run folder; by default runs/05_finetune_diffusers/<program>-<data>, numbered if that is taken."""
     resume: Path | None = None
-    """Continue the run in this folder; all other settings but --steps and --device come from there."""
+    """Run folder to continue. Its settings apply; --steps, device, sample pictures and the place of the data can be given anew."""
     save_every: int = 100
     """Steps between checkpoints."""
     sample_every: int | None = None
@@ -128,13 +126,3 @@ def data_name(args: DataFlags) -> str:
     """Of the data, as a part of a folder's name."""
     return Path(args.data.replace(":", "-")).name
 
-
-def resumed(args: Args) -> Args:
-    """The settings of the run in args.resume, a dataclass of any of these programs, with this command's device, and its steps where they are given."""
-    path, kinds = args.resume / "config.json", typing.get_type_hints(type(args))
-    saved = read_json(path)
-    if saved.keys() != {f.name for f in fields(args)}:
-        raise UserError(f"{path} holds the settings of another program; resume a run with the program that began it")
-    old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
-    threads = same_threads(args.threads, old.threads)
-    return replace(old, out=args.resume, resume=args.resume, device=args.device, threads=threads, steps=args.steps or old.steps)

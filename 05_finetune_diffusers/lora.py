@@ -60,6 +60,8 @@ class Args(DataFlags):
 
 def main(args: Args) -> None:
     check_flags(args)
+    if args.use and args.resume:
+        raise UserError("--resume goes on with a training and --use draws without one; give one of them")
     if args.use:
         use(args)
     else:
@@ -70,11 +72,12 @@ def train(args: Args) -> None:
     from encoded import encode
     from exam import StyleExam, captioned_in_style, introduce, show
     from subjects import read_style
-    from tuning import Tuner, begin, denoising, follow, paint
+    from tuning import Tuner, begin, checked, denoising, follow, paint
 
     style = read_style(args.style)
     args, pipe, accelerator, size = begin(args, "lora", name_of(args), SMALL, LARGE)
     images = captioned_in_style(args, style, size)
+    record = checked(args, pipe, images)
     data = encode(pipe, images, images.captions, quiet=not accelerator.is_main_process)
     loss = denoising(pipe, data, args)
     exam = StyleExam(args, pipe, style, size, accelerator, loss)
@@ -83,7 +86,7 @@ def train(args: Args) -> None:
     layers = add_adapter(pipe.unet, args.rank, args.alpha, args.targets, args.seed, accelerator.mixed_precision)
     introduce(args, pipe, images, f"adapters of rank {args.rank} at {layers} of its layers", accelerator)
     tuner = Tuner(pipe.unet, data, loss, args, accelerator)
-    state = follow(tuner, lambda: paint(pipe, exam.prompts, args, size, accelerator), exam.prompts)
+    state = follow(tuner, lambda: paint(pipe, exam.prompts, args, size, accelerator), exam.prompts, record)
     if accelerator.is_main_process:
         with tuner.averaged():
             path = save_adapter(pipe.unet, args.out / f"{name_of(args)}.safetensors")

@@ -1,9 +1,14 @@
 """What ddpm_package.py does: a folder of images, one step by hand, and the package's Trainer."""
 
+import hashlib
+import os
 import re
+import shutil
 import time
 import warnings
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -12,13 +17,17 @@ from cost import Cost, total
 from ddpm_package import LEAST_IMAGES, SUFFIXES
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from common.cli import writable_folder
 from common.data import load
 from common.data.export import export
+from common.data.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, enough_memory, explain
 from common.files import write_json
-from common.random import EVALUATION, SAMPLING, TRAINING, generator
+from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, generator
+from common.run import check_record, fingerprint, keep_settings
+from common.training import Budget, TrainConfig, pick
 from common.viz import grid, save_picture
 
 LOWER = "--batch (raise --accumulate as much), --size, --dim or --samples"
@@ -29,6 +38,8 @@ def open_folder(args) -> Path:
     folder = Path(args.data)
     if not folder.is_dir() or folder.suffix == ".lmdb":
         folder = args.out / "images"
+        if not args.resume:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it had begun
         if not folder.exists():
             images = load(args.data, args.size, args.data_dir, n=args.n)
             export(images, folder)
@@ -86,10 +97,12 @@ def by_hand(diffusion: GaussianDiffusion, folder: Path, args) -> float:
 
 def fit(diffusion: GaussianDiffusion, folder: Path, args) -> None:
     """Let the package train, and show what its averaged network draws."""
-    write_json(writable_folder(args.out) / "config.json", asdict(replace(args, resume=None)))
+    record = record_of_folder(folder)
+    check_record(args, record)
+    keep_settings(args, record)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     amp = args.amp == "yes" or (args.amp == "auto" and torch.cuda.is_available() and args.device != "cpu")
-    trainer = Trainer(
+    trainer = ExactTrainer(
         diffusion, str(folder), train_batch_size=args.batch, gradient_accumulate_every=args.accumulate, augment_horizontal_flip=args.flip,
         train_lr=args.lr, train_num_steps=args.steps, ema_decay=args.ema, save_and_sample_every=args.save_every, num_samples=args.samples,
         results_folder=str(args.out), amp=amp, calculate_fid=False,  # which would download a network
@@ -99,21 +112,91 @@ def fit(diffusion: GaussianDiffusion, folder: Path, args) -> None:
     cost, began = Cost(trained=weights, weights=weights), time.perf_counter()
     print(f"{len(trainer.ds):,} images of {args.size}x{args.size}; {weights:,} weights; {args.batch * args.accumulate} images "
           f"per step; half precision {'on' if amp else 'off'}; steps {first} to {args.steps} on {trainer.device}")  # fmt: skip
-    torch.manual_seed(generator(TRAINING, args.seed, first).initial_seed())  # its shuffling and noise come from the global generator
     with enough_memory(str(trainer.device), LOWER):
         try:
             with cost.watching(0, trainer.device):  # the package's loop lets nobody in, so the samples at its milestones are watched as well
-                trainer.train()
+                trainer.train_to(args.steps, args.seed)
         finally:
             trainer.accelerator.end_training()  # a process that ends while its group still listens may abort instead
         if not all(bool(p.isfinite().all()) for p in diffusion.parameters()):
             raise UserError(f"the weights are no longer numbers: the training has diverged; begin again with a smaller --lr (it was {args.lr:g})")
-        if args.steps % args.save_every:
-            trainer.save(args.steps // args.save_every + 1)  # what the last, shorter stretch has learned
+        if trainer.step < args.steps:
+            print(f"stopped after step {trainer.step}; continue with: python 05_finetune_diffusers/ddpm_package.py --resume {args.out}")
+            return
         tell_cost(cost, trainer, {"seconds": time.perf_counter() - began, "steps": args.steps - first}, args.out)
         torch.manual_seed(generator(SAMPLING, args.seed).initial_seed())
         images = trainer.ema.ema_model.sample(batch_size=args.samples)     # (N, 3, S, S) in [0, 1]
     print(save_picture(grid(images.cpu() * 2 - 1, round(args.samples**0.5), 384), args.out / "samples.png"))
+
+
+class Stopped(Exception):
+    """The package's loop is left between two steps."""
+
+
+class ExactTrainer(Trainer):
+    """The package's Trainer, whose random numbers in step k are a function of (seed, k), as in common/training.py.
+
+    The Trainer shuffles, mirrors and adds noise with the global generator, which no milestone holds. Here its loader seeds that
+    generator for every batch, so a run resumed at a milestone ends with the same weights as one that never stopped.
+    """
+
+    def train_to(self, steps: int, seed: int) -> None:
+        """Train up to this step, or until a signal asks for the end; what was learned is saved in both cases."""
+        self.train_num_steps = steps
+        budget = Budget(TrainConfig(self.results_folder, steps), 0.0, self.accelerator)
+        self.dl = self.batches(seed, budget)
+        with budget.stop_on_signals(), suppress(Stopped):
+            self.train()
+        if self.step % self.save_and_sample_every:
+            self.save(self.step // self.save_and_sample_every + 1)  # the last, shorter stretch
+
+    def batches(self, seed: int, budget: Budget) -> Iterator[Tensor]:
+        """(B, 3, H, W) in [0, 1]: the images of one batch after the other, of this process. Every epoch has a new order."""
+        rank, world, parts = self.accelerator.process_index, self.accelerator.num_processes, self.gradient_accumulate_every
+        order = (pick(len(self.ds), self.batch_size, k, seed).chunk(world)[rank] for k in count(self.step * parts))
+        plan = ([(k, i) for i in indices.tolist()] for k, indices in enumerate(order, self.step * parts))
+        workers = min(4, os.cpu_count() or 1) if self.device.type == "cuda" else 0  # on a CPU they would take it from the training
+        loader = DataLoader(Mirrored(self.ds, seed), batch_sampler=plan, num_workers=workers, collate_fn=as_arrays, worker_init_fn=leave_signals,
+                            generator=torch.Generator(), timeout=PATIENCE if workers else 0)  # fmt: skip
+        for k, images in enumerate(started(loader, "--device cpu"), self.step * parts):
+            if k % parts == 0:
+                budget.tick()
+                if budget.interrupted:
+                    raise Stopped
+            torch.manual_seed(generator(TRAINING, seed, k, rank).initial_seed())
+            yield as_tensors(images)
+
+    def save(self, milestone: int) -> None:
+        """As the package does, but whole or not at all."""
+        run, name = self.results_folder, f"model-{milestone}.pt"
+        self.results_folder = run / "milestone.partial"
+        try:
+            self.results_folder.mkdir(exist_ok=True)
+            super().save(milestone)
+            if self.accelerator.is_main_process:
+                os.replace(self.results_folder / name, run / name)
+        finally:
+            shutil.rmtree(self.results_folder, ignore_errors=True)
+            self.results_folder = run
+
+
+class Mirrored(torch.utils.data.Dataset):
+    """The package's images; whether image i of batch k is mirrored depends on (seed, k, i) alone."""
+
+    def __init__(self, images: Dataset, seed: int):
+        self.images, self.seed = images, seed
+        images.paths.sort()  # the order in which a file system lists them may be another after a move
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+        torch.manual_seed(generator(AUGMENTATION, self.seed, *place).initial_seed())
+        return self.images[place[1]]
+
+
+def record_of_folder(folder: Path) -> dict[str, object]:
+    """For data.json: the files that the Trainer sees."""
+    paths = sorted(path for path in folder.glob("**/*") if path.suffix in {f".{suffix}" for suffix in SUFFIXES})
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return {"images": len(paths), "fingerprint": fingerprint(digests)}
 
 
 def tell_cost(cost: Cost, trainer: Trainer, more: dict[str, float], run: Path) -> None:
@@ -131,10 +214,10 @@ def milestones(run: Path) -> list[int]:
 
 
 def go_on(trainer: Trainer, run: Path) -> int:
-    """Load the newest milestone; returns the step it was left at."""
+    """Load the newest milestone, if there is one; returns the step it was left at."""
     kept = milestones(run)
     if not kept:
-        raise UserError(f"{run} holds no milestone (model-1.pt, ...): it was stopped before the first --save-every; begin again")
+        return 0
     try:
         trainer.load(kept[-1])
     except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more for damaged files

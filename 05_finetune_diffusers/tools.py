@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UserError, enough_memory, explain
-from common.files import read_json
+from common.files import exchange, partial, write_folder
 from common.pipeline_folder import INDEX, find_pipeline, quiet
 from common.weight_files import variant_in
 
@@ -312,41 +312,6 @@ def wrap(label: str, font, width: int) -> list[str]:
 # ----------------------------------------------------------------------------------------------------------- memory, files
 
 
-def save_folder(folder: Path, save) -> Path:
-    """Call save(path) for a temporary neighbour, then put it in the place of the folder: whole, or not at all."""
-    from safetensors import SafetensorError
-
-    building = partial(folder)
-    try:
-        shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
-        building.mkdir(parents=True)
-        save(building)
-        exchange(building, folder)
-    except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk has many names
-        raise UserError(f"cannot write {folder} ({explain(problem)}); what was saved before is untouched") from problem
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return folder
-
-
-def partial(folder: Path) -> Path:
-    """Where a folder is built, until it is whole."""
-    return folder.with_name(folder.name + ".partial")
-
-
-def exchange(building: Path, folder: Path) -> None:
-    """Put what was built into the folder's place."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        building.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # -------------------------------------------------------------------------------------- the checkpoints of own trainings
@@ -374,7 +339,7 @@ def save_state(accelerator, run: Path, step: int) -> None:
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
     if accelerator.num_processes == 1:
-        save_folder(folder, accelerator.save_state)
+        write_folder(folder, accelerator.save_state)
     else:
         if accelerator.is_main_process:
             shutil.rmtree(partial(folder), ignore_errors=True)

@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from flags import resumed
 from tools import OUT, check_schedulers
 
 from common.cli import free_folder, pick_device, run
 from common.errors import UserError
 from common.ranges import MAY_BE_EMPTY
-from common.settings import with_folder
+from common.settings import resumed, with_folder
 
 STEPS = 2000  # under five minutes on a CPU
 
@@ -70,7 +69,7 @@ class Args:
     out: Path | None = None
     """The run folder; by default runs/05_finetune_diffusers/unconditional-<data>, numbered if that is taken."""
     resume: Path | None = None
-    """Continue the run in this folder; all other settings but --steps and --device come from there."""
+    """Run folder to continue. Its settings apply; --steps, device, sample pictures and the place of the data can be given anew."""
     save_every: int = 200
     """Steps between checkpoints."""
     sample_every: int | None = None

@@ -14,7 +14,7 @@ restored after the skip.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from encoded import Encoded
-from flags import Flags, Preset, resumed, settled
+from flags import Flags, Preset, settled
 from pixels import open_pixels, pixel_folder
 from safetensors.torch import load_file, save_file
 from tools import (
@@ -42,11 +42,13 @@ from tools import (
 )
 from torch import Tensor, nn
 
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
+from common.data import Images
 from common.errors import UserError, enough_memory
-from common.files import write_json
 from common.random import DROPOUT, Draw, generator
+from common.run import check_record, fingerprint, keep_settings, record_of
 from common.runlog import Due, logged
+from common.settings import FREE, resumed
 from common.training import Budget, Errors, State, TrainConfig, pick
 from common.viz import save_picture
 
@@ -149,7 +151,7 @@ class Tuner:
             self.ema.to(accelerator.device)
 
     def run(self) -> Iterator[State]:
-        """Train to the last step, or to Ctrl-C, yielding a State after every step."""
+        """Train to the last step, or to a signal (Ctrl-C, SIGTERM), yielding a State after every step."""
         try:
             yield from self._steps()
         finally:
@@ -160,7 +162,7 @@ class Tuner:
         cfg = TrainConfig(args.out, args.steps, lr=args.lr)
         budget = Budget(cfg, progress.seconds, self.accelerator)
         self.net.train()
-        with budget.stop_at_ctrl_c(), enough_memory(str(self.accelerator.device), LOWER):
+        with budget.stop_on_signals(), enough_memory(str(self.accelerator.device), LOWER):
             for watched in range(args.steps - progress.step):
                 began, lr = time.perf_counter(), self.rates.get_last_lr()[0]
                 with self.cost.watching(watched, self.accelerator.device):
@@ -266,7 +268,8 @@ class Studio(NamedTuple):
 
 def begin(args: Flags, program: str, name: str, small: Preset, large: Preset) -> Studio:
     """Open the model and settle every setting. program, name: of the run folder, where none is given."""
-    args, device = resumed(args) if args.resume else args, pick_device(args.device)
+    args = resumed(args, (*FREE, "model")) if args.resume else args
+    device = pick_device(args.device)
     if args.optimizer == "8bit" and not device.startswith("cuda"):
         raise UserError(f"--optimizer 8bit works on a GPU only, not on {device}; use --optimizer fused")
     accelerator = Accelerator(gradient_accumulation_steps=args.accumulate, mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
@@ -292,18 +295,24 @@ def open_model(name: str, device: str) -> "StableDiffusionPipeline":
     return pipe
 
 
-def follow(tuner: Tuner, draw: Callable[[], Tensor], labels: Sequence[str]) -> State | None:
+def checked(args: Flags, pipe: "StableDiffusionPipeline", images: Images) -> dict[str, Any]:
+    """A record of the model and the images, for data.json; a resumed run with others is refused. Call it before the model is changed."""
+    record = record_of(images.pixels, images.captions) | {"model": fingerprint(pipe.unet, pipe.vae, pipe.text_encoder)}
+    check_record(args, record)
+    return record
+
+
+def follow(tuner: Tuner, draw: Callable[[], Tensor], labels: Sequence[str], record: dict[str, Any]) -> State | None:
     """Run the training to its end: each step is logged, and the validation prompts are drawn with the averaged weights as it goes.
 
-    draw: (N, 3, H, W) pictures, with N labels. Returns the last State; None in a process that only helps to train, and where nothing was left to do.
+    draw: (N, 3, H, W) pictures, with N labels. record: what checked() returned. Returns the last State; None in a process that only helps to train, and where nothing was left to do.
     """
     args = tuner.args
     if not tuner.accelerator.is_main_process:
         for _ in tuner.run():  # the main process alone writes and draws
             pass
         return None
-    if not args.resume:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    keep_settings(args, record)
     due, state = Due(args.sample_every), None
     with closing(logged(tuner.run(), args.out, args.steps)) as states:
         for state in states:

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from retrieval import caption_queries, centres, held_out_queries, picture_vector
 from torch import Tensor, nn
 
 from common import viz
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.data.dishes import WORDS, dish, generator
 from common.data.images import to_float
-from common.files import write_atomically, write_json
+from common.files import write_atomically, write_folder
 from common.random import Draw
+from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.text.tokenizer import Tokenizer
 from common.training import Errors, TrainConfig, train
@@ -60,8 +61,10 @@ class Material:
 def fit_clip(args) -> None:
     """Train as `args` (train_clip.Args, settled) says."""
     device = pick_device(args.device)
-    form = find_form(str(begun_with(args))) if args.start else None
+    form = begun = find_form(str(start_of(args, args.start))) if args.start else None
     material = gather(args, form.shape.image_resolution if form else args.size)
+    record = record_of(material.pictures.pixels, material.captions)
+    check_record(args, record)
     form = form or new_form(args, vocabulary([text for some in (*material.captions, *material.names.values()) for text in some]))
     net = Pairs(chinese_clip(form))
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
@@ -72,15 +75,14 @@ def fit_clip(args) -> None:
         for _ in states:  # it helps to train; the main process alone writes
             pass
         return
-    if not args.resume:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    keep_settings(args, record, (lambda folder: save_folder(folder, begun)) if begun else None)
     introduce(args, material, form, words, device)
 
     due = Due(None)
     with closing(logged(states, args.out, args.steps)) as states:
         for state in states:
             if state.saved:
-                save_folder(args.out / "model", form_of(state.ema, form))
+                write_folder(args.out / "model", lambda folder, form=form_of(state.ema, form): save_folder(folder, form))
             if due(state) or state.done:
                 row = {"step": state.step, "seconds": f"{state.seconds:.1f}", "loss": f"{state.loss:.4f}"}
                 clip = ChineseClip(form_of(state.ema, form), "transformers").to(accelerator.device)
@@ -90,12 +92,6 @@ def fit_clip(args) -> None:
         print(f"stopped after step {state.step}; continue with: python 06_inpaint_gif/train_clip.py --resume {args.out}")
     else:
         show(args, state, clip, material)
-
-
-def begun_with(args) -> Path | str:
-    """What --start names; a resumed run needs it no more, for its own folder has the same sizes and words."""
-    goes_on = args.resume and (args.out / "model" / "config.json").exists()
-    return args.out / "model" if goes_on else args.start
 
 
 # ------------------------------------------------------------------------------------------------------------ the material

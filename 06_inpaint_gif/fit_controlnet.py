@@ -1,10 +1,8 @@
 """What train_controlnet.py does once its flags are settled: a copy of the U-Net's first half learns what pictures with holes want."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,13 +16,14 @@ from latent_set import LatentSet, encoded
 from torch import Tensor, nn
 
 from common import viz
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
 from common.data.images import Images, to_float
 from common.errors import UserError, explain
-from common.files import write_json
+from common.files import write_folder
 from common.guidance import drop_captions
 from common.latents import check_fit, sample
 from common.loss import diffusion_loss
+from common.run import check_record, fingerprint, keep_settings, record_of
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.sd_folder import find_root
@@ -73,6 +72,8 @@ def fit_controlnet(args) -> None:
     check(args, artist, root)
     artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     views, captions = gather(args, artist.size, "train")
+    record = record_of(views, captions) | {"model": fingerprint(artist.unet, artist.vae)}
+    check_record(args, record)
     check_fit(artist.vae, Images(args.data, views), "--model")
     unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet").requires_grad_(False).eval().to(device)
     net = Answer(new_controlnet(unet, artist.factor, args.seed), unet)
@@ -83,8 +84,7 @@ def fit_controlnet(args) -> None:
         for _ in states:  # it helps to train; the main process alone writes and draws
             pass
         return
-    if not args.resume:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    keep_settings(args, record)
     print(f"{args.data}: {len(views):,} windows of {views.shape[-1]}x{views.shape[-1]} with {args.holes} holes each; a ControlNet with {count(net):,} weights beside "
           f"a U-Net with {count(unet):,}, that of {args.model}, on {device}")  # fmt: skip
 
@@ -141,11 +141,7 @@ def make_loss(args, artist: Artist):
 
 def save_controlnet(folder: Path, net: ControlNetModel) -> None:
     """Write a folder for ControlNetModel.from_pretrained, whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    net.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    write_folder(folder, net.save_pretrained)
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures

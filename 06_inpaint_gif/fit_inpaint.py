@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,16 @@ from tqdm import tqdm
 
 from common import viz
 from common.checkpoint import Model
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
 from common.data import load
 from common.data.dishes import WORDS, describe, dish, generator
 from common.data.images import Images, to_float
 from common.errors import UserError
-from common.files import write_json
+from common.files import write_folder
 from common.guidance import drop_captions
 from common.latents import BATCH, check_fit, sample
 from common.loss import diffusion_loss
+from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.schedule import DiscreteSchedule
@@ -69,10 +70,11 @@ class Holed:
 def fit_inpaint(args) -> None:
     """Train as `args` (train_inpaint.Args, settled) says."""
     device = pick_device(args.device)
-    own = args.out / "model"
     artist = begin(args, device)
     artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     views, captions = gather(args, artist.size, "train")
+    record = record_of(views, captions)
+    check_record(args, record)
     check_fit(artist.vae, Images(args.data, views), "--model")
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     data = prepare(args, artist, views, captions)
@@ -82,8 +84,7 @@ def fit_inpaint(args) -> None:
         for _ in states:  # it helps to train; the main process alone writes and draws
             pass
         return
-    if not args.resume:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
+    keep_settings(args, record, lambda folder: save_inpaint(folder, artist))
     introduce(args, views, artist, device)
 
     due, test = Due(args.sample_every), test_holes(args, artist.size)
@@ -91,7 +92,7 @@ def fit_inpaint(args) -> None:
         for state in states:
             painted_by = replace(artist, unet=state.ema.unet)
             if state.saved:
-                save_inpaint(own, painted_by)
+                write_folder(args.out / "model", lambda folder, artist=painted_by: save_inpaint(folder, artist))
             if due(state):
                 draw_holes(painted_by, args, test, args.out / "samples" / f"step-{state.step:06d}.png")
 
@@ -105,11 +106,10 @@ def fit_inpaint(args) -> None:
 
 
 def begin(args, device: str) -> Artist:
-    """The model to begin with, its U-Net widened; a run that goes on has its own already."""
-    if args.resume and (args.out / "model" / "unet").is_dir():
-        return open_artist(args.out / "model", device)
-    artist = open_artist(args.model, device)
-    lacks = {"an autoencoder": artist.vae is None, "a text encoder": not (find_root(args.model) / "text_encoder").is_dir()}
+    """The model to begin with, its U-Net widened; a resumed run has a copy of it."""
+    root = start_of(args, args.model)
+    artist = open_artist(root, device)
+    lacks = {"an autoencoder": artist.vae is None, "a text encoder": not (find_root(root) / "text_encoder").is_dir()}
     if any(lacks.values()):
         raise UserError(f"{args.model} is no Stable Diffusion folder: it lacks {' and '.join(what for what, found in lacks.items() if found)}; choose another --model")
     if not isinstance(artist.schedule, DiscreteSchedule):

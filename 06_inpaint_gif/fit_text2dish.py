@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from common import viz
 from common.checkpoint import Model, load_model, same_build, save_model
-from common.cli import pick_device, pick_precision, writable_folder
+from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.data.dishes import WORDS, dish, generator
 from common.errors import UserError
-from common.files import write_json
+from common.files import write_folder, write_json
 from common.guidance import drop_captions
 from common.latents import check_fit, sample
 from common.loss import diffusion_loss
+from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.training import Errors, State, TrainConfig, train
@@ -68,13 +69,14 @@ class Named:
 def fit_text2dish(args) -> None:
     """Train as `args` (train_text2dish.Args, settled) says."""
     device = pick_device(args.device)
-    own = args.out / "model"
-    resumes = args.resume is not None and (own / "vae").is_dir()
-    clip = load_clip(own / "clip" if resumes else args.clip, args.door, device)
-    vae = load_vae(own if resumes else args.model, device)
+    begun = start_of(args, args.model)
+    clip = load_clip(args.clip if begun == args.model else begun / "clip", args.door, device)
+    vae = load_vae(begun, device)
     artist = Artist(vae, new_unet(args, vae, clip), *schedule_of(args), False, NameReader(clip))
     artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     images, captions = gather(args, vae.cfg.size)
+    record = record_of(images.pixels, captions)
+    check_record(args, record)
     check_fit(vae, images, "--model")
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     data = Named(encoded(vae, images), *vectors_for(clip, captions))
@@ -84,10 +86,7 @@ def fit_text2dish(args) -> None:
         for _ in states:  # it helps to train; the main process alone writes and draws
             pass
         return
-    if not resumes:
-        write_json(writable_folder(args.out) / "config.json", asdict(args))
-        save_folder(own / "clip", clip.form)
-        save_vae(own / "vae", vae)
+    keep_settings(args, record, lambda folder: save_text2dish(folder, artist))
     introduce(args, images, artist, clip, device)
 
     due = Due(args.sample_every)
@@ -95,7 +94,7 @@ def fit_text2dish(args) -> None:
         for state in states:
             drawn_by = Artist(vae, state.ema.unet, artist.schedule, artist.prediction, False, artist.reader)
             if state.saved:
-                save_text2dish(own, drawn_by)
+                write_folder(args.out / "model", lambda folder, artist=drawn_by: save_text2dish(folder, artist))
             if due(state):
                 draw_names(drawn_by, args, args.out / "samples" / f"step-{state.step:06d}.png")
 
@@ -131,9 +130,8 @@ def schedule_of(args) -> tuple:
 
 
 def begun_from(args) -> Model:
-    """The U-Net to begin with: the run's own where it goes on, for the other folder may be gone."""
-    goes_on = args.resume and (args.out / "model" / "unet").is_dir()
-    return load_model(args.out / "model" if goes_on else args.model)
+    """The U-Net to begin with; a resumed run has a copy of it."""
+    return load_model(start_of(args, args.model))
 
 
 def new_unet(args, vae: AutoencoderKL, clip: ChineseClip) -> UNet:
@@ -181,13 +179,14 @@ class NameLoss:
 
     def load_state_dict(self, state: dict) -> None:
         if state != self.clip:
-            raise UserError(f"{self.args.out} was trained with another CLIP or autoencoder than it would go on with; put {self.args.out / 'model'} back as it was")
+            raise UserError(f"{self.args.out} was trained with another CLIP or autoencoder than it would go on with; put {self.args.out / 'start'} back as it was")
 
 
 def save_text2dish(folder: Path, artist: Artist, dtype: torch.dtype = torch.float32) -> None:
-    """Write the U-Net, how it was trained, its autoencoder, and which CLIP it reads through."""
+    """Write the U-Net, how it was trained, its autoencoder, and the CLIP that it reads through."""
     save_model(folder, Model(artist.unet, artist.schedule, artist.prediction, clip_x0=False), dtype)
     save_vae(folder / "vae", artist.vae, dtype)
+    save_folder(folder / "clip", artist.reader.clip.form)
     remember_clip(folder, artist.reader.clip)
 
 

@@ -70,7 +70,7 @@ class Args:
     out: Path | None = None
     """The run folder; by default runs/06_inpaint_gif/clip-<data>, numbered if that is taken."""
     resume: Path | None = None
-    """Continue the run in this folder; all other settings but the budget come from there."""
+    """Run folder to continue. Its settings apply; budget, device, sample pictures and the place of the data can be given anew."""
     save_every: int = 500
     """Steps between checkpoints."""
     seed: int = 0

@@ -18,7 +18,7 @@ import train_inpaint
 from train_inpaint import PRESETS, check_numbers
 
 from common.cli import free_folder, run
-from common.settings import resumed, with_folder, with_preset
+from common.settings import FREE, resumed, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def main(args: Args) -> None:
     check_numbers(args)
     from fit_controlnet import fit_controlnet  # brings torch along, which --help should not wait for
 
-    fit_controlnet(resumed(args) if args.resume else new_run(args))
+    fit_controlnet(resumed(args, (*FREE, "model")) if args.resume else new_run(args))
 
 
 if __name__ == "__main__":

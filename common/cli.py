@@ -60,7 +60,10 @@ def fail(said: str) -> NoReturn:
 
 
 def parse(args_type: type[Args], argv: Sequence[str], description: str | None = None) -> Args:
-    """The flags as args_type. Refused is what no program can use: texts that are no Unicode, numbers out of range, one file twice."""
+    """The flags as args_type. Refused is what no program can use: texts that are no Unicode, numbers out of range, one file twice.
+
+    The attribute `given` of the result names the flags that the command line has: a default that is typed out is given, too.
+    """
     import tyro
 
     argv = [home_expanded(word) for word in argv]
@@ -68,6 +71,8 @@ def parse(args_type: type[Args], argv: Sequence[str], description: str | None = 
     args = tyro.cli(args_type, args=list(argv), description=description)
     check_paths(args, argv)
     check_numbers(args)
+    words = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    object.__setattr__(args, "given", frozenset(field.name for field in fields(args) if {field.name, f"no_{field.name}"} & words))
     return args
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,51 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with suppress(OSError):  # nothing to remove, or no folder it could be in
             if temporary:
                 temporary.unlink()
+
+
+def write_folder(folder: Path, write: Callable[[Path], object]) -> Path:
+    """Call write(path) on a temporary neighbour, then give it the folder's name: readers see the old folder or the new, never a part."""
+    from safetensors import SafetensorError
+
+    building = partial(folder)
+    try:
+        shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
+        building.mkdir(parents=True)
+        write(building)
+        exchange(building, folder)
+    except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk has many names
+        if is_memory(problem):
+            raise
+        raise UserError(f"cannot write {printable(str(folder))} ({explain(problem)}); what was saved before is untouched") from problem
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def partial(folder: Path) -> Path:
+    """Where a folder is built, until it is whole."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def exchange(building: Path, folder: Path) -> None:
+    """Put `building`, which is whole, in the folder's place.
+
+    No system call replaces a folder that is not empty, so for an instant the old one is called NAME.old and the folder is missing.
+    Both are whole then: a process killed at that instant has lost nothing, and the next call puts the old folder back first.
+    """
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        building.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: object) -> None:

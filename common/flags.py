@@ -34,7 +34,7 @@ class Training:
     out: Path | None = None
     """The run folder; by default one named after the program and the data, numbered if that is taken."""
     resume: Path | None = None
-    """Continue the run in this folder; all other settings but the budget come from there."""
+    """Run folder to continue. Its settings apply; budget, device, sample pictures and the place of the data can be given anew."""
     save_every: int = 500
     """Steps between checkpoints."""
     seed: int = 0

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ORDER, TRAINING, DROPOUT, SAMPLING, EVALUATION = range(5)  # the first number of a place: what the random numbers are for
+ORDER, TRAINING, DROPOUT, SAMPLING, EVALUATION, AUGMENTATION = range(6)  # the first number of a place: what the random numbers are for
 
 
 def generator(*place: int, device: str | torch.device = "cpu") -> torch.Generator:

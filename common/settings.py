@@ -3,7 +3,10 @@
 `args` is the frozen dataclass of a chapter's train.py. It has the fields data, steps, minutes, out, resume, device and threads.
 """
 
+import os
+import re
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,19 +93,101 @@ def same_threads(threads: int | None, saved: int | None) -> int:
     return chosen
 
 
-def resumed(args: Args) -> Args:
-    """The settings of the run in args.resume, with this command's device, and its budget and threads where they are given."""
-    path, kinds = args.resume / "config.json", typing.get_type_hints(type(args))
+# -------------------------------------------------------------------------------------------------------------- resuming
+
+FREE = (  # flags that can be given beside --resume: they do not change what is learned
+    "device", "threads", "workers", "steps", "minutes", "save_every", "sample_every",
+    "sampler", "scheduler", "sample_steps", "guidance", "prompts", "names", "samples", "measure",  # the sample pictures
+    "data", "data_dir", "cache", "subject",  # places: the images in them are compared with those of the run (common/run.py)
+)  # fmt: skip
+CHECKPOINT = re.compile(r"(step|model)-(\d+)(\.pt)?")
+
+
+def resumed(args: Args, free: Sequence[str] = FREE) -> Args:
+    """The settings of the run in args.resume, and those of `free` that are given beside it. Any other flag must agree with the run.
+
+    args.resume is the run folder, or something in it: model, config.json, the newest checkpoint.
+    """
+    run = run_folder(args.resume)
+    path, kinds = run / "config.json", typing.get_type_hints(type(args))
     saved = read_json(path)
-    if unknown := saved.keys() - kinds.keys():
-        raise UserError(f"{path} has settings this program does not know: {', '.join(sorted(unknown))}")
-    if missing := {f.name for f in fields(args) if saved.get(f.name) is None and f.name in ("channels", "data_dir")}:
-        raise UserError(f"{path} holds no settings of a run: {', '.join(sorted(missing))} is missing")
+    names = {f.name for f in fields(args)}
+    if unknown := saved.keys() - names:
+        raise UserError(f"{path} has settings this program does not know: {', '.join(sorted(unknown))}; it may be a run of another program")
+    if missing := names - saved.keys():
+        raise UserError(f"{path} does not hold the settings of a run of this program: {', '.join(sorted(missing))} is missing; it may be a run of another program")
     old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
     check_saved(old, path)
-    budget = {"steps": args.steps, "minutes": args.minutes} if args.steps or args.minutes else {}
-    threads = same_threads(args.threads, old.threads)
-    return replace(old, out=args.resume, resume=args.resume, device=args.device, threads=threads, **budget)
+    given = {name: getattr(args, name) for name in given_flags(args) - {"resume"}}
+    refuse_changes(old, given, free, run)
+    budget = {"steps": None, "minutes": None} if {"steps", "minutes"} <= names and {"steps", "minutes"} & given.keys() else {}
+    settings = replace(old, **budget | {name: value for name, value in given.items() if name in free}, out=run, resume=run)
+    check_places(settings, given, path)
+    return replace(settings, threads=same_threads(given.get("threads"), old.threads)) if "threads" in names else settings
+
+
+def given_flags(args: Any) -> set[str]:
+    """The flags that the command line names (cli.parse); of settings made in a program, those that differ from the defaults."""
+    if (given := getattr(args, "given", None)) is not None:
+        return set(given)
+    return {f.name for f in fields(args) if getattr(args, f.name) != f.default}
+
+
+def refuse_changes(old: Any, given: dict[str, Any], free: Sequence[str], run: Path) -> None:
+    """Refuse flags that would change what is learned; one that repeats the run's own setting is fine."""
+    if "out" in given and place(given["out"]) != place(run):
+        raise UserError(f"--out {given['out']} is not the folder of the run {run}, and a resumed run goes on in its own folder; leave --out out")
+    own = {name: getattr(old, name) for name in given if name not in free and name != "out"}
+    changed = {name: value for name, value in own.items() if given[name] != value and place(given[name]) != place(value)}
+    if changed:
+        flags = [f"--{name.replace('_', '-')} is {spelled(given[name])} here and {spelled(value)} in the run" for name, value in changed.items()]
+        raise UserError(f"{run} keeps the settings that it began with, but {', '.join(flags)}; leave {'it' if len(flags) == 1 else 'them'} out, or begin a new run")
+
+
+def spelled(value: Any) -> str:
+    """A setting as a command line spells it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else {True: "on", False: "off", None: "not set"}.get(value, str(value))
+
+
+def place(value: Any) -> Any:
+    """Where a path leads from here, so that two ways of writing it are equal."""
+    return os.path.abspath(os.path.expanduser(value)) if isinstance(value, (str, Path)) else value
+
+
+def check_places(args: Any, given: dict[str, Any], path: Path) -> None:
+    """Refuse places of data that config.json names and that are gone."""
+    from common.data.load import is_place
+
+    for name in ("data", "subject"):
+        values = getattr(args, name, None)
+        for value in values if isinstance(values, tuple) else (values,):
+            if name not in given and value is not None and is_place(str(value)) and not Path(value).exists():
+                raise UserError(f"{path} names --{name} {value}, and there is no such file or folder here; "
+                                f"give its place beside --resume, for instance --{name} path/to/{Path(value).name}")  # fmt: skip
+
+
+def run_folder(path: Path) -> Path:
+    """The run folder that a path leads to: itself, or the folder that holds it. A checkpoint must be the newest of its run."""
+    above = list(Path(os.path.abspath(path)).parents)[:3]
+    run = path if (path / "config.json").is_file() and is_run(path) else next((folder for folder in above if is_run(folder)), None)
+    if run is None:
+        raise UserError(f"{path} is no run folder: {path / 'config.json'} is missing, or does not hold the settings of a run")
+    if not os.path.lexists(path):
+        raise UserError(f"there is no {path}; give the run folder: --resume {run}")
+    inside = Path(os.path.abspath(path)).relative_to(os.path.abspath(run)).parts
+    named = next((CHECKPOINT.fullmatch(part) for part in inside if CHECKPOINT.fullmatch(part)), None)
+    newest = max((found for other in (*run.glob("checkpoints/step-*"), *run.glob("model-*.pt")) if (found := CHECKPOINT.fullmatch(other.name))),
+                 key=lambda found: int(found[2]), default=None)  # fmt: skip
+    if named and newest and int(named[2]) != int(newest[2]):
+        raise UserError(f"{named[0]} is not the newest checkpoint of {run}, which is {newest[0]}; go on from that one with --resume {run}, "
+                        "or move the newer ones away first")  # fmt: skip
+    return run
+
+
+def is_run(folder: Path) -> bool:
+    """Whether it holds the settings of a run; config.json is also what libraries call the description of a network."""
+    path = folder / "config.json"
+    return path.is_file() and {"out", "seed"} <= read_json(path).keys()
 
 
 def from_json(value: Any, kind: Any) -> Any:

@@ -5,7 +5,9 @@ one that never stopped, and why two processes see what one process with the doub
 """
 
 import math
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,7 +19,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -88,7 +89,7 @@ class State(NamedTuple):
     progress: float    # part of the budget used, 0 to 1
     ema: nn.Module     # the averaged network, ready to sample from
     saved: bool        # a checkpoint was written after this step
-    done: bool         # nothing follows: the budget is spent, or Ctrl-C was pressed
+    done: bool         # nothing follows: the budget is spent, or a signal asked for the end
 
 
 def train(
@@ -119,7 +120,7 @@ def steps(net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator:
         if progress >= 1:
             return
 
-    with budget.stop_at_ctrl_c():
+    with budget.stop_on_signals():
         begin = left.step if left else 0
         for step in count(begin):
             began = time.perf_counter()
@@ -231,30 +232,44 @@ class Budget:
 
     def tick(self) -> None:
         self.seconds = time.monotonic() - self.start
-        if self.accelerator.num_processes > 1:
-            mine = torch.tensor([self.seconds, float(self.interrupted)], device=self.accelerator.device)
-            self.seconds, interrupted = broadcast(mine).tolist()
-            self.interrupted = bool(interrupted)
+        if self.accelerator.num_processes > 1:  # the main process's clock counts, and a signal to any process stops all
+            seconds = self.seconds if self.accelerator.is_main_process else 0.0
+            both = torch.tensor([seconds, float(self.interrupted)], device=self.accelerator.device)
+            self.seconds, interrupted = self.accelerator.reduce(both, "sum").tolist()
+            self.interrupted = interrupted > 0
 
-    def stop_at_ctrl_c(self):
-        """Within this context Ctrl-C ends the run after the current step; a second Ctrl-C ends it at once."""
-        return _CtrlC(self)
+    def stop_on_signals(self) -> "Signals":
+        """Within this context Ctrl-C, SIGTERM and a closed terminal end the run after the current step; a second signal ends it at once."""
+        return Signals(self)
 
 
-class _CtrlC:
+class Signals:
+    """Ctrl-C; SIGTERM, which `kill`, `docker stop`, systemd and Slurm send; SIGHUP, which a terminal sends when it is closed.
+
+    SIGHUP stays ignored where it is ignored (nohup). In a thread Python takes no handlers, so nothing is changed there.
+    """
+
     def __init__(self, budget: Budget):
-        self.budget = budget
+        self.budget, self.before = budget, {}
 
     def __enter__(self):
-        self.before = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self.handle)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        kinds = [signal.SIGINT, signal.SIGTERM] + [hangup] * (hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN)
+        if threading.current_thread() is threading.main_thread():
+            self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+            self.before = {kind: signal.signal(kind, self.handle) for kind in kinds}
 
-    def handle(self, *_):
+    def handle(self, kind: int, _) -> None:
         self.budget.interrupted = True
-        signal.signal(signal.SIGINT, self.before)
+        if kind not in (signal.SIGINT, signal.SIGTERM):  # the terminal is gone: printing to it would fail
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            for fd in self.terminals:
+                os.dup2(nothing, fd)
+        self.__exit__()
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGINT, self.before)
+        while self.before:
+            signal.signal(*self.before.popitem())
 
 
 def power_ema(half_life: float):

@@ -158,7 +158,7 @@ def test_a_run_does_not_go_on_with_another_autoencoder(what, run, cache, tmp_pat
     if what == "weights":
         with torch.no_grad():
             other.quant_conv.bias[0] += 1e-3
-    save_vae(again / "model" / "vae", other)
+    save_vae(again / "start" / "vae", other)
     before = set(cache.iterdir())
     with pytest.raises(UserError, match="latents of another autoencoder"):
         run_main(TRAIN, "--resume", again, "--steps", 8, "--device", "cpu")

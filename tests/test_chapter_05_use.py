@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipeline import write_tiny_pipeline
 
+from common import files
 from common.attributes import load_judge
 from common.checkpoint import load_model
 from common.data import load
@@ -170,11 +171,11 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
         (folder / "one").write_text("new")
         raise OSError(28, "No space left on device")
 
-    tools.save_folder(tmp_path / "model", lambda folder: (folder / "one").write_text("old"))
+    files.write_folder(tmp_path / "model", lambda folder: (folder / "one").write_text("old"))
     with pytest.raises(UserError, match="No space left.*untouched"):
-        tools.save_folder(tmp_path / "model", half)
+        files.write_folder(tmp_path / "model", half)
     assert (tmp_path / "model" / "one").read_text() == "old"
-    tools.save_folder(tmp_path / "model", lambda folder: (folder / "two").write_text("new"))
+    files.write_folder(tmp_path / "model", lambda folder: (folder / "two").write_text("new"))
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["two"] and len(list(tmp_path.iterdir())) == 1
 
 
@@ -710,7 +711,7 @@ def test_the_package_trains_and_goes_on(tmp_path, command_line):
     code, out, _ = command_line(PACKAGE, *SMALL, "--steps", 3, "--out", tmp_path / "run")
     assert code == 0 and "100 images of creatures written" in out and "half precision off" in out
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "images", "config.json", "model-1.pt", "sample-1.png", "model-2.pt", "results.json", "samples.png"}  # fmt: skip
+        "images", "config.json", "data.json", "model-1.pt", "sample-1.png", "model-2.pt", "results.json", "samples.png"}  # fmt: skip
     assert counted(tmp_path / "run")["device"] == "cpu" and "memory of the process, peak" in out
     code, out, _ = command_line(PACKAGE, "--resume", tmp_path / "run", "--steps", 4)
     assert code == 0 and "steps 3 to 4" in out
@@ -750,11 +751,14 @@ def test_files_that_the_package_does_not_see(tmp_path, command_line):
     assert "sees 0" in err and "holds 100 files" in err and "common.data.export" in err
 
 
-def test_an_interrupted_run_without_a_milestone(tmp_path, command_line):
+def test_an_interrupted_run_without_a_milestone_begins_again(tmp_path):
     run_main(PACKAGE, *SMALL[:-4], "--save-every", 1000, "--device", "cpu", "--steps", 1, "--out", tmp_path / "run")
-    for path in (tmp_path / "run").glob("model-*.pt"):
-        path.unlink()
-    assert "holds no milestone" in refused(command_line(PACKAGE, "--resume", tmp_path / "run"))
+    (milestone,) = (tmp_path / "run").glob("model-*.pt")
+    before = torch.load(milestone, weights_only=True)["model"]
+    milestone.unlink()
+    run_main(PACKAGE, "--resume", tmp_path / "run")
+    after = torch.load(milestone, weights_only=True)["model"]
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 # ------------------------------------------------------------------------------------------------------------ all programs

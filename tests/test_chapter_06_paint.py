@@ -218,7 +218,7 @@ def test_a_resumed_run_is_the_same_run(which, request, tmp_path):
 def test_a_run_does_not_go_on_with_another_clip(dish_run, tmp_path):
     again = tmp_path / "run"
     shutil.copytree(dish_run, again)
-    clip_forms.save_folder(again / "model" / "clip", tiny_clip(seed=1))
+    clip_forms.save_folder(again / "start" / "clip", tiny_clip(seed=1))
     with pytest.raises(UserError, match="another CLIP or autoencoder"):
         run_main(DISH, "--resume", again, "--steps", 6, "--device", "cpu")
 

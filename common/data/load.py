@@ -76,6 +76,11 @@ def _load(name: str, size: int | None, data_dir: Path, split: str, n: int | None
     raise UserError(f"unknown data '{name}': it is neither one of auto, {', '.join(NAMES)} nor an existing folder, .lmdb or hub:owner/name")
 
 
+def is_place(name: str) -> bool:
+    """Whether load() takes it for a file or a folder: it is no name of a set, and no id of the hub."""
+    return name not in (*NAMES, "auto") and not name.startswith(captioned.PREFIX)
+
+
 def splits_of(name: str) -> tuple[str, ...]:
     """The splits that a data set has."""
     return SPLITS if name in DRAWN else ("train", "test")

@@ -1,0 +1,79 @@
+"""Worker processes of a DataLoader: which signals they leave to the training process, and what is said when one of them fails.
+
+Workers send tensors through shared memory, of which a container has little (Docker: 64 MB), and a worker that finds none left fails in a
+thread of which the training process hears nothing: it would wait for ever. Arrays of numpy go through a pipe instead, so give the
+DataLoader the collate_fn `as_arrays`, and turn what comes back into tensors with `as_tensors`.
+"""
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from common.errors import UserError
+
+GRACE = 5      # seconds that a worker goes on after SIGTERM, so that the training process can end its step
+PATIENCE = 600  # seconds to wait for one batch
+
+
+def leave_signals(worker: int) -> None:
+    """For worker_init_fn. Ctrl-C, a closed terminal and a job's SIGTERM reach every process; the training process saves, then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # Windows has neither
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(GRACE)
+
+
+def started(loader: DataLoader, advice: str = "--workers 0") -> Iterator[Any]:
+    """The batches of a DataLoader, whose workers begin at once. A worker that fails, dies or is silent for ten minutes ends the run in a sentence."""
+    try:
+        batches = iter(loader)
+    except (OSError, RuntimeError) as problem:
+        raise _failed(problem, advice) from problem
+    return _watched(batches, advice)
+
+
+def _watched(batches: Iterator[Any], advice: str) -> Iterator[Any]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except UserError:
+            raise
+        except Exception as problem:  # what a worker raised comes here as the same type, with its traceback as the message
+            raise _failed(problem, advice) from problem
+        yield batch
+
+
+def _failed(problem: Exception, advice: str) -> UserError:
+    reason = ([line for line in str(problem).strip().splitlines() if line.strip()] or [type(problem).__name__])[-1].strip()
+    full = "shared memory" in str(problem) or "No space left" in str(problem)
+    docker = "; in Docker, --shm-size 1g gives processes more shared memory" if full else ""
+    return UserError(f"a process that prepares the batches failed ({reason}); {advice} prepares them in the training process{docker}")
+
+
+def as_arrays(items: Any) -> Any:
+    """Tensors as arrays of numpy, and a list of items as one batch of them."""
+    if isinstance(items, list):
+        items = default_collate(items)
+    if isinstance(items, dict):
+        return {name: as_arrays(value) for name, value in items.items()}
+    return items.numpy() if isinstance(items, Tensor) else items
+
+
+def as_tensors(batch: Any) -> Any:
+    """Arrays of numpy as tensors."""
+    if isinstance(batch, dict):
+        return {name: as_tensors(value) for name, value in batch.items()}
+    return torch.from_numpy(batch) if isinstance(batch, np.ndarray) else batch
