@@ -82,4 +82,4 @@ def absolute(name: str, value: Any) -> Any:
         return [absolute(name, item) for item in value]
     path = isinstance(value, Path) or (isinstance(value, str) and ((name == "data" and is_place(value)) or (name in ("model", "text") and value != "small")))
     there = path and Path(value).expanduser()
-    return str(there.absolute()) if path and (isinstance(value, Path) or there.exists()) else value
+    return str(there.resolve()) if path and (isinstance(value, Path) or there.exists()) else value

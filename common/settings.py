@@ -118,7 +118,7 @@ def resumed(args: Args, free: Sequence[str] = FREE) -> Args:
         raise UserError(f"{path} does not hold the settings of a run of this program: {', '.join(sorted(missing))} is missing; it may be a run of another program")
     old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
     check_saved(old, path)
-    given = {name: getattr(args, name) for name in given_flags(args) - {"resume"}}
+    given = {name: getattr(args, name) for name in sorted(given_flags(args) - {"resume"}) if (name, getattr(args, name)) != ("data", "auto")}
     refuse_changes(old, given, free, run)
     budget = {"steps": None, "minutes": None} if {"steps", "minutes"} <= names and {"steps", "minutes"} & given.keys() else {}
     settings = replace(old, **budget | {name: value for name, value in given.items() if name in free}, out=run, resume=run)
@@ -146,7 +146,8 @@ def refuse_changes(old: Any, given: dict[str, Any], free: Sequence[str], run: Pa
 
 def spelled(value: Any) -> str:
     """A setting as a command line spells it."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else {True: "on", False: "off", None: "not set"}.get(value, str(value))
+    words = {"True": "on", "False": "off", "None": "not set"}
+    return " ".join(map(str, value)) if isinstance(value, tuple) else words.get(str(value), str(value))
 
 
 def place(value: Any) -> Any:

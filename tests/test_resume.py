@@ -10,14 +10,21 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, TRAIN, environment, run_main, run_program
+from PIL import Image
+
+from common.checkpoint import checkpoints
+from common.files import write_folder
 
 STEPS = 30
 FLAGS = [*TINY, "--steps", str(STEPS), "--save-every", "7", "--sample-every", "100"]
@@ -234,3 +241,134 @@ def test_the_command_itself(families, tmp_path):
     done = run_program(TRAIN, "--resume", run)
     assert done.returncode == 0, done.stderr
     same(run, families["whole"][0])
+
+
+# ------------------------------------------------------------------------ flags and paths beside --resume, in this process
+
+
+@pytest.fixture
+def run(trained_run, tmp_path) -> Path:
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def folder_run(tmp_path, monkeypatch) -> Path:
+    """A run on a folder of pictures that was named by a relative path."""
+    monkeypatch.chdir(tmp_path)
+    Path("pics").mkdir()
+    Path("other").mkdir()
+    for i in range(3):
+        Image.new("RGB", (50, 40), (80 * i, 90, 10)).save(f"pics/{i}.png")
+    run_main(TRAIN, "--data", "pics", *TINY[2:], "--steps", 4, "--save-every", 2, "--out", "run")
+    return tmp_path / "run"
+
+
+def settings_of(run: Path) -> dict:
+    return json.loads((run / "config.json").read_text())
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    code, _, err = result
+    assert code == 2 and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err, result
+    return err.splitlines()[-1]
+
+
+def test_resume_from_another_folder(folder_run, monkeypatch):
+    monkeypatch.chdir("other")
+    run_main(TRAIN, "--resume", "../run", "--steps", 6)
+    assert settings_of(folder_run)["steps"] == 6 and checkpoints(folder_run)[-1].stem == "step-00000006"
+    monkeypatch.chdir("../run")
+    run_main(TRAIN, "--resume", ".", "--steps", 7)
+    assert checkpoints(folder_run)[-1].stem == "step-00000007"
+
+
+def test_resume_with_moved_data(folder_run, command_line, monkeypatch):
+    monkeypatch.chdir("other")
+    Path("../pics").rename("../moved")
+    said = refused(command_line(TRAIN, "--resume", "../run", "--steps", 6))
+    assert "../run/config.json names --data" in said and "--data path/to/pics" in said
+    run_main(TRAIN, "--resume", "../run", "--steps", 6, "--data", "../moved")
+    assert settings_of(folder_run)["data"] == str(folder_run.parent / "moved")
+    run_main(TRAIN, "--resume", "../run", "--steps", 8)  # the new place is kept
+    assert checkpoints(folder_run)[-1].stem == "step-00000008"
+
+
+@pytest.mark.parametrize("change", ["one more", "one less", "another"])
+def test_resume_notices_other_pictures(change, folder_run, command_line):
+    if change == "one more":
+        shutil.copy("pics/0.png", "pics/3.png")
+    elif change == "one less":
+        Path("pics/2.png").unlink()
+    else:
+        Image.new("RGB", (50, 40), (1, 2, 3)).save("pics/1.png")
+    said = refused(command_line(TRAIN, "--resume", "run", "--steps", 6))
+    assert {"one more": "now holds 4", "one less": "now holds 2", "another": "differ from those"}[change] in said
+
+
+@pytest.mark.parametrize("flags", [["--lr", 0.5], ["--batch", 9], ["--seed", 4], ["--channels", 8, 8], ["--no-class-conditional"], ["--flip", True], ["--schedule", "linear"],
+                                   ["--prediction", "eps"], ["--size", 9], ["--accumulate", 2], ["--layers", 3], ["--precision", "bf16"], ["--out", "elsewhere"],
+                                   ["--start", "01_ddpm_mnist/pretrained"]], ids=lambda flags: flags[0])  # fmt: skip
+def test_flags_that_would_change_what_is_learned_are_refused(flags, run, command_line):
+    if flags == ["--no-class-conditional"]:
+        (run / "config.json").write_text(json.dumps(settings_of(run) | {"class_conditional": True}))
+    said = refused(command_line(TRAIN, "--resume", run, "--steps", 20, *flags))
+    assert flags[0].replace("--no-", "--") in said and ("in the run" in said or "its own folder" in said)
+
+
+def test_flags_that_repeat_the_runs_settings_are_fine(run):
+    """Also a default that is typed out, and the run folder by another name."""
+    run_main(TRAIN, "--resume", run, *TINY, "--steps", 12, "--seed", 0, "--accumulate", 1, "--schedule", "cosine", "--out", run / ".." / "run")
+
+
+def test_a_default_that_is_typed_out_counts_as_given(run, command_line):
+    (run / "config.json").write_text(json.dumps(settings_of(run) | {"layers": 2}))
+    assert "--layers is 1 here and 2 in the run" in refused(command_line(TRAIN, "--resume", run, "--layers", 1))
+
+
+def test_flags_that_may_change_are_applied_and_kept(run):
+    run_main(TRAIN, "--resume", run, "--steps", 14, "--sampler", "ddim:3", "--save-every", 1, "--sample-every", 7, "--device", "cpu")
+    kept = settings_of(run)
+    assert (kept["steps"], kept["sampler"], kept["save_every"], kept["sample_every"], kept["device"]) == (14, "ddim:3", 1, 7, "cpu")
+    assert [path.stem for path in checkpoints(run)] == ["step-00000013", "step-00000014"] and (run / "samples" / "step-000014.png").exists()
+    run_main(TRAIN, "--resume", run, "--minutes", 0.001)
+    assert (settings_of(run)["steps"], settings_of(run)["minutes"]) == (None, 0.001)
+
+
+@pytest.mark.parametrize("part", ["checkpoints/step-00000012.pt", "checkpoints", "config.json", "model", "model/unet", "model/unet/config.json", "samples.png"])
+def test_resume_from_a_part_of_the_run(part, run):
+    run_main(TRAIN, "--resume", run / part, "--steps", 13)
+    assert checkpoints(run)[-1].stem == "step-00000013"
+
+
+def test_a_checkpoint_must_be_the_newest(run, command_line):
+    said = refused(command_line(TRAIN, "--resume", run / "checkpoints" / "step-00000010.pt"))
+    assert "step-00000010.pt is not the newest checkpoint" in said and "step-00000012.pt" in said and f"--resume {run}" in said
+    assert "there is no" in refused(command_line(TRAIN, "--resume", run / "checkpoints" / "step-00000099.pt"))
+    assert "is no run folder" in refused(command_line(TRAIN, "--resume", run.parent))
+
+
+def interrupt_after(n: int, patch: pytest.MonkeyPatch) -> None:
+    """Let n calls of Path.rename and shutil.rmtree pass; the next one is interrupted before it does anything."""
+    calls = count()
+    for place, name in ((Path, "rename"), (shutil, "rmtree")):
+
+        def call(*args, original=getattr(place, name), **more):
+            if next(calls) >= n:
+                raise KeyboardInterrupt  # no handler of write_folder takes it for a full disk
+            return original(*args, **more)
+
+        patch.setattr(place, name, call)
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_a_folder_is_replaced_whole_at_every_instant(n, tmp_path):
+    """Interrupted at any operation, the old folder or the new is there, and the next writing leaves nothing else."""
+    model = tmp_path / "model"
+    write_folder(model, lambda folder: (folder / "part").write_text("old"))
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        interrupt_after(n, patch)
+        write_folder(model, lambda folder: (folder / "part").write_text("new"))
+    whole = [path for path in (model, model.with_name("model.old")) if path.exists()]
+    assert whole and all((path / "part").read_text() in ("old", "new") for path in whole)
+    write_folder(model, lambda folder: (folder / "part").write_text("newest"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] and (model / "part").read_text() == "newest"
