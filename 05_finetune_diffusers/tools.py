@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UserError, enough_memory, explain
-from common.files import exchange, partial, write_folder
+from common.files import exchange, partial, read_json, write_folder
 from common.pipeline_folder import INDEX, find_pipeline, quiet
 from common.weight_files import variant_in
 
