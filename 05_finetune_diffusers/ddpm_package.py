@@ -78,7 +78,7 @@ class Args:
     device: Literal["auto", "cpu"] = "auto"
     """auto is a GPU where there is one: the Trainer chooses by itself."""
     threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
 def check(args: Args) -> None:

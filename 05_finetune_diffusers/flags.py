@@ -74,7 +74,7 @@ class Flags:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
 @dataclass(frozen=True)

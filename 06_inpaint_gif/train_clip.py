@@ -77,7 +77,7 @@ class Args:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
         args = parse(args_type, sys.argv[1:], sys.modules[main.__module__].__doc__)
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         check_versions()
-        use_threads(getattr(args, "threads", None))
+        if hasattr(args, "threads"):
+            use_threads(args.threads if args.threads is not None else free_threads())
         main(args)
         sys.stdout.flush()
     except UserError as problem:
@@ -156,7 +157,7 @@ def check_versions() -> None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch compute with this many threads on the CPU; with None it keeps OMP_NUM_THREADS, or takes one for each core.
+    """Let torch compute with this many threads on the CPU; None leaves it at OMP_NUM_THREADS, or one thread for each core.
 
     The variable is set as well: NumPy's and SciPy's libraries read it when they are loaded, and so do the processes started here.
     (torch's data workers compute with one thread each, whatever it says.)
@@ -166,6 +167,26 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def free_threads(seconds: float = 0.2) -> int | None:
+    """One thread for each core that no other program uses, where some are used and OMP_NUM_THREADS leaves the choice open.
+
+    A thread that shares its core with another program delays all others: on two cores beside one busy process, a training step of
+    chapter 1 takes twice as long with two threads as with one (python -m bench.busy).
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
+    import psutil
+
+    cores = psutil.cpu_count() or 1
+    free = max(1, round(cores * (1 - psutil.cpu_percent(seconds) / 100)))
+    if free >= cores:
+        return None
+    if is_main_process():
+        print(f"note: other programs keep {cores - free} of {cores} cores busy, so torch computes with {free} thread{'s' * (free > 1)} (--threads {cores} uses all)",
+              file=sys.stderr)  # fmt: skip
+    return free
 
 
 def is_main_process() -> bool:

@@ -49,7 +49,7 @@ class Args:
     device: str = "auto"
     """Where a model is sampled: auto, cpu, cuda, mps."""
     threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core."""
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
 # --------------------------------------------------------------------------------------------------------- the numbers

@@ -19,6 +19,7 @@ TINY = ["--data", "digits", "--size", "8", "--channels", "8", "16", "--batch", "
         "--device", "cpu", "--precision", "no", "--sampler", "ddim:4"]  # fmt: skip
 
 torch.set_num_threads(1)  # networks this small only wait for each other's threads
+os.environ["OMP_NUM_THREADS"] = "1"  # also for processes started here, and so that no program chooses by how busy the machine is
 
 
 def load_program(path: str) -> ModuleType:

@@ -97,3 +97,19 @@ def test_other_threads_for_a_resumed_run(tmp_path, capsys):
     assert "its weights may differ in the last digits" in capsys.readouterr().out
 
 
+
+
+@pytest.mark.parametrize(("cores", "busy_percent", "threads"), [(2, 50.0, 1), (2, 100.0, 1), (8, 30.0, 6), (8, 2.0, None), (1, 100.0, None)])
+def test_by_default_only_free_cores_are_used(monkeypatch, capsys, cores, busy_percent, threads):
+    import psutil
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(psutil, "cpu_count", lambda: cores)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: busy_percent)
+    assert cli.free_threads() == threads
+    assert bool(capsys.readouterr().err) == (threads is not None), "a choice that costs speed is told"
+
+
+def test_the_users_number_of_threads_wins(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert cli.free_threads() is None
