@@ -20,13 +20,13 @@ from torch import Tensor
 
 from common.errors import UserError, explain
 from common.files import read_json, write_atomically, write_json
-from common.state import read_pickle, read_weights
+from common.state import read_component, read_pickle, read_weights, tensors_of
 
 State = dict[str, Tensor]
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of colours from 0 to 1
-WEIGHTS, OLD_WEIGHTS, WORDS, SIZES = "model.safetensors", "pytorch_model.bin", "vocab.txt", "cn_clip.json"
+WEIGHTS, WORDS, SIZES = "model.safetensors", "vocab.txt", "cn_clip.json"
 
 
 @dataclass(frozen=True)
@@ -275,12 +275,9 @@ def read_checkpoint(path: Path, words: Sequence[str] | None = None) -> Form:
 
 def tensors(saved: Any, source: Path) -> State:
     """The weights in what torch.save wrote, in float32: a state dict, or a dictionary that holds one beside other things."""
-    state = saved if isinstance(saved, dict) else {}
-    state = next((state[key] for key in ("state_dict", "model_state_dict", "model") if isinstance(state.get(key), dict)), state)
-    found = {str(key): value.float() for key, value in state.items() if isinstance(value, Tensor)}
-    if not found:
-        raise UserError(f"{source} holds no weights by name; a checkpoint of cn_clip is a dictionary with a 'state_dict'")
-    return found
+    places = saved if isinstance(saved, dict) and "state_dict" not in saved else {}
+    inner = next((places[key] for key in ("model_state_dict", "model") if isinstance(places.get(key), dict)), saved)
+    return {key: value.float() for key, value in tensors_of(inner, source).items()}
 
 
 def plain(key: str) -> str:
@@ -297,11 +294,8 @@ def save_checkpoint(path: Path, form: Form) -> None:
 def read_folder(folder: Path) -> Form:
     """A folder of `transformers`, ours or anyone's."""
     shape = shape_of_config(read_json(folder / "config.json"), str(folder / "config.json"))
-    if (folder / WEIGHTS).exists() or not (folder / OLD_WEIGHTS).exists():
-        weights = read_weights(folder / WEIGHTS)
-    else:
-        weights = tensors(read_pickle(folder / OLD_WEIGHTS), folder / OLD_WEIGHTS)
-    return checked(Form(shape, from_transformers(weights), read_words(folder) or (), str(folder)))
+    weights, source = read_component(folder, WEIGHTS)
+    return checked(Form(shape, from_transformers(weights), read_words(folder) or (), str(source)))
 
 
 def read_words(folder: Path) -> tuple[str, ...] | None:
@@ -320,9 +314,12 @@ def read_words(folder: Path) -> tuple[str, ...] | None:
 
 
 def checked(form: Form) -> Form:
-    """Refuse weights that are no numbers, and a vocabulary that does not belong to the weights."""
+    """Refuse weights that are not finite, and sizes or a vocabulary that do not belong to them."""
     if broken := [key for key, value in form.state.items() if not value.isfinite().all()]:
         raise UserError(f"{form.source} holds infinite numbers or NaN, first in {broken[0]}; choose another checkpoint")
+    layers = max(form.shape.vision_layers, form.shape.text_num_hidden_layers)
+    if layers > len(form.state):  # so that no file can ask for more than it holds
+        raise UserError(f"{form.source} holds weights of another architecture: {len(form.state)} tensors cannot be {layers:,} layers")
     if not form.words:
         raise UserError(f"{form.source} comes without a vocabulary; put the {WORDS} that it was trained with beside it")
     if len(form.words) != form.shape.vocab_size:

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from clip_forms import (
     MEAN,
-    OLD_WEIGHTS,
     SPECIAL,
     STD,
     WEIGHTS,
@@ -33,9 +32,10 @@ from torchvision.transforms.v2 import functional as tv
 
 from common import hub
 from common.errors import UserError, explain
-from common.state import load_strictly
+from common.state import build_strictly
 from common.text.hub import find_encoder
 from common.text.tokenizer import Tokenizer
+from common.weight_files import look_for_weights
 
 DOORS = ("cn_clip", "transformers")  # the backends; the first is the default
 INSTALL = "pip install --no-deps -r requirements-cn-clip.txt"
@@ -79,8 +79,7 @@ class CnClip(nn.Module):
             file.write_text("\n".join(form.words) + "\n", encoding="utf-8")
             self.words = FullTokenizer(str(file))
         self.length = length
-        self.clip = CLIP(**asdict(form.shape), tokenizer=self.words)
-        load_strictly(self.clip, form.state, form.source)
+        self.clip = build_strictly(lambda: CLIP(**asdict(form.shape), tokenizer=self.words), form.state, form.source)
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         """As cn_clip.clip.tokenize does, which knows no other vocabulary than its own. (B, length)"""
@@ -120,9 +119,8 @@ def chinese_clip(form: Form) -> nn.Module:
     """A ChineseCLIPModel with these weights, every one of them checked."""
     from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
-    clip = ChineseCLIPModel(ChineseCLIPConfig(**form.shape.to_transformers()))
-    load_strictly(clip, to_transformers(form.state), form.source)
-    return clip
+    config = ChineseCLIPConfig(**form.shape.to_transformers())
+    return build_strictly(lambda: ChineseCLIPModel(config), to_transformers(form.state), form.source)
 
 
 def words_of(words: Sequence[str], length: int) -> Tokenizer:
@@ -235,7 +233,7 @@ def find_form(name: str) -> Form:
     if path.is_file():
         raise UserError(f"{path} is a file, and its name does not end in .pt, .pth or .safetensors, as that of a checkpoint does")
     if path.is_dir():
-        folder = next((f for f in (path, path / "model") if (f / "config.json").exists() and weights_in(f)), None)
+        folder = next((f for f in (path, path / "model") if (f / "config.json").exists() and look_for_weights(f)), None)
         if folder is None:
             raise UserError(f"{path} holds no Chinese CLIP: config.json and {WEIGHTS} were expected there or in its subfolder model")
         return read_folder(folder)
@@ -243,10 +241,6 @@ def find_form(name: str) -> Form:
         known = ", ".join(("pretrained", *PUBLISHED))
         raise UserError(f"there is no CLIP '{name}'; give a folder, a checkpoint .pt or .safetensors, a hub id such as {PUBLISHED['ViT-B-16'][0]}, or one of {known}")
     return read_folder(find_encoder(name)[0])
-
-
-def weights_in(folder: Path) -> bool:
-    return (folder / WEIGHTS).exists() or (folder / OLD_WEIGHTS).exists()
 
 
 def package_words() -> tuple[str, ...] | None:

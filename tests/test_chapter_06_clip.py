@@ -19,7 +19,7 @@ import transformers
 from cn_clip.clip.model import convert_state_dict
 from conftest import ROOT, load_program, run_main
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from common.data import Images
 from common.data.dishes.captions import names_of
@@ -570,6 +570,31 @@ def test_a_checkpoint_as_cn_clips_training_writes_it(tmp_path, images):
         clip_forms.read_checkpoint(tmp_path / "epoch3.pt")
 
 
+@pytest.mark.parametrize("layout", ["fp16", "shards", "bin", "bin in fp16"])
+def test_layouts_of_folders(layout, form, folder, tmp_path):
+    """As save_pretrained of transformers writes them."""
+    target = tmp_path / "clip"
+    shutil.copytree(folder, target)
+    state = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    half = {key: value.half() for key, value in state.items()}
+    if layout == "fp16":
+        save_file(half, target / "model.fp16.safetensors")
+    elif layout == "shards":
+        parts = [dict(list(state.items())[k::2]) for k in range(2)]
+        names = [f"model-0000{k + 1}-of-00002.safetensors" for k in range(2)]
+        for name, part in zip(names, parts, strict=True):
+            save_file(part, target / name)
+        index = {"weight_map": {key: name for name, part in zip(names, parts, strict=True) for key in part}}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        torch.save(half if "fp16" in layout else state, target / "pytorch_model.bin")
+    made = clip_zh.find_form(str(target))
+    tolerance = 2e-3 if "fp16" in layout else 0
+    assert made.state.keys() == form.state.keys()
+    assert all(torch.allclose(made.state[key], form.state[key], atol=tolerance, rtol=tolerance) for key in form.state)
+
+
 def flash(state) -> dict:
     """The names that cn_clip's own function gives to weights for FlashAttention."""
     return convert_state_dict(dict(state))
@@ -731,6 +756,9 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
     refused(copied(model_type="clip"), "of kind 'clip'")
     refused(copied(projection_dim=48), "weights of another architecture: .*projection.* there, .* here")
     refused(copied(vision_config__intermediate_size=100), "intermediate_size 100 in its vision_config; .* has 256")
+    refused(copied(vision_config__num_hidden_layers=10**8), "tensors cannot be 100,000,000 layers")
+    refused(copied(vision_config__intermediate_size=4 * 10**6, vision_config__hidden_size=10**6, vision_config__num_attention_heads=1),
+            "weights of another architecture")  # fmt: skip
     refused(copied(vision_config__hidden_act="gelu"), "hidden_act gelu in its vision_config; .* quick_gelu")
     refused(copied(text_config__num_attention_heads=5), "describes no Chinese CLIP|multiple of 5")
     broken = copied()
@@ -738,7 +766,7 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
     refused(broken, f"has 4 tokens, but its weights are for {form.shape.vocab_size}")
     refused(pickled({"state_dict": {"visual.layer1.0.conv1.weight": torch.zeros(1)}}), "ResNet")
     refused(pickled({"state_dict": {"layer.weight": torch.zeros(1)}}), "holds no Chinese CLIP: among its 1 weights")
-    refused(pickled([1, 2]), "holds no weights by name")
+    refused(pickled([1, 2]), "holds no state dict")
     (tmp_path / "text.pt").write_text("hello")
     refused(tmp_path / "text.pt", "cannot be read as a checkpoint of weights: it is damaged, or torch.save has not written it")
     less = dict(wide().state)
