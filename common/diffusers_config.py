@@ -4,12 +4,15 @@ Nothing is guessed: a setting we cannot honour is refused by name, so that weigh
 """
 
 from dataclasses import asdict
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from common.config_values import check_values
 from common.denoiser import Clip, mixture
-from common.errors import UserError
+from common.errors import UserError, shown
+from common.ranges import Range
 from common.schedule import BETAS, DiscreteSchedule, EDMSchedule, FlowSchedule, Level, Schedule, zero_terminal_snr
 from common.unet import UNetConfig
 
@@ -37,6 +40,18 @@ COMMON = {"sample_size": None, "down_block_types": None, "up_block_types": None,
 PLAIN = COMMON | {"in_channels": 3, "out_channels": 3, "add_attention": True, "attn_norm_num_groups": None}
 TEXT = COMMON | {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280, "use_linear_projection": False,
                  "transformer_layers_per_block": 1}  # fmt: skip
+# What their values may be: far more than any network has, and nothing that would take forever to build.
+Count, Layers = Annotated[int, Range(1, 65_536)], Annotated[int, Range(1, 64)]
+Share = Annotated[float, Range(0, 1)]
+VALUES = {
+    "sample_size": Count | list[Count] | None, "down_block_types": list[str], "up_block_types": list[str], "mid_block_type": str | None,
+    "block_out_channels": list[Count], "layers_per_block": Layers, "norm_num_groups": Count, "norm_eps": Share, "dropout": Share,
+    "downsample_padding": Literal[0, 1], "flip_sin_to_cos": bool, "freq_shift": Share, "num_class_embeds": Annotated[int, Range(1, 1_000_000)] | None,
+    "attention_head_dim": Count | None, "resnet_time_scale_shift": Literal["default", "scale_shift"], "in_channels": Count, "out_channels": Count,
+    "add_attention": bool, "attn_norm_num_groups": Count | None, "cross_attention_dim": Count, "use_linear_projection": bool,
+    "transformer_layers_per_block": Layers,
+}  # fmt: skip
+LARGEST = 2000  # levels x residual blocks x transformer blocks
 BLOCKS = {  # block types by (has text, has attention)
     "down": {(False, False): "DownBlock2D", (False, True): "AttnDownBlock2D",
              (True, False): "DownBlock2D", (True, True): "CrossAttnDownBlock2D"},
@@ -46,7 +61,7 @@ BLOCKS = {  # block types by (has text, has attention)
 
 
 def _refuse(key: str, value: object, what: str = "U-Net"):
-    raise UserError(f"this {what} sets {key} = {value!r}, which the course's {what} does not have, so it is not loaded")
+    raise UserError(f"this {what} sets {key} = {shown(value)}, which the course's {what} does not have, so it is not loaded")
 
 
 def unet_from_diffusers(config: dict) -> UNetConfig:
@@ -60,9 +75,16 @@ def unet_from_diffusers(config: dict) -> UNetConfig:
         if not key.startswith("_") and key not in known and value not in FIXED.get(key, ()):
             _refuse(key, value)
     c = known | {key: value for key, value in config.items() if key in known}
+    check_values(c, VALUES | ({"attention_head_dim": Count | list[Count]} if text else {}), "this U-Net")
     for key in ("block_out_channels", "down_block_types", "up_block_types"):
-        if c[key] is None or len(c[key]) != len(c["block_out_channels"]):
+        if not c[key] or len(c[key]) != len(c["block_out_channels"]):
             _refuse(key, c[key])
+    if len(c["block_out_channels"]) * c["layers_per_block"] * (c["transformer_layers_per_block"] if text else 1) > LARGEST:
+        _refuse("block_out_channels, layers_per_block and transformer_layers_per_block, which multiply to more than", LARGEST)
+    if any(width % c["norm_num_groups"] for width in c["block_out_channels"]):
+        _refuse("norm_num_groups", c["norm_num_groups"])
+    if c["block_out_channels"][0] % 2 or c["block_out_channels"][0] // 2 <= c["freq_shift"]:
+        _refuse("block_out_channels", c["block_out_channels"])  # its first width is that of the waves that encode a timestep
     n, levels = len(c["block_out_channels"]), range(len(c["block_out_channels"]))
 
     attention = tuple("Attn" in block for block in c["down_block_types"])
@@ -78,21 +100,13 @@ def unet_from_diffusers(config: dict) -> UNetConfig:
 
     mid_attention = text or c["add_attention"]
     scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
-    if c["resnet_time_scale_shift"] not in ("default", "scale_shift"):
-        _refuse("resnet_time_scale_shift", c["resnet_time_scale_shift"])
     if not text and mid_attention and (c["attn_norm_num_groups"] or (0 if scale_shift else c["norm_num_groups"])) != c["norm_num_groups"]:
         _refuse("attn_norm_num_groups", c["attn_norm_num_groups"])
-    if not isinstance(c["layers_per_block"], int):
-        _refuse("layers_per_block", c["layers_per_block"])
-    if text and not isinstance(c["transformer_layers_per_block"], int):
-        _refuse("transformer_layers_per_block", c["transformer_layers_per_block"])
-    if text and not isinstance(c["cross_attention_dim"], int):
-        _refuse("cross_attention_dim", c["cross_attention_dim"])
-    if c["downsample_padding"] not in (0, 1):
-        _refuse("downsample_padding", c["downsample_padding"])
     # In UNet2DConditionModel "attention_head_dim" is, by an old mistake kept for compatibility, the number of heads.
     heads = c["attention_head_dim"]
     heads = (tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * n) if text else None
+    if text and len(heads) != n:
+        _refuse("attention_head_dim", c["attention_head_dim"])
     for i in levels:  # diffusers would build narrower attention than the image
         part = heads[i] if text else c["attention_head_dim"] or 1
         if (attention[i] or (mid_attention and i == n - 1)) and c["block_out_channels"][i] % part:
@@ -158,6 +172,13 @@ def unet_to_diffusers(cfg: UNetConfig) -> dict:
 
 BETA_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "sigmoid_beta": "sigmoid"}
 PREDICTION_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+SCHEDULER_VALUES = {
+    "_class_name": str, "num_train_timesteps": Annotated[int, Range(1, 100_000)], "beta_schedule": str, "beta_start": Share, "beta_end": Share,
+    "trained_betas": list[Share] | None, "prediction_type": str, "rescale_betas_zero_snr": bool, "clip_sample": bool, "thresholding": bool,
+    "sample_max_value": Annotated[float, Range(0, 1e6)], "dynamic_thresholding_ratio": Share, "shift": Annotated[float, Range(1e-3, 1000)],
+    "sigma_min": Annotated[float, Range(0, 1e6, above=True)], "sigma_max": Annotated[float, Range(0, 1e6, above=True)],
+    "sigma_data": Annotated[float, Range(0, 1e6)], "rho": Annotated[float, Range(0.1, 100)],
+}  # fmt: skip
 
 
 def check_pair(schedule: str, prediction: str) -> None:
@@ -207,12 +228,16 @@ def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: Clip, l
 
 def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, Clip]:
     """(schedule, prediction, clip_x0) from any diffusers scheduler that describes a training we know."""
+    check_values(config, SCHEDULER_VALUES, "this scheduler")
     kind = config.get("_class_name", "")
     if kind == "FlowMatchEulerDiscreteScheduler":
         return FlowSchedule(config.get("shift", 1.0)), "flow", False
     if kind.startswith("EDM"):
-        if config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon":
-            _refuse("sigma_data / prediction_type", config, "scheduler")
+        for key, expected in (("sigma_data", 0.5), ("prediction_type", "epsilon")):
+            if config.get(key, expected) != expected:
+                _refuse(key, config[key], "scheduler")
+        if config.get("sigma_min", 0.002) >= config.get("sigma_max", 80.0):
+            _refuse("sigma_min", config.get("sigma_min", 0.002), "scheduler")
         return EDMSchedule(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), rho=config.get("rho", 7.0)), "edm", False
     if "beta_schedule" not in config:
         _refuse("_class_name", kind, "scheduler")
@@ -233,6 +258,8 @@ def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, Clip]:
 
 def _betas_from(config: dict) -> DiscreteSchedule:
     name, betas = _named_betas(config)
+    if len(betas) == 0 or float(betas.max()) == 0 or (config.get("rescale_betas_zero_snr") and len(betas) < 2):
+        _refuse("trained_betas" if name == "custom" else "beta_end", betas.tolist()[:3], "scheduler")  # no noise, or one level that is both ends
     if not config.get("rescale_betas_zero_snr"):
         return DiscreteSchedule(betas, name)
     return DiscreteSchedule(zero_terminal_snr(betas), f"{name}_zero_snr")  # betas that end at zero already stay what they are

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError, explain, is_memory
 from common.weight_files import DIFFUSERS, find_weights
@@ -127,9 +128,19 @@ def kind_of_file(path: Path) -> str | None:
     return None
 
 
+class Uninitialised(TorchFunctionMode):
+    """Leaves out random initial values: for tensors without memory torch would first import its decompositions, which takes seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **kwargs)
+
+
 def build_strictly(make: Callable[[], Net], state: dict[str, torch.Tensor], source: Path | str) -> Net:
     """A network with these weights. Names and shapes are compared before memory is asked for, so that no setting can ask for too much."""
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         check_shapes(make().state_dict(), state, source)
     net = make()
     net.load_state_dict(state)

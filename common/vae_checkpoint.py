@@ -6,14 +6,17 @@ Nothing is guessed: a setting we cannot honour is refused by name, so that weigh
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import save
 
 from common.checkpoint import WEIGHTS
-from common.diffusers_config import VERSION
-from common.errors import UserError
+from common.config_values import check_values
+from common.diffusers_config import VERSION, Count, Layers
+from common.errors import UserError, shown
 from common.files import read_json, write_atomically, write_json
+from common.ranges import Range
 from common.single_file import as_folder
 from common.state import build_strictly, read_component
 from common.vae import AutoencoderKL, VAEConfig
@@ -29,15 +32,13 @@ FIXED = {
 KNOWN = {"in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
          "block_out_channels": [64], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32, "sample_size": 32,
          "scaling_factor": 0.18215, "mid_block_add_attention": True}  # fmt: skip
-COUNTS = ("in_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+VALUES = {"in_channels": Count, "out_channels": Count, "latent_channels": Count, "layers_per_block": Layers, "norm_num_groups": Count,
+          "block_out_channels": list[Count], "down_block_types": list[str], "up_block_types": list[str], "sample_size": Count | list[Count] | None,
+          "scaling_factor": Annotated[float, Range(0, 1e6, above=True)], "mid_block_add_attention": bool}  # fmt: skip
 
 
 def _refuse(key: str, value: object):
-    raise UserError(f"this autoencoder sets {key} = {value!r}, which the course's autoencoder does not have, so it is not loaded")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    raise UserError(f"this autoencoder sets {key} = {shown(value)}, which the course's autoencoder does not have, so it is not loaded")
 
 
 def vae_from_diffusers(config: dict) -> VAEConfig:
@@ -48,21 +49,17 @@ def vae_from_diffusers(config: dict) -> VAEConfig:
         if not key.startswith("_") and key not in KNOWN and value not in FIXED.get(key, ()):
             _refuse(key, value)
     c = KNOWN | {key: value for key, value in config.items() if key in KNOWN}
-    for key in COUNTS:
-        if not _is_count(c[key]):
-            _refuse(key, c[key])
+    check_values(c, VALUES, "this autoencoder")
     channels = c["block_out_channels"]
-    if not isinstance(channels, (list, tuple)) or not channels or not all(_is_count(width) for width in channels):
+    if not 1 <= len(channels) <= 12:
         _refuse("block_out_channels", channels)
     if any(width % c["norm_num_groups"] for width in channels):
         _refuse("norm_num_groups", c["norm_num_groups"])
     for key, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if not isinstance(c[key], (list, tuple)) or list(c[key]) != [block] * len(channels):
+        if list(c[key]) != [block] * len(channels):
             _refuse(key, c[key])
     if c["out_channels"] != c["in_channels"]:
         _refuse("out_channels", c["out_channels"])
-    if not isinstance(c["scaling_factor"], (int, float)) or not 0 < c["scaling_factor"] < float("inf"):
-        _refuse("scaling_factor", c["scaling_factor"])
     return VAEConfig(
         size=c["sample_size"] if isinstance(c["sample_size"], int) else 0,
         image_channels=c["in_channels"],

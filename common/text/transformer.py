@@ -8,12 +8,15 @@ Module names are those of `transformers.CLIPTextModel`, so weights load both way
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.config_values import check_values
+from common.errors import UserError, shown
+from common.ranges import Range
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -132,6 +135,11 @@ NAMES = {  # ours: theirs
     "heads": "num_attention_heads", "hidden": "intermediate_size", "activation": "hidden_act", "eps": "layer_norm_eps",
     "bos": "bos_token_id", "eos": "eos_token_id", "pad": "pad_token_id",
 }  # fmt: skip
+VALUES = {
+    "vocab": Annotated[int, Range(1, 10_000_000)], "length": Annotated[int, Range(1, 65_536)], "dim": Annotated[int, Range(1, 65_536)],
+    "layers": Annotated[int, Range(1, 256)], "heads": Annotated[int, Range(1, 65_536)], "hidden": Annotated[int, Range(1, 1_000_000)],
+    "activation": str, "eps": Annotated[float, Range(0, 1)], "bos": int | None, "eos": int | None, "pad": int | None,
+}  # fmt: skip
 FIXED = {"model_type": ("clip_text_model",), "attention_dropout": (0,), "dropout": (0,), "use_attention_mask": (None, False)}
 WITHOUT_EFFECT = ("architectures", "dtype", "torch_dtype", "transformers_version", "initializer_factor", "initializer_range",
                   "projection_dim")  # fmt: skip
@@ -146,8 +154,9 @@ def text_to_transformers(cfg: TextConfig) -> dict:
 def text_from_transformers(config: dict) -> TextConfig:
     """The TextConfig of a CLIPTextModel's config.json; a setting we cannot honour is refused by name."""
     ours = {theirs: name for name, theirs in NAMES.items()}
+    check_values(config, {NAMES[name]: rule for name, rule in VALUES.items()}, "this text encoder")
     for key, value in {"model_type": None, **config}.items():
         refused = key not in ours and key not in WITHOUT_EFFECT and not key.startswith("_") and value not in FIXED.get(key, ())
         if refused or (key == "hidden_act" and value not in ACTIVATIONS):
-            raise UserError(f"this text encoder sets {key} = {value!r}, which the course's text encoder does not support")
+            raise UserError(f"this text encoder sets {key} = {shown(value)}, which the course's text encoder does not support")
     return TextConfig(**{ours[key]: value for key, value in config.items() if key in ours})
