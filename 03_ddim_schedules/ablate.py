@@ -110,11 +110,15 @@ def measure(args: Args) -> None:
 
 def refuse_early(lab, cells) -> None:
     """What cannot be sampled is said now, not after hours of training."""
+    import torch
+
     from common.checkpoint import load_model
     from common.diffusers_config import check_pair
+    from common.evaluate import MIN_SAMPLES, check
     from common.loss import check_loss
     from common.samplers import Sampler
     from common.schedule import make_schedule
+    from common.unet import small_unet
 
     for cell in cells:
         training, sampling = cell.training, cell.sampling
@@ -129,7 +133,9 @@ def refuse_early(lab, cells) -> None:
         if training.optimizer not in ("adamw", "sgd", "adamw-sgd"):
             raise UserError(f"optimizer={training.optimizer}: choose adamw, sgd or adamw-sgd")
         make_schedule(training.schedule).path(sampling.steps)
-        lab.data(training.data)
+        small_unet(training.size, lab.data(training.data).channels, tuple(map(int, training.channels.split("-"))), training.layers)
+    for data, n in {(cell.training.data, cell.sampling.n) for cell in cells}:
+        check(torch.zeros(min(n, MIN_SAMPLES), 1, 8, 8), lab.data(data, "test"), lab.data(data))
     for model, steps in {(cell.training.model, cell.sampling.steps) for cell in cells if cell.training.model}:
         load_model(Path(model)).schedule.path(steps)
 

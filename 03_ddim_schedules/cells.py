@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.ranges import check_number
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,15 @@ def read_value(key: str, text: str) -> Any:
     try:
         if TYPES[key] is bool:
             return {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return TYPES[key](text)
+        value = TYPES[key](text)
     except (ValueError, KeyError):
         kind = {bool: "yes or no", int: "a whole number", float: "a number"}[TYPES[key]]
         raise UserError(f"{key}={text}: {key} must be {kind}") from None
+    if key == "channels" and not all(width.isdecimal() and 0 < int(width) <= 4096 for width in text.split("-")):
+        raise UserError(f"channels={text}: write the width at each resolution, multiples of 8, as in channels=16-32")
+    if isinstance(value, (int, float)):
+        check_number("seed" if key == "noise_seed" else key, value)
+    return value
 
 
 def read_axes(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:

@@ -6,6 +6,10 @@
 Each panel (exercises/panels.py) uses your answer to its own exercise, and the solutions to all others.
 """
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +27,33 @@ class Args:
     """The Python file or notebook with your answers; by default the chapter's exercises/exercises.py."""
     out: Path | None = None
     """Where the picture goes; by default runs/<chapter>/exercises.png."""
+
+
+SECONDS = 10.0  # time limit of each exercise, whose panel takes a fraction of one
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Within this context, code that does not end is stopped, and os._exit ends it alone. (Windows has no such clock.)"""
+
+    def stop(*_):
+        raise TimeoutError(f"your code did not end within {seconds:g} seconds")
+
+    def end(code: int = 0):
+        raise SystemExit(code)
+
+    timed, exit_at_once = hasattr(signal, "setitimer"), os._exit
+    before = signal.signal(signal.SIGALRM, stop) if timed else None
+    os._exit = end
+    try:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        os._exit = exit_at_once
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def main(args: Args) -> None:
@@ -48,11 +79,13 @@ def main(args: Args) -> None:
         says = ""
         torch.manual_seed(0)
         try:
-            answers = load(submission, "submission")
-            lend(chapter, answers, exercise.name)
-            getattr(panels, exercise.name)(answers, chapter.solutions, axis)
-        except Exception as problem:
+            with at_most(SECONDS):
+                answers = load(submission, "submission")
+                lend(chapter, answers, exercise.name)
+                getattr(panels, exercise.name)(answers, chapter.solutions, axis)
+        except (Exception, SystemExit) as problem:  # exit() in an answer must not end the drawing
             says = explain(problem, submission)
+            print(f"{number}. {exercise.name}: {says}", flush=True)
             axis.clear()
             axis.axis("off")
         title = f"{number}. {exercise.name}\n{says or axis.get_title()}"

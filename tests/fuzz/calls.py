@@ -126,7 +126,7 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
         else:
             flags[name] = values
         why.append(f"{name} {' '.join(values)[:60]}")
-    if program in REFUSALS and not must:
+    if program in REFUSALS and (not must or any("/dev/full" in value or "/proc" in value for value in flags.get("--json", []) + flags.get("--out", []))):
         return None
     if rng.random() < 0.02:
         flags, must = flags | {"--no-such-flag": ["1"]}, True
