@@ -243,12 +243,12 @@ def test_summary_of_seeds_and_of_one():
 
 
 @pytest.mark.parametrize(("words", "says"), [
-    ([], "say what to measure: one of samplers"),
+    ([], "name what to measure: one of samplers"),
     (["sampels"], "there is no study 'sampels'; choose one of samplers"),
     (["steps"], "there is no study 'steps'"),
     (["steps=10", "eta"], "cannot read 'eta'; write what to vary as key=value"),
     (["stepps=10"], "'stepps' cannot be varied; choose one of"),
-    (["steps=ten"], "steps=ten: steps is a whole number"),
+    (["steps=ten"], "steps=ten: steps must be a whole number"),
     (["sampler=ddim", "lr=nan"], "lr must be above 0, not nan"),
     (["sampler=ddim", "n=0"], "n must be above 0, not 0"),
     (["sampler=ddim", "batch=0"], "batch must be above 0"),
@@ -258,7 +258,7 @@ def test_summary_of_seeds_and_of_one():
     (["sampler=ddim", "channels=8-16-16-16-16-16"], "need images of at least"),
     (["sampler=ddim", "n=1000000000"], "n must be at most 1,000,000"),
     (["sampler=ddim,dpmpp_2m", "steps=3", "n=8"], "8 samples, "),
-    (["ema=maybe", "steps=10"], "ema=maybe: ema is yes or no"),
+    (["ema=maybe", "steps=10"], "ema=maybe: ema must be yes or no"),
     (["sampler=eulr", "steps=10"], "there is none called 'eulr'"),
     (["sampler=ddim:fifty"], "fifty"),
     (["steps=1001"], "takes 1 to 1000 steps, not 1001"),
