@@ -592,7 +592,7 @@ def test_help_waits_for_nothing_heavy():
 @pytest.mark.parametrize(("flags", "says"), [
     (["--steps", 0], "--steps"), (["--drop", 1], "--drop"), (["--ema", 1.5], "--ema"), (["--min-snr", -1], "--min-snr"),
     (["--scheduler", "magic"], "unknown scheduler"), (["--size", 30], "multiple of 8"), (["--optimizer", "8bit"], "8bit"),
-    (["--model", "./nowhere"], "there is no folder"), (["--resume", "nowhere"], "config.json"), (["--device", "cuda:7"], "no device")])  # fmt: skip
+    (["--model", "./nowhere"], "there is no folder"), (["--resume", "nowhere"], "config.json"), (["--device", "cuda:7"], "the device 'cuda:7' cannot be used")])  # fmt: skip
 def test_what_all_refuse(program, flags, says, base, tmp_path, command_line):
     model = [] if "--model" in flags else ["--model", base]
     code, _, err = command_line(program, *model, *FEW, *flags, "--out", tmp_path / "run")

@@ -273,7 +273,7 @@ def test_a_contact_sheet():
     (["--steps", 0], "--steps"), (["--guidance", 0.5], "--guidance"), (["--strength", 0], "--strength"), (["--size", "60"], "multiples of 8"),
     (["--size", "axb"], "cannot read --size"), (["--seed", -1], "--seed"), (["--image", "nowhere.png"], "there is no file"),
     (["--image", "README.md"], "cannot be read as a picture"), (["--image", "a.png", "--strength", 0.1, "--steps", 5], "less than one step"),
-    (["--device", "cuda:7"], "no device")])  # fmt: skip
+    (["--device", "cuda:7"], "the device 'cuda:7' cannot be used")])  # fmt: skip
 def test_what_use_refuses(flags, says, model, tmp_path, command_line):
     assert says in refused(command_line(USE, PROMPT, "--model", model, *flags, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
