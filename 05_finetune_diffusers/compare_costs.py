@@ -30,7 +30,7 @@ class Args:
 def main(args: Args) -> None:
     runs = args.runs or sorted(path.parent for path in OUT.glob("*/results.json"))
     if not runs:
-        raise UserError(f"there is no finished run in {OUT}; make one, for instance with: python 05_finetune_diffusers/lora.py")
+        raise UserError(f"no folder in {OUT} holds a results.json, which a training writes at its end; make one, for instance with: python 05_finetune_diffusers/lora.py")
     rows = [HEAD, ["---"] * len(HEAD), *map(row, runs)]
     for cells in rows:
         print("| " + " | ".join(cells) + " |")
@@ -41,7 +41,7 @@ def row(folder: Path) -> list[str]:
     from cost import Cost, size
 
     if not (folder / "results.json").exists():
-        raise UserError(f"{folder} holds no results.json, which a training of this chapter writes at its end")
+        raise UserError(f"there is no {folder / 'results.json'}, which a training of this chapter writes at its end")
     found = read_json(folder / "results.json")
     try:
         cost, seconds, steps = Cost(**found["cost"]), found["seconds"], found["steps"]

@@ -110,7 +110,7 @@ def new_controlnet(unet: "UNet2DConditionModel", f: int, seed: int) -> "ControlN
     from diffusers import ControlNetModel
 
     if f not in WIDTHS:
-        raise UserError(f"the model's autoencoder shrinks images {f} times; a ControlNet is made here for {', '.join(map(str, WIDTHS))}")
+        raise UserError(f"the model's autoencoder downsamples images {f} times; a ControlNet can be made for {', '.join(map(str, WIDTHS))}")
     torch.manual_seed(seed)
     try:
         return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS[f])
@@ -166,10 +166,10 @@ def open_controlnet(folder: Path, unet: "UNet2DConditionModel", f: int) -> "Cont
     for name in ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block"):
         there, here = net.config[name], unet.config[name]
         if (list(there) if isinstance(there, (list, tuple)) else there) != (list(here) if isinstance(here, (list, tuple)) else here):
-            raise UserError(f"{root} was made for another model: its {name} is {there}, that of this U-Net {here}; name the --model it was trained on")
+            raise UserError(f"the ControlNet in {root} does not fit this U-Net: its {name} is {there}, that of the U-Net {here}; give the --model it was trained on")
     shrinks = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
     if shrinks != f:
-        raise UserError(f"{root} was made for another model: it shrinks edges {shrinks} times, and here a latent is {f} pixels a side")
+        raise UserError(f"the ControlNet in {root} does not fit this model: it downsamples edges {shrinks} times, and the autoencoder images {f} times")
     return net.requires_grad_(False).eval()
 
 
@@ -205,7 +205,7 @@ def own_images(args: Args, size: int) -> "Images":
     from common.data.images import to_bytes
 
     if not args.prompts:
-        raise UserError('say with --prompts what to draw along the edges, for instance --prompts "a green creature"')
+        raise UserError('--prompts is missing: give what to draw along the edges, for instance --prompts "a green creature"')
     pictures = [tv.center_crop(picture, min(picture.size)) for picture in map(read_picture, args.image)]
     pixels = [to_bytes(to_tensor(picture.resize((size, size)))) for picture in pictures for _ in args.prompts]
     return Images("your pictures", torch.stack(pixels), captions=args.prompts * len(pictures))

@@ -86,7 +86,7 @@ def check(args: Args) -> None:
     if args.batch * args.accumulate < LEAST_BATCH:
         raise UserError(
             f"--batch {args.batch} x --accumulate {args.accumulate} = {args.batch * args.accumulate}, but the package's Trainer wants "
-            f"{LEAST_BATCH} images per step at least (with fewer the gradient is mostly noise); give --accumulate {-(-LEAST_BATCH // args.batch)}"
+            f"at least {LEAST_BATCH} images per step; give --accumulate {-(-LEAST_BATCH // args.batch)}"
         )
     if round(args.samples**0.5) ** 2 != args.samples:
         raise UserError(f"--samples must be a square number such as 4, 9, 16, not {args.samples}: the package lays them out in a square")

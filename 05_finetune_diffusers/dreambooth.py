@@ -103,7 +103,8 @@ def check(args: Args) -> None:
         if not getattr(args, flag).strip():
             raise UserError(f"--{flag} must not be empty; the caption of the subject is 'a WORD KIND', for instance 'a sks creature'")
     if args.subject and not args.subject.is_dir():
-        raise UserError(f"there is no folder {args.subject}; --subject takes a folder with a few pictures of one thing")
+        found = f"{args.subject} is not a folder" if args.subject.exists() else f"there is no folder {args.subject}"
+        raise UserError(f"{found}; --subject takes a folder with a few pictures of one thing")
 
 
 def filled(args: Args, prompt: str) -> str:
@@ -153,8 +154,8 @@ def spelling(pipe: "StableDiffusionPipeline", word: str) -> str:
     if pipe.tokenizer.unk_token in tokens:
         raise UserError(f"the model's vocabulary cannot write the word '{word}'; choose another --word, of plain letters")
     if len(tokens) == 1:
-        return f"note: '{word}' is one token, so perhaps a word that the model knows; what it meant will be mixed into the subject"
-    return f"'{word}' is no word of the vocabulary: it is read as {len(pieces)} pieces, {' + '.join(pieces)}"
+        return f"note: '{word}' is one token, so the model may know it, and what it knows may mix with the subject"
+    return f"'{word}' is not in the vocabulary as a whole: it is read as {len(pieces)} pieces, {' + '.join(pieces)}"
 
 
 if __name__ == "__main__":

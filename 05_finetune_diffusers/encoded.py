@@ -76,7 +76,7 @@ class Pairs:
 def encode(pipe: "StableDiffusionPipeline", images: Images, captions: Sequence[str], quiet: bool = False, **extra: Tensor) -> Encoded:
     """Ask the pipeline's autoencoder and text encoder about each image and each caption."""
     if images.size % pipe.vae_scale_factor:
-        raise UserError(f"the model makes one latent of {pipe.vae_scale_factor} pixels a side; give a --size that is a multiple of it, not {images.size}")
+        raise UserError(f"the autoencoder downsamples images {pipe.vae_scale_factor} times; give a --size that is a multiple of {pipe.vae_scale_factor}, not {images.size}")
     distinct = sorted({"", *captions})
     words = encode_texts(pipe, distinct)
     mean, std = encode_images(pipe, images.pixels, quiet)
@@ -100,7 +100,7 @@ def encode_images(pipe: "StableDiffusionPipeline", pixels: Tensor, quiet: bool =
     mean, std = torch.cat(means), torch.cat(stds)
     broken = (~(mean + std).isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if broken:
-        raise UserError(f"the autoencoder's latents of image {broken[0]} are no numbers ({len(broken)} such images); take them out")
+        raise UserError(f"the autoencoder encodes image {broken[0]} to NaN or infinity ({len(broken)} such images); remove these images from the data")
     return mean, std
 
 

@@ -144,11 +144,11 @@ def open_model(args) -> tuple[UNet2DModel, DDPMScheduler]:
     if config.get("_class_name") != "UNet2DModel":
         raise UserError(f"{folder} holds no UNet2DModel but a {config.get('_class_name') or 'pipeline without a U-Net'}; finetune.py continues models that read text")
     if config.get("num_class_embeds"):
-        raise UserError(f"{folder} draws classes on demand; this program trains without labels, 01_ddpm_mnist/train.py --class-conditional with them")
+        raise UserError(f"{folder} is class-conditional; this program trains without labels, 01_ddpm_mnist/train.py --class-conditional with them")
     if config["out_channels"] != config["in_channels"]:
-        raise UserError(f"{folder} also says its variance ({config['out_channels']} channels out); this program trains the plain loss only")
+        raise UserError(f"the network in {folder} has {config['in_channels']} input and {config['out_channels']} output channels, as with a learned variance; this program trains networks with as many of both")
     if "beta_schedule" not in read_json(folder / "scheduler" / "scheduler_config.json"):
-        raise UserError(f"{folder} was not trained with DDPM's noise, which is the only one that this program knows")
+        raise UserError(f"the scheduler in {folder} has no beta_schedule; this program continues models with the noise schedule of a DDPMScheduler")
     try:
         with no_notes():
             return UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32), DDPMScheduler.from_pretrained(folder / "scheduler")
@@ -159,7 +159,7 @@ def open_model(args) -> tuple[UNet2DModel, DDPMScheduler]:
 def check_fit(args, images: Images, unet: UNet2DModel, processes: int) -> None:
     """Refuse what would fail only later, and less clearly."""
     if unet.config.in_channels not in (1, 3):
-        raise UserError(f"this network draws {unet.config.in_channels} channels, neither grey pictures nor colour; it may be one of latents")
+        raise UserError(f"this network draws images with {unet.config.in_channels} channels; this program trains on grey (1) and colour (3) images")
     halvings = 2 ** (len(unet.config.block_out_channels) - 1)
     if images.size % halvings:
         raise UserError(f"this network halves images {len(unet.config.block_out_channels) - 1} times, so --size must be a multiple of {halvings}, not {images.size}")

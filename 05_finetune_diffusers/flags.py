@@ -107,7 +107,7 @@ def check_flags(args: Flags) -> None:
     check_schedulers([args.scheduler])
     if args.optimizer == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("--optimizer 8bit needs the package bitsandbytes, which is not installed (pip install bitsandbytes); "
-                        "--optimizer fused is as fast, with a larger state")  # fmt: skip
+                        "or give --optimizer fused")  # fmt: skip
 
 
 def settled(args: Args, program: str, name: str, small: Preset, large: Preset, unet: "nn.Module", device: str) -> Args:

@@ -8,6 +8,7 @@
 
 import re
 import shutil
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +70,7 @@ def check_task(folder: Path, task: Task) -> None:
     """Refuse a model that cannot do the task, and say which program can."""
     kind = str(read_json(folder / INDEX).get("_class_name"))
     if not (folder / "text_encoder").is_dir():
-        raise UserError(f"{folder} holds a {kind}, which reads no text; 05_finetune_diffusers/train_unconditional.py continues such models")
+        raise UserError(f"{folder} holds a {kind} without a text encoder, so it takes no prompt; train_unconditional.py continues unconditional models")
     if not (folder / "unet").is_dir() or not (folder / "vae").is_dir():
         return  # not of Stable Diffusion's build: what it can do, its pipeline knows
     channels = read_json(folder / "unet" / "config.json").get("in_channels", 4)
@@ -169,9 +170,11 @@ def fits(scheduler: str) -> Iterator[None]:
     try:
         yield
     except IndexError as problem:
+        if Path(traceback.extract_tb(problem.__traceback__)[-1].filename).parent.name != "schedulers":
+            raise
         raise UserError(
-            f"scheduler '{scheduler}' does not go with this model's noise schedule in so many steps (diffusers: {explain(problem)}); "
-            "choose another, for instance dpm++"
+            f"scheduler '{scheduler}' cannot take so many steps on this model's noise schedule (diffusers: {explain(problem)}); "
+            "give other --steps, or another scheduler, for instance dpm++"
         ) from problem
 
 
@@ -182,7 +185,7 @@ def to_images(result: "Tensor", scheduler: str) -> "Tensor":
     """
     images = result.float().cpu() * 2 - 1
     if not bool(images.isfinite().all()):
-        raise UserError(f"scheduler '{scheduler}' gave no pictures but NaN with this model in so many steps; give other --steps, or another scheduler")
+        raise UserError(f"the sampled pictures hold NaN or infinity (scheduler '{scheduler}'); give other --steps, or another scheduler")
     return images
 
 

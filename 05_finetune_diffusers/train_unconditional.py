@@ -84,7 +84,7 @@ class Args:
 def check(args: Args) -> None:
     check_schedulers([args.scheduler])
     if any(width < 8 or width % 8 for width in args.channels):
-        raise UserError(f"--channels must be multiples of 8, not {' '.join(map(str, args.channels))}")
+        raise UserError(f"--channels must be one or more multiples of 8, not {' '.join(map(str, args.channels))}")
 
 
 def settled(args: Args) -> Args:

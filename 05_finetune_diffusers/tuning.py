@@ -271,7 +271,7 @@ def begin(args: Flags, program: str, name: str, small: Preset, large: Preset) ->
     args = resumed(args, (*FREE, "model")) if args.resume else args
     device = pick_device(args.device)
     if args.optimizer == "8bit" and not device.startswith("cuda"):
-        raise UserError(f"--optimizer 8bit works on a GPU only, not on {device}; use --optimizer fused")
+        raise UserError(f"--optimizer 8bit works on CUDA only, not on {device}; use --optimizer fused")
     accelerator = Accelerator(gradient_accumulation_steps=args.accumulate, mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     pipe = open_model(args.model, str(accelerator.device))
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
@@ -291,7 +291,7 @@ def open_model(name: str, device: str) -> "StableDiffusionPipeline":
     root = pixel_folder(name)
     pipe = open_pixels(root, device) if root else open_pipeline(name, device=device, dtype=torch.float32)
     if type(pipe).__name__ != "StableDiffusionPipeline":
-        raise UserError(f"{name} holds a {type(pipe).__name__}; the trainings of this chapter know Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)")
+        raise UserError(f"{name} holds a {type(pipe).__name__}; the trainings of this chapter take Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)")
     return pipe
 
 

@@ -60,7 +60,7 @@ class Args:
 def check(args: Args) -> tuple[str, ...]:
     """Refuse what cannot be, before anything is loaded. Returns the schedulers to use."""
     if not args.prompts:
-        raise UserError('say what to draw, for instance "a red creature with wings"; "" draws whatever comes')
+        raise UserError('give a prompt, for instance "a red creature with wings"; "" samples without a prompt')
     if args.image and int(args.steps * args.strength) < 1:
         raise UserError(f"--strength {args.strength:g} of {args.steps} steps is less than one step; give more --steps, or more --strength")
     schedulers = tuple(args.compare.split(",")) if args.compare is not None else (args.scheduler,)

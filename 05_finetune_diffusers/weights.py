@@ -167,7 +167,7 @@ def check_word(args: Args, fragments: list[Fragment]) -> None:
     if len(fragments) > 1 or fragments[0][1] != 1:
         raise UserError(f'--word goes with a prompt without weights, not "{args.prompt}"')
     if args.prompt.count(args.word) != 1 or not args.word.strip():
-        raise UserError(f'"{args.word}" must stand in the prompt "{args.prompt}" once')
+        raise UserError(f'"{args.word}" must occur exactly once in the prompt "{args.prompt}"')
 
 
 def side_by_side(pipe, prompt: str, plain: str, fragments: list[Fragment]) -> dict[str, "Tensor"]:

@@ -150,7 +150,7 @@ def test_damaged_weights(copy, command_line):
 def test_models_for_other_tasks(inpainter, command_line, tmp_path):
     flags = ["--device", "cpu", "--out", tmp_path]
     assert "inpainting model: its U-Net has 9 input channels" in refused(command_line(USE, PROMPT, "--model", inpainter, *flags))
-    assert "reads no text" in refused(command_line(USE, PROMPT, "--model", MNIST, *flags))
+    assert "takes no prompt" in refused(command_line(USE, PROMPT, "--model", MNIST, *flags))
     assert "--method inpaint" in refused(command_line(RESTORE, "--model", inpainter, "--n", 1, *flags))
     with pytest.raises(UserError, match="5 input channels"):
         write_json(inpainter.parent / "five" / "unet" / "config.json", {"in_channels": 5})
@@ -203,7 +203,7 @@ def test_a_scheduler_leaves_no_trace(pipe):
 
 def test_a_scheduler_that_cannot_walk_this_schedule(model, tmp_path, command_line):
     err = refused(command_line(USE, PROMPT, "--model", model, "--scheduler", "dpm++-karras", "--n", 1, "--steps", 4, "--device", "cpu", "--out", tmp_path))
-    assert "'dpm++-karras' does not go with this model's noise schedule" in err
+    assert "'dpm++-karras' cannot take so many steps on this model's noise schedule" in err
     err = refused(command_line(USE, PROMPT, "--model", model, "--scheduler", "euler-a", "--n", 1, "--steps", 3, "--device", "cpu", "--out", tmp_path))
     assert "NaN" in err and not list(tmp_path.iterdir())
 
@@ -517,7 +517,7 @@ def test_weights_from_the_command_line(model, tmp_path, command_line):
 
 @pytest.mark.parametrize(("flags", "says"), [
     (["a ((red)1.2 creature)1.5"], "one pair of brackets"), (["a (red creature"], "cannot read the weights"), (["a red+ one", "--word", "red"], "without weights"),
-    ([PROMPT, "--word", "horns"], "must stand in the prompt"), ([PROMPT, "--word", "wings", "--sweep", -1], "--sweep"), ([PROMPT, "--guidance", 0], "--guidance")])  # fmt: skip
+    ([PROMPT, "--word", "horns"], "must occur exactly once in the prompt"), ([PROMPT, "--word", "wings", "--sweep", -1], "--sweep"), ([PROMPT, "--guidance", 0], "--guidance")])  # fmt: skip
 def test_what_weights_refuses(flags, says, model, tmp_path, command_line):
     assert says in refused(command_line(WEIGHTS, *flags, "--model", model, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -571,7 +571,7 @@ def test_costs_side_by_side(trained, tmp_path, command_line):
     assert code == 0 and len(head) == len(line) == len(first) == len(second) == 7 and second == ["other", *first[1:]]
     n, kept = cost["trained"], 12 * cost["trained"] + cost["optimizer_bytes"]
     assert first[1] == f"{n:,} of {n:,}" and first[2] == f"{kept / 1e3:.1f} kB" and first[5] == "5" and first[6].endswith("B")
-    assert "holds no results.json" in refused(command_line(COSTS, tmp_path))
+    assert "results.json, which a training" in refused(command_line(COSTS, tmp_path))
     (run / "results.json").write_text('{"cost": {"magic": 1}}')
     assert "does not say what the run cost" in refused(command_line(COSTS, run))
 
@@ -671,7 +671,7 @@ def test_models_that_it_cannot_train(model, tmp_path, command_line):
     assert "finetune.py continues models that read text" in refused(command_line(TRAIN, "--model", model, *flags))
     folder = Path(shutil.copytree(MNIST, tmp_path / "labels"))
     config = read_json(folder / "unet" / "config.json")
-    for change, says in (({"num_class_embeds": 10}, "draws classes on demand"), ({"out_channels": 2}, "also says its variance")):
+    for change, says in (({"num_class_embeds": 10}, "is class-conditional"), ({"out_channels": 2}, "2 output channels, as with a learned variance")):
         write_json(folder / "unet" / "config.json", config | change)
         assert says in refused(command_line(TRAIN, "--model", folder, *flags))
     assert not (tmp_path / "out" / "config.json").exists()
