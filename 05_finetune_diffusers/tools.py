@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from common.errors import UserError, enough_memory, explain
 from common.files import exchange, partial, read_json, write_folder
 from common.pipeline_folder import INDEX, find_pipeline, quiet
+from common.ranges import PIXELS
 from common.weight_files import variant_in
 
 if TYPE_CHECKING:  # torch and diffusers wait until something is really done
@@ -234,6 +235,8 @@ def read_size(text: str) -> tuple[int, int]:
     if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
         raise UserError(f"cannot read --size {text}; write 64, or 96x64 for width x height")
     width, height = int(parts[0]), int(parts[-1])
+    if max(width, height) not in PIXELS:
+        raise UserError(f"--size must be {PIXELS.refusal(max(width, height))}, not {text}")
     if min(width, height) < 8 or width % 8 or height % 8:
         raise UserError(f"--size must be multiples of 8 pixels, not {text}")
     return width, height

@@ -212,7 +212,7 @@ def read_folder(folder: Path) -> Tensor:
         try:
             with Image.open(path) as image:
                 sizes.setdefault(image.size, path)
-        except OSError:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             pass  # decode_all names the unreadable ones
     if len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]

@@ -270,7 +270,7 @@ def test_a_contact_sheet():
 
 @pytest.mark.parametrize(("flags", "says"), [
     (["--scheduler", "magic"], "ddpm, ddim, pndm, euler, euler-a, heun, dpm++"), (["--compare", "ddim,"], "unknown scheduler ''"), (["--n", 0], "--n"),
-    (["--steps", 0], "--steps"), (["--guidance", 0.5], "--guidance"), (["--strength", 0], "--strength"), (["--size", "60"], "multiples of 8"),
+    (["--steps", 0], "--steps"), (["--guidance", 0.5], "--guidance"), (["--strength", 0], "--strength"), (["--size", "60"], "multiples of 8"), (["--size", "8x100000"], "--size must be at most 4,096 pixels, not 8x100000"),
     (["--size", "axb"], "cannot read --size"), (["--seed", -1], "--seed"), (["--image", "nowhere.png"], "there is no file"),
     (["--image", "README.md"], "cannot be read as a picture"), (["--image", "a.png", "--strength", 0.1, "--steps", 5], "less than one step"),
     (["--device", "cuda:7"], "the device 'cuda:7' cannot be used")])  # fmt: skip

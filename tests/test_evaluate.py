@@ -367,3 +367,11 @@ def test_help_does_not_wait_for_torch():
     done = run_program("-X", "importtime", "-m", "common.evaluate", "--help")
     assert done.returncode == 0 and "--data-dir" in done.stdout
     assert "common.cli" in done.stderr and "torch" not in done.stderr
+
+
+def test_a_decompression_bomb_among_the_samples(command_line, tmp_path, monkeypatch):
+    """A small file that says it has more pixels than any memory: refused as one that cannot be read, as everywhere."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    code, _, err = command_line("common/evaluate.py", tmp_path, "--data", "digits")
+    assert code == 2 and "Traceback" not in err and "a.png" in err

@@ -28,7 +28,7 @@ class Args:
 
 def main(args: Args) -> None:
     if args.out.suffix != ".lmdb":
-        raise UserError(f"the name {args.out} must end in .lmdb, by which --data recognizes such a file; write {args.out.with_suffix('.lmdb')}")
+        raise UserError(f"the name {args.out} must end in .lmdb, by which --data recognizes such a file; write {args.out.parent / (args.out.stem or 'data')}.lmdb")
 
     from common.data.lmdb_file import write_lmdb
     from common.data.load import load, splits_of
