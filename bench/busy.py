@@ -19,7 +19,7 @@ from statistics import median
 from typing import Literal
 
 from bench import ROOT, chapter, report, settings_of
-from common.cli import positive, run
+from common.cli import run
 from common.errors import UserError
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
@@ -48,12 +48,9 @@ class Args:
 
 
 def main(args: Args) -> None:
-    positive(rounds=args.rounds)
     if args.seconds_of_steps:
         make_steps(args.network)
         return
-    if any(busy < 0 for busy in args.busy):
-        raise UserError("--busy takes numbers of processes, 0 or more")
     seconds = {(busy, name): [] for busy in args.busy for name in SETTINGS}
     for busy in args.busy:
         with busy_processes(busy):

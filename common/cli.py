@@ -229,10 +229,6 @@ def lowered(args_type: type) -> str:
     return " or ".join([", ".join(less)] * bool(less) + [f"give {flag}" for flag in more])
 
 
-def positive(**values: float | None) -> None:
-    """Nothing is left to do: parse has refused what is not positive (common/ranges.py). For programs that still call it."""
-
-
 def writable_folder(folder: Path) -> Path:
     """Make the folder, or say why that cannot be."""
     try:
