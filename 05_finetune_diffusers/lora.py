@@ -29,7 +29,6 @@ from common.cli import run
 from common.errors import UserError, explain
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import nn
 
 SMALL = Preset(steps=600, batch=16, lr=3e-3)
@@ -51,7 +50,7 @@ class Args(DataFlags):
     """Drawn before, after, and as training goes; with the words of the style at their end."""
 
     use: tuple[Path, ...] = ()
-    """Do not train: draw the prompts with these adapters, .safetensors files or run folders."""
+    """Do not train: draw the prompts with these adapters: files (LoRA, LoCon, LoHa, LoKr, DoRA), run folders, or folders of PEFT."""
     scale: tuple[float, ...] = (0.0, 0.5, 1.0)
     """How strongly, with --use: 0 is the model without them."""
     sheet: Path = OUT / "lora.png"
@@ -135,58 +134,14 @@ def save_adapter(unet: "nn.Module", path: Path) -> Path:
     return path
 
 
-def find_adapter(path: Path) -> Path:
-    """A .safetensors file, or the one in a run folder."""
-    if path.is_dir():
-        found = sorted(path.glob("*.safetensors"))
-        if len(found) != 1:
-            raise UserError(f"{path} holds {len(found)} .safetensors files, where one adapter was expected; name the file itself")
-        return found[0]
-    if not path.exists():
-        raise UserError(f"there is no file {path}; --use takes the .safetensors file of a LoRA, or the folder of a run that made one")
-    return path
-
-
-def check_adapter(pipe: "StableDiffusionPipeline", path: Path) -> None:
-    """Refuse a file that is no LoRA, or one for another model, naming the first layer that differs."""
-    try:
-        state = type(pipe).lora_state_dict(path.parent, weight_name=path.name, use_safetensors=True)[0]
-    except Exception as problem:  # of safetensors, the hub's library, diffusers' converters
-        raise UserError(f"{path} cannot be read as a LoRA ({explain(problem)})") from problem
-    inner = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.") and ".lora" in key}
-    if not inner:
-        raise UserError(f"{path} holds no LoRA of a U-Net; its first weight is {min(state, default='none at all')}")
-    modules = dict(pipe.unet.named_modules())
-    for key, value in sorted(inner.items()):
-        layer, _, part = key.partition(".lora")
-        weight = getattr(modules.get(layer), "weight", None)
-        if weight is None:
-            raise UserError(f"{path} was made for another model: it has an adapter for the layer {layer}, which this U-Net has not")
-        there, here = ((value.shape[1], weight.shape[1]) if "A" in part or "down" in part else (value.shape[0], weight.shape[0]))
-        if there != here:
-            raise UserError(
-                f"{path} was made for another model: its adapter for {layer} is for a width of {there}, and here the layer's is {here}; "
-                "use it with the --model that it was trained on"
-            )
-
-
 # --------------------------------------------------------------------------------------------------------------------- use
-
-
-def load_adapters(pipe: "StableDiffusionPipeline", paths: Sequence[Path]) -> list[str]:
-    """Load adapters beside each other; returns their names, for pipe.set_adapters(names, scales)."""
-    for path in paths:
-        check_adapter(pipe, path)
-    names = [f"{i}-{path.stem}".replace(".", "-") for i, path in enumerate(paths, 1)]
-    for name, path in zip(names, paths, strict=True):
-        pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
-    return names
 
 
 def use(args: Args) -> None:
     """Draw the prompts at every scale; with two adapters at every pair of scales, with more all at the same."""
     import torch
     from accelerate import Accelerator
+    from adapters import find_adapter, load_adapters
     from subjects import read_style, styled_caption
     from tools import native_size, sheet
     from tuning import open_model, paint, shown

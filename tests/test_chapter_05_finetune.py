@@ -30,7 +30,9 @@ from common.unet import UNet, text_unet
 HERE = "05_finetune_diffusers"
 FINETUNE, LORA, DREAMBOOTH, CONTROLNET = (f"{HERE}/{name}.py" for name in ("finetune", "lora", "dreambooth", "controlnet"))
 controlnet, dreambooth, finetune, lora = (load_program(name) for name in (CONTROLNET, DREAMBOOTH, FINETUNE, LORA))
-edges, encoded, pixels, subjects, tuning = (load_program(f"{HERE}/{name}.py") for name in ("edges", "encoded", "pixels", "subjects", "tuning"))
+adapters, edges, encoded, pixels, subjects, tuning = (
+    load_program(f"{HERE}/{name}.py") for name in ("adapters", "edges", "encoded", "pixels", "subjects", "tuning")
+)
 FEW = ["--size", 32, "--batch", 2, "--steps", 4, "--save-every", 2, "--sample-every", 3, "--sample-steps", 1, "--device", "cpu", "--precision", "no"]
 TINY = [*FEW, "--n", 6, "--measure", 2, "--lr", 1e-2]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -426,7 +428,7 @@ def test_several_adapters_are_mixed(base, adapted, tmp_path, command_line):
     assert code == 0 and said.count("a row:") == 3, err
     pipe = plain(base)
     before = draw(pipe)
-    pipe.set_adapters(lora.load_adapters(pipe, [adapter(adapted), other]), [0.0, 0.0])
+    pipe.set_adapters(adapters.load_adapters(pipe, [adapter(adapted), other]), [0.0, 0.0])
     assert np.array_equal(draw(pipe), before)
 
 
@@ -440,14 +442,14 @@ def test_adapters_that_do_not_fit(base, adapted, tmp_path):
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(1)}, other)
     (tmp_path / "broken.safetensors").write_bytes(b"not this")
-    for path, says in ((wide, "for a width of"), (foreign, "third_block"), (other, "no LoRA of a U-Net|cannot be read as a LoRA"),
-                       (tmp_path / "broken.safetensors", "cannot be read as a LoRA")):  # fmt: skip
+    for path, says in ((wide, "for a width of"), (foreign, "third_block"), (other, "no LoRA of a U-Net: it holds .*, where one of LoRA, LoCon"),
+                       (tmp_path / "broken.safetensors", "is damaged")):  # fmt: skip
         with pytest.raises(UserError, match=says):
-            lora.load_adapters(plain(base), [path])
+            adapters.load_adapters(plain(base), [path])
     with pytest.raises(UserError, match="there is no file"):
-        lora.find_adapter(tmp_path / "nothing.safetensors")
+        adapters.find_adapter(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match="holds 4 .safetensors"):
-        lora.find_adapter(tmp_path)
+        adapters.find_adapter(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------- DreamBooth
