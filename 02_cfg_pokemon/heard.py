@@ -52,7 +52,7 @@ def losses(painter: Painter, images: Images, seed: int = 0) -> dict[str, list[fl
     from common.loss import diffusion_loss
     from common.progress import with_progress
 
-    captions, n = list(images.captions), len(images)
+    captions, n, device = list(images.captions), len(images), next(painter.net.parameters()).device
     told = {"right": captions, "nothing": [""] * n, "wrong": captions[1:] + captions[:1]}
     found: dict[str, list[float]] = {name: [] for name in told}
     for low, high in BANDS:
@@ -62,9 +62,9 @@ def losses(painter: Painter, images: Images, seed: int = 0) -> dict[str, list[fl
         for name, texts in told.items():
             total = 0.0
             for part in with_progress(f"captions: {name}", [slice(first, first + BATCH) for first in range(0, n, BATCH)], unit="batch"):
+                x0, noise = to_float(images.pixels[part]).to(device), eps[part].to(device)
                 with torch.no_grad():
-                    each = diffusion_loss(painter.net, painter.schedule, painter.prediction, to_float(images.pixels[part]), u[part], eps[part],
-                                          text=painter.encoder(texts[part]))  # fmt: skip
+                    each = diffusion_loss(painter.net, painter.schedule, painter.prediction, x0, u[part], noise, text=painter.encoder(texts[part]))
                 total += float(each.sum())
             found[name].append(total / n)
     return found

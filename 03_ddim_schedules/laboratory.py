@@ -242,12 +242,11 @@ def run(sampling: Sampling, denoise: Denoiser, schedule: Schedule, shape, seeds,
 def naive(sampling: Sampling, denoise: Denoiser, schedule: DiscreteSchedule, shape, noise: Noise, device) -> Iterator[Step]:
     """solvers.ddpm_naive, for networks that predict anything: they are asked for eps."""
     path = schedule.path(sampling.steps)
-    tau = [int(time) + 1 for time in path.levels.time]
+    tau, levels = [int(level.time) + 1 for level in path], iter(path)
 
-    def eps_model(x: Tensor, time: Tensor) -> Tensor:
-        t = int(time[0]) + 1
-        level = schedule.at(torch.tensor([t]))
-        return denoise(x, type(level)(*(float(part) for part in level))).eps
+    def eps_model(x: Tensor, _: Tensor) -> Tensor:
+        """Asked once at each level of the path: its numbers need not be read back from the device."""
+        return denoise(x, next(levels)).eps
 
     steps = solvers.ddpm_naive(eps_model, start(path, shape, noise, device), schedule.alpha_bar, tau, noise)
     yield from (Step(x, x, i) for i, x in enumerate(steps))

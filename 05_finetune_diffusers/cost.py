@@ -54,7 +54,7 @@ class Cost:
         return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.average_bytes
 
     def table(self) -> str:
-        held = "GPU memory" if self.device.startswith("cuda") else "memory of the process"
+        held = "memory of the process" if self.device == "cpu" else "GPU memory"
         rows = [("weights trained", f"{self.trained:,} of {self.weights:,} ({self.trained / self.weights:.1%})"),
                 ("weights", size(self.weight_bytes)), ("gradients", size(self.gradient_bytes)), ("optimizer", size(self.optimizer_bytes)),
                 ("average", size(self.average_bytes)), (f"{held}, before", size(self.before)), (f"{held}, peak", size(self.peak))]  # fmt: skip
@@ -66,7 +66,7 @@ class Cost:
 
 def in_all(seconds: float, device: torch.device) -> str:
     """The end of a program that draws and does not train."""
-    return f"{seconds:.0f} s in all, at most {size(peak(device))} of {'GPU memory' if device.type == 'cuda' else 'memory'}"
+    return f"{seconds:.0f} s in all, at most {size(peak(device))} of {'memory' if device.type == 'cpu' else 'GPU memory'}"
 
 
 def size(n: int) -> str:
@@ -87,12 +87,17 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    if device.type == "mps":
+        torch.mps.empty_cache()
+        return
     with suppress(OSError):
         RESET.write_text("5", encoding="ascii")  # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
 
 
 def held(device: torch.device) -> int:
     """Bytes held now (the peak, where the system tells nothing else)."""
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS") or peak(device)
 
 
@@ -100,6 +105,8 @@ def peak(device: torch.device) -> int:
     """The most bytes held at one moment since the record began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":  # it keeps no record, but what the allocator took it keeps until empty_cache()
+        return torch.mps.driver_allocated_memory()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on a Mac bytes
     return _status("VmHWM") or (most if sys.platform == "darwin" else 1024 * most)
 

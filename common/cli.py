@@ -195,11 +195,18 @@ def is_main_process() -> bool:
 
 
 def pick_device(name: str) -> str:
-    """auto -> cuda, mps or cpu; anything else is checked."""
+    """auto -> cuda, mps or cpu; anything else is checked. In a process of torchrun, "cuda" is the GPU with its number."""
     import torch
 
-    if name == "auto":  # a process that torchrun started is told its GPU by accelerate
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    local = os.environ.get("LOCAL_RANK", "")
+    if name.startswith("cuda:") and local:
+        raise UserError(f"torchrun gives each process a GPU of its own, so --device cannot be {name}; use --device cuda")
+    if name == "cuda" and local.isdecimal() and torch.cuda.is_available():
+        if int(local) >= torch.cuda.device_count():
+            raise UserError(f"torchrun started process {local} on a machine with {torch.cuda.device_count()} GPUs, counted from 0; lower --nproc_per_node")
+        torch.cuda.set_device(int(local))  # as accelerate does later: what is loaded before that must not go to GPU 0
     try:
         torch.zeros(1, device=name).cpu()  # "meta" computes nothing
         if name.startswith("cuda:"):

@@ -1,12 +1,13 @@
 """No float64 on an accelerator, and no tensor on the wrong device: Apple's MPS has no float64, and CI has no accelerator.
 
-The accelerator is faked. Under FakeTensorMode tensors have a shape, a type and a device but no numbers, so that "cuda" needs no GPU; a
-dispatch mode looks at the result of every operation. Reading a number (`.item()`) from a fake tensor raises an error, so a sampler or a
+The accelerator is faked. Under FakeTensorMode tensors have a shape, a type and a device but no numbers, and so no device is needed; a
+dispatch mode looks at the tensors of every operation. Reading a number (`.item()`) from a fake tensor raises an error, so a sampler or a
 loss that waits for the device in its inner loop fails here as well. Schedules are made outside: their float64 tables stay on the CPU.
-Only forward passes are tried, since autograd wants a real device; a gradient has the type of its tensor.
+The device is called "lazy", since that is one of the names for which autograd works without the device itself.
 """
 
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from common.cli import pick_device, pick_precision
+from common.data import Images
 from common.denoiser import Denoiser
 from common.diffusers_config import check_pair
 from common.errors import UserError
@@ -28,9 +31,17 @@ from common.schedule import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedu
 from common.text.encoders import small_text
 from common.unet import UNet, small_unet, text_unet
 from common.vae import AutoencoderKL, small_vae
-from common.vae_loss import PatchDiscriminator, Perceptual, adversarial_loss, discriminator_loss, random_stages, vae_loss
+from common.vae_loss import (
+    PatchDiscriminator,
+    Perceptual,
+    adaptive_weight,
+    adversarial_loss,
+    discriminator_loss,
+    random_stages,
+    vae_loss,
+)
 
-DEVICE = torch.device("cuda:0")
+DEVICE = torch.device("lazy:0")
 TABLES = {name: make_schedule(name) for name in SCHEDULES}
 PREDICTIONS = ("eps", "x0", "v", "flow", "edm")
 
@@ -46,15 +57,33 @@ def valid(schedule: str, prediction: str) -> bool:
 PAIRS = [(schedule, prediction) for schedule in SCHEDULES for prediction in PREDICTIONS if valid(schedule, prediction)]
 
 
+DOUBLE = (torch.float64, torch.complex128)
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)  # from one device to another
+
+
 class NoFloat64(TorchDispatchMode):
-    """Fails on the first result in double precision that does not lie on the CPU."""
+    """Fails on the first operation of the accelerator that makes double precision, or takes it from the CPU.
+
+    (torch lets a CPU tensor of one number take part in the device's operations.)
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor) and tensor.device.type != "cpu" and tensor.dtype in (torch.float64, torch.complex128):
+        given, made = ([x for x in tree_iter(tensors) if isinstance(x, Tensor)] for tensors in ((args, kwargs), result))
+        for tensor in made:
+            if tensor.device.type != "cpu" and tensor.dtype in DOUBLE:
                 raise AssertionError(f"{func} makes {tensor.dtype} on {tensor.device}")
+        if any(x.device.type != "cpu" for x in given) and any(x.dtype in DOUBLE for x in given) and func not in COPIES:
+            raise AssertionError(f"{func} takes {[(x.dtype, str(x.device)) for x in given]}")
         return result
+
+
+def checked(each: Tensor, *weights: Tensor) -> None:
+    """The loss of each image lies on the device in float32, and so do the gradients that follow from it."""
+    assert (each.device, each.dtype) == (DEVICE, torch.float32)
+    each.mean().backward()
+    for weight in weights:
+        assert (weight.grad.device, weight.grad.dtype) == (DEVICE, torch.float32)
 
 
 def outside(method):
@@ -109,7 +138,21 @@ def net_for(channels: int = 1, out: int | None = None, classes: int | None = Non
 def tiny_net(out: int = 1):
     """A network of one convolution: for a sampler or a loss it is as good as a U-Net."""
     conv = on_accelerator(lambda: torch.nn.Conv2d(1, out, 3, padding=1))
-    return lambda x, t, **condition: conv(x) + t.view(-1, 1, 1, 1)
+    net = lambda x, t, **condition: conv(x) + t.view(-1, 1, 1, 1)  # noqa: E731
+    net.weight = conv.weight
+    return net
+
+
+class Doubled(torch.autograd.Function):
+    """A function whose gradient is made in double precision."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.double().float()
 
 
 def test_the_fake_accelerator_notices_float64(accelerator):
@@ -117,6 +160,10 @@ def test_the_fake_accelerator_notices_float64(accelerator):
         torch.zeros(2, device=DEVICE).double()
     with pytest.raises(AssertionError, match="float64"):
         torch.zeros(2, dtype=torch.float64).to(DEVICE)
+    with pytest.raises(AssertionError, match="float64"):
+        torch.zeros(2, device=DEVICE) * torch.zeros((), dtype=torch.float64)
+    with pytest.raises(AssertionError, match="float64"):  # in the backward pass
+        Doubled.apply(torch.zeros(2, device=DEVICE, requires_grad=True)).sum().backward()
     torch.zeros(2, device=DEVICE).cpu().double()  # this way round it is allowed
 
 
@@ -136,20 +183,21 @@ def test_losses(accelerator, schedule, prediction):
     for error in ERRORS:
         for weight in WEIGHT_NAMES:
             each = diffusion_loss(net, schedule, prediction, images(4, 1, 8, 8), FakeDraw().rand(4), FakeDraw().randn((4, 1, 8, 8)), error, weight)
-            assert (each.device, each.dtype) == (DEVICE, torch.float32)
+            checked(each, net.weight)
 
 
 def test_learned_variance(accelerator):
     net, draw = net_for(1, 2), FakeDraw()
-    each = diffusion_loss(net, TABLES["cosine"], "eps", images(4, 1, 8, 8), draw.rand(4), draw.randn((4, 1, 8, 8)))
-    assert each.device == DEVICE
+    for prediction in ("eps", "x0", "v"):
+        each = diffusion_loss(net, TABLES["cosine"], prediction, images(4, 1, 8, 8), draw.rand(4), draw.randn((4, 1, 8, 8)))
+        checked(each, net.conv_in.weight)
 
 
 def test_loss_of_chapter_1(accelerator):
     fit = load_program("01_ddpm_mnist/fit.py")
     loss = fit.make_loss(SimpleNamespace(flip=True, class_conditional=True, prediction="v"), TABLES["cosine"])
     batch = {"image": images(4, 1, 8, 8), "label": torch.zeros(4, dtype=torch.long, device=DEVICE)}
-    assert loss(net_for(classes=10), batch, FakeDraw()).each.device == DEVICE
+    checked(loss(net_for(classes=10), batch, FakeDraw()).each)
 
 
 @pytest.mark.parametrize("augment", ["none", "mirror", "jitter", "turn"])
@@ -159,8 +207,7 @@ def test_loss_of_chapter_2(accelerator, augment):
     net = on_accelerator(lambda: teach.ReaderAndPainter(UNet(text_unet(8, 3, (8, 16), 32)), encoder))
     loss = teach.make_loss(SimpleNamespace(augment=augment, prediction="v", drop=0.1), TABLES["cosine"], encoder)
     words = torch.zeros(4, 64, dtype=torch.long, device=DEVICE)
-    each = loss(net, {"image": images(4, 3, 8, 8), "words": words}, FakeDraw()).each
-    assert each.device == DEVICE
+    checked(loss(net, {"image": images(4, 3, 8, 8), "words": words}, FakeDraw()).each, *encoder.parameters())
 
 
 def test_losses_of_the_autoencoder(accelerator):
@@ -170,9 +217,24 @@ def test_losses_of_the_autoencoder(accelerator):
     x = images(2, 3, 16, 16)
     z = vae.encode(x)
     y = vae.decode(z.sample(FakeDraw().randn(z.mean.shape)))
-    parts = vae_loss(x, y, z, "l1", 1e-6, perceptual)
-    looks = adversarial_loss(critic, y)
-    assert discriminator_loss(critic, x, y).device == looks.device == parts.total.device == DEVICE
+    for error in ("l1", "l2"):
+        parts = vae_loss(x, y, z, error, 1e-6, perceptual)
+        looks = adversarial_loss(critic, y)
+        weight = adaptive_weight(parts.total.mean(), looks.mean(), vae.decoder.conv_out.weight)
+        assert weight.device == DEVICE
+    checked(parts.total + weight * looks, vae.decoder.conv_out.weight, vae.encoder.conv_in.weight)
+    checked(discriminator_loss(critic, x, y), *critic.parameters())
+
+
+def test_the_loss_of_chapter_4s_autoencoder_as_it_is_trained(accelerator):
+    fit = load_program("04_latent_sd/fit_vae.py")
+    vae = on_accelerator(lambda: AutoencoderKL(small_vae(16, 3, (8, 16))))
+    args = SimpleNamespace(flip=True, latent_channels=vae.cfg.latent_channels, error="l1", kl=1e-6, perceptual=0.5, adversarial=0.5, adversarial_after=0.0)
+    loss = object.__new__(fit.VAELoss)
+    loss.args, loss.progress, loss.perceptual = args, 1.0, on_accelerator(lambda: Perceptual([torch.nn.Conv2d(3, 8, 3)]))
+    critic = on_accelerator(lambda: PatchDiscriminator(3))
+    loss.critic = SimpleNamespace(net=critic, learn=lambda x, y: checked(discriminator_loss(critic, x, y), *critic.parameters()))
+    checked(loss(vae, {"image": images(2, 3, 16, 16)}, FakeDraw()).each, vae.decoder.conv_out.weight)
 
 
 def test_perceptual_stages_are_made_on_the_cpu_and_move():
@@ -186,7 +248,7 @@ def test_loss_of_chapter_4(accelerator):
     loss = object.__new__(fit.LatentLoss)  # its fingerprint of the autoencoder reads numbers, once, before the training
     loss.args, loss.schedule, loss.empty = SimpleNamespace(prediction="v", drop=0.1), TABLES["cosine"], encoder.tokenizer([""])[0]
     batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": torch.zeros(4, 64, dtype=torch.long, device=DEVICE)}
-    assert loss(net, batch, FakeDraw()).each.device == DEVICE
+    checked(loss(net, batch, FakeDraw()).each)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -198,7 +260,28 @@ def test_loss_of_chapter_5(accelerator, kind):
     loss = tuning.Denoising(scheduler, tuning.min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, words, batch: net(x))
     batch = {"mean": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": images(4, 3, 8), "weight": images(4)}
     net = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
-    assert loss(net, batch, FakeDraw()).each.device == DEVICE
+    checked(loss(net, batch, FakeDraw()).each, net.weight)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_loss_of_chapter_5s_unconditional_network(accelerator, kind):
+    from diffusers import DDPMScheduler
+
+    fit = load_program("05_finetune_diffusers/fit_unconditional.py")
+    conv = on_accelerator(lambda: torch.nn.Conv2d(3, 3, 1))
+    trainer = SimpleNamespace(noise=DDPMScheduler(prediction_type=kind), net=lambda x, t, return_dict: (conv(x),))
+    checked(fit.Trainer.loss(trainer, images(4, 3, 8, 8), FakeDraw()).each, conv.weight)
+
+
+def test_chapter_5s_controlnet_beside_its_network(accelerator):
+    controlnet = load_program("05_finetune_diffusers/controlnet.py")
+    conv = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
+    net = lambda x, t, words, controlnet_cond, return_dict: ((), conv(x) + controlnet_cond.mean())  # noqa: E731
+    unet = lambda x, t, words, down_block_additional_residuals, mid_block_additional_residual, return_dict: (x + mid_block_additional_residual,)  # noqa: E731
+    answer = controlnet.answer_of(unet, SimpleNamespace(autocast=nullcontext))
+    batch = {"edges": torch.zeros(4, 1, 64, 64, dtype=torch.uint8, device=DEVICE)}
+    y = answer(net, images(4, 4, 8, 8), torch.zeros(4, dtype=torch.long, device=DEVICE), images(4, 3, 8), batch)
+    checked(y.flatten(1).mean(1), conv.weight)
 
 
 def test_losses_of_chapter_6(accelerator):
@@ -210,11 +293,11 @@ def test_losses_of_chapter_6(accelerator):
              "vectors": images(4, 2, 8)}  # fmt: skip
     answer = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
     net = lambda x, t, **condition: answer(x)  # noqa: E731
-    assert inpaint.make_loss(args, model)(net, batch, FakeDraw()).each.device == DEVICE
-    assert control.make_loss(args, model)(net, batch, FakeDraw()).each.device == DEVICE
+    checked(inpaint.make_loss(args, model)(net, batch, FakeDraw()).each, answer.weight)
+    checked(control.make_loss(args, model)(net, batch, FakeDraw()).each, answer.weight)
     loss = object.__new__(named.NameLoss)  # as above
     loss.args, loss.schedule, loss.prediction = args, schedule, "v"
-    assert loss(net, batch, FakeDraw()).each.device == DEVICE
+    checked(loss(net, batch, FakeDraw()).each, answer.weight)
 
 
 def test_loss_of_chapter_6s_clip(accelerator):
@@ -256,6 +339,27 @@ def test_guidance(accelerator, options):
     guided = Guided(tiny_net(), "v", {"text": images(2, 5, 16)}, {"text": images(1, 5, 16)}, **{"w": 5.0, **options})
     *_, last = Sampler.parse("dpmpp_2m:3").run(guided, TABLES["cosine"], (2, 1, 8, 8), 0, device=DEVICE)
     assert last.x.device == DEVICE
+
+
+@torch.no_grad()
+def test_chapter_3s_own_solvers_and_walks(accelerator):
+    solvers, latents, laboratory = (load_program(f"03_ddim_schedules/{name}.py") for name in ("solvers", "latents", "laboratory"))
+    net, schedule, tau, x = tiny_net(), TABLES["cosine"], [900, 500, 100, 0], images(2, 1, 8, 8)
+    alpha_bar = schedule.alpha_bar.tolist()  # numbers, since a fake tensor has none
+    for solver in (solvers.ddim, solvers.ddpm_respaced, solvers.ddpm_naive, solvers.euler_ancestral):
+        *_, last = solver(net, x, alpha_bar, tau, Noise(0))
+        assert (last.device, last.dtype) == (DEVICE, torch.float32)
+    *_, last = solvers.invert(net, x, alpha_bar, tau)
+    assert last.device == solvers.slerp(x, last, 0.3).device == DEVICE
+    free, a = Denoiser(net, "v", clip_x0=False), images(1, 1, 8, 8)
+    for method in latents.METHODS:
+        pictures = latents.walk(method, Denoiser(net, "v"), free, schedule.path(4), a, a + 1, [0.0, 0.5, 1.0], 0.5, 0)
+        assert (len(pictures), pictures.device) == (3, DEVICE)
+    with unset_fake_temporarily():
+        cell = laboratory.Sampling(sampler="ddpm_naive", steps=3)
+    plain = SimpleNamespace(path=schedule.path, alpha_bar=alpha_bar)
+    *_, step = laboratory.naive(cell, Denoiser(net, "v"), plain, (2, 1, 8, 8), Noise(0), DEVICE)
+    assert step.x.device == DEVICE
 
 
 # -------------------------------------------------------------------------------------------------------------- pipelines
@@ -304,6 +408,31 @@ def test_regional_prompts(accelerator, monkeypatch):
     assert last.x.device == DEVICE
 
 
+def test_the_painter_of_chapter_2(accelerator):
+    paint = load_program("02_cfg_pokemon/paint.py")
+    encoder, net = on_accelerator(lambda: small_text(["a red creature"], dim=32)), on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32)))
+    painter = paint.Painter(net, TABLES["cosine"], "v", encoder)
+    assert painter.draw(["a red creature"] * 2, paint.Wish(sampler="ddim:2:eta=1", clip="dynamic")).device.type == "cpu"
+
+
+def test_the_losses_that_chapter_2_compares_are_computed_on_the_device(accelerator, monkeypatch):
+    heard, paint = load_program("02_cfg_pokemon/heard.py"), load_program("02_cfg_pokemon/paint.py")
+    encoder, net = on_accelerator(lambda: small_text(["a red creature"], dim=32)), on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32)))
+    data = Images("pictures", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), captions=("a", "b"))
+    monkeypatch.setattr(Tensor, "__float__", lambda tensor: float(tensor.device == DEVICE))  # a sum is read once for each batch
+    found = heard.losses(paint.Painter(net, TABLES["cosine"], "v", encoder), data)
+    assert found["right"] == found["wrong"] == [0.5] * len(heard.BANDS)
+
+
+@torch.no_grad()
+def test_text_encoders_of_transformers(accelerator):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 50}
+    network = on_accelerator(lambda: CLIPTextModel(CLIPTextConfig(**small)).eval())
+    assert network(input_ids=torch.ones(2, 7, dtype=torch.long, device=DEVICE)).last_hidden_state.device == DEVICE
+
+
 # ------------------------------------------------------------------------------------------------------------- evaluators
 
 ALLOWED = {"common/schedule.py", "common/random.py"}  # their tables are made on the CPU and stay there
@@ -328,3 +457,54 @@ def test_evaluators_take_pictures_from_the_device(accelerator):
     features, classes = look_at_digits(on_accelerator(Classifier).eval(), images(2, 1, 28, 28))
     assert features.device.type == classes.device.type == "cpu"
     assert look(on_accelerator(Judge).eval(), images(2, 3, 32, 32))[0].device == DEVICE
+
+
+# ------------------------------------------------------------------------------------------------- choosing, and measuring
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """As if there were two GPUs. Returns what was set as the current one."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: SimpleNamespace(cpu=lambda: None))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return chosen
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_of_torchrun_takes_its_own_gpu(two_gpus, monkeypatch, name):
+    assert pick_device(name) == "cuda" and two_gpus == []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device(name) == "cuda" and two_gpus == [1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="a machine with 2 GPUs, counted from 0; lower --nproc_per_node"):
+        pick_device(name)
+
+
+def test_a_numbered_gpu_is_for_one_process(two_gpus, monkeypatch):
+    assert pick_device("cuda:1") == "cuda:1" and two_gpus == ["cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="use --device cuda"):
+        pick_device("cuda:1")
+    assert pick_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(("device", "precision"), [("mps", "no"), ("mps:0", "no"), ("cuda", "bf16")])
+def test_precision(monkeypatch, device, precision):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert pick_precision("auto", device) == precision
+    assert pick_precision("fp16", device) == "fp16"
+
+
+def test_memory_of_apples_gpu_is_read_from_its_allocator(monkeypatch):
+    cost = load_program("05_finetune_diffusers/cost.py")
+    for name, value in (("current_allocated_memory", 3), ("driver_allocated_memory", 5), ("empty_cache", None)):
+        monkeypatch.setattr(torch.mps, name, lambda value=value: value)
+    mps, watched = torch.device("mps"), cost.Cost(weights=1)
+    with watched.watching(0, mps):
+        pass
+    assert (watched.before, watched.peak) == (3, 5)
+    assert "GPU memory, peak" in watched.table() and "of GPU memory" in cost.in_all(1.0, mps)
