@@ -374,14 +374,18 @@ def models(extra: int = 0) -> dict:
     return {"vae": on_accelerator(lambda: AutoencoderKL(small_vae(16, 3, (8, 16)))), "unet": unet, "encoder": encoder}
 
 
-def test_latent_pipeline(accelerator):
+def test_latent_pipeline(accelerator, monkeypatch):
     pipeline = load_program("04_latent_sd/pipeline.py")
     parts = models()
     made = pipeline.Pipeline(parts["vae"], parts["unet"], TABLES["cosine"], "v", parts["encoder"])
-    side = made.vae.cfg.factor * 8
-    assert made.txt2img(["a red creature"] * 2, pipeline.Wish(sampler="dpmpp_2m:2", size=side)).device.type == "cpu"
-    assert made.txt2img(["a red creature"] * 2, pipeline.Wish(sampler="ddpm:2", rescale=0.7, size=side)).device.type == "cpu"
-    assert made.img2img(torch.zeros(1, 3, side, side), ["a red creature"] * 2, 0.5, pipeline.Wish(sampler="ddim:4")).device.type == "cpu"
+    side, prompts = made.vae.cfg.factor * 8, ["a red creature"] * 2
+    for wish in (pipeline.Wish(sampler="dpmpp_2m:2", size=side), pipeline.Wish(sampler="ddpm:2", rescale=0.7, size=side)):
+        *_, last = made.txt2img_steps(prompts, wish)
+        assert last.x.device == DEVICE
+    *_, last = made.img2img_steps(torch.zeros(1, 3, side, side), prompts, 0.5, pipeline.Wish(sampler="ddim:4"))
+    assert last.x.device == DEVICE
+    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)  # whether all is finite is read once for each batch, after the sampling
+    assert made.decode(last.x).device.type == "cpu"
 
 
 def test_inpainting_and_repaint(accelerator):
