@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from common.errors import UserError, explain
+from common.errors import UserError, explain, shown
 from common.files import read_json, write_atomically, write_json
 from common.state import read_component, read_pickle, read_weights, tensors_of
 
@@ -26,6 +26,8 @@ State = dict[str, Tensor]
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of colours from 0 to 1
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "swish")  # of cn_clip's BERT
+KINDS = {int: int, float: (int, float), str: str}  # what may stand in a file for a field of Shape
 WEIGHTS, WORDS, SIZES = "model.safetensors", "vocab.txt", "cn_clip.json"
 
 
@@ -59,6 +61,8 @@ class Shape:
         ):
             if part < 1 or whole < part or whole % part:
                 raise UserError(f"{what}, {whole}, must be a multiple of {part}")
+        if self.text_hidden_act not in ACTIVATIONS:
+            raise UserError(f"text_hidden_act is {shown(self.text_hidden_act)}; cn_clip has {', '.join(ACTIVATIONS)}")
 
     def to_transformers(self) -> dict[str, Any]:
         """config.json of a ChineseCLIPModel."""
@@ -104,7 +108,7 @@ def shape_of_config(config: dict[str, Any], source: str) -> Shape:
     text, vision = whole.text_config, whole.vision_config
     shape = Shape(
         embed_dim=whole.projection_dim, image_resolution=vision.image_size, vision_layers=vision.num_hidden_layers,
-        vision_width=vision.hidden_size, vision_patch_size=vision.patch_size, vision_head_width=vision.hidden_size // vision.num_attention_heads,
+        vision_width=vision.hidden_size, vision_patch_size=vision.patch_size, vision_head_width=vision.hidden_size // max(1, vision.num_attention_heads),
         vocab_size=text.vocab_size, text_hidden_size=text.hidden_size, text_intermediate_size=text.intermediate_size,
         text_num_attention_heads=text.num_attention_heads, text_num_hidden_layers=text.num_hidden_layers,
         text_max_position_embeddings=text.max_position_embeddings, text_type_vocab_size=text.type_vocab_size,
@@ -151,11 +155,11 @@ def shape_of_sizes(stored: Any, beside: Path) -> Shape | None:
     """From the arguments of CLIP, stored in a checkpoint or in a file beside it; None where there are none."""
     sizes = stored if isinstance(stored, dict) else read_json(beside) if beside.exists() else {}
     names = {f.name: f.type for f in fields(Shape)}
-    if not sizes or not sizes.keys() <= names.keys():
+    if not sizes or not sizes.keys() <= names.keys() or not all(isinstance(value, KINDS[names[key]]) for key, value in sizes.items()):
         return None
     try:
         return Shape(**sizes)
-    except TypeError:  # some are missing, or no numbers
+    except TypeError:  # some are missing
         return None
 
 

@@ -761,6 +761,14 @@ def test_wrong_files_are_refused(form, folder, tmp_path):
             "weights of another architecture")  # fmt: skip
     refused(copied(vision_config__hidden_act="gelu"), "hidden_act gelu in its vision_config; .* quick_gelu")
     refused(copied(text_config__num_attention_heads=5), "describes no Chinese CLIP|multiple of 5")
+    refused(copied(vision_config__num_attention_heads=0), "num_attention_heads 0 in its vision_config|describes no Chinese CLIP|must be a multiple")
+    refused(copied(text_config__hidden_act="quick_gelu"), "text_hidden_act is 'quick_gelu'; cn_clip has gelu, gelu_new, relu, swish")
+    for sizes in ({"text_hidden_act": 3}, {"vision_layers": 2.5}, {"vision_width": None}, {"vocab_size": "many"}):  # then the weights are asked
+        own = {"config": dataclasses.asdict(form.shape) | sizes, "vocab": list(form.words)}
+        assert clip_zh.find_form(str(pickled({"state_dict": form.state} | own))).shape == clip_forms.shape_of_state(form.state, "a test")
+    own = {"config": dataclasses.asdict(form.shape) | {"vision_layers": -1}, "vocab": list(form.words)}
+    refused(pickled({"state_dict": form.state} | own), "another architecture")
+    refused(pickled({"state_dict": form.state, "config": dataclasses.asdict(form.shape), "vocab": [[1]] * len(form.words)}), "is no list of texts")
     broken = copied()
     (broken / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
     refused(broken, f"has 4 tokens, but its weights are for {form.shape.vocab_size}")
