@@ -413,6 +413,15 @@ def test_broken_checks_are_the_courses_fault_not_the_learners(tmp_path):
         next(grade(tmp_path, tmp_path / "checks.py"))
 
 
+def test_a_checking_process_that_cannot_begin_says_why(tmp_path, monkeypatch):
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "grade_worker.py").write_text("raise ImportError('no torch here')", encoding="utf-8")
+    folder = exercises_of("01")
+    monkeypatch.setattr(program, "COURSE", tmp_path)
+    with pytest.raises(UserError, match="cannot be run .the process ended without an answer; ImportError: no torch here"):
+        next(grade(folder, tmp_path / "mine.py"))
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys, common.grade, common.strip_solutions; print(sorted({'torch', 'numpy', 'pytest'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=COURSE).stdout.strip() == "[]"

@@ -213,6 +213,11 @@ def test_a_cell_that_hangs_is_ended(tmp_path):
         notebook.execute(notebook.read_source(lesson(tmp_path, source)), tmp_path, seconds=1)
 
 
+def test_a_cell_that_ends_its_process(tmp_path):
+    with pytest.raises(UserError, match="the Python process that ran the cells of .*lesson.py ended"):
+        notebook.execute(notebook.read_source(lesson(tmp_path, "# %%\nimport os\nos._exit(1)\n")), tmp_path)
+
+
 def test_a_printed_path_is_refused(tmp_path):
     source = "# %%\nfrom pathlib import Path\nprint(Path.home() / 'secret.png')\n"
     with pytest.raises(UserError, match="secret.png"):
