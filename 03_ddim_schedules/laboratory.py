@@ -85,7 +85,7 @@ class Laboratory:
             return load_model(Path(training.model), self.accelerator.device)
         if not self.is_trained(training):
             self.train(training, tick)
-        if read_json(self.place(training) / "done.json")["diverged"]:
+        if read_json(self.place(training) / "done.json").get("diverged"):
             return None
         return load_model(self.place(training) / ("ema" if ema else "raw"), self.accelerator.device)
 

@@ -8,13 +8,16 @@ Each training leaves results.json in its run folder; this reads them and trains 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
 from tools import OUT
 from tyro.conf import Positional
 
 from common.cli import run
+from common.config_values import check_values
 from common.errors import UserError, explain
 from common.files import read_json
+from common.ranges import Range
 
 # What a program leaves for others to open: the first of these that a run folder has. The newest milestone is that of the package.
 RESULTS = ("*.safetensors", "model/unet/*.safetensors", "controlnet/*.safetensors", "model-*.pt")
@@ -42,11 +45,13 @@ def row(folder: Path) -> list[str]:
 
     if not (folder / "results.json").exists():
         raise UserError(f"there is no {folder / 'results.json'}, which a training of this chapter writes at its end")
-    found = read_json(folder / "results.json")
+    found, number = read_json(folder / "results.json"), Annotated[float, Range(0, 1e15)]
     try:
         cost, seconds, steps = Cost(**found["cost"]), found["seconds"], found["steps"]
     except (KeyError, TypeError) as problem:
         raise UserError(f"{folder / 'results.json'} does not say what the run cost ({explain(problem)})") from problem
+    rules = {name: kind if kind is str else number for name, kind in get_type_hints(Cost).items()}
+    check_values(vars(cost) | {"seconds": seconds, "steps": steps}, rules | {"seconds": number, "steps": number}, str(folder / "results.json"))
     minutes, rest = divmod(round(seconds), 60)
     return [folder.name, f"{cost.trained:,} of {cost.weights:,}", size(cost.kept), f"{size(cost.peak)} ({cost.device})", f"{minutes} min {rest} s", f"{steps:,}", left(folder)]
 

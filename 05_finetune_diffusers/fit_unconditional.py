@@ -43,11 +43,13 @@ from common.data import Images, load
 from common.data.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, enough_memory, explain
 from common.files import read_json, write_folder, write_json
+from common.model_folder import scheduler_file, unet_folder
 from common.random import DROPOUT, Draw, generator
 from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.training import Budget, Errors, State, TrainConfig
 from common.viz import grid, save_picture
+from common.weight_files import find_weights
 
 WARMUP = 0.05    # share of the steps
 LOWER = "--batch (raise --accumulate as much), --size or --channels"
@@ -140,18 +142,23 @@ def new_scheduler(args) -> DDPMScheduler:
 def open_model(args) -> tuple[UNet2DModel, DDPMScheduler]:
     """A trained network and how it was trained; what this program cannot train is refused."""
     folder = find_model(start_of(args, args.model))
-    config = read_json(folder / "unet" / "config.json") if (folder / "unet").is_dir() else {}
+    unet, scheduler = unet_folder(folder), scheduler_file(folder)
+    config = read_json(unet / "config.json") if (unet / "config.json").exists() else {}
     if config.get("_class_name") != "UNet2DModel":
         raise UserError(f"{folder} holds no UNet2DModel but a {config.get('_class_name') or 'pipeline without a U-Net'}; finetune.py continues models that read text")
     if config.get("num_class_embeds"):
         raise UserError(f"{folder} is class-conditional; this program trains without labels, 01_ddpm_mnist/train.py --class-conditional with them")
-    if config["out_channels"] != config["in_channels"]:
-        raise UserError(f"the network in {folder} has {config['in_channels']} input and {config['out_channels']} output channels, as with a learned variance; this program trains networks with as many of both")
-    if "beta_schedule" not in read_json(folder / "scheduler" / "scheduler_config.json"):
+    inputs, outputs = config.get("in_channels", 3), config.get("out_channels", 3)
+    if inputs != outputs:
+        raise UserError(f"the network in {folder} has {inputs} input and {outputs} output channels, as with a learned variance; this program trains networks with as many of both")
+    if "beta_schedule" not in read_json(scheduler):
         raise UserError(f"the scheduler in {folder} has no beta_schedule; this program continues models with the noise schedule of a DDPMScheduler")
     try:
         with no_notes():
-            return UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32), DDPMScheduler.from_pretrained(folder / "scheduler")
+            net = UNet2DModel.from_pretrained(unet, torch_dtype=torch.float32, variant=find_weights(unet).variant)
+            return net, DDPMScheduler.from_pretrained(scheduler.parent)
+    except UserError:
+        raise
     except Exception as problem:  # diffusers, safetensors, each their own
         raise UserError(f"the model in {folder} cannot be opened ({explain(problem)})") from problem
 

@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from common.config_values import check_values
 from common.errors import UserError, enough_memory, explain
 from common.files import exchange, partial, read_json, write_folder
 from common.pipeline_folder import INDEX, find_pipeline, quiet
-from common.ranges import PIXELS
+from common.ranges import PIXELS, Range
 from common.weight_files import variant_in
 
 if TYPE_CHECKING:  # torch and diffusers wait until something is really done
@@ -74,8 +75,7 @@ def check_task(folder: Path, task: Task) -> None:
         raise UserError(f"{folder} holds a {kind} without a text encoder, so it takes no prompt; train_unconditional.py continues unconditional models")
     if not (folder / "unet").is_dir() or not (folder / "vae").is_dir():
         return  # not of Stable Diffusion's build: what it can do, its pipeline knows
-    channels = read_json(folder / "unet" / "config.json").get("in_channels", 4)
-    latents = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
+    channels, latents = (counted(folder / part / "config.json", key) for part, key in (("unet", "in_channels"), ("vae", "latent_channels")))
     if task != "inpaint" and channels == 2 * latents + 1:
         raise UserError(
             f"{folder} is an inpainting model: its U-Net has {channels} input channels ({latents} of the noisy picture, 1 of the mask, "
@@ -83,6 +83,13 @@ def check_task(folder: Path, task: Task) -> None:
         )
     if channels not in (latents, 2 * latents + 1):
         raise UserError(f"the U-Net in {folder} has {channels} input channels; the programs of this chapter know {latents} and {2 * latents + 1}")
+
+
+def counted(path: Path, key: str) -> int:
+    """A number of channels in a config.json; 4, as in diffusers, where it is left out."""
+    config = read_json(path)
+    check_values(config, {key: Annotated[int, Range(1, 65_536)]}, str(path))
+    return config.get(key, 4)
 
 
 def as_task(pipe: "DiffusionPipeline", task: Task) -> "DiffusionPipeline":

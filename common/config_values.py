@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from common.errors import UserError, shown
-from common.ranges import Range, marks, show
+from common.ranges import Range, fits, marks, show
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", None: "null", type(None): "null", dict: "an object"}
 
@@ -22,31 +22,6 @@ def check_values(config: Mapping[str, Any], rules: Mapping[str, Any], whose: str
     for key, rule in rules.items():
         if key in config and not fits(config[key], rule):
             raise UserError(f"{whose} sets {key} = {shown(config[key])}, where {spelled(rule)} was expected")
-
-
-def fits(value: Any, rule: Any) -> bool:
-    """Whether a value of a JSON file is of this type. true is no number, and NaN is none either; a whole number is also a float."""
-    origin, parts = get_origin(rule), get_args(rule)
-    if rule is Any:
-        return True
-    if origin is Annotated:
-        limits = [mark for mark in marks(rule) if isinstance(mark, Range)]
-        return fits(value, parts[0]) and all(value in limit for limit in limits)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, part) for part in parts)
-    if origin is Literal:
-        return any(type(value) is type(part) and value == part for part in parts)
-    if origin in (list, tuple):
-        several = origin is list or parts[1:] == (...,)
-        return isinstance(value, (list, tuple)) and (all(fits(each, parts[0]) for each in value) if several else
-                                                     len(value) == len(parts) and all(map(fits, value, parts)))  # fmt: skip
-    if rule in (None, type(None)):
-        return value is None
-    if rule is float:
-        return type(value) in (int, float) and value == value
-    if rule is Path:
-        return isinstance(value, (str, Path))
-    return type(value) is rule if rule in (int, bool) else isinstance(value, rule)
 
 
 def spelled(rule: Any) -> str:

@@ -262,7 +262,9 @@ def _betas_from(config: dict) -> DiscreteSchedule:
         _refuse("trained_betas" if name == "custom" else "beta_end", betas.tolist()[:3], "scheduler")  # no noise, or one level that is both ends
     if not config.get("rescale_betas_zero_snr"):
         return DiscreteSchedule(betas, name)
-    return DiscreteSchedule(zero_terminal_snr(betas), f"{name}_zero_snr")  # betas that end at zero already stay what they are
+    if not (betas := zero_terminal_snr(betas)).isfinite().all():  # all signal is gone long before the last level
+        _refuse("rescale_betas_zero_snr", True, "scheduler")
+    return DiscreteSchedule(betas, f"{name}_zero_snr")  # betas that end at zero already stay what they are
 
 
 def _named_betas(config: dict) -> tuple[str, Tensor]:

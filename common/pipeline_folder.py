@@ -99,7 +99,9 @@ def missing_parts(folder: Path) -> list[str]:
     """What model_index.json names and the folder lacks: ["vae", "unet/config.json", "unet (weights)"]."""
     missing = []
     for name in parts_of(read_json(folder / INDEX)):
-        part, files = folder / name, {path.name for path in (folder / name).glob("*")}
+        flat = folder / ("scheduler_config.json" if "scheduler" in name else "config.json")  # google/ddpm-cifar10-32 has all files in one folder
+        part = folder / name if (folder / name).is_dir() or not flat.exists() else folder
+        files = {path.name for path in part.glob("*")}
         if not part.is_dir():
             missing.append(name)
         elif name.startswith("tokenizer"):
@@ -119,4 +121,4 @@ def weights_missing(part: Path, files: set[str]) -> list[str]:
         found = f" under a name that diffusers knows, such as diffusion_pytorch_model.safetensors; there is {some(others)}" if others else ""
         return [f"{part.name} (weights{found})"]
     places = read_json(part / name).get("weight_map") if name.endswith(".json") else None
-    return sorted({f"{part.name}/{file}" for file in places.values() if file not in files}) if isinstance(places, dict) else []
+    return sorted({f"{part.name}/{file}" for file in places.values() if str(file) not in files}) if isinstance(places, dict) else []

@@ -13,7 +13,8 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from common.errors import UserError
 
@@ -123,19 +124,29 @@ def check_saved(args: Any, source: object) -> None:
         raise UserError(f"{source} is damaged, or was changed: {problem}") from None
 
 
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type as annotations spell it."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (typing.Union, types.UnionType):
+def fits(value: Any, rule: Any) -> bool:
+    """Whether a value of a JSON file is of this type. true is no number; a whole number is also a float; NaN is in no Range."""
+    origin, parts = get_origin(rule), get_args(rule)
+    if rule is Any:
+        return True
+    if origin is Annotated:
+        limits = [mark for mark in marks(rule) if isinstance(mark, Range)]
+        return fits(value, parts[0]) and all(value in limit for limit in limits)
+    if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in parts)
-    if origin is typing.Literal:
-        return value in parts
-    if origin is tuple:
-        parts = parts[:1] * len(value) if isinstance(value, tuple) and parts[1:] == (...,) else parts
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(fits, value, parts))
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin in (list, tuple):
+        several = origin is list or parts[1:] == (...,)
+        return isinstance(value, (list, tuple)) and (all(fits(each, parts[0]) for each in value) if several else
+                                                     len(value) == len(parts) and all(map(fits, value, parts)))  # fmt: skip
+    if rule in (None, type(None)):
+        return value is None
+    if rule is float:
+        return type(value) in (int, float)
+    if rule is Path:
+        return isinstance(value, (str, Path))
+    return type(value) is rule if rule in (int, bool) else isinstance(value, rule)
 
 
 def check_number(name: str, value: float) -> None:

@@ -116,7 +116,7 @@ def load_network(folder: Path) -> nn.Module:
     import transformers
 
     kind = read_json(folder / "config.json").get("model_type")
-    if kind not in LOADERS:
+    if not isinstance(kind, str) or kind not in LOADERS:
         raise UserError(f"{folder} holds a text encoder of kind {kind!r}; expected {', '.join(LOADERS)}")
     transformers.utils.logging.disable_progress_bar()
     loader = getattr(transformers, LOADERS[kind])
