@@ -557,6 +557,13 @@ def test_attributes_can_be_read_in_an_export(tmp_path):
     assert load(str(tmp_path / "creatures"), 16, language="both").captions == creatures.captions
 
 
+def test_an_export_has_a_name_that_is_read_as_a_folder(tmp_path):
+    """Refused before anything is loaded: the data named here are nowhere."""
+    for name, sentence in (("x.lmdb", "ends in .lmdb, but a folder is written"), (".", "is there already")):
+        with pytest.raises(UserError, match=sentence):
+            export.main(export.Args("no-such-data", tmp_path / name))
+
+
 def test_an_export_goes_only_to_a_new_folder(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out is there already"):

@@ -34,6 +34,14 @@ class Args:
     """Where local copies are looked for, and where downloads go."""
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is there, and a name under which load() would look for a file."""
+    if folder.suffix.lower() == ".lmdb":
+        raise UserError(f"{folder} ends in .lmdb, but a folder is written; choose another name, or use python -m common.data.lmdb_cache")
+    if folder.exists():
+        raise UserError(f"{folder} is there already; name a folder that is not")
+
+
 def export(images: "Images", folder: Path, split: str = "train") -> None:
     """A folder of N PNG files, metadata.jsonl and (where there are labels) classes.txt: the whole of it, or none.
 
@@ -45,8 +53,7 @@ def export(images: "Images", folder: Path, split: str = "train") -> None:
 
     from common.data.lmdb_file import to_png
 
-    if folder.exists():
-        raise UserError(f"{folder} is there already; name a folder that is not")
+    check_folder(folder)
     building = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
@@ -80,7 +87,7 @@ def row_of(images: "Images", i: int) -> dict[str, object]:
 
 
 def main(args: Args) -> None:
-
+    check_folder(args.folder)  # before anything is drawn
     from common.data.load import load
 
     images = load(args.data, args.size, args.data_dir, args.split, n=args.n)
