@@ -259,6 +259,6 @@ class Sampler:
         frames = []
         for step in self.run(*args, **kwargs):
             if not frames:
-                need(4 * step.x.numel() * self.steps, f"all {self.steps:,} moments of {len(step.x):,} pictures", "--n or --batch, or the steps of --sampler")
+                need(4 * step.x.numel() * self.steps, f"all {self.steps:,} moments of {len(step.x):,} pictures", "the number of pictures, or the steps of the sampler")
             frames.append(step.x.cpu())
         return frames

@@ -38,7 +38,7 @@ def test_need(small_machine):
 
 
 def test_a_set_that_does_not_fit(small_machine):
-    with pytest.raises(UserError, match="1,000,000 creatures of 64 x 64 pixels need at least .* lower --n or --size"):
+    with pytest.raises(UserError, match="1,000,000 creatures of 64 x 64 pixels need at least .* lower the number of pictures, or their size"):
         load_creatures("train", 1_000_000, 64)
 
 

@@ -62,7 +62,7 @@ def load_creatures(split: str = "train", n: int | None = None, size: int = 32, s
     """
     check(split, n, size, seed, language)
     n = LENGTH[split] if n is None else n
-    need(4.0 * n * size * size, f"{n:,} creatures of {size} x {size} pixels", "--n or --size")
+    need(4.0 * n * size * size, f"{n:,} creatures of {size} x {size} pixels", "the number of pictures, or their size")
     pixels, rows = np.empty((n, 3, size, size), np.uint8), np.empty((n, len(NAMES)), np.int64)
     for i in tqdm(range(n), "drawing creatures", disable=n < 1000, leave=False):
         attributes, pose = creature(seed, split, i)

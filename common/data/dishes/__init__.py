@@ -63,7 +63,7 @@ def load_dishes(split: str = "train", n: int | None = None, size: int = 64, seed
     """
     check(split, n, size, seed, language)
     n = LENGTH[split] if n is None else n
-    need(4.0 * n * size * size, f"{n:,} dishes of {size} x {size} pixels", "--n or --size")
+    need(4.0 * n * size * size, f"{n:,} dishes of {size} x {size} pixels", "the number of pictures, or their size")
     pixels, rows = np.empty((n, 3, size, size), np.uint8), np.empty((n, len(NAMES)), np.int64)
     for i in tqdm(range(n), "drawing dishes", disable=n < 500, leave=False):
         attributes, pose = dish(seed, split, i)
