@@ -15,6 +15,7 @@ import torch
 from solvers import slerp
 from torch import Tensor
 
+from common.errors import UserError
 from common.progress import with_progress
 from common.random import Noise
 from common.samplers import ddim, ddim_inverse, ddpm
@@ -35,7 +36,9 @@ def first_level(path: Path) -> Level:
 
 def begin_at(path: Path, strength: float) -> Path:
     """The part of a path that is left when it begins with an image noised half-way. strength 1 is pure noise, 0 no noise."""
-    return path.after(round((1 - strength) * len(path)))
+    if (done := round((1 - strength) * len(path))) == len(path):
+        raise UserError(f"--strength {strength:g} of {len(path)} steps is less than one step; give a larger --strength, or more --steps")
+    return path.after(done)
 
 
 def same_dice(noise: Callable[[int, Tensor], Tensor]) -> Callable[[int, Tensor], Tensor]:

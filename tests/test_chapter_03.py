@@ -439,7 +439,7 @@ def test_interpolate_between_files(command_line, trained_run, tmp_path):
     (["--a", "none.png"], "there is no image file none.png"),
     (["--frames", 2], "--frames must be at least 3"),
     (["--strength", 0], "--strength must be above 0"),
-    (["--steps", 1001], "--steps must be at most 1,000, not 1001"),
+    (["--strength", 1e-9], "of 100 steps is less than one step"), (["--steps", 1001], "--steps must be at most 1,000, not 1001"),
     (["--data", "cifar10"], "CIFAR10 is not in"),
 ])  # fmt: skip
 def test_interpolate_bad_input(flags, says, command_line, trained_run, tmp_path):

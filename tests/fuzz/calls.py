@@ -108,7 +108,8 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
     flags = {key: list(value) for key, value in (VALID.get(program) or REFUSALS[program]).items()}
     hints, must, why = get_type_hints(args_type, include_extras=True), False, []
     for field in rng.sample(fields(args_type), min(len(fields(args_type)), 1 + (rng.random() < 0.2))):
-        values, bad = mutation(rng, field, hints[field.name], hostile)
+        valid = flags.get("--" + field.name.replace("_", "-"), flags.get("", []))[:1]
+        values, bad = mutation(rng, field, hints[field.name], related(program, field.name, valid, hostile) if rng.random() < 0.6 else hostile)
         must |= bad and (bool(values) or Positional not in marks(hints[field.name]))
         name = "--" + field.name.replace("_", "-")
         positional = Positional in marks(hints[field.name]) or any("Positional" in repr(mark) for mark in marks(hints[field.name]))
@@ -133,6 +134,15 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
     words = [word for name, values in flags.items() if name for word in (name, *values)]
     out = (flags.get("--out") or flags.get("--json") or [""])[0]
     return Call(program, tuple([*flags.get("", []), *words]), must, out, "; ".join(why))
+
+
+def related(program: str, name: str, valid: list[str], hostile: list[str]) -> list[str]:
+    """Damaged inputs of the kind that the flag takes, which get further than others."""
+    kind = "set" if name in ("data", "subject") else RESUMED.get(program, "pixels") if name == "resume" else Path((valid or ["x"])[0]).name
+    return [word for word in hostile if word.startswith(f"IN/hostile/{kind}_")] or hostile
+
+
+RESUMED = {"02_cfg_pokemon/train.py": "words", "05_finetune_diffusers/lora.py": "lora"}  # whose runs are damaged in inputs.py; others meet those of chapter 1
 
 
 def mutation(rng: random.Random, field: Any, hint: Any, hostile: list[str]) -> tuple[list[str], bool]:
