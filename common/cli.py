@@ -198,9 +198,9 @@ def pick_device(name: str) -> str:
     """auto -> cuda, mps or cpu; anything else is checked. In a process of torchrun, "cuda" is the GPU with its number."""
     import torch
 
-    if name == "auto":
+    auto, local = name == "auto", os.environ.get("LOCAL_RANK", "")
+    if auto:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    local = os.environ.get("LOCAL_RANK", "")
     if name.startswith("cuda:") and local:
         raise UserError(f"torchrun gives each process a GPU of its own, so --device cannot be {name}; use --device cuda")
     if name == "cuda" and local.isdecimal() and torch.cuda.is_available():
@@ -213,7 +213,11 @@ def pick_device(name: str) -> str:
             torch.cuda.set_device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         unknown = "device type at start of device string" in str(problem)  # torch lists all the types there are
-        raise UserError(f"the device '{name}' cannot be used ({'there is no such type' if unknown else explain(problem)}); use --device auto or cpu") from problem
+        reason = f"the device '{name}' cannot be used ({'there is no such type' if unknown else explain(problem)})"
+        if not auto:
+            raise UserError(f"{reason}; use --device auto or cpu") from problem
+        warnings.warn(f"{reason}; computing on the CPU", stacklevel=2)  # a virtual Mac says that it has MPS, and gives no memory
+        return "cpu"
     return name
 
 

@@ -496,6 +496,19 @@ def test_a_numbered_gpu_is_for_one_process(two_gpus, monkeypatch):
     assert pick_device("cpu") == "cpu"
 
 
+def test_auto_takes_the_cpu_where_the_device_gives_no_memory(monkeypatch):
+    def zeros(*shape, device):
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 0 bytes, max allowed: 7.93 GB). Tried to allocate 256 bytes on private pool.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.warns(UserWarning, match="'mps' cannot be used .MPS backend out of memory.*computing on the CPU"):
+        assert pick_device("auto") == "cpu"
+    with pytest.raises(UserError, match="'mps' cannot be used"):
+        pick_device("mps")
+
+
 @pytest.mark.parametrize(("device", "precision"), [("mps", "no"), ("mps:0", "no"), ("cuda", "bf16")])
 def test_precision(monkeypatch, device, precision):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
