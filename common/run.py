@@ -66,8 +66,8 @@ def keep_settings(args: Any, record: dict[str, Any], save_start: Callable[[Path]
 
 def start_of(args: Any, given: Any) -> Any:
     """Where the weights lie that the run begins with: a resumed run has its own copy (runs made earlier have it in model/)."""
-    own = (folder for folder in (args.out / "start", args.out / "model") if args.resume and folder.is_dir())
-    return next(own, given)
+    folders = (args.out / "start", args.out / "model") if args.resume else ()
+    return next((folder for folder in folders if folder.is_dir()), given)
 
 
 def as_saved(args: Any) -> dict[str, Any]:

@@ -46,7 +46,10 @@ class Due:
     def __call__(self, state: State) -> bool:
         if self.steps is not None:
             return state.step % self.steps == 0
-        before, self.tenth = self.tenth, int(10 * state.progress)
+        before = self.tenth
+        if before is None and state.step > 1:  # a resumed run: what was due after its last checkpoint may not have been done
+            before = int(10 * state.progress * (state.step - 1) / state.step + 1e-9)
+        self.tenth = int(10 * state.progress + 1e-9)
         return before is not None and self.tenth > before
 
 

@@ -136,7 +136,7 @@ def given_flags(args: Any) -> set[str]:
 def refuse_changes(old: Any, given: dict[str, Any], free: Sequence[str], run: Path) -> None:
     """Refuse flags that would change what is learned; one that repeats the run's own setting is fine."""
     if "out" in given and place(given["out"]) != place(run):
-        raise UserError(f"--out {given['out']} is not the folder of the run {run}, and a resumed run goes on in its own folder; leave --out out")
+        raise UserError(f"--out {given['out']} is not the folder of the run {run}, and a resumed run continues in its own folder; remove --out")
     own = {name: getattr(old, name) for name in given if name not in free and name != "out"}
     changed = {name: value for name, value in own.items() if given[name] != value and place(given[name]) != place(value)}
     if changed:

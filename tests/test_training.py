@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import signal
+import threading
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from common.data import load
 from common.errors import UserError
 from common.loss import diffusion_loss
 from common.random import Draw, generator
-from common.runlog import BINS, COLUMNS, keep_rows_until, logged, loss_by_noise
+from common.runlog import BINS, COLUMNS, Due, keep_rows_until, logged, loss_by_noise
 from common.schedule import make_schedule
 from common.training import Errors, TrainConfig, learning_rate, pick, power_ema, train
 from common.unet import UNet, UNetConfig, zero_init
@@ -328,6 +329,61 @@ def test_ctrl_c_ends_the_run_after_the_step(tmp_path):
     assert [state.step for state in steps] == [1, 2, 3, 4, 5] and steps[-1].done and steps[-1].saved
     assert checkpoints(tmp_path)[-1].name == "step-00000005.pt"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+KINDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_signal_that_asks_for_the_end_saves_first(kind, tmp_path):
+    """Ctrl-C; `kill` or a job's time limit; a closed terminal. The handlers are put back, and the resumed run is the run left alone."""
+    before = {other: signal.getsignal(other) for other in KINDS}
+    for state in start(tmp_path / "run", little_net()):
+        if state.step == 4:
+            os.kill(os.getpid(), kind)
+    assert state.step == 5 and state.done and state.saved and checkpoints(tmp_path / "run")[-1].name == "step-00000005.pt"
+    assert {other: signal.getsignal(other) for other in KINDS} == before
+    *_, end = start(tmp_path / "run", little_net(), resume=True)
+    *_, whole = start(tmp_path / "whole", little_net())
+    assert torch.equal(weights(end.ema), weights(whole.ema))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup_keeps_the_run_going(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for state in start(tmp_path, little_net()):
+            if state.step == 4:
+                os.kill(os.getpid(), signal.SIGHUP)
+        assert state.progress == 1 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_after_one_signal_any_second_one_ends_at_once(tmp_path):
+    """SIGTERM after Ctrl-C is the system's own again."""
+    states = start(tmp_path, little_net())
+    next(states)
+    before = {kind: signal.getsignal(kind) for kind in KINDS}
+    os.kill(os.getpid(), signal.SIGTERM)
+    next(states)
+    after = {kind: signal.getsignal(kind) for kind in KINDS}
+    states.close()
+    assert all(after[kind] != before[kind] for kind in (signal.SIGINT, signal.SIGTERM)) and after[signal.SIGTERM] == signal.SIG_DFL
+
+
+def test_a_training_in_a_thread_leaves_signals_alone(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(start(tmp_path, little_net())))
+    thread.start()
+    thread.join()
+    assert found[-1].progress == 1
+
+
+@pytest.mark.parametrize(("progress", "step", "due"), [(0.3, 3, True), (0.35, 7, False), (0.4, 8, True), (0.05, 1, False), (1.0, 20, True)])
+def test_a_resumed_run_does_what_was_due_after_its_checkpoint(progress, step, due):
+    """It may have been killed between the checkpoint and the picture."""
+    assert Due(None)(SimpleNamespace(progress=progress, step=step)) is due
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):

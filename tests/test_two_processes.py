@@ -4,9 +4,9 @@ import csv
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TRAIN, run_main, run_program
+from conftest import ROOT, TINY, TRAIN, run_main, run_program
 
-from common.checkpoint import load_model
+from common.checkpoint import checkpoints, load_model
 
 STEPS = 8
 FLAGS = [*TINY, "--steps", STEPS, "--save-every", 4, "--sample-every", 100]  # TINY says --batch 8; the last one counts
@@ -50,6 +50,28 @@ def test_eight_images_would_not_do(runs, tmp_path):
     """Otherwise the comparison above would have shown nothing."""
     run_main(TRAIN, *FLAGS, "--batch", 8, "--out", tmp_path / "small")
     assert column(tmp_path / "small", "loss") != pytest.approx(column(runs[0], "loss"), rel=1e-2)
+
+
+def test_a_signal_to_one_process_stops_all(tmp_path):
+    """The second process gets SIGTERM in its third step; both end after that step, and the checkpoint is whole."""
+    program = tmp_path / "signalled.py"
+    program.write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from conftest import run_main
+import common.training
+check, calls = common.training.check_finite, []
+def signalled(*args):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    check(*args)
+common.training.check_finite = signalled
+run_main({TRAIN!r}, *{[str(flag) for flag in FLAGS]!r}, "--out", {str(tmp_path / "run")!r})
+""")
+    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, program)
+    assert done.returncode == 0 and done.stdout.count("stopped after step 3; continue with") == 1, done.stdout + done.stderr
+    assert [path.stem for path in checkpoints(tmp_path / "run")] == ["step-00000003"]
 
 
 def test_one_process_can_continue_what_two_began(runs):

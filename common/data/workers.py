@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from common.errors import UserError
 
@@ -64,9 +64,10 @@ def _failed(problem: Exception, advice: str) -> UserError:
 
 
 def as_arrays(items: Any) -> Any:
-    """Tensors as arrays of numpy, and a list of items as one batch of them."""
+    """Tensors as arrays of numpy, and a list of items as one batch of them. (torch's default_collate would stack them in shared memory.)"""
     if isinstance(items, list):
-        items = default_collate(items)
+        whole = [as_arrays(item) for item in items]
+        return {name: np.stack([item[name] for item in whole]) for name in whole[0]} if isinstance(whole[0], dict) else np.stack(whole)
     if isinstance(items, dict):
         return {name: as_arrays(value) for name, value in items.items()}
     return items.numpy() if isinstance(items, Tensor) else items
