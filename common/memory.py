@@ -27,7 +27,7 @@ def free_memory(device: str = "cpu") -> float:
 
 def of_the_machine() -> float:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         try:  # macOS: what is installed
@@ -38,14 +38,14 @@ def of_the_machine() -> float:
 
 def of_a_container(limit: Path, used: Path) -> float:
     try:
-        return float(int(limit.read_text()) - int(used.read_text()) + reclaimable(limit.parent / "memory.stat"))
+        return float(int(limit.read_text(encoding="ascii")) - int(used.read_text()) + reclaimable(limit.parent / "memory.stat"))
     except (OSError, ValueError):  # none, or "max"
         return math.inf
 
 
 def reclaimable(stat: Path) -> int:
     """Bytes of files that are kept only while nothing else needs the memory."""
-    words = [line.split() for line in stat.read_text().splitlines()]
+    words = [line.split() for line in stat.read_text(encoding="ascii").splitlines()]
     return next((int(value) for name, value in words if name in ("inactive_file", "total_inactive_file")), 0)
 
 
@@ -55,7 +55,7 @@ def of_this_process() -> float:
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        pages = int(Path("/proc/self/statm").read_text().split()[0]) if limit != resource.RLIM_INFINITY else 0
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) if limit != resource.RLIM_INFINITY else 0
         return math.inf if limit == resource.RLIM_INFINITY else float(limit - pages * resource.getpagesize())
     except (ImportError, OSError, ValueError, IndexError):
         return math.inf

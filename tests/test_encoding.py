@@ -177,7 +177,7 @@ def without_encoding(tree: ast.AST) -> list[int]:
         keys = {keyword.arg: keyword.value for keyword in call.keywords}
         modes = [a.value for a in [*call.args, *filter(None, [keys.get("mode")])] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
         binary = any("b" in mode and len(mode) <= 3 for mode in modes)
-        opens = name in ("read_text", "write_text", "fdopen") or (name == "open" and owner not in ("Image", "lmdb", "os", "webbrowser"))
+        opens = (name in ("read_text", "write_text", "fdopen") and isinstance(call.func, ast.Attribute)) or (name == "open" and owner not in ("Image", "lmdb", "os", "webbrowser"))
         decodes = any(isinstance(keys.get(key), ast.Constant) and keys[key].value is True for key in ("text", "universal_newlines"))
         if (opens and not binary or decodes) and "encoding" not in keys and None not in keys:
             found.append(call.lineno)
