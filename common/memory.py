@@ -38,7 +38,7 @@ def of_the_machine() -> float:
 
 def of_a_container(limit: Path, used: Path) -> float:
     try:
-        return float(int(limit.read_text(encoding="ascii")) - int(used.read_text()) + reclaimable(limit.parent / "memory.stat"))
+        return float(int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")) + reclaimable(limit.parent / "memory.stat"))
     except (OSError, ValueError):  # none, or "max"
         return math.inf
 
