@@ -15,7 +15,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from common import hub
 from common.diffusers_config import VERSION
 from common.errors import UserError, explain
 from common.files import write_json
-from common.state import check_shapes, read_tensors
+from common.state import Uninitialised, check_shapes, read_tensors
 from common.text.tokenizer import Tokenizer, load_tokenizer
 from common.text.transformer import TextTransformer, text_from_transformers
 from common.weight_files import DIFFUSERS, TRANSFORMERS
@@ -96,7 +97,7 @@ def sd_kind(state: dict[str, Tensor]) -> Kind:
     """A U-Net of CompVis, with or without what else draws."""
     wanted = {"an autoencoder": (VAE,), "a text encoder": (TEXT, OPEN_CLIP)}
     lacks = [what for what, prefixes in wanted.items() if not any(name.startswith(prefixes) for name in state)]
-    if not any(".attn2.to_k.weight" in name for name in state if name.startswith(UNET)):
+    if "a text encoder" in lacks and not any(".attn2.to_k.weight" in name for name in state if name.startswith(UNET)):
         return Kind("other", "a diffusion model that reads no text, under the names of CompVis")
     if f"{UNET}label_emb.weight" in state or f"{UNET}label_emb.0.0.weight" in state:
         return Kind("other", "a U-Net that is conditioned on more than a text, such as that of an upscaler")
@@ -153,7 +154,7 @@ def as_folder(path: Path, wanted: tuple[str, ...] = ("sd",), kept: Path | None =
 def write_pipeline(folder: Path, state: dict[str, Tensor], path: Path) -> None:
     """Everything that StableDiffusionPipeline.from_pretrained(folder) opens. The tokenizer comes first: without one the rest is in vain."""
     with_prefix = {re.sub(rf"^{re.escape(TEXT)}(?!text_model\.)", f"{TEXT}text_model.", name): value for name, value in state.items()}
-    text = open_clip_config(state) if f"{OPEN_CLIP}token_embedding.weight" in state else clip_config(with_prefix, path)
+    text = open_clip_config(state, path) if f"{OPEN_CLIP}token_embedding.weight" in state else clip_config(with_prefix, path)
     save_tokenizer(folder / "tokenizer", text, path)
     unet = unet_config({name.removeprefix(UNET): value for name, value in state.items() if name.startswith(UNET)}, path)
     paints = unet["in_channels"] != unet["out_channels"]
@@ -206,13 +207,21 @@ def numbers(names: Iterable[str], pattern: str) -> list[int]:
     return sorted({int(found[1]) for name in names if (found := re.match(pattern, name))})
 
 
-def lacks(path: Path, name: object):
-    raise UserError(f"{path} is no whole checkpoint of Stable Diffusion: it lacks {name}")
+@contextmanager
+def every_weight_of(part: str, path: Path) -> Iterator[None]:
+    """Turn what fails where a name is not there, or a shape is another, into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:  # KeyError where a name is missing; the converters of diffusers raise others as well
+        reason = f"{problem.args[0]} is missing" if isinstance(problem, KeyError) else explain(problem)
+        raise UserError(f"{path} is no whole checkpoint of Stable Diffusion 1.x or 2.x: the weights of its {part} cannot be converted ({reason})") from problem
 
 
 def unet_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
     """The config.json of a UNet2DConditionModel, from its weights under the names of CompVis."""
-    try:
+    with every_weight_of("U-Net", path):
         levels: list[list[int]] = [[]]  # the blocks of each level
         for i in numbers(state, r"input_blocks\.(\d+)\.")[1:]:
             if f"input_blocks.{i}.0.op.weight" in state:
@@ -221,7 +230,7 @@ def unet_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
                 levels[-1].append(i)
         widths = [state[f"input_blocks.{blocks[0]}.0.in_layers.2.weight"].shape[0] for blocks in levels]
         attention = [f"input_blocks.{blocks[0]}.1.norm.weight" in state for blocks in levels]
-        first = next(name for name in state if name.endswith("transformer_blocks.0.attn2.to_k.weight"))
+        first = min((name for name in state if name.endswith("transformer_blocks.0.attn2.to_k.weight")), default="attn2.to_k.weight")
         where = first.split("transformer_blocks")[0]
         linear = state[f"{where}proj_in.weight"].ndim == 2
         return {
@@ -237,13 +246,11 @@ def unet_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
             "attention_head_dim": [max(1, width // 64) for width in widths] if linear else 8,
             "use_linear_projection": linear,
         }
-    except (KeyError, IndexError, StopIteration) as problem:
-        lacks(path, f"weights of the U-Net ({explain(problem)})")
 
 
 def vae_config(state: dict[str, Tensor], pixels: int, path: Path) -> dict[str, Any]:
     """The config.json of an AutoencoderKL, from its weights under the names of CompVis."""
-    try:
+    with every_weight_of("autoencoder", path):
         n = len(numbers(state, r"encoder\.down\.(\d+)\."))
         return {
             "_class_name": "AutoencoderKL",
@@ -258,28 +265,25 @@ def vae_config(state: dict[str, Tensor], pixels: int, path: Path) -> dict[str, A
             "norm_num_groups": 32,
             "scaling_factor": 0.18215,
         }
-    except (KeyError, IndexError) as problem:
-        lacks(path, f"weights of the autoencoder ({explain(problem)})")
 
 
 def clip_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
     """The config.json of the CLIPTextModel of Stable Diffusion 1.x."""
     where = f"{TEXT}text_model."
-    try:
+    with every_weight_of("text encoder", path):
         vocabulary, dim = state[f"{where}embeddings.token_embedding.weight"].shape
         hidden = state[f"{where}encoder.layers.0.mlp.fc1.weight"].shape[0]
         length = state[f"{where}embeddings.position_embedding.weight"].shape[0]
-    except KeyError as problem:
-        lacks(path, f"weights of the text encoder ({explain(problem)})")
     layers = len(numbers(state, re.escape(where) + r"encoder\.layers\.(\d+)\."))
     return text_config(vocabulary, dim, hidden, length, layers, "quick_gelu")
 
 
-def open_clip_config(state: dict[str, Tensor]) -> dict[str, Any]:
+def open_clip_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
     """The same of 2.x, whose OpenCLIP is read before its last layer."""
-    vocabulary, dim = state[f"{OPEN_CLIP}token_embedding.weight"].shape
     layers = len(numbers(state, re.escape(OPEN_CLIP) + r"transformer\.resblocks\.(\d+)\."))
-    return text_config(vocabulary, dim, 4 * dim, state[f"{OPEN_CLIP}positional_embedding"].shape[0], layers - 1, "gelu")
+    with every_weight_of("text encoder", path):
+        vocabulary, dim = state[f"{OPEN_CLIP}token_embedding.weight"].shape
+        return text_config(vocabulary, dim, 4 * dim, state[f"{OPEN_CLIP}positional_embedding"].shape[0], layers - 1, "gelu")
 
 
 def text_config(vocabulary: int, dim: int, hidden: int, length: int, layers: int, activation: str) -> dict[str, Any]:
@@ -310,7 +314,8 @@ def write_unet(folder: Path, state: dict[str, Tensor], config: dict[str, Any], p
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    converted = convert_ldm_unet_checkpoint(state, config)
+    with every_weight_of("U-Net", path):
+        converted = convert_ldm_unet_checkpoint(state, config)
     check_all_converted(sum(name.startswith(UNET) for name in state), converted, path)
     write_part(folder, DIFFUSERS, config, converted, on_meta(UNet2DConditionModel.from_config, config, path), path)
 
@@ -323,7 +328,8 @@ def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path) -
     state = {name.removeprefix(VAE): value for name, value in state.items() if name.startswith(VAE)} or state
     state = {name: value for name, value in state.items() if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))}
     config = vae_config(state, pixels, path)
-    converted = convert_ldm_vae_checkpoint(state, config)
+    with every_weight_of("autoencoder", path):
+        converted = convert_ldm_vae_checkpoint(state, config)
     check_all_converted(len(state), converted, path)
     write_part(folder, DIFFUSERS, config, converted, on_meta(AutoencoderKL.from_config, config, path), path)
     return 2 ** (len(config["block_out_channels"]) - 1)
@@ -332,10 +338,11 @@ def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path) -
 def write_text(folder: Path, state: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
-    if config["hidden_act"] == "gelu":
-        state = convert_open_clip_checkpoint(SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"])), state, OPEN_CLIP)
-    else:
-        state = convert_ldm_clip_checkpoint(state)
+    with every_weight_of("text encoder", path):
+        if config["hidden_act"] == "gelu":
+            state = convert_open_clip_checkpoint(SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"])), state, OPEN_CLIP)
+        else:
+            state = convert_ldm_clip_checkpoint(state)
     layers = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")  # what lies behind the last layer that is read is left out
     unused = {key for key in state if (found := layers.match(key)) and int(found[1]) >= config["num_hidden_layers"]}
     state = {key: value for key, value in state.items() if key not in unused and key.startswith("text_model.") and not key.endswith("position_ids")}
@@ -346,9 +353,9 @@ def write_text(folder: Path, state: dict[str, Tensor], config: dict[str, Any], p
 def on_meta(make: Any, config: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """Names and shapes of a network, without its memory."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialised():
             return make(config).state_dict()
-    except (ValueError, RuntimeError) as problem:
+    except (ValueError, RuntimeError, ZeroDivisionError) as problem:
         raise UserError(f"{path} holds a network that diffusers cannot build ({explain(problem)})") from problem
 
 
