@@ -23,7 +23,7 @@ class Args:
     prompts: Positional[tuple[str, ...]]
     """What to draw, in the languages of the model; each prompt gets n pictures. "" means: whatever you like."""
     model: Path = PRETRAINED
-    """A run folder, or any Stable Diffusion 1.x folder. By default the shipped model of creatures and dishes."""
+    """A run folder, a Stable Diffusion 1.x or 2.x folder, or a checkpoint in one file (.safetensors, .ckpt). By default the shipped model of creatures and dishes."""
     n: int = 8
     """Pictures of each prompt."""
     guidance: float = 5.0

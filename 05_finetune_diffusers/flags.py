@@ -22,7 +22,7 @@ ENOUGH = 1000                   # of them
 @dataclass(frozen=True)
 class Flags:
     model: str = str(PRETRAINED)
-    """A Stable Diffusion folder, a run folder with one in it, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    """A Stable Diffusion folder, a run folder with one in it, a checkpoint in one file, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
     size: int | None = None
     """Pixels a side; by default the model's own."""
 

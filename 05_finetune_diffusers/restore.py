@@ -47,7 +47,7 @@ class Args:
     scheduler: str = "dpm++"
     """ddim, dpm++, euler-a, ...: see use.py."""
     model: str = str(PRETRAINED)
-    """The folder of a pipeline, a run folder, or a hub id; one for inpainting (9 channels) does --method inpaint."""
+    """The folder of a pipeline, a run folder, a checkpoint in one file, or a hub id; one for inpainting (9 channels) does --method inpaint."""
 
     n: int = 8
     """Pictures; with --image, attempts."""

@@ -26,7 +26,7 @@ class Args:
     prompts: Positional[tuple[str, ...]] = ("a red creature with wings", "a blue creature with horns")
     """What to draw; each prompt gets n pictures."""
     model: str = str(PRETRAINED)
-    """The folder of a pipeline, a run folder, or a hub id."""
+    """The folder of a pipeline, a run folder, a checkpoint in one file, or a hub id."""
     image: Path | None = None
     """Begin from this picture instead of from noise."""
     strength: float = 0.7

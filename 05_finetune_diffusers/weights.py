@@ -39,7 +39,7 @@ class Args:
     sweep: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
     """The weights of --word."""
     model: str = str(PRETRAINED)
-    """The folder of a pipeline, a run folder, or a hub id."""
+    """The folder of a pipeline, a run folder, a checkpoint in one file, or a hub id."""
     n: int = 4
     """Pictures of each."""
     scheduler: str = "dpm++"

@@ -36,7 +36,7 @@ class Own:
     holes: int = 4
     """Random holes in each window. All are made, and encoded, before the training begins."""
     model: Path = CHAPTER_4
-    """The Stable Diffusion folder to begin with; autoencoder and text encoder stay as they are."""
+    """The Stable Diffusion folder or file to begin with; autoencoder and text encoder stay as they are."""
 
 
 @dataclass(frozen=True)
