@@ -77,13 +77,13 @@ def teach(args) -> None:
     schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
+    begun, clip = begun_with(args), open_clip(args, device)  # models that cannot be opened are refused before any data are drawn
     images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n)
     captions = images.need_captions(args.language)
     record = record_of(images.pixels, captions)
     check_record(args, record)
     torch.manual_seed(args.seed)
-    begun = begun_with(args)
-    encoder = make_encoder(args, captions, device, begun)
+    encoder = make_encoder(args, captions, begun, clip)
     net = make_net(args, images, encoder, begun)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
@@ -119,12 +119,17 @@ def begun_with(args) -> Painter | None:
     return open_painter(start_of(args, args.start)) if args.start else None
 
 
-def make_encoder(args, captions: Sequence[str], device: str, begun: Painter | None = None) -> SmallText | Cached:
-    if args.text == "small" and begun and isinstance(begun.encoder, SmallText):
+def open_clip(args, device: str) -> Clip | None:
+    """The frozen text encoder of --text."""
+    return None if args.text == "small" else Clip(args.text).to(device)
+
+
+def make_encoder(args, captions: Sequence[str], begun: Painter | None = None, clip: Clip | None = None) -> SmallText | Cached:
+    if clip:
+        return Cached(clip, captions, Path("runs/02_cfg_pokemon/text_cache"))
+    if begun and isinstance(begun.encoder, SmallText):
         return begun.encoder  # with the tokens that it has learned to read
-    if args.text == "small":
-        return small_text(captions, dim=args.text_dim, heads=max(1, args.text_dim // 32))
-    return Cached(Clip(args.text).to(device), captions, Path("runs/02_cfg_pokemon/text_cache"))
+    return small_text(captions, dim=args.text_dim, heads=max(1, args.text_dim // 32))
 
 
 def make_net(args, images: Images, encoder: TextEncoder, begun: Painter | None = None) -> nn.Module:

@@ -21,6 +21,7 @@ from common.diffusers_config import check_pair
 from common.errors import UserError
 from common.files import write_folder
 from common.guidance import drop_captions
+from common.latents import check_fit_before
 from common.loss import diffusion_loss
 from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
@@ -74,13 +75,14 @@ def fit_unet(args) -> None:
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     vae = load_vae(start_of(args, args.vae), device)
+    begun, clip = begun_with(args), open_clip(args, device)  # models that cannot be opened are refused before any data are drawn
+    check_fit_before(vae, args.data, args.size or vae.cfg.size)
     images = load_captioned(args, args.size or vae.cfg.size)
     record = record_of(images.pixels, images.captions)
     check_record(args, record)
     check_fit(vae, images)
     torch.manual_seed(args.seed)
-    begun = begun_with(args)
-    encoder = make_encoder(args, images.captions, device, begun)
+    encoder = make_encoder(args, images.captions, begun, clip)
     net = make_net(args, images, vae, encoder, begun)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
 
@@ -144,12 +146,17 @@ def save_start(folder: Path, vae: AutoencoderKL, begun: Pipeline | None) -> None
         save_vae(folder / "vae", vae)
 
 
-def make_encoder(args, captions: Sequence[str], device: str, begun: Pipeline | None = None) -> SmallText | Cached:
-    if args.text == "small" and begun and isinstance(begun.encoder, SmallText):
+def open_clip(args, device: str) -> Clip | None:
+    """The frozen text encoder of --text."""
+    return None if args.text == "small" else Clip(args.text).to(device)
+
+
+def make_encoder(args, captions: Sequence[str], begun: Pipeline | None = None, clip: Clip | None = None) -> SmallText | Cached:
+    if clip:
+        return Cached(clip, captions, args.cache)
+    if begun and isinstance(begun.encoder, SmallText):
         return begun.encoder  # with the tokens that it has learned to read
-    if args.text == "small":
-        return small_text(captions, dim=args.text_dim, heads=max(1, args.text_dim // 32))
-    return Cached(Clip(args.text).to(device), captions, args.cache)
+    return small_text(captions, dim=args.text_dim, heads=max(1, args.text_dim // 32))
 
 
 def make_net(args, images: Images, vae: AutoencoderKL, encoder: TextEncoder, begun: Pipeline | None = None) -> Painter:

@@ -44,12 +44,12 @@ COLUMNS = ["step", "seconds", "psnr", "kl", "told_apart", "latent_std"]  # of qu
 def fit_vae(args) -> None:
     """Train as `args` (train_vae.Args, settled) says."""
     device = pick_device(args.device)
+    begun = load_vae(start_of(args, args.start)) if args.start else None  # refused before any data are drawn
     images = load_all(args.data, args.size, args.data_dir, n=args.n)
     record = record_of(images.pixels)
     check_record(args, record)
     torch.manual_seed(args.seed)
     vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels, args.latent_channels, args.layers))
-    begun = load_vae(start_of(args, args.start)) if args.start else None
     if begun:
         start_from(vae, begun, args.start)
     if args.decoder_only:

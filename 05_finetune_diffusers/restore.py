@@ -116,11 +116,12 @@ def main(args: Args) -> None:
 
     import torch
     from cost import in_all
-    from tools import native_size, open_pipeline, use_scheduler
+    from tools import native_size, need_unet, open_pipeline, use_scheduler
 
     size = read_size(args.size) if args.size else None
     files = read_files(args) if args.image else None  # bad ones are refused before a model is opened
     pipe = open_pipeline(args.model, "inpaint", device)
+    need_unet(pipe, args.model)
     use_scheduler(pipe, args.scheduler)
     work = own_picture(args, *files, size or (native_size(pipe),) * 2) if files else creatures(args, native_size(pipe))
     study(args, pipe, work, device)

@@ -60,12 +60,17 @@ def open_pipeline(name: str | Path = PRETRAINED, task: Task = "text", device: st
     auto = {"text": AutoPipelineForText2Image, "image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}[task]
     try:
         with no_notes(), enough_memory(device, "a smaller model, or --device cpu"):
-            pipe = auto.from_pretrained(folder, torch_dtype=dtype, variant=variant_in(folder)).to(device)
+            pipe = auto.from_pretrained(folder, torch_dtype=dtype, variant=variant_in(folder), **left_out(folder)).to(device)
     except UserError:
         raise
     except Exception as problem:  # each library has its own
         raise UserError(f"the pipeline in {folder} cannot be opened ({explain(problem)})") from problem
     return pipe
+
+
+def left_out(folder: Path) -> dict[str, None]:
+    """Text encoders that the pipeline was saved without, such as the third of Stable Diffusion 3, which diffusers must be told."""
+    return {name: None for name, kind in read_json(folder / INDEX).items() if name.startswith(("text_encoder", "tokenizer")) and kind == [None, None]}
 
 
 def check_task(folder: Path, task: Task) -> None:
@@ -139,6 +144,12 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "deis": ("DEISMultistepScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
 }
+FLOW_SETTINGS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+FLOW: dict[str, tuple[str, dict[str, Any]]] = {  # for models of flow matching, such as Stable Diffusion 3
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **FLOW_SETTINGS}),
+    "unipc": ("UniPCMultistepScheduler", FLOW_SETTINGS),
+}
 
 
 def make_scheduler(name: str, config: dict[str, Any]):
@@ -151,6 +162,10 @@ def make_scheduler(name: str, config: dict[str, Any]):
     import diffusers
 
     kind, settings = SCHEDULERS[name]
+    if config.get("prediction_type") == "flow_prediction" or ("shift" in config and "beta_schedule" not in config):
+        if name not in FLOW:
+            raise UserError(f"the model was trained for flow matching, where scheduler '{name}' is not defined; choose one of {', '.join(FLOW)}")
+        kind, settings = FLOW[name][0], FLOW[name][1] | ({"flow_shift": config["shift"]} if FLOW[name][1] else {})
     marks = {key for _, others in SCHEDULERS.values() for key in others}
     with no_notes():
         return getattr(diffusers, kind).from_config({key: value for key, value in config.items() if key not in marks}, **settings)
@@ -228,6 +243,12 @@ def generators(seed: int, n: int) -> "list[torch.Generator]":
 def network_of(pipe: "DiffusionPipeline") -> "torch.nn.Module":
     """The network that is asked at every step: a U-Net, or the transformer of newer models."""
     return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
+
+
+def need_unet(pipe: "DiffusionPipeline", model: str) -> None:
+    """Refuse newer models, whose network is a transformer, where a program looks into a U-Net."""
+    if getattr(pipe, "unet", None) is None:
+        raise UserError(f"{model} holds a {type(pipe).__name__}, whose network is a transformer; this program knows models with a U-Net, and use.py draws with both")
 
 
 def native_size(pipe: "DiffusionPipeline") -> int:

@@ -6,14 +6,15 @@
 
 word+ counts 1.1 times, word++ 1.1 x 1.1, word- 0.9 times, (several words)1.5 what it says. The text encoder turns a prompt into one
 vector for each token, and the prompt "" into vectors as well; a weight moves a token's vector away from that of the empty prompt,
-or towards it. That is all: ten lines, in `weigh` below. Writes pictures of the plain prompt, of Compel's and of ours, side by side.
+or towards it. That is all: ten lines, in `weigh` below. Stable Diffusion XL has two text encoders, each read before its last layer; their
+vectors are joined, and a pooled vector of the plain prompt goes with them. Writes pictures of the plain prompt, of Compel's and of ours, side by side.
 """
 
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from tools import OUT, PRETRAINED, check_schedulers
 from tyro.conf import Positional
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Fragment = tuple[str, float]  # some words, and how much they count
+
+
+class Words(NamedTuple):
+    """What a pipeline is shown of a prompt."""
+
+    embeddings: "Tensor"              # (1, M, D)
+    pooled: "Tensor | None" = None    # (1, D) of the whole prompt, for Stable Diffusion XL
 
 PIECE = re.compile(r"\((?P<group>[^()]+)\)(?P<how>\d*\.?\d+|\++|-+)|(?P<word>[^\s()]*[^\s()+-])(?P<signs>\++|-+)(?=\s|$)")
 
@@ -59,7 +67,25 @@ class Args:
 # ----------------------------------------------------------------------------------------------------------------- by hand
 
 
-def weigh(tokenizer, encoder, fragments: list[Fragment]) -> "Tensor":
+def by_hand(pipe, fragments: list[Fragment]) -> Words:
+    """A weighted prompt as the pipeline is shown it: by one text encoder, or by the two of Stable Diffusion XL."""
+    import torch
+
+    if not is_xl(pipe):
+        return Words(weigh(pipe.tokenizer, pipe.text_encoder, fragments))
+    both = ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2))
+    plain = " ".join(text for text, _ in fragments)
+    with torch.no_grad():
+        ids = pipe.tokenizer_2(plain, padding="max_length", max_length=pipe.tokenizer_2.model_max_length, truncation=True, return_tensors="pt").input_ids
+        pooled = pipe.text_encoder_2(ids.to(pipe.text_encoder_2.device))[0]
+    return Words(torch.cat([weigh(tokenizer, encoder, fragments, last=-2) for tokenizer, encoder in both], dim=2), pooled)
+
+
+def is_xl(pipe) -> bool:
+    return getattr(pipe, "text_encoder_2", None) is not None
+
+
+def weigh(tokenizer, encoder, fragments: list[Fragment], last: int = -1) -> "Tensor":
     """The embeddings of a weighted prompt, (1, M, D).
 
     Every token's vector z becomes empty + w (z - empty), where `empty` is what the encoder makes of "" at the same place. A word of
@@ -73,10 +99,10 @@ def weigh(tokenizer, encoder, fragments: list[Fragment]) -> "Tensor":
     row = [begin, *sum(ids, [])[: length - 2], end]
     scale = [1.0, *(w for (_, w), part in zip(fragments, ids, strict=True) for _ in part)][: length - 1]
     scale = torch.tensor(scale + [1.0] * (length - len(scale)), device=encoder.device)[None, :, None]  # (1, M, 1)
-    empty = encode(encoder, [begin, end], tokenizer)
+    empty = encode(encoder, [begin, end], tokenizer, last=last)
 
     def moved(hidden: range = range(0)) -> "Tensor":
-        return empty + scale * (encode(encoder, row, tokenizer, hidden) - empty)
+        return empty + scale * (encode(encoder, row, tokenizer, hidden, last) - empty)
 
     mix, shares, place = [moved()], [1.0], 1
     for (_, w), part in zip(fragments, ids, strict=True):
@@ -87,15 +113,19 @@ def weigh(tokenizer, encoder, fragments: list[Fragment]) -> "Tensor":
     return sum(share * z for share, z in zip(shares, mix, strict=True)) / sum(shares)
 
 
-def encode(encoder, row: list[int], tokenizer, hidden: range = range(0)) -> "Tensor":
-    """The text encoder on one row of token ids, filled up to its length; no token looks at the places `hidden`. (1, M, D)"""
+def encode(encoder, row: list[int], tokenizer, hidden: range = range(0), last: int = -1) -> "Tensor":
+    """The text encoder on one row of token ids, filled up to its length; no token looks at the places `hidden`. (1, M, D)
+
+    last  -1: after its final norm; -2: what its last layer but one gives, without that norm
+    """
     import torch
 
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(row))], device=encoder.device)
     seen = torch.ones_like(ids)
     seen[:, list(hidden)] = 0
     with torch.no_grad():
-        return encoder(ids, attention_mask=seen).last_hidden_state
+        found = encoder(ids, attention_mask=seen, output_hidden_states=last != -1)
+        return found.last_hidden_state if last == -1 else found.hidden_states[last]
 
 
 def read_weights(prompt: str) -> list[Fragment]:
@@ -120,14 +150,23 @@ def how_much(sign: str) -> float:
 
 
 def by_compel(pipe, prompt: str) -> "Tensor":
-    """The same embeddings from the package. (1, M, D)
+    """The same embeddings from the package. (1, M, D)"""
+    return words_by_compel(pipe, prompt).embeddings
+
+
+def words_by_compel(pipe, prompt: str) -> Words:
+    """The same with the pooled vector, where the pipeline takes one.
 
     It sees a weight only where spaces stand around it, which Chinese does not write: they are put there.
     """
-    from compel import Compel
+    from compel import Compel, CompelForSDXL
 
+    spaced = PIECE.sub(r" \g<0> ", prompt)
     try:
-        return Compel(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)(PIECE.sub(r" \g<0> ", prompt))
+        if is_xl(pipe):
+            found = CompelForSDXL(pipe)(spaced)
+            return Words(found.embeds, found.pooled_embeds)
+        return Words(Compel(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)(spaced))
     except Exception as problem:  # its parser has several kinds
         raise UserError(f'Compel cannot read "{prompt}" ({explain(problem)}); write red++, red-, or (red wings)1.5') from problem
 
@@ -150,6 +189,7 @@ def main(args: Args) -> None:
     from common.viz import save_picture
 
     pipe = open_pipeline(args.model, "text", device)
+    check_pipeline(pipe, args.model)
     use_scheduler(pipe, args.scheduler)
     pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=0.5)
     plain = " ".join(text for text, _ in fragments)
@@ -163,6 +203,13 @@ def main(args: Args) -> None:
     print(save_picture(sheet(torch.stack(rows), list(kinds), columns), args.out / "sheet.png"))
 
 
+def check_pipeline(pipe, model: str) -> None:
+    """Weights are for pipelines that take the vectors of one CLIP, or of the two of Stable Diffusion XL."""
+    known = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    if type(pipe).__name__ not in known:
+        raise UserError(f"{model} holds a {type(pipe).__name__}; prompt weights are known here for {' and '.join(known)}")
+
+
 def check_word(args: Args, fragments: list[Fragment]) -> None:
     if len(fragments) > 1 or fragments[0][1] != 1:
         raise UserError(f'--word goes with a prompt without weights, not "{args.prompt}"')
@@ -170,30 +217,32 @@ def check_word(args: Args, fragments: list[Fragment]) -> None:
         raise UserError(f'"{args.word}" must occur exactly once in the prompt "{args.prompt}"')
 
 
-def side_by_side(pipe, prompt: str, plain: str, fragments: list[Fragment]) -> dict[str, "Tensor"]:
+def side_by_side(pipe, prompt: str, plain: str, fragments: list[Fragment]) -> dict[str, Words]:
     """Embeddings of the prompt without its weights, with Compel's, and with ours."""
     print("  ".join(f"{text} ({w:.3g})" for text, w in fragments))
-    theirs, ours = by_compel(pipe, prompt), weigh(pipe.tokenizer, pipe.text_encoder, fragments)
-    print(f"largest difference between Compel's embeddings and ours: {float((theirs - ours).abs().max()):.1e}")
-    return {"no weights": weigh(pipe.tokenizer, pipe.text_encoder, [(plain, 1.0)]), "Compel": theirs, "by hand": ours}
+    theirs, ours = words_by_compel(pipe, prompt), by_hand(pipe, fragments)
+    print(f"largest difference between Compel's embeddings and ours: {float((theirs.embeddings - ours.embeddings).abs().max()):.1e}")
+    return {"no weights": by_hand(pipe, [(plain, 1.0)]), "Compel": theirs, "by hand": ours}
 
 
-def sweep(pipe, args: Args) -> dict[str, "Tensor"]:
+def sweep(pipe, args: Args) -> dict[str, Words]:
     """Embeddings of the prompt with several weights of one word."""
     before, after = (part.strip() for part in args.prompt.split(args.word))
     rows = {w: [(text, v) for text, v in ((before, 1.0), (args.word, w), (after, 1.0)) if text] for w in dict.fromkeys(args.sweep)}
-    return {f"({args.word}){w:g}": weigh(pipe.tokenizer, pipe.text_encoder, fragments) for w, fragments in rows.items()}
+    return {f"({args.word}){w:g}": by_hand(pipe, fragments) for w, fragments in rows.items()}
 
 
-def draw(pipe, z: "Tensor", args: Args) -> "Tensor":
+def draw(pipe, z: Words, args: Args) -> "Tensor":
     """n pictures of one prompt's embeddings: (n, 3, H, W) in [-1, 1] on the CPU."""
     from tools import fits, generators, to_images
 
-    nothing = weigh(pipe.tokenizer, pipe.text_encoder, [("", 1.0)]).expand(args.n, -1, -1)
+    nothing = by_hand(pipe, [("", 1.0)])
+    pooled = {"pooled_prompt_embeds": z.pooled, "negative_pooled_prompt_embeds": nothing.pooled} if z.pooled is not None else {}
     with fits(args.scheduler), enough_memory(args.device, "--n"):
         images = pipe(
-            prompt_embeds=z.expand(args.n, -1, -1), negative_prompt_embeds=nothing, num_inference_steps=args.steps,
+            prompt_embeds=z.embeddings.expand(args.n, -1, -1), negative_prompt_embeds=nothing.embeddings.expand(args.n, -1, -1), num_inference_steps=args.steps,
             guidance_scale=args.guidance, generator=generators(args.seed, args.n), output_type="pt",
+            **{name: vector.expand(args.n, -1) for name, vector in pooled.items()},
         ).images  # fmt: skip
     return to_images(images, args.scheduler)
 

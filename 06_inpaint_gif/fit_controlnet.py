@@ -21,7 +21,7 @@ from common.data.images import Images, to_float
 from common.errors import UserError, explain
 from common.files import write_folder
 from common.guidance import drop_captions
-from common.latents import check_fit, sample
+from common.latents import check_fit, check_fit_before, sample
 from common.loss import diffusion_loss
 from common.run import check_record, fingerprint, keep_settings, record_of
 from common.runlog import Due, logged
@@ -71,6 +71,7 @@ def fit_controlnet(args) -> None:
     artist, root = open_artist(args.model, device), find_root(args.model)
     check(args, artist, root)
     artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
+    check_fit_before(artist.vae, (args.data,), artist.size, "--model")
     views, captions = gather(args, artist.size, "train")
     record = record_of(views, captions) | {"model": fingerprint(artist.unet, artist.vae)}
     check_record(args, record)

@@ -26,7 +26,7 @@ from common.data.images import Images, to_float
 from common.errors import UserError
 from common.files import write_folder
 from common.guidance import drop_captions
-from common.latents import BATCH, check_fit, sample
+from common.latents import BATCH, check_fit, check_fit_before, sample
 from common.loss import diffusion_loss
 from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
@@ -72,6 +72,7 @@ def fit_inpaint(args) -> None:
     device = pick_device(args.device)
     artist = begin(args, device)
     artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
+    check_fit_before(artist.vae, (args.data,), artist.size, "--model")
     views, captions = gather(args, artist.size, "train")
     record = record_of(views, captions)
     check_record(args, record)
@@ -150,7 +151,7 @@ def gather(args, size: int, split: str, n: int | None = None, windows: int | Non
         n = n or args.n or DRAWN
         words = [(dish(0, split, i)[0], generator(WORDS, args.seed, split, i)) for i in range(n)]
         return drawn_views(split, n, size, windows, args.seed), [describe(a, ("zh", "en")[k % 2], rng) for a, rng in words for k in range(windows)]
-    images = load(args.data, 2 * size, args.data_dir, split)
+    images = load(args.data, 2 * size, args.data_dir, split, n=(n or args.n) if args.data in DRAWN else None)
     images = images.first(min(n or args.n or len(images), len(images)))
     return views_of(images, size, windows, args.seed), [text for text in images.need_captions() for _ in range(windows)]
 

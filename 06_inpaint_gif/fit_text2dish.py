@@ -24,7 +24,7 @@ from common.data.dishes import WORDS, dish, generator
 from common.errors import UserError
 from common.files import write_folder, write_json
 from common.guidance import drop_captions
-from common.latents import check_fit, sample
+from common.latents import check_fit, check_fit_before, sample
 from common.loss import diffusion_loss
 from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
@@ -74,6 +74,7 @@ def fit_text2dish(args) -> None:
     vae = load_vae(begun, device)
     artist = Artist(vae, new_unet(args, vae, clip), *schedule_of(args), False, NameReader(clip))
     artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
+    check_fit_before(vae, (args.data,), vae.cfg.size, "--model")
     images, captions = gather(args, vae.cfg.size)
     record = record_of(images.pixels, captions)
     check_record(args, record)
@@ -112,7 +113,7 @@ def gather(args, size: int) -> tuple[Images, Sequence[Sequence[str]]]:
     if args.data == "dishes":
         n = args.n or DRAWN
         return load("dishes", size, n=n), [captions_of(dish(0, "train", i)[0], VARIANTS, generator(WORDS, args.seed, "train", i)) for i in range(n)]
-    images = chinese(load(args.data, size, args.data_dir)).first(args.n)
+    images = chinese(load(args.data, size, args.data_dir, n=args.n if args.data in DRAWN else None)).first(args.n)
     return images, [(caption,) for caption in images.captions]
 
 

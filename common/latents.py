@@ -5,12 +5,13 @@
 Chapter 4 keeps what encode() gives in a file, or encodes on the fly, and weighs both ways; chapter 6 holds it in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from common.data.images import Images, to_float
+from common.data.load import DRAWN
 from common.errors import UserError
 from common.random import Draw
 from common.vae import AutoencoderKL, Gaussian
@@ -36,6 +37,12 @@ def encode(vae: AutoencoderKL, images: Images) -> Iterator[Gaussian]:
     device = next(vae.parameters()).device
     for pixels in images.pixels.split(BATCH):
         yield vae.encode(to_float(pixels).to(device))
+
+
+def check_fit_before(vae: AutoencoderKL, names: Sequence[str], size: int, flag: str = "--size") -> None:
+    """The same for sets that are drawn, whose shape is known before the minutes of drawing."""
+    for name in set(names) & set(DRAWN):
+        check_fit(vae, Images(name, torch.zeros(1, 3, size, size, dtype=torch.uint8)), flag)
 
 
 def check_fit(vae: AutoencoderKL, images: Images, flag: str = "--size") -> None:

@@ -70,7 +70,7 @@ def test_both_networks_learn(run):
     args = train.Args(size=16, channels=(8, 16), text_dim=32)
     images = load("creatures", 16, n=24)
     torch.manual_seed(0)
-    net = teach.make_net(args, images, teach.make_encoder(args, images.captions, "cpu"))
+    net = teach.make_net(args, images, teach.make_encoder(args, images.captions))
     for prefix, file in (("unet.", UNET), ("encoder.transformer.", READER)):
         before = {key.removeprefix(prefix): value for key, value in net.state_dict().items() if key.startswith(prefix)}
         after = {key.removeprefix("text_model."): value for key, value in load_file(run / file).items()}

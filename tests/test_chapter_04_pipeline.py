@@ -127,7 +127,7 @@ def test_both_networks_learn(run, vae_folder):
     args = train.Args(n=12, channels=(8, 16), text_dim=32)
     images = fit_unet.load_captioned(args, 16)
     torch.manual_seed(0)
-    net = fit_unet.make_net(args, images, load_vae(vae_folder), fit_unet.make_encoder(args, images.captions, "cpu"))
+    net = fit_unet.make_net(args, images, load_vae(vae_folder), fit_unet.make_encoder(args, images.captions))
     for prefix, file in (("unet.", UNET), ("reader.transformer.", READER)):
         before = {key.removeprefix(prefix): value for key, value in net.state_dict().items() if key.startswith(prefix)}
         after = {key.removeprefix("text_model."): value for key, value in load_file(run / file).items()}
