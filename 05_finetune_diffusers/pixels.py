@@ -73,6 +73,10 @@ def open_pixels(folder: Path, device: str) -> "StableDiffusionPipeline":
 
 def save_model(pipe: "StableDiffusionPipeline", folder: Path) -> None:
     """The whole pipeline, as it was opened: of a model of pixels its four parts."""
+    words = getattr(pipe.tokenizer, "backend_tokenizer", None)
+    if words is not None:  # its file would keep how the last prompt was cut and padded
+        words.no_truncation()
+        words.no_padding()
     if not isinstance(pipe.vae, Identity):
         pipe.save_pretrained(folder)
         return

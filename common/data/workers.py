@@ -5,6 +5,7 @@ thread of which the training process hears nothing: it would wait for ever. Arra
 DataLoader the collate_fn `as_arrays`, and turn what comes back into tensors with `as_tensors`.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.errors import UserError
+from common.errors import UserError, explain
 
 GRACE = 5      # seconds that a worker goes on after SIGTERM, so that the training process can end its step
 PATIENCE = 600  # seconds to wait for one batch
@@ -37,6 +38,8 @@ def _end_later(*_) -> None:
 def started(loader: DataLoader, advice: str = "--workers 0") -> Iterator[Any]:
     """The batches of a DataLoader, whose workers begin at once. A worker that fails, dies or is silent for ten minutes ends the run in a sentence."""
     try:
+        if loader.num_workers:  # a DataLoader that finds no room for its locks is left half-made, and complains once more when it is removed
+            [multiprocessing.Queue() for _ in range(loader.num_workers + 3)]
         batches = iter(loader)
     except (OSError, RuntimeError) as problem:
         raise _failed(problem, advice) from problem
@@ -57,7 +60,7 @@ def _watched(batches: Iterator[Any], advice: str) -> Iterator[Any]:
 
 
 def _failed(problem: Exception, advice: str) -> UserError:
-    reason = ([line for line in str(problem).strip().splitlines() if line.strip()] or [type(problem).__name__])[-1].strip()
+    reason = explain(problem) if isinstance(problem, OSError) else ([line for line in str(problem).strip().splitlines() if line.strip()] or [type(problem).__name__])[-1].strip()
     full = "shared memory" in str(problem) or "No space left" in str(problem)
     docker = "; in Docker, --shm-size 1g gives processes more shared memory" if full else ""
     return UserError(f"a process that prepares the batches failed ({reason}); {advice} prepares them in the training process{docker}")
