@@ -29,7 +29,7 @@ def fit(args) -> None:
     schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
-    data = load(args.data, args.size, args.data_dir)
+    data = load(args.data, args.size, args.data_dir, channels=args.image_channels)
     record = record_of(data.pixels, data.labels)
     check_record(args, record)
     torch.manual_seed(args.seed)

@@ -23,6 +23,8 @@ class Args:
     """Where local copies are looked for, and where downloads go."""
     size: int | None = None
     """Pixels a side; by default the data's own."""
+    image_channels: Literal[1, 3] | None = None
+    """Channels of the images: 3 in colour, 1 grey; by default those of --start, else 1 where all pictures are grey."""
     class_conditional: bool = False
     """Also tell the network the label, so that samples can be asked for by class."""
     flip: bool | None = None

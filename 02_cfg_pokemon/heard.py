@@ -79,7 +79,8 @@ def main(args: Args) -> None:
     painter = open_painter(args.model, pick_device(args.device))
     size = painter.net.cfg.size
     own = args.data == "creatures"
-    images = load_creatures("test", args.n, size, language=args.language or "both") if own else load(args.data, size, args.data_dir, language=args.language, n=args.n)
+    images = (load_creatures("test", args.n, size, language=args.language or "both") if own
+              else load(args.data, size, args.data_dir, language=args.language, n=args.n, channels=painter.net.cfg.in_channels))  # fmt: skip
     images.need_captions(args.language)
     found = losses(painter, images, args.seed)
     print(f"{args.model}: loss on {len(images)} pictures of {args.data}\n\n{'noise level u':16}" + "".join(f"{name:>10}" for name in found) + f"{'wrong - right':>16}")

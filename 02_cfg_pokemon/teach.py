@@ -78,7 +78,7 @@ def teach(args) -> None:
     schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     begun, clip = begun_with(args), open_clip(args, device)  # models that cannot be opened are refused before any data are drawn
-    images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n)
+    images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n, channels=args.image_channels)
     captions = images.need_captions(args.language)
     record = record_of(images.pixels, captions)
     check_record(args, record)

@@ -40,6 +40,8 @@ class Args:
     """Only the first n images."""
     size: int | None = None
     """Pixels a side."""
+    image_channels: Literal[1, 3] | None = None
+    """Channels of the images: 3 in colour, 1 grey; by default those of --start, else 1 where all pictures are grey."""
     augment: Literal["none", "mirror", "jitter", "turn"] = "none"
     """Change images at random: mirror them (not if a caption says left or right), jitter their brightness, or turn them a little,
     with black corners. trials.py measures what that does to the colours."""

@@ -1,5 +1,6 @@
 """Real images by index, class or file, and the network to look at them with."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from common.checkpoint import Model, load_model
 from common.data import Images, load
-from common.data.folder import decode_all
+from common.data.decoding import Unreadable, decode_all, opened
 from common.data.images import to_float
 from common.denoiser import Denoiser
 from common.errors import UserError
@@ -36,16 +37,11 @@ def wants(model: Model) -> Wanted:
 
 def check_alike(words: tuple[str, ...]) -> None:
     """Image files must be of one size: each would be cut and scaled in its own way, and the walk would show that too."""
-    from PIL import Image, UnidentifiedImageError
-
     sizes = {}
     for word in words:
         if Path(word).suffix and Path(word).is_file():
-            try:
-                with Image.open(word) as image:
-                    sizes[word] = image.size
-            except (OSError, UnidentifiedImageError):
-                pass  # find_image says what is wrong with it
+            with suppress(Unreadable), opened(word) as image:  # find_image says what is wrong with it
+                sizes[word] = image.size
     if len(set(sizes.values())) > 1:
         (one, (w, h)), (other, (w2, h2)) = list(sizes.items())[:2]
         raise UserError(f"{one} is {w}x{h} pixels but {other} is {w2}x{h2}; give images of one size")
@@ -55,13 +51,10 @@ def find_image(word: str, wanted: Wanted, data: str, data_dir: Path) -> Tensor:
     """The image that a word of the command line means, as the model wants it. (1, C, S, S)"""
     path = Path(word)
     if path.suffix and path.is_file():
-        pixels, _ = decode_all([path], wanted.size)
-        return to_float(pixels if wanted.channels == 3 else pixels.float().mean(1, keepdim=True).byte())
+        return to_float(decode_all([path], wanted.size, channels=wanted.channels)[0])
     if path.suffix:
         raise UserError(f"there is no image file {word}; give an index, class:3, or the path of an image")
-    images = load(data, data_dir=data_dir, split="test")
-    if images.channels != wanted.channels:
-        raise UserError(f"{data} has {images.channels} channels, but the model draws images with {wanted.channels}; choose other --data")
+    images = load(data, data_dir=data_dir, split="test", channels=wanted.channels)
     index = index_of(word, images)
     return to_float(Images(data, images.pixels[index : index + 1]).resized(wanted.size).pixels)
 

@@ -120,7 +120,7 @@ def open_both(args: Args, device: str):
     from common.vae_checkpoint import load_vae
 
     vae = load_vae(args.vae, device) if args.vae else None
-    images = load_all(args.data, args.size or (vae.cfg.size if vae else 64), args.data_dir, n=args.n)
+    images = load_all(args.data, args.size or (vae.cfg.size if vae else 64), args.data_dir, n=args.n, channels=vae.cfg.image_channels if vae else None)
     if vae is None:
         torch.manual_seed(args.seed)
         vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels)).to(device).eval()

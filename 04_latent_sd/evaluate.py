@@ -82,7 +82,7 @@ def load_sets(pipeline: Pipeline, args: Args) -> dict[str, Images]:
 
     from common.latents import check_fit
 
-    sets = {name: some_of((name,), pipeline.size, args.data_dir, "test", args.n) for name in args.data}
+    sets = {name: some_of((name,), pipeline.size, args.data_dir, "test", args.n, pipeline.vae.cfg.image_channels) for name in args.data}
     for images in sets.values():
         check_fit(pipeline.vae, images, "--model")
     return sets

@@ -77,7 +77,7 @@ def fit_unet(args) -> None:
     vae = load_vae(start_of(args, args.vae), device)
     begun, clip = begun_with(args), open_clip(args, device)  # models that cannot be opened are refused before any data are drawn
     check_fit_before(vae, args.data, args.size or vae.cfg.size)
-    images = load_captioned(args, args.size or vae.cfg.size)
+    images = load_captioned(args, args.size or vae.cfg.size, vae.cfg.image_channels)
     record = record_of(images.pixels, images.captions)
     check_record(args, record)
     check_fit(vae, images)
@@ -119,9 +119,9 @@ def fit_unet(args) -> None:
 # ------------------------------------------------------------------------------------------------ what is trained on what
 
 
-def load_captioned(args, size: int) -> Images:
+def load_captioned(args, size: int, channels: int) -> Images:
     """All sets as one, a caption for every image; a set that lacks one is refused, and says which."""
-    sets = [load(name, size, args.data_dir, language=args.language, n=args.n) for name in args.data]
+    sets = [load(name, size, args.data_dir, language=args.language, n=args.n, channels=channels) for name in args.data]
     return joined([replace(images, captions=images.need_captions(args.language)) for images in sets])
 
 

@@ -45,7 +45,7 @@ def fit_vae(args) -> None:
     """Train as `args` (train_vae.Args, settled) says."""
     device = pick_device(args.device)
     begun = load_vae(start_of(args, args.start)) if args.start else None  # refused before any data are drawn
-    images = load_all(args.data, args.size, args.data_dir, n=args.n)
+    images = load_all(args.data, args.size, args.data_dir, n=args.n, channels=args.image_channels)
     record = record_of(images.pixels)
     check_record(args, record)
     torch.manual_seed(args.seed)
@@ -62,7 +62,7 @@ def fit_vae(args) -> None:
         for _ in states:  # it helps to train; the main process alone writes and draws
             pass
         return
-    held_out = some_of(args.data, args.size, args.data_dir, "test", args.held_out)
+    held_out = some_of(args.data, args.size, args.data_dir, "test", args.held_out, images.channels)
     keep_settings(args, record, (lambda folder: save_vae(folder / "vae", begun)) if begun else None)
     introduce(args, images, vae, loss, device)
 

@@ -117,14 +117,13 @@ def with_left(row, image):
 
 def read_image(path: Path, pipeline, size: int | None):
     """The picture as the model wants it: a square from its middle. (1, C, S, S)"""
-    from common.data.folder import decode_all
+    from common.data.decoding import decode_all
     from common.data.images import to_float
 
     if not path.is_file():
         raise UserError(f"there is no image file {path}")
     cfg = pipeline.vae.cfg
-    pixels, _ = decode_all([path], pipeline.latent_side(size) * cfg.factor)
-    return to_float(pixels if cfg.image_channels == 3 else pixels.float().mean(1, keepdim=True).byte())
+    return to_float(decode_all([path], pipeline.latent_side(size) * cfg.factor, channels=cfg.image_channels)[0])
 
 
 def read_scales(text: str) -> tuple[float, ...]:

@@ -15,7 +15,8 @@ from typing import Literal
 
 from common.cli import free_folder, run
 from common.errors import UserError
-from common.settings import OTHER, Presets, one_budget, resumed, with_folder, with_preset
+from common.files import read_json
+from common.settings import OTHER, Presets, image_channels, one_budget, resumed, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Args:
     """Only the first n images of each set."""
     size: int | None = None
     """Pixels a side; a multiple of f = 2^(number of channels - 1)."""
+    image_channels: Literal[1, 3] | None = None
+    """Channels of the images: 3 in colour, 1 grey; by default those of --start, else 1 where all pictures are grey."""
     flip: bool = False
     """Mirror images at random."""
 
@@ -116,6 +119,9 @@ def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
     name = "-".join(["vae", *(Path(data).name for data in args.data)])
     args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / name))
+    if args.start and args.image_channels is None:
+        path = next((path for path in (args.start / part / "config.json" for part in ("vae", "model/vae", "")) if path.exists()), None)
+        args = replace(args, image_channels=image_channels(read_json(path) if path else {}))
     return with_folder(with_preset(args, PRESETS), "04_latent_sd")
 
 

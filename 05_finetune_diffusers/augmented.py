@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as tv
 
 from common.data import Images
 from common.random import TRAINING, generator
@@ -47,13 +46,3 @@ def make_transform(augment: Sequence[str], size: int) -> v2.Transform:
     }
     end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])]  # bytes -> [0, 1] -> [-1, 1]
     return v2.Compose([*(steps[name] for name in steps if name in augment), *end])
-
-
-def with_channels(images: Images, channels: int) -> Images:
-    """In colour or grey, as the network wants it."""
-    from dataclasses import replace
-
-    if images.channels == channels:
-        return images
-    grey = channels == 1
-    return replace(images, pixels=tv.rgb_to_grayscale(images.pixels) if grey else images.pixels.expand(-1, channels, -1, -1))

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from common.data.mask import Mask
 from common.errors import UserError
 from common.random import EVALUATION, generator
 
@@ -97,16 +98,11 @@ def put_back(restored: Tensor, damaged: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask > 0, restored, damaged)
 
 
-def read_mask(path: Path, image_path: Path, image_size: tuple[int, int]) -> Image.Image:
-    """A black and white picture of the image's size, white where it is to be repaired."""
-    from tools import read_picture
-
-    mask = read_picture(path).convert("L")
-    if mask.size != image_size:
+def fitting_mask(mask: Mask, path: Path, image_path: Path, image_size: tuple[int, int]) -> Mask:
+    """The mask itself, if it has the size of the image."""
+    if mask.image.size != image_size:
         raise UserError(
-            f"the mask {path} is {mask.width}x{mask.height} pixels and the picture {image_path} {image_size[0]}x{image_size[1]}; "
+            f"the mask {path} is {mask.image.width}x{mask.image.height} pixels and the picture {image_path} {image_size[0]}x{image_size[1]}; "
             "make a mask of the picture's size, white where it is to be repaired"
         )
-    if mask.getextrema()[1] < 128:
-        raise UserError(f"the mask {path} is black everywhere; paint white what is to be repaired")
     return mask

@@ -121,9 +121,8 @@ def subject_images(args: Args, size: int) -> "Images":
 
     from common.data import Images, load
 
-    images = load(str(args.subject), size) if args.subject else Images("the drawn creature", portraits(args.poses, size, args.seed))
-    pixels = images.pixels.expand(-1, 3, -1, -1) if images.channels == 1 else images.pixels
-    return replace(images, pixels=pixels, captions=(filled(args, "a {}"),) * len(images))
+    images = load(str(args.subject), size, channels=3) if args.subject else Images("the drawn creature", portraits(args.poses, size, args.seed))
+    return replace(images, captions=(filled(args, "a {}"),) * len(images))
 
 
 def class_images(args: Args, size: int, drawn: bool, draw: "Callable[[list[str]], Tensor]") -> "Images":
@@ -143,7 +142,7 @@ def class_images(args: Args, size: int, drawn: bool, draw: "Callable[[list[str]]
         print(f'the model draws {args.class_images} pictures of "{caption}" ...')
         pixels = to_bytes(draw([caption] * args.class_images))
         export(Images("class images", pixels), folder)
-    images = load(str(folder), size)
+    images = load(str(folder), size, channels=3)
     return replace(images, captions=(caption,) * len(images))
 
 

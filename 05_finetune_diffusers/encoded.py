@@ -119,7 +119,5 @@ def cut(pipe: "StableDiffusionPipeline", captions: Sequence[str]) -> int:
 
 def load_captioned(args, size: int, split: str = "train", n: int | None = None) -> Images:
     """The data that the flags ask for, in colour and with captions."""
-    images = load(args.data, size, args.data_dir, split, args.language, n)
-    captions = images.need_captions(args.language)
-    pixels = images.pixels.expand(-1, 3, -1, -1) if images.channels == 1 else images.pixels
-    return replace(images, pixels=pixels, captions=captions)
+    images = load(args.data, size, args.data_dir, split, args.language, n, channels=3)
+    return replace(images, captions=images.need_captions(args.language))

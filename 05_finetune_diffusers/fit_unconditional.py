@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
-from augmented import Augmented, with_channels
+from augmented import Augmented
 from cost import WATCHED, Cost, total
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention
@@ -69,7 +69,7 @@ def fit(args) -> None:
     unet, noise = open_model(args) if args.model else (None, new_scheduler(args))
     images = load(args.data, args.size or (unet.config.sample_size if unet else None) or 32, args.data_dir, n=args.n)
     unet = unet or new_unet(args, images)
-    images = with_channels(images, unet.config.in_channels)
+    images = images.in_channels(unet.config.in_channels)
     record = record_of(images.pixels)
     check_record(args, record)
     check_fit(args, images, unet, accelerator.num_processes)

@@ -20,8 +20,10 @@ from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.data import load
+from common.data import Images, load
+from common.data.decoding import decode_all
 from common.data.export import export
+from common.data.listing import Listing, Tally, list_folder
 from common.data.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, enough_memory, explain
 from common.files import write_json
@@ -34,25 +36,43 @@ LOWER = "--batch (raise --accumulate as much), --size, --dim or --samples"
 
 
 def open_folder(args) -> Path:
-    """The folder of images that the Trainer will read; a set by name is written out into the run's folder, once."""
-    folder = Path(args.data)
-    if not folder.is_dir() or folder.suffix == ".lmdb":
-        folder = args.out / "images"
+    """The folder of images that the Trainer will read. A set by name is written out into the run's folder, once; so is a folder in which
+    the Trainer would not see what the course sees: other kinds of files, hidden files, links, suffixes in capitals."""
+    source, folder = Path(args.data), args.out / "images"
+    listing = list_folder(source) if source.is_dir() and source.suffix != ".lmdb" else None
+    if listing and listing.pictures and seen_by_package(source) == set(listing.paths(listing.pictures)):
+        folder = source
+    else:
         if not args.resume:
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it had begun
         if not folder.exists():
-            images = load(args.data, args.size, args.data_dir, n=args.n)
+            images = open_images(args, source, listing)
+            check_number(len(images), source)
             export(images, folder)
             print(f"{len(images):,} images of {args.data} written to {folder}")
-    there = [path for path in folder.glob("**/*") if path.is_file()]
-    seen = sum(path.suffix in {f".{suffix}" for suffix in SUFFIXES} for path in there)
-    if seen < LEAST_IMAGES:
-        raise UserError(
-            f"the package's Trainer wants {LEAST_IMAGES} images at least (10,000 are better) and sees {seen} in {folder}, which holds {len(there)} files; "
-            f"it reads {', '.join('.' + suffix for suffix in SUFFIXES)}, in small letters: give more images, or write others out with "
-            f"python -m common.data.export {folder} NEW-FOLDER"
-        )
+    check_number(len(seen_by_package(folder)), folder)
     return folder
+
+
+def open_images(args, source: Path, listing: Listing | None) -> Images:
+    """All pictures of a folder, as the package takes them where it reads one itself; of any other set, its training split."""
+    if not listing or not listing.pictures:
+        return load(args.data, args.size, args.data_dir, n=args.n, channels=3)
+    tally = Tally()
+    pixels, kept = decode_all(listing.paths(listing.pictures), args.size, channels=3, tally=tally)
+    tally.left_out += listing.holds(listing.pictures)
+    tally.tell(source.name, len(kept))
+    return Images(source.name, pixels).first(min(args.n or len(kept), len(kept)))
+
+
+def seen_by_package(folder: Path) -> set[Path]:
+    """The files that the package's Dataset takes."""
+    return {path for suffix in SUFFIXES for path in folder.glob(f"**/*.{suffix}")}
+
+
+def check_number(n: int, where: Path) -> None:
+    if n < LEAST_IMAGES:
+        raise UserError(f"the package's Trainer needs at least {LEAST_IMAGES} images (10,000 are better), and {where} holds {n}; give more images")
 
 
 def make_diffusion(args) -> GaussianDiffusion:

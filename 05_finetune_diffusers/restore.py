@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from common.data.mask import Mask
+
 Method = Literal["img2img", "inpaint"]
 AGAIN = 0.3  # strength of a second pass
 AUTOENCODER = "through the autoencoder"  # what no repair can beat; far out of the scale of the plot
@@ -56,7 +58,8 @@ class Args:
     image: Path | None = None
     """Your own picture instead of creatures."""
     mask: Path | None = None
-    """With --image: white where it is to be repaired, of the picture's size."""
+    """With --image: a picture of its size, white where it is to be repaired; or strokes on a transparent layer; or the picture itself with a
+    transparent hole. mask.png shows how it was understood."""
     prompt: str = ""
     """With --image: what it shows."""
     damaged: bool = False
@@ -124,6 +127,8 @@ def main(args: Args) -> None:
     need_unet(pipe, args.model)
     use_scheduler(pipe, args.scheduler)
     work = own_picture(args, *files, size or (native_size(pipe),) * 2) if files else creatures(args, native_size(pipe))
+    if files and files[1]:
+        show_mask(args, files[1])
     study(args, pipe, work, device)
     print(in_all(time.monotonic() - began, torch.device(device)))
 
@@ -144,16 +149,31 @@ def creatures(args: Args, size: int) -> Work:
     return Work(spoil(truth, mask, args.damage, args.block, args.noise, args.seed), mask, list(images.captions), truth)
 
 
-def read_files(args: Args) -> "tuple[Image.Image, Image.Image | None]":
+def read_files(args: Args) -> "tuple[Image.Image, Mask | None]":
     """The picture of --image and, where there is one, the mask of --mask."""
-    from damage import read_mask
+    from damage import fitting_mask
     from tools import read_picture
 
+    from common.data.mask import read_mask
+
     picture = read_picture(args.image)
-    return picture, read_mask(args.mask, args.image, picture.size) if args.mask else None
+    return picture, fitting_mask(read_mask(args.mask), args.mask, args.image, picture.size) if args.mask else None
 
 
-def own_picture(args: Args, picture: "Image.Image", given: "Image.Image | None", size: tuple[int, int]) -> Work:
+def show_mask(args: Args, mask: "Mask") -> None:
+    """The mask as it was understood: its share in words, and a picture of it beside the results."""
+    import sys
+
+    from common.files import write_atomically
+
+    for note in mask.notes:
+        print(f"note: {note}", file=sys.stderr)
+    path = args.out / "mask.png"
+    write_atomically(path, lambda file: mask.image.save(file, "PNG"))
+    print(f"{path}: {mask}")
+
+
+def own_picture(args: Args, picture: "Image.Image", given: "Mask | None", size: tuple[int, int]) -> Work:
     """The picture cut to the size, n times: each attempt has a seed of its own."""
     import torch
     from damage import spoil, where
@@ -162,7 +182,7 @@ def own_picture(args: Args, picture: "Image.Image", given: "Image.Image | None",
 
     image = to_tensor(ImageOps.fit(picture, size, Image.Resampling.LANCZOS)).repeat(args.n, 1, 1, 1)
     if given:
-        mask = (to_tensor(ImageOps.fit(given, size, Image.Resampling.BOX)) > -0.99).float().repeat(args.n, 1, 1, 1)
+        mask = (to_tensor(ImageOps.fit(given.image, size, Image.Resampling.BOX)) > -0.99).float().repeat(args.n, 1, 1, 1)
     elif args.damaged:
         mask = torch.ones_like(image[:, :1])
     else:

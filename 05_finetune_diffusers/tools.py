@@ -272,17 +272,9 @@ def read_size(text: str) -> tuple[int, int]:
 
 def read_picture(path: Path) -> "Image.Image":
     """A picture file as RGB: turned as the camera noted, transparency on white."""
-    from PIL import Image, UnidentifiedImageError
+    from common.data.decoding import open_rgb
 
-    from common.data.folder import as_rgb
-
-    try:
-        with Image.open(path) as picture:
-            return as_rgb(picture)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
-        raise UserError(f"{path} cannot be read as a picture ({explain(problem)})") from problem
+    return open_rgb(path)
 
 
 def to_tensor(picture: "Image.Image") -> "Tensor":

@@ -63,6 +63,8 @@ def main(args: Args) -> None:
     for picture in (args.out, args.keep):  # now, for one of them would be written before the other
         if picture and picture.suffix.lower() not in KINDS:
             raise UserError(f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(KINDS)}")
+    if args.keep and args.keep.resolve() == args.out.resolve():
+        raise UserError(f"--keep {args.keep} would be written over the rows of --out; choose another name")
     if args.sweep_then is not None and (args.then or args.region):
         raise UserError("--sweep-then replaces --then and --region; leave those out")
     from regions import Place, read_guidance, read_stage

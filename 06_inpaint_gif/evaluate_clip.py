@@ -80,7 +80,7 @@ def measure(clip, args: Args) -> dict:
         return judge(clip, {split: load("dishes", max(16, min(clip.size, 256)), split=split, n=args.n) for split in ("test", "heldout")})
     from fit_clip import chinese
 
-    test, rest = (chinese(load(args.data, clip.size, args.data_dir, split)) for split in ("test", "train"))
+    test, rest = (chinese(load(args.data, clip.size, args.data_dir, split, channels=3)) for split in ("test", "train"))
     known = {caption: (caption,) for caption in dict.fromkeys(test.captions + rest.captions)}
     return {f"pictures of {args.data}, {len(known)} captions": found(*caption_queries(clip, test.first(min(args.n, len(test))), known))}
 

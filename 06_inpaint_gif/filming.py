@@ -22,8 +22,8 @@ from masks import resized, seam
 from torch import Tensor
 from world import World
 
+from common.data.decoding import decode_all
 from common.data.dishes.menu import DISHES
-from common.data.folder import decode_all
 from common.data.images import to_float
 from common.errors import UserError
 from common.samplers import Sampler
@@ -166,7 +166,7 @@ def foreign(args) -> bool:
 def picture_of(args, cast: Cast, size: int) -> Tensor:
     """What the camera begins with, (C, size, size) in [-1, 1]: the given picture, or the best of some that are drawn."""
     if args.image:
-        pixels, _ = decode_all([args.image], size)
+        pixels, _ = decode_all([args.image], size, channels=3)
         return to_float(pixels[0])
     drawn = cast.artist.draw([cast.order.name] * args.tries, How(args.guidance, sampler=args.sampler), args.seed)
     best = best_of(cast, drawn)

@@ -104,7 +104,7 @@ def gather(args, size: int) -> Material:
         pictures, test = load("dishes", size, split="train", n=n), load("dishes", size, split="test", n=args.held_out)
         captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(WORDS, args.seed, "train", i)) for i in range(n)]
         return Material(pictures, captions, LEARNED, test)
-    pictures, test = (chinese(load(args.data, size, args.data_dir, split)) for split in ("train", "test"))
+    pictures, test = (chinese(load(args.data, size, args.data_dir, split, channels=3)) for split in ("train", "test"))
     pictures, test = pictures.first(args.n), test.first(min(args.held_out, len(test)))
     order = {caption: k for k, caption in enumerate(dict.fromkeys(pictures.captions + test.captions))}
     pictures, test = (labelled(images, order) for images in (pictures, test))

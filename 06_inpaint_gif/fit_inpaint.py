@@ -151,7 +151,7 @@ def gather(args, size: int, split: str, n: int | None = None, windows: int | Non
         n = n or args.n or DRAWN
         words = [(dish(0, split, i)[0], generator(WORDS, args.seed, split, i)) for i in range(n)]
         return drawn_views(split, n, size, windows, args.seed), [describe(a, ("zh", "en")[k % 2], rng) for a, rng in words for k in range(windows)]
-    images = load(args.data, 2 * size, args.data_dir, split, n=(n or args.n) if args.data in DRAWN else None)
+    images = load(args.data, 2 * size, args.data_dir, split, n=(n or args.n) if args.data in DRAWN else None, channels=3)
     images = images.first(min(n or args.n or len(images), len(images)))
     return views_of(images, size, windows, args.seed), [text for text in images.need_captions() for _ in range(windows)]
 

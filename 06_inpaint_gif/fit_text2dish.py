@@ -113,7 +113,7 @@ def gather(args, size: int) -> tuple[Images, Sequence[Sequence[str]]]:
     if args.data == "dishes":
         n = args.n or DRAWN
         return load("dishes", size, n=n), [captions_of(dish(0, "train", i)[0], VARIANTS, generator(WORDS, args.seed, "train", i)) for i in range(n)]
-    images = chinese(load(args.data, size, args.data_dir, n=args.n if args.data in DRAWN else None)).first(args.n)
+    images = chinese(load(args.data, size, args.data_dir, n=args.n if args.data in DRAWN else None, channels=3)).first(args.n)
     return images, [(caption,) for caption in images.captions]
 
 

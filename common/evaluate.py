@@ -11,6 +11,7 @@ The features are those of our own small classifier of digits, so no number here 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -199,43 +200,56 @@ def read_samples(source: Path, n: int | None, sampler: str, seed: int, device: s
 
 def read_folder(folder: Path) -> Tensor:
     """All images below the folder, which must be of one size."""
-    from PIL import Image
-
-    from common.data.folder import SUFFIXES, decode_all
+    from common.data.decoding import Unreadable, decode_all, opened
     from common.data.images import to_float
+    from common.data.listing import Tally, list_folder
 
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise UserError(f"{folder} holds neither images nor a model; give a folder of PNGs, a .npy file or a model folder")
-    sizes = {}
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.setdefault(image.size, path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            pass  # decode_all names the unreadable ones
+    listing, tally = list_folder(folder), Tally()
+    names = listing.pictures
+    if not names:
+        raise UserError(f"{folder} holds neither images nor a model; give a folder of PNGs, a .npy or .npz file, or a model folder")
+    sizes: dict[tuple[int, int], str] = {}
+    for name in names:
+        with suppress(Unreadable), opened(folder / name) as image:  # decode_all names the unreadable ones
+            sizes.setdefault(image.size, name)
     if len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]
-        raise UserError(f"{first} is {a[0]}x{a[1]} but {second} is {b[0]}x{b[1]} pixels; the samples must all be of one size")
+        raise UserError(f"{folder / first} is {a[0]}x{a[1]} but {folder / second} is {b[0]}x{b[1]} pixels; the samples must all be of one size")
     width, height = next(iter(sizes), (28, 28))
     if width != height:
-        raise UserError(f"{paths[0]} is {width}x{height} pixels; the samples must be square")
-    return to_float(decode_all(paths, width)[0])
+        raise UserError(f"{folder / names[0]} is {width}x{height} pixels; the samples must be square")
+    pixels, kept = decode_all(listing.paths(names), width, tally=tally)
+    tally.left_out += listing.holds(names)
+    tally.tell(str(folder), len(kept))
+    return to_float(pixels)
 
 
 def read_npy(path: Path) -> Tensor:
-    """uint8, or floats in [-1, 1]; (N, H, W, C) or (N, C, H, W)."""
+    """uint8, or floats in [-1, 1]; (N, H, W, C) or (N, C, H, W), in a .npy, or an .npz as other programs save samples."""
+    import numpy as np
+
+    from common.data.arrays import read_npz
+
+    if path.suffix == ".npz":
+        array = next(iter(read_npz(path).values())).images
+        array = array[..., None] if array.ndim == 3 else array
+        return from_array(path, array)
+    if path.suffix != ".npy":
+        raise UserError(f"the name {path} does not end in .npy or .npz; SAMPLES takes a folder of PNGs, a .npy or .npz file, or a model folder")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as problem:
+        raise UserError(f"{path} cannot be read as an array ({explain(problem)})") from problem
+    return from_array(path, array)
+
+
+def from_array(path: Path, array) -> Tensor:
+    """(N, C, H, W) floats in [-1, 1] from the samples in an array."""
     import numpy as np
     import torch
 
     from common.data.images import to_float
 
-    if path.suffix != ".npy":
-        raise UserError(f"the name {path} does not end in .npy; SAMPLES takes a folder of PNGs, a .npy file, or a model folder")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as problem:
-        raise UserError(f"{path} cannot be read as an array ({explain(problem)})") from problem
     if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] == array.shape[2]:
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3):
@@ -305,7 +319,7 @@ def table(report: Report, name: str) -> str:
 
 def main(args: Args) -> None:
     if not args.samples.exists():
-        raise UserError(f"there is no {args.samples}; give a folder of PNGs, a .npy file, or a model folder")
+        raise UserError(f"there is no {args.samples}; give a folder of PNGs, a .npy or .npz file, or a model folder")
 
     from common.data.load import auto, load
     from common.files import write_json

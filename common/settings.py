@@ -53,14 +53,23 @@ def with_preset(args: Args, presets: Presets) -> Args:
 
 
 def with_build(args: Args) -> Args:
-    """Where no widths are given, take those of the U-Net that the run starts from (args.start)."""
-    if args.channels is not None or args.start is None:
+    """Where widths and the images' channels are left open, take those of the U-Net that the run starts from (args.start)."""
+    if args.start is None:
         return args
     path = unet_folder(find_root(args.start)) / "config.json"
-    widths = read_json(path).get("block_out_channels")
+    config = read_json(path)
+    args = replace(args, image_channels=args.image_channels or image_channels(config))
+    if args.channels is not None:
+        return args
+    widths = config.get("block_out_channels")
     if not isinstance(widths, list) or not widths or not all(type(width) is int and width > 0 for width in widths):
         raise UserError(f"{path} does not say how wide its U-Net is: block_out_channels is {shown(widths)}, where a list of whole numbers was expected")
     return replace(args, channels=tuple(widths))
+
+
+def image_channels(config: dict) -> int | None:
+    """The channels of the images that a network's config.json speaks of, if they are colour or grey."""
+    return config["in_channels"] if config.get("in_channels") in (1, 3) else None
 
 
 def with_folder(args: Args, chapter: str) -> Args:

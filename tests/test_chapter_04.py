@@ -141,15 +141,17 @@ def test_several_sets_are_one():
     both = pictures.load_all(("creatures", "dishes"), 16, Path("data"), n=3)
     assert both.name == "creatures+dishes" and both.pixels.shape == (6, 3, 16, 16) and len(both.captions) == 6
     assert torch.equal(both.pixels[3:], load("dishes", 16, n=3).pixels)
-    with pytest.raises(UserError, match="creatures has 3 channels of 16x16 pixels, digits has 1 channels"):
-        pictures.load_all(("creatures", "digits"), 16, Path("data"), n=3)
+    mixed = pictures.load_all(("creatures", "digits"), 16, Path("data"), n=3)  # grey beside colour is colour
+    assert torch.equal(mixed.pixels[3:], load("digits", 16, n=3).pixels.expand(-1, 3, -1, -1))
+    with pytest.raises(UserError, match="cannot be trained on together: creatures has 16x16 pixels, digits has 8x8 pixels; give one --size"):
+        pictures.joined([load("creatures", 16, n=3), load("digits", n=3)])
     assert len(pictures.some_of(("digits",), 8, Path("data"), "test", 10**6)) < 10**4  # no more than there are
 
 
 @pytest.mark.parametrize(("flags", "says"), [
     (["--kl", -1], "--kl must be 0 or more"), (["--perceptual", -0.1], "--perceptual"), (["--adversarial", "nan"], "--adversarial must"),
     (["--adversarial-after", 1], "--adversarial-after"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
-    (["--held-out", 0], "--held-out"), (["--data", "nothing"], "unknown data"), (["--data", "creatures", "digits"], "cannot be trained on together"),
+    (["--held-out", 0], "--held-out"), (["--data", "nothing"], "unknown data"), (["--image-channels", 1, "--start", "nowhere"], "there is no folder nowhere"),
     (["--size", 18, "--channels", 8, 8, 16], "multiple of 4"), (["--channels", 12], "multiples of 8"),
     (["--data", "digits", "--size", 8, "--adversarial", 1], "at least 12 pixels")])  # fmt: skip
 def test_what_training_refuses(flags, says, tmp_path, command_line):
@@ -431,8 +433,7 @@ def test_the_verdict(capsys):
 
 @pytest.mark.parametrize(("flags", "says"), [
     (["--vae", "nowhere"], "there is no folder"), (["--data", "nothing"], "unknown data"), (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"),
-    (["--epochs", 1], "--epochs"), (["--workers", -1], "--workers"), (["--n", 0], "--n"), (["--data"], "--data needs at least one"),
-    (["--data", "creatures", "digits"], "cannot be trained on together")])  # fmt: skip
+    (["--epochs", 1], "--epochs"), (["--workers", -1], "--workers"), (["--n", 0], "--n"), (["--data"], "--data needs at least one")])  # fmt: skip
 def test_what_the_comparison_refuses(flags, says, tmp_path, command_line):
     code, _, err = command_line(COMPARE, "--data", "creatures", "--n", 4, "--size", 16, "--device", "cpu", "--json", tmp_path / "a.json", *flags)
     assert code == 2 and says in err and err.startswith("error: ") and "Traceback" not in err
@@ -440,5 +441,5 @@ def test_what_the_comparison_refuses(flags, says, tmp_path, command_line):
 
 
 def test_a_trained_autoencoder_and_data_that_do_not_fit_it(run, command_line):
-    code, _, err = command_line(COMPARE, "--vae", run, "--data", "digits", "--n", 4, "--size", 16, "--device", "cpu")
+    code, _, err = command_line(COMPARE, "--vae", run, "--data", "digits", "--n", 4, "--size", 15, "--device", "cpu")
     assert code == 2 and "the autoencoder takes images with 3 channels" in err

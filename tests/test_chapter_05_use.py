@@ -660,9 +660,9 @@ def test_batches_go_on_anywhere_and_no_epoch_is_like_another(tmp_path):
 
 def test_grey_and_colour():
     images = load("creatures", 16, n=2)
-    grey = augmented.with_channels(images, 1)
-    assert grey.pixels.shape == (2, 1, 16, 16) and augmented.with_channels(images, 3) is images
-    again = augmented.with_channels(grey, 3)
+    grey = images.in_channels(1)
+    assert grey.pixels.shape == (2, 1, 16, 16) and images.in_channels(3) is images
+    again = grey.in_channels(3)
     assert again.pixels.shape == (2, 3, 16, 16) and torch.equal(again.pixels[:, 0], again.pixels[:, 2])
 
 
@@ -737,18 +737,26 @@ def test_the_guards_are_the_packages_own(folder_of_png, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--batch", 5, "--accumulate", 3], "5 x --accumulate 3 = 15"), (["--samples", 5], "square number"), (["--n", 99], "wants 100 images at least"),
+    (["--batch", 5, "--accumulate", 3], "5 x --accumulate 3 = 15"), (["--samples", 5], "square number"), (["--n", 99], "needs at least 100 images"),
     (["--size", 18, "--mults", 1, 2, 4], "multiple of 4"), (["--dim", 9], "--dim"), (["--ema", 1], "--ema"), (["--data", "nothing"], "unknown data"),
     (["--resume", "nowhere"], "config.json"), (["--sample-steps", 1001], "--sample-steps")])  # fmt: skip
 def test_what_the_package_program_refuses(flags, says, tmp_path, command_line):
     assert says in refused(command_line(PACKAGE, *SMALL, *flags, "--out", tmp_path / "out"))
 
 
-def test_files_that_the_package_does_not_see(tmp_path, command_line):
+@pytest.mark.parametrize("suffix", [".webp", ".JPG"])
+def test_files_that_the_package_does_not_see(tmp_path, command_line, suffix):
+    """They are written out as PNGs; hidden files, which the package would take, are not."""
     for i in range(100):
-        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.webp")
-    err = refused(command_line(PACKAGE, "--data", tmp_path, *SMALL[2:], "--out", tmp_path / "out"))
-    assert "sees 0" in err and "holds 100 files" in err and "common.data.export" in err
+        Image.new("RGB", (20, 16), (i, i, i)).save(tmp_path / f"{i}{suffix}")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / ".ipynb_checkpoints" / "a.png")
+    code, out, _ = command_line(PACKAGE, "--data", tmp_path, *SMALL[2:], "--by-hand-only", "--out", tmp_path / "out")
+    assert code == 0 and f"100 images of {tmp_path} written to {tmp_path / 'out' / 'images'}" in out
+    assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 100
+    (tmp_path / f"7{suffix}").unlink()
+    err = refused(command_line(PACKAGE, "--data", tmp_path, *SMALL[2:], "--out", tmp_path / "other"))
+    assert "needs at least 100 images" in err and f"{tmp_path} holds 99" in err and not (tmp_path / "other").exists()
 
 
 def test_an_interrupted_run_without_a_milestone_begins_again(tmp_path):

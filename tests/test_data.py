@@ -263,11 +263,21 @@ def test_numbered_labels_keep_their_order(tmp_path):
     assert data.classes == ("2", "9", "10") and data.labels.tolist() == [2, 1, 0]
 
 
-@pytest.mark.parametrize("text", ["{not json", '{"text": "no file name"}', "[1, 2]"])
-def test_unreadable_metadata(tmp_path, text):
+@pytest.mark.parametrize(("text", "says"), [
+    ("{not json", r"\(line 1, column 2: Expecting property name.*every line is one JSON object, each with a file_name"),
+    ('{"file_name": "000.png"}\n\n{"file_name": "001.png', r"\(line 3, column 15: Unterminated string"),
+    ('[{"file_name": "000.png"},\n{"file_name": }]', r"\(line 2, column 15: Expecting value.*one JSON list of objects"),
+    ('{"text": "no file name"}', r"\(no row names a file; its columns are text\); every row needs a file_name \(or image, file, path\)"),
+    ('{"file_name": "000.png"}\n{"text": "no file name"}', r"\(line 2 has no name in the column file_name\)"),
+    ('{"file_name": ["000.png"]}', r"\(line 1 has no name in the column file_name\)"),
+    ("[1, 2]", r"\(row 1 holds a number\); every row is an object with a file_name"),
+    ("[" * 100_000, r"\(its brackets are nested too deeply\)"),
+    ("1" * 5000, r"\(line 1: Exceeds the limit"),
+    ("", r"\(no row names a file; it is empty\)")])  # fmt: skip
+def test_unreadable_metadata(tmp_path, text, says):
     write_images(tmp_path, 3)
     (tmp_path / "metadata.jsonl").write_text(text)
-    with pytest.raises(UserError, match="metadata.jsonl cannot be read.*every row needs a file_name"):
+    with pytest.raises(UserError, match=f"metadata.jsonl cannot be read {says}"):
         load(str(tmp_path), 8)
 
 
@@ -279,10 +289,16 @@ def test_captions_beside_the_images(tmp_path):
     assert load(str(tmp_path), 8).captions is None  # captions for some are no captions
 
 
-def test_a_caption_in_another_encoding_is_named(tmp_path):
+@pytest.mark.parametrize(("text", "encoding", "name"), [("红色的猫", "gbk", "GB18030"), ("红色的猫", "utf-16", "UTF-16"), ("a red cat", "utf-16-le", "UTF-16-LE"),
+                                                        ("un café créé", "cp1252", "Windows-1252"), ("cafés", "cp1252", "Windows-1252")])  # fmt: skip
+def test_captions_in_other_encodings(tmp_path, capsys, text, encoding, name):
+    """As editors write them; what was recognised is said."""
     for path in write_images(tmp_path, 3):
-        path.with_suffix(".txt").write_bytes("红色的猫".encode("gb2312"))
-    with pytest.raises(UserError, match="000.txt.*UTF-8"):
+        path.with_suffix(".txt").write_bytes(text.encode(encoding))
+    assert load(str(tmp_path), 8).captions == (text,) * 3
+    assert f"captions beside the images were read as {name}" in capsys.readouterr().err
+    (tmp_path / "000.txt").write_bytes(b"\xff\x81\xff\x00")
+    with pytest.raises(UserError, match="000.txt cannot be read as text.*save it as UTF-8"):
         load(str(tmp_path), 8)
 
 
@@ -308,7 +324,7 @@ def test_sixteen_bits_are_scaled_and_unscaled_numbers_refused(tmp_path):
     assert torch.equal(load(str(tmp_path), 8).pixels[0, 0], torch.from_numpy(grey))
     Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "a.tif")
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="32-bit numbers, of which nobody says what is white"):
+    with pytest.raises(UserError, match="32-bit numbers without a stated range"):
         load(str(tmp_path), 8)
 
 

@@ -352,7 +352,7 @@ def test_command_on_a_folder_of_pngs(tmp_path, digits):
     ("flags", "message"),
     [
         (["nowhere"], "there is no nowhere"),
-        ([__file__, "--data", "digits"], "does not end in .npy"),
+        ([__file__, "--data", "digits"], "does not end in .npy or .npz"),
         ([Path(__file__).parent, "--data", "nonsense"], "unknown data 'nonsense'"),
         ([Path(__file__).parent, "--n", "-5"], "--n must be above 0"),
     ],

@@ -1,6 +1,8 @@
 """The classic sets: scikit-learn's embedded digits, and torchvision's, from a local copy or downloaded."""
 
 import gzip
+import os
+import re
 import socket
 import zlib
 from pathlib import Path
@@ -8,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.data.folder import decode_all, load_folder
+from common.data.decoding import decode_all
+from common.data.folder import load_folder
 from common.data.images import Images, first_existing
+from common.data.listing import Listing, Tally
 from common.errors import UserError, explain
 from common.network import REACH_SECONDS, reachable
 
 STALLED_SECONDS = 20  # a download that brings nothing for so long is given up
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+IDX_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx([13])-ubyte(\.gz)?", re.IGNORECASE)  # Kaggle's copies have a dot
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -42,10 +47,9 @@ def fashion_mnist(data_dir: Path, split: str) -> Images:
 
 
 def find_mnist(data_dir: Path, folder: str, split: str) -> Path | None:
-    """The folder with the four IDX files (plain or .gz) of torchvision's layout, at or below data_dir."""
-    prefix = "t10k" if split == "test" else "train"
+    """The folder with the four IDX files (plain or .gz) of torchvision's layout or Kaggle's, at or below data_dir."""
     for base in (data_dir / folder / "raw", data_dir / "data" / folder / "raw", data_dir / folder, data_dir):
-        if first_existing(*_idx_names(base, prefix, "images-idx3-ubyte")):
+        if _idx_file(base, split, "images"):
             return base
     return None
 
@@ -55,22 +59,41 @@ def _idx(name: str, folder: str, data_dir: Path, split: str, classes: tuple[str,
     if base is None:
         _download(folder, data_dir, "https://ossci-datasets.s3.amazonaws.com/mnist/")
         base = data_dir / folder / "raw"
-    prefix = "t10k" if split == "test" else "train"
-    pixels = read_idx(_existing(base, prefix, "images-idx3-ubyte"))
-    labels = read_idx(_existing(base, prefix, "labels-idx1-ubyte"))
+    return read_mnist(name, base, split, classes)
+
+
+def load_idx(name: str, listing: Listing, files: list[str], split: str) -> Images:
+    """The set in IDX files, wherever they lie in a folder."""
+    bases = {os.path.dirname(file) for file in files}
+    inner = next((base for base in sorted(bases) if not IDX_NAME.fullmatch(os.path.basename(base))), None)
+    base = inner if inner is not None else os.path.dirname(min(bases))  # Kaggle's copy has a folder around each file
+    tally = Tally()
+    tally.left_out += listing.holds(files)
+    return read_mnist(name, listing.folder / base, split, DIGITS, tally)
+
+
+def read_mnist(name: str, base: Path, split: str, classes: tuple[str, ...], tally: Tally | None = None) -> Images:
+    pixels = read_idx(_existing(base, split, "images"))
+    labels = read_idx(_existing(base, split, "labels"))
     if len(pixels) != len(labels):
         raise UserError(f"{base} holds {len(pixels)} images but {len(labels)} labels; download it again")
+    (tally or Tally()).tell(name, len(pixels), split)
     return Images(name, torch.from_numpy(pixels)[:, None], torch.from_numpy(labels).long(), classes)
 
 
-def _idx_names(base: Path, prefix: str, kind: str) -> list[Path]:
-    return [base / f"{prefix}-{kind}", base / f"{prefix}-{kind}.gz"]
+def _idx_file(base: Path, split: str, kind: str) -> Path | None:
+    """train-images-idx3-ubyte or train-images.idx3-ubyte, plain or .gz; or in a folder of that name, as some programs unpack it."""
+    stem, dimensions = f"{'t10k' if split == 'test' else 'train'}-{kind}", 3 if kind == "images" else 1
+    names = [f"{stem}{dot}idx{dimensions}-ubyte{suffix}" for dot in "-." for suffix in ("", ".gz")]
+    folders = [base, *(base / name for name in names)]
+    return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
 
 
-def _existing(base: Path, prefix: str, kind: str) -> Path:
-    path = first_existing(*_idx_names(base, prefix, kind))
+def _existing(base: Path, split: str, kind: str) -> Path:
+    path = _idx_file(base, split, kind)
     if path is None:
-        raise UserError(f"{base / f'{prefix}-{kind}'} is missing (plain or .gz)")
+        name = f"{'t10k' if split == 'test' else 'train'}-{kind}-idx{3 if kind == 'images' else 1}-ubyte"
+        raise UserError(f"{base / name} is missing (plain or .gz)")
     return path
 
 
@@ -106,6 +129,7 @@ def cifar10(data_dir: Path, split: str) -> Images:
         data = TorchvisionCifar(str(data_dir), train=split == "train")
     except (RuntimeError, OSError, EOFError, ValueError) as problem:
         raise UserError(f"{copy} is damaged ({explain(problem)}); delete it and download again") from problem
+    Tally().tell("cifar10", len(data.targets), split)
     return Images("cifar10", torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets), CIFAR10)
 
 
@@ -117,14 +141,15 @@ def _parquet(folder: Path, split: str) -> Images:
         pixels = np.stack([np.asarray(image.convert("RGB")) for image in rows["img"]])
     except Exception as problem:  # pyarrow, PIL and datasets each raise their own
         raise UserError(f"the CIFAR-10 copy in {folder} cannot be read ({explain(problem)})") from problem
+    Tally().tell("cifar10", len(pixels), split)
     return Images("cifar10", torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows["label"][:]), CIFAR10)
 
 
-def flowers102(data_dir: Path, split: str, size: int) -> Images:
+def flowers102(data_dir: Path, split: str, size: int, channels: int | None = None) -> Images:
     """torchvision's Flowers102 (flowers-102), or a local folder `flowers` of images."""
     local = first_existing(data_dir / "flowers", data_dir / "data" / "flowers")
     if local:
-        return load_folder(local, size, split)
+        return load_folder(local, size, split, channels)
     from torchvision.datasets import Flowers102
 
     copy = data_dir / "flowers-102"
@@ -134,7 +159,9 @@ def flowers102(data_dir: Path, split: str, size: int) -> Images:
         data = Flowers102(str(data_dir), split="test" if split == "train" else "train")  # its "test" is the large part
     except (RuntimeError, OSError, ValueError) as problem:
         raise UserError(f"{copy} is damaged ({explain(problem)}); delete it and download again") from problem
-    pixels, kept = decode_all([Path(p) for p in data._image_files], size)
+    tally = Tally()
+    pixels, kept = decode_all([Path(p) for p in data._image_files], size, channels=channels or 3, tally=tally)
+    tally.tell("flowers102", len(kept), split)
     return Images("flowers102", pixels, torch.tensor(data._labels)[kept])
 
 

@@ -2,7 +2,7 @@
 
   python -m common.data.export creatures runs/creatures --size 64 --n 500
 
-Pictures, labels and captions come back the same from load("runs/creatures", 64), a grey picture with three equal channels.
+Pictures, labels and captions come back the same from load("runs/creatures", 64).
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def export(images: "Images", folder: Path, split: str = "train") -> None:
         for i, row in enumerate(rows):
             (building / row["file_name"]).write_bytes(to_png(images.pixels[i]))
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (building / "metadata.jsonl").write_text(lines, encoding="utf-8")
+        (building / "metadata.jsonl").write_bytes(lines.encode())
         if images.classes:
             (building / "classes.txt").write_text("\n".join(images.classes) + "\n", encoding="utf-8")
         os.replace(building, folder)
@@ -79,6 +79,7 @@ def row_of(images: "Images", i: int) -> dict[str, object]:
     row: dict[str, object] = {"file_name": f"{i:05d}.png"}
     if images.texts:
         row |= {COLUMNS[language][0]: texts[i] for language, texts in images.texts.by.items()}
+        row |= {COLUMNS[language][0]: list(texts[i]) for language, texts in images.texts.several.items() if len(texts[i]) > 1}
     if images.attributes:
         row |= images.attributes.of(i)
     if images.labels is not None:

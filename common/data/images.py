@@ -74,6 +74,12 @@ class Images:
         pixels = tv.resize(self.pixels, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
         return replace(self, pixels=pixels)
 
+    def in_channels(self, channels: int) -> "Images":
+        """The same images in colour (3) or grey (1), as a network wants them."""
+        if self.channels == channels:
+            return self
+        return replace(self, pixels=tv.rgb_to_grayscale(self.pixels) if channels == 1 else self.pixels.expand(-1, channels, -1, -1).contiguous())
+
     def first(self, n: int | None) -> "Images":
         """The first n of them, with all that belongs to them."""
         if n is None or n == len(self):

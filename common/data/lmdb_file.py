@@ -2,14 +2,15 @@
 
   header            JSON: format, and for each split its length and all that is said once
   train/image/0     the PNG of the first image of the split "train"
-  train/row/0       JSON: {"label": 3, "attributes": [1, 0, 4], "en": "a caption", "zh": "...", "item": "0001.jpg"}, what there is of it
+  train/row/0       JSON: {"label": 3, "attributes": [1, 0, 4], "en": "a caption", "zh": "...", "item": "0001.jpg"}, what there is of it;
+                    "several": {"en": ["a caption", "another"]} where an image has more than one
 """
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from common.data.images import Attributes, Images
+from common.data.listing import Tally
 from common.data.texts import LANGUAGES, Texts
 from common.errors import UserError, explain
 
@@ -65,7 +67,8 @@ def _said_once(images: Images) -> dict:
     if images.attributes:
         said |= {"attributes": {"names": images.attributes.names, "values": images.attributes.values}}
     if images.texts:
-        kept = asdict(images.texts) | {"by": list(images.texts.by), "items": bool(images.texts.items)}
+        kept = asdict(replace(images.texts, by={}, items=(), several={}))
+        kept |= {"by": list(images.texts.by), "items": bool(images.texts.items), "several": list(images.texts.several)}
         said |= {"texts": kept}
     return said
 
@@ -79,6 +82,7 @@ def _row(images: Images, i: int) -> dict:
     if images.texts:
         row |= {language: texts[i] for language, texts in images.texts.by.items()}
         row |= {"item": images.texts.items[i]} if images.texts.items else {}
+        row |= {"several": {language: texts[i] for language, texts in images.texts.several.items()}} if images.texts.several else {}
     return row
 
 
@@ -91,7 +95,7 @@ def to_png(pixels: torch.Tensor) -> bytes:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")  # names of files may hold bytes that are no text
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -111,7 +115,11 @@ def read_lmdb(path: Path, split: str = "train") -> Images:
         for i in range(said["n"]):
             pixels[i] = _from_png(get(f"{split}/image/{i}"))
             rows.append(json.loads(get(f"{split}/row/{i}")))
-        return _assemble(said, torch.from_numpy(pixels), rows)
+        images = _assemble(said, torch.from_numpy(pixels), rows)
+    tally = Tally()
+    tally.notes += images.texts.remarks() if images.texts else []
+    tally.tell(path.name, len(images), split)
+    return images
 
 
 @contextmanager
@@ -160,5 +168,6 @@ def _assemble(said: dict, pixels: torch.Tensor, rows: list[dict]) -> Images:
     if texts:
         by = {language: tuple(row[language] for row in rows) for language in LANGUAGES if language in texts["by"]}
         items = tuple(row["item"] for row in rows) if texts["items"] else ()
-        texts = Texts(**texts | {"by": by, "items": items})
+        several = {language: tuple(tuple(row["several"][language]) for row in rows) for language in texts.get("several", ())}
+        texts = Texts(**texts | {"by": by, "items": items, "several": several})
     return Images(said["name"], pixels, labels, tuple(said["classes"]), attributes=attributes, texts=texts).in_language(None)

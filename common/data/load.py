@@ -1,11 +1,12 @@
 """load(name): the named sets, `auto`, or any folder of images."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from common.data import captioned, classics, lmdb_file
+from common.data import captioned, classics, lmdb_file, local
 from common.data.creatures import SPLITS, caption, load_creatures
 from common.data.dishes import dishes
 from common.data.images import Images
@@ -43,36 +44,45 @@ def load(
     split: str = "train",
     language: str | None = None,
     n: int | None = None,
+    channels: int | None = None,
 ) -> Images:
-    """A data set by name, or a path to a folder of images or an .lmdb, or hub:owner/name.
+    """A data set by name; or a path to a folder of images, parquet files or arrays, to an .lmdb, .npz, .parquet or .csv of pixels; or
+    hub:owner/name.
 
     size      pixels a side; None keeps the set's own size (64 for photographs, 32 for creatures)
     data_dir  where local copies are looked for, and where downloads go
-    split     "train" or "test" (creatures and dishes also "heldout"); a folder has no test split of its own, every tenth image serves
+    split     "train" or "test" (creatures and dishes also "heldout"); where a folder has no test split of its own, every tenth image serves
     language  of the captions: "en", "zh" or "both", half and half; a set that lacks them is refused.
               None takes the captions there are, if any
     n         only the first n images; creatures and dishes are drawn as many as that
+    channels  3 in colour, 1 grey; None is the set's own: 1 where all of its pictures are grey
+
+    One line on standard error says how many images were read from files, and what was left out and why.
     """
     check_language(language)
     if not name.strip():
         raise UserError(f"--data is empty; give one of {', '.join(NAMES)}, or a folder of images")
-    return _load(name, size, Path(data_dir), split, n).first(n).in_language(language)
+    images = _load(name, size, Path(data_dir), split, n, channels).first(n)
+    return (images if channels is None else images.in_channels(channels)).in_language(language)
 
 
-def _load(name: str, size: int | None, data_dir: Path, split: str, n: int | None) -> Images:
+def _load(name: str, size: int | None, data_dir: Path, split: str, n: int | None, channels: int | None) -> Images:
     """The whole set. Only what is drawn heeds n: there is no end of them."""
+    if (name in LOADERS or name.startswith(captioned.PREFIX)) and split not in splits_of(name):
+        raise UserError(f"{name} has no split '{split}'; choose one of {', '.join(splits_of(name))}")
     photo_size = DEFAULT_SIZE.get(name, 64) if size is None else size
     if name in LOADERS:
         more = ({} if name in NATIVE_SIZE else {"size": photo_size}) | ({"n": n} if name in DRAWN else {})
         return LOADERS[name](data_dir, split, **more).resized(size)
     if name.startswith(captioned.PREFIX):
-        return captioned.load_hub(name, split, photo_size)
-    if Path(name).suffix == ".lmdb":
-        return lmdb_file.read_lmdb(Path(name), split).resized(size)
-    if Path(name).is_dir():
-        return captioned.load_copy(Path(name), Path(name).name, split, photo_size)
-    if Path(name).exists():
-        raise UserError(f"{name} is a file; --data takes a folder of images, an .lmdb, or one of {', '.join(NAMES)}")
+        return captioned.load_hub(name, split, photo_size, channels)
+    path = Path(name)
+    if path.suffix == ".lmdb":
+        return lmdb_file.read_lmdb(path, split).resized(size)
+    if os.path.isdir(path) or (os.path.isfile(path) and local.takes(path)):
+        return local.load_local(path, path.name, split, size, photo_size, channels)
+    if os.path.exists(path):
+        raise UserError(f"{name} is a file; --data takes a folder of images, an .lmdb, {', '.join(local.FILES)}, or one of {', '.join(NAMES)}")
     raise UserError(f"unknown data '{name}': it is neither one of auto, {', '.join(NAMES)} nor an existing folder, .lmdb or hub:owner/name")
 
 

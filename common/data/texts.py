@@ -7,8 +7,8 @@ from common.errors import UserError
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 COLUMNS = {
-    "en": ("text", "caption", "prompt", "text_en", "caption_en", "en_text"),
-    "zh": ("text_zh", "caption_zh", "prompt_zh", "zh_text"),
+    "en": ("text", "caption", "prompt", "text_en", "caption_en", "en_text", "captions", "texts", "sentence", "sentences", "description"),
+    "zh": ("text_zh", "caption_zh", "prompt_zh", "zh_text", "text_cn", "caption_cn"),
 }
 
 
@@ -21,6 +21,7 @@ class Texts:
     items    what to call each image in messages; empty where a number will do
     fault    why captions and images do not belong together, or ""
     default  the language where none is asked for; None is the first there is
+    several  {"en": all captions of each image}, for the languages in which any image has more than one; `by` holds the first of each
     """
 
     where: str
@@ -28,6 +29,7 @@ class Texts:
     items: tuple[str, ...] = ()
     fault: str = ""
     default: str | None = None
+    several: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     def need(self, language: str | None = None) -> tuple[str, ...]:
         """N captions in "en", "zh" or "both" (English for even indices, Chinese for odd ones), or a UserError that says why not."""
@@ -47,7 +49,13 @@ class Texts:
             return None
 
     def first(self, n: int) -> "Texts":
-        return replace(self, by={language: texts[:n] for language, texts in self.by.items()}, items=self.items[:n])
+        by, several = ({language: texts[:n] for language, texts in all_of.items()} for all_of in (self.by, self.several))
+        return replace(self, by=by, items=self.items[:n], several=several)
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the captions."""
+        return [f"{sum(len(some) > 1 for some in texts):,} images have several {LANGUAGES[language]} captions, of which the first is used"
+                for language, texts in self.several.items()]  # fmt: skip
 
     def _complete(self, language: str) -> tuple[str, ...]:
         if language not in self.by:
@@ -63,7 +71,9 @@ class Texts:
 
     def _lacks(self, language: str) -> str:
         if not self.by:
-            return f"{self.where} has no captions; they are looked for in columns named {', '.join(COLUMNS['en'][:3])}, {COLUMNS['zh'][0]}, ..."
+            columns = f"columns named {', '.join(COLUMNS['en'][:3])}, {COLUMNS['zh'][0]}, ..."
+            beside = ", and in NAME.txt, NAME.caption or NAME.json beside NAME.png" if self.where.startswith("the folder") else ""
+            return f"{self.where} has no captions; they are looked for in {columns}{beside}"
         other = next(iter(self.by))
         return (
             f"{self.where} has no {LANGUAGES[language]} captions, only {LANGUAGES[other]} ones; "
@@ -88,14 +98,31 @@ def read_texts(rows: Sequence[dict]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def read_several(rows: Sequence[dict]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """All captions of each row, for the languages in which any row has more than one."""
+    names = list(read_texts(rows))
+    columns = COLUMNS["en"] if names == ["zh"] and not any(all_texts(row, COLUMNS["zh"]) for row in rows) else None
+    found = {language: tuple(all_texts(row, columns or COLUMNS[language]) for row in rows) for language in names}
+    return {language: texts for language, texts in found.items() if any(len(some) > 1 for some in texts)}
+
+
 def _text(row: dict, columns: Sequence[str]) -> str:
-    """The first caption in these columns. Some sets give several for an image: the first of them."""
+    return next(iter(all_texts(row, columns)), "")
+
+
+def all_texts(row: dict, columns: Sequence[str]) -> tuple[str, ...]:
+    """The captions in the first of these columns that has any. Some sets give several for an image, as a list."""
     for column in columns:
         value = row.get(column)
-        value = value[0] if isinstance(value, list) and value else value
-        if isinstance(value, (str, int, float)) and str(value).strip():
-            return str(value).strip()
-    return ""
+        values = [whole(text) for text in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(text, (str, int, float)) and text == text]
+        if any(values):
+            return tuple(text for text in values if text)
+    return ()
+
+
+def whole(text: str | float) -> str:
+    """A caption as tokenizers take it: no blanks around it, and no half of a surrogate pair."""
+    return str(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
 
 
 def mostly_chinese(texts: Sequence[str]) -> bool:
