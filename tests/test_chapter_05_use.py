@@ -386,19 +386,21 @@ def test_restore_from_the_command_line(model, tmp_path, command_line):
 
 def test_own_pictures_and_an_inpainting_model(inpainter, tmp_path, command_line):
     tools.to_picture(work(1).damaged[0]).resize((80, 72)).save(tmp_path / "photo.png")
-    mask = np.zeros((72, 80), np.uint8)
-    mask[20:40, 30:60] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png")
+    hole = np.zeros((72, 80), np.uint8)
+    hole[20:40, 30:60] = 255
+    Image.fromarray(np.stack([hole] * 4, 2)).save(tmp_path / "mask.png")  # white strokes on a clear layer
     flags = ["--image", tmp_path / "photo.png", "--mask", tmp_path / "mask.png", "--prompt", PROMPT, "--n", 1, "--strength", 1, "--guidance", 2, "--steps", 2,
              "--model", inpainter, "--method", "inpaint", "--size", "48x40", "--device", "cpu"]  # fmt: skip
     code, out, _ = command_line(RESTORE, *flags, "--damaged", "--out", tmp_path / "out")
     assert code == 0 and "PSNR" not in out and "moved" in out
+    assert "mask.png: 10.4% of the picture is to be repainted (what is painted on the transparent layer)" in out
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "mask.png")), hole)
     assert list(table(tmp_path / "out" / "study.csv")[0]) == ["method", "strength", "guidance", "steps", "moved", "moved_error"]
 
 
 def test_the_mask_must_have_the_size_of_the_picture(model, tmp_path, command_line):
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
-    for size, colour, says in (((64, 60), 255, "is 64x60 pixels and the picture"), ((64, 64), 0, "black everywhere")):
+    for size, colour, says in (((64, 60), 255, "is 64x60 pixels and the picture"), ((64, 64), 0, "nowhere lighter than grey 0")):
         Image.new("L", size, colour).save(tmp_path / "mask.png")
         err = refused(command_line(RESTORE, "--image", tmp_path / "photo.png", "--mask", tmp_path / "mask.png", "--model", "./never-opened", "--device", "cpu"))
         assert says in err

@@ -33,10 +33,9 @@ def opened(file: File):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are refused; these are photographs
             with Image.open(file, formats=formats()) as image:
                 yield image
-    except Exception as problem:
+    except Exception as problem:  # decoders raise OSError, ValueError, SyntaxError, struct.error, DecompressionBombError and more
         if is_memory(problem):
             raise
-        # decoders raise OSError, ValueError, SyntaxError, struct.error, DecompressionBombError and more
         raise Unreadable(explain(problem)) from problem
 
 
