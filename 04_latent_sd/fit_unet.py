@@ -119,7 +119,7 @@ def fit_unet(args) -> None:
 # ------------------------------------------------------------------------------------------------ what is trained on what
 
 
-def load_captioned(args, size: int, channels: int) -> Images:
+def load_captioned(args, size: int, channels: int | None = None) -> Images:
     """All sets as one, a caption for every image; a set that lacks one is refused, and says which."""
     sets = [load(name, size, args.data_dir, language=args.language, n=args.n, channels=channels) for name in args.data]
     return joined([replace(images, captions=images.need_captions(args.language)) for images in sets])

@@ -58,7 +58,8 @@ def with_build(args: Args) -> Args:
         return args
     path = unet_folder(find_root(args.start)) / "config.json"
     config = read_json(path)
-    args = replace(args, image_channels=args.image_channels or image_channels(config))
+    if hasattr(args, "image_channels"):  # which the training of a latent U-Net has not
+        args = replace(args, image_channels=args.image_channels or image_channels(config))
     if args.channels is not None:
         return args
     widths = config.get("block_out_channels")
