@@ -520,7 +520,7 @@ def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_where_a_cache_cannot_go(tmp_path):
-    with pytest.raises(UserError, match="should end in .lmdb.*cache.lmdb"):
+    with pytest.raises(UserError, match="must end in .lmdb.*cache.lmdb"):
         lmdb_cache.main(lmdb_cache.Args("digits", tmp_path / "cache"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*a.lmdb"):
