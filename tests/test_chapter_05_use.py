@@ -749,16 +749,17 @@ def test_what_the_package_program_refuses(flags, says, tmp_path, command_line):
 @pytest.mark.parametrize("suffix", [".webp", ".JPG"])
 def test_files_that_the_package_does_not_see(tmp_path, command_line, suffix):
     """They are written out as PNGs; hidden files, which the package would take, are not."""
+    source = tmp_path / "set"
+    (source / ".ipynb_checkpoints").mkdir(parents=True)
     for i in range(100):
-        Image.new("RGB", (20, 16), (i, i, i)).save(tmp_path / f"{i}{suffix}")
-    (tmp_path / ".ipynb_checkpoints").mkdir()
-    Image.new("RGB", (16, 16)).save(tmp_path / ".ipynb_checkpoints" / "a.png")
-    code, out, _ = command_line(PACKAGE, "--data", tmp_path, *SMALL[2:], "--by-hand-only", "--out", tmp_path / "out")
-    assert code == 0 and f"100 images of {tmp_path} written to {tmp_path / 'out' / 'images'}" in out
+        Image.new("RGB", (20, 16), (i, i, i)).save(source / f"{i}{suffix}")
+    Image.new("RGB", (16, 16)).save(source / ".ipynb_checkpoints" / "a.png")
+    code, out, _ = command_line(PACKAGE, "--data", source, *SMALL[2:], "--by-hand-only", "--out", tmp_path / "out")
+    assert code == 0 and f"100 images of {source} written to {tmp_path / 'out' / 'images'}" in out
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 100
-    (tmp_path / f"7{suffix}").unlink()
-    err = refused(command_line(PACKAGE, "--data", tmp_path, *SMALL[2:], "--out", tmp_path / "other"))
-    assert "needs at least 100 images" in err and f"{tmp_path} holds 99" in err and not (tmp_path / "other").exists()
+    (source / f"7{suffix}").unlink()
+    err = refused(command_line(PACKAGE, "--data", source, *SMALL[2:], "--out", tmp_path / "other"))
+    assert "needs at least 100 images" in err and f"{source} holds 99" in err and not (tmp_path / "other").exists()
 
 
 def test_an_interrupted_run_without_a_milestone_begins_again(tmp_path):
