@@ -124,9 +124,9 @@ def check_place(path: Path, flag: str) -> None:
         raise UserError(f"{flag} has a name of {len(long)} characters, {long[:20]}..., which is too long for a file; choose a shorter one")
     there = next(parent for parent in (place, *place.parents) if os.path.lexists(parent))
     if there != place and not there.is_dir():
-        raise UserError(f"{flag} cannot be {path}: {there} is a file, no folder; choose another {flag}")
+        raise UserError(f"cannot write to {path} ({there} is a file, no folder that can be written to); choose another place with {flag}")
     if not os.access(there, os.W_OK):
-        raise UserError(f"{flag} cannot be {path}: {there} is not yours to write to; choose another {flag}")
+        raise UserError(f"cannot write to {path} (you may not write to {there}); choose another place with {flag}")
 
 
 LONGEST_NAME = 255 - len(".partial")  # bytes, on every file system in use

@@ -775,7 +775,7 @@ def test_without_cn_clip_its_installation_is_named(dish_run, nine, tmp_path, com
         (["米饭", "--fps", 60, "--image", "PLATE", "--engine", "reflect"], "not show more than 50 frames a second"),
         (["米饭", "--max-kb", "inf", "--image", "PLATE", "--engine", "reflect"], "--max-kb must be at most"),
         (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "FOLDER"], "is a folder; give --out the name of a file"),
-        (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "PLATE/film.gif"], "plate.png is not a folder with write permission"),
+        (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "PLATE/film.gif"], "plate.png is a file, no folder that can be written to"),
     ],
 )
 def test_bad_input(flags, sentence, tmp_path, command_line):

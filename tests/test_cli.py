@@ -100,7 +100,7 @@ def test_train_refuses_labels_where_there_are_none(command_line, tmp_path):
 def test_train_refuses_a_folder_it_cannot_write(command_line, tmp_path):
     (tmp_path / "file").write_text("")
     message = refused(command_line(TRAIN, *flags("--out", tmp_path / "file" / "run")))
-    assert "cannot write to" in message and "choose another folder with --out" in message
+    assert "cannot write to" in message and "choose another place with --out" in message
     if Path("/proc/version").exists():  # a place where not even root can make a folder
         assert "cannot write to /proc/" in refused(command_line(TRAIN, *flags("--out", "/proc/here/run")))
 
