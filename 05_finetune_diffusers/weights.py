@@ -68,7 +68,10 @@ class Args:
 
 
 def by_hand(pipe, fragments: list[Fragment]) -> Words:
-    """A weighted prompt as the pipeline is shown it: by one text encoder, or by the two of Stable Diffusion XL."""
+    """A weighted prompt as the pipeline is shown it: by one text encoder, or by the two of Stable Diffusion XL.
+
+    The pooled vector is that of the words alone. Compel (2.5) pools the prompt as it is written, with "++" and brackets, so the pictures differ.
+    """
     import torch
 
     if not is_xl(pipe):

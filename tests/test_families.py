@@ -66,6 +66,7 @@ def test_weights_of_xl_are_compels(families):
     prompt = "a (red)1.5 creature with (horns)0.4"
     theirs, ours = weights.words_by_compel(pipe, prompt), weights.by_hand(pipe, weights.read_weights(prompt))
     torch.testing.assert_close(theirs.embeddings, ours.embeddings, atol=1e-5, rtol=0)
+    assert (theirs.pooled - ours.pooled).abs().max() > 0.01  # Compel pools "(red)1.5" with its brackets, we the words alone
     plain = weights.by_hand(pipe, [(PROMPT, 1.0)])
     by_pipe, _, pooled, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, device="cpu")
     torch.testing.assert_close(plain.embeddings, by_pipe, atol=1e-5, rtol=0)
