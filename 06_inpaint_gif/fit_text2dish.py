@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from artist import Artist, How, NameReader, count, fingerprint, remember_clip, tokens
+from artist import READS, Artist, How, NameReader, count, fingerprint, remember_clip, tokens
 from clip_forms import save_folder
 from clip_zh import ChineseClip, load_clip
 from dish_names import HELD_OUT, LEARNED, captions_of, vectors_of
@@ -22,7 +22,7 @@ from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.data.dishes import WORDS, dish, generator
 from common.errors import UserError
-from common.files import write_folder, write_json
+from common.files import read_json, write_folder, write_json
 from common.guidance import drop_captions
 from common.latents import check_fit, check_fit_before, sample
 from common.loss import diffusion_loss
@@ -71,6 +71,8 @@ def fit_text2dish(args) -> None:
     device = pick_device(args.device)
     begun = start_of(args, args.model)
     clip = load_clip(args.clip if begun == args.model else begun / "clip", args.door, device)
+    if begun != args.model:  # the copy says where the CLIP came from
+        clip.form = clip.form._replace(source=read_json(begun / READS)["trained_with"])
     vae = load_vae(begun, device)
     artist = Artist(vae, new_unet(args, vae, clip), *schedule_of(args), False, NameReader(clip))
     artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now

@@ -60,7 +60,8 @@ def _watched(batches: Iterator[Any], advice: str) -> Iterator[Any]:
 
 
 def _failed(problem: Exception, advice: str) -> UserError:
-    reason = explain(problem) if isinstance(problem, OSError) else ([line for line in str(problem).strip().splitlines() if line.strip()] or [type(problem).__name__])[-1].strip()
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]  # of a worker's traceback, whose last line is the reason
+    reason = explain(problem) if isinstance(problem, OSError) or not lines else lines[-1]
     full = "shared memory" in str(problem) or "No space left" in str(problem)
     docker = "; in Docker, --shm-size 1g gives processes more shared memory" if full else ""
     return UserError(f"a process that prepares the batches failed ({reason}); {advice} prepares them in the training process{docker}")
