@@ -110,6 +110,7 @@ FREE = (  # flags that can be given beside --resume: they do not change what is 
     "sampler", "scheduler", "sample_steps", "guidance", "prompts", "names", "samples", "measure",  # the sample pictures
     "data", "data_dir", "cache", "subject",  # places: the images in them are compared with those of the run (common/run.py)
 )  # fmt: skip
+LATER = {"threads"}  # settings that older versions did not keep: their defaults hold
 CHECKPOINT = re.compile(r"(step|model)-(\d+)(\.pt)?")
 
 
@@ -124,7 +125,7 @@ def resumed(args: Args, free: Sequence[str] = FREE) -> Args:
     names = {f.name for f in fields(args)}
     if unknown := saved.keys() - names:
         raise UserError(f"{path} has settings this program does not know: {', '.join(sorted(unknown))}; it may be a run of another program")
-    if missing := names - saved.keys():
+    if missing := names - saved.keys() - LATER:
         raise UserError(f"{path} does not hold the settings of a run of this program: {', '.join(sorted(missing))} is missing; it may be a run of another program")
     old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
     check_saved(old, path)
