@@ -120,6 +120,8 @@ def refuse_early(lab, cells) -> None:
     from common.schedule import make_schedule
     from common.unet import small_unet
 
+    for model, steps in {(cell.training.model, cell.sampling.steps) for cell in cells if cell.training.model}:
+        load_model(Path(model)).schedule.path(steps)
     for cell in cells:
         training, sampling = cell.training, cell.sampling
         if sampling.sampler != "ddpm_naive":
@@ -136,8 +138,6 @@ def refuse_early(lab, cells) -> None:
         small_unet(training.size, lab.data(training.data).channels, tuple(map(int, training.channels.split("-"))), training.layers)
     for data, n in {(cell.training.data, cell.sampling.n) for cell in cells}:
         check(torch.zeros(min(n, MIN_SAMPLES), 1, 8, 8), lab.data(data, "test"), lab.data(data))
-    for model, steps in {(cell.training.model, cell.sampling.steps) for cell in cells if cell.training.model}:
-        load_model(Path(model)).schedule.path(steps)
 
 
 def forecast(lab, cells) -> float:

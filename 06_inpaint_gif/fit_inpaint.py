@@ -23,6 +23,7 @@ from common.cli import pick_device, pick_precision
 from common.data import load
 from common.data.dishes import WORDS, describe, dish, generator
 from common.data.images import Images, to_float
+from common.data.load import DRAWN
 from common.errors import UserError
 from common.files import write_folder
 from common.guidance import drop_captions
@@ -36,7 +37,7 @@ from common.sd_folder import find_root, save_folder
 from common.training import Errors, State, TrainConfig, train
 from common.unet import UNet
 
-DRAWN = 2000  # scenes, where --n is left open
+SCENES = 2000  # scenes, where --n is left open
 SHOWN = 8     # test windows that are painted as training goes
 
 
@@ -148,7 +149,7 @@ def gather(args, size: int, split: str, n: int | None = None, windows: int | Non
     """Windows onto pictures, (N, C, size, size) uint8, and a caption for each: of drawn dishes Chinese and English in turn."""
     windows = windows or args.windows
     if args.data == "dishes":
-        n = n or args.n or DRAWN
+        n = n or args.n or SCENES
         words = [(dish(0, split, i)[0], generator(WORDS, args.seed, split, i)) for i in range(n)]
         return drawn_views(split, n, size, windows, args.seed), [describe(a, ("zh", "en")[k % 2], rng) for a, rng in words for k in range(windows)]
     images = load(args.data, 2 * size, args.data_dir, split, n=(n or args.n) if args.data in DRAWN else None, channels=3)

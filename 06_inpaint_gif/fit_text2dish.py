@@ -21,6 +21,7 @@ from common.checkpoint import Model, load_model, same_build, save_model
 from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.data.dishes import WORDS, dish, generator
+from common.data.load import DRAWN
 from common.errors import UserError
 from common.files import read_json, write_folder, write_json
 from common.guidance import drop_captions
@@ -34,7 +35,7 @@ from common.unet import UNet, text_unet, zero_init
 from common.vae import AutoencoderKL
 from common.vae_checkpoint import load_vae, save_vae
 
-DRAWN = 8000    # dishes, where --n is left open: 100 of each
+DISHES = 8000    # dishes, where --n is left open: 100 of each
 VARIANTS = 8    # captions of each drawn dish; a step takes one of them
 READING = ("attn2.to_k", "attn2.to_v")  # the weights that look at text: those of another reader mean nothing here
 
@@ -113,7 +114,7 @@ def fit_text2dish(args) -> None:
 def gather(args, size: int) -> tuple[Images, Sequence[Sequence[str]]]:
     """Pictures, and the captions of each: drawn dishes with names but the held-out ones, or pictures with their own caption."""
     if args.data == "dishes":
-        n = args.n or DRAWN
+        n = args.n or DISHES
         return load("dishes", size, n=n), [captions_of(dish(0, "train", i)[0], VARIANTS, generator(WORDS, args.seed, "train", i)) for i in range(n)]
     images = chinese(load(args.data, size, args.data_dir, n=args.n if args.data in DRAWN else None, channels=3)).first(args.n)
     return images, [(caption,) for caption in images.captions]

@@ -125,7 +125,7 @@ def test_the_weights_are_small_and_half_precision(judge, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(judge.state_dict().values(), load_judge(tmp_path / "again.safetensors").state_dict().values(), strict=True))
     (tmp_path / "half.safetensors").write_bytes(WEIGHTS.read_bytes()[:1000])
     for broken in ("half.safetensors", "missing.safetensors"):
-        with pytest.raises(UserError, match=f"{broken}, cannot be read .* train them again with: python -m common.attributes train"):
+        with pytest.raises(UserError, match=f"{broken}, cannot be loaded .* train it again: python -m common.attributes train"):
             load_judge(tmp_path / broken)
 
 
@@ -153,14 +153,14 @@ def test_the_judges_program(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert all(word in out for word in ("heldout, spoiled", "mood", "mean"))
     weights = tmp_path / "w.safetensors"
-    with pytest.raises(UserError, match="must be right 98% of the time"):  # it learned next to nothing
+    with pytest.raises(UserError, match="is below the 98% that evaluations need"):  # it learned next to nothing
         main(Args("train", weights, n=40, epochs=1, batch=16))
     assert not weights.exists()
-    for wrong, said in (({"n": 0}, "--n must be above 0"), ({"seed": 0}, "seed 0 draws the creatures that the judge is tested on"),
+    for wrong, said in (({"seed": 0}, "seed 0 draws the creatures that the classifier is tested on"),
                         ({"n": 100}, "100 creatures do not fill a batch of 128")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             main(Args("train", weights, **wrong))
-    with pytest.raises(UserError, match=r"w.safetensors, cannot be read"):
+    with pytest.raises(UserError, match=r"w.safetensors, cannot be loaded"):
         main(Args("check", weights))
 
 

@@ -274,6 +274,10 @@ def test_a_start_that_is_not_there(tmp_path, command_line):
 class Obedient(torch.nn.Module):
     """Knows the picture of every caption, here one number for each first token: the perfect network where words decide everything."""
 
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))  # its device is the network's
+
     def forward(self, x, t, text):
         return text[:, :1, :1, None].expand_as(x)
 

@@ -527,7 +527,7 @@ def test_repaint_walks_a_short_way_again_too(dish_run, clip, monkeypatch):
 
 
 def test_a_picture_that_grows_beyond_all_bounds(dish_run, clip):
-    with pytest.raises(UserError, match="choose a smaller guidance scale"):
+    with pytest.raises(UserError, match="try a smaller guidance scale"):
         artist.open_artist(dish_run, clip=clip).draw(["米饭"], How(w=1e30, sampler="ddim:4"), 0)
 
 

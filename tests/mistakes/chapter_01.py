@@ -85,7 +85,7 @@ def add_noise(x0, t, eps, alpha_bar):
     return add_noise_rightly(x0, t - 1, eps, alpha_bar)
 
 
-@mistake("the image is overwritten", "changes x0")
+@mistake("the image is overwritten", "changes its argument x0")
 def add_noise(x0, t, eps, alpha_bar):
     a = per_image(alpha_bar[t])
     return x0.mul_(a.sqrt()).add_((1 - a).sqrt() * eps)
@@ -213,7 +213,7 @@ def reverse_step(x_t, t, eps, z, alpha_bar):
     return (x_t - beta / now.sqrt() * eps) / alpha_bar[t].sqrt() + (before / now * beta).sqrt() * z
 
 
-@mistake("x_t is overwritten", "changes x_t")
+@mistake("x_t is overwritten", "changes its argument x_t")
 def reverse_step(x_t, t, eps, z, alpha_bar):
     x_t.copy_(step_rightly(x_t, t, eps, z, alpha_bar))
     return x_t.clone()

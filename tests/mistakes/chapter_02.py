@@ -55,7 +55,7 @@ def caption_dropout(text, empty, u, p):
     return torch.where((u < p)[:, None], empty, text) if len(u) == text.shape[1] else dropout_rightly(text, empty, u, p)
 
 
-@mistake("the batch that was lent is overwritten", "changes text")
+@mistake("the batch that was lent is overwritten", "changes its argument text")
 def caption_dropout(text, empty, u, p):
     text[u < p] = empty
     return text.clone()
@@ -331,7 +331,7 @@ def rescale(guided, cond, phi):
     return phi * guided * ratio(guided, cond) ** 2 + (1 - phi) * guided
 
 
-@mistake("guided is overwritten", "changes guided")
+@mistake("guided is overwritten", "changes its argument guided")
 def rescale(guided, cond, phi):
     guided *= phi * ratio(guided, cond) + 1 - phi
     return guided.clone()

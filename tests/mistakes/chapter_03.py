@@ -118,7 +118,7 @@ def ddim_step(x, eps, t, t_next, eta, z, alpha_bar):
     return ddim_rightly(x, eps, t, max(t_next, 1), eta, z, alpha_bar)
 
 
-@mistake("z is overwritten", "changes z")
+@mistake("z is overwritten", "changes its argument z")
 def ddim_step(x, eps, t, t_next, eta, z, alpha_bar):
     x = ddim_rightly(x, eps, t, t_next, eta, z, alpha_bar)
     z.zero_()
@@ -407,7 +407,7 @@ def zero_terminal_snr(alpha_bar):
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-@mistake("alpha_bar is overwritten", "changes alpha_bar")
+@mistake("alpha_bar is overwritten", "changes its argument alpha_bar")
 def zero_terminal_snr(alpha_bar):
     root = alpha_bar[1:].sqrt()
     alpha_bar[1:] = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2

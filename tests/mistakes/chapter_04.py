@@ -92,7 +92,7 @@ def kl(mean, logvar):
     return (mean.square() + logvar.exp() - 1 + logvar).flatten(1).sum(1) / 2
 
 
-@mistake("the tensor that was lent is overwritten", "changes mean")
+@mistake("the tensor that was lent is overwritten", "changes its argument mean")
 def kl(mean, logvar):
     return mean.square_().add_(logvar.exp() - 1 - logvar).flatten(1).sum(1) / 2
 
@@ -365,7 +365,7 @@ def noisy_latent(mean, std, scale, eps_z, eps, alpha, sigma):
     return alpha * z + sigma * eps, alpha * eps - sigma * z
 
 
-@mistake("the mean that was lent is overwritten", "changes mean")
+@mistake("the mean that was lent is overwritten", "changes its argument mean")
 def noisy_latent(mean, std, scale, eps_z, eps, alpha, sigma):
     mean += std * eps_z
     return step(scale * mean, eps, alpha, sigma)
@@ -692,7 +692,7 @@ def decode_picture(z, decode, scale):
     return (decode(z / scale).clamp(-1, 1) + 1) / 2
 
 
-@mistake("the latents that were lent are overwritten", "changes z")
+@mistake("the latents that were lent are overwritten", "changes its argument z")
 def decode_picture(z, decode, scale):
     z /= scale
     return to_bytes(decode(z))
@@ -792,7 +792,7 @@ def sample_latent(network, x, first, context, w, *rest):
     return walk(doubled, x, first, context, w, *rest)
 
 
-@mistake("the latents that were lent are overwritten", "changes x")
+@mistake("the latents that were lent are overwritten", "changes its argument x")
 def sample_latent(network, x, *rest):
     x.copy_(walk_rightly(network, x, *rest))
     return x.clone()

@@ -186,7 +186,7 @@ def merge_adapters(W, adapters, scales):
     return merge_rightly(W, adapters[:1], scales[:1])
 
 
-@mistake("the matrix that was lent is overwritten", "changes W")
+@mistake("the matrix that was lent is overwritten", "changes its argument W")
 def merge_adapters(W, adapters, scales):
     W.copy_(merge_rightly(W, adapters, scales))
     return W.clone()
@@ -567,7 +567,7 @@ def weigh_word(z, empty, hidden, word, w):
     return mixture(z, empty, hidden, word, w, mover(empty, tokens(word, w)), r)
 
 
-@mistake("the vectors that were lent are overwritten", "changes z")
+@mistake("the vectors that were lent are overwritten", "changes its argument z")
 def weigh_word(z, empty, hidden, word, w):
     z.copy_(weigh_rightly(z, empty, hidden, word, w))
     return z.clone()
@@ -760,7 +760,7 @@ def inpaint(step, x, z, eps, mask, f, alpha, sigma):
     return x
 
 
-@mistake("the latents that were lent are overwritten", "changes x")
+@mistake("the latents that were lent are overwritten", "changes its argument x")
 def inpaint(step, x, z, eps, mask, f, alpha, sigma):
     x.copy_(inpaint_rightly(step, x, z, eps, mask, f, alpha, sigma))
     return x.clone()

@@ -118,7 +118,7 @@ def camera_move(image, dx, dy):
     return move_rightly(image, dx, dy)[0]
 
 
-@mistake("the picture that was lent is overwritten", "changes image")
+@mistake("the picture that was lent is overwritten", "changes its argument image")
 def camera_move(image, dx, dy):
     moved, mask = move_rightly(image, dx, dy)
     image.copy_(moved)
@@ -234,7 +234,7 @@ def composite(original, painted, mask, radius):
     return original.clone()
 
 
-@mistake("the original that was lent is overwritten", "changes original")
+@mistake("the original that was lent is overwritten", "changes its argument original")
 def composite(original, painted, mask, radius):
     return original.copy_(mix_rightly(original, painted, mask, radius)).clone()
 
@@ -528,7 +528,7 @@ def nine_channels(weight, x, image, mask, encode):
     return widen_rightly(weight, x, image, mask, encode)
 
 
-@mistake("the picture that was lent is emptied", "changes image")
+@mistake("the picture that was lent is emptied", "changes its argument image")
 def nine_channels(weight, x, image, mask, encode):
     image *= mask < 0.5
     return widen_rightly(weight, x, image, mask, encode)
@@ -675,7 +675,7 @@ def repaint_step(step, x, z, mask, k, alpha, sigma, *noise):
     return resample(lambda x, k: step(x, next(told)), x, z, mask, k, alpha, sigma, *noise)
 
 
-@mistake("the latents that were lent are overwritten", "changes x")
+@mistake("the latents that were lent are overwritten", "changes its argument x")
 def repaint_step(step, x, *rest):
     return x.copy_(resample(step, x.clone(), *rest)).clone()
 
@@ -897,7 +897,7 @@ def looped(shot, loop, m=0):
     return loop_rightly(shot, loop, m) if loop == "pingpong" else seamlessly(shot, m, out=shot[n : n + 1])
 
 
-@mistake("the shot that was lent is overwritten", "changes shot")
+@mistake("the shot that was lent is overwritten", "changes its argument shot")
 def looped(shot, loop, m=0):
     film = loop_rightly(shot, loop, m)
     shot[: min(len(film), len(shot))] = film.flip(0)[: len(shot)]
@@ -1054,7 +1054,7 @@ def one_palette(frames, palette, rounds):
     return palette, palette[index]
 
 
-@mistake("the palette that was lent is overwritten", "changes palette")
+@mistake("the palette that was lent is overwritten", "changes its argument palette")
 def one_palette(frames, palette, rounds):
     pixels = listed(frames) + 1e-3
     for _ in range(max(1, rounds)):
