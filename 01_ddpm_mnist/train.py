@@ -18,7 +18,7 @@ from common.settings import OTHER, Presets, one_budget, resumed, with_build, wit
 @dataclass(frozen=True)
 class Args:
     data: str = "auto"
-    """auto, digits, mnist, fashion_mnist, cifar10, flowers102, or a folder of images."""
+    """auto, digits, mnist, fashion_mnist, cifar10, flowers102, hub:owner/name, or a folder or file of your own (common/data/README.md)."""
     data_dir: Path = Path("data")
     """Where local copies are looked for, and where downloads go."""
     size: int | None = None

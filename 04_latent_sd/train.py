@@ -42,7 +42,7 @@ class Args:
     """Pixels a side; by default what the autoencoder was trained for."""
 
     vae: Path | None = None
-    """The autoencoder: a run of train_vae.py, or any folder with one in it; by default that of --start, or the shipped one. It stays as it is."""
+    """The autoencoder: a run of train_vae.py, a folder with one in it, or a checkpoint in one file; by default that of --start, or the shipped one. It stays as it is."""
     latents: Literal["cached", "on-the-fly"] = "cached"
     """Encode all images once, into a file, or again in every epoch."""
     cache: Path = Path("runs/04_latent_sd/cache")

@@ -6,7 +6,8 @@
   python 05_finetune_diffusers/ddpm_package.py --resume runs/05_finetune_diffusers/package-creatures --steps 600
   python 05_finetune_diffusers/ddpm_package.py --by-hand-only                      the step, without the training
 
-The Trainer reads a folder: a path is read as it is (.jpg, .jpeg, .png, .tiff below it), a data set by name is written out as PNGs.
+The Trainer reads a folder of .jpg, .jpeg, .png and .tiff files. A folder in which it sees all pictures is read as it is; other data are
+written out as PNGs.
 It keeps an average of the weights (EMA), adds gradients up over several batches, uses half precision on a GPU, and every
 --save-every steps writes model-1.pt, sample-1.png, model-2.pt, ...: its milestones, from which --resume goes on. It refuses some
 settings with bare assertions in the middle of its construction; here they are looked at first.

@@ -1,6 +1,6 @@
 """What the programs of this chapter share: opening a model, choosing a scheduler, seeds, contact sheets, and honest refusals.
 
-    pipe = open_pipeline("04_latent_sd/pretrained")                   a folder, a run folder, or an id of the Hugging Face hub
+    pipe = open_pipeline("04_latent_sd/pretrained")                   a folder, a run folder, a file, or an id of the Hugging Face hub
     use_scheduler(pipe, "dpm++")
     images = pipe("a red creature", generator=generators(seed=0, n=1), output_type="pt").images
     sheet(images[None] * 2 - 1, rows=[""], columns=["seed 0"]).save("red.png")
@@ -37,7 +37,7 @@ Task = Literal["text", "image", "inpaint"]  # what a picture is made from: words
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder of a pipeline: a local folder, a run folder, or a hub id."""
+    """The folder of a pipeline. name: a local folder, a run folder, a checkpoint in one file, or a hub id."""
     if not Path(name).exists() and Path(name).resolve() == PRETRAINED.resolve():
         raise UserError(f"the course's own model is not in {PRETRAINED}; make it with 04_latent_sd/train.py, or name another with --model")
     return find_pipeline(name)

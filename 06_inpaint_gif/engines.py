@@ -3,7 +3,7 @@
   inpaint    a U-Net that was trained for it (train_inpaint.py): besides the noisy latents it is shown the mask and what is known
   repaint    RePaint with any diffusion model of latents or pixels, with text or without; nobody trained it to fill holes
   controlnet a model that draws, and beside it a ControlNet that sees the picture with its hole (train_controlnet.py)
-  diffusers  any Stable Diffusion inpainting folder or hub id, through diffusers' AutoPipelineForInpainting
+  diffusers  any Stable Diffusion for inpainting, as a folder, a file or a hub id, through diffusers' AutoPipelineForInpainting
   nearest, reflect    no network: the edge of the hole goes on (fill.py)
 
 All give back a whole picture. `Joined` makes it fit: the colours are bent towards what is known along the edge, the edge is

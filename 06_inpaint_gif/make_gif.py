@@ -37,7 +37,7 @@ class Args:
     goes on, without any network.
     By default inpaint; controlnet where --controlnet is given, else diffusers where --model is."""
     model: str | None = None
-    """Where its network is: a folder, or for diffusers a hub id too. By default the shipped one."""
+    """Where its network is: a folder, a checkpoint in one file, or for diffusers and controlnet a hub id. By default the shipped one."""
     controlnet: str | None = None
     """For the engine of that name: a run of train_controlnet.py, a folder or a hub id. By default the shipped one."""
     dish: Path | None = None
