@@ -81,13 +81,13 @@ def train(args: Args) -> None:
 
     args, pipe, accelerator, size = begin(args, "controlnet", data_name(args), SMALL, LARGE)
     images, quiet = load_captioned(args, size, n=args.n), not accelerator.is_main_process
-    record = checked(args, pipe, images)
+    record, test = checked(args, pipe, images), test_images(args, size)
     data = encode(pipe, images, images.captions, quiet, edges=edges_of(images.pixels, args.threshold))
     net = new_controlnet(pipe.unet, pipe.vae_scale_factor, args.seed)
     if args.checkpointing:
         net.enable_gradient_checkpointing()
     controlled = with_control(pipe, net)
-    exam = EdgeExam(args, controlled, test_images(args, size), size, accelerator)
+    exam = EdgeExam(args, controlled, test, size, accelerator)
     introduce(args, pipe, images, "a ControlNet beside them is trained", accelerator)
 
     loss = replace(denoising(pipe, data, args), answer=answer_of(pipe.unet, accelerator))
@@ -198,15 +198,16 @@ def use(args: Args) -> None:
 def own_images(args: Args, size: int) -> "Images":
     """Every --image with every prompt."""
     import torch
-    from tools import read_picture, to_tensor
+    from tools import to_tensor
     from torchvision.transforms.v2 import functional as tv
 
     from common.data import Images
+    from common.data.decoding import open_rgb
     from common.data.images import to_bytes
 
     if not args.prompts:
         raise UserError('--prompts is missing: give what to draw along the edges, for instance --prompts "a green creature"')
-    pictures = [tv.center_crop(picture, min(picture.size)) for picture in map(read_picture, args.image)]
+    pictures = [tv.center_crop(picture, min(picture.size)) for picture in map(open_rgb, args.image)]
     pixels = [to_bytes(to_tensor(picture.resize((size, size)))) for picture in pictures for _ in args.prompts]
     return Images("your pictures", torch.stack(pixels), captions=args.prompts * len(pictures))
 

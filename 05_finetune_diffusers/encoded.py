@@ -74,9 +74,7 @@ class Pairs:
 
 
 def encode(pipe: "StableDiffusionPipeline", images: Images, captions: Sequence[str], quiet: bool = False, **extra: Tensor) -> Encoded:
-    """Ask the pipeline's autoencoder and text encoder about each image and each caption."""
-    if images.size % pipe.vae_scale_factor:
-        raise UserError(f"the autoencoder downsamples images {pipe.vae_scale_factor} times; give a --size that is a multiple of {pipe.vae_scale_factor}, not {images.size}")
+    """Encode each image with the pipeline's autoencoder and each caption with its text encoder."""
     distinct = sorted({"", *captions})
     words = encode_texts(pipe, distinct)
     mean, std = encode_images(pipe, images.pixels, quiet)

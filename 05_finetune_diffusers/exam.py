@@ -95,14 +95,13 @@ def written(e: Estimate | None) -> str:
 
 
 class StyleExam(Exam):
-    """Of a training on captioned pictures, put into a style or not."""
+    """The exam of a training on captioned pictures, put into a style or not. plain: test pictures without the style, where it measures."""
 
-    def __init__(self, args, pipe, style: Style | None, size: int, accelerator: Accelerator, loss: Denoising):
+    def __init__(self, args, pipe, style: Style | None, size: int, accelerator: Accelerator, loss: Denoising, plain: Images | None):
         super().__init__(args, pipe, [styled_caption(style, p) if style else p for p in args.prompts], size, accelerator)
         self.style, self.loss = style, loss
-        if args.measure and accelerator.is_main_process:
-            self.plain = test_images(args, size)
-            self.wanted = in_style(style, self.plain)
+        if plain is not None:
+            self.plain, self.wanted = plain, in_style(style, plain)
             self.test = encode(pipe, self.wanted, self.wanted.captions, quiet=True)
 
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
@@ -224,8 +223,11 @@ def in_style(style: Style | None, images: Images) -> Images:
     return replace(images, pixels=styled_pixels(style, images.pixels), captions=captions)
 
 
-def captioned_in_style(args, style: Style | None, size: int) -> Images:
-    return in_style(style, load_captioned(args, size, n=args.n))
+def captioned_in_style(args, style: Style | None, size: int, accelerator: Accelerator) -> tuple[Images, Images | None]:
+    """(training pictures in the style, test pictures without it where this process measures): loaded, or refused, before any are encoded."""
+    images = load_captioned(args, size, n=args.n)
+    plain = test_images(args, size) if args.measure and accelerator.is_main_process else None
+    return in_style(style, images), plain
 
 
 def test_images(args, size: int) -> Images:

@@ -51,11 +51,11 @@ def main(args: Args) -> None:
 
     style = read_style(args.style)
     args, pipe, accelerator, size = begin(args, "finetune", name_of(args), SMALL, LARGE)
-    images = captioned_in_style(args, style, size)
+    images, plain = captioned_in_style(args, style, size, accelerator)
     record = checked(args, pipe, images)
     data = encode(pipe, images, images.captions, quiet=not accelerator.is_main_process)
     loss = denoising(pipe, data, args)
-    exam = StyleExam(args, pipe, style, size, accelerator, loss)
+    exam = StyleExam(args, pipe, style, size, accelerator, loss, plain)
     introduce(args, pipe, images, "all of its U-Net is trained", accelerator)
     exam.sit("base")
 

@@ -75,11 +75,12 @@ def train(args: Args) -> None:
 
     style = read_style(args.style)
     args, pipe, accelerator, size = begin(args, "lora", name_of(args), SMALL, LARGE)
-    images = captioned_in_style(args, style, size)
+    check_targets(pipe.unet, args.targets)
+    images, plain = captioned_in_style(args, style, size, accelerator)
     record = checked(args, pipe, images)
     data = encode(pipe, images, images.captions, quiet=not accelerator.is_main_process)
     loss = denoising(pipe, data, args)
-    exam = StyleExam(args, pipe, style, size, accelerator, loss)
+    exam = StyleExam(args, pipe, style, size, accelerator, loss, plain)
     exam.sit("base")
 
     layers = add_adapter(pipe.unet, args.rank, args.alpha, args.targets, args.seed, accelerator.mixed_precision)
@@ -96,6 +97,11 @@ def train(args: Args) -> None:
 # ------------------------------------------------------------------------------------------------- an adapter and its file
 
 
+def check_targets(unet: "nn.Module", targets: Sequence[str]) -> None:
+    if not any(name.endswith(target) for target in targets for name, _ in unet.named_modules()):
+        raise UserError(f"no layer of this U-Net has a name that ends in {' or '.join(targets)}; usual are --targets {' '.join(ATTENTION)}")
+
+
 def add_adapter(unet: "nn.Module", rank: int, alpha: float | None, targets: Sequence[str], seed: int, precision: str = "no") -> int:
     """Give a frozen U-Net adapters to train: A random, B zero, so that nothing is changed yet. Returns at how many layers.
 
@@ -105,8 +111,7 @@ def add_adapter(unet: "nn.Module", rank: int, alpha: float | None, targets: Sequ
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    if not any(name.endswith(target) for target in targets for name, _ in unet.named_modules()):
-        raise UserError(f"no layer of this U-Net has a name that ends in {' or '.join(targets)}; usual are --targets {' '.join(ATTENTION)}")
+    check_targets(unet, targets)
     torch.manual_seed(seed)
     unet.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
     try:

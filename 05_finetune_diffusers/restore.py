@@ -152,11 +152,11 @@ def creatures(args: Args, size: int) -> Work:
 def read_files(args: Args) -> "tuple[Image.Image, Mask | None]":
     """The picture of --image and, where there is one, the mask of --mask."""
     from damage import fitting_mask
-    from tools import read_picture
 
+    from common.data.decoding import open_rgb
     from common.data.mask import read_mask
 
-    picture = read_picture(args.image)
+    picture = open_rgb(args.image)
     return picture, fitting_mask(read_mask(args.mask), args.mask, args.image, picture.size) if args.mask else None
 
 

@@ -270,13 +270,6 @@ def read_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def read_picture(path: Path) -> "Image.Image":
-    """A picture file as RGB: turned as the camera noted, transparency on white."""
-    from common.data.decoding import open_rgb
-
-    return open_rgb(path)
-
-
 def to_tensor(picture: "Image.Image") -> "Tensor":
     """PIL -> (C, H, W) float32 in [-1, 1]"""
     import numpy as np
@@ -333,11 +326,6 @@ def wrap(label: str, font, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-# ----------------------------------------------------------------------------------------------------------- memory, files
-
-
 
 
 # -------------------------------------------------------------------------------------- the checkpoints of own trainings

@@ -283,7 +283,15 @@ def begin(args: Flags, program: str, name: str, small: Preset, large: Preset) ->
         accelerator.gradient_accumulation_steps = args.accumulate
     if accelerator.num_processes > 1:  # the main process chose a free folder first
         args = replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
-    return Studio(args, pipe, accelerator, args.size or native_size(pipe))
+    size = args.size or native_size(pipe)
+    check_size(pipe, size)
+    return Studio(args, pipe, accelerator, size)
+
+
+def check_size(pipe: "StableDiffusionPipeline", size: int) -> None:
+    """Refuse a size that the autoencoder cannot encode, before any images are read."""
+    if size % pipe.vae_scale_factor:
+        raise UserError(f"the autoencoder downsamples images {pipe.vae_scale_factor} times; give a --size that is a multiple of {pipe.vae_scale_factor}, not {size}")
 
 
 def open_model(name: str, device: str) -> "StableDiffusionPipeline":

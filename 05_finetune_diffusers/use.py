@@ -111,9 +111,10 @@ def main(args: Args) -> None:
 def begin_with(path: Path, size: tuple[int, int] | None):
     """The picture of --image, cut to --size, or to the nearest multiples of 8."""
     from PIL import Image, ImageOps
-    from tools import read_picture
 
-    picture = read_picture(path)
+    from common.data.decoding import open_rgb
+
+    picture = open_rgb(path)
     size = size or tuple(max(8, 8 * round(side / 8)) for side in picture.size)
     return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 

@@ -602,6 +602,19 @@ def test_what_all_refuse(program, flags, says, base, tmp_path, command_line):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("program", [FINETUNE, LORA, CONTROLNET])
+def test_a_set_without_test_images_is_refused_before_anything_is_encoded(program, base, tmp_path, monkeypatch, command_line):
+    for name in ("train", "extra"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    rows = [{"file_name": f"{split}/{i}.png", "text": "a red one", "split": split} for split in ("train", "extra") for i in range(2)]
+    for row in rows:
+        Image.new("RGB", (32, 32)).save(tmp_path / "set" / row["file_name"])
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(encoded, "encode_images", lambda *_, **__: pytest.fail("encoded"))
+    code, _, err = command_line(program, "--model", base, *FEW, "--data", tmp_path / "set", "--measure", 2, "--out", tmp_path / "run")
+    assert code == 2 and "has no split 'test'" in err, err
+
+
 @pytest.mark.parametrize(("program", "flags", "says"), [
     (FINETUNE, ["--data", "nothing"], "unknown data"), (FINETUNE, ["--data", "digits"], "no captions"), (FINETUNE, ["--n", 0], "--n"),
     (LORA, ["--rank", 0], "--rank"), (LORA, ["--targets", "nothing", "--n", 2, "--measure", 0], "no layer"), (LORA, ["--use", "nowhere.safetensors"], "no file"),
