@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from clip_forms import Form, Shape, from_transformers, save_folder
+from clip_forms import SPECIAL, Form, Shape, from_transformers, save_folder
 from clip_zh import LENGTH, ChineseClip, chinese_clip, find_form, look, short, words_of
 from contrast import contrast, sharpness
 from dish_names import HELD_OUT, LEARNED, Names, captions_of, vectors_of, vocabulary
@@ -24,6 +24,7 @@ from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.data.dishes import WORDS, dish, generator
 from common.data.images import to_float
+from common.data.load import DRAWN as DRAWN_SETS
 from common.files import write_atomically, write_folder
 from common.random import Draw
 from common.run import check_record, keep_settings, record_of, start_of
@@ -62,6 +63,8 @@ def fit_clip(args) -> None:
     """Train as `args` (train_clip.Args, settled) says."""
     device = pick_device(args.device)
     form = begun = find_form(str(start_of(args, args.start))) if args.start else None
+    if form is None:
+        new_shape(args, len(SPECIAL))  # sizes that do not fit each other are refused before any picture is drawn
     material = gather(args, form.shape.image_resolution if form else args.size)
     record = record_of(material.pictures.pixels, material.captions)
     check_record(args, record)
@@ -104,7 +107,8 @@ def gather(args, size: int) -> Material:
         pictures, test = load("dishes", size, split="train", n=n), load("dishes", size, split="test", n=args.held_out)
         captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(WORDS, args.seed, "train", i)) for i in range(n)]
         return Material(pictures, captions, LEARNED, test)
-    pictures, test = (chinese(load(args.data, size, args.data_dir, split, channels=3)) for split in ("train", "test"))
+    asked = {"train": args.n, "test": args.held_out} if args.data in DRAWN_SETS else {}  # no more are drawn than are used
+    pictures, test = (chinese(load(args.data, size, args.data_dir, split, n=asked.get(split), channels=3)) for split in ("train", "test"))
     pictures, test = pictures.first(args.n), test.first(min(args.held_out, len(test)))
     order = {caption: k for k, caption in enumerate(dict.fromkeys(pictures.captions + test.captions))}
     pictures, test = (labelled(images, order) for images in (pictures, test))
@@ -112,9 +116,9 @@ def gather(args, size: int) -> Material:
 
 
 def chinese(images: Images) -> Images:
-    """With captions in Chinese, if the set tells languages apart."""
-    images = images.in_language("zh") if images.texts and "zh" in images.texts.by else images
-    return Images(images.name, images.pixels, captions=images.need_captions())
+    """With captions in Chinese, if the set has any, else with those that it has."""
+    language = "zh" if images.texts and "zh" in images.texts.by else None
+    return Images(images.name, images.pixels, captions=images.need_captions(language))
 
 
 def labelled(images: Images, order: dict[str, int]) -> Images:
@@ -141,16 +145,21 @@ class Paired:
 # ------------------------------------------------------------------------------------------------- the network and its loss
 
 
+def new_shape(args, vocabulary_size: int) -> Shape:
+    """The sizes that the flags ask for."""
+    return Shape(
+        embed_dim=args.dim, image_resolution=args.size, vision_layers=args.layers, vision_width=args.width, vision_patch_size=args.patch,
+        vision_head_width=HEAD, vocab_size=vocabulary_size, text_hidden_size=args.text_width, text_intermediate_size=4 * args.text_width,
+        text_num_attention_heads=args.text_width // HEAD, text_num_hidden_layers=args.text_layers, text_max_position_embeddings=LENGTH,
+        text_initializer_range=0.02 * (768 / args.text_width) ** 0.5,  # BERT's 0.02 is for its width; here all texts would begin alike
+    )  # fmt: skip
+
+
 def new_form(args, words: tuple[str, ...]) -> Form:
     """An untrained model of the sizes asked for, whose vocabulary is that of the captions."""
     from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
-    shape = Shape(
-        embed_dim=args.dim, image_resolution=args.size, vision_layers=args.layers, vision_width=args.width, vision_patch_size=args.patch,
-        vision_head_width=HEAD, vocab_size=len(words), text_hidden_size=args.text_width, text_intermediate_size=4 * args.text_width,
-        text_num_attention_heads=args.text_width // HEAD, text_num_hidden_layers=args.text_layers, text_max_position_embeddings=LENGTH,
-        text_initializer_range=0.02 * (768 / args.text_width) ** 0.5,  # BERT's 0.02 is for its width; here all texts would begin alike
-    )  # fmt: skip
+    shape = new_shape(args, len(words))
     torch.manual_seed(args.seed)
     net = ChineseCLIPModel(ChineseCLIPConfig(**shape.to_transformers(), logit_scale_init_value=math.log(1 / args.temperature)))
     return Form(shape, from_transformers(net.state_dict()), words, "a new model")

@@ -21,9 +21,10 @@ from conftest import ROOT, load_program, run_main
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from common.data import Images
+from common.data import Images, load
 from common.data.dishes.captions import names_of
 from common.data.dishes.menu import DISHES
+from common.data.texts import mostly_chinese
 from common.errors import UserError
 from common.random import Draw
 from common.text.encoders import Clip
@@ -136,7 +137,7 @@ def test_from_cn_clip_to_transformers(images):
 
 
 def published_shape(**changes) -> Shape:
-    """Of ViT-B-16, as cn_clip describes it."""
+    """The sizes of ViT-B-16, as cn_clip describes it."""
     configs = Path(cn_clip.__file__).parent / "clip" / "model_configs"
     sizes = [json.loads((configs / f"{name}.json").read_text()) for name in ("ViT-B-16", "RoBERTa-wwm-ext-base-chinese")]
     return Shape(**sizes[0] | sizes[1] | changes)
@@ -544,6 +545,20 @@ def test_each_caption_has_its_turn():
     assert 0.3 < float(second) < 0.7
 
 
+def test_drawn_sets_give_chinese_captions_and_no_more_pictures_than_asked_for(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(fit_clip, "load", lambda *args, **options: drawn.append(load(*args, **options)) or drawn[-1])
+    material = fit_clip.gather(train_clip.Args(data="creatures", n=5, held_out=3), 16)
+    assert [len(images) for images in drawn] == [len(material.pictures), len(material.test)] == [5, 3]
+    assert all(mostly_chinese([caption]) for caption in (*material.pictures.captions, *material.test.captions))
+
+
+def test_sizes_that_do_not_fit_are_refused_before_pictures_are_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(fit_clip, "gather", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(UserError, match="must be a multiple of 16"):
+        fit_clip.fit_clip(train_clip.new_run(train_clip.Args(size=60, patch=16, device="cpu", out=tmp_path / "run")))
+
+
 # -------------------------------------------------------------------------------------------------- checkpoints of cn_clip
 
 
@@ -658,7 +673,7 @@ def test_what_cannot_be_used_is_not_converted(change, sentence, tmp_path, comman
 
 
 def test_heads_that_the_weights_do_not_tell(form, tmp_path, recwarn):
-    """Of a model that is not a published one the sizes may lie beside it; else it is said what is assumed."""
+    """The sizes of a model that was never published may be in a file beside it; without one, a warning says what is assumed."""
     torch.save({"state_dict": form.state}, tmp_path / "x.pt")
     (tmp_path / "vocab.txt").write_text("\n".join(form.words), encoding="utf-8")
     assert clip_forms.read_checkpoint(tmp_path / "x.pt").shape.text_num_attention_heads == 1 != form.shape.text_num_attention_heads
