@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from common.data import Images, export, lmdb_cache, load
+from common.data import Images, export, lmdb_cache, lmdb_file, load
 from common.data.captioned import HUB_SETS, from_rows
 from common.data.creatures import load_creatures
 from common.data.images import Attributes, in_split
@@ -517,6 +517,15 @@ def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch):
     (tmp_path / "a.lmdb.partial").write_bytes(b"what a killed process left")
     write_lmdb(path, {"train": full(5)})
     assert len(read_lmdb(path)) == 5 and [p.name for p in tmp_path.iterdir()] == ["a.lmdb"]
+
+
+@pytest.mark.parametrize(("lost", "said"), [("header", "cannot be read back"), ("test/image/1", "records are missing"), ("train/row/4", "records are missing")])
+def test_a_file_that_lost_a_write_is_not_reported_as_written(lost, said, tmp_path, monkeypatch):
+    records = lmdb_file._records
+    monkeypatch.setattr(lmdb_file, "_records", lambda splits: (record for record in records(splits) if record[0] != lost))
+    with pytest.raises(UserError, match=f"cannot write .*a.lmdb: .*{said}"):
+        write_lmdb(tmp_path / "a.lmdb", {"train": full(5), "test": full(2)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_a_cache_cannot_go(tmp_path):

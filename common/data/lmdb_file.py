@@ -44,6 +44,7 @@ def write_lmdb(path: Path, splits: dict[str, Images]) -> None:
         with lmdb.open(str(temporary), map_size=room, subdir=False, lock=False) as file, file.begin(write=True) as transaction:
             for key, value in records:
                 transaction.put(key.encode(), value)
+        check_written(temporary, path, splits)
         os.replace(temporary, path)
     except (OSError, lmdb.Error) as problem:
         reason = getattr(problem, "strerror", None) or explain(problem)
@@ -51,6 +52,18 @@ def write_lmdb(path: Path, splits: dict[str, Images]) -> None:
     finally:
         with suppress(OSError):  # nothing to remove, or no folder it could be in
             temporary.unlink()
+
+
+def check_written(file: Path, path: Path, splits: dict[str, Images]) -> None:
+    """Read back the header and the last record of every split, because some network disks lose writes without an error."""
+    try:
+        with _opened(file) as get:
+            lengths = {split: said["n"] for split, said in _header(file, get("header"))["splits"].items()}
+            last = [get(f"{split}/{kind}/{n - 1}") for split, n in lengths.items() for kind in ("image", "row") if n]
+    except UserError as problem:
+        raise UserError(f"cannot write {path}: what was written cannot be read back ({problem}); choose a folder on another disk") from problem
+    if lengths != {split: len(images) for split, images in splits.items()} or not all(last):
+        raise UserError(f"cannot write {path}: records are missing in what was written; choose a folder on another disk")
 
 
 def _records(splits: dict[str, Images]) -> Iterator[tuple[str, bytes]]:
