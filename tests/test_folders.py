@@ -97,7 +97,7 @@ def test_a_class_called_test(tmp_path, capsys):
 
 
 def test_classes_that_one_split_lacks_keep_their_numbers(tmp_path):
-    """Of folders, and of a column."""
+    """Folders that are named as splits, and a column that names them."""
     write(tmp_path / "a", "train/ant/0.png", "train/bee/1.png", "test/bee/2.png")
     assert load(str(tmp_path / "a"), 8, split="test").labels.tolist() == [1]
     write(tmp_path / "b", "0.png", "1.png")
@@ -515,9 +515,9 @@ def test_arrays_larger_than_the_memory_are_not_unpacked(tmp_path, monkeypatch):
     from common.data import arrays
 
     np.savez_compressed(tmp_path / "a.npz", np.zeros((100, 64, 64), np.uint8))
-    monkeypatch.setattr(arrays, "memory", lambda: 10_000)
+    monkeypatch.setattr(arrays, "free_memory", lambda: 10_000)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
-    with pytest.raises(UserError, match="would unpack to 0 GB, more than the memory"):
+    with pytest.raises(UserError, match=r"a.npz unpacks to 0.0 GiB, and 0.0 GiB of memory are free"):
         load(str(tmp_path))
 
 

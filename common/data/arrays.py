@@ -1,7 +1,6 @@
 """Sets in arrays: .npz files, as Keras and MedMNIST have them, and tables of pixels, as Kaggle's copies of MNIST. Never unpickled."""
 
 import math
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from common.data.images import Images, in_split
 from common.data.listing import Listing, Tally, choose_split, split_in, suffix_of
 from common.errors import UserError, explain
+from common.memory import free_memory, gib
 
 LABEL_NAMES = re.compile(r"(^|_)(y|labels?|targets?|classes)($|_)", re.IGNORECASE)
 LEAST_COLUMNS = 16  # of a table of pixels: images of 4 x 4
@@ -127,26 +127,18 @@ def read_npz(path: Path) -> dict[str, Part]:
 
 
 def open_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz, without unpickling any. One that would not fit into this machine's memory is refused before it is unpacked."""
+    """All arrays of an .npz, without unpickling any. One that does not fit into the free memory is refused before it is unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > memory():
-            raise UserError(f"{path} would unpack to {size / 1e9:,.0f} GB, more than the memory of this machine ({memory() / 1e9:,.0f} GB)")
+        if size > (free := free_memory()):
+            raise UserError(f"{path} unpacks to {gib(size)}, and {gib(free)} of memory are free")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except UserError:
         raise
     except Exception as problem:  # zipfile, zlib and numpy each raise their own
         raise UserError(f"{path} cannot be read as arrays ({explain(problem)}); save it with numpy.savez, without objects") from problem
-
-
-def memory() -> int:
-    """Bytes of this machine's memory; a guess where it cannot be asked."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 16 * 10**9
 
 
 # ------------------------------------------------------------------------------------------------------ tables of pixels
