@@ -69,7 +69,7 @@ class Painter:
         yield from Sampler.parse(wish.sampler).run(denoise, self.schedule, shape, wish.seed, first, device=device)
 
     def remarks(self, prompt: str) -> list[str]:
-        """What whoever typed this prompt should know: it is empty, cut, or holds unknown words."""
+        """Warnings about a prompt: it is empty, cut, or holds unknown words."""
         return self.encoder.tokenizer.remarks(prompt)
 
 
@@ -85,7 +85,7 @@ def open_painter(folder: Path, device: str | torch.device = "cpu") -> Painter:
     if not net.cfg.text_dim:
         raise UserError(f"{folder} holds a model that reads no text; 01_ddpm_mnist/sample.py draws with it")
     if net.cfg.in_channels not in (1, 3):
-        raise UserError(f"{folder} holds a model of latents with {net.cfg.in_channels} channels; this chapter draws pixels")
+        raise UserError(f"the U-Net in {folder} has {net.cfg.in_channels} input channels; this chapter samples grey or RGB images, with 1 channel or 3")
     encoder = load_text(find_root(folder)).to(device)
     if encoder.dim != net.cfg.text_dim:
         raise UserError(f"the text encoder in {folder} is {encoder.dim} wide, but its U-Net reads embeddings of {net.cfg.text_dim}")

@@ -1,4 +1,4 @@
-"""Checkpoints in one file, as Civitai and the webui have them: what a file holds, and the folder of `diffusers` that is made of it.
+"""Checkpoints in one file, as from Civitai or the webui: what a file holds, and its conversion to a folder of `diffusers`.
 
     kind_of(read_tensors(path))        Kind("sd", "a checkpoint of Stable Diffusion 1.x (U-Net, autoencoder, text encoder)", ...)
     as_folder(path)                    runs/single_files/NAME-1a2b3c4d, which every program of the course opens
@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,6 +41,7 @@ CONVERTED = Path("runs/single_files")
 CLIP = "openai/clip-vit-large-patch14"  # whose tokenizer Stable Diffusion has
 TOKENIZERS = (CLIP, "stable-diffusion-v1-5/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4", "stabilityai/stable-diffusion-2-1",
               "stabilityai/stable-diffusion-2")  # fmt: skip - repositories whose copy in the cache has it
+TEXT_WIDTHS = (768, 1024, 1280)  # of the text encoders of Stable Diffusion 1.x, 2.x and XL
 UNET, VAE, TEXT, OPEN_CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
 
 
@@ -70,7 +71,7 @@ def kind_of(state: dict[str, Tensor]) -> Kind:
         return Kind("lora", "a LoRA or a similar adapter", "05_finetune_diffusers/lora.py --use opens it")
     if not names:
         return Kind("unknown", "no weights")
-    if begins("string_to_param", "emb_params", "string_to_token") or (len(names) <= 2 and all(value.ndim <= 2 for value in state.values())):
+    if begins("string_to_param", "emb_params", "string_to_token") or is_embedding(state):
         return Kind("inversion", "a textual inversion: the embedding of a word", "diffusers' load_textual_inversion adds it to a pipeline")
     if begins("control_model.", "controlnet_", "input_hint_block.", "controlnet_cond_embedding."):
         return Kind("controlnet", "a ControlNet", "05_finetune_diffusers/controlnet.py --use opens the folder of one")
@@ -93,8 +94,17 @@ def kind_of(state: dict[str, Tensor]) -> Kind:
     return Kind("unknown", f"weights of no kind that is known here, the first are {shown}")
 
 
+def is_embedding(state: dict[str, Tensor]) -> bool:
+    """Whether these are vectors of one word, for one text encoder or the two of Stable Diffusion XL, under the name of the word or of the encoder.
+
+    Weights of a layer are no vectors of a word: their names have a dot, or end in weight or bias.
+    """
+    layers = any("." in name or name.endswith(("weight", "bias")) for name in state)
+    return len(state) <= 2 and not layers and all(value.ndim in (1, 2) and value.shape[-1] in TEXT_WIDTHS for value in state.values())
+
+
 def sd_kind(state: dict[str, Tensor]) -> Kind:
-    """A U-Net of CompVis, with or without what else draws."""
+    """The kind of a file with a U-Net under CompVis's names: with an autoencoder and a text encoder, or without."""
     wanted = {"an autoencoder": (VAE,), "a text encoder": (TEXT, OPEN_CLIP)}
     lacks = [what for what, prefixes in wanted.items() if not any(name.startswith(prefixes) for name in state)]
     if "a text encoder" in lacks and not any(".attn2.to_k.weight" in name for name in state if name.startswith(UNET)):
@@ -141,7 +151,7 @@ def as_folder(path: Path, wanted: tuple[str, ...] = ("sd",), kept: Path | None =
         else:
             write_pipeline(building, state, path)
         building.rename(folder)
-    except OSError as problem:
+    except (OSError, SafetensorError) as problem:  # a full disk is either
         if folder.exists():  # another process was faster
             return folder
         raise UserError(f"cannot write {folder} ({explain(problem)})") from problem
@@ -152,7 +162,7 @@ def as_folder(path: Path, wanted: tuple[str, ...] = ("sd",), kept: Path | None =
 
 
 def write_pipeline(folder: Path, state: dict[str, Tensor], path: Path) -> None:
-    """Everything that StableDiffusionPipeline.from_pretrained(folder) opens. The tokenizer comes first: without one the rest is in vain."""
+    """Write what StableDiffusionPipeline.from_pretrained(folder) opens. The tokenizer comes first, because it is the part that may be missing."""
     with_prefix = {re.sub(rf"^{re.escape(TEXT)}(?!text_model\.)", f"{TEXT}text_model.", name): value for name, value in state.items()}
     text = open_clip_config(state, path) if f"{OPEN_CLIP}token_embedding.weight" in state else clip_config(with_prefix, path)
     save_tokenizer(folder / "tokenizer", text, path)
@@ -209,7 +219,7 @@ def numbers(names: Iterable[str], pattern: str) -> list[int]:
 
 @contextmanager
 def every_weight_of(part: str, path: Path) -> Iterator[None]:
-    """Turn what fails where a name is not there, or a shape is another, into a sentence."""
+    """Turn the error for a missing weight, or for one of an unexpected shape, into a UserError."""
     try:
         yield
     except UserError:
@@ -304,7 +314,7 @@ def write_part(folder: Path, name: str, config: dict[str, Any], state: dict[str,
 
 
 def check_all_converted(given: int, converted: dict[str, Tensor], path: Path) -> None:
-    """The converters leave out what they have no name for; each weight must have found one."""
+    """Refuse a file of which the converter left out weights, which it does silently for names that it does not know."""
     if given != len(converted):
         raise UserError(f"{path} holds a network of another architecture than Stable Diffusion 1.x and 2.x: "
                         f"the converter of diffusers knows {len(converted)} of its {given} weights")  # fmt: skip

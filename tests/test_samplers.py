@@ -161,7 +161,7 @@ def test_variances_of_ddpm(seed, variance, monkeypatch):
 
 
 def test_a_learned_variance_that_is_not_there():
-    with pytest.raises(UserError, match="learned no variance"):
+    with pytest.raises(UserError, match="this network predicts no variance"):
         Sampler.parse("ddpm:5:variance=learned").frames(Denoiser(network, "v"), make_schedule("cosine"), SHAPE, 0)
 
 

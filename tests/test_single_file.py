@@ -276,10 +276,12 @@ def test_without_a_tokenizer(first, beside, monkeypatch):
     (["input_blocks.0.0.weight", "b", "c"], "unet", "U-Net alone"),
     (["text_model.embeddings.token_embedding.weight", "b", "c"], "text", "text encoder alone"),
     (["layer.weight", "layer.bias", "head.weight"], "unknown", "the first are head.weight, layer.bias"),
+    (["linear.weight"], "unknown", "the first are linear.weight"),  # few and small, but no word
+    (["mean", "std"], "unknown", "the first are mean, std"),
 ])  # fmt: skip
 def test_what_a_file_holds(names, kind, says, tmp_path):
     """A file of another kind is refused with what it is."""
-    state = {name: torch.zeros(2, 2) for name in names}
+    state = {name: torch.zeros(2, 768 if name.startswith("<") else 2) for name in names}
     assert kind_of(state).name == kind
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=f"x.safetensors holds .*{says}.*, where a checkpoint of Stable Diffusion 1.x or 2.x was expected") as problem:
