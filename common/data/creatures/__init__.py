@@ -4,8 +4,6 @@ Every creature is a function of (seed, split, index): a set of 100 is the beginn
 can be drawn at any size. The attributes of the table are the truth; pictures and captions are made from it.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -70,11 +68,6 @@ def load_creatures(split: str = "train", n: int | None = None, size: int = 32, s
     captions = tuple(caption(seed, split, i, language) for i in range(n))
     table = Attributes(torch.from_numpy(rows), NAMES, VALUES)
     return Images("creatures", torch.from_numpy(pixels), captions=captions, attributes=table)
-
-
-def creatures(data_dir: Path, split: str, size: int) -> Images:
-    """For load("creatures"): the default set at this size. It needs no data_dir."""
-    return load_creatures(split, size=size)
 
 
 def check_split(split: str) -> None:
