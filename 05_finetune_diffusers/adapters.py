@@ -1,4 +1,4 @@
-"""Adapters as people have them, read into one form: for every layer a product of two thin matrices, up @ down, that is added to its weight.
+"""Reads adapters of every common format into one form: for each layer a product of two thin matrices, up @ down, added to its weight.
 
     LoRA    B A                         kohya's scripts and the webui, three generations of diffusers, folders of PEFT
     LoCon   the same for convolutions   LyCORIS
@@ -31,7 +31,7 @@ from common.state import read_tensors
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-# What stands behind the name of a layer -> what it is. In the order of diffusers' generations: 2022, 2023, and PEFT's.
+# Part of an adapter -> how its names end, in the order of diffusers' generations: 2022, 2023, and PEFT's.
 PARTS = {
     "up": r"lora_up\.weight|lora_linear_layer\.up\.weight|lora\.up\.weight|lora_B(\.\w+)?\.weight",
     "down": r"lora_down\.weight|lora_linear_layer\.down\.weight|lora\.down\.weight|lora_A(\.\w+)?\.weight",
@@ -84,7 +84,7 @@ def find_adapter(path: Path) -> Path:
 
 
 def read_adapter(path: Path) -> Adapter:
-    """The layers of a file. Refused are files that hold something else, and adapters of a kind that is not known here."""
+    """The layers of a file. A file that holds something else, or an adapter of another kind, is refused."""
     state = {modern(name): value for name, value in read_tensors(path).items()}
     layers: dict[str, dict[str, Tensor]] = {}
     others = []
@@ -173,7 +173,7 @@ def scaling(parts: Mapping[str, Tensor], rank: int, settings: Mapping[str, Any],
 
 
 def pattern(settings: Mapping[str, Any], which: str, name: str, otherwise: float) -> float:
-    """PEFT's settings for single layers: {"to_v": 2} is for all whose names end so."""
+    """PEFT's settings for single layers: {"to_v": 2} is for all layers whose names end in to_v."""
     return next((value for key, value in (settings.get(which) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name)), otherwise)
 
 
@@ -200,7 +200,7 @@ def kronecker_factor(parts: Mapping[str, Tensor], number: int) -> Tensor:
 
 
 def full(delta: Tensor) -> tuple[Tensor, Tensor]:
-    """(down, up) of any difference: the difference itself, and an identity."""
+    """(down, up) for any difference: the difference itself, and an identity."""
     if delta.ndim == 2 and delta.shape[0] > delta.shape[1]:
         return torch.eye(delta.shape[1]), delta
     return delta, torch.eye(len(delta))
@@ -318,11 +318,11 @@ def load_adapters(pipe: "StableDiffusionPipeline", paths: Sequence[Path]) -> lis
             raise UserError(f"diffusers cannot load the adapter in {path} ({explain(problem)})") from problem
         loaded, expected = adapted_layers(pipe, name), len(state) // 2
         if loaded != expected:
-            raise UserError(f"diffusers has loaded {loaded} of the {expected} layers in {path}, so it would not draw as it was trained to")
+            raise UserError(f"diffusers has loaded {loaded} of the {expected} layers in {path}, so the pictures would not show what it was trained on")
     return names
 
 
 def adapted_layers(pipe: "StableDiffusionPipeline", name: str) -> int:
-    """At how many layers the model holds the adapter: asked of the model, not of the file."""
+    """The number of layers at which the model, not the file, has this adapter."""
     networks = (network for component in ("unet", "text_encoder") if isinstance(network := getattr(pipe, component, None), nn.Module))
     return sum(name in getattr(module, "lora_A", {}) for network in networks for module in network.modules())

@@ -1,4 +1,4 @@
-"""Where a lesson finds its chapter, wherever its kernel was started.
+"""Makes a chapter's files importable in its lesson, in whichever folder the kernel was started.
 
 JupyterLab starts a notebook's kernel in the notebook's folder; papermill, `%run` and VS Code (as it can be configured) start it
 elsewhere. So a lesson begins with
@@ -6,7 +6,7 @@ elsewhere. So a lesson begins with
     from common.chapter import open_chapter
     CHAPTER = open_chapter("01_ddpm_mnist")
 
-Importing `common` first also makes the settings that torch reads when it is loaded.
+Importing `common` first also sets the environment variables that torch reads when it is loaded.
 """
 
 import sys

@@ -25,7 +25,7 @@ def check_values(config: Mapping[str, Any], rules: Mapping[str, Any], whose: str
 
 
 def spelled(rule: Any) -> str:
-    """A rule in words."""
+    """A rule as an error message describes it."""
     origin, parts = get_origin(rule), get_args(rule)
     if origin is Annotated:
         limit = next((mark for mark in marks(rule) if isinstance(mark, Range)), None)

@@ -1,8 +1,8 @@
 """Text that goes in and out of a process, in whatever encoding the system uses.
 
 Chinese prompts and file names appear in this course, but not every system encodes text as UTF-8: on Windows output that is piped
-uses cp1252 or gbk, and in the POSIX locale of cron or ssh everything is ASCII. Both functions see to it that no program ends
-because of that.
+uses cp1252 or gbk, and in the POSIX locale of cron or ssh everything is ASCII. With these two functions no program fails because
+of that.
 """
 
 import codecs
@@ -26,7 +26,7 @@ def accept_any_text() -> None:
 
 
 def restart_in_utf8() -> None:
-    """Start this program again in Python's UTF-8 mode where its system's encoding has no room for its arguments or its files.
+    """Start this program again in Python's UTF-8 mode where the system's encoding cannot represent its arguments or file names.
 
     This happens in two cases: the encoding is ASCII (a POSIX locale whose UTF-8 mode is switched off), or an argument is not
     valid in it and came as lone surrogates. In UTF-8 mode arguments, file names and output are all UTF-8. Decoding the arguments

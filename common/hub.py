@@ -1,8 +1,8 @@
-"""The one look-up of the Hugging Face hub: its address, its cache, a download, and the reason where that fails.
+"""Access to the Hugging Face hub: its address, its cache, downloads, and the reason where a download fails.
 
     folder = cached("owner/name", "config.json") or download("owner/name@revision", choose, advice)
 
-HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids to ask, HF_TOKEN or `hf auth login` opens what needs a login.
+HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids downloads, and HF_TOKEN or `hf auth login` gives access to gated and private repositories.
 """
 
 import os
@@ -45,7 +45,7 @@ def tidy_environment(environment: MutableMapping[str, str] = os.environ) -> None
 
 
 def offline() -> bool:
-    """Whether the user's settings forbid to ask the hub."""
+    """Whether an environment variable forbids requests to the hub."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE or any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE)
@@ -105,7 +105,7 @@ def download(name: str, choose: "Callable[[list[str], Callable[[str], Path]], li
 
 @contextmanager
 def asking(what: str, name: str, advice: str) -> "Iterator[HfApi]":
-    """The hub, asked within this context: what goes wrong there becomes a sentence. what: why the hub is needed at all."""
+    """A client of the hub; an error within this context becomes a UserError. what: why the hub is needed at all."""
     from huggingface_hub import HfApi
 
     if reason := silent():
@@ -119,7 +119,7 @@ def asking(what: str, name: str, advice: str) -> "Iterator[HfApi]":
 
 
 def why(problem: BaseException, name: str) -> str:
-    """What the hub objects to, and what would help: terms to be accepted, a login, a name or a revision that it does not have."""
+    """The reason for a failed request, and what would help: accept the terms, log in, or correct the name or the revision."""
     from huggingface_hub import errors, get_token
 
     chain, cause = [problem], problem

@@ -1,4 +1,4 @@
-"""How much memory there is, and whether what is about to begin fits into it: asked before the work, not found out by a killed process.
+"""How much memory is free, and whether the work that is about to begin fits into it.
 
 An operating system grants more memory than it has and ends a process that uses it (on Linux with no more than the word "Killed"), so
 MemoryError alone does not protect from a batch that is somewhat too large.
@@ -62,8 +62,8 @@ def of_this_process() -> float:
 
 
 def need(size: float, what: str, lower: str, device: str = "cpu") -> None:
-    """Refuse work whose memory, `size` bytes at least, is not there. what: "1,000 images of 64 x 64 pixels"; lower: the flags."""
-    if size > 2**26 and size > (free := free_memory(device)):  # less than 64 MiB is not worth the look
+    """Refuse work that needs more memory than is free. size: bytes, at least; what: "1,000 images of 64 x 64 pixels"; lower: flags to lower."""
+    if size > 2**26 and size > (free := free_memory(device)):  # less than 64 MiB is not checked
         raise UserError(f"{what} need at least {gib(size)} of memory, and {gib(free)} are free on {device}; lower {lower}")
 
 
@@ -93,7 +93,7 @@ def kept_for_the_gradient(step: Callable[[dict[str, Any]], Any], batch: dict[str
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too, so that no other is laid where it was
+        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # holding the tensor keeps its address from being used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -1,4 +1,4 @@
-"""Whether there is a network, found out without a hang."""
+"""Whether a server can be reached, found out within a few seconds."""
 
 import re
 import socket
@@ -27,7 +27,7 @@ def unanswered(url: str) -> str | None:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
             found.append(None)
         except urllib.error.HTTPError:
-            found.append(None)  # it answers, if only to refuse
+            found.append(None)  # an error status is an answer, too
         except (OSError, ValueError) as problem:
             found.append(reason(problem))
 

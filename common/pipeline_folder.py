@@ -1,5 +1,7 @@
-"""The folder of a diffusers pipeline, found and looked through: a local folder, a run with one in it, a checkpoint in one file, the hub's
-cache, or the hub."""
+"""Finds the folder of a diffusers pipeline and checks its parts.
+
+It may be a local folder, a run folder, a checkpoint in one file, or a repository in the hub's cache or on the hub.
+"""
 
 from pathlib import Path
 
@@ -50,8 +52,8 @@ def needed(files: list[str], fetch) -> list[str]:
 
 
 def quiet() -> None:
-    """No bars of loading files and no log lines of the libraries: errors reach the user as sentences of ours, and diffusers logs as an error
-    that a part has no .safetensors file before it opens the .bin."""
+    """Turn off the libraries' progress bars and log lines. Errors reach the user as a UserError, and diffusers logs a missing .safetensors
+    file as an error even where it then opens the .bin."""
     import logging
 
     import diffusers
@@ -84,7 +86,7 @@ def check_parts(folder: Path) -> None:
 
 
 def what_is_there(folder: Path, there: list[str]) -> str:
-    """For a folder without an index: a single part, a part's neighbours, or whatever lies there."""
+    """What a folder without an index holds: one part of a pipeline, or other files."""
     if (folder / "config.json").exists() and (kind := read_json(folder / "config.json").get("_class_name")):
         whole = f"; name the folder above it, {folder.resolve().parent}" if (folder.resolve().parent / INDEX).exists() else ""
         return f"there is one part, a {kind}{whole}"

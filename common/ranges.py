@@ -4,8 +4,8 @@ A flag of a program that means something else than elsewhere says so itself:
 
     strength: Annotated[float, Range(0, 10)] = 1.0
 
-A test sees to it that no number is left without a range. The highest values are far above what is ever of use, and below what no
-machine could hold or end; what does not fit in this machine's memory is refused by common/memory.py.
+A test checks that every number has a range. The upper limits are far above useful values; they exclude what no computer could hold or
+finish. What does not fit into the memory of this computer is refused by common/memory.py.
 """
 
 import math
@@ -150,7 +150,7 @@ def fits(value: Any, rule: Any) -> bool:
 
 
 def check_number(name: str, value: float) -> None:
-    """The same for a number that is spelled name=value, such as those of ablate.py."""
+    """Refuse a number outside the range of its name; for settings that are written as name=value, as in ablate.py."""
     if name in RANGES and value not in RANGES[name]:
         raise UserError(f"{name} must be {RANGES[name].refusal(value)}, not {plain(value)}{RANGES[name].advice()}")
 
@@ -162,7 +162,7 @@ def range_of(name: str, hint: Any) -> Range | None:
 
 
 def marks(hint: Any) -> tuple:
-    """What stands beside the type in Annotated."""
+    """The metadata of an Annotated type; empty for other types."""
     return getattr(hint, "__metadata__", ())
 
 
@@ -193,7 +193,7 @@ def show(number: float) -> str:
 
 
 def plain(number: float) -> str:
-    """As it was typed; a number of very many digits is cut."""
+    """A number for a message; one with very many digits is cut."""
     text = f"{number:g}" if isinstance(number, float) else str(number)
     return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} digits)"
 

@@ -35,7 +35,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def record_of(images: Tensor, *others: Any) -> dict[str, Any]:
-    """What data.json remembers: images (N, C, H, W), and what belongs to them, such as captions and labels."""
+    """The content of data.json. images: (N, C, H, W) pixels; others: what belongs to them, such as captions and labels."""
     return {"images": len(images), "fingerprint": fingerprint(images, *others)}
 
 
@@ -65,7 +65,7 @@ def keep_settings(args: Any, record: dict[str, Any], save_start: Callable[[Path]
 
 
 def start_of(args: Any, given: Any) -> Any:
-    """Where the weights lie that the run begins with: a resumed run has its own copy (runs made earlier have it in model/)."""
+    """The place of the weights that the run begins with: a resumed run has its own copy (runs of older versions have it in model/)."""
     folders = (args.out / "start", args.out / "model") if args.resume else ()
     return next((folder for folder in folders if folder.is_dir()), given)
 

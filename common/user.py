@@ -1,7 +1,7 @@
-"""Who runs the process: some surroundings do not say, and libraries end with a traceback there.
+"""A name and a home directory for users that the system does not know.
 
-A container started as `--user 1234` runs as a user whom its system does not know. torch asks for the user's name to place its cache
-(KeyError: getpwuid(): uid not found), and libraries that keep files ask for the home directory.
+A container started with `--user 1234` has no entry for that user. torch needs the user's name for its cache folder and fails with
+"KeyError: getpwuid(): uid not found"; libraries that keep files need the home directory.
 """
 
 import getpass
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def name_unknown_user() -> None:
-    """Give a user without a name one, and a user without a home directory the folder for temporary files."""
+    """Set USER where the user has no name, and HOME (to the folder for temporary files) where there is no home directory."""
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):  # which of them depends on the system and on Python's version

@@ -78,7 +78,7 @@ def chosen_files(names: Iterable[str]) -> list[str]:
 
 
 def variant_in(folder: Path) -> str | None:
-    """What from_pretrained of a pipeline must be told as `variant`: that of the first part which has no weights without one."""
+    """The argument `variant` of a pipeline's from_pretrained: the variant of the first part that has only such weights."""
     parts = sorted(path for path in folder.iterdir() if path.is_dir())
     return next((found.variant for part in parts if (found := look_for_weights(part)) and found.variant), None)
 

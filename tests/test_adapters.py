@@ -51,7 +51,7 @@ def kohya(found: dict[str, Tensor], prefix: str = "lora_unet_") -> dict[str, Ten
 
 
 def old_names(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of diffusers 0.14 to 0.21: unet....attn1.processor.to_q_lora.down.weight"""
+    """As diffusers 0.14 to 0.21 named them: unet....attn1.processor.to_q_lora.down.weight"""
     state = {}
     for name, weight in found.items():
         block, last = name.removesuffix(".0").rsplit(".", 1)

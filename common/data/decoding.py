@@ -1,4 +1,4 @@
-"""One way to open pictures: every mode, depth and palette that files have, as red, green and blue or as grey, 8 bits each."""
+"""Opens pictures of every mode, bit depth and palette as RGB or grey, with 8 bits per value."""
 
 import os
 import warnings
@@ -27,7 +27,7 @@ class Unreadable(ValueError):
 
 @contextmanager
 def opened(file: File):
-    """The picture in a file, not yet decoded. Whatever is wrong with it, also later in this context, becomes Unreadable."""
+    """The picture in a file, not yet decoded. Every error within this context, also while decoding, becomes Unreadable."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are refused; these are photographs
@@ -98,7 +98,7 @@ def decode_all(
     open_file  gives the i-th, where the images lie in no files of their own; paths are then what to call them
     channels   1 or 3; None is 1 where all pictures are grey, those of `others` too, else 3
     others     further pictures of the set, such as those of its other split; opened only where they decide about the channels
-    tally      told how many cannot be read
+    tally      counts those that cannot be read
     """
     if size < 4:
         raise UserError(f"--size must be at least 4 pixels, not {size}")

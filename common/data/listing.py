@@ -1,4 +1,4 @@
-"""One function lists a folder of data, one finds in it the names that other programs wrote, one says what was read and left out.
+"""Lists a folder of data, finds files by names that other programs wrote, and reports what was read and left out.
 
 Hidden files and what operating systems leave behind never count as data. Links to folders are followed.
 """
@@ -245,7 +245,7 @@ def split_named(name: str) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a part of a file's name speaks of: "train-00000-of-00002.parquet", "mnist_test.csv", "x_train" -> its split."""
+    """The split that is part of a file's name, or None: "train-00000-of-00002.parquet", "x_train" -> "train"; "mnist_test.csv" -> "test"."""
     found = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", PurePosixPath(name.lower()).stem) if word in SPLIT_NAMES}
     return found.pop() if len(found) == 1 else None
 
@@ -263,7 +263,7 @@ def level_of_splits(names: Sequence[str]) -> int | None:
 
 
 def choose_split(where: str, available: Iterable[str], split: str, tenth: bool = True) -> str | None:
-    """Which of the splits that there are serves as `split`. None, where tenth allows it: of the only one, every tenth item is for testing.
+    """Which of the available splits is used as `split`. None, if tenth allows it: there is only one, of which every tenth item is for testing.
 
     "test" may also be a validation split, as many sets have one instead.
     """
@@ -282,7 +282,7 @@ def choose_split(where: str, available: Iterable[str], split: str, tenth: bool =
 
 @dataclass
 class Tally:
-    """What a load has left out and what there is to say about it, for one printed line."""
+    """Counts of what a load has left out, and notes about it, for one printed line."""
 
     left_out: Counter = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)

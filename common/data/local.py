@@ -1,4 +1,4 @@
-"""A folder or a file of data, whatever lies in it: pictures, parquet or arrow files, arrays, tables of pixels, MNIST's own files."""
+"""Loads a folder or a file of data by its content: pictures, parquet or arrow files, arrays, tables of pixels, MNIST's own files."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Masks as people make them: white where a picture is to be repainted, or painted on a clear layer, or rubbed out of the picture."""
+"""Reads masks: white where a picture is to be repainted, or painted on a transparent layer, or erased from the picture."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ ADVICE = "white where it is to be repainted, black elsewhere"
 
 
 class Mask(NamedTuple):
-    """A mask as it was understood."""
+    """A mask, and how it was interpreted."""
 
     image: Image.Image    # mode "L": 255 is repaint, 0 is keep
     share: float          # of the picture that is repainted
@@ -27,10 +27,10 @@ class Mask(NamedTuple):
 
 
 def read_mask(path: Path, soft: bool = False) -> Mask:
-    """A mask of the picture's hole.
+    """The region of a picture that is to be repainted.
 
-    Without transparency white is the hole. On a clear layer the strokes are, unless they are black. Where part of a picture is clear,
-    the clear part is. soft: keep greys, as the edge of a blurred mask, instead of deciding at the middle
+    It is what is white in a mask without transparency, the strokes on a transparent layer (unless they are black), and the transparent
+    part of a picture. soft: keep greys, as at the edge of a blurred mask, instead of a threshold in the middle
     """
     if not path.exists():
         raise UserError(f"there is no file {path}")

@@ -1,7 +1,7 @@
-"""Worker processes of a DataLoader: which signals they leave to the training process, and what is said when one of them fails.
+"""Worker processes of a DataLoader: which signals they leave to the training process, and the error when one of them fails.
 
-Workers send tensors through shared memory, of which a container has little (Docker: 64 MB), and a worker that finds none left fails in a
-thread of which the training process hears nothing: it would wait for ever. Arrays of numpy go through a pipe instead, so give the
+Workers send tensors through shared memory, of which a container has little (Docker: 64 MB). A worker that finds none left fails in a
+thread without a message to the training process, which would wait forever. NumPy arrays go through a pipe instead, so give the
 DataLoader the collate_fn `as_arrays`, and turn what comes back into tensors with `as_tensors`.
 """
 
@@ -36,9 +36,9 @@ def _end_later(*_) -> None:
 
 
 def started(loader: DataLoader, advice: str = "--workers 0") -> Iterator[Any]:
-    """The batches of a DataLoader, whose workers begin at once. A worker that fails, dies or is silent for ten minutes ends the run in a sentence."""
+    """The batches of a DataLoader, whose workers begin at once. A worker that fails, dies or sends nothing for PATIENCE seconds raises a UserError."""
     try:
-        if loader.num_workers:  # a DataLoader that finds no room for its locks is left half-made, and complains once more when it is removed
+        if loader.num_workers:  # fail here where there is no room for locks: a half-built DataLoader would print a second error when it is deleted
             [multiprocessing.Queue() for _ in range(loader.num_workers + 3)]
         batches = iter(loader)
     except (OSError, RuntimeError) as problem:
