@@ -22,11 +22,12 @@ from torch import Tensor
 from common.checkpoint import WEIGHTS, Model, load_model
 from common.errors import UserError
 from common.guidance import Guided, Scale
+from common.model_folder import find_root
 from common.random import Noise
 from common.samplers import RANDOM, SAMPLERS, Sampler, Step, start
 from common.schedule import Path as Levels
 from common.schedule import Schedule, mix
-from common.sd_folder import check_schedule, find_root, save_folder  # noqa: F401 - check_schedule for fit_unet.py
+from common.sd_folder import check_schedule, save_folder  # noqa: F401 - check_schedule for fit_unet.py
 from common.text.encoders import WEIGHTS as TEXT_WEIGHTS
 from common.text.encoders import TextEncoder, load_text
 from common.unet import UNet

@@ -24,12 +24,12 @@ from common.denoiser import Clip
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.guidance import Guided, Scale
+from common.model_folder import find_root
 from common.progress import with_progress
 from common.random import Noise
 from common.samplers import RANDOM, SAMPLERS, Denoise, Sampler, Step, start
 from common.schedule import Path as Levels
 from common.schedule import Schedule
-from common.sd_folder import find_root
 from common.text.encoders import load_text
 from common.unet import UNet
 from common.vae import AutoencoderKL

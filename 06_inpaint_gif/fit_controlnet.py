@@ -23,10 +23,10 @@ from common.files import write_folder
 from common.guidance import drop_captions
 from common.latents import check_fit, check_fit_before, sample
 from common.loss import diffusion_loss
+from common.model_folder import find_root
 from common.run import check_record, fingerprint, keep_settings, record_of
 from common.runlog import Due, logged
 from common.samplers import Sampler
-from common.sd_folder import find_root
 from common.training import Errors, State, TrainConfig, train
 
 WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}  # of the network that shrinks the picture f times; the last is diffusers' own

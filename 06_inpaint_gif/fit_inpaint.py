@@ -29,11 +29,12 @@ from common.files import write_folder
 from common.guidance import drop_captions
 from common.latents import BATCH, check_fit, check_fit_before, sample
 from common.loss import diffusion_loss
+from common.model_folder import find_root
 from common.run import check_record, keep_settings, record_of, start_of
 from common.runlog import Due, logged
 from common.samplers import Sampler
 from common.schedule import DiscreteSchedule
-from common.sd_folder import find_root, save_folder
+from common.sd_folder import save_folder
 from common.training import Errors, State, TrainConfig, train
 from common.unet import UNet
 

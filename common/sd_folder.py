@@ -11,7 +11,6 @@ from common.checkpoint import Model, save_model
 from common.diffusers_config import VERSION, scheduler_to_diffusers
 from common.errors import UserError
 from common.files import write_json
-from common.model_folder import find_root  # noqa: F401 - the programs that open such a folder import it from here
 from common.schedule import DiscreteSchedule, Schedule
 from common.text.encoders import Cached, Clip, TextEncoder, save_text
 from common.vae import AutoencoderKL

@@ -34,11 +34,6 @@ class WeightFiles:
     files: tuple[Path, ...]
     variant: str | None = None
 
-    @property
-    def pickled(self) -> bool:
-        """Whether torch.load must read them."""
-        return any(file.suffix == ".bin" for file in self.files)
-
 
 def find_weights(folder: Path, expected: str = DIFFUSERS) -> WeightFiles:
     """The weights of a component's folder: those without a variant first, else its best variant. expected: the name in the refusal."""

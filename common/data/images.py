@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from common.data.texts import Texts
-from common.errors import UserError, explain  # noqa: F401 - explain is imported from here by the readers of data
+from common.errors import UserError
 
 
 @dataclass(frozen=True)
