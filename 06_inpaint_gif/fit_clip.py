@@ -24,7 +24,7 @@ from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.data.dishes import WORDS, dish, generator
 from common.data.images import to_float
-from common.data.load import DRAWN as DRAWN_SETS
+from common.data.load import DRAWN
 from common.files import write_atomically, write_folder
 from common.random import Draw
 from common.run import check_record, keep_settings, record_of, start_of
@@ -32,7 +32,7 @@ from common.runlog import Due, logged
 from common.text.tokenizer import Tokenizer
 from common.training import Errors, TrainConfig, train
 
-DRAWN = 6000   # dishes, where --n is left open: 75 of each
+DISHES = 6000  # dishes, where --n is left open: 75 of each
 VARIANTS = 8   # captions of each drawn dish; a step takes one of them
 HEAD = 32      # width of an attention head
 ROWS = 8       # of the picture at the end: so many names
@@ -103,11 +103,11 @@ def fit_clip(args) -> None:
 def gather(args, size: int) -> Material:
     """Pictures with their captions, and what belongs together: drawings of the same dish, or pictures with the same caption."""
     if args.data == "dishes":
-        n = args.n or DRAWN
+        n = args.n or DISHES
         pictures, test = load("dishes", size, split="train", n=n), load("dishes", size, split="test", n=args.held_out)
         captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(WORDS, args.seed, "train", i)) for i in range(n)]
         return Material(pictures, captions, LEARNED, test)
-    asked = {"train": args.n, "test": args.held_out} if args.data in DRAWN_SETS else {}  # no more are drawn than are used
+    asked = {"train": args.n, "test": args.held_out} if args.data in DRAWN else {}  # no more are drawn than are used
     pictures, test = (chinese(load(args.data, size, args.data_dir, split, n=asked.get(split), channels=3)) for split in ("train", "test"))
     pictures, test = pictures.first(args.n), test.first(min(args.held_out, len(test)))
     order = {caption: k for k, caption in enumerate(dict.fromkeys(pictures.captions + test.captions))}
