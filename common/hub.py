@@ -37,6 +37,11 @@ def endpoint(environment: Mapping[str, str] = os.environ) -> str:
     return address
 
 
+def shown_endpoint() -> str:
+    """The hub's address for messages, without the password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", endpoint())
+
+
 def tidy_environment(environment: MutableMapping[str, str] = os.environ) -> None:
     """Write HF_ENDPOINT as the libraries expect it, before they are imported and read it. A wrong one is refused where it is used."""
     if "HF_ENDPOINT" in environment:
@@ -59,7 +64,7 @@ def silent() -> str | None:
         name = next((name for name in OFFLINE if os.environ.get(name)), OFFLINE[0])
         return f"the hub was not asked, because {name} is set (unset it to ask)"
     reason = unanswered(endpoint())
-    return reason and f"{endpoint()} {reason}"
+    return reason and f"{shown_endpoint()} {reason}"
 
 
 # ------------------------------------------------------------------------------------------------------ cache and download
@@ -115,7 +120,7 @@ def asking(what: str, name: str, advice: str) -> "Iterator[HfApi]":
     except UserError:
         raise
     except Exception as problem:  # the hub's own errors, those of its network library, OSError
-        raise UserError(f"'{name}' could not be downloaded from {endpoint()} ({why(problem, name)}); {advice}") from problem
+        raise UserError(f"'{name}' could not be downloaded from {shown_endpoint()} ({why(problem, name)}); {advice}") from problem
 
 
 def why(problem: BaseException, name: str) -> str:
@@ -126,7 +131,7 @@ def why(problem: BaseException, name: str) -> str:
     while (cause := cause.__cause__ or cause.__context__) is not None and cause not in chain:  # libraries wrap the hub's errors
         chain.append(cause)
     found = next((error for error in chain if isinstance(error, (errors.HfHubHTTPError, errors.EntryNotFoundError))), None)
-    page, (repository, _, revision) = f"{endpoint()}/", name.partition("@")
+    page, (repository, _, revision) = f"{shown_endpoint()}/", name.partition("@")
     status = getattr(getattr(found, "response", None), "status_code", None)
     login = "log in with `hf auth login`, or put a token in the environment variable HF_TOKEN"
     if isinstance(found, errors.GatedRepoError):

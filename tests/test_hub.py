@@ -257,3 +257,10 @@ def test_sets_of_weights(tmp_path):
     (tmp_path / "model_index.json").write_text(index)
     wanted = needed(files, lambda name: tmp_path / name)
     assert set(wanted) == {"model_index.json", "unet/config.json", *(f"unet/{n}" for n in shards), "scheduler/scheduler_config.json"}
+
+
+def test_messages_do_not_show_the_password_of_a_mirror(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://ada:secret@127.0.0.1:9")
+    monkeypatch.setattr(hub, "offline", lambda: False)
+    monkeypatch.setattr("common.network.unanswered", lambda url: "did not answer")
+    assert hub.silent() == "http://127.0.0.1:9 did not answer"
