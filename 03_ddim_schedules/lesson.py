@@ -976,7 +976,7 @@ with torch.no_grad():
 folder = tempfile.TemporaryDirectory()  # goes away with the notebook
 lab = Laboratory(Path(folder.name), device="cpu", precision="no")
 axes = read_axes(["sampler=ddim,dpmpp_2m", "steps=5,10", "n=128", "seed=0,1"])
-cells = grid(axes, Cell(Training(model="pretrained"), Sampling()))
+cells = grid(axes, Cell(Training(model=str(CHAPTER / "pretrained")), Sampling()))
 results = [lab.result(cell) for cell in cells]  # a dictionary for each cell
 for measure in ("frechet", "sharpness"):
     print(measure)
