@@ -206,11 +206,10 @@ def test_a_partial_file_left_behind_does_no_harm(families):
     assert [path.name for path in sorted((run / "checkpoints").glob("*.pt"))] == ["step-00000028.pt", "step-00000030.pt"]
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 600) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Return when the condition holds. A process that ends before that fails the test; one that hangs is for the runner's limit."""
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
 
 
