@@ -162,8 +162,10 @@ def use_threads(threads: int | None) -> None:
     The variable is set as well: NumPy's and SciPy's libraries read it when they are loaded, and so do the processes started here.
     (torch's data workers compute with one thread each, whatever it says.)
     """
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules or threads > (os.cpu_count() or 1):  # on loading, torch takes the variable's number, but no more than there are cores
         import torch
 
         torch.set_num_threads(threads)

@@ -47,7 +47,7 @@ def test_folders_that_are_splits(tmp_path, capsys):
     train, test, valid = (load(str(tmp_path), 8, split=split) for split in ("train", "test", "validation"))
     assert (values(train), train.labels.tolist(), train.classes) == ([0, 2, 1], [0, 0, 1], ("cat", "dog"))
     assert (values(test), test.labels.tolist(), test.classes) == ([3], [1], ("cat", "dog")) and values(valid) == [4]
-    assert f"{tmp_path.name} (train): 3 read, 0 left out; its folders are splits: test, train, valid; others belong to the split test (1), validation (1)" in capsys.readouterr().err
+    assert f"{tmp_path.name} (train): 3 read, 0 left out; its folders are splits: test, train, valid; other splits: test (1), validation (1)" in capsys.readouterr().err
     with pytest.raises(UserError, match="has no split 'bogus'"):
         load(str(tmp_path), 8, split="bogus")
 

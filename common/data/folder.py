@@ -199,7 +199,7 @@ def _of_split(folder: Path, names: Sequence[str], rows: dict[str, dict], split: 
     kept = [name for name, its in zip(names, splits, strict=True) if its == chosen]
     unused = {its: splits.count(its) for its in dict.fromkeys(splits) if its != chosen}
     if unused:
-        tally.note("others belong to the split " + ", ".join(f"{its} ({n:,})" for its, n in unused.items()))
+        tally.note("other splits: " + ", ".join(f"{its} ({n:,})" for its, n in unused.items()))
     if chosen != split:
         tally.note(f"the split {chosen} serves as {split}")
     return kept

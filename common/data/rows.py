@@ -80,7 +80,7 @@ def _of_split(where: str, sets: Mapping, split: str, tally: Tally) -> tuple:
     if chosen is not None:
         key = next(key for key in sets if names[key] == chosen)
         others = {names[other]: len(sets[other]) for other in sets if other != key}
-        tally.note("others belong to the split " + ", ".join(f"{its} ({n:,})" for its, n in others.items()))
+        tally.note("other splits: " + ", ".join(f"{its} ({n:,})" for its, n in others.items()))
         if chosen != split:
             tally.note(f"the split {chosen} serves as {split}")
         return sets[key], [sets[other] for other in sets if other != key]
