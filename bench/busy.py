@@ -5,7 +5,8 @@
 
 With two threads, each part of a step ends when the slower thread ends. While the other one waits it can spin (OpenMP's default:
 it keeps its core, which the slower thread may need) or sleep (OMP_WAIT_POLICY=passive). GOMP_SPINCOUNT says how long GNU's OpenMP
-spins before it sleeps. Each setting is measured in a process of its own, since OpenMP reads it once; the settings take turns.
+spins before it sleeps. The course sets both (common/__init__.py), and takes as many threads as there are free cores (common.cli).
+Each setting is measured in a process of its own, since OpenMP reads it once; the settings take turns.
 """
 
 import os
@@ -19,15 +20,16 @@ from statistics import median
 from typing import Literal
 
 from bench import ROOT, chapter, report, settings_of
-from common.cli import run
+from common.cli import free_threads, run, use_threads
 from common.errors import UserError
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 SETTINGS: dict[str, dict[str, str]] = {  # name -> environment
     "one thread": {"OMP_NUM_THREADS": "1"},
     "two threads, OpenMP's default": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "undefined"},
-    "two threads, passive": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
-    "two threads, passive, spin 1,000": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "two threads, passive, no spin": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
+    "two threads, the course's setting": {"OMP_NUM_THREADS": "2"},
+    "the course's choice of threads": {},
 }
 TARGET = "target: two threads beside one busy process take at most 1.5 times what one thread takes alone"
 STEPS = {"mnist": 25, "cifar10": 12}  # in each process; the first fifth does not count
@@ -91,6 +93,7 @@ def busy_processes(n: int) -> Iterator[None]:
 
 def make_steps(network: str) -> None:
     """Print the median seconds of some steps of the real training loop, on random images."""
+    use_threads(free_threads())
     from dataclasses import replace
 
     import torch
