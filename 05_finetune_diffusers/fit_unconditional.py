@@ -97,16 +97,24 @@ def follow(trainer: "Trainer", args, images: Images) -> None:
                     write_folder(args.out / "model", pipe.save_pretrained)
             if due(state) and not state.done:
                 save_picture(grid(trainer.samples(16), 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
-    if state is None:
-        print(f"all {args.steps} steps are done; give more of them with --steps")
-        return
-    if state.step < args.steps:
+    if state is not None and state.step < args.steps:
         print(f"stopped after step {state.step}; continue with: python 05_finetune_diffusers/train_unconditional.py --resume {args.out}")
         return
-    print(f"\nmemory\n{trainer.cost.table()}\n")
-    write_json(args.out / "results.json", {"cost": trainer.cost.as_json(), "seconds": state.seconds, "steps": state.step})
+    finish(trainer, args, trained=state is not None)
+
+
+def finish(trainer: "Trainer", args, trained: bool) -> None:
+    """The measurements and the pictures at the end. A resumed run with no step left makes them as well: it may have been killed in between."""
+    steps, seconds = trainer.progress.step, trainer.progress.seconds
+    if trained:
+        print(f"\nmemory\n{trainer.cost.table()}\n")
+        write_json(args.out / "results.json", {"cost": trainer.cost.as_json(), "seconds": seconds, "steps": steps})
+    else:
+        print(f"all {steps} steps are done; give more of them with --steps")
+        if not (args.out / "results.json").exists():  # what the steps held in memory is not known any more
+            write_json(args.out / "results.json", {"seconds": seconds, "steps": steps})
     print(save_picture(grid(trainer.samples(32), 8, 384), args.out / "samples.png"))
-    print(f"{args.out / 'model'}: for DDPMPipeline.from_pretrained, or --model here; {state.step} steps in {state.seconds:.0f} s")
+    print(f"{args.out / 'model'}: for DDPMPipeline.from_pretrained, or --model here; {steps} steps in {seconds:.0f} s")
 
 
 # -------------------------------------------------------------------------------------------------------------- the parts
