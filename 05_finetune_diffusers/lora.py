@@ -15,7 +15,7 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". An adapter
 
 import itertools
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +130,16 @@ def save_adapter(unet: "nn.Module", path: Path) -> Path:
     from peft.utils import get_peft_model_state_dict
 
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    building = path.with_name(path.name + ".partial")
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".partial") as folder:
-            StableDiffusionPipeline.save_lora_weights(folder, layers, weight_name=path.name, **_collate_lora_metadata({"unet": unet}))
-            os.replace(Path(folder) / path.name, path)
+        shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
+        building.mkdir(parents=True)
+        StableDiffusionPipeline.save_lora_weights(building, layers, weight_name=path.name, **_collate_lora_metadata({"unet": unet}))
+        os.replace(building / path.name, path)
     except OSError as problem:
         raise UserError(f"cannot write {path} ({problem.strerror})") from problem
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
     return path
 
 
