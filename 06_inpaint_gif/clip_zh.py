@@ -179,7 +179,7 @@ class ChineseClip:
 
 def chosen_door(door: str) -> str:
     """The backend of this name; one that is unknown or not installed is refused."""
-    door = DOORS[0] if door == "auto" else door  # the default of earlier runs, which stands in their config.json
+    door = DOORS[0] if door == "auto" else door  # earlier runs have the default auto in their config.json
     if door not in DOORS:
         raise UserError(f"unknown backend '{door}'; choose one of {', '.join(DOORS)}")
     if door == DOORS[0] and not installed():

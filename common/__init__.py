@@ -4,8 +4,8 @@ Importing this package makes the process-wide settings that must precede `import
 
 OMP_WAIT_POLICY, GOMP_SPINCOUNT  A thread that waits for another one sleeps after 1,000 rounds of a loop. By default it spins 300,000
     rounds and so takes the core that the other thread needs: with two threads beside two busy processes, a training step took 31 times
-    as long as with one thread alone, and takes twice as long with this setting. Without any spinning, two threads are slower than one
-    even on an idle machine. (python -m bench.busy)
+    as long as with one thread alone, and takes twice as long with this setting. With no spinning at all, a second thread gains almost
+    nothing on an idle machine (0.97 of one thread's time, instead of 0.69). (python -m bench.busy)
 PYTORCH_ENABLE_MPS_FALLBACK  An operation that Apple's MPS lacks runs on the CPU instead of ending the program.
 HF_ENDPOINT  An empty address of a mirror is taken for none, and one without a scheme gets https://.
 
