@@ -35,7 +35,9 @@
 # no download, in two or three minutes. Run the cells in order, and change things: that is the best way to read.
 
 # %%
-from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+from common.grade.chapter import (
+    open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
+)
 
 CHAPTER = open_chapter("01_ddpm_mnist")  # this folder: from here on its files can be imported, wherever the kernel was started
 
@@ -48,22 +50,22 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import toy  # chapter 1's first page: points in the plane
+import toy_2d as toy  # chapter 1's first page: points in the plane
 from accelerate import Accelerator
-from ddpm import DDPM  # chapter 1's second page: the paper, longhand
 from IPython.display import Image
 
 from common import viz
-from common.checkpoint import load_model
 from common.data import load
-from common.denoiser import Denoiser, target, unmix
-from common.evaluate import evaluate
-from common.loss import diffusion_loss
-from common.runlog import logged
-from common.samplers import Sampler
-from common.schedule import make_schedule, mix
-from common.training import Errors, TrainConfig, train
-from common.unet import UNet, UNetConfig, zero_init
+from common.diffusion.denoiser import Denoiser, target, unmix
+from common.diffusion.losses import diffusion_loss
+from common.diffusion.samplers import Sampler
+from common.diffusion.schedules import make_schedule, mix
+from common.evaluate.evaluator import evaluate
+from common.models.model_folder import load_model
+from common.models.unet import UNet, UNetConfig, zero_init
+from common.training.logging import logged
+from common.training.loop import Errors, TrainConfig, train
+from ddpm_mnist.ddpm import DDPM  # chapter 1's second page: the paper, longhand
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
@@ -161,7 +163,7 @@ def best_guess(x, level):
 
 # %% [markdown]
 # And here is the network that has to learn it from examples: three hidden layers of 128. It is shown noisy points together with the
-# noise in them, 512 at a time, 3,000 times. (We come to the steps of training in section 3; [toy.py](toy.py) has all of it on one page.)
+# noise in them, 512 at a time, 3,000 times. (We come to the steps of training in section 3; [toy_2d.py](toy_2d.py) has all of it on one page.)
 
 # %%
 toy_net = toy.make_net()
@@ -277,7 +279,7 @@ for name, cloud in clouds.items():
 # perfect point would win the first column.
 #
 # **Try it:** take another shape in `toy.train(...)`, or fewer steps of training, or `ddim:5`. On the command line it is
-# `python 01_ddpm_mnist/toy.py --shape swiss_roll`.
+# `python 01_ddpm_mnist/toy_2d.py --shape swiss_roll`.
 #
 # We have seen a whole diffusion model. What follows is the same with more numbers.
 
@@ -322,7 +324,7 @@ show_images(x0, 10)
 # $$x_t = \sqrt{\bar\alpha_t}\; x_0 + \sqrt{1 - \bar\alpha_t}\; \varepsilon$$
 #
 # It is the formula of section 1, with $\alpha_t = \sqrt{\bar\alpha_t}$ and $\sigma_t = \sqrt{1 - \bar\alpha_t}$. (The paper uses
-# the letter $\alpha_t$ for $1 - \beta_t$, and so does [ddpm.py](ddpm.py). All other code of this course uses $\alpha_t$ as we do here.)
+# the letter $\alpha_t$ for $1 - \beta_t$, and so does [ddpm.py](ddpm_mnist/ddpm.py). All other code of this course uses $\alpha_t$ as we do here.)
 #
 # Do not believe it: measure it. We send 1,000 copies of one digit through 1,000 small steps, each copy with its own noise. How much
 # of the digit is left (the mean over the copies, compared with the digit), and how much noise is there (their standard deviation)?
@@ -441,7 +443,7 @@ net.zero_grad()
 # %% [markdown]
 # A loss near 1 is what saying nothing costs: our fresh network answers 0 everywhere, and the noise has variance 1.
 #
-# These six steps are Algorithm 1 of the paper. [ddpm.py](ddpm.py) writes them as one function of six lines. With the same random
+# These six steps are Algorithm 1 of the paper. [ddpm.py](ddpm_mnist/ddpm.py) writes them as one function of six lines. With the same random
 # numbers it gives the same loss:
 
 # %%
@@ -480,7 +482,7 @@ with torch.no_grad():  # the course has one function for all such translations: 
     x, t = torch.randn(4, 1, 28, 28), torch.tensor([0, 300, 600, 999])
     level = mnist_schedule.at(t + 1).like(x)
     _, eps = unmix("v", mnist_net(x, t), x, level)
-    print(f"largest difference between our adapter and common.denoiser.unmix: {(eps - eps_model(x, t)).abs().max():.1e}")
+    print(f"largest difference between our adapter and common.diffusion.denoiser.unmix: {(eps - eps_model(x, t)).abs().max():.1e}")
 
 # %% [markdown]
 # ### Which levels are hard?
@@ -593,14 +595,14 @@ plt.show()
 # the number below is its channels; the grey arrows are the skip connections. This is the "U": down, through the bottom, and up.
 #
 # Where are the weights? Nearly all at the small sizes, where channels are many. (A convolution from $C$ to $C$ channels has
-# $9\,C^2$ weights, whatever the size of the picture; but its *work* also grows with the number of pixels.) [unet.py](../common/unet.py) is
+# $9\,C^2$ weights, whatever the size of the picture; but its *work* also grows with the number of pixels.) [unet.py](../common/models/unet.py) is
 # written to be read; its names are those of the `diffusers` library, so weights can be carried over both ways.
 
 # %% [markdown]
 # ## 5 · Train one
 #
 # Now all together: the digits of section 2, the fresh network of section 3, its six steps, 700 times over, with 32 images each time. This
-# takes about half a minute on two free cores. The loop itself is [training.py](../common/training.py): it computes gradients, changes the weights
+# takes about half a minute on two free cores. The loop itself is [training.py](../common/training/loop.py): it computes gradients, changes the weights
 # (optimizer AdamW, learning rate 学习率 first up, then slowly down to zero), and keeps an average of the weights, to which we come in
 # section 7. It is a *generator* (生成器): after each step it hands us the state of things, and we do with it what we like.
 
@@ -675,7 +677,7 @@ show_images(torch.cat(list(pictures.values())), 10, down=[f"step {step}" for ste
 #
 # $$\tilde\beta_t = \frac{1 - \bar\alpha_{t-1}}{1 - \bar\alpha_t}\,\beta_t$$
 #
-# At the last step nothing is added ($\bar\alpha_0 = 1$, so $\tilde\beta_1 = 0$). This is [ddpm.py](ddpm.py), as in the paper:
+# At the last step nothing is added ($\bar\alpha_0 = 1$, so $\tilde\beta_1 = 0$). This is [ddpm.py](ddpm_mnist/ddpm.py), as in the paper:
 #
 # ```python
 # x = torch.randn(shape)

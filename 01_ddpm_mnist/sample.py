@@ -52,12 +52,12 @@ def main(args: Args) -> None:
     import torch
 
     from common import viz
-    from common.checkpoint import load_model
-    from common.data.images import to_bytes
-    from common.denoiser import Denoiser
-    from common.files import write_atomically
-    from common.progress import with_progress
-    from common.samplers import Sampler
+    from common.data.dataset import to_bytes
+    from common.diffusion.denoiser import Denoiser
+    from common.diffusion.samplers import Sampler
+    from common.io.files import write_atomically
+    from common.io.progress import with_progress
+    from common.models.model_folder import load_model
 
     net, schedule, prediction, clip_x0 = load_model(args.model, device)
     sampler = Sampler.parse(args.sampler)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import is_main_process, run
-from common.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
+from common.training.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def check_numbers(args: Args) -> None:
 def new_run(args: Args) -> Args:
     """Settle every setting, so that --resume needs nothing but the folder."""
     if args.data == "auto":
-        from common.data.load import auto
+        from common.data.registry import auto
 
         name, why = auto(args.data_dir)
         if is_main_process():
@@ -129,7 +129,7 @@ def new_run(args: Args) -> Args:
 
 def main(args: Args) -> None:
     check_numbers(args)
-    from fit import fit  # brings torch along, which --help should not wait for
+    from ddpm_mnist.trainer import fit  # brings torch along, which --help should not wait for
 
     fit(resumed(args) if args.resume else new_run(args))
 

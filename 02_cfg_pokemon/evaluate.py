@@ -6,7 +6,7 @@
   python 02_cfg_pokemon/evaluate.py --clip dynamic
   python 02_cfg_pokemon/evaluate.py --interval 0.3 5 --per-attribute
 
-A judge that knows all creatures (common/attributes.py) names what is in each picture; only what the caption speaks of counts. The
+A judge that knows all creatures (common/evaluate/creature_classifier.py) names what is in each picture; only what the caption speaks of counts. The
 captions are those of creatures that the model has not seen: `test`, and `heldout`, combinations of colour and element of which
 it has not seen a single one. Each of them names both, so that a held-out prompt really asks for something new, and a test prompt
 for as much. Beside every number stands its ceiling (real pictures of the same captions, by the same judge) and its floor (those
@@ -33,10 +33,10 @@ from common.cli import pick_device, run, writable_folder
 from common.errors import UserError
 
 if TYPE_CHECKING:  # torch waits until it is needed
-    from paint import Painter, Wish
     from torch import Tensor
 
-    from common.attributes import Judge
+    from cfg_pokemon.pipeline import Painter, Wish
+    from common.evaluate.creature_classifier import Judge
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 SEED = 0                       # of the creatures that captions are taken from: the course's own
@@ -103,9 +103,9 @@ def ask(split: str, n: int, language: str, size: int) -> Prompts:
 
     import torch
 
-    from common.attributes import mentioned_table
-    from common.data.creatures import caption, creature, draw, mentioned
     from common.data.creatures.attributes import to_row
+    from common.data.creatures.dataset import caption, creature, draw, mentioned
+    from common.evaluate.creature_classifier import mentioned_table
 
     fitting = (i for i in itertools.count() if set(ASKED) <= set(mentioned(SEED, split, i)))
     chosen = list(itertools.islice(fitting, n))
@@ -139,7 +139,7 @@ def pictures(painter: Painter, model: str, prompts: Prompts, wish: Wish, folder:
 
     from safetensors.torch import load_file, save
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     A = min(len(prompts.captions), ALIKE)
     captions = prompts.captions + prompts.captions[:A] * (EACH - 1)
@@ -156,10 +156,10 @@ def pictures(painter: Painter, model: str, prompts: Prompts, wish: Wish, folder:
 def draw(painter: Painter, captions: list[str], wish: Wish, title: str) -> Tensor:
     """As painter.draw, with a progress bar and in bytes: (N, 3, S, S) uint8. What is not finite becomes grey."""
     import torch
-    from paint import BATCH
     from tqdm import tqdm
 
-    from common.data.images import to_bytes
+    from cfg_pokemon.pipeline import BATCH
+    from common.data.dataset import to_bytes
 
     drawn = []
     with tqdm(total=len(captions), desc=title, unit="picture", leave=False, dynamic_ncols=True) as bar:
@@ -186,8 +186,8 @@ def fingerprint(folder: Path) -> str:
 
 def measure(judge: Judge, prompts: Prompts, pixels: Tensor, alike: Tensor) -> dict[str, float]:
     """Every measure of the pictures (N, 3, S, S) uint8 of these prompts, and of some (EACH, A, 3, S, S) that share one."""
-    from common.attributes import accuracies, all_right, read_attributes
     from common.data.creatures.attributes import NAMES
+    from common.evaluate.creature_classifier import accuracies, all_right, read_attributes
 
     read, _ = read_attributes(judge, pixels)
     right = (read == prompts.wanted) & prompts.mentioned
@@ -206,10 +206,10 @@ def measure(judge: Judge, prompts: Prompts, pixels: Tensor, alike: Tensor) -> di
 
 
 def share(right: Tensor, mentioned: Tensor):
-    """The pooled accuracy with its interval, as common.distance.Estimate: prompts are drawn again, with all they speak of."""
+    """The pooled accuracy with its interval, as common.evaluate.distances.Estimate: prompts are drawn again, with all they speak of."""
     import torch
 
-    from common.distance import bootstrap, one_thread
+    from common.evaluate.distances import bootstrap, one_thread
 
     counts = torch.stack([right.sum(1), mentioned.sum(1)], 1).cpu().double()  # (N, 2)
     with one_thread():
@@ -218,8 +218,8 @@ def share(right: Tensor, mentioned: Tensor):
 
 def bounds(judge: Judge, prompts: Prompts) -> dict[str, float]:
     """What stands beside every measure: what real pictures get (_real), and what they get with each other's captions (_chance)."""
-    from common.attributes import chance, read_attributes
     from common.data.creatures.attributes import NAMES
+    from common.evaluate.creature_classifier import chance, read_attributes
 
     real = {f"{key}_real": value for key, value in measure(judge, prompts, prompts.real, prompts.alike).items()}
     if len(prompts.captions) < 2:
@@ -279,7 +279,7 @@ def save_rows(rows: list[Row], path: Path) -> None:
     import csv
     import io
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="")
@@ -295,7 +295,7 @@ def plot(rows: list[Row], title: str, path: Path) -> Path:
     """Accuracy, brightness, saturation and diversity over w, each with its interval and the level of real pictures."""
     from matplotlib.figure import Figure
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     axes = dict(zip(("accuracy", "brightness", "saturation", "diversity"), figure.subplots(1, 4), strict=True))
@@ -330,9 +330,9 @@ def grid(judge: Judge, prompts: list[Prompts], shown: dict[float, list[Tensor]],
 
     from matplotlib.figure import Figure
 
-    from common.attributes import read_attributes
     from common.data.creatures.attributes import NAMES
-    from common.files import write_atomically
+    from common.evaluate.creature_classifier import read_attributes
+    from common.io.files import write_atomically
 
     columns = {"real": [p.real[:SHOWN] for p in prompts]} | {f"w = {w:g}": parts for w, parts in shown.items()}
     rows = [(k, i) for k, p in enumerate(prompts) for i in range(min(SHOWN, len(p.captions)))]
@@ -373,11 +373,10 @@ def unusual(args: Args) -> str:
 
 def open_checked(args: Args, wish: Wish) -> Painter:
     """The model, and a refusal of what cannot be measured, before anything is drawn."""
-    from guidance import Guided
-    from paint import open_painter
-
-    from common.data.creatures import SIZES
-    from common.samplers import Sampler
+    from cfg_pokemon.guidance import Guided
+    from cfg_pokemon.pipeline import open_painter
+    from common.data.creatures.dataset import SIZES
+    from common.diffusion.samplers import Sampler
 
     if not args.scales or not args.splits:
         raise UserError("give at least one of --scales and one of --splits, for instance --scales 1 3 --splits test")
@@ -393,9 +392,8 @@ def open_checked(args: Args, wish: Wish) -> Painter:
 
 def main(args: Args) -> None:
 
-    from paint import Wish
-
-    from common.attributes import load_judge
+    from cfg_pokemon.pipeline import Wish
+    from common.evaluate.creature_classifier import load_judge
 
     wish = Wish(1.0, args.negative, args.sampler, args.rescale, args.interval, CLIP[args.clip], args.seed)
     painter, judge = open_checked(args, wish), load_judge()

@@ -38,7 +38,9 @@
 # You should have read chapter 1. Everything runs on a laptop's CPU with no download, in about three minutes.
 
 # %%
-from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+from common.grade.chapter import (
+    open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
+)
 
 CHAPTER = open_chapter("02_cfg_pokemon")  # this folder: from here on its files can be imported, wherever the kernel was started
 
@@ -53,24 +55,24 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from evaluate import ask, bounds, measure  # this chapter's files: how well were the words obeyed,
-from guidance import Guided, drop_captions, guide  # guidance, longhand,
-from memorise import blurred, nearer, nearest  # learned, or learned by heart,
-from paint import Painter, Wish, open_painter  # from words to pictures,
-from teach import ReaderAndPainter  # and what is trained
+from memorization import blurred, nearer, nearest  # learned, or learned by heart,
 
+from cfg_pokemon.guidance import Guided, drop_captions, guide  # guidance, longhand,
+from cfg_pokemon.pipeline import Painter, Wish, open_painter  # from words to pictures,
+from cfg_pokemon.trainer import ReaderAndPainter  # and what is trained
 from common import viz
-from common.attributes import load_judge, read_attributes
-from common.data.creatures import POSE, draw, load_creatures
 from common.data.creatures.attributes import ATTRIBUTES, COMBINATIONS, NAMES, NEVER_TOGETHER
 from common.data.creatures.captions import describe
-from common.data.images import to_bytes, to_float
-from common.denoiser import Denoiser
-from common.loss import diffusion_loss
-from common.samplers import Sampler
-from common.schedule import Level, make_schedule, mix
-from common.text.encoders import small_text
-from common.training import Errors, TrainConfig, train
-from common.unet import UNet, text_unet, zero_init
+from common.data.creatures.dataset import POSE, draw, load_creatures
+from common.data.dataset import to_bytes, to_float
+from common.diffusion.denoiser import Denoiser
+from common.diffusion.losses import diffusion_loss
+from common.diffusion.samplers import Sampler
+from common.diffusion.schedules import Level, make_schedule, mix
+from common.evaluate.creature_classifier import load_judge, read_attributes
+from common.models.text.encoders import small_text
+from common.models.unet import UNet, text_unet, zero_init
+from common.training.loop import Errors, TrainConfig, train
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
@@ -130,7 +132,7 @@ show_images(to_float(held.pixels[firsts]), 8, across=[f"{colour}\n{element}" for
 # ## 2 · From words to numbers
 #
 # A network reads numbers. A **tokenizer** (分词器) cuts the text into pieces, and looks up the number of each. Ours has learned its
-# pieces from the captions (byte-pair encoding, 字节对编码; [tokenizer.py](../common/text/tokenizer.py)): a word that is frequent is one
+# pieces from the captions (byte-pair encoding, 字节对编码; [tokenizer.py](../common/models/text/tokenizer.py)): a word that is frequent is one
 # piece, and a Chinese character is one piece.
 #
 # From here on we use the model that comes with this chapter ([pretrained/](pretrained)).
@@ -168,7 +170,7 @@ for text in ("a red fire creature with bat wings", "一只红色的火属性小�
 #
 # Numbers like 320 and 749 have no meaning by themselves. So each token gets a vector (向量), a row of a table that is *learned*; and a small
 # **transformer** lets each token look at those before it, so that *wings* knows that it stands after *bat*
-# ([transformer.py](../common/text/transformer.py); it is the text half of CLIP, only smaller). Both are trained together with the U-Net,
+# ([transformer.py](../common/models/text/transformer.py); it is the text half of CLIP, only smaller). Both are trained together with the U-Net,
 # by the same loss: words come to mean what the pictures need them to mean.
 
 # %%
@@ -253,7 +255,7 @@ def cross_attention(layer, places, words):
 
 # %% [markdown]
 # In our U-Net this happens at the two lowest resolutions, on the way down, at the bottom, and on the way up. (Why two? With the lowest alone the
-# words were learned at half the speed; the [README](README.md) has the figures. In [unet.py](../common/unet.py) the layers are called `attn2`; `attn1`
+# words were learned at half the speed; the [README](README.md) has the figures. In [unet.py](../common/models/unet.py) the layers are called `attn2`; `attn1`
 # lets the places look at each other.)
 #
 # We take a creature that we draw ourselves, so that we know where everything is, noise it half-way, and let the network look at it. A
@@ -555,7 +557,7 @@ for w in (0.0, 1.0, 4.0):
           f"(1) is {(guide(uncond, cond, w) - cond).abs().max():.3f} from the honest answer")  # fmt: skip
 
 # %% [markdown]
-# [guidance.py](guidance.py) has the formula, in one line, and the class `Guided`, which asks the network both questions in one batch and looks to a
+# [guidance.py](cfg_pokemon/guidance.py) has the formula, in one line, and the class `Guided`, which asks the network both questions in one batch and looks to a
 # sampler like any network. So all samplers of chapter 1 and 3 work, unchanged. Eight prompts, plain and guided; each column begins with the same noise.
 
 # %%
@@ -721,7 +723,7 @@ for name, drawn in rows.items():
 # ## 9 · Were the words obeyed?
 #
 # Looking is good, counting is better. Because we drew the training data ourselves, we could train a **judge**
-# ([attributes.py](../common/attributes.py)): a small network that names all eleven attributes of a picture. It has been trained on other creatures than any model here, of all combinations,
+# ([attributes.py](../common/evaluate/creature_classifier.py)): a small network that names all eleven attributes of a picture. It has been trained on other creatures than any model here, of all combinations,
 # so that it has no prejudice against a blue one of fire. How good is it? On 200 real creatures that it has never seen:
 
 # %%
@@ -898,7 +900,7 @@ print(f"nearer to a training picture than to an unseen one: {int(nearer(distance
 # %% [markdown]
 # The pairs are the eight nearest of all: alike in kind, for the attributes are the same, but is one of them the *same drawing*? 32 samples can show a model that copies everything, and no more. The study in the
 # [README](README.md) searches all training pictures, in pixels and in the judge's features, for models of 100, 800 and 10,000 pictures
-# (`python 02_cfg_pokemon/memorise.py`).
+# (`python 02_cfg_pokemon/memorization.py`).
 
 # %% [markdown]
 # ## Where to go from here

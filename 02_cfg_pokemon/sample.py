@@ -59,8 +59,7 @@ def main(args: Args) -> None:
 
     import time
 
-    from paint import Wish, open_painter
-
+    from cfg_pokemon.pipeline import Wish, open_painter
     from common import viz
 
     painter = open_painter(args.model, device)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import run
-from common.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
+from common.training.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
 
 PROMPTS = (
     "a red fire creature with bat wings",
@@ -44,7 +44,7 @@ class Args:
     """Channels of the images: 3 in colour, 1 grey; by default those of --start, else 1 where all pictures are grey."""
     augment: Literal["none", "mirror", "jitter", "turn"] = "none"
     """Change images at random: mirror them (not if a caption says left or right), jitter their brightness, or turn them a little,
-    with black corners. trials.py measures what that does to the colours."""
+    with black corners. ablations.py measures what that does to the colours."""
 
     text: str = "small"
     """Who reads the captions: small (a transformer trained along), or a frozen CLIP: a hub id or a folder."""
@@ -141,7 +141,7 @@ def new_run(args: Args) -> Args:
 
 def main(args: Args) -> None:
     check_numbers(args)
-    from teach import teach  # brings torch along, which --help should not wait for
+    from cfg_pokemon.trainer import teach  # brings torch along, which --help should not wait for
 
     teach(resumed(args) if args.resume else new_run(args))
 

@@ -51,8 +51,8 @@ class Args:
 
 def plan(args: Args):
     """(study, axes, cells) from the words of the command line."""
-    from cells import Cell, Sampling, Training, grid, read_axes
-    from studies import STUDIES, Study
+    from ddim_schedules.experiment import Cell, Sampling, Training, grid, read_axes
+    from ddim_schedules.studies import STUDIES, Study
 
     words = list(args.what)
     name = words.pop(0) if words and "=" not in words[0] else "study"
@@ -68,9 +68,8 @@ def plan(args: Args):
 
 def pretrained(data_dir: Path):
     """Chapter 1's network where MNIST is there to compare with, else this chapter's."""
-    from cells import Training
-
-    from common.data.classics import find_mnist
+    from common.data.sources.torchvision_datasets import find_mnist
+    from ddim_schedules.experiment import Training
 
     if find_mnist(data_dir, "MNIST", "test"):
         return Training(model=str(OF_MNIST), data="mnist")
@@ -89,8 +88,9 @@ def measure(args: Args) -> None:
     study, name, axes, cells = plan(args)
     out = writable_folder(args.out or Path("runs/03_ddim_schedules") / name)
 
-    from laboratory import Laboratory
     from tqdm import tqdm
+
+    from ddim_schedules.runner import Laboratory
 
     lab = Laboratory(args.lab, args.data_dir, args.device, args.precision)
     refuse_early(lab, cells)
@@ -112,13 +112,13 @@ def refuse_early(lab, cells) -> None:
     """What cannot be sampled is said now, not after hours of training."""
     import torch
 
-    from common.checkpoint import load_model
-    from common.diffusers_config import check_pair
-    from common.evaluate import MIN_SAMPLES, check
-    from common.loss import check_loss
-    from common.samplers import Sampler
-    from common.schedule import make_schedule
-    from common.unet import small_unet
+    from common.diffusion.diffusers_scheduler import check_pair
+    from common.diffusion.losses import check_loss
+    from common.diffusion.samplers import Sampler
+    from common.diffusion.schedules import make_schedule
+    from common.evaluate.evaluator import MIN_SAMPLES, check
+    from common.models.model_folder import load_model
+    from common.models.unet import small_unet
 
     for model, steps in {(cell.training.model, cell.sampling.steps) for cell in cells if cell.training.model}:
         load_model(Path(model)).schedule.path(steps)
@@ -142,7 +142,7 @@ def refuse_early(lab, cells) -> None:
 
 def forecast(lab, cells) -> float:
     """Say beforehand what it will cost. Returns the work that is left, in images through the network."""
-    from cells import key_of
+    from ddim_schedules.experiment import key_of
 
     todo = [cell for cell in cells if lab.kept(cell) is None]
     trainings = {key_of(cell.training): cell.training for cell in todo if not lab.is_trained(cell.training)}
@@ -166,7 +166,7 @@ def save_rows(rows, path: Path) -> None:
     import csv
     import io
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     names = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
@@ -177,7 +177,7 @@ def save_rows(rows, path: Path) -> None:
 
 
 def show(lab, study, axes, cells, rows, out: Path) -> None:
-    import plots
+    from ddim_schedules import plots
 
     keys = plots.varied(axes, cells)
     lines = plots.table(rows, keys, study.measure)
@@ -195,8 +195,8 @@ def show(lab, study, axes, cells, rows, out: Path) -> None:
 
 
 def print_studies() -> None:
-    from cells import TYPES
-    from studies import STUDIES
+    from ddim_schedules.experiment import TYPES
+    from ddim_schedules.studies import STUDIES
 
     for name, study in STUDIES.items():
         print(f"{name:12} {study.question}\n{'':12} {' '.join(study.vary)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.cli import pick_device, run
-from common.ranges import SAMPLER_STEPS, Range
+from common.io.ranges import SAMPLER_STEPS, Range
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -28,7 +28,7 @@ class Args:
     """Pairs of images to measure: a and b, then test images 2 and 3, 4 and 5, ..., each with noise of its own."""
     method: tuple[Literal["ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp"], ...] = (
         "ddpm", "ddpm_shared", "ddpm_slerp", "ddim_lerp", "ddim_slerp")  # fmt: skip
-    """Ways to walk; latents.py says what they are."""
+    """Ways to walk; interpolation.py says what they are."""
     frames: Annotated[int, Range(3, 1000, hint="two of them are the images themselves")] = 16
     """Pictures on the way, both ends included."""
     strength: float = 0.6
@@ -53,10 +53,10 @@ class Args:
 def main(args: Args) -> None:
 
     import torch
-    from latents import changes, walk
-    from pick import check_alike, find_image, open_model, wants
 
     from common import viz
+    from ddim_schedules.image_selection import check_alike, find_image, open_model, wants
+    from ddim_schedules.interpolation import changes, walk
 
     check_alike((args.a, args.b))
     device = pick_device(args.device)
@@ -83,7 +83,7 @@ def main(args: Args) -> None:
 
 def print_table(steps: dict) -> None:
     """How even each walk is. steps: for each method (pairs, frames - 1), the changes between neighbouring frames."""
-    from latents import jumpiness
+    from ddim_schedules.interpolation import jumpiness
 
     pairs = len(next(iter(steps.values())))
     print(f"{'method':14}{'mean change':>12}{'largest':>10}{'largest / mean':>18}{'where on the way':>20}"
@@ -99,7 +99,7 @@ def plot(steps: dict, path: Path) -> Path:
     """The change between neighbouring frames, one curve for each method."""
     from matplotlib.figure import Figure
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()

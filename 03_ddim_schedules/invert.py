@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from common.cli import pick_device, run
-from common.ranges import SAMPLER_STEPS
+from common.io.ranges import SAMPLER_STEPS
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -40,10 +40,10 @@ class Args:
 def main(args: Args) -> None:
 
     import torch
-    from latents import reconstruct
-    from pick import find_image, open_model, wants
 
     from common import viz
+    from ddim_schedules.image_selection import find_image, open_model, wants
+    from ddim_schedules.interpolation import reconstruct
 
     device = pick_device(args.device)
     model, denoise, free = open_model(args.model, device)
@@ -65,7 +65,7 @@ def main(args: Args) -> None:
 def plot(steps: tuple[int, ...], errors: list, path: Path) -> Path:
     from matplotlib.figure import Figure
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()

@@ -33,7 +33,9 @@
 # You should have read chapter 1. Everything runs on a laptop's CPU with no download, in two or three minutes.
 
 # %%
-from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+from common.grade.chapter import (
+    open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
+)
 
 CHAPTER = open_chapter("03_ddim_schedules")  # this folder: from here on its files can be imported, wherever the kernel was started
 
@@ -43,26 +45,28 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-import latents  # this chapter's files: walks between images,
+import activation_memory as memory  # what a training step keeps,
 import matplotlib.pyplot as plt
-import memory  # what a training step keeps,
 import numpy as np
-import plots  # tables of studies,
-import solvers  # the samplers, longhand,
 import torch
-from cells import Cell, Sampling, Training, grid, read_axes  # and the laboratory
-from laboratory import Laboratory
 
 from common import viz
-from common.checkpoint import load_model
 from common.data import load
-from common.denoiser import PREDICTIONS, Denoiser, Guess, mixture, target, unmix
-from common.evaluate import Judge
-from common.loss import ERRORS, weight_of
+from common.diffusion.denoiser import PREDICTIONS, Denoiser, Guess, mixture, target, unmix
+from common.diffusion.losses import ERRORS, weight_of
+from common.diffusion.samplers import SAMPLERS, Sampler
+from common.diffusion.schedules import Level, make_schedule, mix
+from common.diffusion.schedules import Path as Levels
+from common.evaluate.evaluator import Judge
+from common.models.model_folder import load_model
 from common.random import Noise
-from common.samplers import SAMPLERS, Sampler
-from common.schedule import Level, make_schedule, mix
-from common.schedule import Path as Levels
+from ddim_schedules import interpolation as latents  # this chapter's files: walks between images,
+from ddim_schedules import (
+    plots,  # tables of studies,
+    solvers,  # the samplers, longhand,
+)
+from ddim_schedules.experiment import Cell, Sampling, Training, grid, read_axes  # and the laboratory
+from ddim_schedules.runner import Laboratory
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
@@ -252,7 +256,7 @@ for name in ("linear", "scaled_linear", "scaled_linear_zero_snr"):
 #
 # Now think of $x_0$ and $\varepsilon$ as the two axes of a plane. The noisy picture is the arrow $(\alpha, \sigma)$, the answer is the
 # arrow $(a, b)$. If the two arrows are not parallel, they span the plane, and we can solve for $x_0$ and for $\varepsilon$: two equations,
-# two unknowns. [denoiser.py](../common/denoiser.py) calls this `unmix`, and it is all that a sampler ever needs from a network.
+# two unknowns. [denoiser.py](../common/diffusion/denoiser.py) calls this `unmix`, and it is all that a sampler ever needs from a network.
 
 # %%
 def road(prediction):
@@ -407,7 +411,7 @@ for eta in (0.0, 0.5, 1.0):
 # %% [markdown]
 # The level is right for every $\eta$. Now the network: a small U-Net trained on the embedded digits
 # ([pretrained/](pretrained)), which predicts `v` on the cosine schedule. And a check that our five lines are the DDIM of
-# [solvers.py](solvers.py), written as in the paper, and the one of [samplers.py](../common/samplers.py), which the whole course uses.
+# [solvers.py](ddim_schedules/solvers.py), written as in the paper, and the one of [samplers.py](../common/diffusion/samplers.py), which the whole course uses.
 
 # %%
 net, schedule, prediction, clip_x0 = load_model(CHAPTER / "pretrained")
@@ -476,7 +480,7 @@ print(f"  eta = 1 with other dice {rms(c - d):.2f};  two digits that have nothin
 # $$\beta_{\text{long step}} = 1 - \frac{\bar\alpha_t}{\bar\alpha_s} \qquad\text{and not}\qquad \beta_t = 1 - \frac{\bar\alpha_t}{\bar\alpha_{t-1}}$$
 #
 # ($\bar\alpha = \alpha^2$, the paper's letter.) Building the chain anew for the visited steps is called **respacing** (重新划分步长).
-# Forget it, and each step takes away a fiftieth of the noise that should go. [solvers.py](solvers.py) has both, `ddpm_respaced` and
+# Forget it, and each step takes away a fiftieth of the noise that should go. [solvers.py](ddim_schedules/solvers.py) has both, `ddpm_respaced` and
 # `ddpm_naive`; they differ in one index.
 #
 # We draw 100 digits with 20 steps of each, and a few with more steps.
@@ -799,7 +803,7 @@ for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
 #
 # **Learned variance.** DDPM's fresh noise has a fixed size. A network with twice the output channels can learn it, pixel by pixel;
 # a loss for it is the **variational bound** (变分下界, VLB): how many bits the true step costs to whom believes the network's step
-# ([vlb.py](../common/vlb.py)). The lore says (claim 11) that this term costs a third of the batch size in memory. Memory in
+# ([vlb.py](../common/diffusion/vlb.py)). The lore says (claim 11) that this term costs a third of the batch size in memory. Memory in
 # training is what autograd (自动求导) keeps for the backward pass, and that can be counted, byte for byte:
 
 # %%
@@ -816,7 +820,7 @@ print(f"kept for 16 images: without the bound {plain / 1e6:.1f} MB, with it {hyb
 #
 # Take two real digits, $a$ and $b$, and walk from one to the other, so that every picture on the way is a digit, too. Mixing the
 # pixels gives two ghosts on top of each other. So one mixes in the space of noise, and draws from there. Two ways (and some
-# relatives, in [latents.py](latents.py)):
+# relatives, in [interpolation.py](ddim_schedules/interpolation.py)):
 #
 # * **DDPM latents** (潜变量; section 4.3 of the DDPM paper). Noise both up to a level $t$, mix the two noisy pictures linearly, and
 #   walk back with DDPM. $t / T$ is called the *strength* (强度).
@@ -1009,7 +1013,7 @@ for measure in ("frechet", "sharpness"):
 # | 6 | EMA, P2 weighting and clipping $x_0$ make no visible difference | `ablate.py ema`, `weights`, `clip` | EMA yes, no: after 100 steps 10.1 ± 1.7, 10.1 ± 1.8, after 400 3.64 ± 0.24, 3.54 ± 0.24; plain, P2, min-SNR (with eps): 9.1 ± 2.5, 9.5 ± 3.1, 7.7 ± 2.9; clip none, static, dynamic: with eps 37.7 ± 3.6, 9.1 ± 2.5, 51 ± 7, with v 3.26 ± 0.24, 3.64 ± 0.24, 18.6 ± 1.8 | **depends**: EMA and weights make none here; clipping decides everything for eps, nothing for v |
 # | 7 | Interpolation jumps abruptly in the middle instead of changing gradually | section 8; `interpolate.py --pairs 12` | the largest of 15 changes is 5.1 ± 2.4 times the mean and lies, on average, at 0.41 ± 0.22 of the way (deviation between 12 pairs, whatever their classes); with shared noise 5.3 ± 2.6, with DDIM and slerp 4.5 ± 1.8 | **holds for DDPM latents** of strengths that keep the images; the pixels decide together (section 8). DDIM latents are no cure for every pair: their gain is smaller than the spread |
 # | 10 | Deeper and wider networks improve samples markedly | `ablate.py width`, `ablate.py depth` | channels 8-16, 16-32, 24-48: 5.40 ± 0.98, 3.64 ± 0.24, 2.73 ± 0.15; one block at each resolution, two: 3.64 ± 0.24, 3.49 ± 0.30 | **holds for width**, at equal steps, not for depth |
-# | 11 | The VLB term costs a third of the batch size in memory | section 7; `memory.py` | +0.7 % at 28 × 28 in grey, +1.2 % at 32 × 32 in colour; twice as much if the bound asks the network again | **does not hold** |
+# | 11 | The VLB term costs a third of the batch size in memory | section 7; `activation_memory.py` | +0.7 % at 28 × 28 in grey, +1.2 % at 32 × 32 in colour; twice as much if the bound asks the network again | **does not hold** |
 #
 # (All numbers are Fréchet distances unless it is said otherwise, mean ± one deviation over three seeds; claims 4 and 5 on the shipped network, the others on small networks after 400 steps. Distances compare within a row. Claims 8, 9, 12 and 13 belong to other chapters.)
 #

@@ -7,7 +7,7 @@
 Autoencoder: of images of each set that training never saw, the PSNR of their reconstructions, and the standard deviation of their
 scaled latents, which the noise schedule counts on being 1.
 
-Text: as in chapter 2, with the same judge (common/attributes.py, which looks at 32 x 32 pixels) and the same prompts: captions of
+Text: as in chapter 2, with the same judge (common/evaluate/creature_classifier.py, which looks at 32 x 32 pixels) and the same prompts: captions of
 creatures that speak of colour and element, from `test`, and from `heldout`, combinations never seen in training. The same prompt
 begins with the same noise whatever the scale. Beside the model stand its ceiling (real creatures of these captions), the ceiling that
 the autoencoder leaves of it (the same creatures, encoded and decoded), and the floor (real creatures with each other's captions).
@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from common.cli import pick_device, run, writable_folder
 from common.errors import UserError
-from common.ranges import MAY_BE_EMPTY
+from common.io.ranges import MAY_BE_EMPTY
 
 if TYPE_CHECKING:  # torch waits until it is needed
-    from pipeline import Pipeline, Wish
     from torch import Tensor
 
-    from common.attributes import Judge
     from common.data import Images
+    from common.evaluate.creature_classifier import Judge
+    from latent_sd.pipeline import Pipeline, Wish
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 SEED = 0                       # of the creatures that captions are taken from: the course's own
@@ -78,9 +78,8 @@ class Args:
 
 def load_sets(pipeline: Pipeline, args: Args) -> dict[str, Images]:
     """Test images of each set; one that the autoencoder cannot take is refused."""
-    from pictures import some_of
-
-    from common.latents import check_fit
+    from common.training.latents import check_fit
+    from latent_sd.concat_dataset import some_of
 
     sets = {name: some_of((name,), pipeline.size, args.data_dir, "test", args.n, pipeline.vae.cfg.image_channels) for name in args.data}
     for images in sets.values():
@@ -90,7 +89,7 @@ def load_sets(pipeline: Pipeline, args: Args) -> dict[str, Images]:
 
 def measure_vae(pipeline: Pipeline, name: str, images: Images) -> Row:
     """PSNR and the spread of scaled latents on these images."""
-    from fit_vae import judge
+    from latent_sd.vae_trainer import judge
 
     found = judge(pipeline.vae, images)
     return {"set": name, "images": len(images), "psnr": found["psnr"], "scaled_std": pipeline.vae.cfg.scaling_factor * found["latent_std"]}
@@ -124,9 +123,9 @@ def ask(split: str, n: int, language: str, size: int) -> Prompts:
 
     import torch
 
-    from common.attributes import mentioned_table
-    from common.data.creatures import caption, creature, draw, mentioned
     from common.data.creatures.attributes import to_row
+    from common.data.creatures.dataset import caption, creature, draw, mentioned
+    from common.evaluate.creature_classifier import mentioned_table
 
     fitting = (i for i in itertools.count() if set(ASKED) <= set(mentioned(SEED, split, i)))
     chosen = list(itertools.islice(fitting, n))
@@ -143,10 +142,10 @@ def ask(split: str, n: int, language: str, size: int) -> Prompts:
 def draw_all(pipeline: Pipeline, prompts: Prompts, wish: Wish) -> Tensor:
     """One picture of each prompt, with a progress bar: (N, 3, S, S) uint8. What is not finite becomes grey."""
     import torch
-    from pipeline import batches
     from tqdm import tqdm
 
-    from common.data.images import to_bytes
+    from common.data.dataset import to_bytes
+    from latent_sd.pipeline import batches
 
     drawn = []
     with tqdm(total=len(prompts.captions), desc=f"w = {wish.w:g}, {prompts.split}", unit="picture", leave=False, dynamic_ncols=True) as bar:
@@ -160,9 +159,9 @@ def draw_all(pipeline: Pipeline, prompts: Prompts, wish: Wish) -> Tensor:
 def through_vae(pipeline: Pipeline, pixels: Tensor) -> Tensor:
     """Encoded and decoded. (N, 3, S, S) uint8 in and out."""
     import torch
-    from pipeline import batches
 
-    from common.data.images import to_bytes, to_float
+    from common.data.dataset import to_bytes, to_float
+    from latent_sd.pipeline import batches
 
     return torch.cat([to_bytes(pipeline.decode(pipeline.encode(to_float(pixels[part])))) for part in batches(len(pixels))])
 
@@ -172,8 +171,8 @@ def through_vae(pipeline: Pipeline, pixels: Tensor) -> Tensor:
 
 def measure(judge: Judge, prompts: Prompts, pixels: Tensor) -> Row:
     """Every measure of the pictures (N, 3, S, S) uint8 of these prompts."""
-    from common.attributes import accuracies, all_right, read_attributes
     from common.data.creatures.attributes import NAMES
+    from common.evaluate.creature_classifier import accuracies, all_right, read_attributes
 
     read, _ = read_attributes(judge, pixels)
     right = (read == prompts.wanted) & prompts.mentioned
@@ -186,10 +185,10 @@ def measure(judge: Judge, prompts: Prompts, pixels: Tensor) -> Row:
 
 
 def share(right: Tensor, mentioned: Tensor):
-    """The pooled accuracy with its interval, as common.distance.Estimate: prompts are drawn again, with all they speak of."""
+    """The pooled accuracy with its interval, as common.evaluate.distances.Estimate: prompts are drawn again, with all they speak of."""
     import torch
 
-    from common.distance import bootstrap, one_thread
+    from common.evaluate.distances import bootstrap, one_thread
 
     counts = torch.stack([right.sum(1), mentioned.sum(1)], 1).cpu().double()  # (N, 2)
     with one_thread():
@@ -198,7 +197,7 @@ def share(right: Tensor, mentioned: Tensor):
 
 def floor(judge: Judge, prompts: Prompts) -> Row:
     """What real creatures get with each other's captions: a model that draws as well as the data, and cannot read."""
-    from common.attributes import chance, read_attributes
+    from common.evaluate.creature_classifier import chance, read_attributes
 
     each = chance(read_attributes(judge, prompts.real)[0], prompts.wanted, prompts.mentioned)  # (11,)
     counts = prompts.mentioned.cpu().double().sum(0)
@@ -231,7 +230,7 @@ def save_rows(rows: list[Row], path: Path) -> None:
     import csv
     import io
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="")
@@ -245,11 +244,10 @@ def save_rows(rows: list[Row], path: Path) -> None:
 
 def open_checked(args: Args, wishes: list[Wish]) -> Pipeline:
     """The model, and a refusal of what cannot be measured, before anything is drawn."""
-    from pipeline import open_pipeline
-
-    from common.data.creatures import SIZES
-    from common.guidance import Guided
-    from common.samplers import Sampler
+    from common.data.creatures.dataset import SIZES
+    from common.diffusion.guidance import Guided
+    from common.diffusion.samplers import Sampler
+    from latent_sd.pipeline import open_pipeline
 
     if not wishes and not args.data:
         raise UserError("there is nothing to measure; give --data to measure the autoencoder, --scales to measure prompt adherence, or both")
@@ -267,7 +265,7 @@ def open_checked(args: Args, wishes: list[Wish]) -> Pipeline:
 
 def main(args: Args) -> None:
 
-    from pipeline import Wish
+    from latent_sd.pipeline import Wish
 
     wishes = [Wish(w, args.negative, args.sampler, args.rescale, seed=args.seed) for w in dict.fromkeys(args.scales)]
     pipeline = open_checked(args, wishes)
@@ -284,8 +282,8 @@ def measure_text(pipeline: Pipeline, wishes: list[Wish], args: Args, out: Path) 
     import torch
 
     from common import viz
-    from common.attributes import load_judge
-    from common.data.images import to_float
+    from common.data.dataset import to_float
+    from common.evaluate.creature_classifier import load_judge
 
     judge, splits = load_judge(), list(dict.fromkeys(args.splits))
     prompts = [ask(split, args.n, args.language, pipeline.size) for split in splits]

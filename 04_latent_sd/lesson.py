@@ -39,7 +39,9 @@
 # You should have read chapters 1 and 2. Everything runs on a laptop's CPU with no download, in about three minutes.
 
 # %%
-from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+from common.grade.chapter import (
+    open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
+)
 
 CHAPTER = open_chapter("04_latent_sd")  # this folder: from here on its files can be imported, wherever the kernel was started
 
@@ -58,24 +60,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from evaluate import ask, floor, measure, through_vae  # this chapter's files: were the words obeyed,
-from fit_vae import psnr  # what does the autoencoder lose,
-from latent import OnTheFly, cached_latents, sample, scaled, start_method, training_order  # images as latents,
-from pictures import joined  # two data sets as one,
-from pipeline import Wish, begin_at, open_pipeline  # and from words to pictures
 from torch import nn
 
 from common import viz
-from common.attributes import load_judge
 from common.data import load
-from common.data.images import to_bytes, to_float
-from common.denoiser import unmix
-from common.guidance import drop_captions, guide
-from common.loss import diffusion_loss
+from common.data.dataset import to_bytes, to_float
+from common.diffusion.denoiser import unmix
+from common.diffusion.guidance import drop_captions, guide
+from common.diffusion.losses import diffusion_loss
+from common.diffusion.schedules import Level, mix
+from common.evaluate.creature_classifier import load_judge
+from common.models.unet import UNet, text_unet
+from common.models.vae import AutoencoderKL, Gaussian, measure_scaling_factor, small_vae
 from common.random import Draw, Noise
-from common.schedule import Level, mix
-from common.unet import UNet, text_unet
-from common.vae import AutoencoderKL, Gaussian, measure_scaling_factor, small_vae
-from common.vae_loss import vae_loss
+from common.training.vae_loss import vae_loss
+from latent_sd.concat_dataset import joined  # two data sets as one,
+from latent_sd.latent_dataset import OnTheFly, cached_latents, sample, scaled, start_method, training_order  # images as latents,
+from latent_sd.pipeline import Wish, begin_at, open_pipeline  # and from words to pictures
+from latent_sd.vae_trainer import psnr  # what does the autoencoder lose,
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 MODEL = CHAPTER / "pretrained"  # the model that comes with this chapter; or a run of your own: CHAPTER.parent / "runs/04_latent_sd/..."
@@ -330,7 +332,7 @@ show_images(sheet, 21, across=[f"$\\beta$ = {betas[i // 7]}" if i % 7 == 3 else 
 # %% [markdown]
 # ## 3 · Train one for pictures
 #
-# For pictures encoder and decoder are convolutional ([vae.py](../common/vae.py), to be read in one sitting), and $z$ is a small picture
+# For pictures encoder and decoder are convolutional ([vae.py](../common/models/vae.py), to be read in one sitting), and $z$ is a small picture
 # itself: $h \times w$ places with $c$ channels each. Half a minute has to do, so: $16 \times 16$ pixels, $f = 2$, a narrow network, 300
 # creatures and 100 dishes.
 #
@@ -339,7 +341,7 @@ show_images(sheet, 21, across=[f"$\\beta$ = {betas[i // 7]}" if i % 7 == 3 else 
 # exactly does not mind what is said.)
 #
 # Where a decoder cannot know, pixels compared one by one make it answer with the mean of all that could be: blur. Against it
-# [vae_loss.py](../common/vae_loss.py) offers two terms more, as Stable Diffusion's autoencoder had them. The *perceptual* term compares
+# [vae_loss.py](../common/training/vae_loss.py) offers two terms more, as Stable Diffusion's autoencoder had them. The *perceptual* term compares
 # what the layers of another network see in both pictures instead of their pixels, so a stripe that is one pixel aside costs little. The
 # *adversarial* term trains a second network to tell patches of pictures from patches of reconstructions, and the decoder to be taken for
 # real. Both ask for a likely picture rather than a near one, and both cost time: `train_vae.py --perceptual 0.1`, `--adversarial 0.5`. Here
@@ -667,7 +669,7 @@ print(f"({hidden} of {len(z)} captions would have been hidden; latents {tuple(z.
 #
 # To draw, one step is added at the end: undo the scaling, and decode. Here is all of it: the reader of words, guidance
 # $\text{uncond} + w\,(\text{cond} - \text{uncond})$, DDIM, the decoder. No guess is clipped: latents know no bounds. Is it what
-# [pipeline.py](pipeline.py) does?
+# [pipeline.py](latent_sd/pipeline.py) does?
 
 # %%
 @torch.no_grad()
@@ -927,11 +929,11 @@ print(f"the file is paid for in epoch {math.ceil(seconds_to_make / saved)}" if s
 # On the fly, **worker processes** (工作进程) encode the next batches while the network learns from this one. How do they begin? `fork` copies
 # the process as it stands, at once. But a process that has used a GPU must not be forked: the connection to the GPU belongs to the
 # process that opened it, and the copy gets handles that lead nowhere. Then `spawn` is needed, which starts a new Python (seconds, and
-# some hundred megabytes each) to which everything must be sent. ([latent.py](latent.py) tells the story in full.)
+# some hundred megabytes each) to which everything must be sent. ([latent_dataset.py](latent_sd/latent_dataset.py) tells the story in full.)
 
 # %%
 print("on this machine workers begin by", start_method("cpu"), "without a GPU, and by", start_method("cuda"), "with one\n")
-command = ["compare_latents.py", "--vae", "pretrained", "--n", "100", "--epochs", "2", "--workers", "0", "1", "--device", "cpu"]
+command = ["benchmark_latents.py", "--vae", "pretrained", "--n", "100", "--epochs", "2", "--workers", "0", "1", "--device", "cpu"]
 environment = os.environ | {"PYTHONPATH": str(CHAPTER.parent), "PYTHONIOENCODING": "utf-8"}
 run = subprocess.run([sys.executable, *command], cwd=CHAPTER, env=environment, capture_output=True, encoding="utf-8", check=False)
 print("python", *command, "\n")

@@ -67,9 +67,9 @@ def main(args: Args) -> None:
     import time
 
     import torch
-    from pipeline import Wish, open_pipeline
 
     from common import viz
+    from latent_sd.pipeline import Wish, open_pipeline
 
     pipeline = open_pipeline(args.model, device)
     wishes = [Wish(w, args.negative, args.sampler, args.rescale, args.interval, args.size, args.seed) for w in scales]
@@ -92,9 +92,9 @@ def main(args: Args) -> None:
 def moments(pipeline, prompt: str, wish, args: Args, image) -> list:
     """n pictures of one prompt: with --gif after every step of the reverse process, else after the last. Each (n, C, S, S)."""
     import torch
-    from pipeline import batches
 
-    from common.progress import with_progress
+    from common.io.progress import with_progress
+    from latent_sd.pipeline import batches
 
     parts = []
     for part in with_progress("drawing", list(batches(args.n)), unit="batch"):
@@ -117,8 +117,8 @@ def with_left(row, image):
 
 def read_image(path: Path, pipeline, size: int | None):
     """The picture as the model wants it: a square from its middle. (1, C, S, S)"""
-    from common.data.decoding import decode_all
-    from common.data.images import to_float
+    from common.data.dataset import to_float
+    from common.data.sources.decoding import decode_all
 
     if not path.is_file():
         raise UserError(f"there is no image file {path}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import free_folder, run
-from common.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
+from common.training.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 PROMPTS = (
@@ -136,7 +136,7 @@ def new_run(args: Args) -> Args:
 
 def main(args: Args) -> None:
     check_numbers(args)
-    from fit_unet import fit_unet  # brings torch along, which --help should not wait for
+    from latent_sd.unet_trainer import fit_unet  # brings torch along, which --help should not wait for
 
     fit_unet(resumed(args) if args.resume else new_run(args))
 

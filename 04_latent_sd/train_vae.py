@@ -15,8 +15,8 @@ from typing import Literal
 
 from common.cli import free_folder, run
 from common.errors import UserError
-from common.files import read_json
-from common.settings import OTHER, Presets, image_channels, one_budget, resumed, with_folder, with_preset
+from common.io.files import read_json
+from common.training.settings import OTHER, Presets, image_channels, one_budget, resumed, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def new_run(args: Args) -> Args:
 
 def main(args: Args) -> None:
     check_numbers(args)
-    from fit_vae import fit_vae  # brings torch along, which --help should not wait for
+    from latent_sd.vae_trainer import fit_vae  # brings torch along, which --help should not wait for
 
     fit_vae(resumed(args) if args.resume else new_run(args))
 

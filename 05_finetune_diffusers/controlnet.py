@@ -19,12 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from flags import DataFlags, Preset, check_flags, data_name
-from tools import OUT
-
 from common.cli import run
 from common.errors import UserError, explain
-from common.ranges import Range
+from common.io.ranges import Range
+from finetune_diffusers.models import OUT
+from finetune_diffusers.training.flags import DataFlags, Preset, check_flags, data_name
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline, UNet2DConditionModel
@@ -73,11 +72,10 @@ def main(args: Args) -> None:
 
 
 def train(args: Args) -> None:
-    from encoded import encode, load_captioned
-    from exam import COLUMNS, EdgeExam, introduce, show, test_images
-    from tuning import Tuner, begin, checked, denoising, follow
-
-    from common.files import write_folder
+    from common.io.files import write_folder
+    from finetune_diffusers.data.latent_dataset import encode, load_captioned
+    from finetune_diffusers.evaluation.evaluators import COLUMNS, EdgeExam, introduce, show, test_images
+    from finetune_diffusers.training.trainer import Tuner, begin, checked, denoising, follow
 
     args, pipe, accelerator, size = begin(args, "controlnet", data_name(args), SMALL, LARGE)
     images, quiet = load_captioned(args, size, n=args.n), not accelerator.is_main_process
@@ -140,9 +138,9 @@ def answer_of(unet: "UNet2DConditionModel", accelerator):
 def edges_of(pixels: "Tensor", threshold: float) -> "Tensor":
     """(N, 3, H, W) uint8 -> (N, 1, H, W) uint8, 0 or 1"""
     import torch
-    from edges import edges
 
-    from common.data.images import to_float
+    from common.data.dataset import to_float
+    from finetune_diffusers.data.edges import edges
 
     return torch.cat([edges(to_float(part), threshold).to(torch.uint8) for part in pixels.split(256)])
 
@@ -154,7 +152,7 @@ def open_controlnet(folder: Path, unet: "UNet2DConditionModel", f: int) -> "Cont
     """Of a run, or a folder of diffusers, made for this U-Net."""
     from diffusers import ControlNetModel
 
-    from common.weight_files import find_weights
+    from common.io.weight_files import find_weights
 
     root = folder / "controlnet" if (folder / "controlnet").is_dir() else folder
     if not (root / "config.json").exists():
@@ -175,11 +173,11 @@ def open_controlnet(folder: Path, unet: "UNet2DConditionModel", f: int) -> "Cont
 
 def use(args: Args) -> None:
     from accelerate import Accelerator
-    from exam import EdgeExam, test_images
-    from tools import native_size
-    from tuning import open_model
 
     from common.cli import pick_device
+    from finetune_diffusers.evaluation.evaluators import EdgeExam, test_images
+    from finetune_diffusers.models import native_size
+    from finetune_diffusers.training.trainer import open_model
 
     device = pick_device(args.device)
     pipe = open_model(args.model, device)
@@ -198,12 +196,12 @@ def use(args: Args) -> None:
 def own_images(args: Args, size: int) -> "Images":
     """Every --image with every prompt."""
     import torch
-    from tools import to_tensor
     from torchvision.transforms.v2 import functional as tv
 
     from common.data import Images
-    from common.data.decoding import open_rgb
-    from common.data.images import to_bytes
+    from common.data.dataset import to_bytes
+    from common.data.sources.decoding import open_rgb
+    from finetune_diffusers.models import to_tensor
 
     if not args.prompts:
         raise UserError('--prompts is missing: give what to draw along the edges, for instance --prompts "a green creature"')

@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tools import OUT
-
 from common.cli import free_folder, pick_device, run
 from common.errors import UserError
-from common.settings import resumed, with_folder
+from common.training.settings import resumed, with_folder
+from finetune_diffusers.models import OUT
 
 LEAST_IMAGES, LEAST_BATCH = 100, 16       # below these the package's Trainer refuses to work
 SUFFIXES = ("jpg", "jpeg", "png", "tiff")  # and these are the files it sees, written like that
@@ -100,7 +99,7 @@ def check(args: Args) -> None:
 
 def settled(args: Args) -> Args:
     """Every setting chosen, so that --resume needs nothing but the folder."""
-    from common.data.load import DRAWN
+    from common.data.registry import DRAWN
 
     args = replace(args, out=args.out or free_folder(OUT / f"package-{Path(args.data.replace(':', '-')).name}"))
     return with_folder(replace(args, steps=args.steps or STEPS, n=args.n or (1000 if args.data in DRAWN else None)), OUT.name)
@@ -114,7 +113,12 @@ def main(args: Args) -> None:
         import os
 
         os.environ["ACCELERATE_USE_CPU"] = "1"  # the Trainer has no flag for it
-    from package_steps import by_hand, fit, make_diffusion, open_folder  # brings torch along, which --help should not wait for
+    from finetune_diffusers.training.ddpm_package_trainer import (  # brings torch along, which --help should not wait for
+        by_hand,
+        fit,
+        make_diffusion,
+        open_folder,
+    )
 
     folder = open_folder(args)
     diffusion = make_diffusion(args)

@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from flags import Flags, Preset, check_flags
-
 from common.cli import run
 from common.errors import UserError
-from common.ranges import Range
+from common.io.ranges import Range
+from finetune_diffusers.training.flags import Flags, Preset, check_flags
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -58,13 +57,13 @@ def main(args: Args) -> None:
     check_flags(args)
     check(args)
 
-    from encoded import Pairs, encode
-    from exam import SubjectExam, introduce, show
     from lora import ATTENTION, add_adapter, save_adapter
-    from pixels import save_model
-    from tuning import Tuner, begin, checked, denoising, follow, paint
 
-    from common.files import write_folder
+    from common.io.files import write_folder
+    from finetune_diffusers.data.latent_dataset import Pairs, encode
+    from finetune_diffusers.evaluation.evaluators import SubjectExam, introduce, show
+    from finetune_diffusers.pixel_pipeline import save_model
+    from finetune_diffusers.training.trainer import Tuner, begin, checked, denoising, follow, paint
 
     args, pipe, accelerator, size = begin(args, "dreambooth", args.word, SMALL, LARGE)
     images, quiet = subject_images(args, size), not accelerator.is_main_process
@@ -117,9 +116,8 @@ def filled(args: Args, prompt: str) -> str:
 
 def subject_images(args: Args, size: int) -> "Images":
     """The few pictures, each with the caption "a sks creature"."""
-    from subjects import portraits
-
     from common.data import Images, load
+    from finetune_diffusers.data.styles import portraits
 
     images = load(str(args.subject), size, channels=3) if args.subject else Images("the drawn creature", portraits(args.poses, size, args.seed))
     return replace(images, captions=(filled(args, "a {}"),) * len(images))
@@ -133,8 +131,8 @@ def class_images(args: Args, size: int, drawn: bool, draw: "Callable[[list[str]]
     import shutil
 
     from common.data import Images, load
-    from common.data.export import export
-    from common.data.images import to_bytes
+    from common.data.dataset import to_bytes
+    from common.data.export_folder import export
 
     folder, caption = args.out / "class_images", filled(args, "a {kind}")
     if not drawn and not (args.resume and folder.exists()):

@@ -14,9 +14,8 @@ Without those dashes torchrun would take --n for an option of its own.
 from dataclasses import dataclass
 from typing import Literal
 
-from flags import DataFlags, Preset, check_flags, data_name
-
 from common.cli import run
+from finetune_diffusers.training.flags import DataFlags, Preset, check_flags, data_name
 
 SMALL = Preset(steps=600, batch=16, lr=3e-4)
 LARGE = Preset(steps=2000, batch=4, lr=1e-5)
@@ -41,13 +40,12 @@ class Args(DataFlags):
 def main(args: Args) -> None:
     check_flags(args)
 
-    from encoded import encode
-    from exam import StyleExam, captioned_in_style, introduce, show
-    from pixels import save_model
-    from subjects import read_style
-    from tuning import Tuner, begin, checked, denoising, follow, paint
-
-    from common.files import write_folder
+    from common.io.files import write_folder
+    from finetune_diffusers.data.latent_dataset import encode
+    from finetune_diffusers.data.styles import read_style
+    from finetune_diffusers.evaluation.evaluators import StyleExam, captioned_in_style, introduce, show
+    from finetune_diffusers.pixel_pipeline import save_model
+    from finetune_diffusers.training.trainer import Tuner, begin, checked, denoising, follow, paint
 
     style = read_style(args.style)
     args, pipe, accelerator, size = begin(args, "finetune", name_of(args), SMALL, LARGE)

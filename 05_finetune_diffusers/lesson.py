@@ -33,7 +33,9 @@
 # does the same in earnest, with your pictures and any model: `--model stable-diffusion-v1-5/stable-diffusion-v1-5`.
 
 # %%
-from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+from common.grade.chapter import (
+    open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
+)
 
 CHAPTER = open_chapter("05_finetune_diffusers")  # this folder: from here on its files can be imported, wherever the kernel was started
 
@@ -48,26 +50,33 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from controlnet import answer_of, edges_of, new_controlnet, with_control  # this chapter's files: lines that are followed,
-from damage import old_way, put_back, spoil, where, whole_blocks  # what can happen to pictures,
 from ddpm_package import Args as PackageArgs  # somebody else's package,
 from diffusers import UNet2DConditionModel
-from edges import agreement, edges
-from encoded import encode  # pictures as the frozen networks see them,
-from exam import through_autoencoder  # and as the autoencoder gives them back,
 from lora import ATTENTION, add_adapter, save_adapter  # thin matrices,
-from measure import distance, likeness  # how near are pictures to others,
-from package_steps import by_hand, make_diffusion
-from subjects import STYLES, portraits, stray, styled_caption, styled_pixels  # what no model has seen yet,
-from tools import as_task, generators, make_scheduler, native_size, open_pipeline, use_scheduler  # and what all of them need
-from tuning import Denoising, min_snr_weights
-from weights import by_compel, read_weights, weigh
+from prompt_weighting import by_compel, read_weights, weigh
 
 from common import viz
 from common.data import load
-from common.data.export import export
-from common.data.images import to_float
+from common.data.dataset import to_float
+from common.data.export_folder import export
 from common.random import Draw
-from common.training import pick
+from common.training.loop import pick
+from finetune_diffusers.data.degradations import old_way, put_back, spoil, where, whole_blocks  # what can happen to pictures,
+from finetune_diffusers.data.edges import agreement, edges
+from finetune_diffusers.data.latent_dataset import encode  # pictures as the frozen networks see them,
+from finetune_diffusers.data.styles import STYLES, portraits, stray, styled_caption, styled_pixels  # what no model has seen yet,
+from finetune_diffusers.evaluation.evaluators import through_autoencoder  # and as the autoencoder gives them back,
+from finetune_diffusers.evaluation.metrics import distance, likeness  # how near are pictures to others,
+from finetune_diffusers.models import (  # and what all of them need
+    as_task,
+    generators,
+    make_scheduler,
+    native_size,
+    open_pipeline,
+    use_scheduler,
+)
+from finetune_diffusers.training.ddpm_package_trainer import by_hand, make_diffusion
+from finetune_diffusers.training.trainer import Denoising, min_snr_weights
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 MODEL = CHAPTER.parent / "04_latent_sd" / "pretrained"  # chapter 4's; or the folder of any Stable Diffusion 1.x
@@ -96,7 +105,7 @@ def mean_and_error(values):
 # ## 1 · A pipeline
 #
 # `diffusers` calls a model with everything that it needs a **pipeline**: networks, a tokenizer, and a scheduler, which knows the noise levels and
-# how to step from one to the next. On disk it is a folder with a folder for each part, and a `model_index.json` that says what they are. (Ours: `use.py`.)
+# how to step from one to the next. On disk it is a folder with a folder for each part, and a `model_index.json` that says what they are. (Ours: `generate.py`.)
 
 # %%
 pipe = open_pipeline(MODEL)
@@ -145,7 +154,7 @@ print(f"largest difference between the two pictures: {float((ours - theirs).abs(
 # A scheduler is *how* one samples, not *what* was learned, so any of them goes with any model of one kind. One exchanges it with
 # `pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)`: the configuration says how the model was trained (its noise levels, what it predicts),
 # and the class says how to walk. A trap lies in that line: some settings, once set, travel on in the configuration. After a scheduler with the spacing of
-# Karras et al. (its noise levels lie closer to each other towards the end), every later one has that spacing too, unless one takes the setting out (`make_scheduler` in `tools.py`).
+# Karras et al. (its noise levels lie closer to each other towards the end), every later one has that spacing too, unless one takes the setting out (`make_scheduler` in `models.py`).
 #
 # A row for each scheduler, a column for each seed: the same seed gives the same first noise, whatever scheduler walks from it.
 
@@ -189,7 +198,7 @@ for s, images in zip(strengths, redrawn, strict=True):
     print(f"  strength {s:g}: {mean_and_error(distance(images, some))}")
 
 # %% [markdown]
-# That says how far the pixels have moved, and not whether the picture now *is* what the prompt says. `strength.py` asks the course's judge of creatures about that (chapter 2), attribute
+# That says how far the pixels have moved, and not whether the picture now *is* what the prompt says. `strength_study.py` asks the course's judge of creatures about that (chapter 2), attribute
 # by attribute, over many pictures; and it looks at what ever more guidance does to pictures. What came out stands at the end of this lesson.
 #
 # ## 4 · A mosaic taken away
@@ -252,7 +261,7 @@ print(f"places that a scratch passes through: {int(grown.sum())}; places that th
 print(f"PSNR scratched {mean_and_error(likeness(scratched, truth[:4])['psnr'])}, inpainted {mean_and_error(likeness(filled, truth[:4])['psnr'])} dB")
 
 # %% [markdown]
-# (Models made for inpainting, with 9 input channels instead of 4, are shown mask and known picture as well. `restore.py` and `use.py` tell you which kind you have.)
+# (Models made for inpainting, with 9 input channels instead of 4, are shown mask and known picture as well. `restore.py` and `generate.py` tell you which kind you have.)
 #
 # ## 6 · Prompt weights
 #
@@ -262,7 +271,7 @@ print(f"PSNR scratched {mean_and_error(likeness(scratched, truth[:4])['psnr'])},
 # $$z' = z_\varnothing + s\,(z - z_\varnothing)$$
 #
 # Below 1 there is one thing more: the other words have looked at this word already, so what they are without it is mixed in. Exercise 6 has the formula;
-# `weigh` in `weights.py` is ten lines. Are they Compel's?
+# `weigh` in `prompt_weighting.py` is ten lines. Are they Compel's?
 
 # %%
 weighted = "a red creature with (wings)1.6 and (horns)0.4"
@@ -461,7 +470,7 @@ for name, images in (marks | {"without": without, "with lines": with_lines}).ite
 #
 # | question | command | answer |
 # |---|---|---|
-# | claim 13: lower strength keeps the picture, higher follows the prompt; very high guidance gives artefacts | `strength.py` | yes: at 0.2 three quarters of what differs is kept, at 0.8 nothing, and 94 % is as the prompt says. Artefacts come at 32; what is lost before is fine detail |
+# | claim 13: lower strength keeps the picture, higher follows the prompt; very high guidance gives artefacts | `strength_study.py` | yes: at 0.2 three quarters of what differs is kept, at 0.8 nothing, and 94 % is as the prompt says. Artefacts come at 32; what is lost before is fine detail |
 # | is a style learned, and only where it is asked for? | `lora.py`, `finetune.py` | learned, nearly as far as the autoencoder lets it; and it is everywhere, for no training picture was without it |
 # | does prior preservation keep the others as they were? | `dreambooth.py`, with and without `--prior 0` | yes: the subject's attributes in "a creature" go from 0.32 to 0.33 with it, to 0.95 without |
 # | do pictures follow lines? | `controlnet.py` | yes: to the pixel 0.33 of the edges agree without it, 0.48 with it (0.25 is another picture, 0.87 the autoencoder's limit) |

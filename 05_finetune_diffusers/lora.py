@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from finetune import PROMPTS, name_of
-from flags import DataFlags, Preset, check_flags
-from tools import OUT
 
 from common.cli import run
 from common.errors import UserError, explain
+from finetune_diffusers.models import OUT
+from finetune_diffusers.training.flags import DataFlags, Preset, check_flags
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,10 +68,10 @@ def main(args: Args) -> None:
 
 
 def train(args: Args) -> None:
-    from encoded import encode
-    from exam import StyleExam, captioned_in_style, introduce, show
-    from subjects import read_style
-    from tuning import Tuner, begin, checked, denoising, follow, paint
+    from finetune_diffusers.data.latent_dataset import encode
+    from finetune_diffusers.data.styles import read_style
+    from finetune_diffusers.evaluation.evaluators import StyleExam, captioned_in_style, introduce, show
+    from finetune_diffusers.training.trainer import Tuner, begin, checked, denoising, follow, paint
 
     style = read_style(args.style)
     args, pipe, accelerator, size = begin(args, "lora", name_of(args), SMALL, LARGE)
@@ -150,13 +150,13 @@ def use(args: Args) -> None:
     """Draw the prompts at every scale; with two adapters at every pair of scales, with more all at the same."""
     import torch
     from accelerate import Accelerator
-    from adapters import find_adapter, load_adapters
-    from subjects import read_style, styled_caption
-    from tools import native_size, sheet
-    from tuning import open_model, paint, shown
 
     from common.cli import pick_device
     from common.viz import save_picture
+    from finetune_diffusers.adapters import find_adapter, load_adapters
+    from finetune_diffusers.data.styles import read_style, styled_caption
+    from finetune_diffusers.models import native_size, sheet
+    from finetune_diffusers.training.trainer import open_model, paint, shown
 
     device = pick_device(args.device)
     paths = [find_adapter(path) for path in args.use]

@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from tools import OUT, PRETRAINED, check_schedulers, read_size
-
 from common.cli import pick_device, run
 from common.errors import UserError, enough_memory
-from common.ranges import SAMPLER_STEPS, Range
+from common.io.ranges import SAMPLER_STEPS, Range
+from finetune_diffusers.models import OUT, PRETRAINED, check_schedulers, read_size
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from common.data.mask import Mask
+    from common.data.sources.mask import Mask
 
 Method = Literal["img2img", "inpaint"]
 AGAIN = 0.3  # strength of a second pass
@@ -47,7 +46,7 @@ class Args:
     steps: Annotated[tuple[int, ...], SAMPLER_STEPS] = (10, 30)
     """Steps from pure noise; a strength of 0.4 takes 0.4 of them. Several are compared."""
     scheduler: str = "dpm++"
-    """ddim, dpm++, euler-a, ...: see use.py."""
+    """ddim, dpm++, euler-a, ...: see generate.py."""
     model: str = str(PRETRAINED)
     """The folder of a pipeline, a run folder, a checkpoint in one file, or a hub id; one for inpainting (9 channels) does --method inpaint."""
 
@@ -118,8 +117,9 @@ def main(args: Args) -> None:
     device, began = pick_device(args.device), time.monotonic()
 
     import torch
-    from cost import in_all
-    from tools import native_size, need_unet, open_pipeline, use_scheduler
+
+    from finetune_diffusers.models import native_size, need_unet, open_pipeline, use_scheduler
+    from finetune_diffusers.training.memory_usage import in_all
 
     size = read_size(args.size) if args.size else None
     files = read_files(args) if args.image else None  # bad ones are refused before a model is opened
@@ -138,10 +138,9 @@ def main(args: Args) -> None:
 
 def creatures(args: Args, size: int) -> Work:
     """Drawn creatures that no model of the course was trained on, damaged, with their captions."""
-    from damage import spoil, where
-
     from common.data import load
-    from common.data.images import to_float
+    from common.data.dataset import to_float
+    from finetune_diffusers.data.degradations import spoil, where
 
     images = load("creatures", size, split=args.split, language="en", n=args.n)
     truth = to_float(images.pixels)
@@ -151,10 +150,9 @@ def creatures(args: Args, size: int) -> Work:
 
 def read_files(args: Args) -> "tuple[Image.Image, Mask | None]":
     """The picture of --image and, where there is one, the mask of --mask."""
-    from damage import fitting_mask
-
-    from common.data.decoding import open_rgb
-    from common.data.mask import read_mask
+    from common.data.sources.decoding import open_rgb
+    from common.data.sources.mask import read_mask
+    from finetune_diffusers.data.degradations import fitting_mask
 
     picture = open_rgb(args.image)
     return picture, fitting_mask(read_mask(args.mask), args.mask, args.image, picture.size) if args.mask else None
@@ -164,7 +162,7 @@ def show_mask(args: Args, mask: "Mask") -> None:
     """The mask as it was understood: its share in words, and a picture of it beside the results."""
     import sys
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     for note in mask.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -176,9 +174,10 @@ def show_mask(args: Args, mask: "Mask") -> None:
 def own_picture(args: Args, picture: "Image.Image", given: "Mask | None", size: tuple[int, int]) -> Work:
     """The picture cut to the size, n times: each attempt has a seed of its own."""
     import torch
-    from damage import spoil, where
     from PIL import Image, ImageOps
-    from tools import to_tensor
+
+    from finetune_diffusers.data.degradations import spoil, where
+    from finetune_diffusers.models import to_tensor
 
     image = to_tensor(ImageOps.fit(picture, size, Image.Resampling.LANCZOS)).repeat(args.n, 1, 1, 1)
     if given:
@@ -200,8 +199,8 @@ def repair(pipe, work: Work, how: How, seed: int, start: "Tensor | None" = None,
 
     start  what to begin from instead of the damaged pictures: pictures (N, 3, H, W) in [-1, 1], or latents
     """
-    from damage import put_back, whole_blocks
-    from tools import as_task, generators, to_images
+    from finetune_diffusers.data.degradations import put_back, whole_blocks
+    from finetune_diffusers.models import as_task, generators, to_images
 
     begin = work.damaged if start is None else start
     if begin.shape[1] == 3:
@@ -241,11 +240,11 @@ def settings(args: Args, pipe, work: Work) -> list[How]:
 def study(args: Args, pipe, work: Work, device: str) -> None:
     """Repair with every setting, measure, and show."""
     import torch
-    from measure import curves, write_csv
-    from tools import fits, sheet
     from tqdm import tqdm
 
     from common.viz import save_picture
+    from finetune_diffusers.evaluation.metrics import curves, write_csv
+    from finetune_diffusers.models import fits, sheet
 
     cells, results, scores = settings(args, pipe, work), {}, {}
     pipe.set_progress_bar_config(disable=True)
@@ -274,7 +273,7 @@ def study(args: Args, pipe, work: Work, device: str) -> None:
 
 def measures(pictures: "Tensor", work: Work) -> dict[str, "Tensor"]:
     """Of each picture: how far it is from the damaged one, and, where the truth is known, how near to it."""
-    from measure import distance, likeness
+    from finetune_diffusers.evaluation.metrics import distance, likeness
 
     moved = {"moved": distance(pictures, work.damaged)}
     return moved if work.truth is None else likeness(pictures, work.truth) | moved
@@ -285,7 +284,7 @@ def levels(args: Args, pipe, work: Work) -> dict[str, tuple["Tensor", dict[str, 
 
     The last is what the latents can say of a picture at all; known pixels are put back there, too.
     """
-    from damage import old_way, put_back
+    from finetune_diffusers.data.degradations import old_way, put_back
 
     found = {"damaged": work.damaged}
     if not args.damaged:
@@ -309,7 +308,7 @@ def there_and_back(pipe, images: "Tensor") -> "Tensor":
 
 def report(cells: list[How], scores: dict, plain: dict, work: Work) -> How:
     """Print the tables; returns the best setting by PSNR (without a truth: the one in the middle)."""
-    from measure import print_table, show
+    from finetune_diffusers.evaluation.metrics import print_table, show
 
     if work.truth is None:
         for how in cells:
@@ -333,7 +332,7 @@ def report(cells: list[How], scores: dict, plain: dict, work: Work) -> How:
 
 
 def csv_rows(scores: dict, plain: dict) -> list[dict[str, object]]:
-    from measure import mean_error
+    from finetune_diffusers.evaluation.metrics import mean_error
 
     def numbers(values: dict) -> dict[str, float]:
         return {key: number for name, each in values.items()
@@ -352,8 +351,8 @@ def chain(args: Args, pipe, work: Work, best: How) -> None:
     """
     import time
 
-    from measure import distance, print_table, show
-    from tools import as_task, use_scheduler
+    from finetune_diffusers.evaluation.metrics import distance, print_table, show
+    from finetune_diffusers.models import as_task, use_scheduler
 
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         return  # the second pass is img2img

@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tools import OUT, check_schedulers
-
 from common.cli import free_folder, pick_device, run
 from common.errors import UserError
-from common.ranges import MAY_BE_EMPTY
-from common.settings import resumed, with_folder
+from common.io.ranges import MAY_BE_EMPTY
+from common.training.settings import resumed, with_folder
+from finetune_diffusers.models import OUT, check_schedulers
 
 STEPS = 2000  # under five minutes on a CPU
 
@@ -63,7 +62,7 @@ class Args:
     """Mixed precision. auto is bf16 where the device is fast at it, else no."""
 
     scheduler: str = "dpm++"
-    """How samples are drawn; see use.py. The folder itself says DDPM."""
+    """How samples are drawn; see generate.py. The folder itself says DDPM."""
     sample_steps: int = 20
     """Its steps."""
     out: Path | None = None
@@ -89,7 +88,7 @@ def check(args: Args) -> None:
 
 def settled(args: Args) -> Args:
     """Every setting chosen, so that --resume needs nothing but the folder."""
-    from common.data.load import DRAWN
+    from common.data.registry import DRAWN
 
     name = Path(args.data.replace(":", "-")).name
     args = replace(args, out=args.out or free_folder(OUT / f"unconditional-{name}"))
@@ -100,7 +99,7 @@ def main(args: Args) -> None:
     check(args)
     args = resumed(args) if args.resume else settled(args)
     pick_device(args.device)
-    from fit_unconditional import fit  # brings torch along, which --help should not wait for
+    from finetune_diffusers.training.unconditional_trainer import fit  # brings torch along, which --help should not wait for
 
     fit(args)
 

@@ -38,8 +38,9 @@ def main(args: Args) -> None:
     if args.half and args.out.suffix == ".pt":
         raise UserError("--half is for a folder; a checkpoint for cn_clip is stored in single precision")
     import torch
-    from clip_forms import save_checkpoint, save_folder
-    from clip_zh import find_form
+
+    from inpaint_gif.clip.formats import save_checkpoint, save_folder
+    from inpaint_gif.clip.model import find_form
 
     if args.out.exists() and (args.out.suffix == ".pt" or not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"{args.out} exists already; choose another name")
@@ -55,7 +56,7 @@ def main(args: Args) -> None:
 
 def compare(form) -> None:
     """Load the weights strictly in transformers and, where it is installed, in cn_clip; refuse weights of which the vectors differ."""
-    from clip_zh import DOORS, INSTALL, installed
+    from inpaint_gif.clip.model import DOORS, INSTALL, installed
 
     if not installed():
         vectors(form, "transformers")
@@ -72,7 +73,8 @@ def compare(form) -> None:
 def vectors(form, door: str):
     """Unit vectors of texts and of pictures of noise."""
     import torch
-    from clip_zh import ChineseClip
+
+    from inpaint_gif.clip.model import ChineseClip
 
     size = form.shape.image_resolution
     images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -51,7 +51,7 @@ def main(args: Args) -> None:
         raise UserError("--ask measures nothing, so there is nothing to write to --out; leave one of them out")
     if args.out and args.out.suffix != ".json":
         raise UserError(f"--out must end in .json, not {args.out.name}")
-    from clip_zh import load_clip
+    from inpaint_gif.clip.model import load_clip
 
     clip = load_clip(args.clip, args.door, pick_device(args.device))
     print(f"{args.clip} through {clip.door}: {clip.dim} dimensions, {clip.size} x {clip.size} pixels, temperature {1 / clip.scale:.3f}")
@@ -64,7 +64,7 @@ def main(args: Args) -> None:
     for what, found in results.items():
         print(f"{what:{width}}  {found.queries:6,}  {interval(found.top1)}  {interval(found.top5)}")
     if args.out:
-        from common.files import write_json
+        from common.io.files import write_json
 
         figures = {what: {"queries": f.queries, "choices": f.choices, "top1": f.top1._asdict(), "top5": f.top5._asdict()} for what, f in results.items()}
         write_json(args.out, {"clip": args.clip, "door": clip.door, "data": args.data, "n": args.n, "results": figures})
@@ -72,13 +72,12 @@ def main(args: Args) -> None:
 
 
 def measure(clip, args: Args) -> dict:
-    from retrieval import caption_queries, found, judge
-
     from common.data import load
+    from inpaint_gif.clip.retrieval import caption_queries, found, judge
 
     if args.data == "dishes":
         return judge(clip, {split: load("dishes", max(16, min(clip.size, 256)), split=split, n=args.n) for split in ("test", "heldout")})
-    from fit_clip import chinese
+    from inpaint_gif.clip.trainer import chinese
 
     test, rest = (chinese(load(args.data, clip.size, args.data_dir, split, channels=3)) for split in ("test", "train"))
     known = {caption: (caption,) for caption in dict.fromkeys(test.captions + rest.captions)}
@@ -87,7 +86,7 @@ def measure(clip, args: Args) -> dict:
 
 def answer(clip, names: tuple[str, ...]) -> None:
     """What it makes of each name."""
-    from dish_names import take_order
+    from inpaint_gif.clip.dish_names import take_order
 
     for name in names:
         order = take_order(clip, name)

@@ -33,7 +33,9 @@
 # Chinese in the text and in English in the figures.
 
 # %%
-from common.chapter import open_chapter  # no module named common? Select the kernel in which the course is installed (README.md)
+from common.grade.chapter import (
+    open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
+)
 
 CHAPTER = open_chapter("06_inpaint_gif")  # this folder: from here on its files can be imported, wherever the kernel was started
 
@@ -48,35 +50,41 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from artist import How, clip_of, count, open_artist, tokens  # this chapter's files: a model and all it needs to draw,
-from camera import MOVES, Move, paint, shoot  # moves,
-from camera import Path as Way
-from clip_zh import DOORS, ChineseClip  # names and pictures as vectors,
-from contrast import contrast
-from dish_names import HELD_OUT, LEARNED, take_order, vectors_of
-from engines import DEFAULTS, NineChannels, Settings, open_engine, shown_to_unet  # whatever paints holes,
-from fill import nearest
-from film import DITHERS, contact_sheet, quantized, save_gif, to_pixels  # films as files,
-from film_figures import edges, untouched  # and how good all that is
-from fit_inpaint import test_holes, widened
 from IPython.display import Image
-from loops import EASES, clock, close
-from loops import steps as changes
-from masks import blurred, feathered, matched, overlay, resized, seam
-from motion import motion
-from regions import Place, changing, in_regions, in_stages, progress_on, weights
-from repaint import repaint, walk
-from retrieval import FORTY, judge
 from train_inpaint import Args as Training
-from world import Window, World
 
 from common import viz
 from common.data import load
+from common.data.dataset import to_float
 from common.data.dishes.menu import DISHES
-from common.data.images import to_float
+from common.diffusion.samplers import start
+from common.diffusion.schedules import mix
 from common.random import Noise
-from common.samplers import start
-from common.schedule import mix
+from inpaint_gif.animation.camera import MOVES, Move, paint, shoot  # moves,
+from inpaint_gif.animation.camera import Path as Way
+from inpaint_gif.animation.canvas import Window, World
+from inpaint_gif.animation.metrics import edges, untouched  # and how good all that is
+from inpaint_gif.animation.motion import motion
+from inpaint_gif.animation.timing import EASES, clock, close
+from inpaint_gif.animation.timing import steps as changes
+from inpaint_gif.animation.writers import DITHERS, contact_sheet, quantized, save_gif, to_pixels  # films as files,
+from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, take_order, vectors_of
+from inpaint_gif.clip.loss import contrast
+from inpaint_gif.clip.model import DOORS, ChineseClip  # names and pictures as vectors,
+from inpaint_gif.clip.retrieval import FORTY, judge
+from inpaint_gif.inpainting.backends import DEFAULTS, NineChannels, Settings, open_engine, shown_to_unet  # whatever paints holes,
+from inpaint_gif.inpainting.compositing import blurred, feathered, matched, overlay, resized, seam
+from inpaint_gif.inpainting.edge_fill import nearest
+from inpaint_gif.inpainting.pipeline import (  # this chapter's files: a model and all it needs to draw,
+    How,
+    clip_of,
+    count,
+    open_artist,
+    tokens,
+)
+from inpaint_gif.inpainting.regional_prompts import Place, changing, in_regions, in_stages, progress_on, weights
+from inpaint_gif.inpainting.repaint import repaint, walk
+from inpaint_gif.training.inpaint import test_holes, widened
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 DISH, HOLES = DEFAULTS["repaint"], DEFAULTS["inpaint"]  # the models that come with this chapter; or runs of your own, as CHAPTER.parent / "runs/..."
@@ -177,7 +185,7 @@ for i, (row, text) in enumerate(zip(logits.softmax(1), captions, strict=True), 1
 print(f"the loss: CLIP's {clip_loss(logits, one_each).mean():.3f}, ours {clip_loss(logits, by_dish).mean():.3f}; "
       f"guessing would cost CLIP's {math.log(6):.3f}")  # fmt: skip
 library = contrast(clip.encode_image(pictures), clip.encode_text(captions), dish, torch.tensor(clip.scale))
-print(f"contrast.py says the same, to {(library - clip_loss(logits, by_dish)).abs().max():.0e}")
+print(f"loss.py says the same, to {(library - clip_loss(logits, by_dish)).abs().max():.0e}")
 
 # %% [markdown]
 # Pictures 1 and 2 are two plates of one dish, red-braised fish, and both are given to caption 2. Caption 1 says 红烧鲫鱼: a name that was kept back
@@ -339,7 +347,7 @@ for what, (share, answer) in {"alone": attend(q, k, v), "with a zero": attend(q,
 # $$\text{share of the name} = \frac{e^{q \cdot k}}{e^{q \cdot k} + 1}$$
 #
 # a sigmoid: each place decides *how much* the name concerns it. To look at the zero adds nothing. And the empty name, of which guidance is
-# in need, is simply twice the zero. In our code it is one line ([artist.py](artist.py)): the vector, enlarged so that its numbers are of
+# in need, is simply twice the zero. In our code it is one line ([pipeline.py](inpaint_gif/inpainting/pipeline.py)): the vector, enlarged so that its numbers are of
 # size 1, and the zero.
 
 # %%
@@ -629,7 +637,7 @@ for name, engine in engines.items():
 # the edge in stripes. *controlnet* leaves the model that draws as it is and sets a second network beside it, which sees the picture with its hole and
 # tells it what is wanted: it was trained for holes like *inpaint*, and knows better than *repaint* what belongs there.
 #
-# Sixteen holes make wide intervals; `evaluate_film.py` takes more, and its table stands in the [README](README.md). Mind what a seam does
+# Sixteen holes make wide intervals; `evaluate_gif.py` takes more, and its table stands in the [README](README.md). Mind what a seam does
 # *not* see: *nearest* is smoother across the edge than any real picture, for its colours there are the edge's own.
 #
 # **For you.** What would the mask channel be good for if the hole were already grey in the known latents? (What else is grey?) And with
@@ -689,7 +697,7 @@ contact_sheet(picture, keyframes)
 # Three keyframes make no film. The frames between them are looked up in the plane, at fractions of a pixel. **Predict:** 24 frames, 32
 # pixels to go. That is $32 / 23 = 1.39$ pixels a frame. What do you see if each frame stands at the nearest *whole* pixel?
 #
-# We do not trust our eyes, nor the code that moved the picture: **phase correlation** (相位相关, [motion.py](motion.py)) measures by how much
+# We do not trust our eyes, nor the code that moved the picture: **phase correlation** (相位相关, [motion.py](inpaint_gif/animation/motion.py)) measures by how much
 # one frame has moved against the next, from the pixels alone.
 
 # %%
@@ -882,7 +890,7 @@ def two_dishes(x, level):
 
 
 ours = draw_with(two_dishes)
-print(f"in_regions of regions.py draws the same, to {(ours - draw_with(in_regions([(tomatoes, m_rest), (lettuce, m_right)]))).abs().max():.0e}")
+print(f"in_regions of regional_prompts.py draws the same, to {(ours - draw_with(in_regions([(tomatoes, m_rest), (lettuce, m_right)]))).abs().max():.0e}")
 rows = {"A": draw_with(tomatoes), "B": draw_with(lettuce), "A left, B right": ours}
 show_images(torch.cat([part[:SHOWN] for part in rows.values()]), SHOWN, down=list(rows), cell=1.0)
 print("A: 番茄炒蛋 (tomato and scrambled eggs); B: 葱油生菜 (lettuce in scallion oil)")
@@ -930,7 +938,7 @@ for name, part in rows.items():
 # %% [markdown]
 # `8>2` is the palest of the three, and a little farther from the name; the other two can hardly be told apart. For this model the end counts more than the beginning, but not much.
 #
-# From the command line: `control.py "番茄炒蛋" --region "right:葱油生菜"`, `--then "0.4:番茄炒蛋"`, `--guidance "8>2"`; and `--keep plate.png`, with
+# From the command line: `generate.py "番茄炒蛋" --region "right:葱油生菜"`, `--then "0.4:番茄炒蛋"`, `--guidance "8>2"`; and `--keep plate.png`, with
 # which `make_gif.py --image plate.png` begins a film.
 #
 # **For you.** Two regions cost two evaluations of the network at each step. Could one evaluate each only where it is listened to? What

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from common.cli import pick_device, run
 from common.errors import UserError
-from common.ranges import Range
+from common.io.ranges import Range
 
 OUT = Path("runs/06_inpaint_gif")
 
@@ -111,7 +111,7 @@ def check(args: Args) -> None:
 
 def main(args: Args) -> None:
     check(args)
-    from filming import film  # brings torch along, which --help should not wait for
+    from inpaint_gif.animation.render import film  # brings torch along, which --help should not wait for
 
     film(args, pick_device(args.device))
 

@@ -5,7 +5,7 @@
   python 06_inpaint_gif/train_clip.py --data my/photos --start ViT-B-16 --lr 2e-5           fine-tune a published one
   python 06_inpaint_gif/train_clip.py --resume runs/06_inpaint_gif/clip-dishes
 
-The run folder's model/ is a ChineseCLIPModel of `transformers`, which cn_clip reads as well (clip_zh.py, convert_clip.py).
+The run folder's model/ is a ChineseCLIPModel of `transformers`, which cn_clip reads as well (model.py, convert_clip.py).
 How good it is: python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gif/clip-dishes
 """
 
@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 
 from common.cli import free_folder, run
 from common.errors import UserError
-from common.ranges import Range
-from common.settings import OTHER, Presets, one_budget, resumed, with_folder, with_preset
+from common.io.ranges import Range
+from common.training.settings import OTHER, Presets, one_budget, resumed, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def new_run(args: Args) -> Args:
 
 def main(args: Args) -> None:
     check_numbers(args)
-    from fit_clip import fit_clip  # brings torch along, which --help should not wait for
+    from inpaint_gif.clip.trainer import fit_clip  # brings torch along, which --help should not wait for
 
     fit_clip(resumed(args) if args.resume else new_run(args))
 

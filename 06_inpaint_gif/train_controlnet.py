@@ -18,7 +18,7 @@ import train_inpaint
 from train_inpaint import PRESETS, check_numbers
 
 from common.cli import free_folder, run
-from common.settings import FREE, resumed, with_folder, with_preset
+from common.training.settings import FREE, resumed, with_folder, with_preset
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def new_run(args: Args) -> Args:
 
 def main(args: Args) -> None:
     check_numbers(args)
-    from fit_controlnet import fit_controlnet  # brings torch along, which --help should not wait for
+    from inpaint_gif.training.controlnet import fit_controlnet  # brings torch along, which --help should not wait for
 
     fit_controlnet(resumed(args, (*FREE, "model")) if args.resume else new_run(args))
 

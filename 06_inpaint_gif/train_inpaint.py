@@ -6,7 +6,7 @@
 
 The first layer is widened from 4 channels to 9: besides the noisy latents the U-Net is shown the mask and the latents of the picture
 with its hole (Rombach et al. 2022). The new weights begin at zero, so that at the first step it is the network it was. It sees dishes
-through a camera that looks anywhere (scenes.py), with holes as cameras leave them and others (holes.py).
+through a camera that looks anywhere (scenes.py), with holes as cameras leave them and others (hole_masks.py).
 
 The run folder's model/ is one for diffusers' StableDiffusionInpaintPipeline.from_pretrained, and for make_gif.py --engine inpaint --model.
 """
@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.cli import free_folder, run
-from common.flags import Drawing, check_flags
-from common.settings import OTHER, Presets, resumed, with_folder, with_preset
+from common.training.flags import Drawing, check_flags
+from common.training.settings import OTHER, Presets, resumed, with_folder, with_preset
 
 CHAPTER_4 = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"
 
 
 @dataclass(frozen=True)
 class Own:
-    """The flags of this training alone; the others are in common/flags.py."""
+    """The flags of this training alone; the others are in common/training/flags.py."""
 
     data: str = "dishes"
     """dishes, which are drawn, or a folder of images with captions, an .lmdb, hub:owner/name."""
@@ -73,7 +73,7 @@ def new_run(args: Args) -> Args:
 
 def main(args: Args) -> None:
     check_numbers(args)
-    from fit_inpaint import fit_inpaint  # brings torch along, which --help should not wait for
+    from inpaint_gif.training.inpaint import fit_inpaint  # brings torch along, which --help should not wait for
 
     fit_inpaint(resumed(args) if args.resume else new_run(args))
 

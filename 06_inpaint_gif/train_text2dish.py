@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import free_folder, run
-from common.flags import Drawing, check_flags
-from common.settings import OTHER, Presets, resumed, with_folder, with_preset
+from common.training.flags import Drawing, check_flags
+from common.training.settings import OTHER, Presets, resumed, with_folder, with_preset
 
 CHAPTER_4 = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"
 NAMES = ("土鸡蛋炒番茄", "番茄炒鸡蛋", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")  # the second and the last but one it has never read
@@ -24,7 +24,7 @@ NAMES = ("土鸡蛋炒番茄", "番茄炒鸡蛋", "葱油生菜", "米饭", "红
 
 @dataclass(frozen=True)
 class Own:
-    """The flags of this training alone; the others are in common/flags.py."""
+    """The flags of this training alone; the others are in common/training/flags.py."""
 
     data: str = "dishes"
     """dishes, which are drawn, or a folder of images with Chinese captions, an .lmdb, hub:owner/name."""
@@ -80,7 +80,7 @@ def new_run(args: Args) -> Args:
 
 def main(args: Args) -> None:
     check_numbers(args)
-    from fit_text2dish import fit_text2dish  # brings torch along, which --help should not wait for
+    from inpaint_gif.training.text2dish import fit_text2dish  # brings torch along, which --help should not wait for
 
     fit_text2dish(resumed(args) if args.resume else new_run(args))
 

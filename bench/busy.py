@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from bench import ROOT, chapter, report, settings_of
+from bench.harness import ROOT, chapter, report, settings_of
 from common.cli import free_threads, run, use_threads
 from common.errors import UserError
 
@@ -100,11 +100,11 @@ def make_steps(network: str) -> None:
     from accelerate import Accelerator
 
     from common.data import Images
-    from common.schedule import make_schedule
-    from common.training import train
-    from common.unet import UNet, zero_init
+    from common.diffusion.schedules import make_schedule
+    from common.models.unet import UNet, zero_init
+    from common.training.loop import train
 
-    fit = chapter("01_ddpm_mnist/fit.py")
+    fit = chapter("01_ddpm_mnist/ddpm_mnist/trainer.py")
     with settings_of("01_ddpm_mnist/train.py", data=network, steps=STEPS[network], save_every=1000) as settings:
         shape = (1, 28, 28) if network == "mnist" else (3, 32, 32)
         data = Images(network, torch.randint(256, (1000, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))

@@ -4,7 +4,7 @@
   python -m bench.quality_at_time --data-dir path/to/data --minutes 5 10 20
 
 Both train on the same images for the same minutes on the same cores, one after the other, and 500 samples of each are
-compared with the test images by common/evaluate.py. Ours is the command a learner types, all defaults. Theirs is its
+compared with the test images by common/evaluate/evaluator.py. Ours is the command a learner types, all defaults. Theirs is its
 README's model and loss, GaussianDiffusion(Unet(dim=32)), trained as its Trainer does, and wherever there is a choice it
 gets the better one, by the Frechet distance: of two learning rates (1e-4 is its default), of averaged and raw weights.
 
@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from bench import command, report
+from bench.harness import command, report
 from common.cli import pick_precision, run, writable_folder
 from common.errors import UserError
 
@@ -68,7 +68,7 @@ def main(args: Args) -> None:
 
     from common import viz
     from common.data import load
-    from common.evaluate import evaluate, read_npy
+    from common.evaluate.evaluator import evaluate, read_npy
 
     train, test = (load(args.data, data_dir=args.data_dir, split=split) for split in ("train", "test"))
     if (train.channels, train.size) != (1, 28):
@@ -163,7 +163,7 @@ def train_theirs(args: Args, data, lr: float) -> None:
     from ema_pytorch import EMA
     from tqdm import tqdm
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     torch.manual_seed(args.seed)
     images = F.pad(data.pixels, (2, 2, 2, 2))  # (N, 1, 32, 32) bytes; the padding is black, as the border of every digit
@@ -196,7 +196,7 @@ def save_samples(source: Path, weights: str, path: Path, args: Args) -> None:
     import numpy as np
     import torch
 
-    from common.files import write_atomically
+    from common.io.files import write_atomically
 
     diffusion = new_theirs(args)
     diffusion.load_state_dict(torch.load(source, weights_only=True)[weights])

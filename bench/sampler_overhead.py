@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import report, turns
+from bench.harness import report, turns
 from common.cli import run
 from common.errors import UserError
 
@@ -55,9 +55,9 @@ def rivals(x, steps: int) -> dict[str, Callable]:
     import torch
     from diffusers import DDIMScheduler
 
-    from common.denoiser import Denoiser
-    from common.samplers import ddim
-    from common.schedule import make_schedule
+    from common.diffusion.denoiser import Denoiser
+    from common.diffusion.samplers import ddim
+    from common.diffusion.schedules import make_schedule
 
     def network(x, time):
         return x

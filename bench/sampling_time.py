@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench import ROOT, chapter, command, report
+from bench.harness import ROOT, chapter, command, report
 from common.cli import run
 
 TARGETS = "targets: sampling at most 6 s, --help under 1 s"

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from bench import chapter, command, report, settings_of, turns
+from bench.harness import chapter, command, report, settings_of, turns
 from common.cli import pick_precision, run
 from common.errors import UserError
 
@@ -68,12 +68,12 @@ def network(name: str, channels: tuple[int, ...] | None):
     from diffusers import UNet2DModel
 
     from common.data import Images
-    from common.diffusers_config import unet_to_diffusers
-    from common.unet import UNet
+    from common.models.diffusers_unet import unet_to_diffusers
+    from common.models.unet import UNet
 
     shape_only = Images("mnist", torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
     with settings_of("01_ddpm_mnist/train.py", data="mnist", channels=channels) as settings:
-        config = chapter("01_ddpm_mnist/fit.py")["unet_config"](settings, shape_only)
+        config = chapter("01_ddpm_mnist/ddpm_mnist/trainer.py")["unet_config"](settings, shape_only)
     torch.manual_seed(0)
     ours = UNet(config)
     if name == "ours":
@@ -174,7 +174,7 @@ def make_steps(args: Args) -> None:
     """What the measured process does. All import the same, so that the difference is the network's."""
     import diffusers.models.unets.unet_2d  # noqa: F401
 
-    import common.unet  # noqa: F401
+    import common.models.unet  # noqa: F401
 
     if args.memory_of != "imports":
         step = training_step(network(args.memory_of, args.channels), args)

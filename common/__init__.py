@@ -9,15 +9,15 @@ OMP_WAIT_POLICY, GOMP_SPINCOUNT  A thread that waits for another one sleeps afte
 PYTORCH_ENABLE_MPS_FALLBACK  An operation that Apple's MPS lacks runs on the CPU instead of ending the program.
 HF_ENDPOINT  An empty address of a mirror is taken for none, and one without a scheme gets https://.
 
-It also lets stdout and stderr print characters that their encoding lacks (common/encoding.py), and gives a name and a home directory to
-a user whom the system does not know (common/user.py).
+It also lets stdout and stderr print characters that their encoding lacks (common/io/encoding.py), and gives a name and a home directory to
+a user whom the system does not know (common/io/user.py).
 """
 
 import os
 
-from common.encoding import accept_any_text
-from common.hub import tidy_environment
-from common.user import name_unknown_user
+from common.io.encoding import accept_any_text
+from common.io.hub import tidy_environment
+from common.io.user import name_unknown_user
 
 PROCESS_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
 

@@ -12,10 +12,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from common.encoding import has_surrogates, restart_in_utf8
 from common.errors import UserError, explain, printable, sentence
-from common.files import keep_files
-from common.ranges import check_numbers
+from common.io.encoding import has_surrogates, restart_in_utf8
+from common.io.files import keep_files
+from common.io.ranges import check_numbers
 
 Args = TypeVar("Args")
 TORCHVISION_FOR = {"2.10": "0.25", "2.11": "0.26", "2.12": "0.27"}  # pairs that were built for each other

@@ -1,60 +1,18 @@
-"""The house keeps its storeys: nothing in `common` imports a chapter, no chapter another, and no layer a higher one."""
+"""The layers of the course: no module of `common` imports a higher layer or a chapter, and no chapter imports another."""
 
 import ast
 import sys
 
 import pytest
-from conftest import ROOT
 
-CHAPTERS = sorted(folder.name for folder in ROOT.glob("0[0-9]_*") if folder.is_dir())
-COMMON = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-          for path in sorted((ROOT / "common").rglob("*.py"))}  # fmt: skip
+from helpers.programs import ROOT
 
-# What each module may import from common; schedule <- denoiser <- loss, samplers and unet <- checkpoint <- training.
-MAY_IMPORT = {
-    "common.encoding": set(),
-    "common.user": set(),
-    "common.errors": set(),
-    "common.random": set(),
-    "common.unet": {"errors"},
-    "common.ranges": {"errors"},
-    "common.memory": {"errors"},
-    "common.progress": set(),
-    "common.files": {"errors"},
-    "common.config_values": {"errors", "ranges"},
-    "common.cli": {"encoding", "errors", "files", "ranges"},
-    "common.chapter": {"errors"},
-    "common.submission": set(),
-    "common.schedule": {"errors"},
-    "common.denoiser": {"errors", "schedule"},
-    "common.vlb": {"errors", "schedule", "denoiser"},
-    "common.loss": {"errors", "schedule", "denoiser", "vlb"},
-    "common.samplers": {"errors", "memory", "schedule", "denoiser", "random", "vlb"},
-    "common.diffusers_config": {"errors", "config_values", "ranges", "schedule", "denoiser", "unet"},
-    "common.network": {"errors"},
-    "common.hub": {"errors", "network"},
-    "common.pipeline_folder": {"errors", "files", "hub", "single_file", "weight_files"},
-    "common.weight_files": {"errors", "files"},
-    "common.state": {"errors", "weight_files"},
-    "common.single_file": {"diffusers_config", "errors", "files", "hub", "state", "text", "weight_files"},
-    "common.model_folder": {"errors", "files", "single_file"},
-    "common.checkpoint": {"errors", "files", "schedule", "denoiser", "unet", "diffusers_config", "model_folder", "state", "weight_files"},
-    "common.training": {"errors", "files", "memory", "random", "unet", "checkpoint", "state"},
-    "common.runlog": {"errors", "files", "training"},
-    "common.settings": {"errors", "files", "ranges", "cli", "data", "model_folder"},
-    "common.run": {"errors", "files", "cli", "data"},
-    "common.flags": {"errors", "cli", "settings"},
-    "common.vae": {"errors", "unet"},
-    "common.vae_checkpoint": {"errors", "config_values", "ranges", "files", "state", "diffusers_config", "checkpoint", "single_file", "vae", "weight_files"},
-    "common.vae_loss": {"errors", "random", "loss", "vae"},
-    "common.latents": {"errors", "data", "random", "vae"},
-    "common.sd_folder": {"errors", "files", "schedule", "diffusers_config", "checkpoint", "model_folder", "vae", "vae_checkpoint", "text"},
-    "common.text.transformer": {"errors", "config_values", "ranges"},
-    "common.text.tokenizer": {"errors", "files"},
-    "common.text.hub": {"errors", "hub", "weight_files"},
-    "common.text.encoders": {"errors", "files", "state", "text", "weight_files"},
-}
-PROGRAMS = {"common.data.export", "common.data.lmdb_cache"}  # of the data layer, beside its __main__s: nothing imports them
+CHAPTERS = {folder.name: next(each.parent.name for each in folder.glob("*/__init__.py")) for folder in sorted(ROOT.glob("0[1-9]_*"))}  # folder: package
+COMMON = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sorted((ROOT / "common").rglob("*.py"))}
+LAYERS = ["errors", "random", "io", "diffusion", "models", "data", "training", "evaluate"]  # each may import what stands before it
+APART = {"cli": {"errors", "io"}, "viz": {"errors", "io", "data"}, "grade": {"errors", "random", "io", "cli", "viz"}}  # what these may import
+USES = {"training": {"cli", "viz"}, "evaluate": {"cli", "viz"}}  # ... and which layers may use them
+PROGRAMS = {path for path in COMMON if "    run(main, Args)\n" in path.read_text(encoding="utf-8")}  # they may use cli and viz
 
 
 def imports(path) -> set[str]:
@@ -69,55 +27,46 @@ def imports(path) -> set[str]:
     return found
 
 
-def modules_of(folder) -> set[str]:
-    """Names by which a file in the same folder could import another."""
-    return {path.stem for path in folder.glob("*.py")}
+def reached(path) -> set[str]:
+    """The parts of `common` that a file imports."""
+    return {module.split(".")[1] for module in imports(path) if module.startswith("common.")}
+
+
+@pytest.mark.parametrize("path", COMMON, ids=COMMON.values())
+def test_no_module_of_common_imports_a_higher_layer(path):
+    part = (COMMON[path].split(".") + [""])[1]
+    if part == "":
+        allowed = {"io"}
+    elif part in APART:
+        allowed = APART[part] | {part}
+    else:
+        assert part in LAYERS, f"{COMMON[path]} belongs to no layer"
+        allowed = set(LAYERS[: LAYERS.index(part) + 1]) | USES.get(part, set()) | ({"cli", "viz"} if path in PROGRAMS else set())
+    assert reached(path) <= allowed, f"{COMMON[path]} imports {reached(path) - allowed}"
 
 
 def test_common_imports_no_chapter():
-    of_chapters = {name for chapter in CHAPTERS for name in modules_of(ROOT / chapter)} - set(sys.stdlib_module_names)
-    assert "ddpm" in of_chapters and len(COMMON) > 10  # the test looks at something
+    assert len(CHAPTERS) == 6 and len(COMMON) > 50  # the test looks at something
     for path, name in COMMON.items():
-        reached = {module.split(".")[0] for module in imports(path)}
-        assert not reached & (of_chapters | set(CHAPTERS)), f"{name} reaches into a chapter"
+        above = {module.split(".")[0] for module in imports(path)}
+        assert not above & set(CHAPTERS.values()), f"{name} imports a chapter"
 
 
-def test_no_chapter_imports_another():
-    for chapter in CHAPTERS:
-        own = modules_of(ROOT / chapter)
-        others = {name for other in CHAPTERS if other != chapter for name in modules_of(ROOT / other)} - own
-        for path in (ROOT / chapter).rglob("*.py"):
-            reached = {module.split(".")[0] for module in imports(path)}
-            assert not reached & (others | set(CHAPTERS)), f"{path} reaches into another chapter"
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_chapter_imports_another(chapter):
+    for path in (ROOT / chapter).rglob("*.py"):
+        others = {module.split(".")[0] for module in imports(path)} & (set(CHAPTERS.values()) - {CHAPTERS[chapter]})
+        assert not others, f"{path} imports {others}"
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
-def test_layers(name):
-    path = next(path for path, module in COMMON.items() if module == name)
-    reached = {module.split(".")[1] for module in imports(path) if module.startswith("common.")}
-    assert reached <= MAY_IMPORT[name], f"{name} imports {reached - MAY_IMPORT[name]}"
+LIGHT = ("common", "common.cli", "common.errors", "common.training.settings", "common.training.flags", "common.models.find_model",
+         *(f"common.io.{name}" for name in ("encoding", "user", "files", "hub", "ranges", "weight_files")))  # fmt: skip
 
 
-def test_data_imports_only_what_is_below():
-    for path, name in COMMON.items():
-        if name.startswith("common.data") and not name.endswith("__main__") and name not in PROGRAMS:  # they may use cli and viz
-            reached = {module.split(".")[1] for module in imports(path) if module.startswith("common.")}
-            assert reached <= {"data", "errors", "files", "hub", "memory", "network", "random"}, name
-            assert not imports(path) & PROGRAMS, name
-
-
-def test_nothing_in_the_layers_imports_what_shows_or_judges():
-    """viz, evaluate, attributes and cli are leaves: used by programs, not by the layers."""
-    for path, name in COMMON.items():
-        if name in MAY_IMPORT or (name.startswith("common.data") and not name.endswith("__main__")):
-            assert not imports(path) & {"common.viz", "common.evaluate", "common.attributes", "matplotlib"}, name
-
-
-def test_the_light_modules_stay_light():
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_light_modules_stay_light(name):
     """`--help` answers at once only while these import nothing heavy at their top."""
-    for path, name in COMMON.items():
-        if name in ("common", "common.cli", "common.encoding", "common.user", "common.errors", "common.files", "common.hub", "common.ranges", "common.settings",
-                    "common.flags", "common.weight_files", "common.model_folder"):
-            top = {module.split(".")[0] for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))
-                   for module in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module])}  # fmt: skip
-            assert top <= set(sys.stdlib_module_names) | {"common"}, name
+    path = next(path for path, module in COMMON.items() if module == name)
+    top = {module.split(".")[0] for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, (ast.Import, ast.ImportFrom))
+           for module in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])}  # fmt: skip
+    assert top <= set(sys.stdlib_module_names) | {"common"}, name

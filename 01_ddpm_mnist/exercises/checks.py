@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.checking import Exercise, call, close, expect, integer, load
+from common.grade.checks import Exercise, call, close, expect, integer, load
 
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 

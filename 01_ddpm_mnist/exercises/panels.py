@@ -1,4 +1,4 @@
-"""What chapter 1's exercises look like when they are right: a panel for each, drawn by common.show_exercises.
+"""What chapter 1's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
 Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. For sampling no
 trained network is needed: an ideal one that knows the embedded digits by heart can compute which noise is in x_t.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.checking import call, expect, load
+from common.grade.checks import call, expect, load
 
 ALPHA_BAR = torch.tensor([1.0, 0.64, 0.36])  # roots 1, 0.8, 0.6; and those of 1 - alpha_bar are 0, 0.6, 0.8
 

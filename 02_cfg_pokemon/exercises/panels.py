@@ -1,4 +1,4 @@
-"""What chapter 2's exercises look like when they are right: a panel for each, drawn by common.show_exercises.
+"""What chapter 2's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
 Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed:
 the data of two panels are points in the plane, in five blobs, of which a caption names some; their ideal denoiser is known exactly.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checking import call, expect, load
+from common.grade.checks import call, expect, load
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 Work from top to bottom. exercises.py is for you to fill in; solutions.py shows one way to do it. None needs another.
 
-The conventions are those of common/schedule.py and common/samplers.py:
+The conventions are those of common/diffusion/schedules.py and common/diffusion/samplers.py:
   x0, eps     a clean image and standard normal noise, float32, shape (B, C, H, W)
   x           a noisy image, x = alpha x0 + sigma eps: alpha says how much of the image is left, sigma how much noise there is
   alpha_bar   (T + 1,) DDPM's schedule: alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t), so alpha^2 + sigma^2 = 1.

@@ -1,4 +1,4 @@
-"""What chapter 3's exercises look like when they are right: a panel for each, drawn by common.show_exercises.
+"""What chapter 3's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
 Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed:
 the data are points in the plane, images of two pixels, made by a mixture of Gaussians whose ideal denoiser is known exactly.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from common.checking import call, expect, load
+from common.grade.checks import call, expect, load
 
 ALPHA_BAR = torch.tensor([1.0, 0.64, 0.5, 0.36])  # at t = 1: alpha = 0.8, sigma = 0.6; at t = 3 the other way round
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from common.checking import Exercise, call, close, expect, integer, load, uniform
+from common.grade.checks import Exercise, call, close, expect, integer, load, uniform
 
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 

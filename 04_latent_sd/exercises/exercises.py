@@ -2,7 +2,7 @@
 
 Work from top to bottom. exercises.py is for you to fill in; solutions.py shows one way to do it. None needs another.
 
-The conventions are those of common/vae.py and latent.py:
+The conventions are those of common/models/vae.py and latent_dataset.py:
   mean, logvar  (B, C, h, w) what the encoder says of B images: not one latent each but a cloud, independent in every component.
                 logvar is the logarithm of the variance, which is the square of the standard deviation
   latents       float32, (B, C, h, w), with C = 4 in practice and h, w some 4 or 8 times smaller than the image

@@ -1,4 +1,4 @@
-"""What chapter 4's exercises look like when they are right: a panel for each, drawn by common.show_exercises.
+"""What chapter 4's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
 Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed:
 latents are drawn from Gaussians, pictures are painted by formulas, and in the last panel latents are points in the plane, in five

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from common.checking import call, expect, load
+from common.grade.checks import call, expect, load
 
 LOG4 = math.log(4)
 

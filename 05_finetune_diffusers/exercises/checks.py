@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.checking import Exercise, call, close, expect, integer, uniform
+from common.grade.checks import Exercise, call, close, expect, integer, uniform
 
 # ---------------------------------------------------------------------------------------------- random material
 

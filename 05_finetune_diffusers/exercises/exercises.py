@@ -2,7 +2,7 @@
 
 Work from top to bottom. exercises.py is for you to fill in; solutions.py shows one way to do it. None needs another.
 
-The conventions are those of tuning.py, lora.py and damage.py:
+The conventions are those of trainer.py, lora.py and degradations.py:
   W         (out, in) the matrix of a linear layer: its answer to x is W x
   A, B      (r, in) and (out, r), the two thin matrices of an adapter of rank r; its alpha is a number
   weights   tensors that are trained: they require a gradient

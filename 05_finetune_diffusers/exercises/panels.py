@@ -1,4 +1,4 @@
-"""What chapter 5's exercises look like when they are right: a panel for each, drawn by common.show_exercises.
+"""What chapter 5's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
 Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed: what is
 trained here is a matrix, or a single number, and pictures are painted by formulas.

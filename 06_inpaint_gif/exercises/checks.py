@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from common.checking import Exercise, call, close, expect, integer, uniform
+from common.grade.checks import Exercise, call, close, expect, integer, uniform
 
 NAN = float("nan")
 

@@ -1,4 +1,4 @@
-"""What chapter 6's exercises look like when they are right: a panel for each, drawn by common.show_exercises.
+"""What chapter 6's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
 Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed: dishes
 are drawn, what is painted into a hole is another dish, and the curves of panel 5 come from a Gaussian, whose ideal denoiser is
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.dishes import draw
-from common.data.images import to_bytes, to_float
+from common.data.dataset import to_bytes, to_float
+from common.data.dishes.dataset import draw
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
 PAINT = to_float(torch.tensor([31, 119, 180])).view(3, 1, 1)                            # tab:blue

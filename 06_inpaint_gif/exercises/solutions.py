@@ -2,7 +2,7 @@
 
 Work from top to bottom. exercises.py is for you to fill in; solutions.py shows one way to do it. None needs another.
 
-The conventions are those of camera.py, masks.py, contrast.py, repaint.py, loops.py and film.py:
+The conventions are those of camera.py, compositing.py, loss.py, repaint.py, timing.py and writers.py:
   image    (C, H, W) or (B, C, H, W) float32 in [-1, 1]; 0 is mid-grey. Row 0 is at the top, so y points down
   a mask   1 (white) in the hole, where the picture is to be painted; 0 (black) where it is known, and stays as it is
   z        (B, C, h, w) a clean latent, scaled

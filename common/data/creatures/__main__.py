@@ -33,8 +33,8 @@ class Args:
 
 def main(args: Args) -> None:
 
-    from common.data.creatures import load_creatures
-    from common.data.images import to_float
+    from common.data.creatures.dataset import load_creatures
+    from common.data.dataset import to_float
     from common.viz import grid, save_picture
 
     data = load_creatures(args.split, args.n, args.size, args.seed, args.language)

@@ -5,17 +5,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.data.dishes.attributes import check_attributes
-from common.data.dishes.garnish import GARNISH
+from common.data.dishes.ingredients.garnish import GARNISH
+from common.data.dishes.ingredients.meats import MEATS
+from common.data.dishes.ingredients.pieces import LUCK, Kind, Spots, lay_all, patches
+from common.data.dishes.ingredients.relief import GLOSS, HEIGHT, Array, Relief
+from common.data.dishes.ingredients.seafood import SEAFOOD
+from common.data.dishes.ingredients.staples import STAPLES
+from common.data.dishes.ingredients.vegetables import VEGETABLES
 from common.data.dishes.layout import LAYOUTS, Flood, Layer
-from common.data.dishes.meats import MEATS
 from common.data.dishes.menu import DISHES
-from common.data.dishes.pieces import LUCK, Kind, Spots, lay_all, patches
-from common.data.dishes.relief import GLOSS, HEIGHT, Array, Relief
-from common.data.dishes.seafood import SEAFOOD
-from common.data.dishes.staples import STAPLES
-from common.data.dishes.tables import lay_table
-from common.data.dishes.vegetables import VEGETABLES
-from common.data.dishes.vessels import Area, lay_vessel
+from common.data.dishes.tableware.tables import lay_table
+from common.data.dishes.tableware.vessels import Area, lay_vessel
 
 FINEST = 96  # smaller pictures are drawn with at least so many points a side and averaged, so that grains of rice stay grains; large ones with twice as many
 KINDS: dict[str, Kind] = VEGETABLES | GARNISH | MEATS | SEAFOOD | STAPLES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.data.dishes.relief import Array, Colour
+from common.data.dishes.ingredients.relief import Array, Colour
 
 GOLDEN = np.pi * (3 - np.sqrt(5))  # points that turn by this angle, each a little further out, fill a disc evenly
 

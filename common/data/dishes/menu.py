@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from common.data.dishes.ingredients.relief import Colour
 from common.data.dishes.layout import Flood, Layer
-from common.data.dishes.relief import Colour
 
 
 @dataclass(frozen=True)

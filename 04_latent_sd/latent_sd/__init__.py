@@ -1,0 +1,1 @@
+"""Chapter 4: an autoencoder, diffusion on its latents, and the pipeline of both."""

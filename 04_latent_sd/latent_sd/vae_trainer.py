@@ -1,0 +1,310 @@
+"""What train_vae.py does once its flags are settled: train the autoencoder, measure it, save it, and show pictures."""
+
+import csv
+import io
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from common import viz
+from common.cli import pick_device, pick_precision
+from common.data import Images
+from common.data.dataset import to_float
+from common.errors import UserError
+from common.io.files import write_atomically, write_folder
+from common.models.diffusers_vae import load_vae, save_vae
+from common.models.vae import AutoencoderKL, measure_scaling_factor, small_vae
+from common.random import EVALUATION, generator
+from common.training.logging import Due, logged
+from common.training.loop import Errors, State, TrainConfig, train
+from common.training.record import check_record, keep_settings, record_of, start_of
+from common.training.vae_loss import (
+    PatchDiscriminator,
+    Perceptual,
+    adaptive_weight,
+    adversarial_loss,
+    discriminator_loss,
+    kl_per_value,
+    random_stages,
+    vae_loss,
+)
+from latent_sd.concat_dataset import load_all, some_of
+from latent_sd.latent_dataset import BATCH, encode
+
+CRITIC_LR = 2e-4  # of the discriminator, which has an optimizer of its own
+SOME = 256        # training images over which a checkpoint's scaling factor is measured; the last one sees them all
+COLUMNS = ["step", "seconds", "psnr", "kl", "told_apart", "latent_std"]  # of quality.csv
+
+
+def fit_vae(args) -> None:
+    """Train as `args` (train_vae.Args, settled) says."""
+    device = pick_device(args.device)
+    begun = load_vae(start_of(args, args.start)) if args.start else None  # refused before any data are drawn
+    images = load_all(args.data, args.size, args.data_dir, n=args.n, channels=args.image_channels)
+    record = record_of(images.pixels)
+    check_record(args, record)
+    torch.manual_seed(args.seed)
+    vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels, args.latent_channels, args.layers))
+    if begun:
+        start_from(vae, begun, args.start)
+    if args.decoder_only:
+        keep_latents(vae, begun.cfg.scaling_factor)
+    accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
+
+    loss = VAELoss(args, images, accelerator)
+    states = train(vae, images, loss, train_config(args), accelerator, resume=args.resume is not None)
+    if not accelerator.is_main_process:
+        for _ in states:  # it helps to train; the main process alone writes and draws
+            pass
+        return
+    held_out = some_of(args.data, args.size, args.data_dir, "test", args.held_out, images.channels)
+    keep_settings(args, record, (lambda folder: save_vae(folder / "vae", begun)) if begun else None)
+    introduce(args, images, vae, loss, device)
+
+    due = Due(args.sample_every)
+    with closing(logged(states, args.out, args.steps)) as states:
+        for state in states:
+            loss.progress = state.progress
+            if state.saved:
+                keep(args, state.ema if args.decoder_only else with_scale(state.ema, evenly(images, SOME)))
+            if due(state) or state.progress >= 1:
+                found = judge(state.ema, held_out, loss.critic)
+                row = {"step": state.step, "seconds": f"{state.seconds:.1f}"} | {name: f"{value:.6g}" for name, value in found.items()}
+                add_row(args.out / "quality.csv", row)
+                draw_sheet(state.ema, held_out, args.out / "samples" / f"step-{state.step:06d}.png")
+                draw_traversal(state.ema, held_out, args.out / "samples" / f"traversal-{state.step:06d}.png")
+
+    if state.progress < 1:
+        print(f"stopped after step {state.step}; continue with: python 04_latent_sd/train_vae.py --resume {args.out}")
+    else:
+        show(args, state, images, held_out)
+
+
+def keep(args, vae: AutoencoderKL) -> None:
+    """Save it as the run's model."""
+    write_folder(args.out / "model", lambda folder: save_vae(folder / "vae", vae))
+
+
+def start_from(vae: AutoencoderKL, other: AutoencoderKL, folder: Path) -> None:
+    """Take over the weights of an autoencoder of the same build; the size of its images is of no importance to them."""
+    mine, theirs = (asdict(replace(cfg, size=0, scaling_factor=1.0)) for cfg in (vae.cfg, other.cfg))
+    if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
+        raise UserError(f"the autoencoder in {folder} has another architecture ({'; '.join(unlike)}); leave out --start, or give its settings")
+    vae.load_state_dict(other.state_dict())
+
+
+def keep_latents(vae: AutoencoderKL, scaling_factor: float) -> None:
+    """Train the decoder alone. The encoder learns nothing more, and the scaling factor is the one of --start: latents stay what they were."""
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    vae.cfg = replace(vae.cfg, scaling_factor=scaling_factor)
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
+
+
+class Critic:
+    """A discriminator with an optimizer of its own: the loop of common/training/loop.py has one network and one optimizer.
+
+    It takes its step inside the loss, on the images of the same batch. What it has become goes into every checkpoint with the loss
+    (training.Stateful), so a resumed run is bit-equal with it, too.
+    """
+
+    def __init__(self, images: Images, device: torch.device):
+        self.net = PatchDiscriminator(images.channels).to(device)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), CRITIC_LR, betas=(0.5, 0.9))
+        if images.size < self.net.smallest:
+            raise UserError(f"--adversarial needs images of at least {self.net.smallest} pixels a side, not {images.size}; leave it out")
+
+    def learn(self, x: Tensor, y: Tensor) -> None:
+        """One step of its own: tell images from reconstructions."""
+        discriminator_loss(self.net, x, y).mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class VAELoss:
+    """The terms of common/training/vae_loss.py: pixels, KL, and what was asked for of perceptual and adversarial."""
+
+    def __init__(self, args, images: Images, accelerator: Accelerator):
+        if args.adversarial and accelerator.num_processes > 1:
+            raise UserError("--adversarial trains in one process only, because its discriminator is not synchronised; leave it out, or start without torchrun")
+        self.args, self.progress = args, 0.0  # the share of the budget used so far
+        self.perceptual = Perceptual(random_stages(images.channels)).to(accelerator.device) if args.perceptual else None
+        self.critic = Critic(images, accelerator.device) if args.adversarial else None
+
+    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
+        x, args = batch["image"], self.args                    # (B, C, H, W)
+        vae = getattr(net, "module", net)                      # without what accelerate wraps around it
+        f = vae.cfg.factor
+        if args.flip:
+            x = torch.where(draw.rand(len(x)).view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
+        y, z = net(x, draw.randn((len(x), args.latent_channels, x.shape[2] // f, x.shape[3] // f)))
+        each = vae_loss(x, y, z, args.error, args.kl, self.perceptual, args.perceptual).total  # (B,)
+        if self.critic and self.progress >= args.adversarial_after:
+            self.critic.learn(x, y)
+            looks = adversarial_loss(self.critic.net, y)       # (B,)
+            each = each + args.adversarial * adaptive_weight(each.mean(), looks.mean(), vae.decoder.conv_out.weight) * looks
+        return Errors(each, torch.zeros(len(x)))               # an autoencoder knows no noise levels: all count as the first
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": self.critic.net.state_dict(), "optimizer": self.critic.optimizer.state_dict()} if self.critic else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.critic:
+            self.critic.net.load_state_dict(state["net"])
+            self.critic.optimizer.load_state_dict(state["optimizer"])
+
+
+def train_config(args) -> TrainConfig:
+    return TrainConfig(
+        out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
+        save_every=args.save_every, seed=args.seed,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------- measurements
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in decibels: 10 log10(peak^2 / mean squared error), peak 2 for images in [-1, 1]. -> (B,)"""
+    mse = (x - y.clamp(-1, 1)).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / mse.clamp(min=1e-10))
+
+
+@torch.no_grad()
+def judge(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -> dict[str, float]:
+    """Of images that training does not see, decoded from their most probable latents:
+
+    psnr        decibels
+    kl          nats a pixel value, as in the loss
+    told_apart  how far a discriminator tells images from reconstructions: mean D(image) - mean D(reconstruction); NaN without one
+    latent_std  of the latents, not scaled; one over it would be the scaling factor
+    """
+    device, parts, latents = next(vae.parameters()).device, [], []
+    for pixels in images.pixels.split(BATCH):
+        x = to_float(pixels).to(device)
+        z = vae.encode(x)
+        y = vae.decode(z.mode())
+        apart = (critic.net(x) - critic.net(y)).flatten(1).mean(1) if critic else torch.full((len(x),), float("nan"), device=device)
+        parts.append(torch.stack([psnr(x, y), kl_per_value(x, z), apart]))  # (3, B)
+        latents.append(z.sample(noise_for(z.mean, len(latents))))
+    names = ("psnr", "kl", "told_apart")
+    return dict(zip(names, torch.cat(parts, 1).mean(1).tolist(), strict=True)) | {"latent_std": float(torch.cat(latents).std(correction=0))}
+
+
+def noise_for(mean: Tensor, k: int) -> Tensor:
+    """The same standard normal numbers whenever batch k is measured."""
+    return torch.randn(mean.shape, generator=generator(EVALUATION, k)).to(mean)
+
+
+def with_scale(vae: AutoencoderKL, images: Images) -> AutoencoderKL:
+    """The same autoencoder, which now knows its scaling factor: measured over the latents of these images, drawn as training will."""
+    latents = [z.sample(noise_for(z.mean, k)).cpu() for k, z in enumerate(encode(vae, images))]
+    vae.cfg = replace(vae.cfg, scaling_factor=measure_scaling_factor(torch.cat(latents)))
+    return vae
+
+
+def evenly(images: Images, n: int) -> Images:
+    """At most n of them, from beginning to end, so that every set that was joined has its share. Only the pixels."""
+    chosen = torch.linspace(0, len(images) - 1, min(n, len(images))).round().long()
+    return Images(images.name, images.pixels[chosen])
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """One row more in quality.csv. Rows from this step on, of a run that was thrown back to an earlier checkpoint, go."""
+    rows = [earlier for earlier in read_rows(path) if int(earlier["step"]) < row["step"]] + [row]
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, COLUMNS)
+    table.writeheader()
+    table.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+@torch.no_grad()
+def draw_sheet(vae: AutoencoderKL, images: Images, path: Path, n: int = 16) -> Path:
+    """Originals above, their reconstructions below, in pairs of rows."""
+    x = to_float(evenly(images, n).pixels)                       # (n, C, H, W)
+    y = vae.decode(vae.encode(x.to(next(vae.parameters()).device)).mode()).cpu()
+    columns = min(8, len(x))
+    rows = [half for pair in zip(x.split(columns), y.split(columns), strict=True) for half in pair if len(half) == columns]
+    return viz.save_picture(viz.grid(torch.cat(rows), columns, 480), path)
+
+
+@torch.no_grad()
+def draw_traversal(vae: AutoencoderKL, images: Images, path: Path, columns: int = 7, reach: float = 3.0) -> Path:
+    """What the latent channels mean: a row for each, in which that channel of one image is shifted everywhere by -reach to reach
+    of its standard deviations; the image in the middle is the plain reconstruction."""
+    some = to_float(evenly(images, BATCH).pixels).to(next(vae.parameters()).device)
+    latents = vae.encode(some).mode()                            # (B, C, h, w)
+    z, std = latents[:1], latents.std((0, 2, 3), correction=0)   # (1, C, h, w), (C,)
+    shifts = torch.linspace(-reach, reach, columns).to(z)
+    direction = torch.diag(std)[:, None, :, None, None]          # (C rows, 1, C, 1, 1)
+    moved = z + shifts.view(-1, 1, 1, 1) * direction             # (C rows, columns, C, h, w)
+    return viz.save_picture(viz.grid(vae.decode(moved.flatten(0, 1)), columns, 400), path)
+
+
+def plot(run: Path, path: Path) -> Path:
+    """Loss, PSNR and KL of a run, in one picture."""
+    from matplotlib.figure import Figure
+
+    metrics, rows = viz.read_metrics(run), read_rows(run / "quality.csv")
+    steps = [int(row["step"]) for row in rows]
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(metrics["step"], metrics["loss"], color="0.85", linewidth=0.5)
+    left.plot(metrics["step"], viz.smooth(metrics["loss"]), color="C0")
+    left.set(title="loss", xlabel="step")
+    middle.plot(steps, [float(row["psnr"]) for row in rows], "o-", color="C1")
+    middle.set(title="PSNR of test images, decibels", xlabel="step")
+    right.plot(steps, [float(row["kl"]) for row in rows], "o-", color="C2")
+    right.set(title="KL, nats a pixel value", xlabel="step")
+    for axis in (left, middle, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    return path
+
+
+def introduce(args, images: Images, vae: AutoencoderKL, loss: VAELoss, device: str) -> None:
+    f, c = vae.cfg.factor, vae.cfg.latent_channels
+    weights = sum(p.numel() for p in vae.parameters())
+    side = images.size // f
+    print(f"{' + '.join(args.data)}: {len(images):,} images of {images.channels} x {images.size} x {images.size}; "
+          f"autoencoder with {weights:,} weights, f = {f}, latents {c} x {side} x {side}, on {device}")  # fmt: skip
+    if loss.critic:
+        judge_weights = sum(p.numel() for p in loss.critic.net.parameters())
+        print(f"after {args.adversarial_after:.0%} of the budget a discriminator with {judge_weights:,} weights joins")
+
+
+def show(args, state: State, images: Images, held_out: Images) -> None:
+    """The end of a run: the scaling factor over all training images, the figures on test images, the pictures, and where they are."""
+    vae = state.ema if args.decoder_only else with_scale(state.ema, images)
+    keep(args, vae)
+    found = judge(vae, held_out)
+    print(f"{state.step} steps in {state.seconds:.0f} s of training")
+    print(f"{len(held_out)} test images: PSNR {found['psnr']:.2f} dB, KL {found['kl']:.4f} nats a pixel value")
+    scale = vae.cfg.scaling_factor
+    print(f"scaling factor {scale:.5f}; the scaled latents of test images have standard deviation {scale * found['latent_std']:.3f}")
+    pictures = {
+        "reconstructions": draw_sheet(vae, held_out, args.out / "reconstructions.png"),
+        "latent channels": draw_traversal(vae, held_out, args.out / "traversal.png"),
+        "curves": plot(args.out, args.out / "curves.png"),
+        "model": args.out / "model",
+    }
+    for what, path in pictures.items():
+        print(f"{what:18} {path}")

@@ -1,0 +1,1 @@
+"""Chapter 5: what its programs share: models, schedulers, data, training, evaluation."""

@@ -1,0 +1,246 @@
+"""What ddpm_package.py does: a folder of images, one step by hand, and the package's Trainer."""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from ddpm_package import LEAST_IMAGES, SUFFIXES
+from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from common.data import Images, load
+from common.data.export_folder import export
+from common.data.sources.decoding import decode_all
+from common.data.sources.listing import Listing, Tally, list_folder
+from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
+from common.errors import UserError, enough_memory, explain
+from common.io.files import write_json
+from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, generator
+from common.training.loop import Budget, TrainConfig, pick
+from common.training.record import check_record, fingerprint, keep_settings
+from common.viz import grid, save_picture
+from finetune_diffusers.training.memory_usage import Cost, total
+
+LOWER = "--batch (raise --accumulate as much), --size, --dim or --samples"
+
+
+def open_folder(args) -> Path:
+    """The folder of images that the Trainer will read. A set by name is written out into the run's folder, once; so is a folder in which
+    the Trainer would not see what the course sees: other kinds of files, hidden files, links, suffixes in capitals."""
+    source, folder = Path(args.data), args.out / "images"
+    listing = list_folder(source) if source.is_dir() and source.suffix != ".lmdb" else None
+    if listing and listing.pictures and seen_by_package(source) == set(listing.paths(listing.pictures)):
+        folder = source
+    else:
+        if not args.resume:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it had begun
+        if not folder.exists():
+            images = open_images(args, source, listing)
+            check_number(len(images), source)
+            export(images, folder)
+            print(f"{len(images):,} images of {args.data} written to {folder}")
+    check_number(len(seen_by_package(folder)), folder)
+    return folder
+
+
+def open_images(args, source: Path, listing: Listing | None) -> Images:
+    """All pictures of a folder, as the package takes them where it reads one itself; of any other set, its training split."""
+    if not listing or not listing.pictures:
+        return load(args.data, args.size, args.data_dir, n=args.n, channels=3)
+    tally = Tally()
+    pixels, kept = decode_all(listing.paths(listing.pictures), args.size, channels=3, tally=tally)
+    tally.left_out += listing.holds(listing.pictures)
+    tally.tell(source.name, len(kept))
+    return Images(source.name, pixels).first(min(args.n or len(kept), len(kept)))
+
+
+def seen_by_package(folder: Path) -> set[Path]:
+    """The files that the package's Dataset takes."""
+    return {path for suffix in SUFFIXES for path in folder.glob(f"**/*.{suffix}")}
+
+
+def check_number(n: int, where: Path) -> None:
+    if n < LEAST_IMAGES:
+        raise UserError(f"the package's Trainer needs at least {LEAST_IMAGES} images (10,000 are better), and {where} holds {n}; give more images")
+
+
+def make_diffusion(args) -> GaussianDiffusion:
+    """The package's network inside its diffusion process."""
+    torch.manual_seed(args.seed)
+    unet = Unet(dim=args.dim, dim_mults=args.mults, channels=3)
+    return GaussianDiffusion(
+        unet, image_size=args.size, timesteps=1000, sampling_timesteps=args.sample_steps, objective=args.objective, beta_schedule=args.schedule,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- by hand
+
+
+@torch.no_grad()
+def by_hand(diffusion: GaussianDiffusion, folder: Path, args) -> float:
+    """What diffusion(images) does when it is called, line by line, printed. Returns the loss, which is the package's own."""
+    images = torch.stack([Dataset(folder, args.size, convert_image_to="RGB")[i] for i in range(8)])   # (B, 3, S, S) in [0, 1]
+    draw = generator(EVALUATION, args.seed)
+    print(f"\none step by hand: {len(images)} images, {tuple(images.shape)}, from {images.min():.2f} to {images.max():.2f}")
+    x0 = 2 * images - 1
+    print(f"  1  brought to [-1, 1]          mean {x0.mean():+.3f}")
+    t = torch.randint(1000, (len(x0),), generator=draw)                                               # (B,)
+    print(f"  2  a moment for each           t = {' '.join(map(str, t.tolist()))}")
+    eps = torch.randn(x0.shape, generator=draw)
+    print(f"  3  noise                       deviation {eps.std():.3f}")
+    alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (diffusion.sqrt_alphas_cumprod, diffusion.sqrt_one_minus_alphas_cumprod))
+    x = alpha * x0 + sigma * eps
+    print(f"  4  x = alpha x0 + sigma eps    alpha = {' '.join(f'{a:.2f}' for a in alpha.flatten())}")
+    answer = diffusion.model(x, t)
+    goal = {"pred_noise": eps, "pred_x0": x0, "pred_v": alpha * eps - sigma * x0}[args.objective]
+    print(f"  5  the network answers         {args.objective[5:]}, deviation {answer.std():.3f}; it should be {goal.std():.3f}")
+    each = F.mse_loss(answer, goal, reduction="none").flatten(1).mean(1) * diffusion.loss_weight[t]   # (B,)
+    print(f"  6  squared error               {' '.join(f'{e:.2f}' for e in each)}")
+    theirs = diffusion.p_losses(x0, t, noise=eps)
+    print(f"their mean is {each.mean():.6f}; diffusion.p_losses(x0, t, noise=eps) says {theirs:.6f}\n")
+    return float(each.mean())
+
+
+# ------------------------------------------------------------------------------------------------------------ the Trainer
+
+
+def fit(diffusion: GaussianDiffusion, folder: Path, args) -> None:
+    """Let the package train, and show what its averaged network draws."""
+    record = record_of_folder(folder)
+    check_record(args, record)
+    keep_settings(args, record)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    amp = args.amp == "yes" or (args.amp == "auto" and torch.cuda.is_available() and args.device != "cpu")
+    trainer = ExactTrainer(
+        diffusion, str(folder), train_batch_size=args.batch, gradient_accumulate_every=args.accumulate, augment_horizontal_flip=args.flip,
+        train_lr=args.lr, train_num_steps=args.steps, ema_decay=args.ema, save_and_sample_every=args.save_every, num_samples=args.samples,
+        results_folder=str(args.out), amp=amp, calculate_fid=False,  # which would download a network
+    )  # fmt: skip
+    first = go_on(trainer, args.out) if args.resume else 0
+    weights = sum(p.numel() for p in diffusion.parameters())
+    cost, began = Cost(trained=weights, weights=weights), time.perf_counter()
+    print(f"{len(trainer.ds):,} images of {args.size}x{args.size}; {weights:,} weights; {args.batch * args.accumulate} images "
+          f"per step; half precision {'on' if amp else 'off'}; steps {first} to {args.steps} on {trainer.device}")  # fmt: skip
+    with enough_memory(str(trainer.device), LOWER):
+        try:
+            with cost.watching(0, trainer.device):  # the package's loop lets nobody in, so the samples at its milestones are watched as well
+                trainer.train_to(args.steps, args.seed)
+        finally:
+            trainer.accelerator.end_training()  # a process that ends while its group still listens may abort instead
+        if not all(bool(p.isfinite().all()) for p in diffusion.parameters()):
+            raise UserError(f"the weights are no longer numbers: the training has diverged; begin again with a smaller --lr (it was {args.lr:g})")
+        if trainer.step < args.steps:
+            print(f"stopped after step {trainer.step}; continue with: python 05_finetune_diffusers/ddpm_package.py --resume {args.out}")
+            return
+        tell_cost(cost, trainer, {"seconds": time.perf_counter() - began, "steps": args.steps - first}, args.out)
+        torch.manual_seed(generator(SAMPLING, args.seed).initial_seed())
+        images = trainer.ema.ema_model.sample(batch_size=args.samples)     # (N, 3, S, S) in [0, 1]
+    print(save_picture(grid(images.cpu() * 2 - 1, round(args.samples**0.5), 384), args.out / "samples.png"))
+
+
+class Stopped(Exception):
+    """The package's loop is left between two steps."""
+
+
+class ExactTrainer(Trainer):
+    """The package's Trainer, whose random numbers in step k are a function of (seed, k), as in common/training/loop.py.
+
+    The Trainer shuffles, mirrors and adds noise with the global generator, which no milestone holds. Here its loader seeds that
+    generator for every batch, so a run resumed at a milestone ends with the same weights as one that never stopped.
+    """
+
+    def train_to(self, steps: int, seed: int) -> None:
+        """Train up to this step, or until a signal asks for the end; what was learned is saved in both cases."""
+        self.train_num_steps = steps
+        budget = Budget(TrainConfig(self.results_folder, steps), 0.0, self.accelerator)
+        self.dl = self.batches(seed, budget)
+        with budget.stop_on_signals(), suppress(Stopped):
+            self.train()
+        if self.step % self.save_and_sample_every:
+            self.save(self.step // self.save_and_sample_every + 1)  # the last, shorter stretch
+
+    def batches(self, seed: int, budget: Budget) -> Iterator[Tensor]:
+        """(B, 3, H, W) in [0, 1]: the images of one batch after the other, of this process. Every epoch has a new order."""
+        rank, world, parts = self.accelerator.process_index, self.accelerator.num_processes, self.gradient_accumulate_every
+        order = (pick(len(self.ds), self.batch_size, k, seed).chunk(world)[rank] for k in count(self.step * parts))
+        plan = ([(k, i) for i in indices.tolist()] for k, indices in enumerate(order, self.step * parts))
+        workers = min(4, os.cpu_count() or 1) if self.device.type == "cuda" else 0  # on a CPU they would take it from the training
+        loader = DataLoader(Mirrored(self.ds, seed), batch_sampler=plan, num_workers=workers, collate_fn=as_arrays, worker_init_fn=leave_signals,
+                            generator=torch.Generator(), timeout=PATIENCE if workers else 0)  # fmt: skip
+        for k, images in enumerate(started(loader, "--device cpu"), self.step * parts):
+            if k % parts == 0:
+                budget.tick()
+                if budget.interrupted:
+                    raise Stopped
+            torch.manual_seed(generator(TRAINING, seed, k, rank).initial_seed())
+            yield as_tensors(images)
+
+    def save(self, milestone: int) -> None:
+        """As the package does, but whole or not at all."""
+        run, name = self.results_folder, f"model-{milestone}.pt"
+        self.results_folder = run / "milestone.partial"
+        try:
+            self.results_folder.mkdir(exist_ok=True)
+            super().save(milestone)
+            if self.accelerator.is_main_process:
+                os.replace(self.results_folder / name, run / name)
+        finally:
+            shutil.rmtree(self.results_folder, ignore_errors=True)
+            self.results_folder = run
+
+
+class Mirrored(torch.utils.data.Dataset):
+    """The package's images; whether image i of batch k is mirrored depends on (seed, k, i) alone."""
+
+    def __init__(self, images: Dataset, seed: int):
+        self.images, self.seed = images, seed
+        images.paths.sort()  # the order in which a file system lists them may be another after a move
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+        torch.manual_seed(generator(AUGMENTATION, self.seed, *place).initial_seed())
+        return self.images[place[1]]
+
+
+def record_of_folder(folder: Path) -> dict[str, object]:
+    """For data.json: the files that the Trainer sees."""
+    paths = sorted(path for path in folder.glob("**/*") if path.suffix in {f".{suffix}" for suffix in SUFFIXES})
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return {"images": len(paths), "fingerprint": fingerprint(digests)}
+
+
+def tell_cost(cost: Cost, trainer: Trainer, more: dict[str, float], run: Path) -> None:
+    """Print what the training held, and keep it. (Its gradients are gone by now; there was one for each weight.)"""
+    cost.count(trainer.model.parameters(), trainer.opt.optimizer, trainer.ema.ema_model.parameters())
+    cost.gradient_bytes = total(p for p in trainer.model.parameters() if p.requires_grad)
+    print(f"\nmemory\n{cost.table()}\n")
+    write_json(run / "results.json", {"cost": cost.as_json()} | more)
+
+
+def milestones(run: Path) -> list[int]:
+    """Numbers of the model-N.pt of a run, oldest first."""
+    names = [re.fullmatch(r"model-(\d+)\.pt", path.name) for path in run.glob("model-*.pt")]
+    return sorted(int(name[1]) for name in names if name)
+
+
+def go_on(trainer: Trainer, run: Path) -> int:
+    """Load the newest milestone, if there is one; returns the step it was left at."""
+    kept = milestones(run)
+    if not kept:
+        return 0
+    try:
+        trainer.load(kept[-1])
+    except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError and more for damaged files
+        hint = f"delete it to go on from model-{kept[-2]}.pt" if len(kept) > 1 else "there is no earlier one"
+        raise UserError(f"{run / f'model-{kept[-1]}.pt'} cannot be loaded ({explain(problem)}); {hint}") from problem
+    return trainer.step

@@ -1,0 +1,1 @@
+"""A camera's way over a growing canvas, as frames and files."""

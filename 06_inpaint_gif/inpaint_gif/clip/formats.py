@@ -1,0 +1,355 @@
+"""A Chinese CLIP in its two forms: that of the package cn_clip, and that of ChineseCLIPModel in `transformers`.
+
+    cn_clip        CLIP(**sizes), a checkpoint clip_cn_vit-b-16.pt with {"state_dict": ...}, weights visual.* and bert.*
+    transformers   a folder: config.json, model.safetensors, vocab.txt; weights vision_model.* and text_model.*
+
+Both compute the same (Yang et al. 2022, Chinese CLIP: a vision transformer and a BERT that meet in one space), so a Shape, the
+weights under cn_clip's names and the vocabulary are all there is to a model; whatever is read becomes a Form of these three.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from common.errors import UserError, explain, shown
+from common.io.files import read_json, write_atomically, write_json
+from common.io.state_dict import read_component, read_pickle, read_weights, tensors_of
+
+State = dict[str, Tensor]
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of colours from 0 to 1
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "swish")  # of cn_clip's BERT
+KINDS = {int: int, float: (int, float), str: str}  # what may stand in a file for a field of Shape
+WEIGHTS, WORDS, SIZES = "model.safetensors", "vocab.txt", "cn_clip.json"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a model is: the arguments of cn_clip.clip.model.CLIP, under its names."""
+
+    embed_dim: int                     # D, of the space in which images and texts meet
+    image_resolution: int              # pixels a side
+    vision_layers: int
+    vision_width: int
+    vision_patch_size: int             # pixels a side
+    vocab_size: int
+    text_hidden_size: int
+    text_intermediate_size: int
+    text_num_attention_heads: int
+    text_num_hidden_layers: int
+    text_max_position_embeddings: int  # most tokens a text can have
+    vision_head_width: int = 64
+    text_type_vocab_size: int = 2
+    text_hidden_act: str = "gelu"
+    text_hidden_dropout_prob: float = 0.1
+    text_attention_probs_dropout_prob: float = 0.1
+    text_initializer_range: float = 0.02
+
+    def __post_init__(self):
+        for what, whole, part in (
+            ("the size of its images", self.image_resolution, self.vision_patch_size),
+            ("the width of its image network", self.vision_width, self.vision_head_width),
+            ("the width of its text network", self.text_hidden_size, self.text_num_attention_heads),
+        ):
+            if part < 1 or whole < part or whole % part:
+                raise UserError(f"{what}, {whole}, must be a multiple of {part}")
+        if self.text_hidden_act not in ACTIVATIONS:
+            raise UserError(f"text_hidden_act is {shown(self.text_hidden_act)}; cn_clip has {', '.join(ACTIVATIONS)}")
+
+    def to_transformers(self) -> dict[str, Any]:
+        """config.json of a ChineseCLIPModel."""
+        text = {
+            "vocab_size": self.vocab_size, "hidden_size": self.text_hidden_size, "intermediate_size": self.text_intermediate_size,
+            "num_hidden_layers": self.text_num_hidden_layers, "num_attention_heads": self.text_num_attention_heads,
+            "max_position_embeddings": self.text_max_position_embeddings, "type_vocab_size": self.text_type_vocab_size,
+            "hidden_act": self.text_hidden_act, "hidden_dropout_prob": self.text_hidden_dropout_prob,
+            "attention_probs_dropout_prob": self.text_attention_probs_dropout_prob, "initializer_range": self.text_initializer_range,
+            "layer_norm_eps": 1e-12, "pad_token_id": 0,
+        }  # fmt: skip
+        vision = {
+            "hidden_size": self.vision_width, "intermediate_size": 4 * self.vision_width, "num_hidden_layers": self.vision_layers,
+            "num_attention_heads": self.vision_width // self.vision_head_width, "image_size": self.image_resolution,
+            "patch_size": self.vision_patch_size, "projection_dim": self.embed_dim, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+        }  # fmt: skip
+        return {"model_type": "chinese_clip", "architectures": ["ChineseCLIPModel"], "projection_dim": self.embed_dim,
+                "text_config": text, "vision_config": vision}  # fmt: skip
+
+
+class Form(NamedTuple):
+    """A model, in whichever form it was found."""
+
+    shape: Shape
+    state: State            # float32, under cn_clip's names
+    words: tuple[str, ...]  # the vocabulary: token k is words[k]
+    source: str             # where it comes from, for messages
+
+
+# ------------------------------------------------------------------------------------------------ what a model is like
+
+
+def shape_of_config(config: dict[str, Any], source: str) -> Shape:
+    """From the config.json of a ChineseCLIPModel, where what it leaves out is what `transformers` supposes."""
+    if config.get("model_type") != "chinese_clip":
+        raise UserError(f"{source} holds a model of kind {config.get('model_type')!r}; a Chinese CLIP has model_type 'chinese_clip'")
+    from transformers import ChineseCLIPConfig
+
+    try:
+        whole = ChineseCLIPConfig(**config)
+    except Exception as problem:  # its checks raise their own kinds
+        raise UserError(f"{source} describes no Chinese CLIP ({explain(problem)})") from problem
+    text, vision = whole.text_config, whole.vision_config
+    shape = Shape(
+        embed_dim=whole.projection_dim, image_resolution=vision.image_size, vision_layers=vision.num_hidden_layers,
+        vision_width=vision.hidden_size, vision_patch_size=vision.patch_size, vision_head_width=vision.hidden_size // max(1, vision.num_attention_heads),
+        vocab_size=text.vocab_size, text_hidden_size=text.hidden_size, text_intermediate_size=text.intermediate_size,
+        text_num_attention_heads=text.num_attention_heads, text_num_hidden_layers=text.num_hidden_layers,
+        text_max_position_embeddings=text.max_position_embeddings, text_type_vocab_size=text.type_vocab_size,
+        text_hidden_act=text.hidden_act, text_hidden_dropout_prob=text.hidden_dropout_prob,
+        text_attention_probs_dropout_prob=text.attention_probs_dropout_prob, text_initializer_range=text.initializer_range,
+    )  # fmt: skip
+    wanted = shape.to_transformers()
+    for part, given in (("text_config", text), ("vision_config", vision)):
+        for key, value in wanted[part].items():
+            if key != "projection_dim" and getattr(given, key) != value:
+                raise UserError(f"{source} has {key} {getattr(given, key)} in its {part}; a model that cn_clip can build has {value}")
+    return shape
+
+
+def shape_of_state(state: State, source: str) -> Shape:
+    """From the weights of a cn_clip checkpoint, which brings no configuration.
+
+    They do not tell how wide an attention head is. It is 64 in every published model, except the image network of ViT-H-14 with 80.
+    """
+    if "visual.layer1.0.conv1.weight" in state:
+        raise UserError(f"{source} encodes images with a ResNet, as RN50 does; this chapter reads vision transformers, such as ViT-B-16")
+    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "text_projection", "bert.embeddings.word_embeddings.weight",
+              "bert.embeddings.position_embeddings.weight", "bert.encoder.layer.0.intermediate.dense.weight")  # fmt: skip
+    if missing := [key for key in needed if key not in state]:
+        raise UserError(f"{source} holds no Chinese CLIP: among its {len(state)} weights there is no {missing[0]}")
+    if state["visual.conv1.weight"].ndim != 4 or state["text_projection"].ndim != 2 or any(state[key].ndim < 1 for key in needed):
+        raise UserError(f"{source} holds no Chinese CLIP: visual.conv1.weight or another weight has the wrong number of dimensions")
+    (width, _, patch, _), hidden = state["visual.conv1.weight"].shape, state["text_projection"].shape[0]
+    grid = round(max(0, len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    if width not in PUBLISHED_WIDTHS or hidden not in PUBLISHED_WIDTHS:
+        warnings.warn(f"{source} does not say how wide its attention heads are; the 64 of the published models is assumed. "
+                      f"If that is wrong, put the sizes of the model beside it, in {SIZES}", stacklevel=2)  # fmt: skip
+    return Shape(
+        embed_dim=state["text_projection"].shape[1], image_resolution=grid * patch, vision_layers=depth(state, r"visual\.transformer\.resblocks\."),
+        vision_width=width, vision_patch_size=patch, vision_head_width=80 if width == 1280 else min(64, width),
+        vocab_size=len(state["bert.embeddings.word_embeddings.weight"]), text_hidden_size=hidden,
+        text_intermediate_size=len(state["bert.encoder.layer.0.intermediate.dense.weight"]),
+        text_num_attention_heads=max(1, hidden // 64), text_num_hidden_layers=depth(state, r"bert\.encoder\.layer\."),
+        text_max_position_embeddings=len(state["bert.embeddings.position_embeddings.weight"]),
+    )  # fmt: skip
+
+
+def shape_of_sizes(stored: Any, beside: Path) -> Shape | None:
+    """From the arguments of CLIP, stored in a checkpoint or in a file beside it; None where there are none."""
+    sizes = stored if isinstance(stored, dict) else read_json(beside) if beside.exists() else {}
+    names = {f.name: f.type for f in fields(Shape)}
+    if not sizes or not sizes.keys() <= names.keys() or not all(isinstance(value, KINDS[names[key]]) for key, value in sizes.items()):
+        return None
+    try:
+        return Shape(**sizes)
+    except TypeError:  # some are missing
+        return None
+
+
+def depth(state: State, prefix: str) -> int:
+    """How many layers there are under this name."""
+    return 1 + max((int(found[1]) for key in state if (found := re.match(prefix + r"(\d+)\.", key))), default=-1)
+
+
+# ---------------------------------------------------------------------------------------------------- names of weights
+
+RENAMED = {  # cn_clip: transformers
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "logit_scale": "logit_scale",
+}
+PUBLISHED_WIDTHS = (768, 1024, 1280)  # of the image and text networks of every published model
+FLASH_IMAGE = re.compile(r"(visual\.transformer\.resblocks\.\d+\.attn\.)Wqkv\.(weight|bias)")
+FLASH_QKV = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.Wqkv\.(weight|bias)")
+FLASH_OUT = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.out_proj\.(weight|bias)")
+TURNED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}  # (in, out) is (out, in) there
+PREFIXES = {"visual.ln_pre.": "vision_model.pre_layrnorm.", "visual.ln_post.": "vision_model.post_layernorm.", "bert.": "text_model."}
+BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
+THEIR_BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+IN_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
+QKV = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
+THEIR_QKV = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+
+
+def without_flash(state: State) -> State:
+    """The names that a training of cn_clip with FlashAttention uses -> those without it.
+
+    FlashAttention keeps queries, keys and values in one matrix, and so does cn_clip's image network, but not its BERT.
+    """
+    return dict(_without_flash(state))
+
+
+def _without_flash(state: State) -> Iterator[tuple[str, Tensor]]:
+    for key, value in state.items():
+        if found := FLASH_IMAGE.fullmatch(key):
+            yield f"{found[1]}in_proj_{found[2]}", value
+        elif found := FLASH_QKV.fullmatch(key):
+            for name, part in zip(("query", "key", "value"), value.tensor_split(3), strict=True):
+                yield f"{found[1]}self.{name}.{found[2]}", part.contiguous()
+        elif found := FLASH_OUT.fullmatch(key):
+            yield f"{found[1]}output.dense.{found[2]}", value
+        else:
+            yield key, value
+
+
+def to_transformers(state: State) -> State:
+    """cn_clip's names -> those of ChineseCLIPModel. There queries, keys and values are three matrices, here one stack of them."""
+    return dict(_to_transformers(state))
+
+
+def _to_transformers(state: State) -> Iterator[tuple[str, Tensor]]:
+    for key, value in state.items():
+        if found := QKV.fullmatch(key):
+            for name, part in zip("qkv", value.tensor_split(3), strict=True):
+                yield f"vision_model.encoder.layers.{found[1]}.self_attn.{name}_proj.{found[2]}", part.contiguous()
+        elif key in TURNED:
+            yield TURNED[key], value.T.contiguous()
+        elif (found := BLOCK.fullmatch(key)) and found[2] in IN_BLOCK:
+            yield f"vision_model.encoder.layers.{found[1]}.{IN_BLOCK[found[2]]}.{found[3]}", value
+        else:
+            yield renamed(key, RENAMED, PREFIXES), value
+
+
+def from_transformers(state: State) -> State:
+    """The names of ChineseCLIPModel -> cn_clip's: the inverse. What cn_clip has no use for, counters and a pooler, is left out."""
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids") and "text_model.pooler." not in key}
+    back, stacks = dict(_from_transformers(state)), {}
+    for key, value in state.items():
+        if found := THEIR_QKV.fullmatch(key):
+            stacks.setdefault(f"visual.transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", {})[found[2]] = value
+    whole = {key: torch.cat([parts[name] for name in "qkv"]) for key, parts in stacks.items() if len(parts) == 3}
+    return back | whole
+
+
+def _from_transformers(state: State) -> Iterator[tuple[str, Tensor]]:
+    plain, turned = ({new: old for old, new in table.items()} for table in (RENAMED, TURNED))
+    prefixes, in_block = ({new: old for old, new in table.items()} for table in (PREFIXES, IN_BLOCK))
+    for key, value in state.items():
+        if THEIR_QKV.fullmatch(key):
+            continue
+        if key in turned:
+            yield turned[key], value.T.contiguous()
+        elif (found := THEIR_BLOCK.fullmatch(key)) and found[2] in in_block:
+            yield f"visual.transformer.resblocks.{found[1]}.{in_block[found[2]]}.{found[3]}", value
+        else:
+            yield renamed(key, plain, prefixes), value
+
+
+def renamed(key: str, names: dict[str, str], prefixes: dict[str, str]) -> str:
+    """A key that none of the tables knows stays what it is: whoever loads it strictly then names it."""
+    if key in names:
+        return names[key]
+    return next((new + key.removeprefix(old) for old, new in prefixes.items() if key.startswith(old)), key)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def read_checkpoint(path: Path, words: Sequence[str] | None = None) -> Form:
+    """A .pt file: published by cn_clip, fine-tuned with it, or written by save_checkpoint; or a .safetensors file of the same weights.
+
+    words: the vocabulary, if neither the file nor its folder has one
+    """
+    saved = read_weights(path) if path.suffix == ".safetensors" else read_pickle(path)
+    state = {plain(key): value for key, value in tensors(saved, path).items()}
+    state = without_flash({key: value for key, value in state.items() if not key.startswith("bert.pooler.") and not key.endswith("position_ids")})
+    shape = shape_of_sizes(saved.get("config"), path.parent / SIZES) or shape_of_state(state, str(path))
+    choices = [tuple(choice) for choice in (saved.get("vocab"), read_words(path.parent), words) if isinstance(choice, (list, tuple)) and choice]
+    fitting = [choice for choice in choices if len(choice) == shape.vocab_size] + choices
+    return checked(Form(shape, state, fitting[0] if fitting else (), str(path)))
+
+
+def tensors(saved: Any, source: Path) -> State:
+    """The weights in what torch.save wrote, in float32: a state dict, or a dictionary that holds one beside other things."""
+    places = saved if isinstance(saved, dict) and "state_dict" not in saved else {}
+    inner = next((places[key] for key in ("model_state_dict", "model") if isinstance(places.get(key), dict)), saved)
+    return {key: value.float() for key, value in tensors_of(inner, source).items()}
+
+
+def plain(key: str) -> str:
+    """The name of a weight without what DistributedDataParallel and torch.compile put before it."""
+    return re.sub(r"^((module|_orig_mod)\.)+", "", key)
+
+
+def save_checkpoint(path: Path, form: Form) -> None:
+    """Write a .pt as cn_clip has it. It also holds what cn_clip's own do not: the sizes and the vocabulary."""
+    saved = {"state_dict": {key: value.contiguous() for key, value in form.state.items()}, "config": asdict(form.shape), "vocab": list(form.words)}
+    write_atomically(path, lambda file: torch.save(saved, file))
+
+
+def read_folder(folder: Path) -> Form:
+    """A folder of `transformers`, ours or anyone's."""
+    shape = shape_of_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    weights, source = read_component(folder, WEIGHTS)
+    return checked(Form(shape, from_transformers(weights), read_words(folder) or (), str(source)))
+
+
+def read_words(folder: Path) -> tuple[str, ...] | None:
+    """The vocabulary in a folder: vocab.txt with a token a line, or tokenizer.json."""
+    if (folder / WORDS).exists():
+        try:
+            return tuple((folder / WORDS).read_text(encoding="utf-8-sig").rstrip("\n").split("\n"))
+        except ValueError as problem:
+            raise UserError(f"{folder / WORDS} cannot be read as UTF-8 text ({explain(problem)})") from problem
+    if (folder / "tokenizer.json").exists():
+        model = read_json(folder / "tokenizer.json").get("model")
+        numbers = model.get("vocab") if isinstance(model, dict) else None
+        if isinstance(numbers, dict) and all(isinstance(number, int) for number in numbers.values()):
+            return tuple(sorted(numbers, key=numbers.get))
+    return None
+
+
+def checked(form: Form) -> Form:
+    """Refuse weights that are not finite, and sizes or a vocabulary that do not belong to them."""
+    if broken := [key for key, value in form.state.items() if not value.isfinite().all()]:
+        raise UserError(f"{form.source} holds infinite numbers or NaN, first in {broken[0]}; choose another checkpoint")
+    layers = max(form.shape.vision_layers, form.shape.text_num_hidden_layers)
+    if layers > len(form.state):  # so that no file can ask for more than it holds
+        raise UserError(f"{form.source} holds weights of another architecture: {len(form.state)} tensors cannot be {layers:,} layers")
+    if not form.words:
+        raise UserError(f"{form.source} comes without a vocabulary; put the {WORDS} that it was trained with beside it")
+    if len(form.words) != form.shape.vocab_size:
+        raise UserError(f"the vocabulary of {form.source} has {len(form.words)} tokens, but its weights are for {form.shape.vocab_size}; "
+                        f"put the {WORDS} that it was trained with beside it")  # fmt: skip
+    if not all(isinstance(word, str) for word in form.words):
+        raise UserError(f"the vocabulary of {form.source} is no list of texts")
+    if form.words[0] != SPECIAL[0] or not set(SPECIAL[:4]) <= set(form.words):
+        raise UserError(f"the vocabulary of {form.source} must begin with {SPECIAL[0]} and hold {', '.join(SPECIAL[1:4])}")
+    return form
+
+
+def save_folder(folder: Path, form: Form, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder that ChineseCLIPModel, AutoTokenizer and ChineseCLIPProcessor open, with the arguments for cn_clip in it."""
+    shape = form.shape
+    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in to_transformers(form.state).items()}
+    if beyond := [key for key, value in weights.items() if not value.isfinite().all()]:
+        raise UserError(f"{beyond[0]} of {form.source} holds numbers too large for half precision; store it in single precision")
+    side = {"height": shape.image_resolution, "width": shape.image_resolution}
+    looks = {"image_processor_type": "ChineseCLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side, "resample": 3,
+             "do_center_crop": False, "do_rescale": True, "do_normalize": True, "image_mean": MEAN, "image_std": STD}  # fmt: skip
+    reads = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": shape.text_max_position_embeddings,
+             **{f"{name.strip('[]').lower()}_token": name for name in SPECIAL}}  # fmt: skip
+    write_json(folder / "config.json", shape.to_transformers())
+    write_json(folder / SIZES, asdict(shape))
+    write_json(folder / "preprocessor_config.json", looks)
+    write_json(folder / "tokenizer_config.json", reads)
+    write_atomically(folder / WORDS, lambda file: file.write(("\n".join(form.words) + "\n").encode()))
+    write_atomically(folder / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))

@@ -1,0 +1,1 @@
+"""Pictures from names, and what fills holes in them."""

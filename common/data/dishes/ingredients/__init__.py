@@ -1,0 +1,1 @@
+"""The foods on a plate, drawn."""

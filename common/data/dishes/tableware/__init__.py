@@ -1,0 +1,1 @@
+"""Tables, plates and bowls, drawn."""

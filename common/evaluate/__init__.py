@@ -1,0 +1,1 @@
+"""How good are generated images? `python -m common.evaluate --help`"""

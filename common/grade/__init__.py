@@ -1,0 +1,1 @@
+"""What grades exercises and builds lessons. `python -m common.grade --help`"""

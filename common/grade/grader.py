@@ -1,0 +1,178 @@
+"""Grade a chapter's exercises: points, and a word on what went wrong.
+
+  python -m common.grade 01
+  python -m common.grade 01 --submission ada.py --json ada.json
+  python -m common.grade 01 --submission ada.ipynb
+
+Each exercise must pass the learner's own tests (test_exercises.py) and randomised ones (checks.py). A mistake costs the points
+of its own exercise only, and so does a loop that never ends.
+"""
+
+import json
+import os
+import queue
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from common.errors import UserError
+from common.io.files import write_json
+
+COURSE = Path(__file__).resolve().parents[2]
+START = 300.0  # seconds that the worker may take to import torch, on the slowest disk
+
+
+@dataclass(frozen=True)
+class Args:
+    chapter: tyro.conf.Positional[str]
+    """The chapter's number: 01."""
+    submission: Path | None = None
+    """The Python file or notebook to grade; by default the chapter's exercises/exercises.py."""
+    json: Path | None = None
+    """Also write the result here, for spreadsheets and scripts."""
+    seconds: float = 60.0
+    """Time limit for each exercise."""
+    seed: int = 0
+    """Of the randomised checks: the same seed, the same checks."""
+
+
+@dataclass(frozen=True)
+class Result:
+    number: int
+    name: str
+    points: int
+    possible: int
+    message: str  # what went wrong; empty if nothing did
+
+
+def exercises_of(chapter: str) -> Path:
+    """The exercises folder of a chapter: '1', '01' or '01_ddpm_mnist'."""
+    folders = {f.parent.name: f for f in sorted(COURSE.glob("[0-9][0-9]_*/exercises")) if (f / "checks.py").exists()}
+    for name, folder in folders.items():
+        if chapter in (name, name[:2], name[:2].lstrip("0")):
+            return folder
+    raise UserError(f"there is no chapter '{chapter}' with exercises; choose one of {', '.join(name[:2] for name in folders)}")
+
+
+class Worker:
+    """A process that checks exercises one after the other, from number `first` on. Killed on leaving the `with` block."""
+
+    def __init__(self, folder: Path, submission: Path, seed: int, first: int):
+        self.token, self.answers = secrets.token_hex(16), queue.Queue()
+        self.request = {"token": self.token, "folder": str(folder), "submission": str(submission), "seed": seed, "first": first}
+
+    def __enter__(self):
+        self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # files it writes carelessly go here
+        self.complaints = tempfile.TemporaryFile()  # of the worker itself: what the submission prints leads nowhere
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "common.grade.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True, encoding="utf-8", errors="replace",
+            cwd=self.scratch.name, env=os.environ | {"PYTHONPATH": str(COURSE)}, start_new_session=True,
+        )  # fmt: skip
+        self.process.stdin.write(json.dumps(self.request) + "\n")
+        self.process.stdin.close()
+        threading.Thread(target=self.listen, daemon=True).start()
+        return self
+
+    def listen(self) -> None:
+        """Queue the worker's answers; lines without the token are not from the worker but from the submission."""
+        for line in self.process.stdout:
+            if line.startswith(self.token):
+                self.answers.put(json.loads(line.removeprefix(self.token)))
+        self.answers.put({"ended": True})
+
+    def answer(self, seconds: float) -> dict:
+        try:
+            return self.answers.get(timeout=seconds)
+        except queue.Empty:
+            return {"late": True}
+
+    def why_silent(self, reply: dict) -> str:
+        """The reason for which a worker did not even list the exercises."""
+        if "broken" in reply:
+            return reply["broken"]
+        self.complaints.seek(0)
+        last = self.complaints.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+        return "; ".join([f"no answer within {START:g} s" if "late" in reply else "the process ended without an answer", *last])
+
+    def __exit__(self, *_):
+        if hasattr(os, "killpg"):  # its children too, where the system knows groups of processes
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+        self.complaints.close()
+        self.scratch.cleanup()
+
+
+def grade(folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0) -> Iterator[Result]:
+    """Check every exercise, yielding each result as it is known.
+
+    One process checks them all, because importing torch takes seconds; where an exercise hangs or ends the process,
+    a new one goes on with the next exercise.
+    """
+    number, total = 1, None
+    while total is None or number <= total:
+        with Worker(folder, submission, seed, number) as worker:
+            hello = worker.answer(START)
+            if "exercises" not in hello:
+                raise UserError(f"the checks in {folder} cannot be run ({worker.why_silent(hello)})")
+            exercises = hello["exercises"]
+            total = len(exercises)
+
+            loading = failure(worker.answer(seconds), "problem", seconds)
+            while number <= total:
+                reply = {} if loading else worker.answer(seconds)
+                message = f"the file cannot be loaded: {loading}" if loading else failure(reply, "message", seconds)
+                name, points = exercises[number - 1]
+                yield Result(number, name, 0 if message else points, points, message)
+                number += 1
+                if "late" in reply or "ended" in reply:
+                    break
+
+
+def failure(reply: dict, key: str, seconds: float) -> str:
+    """What the worker said under this key, or why it could not say it. "" if all is well."""
+    if "late" in reply:
+        return f"it took longer than {seconds:g} s and was stopped; is there a loop that never ends?"
+    if "ended" in reply:
+        return "the Python process that ran it stopped without an answer: did the code exit, crash Python, or use too much memory?"
+    return reply[key]
+
+
+def submission_of(given: Path | None, folder: Path) -> Path:
+    """The file with the answers."""
+    path = given or folder / "exercises.py"
+    if not path.is_file():
+        found = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise UserError(f"{found}; name the Python file or the notebook with the answers after --submission")
+    return path
+
+
+def main(args: Args) -> None:
+    folder = exercises_of(args.chapter)
+    submission = submission_of(args.submission, folder)
+    if args.json and args.json.resolve() == submission.resolve():
+        raise UserError("--json would overwrite the submission; choose another name for the result")
+
+    print(f"{submission}, seed {args.seed}")
+    results = []
+    for result in grade(folder, submission.resolve(), args.seed, args.seconds):
+        outcome = f"failed: {result.message}" if result.message else "passed"
+        print(f"{result.number:2} {result.name:18} {result.points}/{result.possible}  {outcome}", flush=True)
+        results.append(result)
+    points, possible = sum(r.points for r in results), sum(r.possible for r in results)
+    print(f"{'total':21} {points}/{possible}")
+    if args.json:
+        rows = [asdict(result) | {"passed": not result.message} for result in results]
+        summary = {"chapter": folder.parent.name, "submission": str(submission), "seed": args.seed}
+        write_json(args.json, summary | {"points": points, "possible": possible, "exercises": rows})

@@ -1,0 +1,42 @@
+"""Which values the settings of a JSON file may have, checked before anything is computed from them: files come from anywhere.
+
+    check_values({"layers_per_block": "two"}, {"layers_per_block": Annotated[int, Range(1, 64)]}, "this U-Net")
+    -> this U-Net sets layers_per_block = 'two', where a whole number from 1 to 64 was expected
+
+A rule is a type hint: int, float, bool, str, None, Any, Path, Literal, list[...], tuple[...], unions, and Annotated with a Range of common/io/ranges.py.
+"""
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from common.errors import UserError, shown
+from common.io.ranges import Range, fits, marks, show
+
+Count, Layers = Annotated[int, Range(1, 65_536)], Annotated[int, Range(1, 64)]  # far more than any network has, and nothing that takes forever to build
+Share = Annotated[float, Range(0, 1)]
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", None: "null", type(None): "null", dict: "an object"}
+
+
+def check_values(config: Mapping[str, Any], rules: Mapping[str, Any], whose: str) -> None:
+    """Refuse the first setting that its rule does not allow; settings without a rule are left alone."""
+    for key, rule in rules.items():
+        if key in config and not fits(config[key], rule):
+            raise UserError(f"{whose} sets {key} = {shown(config[key])}, where {spelled(rule)} was expected")
+
+
+def spelled(rule: Any) -> str:
+    """A rule as an error message describes it."""
+    origin, parts = get_origin(rule), get_args(rule)
+    if origin is Annotated:
+        limit = next((mark for mark in marks(rule) if isinstance(mark, Range)), None)
+        between = f" {'above' if limit.above else 'from'} {show(limit.low)} {'and below' if limit.below else 'to'} {show(limit.high)}" if limit else ""
+        return spelled(parts[0]) + between
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(spelled, parts)))
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin in (list, tuple):
+        return f"a list of {spelled(parts[0]).removeprefix('a ').replace('whole number', 'whole numbers').replace('text', 'texts')}"
+    return NAMES.get(rule, getattr(rule, "__name__", str(rule)))

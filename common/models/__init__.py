@@ -1,0 +1,1 @@
+"""Networks that can be read, and the file formats of `diffusers` and `transformers` that they are saved in."""

@@ -1,0 +1,51 @@
+"""Where the parts of a model lie: in a run folder, a folder of `diffusers`, a flat folder, or one file.
+
+    run/model/unet/config.json, run/model/scheduler/scheduler_config.json       a run of the course
+    model/unet/config.json, model/scheduler/scheduler_config.json               what diffusers writes
+    model/config.json, model/scheduler_config.json                              flat, as google/ddpm-cifar10-32
+    model.safetensors                                                           a checkpoint of Stable Diffusion in one file
+"""
+
+from pathlib import Path
+
+from common.errors import UserError
+from common.io.files import read_json
+
+UNETS = ("UNet2DModel", "UNet2DConditionModel")
+
+
+def find_root(path: Path, kind: str = "a diffusers model") -> Path:
+    """The folder whose parts unet_folder and scheduler_file find: the folder itself, the `model` of a run, or what a file is converted to."""
+    if path.is_file():
+        from common.models.single_file import as_folder
+
+        path = as_folder(path)
+    if not path.exists():
+        raise UserError(f"there is no folder {path}; give a run folder, or the folder of {kind}")
+    for folder in (path, path / "model"):
+        if (folder / "unet").is_dir():
+            return folder
+        if is_unet(folder):
+            if (folder / "scheduler_config.json").exists():
+                return folder
+            if folder.name == "unet" and (folder.parent / "scheduler").is_dir():
+                return folder.parent
+            raise UserError(f"{folder} holds a U-Net alone: scheduler_config.json, which says how it was trained, is neither there nor in "
+                            f"{folder.parent / 'scheduler'}; give the folder of {kind}")  # fmt: skip
+    there = sorted(each.name for each in path.iterdir())
+    raise UserError(f"{path} holds no model: neither {path / 'unet'} nor {path / 'model' / 'unet'} is there, nor a config.json of a U-Net; "
+                    f"it holds {', '.join(there[:8]) or 'nothing'}")  # fmt: skip
+
+
+def is_unet(folder: Path) -> bool:
+    """Whether the folder itself is that of a U-Net."""
+    return (folder / "config.json").is_file() and read_json(folder / "config.json").get("_class_name") in UNETS
+
+
+def unet_folder(root: Path) -> Path:
+    return root / "unet" if (root / "unet").is_dir() else root
+
+
+def scheduler_file(root: Path) -> Path:
+    flat = root / "scheduler_config.json"
+    return flat if flat.exists() and not (root / "scheduler").is_dir() else root / "scheduler" / "scheduler_config.json"

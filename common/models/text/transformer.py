@@ -1,0 +1,162 @@
+"""CLIP's text transformer (Radford et al. 2021, section 2.4), written to be read.
+
+    ids --token + position embedding--> | LayerNorm, attention | LayerNorm, MLP | ... | LayerNorm --> embeddings
+
+Module names are those of `transformers.CLIPTextModel`, so weights load both ways. It is what Stable Diffusion reads prompts with.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import UserError, shown
+from common.io.config_values import check_values
+from common.io.ranges import Range
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """What OpenAI's CLIP was trained with: GELU with its curve replaced by a sigmoid."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The defaults are those of `transformers.CLIPTextConfig`, so a setting left out of a file means the same here."""
+
+    vocab: int = 49408              # number of tokens that have an embedding
+    length: int = 77                # tokens a text may have at most (M)
+    dim: int = 512                  # width of an embedding (D)
+    layers: int = 12
+    heads: int = 8
+    hidden: int = 2048              # width inside the MLP
+    activation: str = "quick_gelu"
+    eps: float = 1e-5               # of every LayerNorm
+    bos: int | None = 49406         # ids of the special tokens: begin, end, and padding; the transformer itself does not use them
+    eos: int | None = 49407
+    pad: int | None = 1
+
+
+class Attention(nn.Module):
+    """Every token looks at itself and at the tokens before it. (B, M, D) -> (B, M, D)"""
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.heads = cfg.heads
+        self.q_proj, self.k_proj = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
+        self.v_proj, self.out_proj = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, heads, M, D / heads)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.act = ACTIVATIONS[cfg.activation]
+        self.fc1, self.fc2 = nn.Linear(cfg.dim, cfg.hidden), nn.Linear(cfg.hidden, cfg.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    """Look at what was said before, then think. (B, M, D) -> (B, M, D)"""
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.layer_norm1, self.self_attn = nn.LayerNorm(cfg.dim, cfg.eps), Attention(cfg)
+        self.layer_norm2, self.mlp = nn.LayerNorm(cfg.dim, cfg.eps), MLP(cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class TextTransformer(nn.Module):
+    """(B, M) token ids -> (B, M, D) embeddings; M is at most cfg.length.
+
+    There is no mask for the padding. Attention is causal and the padding comes last, so no word is touched by it; the paddings
+    themselves do read the words before them, and a U-Net's cross-attention sees their embeddings like any others. One could
+    hide them with an attention mask. Stable Diffusion was trained without, and so is everything here: the padding then serves
+    as a summary of the sentence, and masking it afterwards would change what the U-Net has learned to read.
+    """
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        if cfg.dim % cfg.heads:
+            near = [max(1, cfg.dim // cfg.heads) * cfg.heads, (cfg.dim // cfg.heads + 1) * cfg.heads]
+            raise UserError(f"a width of {cfg.dim} cannot be divided among {cfg.heads} attention heads; try a width of {near[0]} or {near[1]}")
+        self.cfg = cfg
+        self.embeddings = nn.ModuleDict({
+            "token_embedding": nn.Embedding(cfg.vocab, cfg.dim),
+            "position_embedding": nn.Embedding(cfg.length, cfg.dim),
+        })  # fmt: skip
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))})
+        self.final_layer_norm = nn.LayerNorm(cfg.dim, cfg.eps)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Small weights in the layers, as GPT-2's and CLIP's: at first a token's embedding says mostly which token it is.
+
+        But large embeddings, where CLIP's begin at 0.02. One step of Adam moves a weight by up to the learning rate, which is 2e-3
+        here, and all tokens want to move the same way at first. Small ones are soon all alike, and then nothing in the captions tells
+        the pictures apart: with 0.02, a U-Net of creatures had learned nothing from its captions when with 1 it knew the colours.
+        """
+        nn.init.normal_(self.embeddings["token_embedding"].weight, std=1.0)
+        nn.init.normal_(self.embeddings["position_embedding"].weight, std=0.5)
+        for name, module in self.encoder.named_modules():
+            if isinstance(module, nn.Linear):
+                onto_the_sum = name.endswith(("out_proj", "fc2"))  # 2 x layers of these add up
+                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * self.cfg.layers) if onto_the_sum else 0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embeddings["token_embedding"](ids)                              # (B, M, D)
+        x = x + self.embeddings["position_embedding"].weight[: ids.shape[1]]
+        for layer in self.encoder["layers"]:
+            x = layer(x)
+        return self.final_layer_norm(x)
+
+
+# ------------------------------------------------------------------------------------------------------ config.json
+
+NAMES = {  # ours: theirs
+    "vocab": "vocab_size", "length": "max_position_embeddings", "dim": "hidden_size", "layers": "num_hidden_layers",
+    "heads": "num_attention_heads", "hidden": "intermediate_size", "activation": "hidden_act", "eps": "layer_norm_eps",
+    "bos": "bos_token_id", "eos": "eos_token_id", "pad": "pad_token_id",
+}  # fmt: skip
+VALUES = {
+    "vocab": Annotated[int, Range(1, 10_000_000)], "length": Annotated[int, Range(1, 65_536)], "dim": Annotated[int, Range(1, 65_536)],
+    "layers": Annotated[int, Range(1, 256)], "heads": Annotated[int, Range(1, 65_536)], "hidden": Annotated[int, Range(1, 1_000_000)],
+    "activation": str, "eps": Annotated[float, Range(0, 1)], "bos": int | None, "eos": int | None, "pad": int | None,
+}  # fmt: skip
+FIXED = {"model_type": ("clip_text_model",), "attention_dropout": (0,), "dropout": (0,), "use_attention_mask": (None, False)}
+WITHOUT_EFFECT = ("architectures", "dtype", "torch_dtype", "transformers_version", "initializer_factor", "initializer_range",
+                  "projection_dim")  # fmt: skip
+
+
+def text_to_transformers(cfg: TextConfig) -> dict:
+    """The config.json that makes `transformers.CLIPTextModel` build the same network, and run it in float32."""
+    head = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "dtype": "float32", "attention_dropout": 0.0}
+    return head | {NAMES[key]: value for key, value in asdict(cfg).items()}
+
+
+def text_from_transformers(config: dict) -> TextConfig:
+    """The TextConfig of a CLIPTextModel's config.json; a setting we cannot honour is refused by name."""
+    ours = {theirs: name for name, theirs in NAMES.items()}
+    check_values(config, {NAMES[name]: rule for name, rule in VALUES.items()}, "this text encoder")
+    for key, value in {"model_type": None, **config}.items():
+        refused = key not in ours and key not in WITHOUT_EFFECT and not key.startswith("_") and value not in FIXED.get(key, ())
+        if refused or (key == "hidden_act" and value not in ACTIVATIONS):
+            raise UserError(f"this text encoder sets {key} = {shown(value)}, which the course's text encoder does not support")
+    return TextConfig(**{ours[key]: value for key, value in config.items() if key in ours})

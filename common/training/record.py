@@ -1,0 +1,85 @@
+"""What a run folder holds besides checkpoints, log and model, so that a run can be resumed from this folder alone.
+
+    config.json   every setting; paths are absolute, so that it does not matter where the command is typed
+    data.json     number and fingerprint of the training images, and of a frozen model where it stays outside the run folder
+    start/        the weights that the training begins with: an autoencoder, a text encoder, a U-Net
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.cli import writable_folder
+from common.data.registry import is_place
+from common.errors import UserError
+from common.io.files import read_json, write_folder, write_json
+
+
+def fingerprint(*parts: Any) -> str:
+    """32 hexadecimal digits that change with any of the parts: tensors, the weights of networks, plain values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, value in sorted(part.state_dict().items()) if isinstance(part, nn.Module) else [("", part)]:
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            else:
+                digest.update(json.dumps(value, default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def record_of(images: Tensor, *others: Any) -> dict[str, Any]:
+    """The content of data.json. images: (N, C, H, W) pixels; others: what belongs to them, such as captions and labels."""
+    return {"images": len(images), "fingerprint": fingerprint(images, *others)}
+
+
+def check_record(args: Any, record: dict[str, Any]) -> None:
+    """Refuse to resume a run on other images, or beside another frozen model, than it was trained on. `record`: what there is now."""
+    path = args.out / "data.json"
+    if not args.resume or not path.exists():
+        return
+    known, where = read_json(path), " ".join(map(str, args.data)) if isinstance(getattr(args, "data", ""), tuple) else getattr(args, "data", "")
+    advice = "put them back as they were, or begin a new run"
+    if known.get("images") != record["images"]:
+        raise UserError(f"{args.out} was trained on {known.get('images')} images, and {where or 'its data'} now holds {record['images']}; {advice}")
+    if known.get("fingerprint") != record["fingerprint"]:
+        raise UserError(f"the {record['images']} images of {where or 'the run'} differ from those that {args.out} was trained on, or their captions or labels do; {advice}")
+    if known.get("model") != record.get("model"):
+        raise UserError(f"the weights in {args.model} differ from those beside which {args.out} was trained; give that model with --model, or begin a new run")
+
+
+def keep_settings(args: Any, record: dict[str, Any], save_start: Callable[[Path], object] | None = None) -> None:
+    """Write what a resumed run needs; the settings last, because a folder with settings is a run. save_start(folder) writes start/."""
+    writable_folder(args.out)
+    if not args.resume:
+        if save_start:
+            write_folder(args.out / "start", save_start)
+        write_json(args.out / "data.json", record)
+    write_json(args.out / "config.json", as_saved(args))
+
+
+def start_of(args: Any, given: Any) -> Any:
+    """The place of the weights that the run begins with: a resumed run has its own copy (runs of older versions have it in model/)."""
+    folders = (args.out / "start", args.out / "model") if args.resume else ()
+    return next((folder for folder in folders if folder.is_dir()), given)
+
+
+def as_saved(args: Any) -> dict[str, Any]:
+    """The settings for config.json."""
+    saved = asdict(replace(args, resume=None))
+    return {name: value if name == "out" else absolute(name, value) for name, value in saved.items()}
+
+
+def absolute(name: str, value: Any) -> Any:
+    """Paths as absolute ones. A word that names data or a model is a path where there is such a file or folder."""
+    if isinstance(value, (tuple, list)):
+        return [absolute(name, item) for item in value]
+    path = isinstance(value, Path) or (isinstance(value, str) and ((name == "data" and is_place(value)) or (name in ("model", "text") and value != "small")))
+    there = path and Path(value).expanduser()
+    return str(there.resolve()) if path and (isinstance(value, Path) or there.exists()) else value

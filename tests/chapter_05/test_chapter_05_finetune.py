@@ -1,0 +1,643 @@
+"""Chapter 5's trainings: full fine-tuning, LoRA, DreamBooth and ControlNet, on a tiny random Stable Diffusion."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from common.data import load
+from common.data.dataset import to_float
+from common.diffusion.schedules import make_schedule
+from common.errors import UserError
+from common.models.model_folder import Model, load_model
+from common.models.model_folder import save_model as save_pixels
+from common.models.text.encoders import load_text, save_text, small_text
+from common.models.unet import UNet, text_unet
+from common.random import Draw
+from finetune_diffusers import adapters
+from finetune_diffusers import pixel_pipeline as pixels
+from finetune_diffusers.data import edges
+from finetune_diffusers.data import latent_dataset as encoded
+from finetune_diffusers.data import styles as subjects
+from finetune_diffusers.training import trainer as tuning
+from helpers.programs import ROOT, load_program, run_main, run_program
+from helpers.tiny_pipeline import write_tiny_pipeline
+
+HERE = "05_finetune_diffusers"
+FINETUNE, LORA, DREAMBOOTH, CONTROLNET = (f"{HERE}/{name}.py" for name in ("finetune", "lora", "dreambooth", "controlnet"))
+controlnet, dreambooth, finetune, lora = (load_program(name) for name in (CONTROLNET, DREAMBOOTH, FINETUNE, LORA))
+FEW = ["--size", 32, "--batch", 2, "--steps", 4, "--save-every", 2, "--sample-every", 3, "--sample-steps", 1, "--device", "cpu", "--precision", "no"]
+TINY = [*FEW, "--n", 6, "--measure", 2, "--lr", 1e-2]
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_tiny_pipeline(tmp_path_factory.mktemp("chapter_05") / "base")
+
+
+@pytest.fixture(scope="module")
+def tuned(base) -> Path:
+    """A run of finetune.py. Read only."""
+    run_main(FINETUNE, *TINY, "--model", base, "--accumulate", 2, "--prompts", "a red creature", "--out", base.parent / "tuned")
+    return base.parent / "tuned"
+
+
+@pytest.fixture(scope="module")
+def adapted(base) -> Path:
+    """A run of lora.py. Read only."""
+    run_main(LORA, *TINY, "--model", base, "--rank", 4, "--prompts", "a red creature", "--out", base.parent / "adapted")
+    return base.parent / "adapted"
+
+
+@pytest.fixture(scope="module")
+def controlled(base) -> Path:
+    """A run of controlnet.py. Read only."""
+    run_main(CONTROLNET, *TINY, "--model", base, "--out", base.parent / "controlled")
+    return base.parent / "controlled"
+
+
+@pytest.fixture(scope="module")
+def dreamt(base) -> Path:
+    """A run of dreambooth.py. Read only."""
+    flags = ["--model", base, "--poses", 3, "--class-images", 4, "--measure", 2, "--lr", 1e-3]
+    run_main(DREAMBOOTH, *FEW, *flags, "--prompts", "a {}", "a {kind}", "--out", base.parent / "dreamt")
+    return base.parent / "dreamt"
+
+
+def draw(pipe, **more) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    return pipe("a red creature", height=32, width=32, num_inference_steps=2, generator=generator, output_type="np", **more).images
+
+
+def plain(base: Path) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(base)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def scheduler(kind: str, **more) -> DDPMScheduler:
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=kind, **more)
+
+
+KINDS = ["epsilon", "v_prediction", "sample"]
+
+# -------------------------------------------------------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_min_snr_weighs_the_error_of_x0_by_the_smaller_of_snr_and_gamma(kind):
+    """Whatever is predicted: the x0 that an answer amounts to is computed as DDPMScheduler does."""
+    noise = scheduler(kind, clip_sample=False)
+    weights = tuning.min_snr_weights(noise, 5.0)
+    alpha2 = noise.alphas_cumprod
+    snr = alpha2 / (1 - alpha2)
+    assert float(snr[0]) > 5 > float(snr[600])  # both sides of gamma
+    torch.manual_seed(0)
+    x0, eps, answer = torch.randn(3, 1, 4, 8, 8)
+    for t in (3, 200, 600, 900):
+        x = noise.add_noise(x0, eps, torch.tensor([t]))
+        right = {"epsilon": eps, "sample": x0, "v_prediction": noise.get_velocity(x0, eps, torch.tensor([t]))}[kind]
+        guess = noise.step(answer, t, x, generator=torch.Generator().manual_seed(0)).pred_original_sample
+        weighted = weights[t] * (answer - right).square().mean()
+        torch.testing.assert_close(weighted, snr[t].clamp(max=5) * (guess - x0).square().mean(), rtol=2e-3, atol=0)
+
+
+def test_min_snr_at_pure_noise_and_switched_off():
+    for kind, last in (("epsilon", 1.0), ("v_prediction", 0.0)):
+        weights = tuning.min_snr_weights(scheduler(kind, rescale_betas_zero_snr=True), 5.0)
+        assert weights.isfinite().all() and float(weights[-1]) == pytest.approx(last, abs=1e-6)
+    assert torch.equal(tuning.min_snr_weights(scheduler("epsilon"), 0.0), torch.ones(1000))
+
+
+def batch_of(n: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {"mean": torch.randn(n, 4, 4, 4), "std": 0.1 * torch.ones(n, 4, 4, 4), "words": torch.randn(n, 3, 5)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_knows_x0_has_no_error(kind):
+    """An oracle that is told the latents answers by the definitions of eps and v, not by diffusers."""
+    noise, batch = scheduler(kind), batch_of(8)
+    x0 = batch["mean"] + batch["std"] * Draw(0, 0).randn(batch["mean"].shape)
+
+    def oracle(net, x, t, words, batch):
+        alpha, sigma = (a.sqrt().view(-1, 1, 1, 1) for a in (noise.alphas_cumprod[t], 1 - noise.alphas_cumprod[t]))
+        eps = (x - alpha * x0) / sigma
+        return {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[kind]
+
+    loss = tuning.Denoising(noise, torch.ones(1000), torch.zeros(3, 5), 0.0, oracle)
+    errors = loss(None, batch, Draw(0, 0))
+    assert float(errors.each.max()) < 1e-5
+    assert sorted((8 * errors.u).long().tolist()) == list(range(8))  # and every noise level had its image
+
+
+def test_captions_are_dropped_and_errors_weighed():
+    batch, empty, told = batch_of(400), torch.full((3, 5), 7.0), []
+
+    def answer(net, x, t, words, batch):
+        told.append(words)
+        return torch.zeros_like(x)
+
+    loss = tuning.Denoising(scheduler("epsilon"), torch.ones(1000), empty, 0.25, answer)
+    each = loss(None, batch, Draw(0, 0)).each
+    dropped = (told[0] == empty).all(2).all(1)
+    assert 0.15 < float(dropped.float().mean()) < 0.35
+    assert torch.equal(told[0][~dropped], batch["words"][~dropped])
+    weight = torch.arange(400.0)
+    torch.testing.assert_close(loss(None, batch | {"weight": weight}, Draw(0, 0)).each, weight * each)
+
+
+def test_a_pair_is_one_of_the_subject_and_one_of_its_kind_by_turns():
+    """By turns, for noise levels are dealt out in the order of the rows."""
+    def some(n, offset):
+        place = torch.arange(n) + offset
+        return encoded.Encoded(place.float().view(n, 1, 1, 1), torch.zeros(n, 1, 1, 1), place.float().view(n, 1, 1), torch.arange(n), torch.zeros(1, 1))
+
+    pairs = encoded.Pairs(some(3, 0), some(5, 100), prior=0.5)
+    assert len(pairs) == 15
+    batch = pairs.batch(torch.arange(15))
+    assert batch["mean"].shape[0] == 30 and torch.equal(batch["weight"][:4], torch.tensor([1, 0.5, 1, 0.5]))
+    subject, kind = batch["mean"].flatten()[::2], batch["mean"].flatten()[1::2]
+    assert set(subject.tolist()) == {0, 1, 2} and set(kind.tolist()) == {100, 101, 102, 103, 104}
+    assert len(set(zip(subject.tolist(), kind.tolist(), strict=True))) == 15  # every pair once
+    assert torch.equal(batch["words"].flatten(), batch["mean"].flatten())
+
+
+# ----------------------------------------------------------------------------------------------------- edges and subjects
+
+
+def test_edges_of_a_square_are_its_outline():
+    image = torch.full((1, 3, 32, 32), -1.0)
+    image[:, 1, 8:24, 8:24] = 1.0
+    found = edges.edges(image)[0, 0]
+    assert 50 <= int(found.sum()) <= 70  # about 4 x 16, one pixel wide
+    assert found[12:20, 12:20].sum() == 0 and found[:6].sum() == 0 and found[15, 7:9].sum() == 1
+    assert edges.edges(torch.zeros(1, 3, 8, 8)).sum() == 0
+
+
+def test_agreement_of_edges():
+    wanted = torch.zeros(4, 1, 16, 16)
+    wanted[:, :, 8] = 1
+    found = torch.zeros(4, 1, 16, 16)
+    found[0, :, 8], found[1, :, 9], found[2, :, 12] = 1, 1, 1      # the same, a pixel aside, elsewhere, nothing
+    assert edges.agreement(found, wanted).tolist() == [1, 1, 0, 0]
+    found[0, :, 2] = 1                                             # as many again, where none belong: precision 1/2, recall 1
+    assert float(edges.agreement(found, wanted)[0]) == pytest.approx(2 / 3)
+    assert float(edges.agreement(wanted * 0, wanted * 0)[0]) == 1
+
+
+@pytest.mark.parametrize("name", subjects.STYLES)
+def test_a_style_is_unmistakable(name):
+    style, images = subjects.STYLES[name], load("creatures", 32, n=4)
+    styled = subjects.styled_pixels(style, images.pixels)
+    assert subjects.stray(style, to_float(styled)).max() < 0.01 < 0.15 < subjects.stray(style, to_float(images.pixels)).min()
+    others = [subjects.stray(other, to_float(styled)).min() for key, other in subjects.STYLES.items() if key != name]
+    assert min(others) > 0.05
+    assert to_float(styled).std((2, 3)).amax(1).min() > 0.2  # and it is not one flat colour
+    assert subjects.styled_caption(style, "a red creature") == f"a red creature, {style.words}"
+    assert subjects.styled_caption(style, "一只红色的小怪兽") == f"一只红色的小怪兽，{style.words_zh}"
+
+
+def test_the_subject_is_always_itself():
+    """As the judge of creatures sees it, in every pose; and its scarf is what no other has."""
+    from finetune_diffusers.evaluation import evaluators as exam
+
+    portraits, others = to_float(subjects.portraits(6, 64)), to_float(load("creatures", 64, n=20).pixels)
+    assert float(exam.likeness(portraits).mean()) > 0.9 > 0.6 > float(exam.likeness(others).mean())
+    assert float(exam.scarf_share(portraits).min()) > 0.02 > float(exam.scarf_share(others).mean())
+    assert len({tuple(p.flatten().tolist()) for p in portraits}) == 6
+    assert float(exam.variety(others).mean()) > float(exam.variety(portraits).mean())
+
+
+# ------------------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def test_a_run_leaves_everything(tuned):
+    for name in ("config.json", "metrics.csv", "before_after.png", "samples/step-000003.png", "results.json", "model/model_index.json"):
+        assert (tuned / name).exists(), name
+    found = json.loads((tuned / "results.json").read_text())
+    assert set(found["measures"]) == {"base", "tuned"} and len(found["measures"]["tuned"]) == 3
+    cost, weights = found["cost"], load_file(tuned / "model" / UNET)
+    n = sum(w.numel() for w in weights.values())
+    assert cost["trained"] == cost["weights"] == n
+    assert cost["gradient_bytes"] == cost["average_bytes"] == 4 * n and 8 * n <= cost["optimizer_bytes"] < 8 * n + 10_000
+    assert cost["peak"] >= cost["before"] > 10_000_000
+    assert [row["step"] for row in rows(tuned)] == ["1", "2", "3", "4"]
+
+
+def test_the_unet_learns_and_all_else_is_frozen(base, tuned):
+    before, after = load_file(base / UNET), load_file(tuned / "model" / UNET)
+    assert before.keys() == after.keys()
+    assert sum(not torch.equal(before[key], after[key]) for key in before) > 0.9 * len(before)
+    for part in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        old, new = ({key.removeprefix("text_model."): value for key, value in load_file(root / part).items()} for root in (base, tuned / "model"))
+        assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in old), part
+    assert (draw(plain(tuned / "model")) != draw(plain(base))).any()
+
+
+def test_a_resumed_run_is_the_same_run(tuned, tmp_path):
+    """Thrown back to its checkpoint of step 2 and resumed, it ends with the same bytes."""
+    again = tmp_path / "run"
+    shutil.copytree(tuned, again)
+    shutil.rmtree(again / "checkpoints" / "step-00000004")
+    shutil.rmtree(again / "model")
+    run_main(FINETUNE, "--resume", again, "--device", "cpu")
+    assert (again / "model" / UNET).read_bytes() == (tuned / "model" / UNET).read_bytes()
+    numbers = [[(row["step"], row["loss"], row["lr"], row["grad_norm"]) for row in rows(run)] for run in (again, tuned)]
+    assert numbers[0] == numbers[1]
+
+
+def test_what_is_saved_is_the_average(tuned):
+    """Not the weights of the last step, which the checkpoint holds."""
+    checkpoint = tuned / "checkpoints" / "step-00000004"
+    last, saved = load_file(checkpoint / "trained.safetensors"), load_file(tuned / "model" / UNET)
+    assert any(not torch.equal(last[key], saved[key]) for key in saved)
+    average = torch.load(checkpoint / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
+    assert all(torch.equal(a, saved[name]) for a, name in zip(average, plain(tuned / "model").unet.state_dict(), strict=True))
+
+
+def tuner_of(base: Path, out: Path, **flags):
+    """A Tuner of a few steps on random latents, and its network."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    pipe = plain(base)
+    n, (M, D) = 4, (64, 32)
+    torch.manual_seed(0)
+    data = encoded.Encoded(torch.randn(n, 4, 8, 8), torch.zeros(n, 4, 8, 8), torch.randn(2, M, D), torch.tensor([0, 1, 0, 1]), torch.zeros(M, D))
+    args = finetune.Args(**{"steps": 2, "batch": 4, "lr": 1e-2, "out": out, "precision": "no"} | flags)
+    if args.checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.accumulate)
+    return tuning.Tuner(pipe.unet, data, tuning.denoising(pipe, data, args), args, accelerator), pipe.unet
+
+
+def weights_after(base: Path, out: Path, **flags) -> torch.Tensor:
+    tuner, unet = tuner_of(base, out, **flags)
+    for _ in tuner.run():
+        pass
+    return torch.cat([p.detach().flatten() for p in unet.parameters()])
+
+
+def test_gradient_checkpointing_and_the_fused_optimizer_change_nothing(base, tmp_path):
+    wanted = weights_after(base, tmp_path)
+    torch.testing.assert_close(weights_after(base, tmp_path, checkpointing=True), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(weights_after(base, tmp_path, optimizer="fused"), wanted, atol=1e-4, rtol=0)
+    other = weights_after(base, tmp_path, accumulate=2)
+    assert float((other - wanted).abs().max()) > 1e-3  # the comparison would have shown a difference
+
+
+def test_the_average_comes_and_goes(base, tmp_path):
+    tuner, unet = tuner_of(base, tmp_path, ema=0.9)
+    start = unet.conv_in.weight.detach().clone()
+    for _ in tuner.run():
+        pass
+    trained = unet.conv_in.weight.detach().clone()
+    with tuner.averaged():
+        average = unet.conv_in.weight.detach().clone()
+    assert torch.equal(unet.conv_in.weight, trained) and not torch.equal(average, trained) and not torch.equal(average, start)
+
+
+def test_training_stops_before_a_nan(base, tmp_path):
+    tuner, unet = tuner_of(base, tmp_path)
+    tuner.data.mean[0] = float("nan")
+    before = unet.conv_in.weight.detach().clone()
+    with pytest.raises(UserError, match="step 1: the loss is nan"):
+        next(tuner.run())
+    assert torch.equal(unet.conv_in.weight, before)
+
+
+def test_a_model_of_pixels_fine_tunes_unchanged(tmp_path):
+    """Chapter 2's folders have no autoencoder; what comes out is such a folder again."""
+    torch.manual_seed(0)
+    save_pixels(tmp_path / "pixels", Model(UNet(text_unet(16, 3, (8, 16), 32)), make_schedule("cosine"), "v", True))
+    save_text(tmp_path / "pixels", small_text(["a red creature", "a blue creature with wings"], dim=32, heads=1))
+    run_main(FINETUNE, *TINY, "--model", tmp_path / "pixels", "--size", 16, "--steps", 2, "--prompts", "a red creature", "--out", tmp_path / "run")
+    before, after = load_model(tmp_path / "pixels").net, load_model(tmp_path / "run").net
+    assert before.cfg == after.cfg and any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    ids = [load_text(folder).tokenizer(["a blue creature"]) for folder in (tmp_path / "pixels", tmp_path / "run" / "model")]
+    assert torch.equal(*ids)
+
+
+def test_a_model_of_pixels_keeps_its_scheduler(recwarn):
+    """A pipeline for latents turns the clipping of x0 off, with a notice. Images are in [-1, 1], so here it stays on, and nothing is said."""
+    recwarn.clear()
+    pipe = pixels.open_pixels(ROOT / "02_cfg_pokemon" / "pretrained", "cpu")
+    assert pipe.scheduler.config.clip_sample and pipe.scheduler.config.steps_offset == 0
+    assert not [str(warning.message) for warning in recwarn if "configuration file" in str(warning.message)]
+
+
+@pytest.mark.parametrize(("program", "flags"), [
+    (LORA, ["--n", 6, "--lr", 1e-2, "--rank", 2]), (DREAMBOOTH, ["--lr", 1e-3, "--poses", 3, "--class-images", 4])], ids=["lora", "dreambooth"])  # fmt: skip
+def test_two_processes_learn_as_one(program, flags, base, tmp_path):
+    """torchrun on two CPU processes, two images each, against one process with four. Of DreamBooth only one draws the pictures of the kind."""
+    flags = [*FEW, *flags, "--model", base, "--measure", 0, "--prompts", "a red creature", "--sample-every", 100]
+    run_main(program, *flags, "--batch", 4, "--out", tmp_path / "one")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--"]  # after --, for it would take --n for an option of its own
+    done = run_program(*torchrun, program, *flags, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("before and after") == 1  # one of them talks
+    one, two = ([float(row["loss"]) for row in rows(tmp_path / name)] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-4) and len(set(one)) == 4
+    assert len(list((tmp_path / "two" / "checkpoints" / "step-00000004").glob("random_states_*.pkl"))) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------------- LoRA
+
+
+def adapter(run: Path) -> Path:
+    return run / "creatures-woodcut.safetensors"
+
+
+def test_a_lora_opens_in_plain_diffusers_and_changes_the_picture(base, adapted):
+    pipe = plain(base)
+    before = draw(pipe)
+    pipe.load_lora_weights(adapted, weight_name=adapter(adapted).name)
+    assert np.abs(draw(pipe) - before).max() > 1e-3
+    assert np.array_equal(draw(pipe, cross_attention_kwargs={"scale": 0.0}), before)  # at scale 0 it is the model itself, to the bit
+    pipe.unload_lora_weights()
+    assert np.array_equal(draw(pipe), before)
+    assert adapter(adapted).stat().st_size < 0.2 * (base / UNET).stat().st_size
+
+
+def test_a_lora_is_the_average_of_what_was_trained(base, adapted):
+    """Opened by diffusers, its layers hold the averaged weights, and its alpha is known."""
+    pipe = plain(base)
+    pipe.load_lora_weights(adapted, weight_name=adapter(adapted).name, adapter_name="default")
+    average = torch.load(adapted / "checkpoints" / "step-00000004" / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
+    loaded = [weight for name, weight in pipe.unet.named_parameters() if "lora_" in name]
+    assert len(loaded) == len(average) and all(torch.equal(a, b) for a, b in zip(loaded, average, strict=True))
+    config = pipe.unet.peft_config["default"]
+    assert config.r == 4 and config.lora_alpha == 4 and set(config.target_modules) >= {"to_q", "to_k"} or config.target_modules
+
+
+def test_alpha_reaches_the_file(base, tmp_path):
+    run_main(LORA, *TINY, "--model", base, "--steps", 1, "--rank", 2, "--alpha", 6, "--warmup", 0, "--measure", 0, "--out", tmp_path / "run")
+    pipe = plain(base)
+    pipe.load_lora_weights(tmp_path / "run", weight_name="creatures-woodcut.safetensors", adapter_name="a")
+    assert pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.scaling["a"] == 3
+
+
+def test_a_new_adapter_changes_nothing_and_only_it_is_trained(base, adapted):
+    pipe = plain(base)
+    before = draw(pipe)
+    layers = lora.add_adapter(pipe.unet.requires_grad_(False), 4, None, lora.ATTENTION, 0)
+    assert np.array_equal(draw(pipe), before)
+    names = {name for name, weight in pipe.unet.named_parameters() if weight.requires_grad}
+    assert names and all("lora_" in name for name in names) and len(names) == 2 * layers
+    kept = load_file(adapted / "checkpoints" / "step-00000004" / "trained.safetensors")
+    assert kept.keys() == names  # and only that is in a checkpoint
+    assert all(weight.dtype == torch.float32 for weight in pipe.unet.parameters())
+
+
+def test_frozen_weights_in_half_precision(base):
+    unet = plain(base).unet.requires_grad_(False)
+    lora.add_adapter(unet, 2, None, lora.ATTENTION, 0, "bf16")
+    assert {weight.dtype for weight in unet.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in unet.parameters() if not weight.requires_grad} == {torch.bfloat16}
+
+
+def test_a_resumed_lora_is_the_same_lora(adapted, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(adapted, again)
+    shutil.rmtree(again / "checkpoints" / "step-00000004")
+    adapter(again).unlink()
+    run_main(LORA, "--resume", again, "--device", "cpu")
+    mine, theirs = (load_file(adapter(run)) for run in (again, adapted))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_several_adapters_are_mixed(base, adapted, tmp_path, command_line):
+    other = tmp_path / "other.safetensors"
+    weights = load_file(adapter(adapted))
+    save_file({name: torch.randn_like(weight) for name, weight in weights.items()}, other)
+    flags = ["--model", base, "--size", 32, "--sample-steps", 1, "--device", "cpu", "--style", "none", "--prompts", "a red creature", "a blue one"]
+    code, said, err = command_line(LORA, "--use", adapted, other, "--scale", 0, 1, *flags, "--sheet", tmp_path / "a.png")
+    assert code == 0, err
+    assert said.count("a row:") == 4 and "1 creatures-woodcut + 0 other" in said
+    code, said, err = command_line(LORA, "--use", adapted, "--scale", 0, 0.5, 1, *flags, "--sheet", tmp_path / "b.png")
+    assert code == 0 and said.count("a row:") == 3, err
+    pipe = plain(base)
+    before = draw(pipe)
+    pipe.set_adapters(adapters.load_adapters(pipe, [adapter(adapted), other]), [0.0, 0.0])
+    assert np.array_equal(draw(pipe), before)
+
+
+def test_adapters_that_do_not_fit(base, adapted, tmp_path):
+    weights = load_file(adapter(adapted))
+    key = next(key for key in weights if "lora_A" in key or "lora.down" in key)
+    wide = tmp_path / "wide.safetensors"
+    save_file(weights | {key: torch.zeros(4, weights[key].shape[1] + 1)}, wide)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({name.replace("mid_block", "third_block"): weight for name, weight in weights.items()}, foreign)
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
+    (tmp_path / "broken.safetensors").write_bytes(b"not this")
+    for path, says in ((wide, "for a width of"), (foreign, "third_block"), (other, "no LoRA of a U-Net: it holds .*, where one of LoRA, LoCon"),
+                       (tmp_path / "broken.safetensors", "is damaged")):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            adapters.load_adapters(plain(base), [path])
+    with pytest.raises(UserError, match="there is no file"):
+        adapters.find_adapter(tmp_path / "nothing.safetensors")
+    with pytest.raises(UserError, match="holds 4 .safetensors"):
+        adapters.find_adapter(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- DreamBooth
+
+
+def test_dreambooth_keeps_its_class_images_and_resumes_exactly(dreamt, tmp_path):
+    pictures = sorted((dreamt / "class_images").glob("*.png"))
+    assert len(pictures) == 4
+    again = tmp_path / "run"
+    shutil.copytree(dreamt, again)
+    shutil.rmtree(again / "checkpoints" / "step-00000004")
+    shutil.rmtree(again / "model")
+    run_main(DREAMBOOTH, "--resume", again, "--device", "cpu")
+    assert (again / "model" / UNET).read_bytes() == (dreamt / "model" / UNET).read_bytes()
+    assert sorted((again / "class_images").glob("*.png"))[0].stat().st_mtime == pictures[0].stat().st_mtime  # they were not drawn again
+    found = json.loads((dreamt / "results.json").read_text())["measures"]
+    assert {"scarf in 'a sks creature'", "scarf in 'a creature'", "variety of 'a creature'"} < found["tuned"].keys()
+
+
+def test_dreambooth_as_a_lora_of_ones_own_pictures_without_prior(base, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for i, portrait in enumerate(subjects.portraits(3, 32)):
+        Image.fromarray(portrait.permute(1, 2, 0).numpy()).save(tmp_path / "mine" / f"{i}.png")
+    flags = ["--model", base, "--subject", tmp_path / "mine", "--word", "zwx", "--prior", 0, "--rank", 2, "--measure", 0, "--prompts", "a {}"]
+    run_main(DREAMBOOTH, *FEW, *flags, "--out", tmp_path / "run")
+    assert not (tmp_path / "run" / "class_images").exists()
+    pipe = plain(base)
+    before = draw(pipe)
+    pipe.load_lora_weights(tmp_path / "run", weight_name="zwx.safetensors")
+    assert (draw(pipe) != before).any()
+
+
+def test_how_a_word_is_spelled(base):
+    pipe = plain(base)
+    assert "is not in the vocabulary" in dreambooth.spelling(pipe, "sks") and "s + k + s" in dreambooth.spelling(pipe, "sks")
+    assert "one token" in dreambooth.spelling(pipe, "red")
+    without = SimpleNamespace(tokenizer=SimpleNamespace(tokenize=lambda word: ["<unk>"], unk_token="<unk>"))
+    with pytest.raises(UserError, match="cannot write"):
+        dreambooth.spelling(without, "sks")
+
+
+# ------------------------------------------------------------------------------------------------------------- ControlNet
+
+
+def test_an_untrained_controlnet_is_not_heard(base):
+    """Its convolutions begin at zero. And it takes edges of the size of the images, f = 4 times that of the latents."""
+    pipe = plain(base)
+    net = controlnet.new_controlnet(pipe.unet, pipe.vae_scale_factor, 0)
+    assert net.config.conditioning_embedding_out_channels == (16, 32, 64)
+    pipe.set_progress_bar_config(disable=True)
+    before = draw(pipe)
+    controlled = controlnet.with_control(pipe, net)
+    wanted = edges.edges(to_float(load("creatures", 32, n=1).pixels)).expand(-1, 3, -1, -1)
+    assert np.array_equal(draw(controlled, image=wanted), before)
+    with torch.no_grad():
+        for part in net.controlnet_down_blocks:
+            part.weight.add_(0.1)
+    assert not np.array_equal(draw(controlled, image=wanted), before)  # it would be heard
+
+
+def test_a_trained_controlnet_opens_in_plain_diffusers_and_is_heard(base, controlled):
+    net = ControlNetModel.from_pretrained(controlled / "controlnet")
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net)
+    some, none = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
+    some[:, :, 10:20, 10] = 1
+    assert (draw(pipe, image=some) != draw(pipe, image=none)).any()
+    found = json.loads((controlled / "results.json").read_text())
+    assert set(found["measures"]) == {"without control", "with control"}
+    for measures in found["measures"].values():
+        strict, tolerant = (measures[f"agreement of edges, {how} (F1)"]["value"] for how in ("to the pixel", "one pixel aside counts"))
+        assert 0 <= strict <= tolerant <= 1
+    assert found["cost"]["trained"] == found["cost"]["weights"] == sum(p.numel() for p in net.parameters())
+    assert (controlled / "samples" / "step-000003.png").exists()
+
+
+def test_the_unet_beside_a_controlnet_is_frozen(base, tmp_path):
+    """Gradients go through it, to the ControlNet, and change nothing in it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    pipe, accelerator = plain(base), Accelerator(cpu=True)
+    pipe.unet.requires_grad_(False)
+    images = load("creatures", 32, n=2)
+    data = encoded.encode(pipe, images, images.captions, True, edges=controlnet.edges_of(images.pixels, 0.2))
+    args = controlnet.Args(steps=3, batch=2, lr=1e-2, warmup=0, out=tmp_path)
+    net = controlnet.new_controlnet(pipe.unet, 4, 0)
+    loss = tuning.denoising(pipe, data, args)
+    loss.answer = controlnet.answer_of(pipe.unet, accelerator)
+    before, start = [p.clone() for p in pipe.unet.parameters()], [p.detach().clone() for p in net.parameters()]
+    for _ in tuning.Tuner(net, data, loss, args, accelerator).run():
+        pass
+    assert all(torch.equal(a, b) for a, b in zip(before, pipe.unet.parameters(), strict=True))
+    moved = {name for (name, p), old in zip(net.named_parameters(), start, strict=True) if not torch.equal(p, old)}
+    assert {"controlnet_mid_block.weight", "controlnet_cond_embedding.conv_in.weight", "mid_block.resnets.0.conv1.weight"} <= moved
+
+
+def test_a_resumed_controlnet_is_the_same(controlled, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(controlled, again)
+    shutil.rmtree(again / "checkpoints" / "step-00000004")
+    shutil.rmtree(again / "controlnet")
+    run_main(CONTROLNET, "--resume", again, "--device", "cpu")
+    weights = "controlnet/diffusion_pytorch_model.safetensors"
+    assert (again / weights).read_bytes() == (controlled / weights).read_bytes()
+
+
+def test_a_controlnet_is_used_on_ones_own_pictures(base, controlled, tmp_path, command_line):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "mine.png")
+    flags = ["--model", base, "--size", 32, "--sample-steps", 1, "--device", "cpu", "--measure", 2, "--use", controlled]
+    code, said, err = command_line(CONTROLNET, *flags, "--image", tmp_path / "mine.png", "--prompts", "a red one", "a blue one", "--sheet", tmp_path / "a.png")
+    assert code == 0 and "agreement of edges" in said and (tmp_path / "a.png").exists(), err
+    code, said, err = command_line(CONTROLNET, *flags, "--sheet", tmp_path / "b.png")
+    assert code == 0 and (tmp_path / "b.png").exists() and "edges of another picture agree by 0." in said, err
+    code, _, err = command_line(CONTROLNET, *flags, "--image", tmp_path / "mine.png", "--sheet", tmp_path / "c.png")
+    assert code == 2 and "--prompts" in err
+    code, _, err = command_line(CONTROLNET, *flags[:-1], base, "--sheet", tmp_path / "c.png")
+    assert code == 2 and "holds no ControlNet" in err
+
+
+def test_a_controlnet_of_another_model_is_refused(base, controlled, tmp_path):
+    shutil.copytree(controlled / "controlnet", tmp_path / "net")
+    unet = plain(base).unet
+    assert isinstance(controlnet.open_controlnet(tmp_path / "net", unet, 4), ControlNetModel)
+    with pytest.raises(UserError, match="downsamples edges 4 times"):
+        controlnet.open_controlnet(tmp_path / "net", unet, 8)
+    unet.register_to_config(cross_attention_dim=768)
+    with pytest.raises(UserError, match="cross_attention_dim"):
+        controlnet.open_controlnet(tmp_path / "net", unet, 4)
+    (tmp_path / "net" / "diffusion_pytorch_model.safetensors").write_bytes(b"not this")
+    with pytest.raises(UserError, match="cannot be opened"):
+        controlnet.open_controlnet(tmp_path / "net", plain(base).unet, 4)
+
+
+# --------------------------------------------------------------------------------------------------------- the command line
+
+
+def test_help_waits_for_nothing_heavy():
+    modules = "import sys; sys.path.insert(0, '05_finetune_diffusers'); import finetune, lora, dreambooth, controlnet; "
+    done = run_program("-c", modules + "print([m for m in ('torch', 'diffusers', 'peft', 'transformers', 'numpy') if m in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("program", [FINETUNE, LORA, DREAMBOOTH, CONTROLNET])
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--steps", 0], "--steps"), (["--drop", 1], "--drop"), (["--ema", 1.5], "--ema"), (["--min-snr", -1], "--min-snr"),
+    (["--scheduler", "magic"], "unknown scheduler"), (["--size", 30], "multiple of 8"), (["--optimizer", "8bit"], "8bit"),
+    (["--model", "./nowhere"], "there is no folder"), (["--resume", "nowhere"], "config.json"), (["--device", "cuda:7"], "the device 'cuda:7' cannot be used")])  # fmt: skip
+def test_what_all_refuse(program, flags, says, base, tmp_path, command_line):
+    model = [] if "--model" in flags else ["--model", base]
+    code, _, err = command_line(program, *model, *FEW, *flags, "--out", tmp_path / "run")
+    assert code == 2 and says in err and "Traceback" not in err, err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("program", [FINETUNE, LORA, CONTROLNET])
+def test_a_set_without_test_images_is_refused_before_anything_is_encoded(program, base, tmp_path, monkeypatch, command_line):
+    for name in ("train", "extra"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    rows = [{"file_name": f"{split}/{i}.png", "text": "a red one", "split": split} for split in ("train", "extra") for i in range(2)]
+    for row in rows:
+        Image.new("RGB", (32, 32)).save(tmp_path / "set" / row["file_name"])
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(encoded, "encode_images", lambda *_, **__: pytest.fail("encoded"))
+    code, _, err = command_line(program, "--model", base, *FEW, "--data", tmp_path / "set", "--measure", 2, "--out", tmp_path / "run")
+    assert code == 2 and "has no split 'test'" in err, err
+
+
+@pytest.mark.parametrize(("program", "flags", "says"), [
+    (FINETUNE, ["--data", "nothing"], "unknown data"), (FINETUNE, ["--data", "digits"], "no captions"), (FINETUNE, ["--n", 0], "--n"),
+    (LORA, ["--rank", 0], "--rank"), (LORA, ["--targets", "nothing", "--n", 2, "--measure", 0], "no layer"), (LORA, ["--use", "nowhere.safetensors"], "no file"),
+    (DREAMBOOTH, ["--word", ""], "--word"), (DREAMBOOTH, ["--subject", "nowhere"], "no folder"), (DREAMBOOTH, ["--prior", -1], "--prior"),
+    (CONTROLNET, ["--threshold", 0], "--threshold"), (CONTROLNET, ["--image", "a.png"], "--use"), (CONTROLNET, ["--use", "nowhere"], "no ControlNet"),
+    (CONTROLNET, ["--prompts", "a red one", "--use", "nowhere"], "--image"), (CONTROLNET, ["--measure", 0], "--measure"), (CONTROLNET, ["--measure", 0, "--use", "nowhere"], "--measure")])  # fmt: skip
+def test_what_one_refuses(program, flags, says, base, tmp_path, command_line):
+    code, _, err = command_line(program, "--model", base, *FEW, *flags, "--out", tmp_path / "run")
+    assert code == 2 and says in err and "Traceback" not in err, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_that_cannot_be_continued(base, tuned, adapted, tmp_path, command_line):
+    code, _, err = command_line(FINETUNE, "--resume", adapted)
+    assert code == 2 and "another program" in err
+    code, _, err = command_line(FINETUNE, *TINY, "--model", base, "--out", tuned)
+    assert code == 2 and "already holds a run" in err
+    again = tmp_path / "run"
+    shutil.copytree(adapted, again)
+    (again / "checkpoints" / "step-00000004" / "optimizer.bin").write_bytes(b"not this")
+    code, _, err = command_line(LORA, "--resume", again, "--device", "cpu")
+    assert code == 2 and "is damaged" in err and "step-00000002" in err and "Traceback" not in err

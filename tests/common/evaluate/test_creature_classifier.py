@@ -1,0 +1,402 @@
+"""The judge of creatures, and the programs of chapter 2 that ask it: guidance measured, memorising measured."""
+
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_creatures import claims
+
+from cfg_pokemon import pipeline as paint
+from common.data.creatures.attributes import NAMES, VALUES, is_held_out, to_names
+from common.data.creatures.dataset import LENGTH, caption, creature, load_creatures, mentioned
+from common.data.dataset import to_bytes, to_float
+from common.diffusion.schedules import make_schedule
+from common.errors import UserError
+from common.evaluate.creature_classifier import (
+    FEATURES,
+    KINDS,
+    SIZE,
+    WEIGHTS,
+    Args,
+    accuracies,
+    accuracy,
+    all_right,
+    chance,
+    lessons,
+    load_judge,
+    look,
+    main,
+    mentioned_table,
+    read_attributes,
+    save_judge,
+    spoil,
+    to_judge_input,
+)
+from common.models.text.encoders import small_text
+from common.models.unet import UNet, UNetConfig
+from common.random import generator
+from helpers.programs import load_program
+
+EVALUATE, MEMORISE = "02_cfg_pokemon/evaluate.py", "02_cfg_pokemon/memorization.py"
+evaluate, memorise = load_program(EVALUATE), load_program(MEMORISE)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_judge()
+
+
+@pytest.fixture(scope="module")
+def creatures():
+    """Split -> 100 creatures that the judge never saw."""
+    return {split: load_creatures(split, 100) for split in ("test", "heldout")}
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return evaluate.ask("test", 30, "both", SIZE)
+
+
+@pytest.fixture(scope="module")
+def painter(tmp_path_factory):
+    """A model that has learned nothing, 16 x 16 pixels."""
+    torch.manual_seed(0)
+    encoder = small_text([caption(0, "train", i) for i in range(40)], dim=16, layers=1, heads=2, length=32)
+    cfg = UNetConfig(size=16, in_channels=3, out_channels=3, channels=(8, 16), attention=(False, True), heads=(2, 2), text_dim=16, groups=4)
+    folder = tmp_path_factory.mktemp("painter") / "model"
+    paint.save_painter(folder, paint.Painter(UNet(cfg), make_schedule("cosine"), "v", encoder))
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------ the judge
+
+
+@pytest.mark.parametrize("split", ["test", "heldout"])
+def test_the_judge_knows_creatures_that_it_never_saw(judge, creatures, split):
+    data = creatures[split]
+    read, probability = read_attributes(judge, to_float(data.pixels))
+    assert read.shape == probability.shape == (100, 11) and read.dtype == torch.int64
+    right = accuracies(read, data.attributes.table)
+    assert float(right.mean()) > 0.97 and float(right.min()) > 0.85
+    assert float(probability[read == data.attributes.table].mean()) > 0.95
+    wrong = read != data.attributes.table
+    assert not wrong.any() or float(probability[wrong].mean()) < float(probability[~wrong].mean())  # it knows when it guesses
+
+
+def test_the_judge_forgives_what_generated_pictures_look_like(judge, creatures):
+    data = creatures["test"]
+    assert accuracy(read_attributes(judge, spoil(to_float(data.pixels), generator(5)))[0], data.attributes.table) > 0.96
+
+
+def test_a_held_out_pair_is_judged_by_the_picture_alone(judge, creatures):
+    """A judge without held-out creatures in its training might deny what it had never seen: here colour and element are as sure."""
+    k = [NAMES.index("colour"), NAMES.index("element")]
+    for data in creatures.values():
+        assert accuracy(read_attributes(judge, data.pixels)[0][:, k], data.attributes.table[:, k]) > 0.985
+
+
+def test_the_judge_at_other_sizes(judge):
+    for size, least in ((64, 0.97), (48, 0.95)):
+        data = load_creatures("test", 20, size)
+        assert accuracy(read_attributes(judge, data.pixels)[0], data.attributes.table) > least, size
+
+
+def test_bytes_and_floats_are_judged_alike(judge, creatures):
+    pixels = creatures["test"].pixels[:8]
+    (features, probabilities), (again, _) = look(judge, pixels), look(judge, to_float(pixels), batch=3)
+    assert features.shape == (8, FEATURES) and [p.shape for p in probabilities] == [(8, kinds) for kinds in KINDS]
+    torch.testing.assert_close(features, again, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(probabilities[0].sum(1), torch.ones(8))
+    assert to_judge_input(5 * to_float(pixels)).abs().max() == 1  # what leaves the range is seen as it would be saved
+    with pytest.raises(UserError, match=r"RGB images \(N, 3, S, S\), not \(8, 1, 32, 32\)"):
+        look(judge, pixels[:, :1])
+
+
+def test_the_weights_are_small_and_half_precision(judge, tmp_path):
+    assert WEIGHTS.stat().st_size < 700_000
+    assert {v.dtype for v in load_file(WEIGHTS).values() if v.is_floating_point()} == {torch.float16}
+    save_judge(judge, tmp_path / "again.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(judge.state_dict().values(), load_judge(tmp_path / "again.safetensors").state_dict().values(), strict=True))
+    (tmp_path / "half.safetensors").write_bytes(WEIGHTS.read_bytes()[:1000])
+    for broken in ("half.safetensors", "missing.safetensors"):
+        with pytest.raises(UserError, match=f"{broken}, cannot be loaded .* train it again: python -m common.evaluate.creature_classifier train"):
+            load_judge(tmp_path / broken)
+
+
+def test_the_lessons_hold_every_combination_and_none_of_the_test_creatures(creatures):
+    pixels, table = lessons(60, seed=1)
+    assert pixels.shape == (60, 3, SIZE, SIZE) and table.shape == (60, 11)
+    assert sum(is_held_out(to_names(row)) for row in table) == 6
+    for split in creatures:
+        assert not any(torch.equal(a, b) for a in creatures[split].pixels for b in pixels)
+
+
+def test_spoiling_is_mild_and_different_for_each(creatures):
+    x = to_float(creatures["test"].pixels[:1]).expand(60, -1, -1, -1)
+    spoiled = spoil(x, generator(1))
+    assert spoiled.shape == x.shape and spoiled.abs().max() <= 1
+    assert torch.equal(spoiled, spoil(x, generator(1))) and not torch.equal(spoiled, spoil(x, generator(2)))
+    moved = (spoiled - x).square().mean((1, 2, 3)).sqrt()
+    assert moved.unique().numel() == 60 and 0.05 < moved.mean() < 0.4 < 2 * (x - x.mean()).std()
+
+
+def test_the_judges_program(tmp_path, monkeypatch, capsys):
+    for split in LENGTH:
+        monkeypatch.setitem(LENGTH, split, 20)
+    main(Args("check"))
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("heldout, spoiled", "mood", "mean"))
+    weights = tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match="is below the 98% that evaluations need"):  # it learned next to nothing
+        main(Args("train", weights, n=40, epochs=1, batch=16))
+    assert not weights.exists()
+    for wrong, said in (({"seed": 0}, "seed 0 draws the creatures that the classifier is tested on"),
+                        ({"n": 100}, "100 creatures do not fill a batch of 128")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            main(Args("train", weights, **wrong))
+    with pytest.raises(UserError, match=r"w.safetensors, cannot be loaded"):
+        main(Args("check", weights))
+
+
+# ------------------------------------------------------------------------------------------------- what captions speak of
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("split", ["test", "heldout"])
+def test_mentioned_is_what_a_reader_finds_in_the_caption(split, language):
+    """The reader of test_creatures, written without a look at the program that writes captions."""
+    for i in range(150):
+        attributes = creature(0, split, i)[0]
+        assert claims(caption(0, split, i, language), language) == {(name, attributes[name]) for name in mentioned(0, split, i)}
+
+
+def test_mentioned_depends_on_its_place_alone():
+    assert mentioned(3, "test", 5) == mentioned(3, "test", 5) and mentioned(3, "test", 5)
+    assert len({tuple(mentioned(3, "test", i)) for i in range(30)}) > 20
+    table = mentioned_table([mentioned(3, "test", i) for i in range(4)])
+    assert table.shape == (4, 11) and [NAMES[k] for k in table[2].nonzero().flatten()] == mentioned(3, "test", 2)
+
+
+# ----------------------------------------------------------------------------------------------------------- the shares
+
+
+def test_shares_by_hand():
+    wanted = torch.zeros(2, 11, dtype=torch.int64)
+    read, said = wanted.clone(), torch.zeros(2, 11, dtype=torch.bool)
+    read[0, 0] = read[1, 1] = 1          # two mistakes, one of them nobody asked about
+    said[0, :4] = said[1, 2:6] = True
+    assert accuracy(read, wanted, said) == 7 / 8 and accuracy(read, wanted) == 20 / 22
+    each = accuracies(read, wanted, said)
+    assert each[:6].tolist() == [0, 1, 1, 1, 1, 1] and each[6:].isnan().all()
+    assert all_right(read, wanted, said).tolist() == [False, True] and not all_right(read, wanted).any()
+    # each picture with the other's caption: the second is right about colour, the first about all that the second asks for
+    assert chance(read, wanted, said)[:6].tolist() == [1, 0, 1, 1, 1, 1]
+
+
+def test_chance_is_what_shuffled_pictures_get(creatures):
+    table = creatures["test"].attributes.table
+    said = mentioned_table([mentioned(0, "test", i) for i in range(100)])
+    rolled = torch.stack([accuracies(table.roll(shift, 0), table, said) for shift in range(1, 100)]).mean(0)
+    torch.testing.assert_close(chance(table, table, said), rolled)
+    assert 0.05 < float(chance(table, table, said)[0]) < 0.15  # ten colours
+
+
+def test_perfect_pictures_are_perfect_and_shuffled_ones_are_at_chance(judge, prompts):
+    perfect = evaluate.measure(judge, prompts, prompts.real, prompts.alike)
+    shuffled = evaluate.measure(judge, prompts, prompts.real.roll(7, 0), prompts.alike)
+    known = evaluate.bounds(judge, prompts)
+    assert perfect["accuracy"] > 0.97 and perfect["pair"] > 0.95 and perfect["all_right"] > 0.7
+    assert perfect["accuracy_low"] <= perfect["accuracy"] <= perfect["accuracy_high"] <= 1
+    assert perfect == {key.removesuffix("_real"): value for key, value in known.items() if key.endswith("_real")}
+    assert shuffled["accuracy"] == pytest.approx(known["accuracy_chance"], abs=0.12) and shuffled["accuracy_high"] < 0.5
+    assert shuffled["pair"] < 0.2 and shuffled["brightness"] == pytest.approx(perfect["brightness"], abs=1e-6)
+
+
+def test_darker_paler_and_uniform_pictures_are_told(judge, prompts):
+    real, dark = prompts.real, prompts.real // 2
+    grey = real.float().mean(1, keepdim=True).expand_as(real).to(torch.uint8)
+    plain, darker, pale = (evaluate.measure(judge, prompts, p, prompts.alike) for p in (real, dark, grey))
+    assert darker["brightness"] == pytest.approx(plain["brightness"] / 2, abs=0.01)
+    assert pale["saturation"] == 0 < plain["saturation"] and pale["brightness"] == pytest.approx(plain["brightness"], abs=0.01)
+    assert evaluate.measure(judge, prompts, real, prompts.alike[:1].expand_as(prompts.alike))["diversity"] == 0 < plain["diversity"]
+    assert evaluate.measure(judge, prompts, torch.full_like(real, 255), prompts.alike)["burnt"] == 1
+
+
+def test_the_interval_is_about_right():
+    """Of independent coin tosses, one a prompt, theory knows it: p ± 1.96 sqrt(p (1 - p) / N)."""
+    right = torch.zeros(400, 11, dtype=torch.bool)
+    right[:300, 0] = True
+    said = torch.zeros_like(right)
+    said[:, 0] = True
+    found = evaluate.share(right, said)
+    assert found.value == 0.75 and found.sd == pytest.approx(math.sqrt(0.75 * 0.25 / 400), rel=0.1)
+
+
+# ----------------------------------------------------------------------------------------------------------- the prompts
+
+
+def test_every_prompt_asks_for_a_combination():
+    for split in ("test", "heldout"):
+        p = evaluate.ask(split, 30, "both", 16)
+        rows = [to_names(row) for row in p.wanted]
+        assert p.mentioned[:, [NAMES.index("colour"), NAMES.index("element")]].all()
+        assert all(is_held_out(row) == (split == "heldout") for row in rows)
+        assert 5 < sum(text.isascii() for text in p.captions) < 25 and all(text.isascii() for text in p.labels)
+        for text, row, said in zip(p.captions, rows, p.mentioned, strict=True):
+            assert claims(text, "en" if text.isascii() else "zh") == {(n, row[n]) for n, is_said in zip(NAMES, said, strict=True) if is_said}
+        assert p.real.shape == (30, 3, 16, 16) and p.alike.shape == (evaluate.EACH, evaluate.ALIKE, 3, 16, 16)
+
+
+def test_creatures_alike_share_what_the_caption_says(judge, prompts):
+    """What must be there is there in all of them; what was left open differs."""
+    n = prompts.alike.shape[1]
+    read = torch.stack([read_attributes(judge, pixels)[0] for pixels in prompts.alike])  # (EACH, A, 11)
+    said, wanted = prompts.mentioned[:n], prompts.wanted[:n]
+    assert float((read == wanted)[:, said].double().mean()) > 0.97
+    assert float((read == wanted)[:, ~said].double().mean()) < 0.6
+
+
+# --------------------------------------------------------------------------------------------------------- evaluate.py
+
+
+def rows_of(folder):
+    with open(folder / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_evaluate_measures_every_scale(command_line, painter, tmp_path, monkeypatch):
+    flags = ["--model", painter, "--n", 12, "--sampler", "ddim:2", "--out", tmp_path, "--device", "cpu", "--per-attribute"]
+    code, out, err = command_line(EVALUATE, *flags, "--scales", 0, 3)
+    assert code == 0, err
+    rows = rows_of(tmp_path)
+    assert [(row["w"], row["split"]) for row in rows] == [(w, s) for w in ("0.0", "3.0") for s in ("test", "heldout")]
+    for row in rows:
+        for key in ("accuracy", "accuracy_low", "accuracy_high", "all_right", "pair", "brightness", "saturation", "burnt", "diversity", "colour"):
+            assert 0 <= float(row[key]) <= 1 and 0 <= float(row[f"{key}_real"]) <= 1, key
+        assert float(row["accuracy"]) < 0.5 < float(row["accuracy_real"]) and float(row["accuracy_chance"]) < 0.4
+        assert (row["n"], row["sampler"], row["clip"], row["rescale"]) == ("12", "ddim:2", "static", "0.0")
+        assert set(NAMES) <= row.keys()
+    assert all(word in out for word in ("held-out combinations", "real", "chance", "brightness", "background", "w = 3"))
+    for name in ("plot.png", "grid.png"):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 10
+
+    monkeypatch.setattr(evaluate, "draw", lambda *args: pytest.fail("what was drawn is drawn again"))
+    monkeypatch.setattr(evaluate, "plot", lambda *args: "")
+    monkeypatch.setattr(evaluate, "grid", lambda *args: "")
+    assert command_line(EVALUATE, *flags, "--scales", 3, 0, 3)[0] == 0  # another order, one scale twice: all is known
+    assert [row["w"] for row in rows_of(tmp_path)] == ["3.0", "3.0", "0.0", "0.0"]
+
+
+def test_the_cures_reach_the_sampler(command_line, painter, tmp_path, monkeypatch):
+    seen = []
+
+    def draw(_, captions, wish, title):
+        seen.append(wish)
+        return torch.zeros(len(captions), 3, 16, 16, dtype=torch.uint8)
+
+    monkeypatch.setattr(evaluate, "draw", draw)
+    code, out, err = command_line(EVALUATE, "--model", painter, "--n", 2, "--scales", 4, "--splits", "heldout", "--rescale", 0.7, "--clip", "none",
+                                  "--interval", 0.2, 5, "--negative", "红色", "--seed", 3, "--device", "cpu", "--out", tmp_path)  # fmt: skip
+    assert code == 0, err
+    (wish,) = seen
+    assert (wish.w, wish.rescale, wish.clip, wish.interval, wish.negative, wish.seed) == (4, 0.7, False, (0.2, 5), "红色", 3)
+    assert "rescale=0.7,clip=none,interval=0.2-5,negative=红色,seed=3" in out
+    assert [(row["split"], row["negative"], row["interval_high"]) for row in rows_of(tmp_path)] == [("heldout", "红色", "5.0")]
+
+
+def test_a_prompt_begins_with_the_same_noise_whatever_the_scale(painter):
+    opened = paint.open_painter(painter)
+    one, other, again = (evaluate.draw(opened, ["a red monster"] * 3, paint.Wish(w=w, sampler="ddim:1"), "") for w in (1.0, 1.5, 1.0))
+    assert torch.equal(one, again) and not torch.equal(one[0], one[1])
+    assert torch.equal(one, to_bytes(opened.draw(["a red monster"] * 3, paint.Wish(w=1.0, sampler="ddim:1"))))
+    assert float((one.float() - other.float()).abs().mean()) < 0.2 * float((one[0].float() - one[1].float()).abs().mean())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--n", 0], "--n must be above 0"),
+        (["--model", "nowhere"], "there is no folder nowhere"),
+        (["--scales", 3, -1], "--scales must be 0 or more, not -1"),
+        (["--scales"], "--scales needs at least one value"),
+        (["--rescale", 2], "--rescale must be at least 0 and at most 1, not 2"),
+        (["--interval", 5, 1], "the guidance interval must be two noise levels"),
+        (["--sampler", "dimm:3"], "cannot read the sampler 'dimm:3'"),
+        (["--clip", "hard"], ""),
+    ],
+)
+def test_evaluate_refuses(command_line, painter, tmp_path, flags, said):
+    code, _, err = command_line(EVALUATE, "--model", painter, "--out", tmp_path / "out", "--device", "cpu", *flags)
+    assert code == 2 and said in err and "Traceback" not in err and not (tmp_path / "out").exists()
+
+
+# --------------------------------------------------------------------------------------------------------- memorise.py
+
+
+def test_copies_are_caught_and_fresh_creatures_are_not(judge):
+    train, unseen, test, fresh = (load_creatures(split, n, seed=seed).pixels
+                                  for split, n, seed in (("train", 120, 0), ("train", 120, 2), ("test", 200, 0), ("test", 100, 5)))  # fmt: skip
+    copies = (train[:100].float() * 0.97 + 2).to(torch.uint8)
+    for name, view in memorise.views(judge).items():
+        copied, distance, index = memorise.report(*(view(x) for x in (copies, test, train, unseen)))
+        assert copied["too_near"] > 0.95 and copied["nearer"] > 0.97, name
+        assert float((index == torch.arange(100)).double().mean()) > 0.95 and float(distance.max()) < copied["median_test"]
+        honest, *_ = memorise.report(*(view(x) for x in (fresh, test, train, unseen)))
+        assert honest["too_near"] < 0.06 and 0.3 < honest["nearer"] < 0.7, name
+        assert honest["nearer_test"] == pytest.approx(0.5, abs=0.12)
+
+
+def test_smooth_pictures_are_nearer_to_everything_but_blends_to_what_was_seen():
+    """Why there are two questions: an average of like creatures is near to seen and unseen ones, half a copy to a seen one."""
+    train, unseen, others, test = (memorise.blurred(load_creatures(split, 120, seed=seed).pixels)
+                                   for split, seed in (("train", 0), ("train", 2), ("train", 3), ("test", 0)))  # fmt: skip
+    alike = others[torch.cdist(test, others).topk(8, largest=False).indices].mean(1)
+    smooth, half = (memorise.report(x, test, train, unseen)[0] for x in (alike, 0.5 * train + 0.5 * test))
+    for found in (smooth, half):
+        assert found["median"] < 0.9 * found["median_test"] and found["too_near"] > 0.02
+    assert 0.35 < smooth["nearer"] < 0.65 and half["nearer"] > 0.75
+
+
+def test_distances_by_hand():
+    black, white = torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
+    distance, index = memorise.nearest(memorise.blurred(black), memorise.blurred(torch.cat([white, black, white])))
+    assert (float(distance), int(index)) == (pytest.approx(0, abs=1e-6), 1)
+    assert float(memorise.nearest(memorise.blurred(black), memorise.blurred(white))[0]) == pytest.approx(1, abs=1e-5)
+    assert memorise.nearer(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([2.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
+
+
+def test_memorise_runs(command_line, painter, tmp_path, monkeypatch):
+    monkeypatch.setattr(memorise, "TEST", 60)
+    code, out, err = command_line(MEMORISE, "--model", painter, "--n", 9, "--n-train", 30, "--prompts", "train", "--sampler", "ddim:2",
+                                  "--device", "cpu", "--out", tmp_path)  # fmt: skip
+    assert code == 0, err
+    found = json.loads((tmp_path / "memorise.json").read_text())
+    assert found["n_train"] == 30 and found["own_picture"].keys() == {"pixels", "features"}
+    for name in ("pixels", "features"):
+        assert 0 <= found[name]["too_near"] <= 1 and 0 <= found[name]["nearer"] <= 1 and found[name]["median"] > 0
+        assert np.asarray(Image.open(tmp_path / f"nearest_by_{name}.png")).std() > 10
+    assert "30 training pictures" in out and "whose caption it was" in out and "real" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--n-train", 0], "--n-train must be above 0"),
+        (["--n", 20, "--n-train", 10, "--prompts", "train"], "only 10 training captions .* give --n 10 or fewer"),
+        (["--model", "nowhere"], "there is no folder nowhere"),
+        (["--w", -1, "--n-train", 10], "--w must be 0 or more"),
+    ],
+)
+def test_memorise_refuses(command_line, painter, tmp_path, flags, said):
+    code, _, err = command_line(MEMORISE, "--model", painter, "--n", 4, "--out", tmp_path, "--device", "cpu", *flags)
+    assert code == 2 and re.search(said, err) and "Traceback" not in err
+
+
+def test_values_of_the_table_are_those_of_the_heads(judge):
+    assert list(judge.heads) == list(NAMES) and [head.out_features for head in judge.heads.values()] == [len(v) for v in VALUES] == KINDS

@@ -1,0 +1,488 @@
+# ruff: noqa: F811 - the same function is got wrong again and again
+"""Classic mistakes of chapter 2, each a small replacement of one function of the solutions.
+
+`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the grader gives.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from common.grade.checks import load
+from helpers.mistake_bank import Bank, per_image
+
+COURSE = Path(__file__).resolve().parents[3]
+solutions = load(COURSE / "02_cfg_pokemon/exercises/solutions.py", "solutions_with_mistakes")
+dropout_rightly, attention_rightly = solutions.caption_dropout, solutions.cross_attention
+rescale_rightly, accuracy_rightly = solutions.rescale, solutions.attribute_accuracy
+bank = Bank()
+mistake, another_way = bank.mistake, bank.another_way
+MISTAKES, OTHER_WAYS = bank.MISTAKES, bank.OTHER_WAYS
+
+
+# -------------------------------------------------------------------------------------------- 1. caption_dropout
+
+
+@mistake("one die for the whole batch", "one die decided for the whole batch")
+def caption_dropout(text, empty, u, p):
+    return empty.expand_as(text) if u[0] < p else text
+
+
+@mistake("the wrong share: kept where it should be dropped", "u is above p")
+def caption_dropout(text, empty, u, p):
+    return torch.where((u > p)[:, None, None], empty, text)
+
+
+@mistake("the images dropped from the batch instead of their captions", "the images stay in the batch")
+def caption_dropout(text, empty, u, p):
+    return text[u >= p]
+
+
+@mistake("zeros instead of the empty caption", "not zeros")
+def caption_dropout(text, empty, u, p):
+    return text * (u >= p)[:, None, None]
+
+
+@mistake("dice lined up with the numbers of a token, only where B == D", "lines up with the last axis")
+def caption_dropout(text, empty, u, p):
+    return torch.where(u < p, empty, text) if len(u) == text.shape[2] else dropout_rightly(text, empty, u, p)
+
+
+@mistake("dice lined up with the tokens, only where B == M", "first token of every caption")
+def caption_dropout(text, empty, u, p):
+    return torch.where((u < p)[:, None], empty, text) if len(u) == text.shape[1] else dropout_rightly(text, empty, u, p)
+
+
+@mistake("the batch that was lent is overwritten", "changes its argument text")
+def caption_dropout(text, empty, u, p):
+    text[u < p] = empty
+    return text.clone()
+
+
+@another_way("a copy, overwritten where captions are dropped")
+def caption_dropout(text, empty, u, p):
+    text = text.clone()
+    text[u < p] = empty
+    return text
+
+
+@another_way("one caption after the other")
+def caption_dropout(text, empty, u, p):
+    return torch.stack([empty if die < p else caption for caption, die in zip(text, u.tolist(), strict=True)])
+
+
+# -------------------------------------------------------------------------------------------- 2. cross_attention
+
+
+def split(y, heads):
+    return y.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(x, text, W_q, W_k, W_v, heads, scale=None, dim=-1, split=split):
+    q, k, v = (split(y, heads) for y in (x @ W_q.T, text @ W_k.T, text @ W_v.T))
+    attention = (q @ k.mT / (scale or math.sqrt(q.shape[-1]))).softmax(dim)
+    return (attention @ v).transpose(1, 2).flatten(2)
+
+
+@mistake("no division by sqrt(d)", "sqrt(d) is missing")
+def cross_attention(*args):
+    return attend(*args, scale=1)
+
+
+@mistake("division by d", "not by d")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    return attend(x, text, W_q, W_k, W_v, heads, scale=x.shape[-1] / heads)
+
+
+@mistake("division by sqrt(C), as if there were one head", "divided by sqrt(C)")
+def cross_attention(x, *args):
+    return attend(x, *args, scale=math.sqrt(x.shape[-1]))
+
+
+@mistake("softmax over the pixels", "softmax runs over the pixels")
+def cross_attention(*args):
+    return attend(*args, dim=-2)
+
+
+@mistake("heads cut by a bare view", "a bare view mixes the pixels up")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    d = x.shape[-1] // heads
+    q, k, v = (y.reshape(len(y), heads, -1, d) for y in (x @ W_q.T, text @ W_k.T, text @ W_v.T))
+    return ((q @ k.mT / math.sqrt(d)).softmax(-1) @ v).reshape(x.shape)
+
+
+@mistake("every other column for each head", "every other column")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    q, k, v = (y.unflatten(-1, (-1, heads)).movedim(-1, 1) for y in (x @ W_q.T, text @ W_k.T, text @ W_v.T))
+    return ((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v).movedim(1, -1).flatten(2)
+
+
+@mistake("heads not moved back before they are joined", "must be moved back")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    return split(attention_rightly(x, text, W_q, W_k, W_v, heads), heads).reshape(x.shape)
+
+
+@mistake("one head only", "one head")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    return attend(x, text, W_q, W_k, W_v, 1)
+
+
+@mistake("keys and values swapped", "K and V are swapped")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    return attend(x, text, W_q, W_v, W_k, heads)
+
+
+@mistake("the weights transposed where that is possible", "W_q is kept as (out, in)")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    return attend(x, text, W_q.T, W_k, W_v, heads)
+
+
+@another_way("PyTorch's own attention")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    q, k, v = (split(F.linear(y, W), heads) for y, W in ((x, W_q), (text, W_k), (text, W_v)))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+@another_way("head by head, with slices of the weights and an exponential of one's own")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    d, results = x.shape[-1] // heads, []
+    for h in range(heads):
+        q, k, v = (y @ W[h * d : (h + 1) * d].T for y, W in ((x, W_q), (text, W_k), (text, W_v)))
+        scores = torch.einsum("bnd,bmd->bnm", q, k) / d**0.5
+        weights = (scores - scores.amax(2, keepdim=True)).exp()
+        results.append(weights / weights.sum(2, keepdim=True) @ v)
+    return torch.cat(results, dim=2)
+
+
+# ----------------------------------------------------------------------------------------------------- 3. guided
+
+
+def halves(model, x, t, context):
+    return model(torch.cat([x, x]), torch.cat([t, t]), context).chunk(2)
+
+
+@mistake("the sign", "sign is wrong")
+def guided(model, x, t, context, w):
+    uncond, cond = halves(model, x, t, context)
+    return uncond - w * (cond - uncond)
+
+
+@mistake("w written the other way", "Ho & Salimans' w")
+def guided(model, x, t, context, w):
+    uncond, cond = halves(model, x, t, context)
+    return (1 + w) * cond - w * uncond
+
+
+@mistake("the halves swapped", "halves are swapped")
+def guided(model, x, t, context, w):
+    cond, uncond = halves(model, x, t, context)
+    return uncond + w * (cond - uncond)
+
+
+@mistake("the unconditional answer not added", "add uncond")
+def guided(model, x, t, context, w):
+    uncond, cond = halves(model, x, t, context)
+    return w * (cond - uncond)
+
+
+@mistake("two calls", "asked once")
+def guided(model, x, t, context, w):
+    uncond, cond = (model(x, t, text) for text in context.chunk(2))
+    return uncond + w * (cond - uncond)
+
+
+@mistake("images doubled one by one, so that they meet the wrong captions", "0 0 1 1")
+def guided(model, x, t, context, w):
+    uncond, cond = model(x.repeat_interleave(2, 0), torch.cat([t, t]), context).chunk(2)
+    return uncond + w * (cond - uncond)
+
+
+@mistake("times doubled one by one", "t should be doubled")
+def guided(model, x, t, context, w):
+    uncond, cond = model(torch.cat([x, x]), t.repeat_interleave(2), context).chunk(2)
+    return uncond + w * (cond - uncond)
+
+
+@mistake("times not doubled", "4 images need 4 times")
+def guided(model, x, t, context, w):
+    uncond, cond = model(torch.cat([x, x]), t, context).chunk(2)
+    return uncond + w * (cond - uncond)
+
+
+@another_way("a weighted sum of both, with the halves as an axis of their own")
+def guided(model, x, t, context, w):
+    answers = model(x.repeat(2, 1, 1, 1), t.repeat(2), context).unflatten(0, (2, -1))
+    return (answers * torch.tensor([1 - w, w]).view(2, 1, 1, 1, 1)).sum(0)
+
+
+@another_way("Ho & Salimans' formula, with w less one")
+def guided(model, x, t, context, w):
+    uncond, cond = halves(model, x, t, context)
+    return (1 + (w - 1)) * cond - (w - 1) * uncond
+
+
+# -------------------------------------------------------------------------------------------- 4. negative_prompt
+
+
+def or_empty(negatives):
+    return [negative or "" for negative in negatives]
+
+
+@mistake("the halves swapped", "halves are swapped")
+def negative_prompt(encode, prompts, negatives):
+    return encode(prompts + or_empty(negatives))
+
+
+@mistake("the negative prompt written into the prompt", "joined with the prompt")
+def negative_prompt(encode, prompts, negatives):
+    joined = [f"{prompt}, no {negative}" if negative else prompt for prompt, negative in zip(prompts, negatives, strict=True)]
+    return encode([""] * len(prompts) + joined)
+
+
+@mistake("empty, negative and prompt: three parts", "three captions for each image")
+def negative_prompt(encode, prompts, negatives):
+    return encode([""] * len(prompts) + or_empty(negatives) + prompts)
+
+
+@mistake("None given to the text encoder", "encode was given None")
+def negative_prompt(encode, prompts, negatives):
+    return encode(negatives + prompts)
+
+
+@mistake("None turned into the word None", "None became a word")
+def negative_prompt(encode, prompts, negatives):
+    return encode([str(negative) for negative in negatives] + prompts)
+
+
+@mistake("pairs instead of halves", "the captions alternate")
+def negative_prompt(encode, prompts, negatives):
+    return encode([text for pair in zip(or_empty(negatives), prompts, strict=True) for text in pair])
+
+
+@mistake("one negative prompt for all images", "used for all")
+def negative_prompt(encode, prompts, negatives):
+    return encode(or_empty(negatives)[:1] * len(prompts) + prompts)
+
+
+@mistake("negative prompts forgotten", "were not used")
+def negative_prompt(encode, prompts, negatives):
+    return encode([""] * len(prompts) + prompts)
+
+
+@mistake("two calls of the text encoder", "called once")
+def negative_prompt(encode, prompts, negatives):
+    return torch.cat([encode(or_empty(negatives)), encode(prompts)])
+
+
+@another_way("encoded in another order, then put into this one")
+def negative_prompt(encode, prompts, negatives):
+    cond, uncond = encode([*prompts, *("" if negative is None else negative for negative in negatives)]).chunk(2)
+    return torch.cat([uncond, cond])
+
+
+# ---------------------------------------------------------------------------------------------------- 5. rescale
+
+
+def ratio(guided, cond, dims=(1, 2, 3)):
+    return cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+
+
+@mistake("phi forgotten", "phi was forgotten")
+def rescale(guided, cond, phi):
+    return guided * ratio(guided, cond)
+
+
+@mistake("phi the wrong way round", "wrong way round")
+def rescale(guided, cond, phi):
+    return rescale_rightly(guided, cond, 1 - phi)
+
+
+@mistake("standard deviation of the whole batch", "of the whole batch")
+def rescale(guided, cond, phi):
+    return phi * guided * cond.std() / guided.std() + (1 - phi) * guided
+
+
+@mistake("a strength for each channel", "over the channels, too")
+def rescale(guided, cond, phi):
+    if guided.shape[1] == 1:
+        return rescale_rightly(guided, cond, phi)
+    return phi * guided * ratio(guided, cond, (2, 3)) + (1 - phi) * guided
+
+
+@mistake("the ratio upside down", "upside down")
+def rescale(guided, cond, phi):
+    return phi * guided / ratio(guided, cond) + (1 - phi) * guided
+
+
+@mistake("cond rescaled", "you rescaled cond")
+def rescale(guided, cond, phi):
+    return phi * cond / ratio(guided, cond) + (1 - phi) * guided
+
+
+@mistake("mixed with cond", "mixed with cond")
+def rescale(guided, cond, phi):
+    return phi * guided * ratio(guided, cond) + (1 - phi) * cond
+
+
+@mistake("variances", "took variances")
+def rescale(guided, cond, phi):
+    return phi * guided * ratio(guided, cond) ** 2 + (1 - phi) * guided
+
+
+@mistake("guided is overwritten", "changes its argument guided")
+def rescale(guided, cond, phi):
+    guided *= phi * ratio(guided, cond) + 1 - phi
+    return guided.clone()
+
+
+@another_way("one factor, from root mean squares about the mean")
+def rescale(guided, cond, phi):
+    def strength(y):
+        return (y - y.mean((1, 2, 3), keepdim=True)).square().mean((1, 2, 3), keepdim=True).sqrt()
+
+    return (1 + phi * (strength(cond) / strength(guided) - 1)) * guided
+
+
+# ------------------------------------------------------------------------------------------ 6. dynamic_threshold
+
+
+def quantiles(x0, share):
+    return per_image(x0.abs().flatten(1).quantile(share, dim=1))
+
+
+@mistake("a quantile over the batch", "of the whole batch")
+def dynamic_threshold(x0, share):
+    s = x0.abs().quantile(share).clamp(min=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("no division", "division by s is missing")
+def dynamic_threshold(x0, share):
+    s = quantiles(x0, share).clamp(min=1)
+    return x0.clamp(-s, s)
+
+
+@mistake("no cut", "without cutting off")
+def dynamic_threshold(x0, share):
+    return x0 / quantiles(x0, share).clamp(min=1)
+
+
+@mistake("thresholds below 1", "s is at least 1")
+def dynamic_threshold(x0, share):
+    s = quantiles(x0, share)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("max for min", "not at most")
+def dynamic_threshold(x0, share):
+    s = quantiles(x0, share).clamp(max=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("the quantile without the absolute value", "of |x0|")
+def dynamic_threshold(x0, share):
+    s = per_image(x0.flatten(1).quantile(share, dim=1)).clamp(min=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("the largest value", "a quantile")
+def dynamic_threshold(x0, share):
+    s = x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("a threshold for each channel", "changes the colours")
+def dynamic_threshold(x0, share):
+    s = x0.abs().flatten(2).quantile(share, dim=2)[:, :, None, None].clamp(min=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("plain clipping", "cut off at -1 and 1")
+def dynamic_threshold(x0, share):
+    return x0.clamp(-1, 1)
+
+
+@another_way("image by image, sorting, and cutting off after the division")
+def dynamic_threshold(x0, share):
+    results = []
+    for image in x0:
+        values = image.abs().flatten().sort().values
+        place = share * (len(values) - 1)
+        low, high = values[math.floor(place)], values[math.ceil(place)]
+        s = max(1.0, (low + (place - math.floor(place)) * (high - low)).item())
+        results.append((image / s).clamp(-1, 1))
+    return torch.stack(results)
+
+
+# ----------------------------------------------------------------------------------------- 7. attribute_accuracy
+
+
+def counted(found, asked):
+    """(k, n)"""
+    return int((found == asked)[asked >= 0].sum()), int((asked >= 0).sum())
+
+
+def wilson(share, n, z=1.96):
+    middle, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return share, (middle - reach) / (1 + z**2 / n), (middle + reach) / (1 + z**2 / n)
+
+
+@mistake("what was not asked for counted as wrong", "as if it were wrong")
+def attribute_accuracy(found, asked):
+    return wilson((found == asked).float().mean().item(), found.numel())
+
+
+@mistake("what was not asked for counted as right", "as if it were right")
+def attribute_accuracy(found, asked):
+    return wilson(((found == asked) | (asked < 0)).float().mean().item(), found.numel())
+
+
+@mistake("the mean of each picture's share", "mean of each picture's share")
+def attribute_accuracy(found, asked):
+    each = ((found == asked) & (asked >= 0)).sum(1) / (asked >= 0).sum(1)
+    return wilson(each.mean().item(), int((asked >= 0).sum()))
+
+
+@mistake("the share of perfect pictures", "everything is right")
+def attribute_accuracy(found, asked):
+    perfect = ((found == asked) | (asked < 0)).all(1)
+    return wilson(perfect.float().mean().item(), len(found))
+
+
+@mistake("the plain interval, beyond 1", "plain interval, which reaches beyond 1")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    reach = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
+    return k / n, k / n - reach, k / n + reach
+
+
+@mistake("the plain interval, cut off", "plain interval, cut off at 1")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    reach = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
+    return k / n, max(0.0, k / n - reach), min(1.0, k / n + reach)
+
+
+@mistake("the interval of as many questions as pictures", "not of pictures")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    return wilson(k / n, len(found))
+
+
+@mistake("Wilson's formula not divided", "divided by 1 + z^2/n")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    share, low, high = accuracy_rightly(found, asked)
+    return share, low * (1 + 1.96**2 / n), high * (1 + 1.96**2 / n)
+
+
+@another_way("the interval as the solutions of a quadratic equation: (p - k/n)^2 = z^2 p (1 - p) / n")
+def attribute_accuracy(found, asked):
+    n = k = 0
+    for see, want in zip(found.flatten().tolist(), asked.flatten().tolist(), strict=True):
+        n, k = n + (want != -1), k + (want != -1 and want == see)
+    a, b, c = 1 + 1.96**2 / n, -2 * k / n - 1.96**2 / n, (k / n) ** 2
+    root = math.sqrt(max(0.0, b * b - 4 * a * c))
+    return k / n, (-b - root) / (2 * a), (-b + root) / (2 * a)

@@ -1,0 +1,129 @@
+"""What an installation holds: no direct dependency is missing or unused, every version is pinned, and settings precede torch."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+import pytest
+
+from helpers.programs import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts)]
+OWN = {path.stem for path in SOURCES} | {"bench", "common", "exercises", "mistakes", "tests"}
+NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are there
+    "ipykernel": "the kernel that executes the lessons",
+    "jupyterlab": "opens the lessons",
+    "ruff": "checks the code",
+    "six": "needed by cn_clip, which is installed without its dependencies",
+    "tensorboard": "behind torch.utils.tensorboard",
+    "timm": "needed by cn_clip",
+}
+OPTIONAL = {"bitsandbytes"}  # imported where a user asks for it; without it the program says how to install it
+TORCH_USERS = {"torch", "torchvision", "accelerate", "datasets", "diffusers", "transformers", "compel", "peft", "torchmetrics", "cn_clip",
+               "denoising_diffusion_pytorch", "safetensors"}  # fmt: skip
+
+
+def normal(name: str) -> str:
+    """The name of a distribution as PEP 503 compares it, without version, extras and marker."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s\[=<>~!;]", name.strip(), maxsplit=1)[0]).lower()
+
+
+DIRECT = {normal(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]}
+
+
+def lines(name: str) -> list[str]:
+    return [line for line in (ROOT / name).read_text().splitlines() if line.strip() and not line.startswith("#")]
+
+
+def imported(path) -> set[str]:
+    """The top-level names of all modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def third_party() -> set[str]:
+    """The distributions that the project's files import from."""
+    names = set().union(*map(imported, SOURCES)) - set(sys.stdlib_module_names) - OWN - OPTIONAL
+    distributions = packages_distributions()
+    missing = {name for name in names if name not in distributions}
+    assert not missing, f"imported, but not installed: {missing}"
+    return {normal(distributions[name][0]) for name in names}
+
+
+def test_no_direct_dependency_is_missing(third_party):
+    assert third_party - DIRECT - {"cn-clip"} == set()
+
+
+def test_no_direct_dependency_is_unused(third_party):
+    assert DIRECT - third_party - NOT_IMPORTED.keys() == set()
+    assert NOT_IMPORTED.keys() <= DIRECT - third_party
+
+
+def test_every_direct_dependency_is_pinned():
+    pinned = {normal(line): line for line in lines("constraints.txt")}
+    assert pinned.keys() >= DIRECT
+    assert all("==" in line and "[" not in line for line in pinned.values()), "a constraint is a name with a version"
+    assert [normal(line) for line in lines("requirements-cn-clip.txt")] == ["cn-clip"]
+
+
+def test_cuda_comes_with_torch_alone():
+    """With a torch that has no CUDA, no CUDA library is installed: only the constraints name them."""
+    assert lines("requirements.txt") == ["-c constraints.txt", "-e .[dev]"]
+    assert not [name for name in DIRECT if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_pip_check_reports_cn_clip_alone():
+    """Its pin of lmdb, explained in requirements-cn-clip.txt."""
+    ran = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    if "No module named pip" in ran.stderr:
+        pytest.skip("this environment has no pip")
+    conflicts = [line for line in ran.stdout.splitlines() if "has requirement" in line or "requires" in line]
+    assert [line for line in conflicts if not line.startswith("cn-clip 1.6.0 has requirement lmdb==1.3.0")] == []
+
+
+# ---------------------------------------------------------------------------------------------- settings before torch
+
+
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTORCH_ENABLE_MPS_FALLBACK")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["passive", "1000", "1"]),
+        ({"GOMP_SPINCOUNT": "5"}, ["passive", "5", "1"]),
+        ({"OMP_WAIT_POLICY": "active"}, ["active", "None", "1"]),  # a spin count would overrule the policy
+        ({"PYTORCH_ENABLE_MPS_FALLBACK": "0"}, ["passive", "1000", "0"]),
+    ],
+)
+def test_settings_are_made_and_the_users_own_win(given, expected):
+    code = f"import common, os; print(*(os.environ.get(name) for name in {SETTINGS}))"
+    environment = {key: value for key, value in os.environ.items() if key not in SETTINGS} | given
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == expected
+
+
+ENTRIES = [path for path in SOURCES if path.parent.name[:2].isdigit() and '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")]
+ENTRIES += [ROOT / "tests" / "conftest.py", *sorted(ROOT.glob("0*/lesson.py"))]  # python -m common.x imports common before all else
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_settings_precede_torch(path):
+    """OpenMP reads its settings once, when torch is loaded; so what starts a process imports common first."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = {alias.name.split(".")[0] for alias in node.names} if isinstance(node, ast.Import) else set()
+        names |= {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and node.module else set()
+        if "common" in names:
+            return
+        assert not names & TORCH_USERS, f"{path.name} imports {names & TORCH_USERS} before common"

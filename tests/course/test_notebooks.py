@@ -1,0 +1,240 @@
+"""The lessons: each notebook holds the cells of its source, runs from top to bottom, and is fit to be read on the web."""
+
+import ast
+import base64
+import importlib
+import io
+import shutil
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from common.grade import chapter, notebook
+from helpers.programs import ROOT
+
+LESSONS = sorted(path.parent for path in ROOT.glob("[0-9][0-9]_*/lesson.py"))
+MEGABYTES = 1.5
+
+TINY = """# %% [markdown]
+# Words
+
+# %%
+import sys
+print("hello", file=sys.stderr)
+6 * 7
+
+# %%
+import matplotlib.pyplot as plt
+plt.plot([1, 2])
+plt.show()
+"""
+
+
+def lesson(folder, source: str = TINY):
+    (folder / "lesson.py").write_text(source, encoding="utf-8")
+    return folder
+
+
+def png(picture: Image.Image, kind: str = "PNG") -> str:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def pictures(cell) -> int:
+    return sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+# ----------------------------------------------------------------------------------------------------- every chapter's
+
+
+def test_there_are_lessons():
+    assert [folder.name for folder in LESSONS][:1] == ["01_ddpm_mnist"]
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_notebook_holds_the_cells_of_its_source(folder):
+    notebook.check(folder)
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_notebook_is_fit_for_the_web(folder):
+    built = notebook.read_notebook(folder)
+    outputs = [output for cell in built.cells for output in cell.get("outputs", [])]
+    assert (folder / "lesson.ipynb").stat().st_size <= MEGABYTES * 1e6
+    assert sum(pictures(cell) for cell in built.cells) >= 5
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not notebook.machine_paths(built)
+    assert all(not cell.metadata for cell in built.cells), "no execution times, which would change with every build"
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_lesson_runs(folder):
+    """In a kernel that starts in the course's folder, whereas the shipped notebook was built in the chapter's."""
+    run = notebook.execute(notebook.read_source(folder), folder, start=ROOT)
+    built = notebook.read_notebook(folder)
+    assert [pictures(cell) for cell in run.cells] == [pictures(cell) for cell in built.cells]
+
+
+# ----------------------------------------------------------------------------------------------- opened from any folder
+
+
+def code_of(folder) -> list[str]:
+    return [cell.source for cell in notebook.read_source(folder).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("start", [".", "01_ddpm_mnist", "05_finetune_diffusers", "tests", "elsewhere"])
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_a_lesson_finds_its_files_wherever_its_kernel_starts(folder, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path if start == "elsewhere" else ROOT / start)
+    monkeypatch.setattr(sys, "path", ["", str(ROOT), *(entry for entry in sys.path if Path(entry).parent != ROOT)])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    first, *others = code_of(folder)
+    names = {}
+    exec(first, names)
+    assert names["CHAPTER"] == folder
+    imported = {node.module if isinstance(node, ast.ImportFrom) else alias.name for node in ast.walk(ast.parse("\n".join(others)))
+                if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
+    own = {name for name in imported if (folder / f"{name}.py").exists()}
+    assert own and {Path(PathFinder.find_spec(name).origin) for name in own} == {folder / f"{name}.py" for name in own}
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_a_lesson_names_no_path_that_depends_on_where_its_kernel_starts(folder):
+    calls = [node for node in ast.walk(ast.parse("\n".join(code_of(folder)))) if isinstance(node, ast.Call)]
+    fixed = [ast.unparse(call) for call in calls if getattr(call.func, "id", "") in ("Path", "open") and isinstance(call.args[0], ast.Constant)]
+    assert fixed == []
+
+
+def test_files_of_another_chapter_are_forgotten(tmp_path, monkeypatch):
+    for name in ("01_one", "02_two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "namesake_of_a_test.py").write_text(f"chapter = {name!r}", encoding="utf-8")
+    monkeypatch.setattr(chapter, "COURSE", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("01_one", "02_two", "01_one"):
+        assert chapter.open_chapter(name) == tmp_path / name
+        assert importlib.import_module("namesake_of_a_test").chapter == name
+        assert [entry for entry in sys.path if str(tmp_path) in entry] == [str(tmp_path / name)]
+    del sys.modules["namesake_of_a_test"]
+    with pytest.raises(UserError, match="no chapter '03'; choose one of 01_one, 02_two"):
+        chapter.open_chapter("03")
+
+
+# ------------------------------------------------------------------------------------------------------- the machinery
+
+
+def test_build_keeps_results_and_nothing_of_the_machine(tmp_path, capsys):
+    path = notebook.build(lesson(tmp_path))
+    notebook.check(tmp_path)
+    words, number, plot = nbformat.read(path, as_version=4).cells
+    assert words.cell_type == "markdown" and words.source == "Words"
+    assert [output.data["text/plain"] for output in number.outputs] == ["42"]  # and not what went to stderr
+    assert "hello" in capsys.readouterr().err
+    assert pictures(plot) == 1
+    assert not any(cell.metadata for cell in (words, number, plot))
+    first = path.read_bytes()
+    assert notebook.build(tmp_path).read_bytes() == first, "the same lesson gives the same file"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda source: source.replace("6 * 7", "6 * 8"),
+        lambda source: source.replace("# Words", "# Other words"),
+        lambda source: source + "\n# %%\nprint(1)\n",
+        lambda source: source.replace("# %% [markdown]\n# Words\n\n", ""),
+        lambda source: source.replace("# %% [markdown]\n# Words", "# %%\n# Words"),
+    ],
+)
+def test_check_finds_every_drift(tmp_path, tiny_build, change):
+    shutil.copy(tiny_build / "lesson.ipynb", tmp_path)
+    lesson(tmp_path)
+    notebook.check(tmp_path)
+    lesson(tmp_path, change(TINY))
+    with pytest.raises(UserError, match="common.grade.notebook build"):
+        notebook.check(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_build(tmp_path_factory):
+    folder = lesson(tmp_path_factory.mktemp("tiny"))
+    notebook.build(folder)
+    return folder
+
+
+def test_words_change_without_a_run(tmp_path, tiny_build):
+    shutil.copy(tiny_build / "lesson.ipynb", tmp_path)
+    old = notebook.read_notebook(tmp_path)
+    lesson(tmp_path, TINY.replace("# Words", "# Other words").replace("6 * 7", "# the answer\n6*7") + "\n# %% [markdown]\n# The end\n")
+    with pytest.raises(UserError, match="differ"):
+        notebook.check(tmp_path)
+    notebook.sync(tmp_path)
+    notebook.check(tmp_path)
+    new = notebook.read_notebook(tmp_path)
+    assert [cell.outputs for cell in new.cells[1:3]] == [cell.outputs for cell in old.cells[1:]] and new.cells[1].outputs
+    for source in (TINY.replace("6 * 7", "6 * 8"), TINY + "\n# %%\nprint(1)\n", TINY[: TINY.index("# %%\nimport matplotlib")]):
+        before = (tmp_path / "lesson.ipynb").read_bytes()
+        with pytest.raises(UserError, match="common.grade.notebook build"):
+            notebook.sync(lesson(tmp_path, source))
+        assert (tmp_path / "lesson.ipynb").read_bytes() == before
+
+
+def test_check_refuses_a_notebook_that_was_not_run(tmp_path):
+    nbformat.write(notebook.read_source(lesson(tmp_path)), tmp_path / "lesson.ipynb")
+    with pytest.raises(UserError, match="not executed"):
+        notebook.check(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "no JSON"])
+def test_check_refuses_what_is_no_notebook(tmp_path, content):
+    lesson(tmp_path)
+    if content is not None:
+        (tmp_path / "lesson.ipynb").write_text(content)
+    with pytest.raises(UserError, match="lesson.ipynb is (missing|no notebook)"):
+        notebook.check(tmp_path)
+
+
+def test_a_failing_cell_is_shown_and_nothing_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"ZeroDivisionError(.|\n)*a = 1 / 0"):
+        notebook.build(lesson(tmp_path, TINY + "\n# %%\na = 1 / 0\n"))
+    assert not (tmp_path / "lesson.ipynb").exists()
+
+
+def test_a_cell_that_hangs_is_ended(tmp_path):
+    source = "# %%\nimport time\ntime.sleep(60)\n"
+    with pytest.raises(UserError, match="longer than 1 s"):
+        notebook.execute(notebook.read_source(lesson(tmp_path, source)), tmp_path, seconds=1)
+
+
+def test_a_cell_that_ends_its_process(tmp_path):
+    with pytest.raises(UserError, match="the Python process that ran the cells of .*lesson.py ended"):
+        notebook.execute(notebook.read_source(lesson(tmp_path, "# %%\nimport os\nos._exit(1)\n")), tmp_path)
+
+
+def test_a_printed_path_is_refused(tmp_path):
+    source = "# %%\nfrom pathlib import Path\nprint(Path.home() / 'secret.png')\n"
+    with pytest.raises(UserError, match="secret.png"):
+        notebook.build(lesson(tmp_path, source))
+
+
+def test_pictures_become_lighter_and_stay_the_same():
+    colours = 80 * np.random.default_rng(0).integers(0, 4, (64, 64, 3), np.uint8)  # 64 different ones
+    picture = Image.fromarray(colours).convert("RGBA")
+    light = notebook.lighter(png(picture))
+    assert len(light) < 0.8 * len(png(picture))
+    assert Image.open(io.BytesIO(base64.b64decode(light))).convert("RGBA").tobytes() == picture.tobytes()
+    moving = png(picture.convert("L"), "GIF")  # not a PNG, whatever it is called
+    assert notebook.lighter(moving) == moving
+
+
+def test_chapters_by_number_or_name():
+    assert {notebook.chapter_folder(name) for name in ("1", "01", "01_ddpm_mnist")} == {ROOT / "01_ddpm_mnist"}
+    with pytest.raises(UserError, match="no chapter '99'"):
+        notebook.chapter_folder("99")
