@@ -38,7 +38,7 @@ from helpers.tiny_pipeline import write_tiny_pipeline
 
 HERE = "05_finetune_diffusers"
 USE, RESTORE, STRENGTH, WEIGHTS, TRAIN, PACKAGE, COSTS = (
-    f"{HERE}/{name}.py" for name in ("use", "restore", "strength", "weights", "train_unconditional", "ddpm_package", "compare_costs")
+    f"{HERE}/{name}.py" for name in ("generate", "restore", "strength_study", "prompt_weighting", "train_unconditional", "ddpm_package", "compare_memory")
 )
 restore, strength, weights = (load_program(name) for name in (RESTORE, STRENGTH, WEIGHTS))
 PROMPT = "a red creature with wings"

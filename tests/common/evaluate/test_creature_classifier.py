@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_creatures import claims
 
 from cfg_pokemon import pipeline as paint
 from common.data.creatures.attributes import NAMES, VALUES, is_held_out, to_names
@@ -41,6 +40,7 @@ from common.evaluate.creature_classifier import (
 from common.models.text.encoders import small_text
 from common.models.unet import UNet, UNetConfig
 from common.random import generator
+from helpers.creature_captions import claims
 from helpers.programs import load_program
 
 EVALUATE, MEMORISE = "02_cfg_pokemon/evaluate.py", "02_cfg_pokemon/memorization.py"

@@ -22,10 +22,7 @@ from common.models.diffusers_vae import load_vae
 from common.models.model_folder import load_model
 from common.models.single_file import as_folder, kind_of
 from common.models.text.tokenizer import train_tokenizer
-from helpers.programs import load_program
-
-load_program("04_latent_sd/sample.py")
-import pipeline as pl  # noqa: E402 - chapter 4's
+from latent_sd import pipeline as pl
 
 CAPTIONS = ["a red round creature", "a blue tall creature with horns", "一只红色的小怪兽"] * 2
 LEVELS, LAYERS = 4, 2

@@ -22,9 +22,7 @@ from common.models.vae import AutoencoderKL as OurVAE
 from common.models.vae import small_vae
 from common.training.settings import with_build
 from helpers.programs import load_program
-
-load_program("04_latent_sd/sample.py")
-import pipeline as pl  # noqa: E402 - chapter 4's
+from latent_sd import pipeline as pl
 
 CAPTIONS = ["a red round creature", "a blue tall creature with horns"] * 2
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
