@@ -56,15 +56,15 @@ from IPython.display import Image
 
 from common import viz
 from common.data import load
-from common.diffusion.denoiser import Denoiser, target, unmix
+from common.diffusion.denoiser import Denoiser, target, to_x0_eps
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.samplers import Sampler
-from common.diffusion.schedules import make_schedule, mix
+from common.diffusion.schedules import add_noise, make_schedule
 from common.evaluate.evaluator import evaluate
 from common.models.model_folder import load_model
 from common.models.unet import UNet, UNetConfig, zero_init
 from common.training.logging import logged
-from common.training.loop import Errors, TrainConfig, train
+from common.training.loop import LossTerms, TrainConfig, train
 from ddpm_mnist.ddpm import DDPM  # chapter 1's second page: the paper, longhand
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -133,7 +133,7 @@ eps = torch.randn(points.shape, generator=torch.Generator().manual_seed(0))
 clouds, titles = [], []
 for t in [0, 100, 200, 400, 700, 1000]:
     level = schedule.at(torch.tensor(t))    # this level's alpha and sigma
-    clouds.append(mix(points, eps, level))  # alpha * points + sigma * eps
+    clouds.append(add_noise(points, eps, level))  # alpha * points + sigma * eps
     titles.append(f"t = {t}\n$\\alpha$ = {level.alpha:.2f}  $\\sigma$ = {level.sigma:.2f}")
 show_points(clouds, titles, colours=points[:, 0])
 
@@ -174,7 +174,7 @@ print(f"{time.perf_counter() - began:.0f} s")
 x0 = toy.draw_points("dinosaur", 4000, seed=2)  # points that it has not seen
 level = schedule.at(torch.randint(1, 1001, (4000,), generator=torch.Generator().manual_seed(1))).like(x0)
 noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
-x = mix(x0, noise, level)
+x = add_noise(x0, noise, level)
 with torch.no_grad():
     of_network = (toy_net(x, level.time) - noise).square().mean()
 of_perfection = ((x - level.alpha * best_guess(x, level)) / level.sigma - noise).square().mean()
@@ -205,7 +205,7 @@ for axis, t, reach in zip(axes, [800, 350, 80], [1.5, 1.5, 1.1], strict=True):
     line = torch.linspace(-reach, reach, 17)
     places = torch.cartesian_prod(line, line)  # (289, 2)
     level = schedule.at(torch.tensor(t))
-    cloud = mix(points, eps, level)
+    cloud = add_noise(points, eps, level)
     with torch.no_grad():
         arrows = denoise(places, level).x0 - places
         arrows = 0.2 * reach * arrows / arrows.norm(dim=1, keepdim=True).sqrt()
@@ -356,7 +356,7 @@ for t in range(1, 1001):
 moments = [0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
 eps = torch.randn(digit.shape, generator=torch.Generator().manual_seed(5))
 schedules = {name: make_schedule(name) for name in ("linear", "cosine")}
-rows = [mix(digit, eps, s.at(torch.tensor(t))) for s in schedules.values() for t in moments]
+rows = [add_noise(digit, eps, s.at(torch.tensor(t))) for s in schedules.values() for t in moments]
 show_images(torch.cat(rows), len(moments), across=moments, down=list(schedules))
 
 _, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
@@ -481,7 +481,7 @@ def eps_model(x, t):
 with torch.no_grad():  # the course has one function for all such translations: the two must agree
     x, t = torch.randn(4, 1, 28, 28), torch.tensor([0, 300, 600, 999])
     level = mnist_schedule.at(t + 1).like(x)
-    _, eps = unmix("v", mnist_net(x, t), x, level)
+    _, eps = to_x0_eps("v", mnist_net(x, t), x, level)
     print(f"largest difference between our adapter and common.diffusion.denoiser.unmix: {(eps - eps_model(x, t)).abs().max():.1e}")
 
 # %% [markdown]
@@ -498,10 +498,10 @@ eps = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))
 levels, wrong = [1, 5, 15, 30, 60, 100, 150, 200, 250, 300, 400, 500, 600, 700, 800, 900, 970, 1000], []
 for t in levels:
     level = mnist_schedule.at(torch.tensor(t))
-    x = mix(drawn, eps, level)
+    x = add_noise(drawn, eps, level)
     with torch.no_grad():
         v = mnist_net(x, torch.full((24,), t - 1))
-    x0_guess, eps_guess = unmix("v", v, x, level)
+    x0_guess, eps_guess = to_x0_eps("v", v, x, level)
     answers = [(eps_guess, eps), (x0_guess, drawn), (v, target("v", drawn, eps, level))]
     wrong.append([(guess - truth).square().mean() for guess, truth in answers])
 
@@ -527,7 +527,7 @@ seen, guessed = [], []
 moments = [50, 200, 350, 500, 600, 700, 800, 900, 1000]
 for t in moments:
     level = mnist_schedule.at(torch.tensor(t))
-    seen.append(mix(drawn[3:4], eps[3:4], level))
+    seen.append(add_noise(drawn[3:4], eps[3:4], level))
     with torch.no_grad():
         guessed.append(denoise(seen[-1], level).x0)
 show_images(torch.cat(seen + guessed), len(moments), across=[f"t = {t}" for t in moments], down=["$x_t$", "guess of $x_0$"], cell=0.9)
@@ -613,7 +613,7 @@ def six_steps(net, batch, draw):
     x0 = batch["image"]           # 1. images (B, 1, 16, 16)
     u = draw.stratified(len(x0))  # 2. B numbers between 0 and 1, spread evenly; they become the levels t
     eps = draw.randn(x0.shape)    # 3. noise
-    return Errors(diffusion_loss(net, schedule, "v", x0, u, eps), u)  # 4. noise the images, 5. predict v, 6. compare
+    return LossTerms(diffusion_loss(net, schedule, "v", x0, u, eps), u)  # 4. noise the images, 5. predict v, 6. compare
 
 
 @torch.no_grad()
@@ -632,7 +632,7 @@ def samples(net, n, sampler="ddim:25", seed=0):
 # %%
 folder = tempfile.TemporaryDirectory()  # goes away with the notebook
 run = Path(folder.name)
-settings = TrainConfig(out=run, steps=700, batch=32, lr=3e-3, save_every=700)
+settings = TrainConfig(out=run, steps=700, batch_size=32, lr=3e-3, save_every=700)
 
 pictures, history = {}, []
 for state in logged(train(net, digits, six_steps, settings, Accelerator(cpu=True)), run, settings.steps, quiet=True):
@@ -730,7 +730,7 @@ Image(path.read_bytes(), format="png", width=400)  # a GIF, called PNG, because 
 # At each step the network has an opinion $\hat x_0$ of the final picture. Above, what there is; below, what it takes that for.
 
 # %%
-times = [round(level.time) + 1 for level in mnist_schedule.path(50)]  # 1000, 980, ..., 20, 0
+times = [round(level.time) + 1 for level in mnist_schedule.noise_levels(50)]  # 1000, 980, ..., 20, 0
 shown = [1, 4, 7, 10, 14, 18, 24, 32, 40, 47]
 for digit in (0, 1):
     rows = [steps[i - 1].x[digit] for i in shown] + [steps[i].x0[digit] for i in shown]

@@ -35,7 +35,7 @@ class Args:
     """Also write an animated GIF of the reverse process beside it."""
     npy: bool = False
     """Also write the images as a .npy array beside it: uint8, (n, height, width, channels)."""
-    batch: int = 64
+    batch_size: int = 64
     """Images at a time."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
@@ -77,8 +77,8 @@ def main(args: Args) -> None:
         return sampler.frames(denoise, schedule, (n, net.cfg.in_channels, size, size), args.seed, start, device=device)
 
     began = time.perf_counter()
-    frames = sample(0, min(args.batch, args.n))  # kept whole, for the GIF
-    rest = [sample(start, min(args.batch, args.n - start))[-1] for start in with_progress("drawing", range(args.batch, args.n, args.batch), unit="batch")]
+    frames = sample(0, min(args.batch_size, args.n))  # kept whole, for the GIF
+    rest = [sample(start, min(args.batch_size, args.n - start))[-1] for start in with_progress("drawing", range(args.batch_size, args.n, args.batch_size), unit="batch")]
     images = torch.cat([frames[-1], *rest])
     print(f"{args.n} images with {args.sampler} in {time.perf_counter() - began:.1f} s on {device}")
 

@@ -78,11 +78,11 @@ def train(net, points, schedule, steps: int, batch: int = 512, lr: float = 1.5e-
 
     from common.diffusion.losses import diffusion_loss
     from common.io.progress import with_progress
-    from common.random import Draw
+    from common.random import BatchRandom
 
     optimizer, losses = torch.optim.AdamW(net.parameters()), []
     for step in with_progress("training", range(steps), unit="step"):
-        draw = Draw(seed, step)
+        draw = BatchRandom(seed, step)
         x0 = points[(draw.rand(batch) * len(points)).long()]
         loss = diffusion_loss(net, schedule, PREDICTION, x0, draw.stratified(batch), draw.randn(x0.shape)).mean()
         optimizer.param_groups[0]["lr"] = lr * min(20 * step / steps, 1 - step / steps)  # a short rise, a long way down

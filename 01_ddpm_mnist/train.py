@@ -34,11 +34,11 @@ class Args:
     """Budget in optimizer steps ..."""
     minutes: float | None = None
     """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch: int | None = None
+    batch_size: int | None = None
     """Images per step and process."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
-    accumulate: int = 1
+    gradient_accumulation: int = 1
     """Batches per optimizer step."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
@@ -78,7 +78,7 @@ class Preset:
     minutes: float
     channels: tuple[int, ...]
     size: int | None = None
-    batch: int = 32
+    batch_size: int = 32
     lr: float = 2e-3
     flip: bool = False
 
@@ -93,20 +93,20 @@ PRESETS = Presets(
         OTHER: Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True),
     },
     mps={
-        "digits": Preset(minutes=1, channels=(32, 64), size=16, batch=64, lr=3e-3),
-        "mnist": Preset(minutes=5, channels=(32, 64, 128), batch=64, lr=2e-3),
-        "fashion_mnist": Preset(minutes=5, channels=(32, 64, 128), batch=64, lr=2e-3),
-        "cifar10": Preset(minutes=60, channels=(64, 128, 256), batch=64, lr=1e-3, flip=True),
-        "flowers102": Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch=32, lr=1e-3, flip=True),
-        OTHER: Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch=32, lr=1e-3, flip=True),
+        "digits": Preset(minutes=1, channels=(32, 64), size=16, batch_size=64, lr=3e-3),
+        "mnist": Preset(minutes=5, channels=(32, 64, 128), batch_size=64, lr=2e-3),
+        "fashion_mnist": Preset(minutes=5, channels=(32, 64, 128), batch_size=64, lr=2e-3),
+        "cifar10": Preset(minutes=60, channels=(64, 128, 256), batch_size=64, lr=1e-3, flip=True),
+        "flowers102": Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch_size=32, lr=1e-3, flip=True),
+        OTHER: Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch_size=32, lr=1e-3, flip=True),
     },
     gpu={
-        "digits": Preset(minutes=1, channels=(32, 64), size=16, batch=128, lr=3e-3),
-        "mnist": Preset(minutes=5, channels=(64, 128, 256), batch=256, lr=1e-3),
-        "fashion_mnist": Preset(minutes=5, channels=(64, 128, 256), batch=256, lr=1e-3),
-        "cifar10": Preset(minutes=120, channels=(128, 256, 256), batch=256, lr=5e-4, flip=True),
-        "flowers102": Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True),
-        OTHER: Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch=64, lr=3e-4, flip=True),
+        "digits": Preset(minutes=1, channels=(32, 64), size=16, batch_size=128, lr=3e-3),
+        "mnist": Preset(minutes=5, channels=(64, 128, 256), batch_size=256, lr=1e-3),
+        "fashion_mnist": Preset(minutes=5, channels=(64, 128, 256), batch_size=256, lr=1e-3),
+        "cifar10": Preset(minutes=120, channels=(128, 256, 256), batch_size=256, lr=5e-4, flip=True),
+        "flowers102": Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch_size=64, lr=3e-4, flip=True),
+        OTHER: Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch_size=64, lr=3e-4, flip=True),
     },
 )
 

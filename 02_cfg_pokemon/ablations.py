@@ -21,7 +21,7 @@ from common.cli import pick_device, run, writable_folder
 if TYPE_CHECKING:  # torch waits until it is needed
     from cfg_pokemon.pipeline import Painter
 
-SETTINGS = {"size": 16, "channels": (16, 32), "batch": 16, "lr": 2e-3, "n": 10_000, "precision": "no"}
+SETTINGS = {"size": 16, "channels": (16, 32), "batch_size": 16, "lr": 2e-3, "n": 10_000, "precision": "no"}
 SCALES = {"brightness": (0.0, 1.0, 2.0, 3.0, 5.0, 8.0), "size": (1.0, 3.0), "epochs": (1.0, 3.0)}
 CURES = {  # tried on the first network of the study of brightness
     "rescale 0.7": {"rescale": 0.7}, "no clipping": {"clip": False}, "dynamic thresholding": {"clip": "dynamic"},
@@ -62,7 +62,7 @@ def settings(args: Args, change: dict, seed: int) -> dict:
     """The flags of train.py for one network."""
     flags = SETTINGS | {"steps": args.steps, "seed": seed, "device": args.device} | change
     if epochs := flags.pop("epochs", None):
-        flags["steps"] = max(1, epochs * flags["n"] // flags["batch"])
+        flags["steps"] = max(1, epochs * flags["n"] // flags["batch_size"])
     return flags
 
 

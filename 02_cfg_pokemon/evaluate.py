@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # torch waits until it is needed
     from torch import Tensor
 
     from cfg_pokemon.pipeline import Painter, Wish
-    from common.evaluate.creature_classifier import Judge
+    from common.evaluate.creature_classifier import CreatureClassifier
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 SEED = 0                       # of the creatures that captions are taken from: the course's own
@@ -184,7 +184,7 @@ def fingerprint(folder: Path) -> str:
 # ----------------------------------------------------------------------------------------------------------- the numbers
 
 
-def measure(judge: Judge, prompts: Prompts, pixels: Tensor, alike: Tensor) -> dict[str, float]:
+def measure(judge: CreatureClassifier, prompts: Prompts, pixels: Tensor, alike: Tensor) -> dict[str, float]:
     """Every measure of the pictures (N, 3, S, S) uint8 of these prompts, and of some (EACH, A, 3, S, S) that share one."""
     from common.data.creatures.attributes import NAMES
     from common.evaluate.creature_classifier import accuracies, all_right, read_attributes
@@ -216,7 +216,7 @@ def share(right: Tensor, mentioned: Tensor):
         return bootstrap(lambda some: float(some[:, 0].sum() / some[:, 1].sum()), counts, times=1000)
 
 
-def bounds(judge: Judge, prompts: Prompts) -> dict[str, float]:
+def bounds(judge: CreatureClassifier, prompts: Prompts) -> dict[str, float]:
     """What stands beside every measure: what real pictures get (_real), and what they get with each other's captions (_chance)."""
     from common.data.creatures.attributes import NAMES
     from common.evaluate.creature_classifier import chance, read_attributes
@@ -323,7 +323,7 @@ def plot(rows: list[Row], title: str, path: Path) -> Path:
     return path
 
 
-def grid(judge: Judge, prompts: list[Prompts], shown: dict[float, list[Tensor]], path: Path) -> Path:
+def grid(judge: CreatureClassifier, prompts: list[Prompts], shown: dict[float, list[Tensor]], path: Path) -> Path:
     """A row for each of the first prompts, a column for each scale, the real picture at the left; what the judge misses stands in
     red below. shown: scale -> for each split, its first pictures (n, 3, S, S) uint8."""
     import textwrap
@@ -386,7 +386,7 @@ def open_checked(args: Args, wish: Wish) -> Painter:
                         f"creatures are RGB and {SIZES[0]} to {SIZES[-1]} pixels a side")  # fmt: skip
     for w in args.scales:
         Guided(painter.net, painter.prediction, {}, {}, w, wish.clip, wish.rescale, wish.interval)
-    painter.schedule.path(Sampler.parse(args.sampler).steps)
+    painter.schedule.noise_levels(Sampler.parse(args.sampler).steps)
     return painter
 
 

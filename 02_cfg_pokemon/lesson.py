@@ -68,11 +68,11 @@ from common.data.dataset import to_bytes, to_float
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.samplers import Sampler
-from common.diffusion.schedules import Level, make_schedule, mix
+from common.diffusion.schedules import NoiseLevel, add_noise, make_schedule
 from common.evaluate.creature_classifier import load_judge, read_attributes
 from common.models.text.encoders import small_text
 from common.models.unet import UNet, text_unet, zero_init
-from common.training.loop import Errors, TrainConfig, train
+from common.training.loop import LossTerms, TrainConfig, train
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
@@ -187,7 +187,7 @@ print("one caption becomes", tuple(words.shape), "numbers: (captions, tokens, wi
 # %%
 COLOURS = ATTRIBUTES["colour"]
 HANZI = dict(zip(COLOURS, "红橙黄绿蓝紫粉棕白黑", strict=True))
-far = Level(*(float(part) for part in schedule.at(torch.tensor(900))))
+far = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(900))))
 mist = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
@@ -267,9 +267,9 @@ who = {"colour": "red", "body": "round", "element": "fire", "tail": "curly", "ea
 english = "a red round fire creature with bat wings, antennae and a curly tail, on a mint background"
 chinese = "一只红色圆圆的火属性小怪兽，长着蝙蝠翅膀、触角和卷尾巴，薄荷色背景"
 x0 = to_float(torch.from_numpy(draw(who, size)))[None]        # (1, 3, S, S)
-level = Level(*(float(part) for part in schedule.at(torch.tensor(500))))
+level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(500))))
 noises = torch.randn(32, *x0.shape[1:], generator=torch.Generator().manual_seed(0))
-noisy = mix(x0, noises, level)                                # the same creature under 32 noises
+noisy = add_noise(x0, noises, level)                                # the same creature under 32 noises
 layers = [module for name, module in net.named_modules() if name.endswith("attn2")]
 
 
@@ -407,8 +407,8 @@ with torch.no_grad():
     told = {"with caption": encoder(list(real.captions)), "without": encoder([""] * 8)}
     rows = [to_float(real.pixels)]
     for t in (970, 700):
-        at = Level(*(float(part) for part in schedule.at(torch.tensor(t))))
-        x = mix(to_float(real.pixels), eps, at)
+        at = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(t))))
+        x = add_noise(to_float(real.pixels), eps, at)
         both = [Denoiser(net, painter.prediction, True, text=text)(x, at).x0 for text in told.values()]
         rows += [x, *both, both[0] - both[1]]
 names = ["the picture", *(f"{name}" for t in (970, 700) for name in (f"noisy, t = {t}", *told, "difference"))]
@@ -463,7 +463,7 @@ def seven_steps(net, batch, draw):
     eps = draw.randn(x0.shape)                                        # 3. noise
     words = drop_captions(batch["words"], empty, draw.rand(len(x0)))  # NEW: one caption in ten is hidden
     each = diffusion_loss(net, cosine, "v", x0, u, eps, words=words)  # 4. noise the images, 5. predict, with the words, 6. compare
-    return Errors(each, u)
+    return LossTerms(each, u)
 
 
 # %% [markdown]
@@ -474,7 +474,7 @@ def seven_steps(net, batch, draw):
 judge = load_judge()  # a network that names the attributes of a creature
 ten = [f"a {name} creature" for name in COLOURS]
 folder = tempfile.TemporaryDirectory()  # goes away with the notebook
-settings = TrainConfig(out=Path(folder.name), steps=450, batch=16, lr=3e-3, save_every=450)
+settings = TrainConfig(out=Path(folder.name), steps=450, batch_size=16, lr=3e-3, save_every=450)
 
 began, losses, obeyed, snapshots = time.perf_counter(), [], [], {}
 for state in train(little, ColouredCreatures(), seven_steps, settings, Accelerator(cpu=True)):

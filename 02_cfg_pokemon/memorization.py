@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # torch waits until it is needed
 
     from torch import Tensor
 
-    from common.evaluate.creature_classifier import Judge
+    from common.evaluate.creature_classifier import CreatureClassifier
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 UNSEEN = 2       # seed of creatures that nobody was trained on: models are on seed 0, the judge is on seed 1
@@ -77,7 +77,7 @@ def blurred(pixels: Tensor) -> Tensor:
     return soft / soft.shape[1] ** 0.5
 
 
-def views(judge: Judge) -> dict[str, Callable[[Tensor], Tensor]]:
+def views(judge: CreatureClassifier) -> dict[str, Callable[[Tensor], Tensor]]:
     """The two ways to describe pictures (N, 3, S, S) uint8 by rows of numbers (N, D)."""
     from common.evaluate.creature_classifier import look
 

@@ -121,7 +121,7 @@ def refuse_early(lab, cells) -> None:
     from common.models.unet import small_unet
 
     for model, steps in {(cell.training.model, cell.sampling.steps) for cell in cells if cell.training.model}:
-        load_model(Path(model)).schedule.path(steps)
+        load_model(Path(model)).schedule.noise_levels(steps)
     for cell in cells:
         training, sampling = cell.training, cell.sampling
         if sampling.sampler != "ddpm_naive":
@@ -134,7 +134,7 @@ def refuse_early(lab, cells) -> None:
         check_loss(training.loss, training.weight)
         if training.optimizer not in ("adamw", "sgd", "adamw-sgd"):
             raise UserError(f"optimizer={training.optimizer}: choose adamw, sgd or adamw-sgd")
-        make_schedule(training.schedule).path(sampling.steps)
+        make_schedule(training.schedule).noise_levels(sampling.steps)
         small_unet(training.size, lab.data(training.data).channels, tuple(map(int, training.channels.split("-"))), training.layers)
     for data, n in {(cell.training.data, cell.sampling.n) for cell in cells}:
         check(torch.zeros(min(n, MIN_SAMPLES), 1, 8, 8), lab.data(data, "test"), lab.data(data))

@@ -62,7 +62,7 @@ def main(args: Args) -> None:
     device = pick_device(args.device)
     model, denoise, free = open_model(args.model, device)
     a, b = (find_image(word, wants(model), args.data, args.data_dir).to(device) for word in (args.a, args.b))
-    path, shares = model.schedule.path(args.steps), torch.linspace(0, 1, args.frames).tolist()
+    path, shares = model.schedule.noise_levels(args.steps), torch.linspace(0, 1, args.frames).tolist()
 
     def walks_between(a, b, seed: int) -> dict:
         return {method: walk(method, denoise, free, path, a, b, shares, args.strength, seed).cpu() for method in args.method}

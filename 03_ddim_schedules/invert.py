@@ -47,7 +47,7 @@ def main(args: Args) -> None:
 
     device = pick_device(args.device)
     model, denoise, free = open_model(args.model, device)
-    paths = [model.schedule.path(steps) for steps in args.steps]  # a number that cannot be is refused before the work begins
+    paths = [model.schedule.noise_levels(steps) for steps in args.steps]  # a number that cannot be is refused before the work begins
     x = torch.cat([find_image(word, wants(model), args.data, args.data_dir) for word in args.images]).to(device)
 
     rows, errors = [x.cpu()], []

@@ -52,12 +52,11 @@ import torch
 
 from common import viz
 from common.data import load
-from common.diffusion.denoiser import PREDICTIONS, Denoiser, Guess, mixture, target, unmix
+from common.diffusion.denoiser import PREDICTIONS, Denoiser, Guess, mixture, target, to_x0_eps
 from common.diffusion.losses import ERRORS, weight_of
 from common.diffusion.samplers import SAMPLERS, Sampler
-from common.diffusion.schedules import Level, make_schedule, mix
-from common.diffusion.schedules import Path as Levels
-from common.evaluate.evaluator import Judge
+from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise, make_schedule
+from common.evaluate.evaluator import Evaluator
 from common.models.model_folder import load_model
 from common.random import Noise
 from ddim_schedules import interpolation as latents  # this chapter's files: walks between images,
@@ -114,7 +113,7 @@ digit = digits.batch(torch.tensor([0]))["image"]  # (1, 1, 16, 16), in [-1, 1]: 
 # %%
 names = ["linear", "scaled_linear", "cosine", "sigmoid", "linear_zero_snr", "edm", "flow"]
 schedules = {name: make_schedule(name) for name in names}
-levels = {name: s.path(1000).levels for name, s in schedules.items()}  # 1,001 levels each, noisiest first
+levels = {name: s.noise_levels(1000).levels for name, s in schedules.items()}  # 1,001 levels each, noisiest first
 way = torch.linspace(1, 0, 1001)                                       # t / T of each
 colour = {name: f"C{i}" for i, name in enumerate(names)}
 
@@ -151,7 +150,7 @@ eps = torch.randn(digit.shape, generator=torch.Generator().manual_seed(5))
 alike = []
 for s in schedules.values():
     level = s.at_lam(-0.5)
-    alike.append(mix(digit, eps, level) / math.hypot(level.alpha, level.sigma))
+    alike.append(add_noise(digit, eps, level) / math.hypot(level.alpha, level.sigma))
 print(f"largest difference between seven schedules at equal SNR: {max((x - alike[0]).abs().max() for x in alike):.1e}")
 
 # %% [markdown]
@@ -162,7 +161,7 @@ print(f"largest difference between seven schedules at equal SNR: {max((x - alike
 u = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:-1]
 plt.figure(figsize=(7, 2.5), layout="constrained")
 for name in names:
-    level = schedules[name].draw(u)
+    level = schedules[name].sample_levels(u)
     share, edges = np.histogram((level.alpha / level.sigma).log().clamp(-12, 12), bins=60, range=(-8, 8))
     plt.plot((edges[1:] + edges[:-1]) / 2, share / len(u) / (edges[1] - edges[0]), color=colour[name], label=name, linestyle="--" if "zero" in name else "-")
 plt.gca().set(xlabel="$\\lambda$   (much noise … little noise)", ylabel="density", xlim=(-7, 7))
@@ -179,7 +178,7 @@ plt.show()
 # %%
 moments = [0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
 rows = ["linear", "scaled_linear", "cosine", "sigmoid"]
-pictures = [mix(digit, eps, schedules[name].at(torch.tensor(t))) for name in rows for t in moments]
+pictures = [add_noise(digit, eps, schedules[name].at(torch.tensor(t))) for name in rows for t in moments]
 show_images(torch.cat(pictures), len(moments), across=moments, down=rows)
 for name in rows:
     print(f"{name:14} as much image as noise at t = {int((schedules[name].alpha > schedules[name].sigma).sum()):4}")
@@ -197,7 +196,7 @@ large = load("digits", size=512).batch(torch.tensor([0]))["image"]
 eps = torch.randn(large.shape, generator=torch.Generator().manual_seed(0))
 rows = ["linear", "scaled_linear", "scaled_linear_zero_snr"]
 ends = [make_schedule(name).at(torch.tensor(1000)) for name in rows]
-seen = {f"{name}\n$\\alpha_T$ = {end.alpha:.4f}": mix(large, eps, end) for name, end in zip(rows, ends, strict=True)} | {"the image": large}
+seen = {f"{name}\n$\\alpha_T$ = {end.alpha:.4f}": add_noise(large, eps, end) for name, end in zip(rows, ends, strict=True)} | {"the image": large}
 _, axes = plt.subplots(2, 4, figsize=(8, 4.2), layout="constrained")
 averages = [torch.nn.functional.avg_pool2d(picture, 64)[0, 0] for picture in seen.values()]  # (8, 8) each
 for (name, picture), average, (above, below) in zip(seen.items(), averages, axes.T, strict=True):
@@ -227,7 +226,7 @@ for name in ("linear", "scaled_linear", "scaled_linear_zero_snr"):
         x0 = load("digits", size=size).batch(torch.arange(1498))["image"]
         eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(size))
         bright, s = x0.mean((1, 2, 3)), x0.mean((1, 2, 3)).std()
-        r = np.corrcoef(bright, mix(x0, eps, end).mean((1, 2, 3)))[0, 1]
+        r = np.corrcoef(bright, add_noise(x0, eps, end).mean((1, 2, 3)))[0, 1]
         theory = end.alpha * s / (end.alpha**2 * s**2 + end.sigma**2 / size**2).sqrt()
         found.append(f"{r:.2f} (theory {theory:.2f})")
     print(f"{name:38}" + "".join(f"{text:>20}" for text in found))
@@ -300,8 +299,8 @@ for name in PREDICTIONS:
     wrong = torch.zeros(2)
     for lam in (2.0, 0.0, -2.0):
         level = schedules["cosine"].at_lam(lam)
-        x, y = mix(x0, eps, level), target(name, x0, eps, level)
-        guess = unmix(name, y, x, level)
+        x, y = add_noise(x0, eps, level), target(name, x0, eps, level)
+        guess = to_x0_eps(name, y, x, level)
         wrong = torch.maximum(wrong, torch.stack([(guess.x0 - x0).abs().max(), (guess.eps - eps).abs().max()]))
     print(f"{name:10} {wrong[0]:13.1e} {wrong[1]:14.1e}")
 
@@ -337,9 +336,9 @@ moments, rows = [500, 900, 980, 990, 995, 998, 1000], ["eps", "x0", "v", "flow",
 pictures, lost = [], []
 for name in rows:
     for t in moments:
-        level = Level(*(float(part) for part in schedules["cosine"].at(torch.tensor(t))))
-        x, y = mix(digit, eps[:1], level), target(name, digit, eps[:1], level)
-        pictures.append(unmix(name, y.bfloat16().float(), x, level).x0)
+        level = NoiseLevel(*(float(part) for part in schedules["cosine"].at(torch.tensor(t))))
+        x, y = add_noise(digit, eps[:1], level), target(name, digit, eps[:1], level)
+        pictures.append(to_x0_eps(name, y.bfloat16().float(), x, level).x0)
         lost.append(rms(pictures[-1] - digit))
 show_images(torch.cat(pictures), len(moments), across=[f"t = {t}" for t in moments], down=rows, cell=0.8)
 print("error of x0 (rms) at t =  " + "".join(f"{t:>10}" for t in moments))
@@ -400,7 +399,7 @@ def my_ddim(x, path, eta=0.0, noise=Noise(0)):
 # noises, and measure how much image and how much noise there is then.
 
 # %%
-now, then = (Level(*(float(part) for part in schedules["cosine"].at(torch.tensor(t)))) for t in (600, 300))
+now, then = (NoiseLevel(*(float(part) for part in schedules["cosine"].at(torch.tensor(t)))) for t in (600, 300))
 g = torch.Generator().manual_seed(0)
 eps, z = torch.randn(2, 4000, 1, 16, 16, generator=g)
 print(f"wanted at t = 300: image {then.alpha:.4f}, noise {then.sigma:.4f}")
@@ -422,7 +421,7 @@ print(f"{sum(p.numel() for p in net.parameters()):,} weights; predicts {predicti
 def eps_model(x, t):
     """The same network in the paper's clothes: x and t, counted from 0 -> the noise."""
     level = schedule.at(t[:1] + 1)
-    return denoise(x, Level(*(float(part) for part in level))).eps
+    return denoise(x, NoiseLevel(*(float(part) for part in level))).eps
 
 
 def noise_for(n, seed=0):
@@ -436,7 +435,7 @@ def last(steps):
     return end
 
 
-x, path, tau = noise_for(4), schedule.path(10), solvers.visited(1000, 10)
+x, path, tau = noise_for(4), schedule.noise_levels(10), solvers.visited(1000, 10)
 for eta in (0.0, 1.0):
     mine = my_ddim(x, path, eta)
     paper = last(solvers.ddim(eps_model, x, schedule.alpha_bar, tau, Noise(0), eta))
@@ -451,10 +450,10 @@ for eta in (0.0, 1.0):
 # %%
 x = noise_for(10, seed=3)
 rows = {
-    "$\\eta$ = 0, 20 steps": my_ddim(x, schedule.path(20)),
-    "$\\eta$ = 0, 60 steps": my_ddim(x, schedule.path(60)),
-    "$\\eta$ = 1, 60 steps": my_ddim(x, schedule.path(60), 1.0, Noise(1)),
-    "$\\eta$ = 1, other dice": my_ddim(x, schedule.path(60), 1.0, Noise(2)),
+    "$\\eta$ = 0, 20 steps": my_ddim(x, schedule.noise_levels(20)),
+    "$\\eta$ = 0, 60 steps": my_ddim(x, schedule.noise_levels(60)),
+    "$\\eta$ = 1, 60 steps": my_ddim(x, schedule.noise_levels(60), 1.0, Noise(1)),
+    "$\\eta$ = 1, other dice": my_ddim(x, schedule.noise_levels(60), 1.0, Noise(2)),
 }
 show_images(torch.cat(list(rows.values())), 10, down=list(rows))
 a, b, c, d = rows.values()
@@ -487,7 +486,7 @@ print(f"  eta = 1 with other dice {rms(c - d):.2f};  two digits that have nothin
 
 # %%
 N = 100
-judge = Judge(unseen, digits, 16, N)
+judge = Evaluator(unseen, digits, 16, N)
 x = noise_for(N, seed=7)
 
 
@@ -594,7 +593,7 @@ def ideal(x, level):
 def even_levels(steps, first=-2.5, end=3.0):
     """Levels evenly spaced in lambda, on the cosine road; a little noise is left at the end."""
     levels = [schedule.at_lam(lam) for lam in np.linspace(first, end, steps + 1)]
-    return Levels(Level(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule)
+    return NoiseLevels(NoiseLevel(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule)
 
 
 solver = {"Euler = DDIM": ("ddim", 1), "Heun": ("heun", 2), "DPM-Solver++(2M)": ("dpmpp_2m", 1)}  # evaluations a step
@@ -631,12 +630,12 @@ plt.show()
 
 # %%
 x = noise_for(12, seed=11)
-exact = last(SAMPLERS["heun"](denoise, x, schedule.path(60))).x
+exact = last(SAMPLERS["heun"](denoise, x, schedule.noise_levels(60))).x
 budget = {5: ("ddim:5", "heun:3", "dpmpp_2m:5"), 10: ("ddim:10", "heun:5", "dpmpp_2m:10"), 20: ("ddim:20", "heun:10", "dpmpp_2m:20")}
 rows = {}
 for text in (text for texts in budget.values() for text in texts):
     s = Sampler.parse(text)
-    rows[f"{text} ({s.evaluations})"] = last(SAMPLERS[s.name](denoise, x, schedule.path(s.steps))).x
+    rows[f"{text} ({s.evaluations})"] = last(SAMPLERS[s.name](denoise, x, schedule.noise_levels(s.steps))).x
 show_images(torch.cat([*rows.values(), exact]), 12, down=[*rows, "exact"], cell=0.62)
 print("sampler (evaluations)   distance from the exact road's end (rms)")
 for name, images in rows.items():
@@ -661,10 +660,10 @@ for name, images in rows.items():
 # %%
 x, tau = noise_for(4), solvers.visited(1000, 10)
 ends = {
-    "our five lines, eta = 1": my_ddim(x, schedule.path(10), 1.0),
+    "our five lines, eta = 1": my_ddim(x, schedule.noise_levels(10), 1.0),
     "DDPM, respaced": last(solvers.ddpm_respaced(eps_model, x, schedule.alpha_bar, tau, Noise(0))),
     "Euler ancestral": last(solvers.euler_ancestral(eps_model, x, schedule.alpha_bar, tau, Noise(0))),
-    "SDE": last(SAMPLERS["sde"](denoise, x, schedule.path(10), noise=Noise(0))).x,
+    "SDE": last(SAMPLERS["sde"](denoise, x, schedule.noise_levels(10), noise=Noise(0))).x,
 }
 for name, images in ends.items():
     print(f"{name:26} largest difference from the first {(images - ends['our five lines, eta = 1']).abs().max():.1e}")
@@ -703,7 +702,7 @@ _, axes = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
 for axis, net_of_1d, title in zip(axes, (ideal, faulty), ("a perfect network", "a network that errs at high noise"), strict=True):
     for name in ("ddim", "dpmpp_2m", "ddpm", "sde"):
         dice = {"noise": Noise(1)} if name in ("ddpm", "sde") else {}
-        ends = [last(SAMPLERS[name](net_of_1d, normal, schedule.path(n), **dice)).x for n in counts]
+        ends = [last(SAMPLERS[name](net_of_1d, normal, schedule.noise_levels(n), **dice)).x for n in counts]
         axis.plot(counts, [(end.sort().values - truth).abs().mean() for end in ends], marker="o", markersize=4, label=name, linestyle="--" if dice else "-")
     axis.set(xscale="log", yscale="log", xlabel="steps", title=title, xticks=counts, xticklabels=counts)
     axis.minorticks_off()
@@ -722,8 +721,8 @@ plt.show()
 
 # %%
 x = noise_for(10, seed=5)
-rows = {"DDPM, 20 steps": my_ddim(x, schedule.path(20), 1.0)}
-rows |= {f"SDE, {n} steps": last(SAMPLERS["sde"](denoise, x, schedule.path(n), noise=Noise(0))).x for n in (20, 100)}
+rows = {"DDPM, 20 steps": my_ddim(x, schedule.noise_levels(20), 1.0)}
+rows |= {f"SDE, {n} steps": last(SAMPLERS["sde"](denoise, x, schedule.noise_levels(n), noise=Noise(0))).x for n in (20, 100)}
 show_images(torch.cat(list(rows.values())), 10, down=list(rows))
 for name, images in rows.items():
     print(f"{name:16} noise left {noise_left(images):.3f}   (real digits {noise_left(real):.3f})")
@@ -754,7 +753,7 @@ for i, (weight, name) in enumerate([("plain", "eps"), ("plain", "x0"), ("plain",
     cost = []
     for lam in lams.tolist():
         level = schedules["cosine"].at_lam(lam)
-        level = Level(level.time, torch.tensor(level.alpha), torch.tensor(level.sigma))
+        level = NoiseLevel(level.time, torch.tensor(level.alpha), torch.tensor(level.sigma))
         a, b = mixture(name, level)
         cost.append(weight_of(weight, name, level) * (a - b * level.alpha / level.sigma) ** 2)
     right.plot(lams, cost, color=f"C{i}", linestyle="-" if weight == "plain" else "--", label=f"plain, {name}" if weight == "plain" else weight)
@@ -793,7 +792,7 @@ print(f"{'the truth':22}{float(SHARES[0]):15.3f} {WIDTH:22.3f}")
 for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
     for sampler in ("ddim", "ddpm"):
         dice = {"noise": Noise(1)} if sampler == "ddpm" else {}
-        end = last(SAMPLERS[sampler](perfect, normal[:4000], schedule.path(100), **dice)).x
+        end = last(SAMPLERS[sampler](perfect, normal[:4000], schedule.noise_levels(100), **dice)).x
         print(f"{f'{name}, {sampler}:100':22}{float((end < -0.15).double().mean()):15.3f} {float(end[end > -0.15].std()):22.3f}")
 
 # %% [markdown]
@@ -807,7 +806,7 @@ for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
 # training is what autograd (自动求导) keeps for the backward pass, and that can be counted, byte for byte:
 
 # %%
-plain, hybrid, twice = (memory.kept_bytes(memory.Args(size=16, channels=(24, 48), batch=16), kind) for kind in ("plain", "hybrid", "twice"))
+plain, hybrid, twice = (memory.kept_bytes(memory.Args(size=16, channels=(24, 48), batch_size=16), kind) for kind in ("plain", "hybrid", "twice"))
 print(f"kept for 16 images: without the bound {plain / 1e6:.1f} MB, with it {hybrid / 1e6:.1f} MB ({hybrid / plain - 1:+.1%}), "
       f"if it asks the network again {twice / 1e6:.1f} MB (x {twice / plain:.2f})")  # fmt: skip
 
@@ -851,7 +850,7 @@ ways = {  # name: (method, strength)
     "DDPM, strength 0.9": ("ddpm", 0.9),
     "DDIM, slerp": ("ddim_slerp", 1.0),
 }
-path, shares, strips, changes, off = schedule.path(12), np.linspace(0, 1, 11).tolist(), [], {}, {}
+path, shares, strips, changes, off = schedule.noise_levels(12), np.linspace(0, 1, 11).tolist(), [], {}, {}
 for name, (method, strength) in ways.items():
     changes[name], off[name] = [], []
     for seed, pair in enumerate(pairs):
@@ -930,7 +929,7 @@ plt.show()
 x0, counts = unseen.batch(torch.arange(8))["image"], [5, 10, 20, 50, 100]
 rows, errors, noises = [x0], [], []
 for steps in counts:
-    noise, again = latents.reconstruct(denoise, free, schedule.path(steps), x0)
+    noise, again = latents.reconstruct(denoise, free, schedule.noise_levels(steps), x0)
     errors.append((again - x0).square().mean((1, 2, 3)).sqrt())
     noises.append(noise)
     rows += [noise / 2, again] if steps in (5, 20, 100) else []
@@ -957,8 +956,8 @@ for steps, e, n, c in zip(counts, errors, noises, neighbours, strict=True):
 # saw in training. It looks for noise, and finds little, because there is none:
 
 # %%
-level = Level(*(float(part) for part in schedule.at(torch.tensor(50))))
-noisy = mix(x0, Noise(0)(0, x0), level)
+level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(50))))
+noisy = add_noise(x0, Noise(0)(0, x0), level)
 with torch.no_grad():
     print(f"asked at t = 50: deviation of the noise found in noisy digits {free(noisy, level).eps.std():.2f}, in clean digits {free(x0, level).eps.std():.2f}")
 

@@ -36,7 +36,7 @@ class Args:
     """Pixels a side; by default the autoencoder's own, 64 without one."""
     channels: tuple[int, ...] = (16, 32, 64)
     """Of the autoencoder that was never trained."""
-    batch: int = 32
+    batch_size: int = 32
     """Images a batch."""
     epochs: Annotated[int, Range(2, 1000, hint="the first is reported by itself")] = 3
     """The first, in which worker processes begin, is reported by itself; of the others the median."""
@@ -92,7 +92,7 @@ def compare(args: Args, device: str) -> None:
     vae, images = open_both(args, device)
     side, f = images.size, vae.cfg.factor
     print(f"{len(images):,} images of {images.channels} x {side} x {side}, latents {vae.cfg.latent_channels} x {side // f} x {side // f}, "
-          f"batches of {args.batch}, on {device}")  # fmt: skip
+          f"batches of {args.batch_size}, on {device}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         data = cached_latents(vae, images, Path(folder))
@@ -138,7 +138,7 @@ def write_job(args: Args, device: str, vae, images, data, folder: Path) -> Job:
     save_vae(folder / "vae", vae)
     np.save(folder / "pixels.npy", images.pixels.numpy())
     start = start_method(device) if args.start == "auto" else args.start
-    return Job(folder / "vae", folder / "pixels.npy", data.path, data.table.shape, None, start, device, args.batch, args.epochs, args.seed)
+    return Job(folder / "vae", folder / "pixels.npy", data.path, data.table.shape, None, start, device, args.batch_size, args.epochs, args.seed)
 
 
 # ------------------------------------------------------------------------------------------------ in a process of its own
@@ -161,10 +161,10 @@ def measure(job: Job) -> Cost:
 
     seconds = []
     with Memory() as memory, opened(job) as data:
-        order = training_order(len(data), job.batch, job.seed)
+        order = training_order(len(data), job.batch_size, job.seed)
         for _ in range(job.epochs):
             began = time.perf_counter()
-            for _ in range(max(1, len(data) // job.batch)):
+            for _ in range(max(1, len(data) // job.batch_size)):
                 data.batch(next(order))
             seconds.append(time.perf_counter() - began)
     return Cost(seconds[0], median(seconds[1:]), memory.peak)
@@ -184,7 +184,7 @@ def opened(job: Job):
         yield LatentData(job.latents, read_table(job.latents, job.shape), scale=1.0)
         return
     images = Images("images", torch.from_numpy(np.load(job.pixels)))
-    order = training_order(len(images), job.batch, job.seed)
+    order = training_order(len(images), job.batch_size, job.seed)
     data = OnTheFly(load_vae(job.vae), images, job.workers, order, job.device, job.start)
     try:
         yield data

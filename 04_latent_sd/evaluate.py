@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch waits until it is needed
     from torch import Tensor
 
     from common.data import Images
-    from common.evaluate.creature_classifier import Judge
+    from common.evaluate.creature_classifier import CreatureClassifier
     from latent_sd.pipeline import Pipeline, Wish
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -169,7 +169,7 @@ def through_vae(pipeline: Pipeline, pixels: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- the numbers
 
 
-def measure(judge: Judge, prompts: Prompts, pixels: Tensor) -> Row:
+def measure(judge: CreatureClassifier, prompts: Prompts, pixels: Tensor) -> Row:
     """Every measure of the pictures (N, 3, S, S) uint8 of these prompts."""
     from common.data.creatures.attributes import NAMES
     from common.evaluate.creature_classifier import accuracies, all_right, read_attributes
@@ -195,7 +195,7 @@ def share(right: Tensor, mentioned: Tensor):
         return bootstrap(lambda some: float(some[:, 0].sum() / some[:, 1].sum()), counts, times=1000)
 
 
-def floor(judge: Judge, prompts: Prompts) -> Row:
+def floor(judge: CreatureClassifier, prompts: Prompts) -> Row:
     """What real creatures get with each other's captions: a model that draws as well as the data, and cannot read."""
     from common.evaluate.creature_classifier import chance, read_attributes
 
@@ -259,7 +259,7 @@ def open_checked(args: Args, wishes: list[Wish]) -> Pipeline:
                         f"three channels and one of {', '.join(map(str, SIZES))} pixels, because it compares them with drawn creatures")  # fmt: skip
     for wish in wishes:
         Guided(pipeline.unet, pipeline.prediction, {}, {}, wish.w, False, wish.rescale, wish.interval)
-    pipeline.schedule.path(Sampler.parse(args.sampler).steps)
+    pipeline.schedule.noise_levels(Sampler.parse(args.sampler).steps)
     return pipeline
 
 

@@ -65,14 +65,14 @@ from torch import nn
 from common import viz
 from common.data import load
 from common.data.dataset import to_bytes, to_float
-from common.diffusion.denoiser import unmix
+from common.diffusion.denoiser import to_x0_eps
 from common.diffusion.guidance import drop_captions, guide
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.schedules import Level, mix
+from common.diffusion.schedules import NoiseLevel, add_noise
 from common.evaluate.creature_classifier import load_judge
 from common.models.unet import UNet, text_unet
 from common.models.vae import AutoencoderKL, Gaussian, measure_scaling_factor, small_vae
-from common.random import Draw, Noise
+from common.random import BatchRandom, Noise
 from common.training.vae_loss import vae_loss
 from latent_sd.concat_dataset import joined  # two data sets as one,
 from latent_sd.latent_dataset import OnTheFly, cached_latents, sample, scaled, start_method, training_order  # images as latents,
@@ -564,10 +564,10 @@ for name, x in tests.items():
 
 # %%
 sizes, t = (0.1, 0.3, 1.0, 3.0, 10.0), 600
-level = Level(*(float(part) for part in schedule.at(torch.tensor(t))))
+level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(t))))
 rows, eps = [], noise_like(z0[:6], 3)
 for d in sizes:
-    noisy = mix(d * z0[:6], eps, level)
+    noisy = add_noise(d * z0[:6], eps, level)
     rows.append(pipeline.decode(noisy / (d * level.alpha)))       # as the decoder sees it, with the size of z0 again
 show_images(torch.cat([back[:6], *rows]), 6, down=["no noise", *(f"deviation {d:g}" for d in sizes)], cell=0.7)
 
@@ -603,8 +603,8 @@ rows = {"pixels": [], "latents, decoded": [], "preview": []}
 eps_x, eps_z = noise_like(x0[:1], 1), noise_like(z0[:1], 1)
 for t in moments:
     level = schedule.at(torch.tensor(t))
-    rows["pixels"].append(mix(x0[:1], eps_x, level).float().clamp(-1, 1))
-    noisy = mix(z0[:1], eps_z, level).float()
+    rows["pixels"].append(add_noise(x0[:1], eps_x, level).float().clamp(-1, 1))
+    noisy = add_noise(z0[:1], eps_z, level).float()
     rows["latents, decoded"].append(pipeline.decode(noisy))
     rows["preview"].append(F.interpolate(preview(noisy), scale_factor=float(f)))
 show_images(torch.cat([torch.cat(row) for row in rows.values()]), len(moments), across=[f"t = {t}" for t in moments], down=list(rows), cell=0.95)
@@ -620,7 +620,7 @@ show_images(torch.cat([torch.cat(row) for row in rows.values()]), len(moments), 
 # %%
 def known_of_averages(x, t, parts=8):
     """Correlation between the averages of clean and of noisy parts of pictures or latents, at level t."""
-    noisy = mix(x, noise_like(x, 5), schedule.at(torch.tensor(t))).float()
+    noisy = add_noise(x, noise_like(x, 5), schedule.at(torch.tensor(t))).float()
     clean, noisy = (F.adaptive_avg_pool2d(y, parts) for y in (x, noisy))
     return np.corrcoef(clean.flatten(), noisy.flatten())[0, 1]
 
@@ -646,7 +646,7 @@ chosen = [*range(16), *range(120, 136)]                         # 16 creatures a
 with torch.no_grad():
     batch = scaled(vae.encode(to_float(known.pixels[chosen])), vae.cfg.scaling_factor)
     captions = [known.captions[i] for i in chosen]
-    draw = Draw(0, 0)                                           # the random numbers of one step
+    draw = BatchRandom(0, 0)                                           # the random numbers of one step
     z = sample(batch, draw)                                     # 1. latents (B, 4, 16, 16): mean + std * noise, scaled   <- NEW
     u = draw.stratified(len(z))                                 # 2. noise levels
     eps = draw.randn(z.shape)                                   # 3. noise
@@ -676,11 +676,11 @@ print(f"({hidden} of {len(z)} captions would have been hidden; latents {tuple(z.
 def by_hand(prompts, w, steps, x):
     """Pictures from latents of noise x (B, 4, h, w): Stable Diffusion in ten lines."""
     text = torch.cat([encoder([""] * len(x)), encoder(list(prompts))])                  # (2 B, M, D)
-    levels = list(schedule.path(steps))                                                 # noisiest first, clean last
+    levels = list(schedule.noise_levels(steps))                                                 # noisiest first, clean last
     for now, then in zip(levels, levels[1:], strict=False):
         time = torch.full((2 * len(x),), now.time)
         uncond, cond = net(torch.cat([x, x]), time, text=text).chunk(2)                 # one call, both answers
-        z, eps = unmix(pipeline.prediction, guide(uncond, cond, w), x, now, False)      # take apart
+        z, eps = to_x0_eps(pipeline.prediction, guide(uncond, cond, w), x, now, False)      # take apart
         x = then.alpha * z + then.sigma * eps                                           # remix, with less noise
     return vae.decode(x / vae.cfg.scaling_factor).clamp(-1, 1)                          # <- NEW
 
@@ -804,7 +804,7 @@ def theirs_walks(strength, steps):
 
 print("steps that are walked:" + "".join(f"{f's = {s:g}':>11}" for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)))
 for steps in (15, 20, 50):
-    cells = [(len(begin_at(schedule.path(steps), s)), theirs_walks(s, steps)) for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)]
+    cells = [(len(begin_at(schedule.noise_levels(steps), s)), theirs_walks(s, steps)) for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)]
     print(f"  of {steps}, ours | diffusers " + "".join(f"{f'{a} | {b}':>11}" for a, b in cells))
 for steps in (20, 50):
     all_of_them = [s / 100 for s in range(5, 101)]

@@ -54,18 +54,18 @@ class Args:
     """Who reads the captions: small (a transformer trained along), or a frozen CLIP: a hub id or a folder."""
     text_dim: int = 96
     """Width of the small transformer's embeddings."""
-    drop: float = 0.1
+    caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, so that guidance has something to compare with."""
 
     steps: int | None = None
     """Budget in optimizer steps ..."""
     minutes: float | None = None
     """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch: int | None = None
+    batch_size: int | None = None
     """Images per step and process."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
-    accumulate: int = 1
+    gradient_accumulation: int = 1
     """Batches per optimizer step."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
@@ -109,17 +109,17 @@ class Preset:
 
     minutes: float
     channels: tuple[int, ...]
-    batch: int = 16
+    batch_size: int = 16
     lr: float = 2e-3
 
 
 DRAWN = [("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)]
 PRESETS = Presets(
     cpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(32, 64))) | {OTHER: Preset(minutes=120, channels=(32, 64), lr=1e-3)},
-    mps=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(64, 128), batch=64, lr=1e-3))
-    | {OTHER: Preset(minutes=120, channels=(64, 128), batch=32, lr=5e-4)},
-    gpu=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(128, 256), batch=256, lr=5e-4))
-    | {OTHER: Preset(minutes=60, channels=(128, 256), batch=128, lr=3e-4)},
+    mps=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(64, 128), batch_size=64, lr=1e-3))
+    | {OTHER: Preset(minutes=120, channels=(64, 128), batch_size=32, lr=5e-4)},
+    gpu=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(128, 256), batch_size=256, lr=5e-4))
+    | {OTHER: Preset(minutes=60, channels=(128, 256), batch_size=128, lr=3e-4)},
 )
 
 

@@ -62,11 +62,11 @@ class Args:
     """Budget in optimizer steps ..."""
     minutes: float | None = None
     """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch: int | None = None
+    batch_size: int | None = None
     """Images per step and process."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
-    accumulate: int = 1
+    gradient_accumulation: int = 1
     """Batches per optimizer step."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
@@ -95,17 +95,17 @@ class Preset:
     minutes: float
     channels: tuple[int, ...]
     size: int = 64
-    batch: int = 16
+    batch_size: int = 16
     lr: float = 1e-3
 
 
 DRAWN = [("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)]
 PRESETS = Presets(
     cpu=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(16, 32, 64))) | {OTHER: Preset(minutes=120, channels=(16, 32, 64), lr=5e-4)},
-    mps=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(32, 64, 128), batch=32, lr=5e-4))
-    | {OTHER: Preset(minutes=90, channels=(32, 64, 128), batch=16, lr=5e-4)},
-    gpu=dict.fromkeys(DRAWN, Preset(minutes=20, channels=(64, 128, 128), batch=64, lr=5e-4))
-    | {OTHER: Preset(minutes=60, channels=(64, 128, 256), batch=32, lr=2e-4)},
+    mps=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(32, 64, 128), batch_size=32, lr=5e-4))
+    | {OTHER: Preset(minutes=90, channels=(32, 64, 128), batch_size=16, lr=5e-4)},
+    gpu=dict.fromkeys(DRAWN, Preset(minutes=20, channels=(64, 128, 128), batch_size=64, lr=5e-4))
+    | {OTHER: Preset(minutes=60, channels=(64, 128, 256), batch_size=32, lr=2e-4)},
 )
 
 

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     from common.data import Images
 
-SMALL = Preset(steps=900, batch=16, lr=1e-3)
-LARGE = Preset(steps=10_000, batch=4, lr=1e-5)
+SMALL = Preset(steps=900, batch_size=16, lr=1e-3)
+LARGE = Preset(steps=10_000, batch_size=4, lr=1e-5)
 WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}  # of the network that shrinks the edges f times; the last is diffusers' own
 
 
 @dataclass(frozen=True)
 class Args(DataFlags):
-    drop: float = 0.5
+    caption_dropout: float = 0.5
     """Share of captions replaced by the empty one: half, as in the paper, so that the edges alone must say something."""
     threshold: float = 0.2
     """How strong an edge must be: of the gradient a pixel, in pictures from -1 to 1."""

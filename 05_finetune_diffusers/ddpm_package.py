@@ -51,9 +51,9 @@ class Args:
 
     steps: int | None = None
     """Optimizer steps; by default 2,000."""
-    batch: int = 16
+    batch_size: int = 16
     """Images per batch."""
-    accumulate: int = 1
+    gradient_accumulation: int = 1
     """Batches per optimizer step; batch x accumulate must be 16 at least."""
     lr: float = 1e-3
     """Learning rate of Adam; the package's own default, 8e-5, is for weeks."""
@@ -83,10 +83,10 @@ class Args:
 
 def check(args: Args) -> None:
     """What the package would refuse later, with its reason."""
-    if args.batch * args.accumulate < LEAST_BATCH:
+    if args.batch_size * args.gradient_accumulation < LEAST_BATCH:
         raise UserError(
-            f"--batch {args.batch} x --accumulate {args.accumulate} = {args.batch * args.accumulate}, but the package's Trainer wants "
-            f"at least {LEAST_BATCH} images per step; give --accumulate {-(-LEAST_BATCH // args.batch)}"
+            f"--batch-size {args.batch_size} x --gradient-accumulation {args.gradient_accumulation} = {args.batch_size * args.gradient_accumulation}, but the package's Trainer wants "
+            f"at least {LEAST_BATCH} images per step; give --gradient-accumulation {-(-LEAST_BATCH // args.batch_size)}"
         )
     if round(args.samples**0.5) ** 2 != args.samples:
         raise UserError(f"--samples must be a square number such as 4, 9, 16, not {args.samples}: the package lays them out in a square")

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from common.data import Images
 
-SMALL = Preset(steps=500, batch=8, lr=1e-3)
-LARGE = Preset(steps=400, batch=1, lr=2e-6)
+SMALL = Preset(steps=500, batch_size=8, lr=1e-3)
+LARGE = Preset(steps=400, batch_size=1, lr=2e-6)
 PROMPTS = ("a {}", "a {} on a mint background", "a sleepy {}", "a {} with bat wings", "a {kind}", "a blue {kind}")
 
 

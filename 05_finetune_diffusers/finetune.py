@@ -17,8 +17,8 @@ from typing import Literal
 from common.cli import run
 from finetune_diffusers.training.flags import DataFlags, Preset, check_flags, data_name
 
-SMALL = Preset(steps=600, batch=16, lr=3e-4)
-LARGE = Preset(steps=2000, batch=4, lr=1e-5)
+SMALL = Preset(steps=600, batch_size=16, lr=3e-4)
+LARGE = Preset(steps=2000, batch_size=4, lr=1e-5)
 PROMPTS = (
     "a red fire creature with bat wings",
     "a blue round creature with cat ears",

@@ -59,8 +59,8 @@ from common import viz
 from common.data import load
 from common.data.dataset import to_float
 from common.data.export_folder import export
-from common.random import Draw
-from common.training.loop import pick
+from common.random import BatchRandom
+from common.training.loop import batch_indices
 from finetune_diffusers.data.degradations import old_way, put_back, spoil, where, whole_blocks  # what can happen to pictures,
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import encode  # pictures as the frozen networks see them,
@@ -330,7 +330,7 @@ print(captions[0])
 # %%
 data = encode(pipe, replace(data_set, pixels=pixels), captions, quiet=True)
 noise = make_scheduler("ddpm", dict(pipe.scheduler.config))
-loss = Denoising(noise, min_snr_weights(noise, 5.0), data.empty, drop=0.1)
+loss = Denoising(noise, min_snr_weights(noise, 5.0), data.empty, caption_dropout=0.1)
 asked = [f"{prompt}, {style.words}" for prompt in ("a red creature with wings", "a blue round creature", "a green creature with a long tail", "a purple creature with horns")]
 before = draw(asked)
 
@@ -342,8 +342,8 @@ print(f"new adapters change nothing: largest difference {float((draw(asked) - be
 
 optimizer, losses, began = torch.optim.AdamW(trained, 3e-3), [], time.perf_counter()
 for k in range(LORA_STEPS):
-    batch = data.batch(pick(len(data), 8, k, seed=0))
-    error = loss(pipe.unet, batch, Draw(0, k)).each.mean()
+    batch = data.batch(batch_indices(len(data), 8, k, seed=0))
+    error = loss(pipe.unet, batch, BatchRandom(0, k)).per_sample.mean()
     error.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
@@ -440,11 +440,11 @@ without = draw(test, pipe=fresh)
 untrained = draw(test, pipe=controlled, image=lines)
 print(f"untrained it is not heard: largest difference {float((untrained - without).abs().max()):.1e}")
 
-loss = Denoising(noise, min_snr_weights(noise, 5.0), data.empty, drop=0.5, answer=answer_of(fresh.unet, Accelerator(cpu=True)))
+loss = Denoising(noise, min_snr_weights(noise, 5.0), data.empty, caption_dropout=0.5, answer=answer_of(fresh.unet, Accelerator(cpu=True)))
 optimizer, began = torch.optim.AdamW(net.parameters(), 1e-3), time.perf_counter()
 net.train()
 for k in range(CONTROL_STEPS):
-    error = loss(net, data.batch(pick(len(data), 8, k, seed=0)), Draw(1, k)).each.mean()
+    error = loss(net, data.batch(batch_indices(len(data), 8, k, seed=0)), BatchRandom(1, k)).per_sample.mean()
     error.backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()

@@ -31,8 +31,8 @@ from finetune_diffusers.training.flags import DataFlags, Preset, check_flags
 if TYPE_CHECKING:
     from torch import nn
 
-SMALL = Preset(steps=600, batch=16, lr=3e-3)
-LARGE = Preset(steps=1500, batch=4, lr=1e-4)
+SMALL = Preset(steps=600, batch_size=16, lr=3e-3)
+LARGE = Preset(steps=1500, batch_size=4, lr=1e-4)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 

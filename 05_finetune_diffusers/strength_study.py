@@ -24,7 +24,8 @@ from finetune_diffusers.models import OUT, PRETRAINED, check_schedulers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.evaluate.creature_classifier import Judge
+    from common.evaluate.creature_classifier import CreatureClassifier
+
 
 LOOKS = ("followed", "saturation", "clipped", "detail")  # what guidance is compared by
 
@@ -138,7 +139,7 @@ def redraw(pipe, pairs: Pairs, strength: float, guidance: float, args: Args) -> 
     return to_images(images, args.scheduler)
 
 
-def look_at(judge: "Judge", images: "Tensor", pairs: Pairs) -> "dict[str, Tensor]":
+def look_at(judge: "CreatureClassifier", images: "Tensor", pairs: Pairs) -> "dict[str, Tensor]":
     """What is measured of pictures: for each measure (N,)."""
     from common.evaluate.creature_classifier import read_attributes
     from finetune_diffusers.evaluation.metrics import distance, tone

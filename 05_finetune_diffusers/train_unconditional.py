@@ -4,7 +4,7 @@
   python 05_finetune_diffusers/train_unconditional.py --data butterflies --size 64 --augment flip crop jitter
   python 05_finetune_diffusers/train_unconditional.py --model 01_ddpm_mnist/pretrained --data creatures       goes on from a trained one
   python 05_finetune_diffusers/train_unconditional.py --resume runs/05_finetune_diffusers/unconditional-creatures
-  torchrun --nproc_per_node 2 -- 05_finetune_diffusers/train_unconditional.py --batch 8    two processes, or GPUs, 8 images each
+  torchrun --nproc_per_node 2 -- 05_finetune_diffusers/train_unconditional.py --batch-size 8    two processes, or GPUs, 8 images each
 
 (Use torchrun on a CPU: `accelerate launch --cpu --num_processes 2` starts a single process and says nothing. Without the -- before
 the program, torchrun takes --n for a flag of its own.) The result is a diffusers folder: DDPMPipeline.from_pretrained("runs/.../model").
@@ -48,9 +48,9 @@ class Args:
 
     steps: int | None = None
     """Optimizer steps; by default 2,000."""
-    batch: int = 16
+    batch_size: int = 16
     """Images per batch and process."""
-    accumulate: int = 1
+    gradient_accumulation: int = 1
     """Batches per optimizer step."""
     lr: float = 2e-3
     """Peak learning rate of AdamW; it rises over a twentieth of the steps, then falls along a cosine."""

@@ -1,7 +1,7 @@
 """How well a Chinese CLIP knows the dishes: names find pictures, pictures find names.
 
   python 06_inpaint_gif/evaluate_clip.py                                        the shipped one
-  python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gif/clip-dishes --door transformers
+  python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gif/clip-dishes --backend transformers
   python 06_inpaint_gif/evaluate_clip.py --data my/photos --clip ViT-B-16             photographs and their captions
   python 06_inpaint_gif/evaluate_clip.py --ask 土鸡蛋炒番茄 宫保虾仁               what it makes of a name
 
@@ -28,7 +28,7 @@ from common.errors import UserError
 class Args:
     clip: str = "pretrained"
     """pretrained, a run folder, a folder of transformers, a checkpoint .pt, or ViT-B-16 and its like."""
-    door: Literal["cn_clip", "transformers"] = "cn_clip"
+    backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     data: str = "dishes"
     """dishes, or any set of images with captions: its test split, each picture among all captions of the set."""
@@ -53,8 +53,8 @@ def main(args: Args) -> None:
         raise UserError(f"--out must end in .json, not {args.out.name}")
     from inpaint_gif.clip.model import load_clip
 
-    clip = load_clip(args.clip, args.door, pick_device(args.device))
-    print(f"{args.clip} through {clip.door}: {clip.dim} dimensions, {clip.size} x {clip.size} pixels, temperature {1 / clip.scale:.3f}")
+    clip = load_clip(args.clip, args.backend, pick_device(args.device))
+    print(f"{args.clip} through {clip.backend}: {clip.dim} dimensions, {clip.size} x {clip.size} pixels, temperature {1 / clip.scale:.3f}")
     if args.ask:
         answer(clip, args.ask)
         return
@@ -67,7 +67,7 @@ def main(args: Args) -> None:
         from common.io.files import write_json
 
         figures = {what: {"queries": f.queries, "choices": f.choices, "top1": f.top1._asdict(), "top5": f.top5._asdict()} for what, f in results.items()}
-        write_json(args.out, {"clip": args.clip, "door": clip.door, "data": args.data, "n": args.n, "results": figures})
+        write_json(args.out, {"clip": args.clip, "backend": clip.backend, "data": args.data, "n": args.n, "results": figures})
         print(args.out)
 
 

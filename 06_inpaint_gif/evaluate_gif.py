@@ -28,7 +28,7 @@ class Args:
     """What reads the names; by default the one that the dish was trained with."""
     judge: str | None = None
     """The CLIP that says what a picture shows; by default the same."""
-    door: Literal["cn_clip", "transformers"] = "cn_clip"
+    backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     engines: tuple[Literal["inpaint", "repaint", "controlnet", "nearest", "reflect"], ...] = ("inpaint", "repaint", "controlnet", "reflect", "nearest")
     """What paints the holes; the first one paints the moves, too."""
@@ -65,8 +65,8 @@ def main(args: Args) -> None:
     device, folder = pick_device(args.device), args.dish or DEFAULTS["repaint"]
     if not folder.exists():
         raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish")
-    clip = clip_of(folder, device, args.clip, args.door)
-    artist, judge = open_artist(folder, device, clip), load_clip(args.judge, args.door, device) if args.judge else clip
+    clip = clip_of(folder, device, args.clip, args.backend)
+    artist, judge = open_artist(folder, device, clip), load_clip(args.judge, args.backend, device) if args.judge else clip
     check_draws(folder, artist)
     painters = engines_of(args, clip, folder, device) if {"holes", "moves"} & set(args.only) else {}
     figures = {}

@@ -40,7 +40,7 @@ class Args:
     """What draws: a run of train_text2dish.py, or any latent model that reads. By default the shipped one."""
     clip: str | None = None
     """What reads the names; by default the one that the model was trained with."""
-    door: Literal["cn_clip", "transformers"] = "cn_clip"
+    backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     n: int = 8
     """Pictures in a row."""
@@ -81,7 +81,7 @@ def main(args: Args) -> None:
     device, folder = pick_device(args.device), args.model or DEFAULTS["repaint"]
     if not args.model and not folder.exists():
         raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --model")
-    clip = clip_of(folder, device, args.clip, args.door) if (find_root(folder) / READS).exists() else None
+    clip = clip_of(folder, device, args.clip, args.backend) if (find_root(folder) / READS).exists() else None
     artist = open_artist(folder, device, clip)
     check_draws(folder, artist)
     if clip:
@@ -111,14 +111,14 @@ def drawn(artist, how, scale, name: str, places, stages, args: Args):
 
     from inpaint_gif.inpainting.regional_prompts import changing, in_regions, in_stages, progress_on, weights
 
-    progress, side = progress_on(artist.path(how)), artist.size // artist.factor
+    progress, side = progress_on(artist.noise_levels(how)), artist.size // artist.factor
     guided = replace(how, w=changing(*scale, progress) if scale[0] != scale[1] else scale[0])
     told = lambda words: artist.guided([words] * args.n, guided)  # noqa: E731
     rest = in_stages([(0.0, told(name)), *((share, told(words)) for share, words in stages)], progress) if stages else told(name)
     shares = [weight.to(artist.device) for weight in weights(places, side, side, args.soft)]
     denoise = in_regions([(each, share) for each, share in zip([rest, *(told(place.words) for place in places)], shares, strict=True) if share.any()])
     steps = artist.denoised(denoise, args.n, how, (side, side), (args.seed, 0))
-    *_, last = with_progress("drawing", steps, len(artist.path(how)), unit="step")
+    *_, last = with_progress("drawing", steps, len(artist.noise_levels(how)), unit="step")
     return artist.decode(last.x)
 
 

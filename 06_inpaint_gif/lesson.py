@@ -58,7 +58,7 @@ from common.data import load
 from common.data.dataset import to_float
 from common.data.dishes.menu import DISHES
 from common.diffusion.samplers import start
-from common.diffusion.schedules import mix
+from common.diffusion.schedules import add_noise
 from common.random import Noise
 from inpaint_gif.animation.camera import MOVES, Move, paint, shoot  # moves,
 from inpaint_gif.animation.camera import Path as Way
@@ -303,7 +303,7 @@ for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "�
 # %%
 backends = [ChineseClip(clip.form, door) for door in DOORS]
 for backend in backends:
-    print(f"{backend.door:14}{type(backend.network.clip).__module__}.{type(backend.network.clip).__name__}")
+    print(f"{backend.backend:14}{type(backend.network.clip).__module__}.{type(backend.network.clip).__name__}")
 for what, (first, second) in {
     "names": [backend.encode_text(names) for backend in backends],
     "pictures": [backend.encode_image(pictures) for backend in backends],
@@ -366,12 +366,12 @@ print(f"what it is told of a name: {tuple(tokens(vector).shape)}, the same as lo
 three = ["番茄炒蛋", "葱油生菜", "米饭"]
 drawn = artist.draw(three, How(w=5.0), seed=1)
 layer = [module for name, module in artist.unet.named_modules() if name.startswith("up_blocks") and name.endswith("attn2")][-1]
-path, told, maps = list(artist.path(How(sampler="ddim:20"))), artist.reader(three), []
+path, told, maps = list(artist.noise_levels(How(sampler="ddim:20"))), artist.reader(three), []
 handle = layer.register_forward_hook(lambda module, inputs, output: maps.append(inputs[0].detach()))
 levels = [path[k] for k in (4, 10, 16)]
 with torch.no_grad():
     for level in levels:
-        artist.unet(mix(artist.encode(drawn), Noise(0)(0, torch.empty(3, c, side, side)), level), torch.full((3,), level.time), text=told)
+        artist.unet(add_noise(artist.encode(drawn), Noise(0)(0, torch.empty(3, c, side, side)), level), torch.full((3,), level.time), text=told)
     handle.remove()
     rows = [drawn]
     for x in maps:                                                                          # (3, places, width) each
@@ -462,8 +462,8 @@ print("the first is called:", captions[0])
 
 # %%
 image, mask = images[:1], masks[:1]
-level = list(painter.path(How(sampler="ddim:20")))[10]
-noisy = mix(painter.encode(image), Noise(0)(0, torch.empty(1, c, side, side)), level)       # (1, 4, h, w) what is being drawn
+level = list(painter.noise_levels(How(sampler="ddim:20")))[10]
+noisy = add_noise(painter.encode(image), Noise(0)(0, torch.empty(1, c, side, side)), level)       # (1, 4, h, w) what is being drawn
 small = F.interpolate(mask, size=(side, side))                                             # (1, 1, h, w) one pixel for each latent
 known = painter.encode(image * (1 - mask))                                                  # (1, 4, h, w) grey in the hole
 nine = torch.cat([noisy, small, known], dim=1)
@@ -534,7 +534,7 @@ def repaint_longhand(denoise, known, hole, levels, order, dice):
 
 
 N, how = 4, How(w=2.0)
-path, dice = artist.path(how), Noise(0)
+path, dice = artist.noise_levels(how), Noise(0)
 levels, denoise = list(path), artist.guided(captions[:N], how)
 known = artist.encode(torch.stack([nearest(*pair) for pair in zip(images[:N], masks[:N], strict=True)]))  # grey would shine through
 hole = F.max_pool2d(masks[:N], f)                                                           # a latent is missing if any of its pixels is
@@ -905,7 +905,7 @@ print("A: 番茄炒蛋 (tomato and scrambled eggs); B: 葱油生菜 (lettuce in 
 # bowl, but no rice in it? Is there one?
 
 # %%
-progress = progress_on(artist.path(how))  # which share of the steps is done at a level
+progress = progress_on(artist.noise_levels(how))  # which share of the steps is done at a level
 rice = told("米饭")
 begins = (0.75, 0.5, 0.25)
 rows = {"rice": draw_with(rice)}

@@ -44,13 +44,13 @@ class Args:
     """What draws the dish: a run of train_text2dish.py. By default the shipped one."""
     clip: str | None = None
     """What reads the name: pretrained, a run folder, a checkpoint .pt, ViT-B-16, ... By default the one that the dish was trained with."""
-    door: Literal["cn_clip", "transformers"] = "cn_clip"
+    backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     image: Path | None = None
     """Begin with this picture of the dish instead of drawing one; its middle square is taken."""
     prompt: str | None = None
     """What the engine is told; by default the name, and for diffusers the English name where the menu has one."""
-    tries: int = 4
+    candidates: int = 4
     """Pictures that are drawn of the dish; the film takes the one that the CLIP finds nearest to the name."""
 
     guidance: float = 5.0

@@ -58,7 +58,7 @@ class Args:
     """Budget in optimizer steps ..."""
     minutes: float | None = None
     """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch: Annotated[int | None, Range(2, 65_536, 96, hint="a picture is compared with the names of the others")] = None
+    batch_size: Annotated[int | None, Range(2, 65_536, 96, hint="a picture is compared with the names of the others")] = None
     """Pairs per step and process; each process contrasts its own."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
@@ -92,14 +92,14 @@ class Preset:
     text_width: int = 128
     text_layers: int = 2
     dim: int = 128
-    batch: int = 96
+    batch_size: int = 96
     lr: float = 1e-3
 
 
 PRESETS = Presets(
     cpu={OTHER: Preset(minutes=15)},  # one core
-    mps={OTHER: Preset(minutes=15, width=192, layers=6, text_width=192, text_layers=3, dim=192, batch=192)},
-    gpu={OTHER: Preset(minutes=10, width=256, layers=6, size=96, text_width=256, text_layers=4, dim=256, batch=512)},
+    mps={OTHER: Preset(minutes=15, width=192, layers=6, text_width=192, text_layers=3, dim=192, batch_size=192)},
+    gpu={OTHER: Preset(minutes=10, width=256, layers=6, size=96, text_width=256, text_layers=4, dim=256, batch_size=512)},
 )
 SIZES = ("size", "patch", "width", "layers", "text_width", "text_layers", "dim")
 

@@ -23,7 +23,7 @@ from common.training.settings import FREE, resumed, with_folder, with_preset
 
 @dataclass(frozen=True)
 class Args(train_inpaint.Args):
-    drop: float = 0.5
+    caption_dropout: float = 0.5
     """Share of captions replaced by the empty one: half, as in the paper, so that the picture alone must say something."""
 
 

@@ -50,14 +50,14 @@ class Preset:
     """What suits data on one kind of device."""
 
     minutes: float
-    batch: int = 32
+    batch_size: int = 32
     lr: float = 1e-3
 
 
 PRESETS = Presets(  # of the dishes as latents of 16 x 16, on a CPU with one core
-    cpu={"dishes": Preset(minutes=30, batch=16), OTHER: Preset(minutes=60, lr=5e-4)},
-    mps={"dishes": Preset(minutes=20, batch=64), OTHER: Preset(minutes=60, lr=3e-4)},
-    gpu={"dishes": Preset(minutes=15, batch=256), OTHER: Preset(minutes=60, batch=32, lr=1e-4)},
+    cpu={"dishes": Preset(minutes=30, batch_size=16), OTHER: Preset(minutes=60, lr=5e-4)},
+    mps={"dishes": Preset(minutes=20, batch_size=64), OTHER: Preset(minutes=60, lr=3e-4)},
+    gpu={"dishes": Preset(minutes=15, batch_size=256), OTHER: Preset(minutes=60, batch_size=32, lr=1e-4)},
 )
 
 

@@ -34,7 +34,7 @@ class Own:
     """Only so many images; by default 8,000 drawn dishes, or all there are."""
     clip: str = "pretrained"
     """What reads the names: pretrained, a run folder, a folder of transformers, a checkpoint .pt, ViT-B-16, ..."""
-    door: Literal["cn_clip", "transformers"] = "cn_clip"
+    backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     model: Path = CHAPTER_4
     """Where the autoencoder comes from, and the U-Net to begin with: all of it but what looks at text is kept."""
@@ -48,7 +48,7 @@ class Own:
 
 @dataclass(frozen=True)
 class Args(Drawing, Own):
-    drop: float = 0.1
+    caption_dropout: float = 0.1
     """Share of names left out, so that guidance has something to compare with."""
 
 
@@ -57,14 +57,14 @@ class Preset:
     """What suits data on one kind of device."""
 
     minutes: float
-    batch: int = 32
+    batch_size: int = 32
     lr: float = 1e-3
 
 
 PRESETS = Presets(  # of the dishes as latents of 16 x 16, on a CPU with one core
-    cpu={"dishes": Preset(minutes=30, batch=16), OTHER: Preset(minutes=60, lr=5e-4)},
-    mps={"dishes": Preset(minutes=20, batch=64), OTHER: Preset(minutes=45, batch=64, lr=5e-4)},
-    gpu={"dishes": Preset(minutes=15, batch=256), OTHER: Preset(minutes=30, batch=128, lr=5e-4)},
+    cpu={"dishes": Preset(minutes=30, batch_size=16), OTHER: Preset(minutes=60, lr=5e-4)},
+    mps={"dishes": Preset(minutes=20, batch_size=64), OTHER: Preset(minutes=45, batch_size=64, lr=5e-4)},
+    gpu={"dishes": Preset(minutes=15, batch_size=256), OTHER: Preset(minutes=30, batch_size=128, lr=5e-4)},
 )
 
 

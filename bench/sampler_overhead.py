@@ -67,7 +67,7 @@ def rivals(x, steps: int) -> dict[str, Callable]:
 
     def ours():
         sample = x
-        for step in ddim(denoise, x, schedule.path(steps)):
+        for step in ddim(denoise, x, schedule.noise_levels(steps)):
             sample = step.x
         return sample
 
@@ -79,7 +79,7 @@ def rivals(x, steps: int) -> dict[str, Callable]:
             sample = scheduler.step(network(sample, t), t, sample, use_clipped_model_output=same_eps).prev_sample
         return sample
 
-    levels = list(schedule.path(steps))
+    levels = list(schedule.noise_levels(steps))
     table = [  # x' = keep * x + add * x0, where x0 = alpha * x - sigma * v
         (now.time, now.alpha, now.sigma, then.sigma / now.sigma, then.alpha - now.alpha * then.sigma / now.sigma)
         for now, then in zip(levels, levels[1:], strict=False)

@@ -30,7 +30,7 @@ TARGETS = "targets: ours / diffusers at most 1 in time and memory, step / peak a
 class Args:
     rounds: int = 15
     """Turns of each rival; the median counts."""
-    batch: int = 32
+    batch_size: int = 32
     """Images in a step; chapter 1's default."""
     channels: tuple[int, ...] | None = None
     """Width of the U-Net at each resolution; by default chapter 1's for MNIST."""
@@ -54,9 +54,9 @@ def main(args: Args) -> None:
     real = real_run(args) if args.data_dir else {"train.py on MNIST": "not measured, for want of --data-dir"}
     figures |= speed(args)
     if "train.py, images/s" in real:
-        gflops = real["train.py, images/s"] * figures["step, GFLOP"] / args.batch
+        gflops = real["train.py, images/s"] * figures["step, GFLOP"] / args.batch_size
         real["train.py / convolution peak"] = gflops / figures["convolution peak, GFLOP/s"]
-    report(f"Training step, batch {args.batch} ({TARGETS})", figures | real, args.json)
+    report(f"Training step, batch {args.batch_size} ({TARGETS})", figures | real, args.json)
 
 
 # ------------------------------------------------------------------------------------------------------ the two networks
@@ -95,8 +95,8 @@ def training_step(net, args: Args) -> Callable[[], None]:
     bf16 = pick_precision(args.precision, "cpu") == "bf16"
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
     draw = torch.Generator().manual_seed(0)
-    x, target = torch.randn(2, args.batch, 1, 28, 28, generator=draw)
-    t = torch.randint(1000, (args.batch,), generator=draw)
+    x, target = torch.randn(2, args.batch_size, 1, 28, 28, generator=draw)
+    t = torch.randint(1000, (args.batch_size,), generator=draw)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -123,9 +123,9 @@ def speed(args: Args) -> dict[str, object]:
     gflop = counter.get_total_flops() / 1e9
 
     dtype = torch.bfloat16 if pick_precision(args.precision, "cpu") == "bf16" else torch.float32
-    convolutions = {f"{c} channels, {s} px": convolution(args.batch, c, s, dtype) for c, s in SHAPES}
+    convolutions = {f"{c} channels, {s} px": convolution(args.batch_size, c, s, dtype) for c, s in SHAPES}
     took = turns(steps | convolutions, args.rounds)
-    peak = {name: convolution_gflop(args.batch, *shape) / took[name] for name, shape in zip(convolutions, SHAPES, strict=True)}
+    peak = {name: convolution_gflop(args.batch_size, *shape) / took[name] for name, shape in zip(convolutions, SHAPES, strict=True)}
     best = max(peak, key=peak.get)
     return {
         "precision": str(dtype).removeprefix("torch."),
@@ -183,7 +183,7 @@ def make_steps(args: Args) -> None:
 
 
 def memory(args: Args) -> dict[str, object]:
-    flags = ["--batch", args.batch, "--precision", args.precision, *(["--channels", *args.channels] if args.channels else []), "--memory-of"]
+    flags = ["--batch-size", args.batch_size, "--precision", args.precision, *(["--channels", *args.channels] if args.channels else []), "--memory-of"]
     peaks = {name: [] for name in ("imports", "ours", "diffusers")}
     for _ in range(3):
         for name, each in peaks.items():

@@ -237,7 +237,7 @@ def pick_precision(name: str, device: str) -> str:
 def lowered(args_type: type) -> str:
     """What to try where memory is short: the flags of this program that memory depends on."""
     names = [field.name for field in fields(args_type)]
-    less = [f"--{name}" for name in ("batch", "size", "n", "channels") if name in names]
+    less = [f"--{name.replace('_', '-')}" for name in ("batch_size", "size", "n", "channels") if name in names]
     more = [f"--{name.replace('_', '-')}" for name in ("checkpointing", "low_memory") if name in names]
     return " or ".join([", ".join(less)] * bool(less) + [f"give {flag}" for flag in more])
 

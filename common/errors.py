@@ -39,7 +39,7 @@ class UserError(Exception):
 def sentence(problem: BaseException, lower: str = "") -> str | None:
     """What failed outside the program; None for anything else, which must keep its traceback.
 
-    lower  what to try where memory is short, such as "--batch or --size"
+    lower  what to try where memory is short, such as "--batch-size or --size"
     """
     if is_memory(problem):
         return f"there is not enough memory ({explain(problem)}); lower {lower or 'what needs it'}"

@@ -32,7 +32,7 @@ class Noise:
         return torch.randn(like.shape, generator=generator(SAMPLING, *self.place, k)).to(like)
 
 
-class Draw:
+class BatchRandom:
     """The random numbers of one training step, on the training device.
 
     Each draw is made for the whole batch that `world` processes share; a process keeps its own part.

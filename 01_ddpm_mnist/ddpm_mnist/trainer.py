@@ -19,7 +19,7 @@ from common.io.files import write_folder
 from common.models.model_folder import Model, load_model, save_model, start_from
 from common.models.unet import UNet, UNetConfig, small_unet, zero_init
 from common.training.logging import Due, logged
-from common.training.loop import Errors, State, TrainConfig, train
+from common.training.loop import LossTerms, State, TrainConfig, train
 from common.training.record import check_record, keep_settings, record_of, start_of
 
 
@@ -27,7 +27,7 @@ def fit(args) -> None:
     """Train as `args` (train.Args, settled) says."""
     check_pair(args.schedule, args.prediction)
     schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
-    schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
+    schedule.noise_levels(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     data = load(args.data, args.size, args.data_dir, channels=args.image_channels)
     record = record_of(data.pixels, data.labels)
@@ -73,7 +73,7 @@ def begun_with(args) -> Model:
 
 
 def make_loss(args, schedule: Schedule):
-    def loss(net, batch: dict[str, Tensor], draw) -> Errors:
+    def loss(net, batch: dict[str, Tensor], draw) -> LossTerms:
         """The six steps of training: image, noise level, noise, noise the image in one shot, predict, compare."""
         x0 = batch["image"]                # (B, C, H, W)
         u = draw.stratified(len(x0))       # (B,)
@@ -81,7 +81,7 @@ def make_loss(args, schedule: Schedule):
         if args.flip:
             x0 = torch.where(draw.rand(len(x0)).view(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
         label = {"label": batch["label"]} if args.class_conditional else {}
-        return Errors(diffusion_loss(net, schedule, args.prediction, x0, u, eps, **label), u)
+        return LossTerms(diffusion_loss(net, schedule, args.prediction, x0, u, eps, **label), u)
 
     return loss
 
@@ -111,7 +111,7 @@ def show(args, state: State, frames: list[Tensor]) -> None:
 
 def train_config(args) -> TrainConfig:
     return TrainConfig(
-        out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
+        out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, gradient_accumulation=args.gradient_accumulation,
         save_every=args.save_every, seed=args.seed,
     )  # fmt: skip
 

@@ -43,8 +43,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from common.diffusion.denoiser import Clip, Guess, GuessWithVariance, scale_in, unmix
-from common.diffusion.schedules import Level
+from common.diffusion.denoiser import ClipMode, Guess, GuessWithVariance, scale_in, to_x0_eps
+from common.diffusion.schedules import NoiseLevel
 from common.errors import UserError
 
 Condition = dict[str, Tensor]  # what the network is told besides x and the time, by keyword: {"text": (B, M, D)}
@@ -86,7 +86,7 @@ def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
     return phi * ratio * guided + (1 - phi) * guided
 
 
-def noise_to_signal(level: Level) -> float:
+def noise_to_signal(level: NoiseLevel) -> float:
     """sigma / alpha: the noise level with the image at full strength, and so the same measure for every schedule."""
     return level.sigma / level.alpha if level.alpha > 0 else math.inf
 
@@ -111,7 +111,7 @@ class Guided:
     """
 
     def __init__(
-        self, net: nn.Module, prediction: str, cond: Condition, uncond: Condition, w: float, clip_x0: Clip = True,
+        self, net: nn.Module, prediction: str, cond: Condition, uncond: Condition, w: float, clip_x0: ClipMode = True,
         rescale: float = 0.0, interval: tuple[float, float] = (0.0, math.inf),
     ):  # fmt: skip
         if not 0 <= w < math.inf:
@@ -126,7 +126,7 @@ class Guided:
         self.cond, self.uncond = cond, {key: uncond[key].expand_as(cond[key]) for key in cond}
         self.both = {key: torch.cat([self.uncond[key], cond[key]]) for key in cond}                     # (2 B, ...)
 
-    def __call__(self, x: Tensor, level: Level) -> Guess | GuessWithVariance:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Guess | GuessWithVariance:
         w = self.scale(level)
         if w in (0, 1):
             answer, *variance = self.ask(x, level, self.cond if w == 1 else self.uncond)
@@ -137,15 +137,15 @@ class Guided:
             if self.phi > 0:
                 answer = rescale(answer, cond, self.phi)
             variance = [each.chunk(2)[1] for each in v]  # an opinion on noise, not on the image: the conditional one stands
-        guess = unmix(self.prediction, answer, x, level, self.clip_x0)
+        guess = to_x0_eps(self.prediction, answer, x, level, self.clip_x0)
         return GuessWithVariance(*guess, *variance) if variance else guess
 
-    def scale(self, level: Level) -> float:
+    def scale(self, level: NoiseLevel) -> float:
         """w, or 1 outside the interval."""
         low, high = self.interval
         return self.w if low < noise_to_signal(level) <= high else 1.0
 
-    def ask(self, x: Tensor, level: Level, condition: Condition) -> tuple[Tensor, ...]:
+    def ask(self, x: Tensor, level: NoiseLevel, condition: Condition) -> tuple[Tensor, ...]:
         """The network's answer, and its opinion of the variance if it has one. Each of x's shape."""
         time = torch.full(x.shape[:1], level.time, device=x.device)
         c_in = scale_in(self.prediction, level)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cfg_pokemon.guidance import Guided
-from common.diffusion.denoiser import Clip
+from common.diffusion.denoiser import ClipMode
 from common.diffusion.samplers import Sampler, Step
 from common.diffusion.schedules import Schedule
 from common.errors import UserError
@@ -35,7 +35,7 @@ class Wish:
     sampler: str = "dpmpp_2m:20"
     rescale: float = 0.0                              # phi of guidance rescale; 0 is off
     interval: tuple[float, float] = (0.0, math.inf)   # guide at these noise levels only, sigma / alpha
-    clip: Clip = True                                 # True, False or "dynamic"
+    clip: ClipMode = True                                 # True, False or "dynamic"
     seed: int = 0
 
 

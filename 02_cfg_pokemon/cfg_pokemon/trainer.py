@@ -21,10 +21,10 @@ from common.diffusion.samplers import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
 from common.io.files import write_folder
 from common.models.model_folder import start_from
-from common.models.text.encoders import Cached, Clip, SmallText, TextEncoder, small_text
+from common.models.text.encoders import Cached, CLIPTextEncoder, SmallText, TextEncoder, small_text
 from common.models.unet import UNet, text_unet, zero_init
 from common.training.logging import Due, logged
-from common.training.loop import Errors, TrainConfig, train
+from common.training.loop import LossTerms, TrainConfig, train
 from common.training.record import check_record, keep_settings, record_of, start_of
 
 SLOW = "encoder"  # at the U-Net's learning rate all words would soon mean much the same: see the README
@@ -75,7 +75,7 @@ def teach(args) -> None:
     """Train as `args` (train.Args, settled) says."""
     check_pair(args.schedule, args.prediction)
     schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
-    schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
+    schedule.noise_levels(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     begun, clip = begun_with(args), open_clip(args, device)  # models that cannot be opened are refused before any data are drawn
     images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n, channels=args.image_channels)
@@ -119,12 +119,12 @@ def begun_with(args) -> Painter | None:
     return open_painter(start_of(args, args.start)) if args.start else None
 
 
-def open_clip(args, device: str) -> Clip | None:
+def open_clip(args, device: str) -> CLIPTextEncoder | None:
     """The frozen text encoder of --text."""
-    return None if args.text == "small" else Clip(args.text).to(device)
+    return None if args.text == "small" else CLIPTextEncoder(args.text).to(device)
 
 
-def make_encoder(args, captions: Sequence[str], begun: Painter | None = None, clip: Clip | None = None) -> SmallText | Cached:
+def make_encoder(args, captions: Sequence[str], begun: Painter | None = None, clip: CLIPTextEncoder | None = None) -> SmallText | Cached:
     if clip:
         return Cached(clip, captions, Path("runs/02_cfg_pokemon/text_cache"))
     if begun and isinstance(begun.encoder, SmallText):
@@ -147,20 +147,20 @@ def make_loss(args, schedule: Schedule, encoder: TextEncoder):
     """Chapter 1's loss, and one line more: some captions are dropped."""
     empty = encoder.tokenizer([""])[0] if isinstance(encoder, SmallText) else encoder([""])[0]  # (M,) or (M, D)
 
-    def loss(net, batch: dict[str, Tensor], draw) -> Errors:
+    def loss(net, batch: dict[str, Tensor], draw) -> LossTerms:
         x0, words = batch["image"], batch["words"]
         u, eps = draw.stratified(len(x0)), draw.randn(x0.shape)
         if args.augment != "none":
             x0 = augment(args.augment, x0, draw.rand(len(x0)))
-        words = drop_captions(words, empty.to(words), draw.rand(len(x0)), args.drop)
-        return Errors(diffusion_loss(net, schedule, args.prediction, x0, u, eps, words=words), u)
+        words = drop_captions(words, empty.to(words), draw.rand(len(x0)), args.caption_dropout)
+        return LossTerms(diffusion_loss(net, schedule, args.prediction, x0, u, eps, words=words), u)
 
     return loss
 
 
 def train_config(args, encoder: TextEncoder) -> TrainConfig:
     return TrainConfig(
-        out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
+        out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, gradient_accumulation=args.gradient_accumulation,
         save_every=args.save_every, seed=args.seed, slow=SLOW if isinstance(encoder, SmallText) else None,
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ class Training:
     learned_variance: bool = False
     optimizer: str = "adamw"      # adamw, sgd, or adamw-sgd: a second training with SGD that begins where AdamW ended
     lr: float = 2e-3              # of SGD, in adamw-sgd
-    batch: int = 32
+    batch_size: int = 32
     train_steps: int = 400
     seed: int = 0
 

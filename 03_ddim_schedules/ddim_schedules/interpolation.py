@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.diffusion.samplers import ddim, ddim_inverse, ddpm
-from common.diffusion.schedules import Level, Path, mix
+from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise
 from common.errors import UserError
 from common.io.progress import with_progress
 from common.random import Noise
@@ -30,11 +30,11 @@ def last(steps, total: int) -> Tensor:
     return step.x
 
 
-def first_level(path: Path) -> Level:
+def first_level(path: NoiseLevels) -> NoiseLevel:
     return next(iter(path))
 
 
-def begin_at(path: Path, strength: float) -> Path:
+def begin_at(path: NoiseLevels, strength: float) -> NoiseLevels:
     """The part of a path that is left when it begins with an image noised half-way. strength 1 is pure noise, 0 no noise."""
     if (done := round((1 - strength) * len(path))) == len(path):
         raise UserError(f"--strength {strength:g} of {len(path)} steps is less than one step; give a larger --strength, or more --steps")
@@ -50,7 +50,7 @@ def lerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (1 - share) * a + share * b
 
 
-def walk(method: str, denoise, free: Callable, path: Path, a: Tensor, b: Tensor, shares: list[float], strength: float, seed: int) -> Tensor:
+def walk(method: str, denoise, free: Callable, path: NoiseLevels, a: Tensor, b: Tensor, shares: list[float], strength: float, seed: int) -> Tensor:
     """Pictures on the way from a to b, each (1, C, H, W). -> (len(shares), C, H, W)
 
     denoise   the denoiser to draw with;  free  the same without clipping, to invert with
@@ -64,9 +64,9 @@ def walk(method: str, denoise, free: Callable, path: Path, a: Tensor, b: Tensor,
     level = first_level(rest)
     eps_a, eps_b = noise(0, a), noise(0, a) if method == "ddpm_shared" else noise(10**6, a)
     if method == "ddpm_slerp":
-        latents = [mix(lerp(a, b, share), slerp(eps_a, eps_b, share), level) for share in shares]
+        latents = [add_noise(lerp(a, b, share), slerp(eps_a, eps_b, share), level) for share in shares]
     else:
-        latents = [lerp(mix(a, eps_a, level), mix(b, eps_b, level), share) for share in shares]
+        latents = [lerp(add_noise(a, eps_a, level), add_noise(b, eps_b, level), share) for share in shares]
     return last(ddpm(denoise, torch.cat(latents), rest, same_dice(Noise(seed + 1))), len(rest))
 
 
@@ -85,7 +85,7 @@ def jumpiness(steps: Tensor) -> Tensor:
     return steps.amax(-1) / steps.mean(-1)
 
 
-def reconstruct(denoise, free: Callable, path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
+def reconstruct(denoise, free: Callable, path: NoiseLevels, x: Tensor) -> tuple[Tensor, Tensor]:
     """(noise, image): DDIM inversion, and what DDIM draws from it."""
     noise = last(ddim_inverse(free, x, path), len(path))
     return noise, last(ddim(denoise, noise, path), len(path))

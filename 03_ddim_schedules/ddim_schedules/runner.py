@@ -25,13 +25,13 @@ from common.diffusion.losses import check_loss, diffusion_loss
 from common.diffusion.samplers import Sampler, Step, start
 from common.diffusion.schedules import DiscreteSchedule, Schedule, make_schedule
 from common.errors import UserError
-from common.evaluate.evaluator import Judge, check
+from common.evaluate.evaluator import Evaluator, check
 from common.io.files import read_json, write_atomically, write_json
 from common.models.model_folder import Model, load_model, save_model
 from common.models.unet import UNet, small_unet, zero_init
 from common.random import Noise
 from common.training.logging import logged
-from common.training.loop import Errors, TrainConfig, train
+from common.training.loop import LossTerms, TrainConfig, train
 from ddim_schedules import solvers
 from ddim_schedules.experiment import Cell, Sampling, Training, key_of, short_hash
 
@@ -61,12 +61,12 @@ class Laboratory:
             self.datasets[name, split] = load(name, data_dir=self.data_dir, split=split)
         return self.datasets[name, split]
 
-    def judge(self, name: str, samples: Tensor) -> Judge:
+    def judge(self, name: str, samples: Tensor) -> Evaluator:
         reference, real = self.data(name, "test"), self.data(name)
         n, _ = check(samples, reference, real)
         which = (name, samples.shape[-1], n)
         if which not in self.judges:
-            self.judges[which] = Judge(reference, real, samples.shape[-1], n)
+            self.judges[which] = Evaluator(reference, real, samples.shape[-1], n)
         return self.judges[which]
 
     # ------------------------------------------------------------------------------------------------------ networks
@@ -97,12 +97,12 @@ class Laboratory:
         write_json(folder / "config.json", asdict(training))
         data = self.data(training.data).resized(training.size)
         net, optimizer, lr = self.beginning(training, data, tick)
-        cfg = TrainConfig(folder, steps=training.train_steps, batch=training.batch, lr=lr, optimizer=optimizer, seed=training.seed)
+        cfg = TrainConfig(folder, steps=training.train_steps, batch_size=training.batch_size, lr=lr, optimizer=optimizer, seed=training.seed)
         states = train(net, data, make_loss(training, schedule), cfg, self.accelerator, resume=True)
         diverged, raw = "", net
         try:
             for state in logged(states, folder, training.train_steps, quiet=True):  # noqa: B007 - the last one is needed below
-                tick(3 * training.batch)
+                tick(3 * training.batch_size)
         except UserError as problem:
             if "the loss is" not in str(problem):
                 raise
@@ -194,7 +194,7 @@ class Laboratory:
         todo = [cell for cell in cells if self.kept(cell) is None]
         trainings = {key_of(cell.training): cell.training for cell in todo if not self.is_trained(cell.training)}
         stages = {"adamw-sgd": 2}
-        training = sum(3 * t.batch * t.train_steps * stages.get(t.optimizer, 1) for t in trainings.values())
+        training = sum(3 * t.batch_size * t.train_steps * stages.get(t.optimizer, 1) for t in trainings.values())
         return training + sum(cell.sampling.n * evaluations(cell.sampling) for cell in todo)
 
     def seconds_per_image(self, training: Training) -> float:
@@ -217,10 +217,10 @@ class Laboratory:
 
 
 def make_loss(training: Training, schedule: Schedule):
-    def loss(net, batch: dict[str, Tensor], draw) -> Errors:
+    def loss(net, batch: dict[str, Tensor], draw) -> LossTerms:
         x0 = batch["image"]
         u, eps = draw.stratified(len(x0)), draw.randn(x0.shape)
-        return Errors(diffusion_loss(net, schedule, training.prediction, x0, u, eps, training.loss, training.weight), u)
+        return LossTerms(diffusion_loss(net, schedule, training.prediction, x0, u, eps, training.loss, training.weight), u)
 
     return loss
 
@@ -241,7 +241,7 @@ def run(sampling: Sampling, denoise: Denoiser, schedule: Schedule, shape, seeds,
 
 def naive(sampling: Sampling, denoise: Denoiser, schedule: DiscreteSchedule, shape, noise: Noise, device) -> Iterator[Step]:
     """solvers.ddpm_naive, for networks that predict anything: they are asked for eps."""
-    path = schedule.path(sampling.steps)
+    path = schedule.noise_levels(sampling.steps)
     tau, levels = [int(level.time) + 1 for level in path], iter(path)
 
     def eps_model(x: Tensor, _: Tensor) -> Tensor:

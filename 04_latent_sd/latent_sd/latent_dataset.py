@@ -205,7 +205,7 @@ def start_method(device: str) -> str:
 
 
 def training_order(n: int, batch: int, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-    """The batches of common.training.loop.train from batch `first` on (steps done times --accumulate): which images, in which order."""
-    from common.training.loop import pick  # brings accelerate along, which a spawned worker should not wait for
+    """The batches of common.training.loop.train from batch `first` on (steps done times --gradient-accumulation): which images, in which order."""
+    from common.training.loop import batch_indices  # brings accelerate along, which a spawned worker should not wait for
 
-    return (pick(n, batch * world, k, seed).chunk(world)[rank] for k in count(first))
+    return (batch_indices(n, batch * world, k, seed).chunk(world)[rank] for k in count(first))

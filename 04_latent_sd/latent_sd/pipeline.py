@@ -21,8 +21,7 @@ from torch import Tensor
 
 from common.diffusion.guidance import Guided, Scale
 from common.diffusion.samplers import RANDOM, SAMPLERS, Sampler, Step, start
-from common.diffusion.schedules import Path as Levels
-from common.diffusion.schedules import Schedule, mix
+from common.diffusion.schedules import NoiseLevels, Schedule, add_noise
 from common.errors import UserError
 from common.io.weight_files import look_for_weights
 from common.models.diffusers_vae import load_vae
@@ -79,7 +78,7 @@ class Pipeline:
 
     def txt2img_steps(self, prompts: Sequence[str], wish: Wish = Wish(), first: int = 0, latents: Tensor | None = None) -> Iterator[Step]:
         """The latents of one batch, step by step; decode() shows them. first: the number of its first picture, for the noise."""
-        path = self.schedule.path(Sampler.parse(wish.sampler).steps)
+        path = self.schedule.noise_levels(Sampler.parse(wish.sampler).steps)
         side = self.latent_side(wish.size)
         x = start(path, (len(prompts), self.vae.cfg.latent_channels, side, side), Noise(wish.seed, first)) if latents is None else latents
         yield from self.reverse(x.to(self.device), path, prompts, wish, first)
@@ -106,15 +105,15 @@ class Pipeline:
     def img2img_steps(self, images: Tensor, prompts: Sequence[str], strength: float, wish: Wish = Wish(), first: int = 0,
                       noise: Tensor | None = None) -> Iterator[Step]:  # fmt: skip
         """The latents of one batch, step by step."""
-        path = begin_at(self.schedule.path(Sampler.parse(wish.sampler).steps), strength)
+        path = begin_at(self.schedule.noise_levels(Sampler.parse(wish.sampler).steps), strength)
         z0 = self.encode(images).expand(len(prompts), -1, -1, -1)
         noise = Noise(wish.seed, first)(0, z0) if noise is None else noise.to(self.device)
-        yield from self.reverse(mix(z0, noise, next(iter(path))), path, prompts, wish, first)
+        yield from self.reverse(add_noise(z0, noise, next(iter(path))), path, prompts, wish, first)
 
     # ------------------------------------------------------------------------------------------------- what both share
 
     @torch.no_grad()
-    def reverse(self, x: Tensor, path: Levels, prompts: Sequence[str], wish: Wish, first: int) -> Iterator[Step]:
+    def reverse(self, x: Tensor, path: NoiseLevels, prompts: Sequence[str], wish: Wish, first: int) -> Iterator[Step]:
         """Denoise x (B, c, h, w) along the path. Latents know no bounds, so no guess is clipped."""
         cond, uncond = ({"text": self.encoder(list(words))} for words in (prompts, [wish.negative]))
         denoise = Guided(self.unet.eval(), self.prediction, cond, uncond, wish.w, False, wish.rescale, wish.interval)
@@ -159,7 +158,7 @@ def batches(n: int) -> Iterator[slice]:
     return (slice(first, min(first + BATCH, n)) for first in range(0, n, BATCH))
 
 
-def begin_at(path: Levels, strength: float) -> Levels:
+def begin_at(path: NoiseLevels, strength: float) -> NoiseLevels:
     """What is left of a path when the picture to begin with is noised part of the way: of 10 steps and strength 0.6 the last 6.
 
     Rounded to the nearest step; diffusers cuts off, so that for it 0.58 of 50 steps, in floating point, is 28.

@@ -22,13 +22,13 @@ from common.errors import UserError
 from common.io.files import write_folder
 from common.models.diffusers_vae import load_vae, save_vae
 from common.models.model_folder import start_from
-from common.models.text.encoders import Cached, Clip, SmallText, TextEncoder, small_text
+from common.models.text.encoders import Cached, CLIPTextEncoder, SmallText, TextEncoder, small_text
 from common.models.unet import UNet, text_unet, zero_init
 from common.models.vae import AutoencoderKL
 from common.training.checkpoint import checkpoints, load_checkpoint
 from common.training.latents import check_fit_before
 from common.training.logging import Due, logged
-from common.training.loop import Errors, State, TrainConfig, train
+from common.training.loop import LossTerms, State, TrainConfig, train
 from common.training.record import check_record, keep_settings, record_of, start_of
 from latent_sd.concat_dataset import joined
 from latent_sd.latent_dataset import LatentData, OnTheFly, cached_latents, check_fit, fingerprint, sample, training_order
@@ -73,7 +73,7 @@ def fit_unet(args) -> None:
     check_pair(args.schedule, args.prediction)
     schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
     check_schedule(schedule)
-    schedule.path(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
+    schedule.noise_levels(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     vae = load_vae(start_of(args, args.vae), device)
     begun, clip = begun_with(args), open_clip(args, device)  # models that cannot be opened are refused before any data are drawn
@@ -130,7 +130,7 @@ def make_latents(args, vae: AutoencoderKL, images: Images, accelerator: Accelera
     if args.latents == "cached":
         return cached_latents(vae, images, args.cache)
     done = checkpoints(args.out)[-1].stem.removeprefix("step-") if args.resume and checkpoints(args.out) else 0
-    order = training_order(len(images), args.batch, args.seed, int(done) * args.accumulate, accelerator.process_index, accelerator.num_processes)
+    order = training_order(len(images), args.batch_size, args.seed, int(done) * args.gradient_accumulation, accelerator.process_index, accelerator.num_processes)
     return OnTheFly(vae, images, args.workers, order, str(accelerator.device))
 
 
@@ -147,12 +147,12 @@ def save_start(folder: Path, vae: AutoencoderKL, begun: Pipeline | None) -> None
         save_vae(folder / "vae", vae)
 
 
-def open_clip(args, device: str) -> Clip | None:
+def open_clip(args, device: str) -> CLIPTextEncoder | None:
     """The frozen text encoder of --text."""
-    return None if args.text == "small" else Clip(args.text).to(device)
+    return None if args.text == "small" else CLIPTextEncoder(args.text).to(device)
 
 
-def make_encoder(args, captions: Sequence[str], begun: Pipeline | None = None, clip: Clip | None = None) -> SmallText | Cached:
+def make_encoder(args, captions: Sequence[str], begun: Pipeline | None = None, clip: CLIPTextEncoder | None = None) -> SmallText | Cached:
     if clip:
         return Cached(clip, captions, args.cache)
     if begun and isinstance(begun.encoder, SmallText):
@@ -181,11 +181,11 @@ class LatentLoss:
         self.empty = encoder.tokenizer([""])[0] if isinstance(encoder, SmallText) else encoder([""])[0]  # (M,) or (M, D)
         self.latents = {"made_by": fingerprint(vae, images), "scaling_factor": vae.cfg.scaling_factor}
 
-    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
+    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> LossTerms:
         z0, words = sample(batch, draw), batch["words"]        # (B, c, h, w), (B, M) or (B, M, D)
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
-        words = drop_captions(words, self.empty.to(words), draw.rand(len(z0)), self.args.drop)
-        return Errors(diffusion_loss(net, self.schedule, self.args.prediction, z0, u, eps, words=words), u)
+        words = drop_captions(words, self.empty.to(words), draw.rand(len(z0)), self.args.caption_dropout)
+        return LossTerms(diffusion_loss(net, self.schedule, self.args.prediction, z0, u, eps, words=words), u)
 
     def state_dict(self) -> dict[str, Any]:
         return self.latents
@@ -198,7 +198,7 @@ class LatentLoss:
 
 def train_config(args, encoder: TextEncoder) -> TrainConfig:
     return TrainConfig(
-        out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
+        out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, gradient_accumulation=args.gradient_accumulation,
         save_every=args.save_every, seed=args.seed, slow=SLOW if isinstance(encoder, SmallText) else None,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from common.models.diffusers_vae import load_vae, save_vae
 from common.models.vae import AutoencoderKL, measure_scaling_factor, small_vae
 from common.random import EVALUATION, generator
 from common.training.logging import Due, logged
-from common.training.loop import Errors, State, TrainConfig, train
+from common.training.loop import LossTerms, State, TrainConfig, train
 from common.training.record import check_record, keep_settings, record_of, start_of
 from common.training.vae_loss import (
     PatchDiscriminator,
@@ -138,7 +138,7 @@ class VAELoss:
         self.perceptual = Perceptual(random_stages(images.channels)).to(accelerator.device) if args.perceptual else None
         self.critic = Critic(images, accelerator.device) if args.adversarial else None
 
-    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
+    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> LossTerms:
         x, args = batch["image"], self.args                    # (B, C, H, W)
         vae = getattr(net, "module", net)                      # without what accelerate wraps around it
         f = vae.cfg.factor
@@ -150,7 +150,7 @@ class VAELoss:
             self.critic.learn(x, y)
             looks = adversarial_loss(self.critic.net, y)       # (B,)
             each = each + args.adversarial * adaptive_weight(each.mean(), looks.mean(), vae.decoder.conv_out.weight) * looks
-        return Errors(each, torch.zeros(len(x)))               # an autoencoder knows no noise levels: all count as the first
+        return LossTerms(each, torch.zeros(len(x)))               # an autoencoder knows no noise levels: all count as the first
 
     def state_dict(self) -> dict[str, Any]:
         return {"net": self.critic.net.state_dict(), "optimizer": self.critic.optimizer.state_dict()} if self.critic else {}
@@ -163,7 +163,7 @@ class VAELoss:
 
 def train_config(args) -> TrainConfig:
     return TrainConfig(
-        out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, accumulate=args.accumulate,
+        out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, gradient_accumulation=args.gradient_accumulation,
         save_every=args.save_every, seed=args.seed,
     )  # fmt: skip
 

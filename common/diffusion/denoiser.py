@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.diffusion.schedules import Level, combine
+from common.diffusion.schedules import NoiseLevel, combine
 from common.errors import UserError
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)
-Clip = bool | Literal["dynamic"]  # how guesses of the image are kept in [-1, 1]: not at all, by cutting off, by `threshold`
+ClipMode = bool | Literal["dynamic"]  # how guesses of the image are kept in [-1, 1]: not at all, by cutting off, by `threshold`
 
 
 def _edm(alpha, sigma):
@@ -32,14 +32,14 @@ PREDICTIONS = {  # name: (alpha, sigma) -> (a, b)
 }  # fmt: skip
 
 
-def mixture(prediction: str, level: Level):
+def mixture(prediction: str, level: NoiseLevel):
     """(a, b) of y = a x0 + b eps."""
     if prediction not in PREDICTIONS:
         raise UserError(f"unknown prediction '{prediction}'; choose one of {', '.join(PREDICTIONS)}")
     return PREDICTIONS[prediction](level.alpha, level.sigma)
 
 
-def target(prediction: str, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+def target(prediction: str, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
     """What the network should answer. (B, C, H, W)"""
     a, b = mixture(prediction, level)
     return a * x0 + b * eps
@@ -60,7 +60,7 @@ class GuessWithVariance(NamedTuple):
     v: Tensor  # where log(variance) lies between its bounds: -1 at log(beta_tilde), 1 at log(beta); see common/diffusion/vlb.py
 
 
-def unmix(prediction: str, y: Tensor, x: Tensor, level: Level, clip_x0: Clip = False) -> Guess:
+def to_x0_eps(prediction: str, y: Tensor, x: Tensor, level: NoiseLevel, clip_x0: ClipMode = False) -> Guess:
     """Solve  x = alpha x0 + sigma eps,  y = a x0 + b eps  for (x0, eps). All (B, C, H, W).
 
     clip_x0 keeps the image in [-1, 1]; whatever else there is in x is then noise, so that x is still made of the two.
@@ -84,7 +84,7 @@ def threshold(x0: Tensor, share: float = 0.995) -> Tensor:
     return x0.clamp(-bound, bound) / bound
 
 
-def scale_in(prediction: str, level: Level):
+def scale_in(prediction: str, level: NoiseLevel):
     """EDM's noisy images reach sigma = 80, so the network sees them scaled to unit variance (c_in of table 1)."""
     return (level.sigma**2 + SIGMA_DATA**2) ** -0.5 if prediction == "edm" else 1.0
 
@@ -98,14 +98,14 @@ class Denoiser:
     condition   further keyword arguments of the network: label=(B,), text=(B, M, D)
     """
 
-    def __init__(self, net: nn.Module, prediction: str, clip_x0: Clip = True, **condition):
+    def __init__(self, net: nn.Module, prediction: str, clip_x0: ClipMode = True, **condition):
         self.net, self.prediction, self.clip_x0, self.condition = net, prediction, clip_x0, condition
 
-    def __call__(self, x: Tensor, level: Level) -> Guess | GuessWithVariance:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Guess | GuessWithVariance:
         time = torch.full(x.shape[:1], level.time, device=x.device)  # (B,)
         c_in = scale_in(self.prediction, level)
         y = self.net(x if c_in == 1.0 else c_in * x, time, **self.condition)
         if y.shape[1] == x.shape[1]:
-            return unmix(self.prediction, y, x, level, self.clip_x0)
+            return to_x0_eps(self.prediction, y, x, level, self.clip_x0)
         y, v = y.chunk(2, dim=1)
-        return GuessWithVariance(*unmix(self.prediction, y, x, level, self.clip_x0), v)
+        return GuessWithVariance(*to_x0_eps(self.prediction, y, x, level, self.clip_x0), v)

@@ -8,8 +8,8 @@ from typing import Annotated, NoReturn
 import torch
 from torch import Tensor
 
-from common.diffusion.denoiser import Clip, mixture
-from common.diffusion.schedules import BETAS, DiscreteSchedule, EDMSchedule, FlowSchedule, Level, Schedule, zero_terminal_snr
+from common.diffusion.denoiser import ClipMode, mixture
+from common.diffusion.schedules import BETAS, DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevel, Schedule, zero_terminal_snr
 from common.errors import UserError, shown
 from common.io.config_values import Share, check_values
 from common.io.ranges import Range
@@ -32,7 +32,7 @@ def _refuse(key: str, value: object) -> NoReturn:
 
 def check_pair(schedule: str, prediction: str) -> None:
     """Refuse the pairs that no scheduler of diffusers can express, the one that no network can learn, and unknown names."""
-    mixture(prediction, Level(0, 0.6, 0.8))  # for its refusal
+    mixture(prediction, NoiseLevel(0, 0.6, 0.8))  # for its refusal
     if schedule.endswith("zero_snr") and prediction == "eps":
         raise UserError(
             f"schedule '{schedule}' ends at pure noise, where knowing the noise says nothing of the image, "
@@ -46,7 +46,7 @@ def check_pair(schedule: str, prediction: str) -> None:
         )
 
 
-def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: Clip, learned_variance: bool = False) -> dict:
+def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: ClipMode, learned_variance: bool = False) -> dict:
     """The scheduler_config.json that describes how the network was trained."""
     check_pair(schedule.name, prediction)
     if isinstance(schedule, FlowSchedule):
@@ -75,7 +75,7 @@ def scheduler_to_diffusers(schedule: Schedule, prediction: str, clip_x0: Clip, l
     } | zero_snr
 
 
-def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, Clip]:
+def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, ClipMode]:
     """(schedule, prediction, clip_x0) from any diffusers scheduler that describes a training we know."""
     check_values(config, SCHEDULER_VALUES, "this scheduler")
     kind = config.get("_class_name", "")

@@ -2,7 +2,7 @@
 
     guided = uncond + w (cond - uncond)
 
-Here it also serves networks that are shown more than the noisy picture (`extra`), and scales that change on the way (w of a Level).
+Here it also serves networks that are shown more than the noisy picture (`extra`), and scales that change on the way (w of a NoiseLevel).
 """
 
 import math
@@ -11,12 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common.diffusion.denoiser import Clip, Guess, GuessWithVariance, scale_in, unmix
-from common.diffusion.schedules import Level
+from common.diffusion.denoiser import ClipMode, Guess, GuessWithVariance, scale_in, to_x0_eps
+from common.diffusion.schedules import NoiseLevel
 from common.errors import UserError
 
 Condition = dict[str, Tensor]                # what the network is told besides x and the time: {"text": (B, M, D)}
-Scale = float | Callable[[Level], float]     # w, or w at each noise level
+Scale = float | Callable[[NoiseLevel], float]     # w, or w at each noise level
 
 
 def drop_captions(text: Tensor, empty: Tensor, u: Tensor, share: float = 0.1) -> Tensor:
@@ -55,7 +55,7 @@ class Guided:
     prediction  what it was trained to say, one of common.diffusion.denoiser.PREDICTIONS
     cond        what it is told of each image; every tensor (B, ...)
     uncond      the same with the empty caption, or with what is not wanted; (B, ...), or (1, ...) for all images alike
-    w           guidance scale, at least 0: a number, or a function of the Level for guidance that changes on the way. 1 is off,
+    w           guidance scale, at least 0: a number, or a function of the NoiseLevel for guidance that changes on the way. 1 is off,
                 0 listens to `uncond` alone; at both, the network does half the work
     clip_x0     after guiding: True, False or "dynamic". Latents know no bounds: False
     rescale     phi, 0 to 1
@@ -65,7 +65,7 @@ class Guided:
     """
 
     def __init__(
-        self, net: nn.Module, prediction: str, cond: Condition, uncond: Condition, w: Scale, clip_x0: Clip = True,
+        self, net: nn.Module, prediction: str, cond: Condition, uncond: Condition, w: Scale, clip_x0: ClipMode = True,
         rescale: float = 0.0, interval: tuple[float, float] = (0.0, math.inf), extra: Tensor | None = None,
     ):  # fmt: skip
         if not callable(w):
@@ -81,7 +81,7 @@ class Guided:
         self.cond, self.uncond = cond, {key: uncond[key].expand_as(cond[key]) for key in cond}
         self.both = {key: torch.cat([self.uncond[key], cond[key]]) for key in cond}                     # (2 B, ...)
 
-    def __call__(self, x: Tensor, level: Level) -> Guess | GuessWithVariance:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Guess | GuessWithVariance:
         w = self.scale(level)
         if w in (0, 1):
             answer, *variance = self.ask(x, level, self.cond if w == 1 else self.uncond)
@@ -92,10 +92,10 @@ class Guided:
             if self.phi > 0:
                 answer = rescale(answer, cond, self.phi)
             variance = [each.chunk(2)[1] for each in v]
-        guess = unmix(self.prediction, answer, x, level, self.clip_x0)
+        guess = to_x0_eps(self.prediction, answer, x, level, self.clip_x0)
         return GuessWithVariance(*guess, *variance) if variance else guess
 
-    def scale(self, level: Level) -> float:
+    def scale(self, level: NoiseLevel) -> float:
         """w at this level, or 1 outside the interval."""
         low, high = self.interval
         ratio = level.sigma / level.alpha if level.alpha > 0 else math.inf
@@ -103,7 +103,7 @@ class Guided:
             return 1.0
         return check_scale(self.w(level)) if callable(self.w) else self.w
 
-    def ask(self, x: Tensor, level: Level, condition: Condition) -> tuple[Tensor, ...]:
+    def ask(self, x: Tensor, level: NoiseLevel, condition: Condition) -> tuple[Tensor, ...]:
         """The network's answer, and its opinion of the variance if it has one. Each of x's shape."""
         time = torch.full(x.shape[:1], level.time, device=x.device)
         c_in = scale_in(self.prediction, level)

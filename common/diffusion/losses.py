@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.diffusion.denoiser import mixture, scale_in, target
-from common.diffusion.schedules import Level, Schedule, mix
+from common.diffusion.schedules import NoiseLevel, Schedule, add_noise
 from common.diffusion.vlb import vlb_term
 from common.errors import UserError
 
@@ -34,7 +34,7 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 WEIGHT_NAMES = ("plain", *WEIGHTS)
 
 
-def weight_of(weight: str, prediction: str, level: Level) -> Tensor | float:
+def weight_of(weight: str, prediction: str, level: NoiseLevel) -> Tensor | float:
     """By how much to multiply the squared error of the network's answer, so that x0's error has the weight of the table.
 
     With x_t given, x0 off by d means eps off by -alpha/sigma d, so that y = a x0 + b eps is off by (a - b alpha/sigma) d.
@@ -69,8 +69,8 @@ def diffusion_loss(
     A network that answers with twice the channels learns its variance too: the hybrid loss (Nichol & Dhariwal 2021, eq. 16).
     """
     check_loss(error, weight)
-    level = schedule.draw(u).like(x0)
-    x = mix(x0, eps, level)
+    level = schedule.sample_levels(u).like(x0)
+    x = add_noise(x0, eps, level)
     y = net(scale_in(prediction, level) * x, level.time, **condition).float()
     y, *v = y.split(x0.shape[1], dim=1)
     each = ERRORS[error](y, target(prediction, x0, eps, level))

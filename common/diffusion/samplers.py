@@ -22,13 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.diffusion.schedules import Level, Path, Schedule, combine
+from common.diffusion.schedules import NoiseLevel, NoiseLevels, Schedule, combine
 from common.diffusion.vlb import log_variance, step_variances
 from common.errors import UserError
 from common.io.memory import need
 from common.random import Noise
 
-Denoise = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
+Denoise = Callable[[Tensor, NoiseLevel], tuple[Tensor, Tensor]]
 NoiseSource = Callable[[int, Tensor], Tensor]  # (k, x) -> noise of x's shape for step k
 
 
@@ -38,14 +38,14 @@ class Step(NamedTuple):
     i: int      # steps done before this one
 
 
-def start(path: Path, shape: tuple[int, ...], noise: NoiseSource, device="cpu") -> Tensor:
+def start(path: NoiseLevels, shape: tuple[int, ...], noise: NoiseSource, device="cpu") -> Tensor:
     """Pure noise at the noisiest level of the path: draw 0 of the noise source."""
     noisiest = next(iter(path))
     return noisiest.sigma * noise(0, torch.empty(shape, device=device))
 
 
 @torch.no_grad()
-def ddim(denoise: Denoise, x: Tensor, path: Path, eta: float = 0.0, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
+def ddim(denoise: Denoise, x: Tensor, path: NoiseLevels, eta: float = 0.0, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
     """Song et al. 2021, eq. 12. eta = 0 is deterministic; eta = 1 is DDPM.
 
     The deviation of the fresh noise is eta sqrt(beta_tilde) (eq. 16).
@@ -60,7 +60,7 @@ def ddim(denoise: Denoise, x: Tensor, path: Path, eta: float = 0.0, noise: Noise
 
 
 @torch.no_grad()
-def ddpm(denoise: Denoise, x: Tensor, path: Path, noise: NoiseSource = Noise(1), variance: str | None = None) -> Iterator[Step]:
+def ddpm(denoise: Denoise, x: Tensor, path: NoiseLevels, noise: NoiseSource = Noise(1), variance: str | None = None) -> Iterator[Step]:
     """Ho et al. 2020, algorithm 2. On a shorter path its coefficients are respaced: they are those of the steps it takes.
 
     variance  of the fresh noise: "small" is beta_tilde, right if the data were one image; "large" is beta, right if they were
@@ -84,7 +84,7 @@ def deviation(variance: str | None, beta: float, beta_tilde: float, v: list[Tens
     return math.sqrt(beta if variance == "large" else beta_tilde)
 
 
-def euler_a(denoise: Denoise, x: Tensor, path: Path, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
+def euler_a(denoise: Denoise, x: Tensor, path: NoiseLevels, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
     """Euler ancestral, as the samplers' folklore has it (Karras et al.'s coordinates, code by K. Crowson): a step of the ODE
     down to a level below the next one, then noise up to the next. It is DDIM with eta = 1, and so DDPM, to the last digit;
     03_ddim_schedules/ddim_schedules/solvers.py writes it out in its own coordinates.
@@ -93,7 +93,7 @@ def euler_a(denoise: Denoise, x: Tensor, path: Path, noise: NoiseSource = Noise(
 
 
 @torch.no_grad()
-def sde(denoise: Denoise, x: Tensor, path: Path, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
+def sde(denoise: Denoise, x: Tensor, path: NoiseLevels, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
     """Euler-Maruyama on the reverse-time SDE (Song et al. 2021b, eq. 6), whose forward one is dx = f x dt + g dw.
 
         dx = (f x - g^2 score) dt + g dw        score = -eps / sigma,  f = d log(alpha) / dt,  g^2 = d(sigma^2)/dt - 2 f sigma^2
@@ -114,7 +114,7 @@ def sde(denoise: Denoise, x: Tensor, path: Path, noise: NoiseSource = Noise(1)) 
 
 
 @torch.no_grad()
-def heun(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
+def heun(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Step]:
     """Karras et al. 2022, algorithm 1 (deterministic): look, step, look again from there, step by the average."""
     for i, (now, then) in enumerate(pairwise(path)):
         da, ds = then.alpha - now.alpha, then.sigma - now.sigma
@@ -128,7 +128,7 @@ def heun(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
+def dpmpp_2m(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Step]:
     """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2: extrapolate x0 from the last two guesses."""
     levels, x0_old = list(path), None
     for i, (now, then) in enumerate(pairwise(levels)):
@@ -142,7 +142,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
 
 
 @torch.no_grad()
-def dpmpp_2s(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
+def dpmpp_2s(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Step]:
     """DPM-Solver++(2S), Lu et al. 2022b, algorithm 1 with r = 1/2: two looks a step, the second half-way in lambda."""
     for i, (now, then) in enumerate(pairwise(path)):
         x0, *_ = denoise(x, now)
@@ -154,13 +154,13 @@ def dpmpp_2s(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
         yield Step(x, x0, i)
 
 
-def exponential_step(x: Tensor, x0: Tensor, now: Level, then: Level) -> Tensor:
+def exponential_step(x: Tensor, x0: Tensor, now: NoiseLevel, then: NoiseLevel) -> Tensor:
     """Move along the path exactly, were x0 constant: sigma'/sigma x + alpha' (1 - e^-h) x0, h = lambda' - lambda."""
     return combine(then.sigma / now.sigma, x, -then.alpha * math.expm1(now.lam - then.lam), x0)
 
 
 @torch.no_grad()
-def ddim_inverse(denoise: Denoise, x: Tensor, path: Path) -> Iterator[Step]:
+def ddim_inverse(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Step]:
     """DDIM backwards: from the clean image x to the noise that `ddim` would draw it from (Song et al. 2021, section 4.3).
 
     To undo a step exactly one would need the noise that the network sees in the picture one is about to make; what it sees in
@@ -249,7 +249,7 @@ class Sampler:
 
     def run(self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], *seed: int, device="cpu") -> Iterator[Step]:
         """Sample from pure noise. Everything random follows from the seed: one number, or a seed and a batch number."""
-        path, noise = schedule.path(self.steps), Noise(*seed)
+        path, noise = schedule.noise_levels(self.steps), Noise(*seed)
         x = start(path, shape, noise, device)
         options = self.options | ({"noise": noise} if self.name in RANDOM else {})
         return SAMPLERS[self.name](denoise, x, path, **options)

@@ -5,9 +5,9 @@
 `alpha` says how much of the image is left and `sigma` how much noise there is. Three families cover the field:
 `DiscreteSchedule` (DDPM and its descendants), `EDMSchedule` and `FlowSchedule`. All of them answer the same questions:
 
-    schedule.draw(u)      noise levels for a training batch, from uniform random numbers u
-    schedule.path(steps)  the noise levels a sampler visits, noisiest first
-    schedule.at_lam(lam)  the level with a given half-log-SNR, for solvers that look between the points of a path
+    schedule.sample_levels(u)      noise levels for a training batch, from uniform random numbers u
+    schedule.noise_levels(steps)   the noise levels a sampler visits, noisiest first
+    schedule.at_lam(lam)           the level with a given half-log-SNR, for solvers that look between the points of a path
 """
 
 import math
@@ -24,7 +24,7 @@ from common.errors import UserError
 T_DEFAULT = 1000  # the number of steps of the DDPM paper
 
 
-class Level(NamedTuple):
+class NoiseLevel(NamedTuple):
     """One noise level. Plain numbers while sampling; tensors of shape (B,) while training."""
 
     time: float | Tensor   # what the network is told
@@ -38,14 +38,14 @@ class Level(NamedTuple):
             return math.inf if self.sigma == 0 else -math.inf
         return math.log(self.alpha / self.sigma)
 
-    def like(self, x: Tensor) -> "Level":
+    def like(self, x: Tensor) -> "NoiseLevel":
         """The same (B,) levels on x's device, alpha and sigma shaped (B, 1, 1, 1) so that they multiply images.
 
         They get x's precision on the CPU, since Apple's MPS has no float64, and cross to the device as one tensor.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)  # in half precision, neighbouring timesteps would be equal
         time, alpha, sigma = torch.stack([c.to(dtype) for c in (self.time, self.alpha, self.sigma)]).to(x.device)  # each (B,)
-        return Level(time.float(), column(alpha, x), column(sigma, x))
+        return NoiseLevel(time.float(), column(alpha, x), column(sigma, x))
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:
@@ -54,24 +54,24 @@ def column(values: Tensor, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Path:
+class NoiseLevels:
     """The levels a sampler visits, noisiest first, clean last."""
 
-    levels: Level         # each field (steps + 1,) in float64
-    schedule: "Schedule"  # where a solver finds the levels between two points: path.schedule.at_lam(lam)
+    levels: NoiseLevel         # each field (steps + 1,) in float64
+    schedule: "Schedule"  # where a solver finds the levels between two points: levels.schedule.at_lam(lam)
 
     def __len__(self) -> int:
         return len(self.levels.time) - 1
 
-    def after(self, steps: int) -> "Path":
+    def after(self, steps: int) -> "NoiseLevels":
         """What is left of the path when some steps are done, for beginning with a half-noised image."""
-        return Path(Level(*(column[steps:] for column in self.levels)), self.schedule)
+        return NoiseLevels(NoiseLevel(*(column[steps:] for column in self.levels)), self.schedule)
 
-    def __iter__(self) -> Iterator[Level]:
-        return map(Level, *(column.tolist() for column in self.levels))
+    def __iter__(self) -> Iterator[NoiseLevel]:
+        return map(NoiseLevel, *(column.tolist() for column in self.levels))
 
 
-def mix(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+def add_noise(x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
     """Noise an image in one shot: x_t = alpha_t x0 + sigma_t eps (DDPM eq. 4). (B, C, H, W) in and out."""
     return level.alpha * x0 + level.sigma * eps
 
@@ -160,22 +160,22 @@ class DiscreteSchedule:
         self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - self.betas).cumprod(0)])  # (T + 1,)
         self.alpha, self.sigma = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()                    # (T + 1,)
 
-    def at(self, t: Tensor) -> Level:
+    def at(self, t: Tensor) -> NoiseLevel:
         """The level of step t (the paper's t, 0..T). (B,) -> (B,)"""
-        return Level(t - 1, self.alpha[t], self.sigma[t])
+        return NoiseLevel(t - 1, self.alpha[t], self.sigma[t])
 
-    def at_lam(self, lam: float) -> Level:
+    def at_lam(self, lam: float) -> NoiseLevel:
         """Between two steps the network is told a fraction, found by interpolating t over lambda."""
         lams = (self.alpha[1:] / self.sigma[1:]).log().numpy()[::-1]  # lambda of t = T..1, increasing
         finite = np.isfinite(lams)  # with zero terminal SNR, lambda_T is minus infinity
         time = float(np.interp(lam, lams[finite], np.arange(self.T)[::-1][finite]))
-        return Level(time, 1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam)))
+        return NoiseLevel(time, 1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam)))
 
-    def draw(self, u: Tensor) -> Level:
+    def sample_levels(self, u: Tensor) -> NoiseLevel:
         """u uniform in [0, 1) -> t uniform in 1..T. (B,) -> (B,)"""
         return self.at((u.cpu().double() * self.T).long() + 1)
 
-    def path(self, steps: int, spacing: str = "trailing") -> Path:
+    def noise_levels(self, steps: int, spacing: str = "trailing") -> NoiseLevels:
         """The steps a sampler visits, out of T. `spacing` as in Lin et al. 2023, table 2 (and in `diffusers`):
 
         trailing  T, T - T/steps, ...  always begins at pure noise; best with few steps
@@ -183,7 +183,7 @@ class DiscreteSchedule:
         linspace  evenly from T down to 1
         """
         t = torch.cat([self._visit(steps, spacing), torch.zeros(1, dtype=torch.long)])
-        return Path(self.at(t), self)
+        return NoiseLevels(self.at(t), self)
 
     def _visit(self, steps: int, spacing: str) -> Tensor:
         if not 1 <= steps <= self.T:
@@ -208,26 +208,26 @@ class EDMSchedule:
     def __init__(self, sigma_min=0.002, sigma_max=80.0, rho=7.0, mean=-1.2, std=1.2):
         self.sigma_min, self.sigma_max, self.rho, self.mean, self.std = sigma_min, sigma_max, rho, mean, std
 
-    def at(self, sigma: Tensor) -> Level:
+    def at(self, sigma: Tensor) -> NoiseLevel:
         """The network is told log(sigma) / 4 (table 1, c_noise)."""
-        return Level(sigma.log() / 4, torch.ones_like(sigma), sigma)
+        return NoiseLevel(sigma.log() / 4, torch.ones_like(sigma), sigma)
 
-    def at_lam(self, lam: float) -> Level:
-        return Level(-lam / 4, 1.0, math.exp(-lam))
+    def at_lam(self, lam: float) -> NoiseLevel:
+        return NoiseLevel(-lam / 4, 1.0, math.exp(-lam))
 
-    def draw(self, u: Tensor) -> Level:
+    def sample_levels(self, u: Tensor) -> NoiseLevel:
         """log(sigma) is normal with mean -1.2 and deviation 1.2 (table 1). (B,) -> (B,)"""
         normal = torch.special.ndtri(u.cpu().double().clamp(1e-6, 1 - 1e-6))
         return self.at((self.mean + self.std * normal).exp())
 
-    def path(self, steps: int, spacing: str = "karras") -> Path:
+    def noise_levels(self, steps: int, spacing: str = "karras") -> NoiseLevels:
         """Noise levels dense near the clean end (eq. 5)."""
         if steps < 1:
             raise UserError(f"a sampler takes at least 1 step, not {steps}")
         ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
         lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         sigma = torch.cat([(hi + ramp * (lo - hi)) ** self.rho, torch.zeros(1, dtype=torch.float64)])
-        return Path(self.at(sigma), self)
+        return NoiseLevels(self.at(sigma), self)
 
 
 class FlowSchedule:
@@ -238,23 +238,23 @@ class FlowSchedule:
     def __init__(self, shift: float = 1.0):
         self.shift = shift  # > 1 spends more time near the noise, for large images (Esser et al. 2024, eq. 23)
 
-    def at(self, t: Tensor) -> Level:
+    def at(self, t: Tensor) -> NoiseLevel:
         """The network is told 1000 t."""
         t = self.shift * t / (1 + (self.shift - 1) * t)
-        return Level(T_DEFAULT * t, 1 - t, t)
+        return NoiseLevel(T_DEFAULT * t, 1 - t, t)
 
-    def at_lam(self, lam: float) -> Level:
+    def at_lam(self, lam: float) -> NoiseLevel:
         sigma = 1 / (1 + math.exp(lam))
-        return Level(T_DEFAULT * sigma, 1 - sigma, sigma)
+        return NoiseLevel(T_DEFAULT * sigma, 1 - sigma, sigma)
 
-    def draw(self, u: Tensor) -> Level:
+    def sample_levels(self, u: Tensor) -> NoiseLevel:
         """Logit-normal times: the middle is the hard part (Esser et al. 2024, section 3.1). (B,) -> (B,)"""
         return self.at(torch.special.ndtri(u.cpu().double().clamp(1e-6, 1 - 1e-6)).sigmoid())
 
-    def path(self, steps: int, spacing: str = "linear") -> Path:
+    def noise_levels(self, steps: int, spacing: str = "linear") -> NoiseLevels:
         if steps < 1:
             raise UserError(f"a sampler takes at least 1 step, not {steps}")
-        return Path(self.at(torch.linspace(1, 0, steps + 1, dtype=torch.float64)), self)
+        return NoiseLevels(self.at(torch.linspace(1, 0, steps + 1, dtype=torch.float64)), self)
 
 
 Schedule = DiscreteSchedule | EDMSchedule | FlowSchedule

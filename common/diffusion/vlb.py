@@ -10,14 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-from common.diffusion.denoiser import unmix
-from common.diffusion.schedules import DiscreteSchedule, Level, Schedule, column
+from common.diffusion.denoiser import to_x0_eps
+from common.diffusion.schedules import DiscreteSchedule, NoiseLevel, Schedule, column
 from common.errors import UserError
 
 BIN = 1 / 255  # half the distance of two grey values, where 256 of them fill [-1, 1]
 
 
-def step_variances(now: Level, then: Level):
+def step_variances(now: NoiseLevel, then: NoiseLevel):
     """(beta, beta_tilde) of the step between two levels: forward, and backward where x0 is known (DDPM eq. 7).
 
     Written with both curves, so that they hold for any two levels of any schedule, respaced ones included.
@@ -32,11 +32,11 @@ def log_variance(v: Tensor, log_beta, log_beta_tilde) -> Tensor:
     return share * log_beta + (1 - share) * log_beta_tilde
 
 
-def vlb_term(schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tensor, v: Tensor, level: Level) -> Tensor:
+def vlb_term(schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tensor, v: Tensor, level: NoiseLevel) -> Tensor:
     """L_{t-1} of eq. 4 to 6 in bits per pixel value. -> (B,)
 
     x0, x, y, v  (B, C, H, W): image, noisy image, the network's answer, its opinion about the variance
-    level        the noise levels of x, as `Level.like` shapes them
+    level        the noise levels of x, as `NoiseLevel.like` shapes them
     """
     if not isinstance(schedule, DiscreteSchedule):
         raise UserError(f"learned variance needs a discrete-time schedule, which '{schedule.name}' is not; choose linear or cosine")
@@ -51,7 +51,7 @@ def vlb_term(schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tens
     rows = torch.stack([a, b, beta.log(), log_beta_tilde, first]).to(x.dtype).to(x.device)  # precision first: MPS has no float64
     a, b, log_beta, log_beta_tilde, first = (column(row, x) for row in rows)
 
-    mean = a * x + b * unmix(prediction, y, x, level).x0
+    mean = a * x + b * to_x0_eps(prediction, y, x, level).x0
     log_var = log_variance(v, log_beta, log_beta_tilde)
     divergence = kl_of_gaussians(a * x + b * x0, log_beta_tilde, mean, log_var)
     decoder = -discrete_log_likelihood(x0, mean, log_var)

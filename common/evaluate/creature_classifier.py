@@ -42,7 +42,7 @@ ACCURACY = 0.98  # mean over the attributes, on the test creatures; a network be
 HELD_OUT = 0.1   # share of all combinations that are held out from the others: the judge sees as many
 
 
-class Judge(nn.Module):
+class CreatureClassifier(nn.Module):
     """A plain convolutional network, 16 -> 8 -> 4 pixels a side, and one linear head for each attribute.
 
     Four neighbouring pixels become one with four times the channels: nothing is lost, and the first layers cost a quarter.
@@ -87,9 +87,9 @@ def to_judge_input(images: Tensor) -> Tensor:
     return images.clamp(-1, 1)  # a bicubic curve can overshoot, and so can a sampler
 
 
-def load_judge(path: Path = WEIGHTS) -> Judge:
+def load_judge(path: Path = WEIGHTS) -> CreatureClassifier:
     """The shipped network, float32, in evaluation mode."""
-    judge = Judge()
+    judge = CreatureClassifier()
     try:
         judge.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as problem:
@@ -102,14 +102,14 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
 
 
 @torch.no_grad()
-def look(judge: Judge, images: Tensor, batch: int = 500) -> tuple[Tensor, list[Tensor]]:
+def look(judge: CreatureClassifier, images: Tensor, batch: int = 500) -> tuple[Tensor, list[Tensor]]:
     """Images in [-1, 1] or uint8, (N, 3, S, S) -> features (N, 64), and the probabilities of each attribute's values, eleven times
     (N, its number of values)."""
     features = torch.cat([judge.features(to_judge_input(part)) for part in images.split(batch)])
     return features, [logits.softmax(1) for logits in judge.answer(features)]
 
 
-def read_attributes(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
+def read_attributes(judge: CreatureClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """What the judge takes each picture for.
 
     images: (N, 3, S, S) in [-1, 1] or uint8; other sizes than 32 are brought to it. Returns a table like that of
@@ -168,7 +168,7 @@ class Args:
     """How many creatures it is trained on, a tenth of them held-out combinations."""
     epochs: int = 8
     """Passes over them."""
-    batch: int = 128
+    batch_size: int = 128
     lr: float = 3e-3
     """Peak learning rate of AdamW; it rises, then falls to zero."""
     seed: int = 1
@@ -204,18 +204,18 @@ def lessons(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat([p.pixels for p in parts]), torch.cat([p.attributes.table for p in parts])
 
 
-def train(args: Args) -> Judge:
+def train(args: Args) -> CreatureClassifier:
     """Cross-entropy, summed over the attributes, on spoiled creatures; everything random follows from the seed."""
     pixels, table = lessons(args.n, args.seed)
     torch.manual_seed(args.seed)
-    judge, steps = Judge(), args.epochs * (len(pixels) // args.batch)
+    judge, steps = CreatureClassifier(), args.epochs * (len(pixels) // args.batch_size)
     optimizer = torch.optim.AdamW(judge.parameters(), args.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.15)
     draw = generator(args.seed)
     bar = tqdm(total=steps, dynamic_ncols=True)
     for _ in range(args.epochs):
         order = torch.randperm(len(pixels), generator=draw)
-        for indices in order[: len(pixels) // args.batch * args.batch].split(args.batch):
+        for indices in order[: len(pixels) // args.batch_size * args.batch_size].split(args.batch_size):
             logits = judge(spoil(to_float(pixels[indices]), draw))
             loss = sum(F.cross_entropy(each, table[indices, k]) for k, each in enumerate(logits))
             optimizer.zero_grad()
@@ -228,13 +228,13 @@ def train(args: Args) -> Judge:
     return judge.eval()
 
 
-def save_judge(judge: Judge, path: Path, **metadata: object) -> None:
+def save_judge(judge: CreatureClassifier, path: Path, **metadata: object) -> None:
     weights = {name: value.half() if value.is_floating_point() else value for name, value in judge.state_dict().items()}
     text = {"format": "pt"} | {name: str(value) for name, value in metadata.items()}
     write_atomically(path, lambda file: file.write(save(weights, metadata=text)))
 
 
-def check(judge: Judge) -> float:
+def check(judge: CreatureClassifier) -> float:
     """Print how often it is right about creatures that it never saw; returns the mean on the test split."""
     rows = {}
     for split in ("test", "heldout"):
@@ -254,8 +254,8 @@ def main(args: Args) -> None:
         return
     if args.seed < 1:
         raise UserError(f"--seed must be 1 or more, not {args.seed}: seed 0 draws the creatures that the classifier is tested on")
-    if args.n < args.batch:
-        raise UserError(f"--n {args.n} creatures do not fill a batch of {args.batch}; give more of them, or a smaller --batch")
+    if args.n < args.batch_size:
+        raise UserError(f"--n {args.n} creatures do not fill a batch of {args.batch_size}; give more of them, or a smaller --batch-size")
     began = time.perf_counter()
     judge = train(args)
     judge.load_state_dict({name: value.half().to(value.dtype) for name, value in judge.state_dict().items()})  # as it will be stored
@@ -263,7 +263,7 @@ def main(args: Args) -> None:
     right = check(judge)
     if right < ACCURACY:
         raise UserError(f"the accuracy {right:.1%} is below the {ACCURACY:.0%} that evaluations need, so the weights are not saved; give more --epochs")
-    command = f"python -m common.evaluate.creature_classifier train --n {args.n} --epochs {args.epochs} --batch {args.batch} --lr {args.lr} --seed {args.seed}"
+    command = f"python -m common.evaluate.creature_classifier train --n {args.n} --epochs {args.epochs} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}"
     save_judge(judge, args.weights, test_accuracy=right, seed=args.seed, command=command, torch=torch.__version__)
     print(args.weights)
 

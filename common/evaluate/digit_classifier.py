@@ -104,7 +104,7 @@ class Args:
     """Where MNIST is looked for, and where it is downloaded to."""
     epochs: int = 6
     """Passes over the 60,000 training images."""
-    batch: int = 128
+    batch_size: int = 128
     lr: float = 3e-3
     """Peak learning rate of AdamW; it rises, then falls to zero."""
     seed: int = 0
@@ -132,14 +132,14 @@ def train(args: Args) -> Classifier:
     data = load("mnist", SIZE, args.data_dir)
     torch.manual_seed(args.seed)
     net = Classifier()
-    steps = args.epochs * (len(data) // args.batch)
+    steps = args.epochs * (len(data) // args.batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), args.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.2)
     draw = generator(args.seed)
     bar = tqdm(total=steps, dynamic_ncols=True)
     for _ in range(args.epochs):
         order = torch.randperm(len(data), generator=draw)
-        for indices in order[: len(data) // args.batch * args.batch].split(args.batch):
+        for indices in order[: len(data) // args.batch_size * args.batch_size].split(args.batch_size):
             batch = data.batch(indices)
             loss = F.cross_entropy(net(distort(batch["image"], draw)), batch["label"])
             optimizer.zero_grad()
@@ -180,7 +180,7 @@ def main(args: Args) -> None:
     print(f"{right:.2%} of the {len(test):,} test images are recognised, after {time.perf_counter() - began:.0f} s of training")
     if right < ACCURACY:
         raise UserError(f"the accuracy {right:.2%} is below the {ACCURACY:.0%} that evaluations need, so the weights are not saved; give more --epochs")
-    command = f"python -m common.evaluate.digit_classifier --epochs {args.epochs} --batch {args.batch} --lr {args.lr} --seed {args.seed}"
+    command = f"python -m common.evaluate.digit_classifier --epochs {args.epochs} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}"
     save_classifier(net, args.out, test_accuracy=right, seed=args.seed, command=command, torch=torch.__version__)
     print(args.out)
 

@@ -94,13 +94,13 @@ def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) ->
     disjoint draws of N images, fewer samples are used, and the notes say so. Raises UserError for what cannot be compared.
     """
     n, notes = check(samples, reference, real)
-    return Judge(reference, real, samples.shape[-1], n, seed)(samples, tuple(notes))
+    return Evaluator(reference, real, samples.shape[-1], n, seed)(samples, tuple(notes))
 
 
-class Judge:
+class Evaluator:
     """`evaluate` for many sets of n samples: what they are compared with is looked at only once.
 
-    judge = Judge(reference, real, size, n); judge(samples) -> Report, where samples is (N, 1 or 3, size, size). Of more than n,
+    evaluator = Evaluator(reference, real, size, n); evaluator(samples) -> Report, where samples is (N, 1 or 3, size, size). Of more than n,
     n are chosen: distances compare at equal numbers only.
     """
 

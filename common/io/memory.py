@@ -82,7 +82,7 @@ def need_for_batch(step: Callable[[dict[str, Any]], Any], batch: dict[str, Any],
         return
     one, two = (kept_for_the_gradient(step, {name: value[:n].clone() for name, value in batch.items()}) for n in (1, 2))
     size = one + (images - 1) * (two - one) + 3 * sum(weight.numel() * weight.element_size() for weight in weights)
-    need(size, f"{images:,} images in a batch, with all that the gradient asks for,", "--batch, the size of the images, or the widths of the network", device)
+    need(size, f"{images:,} images in a batch, with all that the gradient asks for,", "--batch-size, the size of the images, or the widths of the network", device)
 
 
 def kept_for_the_gradient(step: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> int:

@@ -71,9 +71,9 @@ LAYERS = positive(64, 1)
 
 RANGES = {
     # trainings
-    "steps": STEPS, "train_steps": STEPS, "minutes": positive(525_600, 5), "batch": positive(65_536, 32), "batches": positive(65_536, 16),
-    "accumulate": positive(65_536, 1), "lr": positive(100, 1e-3), "lrs": positive(100, 1e-3), "save_every": STEPS, "sample_every": STEPS,
-    "epochs": positive(100_000, 8), "drop": share(0.1), "warmup": share(0.05), "ema": share(0.99), "clip": positive(1e6, 1.0),
+    "steps": STEPS, "train_steps": STEPS, "minutes": positive(525_600, 5), "batch_size": positive(65_536, 32), "batches": positive(65_536, 16),
+    "gradient_accumulation": positive(65_536, 1), "lr": positive(100, 1e-3), "lrs": positive(100, 1e-3), "save_every": STEPS, "sample_every": STEPS,
+    "epochs": positive(100_000, 8), "caption_dropout": share(0.1), "warmup": share(0.05), "ema": share(0.99), "clip": positive(1e6, 1.0),
     "min_snr": WEIGHT, "workers": Range(0, 64, 2), "threads": positive(1024, 2), "measure": Range(0, 10_000, 24),
     "kl": WEIGHT, "perceptual": WEIGHT, "adversarial": WEIGHT, "adversarial_after": share(0.5), "prior": WEIGHT,
     "temperature": positive(1000, 0.07), "unknown": share(0.1), "held_out": positive(10_000, 200), "class_images": positive(100_000, 64),
@@ -84,7 +84,7 @@ RANGES = {
     # pictures
     "n": COUNT, "n_train": COUNT, "samples": COUNT, "size": PIXELS, "label": Range(0, 1_000_000, 0), "columns": positive(10_000, 8),
     "pairs": positive(100_000, 1), "poses": positive(10_000, 6), "windows": positive(10_000, 4), "holes": positive(10_000, 4),
-    "tries": positive(10_000, 4), "block": positive(4096, 8), "scratches": positive(1000, 6), "share": Range(0, 1, 0.5, above=True),
+    "candidates": positive(10_000, 4), "block": positive(4096, 8), "scratches": positive(1000, 6), "share": Range(0, 1, 0.5, above=True),
     "threshold": positive(1000, 0.2), "mask_blur": Range(0, 1000, 1.0), "padding_mask_crop": Range(0, 4096, 32), "soft": Range(0, 1000, 2.0),
     # sampling
     "guidance": SCALE, "paint_guidance": SCALE, "at_guidance": SCALE, "w": SCALE, "scales": SCALE, "rescale": Range(0, 1, 0.7),

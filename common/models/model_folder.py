@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save
 
-from common.diffusion.denoiser import Clip
+from common.diffusion.denoiser import ClipMode
 from common.diffusion.diffusers_scheduler import VERSION, scheduler_from_diffusers, scheduler_to_diffusers
 from common.diffusion.schedules import Schedule
 from common.errors import UserError
@@ -28,7 +28,7 @@ class Model(NamedTuple):
     net: UNet
     schedule: Schedule
     prediction: str
-    clip_x0: Clip
+    clip_x0: ClipMode
 
 
 def save_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:

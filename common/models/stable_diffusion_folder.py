@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.io.files import write_json
 from common.models.diffusers_vae import save_vae
 from common.models.model_folder import Model, save_model
-from common.models.text.encoders import Cached, Clip, TextEncoder, save_text
+from common.models.text.encoders import Cached, CLIPTextEncoder, TextEncoder, save_text
 from common.models.vae import AutoencoderKL
 
 
@@ -43,7 +43,7 @@ def model_index(opened_by: str, encoder: TextEncoder) -> dict:
     """What is in the folder, and which class opens it. [null, null] is a part that there is not."""
     encoder = encoder.encoder if isinstance(encoder, Cached) else encoder
     reader, tokenizer = "CLIPTextModel", "CLIPTokenizer"
-    if isinstance(encoder, Clip):
+    if isinstance(encoder, CLIPTextEncoder):
         reader, tokenizer = type(encoder.network).__name__, type(encoder.words).__name__
     return {
         "_class_name": opened_by,

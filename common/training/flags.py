@@ -24,7 +24,7 @@ class Training:
     """Budget in optimizer steps ..."""
     minutes: float | None = None
     """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch: int | None = None
+    batch_size: int | None = None
     """Images per step and process."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
@@ -48,7 +48,7 @@ class Training:
 class Drawing(Training):
     """Of a training whose network is told words, and draws as it learns."""
 
-    drop: float = 0.1
+    caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, so that guidance has something to compare with."""
     guidance: float = 5.0
     """Guidance scale of the pictures drawn as training goes; 1 is off."""

@@ -14,12 +14,12 @@ from common.data.dataset import Images, to_float
 from common.data.registry import DRAWN
 from common.errors import UserError
 from common.models.vae import AutoencoderKL, Gaussian
-from common.random import Draw
+from common.random import BatchRandom
 
 BATCH = 64  # images that the encoder sees at a time
 
 
-def sample(batch: dict[str, Tensor], draw: Draw) -> Tensor:
+def sample(batch: dict[str, Tensor], draw: BatchRandom) -> Tensor:
     """Latents for one training step. Every epoch draws others from what the encoder said; the same (seed, step) draws the same."""
     return batch["latent"] + batch["std"] * draw.randn(batch["latent"].shape)
 

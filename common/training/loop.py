@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from common.errors import UserError
 from common.io.memory import need_for_batch
 from common.io.state_dict import load_strictly
-from common.random import DROPOUT, ORDER, Draw, generator
+from common.random import DROPOUT, ORDER, BatchRandom, generator
 from common.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 
@@ -34,12 +34,12 @@ class TrainConfig:
     out: Path                     # the run folder
     steps: int | None = None      # budget in optimizer steps, or
     minutes: float | None = None  # in wall-clock time; the learning rate follows whichever is given
-    batch: int = 32               # images per step and process
+    batch_size: int = 32               # images per step and process
     optimizer: str = "adamw"      # or "sgd"
     lr: float = 2e-3              # its peak learning rate
     slow: str | None = None       # weights whose names begin like this learn at a tenth of it
     warmup: float = 0.05          # fraction of the budget in which the rate rises
-    accumulate: int = 1           # batches per optimizer step
+    gradient_accumulation: int = 1           # batches per optimizer step
     clip: float = 1.0             # largest norm of the gradient
     ema: float = 0.05             # half-life of the averaged weights, as a fraction of the steps done so far
     save_every: int = 500         # steps between checkpoints
@@ -56,14 +56,14 @@ class Data(Protocol):
     def batch(self, indices: Tensor) -> dict[str, Tensor]: ...
 
 
-class Errors(NamedTuple):
+class LossTerms(NamedTuple):
     """What a loss returns."""
 
-    each: Tensor  # (B,) error of each image; its mean is minimised
+    per_sample: Tensor  # (B,) error of each image; its mean is minimised
     u: Tensor     # (B,) where in the noise range each image was drawn: 0 nearly clean, 1 pure noise
 
 
-Loss = Callable[[nn.Module, dict[str, Tensor], Draw], Errors]  # (net, batch, random numbers) -> errors
+Loss = Callable[[nn.Module, dict[str, Tensor], BatchRandom], LossTerms]  # (net, batch, random numbers) -> errors
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ class State(NamedTuple):
 
     step: int          # optimizer steps done so far
     loss: float        # mean over the images of the step, all processes
-    errors: Errors     # the same image by image, of this process
+    errors: LossTerms     # the same image by image, of this process
     lr: float          # learning rate of this step
     grad_norm: float   # before clipping
     images: int        # images in this step, all processes
@@ -129,7 +129,7 @@ def steps(net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator:
                 group["lr"] = share * lr
             errors = backward(net, data, loss, cfg, step, accelerator, first=step == begin)
             grad_norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
-            mean = float(accelerator.reduce(errors.each.mean(), "mean"))
+            mean = float(accelerator.reduce(errors.per_sample.mean(), "mean"))
             check_finite(mean, grad_norm, step, cfg, accelerator)
             optimizer.step()
             optimizer.zero_grad()
@@ -138,7 +138,7 @@ def steps(net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator:
             budget.tick()
             done = budget.used(step + 1) >= 1 or budget.interrupted
             saved = done or (step + 1) % cfg.save_every == 0
-            images = cfg.batch * cfg.accumulate * accelerator.num_processes
+            images = cfg.batch_size * cfg.gradient_accumulation * accelerator.num_processes
             state = State(step + 1, mean, errors, lr, grad_norm, images, budget.seconds, time.perf_counter() - began,
                           budget.used(step + 1), ema.module, saved, done)  # fmt: skip
             if saved and accelerator.is_main_process:
@@ -158,7 +158,7 @@ def parameter_groups(net: nn.Module, slow: str | None) -> tuple[list[dict], list
     return groups, [1.0, SLOW]
 
 
-def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator, first: bool = False) -> Errors:
+def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator, first: bool = False) -> LossTerms:
     """Gradients of one step, accumulated over cfg.accumulate batches. Returns the errors of all of them.
 
     first: nothing has been computed in this process, so that it is not known whether a batch fits into the memory
@@ -166,28 +166,28 @@ def backward(net, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerat
     rank, world = accelerator.process_index, accelerator.num_processes
     net.train()
     parts = []
-    for part in range(cfg.accumulate):
-        k = step * cfg.accumulate + part
-        indices = pick(len(data), cfg.batch * world, k, cfg.seed).chunk(world)[rank]
+    for part in range(cfg.gradient_accumulation):
+        k = step * cfg.gradient_accumulation + part
+        indices = batch_indices(len(data), cfg.batch_size * world, k, cfg.seed).chunk(world)[rank]
         batch = {name: value.to(accelerator.device) for name, value in data.batch(indices).items()}
         if part == 0 and first and not isinstance(loss, Stateful):
             look_at_memory(net, batch, loss, cfg, accelerator)
         torch.manual_seed(generator(DROPOUT, cfg.seed, k, rank).initial_seed())  # dropout draws from the global generator
-        last = part == cfg.accumulate - 1
+        last = part == cfg.gradient_accumulation - 1
         with nullcontext() if last else accelerator.no_sync(net):  # processes exchange gradients once a step
-            errors = loss(net, batch, Draw(cfg.seed, k, rank=rank, world=world, device=accelerator.device))
-            accelerator.backward(errors.each.mean() / cfg.accumulate)
-        parts.append(Errors(errors.each.detach(), errors.u))
-    return Errors(*map(torch.cat, zip(*parts, strict=True)))
+            errors = loss(net, batch, BatchRandom(cfg.seed, k, rank=rank, world=world, device=accelerator.device))
+            accelerator.backward(errors.per_sample.mean() / cfg.gradient_accumulation)
+        parts.append(LossTerms(errors.per_sample.detach(), errors.u))
+    return LossTerms(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def look_at_memory(net, batch: dict[str, Tensor], loss: Loss, cfg: TrainConfig, accelerator: Accelerator) -> None:
     """Refuse a batch that is not going to fit. It changes no random number: those of a step follow from its place."""
     alone, device = accelerator.unwrap_model(net), accelerator.device
 
-    def step(image: dict[str, Tensor]) -> Errors:
+    def step(image: dict[str, Tensor]) -> LossTerms:
         with accelerator.autocast():
-            return loss(alone, image, Draw(cfg.seed, 0, device=device))
+            return loss(alone, image, BatchRandom(cfg.seed, 0, device=device))
 
     need_for_batch(step, batch, list(alone.parameters()), str(device))
 
@@ -200,7 +200,7 @@ def shuffled(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=generator(ORDER, seed, epoch))
 
 
-def pick(n: int, size: int, k: int, seed: int) -> Tensor:
+def batch_indices(n: int, size: int, k: int, seed: int) -> Tensor:
     """The images of batch k: every epoch a new order, every image at most once an epoch. (size,)"""
     if n < size:  # fewer images than one batch holds: draw with repetition
         return torch.randint(n, (size,), generator=generator(ORDER, seed, k))
@@ -328,4 +328,4 @@ def restore(out: Path, net, ema: AveragedModel, optimizer, loss: Loss, accelerat
         loss.load_state_dict(saved["loss"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
-    return State(**saved["state"] | {"errors": Errors(**saved["state"]["errors"]), "ema": ema.module})
+    return State(**saved["state"] | {"errors": LossTerms(**saved["state"]["errors"]), "ema": ema.module})

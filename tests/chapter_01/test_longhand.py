@@ -6,7 +6,7 @@ import torch
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.samplers import ddpm
-from common.diffusion.schedules import DiscreteSchedule, cosine_betas, linear_betas, mix
+from common.diffusion.schedules import DiscreteSchedule, add_noise, cosine_betas, linear_betas
 from ddpm_mnist.ddpm import DDPM
 
 BETAS = {"linear": linear_betas(200, 1e-4, 0.1), "cosine": cosine_betas(200)}
@@ -36,7 +36,7 @@ def test_noising_in_one_shot(both):
     longhand, schedule = both
     x0, eps = pictures(), torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([1, 2, 100, 200])
-    torch.testing.assert_close(longhand.noise(x0, t, eps), mix(x0, eps, schedule.at(t).like(x0)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(longhand.noise(x0, t, eps), add_noise(x0, eps, schedule.at(t).like(x0)), rtol=1e-4, atol=1e-5)
 
 
 def test_one_shot_is_many_small_steps(both):
@@ -73,7 +73,7 @@ def test_the_loss(both):
     g = torch.Generator().manual_seed(3)
     t = torch.randint(1, 201, (16,), generator=g)
     eps = torch.randn(x0.shape, generator=g)
-    u = (t - 0.5) / 200  # schedule.draw(u) is step t
+    u = (t - 0.5) / 200  # schedule.sample_levels(u) is step t
     torch.testing.assert_close(diffusion_loss(model, schedule, "eps", x0, u, eps).mean(), loss, rtol=1e-4, atol=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_the_whole_chain(both):
 
     g = torch.Generator().manual_seed(4)
     x = torch.randn(shape, generator=g)
-    ours = ddpm(Denoiser(model, "eps", clip_x0=False), x, schedule.path(200), lambda k, like: torch.randn(shape, generator=g))
+    ours = ddpm(Denoiser(model, "eps", clip_x0=False), x, schedule.noise_levels(200), lambda k, like: torch.randn(shape, generator=g))
     for i, (theirs, mine) in enumerate(zip(chain, ours, strict=True)):
         scale = theirs.abs().max()
         torch.testing.assert_close(mine.x / scale, theirs / scale, rtol=0, atol=1e-3, msg=lambda m, i=i: f"step {i}: {m}")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from common.diffusion.denoiser import PREDICTIONS, Denoiser, target, unmix
+from common.diffusion.denoiser import PREDICTIONS, Denoiser, target, to_x0_eps
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.samplers import SAMPLERS, Sampler
-from common.diffusion.schedules import make_schedule, mix
+from common.diffusion.schedules import add_noise, make_schedule
 from common.errors import UserError
-from common.random import Draw
+from common.random import BatchRandom
 from helpers.programs import ROOT, load_program, run_program
 
 TOY = "01_ddpm_mnist/toy_2d.py"
@@ -64,9 +64,9 @@ def test_noising_and_reading_work_on_points(prediction):
     x0, eps = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0))
     level = schedule.at(torch.arange(100, 600, 10)).like(x0)
     assert level.alpha.shape == (50, 1)
-    x = mix(x0, eps, level)
+    x = add_noise(x0, eps, level)
     assert torch.allclose(x[7], schedule.alpha[170].float() * x0[7] + schedule.sigma[170].float() * eps[7])
-    back = unmix(prediction, target(prediction, x0, eps, level), x, level)
+    back = to_x0_eps(prediction, target(prediction, x0, eps, level), x, level)
     assert torch.allclose(back[0], x0, atol=1e-4) and torch.allclose(back[1], eps, atol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_training_brings_the_points_home():
 
 def test_training_minimises_the_common_loss_and_follows_from_the_seed():
     schedule, points = make_schedule("cosine"), toy.draw_points("letter", 500)
-    draw, net = Draw(3, 0), toy.make_net(width=16)
+    draw, net = BatchRandom(3, 0), toy.make_net(width=16)
     x0 = points[(draw.rand(8) * 500).long()]
     first = diffusion_loss(net, schedule, "eps", x0, draw.stratified(8), draw.randn(x0.shape)).mean().item()
     losses = toy.train(net, points, schedule, steps=5, batch=8, seed=3)

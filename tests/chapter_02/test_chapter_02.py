@@ -24,14 +24,14 @@ from common.diffusion.denoiser import Denoiser
 from common.diffusion.samplers import Sampler
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
-from common.models.text.encoders import Clip, save_text, small_text
+from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
 from common.models.unet import UNet, text_unet
-from common.random import Draw
+from common.random import BatchRandom
 from helpers.programs import ROOT, load_program, run_main
 
 TRAIN, SAMPLE = "02_cfg_pokemon/train.py", "02_cfg_pokemon/sample.py"
 train, trials = (load_program(f"02_cfg_pokemon/{name}.py") for name in ("train", "ablations"))
-TINY = ["--n", 24, "--size", 16, "--channels", 8, 16, "--text-dim", 32, "--batch", 8, "--device", "cpu", "--precision", "no",
+TINY = ["--n", 24, "--size", 16, "--channels", 8, 16, "--text-dim", 32, "--batch-size", 8, "--device", "cpu", "--precision", "no",
         "--sampler", "ddim:2", "--sample-every", 100]  # fmt: skip
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
 READER = "model/text_encoder/model.safetensors"
@@ -64,7 +64,7 @@ def test_a_run_leaves_everything(run):
     for name in ("config.json", "metrics.csv", "samples.png", "loss.png", UNET, READER, "model/tokenizer/vocab.json"):
         assert (run / name).exists(), name
     saved = json.loads((run / "config.json").read_text())
-    assert saved["data"] == "creatures" and saved["channels"] == [8, 16] and saved["drop"] == 0.1
+    assert saved["data"] == "creatures" and saved["channels"] == [8, 16] and saved["caption_dropout"] == 0.1
     assert Image.open(run / "samples.png").width > 8 * 16  # a column for each of the prompts, in two rows
 
 
@@ -93,8 +93,8 @@ def test_a_resumed_run_is_the_same_run(run, tmp_path):
 
 
 def test_captions_are_dropped_and_only_then_are_empty():
-    """As many as --drop says; the words of the others reach the network as they are."""
-    args, captions = train.Args(drop=0.25), [f"a red creature with {n} wings" for n in ("no", "two", "bat")] * 200
+    """As many as --caption-dropout says; the words of the others reach the network as they are."""
+    args, captions = train.Args(caption_dropout=0.25), [f"a red creature with {n} wings" for n in ("no", "two", "bat")] * 200
     encoder = small_text(captions, dim=32, heads=1)
     ids, empty, told = encoder.tokenizer(captions), encoder.tokenizer([""])[0], []
 
@@ -103,7 +103,7 @@ def test_captions_are_dropped_and_only_then_are_empty():
         return x
 
     batch = {"image": torch.zeros(600, 3, 4, 4), "words": ids}
-    teach.make_loss(args, make_schedule("cosine"), encoder)(net, batch, Draw(0, 0))
+    teach.make_loss(args, make_schedule("cosine"), encoder)(net, batch, BatchRandom(0, 0))
     dropped = (told[0] == empty).all(1)
     assert 0.2 < float(dropped.float().mean()) < 0.3
     assert torch.equal(told[0][~dropped], ids[~dropped])
@@ -115,8 +115,8 @@ def test_a_frozen_clip_can_read(tmp_path, monkeypatch):
     encoder = small_text(load("creatures", 16, n=24).captions, dim=32, heads=1)
     save_text(tmp_path / "clip", encoder)
     run_main(TRAIN, *TINY, "--steps", 2, "--text", tmp_path / "clip", "--out", tmp_path / "run")
-    kept = Clip(str(tmp_path / "run" / "model"))
-    torch.testing.assert_close(kept(["a red creature"])[0, :40], Clip(str(tmp_path / "clip"))(["a red creature"])[0, :40])
+    kept = CLIPTextEncoder(str(tmp_path / "run" / "model"))
+    torch.testing.assert_close(kept(["a red creature"])[0, :40], CLIPTextEncoder(str(tmp_path / "clip"))(["a red creature"])[0, :40])
     assert paint.open_painter(tmp_path / "run").draw(["a red creature"], paint.Wish(sampler="ddim:2")).shape == (1, 3, 16, 16)
     assert list((tmp_path / "runs" / "02_cfg_pokemon" / "text_cache").glob("text-*.safetensors"))
 
@@ -141,7 +141,7 @@ def test_a_captioned_folder_and_what_is_wrong_with_it(tmp_path, command_line):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--drop", 1], "--drop"), (["--prompts"], "--prompts needs"), (["--guidance", -1], "--guidance"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
+    (["--caption-dropout", 1], "--caption-dropout"), (["--prompts"], "--prompts needs"), (["--guidance", -1], "--guidance"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
     (["--data", "nothing"], "unknown data"), (["--text", "./nowhere"], "there is no folder"), (["--prediction", "magic"], "magic"),
     (["--language", "zh", "--data", "digits"], "caption"), (["--data", "digits"], "caption")])  # fmt: skip
 def test_what_training_refuses(flags, says, tmp_path, command_line):
@@ -329,15 +329,15 @@ def test_training_augments_the_images_and_nothing_else(kind):
     """The loss of augmented images is that of a batch which was augmented beforehand."""
     images, schedule = load("creatures", 16, n=8), make_schedule("cosine")
     painter = tiny_painter()
-    net, args = teach.ReaderAndPainter(painter.net, painter.encoder), dataclasses.replace(train.Args(), drop=0.0)
+    net, args = teach.ReaderAndPainter(painter.net, painter.encoder), dataclasses.replace(train.Args(), caption_dropout=0.0)
     batch = teach.make_data(images, painter.encoder).batch(torch.arange(8))
-    draw = Draw(0, 1)
+    draw = BatchRandom(0, 1)
     draw.stratified(8), draw.randn(batch["image"].shape)
     changed = batch | {"image": augment.augment(kind, batch["image"], draw.rand(8))}
     plain, augmented = (teach.make_loss(dataclasses.replace(args, augment=name), schedule, painter.encoder) for name in ("none", kind))
-    got, expected = augmented(net, batch, Draw(0, 1)), plain(net, changed, Draw(0, 1))
+    got, expected = augmented(net, batch, BatchRandom(0, 1)), plain(net, changed, BatchRandom(0, 1))
     torch.testing.assert_close(got[0], expected[0])
-    assert not torch.allclose(got[0], plain(net, batch, Draw(0, 1))[0])
+    assert not torch.allclose(got[0], plain(net, batch, BatchRandom(0, 1))[0])
 
 
 SMALL_STUDY = """

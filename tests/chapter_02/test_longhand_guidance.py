@@ -9,9 +9,9 @@ from torch import Tensor
 from cfg_pokemon import guidance
 from common.diffusion.denoiser import Denoiser, Guess, threshold
 from common.diffusion.samplers import ddim, dpmpp_2m
-from common.diffusion.schedules import Level, Path, make_schedule
+from common.diffusion.schedules import NoiseLevel, NoiseLevels, make_schedule
 from common.errors import UserError
-from common.random import Draw
+from common.random import BatchRandom
 
 drop_captions, guide, rescale, Guided = guidance.drop_captions, guidance.guide, guidance.rescale, guidance.Guided
 
@@ -38,7 +38,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 X, TEXT, EMPTY = numbers(3, 1, 4, 5), numbers(3, 2, 6, seed=1), numbers(1, 2, 6, seed=2)
 COND, UNCOND = {"text": TEXT}, {"text": EMPTY}
-LEVELS = [level for level in make_schedule("cosine").path(7) if level.sigma > 0]
+LEVELS = [level for level in make_schedule("cosine").noise_levels(7) if level.sigma > 0]
 MIDDLE = LEVELS[3]
 
 
@@ -70,7 +70,7 @@ def test_none_and_all():
 
 def dropped(step: int, seed: int = 0, B: int = 16, share: float = 0.2, **more) -> Tensor:
     """Which images of a training step have lost their caption. (B,)"""
-    u = Draw(seed, step, **more).rand(B)
+    u = BatchRandom(seed, step, **more).rand(B)
     return drop_captions(torch.zeros(B, 1), torch.ones(1), u, share)[:, 0]
 
 
@@ -112,7 +112,7 @@ def test_guiding_the_answers_is_guiding_x0_or_eps_or_v(prediction, schedule):
     net, w = Network(), 4.0
     alone = {name: Denoiser(net, prediction, clip_x0=False, text=text) for name, text in (("uncond", EMPTY.expand_as(TEXT)), ("cond", TEXT))}
     guided = Guided(net, prediction, COND, UNCOND, w, clip_x0=False)
-    for level in make_schedule(schedule).path(6):
+    for level in make_schedule(schedule).noise_levels(6):
         if level.sigma == 0 or (level.alpha == 0 and prediction == "eps"):  # pure noise tells nothing of the image
             continue
         got, (uncond, cond) = guided(X, level), [alone[name](X, level) for name in ("uncond", "cond")]
@@ -169,7 +169,7 @@ def test_a_negative_prompt_takes_the_place_of_the_empty_one():
 def test_guidance_within_an_interval_only():
     """In sigma / alpha, above the lower end and up to the upper one; elsewhere the conditional answer alone, at half the work."""
     for name in ("cosine", "flow", "edm", "linear_zero_snr"):
-        levels = list(make_schedule(name).path(9))[:-1]
+        levels = list(make_schedule(name).noise_levels(9))[:-1]
         ratios = [level.sigma / level.alpha if level.alpha else math.inf for level in levels]
         low, high = ratios[6], ratios[2]
         net, guided = Network(), 0
@@ -258,7 +258,7 @@ def test_a_whole_sampling_written_by_hand():
         x0 = (x - (1 - a_t) ** 0.5 * eps) / a_t**0.5
         x = a_s**0.5 * x0 + (1 - a_s) ** 0.5 * eps
     guided = Guided(Network(), "eps", COND, UNCOND, w, clip_x0=False, rescale=phi)
-    *_, last = ddim(guided, X, schedule.path(4))
+    *_, last = ddim(guided, X, schedule.noise_levels(4))
     torch.testing.assert_close(last.x, x, rtol=1e-7, atol=1e-7)
 
 
@@ -283,11 +283,11 @@ def test_guided_samples_of_two_gaussians_overshoot_exactly_w_times(sampler):
     net, m, w = Gaussian(), 0.7, 3.0
     guided = Guided(net, "x0", {"text": torch.full((4000, 1), m)}, {"text": torch.zeros(1, 1)}, w, clip_x0=False)
 
-    def denoise(x: Tensor, level: Level) -> Guess:
+    def denoise(x: Tensor, level: NoiseLevel) -> Guess:
         net.level = level
         return guided(x, level)
 
-    path: Path = make_schedule("cosine").path(200)
+    path: NoiseLevels = make_schedule("cosine").noise_levels(200)
     *_, last = sampler(denoise, torch.randn(4000, 1, 1, 1, generator=torch.Generator().manual_seed(0)), path)
     assert float(last.x.mean()) == pytest.approx(w * m, abs=0.06)
     assert float(last.x.std()) == pytest.approx(1, abs=0.05)

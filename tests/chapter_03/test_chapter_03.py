@@ -44,7 +44,7 @@ def pure_noise():
 @pytest.mark.parametrize("pair", ["ddim", "ddim eta=0.5", "ddpm", "euler", "invert"])
 def test_longhand_solvers_equal_common(pair, name, steps):
     schedule, x = make_schedule(name), pure_noise()
-    path, tau, bar = schedule.path(steps), solvers.visited(1000, steps), schedule.alpha_bar
+    path, tau, bar = schedule.noise_levels(steps), solvers.visited(1000, steps), schedule.alpha_bar
     denoise = Denoiser(network, "eps", clip_x0=False)
     longhand, ours = {
         "ddim": lambda: (solvers.ddim(network, x, bar, tau, noise), ddim(denoise, x, path)),
@@ -122,7 +122,7 @@ def test_a_model_is_known_by_its_files(trained_run):
 
 # ------------------------------------------------------------------------------------------------------------ the laboratory
 
-TINY = ["train_steps=4", "batch=8", "channels=8-16", "size=8", "n=40", "steps=2"]
+TINY = ["train_steps=4", "batch_size=8", "channels=8-16", "size=8", "n=40", "steps=2"]
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_summary_of_seeds_and_of_one():
     (["steps=ten"], "steps=ten: steps must be a whole number"),
     (["sampler=ddim", "lr=nan"], "lr must be above 0, not nan"),
     (["sampler=ddim", "n=0"], "n must be above 0, not 0"),
-    (["sampler=ddim", "batch=0"], "batch must be above 0"),
+    (["sampler=ddim", "batch_size=0"], "batch_size must be above 0"),
     (["sampler=ddim", "layers=0"], "layers must be above 0"),
     (["sampler=ddim", "channels=abc"], "channels=abc: write the width at each resolution"),
     (["sampler=ddim", "channels=12"], "multiples of 8, not 12"),
@@ -366,7 +366,7 @@ def images():
 
 def test_ddim_walks_end_at_the_images():
     a, b = images()
-    path = make_schedule("cosine").path(400)
+    path = make_schedule("cosine").noise_levels(400)
     for method in ("ddim_slerp", "ddim_lerp"):
         way = latents.walk(method, ideal, ideal, path, a, b, [0.0, 0.5, 1.0], 1.0, 0)
         torch.testing.assert_close(way[:1], a, rtol=0, atol=0.02)
@@ -378,7 +378,7 @@ def test_ddim_walks_end_at_the_images():
 
 def test_the_linear_mixture_of_two_noises_is_too_weak():
     """Why the classic walk is odd in the middle: two independent noises, halved and added, have 0.71 of their deviation."""
-    path = make_schedule("linear").path(50)
+    path = make_schedule("linear").noise_levels(50)
     seen = {}
     for method in ("ddpm", "ddpm_shared", "ddpm_slerp"):
         def spy(x, level, method=method):
@@ -393,14 +393,14 @@ def test_the_linear_mixture_of_two_noises_is_too_weak():
 
 def test_the_dice_are_the_same_for_all_pictures_of_a_walk():
     a, _ = images()
-    path = make_schedule("linear").path(20)
+    path = make_schedule("linear").noise_levels(20)
     way = latents.walk("ddpm_shared", ideal, ideal, path, a, a, [0.0, 0.3, 1.0], 0.5, 0)
     torch.testing.assert_close(way[0], way[1])
     torch.testing.assert_close(way[0], way[2])
 
 
 def test_strength_is_how_far_up_the_walk_goes():
-    path = make_schedule("linear").path(50)
+    path = make_schedule("linear").noise_levels(50)
     assert len(latents.begin_at(path, 1.0)) == 50 and len(latents.begin_at(path, 0.2)) == 10
     assert latents.first_level(latents.begin_at(path, 0.2)).time == 199
 
@@ -472,10 +472,10 @@ def test_the_config_of_a_cell_can_be_read_back(done):
 
 def test_what_training_keeps_in_memory(command_line, tmp_path):
     """The bound reuses the answer: it costs a few more tensors of the image's size. To ask twice costs double."""
-    flags = ["--size", 8, "--channels", 8, 16, "--batch", 4, "--json", tmp_path / "memory.json"]
+    flags = ["--size", 8, "--channels", 8, 16, "--batch-size", 4, "--json", tmp_path / "memory.json"]
     code, said, _ = command_line(f"{CHAPTER}/memory.py", *flags)
     kept = json.loads((tmp_path / "memory.json").read_text())
     assert code == 0 and "hybrid" in said
     assert 1 < kept["hybrid"] / kept["plain"] < 1.2 and kept["twice"] / kept["hybrid"] == pytest.approx(2, rel=0.05)
-    code, _, _ = command_line(f"{CHAPTER}/memory.py", *flags[:-4], "--batch", 8, *flags[-2:])
+    code, _, _ = command_line(f"{CHAPTER}/memory.py", *flags[:-4], "--batch-size", 8, *flags[-2:])
     assert json.loads((tmp_path / "memory.json").read_text())["plain"] == pytest.approx(2 * kept["plain"], rel=0.02)

@@ -23,9 +23,9 @@ from common.data import Images, load
 from common.errors import UserError
 from common.models.diffusers_vae import load_vae
 from common.models.vae import AutoencoderKL, Gaussian, small_vae
-from common.random import Draw
+from common.random import BatchRandom
 from common.training.checkpoint import checkpoints, load_checkpoint
-from common.training.loop import Errors, TrainConfig, train
+from common.training.loop import LossTerms, TrainConfig, train
 from helpers.programs import load_program, run_main
 from latent_sd import concat_dataset as pictures
 from latent_sd import latent_dataset as latent
@@ -33,7 +33,7 @@ from latent_sd import vae_trainer as fit_vae
 
 TRAIN, COMPARE = "04_latent_sd/train_vae.py", "04_latent_sd/benchmark_latents.py"
 compare = load_program(COMPARE)
-TINY = ["--data", "creatures", "--n", 24, "--size", 16, "--channels", 8, 16, "--batch", 8, "--held-out", 8, "--device", "cpu", "--precision", "no",
+TINY = ["--data", "creatures", "--n", 24, "--size", 16, "--channels", 8, 16, "--batch-size", 8, "--held-out", 8, "--device", "cpu", "--precision", "no",
         "--sample-every", 100]  # fmt: skip
 ALL_TERMS = ["--perceptual", 0.1, "--adversarial", 0.5, "--adversarial-after", 0.3]
 WEIGHTS, CONFIG = "model/vae/diffusion_pytorch_model.safetensors", "model/vae/config.json"
@@ -126,7 +126,7 @@ def test_the_adversarial_term_waits_for_its_share(images):
     before = [p.detach().clone() for p in loss.critic.net.parameters()]
     losses = []
     for loss.progress in (0.0, 0.49, 0.5):
-        losses.append(loss(net, batch, Draw(0, 0)).each.detach())
+        losses.append(loss(net, batch, BatchRandom(0, 0)).per_sample.detach())
         same = all(torch.equal(a, b) for a, b in zip(before, loss.critic.net.parameters(), strict=True))
         assert same == (loss.progress < 0.5)
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[1], losses[2])
@@ -216,8 +216,8 @@ def test_the_file_holds_what_the_encoder_says(vae, images, tmp_path, monkeypatch
         z = vae.encode(images.batch(indices)["image"])
     torch.testing.assert_close(batch["latent"], 1.7 * z.mean, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(batch["std"], 1.7 * (z.logvar / 2).exp(), rtol=2e-3, atol=1e-4)
-    eps = Draw(0, 5).randn(z.mean.shape)
-    torch.testing.assert_close(latent.sample(batch, Draw(0, 5)), vae.scale(z.sample(eps)), rtol=2e-3, atol=2e-3)
+    eps = BatchRandom(0, 5).randn(z.mean.shape)
+    torch.testing.assert_close(latent.sample(batch, BatchRandom(0, 5)), vae.scale(z.sample(eps)), rtol=2e-3, atol=2e-3)
 
 
 def test_a_file_is_stale_after_any_change(vae, images, tmp_path):
@@ -325,13 +325,13 @@ def test_workers_feed_the_training_loop(vae, images, tmp_path):
 
     def loss(net, batch, draw):
         z = latent.sample(batch, draw)
-        return Errors((net(z) - z.flip(0)).square().flatten(1).mean(1), torch.zeros(len(z)))
+        return LossTerms((net(z) - z.flip(0)).square().flatten(1).mean(1), torch.zeros(len(z)))
 
     here, net = latent.OnTheFly(vae, images), nn.Conv2d(4, 4, 1)
     for first, steps in ((0, 3), (6, 5)):  # accumulating 2 batches a step: after 3 steps, 6 batches were used
         AcceleratorState._reset_state(reset_partial_state=True)
         data = Watched(vae, images, 2, latent.training_order(24, 8, seed=3, first=first), start="fork")
-        cfg = TrainConfig(tmp_path, steps=steps, batch=8, accumulate=2, seed=3)
+        cfg = TrainConfig(tmp_path, steps=steps, batch_size=8, gradient_accumulation=2, seed=3)
         *_, state = train(net, data, loss, cfg, Accelerator(cpu=True), resume=first > 0)
         data.close()
         assert state.step == steps
@@ -406,7 +406,7 @@ def test_a_comparison_with_nothing(capsys):
 def test_the_comparison(tmp_path, command_line, monkeypatch):
     """All but the fresh process for every way, which costs seconds each to begin."""
     monkeypatch.setattr(compare, "in_a_process", compare.measure)
-    flags = ["--data", "creatures", "--n", 16, "--size", 16, "--channels", 8, 16, "--batch", 8, "--device", "cpu", "--epochs", 2]
+    flags = ["--data", "creatures", "--n", 16, "--size", 16, "--channels", 8, 16, "--batch-size", 8, "--device", "cpu", "--epochs", 2]
     code, said, err = command_line(COMPARE, *flags, "--workers", 0, 1, "--start", "fork", "--json", tmp_path / "found.json")
     assert code == 0, err
     assert "from the file" in said and "on the fly, no workers" in said and "on the fly, 1 worker (fork)" in said and "the file: " in said

@@ -30,15 +30,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from common.data import load
 from common.data.dataset import to_float
 from common.diffusion.samplers import Sampler
-from common.diffusion.schedules import make_schedule, mix
+from common.diffusion.schedules import add_noise, make_schedule
 from common.errors import UserError
 from common.models.diffusers_unet import unet_from_diffusers
 from common.models.diffusers_vae import load_vae, save_vae, vae_from_diffusers
-from common.models.text.encoders import Clip, save_text, small_text
+from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
 from common.models.text.transformer import TextTransformer, text_from_transformers
 from common.models.unet import UNet, text_unet
 from common.models.vae import AutoencoderKL, small_vae
-from common.random import Draw, Noise
+from common.random import BatchRandom, Noise
 from helpers.programs import ROOT, load_program, run_main
 from latent_sd import concat_dataset as pictures
 from latent_sd import latent_dataset as latent
@@ -48,7 +48,7 @@ from latent_sd import unet_trainer as fit_unet
 TRAIN, SAMPLE, EVALUATE = (f"04_latent_sd/{name}.py" for name in ("train", "sample", "evaluate"))
 train, evaluate = load_program(TRAIN), load_program(EVALUATE)
 SHIPPED = ROOT / "04_latent_sd" / "pretrained"
-TINY = ["--n", 12, "--channels", 8, 16, "--text-dim", 32, "--batch", 8, "--device", "cpu", "--precision", "no", "--sampler", "ddim:2",
+TINY = ["--n", 12, "--channels", 8, 16, "--text-dim", 32, "--batch-size", 8, "--device", "cpu", "--precision", "no", "--sampler", "ddim:2",
         "--sample-every", 100, "--prompts", "a red creature", "番茄炒蛋"]  # fmt: skip
 UNET, READER, VAE = (f"model/{part}.safetensors" for part in
                      ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"))  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_run_leaves_everything(run, cache, vae_folder):
                  "model/tokenizer/vocab.json", "model/scheduler/scheduler_config.json"):  # fmt: skip
         assert (run / name).exists(), name
     saved = json.loads((run / "config.json").read_text())
-    assert saved["data"] == ["creatures", "dishes"] and saved["channels"] == [8, 16] and saved["drop"] == 0.1
+    assert saved["data"] == ["creatures", "dishes"] and saved["channels"] == [8, 16] and saved["caption_dropout"] == 0.1
     assert len(rows_of(run / "metrics.csv")) == 6
     assert len(list(cache.glob("latents-*.npy"))) == 1
     before, after = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (vae_folder, run / "model" / "vae"))
@@ -182,8 +182,8 @@ def test_encoding_on_the_fly_trains_alike(run, vae_folder, cache, tmp_path):
 
 
 def test_the_loss_shows_the_network_scaled_latents_and_drops_captions(vae_folder, cache):
-    """What the network is shown is alpha z + sigma eps of z times the scaling factor; a share of --drop hears the empty caption."""
-    args, told = train.Args(drop=0.25, n=300, prediction="eps"), {}
+    """What the network is shown is alpha z + sigma eps of z times the scaling factor; a share of --caption-dropout hears the empty caption."""
+    args, told = train.Args(caption_dropout=0.25, n=300, prediction="eps"), {}
     images, vae = load("creatures", 16, n=300), load_vae(vae_folder)
     encoder, schedule = small_text(images.captions, dim=32, heads=1), make_schedule("cosine")
     data = fit_unet.Captioned(latent.cached_latents(vae, images, cache), images.captions, fit_unet.words_of(images, encoder))
@@ -196,11 +196,11 @@ def test_the_loss_shows_the_network_scaled_latents_and_drops_captions(vae_folder
     batch = data.batch(torch.arange(300))
     with torch.no_grad():
         z = vae.encode(images.batch(torch.arange(300))["image"])
-    errors, dice = loss(net, batch, Draw(0, 0)), Draw(0, 0)
+    errors, dice = loss(net, batch, BatchRandom(0, 0)), BatchRandom(0, 0)
     z0 = vae.scale(z.sample(dice.randn(z.mean.shape)))
     u, eps = dice.stratified(300), dice.randn(z0.shape)
-    torch.testing.assert_close(told["x"], mix(z0, eps, schedule.draw(u).like(z0)), rtol=1e-2, atol=5e-3)
-    torch.testing.assert_close(errors.each, eps.square().flatten(1).mean(1))
+    torch.testing.assert_close(told["x"], add_noise(z0, eps, schedule.sample_levels(u).like(z0)), rtol=1e-2, atol=5e-3)
+    torch.testing.assert_close(errors.per_sample, eps.square().flatten(1).mean(1))
     dropped = (told["words"] == encoder.tokenizer([""])[0]).all(1)
     assert 0.18 < float(dropped.float().mean()) < 0.32 and torch.equal(told["words"][~dropped], batch["words"][~dropped])
 
@@ -209,7 +209,7 @@ def test_a_frozen_clip_can_read(vae_folder, cache, tmp_path):
     """--text FOLDER: its weights stay as they are, the folder holds it, and diffusers opens it."""
     save_text(tmp_path / "clip", small_text(CAPTIONS, dim=32, heads=1, length=24))
     run_main(TRAIN, *TINY, "--vae", vae_folder, "--cache", tmp_path / "cache", "--steps", 2, "--text", tmp_path / "clip", "--out", tmp_path / "run")
-    before, after = Clip(str(tmp_path / "clip")), Clip(str(tmp_path / "run" / "model"))
+    before, after = CLIPTextEncoder(str(tmp_path / "clip")), CLIPTextEncoder(str(tmp_path / "run" / "model"))
     assert torch.equal(before(CAPTIONS), after(CAPTIONS))
     assert list((tmp_path / "cache").glob("text-*.safetensors"))
     ours = pl.open_pipeline(tmp_path / "run").txt2img(CAPTIONS[:1], pl.Wish(sampler="ddim:2"))
@@ -217,7 +217,7 @@ def test_a_frozen_clip_can_read(vae_folder, cache, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--drop", 1], "--drop"), (["--guidance", -1], "--guidance"), (["--prompts"], "--prompts needs"),
+    (["--caption-dropout", 1], "--caption-dropout"), (["--guidance", -1], "--guidance"), (["--prompts"], "--prompts needs"),
     (["--lr", "inf"], "--lr must be"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
     (["--workers", -1], "--workers"), (["--data", "nothing"], "unknown data"), (["--data", "digits"], "digits has no captions"),
     (["--data", "creatures", "digits"], "digits has no captions"), (["--vae", "nowhere"], "there is no folder nowhere"),
@@ -607,7 +607,7 @@ def test_where_a_picture_begins(steps, strength, left, monkeypatch):
     eps = torch.randn(2, 4, 8, 8)
     list(pipeline.img2img_steps(IMAGES, PROMPTS, strength, pl.Wish(sampler=f"ddim:{steps}"), noise=eps))
     (x, path), = began
-    level = list(pipeline.schedule.path(steps))[steps - left]
+    level = list(pipeline.schedule.noise_levels(steps))[steps - left]
     assert len(path) == left and next(iter(path)) == level
     with torch.no_grad():
         torch.testing.assert_close(x, level.alpha * 1.7 * pipeline.vae.encode(IMAGES).mean + level.sigma * eps)

@@ -23,7 +23,7 @@ from common.models.model_folder import Model, load_model
 from common.models.model_folder import save_model as save_pixels
 from common.models.text.encoders import load_text, save_text, small_text
 from common.models.unet import UNet, text_unet
-from common.random import Draw
+from common.random import BatchRandom
 from finetune_diffusers import adapters
 from finetune_diffusers import pixel_pipeline as pixels
 from finetune_diffusers.data import edges
@@ -36,7 +36,7 @@ from helpers.tiny_pipeline import write_tiny_pipeline
 HERE = "05_finetune_diffusers"
 FINETUNE, LORA, DREAMBOOTH, CONTROLNET = (f"{HERE}/{name}.py" for name in ("finetune", "lora", "dreambooth", "controlnet"))
 controlnet, dreambooth, finetune, lora = (load_program(name) for name in (CONTROLNET, DREAMBOOTH, FINETUNE, LORA))
-FEW = ["--size", 32, "--batch", 2, "--steps", 4, "--save-every", 2, "--sample-every", 3, "--sample-steps", 1, "--device", "cpu", "--precision", "no"]
+FEW = ["--size", 32, "--batch-size", 2, "--steps", 4, "--save-every", 2, "--sample-every", 3, "--sample-steps", 1, "--device", "cpu", "--precision", "no"]
 TINY = [*FEW, "--n", 6, "--measure", 2, "--lr", 1e-2]
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -49,7 +49,7 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(base) -> Path:
     """A run of finetune.py. Read only."""
-    run_main(FINETUNE, *TINY, "--model", base, "--accumulate", 2, "--prompts", "a red creature", "--out", base.parent / "tuned")
+    run_main(FINETUNE, *TINY, "--model", base, "--gradient-accumulation", 2, "--prompts", "a red creature", "--out", base.parent / "tuned")
     return base.parent / "tuned"
 
 
@@ -133,7 +133,7 @@ def batch_of(n: int) -> dict[str, torch.Tensor]:
 def test_who_knows_x0_has_no_error(kind):
     """An oracle that is told the latents answers by the definitions of eps and v, not by diffusers."""
     noise, batch = scheduler(kind), batch_of(8)
-    x0 = batch["mean"] + batch["std"] * Draw(0, 0).randn(batch["mean"].shape)
+    x0 = batch["mean"] + batch["std"] * BatchRandom(0, 0).randn(batch["mean"].shape)
 
     def oracle(net, x, t, words, batch):
         alpha, sigma = (a.sqrt().view(-1, 1, 1, 1) for a in (noise.alphas_cumprod[t], 1 - noise.alphas_cumprod[t]))
@@ -141,8 +141,8 @@ def test_who_knows_x0_has_no_error(kind):
         return {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[kind]
 
     loss = tuning.Denoising(noise, torch.ones(1000), torch.zeros(3, 5), 0.0, oracle)
-    errors = loss(None, batch, Draw(0, 0))
-    assert float(errors.each.max()) < 1e-5
+    errors = loss(None, batch, BatchRandom(0, 0))
+    assert float(errors.per_sample.max()) < 1e-5
     assert sorted((8 * errors.u).long().tolist()) == list(range(8))  # and every noise level had its image
 
 
@@ -154,12 +154,12 @@ def test_captions_are_dropped_and_errors_weighed():
         return torch.zeros_like(x)
 
     loss = tuning.Denoising(scheduler("epsilon"), torch.ones(1000), empty, 0.25, answer)
-    each = loss(None, batch, Draw(0, 0)).each
+    each = loss(None, batch, BatchRandom(0, 0)).per_sample
     dropped = (told[0] == empty).all(2).all(1)
     assert 0.15 < float(dropped.float().mean()) < 0.35
     assert torch.equal(told[0][~dropped], batch["words"][~dropped])
     weight = torch.arange(400.0)
-    torch.testing.assert_close(loss(None, batch | {"weight": weight}, Draw(0, 0)).each, weight * each)
+    torch.testing.assert_close(loss(None, batch | {"weight": weight}, BatchRandom(0, 0)).per_sample, weight * each)
 
 
 def test_a_pair_is_one_of_the_subject_and_one_of_its_kind_by_turns():
@@ -278,10 +278,10 @@ def tuner_of(base: Path, out: Path, **flags):
     n, (M, D) = 4, (64, 32)
     torch.manual_seed(0)
     data = encoded.Encoded(torch.randn(n, 4, 8, 8), torch.zeros(n, 4, 8, 8), torch.randn(2, M, D), torch.tensor([0, 1, 0, 1]), torch.zeros(M, D))
-    args = finetune.Args(**{"steps": 2, "batch": 4, "lr": 1e-2, "out": out, "precision": "no"} | flags)
+    args = finetune.Args(**{"steps": 2, "batch_size": 4, "lr": 1e-2, "out": out, "precision": "no"} | flags)
     if args.checkpointing:
         pipe.unet.enable_gradient_checkpointing()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.accumulate)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.gradient_accumulation)
     return tuning.Tuner(pipe.unet, data, tuning.denoising(pipe, data, args), args, accelerator), pipe.unet
 
 
@@ -296,7 +296,7 @@ def test_gradient_checkpointing_and_the_fused_optimizer_change_nothing(base, tmp
     wanted = weights_after(base, tmp_path)
     torch.testing.assert_close(weights_after(base, tmp_path, checkpointing=True), wanted, atol=1e-4, rtol=0)
     torch.testing.assert_close(weights_after(base, tmp_path, optimizer="fused"), wanted, atol=1e-4, rtol=0)
-    other = weights_after(base, tmp_path, accumulate=2)
+    other = weights_after(base, tmp_path, gradient_accumulation=2)
     assert float((other - wanted).abs().max()) > 1e-3  # the comparison would have shown a difference
 
 
@@ -345,7 +345,7 @@ def test_a_model_of_pixels_keeps_its_scheduler(recwarn):
 def test_two_processes_learn_as_one(program, flags, base, tmp_path):
     """torchrun on two CPU processes, two images each, against one process with four. Of DreamBooth only one draws the pictures of the kind."""
     flags = [*FEW, *flags, "--model", base, "--measure", 0, "--prompts", "a red creature", "--sample-every", 100]
-    run_main(program, *flags, "--batch", 4, "--out", tmp_path / "one")
+    run_main(program, *flags, "--batch-size", 4, "--out", tmp_path / "one")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--"]  # after --, for it would take --n for an option of its own
     done = run_program(*torchrun, program, *flags, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
@@ -536,7 +536,7 @@ def test_the_unet_beside_a_controlnet_is_frozen(base, tmp_path):
     pipe.unet.requires_grad_(False)
     images = load("creatures", 32, n=2)
     data = encoded.encode(pipe, images, images.captions, True, edges=controlnet.edges_of(images.pixels, 0.2))
-    args = controlnet.Args(steps=3, batch=2, lr=1e-2, warmup=0, out=tmp_path)
+    args = controlnet.Args(steps=3, batch_size=2, lr=1e-2, warmup=0, out=tmp_path)
     net = controlnet.new_controlnet(pipe.unet, 4, 0)
     loss = tuning.denoising(pipe, data, args)
     loss.answer = controlnet.answer_of(pipe.unet, accelerator)
@@ -596,7 +596,7 @@ def test_help_waits_for_nothing_heavy():
 
 @pytest.mark.parametrize("program", [FINETUNE, LORA, DREAMBOOTH, CONTROLNET])
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--steps", 0], "--steps"), (["--drop", 1], "--drop"), (["--ema", 1.5], "--ema"), (["--min-snr", -1], "--min-snr"),
+    (["--steps", 0], "--steps"), (["--caption-dropout", 1], "--caption-dropout"), (["--ema", 1.5], "--ema"), (["--min-snr", -1], "--min-snr"),
     (["--scheduler", "magic"], "unknown scheduler"), (["--size", 30], "multiple of 8"), (["--optimizer", "8bit"], "8bit"),
     (["--model", "./nowhere"], "there is no folder"), (["--resume", "nowhere"], "config.json"), (["--device", "cuda:7"], "the device 'cuda:7' cannot be used")])  # fmt: skip
 def test_what_all_refuse(program, flags, says, base, tmp_path, command_line):

@@ -530,7 +530,7 @@ def test_what_weights_refuses(flags, says, model, tmp_path, command_line):
 
 # ------------------------------------------------------------------------------------------------- train_unconditional.py
 
-FEW = ["--n", 20, "--size", 16, "--channels", 8, 16, "--batch", 8, "--sample-steps", 2, "--sample-every", 100, "--device", "cpu", "--precision", "no"]
+FEW = ["--n", 20, "--size", 16, "--channels", 8, 16, "--batch-size", 8, "--sample-steps", 2, "--sample-every", 100, "--device", "cpu", "--precision", "no"]
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
 
 
@@ -602,8 +602,8 @@ def test_a_damaged_checkpoint(trained, tmp_path, command_line):
 def test_two_processes_train_as_one(tmp_path):
     """torchrun with 4 images in each of two processes, against 8 in one; `accelerate launch` on a CPU would have started one."""
     flags = [*FEW[:4], "--channels", 8, 16, "--sample-steps", 1, "--sample-every", 100, "--device", "cpu", "--precision", "no", "--steps", 5]
-    run_main(TRAIN, *flags, "--batch", 8, "--out", tmp_path / "one")
-    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--", TRAIN, *flags, "--batch", 4, "--out", tmp_path / "two")
+    run_main(TRAIN, *flags, "--batch-size", 8, "--out", tmp_path / "one")
+    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--", TRAIN, *flags, "--batch-size", 4, "--out", tmp_path / "two")
     assert done.returncode == 0 and done.stdout.count("2 process(es)") == 1, done.stdout + done.stderr
     one, two = ([float(loss) for loss in losses(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-4) and len(set(one)) == 5
@@ -613,7 +613,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 def test_a_model_of_chapter_1_goes_on_unchanged(tmp_path, command_line):
-    code, out, _ = command_line(TRAIN, "--model", MNIST, "--data", "digits", "--n", 8, "--batch", 4, "--steps", 1, "--lr", 1e-9, "--sample-steps", 1, "--device", "cpu",
+    code, out, _ = command_line(TRAIN, "--model", MNIST, "--data", "digits", "--n", 8, "--batch-size", 4, "--steps", 1, "--lr", 1e-9, "--sample-steps", 1, "--device", "cpu",
                                 "--precision", "no", "--out", tmp_path / "run")  # fmt: skip
     assert code == 0 and "8 images of 1x28x28" in out
     before, after = (load_model(folder) for folder in (MNIST, tmp_path / "run"))
@@ -652,7 +652,7 @@ def test_batches_go_on_anywhere_and_no_epoch_is_like_another(tmp_path):
     from finetune_diffusers.training import unconditional_trainer as fit
 
     kind = load_program(TRAIN).Args
-    args, images = kind(batch=4, steps=1, channels=(8, 8), out=tmp_path), load("creatures", 16, n=12)
+    args, images = kind(batch_size=4, steps=1, channels=(8, 8), out=tmp_path), load("creatures", 16, n=12)
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0))
     trainer = fit.Trainer(fit.new_unet(args, images), fit.new_scheduler(args), images, args, accelerator)
     nine = list(islice(trainer.batches(0), 9))  # three epochs
@@ -685,7 +685,7 @@ def test_models_that_it_cannot_train(model, tmp_path, command_line):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--steps", 0], "--steps"), (["--ema", 1], "--ema"), (["--channels", 7], "multiples of 8"), (["--batch", 21], "do not fill a batch of 21"),
+    (["--steps", 0], "--steps"), (["--ema", 1], "--ema"), (["--channels", 7], "multiples of 8"), (["--batch-size", 21], "do not fill a batch of 21"),
     (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"), (["--data", "nothing"], "unknown data"), (["--resume", "nowhere"], "config.json"),
     (["--scheduler", "magic"], "unknown scheduler"), (["--lr", 100, "--steps", 30], "smaller --lr"), (["--lr", 1e9], "--lr must be at most 100")])  # fmt: skip
 def test_what_train_unconditional_refuses(flags, says, tmp_path, command_line):
@@ -744,7 +744,7 @@ def test_the_guards_are_the_packages_own(folder_of_png, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--batch", 5, "--accumulate", 3], "5 x --accumulate 3 = 15"), (["--samples", 5], "square number"), (["--n", 99], "needs at least 100 images"),
+    (["--batch-size", 5, "--gradient-accumulation", 3], "5 x --gradient-accumulation 3 = 15"), (["--samples", 5], "square number"), (["--n", 99], "needs at least 100 images"),
     (["--size", 18, "--mults", 1, 2, 4], "multiple of 4"), (["--dim", 9], "--dim"), (["--ema", 1], "--ema"), (["--data", "nothing"], "unknown data"),
     (["--resume", "nowhere"], "config.json"), (["--sample-steps", 1001], "--sample-steps")])  # fmt: skip
 def test_what_the_package_program_refuses(flags, says, tmp_path, command_line):

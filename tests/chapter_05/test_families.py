@@ -27,7 +27,7 @@ def families(tmp_path_factory) -> dict[str, Path]:
 QUICK = {"use": [PROMPT, "--n", 1, "--steps", 2], "weights": ["a red++ creature", "--n", 1, "--steps", 2],
          "restore": ["--n", 2, "--steps", 2, "--strength", 1, "--guidance", 3, "--method", "img2img"],
          "finetune": ["--steps", 1, "--n", 8], "lora": ["--steps", 1, "--n", 8], "dreambooth": ["--steps", 1], "controlnet": ["--steps", 1, "--n", 8],
-         "train_unconditional": ["--steps", 1, "--data", "digits", "--n", 16, "--batch", 4]}  # fmt: skip
+         "train_unconditional": ["--steps", 1, "--data", "digits", "--n", 16, "--batch-size", 4]}  # fmt: skip
 TAKES = {("use", "xl"), ("use", "flow"), ("weights", "xl"), ("restore", "xl"), ("train_unconditional", "ddpm")}
 
 

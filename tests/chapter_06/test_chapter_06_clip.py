@@ -25,8 +25,8 @@ from common.data.captions import mostly_chinese
 from common.data.dishes.captions import names_of
 from common.data.dishes.menu import DISHES
 from common.errors import UserError
-from common.models.text.encoders import Clip
-from common.random import Draw
+from common.models.text.encoders import CLIPTextEncoder
+from common.random import BatchRandom
 from helpers.programs import ROOT, load_program, run_main
 from inpaint_gif.clip import dish_names, retrieval
 from inpaint_gif.clip import formats as clip_forms
@@ -38,7 +38,7 @@ TRAIN, EVALUATE, CONVERT = (f"06_inpaint_gif/{name}_clip.py" for name in ("train
 train_clip = load_program(TRAIN)
 Shape, Form, ChineseClip = clip_forms.Shape, clip_forms.Form, clip_zh.ChineseClip
 
-TINY = ["--size", 32, "--patch", 16, "--width", 32, "--layers", 1, "--text-width", 32, "--text-layers", 1, "--dim", 16, "--batch", 6,
+TINY = ["--size", 32, "--patch", 16, "--width", 32, "--layers", 1, "--text-width", 32, "--text-layers", 1, "--dim", 16, "--batch-size", 6,
         "--device", "cpu", "--precision", "no"]  # fmt: skip
 DRAWN = [*TINY, "--n", 12, "--held-out", 8]
 TEXTS = ["番茄炒蛋", "一盘西红柿炒鸡蛋，木桌", "", "米饭 rice", "龘龘", "[SEP][MASK] [PAD]", "ÉCLAIR 2", "　全角　空格\t\n", "长" * 80, "番茄（大）、蛋！"]
@@ -161,7 +161,7 @@ def test_the_published_geometry_in_both_libraries():
 
 def test_the_shipped_clip_in_both_libraries(images):
     first, second = (clip_zh.load_clip("pretrained", door) for door in clip_zh.DOORS)
-    assert clip_zh.load_clip("pretrained").door == "cn_clip"
+    assert clip_zh.load_clip("pretrained").backend == "cn_clip"
     texts = [*TEXTS, *dish_names.HELD_OUT.values()]
     torch.testing.assert_close(first.encode_text(texts), second.encode_text(texts), atol=1e-6, rtol=0)
     torch.testing.assert_close(first.encode_image(images), second.encode_image(images), atol=1e-6, rtol=0)
@@ -169,7 +169,7 @@ def test_the_shipped_clip_in_both_libraries(images):
 
 @pytest.mark.parametrize("program", ["make_gif", "train_text2dish", "evaluate_clip", "evaluate_film", "control"])
 def test_cn_clip_is_the_default_of_every_program(program):
-    assert load_program(f"06_inpaint_gif/{program}.py").Args.__dataclass_fields__["door"].default == "cn_clip"
+    assert load_program(f"06_inpaint_gif/{program}.py").Args.__dataclass_fields__["backend"].default == "cn_clip"
 
 
 @pytest.mark.filterwarnings("error")
@@ -177,7 +177,7 @@ def test_cn_clip_is_imported_in_silence(form, capfd):
     """Neither warnings nor output, and none of what it lists and the course does not install."""
     clip = ChineseClip(form)
     clip.encode_text(["米饭"])
-    assert capfd.readouterr() == ("", "") and clip.door == "cn_clip"
+    assert capfd.readouterr() == ("", "") and clip.backend == "cn_clip"
     assert not {name for name in sys.modules if name.split(".")[0] == "pkg_resources"}
 
 
@@ -248,7 +248,7 @@ def test_grey_pictures_and_strange_shapes(form):
 
 def test_the_text_encoder_interface_of_the_course_opens_it(folder, form):
     """common/text reads the same folder: a U-Net can look at the single characters, too."""
-    clip = Clip(str(folder))
+    clip = CLIPTextEncoder(str(folder))
     assert (clip.dim, clip.length) == (48, 52) and clip(["米饭"]).shape == (1, 52, 48)
 
 
@@ -424,7 +424,7 @@ def test_a_run_leaves_everything(run):
 @pytest.mark.parametrize("door", clip_zh.DOORS)
 def test_a_run_is_opened(run, door):
     clip = clip_zh.load_clip(run, door)
-    assert (clip.door, clip.dim, clip.size) == (door, 16, 32)
+    assert (clip.backend, clip.dim, clip.size) == (door, 16, 32)
     torch.testing.assert_close(clip.encode_text(["番茄炒蛋"]).norm(dim=1), torch.ones(1))
     assert clip.unknown("土鸡蛋炒番茄") == [] and clip.unknown("龘") == ["龘"]
 
@@ -497,14 +497,14 @@ def test_pictures_are_seen_anew():
     """Each image in its own way, as (seed, step) say; what is in the middle stays in the picture."""
     x = torch.full((64, 3, 32, 32), -1.0)
     x[:, :, 12:20, 12:20] = 1.0
-    seen = fit_clip.augment(x, Draw(0, 0))
+    seen = fit_clip.augment(x, BatchRandom(0, 0))
     assert seen.shape == x.shape and float(seen.min()) >= -1 and float(seen.max()) <= 1
-    assert torch.equal(seen, fit_clip.augment(x, Draw(0, 0))) and not torch.equal(seen, fit_clip.augment(x, Draw(0, 1)))
+    assert torch.equal(seen, fit_clip.augment(x, BatchRandom(0, 0))) and not torch.equal(seen, fit_clip.augment(x, BatchRandom(0, 1)))
     assert float((seen[0] - seen[1]).abs().max()) > 0.1
     bright = (seen.mean(1) > 0.2).flatten(1).sum(1)
     assert int(bright.min()) > 30 and int(bright.max()) < 200  # 64 pixels, nearer or further
     plain = torch.zeros(64, 3, 32, 32)
-    assert 0.05 < float((fit_clip.augment(plain, Draw(0, 0))).abs().amax((1, 2, 3)).mean()) < 0.3  # light and tint alone
+    assert 0.05 < float((fit_clip.augment(plain, BatchRandom(0, 0))).abs().amax((1, 2, 3)).mean()) < 0.3  # light and tint alone
 
 
 def test_a_step_may_look_at_some_patches_only(form, images):
@@ -515,7 +515,7 @@ def test_a_step_may_look_at_some_patches_only(form, images):
     torch.testing.assert_close(net.see(pixels, None), whole)
     every = torch.stack([torch.randperm(16) for _ in range(5)])
     torch.testing.assert_close(net.see(pixels, every), whole, atol=1e-5, rtol=1e-5)
-    half = fit_clip.some_patches(Draw(0, 0), 5, form.shape, 0.5)
+    half = fit_clip.some_patches(BatchRandom(0, 0), 5, form.shape, 0.5)
     assert half.shape == (5, 8) and all(len(set(row)) == 8 and max(row) < 16 for row in half.tolist()) and half.unique(dim=0).shape[0] == 5
     only = pixels.clone().unfold(2, 8, 8).unfold(3, 8, 8).reshape(5, 3, 16, 8, 8)  # what is not looked at changes nothing
     hidden = torch.ones(5, 16).scatter_(1, half, 0.0).bool()
@@ -523,7 +523,7 @@ def test_a_step_may_look_at_some_patches_only(form, images):
     other = only.view(5, 3, 4, 4, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(5, 3, 32, 32)
     torch.testing.assert_close(net.see(other, half), net.see(pixels, half))
     assert (net.see(other, None) - whole).abs().max() > 1e-3
-    assert fit_clip.some_patches(Draw(0, 0), 5, form.shape, 1.0) is None
+    assert fit_clip.some_patches(BatchRandom(0, 0), 5, form.shape, 1.0) is None
 
 
 def test_each_caption_has_its_turn():
@@ -542,7 +542,7 @@ def test_each_caption_has_its_turn():
         return torch.eye(200, 300), torch.eye(200, 300), torch.tensor(1.0)
 
     form = Form(small_shape(words_for(["甲", "乙"])), {}, words_for(["甲", "乙"]), "a test")
-    fit_clip.make_loss(train_clip.Args(unknown=0.0), form)(net, batch, Draw(0, 0))
+    fit_clip.make_loss(train_clip.Args(unknown=0.0), form)(net, batch, BatchRandom(0, 0))
     second = (told[0][1::2] == batch["ids"][1::2, 1, : told[0].shape[1]]).all(1).float().mean()
     assert 0.3 < float(second) < 0.7
 
@@ -722,7 +722,7 @@ def test_without_cn_clip_its_installation_is_named(folder, monkeypatch):
     """Before anything is read; the second backend computes all the same."""
     monkeypatch.setattr(clip_zh, "installed", lambda: False)
     for name in (folder, "ViT-B-16", "no-such-name"):
-        with pytest.raises(UserError, match=f"cn_clip is not installed; install it with {clip_zh.INSTALL}, or use --door transformers"):
+        with pytest.raises(UserError, match=f"cn_clip is not installed; install it with {clip_zh.INSTALL}, or use --backend transformers"):
             clip_zh.load_clip(name)
     assert clip_zh.load_clip(folder, "transformers").encode_text(["米饭"]).shape == (1, 24)
     assert (ROOT / clip_zh.INSTALL.split()[-1]).exists()
@@ -731,13 +731,13 @@ def test_without_cn_clip_its_installation_is_named(folder, monkeypatch):
 def test_a_cn_clip_that_cannot_be_imported(form, monkeypatch):
     """As beside version 2 of flash_attn, where cn_clip looks for a module of version 1."""
     monkeypatch.setitem(sys.modules, "cn_clip.clip.model", None)
-    with pytest.raises(UserError, match=r"cn_clip is installed, but cannot be imported \(.*cn_clip.clip.model.*\); use --door transformers"):
+    with pytest.raises(UserError, match=r"cn_clip is installed, but cannot be imported \(.*cn_clip.clip.model.*\); use --backend transformers"):
         ChineseClip(form)
 
 
 def test_runs_from_before_open_with_the_default(folder):
     """Their config.json says "auto"."""
-    assert clip_zh.load_clip(folder, "auto").door == "cn_clip"
+    assert clip_zh.load_clip(folder, "auto").backend == "cn_clip"
 
 
 def test_wrong_files_are_refused(form, folder, tmp_path):
@@ -847,7 +847,7 @@ def test_numbers_too_large_for_half_precision(form, tmp_path):
 
 
 def test_evaluate(run, tmp_path, command_line):
-    code, out, err = command_line(EVALUATE, "--clip", run, "--n", 30, "--out", tmp_path / "figures.json", "--door", "transformers")
+    code, out, err = command_line(EVALUATE, "--clip", run, "--n", 30, "--out", tmp_path / "figures.json", "--backend", "transformers")
     assert code == 0, err
     results = json.loads((tmp_path / "figures.json").read_text())["results"]
     assert list(results) == [f"{what}, {n} dishes" for what in ("pictures of test", "pictures of heldout", "learned names", "held-out names")
@@ -862,7 +862,7 @@ def test_evaluate(run, tmp_path, command_line):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--batch", 1], "--batch must be at least 2, not 1; a picture is compared with the names of the others"),
+        (["--batch-size", 1], "--batch-size must be at least 2, not 1; a picture is compared with the names of the others"),
         (["--seed", -1], "--seed must be 0 or more"),
         (["--unknown", 1], "--unknown must be"),
         (["--keep", 0], "--keep must be above 0"),

@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.models.diffusers_vae import load_vae
 from common.models.model_folder import Model, save_model
 from common.models.unet import UNet, small_unet, text_unet
-from common.random import Draw, Noise
+from common.random import BatchRandom, Noise
 from helpers.programs import ROOT, load_program, run_main, run_program
 from helpers.tiny_pipeline import shake, write_tiny_pipeline
 from inpaint_gif.animation import camera
@@ -92,14 +92,14 @@ def nine(sd, tmp_path_factory) -> Path:
     return folder
 
 
-TINY = ["--batch", 4, "--device", "cpu", "--precision", "no", "--sampler", "ddim:2", "--sample-every", 100, "--save-every", 2, "--steps", 4]
+TINY = ["--batch-size", 4, "--device", "cpu", "--precision", "no", "--sampler", "ddim:2", "--sample-every", 100, "--save-every", 2, "--steps", 4]
 
 
 @pytest.fixture(scope="module")
 def dish_run(sd, clip_folder, tmp_path_factory) -> Path:
     """A run of four steps of train_text2dish.py. Read only."""
     folder = tmp_path_factory.mktemp("text2dish") / "run"
-    run_main(DISH, *TINY, "--n", 8, "--model", sd, "--clip", clip_folder, "--door", "transformers", "--names", "番茄炒蛋", "", "--out", folder)
+    run_main(DISH, *TINY, "--n", 8, "--model", sd, "--clip", clip_folder, "--backend", "transformers", "--names", "番茄炒蛋", "", "--out", folder)
     return folder
 
 
@@ -196,7 +196,7 @@ def test_pictures_follow_names_scale_and_seed(dish_run):
 
 
 def test_the_loss_tells_one_of_the_names_or_none(dish_run, sd, clip):
-    args, told = load_program(DISH).Args(drop=0.3), {}
+    args, told = load_program(DISH).Args(caption_dropout=0.3), {}
     drawer = artist.open_artist(dish_run)
     table, rows = fit_text2dish.vectors_for(clip, [("米饭", "白米饭")] * 400)
     assert table.shape == (2, 24) and rows.tolist() == [[0, 1]] * 400
@@ -206,8 +206,8 @@ def test_the_loss_tells_one_of_the_names_or_none(dish_run, sd, clip):
         told["vector"] = vector
         return torch.zeros_like(x)
 
-    errors = fit_text2dish.NameLoss(args, drawer, clip)(net, data.batch(torch.arange(400)), Draw(0, 0))
-    assert errors.each.shape == (400,)
+    errors = fit_text2dish.NameLoss(args, drawer, clip)(net, data.batch(torch.arange(400)), BatchRandom(0, 0))
+    assert errors.per_sample.shape == (400,)
     kind = [(told["vector"] - vector).abs().amax(1) < 1e-6 for vector in (torch.zeros(24), table[0], table[1])]
     shares = [float(k.float().mean()) for k in kind]
     assert sum(shares) == pytest.approx(1) and 0.22 < shares[0] < 0.38 and abs(shares[1] - shares[2]) < 0.12
@@ -243,7 +243,7 @@ def test_own_photographs_with_chinese_captions(sd, clip_folder, tmp_path):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i:02}.png")
         rows.append(json.dumps({"file_name": f"{i:02}.png", "text": ("米饭", "番茄汤")[i % 2]}, ensure_ascii=False))
     (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    run_main(DISH, *TINY, "--data", folder, "--model", sd, "--clip", clip_folder, "--door", "transformers", "--names", "米饭", "--out", tmp_path / "a")
+    run_main(DISH, *TINY, "--data", folder, "--model", sd, "--clip", clip_folder, "--backend", "transformers", "--names", "米饭", "--out", tmp_path / "a")
     export_lmdb.main(export_lmdb.Args(str(folder), tmp_path / "photographs.lmdb"))
     run_main(INPAINT, *TINY, "--data", tmp_path / "photographs.lmdb", "--windows", 1, "--model", sd, "--out", tmp_path / "b")
     assert (tmp_path / "a" / "model" / UNET).exists() and (tmp_path / "b" / "model" / UNET).exists()
@@ -271,7 +271,7 @@ def test_a_widened_network_is_the_network_it_was(sd):
 
 
 def test_the_inpainting_loss_shows_one_of_the_holes(sd):
-    args, begun = load_program(INPAINT).Args(model=sd, holes=2, windows=2, drop=0.0), artist.open_artist(sd)
+    args, begun = load_program(INPAINT).Args(model=sd, holes=2, windows=2, caption_dropout=0.0), artist.open_artist(sd)
     views, captions = fit_inpaint.gather(args, 64, "train", 6, 2)
     assert views.shape == (12, 3, 64, 64) and len(captions) == 12 and [c.isascii() for c in captions] == [False, True] * 6
     data, told = fit_inpaint.prepare(args, begun, views, captions), {}
@@ -285,7 +285,7 @@ def test_the_inpainting_loss_shows_one_of_the_holes(sd):
         told["shown"] = shown
         return torch.zeros_like(x)
 
-    fit_inpaint.make_loss(args, begun)(net, batch, Draw(0, 0))
+    fit_inpaint.make_loss(args, begun)(net, batch, BatchRandom(0, 0))
     chosen = [[torch.equal(told["shown"][i], batch["shown"][i, k]) for k in range(2)] for i in range(12)]
     assert all(any(row) for row in chosen) and len({tuple(row) for row in chosen}) > 1
 
@@ -361,7 +361,7 @@ def test_the_nine_channels_paint_what_diffusers_paints(nine):
         for conv in (pipe.vae.quant_conv, ours.vae.quant_conv):
             conv.weight[c:], conv.bias[c:] = 0.0, -30.0
     image, mask, prompt, how = photograph(), right_hole(columns=18), "番茄炒蛋", How(w=3.0, sampler="ddim:4", negative="米饭")
-    noise = start(ours.path(how), (1, c, 16, 16), Noise(5))
+    noise = start(ours.noise_levels(how), (1, c, 16, 16), Noise(5))
     theirs = pipe(prompt, image=(image[None] + 1) / 2, mask_image=mask[None], height=64, width=64, strength=1.0, num_inference_steps=4, guidance_scale=3.0,
                   negative_prompt="米饭", latents=noise, generator=torch.Generator().manual_seed(0), output_type="pt").images[0] * 2 - 1  # fmt: skip
     painted = engines.NineChannels(ours, how)(image, mask, prompt, 5)
@@ -404,7 +404,7 @@ def gaussian_pair(rho: float):
 
 def test_repaint_draws_what_goes_with_the_known():
     """One of two pixels is known to be 1.5: the other is then normal with mean 1.5 rho and variance 1 - rho^2."""
-    rho, n, path = 0.9, 3000, make_schedule("cosine").path(30)
+    rho, n, path = 0.9, 3000, make_schedule("cosine").noise_levels(30)
     known, mask = torch.tensor([1.5, 0.0]).expand(n, 1, 1, 2), torch.tensor([0.0, 1.0]).expand(n, 1, 1, 2)
     error = {}
     for times in (1, 6):
@@ -419,7 +419,7 @@ def test_repaint_draws_what_goes_with_the_known():
 
 def test_back_to_noise_is_where_the_schedule_says():
     schedule, x0 = make_schedule("cosine"), torch.full((20000,), 0.7)
-    now, then = (next(iter(schedule.path(10).after(k))) for k in (8, 3))
+    now, then = (next(iter(schedule.noise_levels(10).after(k))) for k in (8, 3))
     x = now.alpha * x0 + now.sigma * torch.randn(20000)
     back = repaint.noised(x, now, then, torch.randn(20000))
     assert float(back.mean()) == pytest.approx(then.alpha * 0.7, abs=0.03) and float(back.std()) == pytest.approx(then.sigma, rel=0.03)
@@ -652,7 +652,7 @@ def test_what_is_shipped_stays_small():
 
 
 def films(dish_run, nine, tmp_path) -> list:
-    return ["--dish", dish_run, "--model", nine, "--engine", "inpaint", "--sampler", "ddim:2", "--device", "cpu", "--tries", 2,
+    return ["--dish", dish_run, "--model", nine, "--engine", "inpaint", "--sampler", "ddim:2", "--device", "cpu", "--candidates", 2,
             "--frames", 6]  # fmt: skip
 
 
@@ -683,7 +683,7 @@ def test_films_are_functions_of_their_seed(dish_run, nine, tmp_path, command_lin
 @pytest.mark.parametrize("engine", [["--engine", "repaint", "--jump", 1, "--resample", 2], ["--engine", "reflect"], ["--model", "SD", "--controlnet", "RUN"]])
 def test_films_without_an_inpainting_network(engine, dish_run, sd, control_run, tmp_path, command_line):
     engine = [{"SD": sd, "RUN": control_run}.get(flag, flag) for flag in engine]
-    flags = ["--dish", dish_run, "--sampler", "ddim:2", "--device", "cpu", "--tries", 1, "--frames", 4, "--enlarge", 1]
+    flags = ["--dish", dish_run, "--sampler", "ddim:2", "--device", "cpu", "--candidates", 1, "--frames", 4, "--enlarge", 1]
     code, out, err = command_line(MAKE, "番茄炒蛋", *flags, *engine, "--camera", "left:1", "--size", 96, "--out", tmp_path / "film.gif")
     assert code == 0 and "enlarged to 96 x 96" in out and "4 frames of 96 x 96" in out, err
 
@@ -724,7 +724,7 @@ def test_a_model_goes_through_diffusers(dish_run, sd, tmp_path, command_line, mo
     told = []
     real = engines.Diffusers.__call__
     monkeypatch.setattr(engines.Diffusers, "__call__", lambda self, image, mask, prompt, seed: told.append(prompt) or real(self, image, mask, prompt, seed))
-    flags = ["--dish", dish_run, "--model", sd, "--sampler", "ddim:2", "--device", "cpu", "--tries", 1, "--frames", 3,
+    flags = ["--dish", dish_run, "--model", sd, "--sampler", "ddim:2", "--device", "cpu", "--candidates", 1, "--frames", 3,
              "--camera", "down:1"]  # fmt: skip
     code, _, err = command_line(MAKE, "番茄炒蛋", *flags, "--out", tmp_path / "film.gif")
     assert code == 0 and told == ["tomato and scrambled eggs"], err
@@ -750,8 +750,8 @@ def test_without_cn_clip_its_installation_is_named(dish_run, nine, tmp_path, com
     monkeypatch.setattr(clip_zh, "installed", lambda: False)
     flags = [*films(dish_run, nine, tmp_path), "--camera", "left:1", "--out", tmp_path / "film.gif"]
     code, _, err = command_line(MAKE, "番茄炒蛋", *flags)
-    assert code == 2 and clip_zh.INSTALL in err and "--door transformers" in err and not (tmp_path / "film.gif").exists()
-    code, _, err = command_line(MAKE, "番茄炒蛋", *flags, "--door", "transformers")
+    assert code == 2 and clip_zh.INSTALL in err and "--backend transformers" in err and not (tmp_path / "film.gif").exists()
+    code, _, err = command_line(MAKE, "番茄炒蛋", *flags, "--backend", "transformers")
     assert code == 0, err
 
 
@@ -804,7 +804,7 @@ def test_bad_input(flags, sentence, tmp_path, command_line):
 @pytest.mark.parametrize(("kind", "sentence"), [("nine", "paints into holes, so it cannot draw"), ("pixels", "reads no text, so it cannot draw")])
 def test_what_cannot_draw_a_dish_is_refused(kind, sentence, nine, pixel_model, clip_folder, tmp_path, command_line):
     """By whoever is given it as --dish."""
-    flags = ["--dish", {"nine": nine, "pixels": pixel_model}[kind], "--clip", clip_folder, "--door", "transformers", "--device", "cpu"]
+    flags = ["--dish", {"nine": nine, "pixels": pixel_model}[kind], "--clip", clip_folder, "--backend", "transformers", "--device", "cpu"]
     for program, more in ((MAKE, ["米饭", "--engine", "reflect", "--out", tmp_path / "film.gif"]), ("06_inpaint_gif/evaluate_gif.py", ["--engines", "reflect"])):
         code, _, err = command_line(program, *more, *flags)
         assert code == 2 and sentence in err and "Traceback" not in err, err
@@ -819,7 +819,7 @@ def test_a_name_of_any_length_names_a_file():
 @pytest.mark.parametrize(
     ("program", "flags", "sentence"),
     [
-        (DISH, ["--drop", 1], "--drop must be"),
+        (DISH, ["--caption-dropout", 1], "--caption-dropout must be"),
         (DISH, ["--seed", -1], "--seed must be 0 or more"),
         (DISH, ["--steps", 1, "--minutes", 1], "not both"),
         (DISH, ["--model", "nowhere"], "there is no folder nowhere"),
@@ -847,7 +847,7 @@ def test_trainings_refuse_what_cannot_be(program, flags, sentence, nine, sd, cli
 
 
 def test_evaluation_tells_all_three(dish_run, nine, tmp_path, command_line):
-    code, out, err = command_line("06_inpaint_gif/evaluate_gif.py", "--dish", dish_run, "--inpaint", nine, "--door", "transformers", "--sampler", "ddim:1",
+    code, out, err = command_line("06_inpaint_gif/evaluate_gif.py", "--dish", dish_run, "--inpaint", nine, "--backend", "transformers", "--sampler", "ddim:1",
                                   "--engines", "reflect", "inpaint", "--n", 3, "--frames", 5, "--device", "cpu", "--out", tmp_path / "figures.json")  # fmt: skip
     assert code == 0, err
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -875,7 +875,7 @@ def test_regions_and_stages_are_the_plain_thing_where_all_say_the_same(dish_run)
     drawer = artist.open_artist(dish_run)
     how = How(w=3.0, sampler="heun:3")
     plain = drawer.guided(["米饭"], how)
-    progress = regions.progress_on(drawer.path(how))
+    progress = regions.progress_on(drawer.noise_levels(how))
     shares = regions.weights([regions.Place.parse("right:x"), regions.Place.parse("0.1,0.2,0.5,0.9:y")], 16, 16)
     torch.testing.assert_close(sum(shares), torch.ones(1, 1, 16, 16))
     both = regions.in_regions([(plain, share) for share in shares])
@@ -889,7 +889,7 @@ def test_regions_and_stages_are_the_plain_thing_where_all_say_the_same(dish_run)
 
 def test_each_place_is_told_its_own():
     """With denoisers that know one colour each, the picture is made of these colours, each at its place and in its time."""
-    path = make_schedule("cosine").path(10)
+    path = make_schedule("cosine").noise_levels(10)
     level = next(iter(path.after(3)))
 
     def colour(value):
@@ -915,7 +915,7 @@ def test_each_place_is_told_its_own():
 
 
 def test_control_from_the_command_line(dish_run, sd, nine, pixel_model, tmp_path, command_line):
-    program, common = "06_inpaint_gif/generate.py", ["--n", 2, "--sampler", "ddim:4", "--device", "cpu", "--door", "transformers", "--out", tmp_path / "rows.png"]
+    program, common = "06_inpaint_gif/generate.py", ["--n", 2, "--sampler", "ddim:4", "--device", "cpu", "--backend", "transformers", "--out", tmp_path / "rows.png"]
     code, _, err = command_line(program, "番茄炒蛋", "--model", dish_run, "--region", "right:米饭", "--then", "0.5:葱油生菜", "--guidance", "8>2",
                                 "--keep", tmp_path / "one.png", *common)  # fmt: skip
     assert code == 0, err

@@ -53,10 +53,10 @@ def flags(*more: object) -> list[object]:
         (["--steps", -5], "--steps must be above 0, not -5"),
         (["--steps", 0], "--steps must be above 0, not 0"),
         (["--minutes", 1], "either as --steps or as --minutes, not both"),
-        (["--batch", 0], "--batch must be above 0, not 0"),
+        (["--batch-size", 0], "--batch-size must be above 0, not 0"),
         (["--lr", -0.1], "--lr must be above 0, not -0.1"),
         (["--lr", "nan"], "--lr must be above 0, not nan"),
-        (["--accumulate", 0], "--accumulate must be above 0"),
+        (["--gradient-accumulation", 0], "--gradient-accumulation must be above 0"),
         (["--layers", 0], "--layers must be above 0"),
         (["--save-every", 0], "--save-every must be above 0"),
         (["--sample-every", -1], "--sample-every must be above 0"),
@@ -166,7 +166,7 @@ def test_a_real_process_ends_with_code_2_and_one_line():
     ("given", "said"),
     [
         (["--n", 0], "--n must be above 0"),
-        (["--batch", -1], "--batch must be above 0"),
+        (["--batch-size", -1], "--batch-size must be above 0"),
         (["--size", 0], "--size must be at least 4 pixels"),
         (["--label", 3], "--label 3 does not exist: .* has no classes"),
         (["--sampler", "ddim"], "cannot read the sampler 'ddim'"),
@@ -217,7 +217,7 @@ def test_training_leaves_what_it_promises(trained_run):
     [
         ["--schedule", "flow", "--prediction", "flow", "--sampler", "dpmpp_2m:4"],
         ["--schedule", "edm", "--prediction", "edm", "--sampler", "heun:4"],
-        ["--schedule", "linear", "--prediction", "eps", "--sampler", "ddpm:4", "--accumulate", 2, "--layers", 2],
+        ["--schedule", "linear", "--prediction", "eps", "--sampler", "ddpm:4", "--gradient-accumulation", 2, "--layers", 2],
         ["--schedule", "sigmoid", "--prediction", "x0", "--sampler", "dpmpp_2s:4", "--flip", "True", "--precision", "bf16"],
     ],
     ids=lambda given: given[1],
@@ -325,7 +325,7 @@ def test_runs_without_a_name_never_meet(command_line, tmp_path, monkeypatch):
 
 
 def test_sample_gives_as_many_as_asked(command_line, trained_run, tmp_path):
-    ask = ["--model", trained_run, "--n", 5, "--batch", 2, "--sampler", "ddim:3", "--device", "cpu", "--npy", "--gif"]
+    ask = ["--model", trained_run, "--n", 5, "--batch-size", 2, "--sampler", "ddim:3", "--device", "cpu", "--npy", "--gif"]
     assert command_line(SAMPLE, *ask, "--out", tmp_path / "a.png")[0] == 0
     assert command_line(SAMPLE, *ask, "--out", tmp_path / "b.png")[0] == 0
     assert command_line(SAMPLE, *ask, "--seed", 1, "--out", tmp_path / "c.png")[0] == 0

@@ -31,15 +31,15 @@ def caught(call) -> BaseException:
         (failure(errno.ENOSPC, None), "cannot open or write a file (No space left on device); make room on the disk, or choose another place"),
         (failure(errno.EISDIR), "cannot open or write a.png (Is a directory)"),
         (failure(errno.EACCES, "\udcff"), r"cannot open or write \udcff (Permission denied); change its permissions, or name another"),
-        (MemoryError("Unable to allocate 8 TiB"), "there is not enough memory (Unable to allocate 8 TiB); lower --batch"),
-        (failure(errno.ENOMEM), "there is not enough memory (Cannot allocate memory); lower --batch"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "there is not enough memory (CUDA out of memory); lower --batch"),
+        (MemoryError("Unable to allocate 8 TiB"), "there is not enough memory (Unable to allocate 8 TiB); lower --batch-size"),
+        (failure(errno.ENOMEM), "there is not enough memory (Cannot allocate memory); lower --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "there is not enough memory (CUDA out of memory); lower --batch-size"),
         (OverflowError("int too large to convert to float"), "a number is too large to compute with (int too large to convert to float)"),
         (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), r"a text holds characters that are no Unicode (\udcff); write it again"),
     ],
 )  # fmt: skip
 def test_sentence(problem, said):
-    assert sentence(problem, "--batch") == said
+    assert sentence(problem, "--batch-size") == said
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_enough_memory():
     ("problem", "code", "said"),
     [
         (failure(errno.EACCES), 2, "error: cannot open or write a.png (Permission denied); change its permissions, or name another\n"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 2, "lower --batch, --size, --n\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 2, "lower --batch-size, --size, --n\n"),
     ],
 )
 def test_a_program_ends_with_the_sentence(command_line, monkeypatch, problem, code, said):

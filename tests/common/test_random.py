@@ -2,7 +2,7 @@
 
 import torch
 
-from common.random import SAMPLING, Draw, Noise, generator
+from common.random import SAMPLING, BatchRandom, Noise, generator
 
 
 def test_places_are_told_apart_even_where_they_differ_by_a_zero():
@@ -23,7 +23,7 @@ def test_noise_of_a_step_does_not_depend_on_what_was_drawn_before():
 
 
 def test_stratified_draws_have_one_number_in_each_interval_whatever_the_number_of_processes():
-    whole = Draw(0, 9).stratified(8)
+    whole = BatchRandom(0, 9).stratified(8)
     assert torch.equal((whole * 8).long(), torch.arange(8))
-    parts = [Draw(0, 9, rank=rank, world=2).stratified(4) for rank in range(2)]
+    parts = [BatchRandom(0, 9, rank=rank, world=2).stratified(4) for rank in range(2)]
     assert torch.equal(torch.cat(parts), whole)

@@ -163,10 +163,10 @@ def test_chapter_2_agrees_with_the_longhand_and_with_common():
 
 def test_chapter_3_agrees_with_common():
     """The solutions are the same mathematics as the course's schedules, predictions, weights and samplers. (slerp is not in common.)"""
-    from common.diffusion.denoiser import target, unmix
+    from common.diffusion.denoiser import target, to_x0_eps
     from common.diffusion.losses import GAMMA, weight_of
     from common.diffusion.samplers import ddim, dpmpp_2m, heun
-    from common.diffusion.schedules import DiscreteSchedule, Level, linear_betas, mix, zero_terminal_snr
+    from common.diffusion.schedules import DiscreteSchedule, NoiseLevel, add_noise, linear_betas, zero_terminal_snr
 
     def same(got, right):
         torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-9)
@@ -175,7 +175,7 @@ def test_chapter_3_agrees_with_common():
         x0 = (x + level.sigma).cos()
         return x0, (x - level.alpha * x0) / level.sigma
 
-    s, schedule, path = CHAPTERS["03"].solutions, DiscreteSchedule(linear_betas()), DiscreteSchedule(linear_betas()).path(7)
+    s, schedule, path = CHAPTERS["03"].solutions, DiscreteSchedule(linear_betas()), DiscreteSchedule(linear_betas()).noise_levels(7)
     x, eps, z = torch.randn(3, 4, 1, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times = (path.levels.time.long() + 1).tolist()  # T ... 0
     levels = [s.Level(level.alpha, level.sigma) for level in path]
@@ -202,18 +202,18 @@ def test_chapter_3_agrees_with_common():
     some = schedule.at(torch.tensor([1, 100, 500, 1000]))
     images = some.like(x)
     noisy, v = s.v_prediction(x, eps, some.alpha, some.sigma, back=False)
-    same((noisy, v), (mix(x, eps, images), target("v", x, eps, images)))
-    same(s.v_prediction(noisy, v, some.alpha, some.sigma, back=True), tuple(unmix("v", v, noisy, images)))
+    same((noisy, v), (add_noise(x, eps, images), target("v", x, eps, images)))
+    same(s.v_prediction(noisy, v, some.alpha, some.sigma, back=True), tuple(to_x0_eps("v", v, noisy, images)))
     for prediction in ("eps", "x0", "v"):
-        same(s.snr_weight(some.alpha, some.sigma, GAMMA, prediction), weight_of("min_snr", prediction, Level(0, some.alpha, some.sigma)))
+        same(s.snr_weight(some.alpha, some.sigma, GAMMA, prediction), weight_of("min_snr", prediction, NoiseLevel(0, some.alpha, some.sigma)))
 
 
 def test_chapter_4_agrees_with_common():
     """The solutions are the same mathematics as the course's autoencoder, latents, samplers and bytes."""
     from common.data.dataset import to_bytes
-    from common.diffusion.denoiser import target, unmix
+    from common.diffusion.denoiser import target, to_x0_eps
     from common.diffusion.samplers import ddim
-    from common.diffusion.schedules import DiscreteSchedule, linear_zero_snr_betas, mix
+    from common.diffusion.schedules import DiscreteSchedule, add_noise, linear_zero_snr_betas
     from common.models.vae import Gaussian, measure_scaling_factor
 
     def same(got, right):
@@ -235,9 +235,9 @@ def test_chapter_4_agrees_with_common():
     x, v = s.noisy_latent(cloud.mean, (logvar / 2).exp(), scale, eps_z, eps, level.alpha.flatten(), level.sigma.flatten())
     scaled = latent.scaled(cloud, scale)
     drawn = scaled["latent"] + scaled["std"] * eps_z
-    same((x, v), (mix(drawn, eps, level), target("v", drawn, eps, level)))
+    same((x, v), (add_noise(drawn, eps, level), target("v", drawn, eps, level)))
 
-    path, text = schedule.path(8), numbers(8, 2, 5)
+    path, text = schedule.noise_levels(8), numbers(8, 2, 5)
     N, (times, alpha, sigma) = len(path), (column.float() for column in path.levels)
 
     def network(x, t, text):
@@ -245,12 +245,12 @@ def test_chapter_4_agrees_with_common():
 
     def denoise(x, level):
         uncond, cond = (network(x, torch.full((len(x),), level.time), part) for part in text.chunk(2))
-        return unmix("v", uncond + 3 * (cond - uncond), x, level)
+        return to_x0_eps("v", uncond + 3 * (cond - uncond), x, level)
 
     for strength in (1.0, 0.6):
         first, x = s.img2img_start(z, eps, strength, alpha, sigma)
         rest = path.after(first)
-        same(x, mix(z, eps, next(iter(rest))))
+        same(x, add_noise(z, eps, next(iter(rest))))
         assert len(rest) == round(strength * N)
         *_, step = ddim(denoise, x, rest)
         got = s.sample_latent(network, x, first, text, 3.0, times[:-1], alpha, sigma)

@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, SAMPLE = "01_ddpm_mnist/train.py", "01_ddpm_mnist/sample.py"
-TINY = ["--data", "digits", "--size", "8", "--channels", "8", "16", "--batch", "8",
+TINY = ["--data", "digits", "--size", "8", "--channels", "8", "16", "--batch-size", "8",
         "--device", "cpu", "--precision", "no", "--sampler", "ddim:4"]  # fmt: skip
 
 for chapter in sorted(ROOT.glob("0[1-9]_*")):  # as `python 01_ddpm_mnist/train.py` does: a program finds the package beside it

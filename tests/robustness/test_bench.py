@@ -50,7 +50,7 @@ def test_step_compares_equal_networks():
     nets = {name: step.network(name, (8, 16)) for name in ("ours", "diffusers")}
     step.check_equal(nets)
     before = [p.clone() for p in nets["ours"].parameters()]
-    step.training_step(nets["ours"], step.Args(batch=2, precision="no"))()
+    step.training_step(nets["ours"], step.Args(batch_size=2, precision="no"))()
     assert any(not torch.equal(old, new) for old, new in zip(before, nets["ours"].parameters(), strict=True))
 
 

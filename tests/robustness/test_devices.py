@@ -24,7 +24,7 @@ from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.guidance import Guided
 from common.diffusion.losses import ERRORS, WEIGHT_NAMES, diffusion_loss
 from common.diffusion.samplers import SAMPLERS, Sampler, ddim_inverse
-from common.diffusion.schedules import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, Path, make_schedule
+from common.diffusion.schedules import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevels, make_schedule
 from common.errors import UserError
 from common.models.text.encoders import small_text
 from common.models.unet import UNet, small_unet, text_unet
@@ -102,7 +102,7 @@ def accelerator(monkeypatch):
     for schedule in (DiscreteSchedule, EDMSchedule, FlowSchedule):
         for method in ("path", "at_lam"):
             monkeypatch.setattr(schedule, method, outside(getattr(schedule, method)))
-    monkeypatch.setattr(Path, "after", outside(Path.after))
+    monkeypatch.setattr(NoiseLevels, "after", outside(NoiseLevels.after))
     with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64():
         yield
 
@@ -197,7 +197,7 @@ def test_loss_of_chapter_1(accelerator):
     from ddpm_mnist import trainer as fit
     loss = fit.make_loss(SimpleNamespace(flip=True, class_conditional=True, prediction="v"), TABLES["cosine"])
     batch = {"image": images(4, 1, 8, 8), "label": torch.zeros(4, dtype=torch.long, device=DEVICE)}
-    checked(loss(net_for(classes=10), batch, FakeDraw()).each)
+    checked(loss(net_for(classes=10), batch, FakeDraw()).per_sample)
 
 
 @pytest.mark.parametrize("augment", ["none", "mirror", "jitter", "turn"])
@@ -205,9 +205,9 @@ def test_loss_of_chapter_2(accelerator, augment):
     from cfg_pokemon import trainer as teach
     encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
     net = on_accelerator(lambda: teach.ReaderAndPainter(UNet(text_unet(8, 3, (8, 16), 32)), encoder))
-    loss = teach.make_loss(SimpleNamespace(augment=augment, prediction="v", drop=0.1), TABLES["cosine"], encoder)
+    loss = teach.make_loss(SimpleNamespace(augment=augment, prediction="v", caption_dropout=0.1), TABLES["cosine"], encoder)
     words = torch.zeros(4, 64, dtype=torch.long, device=DEVICE)
-    checked(loss(net, {"image": images(4, 3, 8, 8), "words": words}, FakeDraw()).each, *encoder.parameters())
+    checked(loss(net, {"image": images(4, 3, 8, 8), "words": words}, FakeDraw()).per_sample, *encoder.parameters())
 
 
 def test_losses_of_the_autoencoder(accelerator):
@@ -234,7 +234,7 @@ def test_the_loss_of_chapter_4s_autoencoder_as_it_is_trained(accelerator):
     loss.args, loss.progress, loss.perceptual = args, 1.0, on_accelerator(lambda: Perceptual([torch.nn.Conv2d(3, 8, 3)]))
     critic = on_accelerator(lambda: PatchDiscriminator(3))
     loss.critic = SimpleNamespace(net=critic, learn=lambda x, y: checked(discriminator_loss(critic, x, y), *critic.parameters()))
-    checked(loss(vae, {"image": images(2, 3, 16, 16)}, FakeDraw()).each, vae.decoder.conv_out.weight)
+    checked(loss(vae, {"image": images(2, 3, 16, 16)}, FakeDraw()).per_sample, vae.decoder.conv_out.weight)
 
 
 def test_perceptual_stages_are_made_on_the_cpu_and_move():
@@ -246,9 +246,9 @@ def test_loss_of_chapter_4(accelerator):
     encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
     net = on_accelerator(lambda: fit.Painter(UNet(text_unet(8, 4, (8, 16), 32)), encoder))
     loss = object.__new__(fit.LatentLoss)  # its fingerprint of the autoencoder reads numbers, once, before the training
-    loss.args, loss.schedule, loss.empty = SimpleNamespace(prediction="v", drop=0.1), TABLES["cosine"], encoder.tokenizer([""])[0]
+    loss.args, loss.schedule, loss.empty = SimpleNamespace(prediction="v", caption_dropout=0.1), TABLES["cosine"], encoder.tokenizer([""])[0]
     batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": torch.zeros(4, 64, dtype=torch.long, device=DEVICE)}
-    checked(loss(net, batch, FakeDraw()).each)
+    checked(loss(net, batch, FakeDraw()).per_sample)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -260,7 +260,7 @@ def test_loss_of_chapter_5(accelerator, kind):
     loss = tuning.Denoising(scheduler, tuning.min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, words, batch: net(x))
     batch = {"mean": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": images(4, 3, 8), "weight": images(4)}
     net = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
-    checked(loss(net, batch, FakeDraw()).each, net.weight)
+    checked(loss(net, batch, FakeDraw()).per_sample, net.weight)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -270,7 +270,7 @@ def test_loss_of_chapter_5s_unconditional_network(accelerator, kind):
     from finetune_diffusers.training import unconditional_trainer as fit
     conv = on_accelerator(lambda: torch.nn.Conv2d(3, 3, 1))
     trainer = SimpleNamespace(noise=DDPMScheduler(prediction_type=kind), net=lambda x, t, return_dict: (conv(x),))
-    checked(fit.Trainer.loss(trainer, images(4, 3, 8, 8), FakeDraw()).each, conv.weight)
+    checked(fit.Trainer.loss(trainer, images(4, 3, 8, 8), FakeDraw()).per_sample, conv.weight)
 
 
 def test_chapter_5s_controlnet_beside_its_network(accelerator):
@@ -289,18 +289,18 @@ def test_losses_of_chapter_6(accelerator):
     from inpaint_gif.training import inpaint
     from inpaint_gif.training import text2dish as named
 
-    args, schedule = SimpleNamespace(prediction="v", drop=0.1), TABLES["cosine"]
+    args, schedule = SimpleNamespace(prediction="v", caption_dropout=0.1), TABLES["cosine"]
     model = SimpleNamespace(schedule=schedule, prediction="v", reader=lambda texts: torch.zeros(len(texts), 2, 8))
     batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": images(4, 2, 8), "image": images(4, 3, 32, 32),
              "shown": images(4, 2, 5, 8, 8), "masks": torch.zeros(4, 2, 1, 32, 32, dtype=torch.bool, device=DEVICE),
              "vectors": images(4, 2, 8)}  # fmt: skip
     answer = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
     net = lambda x, t, **condition: answer(x)  # noqa: E731
-    checked(inpaint.make_loss(args, model)(net, batch, FakeDraw()).each, answer.weight)
-    checked(control.make_loss(args, model)(net, batch, FakeDraw()).each, answer.weight)
+    checked(inpaint.make_loss(args, model)(net, batch, FakeDraw()).per_sample, answer.weight)
+    checked(control.make_loss(args, model)(net, batch, FakeDraw()).per_sample, answer.weight)
     loss = object.__new__(named.NameLoss)  # as above
     loss.args, loss.schedule, loss.prediction = args, schedule, "v"
-    checked(loss(net, batch, FakeDraw()).each, answer.weight)
+    checked(loss(net, batch, FakeDraw()).per_sample, answer.weight)
 
 
 def test_loss_of_chapter_6s_clip(accelerator):
@@ -334,7 +334,7 @@ def test_sampler_with_options_and_learned_variance(accelerator):
 
 @torch.no_grad()
 def test_inversion(accelerator):
-    *_, last = ddim_inverse(Denoiser(tiny_net(), "v", clip_x0=False), images(2, 1, 8, 8), TABLES["cosine"].path(3))
+    *_, last = ddim_inverse(Denoiser(tiny_net(), "v", clip_x0=False), images(2, 1, 8, 8), TABLES["cosine"].noise_levels(3))
     assert last.x.device == DEVICE
 
 
@@ -361,7 +361,7 @@ def test_chapter_3s_own_solvers_and_walks(accelerator):
     assert last.device == solvers.slerp(x, last, 0.3).device == DEVICE
     free, a = Denoiser(net, "v", clip_x0=False), images(1, 1, 8, 8)
     for method in latents.METHODS:
-        pictures = latents.walk(method, Denoiser(net, "v"), free, schedule.path(4), a, a + 1, [0.0, 0.5, 1.0], 0.5, 0)
+        pictures = latents.walk(method, Denoiser(net, "v"), free, schedule.noise_levels(4), a, a + 1, [0.0, 0.5, 1.0], 0.5, 0)
         assert (len(pictures), pictures.device) == (3, DEVICE)
     with unset_fake_temporarily():
         cell = laboratory.Sampling(sampler="ddpm_naive", steps=3)
@@ -406,7 +406,7 @@ def test_inpainting_and_repaint(accelerator):
     assert last.x.device == DEVICE
 
     denoise, mask = Denoiser(tiny_net(), "v"), images(1, 1, 8, 8)
-    *_, last = repaint.repaint(denoise, images(1, 1, 8, 8), schedule.path(4), images(1, 1, 8, 8), mask, Noise(0), 2, 2)
+    *_, last = repaint.repaint(denoise, images(1, 1, 8, 8), schedule.noise_levels(4), images(1, 1, 8, 8), mask, Noise(0), 2, 2)
     assert last.x.device == DEVICE
 
 
@@ -416,7 +416,7 @@ def test_regional_prompts(accelerator, monkeypatch):
     denoise = Denoiser(tiny_net(), "v")
     rest, right = (weight.to(DEVICE) for weight in regions.weights([regions.Place.parse("right:rice")], 8, 8))
     everywhere = regions.in_regions([(denoise, rest), (denoise, right)])
-    path = TABLES["cosine"].path(3)
+    path = TABLES["cosine"].noise_levels(3)
     staged = regions.in_stages([(0.0, everywhere), (0.5, denoise)], outside(regions.progress_on)(path))
     *_, last = SAMPLERS["ddim"](staged, images(2, 1, 8, 8), path)
     assert last.x.device == DEVICE
@@ -466,13 +466,13 @@ def test_evaluators_leave_the_device_before_they_become_float64():
 
 
 def test_evaluators_take_pictures_from_the_device(accelerator):
-    from common.evaluate.creature_classifier import Judge, look
+    from common.evaluate.creature_classifier import CreatureClassifier, look
     from common.evaluate.digit_classifier import Classifier
     from common.evaluate.digit_classifier import look as look_at_digits
 
     features, classes = look_at_digits(on_accelerator(Classifier).eval(), images(2, 1, 28, 28))
     assert features.device.type == classes.device.type == "cpu"
-    assert look(on_accelerator(Judge).eval(), images(2, 3, 32, 32))[0].device == DEVICE
+    assert look(on_accelerator(CreatureClassifier).eval(), images(2, 3, 32, 32))[0].device == DEVICE
 
 
 # ------------------------------------------------------------------------------------------------- choosing, and measuring

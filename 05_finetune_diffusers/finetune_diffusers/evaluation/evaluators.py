@@ -16,7 +16,7 @@ from common.data.dataset import to_float
 from common.data.registry import DRAWN
 from common.evaluate.distances import Estimate, bootstrap
 from common.io.files import write_json
-from common.random import Draw
+from common.random import BatchRandom
 from common.training.loop import State
 from common.viz import save_picture
 from finetune_diffusers.data.edges import agreement, edges
@@ -116,13 +116,13 @@ class StyleExam(Exam):
         """Mean loss of each test image, at the same noise levels with the same noises in every sitting. (N,)"""
         device = self.accelerator.device
         batch = {name: column.to(device) for name, column in self.test.batch(torch.arange(len(self.test))).items()}
-        kept, self.loss.drop = self.loss.drop, 0.0
-        draws = [Draw(NOISES + self.args.seed, k, device=device) for k in range(REPEATS)]
+        kept, self.loss.caption_dropout = self.loss.caption_dropout, 0.0
+        draws = [BatchRandom(NOISES + self.args.seed, k, device=device) for k in range(REPEATS)]
         order = [torch.randperm(len(self.test), generator=draw.generator, device=device) for draw in draws]  # levels are dealt out in order
         with self.accelerator.autocast():
-            each = [self.loss(self.pipe.unet, {name: column[o] for name, column in batch.items()}, draw).each[o.argsort()]
+            each = [self.loss(self.pipe.unet, {name: column[o] for name, column in batch.items()}, draw).per_sample[o.argsort()]
                     for o, draw in zip(order, draws, strict=True)]  # fmt: skip
-        self.loss.drop = kept
+        self.loss.caption_dropout = kept
         return torch.stack(each).mean(0).float().cpu()
 
     def marks(self) -> str:
@@ -244,7 +244,7 @@ def introduce(args, pipe: "StableDiffusionPipeline", images: Images, what: str, 
     side = images.size // f
     print(f"{images.name}: {len(images):,} images of {images.size}x{images.size}, latents of {side}x{side}; "
           f"{args.model}: {weights:,} weights, {what}, on {accelerator.device}")  # fmt: skip
-    print(f"{args.steps} steps of {args.batch * args.accumulate * accelerator.num_processes} images, learning rate {args.lr:g}; "
+    print(f"{args.steps} steps of {args.batch_size * args.gradient_accumulation * accelerator.num_processes} images, learning rate {args.lr:g}; "
           f'the first caption is "{images.captions[0]}"')  # fmt: skip
     if longer := cut(pipe, images.captions):
         print(f"note: {longer} of {len(images):,} captions have more than {pipe.tokenizer.model_max_length} tokens, and their ends are not read")

@@ -27,12 +27,12 @@ from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_s
 from common.errors import UserError, enough_memory, explain
 from common.io.files import write_json
 from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, generator
-from common.training.loop import Budget, TrainConfig, pick
+from common.training.loop import Budget, TrainConfig, batch_indices
 from common.training.record import check_record, fingerprint, keep_settings
 from common.viz import grid, save_picture
 from finetune_diffusers.training.memory_usage import Cost, total
 
-LOWER = "--batch (raise --accumulate as much), --size, --dim or --samples"
+LOWER = "--batch-size (raise --gradient-accumulation as much), --size, --dim or --samples"
 
 
 def open_folder(args) -> Path:
@@ -123,14 +123,14 @@ def fit(diffusion: GaussianDiffusion, folder: Path, args) -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     amp = args.amp == "yes" or (args.amp == "auto" and torch.cuda.is_available() and args.device != "cpu")
     trainer = ExactTrainer(
-        diffusion, str(folder), train_batch_size=args.batch, gradient_accumulate_every=args.accumulate, augment_horizontal_flip=args.flip,
+        diffusion, str(folder), train_batch_size=args.batch_size, gradient_accumulate_every=args.gradient_accumulation, augment_horizontal_flip=args.flip,
         train_lr=args.lr, train_num_steps=args.steps, ema_decay=args.ema, save_and_sample_every=args.save_every, num_samples=args.samples,
         results_folder=str(args.out), amp=amp, calculate_fid=False,  # which would download a network
     )  # fmt: skip
     first = go_on(trainer, args.out) if args.resume else 0
     weights = sum(p.numel() for p in diffusion.parameters())
     cost, began = Cost(trained=weights, weights=weights), time.perf_counter()
-    print(f"{len(trainer.ds):,} images of {args.size}x{args.size}; {weights:,} weights; {args.batch * args.accumulate} images "
+    print(f"{len(trainer.ds):,} images of {args.size}x{args.size}; {weights:,} weights; {args.batch_size * args.gradient_accumulation} images "
           f"per step; half precision {'on' if amp else 'off'}; steps {first} to {args.steps} on {trainer.device}")  # fmt: skip
     with enough_memory(str(trainer.device), LOWER):
         try:
@@ -173,7 +173,7 @@ class ExactTrainer(Trainer):
     def batches(self, seed: int, budget: Budget) -> Iterator[Tensor]:
         """(B, 3, H, W) in [0, 1]: the images of one batch after the other, of this process. Every epoch has a new order."""
         rank, world, parts = self.accelerator.process_index, self.accelerator.num_processes, self.gradient_accumulate_every
-        order = (pick(len(self.ds), self.batch_size, k, seed).chunk(world)[rank] for k in count(self.step * parts))
+        order = (batch_indices(len(self.ds), self.batch_size, k, seed).chunk(world)[rank] for k in count(self.step * parts))
         plan = ([(k, i) for i in indices.tolist()] for k, indices in enumerate(order, self.step * parts))
         workers = min(4, os.cpu_count() or 1) if self.device.type == "cuda" else 0  # on a CPU they would take it from the training
         loader = DataLoader(Mirrored(self.ds, seed), batch_sampler=plan, num_workers=workers, collate_fn=as_arrays, worker_init_fn=leave_signals,

@@ -27,9 +27,9 @@ class Flags:
 
     steps: int | None = None
     """Optimizer steps. What is left open here is chosen by the size of the model."""
-    batch: int | None = None
+    batch_size: int | None = None
     """Images per batch and process."""
-    accumulate: int = 1
+    gradient_accumulation: int = 1
     """Batches per optimizer step: the gradient of a large batch with the memory of a small one."""
     lr: float | None = None
     """Peak learning rate."""
@@ -49,7 +49,7 @@ class Flags:
     """Largest decay of the average over the weights, which is what is saved; 0 saves the weights themselves."""
     min_snr: float = 5.0
     """Gamma of min-SNR weighting (Hang et al. 2023); 0 weighs all noise levels alike."""
-    drop: float = 0.1
+    caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, which keeps guidance alive."""
 
     guidance: float = 3.0
@@ -112,9 +112,9 @@ def check_flags(args: Flags) -> None:
 def settled(args: Args, program: str, name: str, small: Preset, large: Preset, unet: "nn.Module", device: str) -> Args:
     """Fill what was left open, and choose the run folder, so that --resume needs nothing but that folder."""
     preset = small if sum(p.numel() for p in unet.parameters()) < SMALL else large
-    if preset is large and device.startswith("mps") and args.batch is None and args.accumulate == 1:
-        args = replace(args, batch=1, accumulate=preset.batch)  # a laptop's memory holds one image's activations; a step sees as many images
-    args = replace(args, steps=args.steps or preset.steps, batch=args.batch or preset.batch, lr=args.lr or preset.lr)
+    if preset is large and device.startswith("mps") and args.batch_size is None and args.gradient_accumulation == 1:
+        args = replace(args, batch_size=1, gradient_accumulation=preset.batch_size)  # a laptop's memory holds one image's activations; a step sees as many images
+    args = replace(args, steps=args.steps or preset.steps, batch_size=args.batch_size or preset.batch_size, lr=args.lr or preset.lr)
     args = replace(args, sample_every=args.sample_every or max(1, args.steps // 5))
     if isinstance(args, DataFlags) and args.n is None and args.data in DRAWN:
         args = replace(args, n=ENOUGH)

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from common.cli import pick_device, pick_precision
 from common.data import Images
 from common.errors import UserError, enough_memory
-from common.random import DROPOUT, Draw, generator
+from common.random import DROPOUT, BatchRandom, generator
 from common.training.logging import Due, logged
-from common.training.loop import Budget, Errors, State, TrainConfig, pick
+from common.training.loop import Budget, LossTerms, State, TrainConfig, batch_indices
 from common.training.record import check_record, fingerprint, keep_settings, record_of
 from common.training.settings import FREE, resumed
 from common.viz import save_picture
@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 
 TRAINED = "trained.safetensors"
 RATES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}  # ours -> diffusers' names of them
-LOWER = "--batch (raise --accumulate as much), --size, try --checkpointing or --optimizer 8bit, or train a LoRA (lora.py)"
+LOWER = "--batch-size (raise --gradient-accumulation as much), --size, try --checkpointing or --optimizer 8bit, or train a LoRA (lora.py)"
 
-Loss = Callable[[nn.Module, dict[str, Tensor], Draw], Errors]
+Loss = Callable[[nn.Module, dict[str, Tensor], BatchRandom], LossTerms]
 
 
 # -------------------------------------------------------------------------------------------------------------- the loss
@@ -99,19 +99,19 @@ class Denoising:
     scheduler: DDPMScheduler
     weights: Tensor
     empty: Tensor
-    drop: float
+    caption_dropout: float
     answer: Callable[..., Tensor] = lambda net, x, t, words, batch: net(x, t, words, return_dict=False)[0]
 
-    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw: Draw) -> Errors:
+    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
         x0 = batch["mean"] + batch["std"] * draw.randn(batch["mean"].shape)                     # (B, C, h, w)
         u, eps = draw.stratified(len(x0)), draw.randn(x0.shape)
         t = (u * len(self.weights)).long()                                                      # (B,)
-        dropped = draw.rand(len(x0)) < self.drop
+        dropped = draw.rand(len(x0)) < self.caption_dropout
         words = torch.where(dropped[:, None, None], self.empty.to(x0.device), batch["words"])   # (B, M, D)
         x = self.scheduler.add_noise(x0, eps, t)
         error = self.answer(net, x, t, words, batch).float() - self.target(x0, eps, t)
         each = self.weights.to(t.device)[t] * error.square().flatten(1).mean(1)
-        return Errors(each * batch["weight"] if "weight" in batch else each, u)
+        return LossTerms(each * batch["weight"] if "weight" in batch else each, u)
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the network should have answered."""
@@ -124,7 +124,7 @@ class Denoising:
 def denoising(pipe: "StableDiffusionPipeline", data: Encoded, args: Flags) -> Denoising:
     """The loss for a pipeline's model."""
     scheduler = make_scheduler("ddpm", dict(pipe.scheduler.config))
-    return Denoising(scheduler, min_snr_weights(scheduler, args.min_snr), data.empty, args.drop)
+    return Denoising(scheduler, min_snr_weights(scheduler, args.min_snr), data.empty, args.caption_dropout)
 
 
 # -------------------------------------------------------------------------------------------------------------- the loop
@@ -169,7 +169,7 @@ class Tuner:
                     errors, norm = self._step()
                 if watched < WATCHED:
                     self.cost.count(self.net.parameters(), self.optimizer.optimizer, self.ema.shadow_params)
-                mean = float(self.accelerator.reduce(errors.each.mean(), "mean"))
+                mean = float(self.accelerator.reduce(errors.per_sample.mean(), "mean"))
                 self.rates.step()
                 self.ema.step(self.weights.values())  # after the step, so that it does not lag
                 progress.step += 1
@@ -177,7 +177,7 @@ class Tuner:
                 progress.seconds = budget.seconds
                 done = budget.interrupted or progress.step == args.steps
                 saved = done or progress.step % args.save_every == 0
-                images = args.batch * args.accumulate * self.accelerator.num_processes
+                images = args.batch_size * args.gradient_accumulation * self.accelerator.num_processes
                 yield State(progress.step, mean, errors, lr, norm, images, budget.seconds, time.perf_counter() - began,
                             progress.step / args.steps, self.ema, saved, done)  # fmt: skip
                 if saved:  # when its row of the log is written
@@ -185,29 +185,29 @@ class Tuner:
                 if done:
                     return
 
-    def _step(self) -> tuple[Errors, float]:
+    def _step(self) -> tuple[LossTerms, float]:
         """One optimizer step: the errors of all its images, and the gradient's norm."""
         parts, norm, rank, world = [], 0.0, self.accelerator.process_index, self.accelerator.num_processes
-        for part in range(self.args.accumulate):
-            k = self.progress.step * self.args.accumulate + part
-            indices = pick(len(self.data), self.args.batch * world, k, self.args.seed).chunk(world)[rank]
+        for part in range(self.args.gradient_accumulation):
+            k = self.progress.step * self.args.gradient_accumulation + part
+            indices = batch_indices(len(self.data), self.args.batch_size * world, k, self.args.seed).chunk(world)[rank]
             batch = {name: column.to(self.accelerator.device) for name, column in self.data.batch(indices).items()}
             torch.manual_seed(generator(DROPOUT, self.args.seed, k, rank).initial_seed())
             with self.accelerator.accumulate(self.net):  # processes exchange gradients, and the optimizer steps, at the last part only
-                errors = self.loss(self.net, batch, Draw(self.args.seed, k, rank, world, self.accelerator.device))
-                self.accelerator.backward(errors.each.mean())  # divides by --accumulate
+                errors = self.loss(self.net, batch, BatchRandom(self.args.seed, k, rank, world, self.accelerator.device))
+                self.accelerator.backward(errors.per_sample.mean())  # divides by --gradient-accumulation
                 if self.accelerator.sync_gradients:
                     norm = float(self.accelerator.clip_grad_norm_(list(self.weights.values()), self.args.clip))
                     self._check_finite(errors, norm)
                 self.optimizer.step()
                 self.cost.gradient_bytes = total(p.grad for p in self.weights.values() if p.grad is not None)
                 self.optimizer.zero_grad()
-            parts.append(Errors(errors.each.detach(), errors.u))
-        return Errors(*map(torch.cat, zip(*parts, strict=True))), norm
+            parts.append(LossTerms(errors.per_sample.detach(), errors.u))
+        return LossTerms(*map(torch.cat, zip(*parts, strict=True))), norm
 
-    def _check_finite(self, errors: Errors, norm: float) -> None:
+    def _check_finite(self, errors: LossTerms, norm: float) -> None:
         """Stop before a NaN reaches the weights. (With fp16, an infinite gradient is a step that the scaler skips.)"""
-        if bool(errors.each.isfinite().all()) and (norm < float("inf") or self.accelerator.scaler is not None):
+        if bool(errors.per_sample.isfinite().all()) and (norm < float("inf") or self.accelerator.scaler is not None):
             return
         kept = states(self.args.out)
         raise UserError(
@@ -272,7 +272,7 @@ def begin(args: Flags, program: str, name: str, small: Preset, large: Preset) ->
     device = pick_device(args.device)
     if args.optimizer == "8bit" and not device.startswith("cuda"):
         raise UserError(f"--optimizer 8bit works on CUDA only, not on {device}; use --optimizer fused")
-    accelerator = Accelerator(gradient_accumulation_steps=args.accumulate, mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
+    accelerator = Accelerator(gradient_accumulation_steps=args.gradient_accumulation, mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     pipe = open_model(args.model, str(accelerator.device))
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
@@ -280,7 +280,7 @@ def begin(args: Flags, program: str, name: str, small: Preset, large: Preset) ->
         pipe.unet.enable_gradient_checkpointing()
     if not args.resume:
         args = settled(args, program, name, small, large, pipe.unet, device)
-        accelerator.gradient_accumulation_steps = args.accumulate
+        accelerator.gradient_accumulation_steps = args.gradient_accumulation
     if accelerator.num_processes > 1:  # the main process chose a free folder first
         args = replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
     size = args.size or native_size(pipe)

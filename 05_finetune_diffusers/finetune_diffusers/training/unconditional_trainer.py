@@ -32,9 +32,9 @@ from common.errors import UserError, enough_memory, explain
 from common.io.files import read_json, write_folder, write_json
 from common.io.weight_files import find_weights
 from common.models.find_model import scheduler_file, unet_folder
-from common.random import DROPOUT, Draw, generator
+from common.random import DROPOUT, BatchRandom, generator
 from common.training.logging import Due, logged
-from common.training.loop import Budget, Errors, State, TrainConfig
+from common.training.loop import Budget, LossTerms, State, TrainConfig
 from common.training.record import check_record, keep_settings, record_of, start_of
 from common.viz import grid, save_picture
 from finetune_diffusers.data.augmentation import Augmented
@@ -52,7 +52,7 @@ from finetune_diffusers.models import (
 from finetune_diffusers.training.memory_usage import WATCHED, Cost, total
 
 WARMUP = 0.05    # share of the steps
-LOWER = "--batch (raise --accumulate as much), --size or --channels"
+LOWER = "--batch-size (raise --gradient-accumulation as much), --size or --channels"
 
 
 def fit(args) -> None:
@@ -61,7 +61,7 @@ def fit(args) -> None:
     device = pick_device(args.device)
     accelerator = Accelerator(
         mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(args.accumulate, sync_with_dataloader=False),  # steps span epochs
+        gradient_accumulation_plugin=GradientAccumulationPlugin(args.gradient_accumulation, sync_with_dataloader=False),  # steps span epochs
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )  # fmt: skip
     if accelerator.num_processes > 1:  # the main process chose a free folder first
@@ -178,8 +178,8 @@ def check_fit(args, images: Images, unet: UNet2DModel, processes: int) -> None:
     halvings = 2 ** (len(unet.config.block_out_channels) - 1)
     if images.size % halvings:
         raise UserError(f"this network halves images {len(unet.config.block_out_channels) - 1} times, so --size must be a multiple of {halvings}, not {images.size}")
-    if len(images) < args.batch * processes:
-        raise UserError(f"{len(images)} images do not fill a batch of {args.batch} in {processes} process(es); give a smaller --batch, or more images")
+    if len(images) < args.batch_size * processes:
+        raise UserError(f"{len(images)} images do not fill a batch of {args.batch_size} in {processes} process(es); give a smaller --batch-size, or more images")
 
 
 # --------------------------------------------------------------------------------------------------------------- the loop
@@ -192,7 +192,7 @@ class Trainer:
         self.noise, self.args, self.accelerator, self.progress = noise, args, accelerator, Progress()
         self.dataset, weights = Augmented(images, args.augment, args.seed), sum(p.numel() for p in unet.parameters())
         self.cost = Cost(trained=weights, weights=weights)
-        loader = DataLoader(self.dataset, args.batch, shuffle=True, drop_last=True, num_workers=args.workers,
+        loader = DataLoader(self.dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers,
                             collate_fn=as_arrays, worker_init_fn=leave_signals, timeout=PATIENCE if args.workers else 0)  # fmt: skip
         optimizer = torch.optim.AdamW(unet.parameters(), args.lr)
         self.rates = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * args.steps), args.steps)  # not prepared: it would step once a process
@@ -214,7 +214,7 @@ class Trainer:
     def steps(self) -> Iterator[State]:
         args, progress, accelerator = self.args, self.progress, self.accelerator
         budget = Budget(TrainConfig(args.out, args.steps, lr=args.lr), progress.seconds, accelerator)
-        batches, left = self.batches(progress.step * args.accumulate), args.steps - progress.step
+        batches, left = self.batches(progress.step * args.gradient_accumulation), args.steps - progress.step
         with budget.stop_on_signals(), enough_memory(str(accelerator.device), LOWER):
             for watched in range(left):
                 began, lr = time.perf_counter(), self.rates.get_last_lr()[0]
@@ -222,7 +222,7 @@ class Trainer:
                     errors, norm = self.step(batches)
                 if watched < WATCHED:
                     self.cost.count(self.net.parameters(), self.optimizer.optimizer, self.ema.shadow_params)
-                mean = float(accelerator.reduce(errors.each.mean(), "mean"))
+                mean = float(accelerator.reduce(errors.per_sample.mean(), "mean"))
                 self.check_finite(mean, norm)
                 self.rates.step()
                 self.ema.step(accelerator.unwrap_model(self.net).parameters())  # after the step, so that it does not lag
@@ -231,7 +231,7 @@ class Trainer:
                 progress.seconds = budget.seconds
                 done = budget.interrupted or progress.step == args.steps
                 saved = done or progress.step % args.save_every == 0
-                images = args.batch * args.accumulate * accelerator.num_processes
+                images = args.batch_size * args.gradient_accumulation * accelerator.num_processes
                 yield State(progress.step, mean, errors, lr, norm, images, budget.seconds, time.perf_counter() - began,
                             progress.step / args.steps, self.ema, saved, done)  # fmt: skip
                 if saved:  # when its row of the log is written
@@ -250,26 +250,26 @@ class Trainer:
                 k += 1
             epoch, skip = epoch + 1, 0
 
-    def step(self, batches: Iterator[tuple[int, Tensor]]) -> tuple[Errors, float]:
+    def step(self, batches: Iterator[tuple[int, Tensor]]) -> tuple[LossTerms, float]:
         """One optimizer step on `accumulate` batches: the errors of all its images, and the gradient's norm."""
         parts, norm, accelerator = [], 0.0, self.accelerator
         self.net.train()
-        for _ in range(self.args.accumulate):
+        for _ in range(self.args.gradient_accumulation):
             k, x0 = next(batches)                                                                # (B, C, H, W)
-            draw = Draw(self.args.seed, k, accelerator.process_index, accelerator.num_processes, accelerator.device)
+            draw = BatchRandom(self.args.seed, k, accelerator.process_index, accelerator.num_processes, accelerator.device)
             torch.manual_seed(generator(DROPOUT, self.args.seed, k, accelerator.process_index).initial_seed())
             with accelerator.accumulate(self.net):  # processes exchange gradients, and the optimizer steps, at the last batch only
                 errors = self.loss(x0, draw)
-                accelerator.backward(errors.each.mean())  # divides by `accumulate`
+                accelerator.backward(errors.per_sample.mean())  # divides by `accumulate`
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(self.net.parameters(), self.args.clip))
                 self.optimizer.step()
                 self.cost.gradient_bytes = total(p.grad for p in self.net.parameters() if p.grad is not None)
                 self.optimizer.zero_grad()
-            parts.append(Errors(errors.each.detach(), errors.u))
-        return Errors(*map(torch.cat, zip(*parts, strict=True))), norm
+            parts.append(LossTerms(errors.per_sample.detach(), errors.u))
+        return LossTerms(*map(torch.cat, zip(*parts, strict=True))), norm
 
-    def loss(self, x0: Tensor, draw: Draw) -> Errors:
+    def loss(self, x0: Tensor, draw: BatchRandom) -> LossTerms:
         """The six steps of chapter 1, in diffusers' words."""
         u, eps = draw.stratified(len(x0)), draw.randn(x0.shape)
         t = (u * self.noise.config.num_train_timesteps).long()                                   # (B,)
@@ -277,7 +277,7 @@ class Trainer:
         answer = self.net(x, t, return_dict=False)[0]
         kind = self.noise.config.prediction_type
         target = self.noise.get_velocity(x0, eps, t) if kind == "v_prediction" else {"epsilon": eps, "sample": x0}[kind]
-        return Errors((answer.float() - target).square().flatten(1).mean(1), u)
+        return LossTerms((answer.float() - target).square().flatten(1).mean(1), u)
 
     def check_finite(self, loss: float, norm: float) -> None:
         """Stop before a NaN is kept. (With fp16, an infinite gradient is a step that the scaler skips.)"""

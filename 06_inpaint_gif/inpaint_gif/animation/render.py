@@ -124,11 +124,11 @@ def gather(args, device: str) -> Cast:
     folder = args.dish or DEFAULTS["repaint"]
     if args.image:
         reads = engine_of(args) == "repaint" and not args.model
-        clip = clip_of(folder, device, args.clip, args.door) if reads else load_clip(args.clip, args.door, device) if args.clip else None
+        clip = clip_of(folder, device, args.clip, args.backend) if reads else load_clip(args.clip, args.backend, device) if args.clip else None
         return Cast(take_order(clip, args.name) if clip else None, clip, None)
     if not folder.exists():
         raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish, or begin with --image")
-    clip = clip_of(folder, device, args.clip, args.door)
+    clip = clip_of(folder, device, args.clip, args.backend)
     artist = open_artist(folder, device, clip)
     check_draws(folder, artist)
     return Cast(take_order(clip, args.name), clip, artist)
@@ -168,9 +168,9 @@ def picture_of(args, cast: Cast, size: int) -> Tensor:
     if args.image:
         pixels, _ = decode_all([args.image], size, channels=3)
         return to_float(pixels[0])
-    drawn = cast.artist.draw([cast.order.name] * args.tries, How(args.guidance, sampler=args.sampler), args.seed)
+    drawn = cast.artist.draw([cast.order.name] * args.candidates, How(args.guidance, sampler=args.sampler), args.seed)
     best = best_of(cast, drawn)
-    print(f"{cast.order.name}: picture {best + 1} of {args.tries}" + (f", enlarged to {size} x {size}" if size > cast.artist.size else ""))
+    print(f"{cast.order.name}: picture {best + 1} of {args.candidates}" + (f", enlarged to {size} x {size}" if size > cast.artist.size else ""))
     return resized(drawn[best], (size, size))
 
 

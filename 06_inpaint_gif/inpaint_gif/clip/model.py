@@ -139,10 +139,10 @@ class ChineseClip:
     """dim is D; size is the side of the images it looks at; scale is one over the temperature of its comparisons."""
 
     def __init__(self, form: Form, door: str = DOORS[0], length: int = LENGTH):
-        self.door, self.form = chosen_door(door), form
+        self.backend, self.form = chosen_door(door), form
         self.dim, self.size = form.shape.embed_dim, form.shape.image_resolution
         self.length = min(length, form.shape.text_max_position_embeddings)
-        self.network = {"cn_clip": CnClip, "transformers": Transformers}[self.door](form, self.length).requires_grad_(False).eval()
+        self.network = {"cn_clip": CnClip, "transformers": Transformers}[self.backend](form, self.length).requires_grad_(False).eval()
         self.tokenizer = words_of(form.words, self.length)  # for remarks
         self.device = torch.device("cpu")
 
@@ -183,7 +183,7 @@ def chosen_door(door: str) -> str:
     if door not in DOORS:
         raise UserError(f"unknown backend '{door}'; choose one of {', '.join(DOORS)}")
     if door == DOORS[0] and not installed():
-        raise UserError(f"cn_clip is not installed; install it with {INSTALL}, or use --door transformers, which reads the same weights")
+        raise UserError(f"cn_clip is not installed; install it with {INSTALL}, or use --backend transformers, which reads the same weights")
     return door
 
 
@@ -197,7 +197,7 @@ def imported() -> tuple[type, type]:
         from cn_clip.clip.bert_tokenizer import FullTokenizer
         from cn_clip.clip.model import CLIP
     except ImportError as problem:
-        raise UserError(f"cn_clip is installed, but cannot be imported ({explain(problem)}); use --door transformers, which reads the same weights") from problem
+        raise UserError(f"cn_clip is installed, but cannot be imported ({explain(problem)}); use --backend transformers, which reads the same weights") from problem
     return FullTokenizer, CLIP
 
 

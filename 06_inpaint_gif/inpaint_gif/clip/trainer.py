@@ -22,9 +22,9 @@ from common.data.dishes.dataset import WORDS, dish, generator
 from common.data.registry import DRAWN
 from common.io.files import write_atomically, write_folder
 from common.models.text.tokenizer import Tokenizer
-from common.random import Draw
+from common.random import BatchRandom
 from common.training.logging import Due, logged
-from common.training.loop import Errors, TrainConfig, train
+from common.training.loop import LossTerms, TrainConfig, train
 from common.training.record import check_record, keep_settings, record_of, start_of
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, Names, captions_of, vectors_of, vocabulary
 from inpaint_gif.clip.formats import SPECIAL, Form, Shape, from_transformers, save_folder
@@ -72,7 +72,7 @@ def fit_clip(args) -> None:
     net = Pairs(chinese_clip(form))
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     words = words_of(form.words, min(LENGTH, form.shape.text_max_position_embeddings))
-    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every, seed=args.seed)
+    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, save_every=args.save_every, seed=args.seed)
     states = train(net, Paired(material, words), make_loss(args, form), cfg, accelerator, resume=args.resume is not None)
     if not accelerator.is_main_process:
         for _ in states:  # it helps to train; the main process alone writes
@@ -195,19 +195,19 @@ def form_of(net: Pairs, form: Form) -> Form:
 def make_loss(args, form: Form):
     unknown, end = form.words.index("[UNK]"), form.words.index("[SEP]")  # 1 and 3 in ours, 100 and 102 in the published vocabulary
 
-    def loss(net, batch: dict[str, Tensor], draw: Draw) -> Errors:
+    def loss(net, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
         x, ids = batch["image"], batch["ids"]                                  # (B, C, H, W), (B, K, M)
         ids = ids[torch.arange(len(ids), device=ids.device), (draw.rand(len(ids)) * ids.shape[1]).long()]      # (B, M): one of its captions
         ids = hide(ids, draw.rand(ids.numel()).view(ids.shape), args.unknown, unknown, end)
         x = augment(x, draw) if args.augment else x
         kept = some_patches(draw, len(x), form.shape, args.keep)
         images, texts, scale = net(look(x, form.shape.image_resolution), short(ids), kept)
-        return Errors(contrast(images, texts, batch["dish"], scale), torch.zeros(len(x)))  # no noise levels: all count as the first
+        return LossTerms(contrast(images, texts, batch["dish"], scale), torch.zeros(len(x)))  # no noise levels: all count as the first
 
     return loss
 
 
-def some_patches(draw: Draw, n: int, shape: Shape, keep: float) -> Tensor | None:
+def some_patches(draw: BatchRandom, n: int, shape: Shape, keep: float) -> Tensor | None:
     """Each image's own random choice of patches: (n, K) numbers, or None for all.
 
     With half of them hidden a step costs about half, and the network learns not to hang on a single spot (Li et al. 2023, FLIP;
@@ -225,7 +225,7 @@ def hide(ids: Tensor, luck: Tensor, share: float, unknown: int, end: int) -> Ten
     return torch.where(inside & (luck < share), unknown, ids)
 
 
-def augment(x: Tensor, draw: Draw) -> Tensor:
+def augment(x: Tensor, draw: BatchRandom) -> Tensor:
     """A plate seen anew: turned, nearer or further, moved, mirrored, in another light, and now and then out of focus. (B, C, H, W)
 
     Blur has its own reason: this CLIP is to judge pictures that a small diffusion model has painted.

@@ -95,7 +95,7 @@ class Repaint:
     def __call__(self, image: Tensor, mask: Tensor, prompt: str, seed: int) -> Tensor:
         check_image(image, self.artist)
         known, hole = self.known(image, mask), latent_hole(mask, self.artist.factor).to(self.artist.device)
-        path, noise = self.artist.path(self.how), Noise(seed)
+        path, noise = self.artist.noise_levels(self.how), Noise(seed)
         x = start(path, tuple(known.shape), noise).to(known)
         denoise = self.artist.guided([prompt], self.how)
         *_, last = repaint(denoise, x, path, known, hole, noise, min(self.jump, len(path)), self.times)

@@ -17,11 +17,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from common.diffusion.denoiser import Clip
+from common.diffusion.denoiser import ClipMode
 from common.diffusion.guidance import Guided, Scale
 from common.diffusion.samplers import RANDOM, SAMPLERS, Denoise, Sampler, Step, start
-from common.diffusion.schedules import Path as Levels
-from common.diffusion.schedules import Schedule
+from common.diffusion.schedules import NoiseLevels, Schedule
 from common.errors import UserError
 from common.io.files import read_json, write_json
 from common.io.progress import with_progress
@@ -102,7 +101,7 @@ class Artist:
     unet: UNet
     schedule: Schedule
     prediction: str
-    clip_x0: Clip          # latents know no bounds, pixels do
+    clip_x0: ClipMode          # latents know no bounds, pixels do
     reader: Reader | None  # None draws whatever comes
 
     @property
@@ -150,8 +149,8 @@ class Artist:
         cond, uncond = ({"text": self.reader(list(words)).to(self.device)} for words in (prompts, [how.negative]))
         return Guided(self.unet.eval(), self.prediction, cond, uncond, how.w, self.clip_x0, how.rescale, extra=extra)
 
-    def path(self, how: How) -> Levels:
-        return self.schedule.path(Sampler.parse(how.sampler).steps)
+    def noise_levels(self, how: How) -> NoiseLevels:
+        return self.schedule.noise_levels(Sampler.parse(how.sampler).steps)
 
     def steps(self, prompts: Sequence[str], how: How, shape: tuple[int, int], seed: tuple[int, ...], extra: Tensor | None = None) -> Iterator[Step]:
         """From noise to latents, step by step. shape: height and width of the latents."""
@@ -160,7 +159,7 @@ class Artist:
     @torch.no_grad()
     def denoised(self, denoise: Denoise, n: int, how: How, shape: tuple[int, int], seed: tuple[int, ...]) -> Iterator[Step]:
         """The same with any denoiser, such as one that is told something else here and there (generate.py)."""
-        sampler, path, noise = Sampler.parse(how.sampler), self.path(how), Noise(*seed)
+        sampler, path, noise = Sampler.parse(how.sampler), self.noise_levels(how), Noise(*seed)
         x = start(path, (n, self.unet.cfg.out_channels, *shape), noise).to(self.device)
         options = sampler.options | ({"noise": noise} if sampler.name in RANDOM else {})
         yield from SAMPLERS[sampler.name](denoise, x, path, **options)

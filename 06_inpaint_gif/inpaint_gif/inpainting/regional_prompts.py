@@ -18,10 +18,10 @@ from torch import Tensor
 from common.diffusion.denoiser import Guess
 from common.diffusion.guidance import check_scale
 from common.diffusion.samplers import Denoise
-from common.diffusion.schedules import Level, Path
+from common.diffusion.schedules import NoiseLevel, NoiseLevels
 from common.errors import UserError
 
-Progress = Callable[[Level], float]  # how far the way is gone, 0 at pure noise and 1 at the picture
+Progress = Callable[[NoiseLevel], float]  # how far the way is gone, 0 at pure noise and 1 at the picture
 SOFT = 2.0  # latents over which a region gives way to the rest
 PLACES = {"left": (0, 0, 0.5, 1), "right": (0.5, 0, 1, 1), "top": (0, 0, 1, 0.5), "bottom": (0, 0.5, 1, 1), "middle": (0.25, 0.25, 0.75, 0.75)}
 
@@ -81,7 +81,7 @@ def read_guidance(text: str) -> tuple[float, float]:
 # -------------------------------------------------------------------------------------------------------- as denoisers
 
 
-def progress_on(path: Path) -> Progress:
+def progress_on(path: NoiseLevels) -> Progress:
     """What share of the steps is done when a sampler asks at a level; between two levels of the path, between their shares."""
     times = path.levels.time[:-1].numpy()                         # the last level is the picture, where nobody asks
     shares = np.arange(len(times)) / len(times)
@@ -89,7 +89,7 @@ def progress_on(path: Path) -> Progress:
     return lambda level: float(np.interp(float(level.time), times[order], shares[order]))
 
 
-def changing(first: float, last: float, progress: Progress) -> Callable[[Level], float]:
+def changing(first: float, last: float, progress: Progress) -> Callable[[NoiseLevel], float]:
     """A guidance scale for common.diffusion.guidance.Guided that goes evenly from one number to the other."""
     return lambda level: first + (last - first) * progress(level)
 
@@ -100,7 +100,7 @@ def in_stages(stages: Sequence[tuple[float, Denoise]], progress: Progress) -> De
     if stages[0][0] > 0:
         raise ValueError("the first stage must begin at 0")
 
-    def denoise(x: Tensor, level: Level) -> Guess:
+    def denoise(x: Tensor, level: NoiseLevel) -> Guess:
         return [each for begin, each in stages if begin <= progress(level) + 1e-9][-1](x, level)
 
     return denoise
@@ -112,7 +112,7 @@ def in_regions(parts: Sequence[tuple[Denoise, Tensor]]) -> Denoise:
     if not (total > 0).all():
         raise ValueError("some place belongs to no region")
 
-    def denoise(x: Tensor, level: Level) -> Guess:
+    def denoise(x: Tensor, level: NoiseLevel) -> Guess:
         guesses = [(each(x, level), weight / total) for each, weight in parts]
         return Guess(sum(weight * guess[0] for guess, weight in guesses), sum(weight * guess[1] for guess, weight in guesses))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from common.diffusion.samplers import Denoise, NoiseSource, Step
-from common.diffusion.schedules import Level, Path, combine, mix
+from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise, combine
 from common.diffusion.vlb import step_variances
 from common.errors import UserError
 
@@ -46,7 +46,7 @@ def walk(steps: int, jump: int = JUMP, times: int = TIMES) -> list[int]:
 
 
 @torch.no_grad()
-def repaint(denoise: Denoise, x: Tensor, path: Path, known: Tensor, mask: Tensor, noise: NoiseSource, jump: int = JUMP,
+def repaint(denoise: Denoise, x: Tensor, path: NoiseLevels, known: Tensor, mask: Tensor, noise: NoiseSource, jump: int = JUMP,
             times: int = TIMES) -> Iterator[Step]:  # fmt: skip
     """A sampler that leaves `known` where the mask is 0, to the last bit.
 
@@ -63,17 +63,17 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, known: Tensor, mask: Tensor
             x = noised(x, now, then, noise(2 * i + 1, x))
         else:
             x0, eps, *_ = denoise(x, now)
-            x = torch.where(mask > 0, ancestral(x0, eps, now, then, noise(2 * i + 1, x)), mix(known, noise(2 * i + 2, x), then))
+            x = torch.where(mask > 0, ancestral(x0, eps, now, then, noise(2 * i + 1, x)), add_noise(known, noise(2 * i + 2, x), then))
         yield Step(x, x0, i)
 
 
-def ancestral(x0: Tensor, eps: Tensor, now: Level, then: Level, fresh: Tensor) -> Tensor:
+def ancestral(x0: Tensor, eps: Tensor, now: NoiseLevel, then: NoiseLevel, fresh: Tensor) -> Tensor:
     """One step of DDPM: what is kept of the noise, and fresh noise of variance beta_tilde; none at the last step."""
     variance = step_variances(now, then)[1] if then.sigma > 0 else 0.0
     return combine(then.alpha, x0, math.sqrt(max(0.0, then.sigma**2 - variance)), eps) + math.sqrt(variance) * fresh
 
 
-def noised(x: Tensor, now: Level, then: Level, fresh: Tensor) -> Tensor:
+def noised(x: Tensor, now: NoiseLevel, then: NoiseLevel, fresh: Tensor) -> Tensor:
     """Back to a noisier level in one draw, for noise added in several steps is Gaussian too (DDPM eq. 4)."""
     ratio = then.alpha / now.alpha
     return combine(ratio, x, math.sqrt(max(0.0, then.sigma**2 - (ratio * now.sigma) ** 2)), fresh)

@@ -21,7 +21,7 @@ from common.io.files import write_folder
 from common.models.find_model import find_root
 from common.training.latents import check_fit, check_fit_before, sample
 from common.training.logging import Due, logged
-from common.training.loop import Errors, State, TrainConfig, train
+from common.training.loop import LossTerms, State, TrainConfig, train
 from common.training.record import check_record, fingerprint, keep_settings, record_of
 from inpaint_gif.inpainting.backends import Controlled, open_controlled, shown_to_controlnet
 from inpaint_gif.inpainting.pipeline import Artist, How, count, open_artist
@@ -70,7 +70,7 @@ def fit_controlnet(args) -> None:
     device = pick_device(args.device)
     artist, root = open_artist(args.model, device), find_root(args.model)
     check(args, artist, root)
-    artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
+    artist.schedule.noise_levels(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     check_fit_before(artist.vae, (args.data,), artist.size, "--model")
     views, captions = gather(args, artist.size, "train")
     record = record_of(views, captions) | {"model": fingerprint(artist.unet, artist.vae)}
@@ -79,7 +79,7 @@ def fit_controlnet(args) -> None:
     unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet").requires_grad_(False).eval().to(device)
     net = Answer(new_controlnet(unet, artist.factor, args.seed), unet)
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
-    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every, seed=args.seed)
+    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, save_every=args.save_every, seed=args.seed)
     states = train(net, prepare(args, artist, views, captions), make_loss(args, artist), cfg, accelerator, resume=args.resume is not None)
     if not accelerator.is_main_process:
         for _ in states:  # it helps to train; the main process alone writes and draws
@@ -129,13 +129,13 @@ def prepare(args, artist: Artist, views: Tensor, captions: Sequence[str]) -> Pie
 def make_loss(args, artist: Artist):
     empty = artist.reader([""])[0].cpu()                                                   # (M, D)
 
-    def loss(net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
+    def loss(net: nn.Module, batch: dict[str, Tensor], draw) -> LossTerms:
         z0, masks, words = sample(batch, draw), batch["masks"], batch["words"]             # (B, c, h, w), (B, K, 1, H, W), (B, M, D)
         mask = masks[torch.arange(len(z0), device=z0.device), (draw.rand(len(z0)) * masks.shape[1]).long()]   # one of its holes
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
-        words = drop_captions(words, empty.to(words), draw.rand(len(z0)), args.drop)
+        words = drop_captions(words, empty.to(words), draw.rand(len(z0)), args.caption_dropout)
         control = shown_to_controlnet(batch["image"], mask.float())
-        return Errors(diffusion_loss(net, artist.schedule, artist.prediction, z0, u, eps, words=words, control=control), u)
+        return LossTerms(diffusion_loss(net, artist.schedule, artist.prediction, z0, u, eps, words=words, control=control), u)
 
     return loss
 

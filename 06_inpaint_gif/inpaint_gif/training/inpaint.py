@@ -29,7 +29,7 @@ from common.models.stable_diffusion_folder import save_folder
 from common.models.unet import UNet
 from common.training.latents import BATCH, check_fit, check_fit_before, sample
 from common.training.logging import Due, logged
-from common.training.loop import Errors, State, TrainConfig, train
+from common.training.loop import LossTerms, State, TrainConfig, train
 from common.training.record import check_record, keep_settings, record_of, start_of
 from inpaint_gif.inpainting.backends import NineChannels, shown_to_unet
 from inpaint_gif.inpainting.compositing import overlay
@@ -73,7 +73,7 @@ def fit_inpaint(args) -> None:
     """Train as `args` (train_inpaint.Args, settled) says."""
     device = pick_device(args.device)
     artist = begin(args, device)
-    artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
+    artist.schedule.noise_levels(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     check_fit_before(artist.vae, (args.data,), artist.size, "--model")
     views, captions = gather(args, artist.size, "train")
     record = record_of(views, captions)
@@ -81,7 +81,7 @@ def fit_inpaint(args) -> None:
     check_fit(artist.vae, Images(args.data, views), "--model")
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     data = prepare(args, artist, views, captions)
-    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every, seed=args.seed)
+    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, save_every=args.save_every, seed=args.seed)
     states = train(HolePainter(artist.unet), data, make_loss(args, artist), cfg, accelerator, resume=args.resume is not None)
     if not accelerator.is_main_process:
         for _ in states:  # it helps to train; the main process alone writes and draws
@@ -133,12 +133,12 @@ def widened(unet: UNet) -> UNet:
 def make_loss(args, artist: Artist):
     empty = artist.reader([""])[0].cpu()                                                   # (M, D)
 
-    def loss(net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
+    def loss(net: nn.Module, batch: dict[str, Tensor], draw) -> LossTerms:
         z0, shown, words = sample(batch, draw), batch["shown"], batch["words"]             # (B, c, h, w), (B, H, 1 + c, h, w), (B, M, D)
         shown = shown[torch.arange(len(z0), device=z0.device), (draw.rand(len(z0)) * shown.shape[1]).long()]  # one of its holes
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
-        words = drop_captions(words, empty.to(words), draw.rand(len(z0)), args.drop)
-        return Errors(diffusion_loss(net, artist.schedule, artist.prediction, z0, u, eps, words=words, shown=shown), u)
+        words = drop_captions(words, empty.to(words), draw.rand(len(z0)), args.caption_dropout)
+        return LossTerms(diffusion_loss(net, artist.schedule, artist.prediction, z0, u, eps, words=words, shown=shown), u)
 
     return loss
 

@@ -25,7 +25,7 @@ from common.models.unet import UNet, text_unet, zero_init
 from common.models.vae import AutoencoderKL
 from common.training.latents import check_fit, check_fit_before, sample
 from common.training.logging import Due, logged
-from common.training.loop import Errors, State, TrainConfig, train
+from common.training.loop import LossTerms, State, TrainConfig, train
 from common.training.record import check_record, keep_settings, record_of, start_of
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, captions_of, vectors_of
 from inpaint_gif.clip.formats import save_folder
@@ -71,12 +71,12 @@ def fit_text2dish(args) -> None:
     """Train as `args` (train_text2dish.Args, settled) says."""
     device = pick_device(args.device)
     begun = start_of(args, args.model)
-    clip = load_clip(args.clip if begun == args.model else begun / "clip", args.door, device)
+    clip = load_clip(args.clip if begun == args.model else begun / "clip", args.backend, device)
     if begun != args.model:  # the copy says where the CLIP came from
         clip.form = clip.form._replace(source=read_json(begun / READS)["trained_with"])
     vae = load_vae(begun, device)
     artist = Artist(vae, new_unet(args, vae, clip), *schedule_of(args), False, NameReader(clip))
-    artist.schedule.path(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
+    artist.schedule.noise_levels(Sampler.parse_plain(args.sampler).steps)  # a number of steps that cannot be is refused now
     check_fit_before(vae, (args.data,), vae.cfg.size, "--model")
     images, captions = gather(args, vae.cfg.size)
     record = record_of(images.pixels, captions)
@@ -84,7 +84,7 @@ def fit_text2dish(args) -> None:
     check_fit(vae, images, "--model")
     accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
     data = Named(encoded(vae, images), *vectors_for(clip, captions))
-    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch=args.batch, lr=args.lr, save_every=args.save_every, seed=args.seed)
+    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, save_every=args.save_every, seed=args.seed)
     states = train(NamePainter(artist.unet), data, NameLoss(args, artist, clip), cfg, accelerator, resume=args.resume is not None)
     if not accelerator.is_main_process:
         for _ in states:  # it helps to train; the main process alone writes and draws
@@ -171,12 +171,12 @@ class NameLoss:
         self.args, self.schedule, self.prediction = args, artist.schedule, artist.prediction
         self.clip = {"clip": fingerprint(clip.form), "scaling_factor": artist.vae.cfg.scaling_factor}
 
-    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> Errors:
+    def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> LossTerms:
         z0, vectors = sample(batch, draw), batch["vectors"]                                          # (B, c, h, w), (B, K, D)
         vector = vectors[torch.arange(len(z0), device=z0.device), (draw.rand(len(z0)) * vectors.shape[1]).long()]      # (B, D): one of its captions
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
-        vector = drop_captions(vector, torch.zeros_like(vector[0]), draw.rand(len(z0)), self.args.drop)
-        return Errors(diffusion_loss(net, self.schedule, self.prediction, z0, u, eps, vector=vector), u)
+        vector = drop_captions(vector, torch.zeros_like(vector[0]), draw.rand(len(z0)), self.args.caption_dropout)
+        return LossTerms(diffusion_loss(net, self.schedule, self.prediction, z0, u, eps, vector=vector), u)
 
     def state_dict(self) -> dict:
         return self.clip

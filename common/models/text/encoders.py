@@ -1,7 +1,7 @@
 """What the U-Net reads: encoder(captions) -> (B, M, D) embeddings.
 
     SmallText  a tokenizer and a transformer of our own, trained along with the U-Net
-    Clip       a CLIP or Chinese CLIP from `transformers`, frozen
+    CLIPTextEncoder  a CLIP or Chinese CLIP from `transformers`, frozen
     Cached     a frozen encoder that computes each caption once
 
 The empty caption "" means "no condition" and is encoded like any other text: begin, end, padding.
@@ -78,7 +78,7 @@ LOADERS = {"clip_text_model": "CLIPTextModel", "clip": "CLIPModel",
            "chinese_clip_text_model": "ChineseCLIPTextModel", "chinese_clip": "ChineseCLIPModel"}  # fmt: skip
 
 
-class Clip(nn.Module):
+class CLIPTextEncoder(nn.Module):
     """A pretrained text encoder that stays as it is.
 
     name    a hub id, or a folder: of a CLIP or Chinese CLIP model, or of a whole diffusers model
@@ -96,7 +96,7 @@ class Clip(nn.Module):
         self.length = min(length or (52 if self.chinese else 77), config.max_position_embeddings)
         self.words, self.tokenizer = open_tokenizer(words, self.length)
 
-    def train(self, mode: bool = True) -> "Clip":
+    def train(self, mode: bool = True) -> "CLIPTextEncoder":
         return super().train(False)  # frozen: no dropout, whatever the modules around it do
 
     def ids(self, captions: Sequence[str]) -> Tensor:
@@ -150,7 +150,7 @@ class Cached:
     prompts typed later, are computed when they come.
     """
 
-    def __init__(self, encoder: Clip, captions: Sequence[str], folder: Path, batch: int = 64):
+    def __init__(self, encoder: CLIPTextEncoder, captions: Sequence[str], folder: Path, batch: int = 64):
         if any(parameter.requires_grad for parameter in encoder.parameters()):
             raise UserError("only a frozen text encoder can be cached, because one that is trained changes with every step")
         self.encoder, self.dim, self.length, self.tokenizer = encoder, encoder.dim, encoder.length, encoder.tokenizer
@@ -185,7 +185,7 @@ def half(x: Tensor) -> Tensor:
     return y
 
 
-def fingerprint(encoder: Clip, captions: Sequence[str]) -> str:
+def fingerprint(encoder: CLIPTextEncoder, captions: Sequence[str]) -> str:
     """32 hexadecimal digits that change with the weights, the tokenizer, its length or the captions."""
     digest = hashlib.sha256()
     for name, weight in sorted(encoder.state_dict().items()):
@@ -199,11 +199,11 @@ def fingerprint(encoder: Clip, captions: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def save_text(folder: Path, encoder: SmallText | Clip | Cached, dtype: torch.dtype = torch.float32) -> None:
+def save_text(folder: Path, encoder: SmallText | CLIPTextEncoder | Cached, dtype: torch.dtype = torch.float32) -> None:
     """Write `tokenizer/` and `text_encoder/` of a diffusers model, for CLIPTokenizer and CLIPTextModel.from_pretrained."""
     if isinstance(encoder, Cached):
         encoder = encoder.encoder
-    if isinstance(encoder, Clip):
+    if isinstance(encoder, CLIPTextEncoder):
         encoder.network.save_pretrained(folder / "text_encoder")
         encoder.words.save_pretrained(folder / "tokenizer")
         return
@@ -215,7 +215,7 @@ def save_text(folder: Path, encoder: SmallText | Clip | Cached, dtype: torch.dty
     write_atomically(folder / "text_encoder" / WEIGHTS, lambda file: file.write(save(state, metadata={"format": "pt"})))
 
 
-def load_text(folder: Path) -> SmallText | Clip:
+def load_text(folder: Path) -> SmallText | CLIPTextEncoder:
     """Open what save_text wrote, or the text encoder of any Stable Diffusion 1.x or 2.x folder."""
     folder = Path(folder)
     found = parts(folder)
@@ -223,7 +223,7 @@ def load_text(folder: Path) -> SmallText | Clip:
         raise UserError(f"{folder} holds no text encoder: {folder / 'text_encoder'} and {folder / 'tokenizer'} were expected")
     config = read_json(folder / "text_encoder" / "config.json")
     if str(config.get("model_type")).startswith("chinese_clip"):
-        return Clip(str(folder))
+        return CLIPTextEncoder(str(folder))
     transformer = load_transformer(folder / "text_encoder", config)
     return SmallText(load_tokenizer(folder / "tokenizer", transformer.cfg.length), transformer).eval()
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler
 
-from common.diffusion.denoiser import PREDICTIONS, Denoiser, scale_in, target, threshold, unmix
+from common.diffusion.denoiser import PREDICTIONS, Denoiser, scale_in, target, threshold, to_x0_eps
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.schedules import SCHEDULES, Level, make_schedule, mix
+from common.diffusion.schedules import SCHEDULES, NoiseLevel, add_noise, make_schedule
 from common.errors import UserError
 
 
@@ -27,16 +27,16 @@ def test_unmix_undoes_target(schedule, prediction):
     for seed in range(5):
         x0, eps = pictures(seed)
         u = torch.tensor([r.uniform(0.02, 0.98) for _ in x0], dtype=torch.float64)
-        level = make_schedule(schedule).draw(u).like(x0)
-        x, y = mix(x0, eps, level), target(prediction, x0, eps, level)
-        x0_again, eps_again = unmix(prediction, y, x, level)
+        level = make_schedule(schedule).sample_levels(u).like(x0)
+        x, y = add_noise(x0, eps, level), target(prediction, x0, eps, level)
+        x0_again, eps_again = to_x0_eps(prediction, y, x, level)
         torch.testing.assert_close(x0_again, x0, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(eps_again, eps, rtol=1e-6, atol=1e-6)
 
 
 def test_the_targets_are_those_of_the_papers():
     x0, eps = pictures(0)
-    level = Level(0, 0.6, 0.8)
+    level = NoiseLevel(0, 0.6, 0.8)
     torch.testing.assert_close(target("eps", x0, eps, level), eps)
     torch.testing.assert_close(target("x0", x0, eps, level), x0)
     torch.testing.assert_close(target("v", x0, eps, level), 0.6 * eps - 0.8 * x0)
@@ -49,7 +49,7 @@ def test_noising_and_velocity_of_diffusers(name):
     schedule, theirs = make_schedule(name), DDPMScheduler(beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[name])
     t = torch.tensor([1, 2, 500, 1000])  # the paper's t; diffusers counts from zero
     level = schedule.at(t).like(x0)
-    torch.testing.assert_close(mix(x0, eps, level), theirs.add_noise(x0, eps, t - 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(add_noise(x0, eps, level), theirs.add_noise(x0, eps, t - 1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(target("v", x0, eps, level), theirs.get_velocity(x0, eps, t - 1), rtol=1e-4, atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_edm_preconditioning_of_the_paper_and_of_diffusers(sigma):
         return torch.tanh(scaled) + noise.double()[:, None, None, None]
 
     level = make_schedule("edm").at(torch.tensor(sigma, dtype=torch.float64))
-    level = Level(*map(float, level))
+    level = NoiseLevel(*map(float, level))
     guess = Denoiser(F, "edm", clip_x0=False)(x, level)
 
     c_skip, c_out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2) ** 0.5
@@ -86,16 +86,16 @@ def test_edm_asks_for_an_answer_of_unit_variance():
     x0, eps = (torch.randn(50_000, 1, 1, 1, generator=g, dtype=torch.float64) for _ in range(2))
     x0 = 0.5 * x0
     for sigma in (0.01, 0.5, 20.0):
-        level = Level(0, 1.0, sigma)
+        level = NoiseLevel(0, 1.0, sigma)
         assert float(target("edm", x0, eps, level).var()) == pytest.approx(1, rel=0.02)
-        assert float((scale_in("edm", level) * mix(x0, eps, level)).var()) == pytest.approx(1, rel=0.02)
+        assert float((scale_in("edm", level) * add_noise(x0, eps, level)).var()) == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_denoiser_reads_a_perfect_network(prediction):
     x0, eps = pictures(2)
-    for level in list(make_schedule("cosine").path(4))[:-1]:
-        x = mix(x0, eps, level)
+    for level in list(make_schedule("cosine").noise_levels(4))[:-1]:
+        x = add_noise(x0, eps, level)
         perfect = Denoiser(lambda *_, level=level: target(prediction, x0, eps, level), prediction)
         guess = perfect(x, level)
         torch.testing.assert_close(guess.x0, x0, rtol=1e-6, atol=1e-6)
@@ -103,7 +103,7 @@ def test_the_denoiser_reads_a_perfect_network(prediction):
 
 
 def test_clipping_keeps_the_picture_made_of_its_parts():
-    level = Level(10, 0.6, 0.8)
+    level = NoiseLevel(10, 0.6, 0.8)
     x = torch.linspace(-3, 3, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
     def net(x, t):
         return 0.1 * x
@@ -111,7 +111,7 @@ def test_clipping_keeps_the_picture_made_of_its_parts():
     assert free.x0.abs().max() > 1 and clipped.x0.abs().max() == 1
     torch.testing.assert_close(clipped.x0, free.x0.clamp(-1, 1))
     for guess in (clipped, free):
-        torch.testing.assert_close(mix(*guess, level), x)
+        torch.testing.assert_close(add_noise(*guess, level), x)
 
 
 def test_dynamic_thresholding():
@@ -123,15 +123,15 @@ def test_dynamic_thresholding():
     assert float(threshold(x0)[2].abs().max()) == 1 and float((threshold(x0)[2].abs() == 1).float().mean()) < 0.02
     assert float((x0[2].clamp(-1, 1).abs() == 1).float().mean()) > 0.5
 
-    level = Level(10, 0.6, 0.8)
+    level = NoiseLevel(10, 0.6, 0.8)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
     guess = Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0="dynamic")(x, level)
     torch.testing.assert_close(guess.x0, threshold(Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0=False)(x, level).x0))
-    torch.testing.assert_close(mix(*guess, level), x)
+    torch.testing.assert_close(add_noise(*guess, level), x)
 
 
 def test_a_network_with_learned_variance_is_read():
-    x, level = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)), Level(10, 0.6, 0.8)
+    x, level = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)), NoiseLevel(10, 0.6, 0.8)
     guess = Denoiser(lambda x, t: torch.cat([0.1 * x, x + 7], 1), "eps", clip_x0=False)(x, level)
     torch.testing.assert_close(guess.eps, 0.1 * x, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(guess.v, x + 7)
@@ -145,7 +145,7 @@ def test_the_denoiser_passes_the_noise_level_and_the_conditions():
         return x
 
     label = torch.tensor([3, 1])
-    Denoiser(net, "x0", label=label)(torch.zeros(2, 1, 4, 4), Level(17, 0.6, 0.8))
+    Denoiser(net, "x0", label=label)(torch.zeros(2, 1, 4, 4), NoiseLevel(17, 0.6, 0.8))
     assert seen["t"].tolist() == [17, 17] and seen["label"] is label
 
 
@@ -160,10 +160,10 @@ def test_the_loss_is_the_mean_squared_error_of_each_image(prediction):
         return torch.zeros_like(x)
 
     errors = diffusion_loss(net, schedule, prediction, x0, u, eps)
-    level = schedule.draw(u)
+    level = schedule.sample_levels(u)
     for i in range(4):
-        one = Level(level.time[i], float(level.alpha[i]), float(level.sigma[i]))
-        torch.testing.assert_close(seen["x"][i], mix(x0[i], eps[i], one))
+        one = NoiseLevel(level.time[i], float(level.alpha[i]), float(level.sigma[i]))
+        torch.testing.assert_close(seen["x"][i], add_noise(x0[i], eps[i], one))
         torch.testing.assert_close(errors[i], target(prediction, x0[i], eps[i], one).square().mean())
     assert seen["t"].tolist() == [100, 300, 600, 900]
 
@@ -172,14 +172,14 @@ def test_the_loss_is_zero_for_a_perfect_network():
     x0, eps = pictures(4)
     u = torch.tensor([0.1, 0.3, 0.6, 0.9])
     for schedule, prediction in (("cosine", "v"), ("edm", "edm"), ("flow", "flow")):
-        level = make_schedule(schedule).draw(u).like(x0)
+        level = make_schedule(schedule).sample_levels(u).like(x0)
         errors = diffusion_loss(lambda *_, y=target(prediction, x0, eps, level): y, make_schedule(schedule), prediction, x0, u, eps)
         assert errors.shape == (4,) and errors.max() < 1e-10
 
 
 def test_unknown_prediction():
     with pytest.raises(UserError, match="unknown prediction 'noise'; choose one of eps"):
-        target("noise", *pictures(0), Level(0, 0.6, 0.8))
+        target("noise", *pictures(0), NoiseLevel(0, 0.6, 0.8))
 
 
 def test_pairs_of_schedule_and_prediction():

@@ -9,10 +9,10 @@ from torch import Tensor
 from cfg_pokemon import guidance as longhand
 from common.diffusion import guidance
 from common.diffusion.denoiser import Denoiser
-from common.diffusion.schedules import Level, make_schedule
+from common.diffusion.schedules import NoiseLevel, make_schedule
 from common.errors import UserError
 from common.models.unet import UNet, text_unet
-from common.random import Draw
+from common.random import BatchRandom
 
 
 class Network:
@@ -35,7 +35,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 X, TEXT, EMPTY, EXTRA = numbers(3, 4, 6, 5), numbers(3, 2, 6, seed=1), numbers(1, 2, 6, seed=2), numbers(3, 5, 6, 5, seed=3)
 COND, UNCOND = {"text": TEXT}, {"text": EMPTY}
-LEVELS = [level for level in make_schedule("linear_zero_snr").path(7) if level.sigma > 0]
+LEVELS = [level for level in make_schedule("linear_zero_snr").noise_levels(7) if level.sigma > 0]
 MIDDLE = LEVELS[3]
 NEVER = math.nan  # of a scale that must not be asked for
 
@@ -60,7 +60,7 @@ def test_every_guess_is_that_of_chapter_2(prediction, w, more):
 
 
 def test_so_are_the_parts():
-    u, ids = Draw(0, 0).rand(3), torch.arange(6).view(3, 2)
+    u, ids = BatchRandom(0, 0).rand(3), torch.arange(6).view(3, 2)
     for share in (0.0, float(u.median()), 1.0):
         for batch, empty in ((TEXT, EMPTY[0]), (ids, torch.tensor([7, 8]))):
             assert torch.equal(guidance.drop_captions(batch, empty, u, share), longhand.drop_captions(batch, empty, u, share))
@@ -108,7 +108,7 @@ def test_one_extra_for_all_images():
 
 def test_the_extra_channels_are_not_scaled_with_the_noise():
     """EDM's network sees its noisy image divided by its size; a mask is not noisy."""
-    net, level = Network(), Level(0.3, 1.0, 5.0)
+    net, level = Network(), NoiseLevel(0.3, 1.0, 5.0)
     guidance.Guided(net, "edm", COND, UNCOND, 1.0, extra=EXTRA)(X, level)
     torch.testing.assert_close(net.shown[0], torch.cat([X / math.sqrt(25.25), EXTRA], 1))
 
@@ -138,7 +138,7 @@ def test_a_scale_that_changes_on_the_way():
     """At every level it is the guidance of the number that the function gives there."""
     asked = []
 
-    def w(level: Level) -> float:
+    def w(level: NoiseLevel) -> float:
         asked.append(level)
         return [0.0, 1.0, 2.5, 4.0, 1.0, 3.0, 0.5][LEVELS.index(level)]
 

@@ -8,7 +8,7 @@ from diffusers.training_utils import compute_snr
 
 from common.diffusion.denoiser import target
 from common.diffusion.losses import ERRORS, HUBER_DELTA, WEIGHT_NAMES, diffusion_loss, weight_of
-from common.diffusion.schedules import DiscreteSchedule, Level, make_schedule, mix
+from common.diffusion.schedules import DiscreteSchedule, NoiseLevel, add_noise, make_schedule
 from common.diffusion.vlb import discrete_log_likelihood, kl_of_gaussians, log_variance, step_variances, vlb_term
 from common.errors import UserError
 
@@ -43,8 +43,8 @@ def test_the_loss_uses_the_error_it_is_told(error):
     def net(x, t):
         return 0.3 * x
 
-    level = schedule.draw(u).like(x0)
-    expected = ERRORS[error](0.3 * mix(x0, eps, level), eps).flatten(1).mean(1)
+    level = schedule.sample_levels(u).like(x0)
+    expected = ERRORS[error](0.3 * add_noise(x0, eps, level), eps).flatten(1).mean(1)
     torch.testing.assert_close(diffusion_loss(net, schedule, "eps", x0, u, eps, error=error), expected)
 
 
@@ -81,10 +81,10 @@ def test_p2_of_the_paper():
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow", "edm"])
 def test_a_weight_means_the_same_whatever_is_predicted(prediction, weight):
     """The same wrong guess of x0, said in any of the languages, costs the same."""
-    level = Level(torch.zeros(3), *(torch.tensor(c, dtype=torch.float64).view(3, 1, 1, 1) for c in ((0.95, 0.6, 0.1), (0.3, 0.8, 0.995))))
+    level = NoiseLevel(torch.zeros(3), *(torch.tensor(c, dtype=torch.float64).view(3, 1, 1, 1) for c in ((0.95, 0.6, 0.1), (0.3, 0.8, 0.995))))
     x0, eps = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wrong_x0 = x0 + 0.1
-    wrong_eps = (mix(x0, eps, level) - level.alpha * wrong_x0) / level.sigma
+    wrong_eps = (add_noise(x0, eps, level) - level.alpha * wrong_x0) / level.sigma
     error = (target(prediction, wrong_x0, wrong_eps, level) - target(prediction, x0, eps, level)).square()
     costs = (weight_of(weight, prediction, level) * error).flatten(1).mean(1)
     snr = ((level.alpha / level.sigma) ** 2).flatten()
@@ -134,7 +134,7 @@ def bits(schedule: DiscreteSchedule, t: int, v: float, error: float = 0.0, predi
     """The bound's term for one level, where the network is off by `error` and always says v."""
     x0, _, eps = batch()
     level = schedule.at(torch.full((4,), t)).like(x0)
-    x, y = mix(x0, eps, level), target(prediction, x0, eps, level) + error
+    x, y = add_noise(x0, eps, level), target(prediction, x0, eps, level) + error
     return float(vlb_term(schedule, prediction, x0, x, y, torch.full_like(x0, v), level).mean())
 
 
@@ -169,8 +169,8 @@ def test_the_hybrid_loss_is_the_simple_one_plus_a_thousandth_of_the_bound():
     def net(x, t):
         return torch.cat([weight[0] * x, (weight[1] * x).tanh()], 1)
 
-    level = schedule.draw(u).like(x0)
-    x = mix(x0, eps, level)
+    level = schedule.sample_levels(u).like(x0)
+    x = add_noise(x0, eps, level)
     simple = diffusion_loss(lambda x, t: 0.4 * x, schedule, "eps", x0, u, eps)
     bound = vlb_term(schedule, "eps", x0, x, 0.4 * x, (0.3 * x).tanh(), level)
     hybrid = diffusion_loss(net, schedule, "eps", x0, u, eps)

@@ -21,7 +21,7 @@ from diffusers import (
 
 from common.diffusion.denoiser import Denoiser, Guess
 from common.diffusion.samplers import SAMPLERS, Sampler, ddim, ddim_inverse, ddpm, dpmpp_2m, dpmpp_2s, euler_a, heun, sde, start
-from common.diffusion.schedules import DiscreteSchedule, EDMSchedule, FlowSchedule, Level, Path, make_schedule
+from common.diffusion.schedules import DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevel, NoiseLevels, make_schedule
 from common.errors import UserError
 from common.random import Noise
 
@@ -68,13 +68,13 @@ def random_case(seed: int, steps_divide_T: bool) -> dict:
             "clip": r.random() < 0.5, "spacing": r.choice(["trailing", "leading"])}  # fmt: skip
 
 
-def settings(case: dict) -> tuple[DiscreteSchedule, dict, Denoiser, Path]:
+def settings(case: dict) -> tuple[DiscreteSchedule, dict, Denoiser, NoiseLevels]:
     """Our side of a case, and the keyword arguments of the scheduler that is to agree."""
     schedule = make_schedule(case["betas"], case["T"])
     theirs = {"num_train_timesteps": case["T"], "beta_schedule": THEIR_BETAS[case["betas"]],
               "beta_start": float(schedule.betas[0]), "beta_end": float(schedule.betas[-1]),
               "prediction_type": THEIR_PREDICTIONS[case["prediction"]]}  # fmt: skip
-    return schedule, theirs, Denoiser(network, case["prediction"], case["clip"]), schedule.path(case["steps"], case["spacing"])
+    return schedule, theirs, Denoiser(network, case["prediction"], case["clip"]), schedule.noise_levels(case["steps"], case["spacing"])
 
 
 # --------------------------------------------------------------------------------------------- equal to diffusers
@@ -130,7 +130,7 @@ def test_ddpm_full_chain(prediction, monkeypatch):
     """All T steps, no respacing: algorithm 2 of the paper."""
     schedule = make_schedule("linear", 50)
     theirs = in_double(DDPMScheduler(50, prediction_type=THEIR_PREDICTIONS[prediction]), schedule)
-    x, mine = pure_noise(), list(ddpm(Denoiser(network, prediction), pure_noise(), schedule.path(50), noise_source))
+    x, mine = pure_noise(), list(ddpm(Denoiser(network, prediction), pure_noise(), schedule.noise_levels(50), noise_source))
     for i, t in enumerate(range(49, -1, -1)):
         monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, x=x, **__: noise_source(i + 1, x))
         x = theirs.step(network(x, t), t, x).prev_sample
@@ -193,16 +193,16 @@ def test_ddim_inversion(steps):
     theirs.initial_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
     theirs.set_timesteps(steps)
     x = 0.5 * pure_noise()
-    mine = last(ddim_inverse(Denoiser(network, "eps", clip_x0=False), x, schedule.path(steps)))
+    mine = last(ddim_inverse(Denoiser(network, "eps", clip_x0=False), x, schedule.noise_levels(steps)))
     for t in theirs.timesteps:
         x = theirs.step(network(x, t), int(t), x).prev_sample
     assert relative(mine, x) < 1e-9
 
 
-def path_over(timesteps, schedule: DiscreteSchedule) -> Path:
+def path_over(timesteps, schedule: DiscreteSchedule) -> NoiseLevels:
     """A path through given timesteps of diffusers (which count from zero)."""
     t = torch.cat([torch.as_tensor(timesteps).long() + 1, torch.zeros(1, dtype=torch.long)])
-    return Path(schedule.at(t), schedule)
+    return NoiseLevels(schedule.at(t), schedule)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -233,13 +233,13 @@ def test_dpm_solver_pp_2s(steps):
     sigmas = theirs.sigmas.double()[0 : 2 * steps + 1 : 2]  # of alpha = 1; ours are sigma / alpha
     alpha = (1 + sigmas**2) ** -0.5
     clean = torch.tensor([1.0]), torch.tensor([0.0])
-    levels = Level(torch.zeros(steps + 2), torch.cat([alpha, clean[0]]), torch.cat([sigmas * alpha, clean[1]]))
+    levels = NoiseLevel(torch.zeros(steps + 2), torch.cat([alpha, clean[0]]), torch.cat([sigmas * alpha, clean[1]]))
 
     def timeless(x, t):
         return network(x, torch.tensor(400.0))  # diffusers rounds its time to whole steps, so let it not matter
 
     x = pure_noise()
-    mine = last(dpmpp_2s(Denoiser(timeless, "eps", clip_x0=False), x, Path(levels, schedule)))
+    mine = last(dpmpp_2s(Denoiser(timeless, "eps", clip_x0=False), x, NoiseLevels(levels, schedule)))
     for t in theirs.timesteps:
         x = theirs.step(timeless(x, t), t, x).prev_sample
     assert relative(mine, x) < 1e-4
@@ -251,7 +251,7 @@ def test_flow_euler(steps, shift):
     theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
     x = pure_noise()
-    mine = last(ddim(Denoiser(network, "flow", clip_x0=False), x, FlowSchedule(shift).path(steps)))
+    mine = last(ddim(Denoiser(network, "flow", clip_x0=False), x, FlowSchedule(shift).noise_levels(steps)))
     for t in theirs.timesteps:
         x = theirs.step(network(x.double(), t), t, x).prev_sample
     assert relative(mine, x.double()) < 1e-4
@@ -262,7 +262,7 @@ def test_edm_euler(steps):
     theirs = EDMEulerScheduler()
     theirs.set_timesteps(steps)
     x = pure_noise(80.0)
-    mine = last(ddim(Denoiser(network, "edm", clip_x0=False), x, EDMSchedule().path(steps)))
+    mine = last(ddim(Denoiser(network, "edm", clip_x0=False), x, EDMSchedule().noise_levels(steps)))
     for t in theirs.timesteps:
         y = network(theirs.scale_model_input(x, t).double(), t)
         x = theirs.step(y, t, x).prev_sample
@@ -276,14 +276,14 @@ def test_heun(steps):
     theirs.set_timesteps(steps)
     sigma = torch.cat([theirs.sigmas[:1], theirs.sigmas[1::2]]).double()  # it stores most levels twice
     time = torch.cat([theirs.timesteps[:1], theirs.timesteps[1::2], torch.zeros(1)])[: len(sigma)].double()
-    levels = Level(time, torch.ones_like(sigma), sigma)
+    levels = NoiseLevel(time, torch.ones_like(sigma), sigma)
 
     def denoise(x, level):
         eps = network(x / (level.sigma**2 + 1) ** 0.5, level.time)
         return Guess(x - level.sigma * eps, eps)
 
     x = pure_noise(float(sigma[0]))
-    mine = last(heun(denoise, x, Path(levels, EDMSchedule())))
+    mine = last(heun(denoise, x, NoiseLevels(levels, EDMSchedule())))
     for t in theirs.timesteps:
         x = theirs.step(network(theirs.scale_model_input(x, t).double(), t), t, x).prev_sample
     assert relative(mine, x.double()) < 1e-4
@@ -294,11 +294,11 @@ def test_heun(steps):
 MEAN, STD = 0.4, 0.25
 
 
-def marginal_std(level: Level) -> float:
+def marginal_std(level: NoiseLevel) -> float:
     return math.sqrt((level.alpha * STD) ** 2 + level.sigma**2)
 
 
-def ideal(x: torch.Tensor, level: Level) -> Guess:
+def ideal(x: torch.Tensor, level: NoiseLevel) -> Guess:
     """E[x0 | x_t] when x0 ~ N(MEAN, STD^2): what a perfectly trained network would say."""
     shrink = level.alpha * STD**2 / marginal_std(level) ** 2
     x0 = MEAN + shrink * (x - level.alpha * MEAN)
@@ -306,16 +306,16 @@ def ideal(x: torch.Tensor, level: Level) -> Guess:
     return Guess(x0, eps)
 
 
-def exact(x: torch.Tensor, now: Level, then: Level) -> torch.Tensor:
+def exact(x: torch.Tensor, now: NoiseLevel, then: NoiseLevel) -> torch.Tensor:
     """The probability-flow ODE keeps every point at the same number of deviations from the mean."""
     return then.alpha * MEAN + marginal_std(then) / marginal_std(now) * (x - now.alpha * MEAN)
 
 
-def even_path(schedule, steps: int) -> Path:
+def even_path(schedule, steps: int) -> NoiseLevels:
     """Levels even in lambda with a little noise left at the end: the setting in which orders of convergence are stated.
     (The last step to no noise at all is exact for a constant guess and would only blur the measurement.)"""
     levels = [schedule.at_lam(lam) for lam in np.linspace(-2.0, 3.0, steps + 1)]
-    return Path(Level(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule)
+    return NoiseLevels(NoiseLevel(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "edm", "flow"])
@@ -336,7 +336,7 @@ def test_order_of_convergence(sampler, order, schedule):
 CENTRES, WIDTH = torch.tensor([-0.8, 0.5], dtype=torch.float64), 0.3
 
 
-def ideal_of_mixture(x: torch.Tensor, level: Level) -> Guess:
+def ideal_of_mixture(x: torch.Tensor, level: NoiseLevel) -> Guess:
     """E[x0 | x_t] when x0 is drawn from either N(-0.8, 0.3^2) or N(0.5, 0.3^2)."""
     variance = (level.alpha * WIDTH) ** 2 + level.sigma**2
     off = x[..., None] - level.alpha * CENTRES
@@ -357,7 +357,7 @@ def test_order_of_convergence_on_a_mixture(sampler, order, schedule):
     assert measured[-1] == pytest.approx(order, abs=0.2), (measured, errors)
 
 
-def deviation_after(sampler, path: Path) -> float:
+def deviation_after(sampler, path: NoiseLevels) -> float:
     """The exact standard deviation that a random sampler gives Gaussian data: each of its steps is linear in picture and noise,
     so two questions tell all about it, and no dice are thrown."""
     one, nothing = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
@@ -369,7 +369,7 @@ def deviation_after(sampler, path: Path) -> float:
     levels = list(path)
     variance = marginal_std(levels[0]) ** 2
     for now, then in pairwise(levels):
-        short = Path(Level(*(torch.tensor(pair, dtype=torch.float64) for pair in zip(now, then, strict=True))), path.schedule)
+        short = NoiseLevels(NoiseLevel(*(torch.tensor(pair, dtype=torch.float64) for pair in zip(now, then, strict=True))), path.schedule)
         keeps = float(last(sampler(ideal_of_zero_mean, one, short, noise=lambda k, x: nothing)))
         adds = float(last(sampler(ideal_of_zero_mean, nothing, short, noise=lambda k, x: one)))
         variance = keeps**2 * variance + adds**2
@@ -392,7 +392,7 @@ def test_weak_order_of_the_random_samplers(sampler, name):
 @pytest.mark.parametrize("name", ["linear", "cosine", "edm", "flow", "scaled_linear_zero_snr"])
 def test_the_sde_arrives_at_the_data(name):
     """From the noisiest level to the clean image, also where it begins with nothing of the image left."""
-    assert deviation_after(sde, make_schedule(name).path(1000)) == pytest.approx(STD, rel=0.06)
+    assert deviation_after(sde, make_schedule(name).noise_levels(1000)) == pytest.approx(STD, rel=0.06)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
@@ -402,7 +402,7 @@ def test_ddim_inversion_comes_back(name):
     x = torch.linspace(-1.2, 1.0, 8, dtype=torch.float64).reshape(-1, 1, 1, 1)
     errors = []
     for steps in (100, 200, 400):
-        path = schedule.path(steps)
+        path = schedule.noise_levels(steps)
         noise = last(ddim_inverse(ideal_of_mixture, x, path))
         assert float(noise.std()) > 0.5
         errors.append(float((last(ddim(ideal_of_mixture, noise, path)) - x).abs().max()))
@@ -414,7 +414,7 @@ def test_ddim_inversion_comes_back(name):
 def test_deterministic_samplers_arrive_at_the_data(sampler, name):
     """From the noisiest level to the clean image, as on the command line: each point ends where the ODE takes it."""
     schedule = make_schedule(name)
-    path = schedule.path(200)
+    path = schedule.noise_levels(200)
     levels = list(path)
     x = levels[0].sigma * torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
     end = last(sampler(ideal, x, path))
@@ -423,7 +423,7 @@ def test_deterministic_samplers_arrive_at_the_data(sampler, name):
 
 def sample_gaussian(name: str, steps: int, sampler=ddpm, **options) -> torch.Tensor:
     x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return last(sampler(ideal, x, make_schedule(name).path(steps), noise=noise_source, **options))
+    return last(sampler(ideal, x, make_schedule(name).noise_levels(steps), noise=noise_source, **options))
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -436,12 +436,12 @@ def test_ddpm_reproduces_mean_and_deviation(name, steps, tolerance):
     assert float(x.std()) == pytest.approx(STD, rel=tolerance)
 
 
-def naive_jump(denoise, x: torch.Tensor, path: Path, noise) -> torch.Tensor:
+def naive_jump(denoise, x: torch.Tensor, path: NoiseLevels, noise) -> torch.Tensor:
     """The classic mistake: visit every 20th step, but with the coefficients of the full chain (eq. 11 with beta_t)."""
     schedule, times = path.schedule, [int(t) + 1 for t in path.levels.time[:-1]]
     for i, t in enumerate(times):
         beta, bar, before = schedule.betas[t - 1], schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
-        _, eps = denoise(x, Level(t - 1, float(schedule.alpha[t]), float(schedule.sigma[t])))
+        _, eps = denoise(x, NoiseLevel(t - 1, float(schedule.alpha[t]), float(schedule.sigma[t])))
         x = (x - beta / (1 - bar).sqrt() * eps) / (1 - beta).sqrt()
         x = x + ((1 - before) / (1 - bar) * beta).sqrt() * noise(i + 1, x)
     return x
@@ -450,9 +450,9 @@ def naive_jump(denoise, x: torch.Tensor, path: Path, noise) -> torch.Tensor:
 def test_respacing_is_not_jumping():
     """The mistake leaves most of the noise in; the test above, with its tolerance of 20 %, can tell the two apart."""
     x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    wrong = naive_jump(ideal, x, make_schedule("linear").path(50), noise_source)
+    wrong = naive_jump(ideal, x, make_schedule("linear").noise_levels(50), noise_source)
     assert float(wrong.std()) > 2 * STD
-    full = naive_jump(ideal, x, make_schedule("linear").path(1000), noise_source)  # with every step it is the right chain
+    full = naive_jump(ideal, x, make_schedule("linear").noise_levels(1000), noise_source)  # with every step it is the right chain
     assert float(full.std()) == pytest.approx(STD, rel=0.03)
 
 
@@ -460,7 +460,7 @@ def test_respacing_is_not_jumping():
 @pytest.mark.parametrize("name", ["cosine", "edm", "flow"])
 def test_any_eta_keeps_the_distribution(name, eta):
     """Song et al. 2021, theorem 1: eta changes the road, not where it leads. (On every schedule, not only DDPM's.)"""
-    path = make_schedule(name).path(250)
+    path = make_schedule(name).noise_levels(250)
     x = float(path.levels.sigma[0]) * torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = last(ddim(ideal, x, path, eta, noise_source))
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.015)
@@ -468,7 +468,7 @@ def test_any_eta_keeps_the_distribution(name, eta):
 
 
 def test_ddim_with_eta_one_is_ddpm():
-    path, x = make_schedule("cosine").path(20), pure_noise()
+    path, x = make_schedule("cosine").noise_levels(20), pure_noise()
     denoise = Denoiser(network, "v")
     for a, b in zip(ddim(denoise, x, path, 1.0, noise_source), ddpm(denoise, x, path, noise_source), strict=True):
         torch.testing.assert_close(a.x, b.x, rtol=0, atol=1e-12)
@@ -477,7 +477,7 @@ def test_ddim_with_eta_one_is_ddpm():
 @pytest.mark.parametrize("sampler", [lambda *a: ddim(*a, 0.7, noise_source), lambda *a: ddpm(*a, noise_source)], ids=["ddim", "ddpm"])
 def test_the_last_step_adds_no_noise(sampler):
     """The sample is the network's last guess of the clean image, exactly."""
-    steps = list(sampler(Denoiser(network, "v"), pure_noise(), make_schedule("cosine").path(10)))
+    steps = list(sampler(Denoiser(network, "v"), pure_noise(), make_schedule("cosine").noise_levels(10)))
     assert torch.equal(steps[-1].x, steps[-1].x0)
     assert not torch.allclose(steps[-2].x, steps[-2].x0, atol=1e-3)
 
@@ -527,10 +527,10 @@ def test_same_seed_same_picture(text):
 
 
 def test_the_fresh_noise_is_not_the_noise_one_began_with():
-    path = make_schedule("cosine").path(5)
+    path = make_schedule("cosine").noise_levels(5)
     x = start(path, SHAPE, Noise(3))
     assert all(not torch.equal(Noise(3)(k, x), x) for k in range(1, 6))
-    assert float(start(make_schedule("edm").path(5), (1000, 1, 1, 1), Noise(0)).std()) == pytest.approx(80, rel=0.1)
+    assert float(start(make_schedule("edm").noise_levels(5), (1000, 1, 1, 1), Noise(0)).std()) == pytest.approx(80, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from common.diffusion.schedules import (
     DiscreteSchedule,
     EDMSchedule,
     FlowSchedule,
+    add_noise,
     make_schedule,
-    mix,
     zero_terminal_snr,
 )
 from common.errors import UserError
@@ -54,7 +54,7 @@ def test_the_steps_visited_are_those_of_diffusers(name, spacing):
     for T, steps in [(1000, 1), (1000, 50), (1000, 1000), *((T, r.randint(2, T)) for T in (50, 333, 1000) for _ in range(15))]:
         theirs = DDIMScheduler(T, beta_schedule=THEIR_NAMES[name], timestep_spacing=spacing)
         theirs.set_timesteps(steps)
-        path = make_schedule(name, T).path(steps, spacing)
+        path = make_schedule(name, T).noise_levels(steps, spacing)
         assert path.levels.time[:-1].tolist() == theirs.timesteps[:steps].tolist(), (T, steps)
         assert len(path) == steps
 
@@ -63,7 +63,7 @@ def test_the_steps_visited_are_those_of_diffusers(name, spacing):
 def test_edm_noise_levels_of_diffusers(steps):
     theirs = EDMEulerScheduler(sigma_min=0.01, sigma_max=50.0, rho=5.0)
     theirs.set_timesteps(steps)
-    levels = EDMSchedule(0.01, 50.0, rho=5.0).path(steps).levels
+    levels = EDMSchedule(0.01, 50.0, rho=5.0).noise_levels(steps).levels
     torch.testing.assert_close(levels.sigma.float(), theirs.sigmas, rtol=1e-6, atol=0)
     torch.testing.assert_close(levels.time[:-1].float(), theirs.timesteps, rtol=1e-5, atol=1e-6)
     assert (levels.alpha == 1).all()
@@ -75,7 +75,7 @@ def test_flow_times_of_diffusers(steps, shift):
     """Its pipelines hand it these evenly spaced sigmas; left to itself it would stop at 1/1000 and then jump."""
     theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
-    levels = FlowSchedule(shift).path(steps).levels
+    levels = FlowSchedule(shift).noise_levels(steps).levels
     torch.testing.assert_close(levels.sigma.float(), theirs.sigmas, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(levels.time[:-1].float(), theirs.timesteps, rtol=1e-6, atol=1e-4)
 
@@ -87,7 +87,7 @@ def test_scheduler_configuration_round_trip(name):
     config = scheduler_to_diffusers(schedule, prediction, clip_x0=name in BETAS)
     again, prediction_again, clip = scheduler_from_diffusers(config)
     assert (prediction_again, clip) == (prediction, name in BETAS)
-    for mine, other in zip(schedule.path(7).levels, again.path(7).levels, strict=True):
+    for mine, other in zip(schedule.noise_levels(7).levels, again.noise_levels(7).levels, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
@@ -178,7 +178,7 @@ def test_the_sigmoid_follows_its_formula():
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [2, 13, 100])
 def test_a_path_loses_noise_at_every_step_and_ends_clean(name, steps):
-    levels = list(make_schedule(name).path(steps))
+    levels = list(make_schedule(name).noise_levels(steps))
     clean = [level.alpha / (level.alpha + level.sigma) for level in levels]  # rises with the signal-to-noise ratio
     assert all(a < b for a, b in pairwise(clean))
     assert levels[-1].sigma == 0 and levels[-1].alpha == 1 and levels[-1].lam == math.inf
@@ -189,7 +189,7 @@ def test_a_path_loses_noise_at_every_step_and_ends_clean(name, steps):
 def test_at_lam_inverts_the_path(name):
     """The level with half-log-SNR lambda is the level one took lambda from."""
     schedule = make_schedule(name)
-    for level in list(schedule.path(20))[:-1]:
+    for level in list(schedule.noise_levels(20))[:-1]:
         if level.alpha == 0:  # flow begins at pure noise, where lambda is minus infinity
             continue
         found = schedule.at_lam(level.lam)
@@ -201,7 +201,7 @@ def test_at_lam_inverts_the_path(name):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_at_lam_between_two_levels_lies_between(name):
     schedule = make_schedule(name)
-    a, b = list(schedule.path(20))[9:11]
+    a, b = list(schedule.noise_levels(20))[9:11]
     middle = schedule.at_lam((a.lam + b.lam) / 2)
     assert middle.lam == pytest.approx((a.lam + b.lam) / 2)
     assert b.time < middle.time < a.time and b.sigma < middle.sigma < a.sigma
@@ -211,7 +211,7 @@ def test_at_lam_between_two_levels_lies_between(name):
 def test_drawing_hits_every_step_equally_often(name):
     """u uniform in [0, 1) -> t uniform in 1..T, the network is told t - 1."""
     schedule = make_schedule(name, 10)
-    level = schedule.draw((torch.arange(1000) + 0.5) / 1000)
+    level = schedule.sample_levels((torch.arange(1000) + 0.5) / 1000)
     assert torch.bincount(level.time, minlength=10).tolist() == [100] * 10
     torch.testing.assert_close(level.alpha, schedule.alpha[level.time + 1])
     torch.testing.assert_close(level.sigma, schedule.sigma[level.time + 1])
@@ -221,7 +221,7 @@ def test_drawing_hits_every_step_equally_often(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_drawing_stands_the_ends_of_the_range(name, dtype):
     below_one = torch.nextafter(torch.tensor(1.0, dtype=dtype), torch.tensor(0.0, dtype=dtype))
-    level = make_schedule(name).draw(torch.stack([torch.tensor(0.0, dtype=dtype), below_one]))
+    level = make_schedule(name).sample_levels(torch.stack([torch.tensor(0.0, dtype=dtype), below_one]))
     for values in level:
         assert torch.isfinite(values.double()).all()
     assert (level.sigma > 0).all() and level.sigma[0] < level.sigma[1]
@@ -232,9 +232,9 @@ def test_drawing_stands_the_ends_of_the_range(name, dtype):
 
 def test_drawing_follows_the_distributions_of_the_papers():
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    log_sigma = make_schedule("edm").draw(u).sigma.log()
+    log_sigma = make_schedule("edm").sample_levels(u).sigma.log()
     assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=1e-3) and float(log_sigma.std()) == pytest.approx(1.2, abs=1e-2)
-    t = make_schedule("flow").draw(u).sigma
+    t = make_schedule("flow").sample_levels(u).sigma
     logit = (t / (1 - t)).log()
     assert float(logit.mean()) == pytest.approx(0, abs=1e-3) and float(logit.std()) == pytest.approx(1, abs=1e-2)
 
@@ -243,14 +243,14 @@ def test_mixing_gives_the_variance_the_level_promises():
     g = torch.Generator().manual_seed(0)
     x0 = torch.full((20_000, 1, 1, 1), 0.7, dtype=torch.float64)
     eps = torch.randn(x0.shape, generator=g, dtype=torch.float64)
-    for level in list(make_schedule("cosine").path(5))[:-1]:
-        x = mix(x0, eps, level)
+    for level in list(make_schedule("cosine").noise_levels(5))[:-1]:
+        x = add_noise(x0, eps, level)
         assert float(x.mean()) == pytest.approx(0.7 * level.alpha, abs=0.03)
         assert float(x.std()) == pytest.approx(level.sigma, rel=0.02)
 
 
 def test_like_shapes_the_level_for_images():
-    level = make_schedule("linear").draw(torch.tensor([0.1004, 0.9004])).like(torch.zeros(2, 3, 4, 4))
+    level = make_schedule("linear").sample_levels(torch.tensor([0.1004, 0.9004])).like(torch.zeros(2, 3, 4, 4))
     assert level.alpha.shape == level.sigma.shape == (2, 1, 1, 1) and level.alpha.dtype == torch.float32
     assert level.time.tolist() == [100.0, 900.0]
 
@@ -261,20 +261,20 @@ def test_like_shapes_the_level_for_images():
 @pytest.mark.parametrize("steps", [0, -3, 1001])
 def test_impossible_step_counts(steps):
     with pytest.raises(UserError, match="1 to 1000 steps"):
-        make_schedule("cosine").path(steps)
+        make_schedule("cosine").noise_levels(steps)
 
 
 @pytest.mark.parametrize("name", ["edm", "flow"])
 def test_no_steps_at_all(name):
     with pytest.raises(UserError, match="at least 1 step"):
-        make_schedule(name).path(0)
+        make_schedule(name).noise_levels(0)
 
 
 def test_unknown_names():
     with pytest.raises(UserError, match="unknown schedule 'cosinus'.*cosine"):
         make_schedule("cosinus")
     with pytest.raises(UserError, match="unknown spacing 'even'"):
-        make_schedule("cosine").path(10, "even")
+        make_schedule("cosine").noise_levels(10, "even")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_the_judges_program(tmp_path, monkeypatch, capsys):
     assert all(word in out for word in ("heldout, spoiled", "mood", "mean"))
     weights = tmp_path / "w.safetensors"
     with pytest.raises(UserError, match="is below the 98% that evaluations need"):  # it learned next to nothing
-        main(Args("train", weights, n=40, epochs=1, batch=16))
+        main(Args("train", weights, n=40, epochs=1, batch_size=16))
     assert not weights.exists()
     for wrong, said in (({"seed": 0}, "seed 0 draws the creatures that the classifier is tested on"),
                         ({"n": 100}, "100 creatures do not fill a batch of 128")):  # fmt: skip

@@ -32,7 +32,7 @@ def build(kind, config):
 
 def sampled(config: dict) -> None:
     schedule = scheduler_from_diffusers(config)[0]
-    levels = list(schedule.path(1))
+    levels = list(schedule.noise_levels(1))
     assert all(math.isfinite(float(level.alpha)) and math.isfinite(float(level.sigma)) for level in levels)
 
 

@@ -48,7 +48,7 @@ def test_a_batch_that_does_not_fit(small_machine):
     step = lambda batch: net(scale * batch["image"]).mean()  # noqa: E731
     batch = {"image": torch.zeros(512, 4096)}
     memory.need_for_batch(step, batch, [], "cpu")
-    with pytest.raises(UserError, match=r"8,192 images in a batch, .* need at least 3.9 GiB .* lower --batch"):
+    with pytest.raises(UserError, match=r"8,192 images in a batch, .* need at least 3.9 GiB .* lower --batch-size"):
         memory.need_for_batch(step, {"image": torch.zeros(1, 4096).expand(8192, -1)}, [], "cpu")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.models.text import hub
-from common.models.text.encoders import Cached, Clip, SmallText, load_text, save_text, small_text
+from common.models.text.encoders import Cached, CLIPTextEncoder, SmallText, load_text, save_text, small_text
 from common.models.text.tokenizer import BOS, END, EOS, load_tokenizer, train_tokenizer
 from common.models.text.transformer import TextConfig, TextTransformer, text_from_transformers, text_to_transformers
 from helpers.programs import run_program
@@ -346,14 +346,14 @@ def nowhere(monkeypatch, tmp_path):
 
 
 def test_clip_from_a_diffusers_folder(encoder, clip_folder):
-    clip = Clip(str(clip_folder)).train()
+    clip = CLIPTextEncoder(str(clip_folder)).train()
     assert (clip.dim, clip.length) == (16, 40) and not clip.network.training
     assert not any(p.requires_grad for p in clip.parameters()) and not clip(["red"]).requires_grad
     assert torch.equal(clip.ids(CAPTIONS + STRANGE), encoder.ids(CAPTIONS + STRANGE))
     torch.testing.assert_close(clip(CAPTIONS), encoder(CAPTIONS), atol=1e-5, rtol=0)
     assert torch.equal(clip(clip.ids(CAPTIONS)), clip(CAPTIONS))
     assert clip.tokenizer.remarks("a zebra")[0].startswith("unknown words: zebra")
-    assert Clip(str(clip_folder), length=12)(CAPTIONS).shape == (12, 12, 16)
+    assert CLIPTextEncoder(str(clip_folder), length=12)(CAPTIONS).shape == (12, 12, 16)
 
 
 def test_clip_from_a_whole_clip_model(encoder, clip_folder, tmp_path):
@@ -363,7 +363,7 @@ def test_clip_from_a_whole_clip_model(encoder, clip_folder, tmp_path):
     whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     whole.save_pretrained(tmp_path / "whole")
     shutil.copytree(clip_folder / "tokenizer", tmp_path / "whole", dirs_exist_ok=True)
-    clip = Clip(str(tmp_path / "whole"))
+    clip = CLIPTextEncoder(str(tmp_path / "whole"))
     ids = encoder.ids(CAPTIONS)
     torch.testing.assert_close(clip(CAPTIONS), whole.eval().text_model(input_ids=ids).last_hidden_state)
 
@@ -386,7 +386,7 @@ def chinese_folder(tmp_path):
 
 
 def test_chinese_clip(chinese_folder, tmp_path):
-    clip = Clip(str(chinese_folder))
+    clip = CLIPTextEncoder(str(chinese_folder))
     assert (clip.dim, clip.length) == (16, 52)
     theirs = transformers.ChineseCLIPModel.from_pretrained(chinese_folder).eval()
     tokens = transformers.AutoTokenizer.from_pretrained(chinese_folder)
@@ -394,19 +394,19 @@ def test_chinese_clip(chinese_folder, tmp_path):
     assert torch.equal(clip.ids(CAPTIONS[6:]), inputs.input_ids)
     assert clip(CAPTIONS[6:]).std() > 0.1
     torch.testing.assert_close(clip(CAPTIONS[6:]), theirs.text_model(**inputs).last_hidden_state)
-    short = Clip(str(chinese_folder), length=30)(CAPTIONS[6:7])
+    short = CLIPTextEncoder(str(chinese_folder), length=30)(CAPTIONS[6:7])
     end = len(CAPTIONS[6]) + 2
     torch.testing.assert_close(clip(CAPTIONS[6:7])[:, :end], short[:, :end])  # the padding is hidden
     assert clip.tokenizer.unknown("红色的龙 red zebra") == ["龙", "zebra"]
 
     save_text(tmp_path / "model", clip)
     again = load_text(tmp_path / "model")
-    assert isinstance(again, Clip)
+    assert isinstance(again, CLIPTextEncoder)
     torch.testing.assert_close(again(CAPTIONS), clip(CAPTIONS))
 
 
 def test_a_frozen_clip_is_saved_for_sampling(encoder, clip_folder, tmp_path):
-    save_text(tmp_path / "model", Clip(str(clip_folder)))
+    save_text(tmp_path / "model", CLIPTextEncoder(str(clip_folder)))
     again = load_text(tmp_path / "model")
     torch.testing.assert_close(again(CAPTIONS + STRANGE), encoder(CAPTIONS + STRANGE), atol=1e-5, rtol=0)
 
@@ -416,15 +416,15 @@ def test_wrong_encoders_are_refused(encoder, clip_folder, tmp_path):
     good = config.read_text()
     config.write_text(good.replace("clip_text_model", "t5"))
     with pytest.raises(UserError, match="'t5'"):
-        Clip(str(clip_folder))
+        CLIPTextEncoder(str(clip_folder))
     config.write_text(good)
     path = clip_folder / "text_encoder" / "model.safetensors"
     save_file({key: value for key, value in load_file(path).items() if "fc1.bias" not in key}, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="fc1.bias"):
-        Clip(str(clip_folder))
+        CLIPTextEncoder(str(clip_folder))
     path.unlink()
     with pytest.raises(UserError, match="config.json, model.safetensors"):
-        Clip(str(clip_folder))
+        CLIPTextEncoder(str(clip_folder))
 
 
 # ------------------------------------------------------------------------------------------------------------------ hub
@@ -432,12 +432,12 @@ def test_wrong_encoders_are_refused(encoder, clip_folder, tmp_path):
 
 def test_an_unreachable_hub_is_one_sentence(nowhere):
     with pytest.raises(UserError, match=r"some/model.*127\.0\.0\.1:9 did not answer.*local folder.*HF_ENDPOINT"):
-        Clip("some/model")
+        CLIPTextEncoder("some/model")
     for name in ("/nowhere/at/all", "./nowhere", "a/b/c"):
         with pytest.raises(UserError, match="there is no folder"):
-            Clip(name)
+            CLIPTextEncoder(name)
     with pytest.raises(UserError, match="neither a folder nor a hub id"):
-        Clip("not a name!")
+        CLIPTextEncoder("not a name!")
 
 
 def test_the_cache_of_the_hub_comes_first(encoder, clip_folder, nowhere):
@@ -445,10 +445,10 @@ def test_the_cache_of_the_hub_comes_first(encoder, clip_folder, nowhere):
     shutil.copytree(clip_folder, root / "snapshots" / ("0" * 40))
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text("0" * 40)
-    torch.testing.assert_close(Clip("some/model")(CAPTIONS), encoder(CAPTIONS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(CLIPTextEncoder("some/model")(CAPTIONS), encoder(CAPTIONS), atol=1e-5, rtol=0)
     (root / "snapshots" / ("0" * 40) / "text_encoder" / "model.safetensors").unlink()  # an interrupted download
     with pytest.raises(UserError, match="did not answer"):
-        Clip("some/model")
+        CLIPTextEncoder("some/model")
 
 
 def test_only_the_text_encoder_is_downloaded():
@@ -503,13 +503,13 @@ def mirror(clip_folder, nowhere, monkeypatch):
 
 
 def test_a_mirror_is_honoured(mirror, encoder, monkeypatch):
-    torch.testing.assert_close(Clip("some/model")(CAPTIONS), encoder(CAPTIONS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(CLIPTextEncoder("some/model")(CAPTIONS), encoder(CAPTIONS), atol=1e-5, rtol=0)
     assert set(mirror) == {"text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt",
                            "tokenizer/tokenizer_config.json"}  # fmt: skip
     with pytest.raises(UserError, match="could not be downloaded"):
-        Clip("some/other")
+        CLIPTextEncoder("some/other")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert Clip("some/model").dim == 16  # from the cache now
+    assert CLIPTextEncoder("some/model").dim == 16  # from the cache now
 
 
 # --------------------------------------------------------------------------------------------------------------- cached
@@ -520,7 +520,7 @@ def files(folder: Path):
 
 
 def test_the_second_use_reads_the_file(clip_folder, tmp_path, monkeypatch):
-    clip, folder = Clip(str(clip_folder)), tmp_path / "cache"
+    clip, folder = CLIPTextEncoder(str(clip_folder)), tmp_path / "cache"
     calls = []
     forward = clip.forward
     monkeypatch.setattr(clip, "forward", lambda captions: calls.append(len(captions)) or forward(captions))
@@ -544,17 +544,17 @@ def test_the_second_use_reads_the_file(clip_folder, tmp_path, monkeypatch):
 
 
 def test_the_file_belongs_to_one_encoder_and_its_captions(clip_folder, tmp_path):
-    clip, folder = Clip(str(clip_folder)), tmp_path / "cache"
+    clip, folder = CLIPTextEncoder(str(clip_folder)), tmp_path / "cache"
     first = Cached(clip, CAPTIONS, folder)
     assert Cached(clip, CAPTIONS[:5], folder).path != first.path
-    assert Cached(Clip(str(clip_folder), length=30), CAPTIONS, folder).path != first.path
+    assert Cached(CLIPTextEncoder(str(clip_folder), length=30), CAPTIONS, folder).path != first.path
     with torch.no_grad():
         clip.network.encoder.layers[1].mlp.fc2.bias[3] += 0.5
     other = Cached(clip, CAPTIONS, folder)
     assert other.path != first.path and (other(CAPTIONS) - first(CAPTIONS)).abs().max() > 0.1
     assert len(files(folder)) == 4
     first.path.write_bytes(first.path.read_bytes()[:-100])  # damaged: computed again
-    again = Cached(Clip(str(clip_folder)), CAPTIONS, folder)
+    again = Cached(CLIPTextEncoder(str(clip_folder)), CAPTIONS, folder)
     assert again.path == first.path and torch.equal(again(CAPTIONS), first(CAPTIONS))
     assert torch.equal(load_file(first.path)["embeddings"], first.table)
 
@@ -562,7 +562,7 @@ def test_the_file_belongs_to_one_encoder_and_its_captions(clip_folder, tmp_path)
 def test_what_cannot_be_cached(encoder, clip_folder, tmp_path):
     with pytest.raises(UserError, match="frozen"):
         Cached(encoder, CAPTIONS, tmp_path / "cache")
-    clip = Clip(str(clip_folder))
+    clip = CLIPTextEncoder(str(clip_folder))
     with torch.no_grad():
         clip.network.final_layer_norm.bias += 1e5
     with pytest.raises(UserError, match="half precision"):

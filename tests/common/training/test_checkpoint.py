@@ -85,7 +85,7 @@ def test_the_pipeline_draws_our_pictures(tmp_path, schedule, prediction):
 
     model, g, shape = load_model(tmp_path), torch.Generator().manual_seed(5), (2, 1, 8, 8)
     x = torch.randn(shape, generator=g)
-    path = model.schedule.path(8)
+    path = model.schedule.noise_levels(8)
     *_, step = ddpm(Denoiser(model.net, model.prediction, model.clip_x0), x, path, lambda k, like: torch.randn(shape, generator=g))
     ours = (step.x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(ours, torch.from_numpy(theirs).float(), rtol=0, atol=1e-3)

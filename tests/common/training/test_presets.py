@@ -36,7 +36,7 @@ def test_a_laptop_lies_between_a_cpu_and_a_gpu(program):
     presets = presets_of(program)
     for data in presets.cpu:
         cpu, mps, gpu = presets.cpu[data], presets.mps[data], presets.gpu[data]
-        assert cpu.batch <= mps.batch <= gpu.batch
+        assert cpu.batch_size <= mps.batch_size <= gpu.batch_size
         if hasattr(cpu, "channels"):
             assert sum(cpu.channels) <= sum(mps.channels) <= sum(gpu.channels)
 
@@ -53,8 +53,8 @@ def test_the_device_chooses(monkeypatch, device, kind):
 def test_what_is_given_stays(monkeypatch):
     monkeypatch.setattr(settings, "pick_device", lambda name: name)
     program = load_program(PROGRAMS[0])
-    filled = with_preset(program.Args(data="mnist", device="mps", batch=7, steps=3), program.PRESETS)
-    assert (filled.batch, filled.steps, filled.minutes) == (7, 3, None)
+    filled = with_preset(program.Args(data="mnist", device="mps", batch_size=7, steps=3), program.PRESETS)
+    assert (filled.batch_size, filled.steps, filled.minutes) == (7, 3, None)
     assert filled.channels == program.PRESETS.mps["mnist"].channels
 
 
@@ -95,14 +95,14 @@ def test_the_estimate_counts_what_is_kept():
 def test_chapter_1_fits_a_laptop(data):
     preset = load_program(PROGRAMS[0]).PRESETS.mps[data]
     size = preset.size or {"mnist": 28, "fashion_mnist": 28, "cifar10": 32}[data]
-    shape = (preset.batch, 3, size, size)
-    assert bytes_of_a_step(lambda: UNet(small_unet(size, 3, preset.channels)), shape, (preset.batch,)) < LAPTOP
+    shape = (preset.batch_size, 3, size, size)
+    assert bytes_of_a_step(lambda: UNet(small_unet(size, 3, preset.channels)), shape, (preset.batch_size,)) < LAPTOP
 
 
 @pytest.mark.parametrize(("program", "channels", "size"), [("02_cfg_pokemon/train.py", 3, None), ("04_latent_sd/train.py", 4, 16)])
 def test_text_to_image_fits_a_laptop(program, channels, size):
     for preset in presets_of(program).mps.values():
-        side, B = size or preset.size, preset.batch
+        side, B = size or preset.size, preset.batch_size
         net = lambda: WithText(UNet(text_unet(side, channels, preset.channels, 64)))  # noqa: B023, E731
         assert bytes_of_a_step(net, (B, channels, side, side), (B,), (B, 64, 64)) < LAPTOP
 
@@ -123,7 +123,7 @@ class Reconstruct(AutoencoderKL):
 
 def test_the_autoencoder_fits_a_laptop():
     for preset in presets_of("04_latent_sd/train_vae.py").mps.values():
-        shape = (preset.batch, 3, preset.size, preset.size)
+        shape = (preset.batch_size, 3, preset.size, preset.size)
         assert bytes_of_a_step(lambda: Reconstruct(small_vae(preset.size, 3, preset.channels)), shape) < LAPTOP  # noqa: B023
 
 
@@ -138,8 +138,8 @@ def test_chapter_5_takes_one_image_at_a_time_where_memory_is_short(monkeypatch, 
     network = lambda n: SimpleNamespace(parameters=lambda: [torch.empty(n, device="meta")])  # noqa: E731
     settled = lambda args, n: flags.settled(args, "lora", "x", small, large, network(n), device)  # noqa: E731
     few = settled(args, 1000)
-    assert (few.steps, few.batch, few.accumulate) == (6, 16, 1)
+    assert (few.steps, few.batch_size, few.gradient_accumulation) == (6, 16, 1)
     many = settled(args, flags.SMALL)
-    assert (many.steps, many.batch, many.accumulate) == ((20, 1, 4) if device == "mps" else (20, 4, 1))
-    given = settled(replace(args, batch=2), flags.SMALL)
-    assert (given.batch, given.accumulate) == (2, 1)
+    assert (many.steps, many.batch_size, many.gradient_accumulation) == ((20, 1, 4) if device == "mps" else (20, 4, 1))
+    given = settled(replace(args, batch_size=2), flags.SMALL)
+    assert (given.batch_size, given.gradient_accumulation) == (2, 1)

@@ -304,8 +304,8 @@ def test_resume_notices_other_pictures(change, folder_run, command_line):
     assert {"one more": "now holds 4", "one less": "now holds 2", "another": "differ from those"}[change] in said
 
 
-@pytest.mark.parametrize("flags", [["--lr", 0.5], ["--batch", 9], ["--seed", 4], ["--channels", 8, 8], ["--no-class-conditional"], ["--flip", True], ["--schedule", "linear"],
-                                   ["--prediction", "eps"], ["--size", 9], ["--accumulate", 2], ["--layers", 3], ["--precision", "bf16"], ["--out", "elsewhere"],
+@pytest.mark.parametrize("flags", [["--lr", 0.5], ["--batch-size", 9], ["--seed", 4], ["--channels", 8, 8], ["--no-class-conditional"], ["--flip", True], ["--schedule", "linear"],
+                                   ["--prediction", "eps"], ["--size", 9], ["--gradient-accumulation", 2], ["--layers", 3], ["--precision", "bf16"], ["--out", "elsewhere"],
                                    ["--start", "01_ddpm_mnist/pretrained"]], ids=lambda flags: flags[0])  # fmt: skip
 def test_flags_that_would_change_what_is_learned_are_refused(flags, run, command_line):
     if flags == ["--no-class-conditional"]:
@@ -316,7 +316,7 @@ def test_flags_that_would_change_what_is_learned_are_refused(flags, run, command
 
 def test_flags_that_repeat_the_runs_settings_are_fine(run):
     """Also a default that is typed out, and the run folder by another name."""
-    run_main(TRAIN, "--resume", run, *TINY, "--steps", 12, "--seed", 0, "--accumulate", 1, "--schedule", "cosine", "--out", run / ".." / "run")
+    run_main(TRAIN, "--resume", run, *TINY, "--steps", 12, "--seed", 0, "--gradient-accumulation", 1, "--schedule", "cosine", "--out", run / ".." / "run")
 
 
 def test_a_default_that_is_typed_out_counts_as_given(run, command_line):

@@ -20,10 +20,10 @@ from common.diffusion.losses import diffusion_loss
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.models.unet import UNet, UNetConfig, zero_init
-from common.random import Draw, generator
+from common.random import BatchRandom, generator
 from common.training.checkpoint import checkpoints, load_checkpoint
 from common.training.logging import BINS, COLUMNS, Due, keep_rows_until, logged, loss_by_noise
-from common.training.loop import Errors, TrainConfig, learning_rate, pick, power_ema, train
+from common.training.loop import LossTerms, TrainConfig, batch_indices, learning_rate, power_ema, train
 from helpers.programs import TINY, TRAIN, run_main
 
 
@@ -42,23 +42,23 @@ def little_net(dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
 
 
-def noisy_loss(net: nn.Module, batch: dict, draw: Draw) -> Errors:
+def noisy_loss(net: nn.Module, batch: dict, draw: BatchRandom) -> LossTerms:
     """Depends on the images, on random numbers of both kinds, and (through dropout) on the global generator."""
     x = batch["image"]
     u = draw.stratified(len(x))
-    return Errors((net(x + draw.randn(x.shape)) - x.sin() - u[:, None]).square().flatten(), u)
+    return LossTerms((net(x + draw.randn(x.shape)) - x.sin() - u[:, None]).square().flatten(), u)
 
 
-def plain_loss(net: nn.Module, batch: dict, draw: Draw) -> Errors:
+def plain_loss(net: nn.Module, batch: dict, draw: BatchRandom) -> LossTerms:
     x = batch["image"]
-    return Errors((net(x) - x.sin()).square().flatten(), draw.stratified(len(x)))
+    return LossTerms((net(x) - x.sin()).square().flatten(), draw.stratified(len(x)))
 
 
 def start(out: Path, net: nn.Module, loss=noisy_loss, resume: bool = False, **settings):
     """A training of 10 steps that saves every 3, unless told otherwise."""
     AcceleratorState._reset_state(reset_partial_state=True)
     budget = {} if "minutes" in settings else {"steps": 10}
-    cfg = TrainConfig(out, **budget | {"batch": 8, "lr": 1e-2, "save_every": 3} | settings)
+    cfg = TrainConfig(out, **budget | {"batch_size": 8, "lr": 1e-2, "save_every": 3} | settings)
     return train(net, Points(), loss, cfg, Accelerator(cpu=True), resume)
 
 
@@ -108,7 +108,7 @@ def test_ema_begins_with_the_weights_and_follows_after_each_step(tmp_path):
 def test_every_image_at_most_once_an_epoch(n, size):
     per_epoch, seen = n // size, []
     for epoch in range(3):
-        batches = [pick(n, size, epoch * per_epoch + place, seed=4) for place in range(per_epoch)]
+        batches = [batch_indices(n, size, epoch * per_epoch + place, seed=4) for place in range(per_epoch)]
         indices = torch.cat(batches).tolist()
         assert len(set(indices)) == len(indices) == per_epoch * size and max(indices) < n
         if n % size == 0:
@@ -116,29 +116,29 @@ def test_every_image_at_most_once_an_epoch(n, size):
         seen.append(indices)
     if n > size:
         assert seen[0] != seen[1] != seen[2]
-    again = torch.cat([pick(n, size, place, seed=4) for place in range(per_epoch)]).tolist()
-    assert again == seen[0] and torch.cat([pick(n, size, place, seed=5) for place in range(per_epoch)]).tolist() != seen[0]
+    again = torch.cat([batch_indices(n, size, place, seed=4) for place in range(per_epoch)]).tolist()
+    assert again == seen[0] and torch.cat([batch_indices(n, size, place, seed=5) for place in range(per_epoch)]).tolist() != seen[0]
 
 
 def test_fewer_images_than_a_batch():
-    batch = pick(3, 8, 0, seed=0)
+    batch = batch_indices(3, 8, 0, seed=0)
     assert batch.shape == (8,) and set(batch.tolist()) <= {0, 1, 2}
-    assert batch.tolist() == pick(3, 8, 0, seed=0).tolist() != pick(3, 8, 1, seed=0).tolist()
+    assert batch.tolist() == batch_indices(3, 8, 0, seed=0).tolist() != batch_indices(3, 8, 1, seed=0).tolist()
 
 
 def test_processes_share_what_one_would_have_drawn():
     for draw in (lambda d, n: d.randn((n, 2, 3)), lambda d, n: d.rand(n), lambda d, n: d.stratified(n)):
-        whole = draw(Draw(3, 17), 8)
-        parts = [draw(Draw(3, 17, rank, world=4), 2) for rank in range(4)]
+        whole = draw(BatchRandom(3, 17), 8)
+        parts = [draw(BatchRandom(3, 17, rank, world=4), 2) for rank in range(4)]
         assert torch.equal(torch.cat(parts), whole)
-        assert not torch.equal(draw(Draw(3, 18), 8), whole) and not torch.equal(draw(Draw(4, 17), 8), whole)
+        assert not torch.equal(draw(BatchRandom(3, 18), 8), whole) and not torch.equal(draw(BatchRandom(4, 17), 8), whole)
 
 
 def test_stratified_draws_meet_every_noise_level():
     for step in range(50):
-        u = Draw(0, step).stratified(16)
+        u = BatchRandom(0, step).stratified(16)
         assert (u * 16).long().tolist() == list(range(16)) and u.min() >= 0 and u.max() < 1
-    many = torch.cat([Draw(0, step).stratified(16) for step in range(500)])
+    many = torch.cat([BatchRandom(0, step).stratified(16) for step in range(500)])
     assert float(many.mean()) == pytest.approx(0.5, abs=0.002) and float(many.var()) == pytest.approx(1 / 12, rel=0.02)
 
 
@@ -152,10 +152,10 @@ def test_places_have_their_own_randomness():
 
 def test_states_report_what_happened(tmp_path):
     states = []
-    for state in start(tmp_path, little_net(), accumulate=2, seed=3):
+    for state in start(tmp_path, little_net(), gradient_accumulation=2, seed=3):
         states.append(state)
-        assert float(state.errors.each.mean()) == pytest.approx(state.loss, rel=1e-6)
-        assert len(state.errors.each) == len(state.errors.u) == state.images == 16
+        assert float(state.errors.per_sample.mean()) == pytest.approx(state.loss, rel=1e-6)
+        assert len(state.errors.per_sample) == len(state.errors.u) == state.images == 16
         assert state.lr == pytest.approx(learning_rate((state.step - 0.5) / 10, 1e-2, 0.05))
         assert state.progress == state.step / 10
     assert [state.step for state in states] == list(range(1, 11))
@@ -172,10 +172,10 @@ def test_the_loss_of_digits_falls(tmp_path):
 
     def loss(net, batch, draw):
         u = draw.stratified(len(batch["image"]))
-        return Errors(diffusion_loss(net, schedule, "v", batch["image"], u, draw.randn(batch["image"].shape)), u)
+        return LossTerms(diffusion_loss(net, schedule, "v", batch["image"], u, draw.randn(batch["image"].shape)), u)
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    cfg = TrainConfig(tmp_path, steps=60, batch=32, lr=5e-3)
+    cfg = TrainConfig(tmp_path, steps=60, batch_size=32, lr=5e-3)
     losses = [state.loss for state in train(net, data, loss, cfg, Accelerator(cpu=True))]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
@@ -184,7 +184,7 @@ def test_the_gradient_is_clipped(tmp_path):
     """Ten times the loss, the same step: only the direction counts once the norm is above the limit."""
     nets = little_net(), little_net()
     for net, factor in zip(nets, (10.0, 100.0), strict=True):
-        states = start(tmp_path / str(factor), net, lambda *args, factor=factor: plain_loss(*args)._replace(each=factor * plain_loss(*args).each), clip=1e-3)
+        states = start(tmp_path / str(factor), net, lambda *args, factor=factor: plain_loss(*args)._replace(per_sample=factor * plain_loss(*args).per_sample), clip=1e-3)
         norms = [state.grad_norm for state in states]
     assert norms[0] > 1  # the norm reported is that before clipping
     torch.testing.assert_close(weights(nets[0]), weights(nets[1]), rtol=1e-3, atol=1e-4)
@@ -194,7 +194,7 @@ def test_accumulation_is_one_larger_batch(tmp_path):
     """2 x 4 images against 1 x 8: the images are the same ones (32 of them, which 8 divides). The random numbers are
     drawn batch by batch and so are not the same, wherefore this loss uses none."""
     one, two = little_net(), little_net()
-    losses = [[state.loss for state in start(tmp_path / str(n), net, plain_loss, batch=8 // n, accumulate=n)]
+    losses = [[state.loss for state in start(tmp_path / str(n), net, plain_loss, batch_size=8 // n, gradient_accumulation=n)]
               for n, net in ((1, one), (2, two))]  # fmt: skip
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(weights(one), weights(two), rtol=1e-4, atol=1e-6)
@@ -278,12 +278,12 @@ class LearningLoss:
         self.rival = nn.Linear(1, 1)
         self.optimizer = torch.optim.AdamW(self.rival.parameters(), 1e-2)
 
-    def __call__(self, net: nn.Module, batch: dict, draw: Draw) -> Errors:
+    def __call__(self, net: nn.Module, batch: dict, draw: BatchRandom) -> LossTerms:
         errors = noisy_loss(net, batch, draw)
-        (self.rival(batch["image"]) - errors.each.detach()[:, None]).square().mean().backward()
+        (self.rival(batch["image"]) - errors.per_sample.detach()[:, None]).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return errors._replace(each=errors.each * (2 + self.rival(batch["image"]).detach().flatten().tanh()))
+        return errors._replace(per_sample=errors.per_sample * (2 + self.rival(batch["image"]).detach().flatten().tanh()))
 
     def state_dict(self) -> dict:
         return {"rival": self.rival.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -414,8 +414,8 @@ def broken_at(step: int, how: str):
         if len(calls) != step:
             return errors
         if how == "gradient":  # d sqrt(x) / dx at zero
-            return errors._replace(each=errors.each + (errors.each - errors.each.detach()).clamp(min=0).sqrt())
-        return errors._replace(each=errors.each * float(how))
+            return errors._replace(per_sample=errors.per_sample + (errors.per_sample - errors.per_sample.detach()).clamp(min=0).sqrt())
+        return errors._replace(per_sample=errors.per_sample * float(how))
 
     return loss
 

@@ -10,7 +10,7 @@ from common.training.checkpoint import checkpoints
 from helpers.programs import ROOT, TINY, TRAIN, run_main, run_program
 
 STEPS = 8
-FLAGS = [*TINY, "--steps", STEPS, "--save-every", 4, "--sample-every", 100]  # TINY says --batch 8; the last one counts
+FLAGS = [*TINY, "--steps", STEPS, "--save-every", 4, "--sample-every", 100]  # TINY says --batch-size 8; the last one counts
 
 
 def column(run: Path, name: str) -> list[float]:
@@ -22,9 +22,9 @@ def column(run: Path, name: str) -> list[float]:
 def runs(tmp_path_factory) -> tuple[Path, Path]:
     """(one process, two processes): the same training of 16 images a step."""
     folder = tmp_path_factory.mktemp("processes")
-    run_main(TRAIN, *FLAGS, "--batch", 16, "--out", folder / "one")
+    run_main(TRAIN, *FLAGS, "--batch-size", 16, "--out", folder / "one")
     # --standalone finds a free port by itself, so that several of these can run at once
-    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, TRAIN, *FLAGS, "--batch", 8, "--out", folder / "two")
+    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, TRAIN, *FLAGS, "--batch-size", 8, "--out", folder / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("more images") == 1  # one of them talks
     return folder / "one", folder / "two"
@@ -49,7 +49,7 @@ def test_the_model_is_the_same(runs):
 
 def test_eight_images_would_not_do(runs, tmp_path):
     """Otherwise the comparison above would have shown nothing."""
-    run_main(TRAIN, *FLAGS, "--batch", 8, "--out", tmp_path / "small")
+    run_main(TRAIN, *FLAGS, "--batch-size", 8, "--out", tmp_path / "small")
     assert column(tmp_path / "small", "loss") != pytest.approx(column(runs[0], "loss"), rel=1e-2)
 
 

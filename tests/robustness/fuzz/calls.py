@@ -12,36 +12,36 @@ from common.io.ranges import MAY_BE_EMPTY, leaves, marks, range_of
 
 CPU = {"--device": ["cpu"]}
 FEW = CPU | {"--precision": ["no"], "--steps": ["2"], "--save-every": ["1"], "--sample-every": ["100"]}
-TUNED = FEW | {"--model": ["IN/sd"], "--size": ["32"], "--batch": ["2"], "--sample-steps": ["1"], "--measure": ["2"]}
-DRAWN = FEW | {"--batch": ["2"], "--sampler": ["ddim:2"], "--model": ["IN/sd"], "--n": ["4"], "--guidance": ["2"]}
-CLIP = {"--door": ["transformers"], "--clip": ["IN/clip"]}
+TUNED = FEW | {"--model": ["IN/sd"], "--size": ["32"], "--batch-size": ["2"], "--sample-steps": ["1"], "--measure": ["2"]}
+DRAWN = FEW | {"--batch-size": ["2"], "--sampler": ["ddim:2"], "--model": ["IN/sd"], "--n": ["4"], "--guidance": ["2"]}
+CLIP = {"--backend": ["transformers"], "--clip": ["IN/clip"]}
 
 # A call that is accepted and ends soon. "" holds the words without a flag; IN is the folder of inputs.
 VALID: dict[str, dict[str, list[str]]] = {
-    "01_ddpm_mnist/train.py": FEW | {"--data": ["digits"], "--size": ["8"], "--channels": ["8", "16"], "--batch": ["8"], "--sampler": ["ddim:2"], "--out": ["run"]},
+    "01_ddpm_mnist/train.py": FEW | {"--data": ["digits"], "--size": ["8"], "--channels": ["8", "16"], "--batch-size": ["8"], "--sampler": ["ddim:2"], "--out": ["run"]},
     "01_ddpm_mnist/sample.py": CPU | {"--model": ["IN/pixels"], "--n": ["2"], "--sampler": ["ddim:2"], "--out": ["a.png"]},
     "01_ddpm_mnist/toy_2d.py": {"--steps": ["2"], "--n": ["10"], "--sampler": ["ddim:2"], "--out": ["a.png"]},
-    "02_cfg_pokemon/train.py": FEW | {"--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--text-dim": ["32"], "--batch": ["4"], "--sampler": ["ddim:2"], "--out": ["run"]},
+    "02_cfg_pokemon/train.py": FEW | {"--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--text-dim": ["32"], "--batch-size": ["4"], "--sampler": ["ddim:2"], "--out": ["run"]},
     "02_cfg_pokemon/sample.py": CPU | {"": ["a red one"], "--model": ["IN/words"], "--n": ["2"], "--sampler": ["ddim:2"], "--out": ["a.png"]},
     "02_cfg_pokemon/evaluate.py": CPU | {"--model": ["IN/words"], "--n": ["2"], "--sampler": ["ddim:1"], "--scales": ["1"], "--out": ["out"]},
     "02_cfg_pokemon/caption_sensitivity.py": CPU | {"--model": ["IN/words"], "--n": ["4"]},
     "02_cfg_pokemon/memorization.py": CPU | {"--model": ["IN/words"], "--n": ["4"], "--n-train": ["8"], "--sampler": ["ddim:1"], "--out": ["out"]},
     "02_cfg_pokemon/ablations.py": CPU | {"": ["size"], "--steps": ["1"], "--n": ["4"], "--out": ["out"]},
-    "03_ddim_schedules/ablate.py": CPU | {"": ["sampler=ddim", "train_steps=2", "batch=8", "channels=8-16", "size=8", "n=40", "steps=2"], "--lab": ["lab"], "--out": ["out"]},
+    "03_ddim_schedules/ablate.py": CPU | {"": ["sampler=ddim", "train_steps=2", "batch_size=8", "channels=8-16", "size=8", "n=40", "steps=2"], "--lab": ["lab"], "--out": ["out"]},
     "03_ddim_schedules/interpolate.py": CPU | {"--model": ["IN/pixels"], "--frames": ["3"], "--steps": ["2"], "--out": ["out"]},
     "03_ddim_schedules/invert.py": CPU | {"--model": ["IN/pixels"], "--images": ["0", "1"], "--steps": ["2"], "--out": ["out"]},
-    "03_ddim_schedules/activation_memory.py": {"--size": ["8"], "--channels": ["8", "16"], "--batch": ["2"]},
-    "04_latent_sd/train_vae.py": FEW | {"--data": ["creatures"], "--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--batch": ["4"], "--held-out": ["4"], "--out": ["run"]},
-    "04_latent_sd/train.py": FEW | {"--data": ["IN/set"], "--n": ["8"], "--vae": ["IN/sd"], "--channels": ["8", "16"], "--text-dim": ["32"], "--batch": ["4"], "--sampler": ["ddim:2"],
+    "03_ddim_schedules/activation_memory.py": {"--size": ["8"], "--channels": ["8", "16"], "--batch-size": ["2"]},
+    "04_latent_sd/train_vae.py": FEW | {"--data": ["creatures"], "--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--batch-size": ["4"], "--held-out": ["4"], "--out": ["run"]},
+    "04_latent_sd/train.py": FEW | {"--data": ["IN/set"], "--n": ["8"], "--vae": ["IN/sd"], "--channels": ["8", "16"], "--text-dim": ["32"], "--batch-size": ["4"], "--sampler": ["ddim:2"],
                                     "--workers": ["0"], "--cache": ["cache"], "--out": ["run"]},
     "04_latent_sd/sample.py": CPU | {"": ["a red one"], "--model": ["IN/sd"], "--n": ["2"], "--sampler": ["ddim:2"], "--out": ["a.png"]},
     "04_latent_sd/evaluate.py": CPU | {"--model": ["IN/sd"], "--n": ["4"], "--scales": ["1"], "--sampler": ["ddim:1"], "--data": ["creatures"], "--out": ["out"]},
-    "04_latent_sd/benchmark_latents.py": CPU | {"--data": ["creatures"], "--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--batch": ["4"], "--epochs": ["2"], "--workers": ["0"]},
+    "04_latent_sd/benchmark_latents.py": CPU | {"--data": ["creatures"], "--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--batch-size": ["4"], "--epochs": ["2"], "--workers": ["0"]},
     "05_finetune_diffusers/generate.py": CPU | {"": ["a red one"], "--model": ["IN/sd"], "--n": ["1"], "--steps": ["2"], "--size": ["32"], "--out": ["out"]},
     "05_finetune_diffusers/prompt_weighting.py": CPU | {"": ["a red++ one"], "--model": ["IN/sd"], "--n": ["1"], "--steps": ["2"], "--out": ["out"]},
     "05_finetune_diffusers/restore.py": CPU | {"--model": ["IN/sd"], "--n": ["1"], "--steps": ["4"], "--strength": ["0.5"], "--guidance": ["1"], "--out": ["out"]},
     "05_finetune_diffusers/strength_study.py": CPU | {"--model": ["IN/sd"], "--n": ["2"], "--steps": ["4"], "--strength": ["0.5"], "--guidance": ["1"], "--out": ["out"]},
-    "05_finetune_diffusers/train_unconditional.py": {key: FEW[key] for key in FEW} | {"--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--batch": ["4"], "--sample-steps": ["1"], "--out": ["run"]},
+    "05_finetune_diffusers/train_unconditional.py": {key: FEW[key] for key in FEW} | {"--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--batch-size": ["4"], "--sample-steps": ["1"], "--out": ["run"]},
     "05_finetune_diffusers/ddpm_package.py": CPU | {"--n": ["100"], "--size": ["16"], "--dim": ["8"], "--mults": ["1", "2"], "--samples": ["4"], "--sample-steps": ["2"], "--steps": ["2"], "--out": ["run"]},
     "05_finetune_diffusers/compare_memory.py": {"": ["IN/results"]},
     "05_finetune_diffusers/finetune.py": TUNED | {"--n": ["4"], "--prompts": ["a red one"], "--out": ["run"]},
@@ -49,11 +49,11 @@ VALID: dict[str, dict[str, list[str]]] = {
     "05_finetune_diffusers/dreambooth.py": TUNED | {"--poses": ["2"], "--class-images": ["2"], "--prompts": ["a {}"], "--out": ["run"]},
     "05_finetune_diffusers/controlnet.py": TUNED | {"--n": ["4"], "--out": ["run"]},
     "06_inpaint_gif/train_clip.py": {key: FEW[key] for key in FEW if key != "--sample-every"} | {"--size": ["32"], "--patch": ["16"], "--width": ["32"], "--layers": ["1"], "--text-width": ["32"],
-                                     "--text-layers": ["1"], "--dim": ["16"], "--batch": ["6"], "--n": ["12"], "--held-out": ["8"], "--out": ["run"]},
+                                     "--text-layers": ["1"], "--dim": ["16"], "--batch-size": ["6"], "--n": ["12"], "--held-out": ["8"], "--out": ["run"]},
     "06_inpaint_gif/train_text2dish.py": DRAWN | CLIP | {"--names": ["米饭"], "--out": ["run"]},
     "06_inpaint_gif/train_inpaint.py": DRAWN | {"--windows": ["1"], "--holes": ["1"], "--out": ["run"]},
     "06_inpaint_gif/train_controlnet.py": DRAWN | {"--windows": ["1"], "--out": ["run"]},
-    "06_inpaint_gif/make_gif.py": CPU | CLIP | {"": ["米饭"], "--dish": ["IN/dish"], "--model": ["IN/holes"], "--engine": ["inpaint"], "--sampler": ["ddim:2"], "--tries": ["1"], "--frames": ["3"],
+    "06_inpaint_gif/make_gif.py": CPU | CLIP | {"": ["米饭"], "--dish": ["IN/dish"], "--model": ["IN/holes"], "--engine": ["inpaint"], "--sampler": ["ddim:2"], "--candidates": ["1"], "--frames": ["3"],
                                         "--camera": ["left:1"], "--enlarge": ["1"], "--out": ["a.gif"]},
     "06_inpaint_gif/generate.py": CPU | CLIP | {"": ["米饭"], "--model": ["IN/dish"], "--n": ["1"], "--sampler": ["ddim:2"], "--region": ["left:番茄汤"], "--out": ["a.png"]},
     "06_inpaint_gif/convert_clip.py": {"--clip": ["IN/clip"], "--out": ["clip.pt"]},
@@ -176,10 +176,10 @@ def mutation(rng: random.Random, field: Any, hint: Any, hostile: list[str]) -> t
 
 def study(rng: random.Random) -> tuple[list[str], bool]:
     """A word of ablate.py's."""
-    key = rng.choice(["lr", "n", "batch", "layers", "channels", "size", "seed", "train_steps", "steps", "eta", "noise_seed", "sampler", "data", "loss", "weight",
+    key = rng.choice(["lr", "n", "batch_size", "layers", "channels", "size", "seed", "train_steps", "steps", "eta", "noise_seed", "sampler", "data", "loss", "weight",
                       "optimizer", "clip", "variance", "schedule", "prediction", "model", "ema", "learned_variance", "colour", ""])  # fmt: skip
     value = rng.choice(["nan", "0", "-1", "abc", "", "inf", "1e99", "9" * 25, "\udcff", "8-x", ",", "0-8", "1000000000"])
-    bad = key in ("lr", "n", "batch", "layers", "size", "train_steps", "steps") or "\udcff" in value or (key == "channels")
+    bad = key in ("lr", "n", "batch_size", "layers", "size", "train_steps", "steps") or "\udcff" in value or (key == "channels")
     return [f"{key}={value}"], bad
 
 

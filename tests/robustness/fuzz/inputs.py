@@ -21,16 +21,16 @@ def write_valid(folder: Path, run) -> None:
     write_tiny_pipeline(folder / "sd")
     cpu = ["--device", "cpu"]
     few = [*cpu, "--precision", "no", "--steps", "2", "--save-every", "1", "--sample-every", "100"]
-    run("01_ddpm_mnist/train.py", "--data", "digits", "--size", "8", "--channels", "8", "16", "--batch", "8", *few, "--sampler", "ddim:2", "--out", "pixels")
-    run("02_cfg_pokemon/train.py", "--n", "8", "--size", "16", "--channels", "8", "16", "--text-dim", "32", "--batch", "4", *few, "--sampler", "ddim:2",
+    run("01_ddpm_mnist/train.py", "--data", "digits", "--size", "8", "--channels", "8", "16", "--batch-size", "8", *few, "--sampler", "ddim:2", "--out", "pixels")
+    run("02_cfg_pokemon/train.py", "--n", "8", "--size", "16", "--channels", "8", "16", "--text-dim", "32", "--batch-size", "4", *few, "--sampler", "ddim:2",
         "--out", "words")  # fmt: skip
     run("06_inpaint_gif/train_clip.py", "--size", "32", "--patch", "16", "--width", "32", "--layers", "1", "--text-width", "32", "--text-layers", "1",
-        "--dim", "16", "--batch", "6", "--n", "12", "--held-out", "8", *few[:-2], "--out", "clip")  # fmt: skip
-    drawn = [*few, "--batch", "2", "--sampler", "ddim:2", "--model", "sd", "--n", "4"]
-    run("06_inpaint_gif/train_text2dish.py", *drawn, "--clip", "clip", "--door", "transformers", "--names", "米饭", "--out", "dish")
+        "--dim", "16", "--batch-size", "6", "--n", "12", "--held-out", "8", *few[:-2], "--out", "clip")  # fmt: skip
+    drawn = [*few, "--batch-size", "2", "--sampler", "ddim:2", "--model", "sd", "--n", "4"]
+    run("06_inpaint_gif/train_text2dish.py", *drawn, "--clip", "clip", "--backend", "transformers", "--names", "米饭", "--out", "dish")
     run("06_inpaint_gif/train_inpaint.py", *drawn, "--windows", "1", "--holes", "1", "--out", "holes")
     run("06_inpaint_gif/train_controlnet.py", *drawn, "--windows", "1", "--out", "control")
-    tuned = [*few, "--model", "sd", "--size", "32", "--batch", "2", "--sample-steps", "1", "--measure", "2", "--n", "4"]
+    tuned = [*few, "--model", "sd", "--size", "32", "--batch-size", "2", "--sample-steps", "1", "--measure", "2", "--n", "4"]
     run("05_finetune_diffusers/lora.py", *tuned, "--rank", "2", "--prompts", "a red one", "--out", "lora")
     run("05_finetune_diffusers/controlnet.py", *tuned, "--out", "edges")
 
@@ -131,7 +131,7 @@ def write_runs(folder: Path) -> None:
         ("pixels/model", "scheduler/scheduler_config.json"): {"num_train_timesteps": -3, "beta_schedule": {}, "prediction_type": [], "trained_betas": "x"},
         ("pixels/model", "unet/config.json"): {"sample_size": None, "block_out_channels": "x", "layers_per_block": 10**9, "norm_num_groups": 0},
         ("results", "results.json"): {"seconds": float("nan"), "steps": "many", "cost": []},
-        ("pixels", "config.json"): {"lr": float("nan"), "batch": -1, "steps": "x", "channels": [], "seed": None, "data": 7, "device": 0},
+        ("pixels", "config.json"): {"lr": float("nan"), "batch_size": -1, "steps": "x", "channels": [], "seed": None, "data": 7, "device": 0},
     }  # fmt: skip
     for (model, part), edits in changes.items():
         config = json.loads((valid / model / part).read_text())
