@@ -40,7 +40,7 @@ from inpaint_gif.clip.formats import (
 DOORS = ("cn_clip", "transformers")  # the backends; the first is the default
 INSTALL = "pip install --no-deps -r requirements-cn-clip.txt"
 LENGTH = 52  # tokens of a text, begin and end included, as in cn_clip
-PRETRAINED = Path(__file__).parent / "pretrained" / "clip"
+PRETRAINED = Path(__file__).parents[2] / "pretrained" / "clip"
 CACHE = Path("~/.cache/clip")  # where cn_clip keeps what it downloads
 PUBLISHED = {  # where cn_clip's own models lie on the hub, except RN50, which is no vision transformer
     "ViT-B-16": ("OFA-Sys/chinese-clip-vit-base-patch16", "clip_cn_vit-b-16.pt"),

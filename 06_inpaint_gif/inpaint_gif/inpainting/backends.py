@@ -31,11 +31,11 @@ from inpaint_gif.inpainting.edge_fill import FILLS, nearest
 from inpaint_gif.inpainting.pipeline import Artist, How, open_artist
 from inpaint_gif.inpainting.repaint import JUMP, TIMES, repaint
 
-HERE = Path(__file__).parent
+CHAPTER = Path(__file__).parents[2]
 ENGINES = ("inpaint", "repaint", "controlnet", "diffusers", *FILLS)
-DEFAULTS = {"inpaint": HERE / "pretrained" / "inpaint", "repaint": HERE / "pretrained" / "text2dish",
-            "controlnet": HERE.parent / "04_latent_sd" / "pretrained"}  # fmt: skip
-CONTROLNET = HERE / "pretrained" / "controlnet"
+DEFAULTS = {"inpaint": CHAPTER / "pretrained" / "inpaint", "repaint": CHAPTER / "pretrained" / "text2dish",
+            "controlnet": CHAPTER.parent / "04_latent_sd" / "pretrained"}  # fmt: skip
+CONTROLNET = CHAPTER / "pretrained" / "controlnet"
 BLUR = 1.0  # pixels over which an edge is softened
 
 Engine = Callable[[Tensor, Tensor, str, int], Tensor]
