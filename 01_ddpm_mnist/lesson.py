@@ -198,7 +198,7 @@ print(f"mean squared error of the guessed noise: network {of_network:.3f}, best 
 # long ones are shortened), at three noise levels: a **vector field** (向量场). Grey: the noisy cloud. Black: the clean points.
 
 # %%
-denoise = Denoiser(toy_net, toy.PREDICTION)  # turns the network's answer into a guess of (x0, eps)
+denoise = Denoiser(toy_net, toy.PREDICTION)  # turns the network's output into a Prediction (x0, eps)
 
 _, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
 for axis, t, reach in zip(axes, [800, 350, 80], [1.5, 1.5, 1.1], strict=True):

@@ -52,7 +52,7 @@ import torch
 
 from common import viz
 from common.data import load
-from common.diffusion.denoiser import PREDICTIONS, Denoiser, Guess, mixture, target, to_x0_eps
+from common.diffusion.denoiser import PREDICTIONS, Denoiser, Prediction, mixture, target, to_x0_eps
 from common.diffusion.losses import ERRORS, weight_of
 from common.diffusion.samplers import SAMPLERS, Sampler
 from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise, make_schedule
@@ -300,8 +300,8 @@ for name in PREDICTIONS:
     for lam in (2.0, 0.0, -2.0):
         level = schedules["cosine"].at_lam(lam)
         x, y = add_noise(x0, eps, level), target(name, x0, eps, level)
-        guess = to_x0_eps(name, y, x, level)
-        wrong = torch.maximum(wrong, torch.stack([(guess.x0 - x0).abs().max(), (guess.eps - eps).abs().max()]))
+        found_x0, found_eps = to_x0_eps(name, y, x, level)
+        wrong = torch.maximum(wrong, torch.stack([(found_x0 - x0).abs().max(), (found_eps - eps).abs().max()]))
     print(f"{name:10} {wrong[0]:13.1e} {wrong[1]:14.1e}")
 
 # %% [markdown]
@@ -338,7 +338,7 @@ for name in rows:
     for t in moments:
         level = NoiseLevel(*(float(part) for part in schedules["cosine"].at(torch.tensor(t))))
         x, y = add_noise(digit, eps[:1], level), target(name, digit, eps[:1], level)
-        pictures.append(to_x0_eps(name, y.bfloat16().float(), x, level).x0)
+        pictures.append(to_x0_eps(name, y.bfloat16().float(), x, level)[0])
         lost.append(rms(pictures[-1] - digit))
 show_images(torch.cat(pictures), len(moments), across=[f"t = {t}" for t in moments], down=rows, cell=0.8)
 print("error of x0 (rms) at t =  " + "".join(f"{t:>10}" for t in moments))
@@ -389,7 +389,7 @@ def remix(x0, eps, now, then, eta, z):
 @torch.no_grad()
 def my_ddim(x, path, eta=0.0, noise=Noise(0)):
     for k, (now, then) in enumerate(pairwise(path), start=1):
-        x0, eps = denoise(x, now)                        # take apart
+        x0, eps = denoise(x, now)[:2]                    # take apart
         x = remix(x0, eps, now, then, eta, noise(k, x))  # remix, with a little less noise
     return x
 
@@ -414,7 +414,7 @@ for eta in (0.0, 0.5, 1.0):
 
 # %%
 net, schedule, prediction, clip_x0 = load_model(CHAPTER / "pretrained")
-denoise = Denoiser(net, prediction, clip_x0)  # (x, level) -> its guess of (x0, eps)
+denoise = Denoiser(net, prediction, clip_x0)  # (x, level) -> Prediction: its estimates of x0 and eps
 print(f"{sum(p.numel() for p in net.parameters()):,} weights; predicts {prediction}, schedule {schedule.name}")
 
 
@@ -587,7 +587,7 @@ def ideal(x, level):
     """The perfect network: E[x0 | x]. (N,) -> (N,), (N,)"""
     likely, there = centres_given(x, level)
     x0 = (likely * there).sum(-1)
-    return Guess(x0, (x - level.alpha * x0) / level.sigma)
+    return Prediction(x0, (x - level.alpha * x0) / level.sigma)
 
 
 def even_levels(steps, first=-2.5, end=3.0):
@@ -684,7 +684,7 @@ for name, images in ends.items():
 def faulty(x, level):
     """The perfect network, but for an error at high noise."""
     x0 = ideal(x, level).x0 + 0.3 * (level.sigma > 0.8)
-    return Guess(x0, (x - level.alpha * x0) / level.sigma)
+    return Prediction(x0, (x - level.alpha * x0) / level.sigma)
 
 
 def quantiles(n=8000):
@@ -784,7 +784,7 @@ def ideal_for_l1(x, level):
         x0 = (low + high) / 2
         below = (likely * torch.special.ndtr((x0[:, None] - there) / sd)).sum(-1)
         low, high = torch.where(below < 0.5, x0, low), torch.where(below < 0.5, high, x0)
-    return Guess(x0, (x - level.alpha * x0) / level.sigma)
+    return Prediction(x0, (x - level.alpha * x0) / level.sigma)
 
 
 print("                      lie around -0.8   deviation around 0.5")

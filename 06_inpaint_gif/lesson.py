@@ -525,7 +525,7 @@ def repaint_longhand(denoise, known, hole, levels, order, dice):
             ratio = then.alpha / now.alpha
             x = ratio * x + (then.sigma**2 - (ratio * now.sigma) ** 2) ** 0.5 * dice(2 * i + 1, known)
             continue
-        x0, eps, *_ = denoise(x, now)                                                       # down: a step of DDPM inside ...
+        x0, eps = denoise(x, now)[:2]                                                       # down: a step of DDPM inside ...
         fresh = (then.sigma / now.sigma) ** 2 * (now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2)
         inside = then.alpha * x0 + max(0.0, then.sigma**2 - fresh) ** 0.5 * eps + fresh**0.5 * dice(2 * i + 1, known)
         around = then.alpha * known + then.sigma * dice(2 * i + 2, known)                   # ... and around it the truth, noised

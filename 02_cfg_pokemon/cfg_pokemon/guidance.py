@@ -43,7 +43,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from common.diffusion.denoiser import ClipMode, Guess, GuessWithVariance, scale_in, to_x0_eps
+from common.diffusion.denoiser import ClipMode, Prediction, scale_in, to_x0_eps
 from common.diffusion.schedules import NoiseLevel
 from common.errors import UserError
 
@@ -92,7 +92,7 @@ def noise_to_signal(level: NoiseLevel) -> float:
 
 
 class Guided:
-    """A guided network as a sampler wants it: guided(x, level) -> Guess, like `common.diffusion.denoiser.Denoiser`.
+    """A guided network as a sampler wants it: guided(x, level) -> Prediction, like `common.diffusion.denoiser.Denoiser`.
 
     net         (B, C, H, W), (B,), further keywords -> (B, C, H, W), or (B, 2 C, H, W) with learned variance
     prediction  what it was trained to say, one of common.diffusion.denoiser.PREDICTIONS
@@ -126,7 +126,7 @@ class Guided:
         self.cond, self.uncond = cond, {key: uncond[key].expand_as(cond[key]) for key in cond}
         self.both = {key: torch.cat([self.uncond[key], cond[key]]) for key in cond}                     # (2 B, ...)
 
-    def __call__(self, x: Tensor, level: NoiseLevel) -> Guess | GuessWithVariance:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         w = self.scale(level)
         if w in (0, 1):
             answer, *variance = self.ask(x, level, self.cond if w == 1 else self.uncond)
@@ -137,8 +137,7 @@ class Guided:
             if self.phi > 0:
                 answer = rescale(answer, cond, self.phi)
             variance = [each.chunk(2)[1] for each in v]  # an opinion on noise, not on the image: the conditional one stands
-        guess = to_x0_eps(self.prediction, answer, x, level, self.clip_x0)
-        return GuessWithVariance(*guess, *variance) if variance else guess
+        return Prediction(*to_x0_eps(self.prediction, answer, x, level, self.clip_x0), *variance)
 
     def scale(self, level: NoiseLevel) -> float:
         """w, or 1 outside the interval."""

@@ -45,22 +45,15 @@ def target(prediction: str, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tenso
     return a * x0 + b * eps
 
 
-class Guess(NamedTuple):
-    """The network's current opinion of what the noisy picture is made of. Both (B, C, H, W)."""
+class Prediction(NamedTuple):
+    """What a denoiser returns for a noisy image x_t: its estimates of the two parts. All (B, C, H, W)."""
 
     x0: Tensor
     eps: Tensor
+    variance: Tensor | None = None  # the v of `vlb.log_variance`, from a network with learned variance (Nichol & Dhariwal 2021)
 
 
-class GuessWithVariance(NamedTuple):
-    """The opinion of a network that was also taught how unsure it is (Nichol & Dhariwal 2021). All (B, C, H, W)."""
-
-    x0: Tensor
-    eps: Tensor
-    v: Tensor  # where log(variance) lies between its bounds: -1 at log(beta_tilde), 1 at log(beta); see common/diffusion/vlb.py
-
-
-def to_x0_eps(prediction: str, y: Tensor, x: Tensor, level: NoiseLevel, clip_x0: ClipMode = False) -> Guess:
+def to_x0_eps(prediction: str, y: Tensor, x: Tensor, level: NoiseLevel, clip_x0: ClipMode = False) -> tuple[Tensor, Tensor]:
     """Solve  x = alpha x0 + sigma eps,  y = a x0 + b eps  for (x0, eps). All (B, C, H, W).
 
     clip_x0 keeps the image in [-1, 1]; whatever else there is in x is then noise, so that x is still made of the two.
@@ -70,8 +63,8 @@ def to_x0_eps(prediction: str, y: Tensor, x: Tensor, level: NoiseLevel, clip_x0:
     x0 = combine(b / det, x, -level.sigma / det, y)
     if clip_x0:
         x0 = threshold(x0) if clip_x0 == "dynamic" else x0.clamp_(-1, 1)
-        return Guess(x0, combine(1 / level.sigma, x, -level.alpha / level.sigma, x0))
-    return Guess(x0, combine(-a / det, x, level.alpha / det, y))
+        return x0, combine(1 / level.sigma, x, -level.alpha / level.sigma, x0)
+    return x0, combine(-a / det, x, level.alpha / det, y)
 
 
 def threshold(x0: Tensor, share: float = 0.995) -> Tensor:
@@ -90,9 +83,9 @@ def scale_in(prediction: str, level: NoiseLevel):
 
 
 class Denoiser:
-    """A network and how to read it: denoiser(x, level) -> Guess. This is all a sampler needs to know.
+    """A network and how to read it: denoiser(x, level) -> Prediction. This is all a sampler needs to know.
 
-    net         (B, C, H, W), (B,) -> (B, C, H, W), or (B, 2 C, H, W) with learned variance, which then comes with the guess
+    net         (B, C, H, W), (B,) -> (B, C, H, W), or (B, 2 C, H, W) with learned variance, which the Prediction then holds
     prediction  what it was trained to say, one of PREDICTIONS
     clip_x0     keep the guessed image in [-1, 1], which no true image leaves: True, False or "dynamic" (see `threshold`)
     condition   further keyword arguments of the network: label=(B,), text=(B, M, D)
@@ -101,11 +94,8 @@ class Denoiser:
     def __init__(self, net: nn.Module, prediction: str, clip_x0: ClipMode = True, **condition):
         self.net, self.prediction, self.clip_x0, self.condition = net, prediction, clip_x0, condition
 
-    def __call__(self, x: Tensor, level: NoiseLevel) -> Guess | GuessWithVariance:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         time = torch.full(x.shape[:1], level.time, device=x.device)  # (B,)
         c_in = scale_in(self.prediction, level)
-        y = self.net(x if c_in == 1.0 else c_in * x, time, **self.condition)
-        if y.shape[1] == x.shape[1]:
-            return to_x0_eps(self.prediction, y, x, level, self.clip_x0)
-        y, v = y.chunk(2, dim=1)
-        return GuessWithVariance(*to_x0_eps(self.prediction, y, x, level, self.clip_x0), v)
+        y, *variance = self.net(x if c_in == 1.0 else c_in * x, time, **self.condition).split(x.shape[1], dim=1)
+        return Prediction(*to_x0_eps(self.prediction, y, x, level, self.clip_x0), *variance)

@@ -2,8 +2,7 @@
 
     sampler(denoise, x, path, ...) -> yields Step(x, x0, i) after every update; the last x is the sample
 
-    denoise  (x, level) -> (x0, eps): a `Denoiser`, or any function of this shape. It may be asked at any level
-             (A third value, the learned variance, is `ddpm`'s.)
+    denoise  (x, level) -> Prediction: a `Denoiser`, or any function that returns a pair (x0, eps). It must accept any level
     x        (B, C, H, W) pure noise, as `start` makes it
     path     the noise levels to visit
 
@@ -22,13 +21,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.diffusion.denoiser import Prediction
 from common.diffusion.schedules import NoiseLevel, NoiseLevels, Schedule, combine
 from common.diffusion.vlb import log_variance, step_variances
 from common.errors import UserError
 from common.io.memory import need
 from common.random import Noise
 
-Denoise = Callable[[Tensor, NoiseLevel], tuple[Tensor, Tensor]]
+Denoise = Callable[[Tensor, NoiseLevel], Prediction | tuple[Tensor, Tensor]]
 NoiseSource = Callable[[int, Tensor], Tensor]  # (k, x) -> noise of x's shape for step k
 
 
@@ -51,7 +51,7 @@ def ddim(denoise: Denoise, x: Tensor, path: NoiseLevels, eta: float = 0.0, noise
     The deviation of the fresh noise is eta sqrt(beta_tilde) (eq. 16).
     """
     for i, (now, then) in enumerate(pairwise(path)):
-        x0, eps, *_ = denoise(x, now)
+        x0, eps = denoise(x, now)[:2]
         fresh = eta * math.sqrt(max(0.0, step_variances(now, then)[1]))
         x = combine(then.alpha, x0, math.sqrt(then.sigma**2 - fresh**2), eps)
         if fresh > 0:  # zero at the last step: the final picture is never noised again
@@ -67,7 +67,7 @@ def ddpm(denoise: Denoise, x: Tensor, path: NoiseLevels, noise: NoiseSource = No
               pure noise (section 3.2); "learned" is the network's own opinion, taken where it has one
     """
     for i, (now, then) in enumerate(pairwise(path)):
-        x0, eps, *v = denoise(x, now)
+        x0, eps, v = Prediction(*denoise(x, now))
         beta, beta_tilde = step_variances(now, then)
         x = combine(then.alpha, x0, math.sqrt(max(0.0, then.sigma**2 - beta_tilde)), eps)  # the mean is the same for all
         if then.sigma > 0:
@@ -75,12 +75,12 @@ def ddpm(denoise: Denoise, x: Tensor, path: NoiseLevels, noise: NoiseSource = No
         yield Step(x, x0, i)
 
 
-def deviation(variance: str | None, beta: float, beta_tilde: float, v: list[Tensor]) -> float | Tensor:
+def deviation(variance: str | None, beta: float, beta_tilde: float, v: Tensor | None) -> float | Tensor:
     """Standard deviation of the noise that `ddpm` adds."""
-    if variance == "learned" and not v:
+    if variance == "learned" and v is None:
         raise UserError("this network predicts no variance; choose variance=small or variance=large")
-    if v and variance in (None, "learned"):
-        return (log_variance(v[0], math.log(beta), math.log(beta_tilde)) / 2).exp()
+    if v is not None and variance in (None, "learned"):
+        return (log_variance(v, math.log(beta), math.log(beta_tilde)) / 2).exp()
     return math.sqrt(beta if variance == "large" else beta_tilde)
 
 
@@ -101,7 +101,7 @@ def sde(denoise: Denoise, x: Tensor, path: NoiseLevels, noise: NoiseSource = Noi
     Drift and noise are taken as constant over a step, and so it needs many: what DDPM knows of the step in between is lost.
     """
     for i, (now, then) in enumerate(pairwise(path)):
-        x0, eps, *_ = denoise(x, now)
+        x0, eps = denoise(x, now)[:2]
         if now.alpha == 0:  # the drift is infinite where nothing of the image is left: there the ODE steps in
             x = combine(then.alpha, x0, then.sigma, eps)
         else:
@@ -118,10 +118,10 @@ def heun(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Step]:
     """Karras et al. 2022, algorithm 1 (deterministic): look, step, look again from there, step by the average."""
     for i, (now, then) in enumerate(pairwise(path)):
         da, ds = then.alpha - now.alpha, then.sigma - now.sigma
-        x0, eps, *_ = denoise(x, now)
+        x0, eps = denoise(x, now)[:2]
         ahead = x + da * x0 + ds * eps
         if then.sigma > 0:
-            x0_ahead, eps_ahead, *_ = denoise(ahead, then)
+            x0_ahead, eps_ahead = denoise(ahead, then)[:2]
             ahead = x + da / 2 * (x0 + x0_ahead) + ds / 2 * (eps + eps_ahead)
         x = ahead
         yield Step(x, x0, i)
@@ -132,7 +132,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Step]:
     """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2: extrapolate x0 from the last two guesses."""
     levels, x0_old = list(path), None
     for i, (now, then) in enumerate(pairwise(levels)):
-        x0, *_ = denoise(x, now)
+        x0 = denoise(x, now)[0]
         D = x0
         if x0_old is not None and then.sigma > 0:
             r = (now.lam - levels[i - 1].lam) / (then.lam - now.lam)
@@ -145,11 +145,11 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Step]:
 def dpmpp_2s(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Step]:
     """DPM-Solver++(2S), Lu et al. 2022b, algorithm 1 with r = 1/2: two looks a step, the second half-way in lambda."""
     for i, (now, then) in enumerate(pairwise(path)):
-        x0, *_ = denoise(x, now)
+        x0 = denoise(x, now)[0]
         D = x0
         if now.alpha > 0 and then.sigma > 0:  # lambda is infinite at either end, where there is no half-way
             middle = path.schedule.at_lam((now.lam + then.lam) / 2)
-            D, *_ = denoise(exponential_step(x, x0, now, middle), middle)
+            D = denoise(exponential_step(x, x0, now, middle), middle)[0]
         x = exponential_step(x, D, now, then)
         yield Step(x, x0, i)
 
@@ -168,7 +168,7 @@ def ddim_inverse(denoise: Denoise, x: Tensor, path: NoiseLevels) -> Iterator[Ste
     Ask a denoiser that does not clip: what is cut off cannot be brought back.
     """
     for i, (now, then) in enumerate(pairwise(reversed(list(path)))):
-        x0, eps, *_ = denoise(x, then)
+        x0, eps = denoise(x, then)[:2]
         x = combine(then.alpha / now.alpha, x, then.sigma - then.alpha / now.alpha * now.sigma, eps)
         yield Step(x, x0, i)
 

@@ -51,7 +51,7 @@ def vlb_term(schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tens
     rows = torch.stack([a, b, beta.log(), log_beta_tilde, first]).to(x.dtype).to(x.device)  # precision first: MPS has no float64
     a, b, log_beta, log_beta_tilde, first = (column(row, x) for row in rows)
 
-    mean = a * x + b * to_x0_eps(prediction, y, x, level).x0
+    mean = a * x + b * to_x0_eps(prediction, y, x, level)[0]
     log_var = log_variance(v, log_beta, log_beta_tilde)
     divergence = kl_of_gaussians(a * x + b * x0, log_beta_tilde, mean, log_var)
     decoder = -discrete_log_likelihood(x0, mean, log_var)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cfg_pokemon import guidance
-from common.diffusion.denoiser import Denoiser, Guess, threshold
+from common.diffusion.denoiser import Denoiser, Prediction, threshold
 from common.diffusion.samplers import ddim, dpmpp_2m
 from common.diffusion.schedules import NoiseLevel, NoiseLevels, make_schedule
 from common.errors import UserError
@@ -191,7 +191,7 @@ def test_a_network_with_learned_variance():
     time = torch.full((3,), MIDDLE.time)
     for w in (1.0, 4.0):
         got = Guided(Network(channels=2), "eps", COND, UNCOND, w)(X, MIDDLE)
-        close(got.v, Network(channels=2)(X, time, TEXT)[:, 1:])
+        close(got.variance, Network(channels=2)(X, time, TEXT)[:, 1:])
         close(got.x0, Guided(Network(), "eps", COND, UNCOND, w)(X, MIDDLE).x0)
 
 
@@ -283,7 +283,7 @@ def test_guided_samples_of_two_gaussians_overshoot_exactly_w_times(sampler):
     net, m, w = Gaussian(), 0.7, 3.0
     guided = Guided(net, "x0", {"text": torch.full((4000, 1), m)}, {"text": torch.zeros(1, 1)}, w, clip_x0=False)
 
-    def denoise(x: Tensor, level: NoiseLevel) -> Guess:
+    def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
         net.level = level
         return guided(x, level)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from common.data import export_lmdb
 from common.data.dishes.dataset import dish, draw
-from common.diffusion.denoiser import Guess
+from common.diffusion.denoiser import Prediction
 from common.diffusion.samplers import start
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
@@ -397,7 +397,7 @@ def gaussian_pair(rho: float):
     def denoise(x, level):
         gain = level.alpha * covariance @ torch.linalg.inv(level.alpha**2 * covariance + level.sigma**2 * torch.eye(2))
         x0 = (x.flatten(1) @ gain.T).view(x.shape)
-        return Guess(x0, (x - level.alpha * x0) / level.sigma)
+        return Prediction(x0, (x - level.alpha * x0) / level.sigma)
 
     return denoise
 
@@ -893,7 +893,7 @@ def test_each_place_is_told_its_own():
     level = next(iter(path.after(3)))
 
     def colour(value):
-        return lambda x, level: Guess(torch.full_like(x, value), (x - level.alpha * value) / level.sigma)
+        return lambda x, level: Prediction(torch.full_like(x, value), (x - level.alpha * value) / level.sigma)
 
     x = torch.randn(1, 4, 8, 8)
     rest, right = regions.weights([regions.Place.parse("right：米饭")], 8, 8, soft=0.0)

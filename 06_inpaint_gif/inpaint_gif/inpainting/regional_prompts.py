@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.diffusion.denoiser import Guess
+from common.diffusion.denoiser import Prediction
 from common.diffusion.guidance import check_scale
 from common.diffusion.samplers import Denoise
 from common.diffusion.schedules import NoiseLevel, NoiseLevels
@@ -100,7 +100,7 @@ def in_stages(stages: Sequence[tuple[float, Denoise]], progress: Progress) -> De
     if stages[0][0] > 0:
         raise ValueError("the first stage must begin at 0")
 
-    def denoise(x: Tensor, level: NoiseLevel) -> Guess:
+    def denoise(x: Tensor, level: NoiseLevel) -> Prediction | tuple[Tensor, Tensor]:
         return [each for begin, each in stages if begin <= progress(level) + 1e-9][-1](x, level)
 
     return denoise
@@ -112,9 +112,11 @@ def in_regions(parts: Sequence[tuple[Denoise, Tensor]]) -> Denoise:
     if not (total > 0).all():
         raise ValueError("some place belongs to no region")
 
-    def denoise(x: Tensor, level: NoiseLevel) -> Guess:
-        guesses = [(each(x, level), weight / total) for each, weight in parts]
-        return Guess(sum(weight * guess[0] for guess, weight in guesses), sum(weight * guess[1] for guess, weight in guesses))
+    def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
+        predictions = [(each(x, level), weight / total) for each, weight in parts]
+        x0 = sum(share * prediction[0] for prediction, share in predictions)
+        eps = sum(share * prediction[1] for prediction, share in predictions)
+        return Prediction(x0, eps)
 
     return denoise
 

@@ -62,7 +62,7 @@ def repaint(denoise: Denoise, x: Tensor, path: NoiseLevels, known: Tensor, mask:
         if there < here:
             x = noised(x, now, then, noise(2 * i + 1, x))
         else:
-            x0, eps, *_ = denoise(x, now)
+            x0, eps = denoise(x, now)[:2]
             x = torch.where(mask > 0, ancestral(x0, eps, now, then, noise(2 * i + 1, x)), add_noise(known, noise(2 * i + 2, x), then))
         yield Step(x, x0, i)
 

@@ -66,18 +66,18 @@ def test_edm_preconditioning_of_the_paper_and_of_diffusers(sigma):
 
     level = make_schedule("edm").at(torch.tensor(sigma, dtype=torch.float64))
     level = NoiseLevel(*map(float, level))
-    guess = Denoiser(F, "edm", clip_x0=False)(x, level)
+    predicted = Denoiser(F, "edm", clip_x0=False)(x, level)
 
     c_skip, c_out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2) ** 0.5
     c_in, c_noise = 1 / (sigma**2 + data**2) ** 0.5, torch.tensor(sigma).log() / 4
     expected = c_skip * x + c_out * (torch.tanh(c_in * x) + c_noise)
-    torch.testing.assert_close(guess.x0, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(predicted.x0, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(asked[0][0], c_in * x)
     torch.testing.assert_close(asked[0][1].double(), c_noise.double().expand(2), rtol=1e-6, atol=1e-6)
 
     theirs = EDMEulerScheduler()
     torch.testing.assert_close(theirs.precondition_inputs(x, sigma), c_in * x)
-    torch.testing.assert_close(theirs.precondition_outputs(x, F(c_in * x, c_noise.expand(2)), sigma), guess.x0, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(theirs.precondition_outputs(x, F(c_in * x, c_noise.expand(2)), sigma), predicted.x0, rtol=1e-6, atol=1e-6)
 
 
 def test_edm_asks_for_an_answer_of_unit_variance():
@@ -97,9 +97,9 @@ def test_the_denoiser_reads_a_perfect_network(prediction):
     for level in list(make_schedule("cosine").noise_levels(4))[:-1]:
         x = add_noise(x0, eps, level)
         perfect = Denoiser(lambda *_, level=level: target(prediction, x0, eps, level), prediction)
-        guess = perfect(x, level)
-        torch.testing.assert_close(guess.x0, x0, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(guess.eps, eps, rtol=1e-6, atol=1e-6)
+        predicted = perfect(x, level)
+        torch.testing.assert_close(predicted.x0, x0, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(predicted.eps, eps, rtol=1e-6, atol=1e-6)
 
 
 def test_clipping_keeps_the_picture_made_of_its_parts():
@@ -110,8 +110,8 @@ def test_clipping_keeps_the_picture_made_of_its_parts():
     clipped, free = Denoiser(net, "eps")(x, level), Denoiser(net, "eps", clip_x0=False)(x, level)
     assert free.x0.abs().max() > 1 and clipped.x0.abs().max() == 1
     torch.testing.assert_close(clipped.x0, free.x0.clamp(-1, 1))
-    for guess in (clipped, free):
-        torch.testing.assert_close(add_noise(*guess, level), x)
+    for predicted in (clipped, free):
+        torch.testing.assert_close(add_noise(predicted.x0, predicted.eps, level), x)
 
 
 def test_dynamic_thresholding():
@@ -125,16 +125,17 @@ def test_dynamic_thresholding():
 
     level = NoiseLevel(10, 0.6, 0.8)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
-    guess = Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0="dynamic")(x, level)
-    torch.testing.assert_close(guess.x0, threshold(Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0=False)(x, level).x0))
-    torch.testing.assert_close(add_noise(*guess, level), x)
+    predicted = Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0="dynamic")(x, level)
+    torch.testing.assert_close(predicted.x0, threshold(Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0=False)(x, level).x0))
+    torch.testing.assert_close(add_noise(predicted.x0, predicted.eps, level), x)
 
 
 def test_a_network_with_learned_variance_is_read():
     x, level = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)), NoiseLevel(10, 0.6, 0.8)
-    guess = Denoiser(lambda x, t: torch.cat([0.1 * x, x + 7], 1), "eps", clip_x0=False)(x, level)
-    torch.testing.assert_close(guess.eps, 0.1 * x, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(guess.v, x + 7)
+    predicted = Denoiser(lambda x, t: torch.cat([0.1 * x, x + 7], 1), "eps", clip_x0=False)(x, level)
+    torch.testing.assert_close(predicted.eps, 0.1 * x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(predicted.variance, x + 7)
+    assert Denoiser(lambda x, t: 0.1 * x, "eps")(x, level).variance is None
 
 
 def test_the_denoiser_passes_the_noise_level_and_the_conditions():

@@ -19,7 +19,7 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from common.diffusion.denoiser import Denoiser, Guess
+from common.diffusion.denoiser import Denoiser, Prediction
 from common.diffusion.samplers import SAMPLERS, Sampler, ddim, ddim_inverse, ddpm, dpmpp_2m, dpmpp_2s, euler_a, heun, sde, start
 from common.diffusion.schedules import DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevel, NoiseLevels, make_schedule
 from common.errors import UserError
@@ -280,7 +280,7 @@ def test_heun(steps):
 
     def denoise(x, level):
         eps = network(x / (level.sigma**2 + 1) ** 0.5, level.time)
-        return Guess(x - level.sigma * eps, eps)
+        return Prediction(x - level.sigma * eps, eps)
 
     x = pure_noise(float(sigma[0]))
     mine = last(heun(denoise, x, NoiseLevels(levels, EDMSchedule())))
@@ -298,12 +298,12 @@ def marginal_std(level: NoiseLevel) -> float:
     return math.sqrt((level.alpha * STD) ** 2 + level.sigma**2)
 
 
-def ideal(x: torch.Tensor, level: NoiseLevel) -> Guess:
+def ideal(x: torch.Tensor, level: NoiseLevel) -> Prediction:
     """E[x0 | x_t] when x0 ~ N(MEAN, STD^2): what a perfectly trained network would say."""
     shrink = level.alpha * STD**2 / marginal_std(level) ** 2
     x0 = MEAN + shrink * (x - level.alpha * MEAN)
     eps = (x - level.alpha * x0) / level.sigma if level.sigma else torch.zeros_like(x)
-    return Guess(x0, eps)
+    return Prediction(x0, eps)
 
 
 def exact(x: torch.Tensor, now: NoiseLevel, then: NoiseLevel) -> torch.Tensor:
@@ -336,13 +336,13 @@ def test_order_of_convergence(sampler, order, schedule):
 CENTRES, WIDTH = torch.tensor([-0.8, 0.5], dtype=torch.float64), 0.3
 
 
-def ideal_of_mixture(x: torch.Tensor, level: NoiseLevel) -> Guess:
+def ideal_of_mixture(x: torch.Tensor, level: NoiseLevel) -> Prediction:
     """E[x0 | x_t] when x0 is drawn from either N(-0.8, 0.3^2) or N(0.5, 0.3^2)."""
     variance = (level.alpha * WIDTH) ** 2 + level.sigma**2
     off = x[..., None] - level.alpha * CENTRES
     belongs = torch.softmax(-off.square() / (2 * variance), dim=-1)
     x0 = (belongs * (CENTRES + level.alpha * WIDTH**2 / variance * off)).sum(-1)
-    return Guess(x0, (x - level.alpha * x0) / level.sigma)
+    return Prediction(x0, (x - level.alpha * x0) / level.sigma)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "edm", "flow", "linear_zero_snr"])
@@ -364,7 +364,7 @@ def deviation_after(sampler, path: NoiseLevels) -> float:
 
     def ideal_of_zero_mean(x, level):
         shrink = level.alpha * STD**2 / marginal_std(level) ** 2
-        return Guess(shrink * x, (1 - level.alpha * shrink) / level.sigma * x)
+        return Prediction(shrink * x, (1 - level.alpha * shrink) / level.sigma * x)
 
     levels = list(path)
     variance = marginal_std(levels[0]) ** 2
@@ -441,7 +441,7 @@ def naive_jump(denoise, x: torch.Tensor, path: NoiseLevels, noise) -> torch.Tens
     schedule, times = path.schedule, [int(t) + 1 for t in path.levels.time[:-1]]
     for i, t in enumerate(times):
         beta, bar, before = schedule.betas[t - 1], schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
-        _, eps = denoise(x, NoiseLevel(t - 1, float(schedule.alpha[t]), float(schedule.sigma[t])))
+        eps = denoise(x, NoiseLevel(t - 1, float(schedule.alpha[t]), float(schedule.sigma[t])))[1]
         x = (x - beta / (1 - bar).sqrt() * eps) / (1 - beta).sqrt()
         x = x + ((1 - before) / (1 - bar) * beta).sqrt() * noise(i + 1, x)
     return x
