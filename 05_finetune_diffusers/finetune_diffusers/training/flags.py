@@ -92,7 +92,7 @@ class Preset(NamedTuple):
     """What suits a model of one size."""
 
     steps: int
-    batch: int
+    batch_size: int
     lr: float
 
 
