@@ -18,6 +18,7 @@ from ddim_schedules import experiment as cells
 from ddim_schedules import interpolation as latents
 from ddim_schedules import plots, solvers
 from ddim_schedules import runner as laboratory
+from helpers.programs import ROOT
 
 CHAPTER = "03_ddim_schedules"
 ABLATE, INTERPOLATE, INVERT = (f"{CHAPTER}/{name}.py" for name in ("ablate", "interpolate", "invert"))
@@ -326,7 +327,7 @@ def test_the_studies_are_complete(command_line):
 def test_the_shipped_network_is_small_and_opens_in_diffusers():
     from diffusers import DDPMPipeline
 
-    folder = Path(__file__).parents[1] / CHAPTER / "pretrained"
+    folder = ROOT / CHAPTER / "pretrained"
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2_000_000
     assert DDPMPipeline.from_pretrained(folder).unet.config.sample_size == 16
 
@@ -343,7 +344,7 @@ def test_programs_need_no_model_and_no_network(command_line, tmp_path):
 
 def test_the_shipped_network_knows_its_digits(command_line, tmp_path):
     """Its samples are far nearer to real digits than those of a network that was hardly trained (which gets 50 and more)."""
-    flags = ["sampler=dpmpp_2m", "steps=10", "n=200", "data=digits", "--model", Path(__file__).parents[1] / CHAPTER / "pretrained"]
+    flags = ["sampler=dpmpp_2m", "steps=10", "n=200", "data=digits", "--model", ROOT / CHAPTER / "pretrained"]
     code, _, err = command_line(ABLATE, *flags, "--out", tmp_path / "out", "--lab", tmp_path / "lab", "--device", "cpu")
     (row,) = read(tmp_path / "out" / "results.csv")
     assert code == 0, err
@@ -473,9 +474,9 @@ def test_the_config_of_a_cell_can_be_read_back(done):
 def test_what_training_keeps_in_memory(command_line, tmp_path):
     """The bound reuses the answer: it costs a few more tensors of the image's size. To ask twice costs double."""
     flags = ["--size", 8, "--channels", 8, 16, "--batch-size", 4, "--json", tmp_path / "memory.json"]
-    code, said, _ = command_line(f"{CHAPTER}/memory.py", *flags)
+    code, said, _ = command_line(f"{CHAPTER}/activation_memory.py", *flags)
     kept = json.loads((tmp_path / "memory.json").read_text())
     assert code == 0 and "hybrid" in said
     assert 1 < kept["hybrid"] / kept["plain"] < 1.2 and kept["twice"] / kept["hybrid"] == pytest.approx(2, rel=0.05)
-    code, _, _ = command_line(f"{CHAPTER}/memory.py", *flags[:-4], "--batch-size", 8, *flags[-2:])
+    code, _, _ = command_line(f"{CHAPTER}/activation_memory.py", *flags[:-4], "--batch-size", 8, *flags[-2:])
     assert json.loads((tmp_path / "memory.json").read_text())["plain"] == pytest.approx(2 * kept["plain"], rel=0.02)

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench
-from bench import busy, quality_at_time, sampler_overhead, sampling_time, step
+from bench import busy, harness, quality_at_time, sampler_overhead, sampling_time, step
 from common import cli
 from helpers.programs import load_program
 
@@ -18,7 +17,7 @@ def commands(monkeypatch, tmp_path):
     """The commands that a bench would start; none is started. Flags that their program does not have stop the test."""
     seen = []
 
-    def command(*words: object) -> bench.Ran:
+    def command(*words: object) -> harness.Ran:
         program, *flags = map(str, words)
         if program == "-m":
             program, *flags = [flags[0].replace(".", "/") + ".py", *flags[1:]]
@@ -32,7 +31,7 @@ def commands(monkeypatch, tmp_path):
         if "--npy" in flags:
             (folder := Path(flags[flags.index("--out") + 1]).parent).mkdir(parents=True, exist_ok=True)
             (folder / "drawn.npy").touch()
-        return bench.Ran(1.0, 100.0 + len(seen), PRINTS)
+        return harness.Ran(1.0, 100.0 + len(seen), PRINTS)
 
     for module in (step, quality_at_time, sampling_time):
         monkeypatch.setattr(module, "command", command)
@@ -40,7 +39,7 @@ def commands(monkeypatch, tmp_path):
 
 
 def test_settings_come_from_the_presets_of_the_program():
-    with bench.settings_of("01_ddpm_mnist/train.py", data="mnist", channels=(8, 16)) as settings:
+    with harness.settings_of("01_ddpm_mnist/train.py", data="mnist", channels=(8, 16)) as settings:
         assert (settings.channels, settings.device, settings.minutes) == ((8, 16), "cpu", 5)
         assert settings.out.is_dir()
     assert not settings.out.exists()
@@ -76,7 +75,7 @@ def test_busy_prints_the_seconds_of_a_step(monkeypatch, capsys):
 def test_sampler_overhead_compares_equal_samplers():
     samplers = sampler_overhead.rivals(torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)), sampler_overhead.Args().steps)
     sampler_overhead.check_equal(samplers)
-    assert set(bench.turns(samplers, 1)) == set(samplers)
+    assert set(harness.turns(samplers, 1)) == set(samplers)
 
 
 def test_sampling_time_reads_what_the_program_prints(commands, capsys):

@@ -100,7 +100,7 @@ def outside(method):
 def accelerator(monkeypatch):
     """Within the test, DEVICE is an accelerator without float64."""
     for schedule in (DiscreteSchedule, EDMSchedule, FlowSchedule):
-        for method in ("path", "at_lam"):
+        for method in ("noise_levels", "at_lam"):
             monkeypatch.setattr(schedule, method, outside(getattr(schedule, method)))
     monkeypatch.setattr(NoiseLevels, "after", outside(NoiseLevels.after))
     with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64():
@@ -113,8 +113,8 @@ def on_accelerator(make):
         return make()
 
 
-class FakeDraw:
-    """Like common.random.Draw, on the fake accelerator."""
+class FakeBatchRandom:
+    """Like common.random.BatchRandom, on the fake accelerator."""
 
     device = DEVICE
 
@@ -182,12 +182,12 @@ def test_losses(accelerator, schedule, prediction):
     schedule, net = TABLES[schedule], tiny_net()
     for error in ERRORS:
         for weight in WEIGHT_NAMES:
-            each = diffusion_loss(net, schedule, prediction, images(4, 1, 8, 8), FakeDraw().rand(4), FakeDraw().randn((4, 1, 8, 8)), error, weight)
+            each = diffusion_loss(net, schedule, prediction, images(4, 1, 8, 8), FakeBatchRandom().rand(4), FakeBatchRandom().randn((4, 1, 8, 8)), error, weight)
             checked(each, net.weight)
 
 
 def test_learned_variance(accelerator):
-    net, draw = net_for(1, 2), FakeDraw()
+    net, draw = net_for(1, 2), FakeBatchRandom()
     for prediction in ("eps", "x0", "v"):
         each = diffusion_loss(net, TABLES["cosine"], prediction, images(4, 1, 8, 8), draw.rand(4), draw.randn((4, 1, 8, 8)))
         checked(each, net.conv_in.weight)
@@ -197,7 +197,7 @@ def test_loss_of_chapter_1(accelerator):
     from ddpm_mnist import trainer as fit
     loss = fit.make_loss(SimpleNamespace(flip=True, class_conditional=True, prediction="v"), TABLES["cosine"])
     batch = {"image": images(4, 1, 8, 8), "label": torch.zeros(4, dtype=torch.long, device=DEVICE)}
-    checked(loss(net_for(classes=10), batch, FakeDraw()).per_sample)
+    checked(loss(net_for(classes=10), batch, FakeBatchRandom()).per_sample)
 
 
 @pytest.mark.parametrize("augment", ["none", "mirror", "jitter", "turn"])
@@ -207,7 +207,7 @@ def test_loss_of_chapter_2(accelerator, augment):
     net = on_accelerator(lambda: teach.ReaderAndPainter(UNet(text_unet(8, 3, (8, 16), 32)), encoder))
     loss = teach.make_loss(SimpleNamespace(augment=augment, prediction="v", caption_dropout=0.1), TABLES["cosine"], encoder)
     words = torch.zeros(4, 64, dtype=torch.long, device=DEVICE)
-    checked(loss(net, {"image": images(4, 3, 8, 8), "words": words}, FakeDraw()).per_sample, *encoder.parameters())
+    checked(loss(net, {"image": images(4, 3, 8, 8), "words": words}, FakeBatchRandom()).per_sample, *encoder.parameters())
 
 
 def test_losses_of_the_autoencoder(accelerator):
@@ -216,7 +216,7 @@ def test_losses_of_the_autoencoder(accelerator):
     critic = on_accelerator(lambda: PatchDiscriminator(3))
     x = images(2, 3, 16, 16)
     z = vae.encode(x)
-    y = vae.decode(z.sample(FakeDraw().randn(z.mean.shape)))
+    y = vae.decode(z.sample(FakeBatchRandom().randn(z.mean.shape)))
     for error in ("l1", "l2"):
         parts = vae_loss(x, y, z, error, 1e-6, perceptual)
         looks = adversarial_loss(critic, y)
@@ -234,7 +234,7 @@ def test_the_loss_of_chapter_4s_autoencoder_as_it_is_trained(accelerator):
     loss.args, loss.progress, loss.perceptual = args, 1.0, on_accelerator(lambda: Perceptual([torch.nn.Conv2d(3, 8, 3)]))
     critic = on_accelerator(lambda: PatchDiscriminator(3))
     loss.critic = SimpleNamespace(net=critic, learn=lambda x, y: checked(discriminator_loss(critic, x, y), *critic.parameters()))
-    checked(loss(vae, {"image": images(2, 3, 16, 16)}, FakeDraw()).per_sample, vae.decoder.conv_out.weight)
+    checked(loss(vae, {"image": images(2, 3, 16, 16)}, FakeBatchRandom()).per_sample, vae.decoder.conv_out.weight)
 
 
 def test_perceptual_stages_are_made_on_the_cpu_and_move():
@@ -248,7 +248,7 @@ def test_loss_of_chapter_4(accelerator):
     loss = object.__new__(fit.LatentLoss)  # its fingerprint of the autoencoder reads numbers, once, before the training
     loss.args, loss.schedule, loss.empty = SimpleNamespace(prediction="v", caption_dropout=0.1), TABLES["cosine"], encoder.tokenizer([""])[0]
     batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": torch.zeros(4, 64, dtype=torch.long, device=DEVICE)}
-    checked(loss(net, batch, FakeDraw()).per_sample)
+    checked(loss(net, batch, FakeBatchRandom()).per_sample)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -260,7 +260,7 @@ def test_loss_of_chapter_5(accelerator, kind):
     loss = tuning.Denoising(scheduler, tuning.min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, words, batch: net(x))
     batch = {"mean": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": images(4, 3, 8), "weight": images(4)}
     net = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
-    checked(loss(net, batch, FakeDraw()).per_sample, net.weight)
+    checked(loss(net, batch, FakeBatchRandom()).per_sample, net.weight)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -270,7 +270,7 @@ def test_loss_of_chapter_5s_unconditional_network(accelerator, kind):
     from finetune_diffusers.training import unconditional_trainer as fit
     conv = on_accelerator(lambda: torch.nn.Conv2d(3, 3, 1))
     trainer = SimpleNamespace(noise=DDPMScheduler(prediction_type=kind), net=lambda x, t, return_dict: (conv(x),))
-    checked(fit.Trainer.loss(trainer, images(4, 3, 8, 8), FakeDraw()).per_sample, conv.weight)
+    checked(fit.Trainer.loss(trainer, images(4, 3, 8, 8), FakeBatchRandom()).per_sample, conv.weight)
 
 
 def test_chapter_5s_controlnet_beside_its_network(accelerator):
@@ -296,19 +296,19 @@ def test_losses_of_chapter_6(accelerator):
              "vectors": images(4, 2, 8)}  # fmt: skip
     answer = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
     net = lambda x, t, **condition: answer(x)  # noqa: E731
-    checked(inpaint.make_loss(args, model)(net, batch, FakeDraw()).per_sample, answer.weight)
-    checked(control.make_loss(args, model)(net, batch, FakeDraw()).per_sample, answer.weight)
+    checked(inpaint.make_loss(args, model)(net, batch, FakeBatchRandom()).per_sample, answer.weight)
+    checked(control.make_loss(args, model)(net, batch, FakeBatchRandom()).per_sample, answer.weight)
     loss = object.__new__(named.NameLoss)  # as above
     loss.args, loss.schedule, loss.prediction = args, schedule, "v"
-    checked(loss(net, batch, FakeDraw()).per_sample, answer.weight)
+    checked(loss(net, batch, FakeBatchRandom()).per_sample, answer.weight)
 
 
 def test_loss_of_chapter_6s_clip(accelerator):
     from inpaint_gif.clip import loss as contrast
     from inpaint_gif.clip import trainer as fit
 
-    x = fit.augment(images(4, 3, 32, 32), FakeDraw())
-    ids = fit.hide(torch.ones(4, 5, dtype=torch.long, device=DEVICE), FakeDraw().rand(20).view(4, 5), 0.2, 1, 3)
+    x = fit.augment(images(4, 3, 32, 32), FakeBatchRandom())
+    ids = fit.hide(torch.ones(4, 5, dtype=torch.long, device=DEVICE), FakeBatchRandom().rand(20).view(4, 5), 0.2, 1, 3)
     vectors = torch.nn.functional.normalize(images(4, 8) + 1, dim=-1)
     each = contrast.contrast(vectors, vectors, torch.arange(4, device=DEVICE), contrast.sharpness(images()))
     assert x.device == ids.device == each.device == DEVICE
@@ -365,7 +365,7 @@ def test_chapter_3s_own_solvers_and_walks(accelerator):
         assert (len(pictures), pictures.device) == (3, DEVICE)
     with unset_fake_temporarily():
         cell = laboratory.Sampling(sampler="ddpm_naive", steps=3)
-    plain = SimpleNamespace(path=schedule.path, alpha_bar=alpha_bar)
+    plain = SimpleNamespace(noise_levels=schedule.noise_levels, alpha_bar=alpha_bar)
     *_, step = laboratory.naive(cell, Denoiser(net, "v"), plain, (2, 1, 8, 8), Noise(0), DEVICE)
     assert step.x.device == DEVICE
 

@@ -1,4 +1,4 @@
-"""A sample of tests/kills: every training program, killed at some of its file operations, ends as if it had been left alone.
+"""A sample of tests/robustness/kills: every training program, killed at some of its file operations, ends as if it had been left alone.
 
 The whole matrix is `python tests/robustness/kills/run.py`.
 """
@@ -18,7 +18,7 @@ NAMES = ("01_train_start", "02_train", "04_train", "04_vae_decoder", "05_lora", 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("kills") / "results.json"
-    done = run_program(ROOT / "tests" / "kills" / "run.py", "--sample", 2, "--programs", *NAMES, "--json", path, timeout=3600)
+    done = run_program("tests/robustness/kills/run.py", "--sample", 2, "--programs", *NAMES, "--json", path, timeout=3600)
     assert path.exists(), done.stdout + done.stderr
     return json.loads(path.read_text())
 
