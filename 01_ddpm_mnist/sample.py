@@ -52,10 +52,10 @@ def main(args: Args) -> None:
     import torch
 
     from common import viz
-    from common.data.dataset import to_bytes
     from common.diffusion.denoiser import Denoiser
     from common.diffusion.samplers import Sampler
     from common.io.files import write_atomically
+    from common.io.pixels import to_bytes
     from common.io.progress import with_progress
     from common.models.model_folder import load_model
 

@@ -103,8 +103,8 @@ def copied(painter: Painter, captions: list[str], wish, n_train: int) -> dict[st
     import memorization as memorise
 
     from common.data.creatures.dataset import load_creatures
-    from common.data.dataset import to_bytes
     from common.evaluate.creature_classifier import load_judge
+    from common.io.pixels import to_bytes
 
     samples, size = to_bytes(painter.draw(captions, wish).nan_to_num(0.0)), painter.net.cfg.size
     train, unseen = (load_creatures("train", n_train, size, seed).pixels for seed in (0, memorise.UNSEEN))

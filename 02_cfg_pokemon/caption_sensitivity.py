@@ -47,8 +47,8 @@ def losses(painter: Painter, images: Images, seed: int = 0) -> dict[str, list[fl
     """The mean loss in each of BANDS when told the right caption, nothing, and the caption of the picture after it."""
     import torch
 
-    from common.data.dataset import to_float
     from common.diffusion.losses import diffusion_loss
+    from common.io.pixels import to_float
     from common.io.progress import with_progress
 
     captions, n, device = list(images.captions), len(images), next(painter.net.parameters()).device

@@ -159,7 +159,7 @@ def draw(painter: Painter, captions: list[str], wish: Wish, title: str) -> Tenso
     from tqdm import tqdm
 
     from cfg_pokemon.pipeline import BATCH
-    from common.data.dataset import to_bytes
+    from common.io.pixels import to_bytes
 
     drawn = []
     with tqdm(total=len(captions), desc=title, unit="picture", leave=False, dynamic_ncols=True) as bar:

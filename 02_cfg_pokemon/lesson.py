@@ -64,12 +64,12 @@ from common import viz
 from common.data.creatures.attributes import ATTRIBUTES, COMBINATIONS, NAMES, NEVER_TOGETHER
 from common.data.creatures.captions import describe
 from common.data.creatures.dataset import POSE, draw, load_creatures
-from common.data.dataset import to_bytes, to_float
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.samplers import Sampler
 from common.diffusion.schedules import NoiseLevel, add_noise, make_schedule
 from common.evaluate.creature_classifier import load_judge, read_attributes
+from common.io.pixels import to_bytes, to_float
 from common.models.text.encoders import small_text
 from common.models.unet import UNet, text_unet, zero_init
 from common.training.loop import LossTerms, TrainConfig, train

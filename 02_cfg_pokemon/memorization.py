@@ -154,9 +154,9 @@ def main(args: Args) -> None:
 
     from cfg_pokemon.pipeline import Wish, open_painter
     from common.data.creatures.dataset import SIZES, load_creatures
-    from common.data.dataset import to_bytes
     from common.evaluate.creature_classifier import load_judge
     from common.io.files import write_json
+    from common.io.pixels import to_bytes
 
     painter, judge = open_painter(args.model, pick_device(args.device)), load_judge()
     size = painter.net.cfg.size

@@ -144,7 +144,7 @@ def draw_all(pipeline: Pipeline, prompts: Prompts, wish: Wish) -> Tensor:
     import torch
     from tqdm import tqdm
 
-    from common.data.dataset import to_bytes
+    from common.io.pixels import to_bytes
     from latent_sd.pipeline import batches
 
     drawn = []
@@ -160,7 +160,7 @@ def through_vae(pipeline: Pipeline, pixels: Tensor) -> Tensor:
     """Encoded and decoded. (N, 3, S, S) uint8 in and out."""
     import torch
 
-    from common.data.dataset import to_bytes, to_float
+    from common.io.pixels import to_bytes, to_float
     from latent_sd.pipeline import batches
 
     return torch.cat([to_bytes(pipeline.decode(pipeline.encode(to_float(pixels[part])))) for part in batches(len(pixels))])
@@ -282,8 +282,8 @@ def measure_text(pipeline: Pipeline, wishes: list[Wish], args: Args, out: Path) 
     import torch
 
     from common import viz
-    from common.data.dataset import to_float
     from common.evaluate.creature_classifier import load_judge
+    from common.io.pixels import to_float
 
     judge, splits = load_judge(), list(dict.fromkeys(args.splits))
     prompts = [ask(split, args.n, args.language, pipeline.size) for split in splits]

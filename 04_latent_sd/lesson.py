@@ -64,12 +64,12 @@ from torch import nn
 
 from common import viz
 from common.data import load
-from common.data.dataset import to_bytes, to_float
 from common.diffusion.denoiser import to_x0_eps
 from common.diffusion.guidance import drop_captions, guide
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.schedules import NoiseLevel, add_noise
 from common.evaluate.creature_classifier import load_judge
+from common.io.pixels import to_bytes, to_float
 from common.models.unet import UNet, text_unet
 from common.models.vae import AutoencoderKL, Gaussian, measure_scaling_factor, small_vae
 from common.random import BatchRandom, Noise

@@ -117,8 +117,8 @@ def with_left(row, image):
 
 def read_image(path: Path, pipeline, size: int | None):
     """The picture as the model wants it: a square from its middle. (1, C, S, S)"""
-    from common.data.dataset import to_float
     from common.data.sources.decoding import decode_all
+    from common.io.pixels import to_float
 
     if not path.is_file():
         raise UserError(f"there is no image file {path}")

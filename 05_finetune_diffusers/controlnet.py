@@ -139,7 +139,7 @@ def edges_of(pixels: "Tensor", threshold: float) -> "Tensor":
     """(N, 3, H, W) uint8 -> (N, 1, H, W) uint8, 0 or 1"""
     import torch
 
-    from common.data.dataset import to_float
+    from common.io.pixels import to_float
     from finetune_diffusers.data.edges import edges
 
     return torch.cat([edges(to_float(part), threshold).to(torch.uint8) for part in pixels.split(256)])
@@ -199,8 +199,8 @@ def own_images(args: Args, size: int) -> "Images":
     from torchvision.transforms.v2 import functional as tv
 
     from common.data import Images
-    from common.data.dataset import to_bytes
     from common.data.sources.decoding import open_rgb
+    from common.io.pixels import to_bytes
     from finetune_diffusers.models import to_tensor
 
     if not args.prompts:

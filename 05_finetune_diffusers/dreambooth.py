@@ -131,8 +131,8 @@ def class_images(args: Args, size: int, drawn: bool, draw: "Callable[[list[str]]
     import shutil
 
     from common.data import Images, load
-    from common.data.dataset import to_bytes
     from common.data.export_folder import export
+    from common.io.pixels import to_bytes
 
     folder, caption = args.out / "class_images", filled(args, "a {kind}")
     if not drawn and not (args.resume and folder.exists()):

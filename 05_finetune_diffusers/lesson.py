@@ -57,8 +57,8 @@ from prompt_weighting import by_compel, read_weights, weigh
 
 from common import viz
 from common.data import load
-from common.data.dataset import to_float
 from common.data.export_folder import export
+from common.io.pixels import to_float
 from common.random import BatchRandom
 from common.training.loop import batch_indices
 from finetune_diffusers.data.degradations import old_way, put_back, spoil, where, whole_blocks  # what can happen to pictures,

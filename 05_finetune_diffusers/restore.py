@@ -139,7 +139,7 @@ def main(args: Args) -> None:
 def creatures(args: Args, size: int) -> Work:
     """Drawn creatures that no model of the course was trained on, damaged, with their captions."""
     from common.data import load
-    from common.data.dataset import to_float
+    from common.io.pixels import to_float
     from finetune_diffusers.data.degradations import spoil, where
 
     images = load("creatures", size, split=args.split, language="en", n=args.n)

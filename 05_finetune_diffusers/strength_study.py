@@ -118,8 +118,8 @@ def make_pairs(args: Args, size: int) -> Pairs:
 
     from common.data import load
     from common.data.creatures.dataset import mentioned
-    from common.data.dataset import to_float
     from common.evaluate.creature_classifier import mentioned_table
+    from common.io.pixels import to_float
 
     images = load("creatures", size, split=args.split, language="en", n=args.n)
     order = torch.arange(args.n).roll(-1)

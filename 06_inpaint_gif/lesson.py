@@ -55,10 +55,10 @@ from train_inpaint import Args as Training
 
 from common import viz
 from common.data import load
-from common.data.dataset import to_float
 from common.data.dishes.menu import DISHES
 from common.diffusion.samplers import start
 from common.diffusion.schedules import add_noise
+from common.io.pixels import to_float
 from common.random import Noise
 from inpaint_gif.animation.camera import MOVES, Move, paint, shoot  # moves,
 from inpaint_gif.animation.camera import Path as Way

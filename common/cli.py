@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from common.errors import UserError, explain, printable, sentence
-from common.io.encoding import has_surrogates, restart_in_utf8
 from common.io.files import keep_files
+from common.io.process import has_surrogates, restart_in_utf8
 from common.io.ranges import check_numbers
 
 Args = TypeVar("Args")

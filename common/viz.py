@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from common.data.dataset import to_bytes
 from common.errors import UserError
 from common.io.files import write_atomically
+from common.io.pixels import to_bytes
 
 
 def grid(images: Tensor, columns: int | None = None, height: int | None = None, gap: int = 2) -> Image.Image:

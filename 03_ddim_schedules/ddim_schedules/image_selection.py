@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from common.data import Images, load
-from common.data.dataset import to_float
 from common.data.sources.decoding import Unreadable, decode_all, opened
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.schedules import DiscreteSchedule
 from common.errors import UserError
+from common.io.pixels import to_float
 from common.models.model_folder import Model, load_model
 
 

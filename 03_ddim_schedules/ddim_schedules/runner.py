@@ -18,7 +18,6 @@ from torch import Tensor
 
 from common.cli import pick_device, pick_precision
 from common.data import Images, load
-from common.data.dataset import to_bytes, to_float
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import check_loss, diffusion_loss
@@ -27,6 +26,7 @@ from common.diffusion.schedules import DiscreteSchedule, Schedule, make_schedule
 from common.errors import UserError
 from common.evaluate.evaluator import Evaluator, check
 from common.io.files import read_json, write_atomically, write_json
+from common.io.pixels import to_bytes, to_float
 from common.models.model_folder import Model, load_model, save_model
 from common.models.unet import UNet, small_unet, zero_init
 from common.random import Noise

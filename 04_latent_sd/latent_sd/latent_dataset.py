@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.dataset import Images, to_float
+from common.data.dataset import Images
 from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, explain
 from common.io.files import write_atomically
+from common.io.pixels import to_float
 from common.models.vae import AutoencoderKL, Gaussian
 from common.training.latents import BATCH, check_fit, encode, sample, scaled  # noqa: F401 - `sample` for whoever trains
 

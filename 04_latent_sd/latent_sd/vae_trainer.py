@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from common import viz
 from common.cli import pick_device, pick_precision
 from common.data import Images
-from common.data.dataset import to_float
 from common.errors import UserError
 from common.io.files import write_atomically, write_folder
+from common.io.pixels import to_float
 from common.models.diffusers_vae import load_vae, save_vae
 from common.models.vae import AutoencoderKL, measure_scaling_factor, small_vae
 from common.random import EVALUATION, generator

@@ -283,7 +283,7 @@ def to_picture(image: "Tensor") -> "Image.Image":
     """(C, H, W) in [-1, 1] -> PIL"""
     from PIL import Image
 
-    from common.data.dataset import to_bytes
+    from common.io.pixels import to_bytes
 
     pixels = to_bytes(image.cpu()).permute(1, 2, 0).numpy()
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)

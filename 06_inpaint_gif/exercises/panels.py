@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.dataset import to_bytes, to_float
 from common.data.dishes.dataset import draw
+from common.io.pixels import to_bytes, to_float
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
 PAINT = to_float(torch.tensor([31, 119, 180])).view(3, 1, 1)                            # tab:blue

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from common.data.captions import Texts
 from common.errors import UserError
+from common.io.pixels import to_float
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,6 @@ class Images:
 def in_split(i: int, n: int, split: str) -> bool:
     """For sets with no test split of their own: every tenth of n images is one, if there are ten at all."""
     return n < 10 or (i % 10 == 9) == (split == "test")
-
-
-def to_float(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]"""
-    return pixels.float() / 127.5 - 1
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Float images in [-1, 1] -> uint8 0..255; values beyond are cut off."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def first_existing(*candidates: Path) -> Path | None:

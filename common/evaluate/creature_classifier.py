@@ -29,9 +29,9 @@ from tyro.conf import Positional
 from common.cli import run
 from common.data.creatures.attributes import NAMES, VALUES
 from common.data.creatures.dataset import load_creatures
-from common.data.dataset import to_float
 from common.errors import UserError, explain
 from common.io.files import write_atomically
+from common.io.pixels import to_float
 from common.random import generator
 
 WEIGHTS = Path(__file__).parent / "weights" / "creatures_cnn.safetensors"

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from common.cli import run
 from common.data import load
-from common.data.dataset import to_float
 from common.errors import UserError, explain
 from common.io.files import write_atomically
+from common.io.pixels import to_float
 from common.random import generator
 
 WEIGHTS = Path(__file__).parent / "weights" / "mnist_cnn.safetensors"

@@ -125,9 +125,9 @@ class Evaluator:
             self.kid_real = torch.tensor([kernel_distance(hand, self.features_reference, seed)[0] for hand in hands])
 
     def __call__(self, samples: Tensor, notes: tuple[str, ...] = ()) -> Report:
-        from common.data.dataset import to_bytes
         from common.evaluate.digit_classifier import look
         from common.evaluate.distances import bootstrap, kernel_distance, one_thread
+        from common.io.pixels import to_bytes
 
         if len(samples) > self.n:
             samples = choose(samples, self.n, self.seed)
@@ -200,9 +200,9 @@ def read_samples(source: Path, n: int | None, sampler: str, seed: int, device: s
 
 def read_folder(folder: Path) -> Tensor:
     """All images below the folder, which must be of one size."""
-    from common.data.dataset import to_float
     from common.data.sources.decoding import Unreadable, decode_all, opened
     from common.data.sources.listing import Tally, list_folder
+    from common.io.pixels import to_float
 
     listing, tally = list_folder(folder), Tally()
     names = listing.pictures
@@ -248,7 +248,7 @@ def from_array(path: Path, array) -> Tensor:
     import numpy as np
     import torch
 
-    from common.data.dataset import to_float
+    from common.io.pixels import to_float
 
     if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] == array.shape[2]:
         array = array.transpose(0, 3, 1, 2)

@@ -7,10 +7,16 @@ HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids downloads, and HF_TOKEN or `h
 
 import os
 import re
+import socket
+import ssl
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from common.errors import UserError, explain
 
@@ -21,6 +27,7 @@ PUBLIC = "https://huggingface.co"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 ADDRESS = re.compile(r"https?://([^\s/?#@]+@)?(\[[\da-fA-F:]+\]|[^\s/?#:@\[\]]+)(:\d+)?(/[^\s?#]*)?")
 MIRROR = "name a mirror in the environment variable HF_ENDPOINT"
+REACH_SECONDS = 3  # how long to wait for an answer before the network counts as missing
 
 
 # ------------------------------------------------------------------------------------------------------------ its address
@@ -58,13 +65,58 @@ def offline() -> bool:
 
 def silent() -> str | None:
     """Why the hub gives no answer, as the end of a sentence; None if it answers."""
-    from common.io.network import unanswered
-
     if offline():
         name = next((name for name in OFFLINE if os.environ.get(name)), OFFLINE[0])
         return f"the hub was not asked, because {name} is set (unset it to ask)"
     reason = unanswered(endpoint())
     return reason and f"{shown_endpoint()} {reason}"
+
+
+# --------------------------------------------------------------------------------------------------------- does it answer
+
+
+def reachable(url: str) -> bool:
+    """Whether a server answers within REACH_SECONDS, name lookup included (which has no time limit of its own)."""
+    return unanswered(url) is None
+
+
+def unanswered(url: str) -> str | None:
+    """Why a server gives no answer: "did not answer within 3 s", "did not answer (Connection refused)"; None if it answers."""
+    found: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
+            found.append(None)
+        except urllib.error.HTTPError:
+            found.append(None)  # an error status is an answer, too
+        except (OSError, ValueError) as problem:
+            found.append(reason(problem))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)  # returns at once where the server refuses
+    said = found[0] if found else f"within {REACH_SECONDS} s"
+    return said and f"did not answer {said}{through_proxy(url)}"
+
+
+def reason(problem: Exception) -> str:
+    """'(Connection refused)', '(Name or service not known)', 'within 3 s'"""
+    inner = getattr(problem, "reason", problem)
+    if isinstance(inner, (TimeoutError, socket.timeout)):
+        return f"within {REACH_SECONDS} s"
+    if isinstance(inner, ssl.SSLError):
+        return f"in a secure connection ({inner.reason or explain(inner)})"
+    return f"({explain(inner) if isinstance(inner, Exception) else inner})"
+
+
+def through_proxy(url: str) -> str:
+    """' through the proxy http://proxy:3128' where the environment names one for this address; without its password."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+        return ""
+    return f" through the proxy {re.sub(r'//[^/@]*@', '//', proxy)}"
 
 
 # ------------------------------------------------------------------------------------------------------ cache and download

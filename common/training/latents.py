@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from common.data.dataset import Images, to_float
+from common.data.dataset import Images
 from common.data.registry import DRAWN
 from common.errors import UserError
+from common.io.pixels import to_float
 from common.models.vae import AutoencoderKL, Gaussian
 from common.random import BatchRandom
 

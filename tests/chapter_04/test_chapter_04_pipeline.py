@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from common.data import load
-from common.data.dataset import to_float
 from common.diffusion.samplers import Sampler
 from common.diffusion.schedules import add_noise, make_schedule
 from common.errors import UserError
+from common.io.pixels import to_float
 from common.models.diffusers_unet import unet_from_diffusers
 from common.models.diffusers_vae import load_vae, save_vae, vae_from_diffusers
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text

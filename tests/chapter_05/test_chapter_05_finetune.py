@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from common.data import load
-from common.data.dataset import to_float
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
+from common.io.pixels import to_float
 from common.models.model_folder import Model, load_model
 from common.models.model_folder import save_model as save_pixels
 from common.models.text.encoders import load_text, save_text, small_text

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from common.data import load
 from common.data.creatures.attributes import NAMES
 from common.data.creatures.dataset import caption, mentioned
-from common.data.dataset import to_float
 from common.errors import UserError, enough_memory
 from common.evaluate.creature_classifier import load_judge
 from common.io import files
 from common.io.files import read_json, write_json
+from common.io.pixels import to_float
 from common.models.model_folder import load_model
 from finetune_diffusers import models as tools
 from finetune_diffusers.data import augmentation as augmented

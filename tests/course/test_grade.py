@@ -210,10 +210,10 @@ def test_chapter_3_agrees_with_common():
 
 def test_chapter_4_agrees_with_common():
     """The solutions are the same mathematics as the course's autoencoder, latents, samplers and bytes."""
-    from common.data.dataset import to_bytes
     from common.diffusion.denoiser import target, to_x0_eps
     from common.diffusion.samplers import ddim
     from common.diffusion.schedules import DiscreteSchedule, add_noise, linear_zero_snr_betas
+    from common.io.pixels import to_bytes
     from common.models.vae import Gaussian, measure_scaling_factor
 
     def same(got, right):

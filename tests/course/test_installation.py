@@ -14,7 +14,7 @@ from helpers.programs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts)]
-OWN = {path.stem for path in SOURCES} | {"bench", "common", "exercises", "mistakes", "tests"}
+OWN = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES} | {"bench", "exercises", "mistakes", "tests"}
 NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are there
     "ipykernel": "the kernel that executes the lessons",
     "jupyterlab": "opens the lessons",

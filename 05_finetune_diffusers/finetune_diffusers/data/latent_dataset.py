@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.data import Images, load
-from common.data.dataset import to_float
 from common.errors import UserError
+from common.io.pixels import to_float
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

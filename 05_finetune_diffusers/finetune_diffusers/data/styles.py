@@ -15,8 +15,8 @@ from common.data.creatures.canvas import Canvas
 from common.data.creatures.draw import BUILDS, POSE, backdrop, figure, posed, scatter
 from common.data.creatures.motifs import BEHIND, IN_FRONT
 from common.data.creatures.shapes import capsule, circle
-from common.data.dataset import to_bytes, to_float
 from common.errors import UserError
+from common.io.pixels import to_bytes, to_float
 from finetune_diffusers.data.edges import gradient
 
 BATCH = 256  # images at a time, so that only a part of a large set is ever held as floats

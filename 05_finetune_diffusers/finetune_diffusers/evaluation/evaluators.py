@@ -12,10 +12,10 @@ from torch import Tensor
 
 from common.data import Images
 from common.data.creatures.attributes import NAMES, VALUES
-from common.data.dataset import to_float
 from common.data.registry import DRAWN
 from common.evaluate.distances import Estimate, bootstrap
 from common.io.files import write_json
+from common.io.pixels import to_float
 from common.random import BatchRandom
 from common.training.loop import State
 from common.viz import save_picture

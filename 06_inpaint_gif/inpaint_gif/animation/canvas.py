@@ -170,4 +170,4 @@ def check_picture(picture: Tensor) -> None:
     if min(picture.shape[1:]) < 16:
         raise UserError(f"the picture must be at least 16 pixels high and wide, not {picture.shape[1]} x {picture.shape[2]}")
     if not picture.is_floating_point() or not picture.isfinite().all() or picture.abs().max() > 1 + CLOSE:
-        raise UserError("the picture must hold numbers from -1 to 1; common.data.dataset.to_float makes them from bytes")
+        raise UserError("the picture must hold numbers from -1 to 1; common.io.pixels.to_float makes them from bytes")

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.dataset import to_float
 from common.data.dishes.menu import DISHES
 from common.data.sources.decoding import decode_all
 from common.diffusion.samplers import Sampler
 from common.errors import UserError
+from common.io.pixels import to_float
 from common.viz import save_picture
 from inpaint_gif.animation import writers as reel
 from inpaint_gif.animation.camera import Keyframe, Move, paint, shoot

@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from common.data.dataset import to_bytes
 from common.errors import UserError, explain
 from common.io.files import write_atomically
+from common.io.pixels import to_bytes
 from inpaint_gif.animation.camera import Keyframe
 
 PALETTES = ("global", "frame")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.data import Images
-from common.data.dataset import to_float
 from common.evaluate.distances import Estimate, bootstrap
+from common.io.pixels import to_float
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, Names, vectors_of
 from inpaint_gif.clip.model import ChineseClip
 

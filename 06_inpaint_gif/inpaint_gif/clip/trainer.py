@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from common import viz
 from common.cli import pick_device, pick_precision
 from common.data import Images, load
-from common.data.dataset import to_float
 from common.data.dishes.dataset import WORDS, dish, generator
 from common.data.registry import DRAWN
 from common.io.files import write_atomically, write_folder
+from common.io.pixels import to_float
 from common.models.text.tokenizer import Tokenizer
 from common.random import BatchRandom
 from common.training.logging import Due, logged

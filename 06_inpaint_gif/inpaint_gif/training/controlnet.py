@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from common import viz
 from common.cli import pick_device, pick_precision
-from common.data.dataset import Images, to_float
+from common.data.dataset import Images
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.samplers import Sampler
 from common.errors import UserError, explain
 from common.io.files import write_folder
+from common.io.pixels import to_float
 from common.models.find_model import find_root
 from common.training.latents import check_fit, check_fit_before, sample
 from common.training.logging import Due, logged

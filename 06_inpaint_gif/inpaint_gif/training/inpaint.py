@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common import viz
 from common.cli import pick_device, pick_precision
 from common.data import load
-from common.data.dataset import Images, to_float
+from common.data.dataset import Images
 from common.data.dishes.dataset import WORDS, describe, dish, generator
 from common.data.registry import DRAWN
 from common.diffusion.guidance import drop_captions
@@ -23,6 +23,7 @@ from common.diffusion.samplers import Sampler
 from common.diffusion.schedules import DiscreteSchedule
 from common.errors import UserError
 from common.io.files import write_folder
+from common.io.pixels import to_float
 from common.models.find_model import find_root
 from common.models.model_folder import Model
 from common.models.stable_diffusion_folder import save_folder

@@ -34,7 +34,7 @@ class Args:
 def main(args: Args) -> None:
 
     from common.data.creatures.dataset import load_creatures
-    from common.data.dataset import to_float
+    from common.io.pixels import to_float
     from common.viz import grid, save_picture
 
     data = load_creatures(args.split, args.n, args.size, args.seed, args.language)

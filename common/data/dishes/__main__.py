@@ -35,8 +35,8 @@ class Args:
 
 def main(args: Args) -> None:
 
-    from common.data.dataset import to_float
     from common.data.dishes.dataset import load_dishes
+    from common.io.pixels import to_float
     from common.viz import grid, save_picture
 
     data = load_dishes(args.split, args.n, args.size, args.seed, args.language, args.name_only)

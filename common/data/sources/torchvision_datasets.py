@@ -15,7 +15,7 @@ from common.data.sources.decoding import decode_all
 from common.data.sources.image_folder import load_folder
 from common.data.sources.listing import Listing, Tally
 from common.errors import UserError, explain
-from common.io.network import REACH_SECONDS, reachable
+from common.io.hub import REACH_SECONDS, reachable
 
 STALLED_SECONDS = 20  # a download that brings nothing for so long is given up
 DIGITS = tuple("0123456789")

@@ -247,7 +247,7 @@ def hub(monkeypatch, tmp_path):
     fake = Hub()
     fake.sets, fake.asked = {}, []
     monkeypatch.setattr("datasets.load_dataset", fake.load_dataset)
-    monkeypatch.setattr("common.io.network.unanswered", lambda url: fake.asked.append(url) or (None if fake.online else "did not answer within 3 s"))
+    monkeypatch.setattr("common.io.hub.unanswered", lambda url: fake.asked.append(url) or (None if fake.online else "did not answer within 3 s"))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     return fake
@@ -315,7 +315,7 @@ def test_no_network(tmp_path, hub, monkeypatch):
 def test_datasets_really_heeds_that_switch(tmp_path, monkeypatch):
     """With the real `datasets`: offline, it neither waits nor asks."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr("common.io.network.unanswered", lambda url: "did not answer")
+    monkeypatch.setattr("common.io.hub.unanswered", lambda url: "did not answer")
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
     with pytest.raises(UserError, match="butterflies is not in .*not in the hub's cache"):
         load("butterflies", 8, tmp_path)
@@ -367,7 +367,7 @@ def test_an_empty_picture_of_the_hub_is_skipped():
 
 @pytest.fixture
 def nobody(monkeypatch):
-    monkeypatch.setattr("common.io.network.unanswered", lambda url: pytest.fail("a local copy needs no network"))
+    monkeypatch.setattr("common.io.hub.unanswered", lambda url: pytest.fail("a local copy needs no network"))
 
 
 @pytest.mark.parametrize("where", ["pokemon", "data/pokemon", ""])

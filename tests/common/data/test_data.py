@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from common.data import NAMES, load
-from common.data.dataset import to_bytes, to_float
 from common.data.registry import auto
 from common.data.sources import torchvision_datasets as classics_module
 from common.errors import UserError
+from common.io.pixels import to_bytes, to_float
 
 
 @pytest.fixture
@@ -480,7 +480,7 @@ def test_nobody_answers(monkeypatch, tmp_path):
 
 def test_a_server_that_accepts_and_then_says_nothing(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("common.io.network.REACH_SECONDS", 0.3)
+    monkeypatch.setattr("common.io.hub.REACH_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert not classics_module.reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
 
@@ -510,7 +510,7 @@ def test_a_name_lookup_that_never_ends(monkeypatch):
         raise socket.gaierror("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    monkeypatch.setattr("common.io.network.REACH_SECONDS", 0.3)
+    monkeypatch.setattr("common.io.hub.REACH_SECONDS", 0.3)
     assert not classics_module.reachable("http://example.invalid/")
     assert not ended.is_set(), "it answered while the lookup was still going on"
     released.set()

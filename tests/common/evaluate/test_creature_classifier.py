@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from cfg_pokemon import pipeline as paint
 from common.data.creatures.attributes import NAMES, VALUES, is_held_out, to_names
 from common.data.creatures.dataset import LENGTH, caption, creature, load_creatures, mentioned
-from common.data.dataset import to_bytes, to_float
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.evaluate.creature_classifier import (
@@ -37,6 +36,7 @@ from common.evaluate.creature_classifier import (
     spoil,
     to_judge_input,
 )
+from common.io.pixels import to_bytes, to_float
 from common.models.text.encoders import small_text
 from common.models.unet import UNet, UNetConfig
 from common.random import generator

@@ -12,7 +12,6 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from common.data import Images, load
-from common.data.dataset import to_bytes, to_float
 from common.data.sources.torchvision_datasets import find_mnist
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.samplers import Sampler
@@ -21,6 +20,7 @@ from common.errors import UserError
 from common.evaluate.digit_classifier import FEATURES, accuracy, load_classifier, look, to_classifier_input
 from common.evaluate.distances import Frechet, bootstrap, deal, kernel_distance
 from common.evaluate.evaluator import MIN_SAMPLES, evaluate, read_folder, read_npy, read_samples, table
+from common.io.pixels import to_bytes, to_float
 from common.models.model_folder import Model, save_model
 from common.models.unet import UNet, UNetConfig
 from common.random import generator

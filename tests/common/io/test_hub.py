@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.io import hub, network
+from common.io import hub
 from common.io.weight_files import chosen_files, variant_in
 from common.models.pipeline_folder import find_pipeline, missing_parts, needed
 from helpers.programs import ROOT
@@ -133,26 +133,26 @@ def test_the_libraries_are_given_the_same_address(given, address):
 
 def test_an_empty_or_bare_endpoint_is_really_asked(fake, monkeypatch):
     asked = []
-    monkeypatch.setattr(network, "unanswered", lambda url: asked.append(url) or "did not answer (the test)")
+    monkeypatch.setattr(hub, "unanswered", lambda url: asked.append(url) or "did not answer (the test)")
     for given, address in (("", hub.PUBLIC), ("hf-mirror.com", "https://hf-mirror.com")):
         monkeypatch.setenv("HF_ENDPOINT", given)
         assert f"{address} did not answer (the test)" in refused("some/model") and asked[-1] == address
 
 
 def test_offline_asks_nobody(fake, monkeypatch):
-    monkeypatch.setattr(network, "unanswered", lambda url: pytest.fail("the network was used"))
+    monkeypatch.setattr(hub, "unanswered", lambda url: pytest.fail("the network was used"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "the hub was not asked, because HF_HUB_OFFLINE is set" in refused("some/model") and not fake.asked
 
 
 def test_why_there_is_no_answer(monkeypatch):
-    assert network.unanswered("http://127.0.0.1:9") == "did not answer (Connection refused)"
+    assert hub.unanswered("http://127.0.0.1:9") == "did not answer (Connection refused)"
     monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert network.through_proxy("http://hub.example") == " through the proxy http://127.0.0.1:9"  # without the password
+    assert hub.through_proxy("http://hub.example") == " through the proxy http://127.0.0.1:9"  # without the password
     monkeypatch.setenv("no_proxy", "hub.example")
-    assert network.through_proxy("http://hub.example") == ""
+    assert hub.through_proxy("http://hub.example") == ""
 
 
 # --------------------------------------------------------------------------------------------------------- what it refuses
@@ -262,5 +262,5 @@ def test_sets_of_weights(tmp_path):
 def test_messages_do_not_show_the_password_of_a_mirror(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://ada:secret@127.0.0.1:9")
     monkeypatch.setattr(hub, "offline", lambda: False)
-    monkeypatch.setattr("common.io.network.unanswered", lambda url: "did not answer")
+    monkeypatch.setattr("common.io.hub.unanswered", lambda url: "did not answer")
     assert hub.silent() == "http://127.0.0.1:9 did not answer"

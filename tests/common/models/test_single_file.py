@@ -248,7 +248,7 @@ def test_weights_that_are_missing(first, beside):
 def test_without_a_tokenizer(first, beside, monkeypatch):
     """None beside the file, none in the cache, no network: one sentence says what to do."""
     (beside / "tokenizer").unlink()
-    monkeypatch.setattr("common.io.network.unanswered", lambda url: "did not answer within 3 s")
+    monkeypatch.setattr("common.io.hub.unanswered", lambda url: "did not answer within 3 s")
     monkeypatch.setattr("common.models.single_file.in_cache", lambda name: None)
     save_file(as_compvis(first), beside / "a.safetensors")
     with pytest.raises(UserError, match="put a folder named tokenizer, from any Stable Diffusion folder, beside") as problem:

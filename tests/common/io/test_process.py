@@ -1,14 +1,18 @@
-"""Text in any encoding: what is printed, what comes as an argument, and what files hold."""
+"""Text in any encoding (output, arguments, files), unknown users, and paths in the home directory."""
 
 import ast
+import getpass
 import io
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from common.io import encoding
+from common.cli import home_expanded
+from common.io import process
 from helpers.programs import ROOT, environment
 
 NAMES = "番茄炒蛋🍅 ± ᾱ → É \udcff"  # Chinese, an emoji, signs that programs print, and a byte of a file name that is not valid UTF-8
@@ -34,7 +38,7 @@ def test_every_string_can_be_printed(monkeypatch, stream, name):
         except UnicodeEncodeError:
             return character.encode("ascii", "backslashreplace").decode()
 
-    encoding.accept_any_text()
+    process.accept_any_text()
     print(NAMES, file=getattr(sys, stream), flush=True)
     assert written.getvalue().decode(name) == "".join(map(shown, NAMES)) + os.linesep
 
@@ -43,7 +47,7 @@ def test_streams_that_are_missing_or_no_files(monkeypatch):
     notebook = io.StringIO()
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", notebook)
-    encoding.accept_any_text()
+    process.accept_any_text()
     print(NAMES)
     print(NAMES, file=sys.stderr)
     sys.stdout.close()
@@ -145,7 +149,7 @@ def restarts(monkeypatch):
         monkeypatch.delenv("PYTHONUTF8", raising=False)
         for key, value in variables.items():
             monkeypatch.setenv(key, value)
-        encoding.restart_in_utf8()
+        process.restart_in_utf8()
         return commands[0] if commands else None
 
     return call
@@ -188,3 +192,62 @@ def test_text_is_read_and_written_as_utf8():
     assert without_encoding(ast.parse("open(p)\np.open('rb')\np.read_text()\nrun(text=True)\nopen(p, encoding='utf-8')\nImage.open(p)")) == [1, 3, 4]
     lines = {path.relative_to(ROOT).as_posix(): without_encoding(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES}
     assert {name: found for name, found in lines.items() if found} == {}
+
+
+# --------------------------------------------------------------------------------------------------------------- users
+
+USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where getpass looks for a user's name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no database of users")
+def test_a_user_whom_the_system_does_not_know(monkeypatch):
+    import pwd
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in (*USER_VARIABLES, "HOME"):
+        monkeypatch.setenv(name, "x")  # so that the test's own changes are undone
+        monkeypatch.delenv(name)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    process.name_unknown_user()
+    assert getpass.getuser() == f"user-{os.getuid()}"
+    assert Path.home() == Path(tempfile.gettempdir())
+
+
+def test_a_user_whom_the_system_knows_stays(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "ada")
+    monkeypatch.setenv("HOME", "/home/ada")
+    before = dict(os.environ)
+    process.name_unknown_user()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no database of users")
+def test_torch_can_be_loaded_by_an_unknown_user():
+    """Through torchvision, which asks for torch's cache, in the folder of the user's name."""
+    code = "import pwd\ndef unknown(uid): raise KeyError(uid)\npwd.getpwuid = unknown\nimport common, torchvision"
+    variables = {name: value for name, value in environment().items() if name not in (*USER_VARIABLES, "HOME")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("~/pictures", "HOME/pictures"),
+        ("--data=~/pictures", "--data=HOME/pictures"),
+        ("--data", "--data"),
+        ("a ~/b", "a ~/b"),
+        ("~", "~"),
+        ("~40 red creatures", "~40 red creatures"),
+        ("--prompt=a=~/b", "--prompt=a=~/b"),
+        ("x=~/y", "x=~/y"),
+    ],
+)
+def test_paths_in_the_home_directory(monkeypatch, word, meant):
+    monkeypatch.setenv("HOME", "HOME")
+    monkeypatch.setenv("USERPROFILE", "HOME")
+    assert home_expanded(word) == meant
