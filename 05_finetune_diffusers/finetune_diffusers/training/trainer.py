@@ -211,7 +211,7 @@ class Tuner:
             return
         kept = states(self.args.out)
         raise UserError(
-            f"step {self.progress.step + 1}: the loss is {float(errors.each.detach().mean())} and the gradient's norm {norm}, so training stops "
+            f"step {self.progress.step + 1}: the loss is {float(errors.per_sample.detach().mean())} and the gradient's norm {norm}, so training stops "
             f"({f'the last good checkpoint is {kept[-1]}' if kept else 'no checkpoint had been written yet'}); "
             f"try a smaller --lr (it was {self.args.lr:g}) or --precision no"
         )
