@@ -16,6 +16,7 @@ from common.errors import UserError
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)
 ClipMode = bool | Literal["dynamic"]  # how guesses of the image are kept in [-1, 1]: not at all, by cutting off, by `threshold`
+CLIP_MODES: dict[str, ClipMode] = {"static": True, "none": False, "dynamic": "dynamic"}  # their names on command lines
 
 
 def _edm(alpha, sigma):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from helpers.programs import ROOT, run_program
+from helpers.programs import run_program
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the program forks, and reads names of open files in /proc")
 NAMES = ("01_train_start", "02_train", "04_train", "04_vae_decoder", "05_lora", "05_unconditional", "05_package", "06_clip_start", "06_text2dish", "06_inpaint",
