@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torchvision.utils import make_grid
 from common.errors import UserError
 from common.io.files import write_atomically
 from common.io.pixels import to_bytes
+
+if TYPE_CHECKING:  # loading matplotlib takes half a second, which programs without plots should not wait for
+    from matplotlib.figure import Figure
 
 
 def grid(images: Tensor, columns: int | None = None, height: int | None = None, gap: int = 2) -> Image.Image:
@@ -90,6 +94,12 @@ def smooth(values: np.ndarray, share: float = 0.03) -> np.ndarray:
     return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
 
 
+def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
+    """Write a figure of matplotlib as a PNG, the whole file or nothing."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+    return path
+
+
 def plot_run(run: Path, path: Path) -> Path:
     """Loss, loss by noise level and learning rate of a run, in one picture."""
     from matplotlib import colormaps
@@ -111,5 +121,4 @@ def plot_run(run: Path, path: Path) -> Path:
     right.set(title="learning rate", xlabel="step")
     for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
-    return path
+    return save_figure(figure, path)
