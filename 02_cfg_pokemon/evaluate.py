@@ -375,7 +375,7 @@ def open_checked(args: Args, wish: Wish) -> Painter:
     """The model, and a refusal of what cannot be measured, before anything is drawn."""
     from cfg_pokemon.guidance import Guided
     from cfg_pokemon.pipeline import open_painter
-    from common.data.creatures.dataset import SIZES
+    from common.data.drawn import SIZES
     from common.diffusion.samplers import Sampler
 
     if not args.scales or not args.splits:

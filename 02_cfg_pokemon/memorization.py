@@ -153,7 +153,8 @@ def main(args: Args) -> None:
     import torch
 
     from cfg_pokemon.pipeline import Wish, open_painter
-    from common.data.creatures.dataset import SIZES, load_creatures
+    from common.data.creatures.dataset import load_creatures
+    from common.data.drawn import SIZES
     from common.evaluate.creature_classifier import load_judge
     from common.io.files import write_json
     from common.io.pixels import to_bytes

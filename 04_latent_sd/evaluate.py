@@ -244,7 +244,7 @@ def save_rows(rows: list[Row], path: Path) -> None:
 
 def open_checked(args: Args, wishes: list[Wish]) -> Pipeline:
     """The model, and a refusal of what cannot be measured, before anything is drawn."""
-    from common.data.creatures.dataset import SIZES
+    from common.data.drawn import SIZES
     from common.diffusion.guidance import Guided
     from common.diffusion.samplers import Sampler
     from latent_sd.pipeline import open_pipeline

@@ -11,7 +11,7 @@ CHAPTERS = {folder.name: next(each.parent.name for each in folder.glob("*/__init
 COMMON = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sorted((ROOT / "common").rglob("*.py"))}
 LAYERS = ["errors", "random", "io", "diffusion", "models", "data", "training", "evaluate"]  # each may import what stands before it
 APART = {"cli": {"errors", "io"}, "viz": {"errors", "io"}, "grade": {"errors", "random", "io", "cli", "viz"}}  # what these may import
-USES = {"training": {"cli", "viz"}, "evaluate": {"cli", "viz"}}  # ... and which layers may use them
+USES = {"data": {"viz"}, "training": {"cli", "viz"}, "evaluate": {"cli", "viz"}}  # ... and which layers may use them
 PROGRAMS = {path for path in COMMON if "    run(main, Args)\n" in path.read_text(encoding="utf-8")}  # they may use cli and viz
 
 

@@ -2,23 +2,21 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from common.data.captions import Texts, check_language
-from common.data.creatures.dataset import SPLITS, caption, load_creatures
+from common.data.captions import check_language
+from common.data.creatures.dataset import CREATURE_IMAGES
 from common.data.dataset import Images
-from common.data.dishes.dataset import dishes
+from common.data.dishes.dataset import DISH_IMAGES
+from common.data.drawn import SPLITS, DrawnDataset
 from common.data.sources import hub_datasets, lmdb_dataset, local, torchvision_datasets
 from common.errors import UserError
 
 
-def _creatures(data_dir: Path, split: str, size: int, n: int | None = None) -> Images:
-    """Drawn, with their captions in both languages. They need no data_dir."""
-    images = load_creatures(split, n, size, language="en")
-    chinese = tuple(caption(0, split, i, "zh") for i in range(len(images)))
-    return replace(images, texts=Texts("creatures", {"en": images.captions, "zh": chinese}, default="both"))
+def _draw(dataset: DrawnDataset, data_dir: Path, split: str, size: int, n: int | None = None) -> Images:
+    """A drawn set, which needs no data_dir."""
+    return dataset.load_bilingual(split, n, size)
 
 
 LOADERS: dict[str, Callable[..., Images]] = {
@@ -27,8 +25,8 @@ LOADERS: dict[str, Callable[..., Images]] = {
     "fashion_mnist": torchvision_datasets.fashion_mnist,
     "cifar10": torchvision_datasets.cifar10,
     "flowers102": torchvision_datasets.flowers102,
-    "creatures": _creatures,
-    "dishes": dishes,
+    "creatures": partial(_draw, CREATURE_IMAGES),
+    "dishes": partial(_draw, DISH_IMAGES),
     **{name: partial(hub_datasets.load_named, name) for name in hub_datasets.HUB_SETS},
 }
 NAMES = tuple(LOADERS)

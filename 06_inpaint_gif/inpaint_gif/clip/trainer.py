@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from common import viz
 from common.cli import pick_device, pick_precision
 from common.data import Images, load
-from common.data.dishes.dataset import WORDS, dish, generator
+from common.data.dishes.dataset import dish
+from common.data.drawn import CAPTION, generator
 from common.data.registry import DRAWN
 from common.io.files import write_atomically, write_folder
 from common.io.pixels import to_float
@@ -105,7 +106,7 @@ def gather(args, size: int) -> Material:
     if args.data == "dishes":
         n = args.n or DISHES
         pictures, test = load("dishes", size, split="train", n=n), load("dishes", size, split="test", n=args.held_out)
-        captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(WORDS, args.seed, "train", i)) for i in range(n)]
+        captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, args.seed, "train", i)) for i in range(n)]
         return Material(pictures, captions, LEARNED, test)
     asked = {"train": args.n, "test": args.held_out} if args.data in DRAWN else {}  # no more are drawn than are used
     pictures, test = (chinese(load(args.data, size, args.data_dir, split, n=asked.get(split), channels=3)) for split in ("train", "test"))

@@ -15,7 +15,9 @@ from common import viz
 from common.cli import pick_device, pick_precision
 from common.data import load
 from common.data.dataset import Images
-from common.data.dishes.dataset import WORDS, describe, dish, generator
+from common.data.dishes.captions import describe
+from common.data.dishes.dataset import dish
+from common.data.drawn import CAPTION, generator
 from common.data.registry import DRAWN
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
@@ -152,7 +154,7 @@ def gather(args, size: int, split: str, n: int | None = None, windows: int | Non
     windows = windows or args.windows
     if args.data == "dishes":
         n = n or args.n or SCENES
-        words = [(dish(0, split, i)[0], generator(WORDS, args.seed, split, i)) for i in range(n)]
+        words = [(dish(0, split, i)[0], generator(CAPTION, args.seed, split, i)) for i in range(n)]
         return drawn_views(split, n, size, windows, args.seed), [describe(a, ("zh", "en")[k % 2], rng) for a, rng in words for k in range(windows)]
     images = load(args.data, 2 * size, args.data_dir, split, n=(n or args.n) if args.data in DRAWN else None, channels=3)
     images = images.first(min(n or args.n or len(images), len(images)))

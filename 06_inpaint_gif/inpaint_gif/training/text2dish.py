@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from common import viz
 from common.cli import pick_device, pick_precision
 from common.data import Images, load
-from common.data.dishes.dataset import WORDS, dish, generator
+from common.data.dishes.dataset import dish
+from common.data.drawn import CAPTION, generator
 from common.data.registry import DRAWN
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
@@ -115,7 +116,7 @@ def gather(args, size: int) -> tuple[Images, Sequence[Sequence[str]]]:
     """Pictures, and the captions of each: drawn dishes with names but the held-out ones, or pictures with their own caption."""
     if args.data == "dishes":
         n = args.n or DISHES
-        return load("dishes", size, n=n), [captions_of(dish(0, "train", i)[0], VARIANTS, generator(WORDS, args.seed, "train", i)) for i in range(n)]
+        return load("dishes", size, n=n), [captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, args.seed, "train", i)) for i in range(n)]
     images = chinese(load(args.data, size, args.data_dir, n=args.n if args.data in DRAWN else None, channels=3)).first(args.n)
     return images, [(caption,) for caption in images.captions]
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.data.creatures.attributes import NAMES, check_attributes
-from common.errors import UserError
+from common.data.drawn import check_description, pick
 
-LANGUAGES = ("en", "zh")
 Phrase = tuple[str, str]  # (its place in the sentence, its words)
 
 
@@ -202,11 +201,7 @@ def describe(attributes: Mapping[str, str], language: str, rng: np.random.Genera
     mention     the attributes to speak of; None leaves some out by chance
     """
     check_attributes(attributes)
-    if language not in LANGUAGES:
-        raise UserError(f"unknown language '{language}'; a caption can be written in en or zh")
-    unknown = set(mention or ()) - set(NAMES)
-    if unknown:
-        raise UserError(f"a creature has no attribute '{min(unknown)}'; it has {', '.join(NAMES)}")
+    check_description("a creature", NAMES, language, mention)
     said = choose_mention(attributes, rng) if mention is None else mention
     phrases = ENGLISH if language == "en" else CHINESE
     found: dict[str, list[str]] = {"adjective": [], "kind": [], "part": [], "lacks": [], "around": []}
@@ -222,10 +217,6 @@ def choose_mention(attributes: Mapping[str, str], rng: np.random.Generator) -> l
     luck = rng.random(len(NAMES))
     said = [n for n, u in zip(NAMES, luck, strict=True) if u < (SAID_OF_NOTHING if attributes[n] == "none" else SAID[n])]
     return said or ["colour"]
-
-
-def pick(choices: Sequence, rng: np.random.Generator):
-    return choices[int(rng.random() * len(choices))]
 
 
 def english(found: dict[str, list[str]], rng: np.random.Generator) -> str:

@@ -6,45 +6,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from common.cli import run
+from common.data.sheet import SheetArgs, draw_sheet
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(SheetArgs):
     n: int = 64
-    """How many dishes."""
+    """Number of pictures."""
     size: int = 96
-    """Pixels a side of each, 16 to 256."""
+    """Pixels a side of each picture, 16 to 256."""
     out: Path = Path("runs/dishes.png")
-    """Where the sheet goes."""
-    seed: int = 0
-    """Another seed, other dishes."""
-    split: Literal["train", "test", "heldout"] = "train"
-    """heldout: dishes on tables where the other two never have them."""
-    columns: int | None = None
-    """Dishes in a row; by default the sheet is about square."""
-    captions: bool = False
-    """Also print what each dish is said to be."""
-    language: Literal["en", "zh", "both"] = "both"
-    """Of the captions."""
+    """Output file."""
     name_only: bool = False
-    """Captions are the name of the dish and nothing else."""
+    """Captions that are the name of the dish and nothing else."""
 
 
 def main(args: Args) -> None:
+    from common.data.dishes.dataset import DISH_IMAGES
 
-    from common.data.dishes.dataset import load_dishes
-    from common.io.pixels import to_float
-    from common.viz import grid, save_picture
-
-    data = load_dishes(args.split, args.n, args.size, args.seed, args.language, args.name_only)
-    path = save_picture(grid(to_float(data.pixels), args.columns), args.out)
-    if args.captions:
-        for i, text in enumerate(data.captions):
-            print(f"{i + 1:4}  {text}")
-    print(f"{path}: {args.n} dishes of {args.size} x {args.size} pixels")
+    draw_sheet(DISH_IMAGES, args, () if args.name_only else None)
 
 
 if __name__ == "__main__":

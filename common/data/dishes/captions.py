@@ -9,9 +9,8 @@ import numpy as np
 
 from common.data.dishes.attributes import NAMES, check_attributes
 from common.data.dishes.menu import DISHES
-from common.errors import UserError
+from common.data.drawn import check_description, pick
 
-LANGUAGES = ("en", "zh")
 SAID = {"style": 0.25, "vessel": 0.75, "glaze": 0.45, "table": 0.6}  # how often a caption speaks of it; of the dish, always
 
 STYLES = {
@@ -45,11 +44,7 @@ def describe(attributes: Mapping[str, str], language: str, rng: np.random.Genera
     mention     the attributes to speak of beside the dish; () is the name alone, None leaves some out by chance
     """
     check_attributes(attributes)
-    if language not in LANGUAGES:
-        raise UserError(f"unknown language '{language}'; a caption can be written in en or zh")
-    unknown = set(mention or ()) - set(NAMES)
-    if unknown:
-        raise UserError(f"a dish has no attribute '{min(unknown)}'; it has {', '.join(NAMES)}")
+    check_description("a dish", NAMES, language, mention)
     name = pick(names_of(attributes["dish"], language), rng)
     luck = rng.random(len(SAID))  # drawn in any case: the words do not depend on what is mentioned
     said = [n for n, u in zip(SAID, luck, strict=True) if u < SAID[n]] if mention is None else list(mention)
@@ -61,10 +56,6 @@ def describe(attributes: Mapping[str, str], language: str, rng: np.random.Genera
 def names_of(dish: str, language: str) -> tuple[str, ...]:
     """All names of a dish in one language."""
     return (dish, *DISHES[dish].also) if language == "zh" else DISHES[dish].english
-
-
-def pick(choices: Sequence, rng: np.random.Generator):
-    return choices[int(rng.random() * len(choices))]
 
 
 def english(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Generator) -> str:

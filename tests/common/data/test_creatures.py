@@ -2,23 +2,17 @@
 
 import itertools
 import re
-import runpy
-import sys
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from common.data import creatures as creatures_module
-from common.data import load
-from common.data.creatures.__main__ import Args, main
-from common.data.creatures.attributes import ATTRIBUTES, COMBINATIONS, NAMES, NEVER_TOGETHER, VALUES, is_held_out, to_names, to_row
+from common.data.creatures.attributes import ATTRIBUTES, COMBINATIONS, NAMES, NEVER_TOGETHER, VALUES, is_held_out, to_row
 from common.data.creatures.canvas import Canvas
 from common.data.creatures.captions import describe
-from common.data.creatures.dataset import LENGTH, POSE, caption, creature, draw, load_creatures
-from common.data.creatures.draw import BUILDS, GROUND, SCALE
+from common.data.creatures.dataset import caption, creature
+from common.data.creatures.draw import BUILDS, GROUND, POSE, SCALE, draw
 from common.data.creatures.shapes import box, capsule, circle, ellipse, polygon, ring, rope, turned
+from common.data.drawn import LENGTH
 from common.errors import UserError
 from helpers.creature_captions import claims
 
@@ -41,24 +35,6 @@ def shrunk(image: np.ndarray, size: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- the set
 
 
-def test_a_creature_depends_on_seed_split_and_index_alone():
-    few, many = load_creatures(n=5, size=16, seed=3), load_creatures(n=12, size=16, seed=3)
-    assert torch.equal(few.pixels, many.pixels[:5]) and few.captions == many.captions[:5]
-    assert torch.equal(few.attributes.table, many.attributes.table[:5])
-    for i in (11, 0, 7):  # in any order, alone
-        assert np.array_equal(drawn(3, "train", i, 16), many.pixels[i].numpy())
-    for seed, split in ((4, "train"), (3, "test"), (3, "heldout")):
-        assert not torch.equal(load_creatures(split, 5, 16, seed).attributes.table, few.attributes.table)
-
-
-def test_no_global_random_state_is_read_or_changed():
-    np.random.seed(1)
-    before, image = np.random.get_state()[1].copy(), drawn(0, "train", 1, 16)
-    assert np.array_equal(np.random.get_state()[1], before)
-    np.random.seed(2)
-    assert np.array_equal(drawn(0, "train", 1, 16), image)
-
-
 def test_the_set_is_the_one_that_was_published():
     """Shipped weights were trained on these: whoever changes the order of random draws must notice."""
     attributes, pose = creature(0, "train", 0)
@@ -76,12 +52,6 @@ def test_there_are_very_many_of_them():
     for k, values in enumerate(VALUES):  # each value as often as the others; colours and elements lose a tenth each
         counts = np.bincount([row[k] for row in rows], minlength=len(values))
         assert counts.min() > 0.75 * 2000 / len(values), NAMES[k]
-
-
-def test_rows_and_names_are_inverse():
-    for i in range(20):
-        attributes = creature(1, "test", i)[0]
-        assert to_names(to_row(attributes)) == attributes and tuple(attributes) == NAMES
 
 
 def test_a_tenth_of_all_combinations_is_held_out():
@@ -282,13 +252,6 @@ def test_english_articles():
     assert any(t.startswith("an ") for t in texts) and any(t.startswith("a one-eyed") for t in texts)
 
 
-def test_languages_are_mixed_half_and_half():
-    both, en, zh = (load_creatures(n=8, size=16, language=language) for language in ("both", "en", "zh"))
-    assert both.captions == tuple((en if i % 2 == 0 else zh).captions[i] for i in range(8))
-    assert all(text.isascii() for text in en.captions) and not any(re.search("[a-z]", text) for text in zh.captions)
-    assert torch.equal(en.pixels, zh.pixels)  # a language changes no picture
-
-
 def test_a_creature_of_which_nothing_was_to_be_said():
     class Silent:
         def random(self, n=None):
@@ -297,46 +260,7 @@ def test_a_creature_of_which_nothing_was_to_be_said():
     assert describe(PLAIN, "zh", Silent()) == "橙色，小怪物"
 
 
-# ------------------------------------------------------------------------------------------------------------- loading
-
-
-def test_load_by_name(monkeypatch):
-    for split in LENGTH:
-        monkeypatch.setitem(LENGTH, split, 6)
-    train, large, test = load("creatures"), load("creatures", 48), load("creatures", split="test")
-    assert train.pixels.shape == (6, 3, 32, 32) and train.pixels.dtype == torch.uint8 and len(train.captions) == 6
-    assert np.array_equal(large.pixels[2].numpy(), drawn(0, "train", 2, 48))  # drawn at this size, not enlarged
-    assert not torch.equal(train.attributes.table, test.attributes.table)
-    assert all(is_held_out(load("creatures", split="heldout").attributes.of(i)) for i in range(6))
-
-
-def test_the_usual_lengths():
-    assert LENGTH == {"train": 10_000, "test": 1_000, "heldout": 1_000}
-
-
-def test_attributes_stay_with_their_images():
-    data = load_creatures(n=4, size=16)
-    assert data.attributes.table.shape == (4, len(NAMES)) and data.attributes.table.dtype == torch.int64
-    assert data.attributes.of(2) == creature(0, "train", 2)[0]
-    small = data.resized(8)
-    assert small.pixels.shape == (4, 3, 8, 8) and small.attributes is data.attributes and small.captions == data.captions
-    assert load("digits").attributes is None
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"split": "valid"}, "no split 'valid'; choose one of train, test, heldout"),
-        ({"size": 15}, "--size of creatures must be 16 to 256 pixels, not 15"),
-        ({"size": 257}, "16 to 256 pixels, not 257"),
-        ({"language": "fr"}, "unknown language 'fr'; choose one of en, zh, both"),
-        ({"n": 0}, "--n must be above 0"),
-        ({"seed": -1}, "--seed must be 0 or more"),
-    ],
-)
-def test_what_cannot_be_drawn(wrong, message):
-    with pytest.raises(UserError, match=message):
-        load_creatures(**{"n": 1, "size": 16} | wrong)
+# ------------------------------------------------------------------------------------------------------------ refusals
 
 
 def test_a_creature_of_no_kind():
@@ -347,8 +271,6 @@ def test_a_creature_of_no_kind():
                 use({**PLAIN, **wrong})
     with pytest.raises(UserError, match="background of a creature must be one of cream, .*, not 'None'"):
         draw({name: PLAIN[name] for name in NAMES if name != "background"}, 16)
-    with pytest.raises(UserError, match="no split 'all'"):
-        creature(0, "all", 0)
 
 
 def test_what_cannot_be_described():
@@ -356,35 +278,3 @@ def test_what_cannot_be_described():
         describe(PLAIN, "both", np.random.default_rng(0))
     with pytest.raises(UserError, match="no attribute 'hat'; it has colour"):
         describe(PLAIN, "en", np.random.default_rng(0), ("colour", "hat"))
-
-
-# --------------------------------------------------------------------------------------------------------- the command
-
-
-def test_the_sheet(tmp_path, capsys):
-    main(Args(n=6, size=20, columns=3, out=tmp_path / "a/sheet.png", seed=4, split="heldout", captions=True, language="zh"))
-    picture = np.asarray(Image.open(tmp_path / "a/sheet.png"))
-    assert picture.shape == (2 * 22 + 2, 3 * 22 + 2, 3)
-    assert np.array_equal(picture[24:44, 46:66].transpose(2, 0, 1), drawn(4, "heldout", 5, 20))
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7 and lines[5].split(maxsplit=1) == ["6", caption(4, "heldout", 5, "zh")]
-
-
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_the_command_line(tmp_path, monkeypatch, capsys):
-    """`python -m common.data.creatures` in this process: a good call, and one that cannot be drawn."""
-    monkeypatch.setattr("warnings.showwarning", None)  # cli.run replaces it; this puts it back after the test
-    command = ["creatures", "--n", "2", "--out", str(tmp_path / "sheet.png"), "--size"]
-    monkeypatch.setattr(sys, "argv", [*command, "8"])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_module("common.data.creatures", run_name="__main__", alter_sys=True)
-    assert capsys.readouterr().err.startswith("error: --size of creatures must be 16 to 256 pixels, not 8")
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(sys, "argv", [*command, "16"])
-    runpy.run_module("common.data.creatures", run_name="__main__", alter_sys=True)
-    assert (tmp_path / "sheet.png").exists()
-
-
-def test_every_public_name_is_explained():
-    for name in ("creature", "caption", "load_creatures", "draw", "describe"):
-        assert getattr(creatures_module, name).__doc__

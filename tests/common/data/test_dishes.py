@@ -2,24 +2,19 @@
 
 import itertools
 import re
-import sys
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from common.data import dishes as dishes_module
-from common.data import load
-from common.data.dishes.__main__ import Args, main
-from common.data.dishes.attributes import ATTRIBUTES, NAMES, NEVER_TOGETHER, UNGLAZED, is_held_out, to_names, to_row
-from common.data.dishes.captions import names_of
-from common.data.dishes.dataset import LENGTH, caption, describe, dish, draw, load_dishes
-from common.data.dishes.draw import KINDS, shrunk
+from common.data.dishes.attributes import ATTRIBUTES, NAMES, NEVER_TOGETHER, UNGLAZED, is_held_out, to_row
+from common.data.dishes.captions import describe, names_of
+from common.data.dishes.dataset import caption, dish, load_dishes
+from common.data.dishes.draw import KINDS, draw, shrunk
 from common.data.dishes.ingredients.relief import Relief
 from common.data.dishes.layout import LAYOUTS, Flood, spiral
 from common.data.dishes.menu import DISHES
 from common.data.dishes.tableware.vessels import SHAPES
+from common.data.drawn import LENGTH
 from common.errors import UserError
 
 TOMATO_EGG = {"dish": "番茄炒蛋", "style": "stir-fried", "vessel": "round plate", "glaze": "white", "table": "linen"}
@@ -39,24 +34,6 @@ def drawn(seed: int, split: str, index: int, size: int) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------- the set
-
-
-def test_a_dish_depends_on_seed_split_and_index_alone():
-    few, many = load_dishes(n=4, size=16, seed=3), load_dishes(n=9, size=16, seed=3)
-    assert torch.equal(few.pixels, many.pixels[:4]) and few.captions == many.captions[:4]
-    assert torch.equal(few.attributes.table, many.attributes.table[:4])
-    for i in (8, 0, 5):  # in any order, alone
-        assert np.array_equal(drawn(3, "train", i, 16), many.pixels[i].numpy())
-    for seed, split in ((4, "train"), (3, "test"), (3, "heldout")):
-        assert not torch.equal(load_dishes(split, 4, 16, seed).attributes.table, few.attributes.table)
-
-
-def test_no_global_random_state_is_read_or_changed():
-    np.random.seed(1)
-    before, image = np.random.get_state()[1].copy(), drawn(0, "train", 1, 16)
-    assert np.array_equal(np.random.get_state()[1], before)
-    np.random.seed(2)
-    assert np.array_equal(drawn(0, "train", 1, 16), image)
 
 
 def test_the_set_is_the_one_that_was_published():
@@ -89,12 +66,6 @@ def test_the_menu_can_be_cooked():
                 assert layer.how in LAYOUTS
                 used |= {kind for kind, _ in layer.what}
     assert used == set(KINDS)
-
-
-def test_rows_and_names_are_inverse():
-    for i in range(20):
-        attributes = dish(1, "test", i)[0]
-        assert to_names(to_row(attributes)) == attributes and tuple(attributes) == NAMES
 
 
 def test_a_sixth_of_all_combinations_is_held_out():
@@ -310,12 +281,12 @@ def test_what_is_to_be_mentioned_is(language):
 
 def test_the_name_alone():
     for i in range(60):
-        name = caption(1, "train", i, "zh", name_only=True)
+        name = caption(1, "train", i, "zh", mention=())
         assert name in names_of(dish(1, "train", i)[0]["dish"], "zh")
     rng = np.random.default_rng(0)
     assert {describe(TOMATO_EGG, "zh", rng, ()) for _ in range(60)} == set(names_of("番茄炒蛋", "zh"))  # all its names occur
-    data = load_dishes(n=3, size=16, language="zh", name_only=True)
-    assert data.captions == tuple(caption(0, "train", i, "zh", True) for i in range(3))
+    data = load_dishes(n=3, size=16, language="zh", mention=())
+    assert data.captions == tuple(caption(0, "train", i, "zh", ()) for i in range(3))
 
 
 def test_captions_vary_and_are_well_formed():
@@ -326,49 +297,7 @@ def test_captions_vary_and_are_well_formed():
     assert any(t.startswith("an oval plate of") for t in texts)
 
 
-def test_languages_are_mixed_half_and_half():
-    both, en, zh = (load_dishes(n=6, size=16, language=language) for language in ("both", "en", "zh"))
-    assert both.captions == tuple((en if i % 2 == 0 else zh).captions[i] for i in range(6))
-    assert all(text.isascii() for text in en.captions) and not any(re.search("[a-z]", text) for text in zh.captions)
-    assert torch.equal(en.pixels, zh.pixels)  # a language changes no picture
-
-
-# ------------------------------------------------------------------------------------------------------------- loading
-
-
-def test_load_by_name(monkeypatch):
-    for split in LENGTH:
-        monkeypatch.setitem(LENGTH, split, 4)
-    train, large, test = load("dishes"), load("dishes", 48), load("dishes", 16, split="test")
-    assert train.pixels.shape == (4, 3, 64, 64) and train.pixels.dtype == torch.uint8 and len(train.captions) == 4
-    assert np.array_equal(large.pixels[2].numpy(), drawn(0, "train", 2, 48))  # drawn at this size, not enlarged
-    assert not torch.equal(train.attributes.table, test.attributes.table)
-    heldout = load("dishes", 16, split="heldout", language="zh", n=3)
-    assert len(heldout) == 3 and all(is_held_out(heldout.attributes.of(i)) for i in range(3))
-    assert heldout.captions == tuple(caption(0, "heldout", i, "zh") for i in range(3))
-
-
-def test_attributes_stay_with_their_images():
-    data = load_dishes(n=4, size=16)
-    assert data.attributes.table.shape == (4, len(NAMES)) and data.attributes.table.dtype == torch.int64
-    assert data.attributes.of(2) == dish(0, "train", 2)[0]
-    assert [data.classes[i] for i in data.labels.tolist()] == [dish(0, "train", i)[0]["dish"] for i in range(4)]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"split": "valid"}, "no split 'valid'; choose one of train, test, heldout"),
-        ({"size": 15}, "--size of dishes must be 16 to 256 pixels, not 15"),
-        ({"size": 257}, "16 to 256 pixels, not 257"),
-        ({"language": "fr"}, "unknown language 'fr'; choose one of en, zh, both"),
-        ({"n": 0}, "--n must be above 0"),
-        ({"seed": -1}, "--seed must be 0 or more"),
-    ],
-)
-def test_what_cannot_be_drawn(wrong, message):
-    with pytest.raises(UserError, match=message):
-        load_dishes(**{"n": 1, "size": 16} | wrong)
+# ------------------------------------------------------------------------------------------------------------ refusals
 
 
 @pytest.mark.parametrize(
@@ -392,34 +321,3 @@ def test_what_cannot_be_described():
         describe(TOMATO_EGG, "both", np.random.default_rng(0))
     with pytest.raises(UserError, match="no attribute 'spoon'; it has dish"):
         describe(TOMATO_EGG, "en", np.random.default_rng(0), ("table", "spoon"))
-    with pytest.raises(UserError, match="no split 'all'"):
-        dish(0, "all", 0)
-
-
-# --------------------------------------------------------------------------------------------------------- the command
-
-
-def test_the_sheet(tmp_path, capsys):
-    main(Args(n=6, size=20, columns=3, out=tmp_path / "a/sheet.png", seed=4, split="heldout", captions=True, language="zh", name_only=True))
-    picture = np.asarray(Image.open(tmp_path / "a/sheet.png"))
-    assert picture.shape == (2 * 22 + 2, 3 * 22 + 2, 3)
-    assert np.array_equal(picture[24:44, 46:66].transpose(2, 0, 1), drawn(4, "heldout", 5, 20))
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7 and lines[5].split(maxsplit=1) == ["6", caption(4, "heldout", 5, "zh", True)]
-
-
-def test_the_command_line(tmp_path, monkeypatch, capsys):
-    """A size that cannot be drawn is one sentence and exit code 2, and nothing is written."""
-    from common.cli import run
-
-    monkeypatch.setattr("warnings.showwarning", None)  # cli.run replaces it; this puts it back after the test
-    monkeypatch.setattr(sys, "argv", ["dishes", "--n", "2", "--size", "8", "--out", str(tmp_path / "sheet.png")])
-    with pytest.raises(SystemExit, match="2"):
-        run(main, Args)
-    assert capsys.readouterr().err.startswith("error: --size of dishes must be 16 to 256 pixels, not 8")
-    assert not list(tmp_path.iterdir())
-
-
-def test_every_public_name_is_explained():
-    for name in ("dish", "caption", "load_dishes", "draw", "describe"):
-        assert getattr(dishes_module, name).__doc__

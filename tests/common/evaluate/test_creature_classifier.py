@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from cfg_pokemon import pipeline as paint
 from common.data.creatures.attributes import NAMES, VALUES, is_held_out, to_names
-from common.data.creatures.dataset import LENGTH, caption, creature, load_creatures, mentioned
+from common.data.creatures.dataset import caption, creature, load_creatures, mentioned
+from common.data.drawn import LENGTH
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.evaluate.creature_classifier import (
