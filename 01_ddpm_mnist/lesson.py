@@ -58,7 +58,7 @@ from common import viz
 from common.data import load
 from common.diffusion.denoiser import Denoiser, target, to_x0_eps
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import add_noise, make_schedule
 from common.evaluate.evaluator import evaluate
 from common.models.model_folder import load_model

@@ -53,7 +53,7 @@ def main(args: Args) -> None:
 
     from common import viz
     from common.diffusion.denoiser import Denoiser
-    from common.diffusion.samplers import Sampler
+    from common.diffusion.sampler_spec import Sampler
     from common.io.files import write_atomically
     from common.io.pixels import to_bytes
     from common.io.progress import with_progress

@@ -99,7 +99,7 @@ def main(args: Args) -> None:
 
     from common import viz
     from common.diffusion.denoiser import Denoiser
-    from common.diffusion.samplers import Sampler
+    from common.diffusion.sampler_spec import Sampler
     from common.diffusion.schedules import make_schedule
 
     points, sampler = draw_points(args.shape, 20_000, args.seed), Sampler.parse(args.sampler)

@@ -376,7 +376,7 @@ def open_checked(args: Args, wish: Wish) -> Painter:
     from cfg_pokemon.guidance import Guided
     from cfg_pokemon.pipeline import open_painter
     from common.data.drawn import SIZES
-    from common.diffusion.samplers import Sampler
+    from common.diffusion.sampler_spec import Sampler
 
     if not args.scales or not args.splits:
         raise UserError("give at least one of --scales and one of --splits, for instance --scales 1 3 --splits test")

@@ -66,7 +66,7 @@ from common.data.creatures.captions import describe
 from common.data.creatures.dataset import POSE, draw, load_creatures
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import NoiseLevel, add_noise, make_schedule
 from common.evaluate.creature_classifier import load_judge, read_attributes
 from common.io.pixels import to_bytes, to_float

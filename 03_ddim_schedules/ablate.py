@@ -114,7 +114,7 @@ def refuse_early(lab, cells) -> None:
 
     from common.diffusion.diffusers_scheduler import check_pair
     from common.diffusion.losses import check_loss
-    from common.diffusion.samplers import Sampler
+    from common.diffusion.sampler_spec import Sampler
     from common.diffusion.schedules import make_schedule
     from common.evaluate.evaluator import MIN_SAMPLES, check
     from common.models.model_folder import load_model

@@ -54,7 +54,8 @@ from common import viz
 from common.data import load
 from common.diffusion.denoiser import PREDICTIONS, Denoiser, Prediction, mixture, target, to_x0_eps
 from common.diffusion.losses import ERRORS, weight_of
-from common.diffusion.samplers import SAMPLERS, Sampler
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import SAMPLERS
 from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise, make_schedule
 from common.evaluate.evaluator import Evaluator
 from common.models.model_folder import load_model

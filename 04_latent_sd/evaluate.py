@@ -246,7 +246,7 @@ def open_checked(args: Args, wishes: list[Wish]) -> Pipeline:
     """The model, and a refusal of what cannot be measured, before anything is drawn."""
     from common.data.drawn import SIZES
     from common.diffusion.guidance import Guided
-    from common.diffusion.samplers import Sampler
+    from common.diffusion.sampler_spec import Sampler
     from latent_sd.pipeline import open_pipeline
 
     if not wishes and not args.data:

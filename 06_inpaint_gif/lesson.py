@@ -56,7 +56,7 @@ from train_inpaint import Args as Training
 from common import viz
 from common.data import load
 from common.data.dishes.menu import DISHES
-from common.diffusion.samplers import start
+from common.diffusion.samplers import initial_noise
 from common.diffusion.schedules import add_noise
 from common.io.pixels import to_float
 from common.random import Noise
@@ -542,7 +542,7 @@ print("once:      ", walk(20, 5, 1))
 print("two times: ", walk(20, 5, 2))
 with torch.no_grad():
     latents = {times: repaint_longhand(denoise, known, hole, levels, walk(20, 5, times), dice) for times in (1, 4)}
-*_, library = repaint(denoise, start(path, known.shape, dice), path, known, hole, dice, 5, 1)
+*_, library = repaint(denoise, initial_noise(path, known.shape, dice), path, known, hole, dice, 5, 1)
 print(f"repaint.py gives the same latents, to {(library.x - latents[1]).abs().max():.0e}")
 filled = [torch.where(masks[:N] > 0, artist.decode(z), images[:N]) for z in latents.values()]
 show_images(torch.cat([with_hole[:N], *filled]), N, down=["what is known", "RePaint, once", "RePaint, 4 times"], cell=1.05)

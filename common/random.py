@@ -4,9 +4,13 @@ The noise of step k is a function of (seed, k). So a resumed run sees exactly wh
 and two processes that share a batch draw what one process with the whole batch would have drawn.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
+
+NoiseSource = Callable[[int, Tensor], Tensor]  # (k, x) -> standard normal noise of x's shape, draw number k
 
 ORDER, TRAINING, DROPOUT, SAMPLING, EVALUATION, AUGMENTATION = range(6)  # the first number of a place: what the random numbers are for
 

@@ -12,7 +12,7 @@ from common.data import Images, load
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
 from common.io.files import write_folder

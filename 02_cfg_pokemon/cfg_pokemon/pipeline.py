@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cfg_pokemon.guidance import Guided
 from common.diffusion.denoiser import ClipMode
-from common.diffusion.samplers import Sampler, Step
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import Step
 from common.diffusion.schedules import Schedule
 from common.errors import UserError
 from common.io.progress import with_progress

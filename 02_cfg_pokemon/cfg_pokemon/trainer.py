@@ -17,7 +17,7 @@ from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
 from common.io.files import write_folder
 from common.models.model_folder import start_from

@@ -115,7 +115,7 @@ def read_axes(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:
 
 def spell(word: str) -> dict[str, Any]:
     """A sampler may be spelled as on other command lines: ddim:50:eta=0.5, or ddim:eta=0.5 where the steps are varied apart."""
-    from common.diffusion.samplers import Sampler
+    from common.diffusion.sampler_spec import Sampler
 
     name, *rest = word.split(":")
     if name == "ddpm_naive":

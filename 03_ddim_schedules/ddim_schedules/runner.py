@@ -21,7 +21,8 @@ from common.data import Images, load
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import check_loss, diffusion_loss
-from common.diffusion.samplers import Sampler, Step, start
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import Step, initial_noise
 from common.diffusion.schedules import DiscreteSchedule, Schedule, make_schedule
 from common.errors import UserError
 from common.evaluate.evaluator import Evaluator, check
@@ -248,7 +249,7 @@ def naive(sampling: Sampling, denoise: Denoiser, schedule: DiscreteSchedule, sha
         """Asked once at each level of the path: its numbers need not be read back from the device."""
         return denoise(x, next(levels)).eps
 
-    steps = solvers.ddpm_naive(eps_model, start(path, shape, noise, device), schedule.alpha_bar, tau, noise)
+    steps = solvers.ddpm_naive(eps_model, initial_noise(path, shape, noise, device), schedule.alpha_bar, tau, noise)
     yield from (Step(x, x, i) for i, x in enumerate(steps))
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from common.diffusion.guidance import Guided, Scale
-from common.diffusion.samplers import RANDOM, SAMPLERS, Sampler, Step, start
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import Step, initial_noise
 from common.diffusion.schedules import NoiseLevels, Schedule, add_noise
 from common.errors import UserError
 from common.io.weight_files import look_for_weights
@@ -80,7 +81,7 @@ class Pipeline:
         """The latents of one batch, step by step; decode() shows them. first: the number of its first picture, for the noise."""
         path = self.schedule.noise_levels(Sampler.parse(wish.sampler).steps)
         side = self.latent_side(wish.size)
-        x = start(path, (len(prompts), self.vae.cfg.latent_channels, side, side), Noise(wish.seed, first)) if latents is None else latents
+        x = initial_noise(path, (len(prompts), self.vae.cfg.latent_channels, side, side), Noise(wish.seed, first)) if latents is None else latents
         yield from self.reverse(x.to(self.device), path, prompts, wish, first)
 
     # ----------------------------------------------------------------------------------------- from a picture and words
@@ -117,9 +118,7 @@ class Pipeline:
         """Denoise x (B, c, h, w) along the path. Latents know no bounds, so no guess is clipped."""
         cond, uncond = ({"text": self.encoder(list(words))} for words in (prompts, [wish.negative]))
         denoise = Guided(self.unet.eval(), self.prediction, cond, uncond, wish.w, False, wish.rescale, wish.interval)
-        sampler = Sampler.parse(wish.sampler)
-        options = sampler.options | ({"noise": Noise(wish.seed, first)} if sampler.name in RANDOM else {})
-        yield from SAMPLERS[sampler.name](denoise, x, path, **options)
+        yield from Sampler.parse(wish.sampler).trajectory(denoise, x, path, Noise(wish.seed, first))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

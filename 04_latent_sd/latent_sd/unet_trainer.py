@@ -16,7 +16,7 @@ from common.data import Images, load
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
 from common.io.files import write_folder

@@ -274,7 +274,7 @@ def sample_model(folder: Path, n: int, sampler: str, seed: int, device: str, bat
     from tqdm import trange
 
     from common.diffusion.denoiser import Denoiser
-    from common.diffusion.samplers import Sampler
+    from common.diffusion.sampler_spec import Sampler
     from common.models.model_folder import load_model
 
     device, sampler = pick_device(device), Sampler.parse(sampler)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from common.diffusion.denoiser import PREDICTIONS, Denoiser, target, to_x0_eps
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import SAMPLERS, Sampler
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import SAMPLERS
 from common.diffusion.schedules import add_noise, make_schedule
 from common.errors import UserError
 from common.random import BatchRandom

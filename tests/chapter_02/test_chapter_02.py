@@ -21,7 +21,7 @@ from cfg_pokemon import pipeline as paint
 from cfg_pokemon import trainer as teach
 from common.data import Images, load
 from common.diffusion.denoiser import Denoiser
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from common.data import load
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import add_noise, make_schedule
 from common.errors import UserError
 from common.io.pixels import to_float

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from common.data import export_lmdb
 from common.data.dishes.dataset import dish, draw
 from common.diffusion.denoiser import Prediction
-from common.diffusion.samplers import start
+from common.diffusion.samplers import initial_noise
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.models.diffusers_vae import load_vae
@@ -361,7 +361,7 @@ def test_the_nine_channels_paint_what_diffusers_paints(nine):
         for conv in (pipe.vae.quant_conv, ours.vae.quant_conv):
             conv.weight[c:], conv.bias[c:] = 0.0, -30.0
     image, mask, prompt, how = photograph(), right_hole(columns=18), "番茄炒蛋", How(w=3.0, sampler="ddim:4", negative="米饭")
-    noise = start(ours.noise_levels(how), (1, c, 16, 16), Noise(5))
+    noise = initial_noise(ours.noise_levels(how), (1, c, 16, 16), Noise(5))
     theirs = pipe(prompt, image=(image[None] + 1) / 2, mask_image=mask[None], height=64, width=64, strength=1.0, num_inference_steps=4, guidance_scale=3.0,
                   negative_prompt="米饭", latents=noise, generator=torch.Generator().manual_seed(0), output_type="pt").images[0] * 2 - 1  # fmt: skip
     painted = engines.NineChannels(ours, how)(image, mask, prompt, 5)

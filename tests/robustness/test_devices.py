@@ -23,7 +23,8 @@ from common.diffusion.denoiser import Denoiser
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.guidance import Guided
 from common.diffusion.losses import ERRORS, WEIGHT_NAMES, diffusion_loss
-from common.diffusion.samplers import SAMPLERS, Sampler, ddim_inverse
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import SAMPLERS, ddim_inverse
 from common.diffusion.schedules import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevels, make_schedule
 from common.errors import UserError
 from common.models.text.encoders import small_text

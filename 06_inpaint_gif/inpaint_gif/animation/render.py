@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.data.dishes.menu import DISHES
 from common.data.sources.decoding import decode_all
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError
 from common.io.pixels import to_float
 from common.viz import save_picture

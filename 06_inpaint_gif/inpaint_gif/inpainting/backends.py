@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.diffusion.samplers import Sampler, start
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import initial_noise
 from common.errors import UserError, explain
 from common.io import hub
 from common.io.weight_files import choose, chosen_files, find_weights, variant_in
@@ -96,7 +97,7 @@ class Repaint:
         check_image(image, self.artist)
         known, hole = self.known(image, mask), latent_hole(mask, self.artist.factor).to(self.artist.device)
         path, noise = self.artist.noise_levels(self.how), Noise(seed)
-        x = start(path, tuple(known.shape), noise).to(known)
+        x = initial_noise(path, tuple(known.shape), noise).to(known)
         denoise = self.artist.guided([prompt], self.how)
         *_, last = repaint(denoise, x, path, known, hole, noise, min(self.jump, len(path)), self.times)
         return self.artist.decode(last.x)[0]

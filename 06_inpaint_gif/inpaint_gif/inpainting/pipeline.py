@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from common.diffusion.denoiser import ClipMode
 from common.diffusion.guidance import Guided, Scale
-from common.diffusion.samplers import RANDOM, SAMPLERS, Denoise, Sampler, Step, start
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import Denoise, Step, initial_noise
 from common.diffusion.schedules import NoiseLevels, Schedule
 from common.errors import UserError
 from common.io.files import read_json, write_json
@@ -160,9 +161,8 @@ class Artist:
     def denoised(self, denoise: Denoise, n: int, how: How, shape: tuple[int, int], seed: tuple[int, ...]) -> Iterator[Step]:
         """The same with any denoiser, such as one that is told something else here and there (generate.py)."""
         sampler, path, noise = Sampler.parse(how.sampler), self.noise_levels(how), Noise(*seed)
-        x = start(path, (n, self.unet.cfg.out_channels, *shape), noise).to(self.device)
-        options = sampler.options | ({"noise": noise} if sampler.name in RANDOM else {})
-        yield from SAMPLERS[sampler.name](denoise, x, path, **options)
+        x = initial_noise(path, (n, self.unet.cfg.out_channels, *shape), noise).to(self.device)
+        yield from sampler.trajectory(denoise, x, path, noise)
 
     def draw(self, prompts: Sequence[str], how: How = How(), seed: int = 0, size: int | None = None) -> Tensor:
         """One picture of each prompt, (N, C, S, S) in [-1, 1] on the CPU. Picture i begins with the same noise whatever its prompt."""

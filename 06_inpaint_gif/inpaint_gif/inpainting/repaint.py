@@ -18,10 +18,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from common.diffusion.samplers import Denoise, NoiseSource, Step
+from common.diffusion.samplers import Denoise, Step
 from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise, combine
 from common.diffusion.vlb import step_variances
 from common.errors import UserError
+from common.random import NoiseSource
 
 JUMP, TIMES = 5, 4  # the paper's 10 and 10 are for 250 steps
 

@@ -15,7 +15,7 @@ from common.cli import pick_device, pick_precision
 from common.data.dataset import Images
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError, explain
 from common.io.files import write_folder
 from common.io.pixels import to_float

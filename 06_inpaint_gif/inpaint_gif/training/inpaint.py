@@ -21,7 +21,7 @@ from common.data.drawn import CAPTION, generator
 from common.data.registry import DRAWN
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import DiscreteSchedule
 from common.errors import UserError
 from common.io.files import write_folder

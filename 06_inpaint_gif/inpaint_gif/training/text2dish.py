@@ -17,7 +17,7 @@ from common.data.drawn import CAPTION, generator
 from common.data.registry import DRAWN
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError
 from common.io.files import read_json, write_folder, write_json
 from common.models.diffusers_vae import load_vae, save_vae

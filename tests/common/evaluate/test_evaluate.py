@@ -14,7 +14,7 @@ from scipy.linalg import sqrtm
 from common.data import Images, load
 from common.data.sources.torchvision_datasets import find_mnist
 from common.diffusion.denoiser import Denoiser
-from common.diffusion.samplers import Sampler
+from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.evaluate.digit_classifier import FEATURES, accuracy, load_classifier, look, to_classifier_input
