@@ -45,7 +45,6 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-import activation_memory as memory  # what a training step keeps,
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -60,13 +59,15 @@ from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise, make_
 from common.evaluate.evaluator import Evaluator
 from common.models.model_folder import load_model
 from common.random import Noise
-from ddim_schedules import interpolation as latents  # this chapter's files: walks between images,
 from ddim_schedules import (
+    activation_memory,  # this chapter's files: what a training step saves,
+    interpolation,  # interpolation between images,
+    inversion,  # the way back from an image to its noise,
     plots,  # tables of studies,
     solvers,  # the samplers, longhand,
 )
-from ddim_schedules.experiment import Cell, Sampling, Training, grid, read_axes  # and the laboratory
-from ddim_schedules.runner import Laboratory
+from ddim_schedules.experiment import Experiment, SamplingSettings, TrainingSettings, grid, read_axes  # and studies
+from ddim_schedules.runner import Runner
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
@@ -436,7 +437,7 @@ def last(steps):
     return end
 
 
-x, path, tau = noise_for(4), schedule.noise_levels(10), solvers.visited(1000, 10)
+x, path, tau = noise_for(4), schedule.noise_levels(10), solvers.timesteps(1000, 10)
 for eta in (0.0, 1.0):
     mine = my_ddim(x, path, eta)
     paper = last(solvers.ddim(eps_model, x, schedule.alpha_bar, tau, Noise(0), eta))
@@ -487,13 +488,13 @@ print(f"  eta = 1 with other dice {rms(c - d):.2f};  two digits that have nothin
 
 # %%
 N = 100
-judge = Evaluator(unseen, digits, 16, N)
+evaluator = Evaluator(unseen, digits, 16, N)
 x = noise_for(N, seed=7)
 
 
 def drawn(solver, steps, n=N):
     """Every state of a solver. Each (n, 1, 16, 16)"""
-    return list(solver(eps_model, x[:n], schedule.alpha_bar, solvers.visited(1000, steps), Noise(7)))
+    return list(solver(eps_model, x[:n], schedule.alpha_bar, solvers.timesteps(1000, steps), Noise(7)))
 
 
 walks = {
@@ -526,9 +527,9 @@ print(f"{'':18}{'noise left':>12}{'Fréchet distance':>20}")
 for name, images in pictures.items():
     distance = ""
     if name == "real":
-        distance = f"{judge.frechet_real.mean():.2f} ± {judge.frechet_real.std():.2f}  (the floor)"
+        distance = f"{evaluator.frechet_real.mean():.2f} ± {evaluator.frechet_real.std():.2f}  (the floor)"
     elif len(images) == N:
-        report = judge(images)
+        report = evaluator(images)
         distance = f"{report.frechet:.2f} ± {report.frechet_sd:.2f}"
     print(f"{name:18}{noise_left(images):12.3f}{'':8}{distance}")
 
@@ -540,7 +541,7 @@ for name, images in pictures.items():
 
 # %%
 plt.figure(figsize=(6, 2.6), layout="constrained")
-t = np.array(solvers.visited(1000, 50))
+t = np.array(solvers.timesteps(1000, 50))
 m = rms(real) ** 2
 plt.plot(t, (schedule.alpha_bar[t] * m + 1 - schedule.alpha_bar[t]).sqrt(), color="0.7", linewidth=5, label="what the network expects")
 for name in ("DDPM, 50 steps", "the mistake, 50"):
@@ -659,7 +660,7 @@ for name, images in rows.items():
 #   is solved by taking drift and noise as constant over a step.
 
 # %%
-x, tau = noise_for(4), solvers.visited(1000, 10)
+x, tau = noise_for(4), solvers.timesteps(1000, 10)
 ends = {
     "our five lines, eta = 1": my_ddim(x, schedule.noise_levels(10), 1.0),
     "DDPM, respaced": last(solvers.ddpm_respaced(eps_model, x, schedule.alpha_bar, tau, Noise(0))),
@@ -702,9 +703,9 @@ counts = [5, 10, 20, 50, 100, 200]
 _, axes = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
 for axis, net_of_1d, title in zip(axes, (ideal, faulty), ("a perfect network", "a network that errs at high noise"), strict=True):
     for name in ("ddim", "dpmpp_2m", "ddpm", "sde"):
-        dice = {"noise": Noise(1)} if name in ("ddpm", "sde") else {}
-        ends = [last(SAMPLERS[name](net_of_1d, normal, schedule.noise_levels(n), **dice)).x for n in counts]
-        axis.plot(counts, [(end.sort().values - truth).abs().mean() for end in ends], marker="o", markersize=4, label=name, linestyle="--" if dice else "-")
+        options = {"noise": Noise(1)} if name in ("ddpm", "sde") else {}
+        ends = [last(SAMPLERS[name](net_of_1d, normal, schedule.noise_levels(n), **options)).x for n in counts]
+        axis.plot(counts, [(end.sort().values - truth).abs().mean() for end in ends], marker="o", markersize=4, label=name, linestyle="--" if options else "-")
     axis.set(xscale="log", yscale="log", xlabel="steps", title=title, xticks=counts, xticklabels=counts)
     axis.minorticks_off()
 axes[0].set_ylabel("distance from the truth")
@@ -792,8 +793,8 @@ print("                      lie around -0.8   deviation around 0.5")
 print(f"{'the truth':22}{float(SHARES[0]):15.3f} {WIDTH:22.3f}")
 for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
     for sampler in ("ddim", "ddpm"):
-        dice = {"noise": Noise(1)} if sampler == "ddpm" else {}
-        end = last(SAMPLERS[sampler](perfect, normal[:4000], schedule.noise_levels(100), **dice)).x
+        options = {"noise": Noise(1)} if sampler == "ddpm" else {}
+        end = last(SAMPLERS[sampler](perfect, normal[:4000], schedule.noise_levels(100), **options)).x
         print(f"{f'{name}, {sampler}:100':22}{float((end < -0.15).double().mean()):15.3f} {float(end[end > -0.15].std()):22.3f}")
 
 # %% [markdown]
@@ -807,7 +808,7 @@ for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
 # training is what autograd (自动求导) keeps for the backward pass, and that can be counted, byte for byte:
 
 # %%
-plain, hybrid, twice = (memory.kept_bytes(memory.Args(size=16, channels=(24, 48), batch_size=16), kind) for kind in ("plain", "hybrid", "twice"))
+plain, hybrid, twice = (activation_memory.saved_bytes(loss, size=16, channels=(24, 48), batch_size=16) for loss in activation_memory.LOSSES)
 print(f"kept for 16 images: without the bound {plain / 1e6:.1f} MB, with it {hybrid / 1e6:.1f} MB ({hybrid / plain - 1:+.1%}), "
       f"if it asks the network again {twice / 1e6:.1f} MB (x {twice / plain:.2f})")  # fmt: skip
 
@@ -831,7 +832,7 @@ print(f"kept for 16 images: without the bound {plain / 1e6:.1f} MB, with it {hyb
 
 # %%
 a, b = noise_for(200, seed=1), noise_for(200, seed=2)
-print(f"deviation of a noise {a.std():.2f}; half-way on the line {latents.lerp(a, b, 0.5).std():.2f}; half-way on the sphere {solvers.slerp(a, b, 0.5).std():.2f}")
+print(f"deviation of a noise {a.std():.2f}; half-way on the line {interpolation.lerp(a, b, 0.5).std():.2f}; half-way on the sphere {solvers.slerp(a, b, 0.5).std():.2f}")
 
 # %% [markdown]
 # Claim 7 of the lore: *interpolation jumps abruptly in the middle, instead of changing gradually.* We let 16 pairs of digits walk
@@ -856,8 +857,8 @@ for name, (method, strength) in ways.items():
     changes[name], off[name] = [], []
     for seed, pair in enumerate(pairs):
         a, b = unseen.batch(torch.tensor(pair))["image"].split(1)
-        walk = latents.walk(method, denoise, free, path, a, b, shares, strength, seed)  # (11, 1, 16, 16)
-        changes[name].append(latents.changes(walk))
+        walk = interpolation.interpolate(method, denoise, free, path, a, b, shares, strength, seed)  # (11, 1, 16, 16)
+        changes[name].append(interpolation.frame_changes(walk))
         off[name].append((rms(walk[:1] - a) + rms(walk[-1:] - b)) / 2)
         strips += [a, walk, b] if seed == 0 else []
 show_images(torch.cat(strips), 13, across=["$a$", *(f"{w:.1f}" for w in shares), "$b$"], down=list(ways))
@@ -870,7 +871,7 @@ plt.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 print(f"{'':20}{'largest change / mean change':>30}{'ends off by (rms)':>20}")
 for name, each in changes.items():
-    jump = torch.tensor([latents.jumpiness(change) for change in each])
+    jump = torch.tensor([interpolation.peak_to_mean(change) for change in each])
     print(f"{name:20}{f'{jump.mean():.1f} ± {jump.std() / len(jump) ** 0.5:.1f}':>30}{np.mean(off[name]):20.2f}")
 
 # %% [markdown]
@@ -930,7 +931,7 @@ plt.show()
 x0, counts = unseen.batch(torch.arange(8))["image"], [5, 10, 20, 50, 100]
 rows, errors, noises = [x0], [], []
 for steps in counts:
-    noise, again = latents.reconstruct(denoise, free, schedule.noise_levels(steps), x0)
+    noise, again = inversion.reconstruct(denoise, free, schedule.noise_levels(steps), x0)
     errors.append((again - x0).square().mean((1, 2, 3)).sqrt())
     noises.append(noise)
     rows += [noise / 2, again] if steps in (5, 20, 100) else []
@@ -978,13 +979,13 @@ with torch.no_grad():
 
 # %%
 folder = tempfile.TemporaryDirectory()  # goes away with the notebook
-lab = Laboratory(Path(folder.name), device="cpu", precision="no")
+runner = Runner(Path(folder.name), device="cpu", precision="no")
 axes = read_axes(["sampler=ddim,dpmpp_2m", "steps=5,10", "n=128", "seed=0,1"])
-cells = grid(axes, Cell(Training(model=str(CHAPTER / "pretrained")), Sampling()))
-results = [lab.result(cell) for cell in cells]  # a dictionary for each cell
+experiments = grid(axes, Experiment(TrainingSettings(model=str(CHAPTER / "pretrained")), SamplingSettings()))
+results = [runner.result(experiment) for experiment in experiments]  # a dictionary for each experiment
 for measure in ("frechet", "sharpness"):
     print(measure)
-    for line in plots.table(results, plots.varied(axes, cells), measure):
+    for line in plots.table(results, plots.varied(axes, experiments), measure):
         print("   " + "".join(f"{word:18}" for word in line))
     print(f"   {'real digits':18}{results[0][f'{measure}_real']:.3g}\n")
 

@@ -1,91 +1,109 @@
-"""What a study consists of: cells. A cell is one way to train, one way to sample, and nothing else; two cells that say the
-same are the same cell, so that each is computed once, whichever study asks for it.
+"""What a study consists of: experiments. An experiment is one way to train, one way to sample, and nothing else. Two experiments
+with equal settings are the same experiment, so each is computed once, whichever study asks for it.
 
-    grid("schedule=linear,cosine", "sampler=ddim", "steps=10,50", "seed=0,1,2")  ->  12 cells, of 6 trainings
+    grid(read_axes(["schedule=linear,cosine", "steps=10,50", "seed=0,1,2"]))  ->  12 experiments with 6 trainings
 """
 
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError
 from common.io.ranges import check_number
 
 
 @dataclass(frozen=True)
-class Training:
-    """How a network is made. With `model`, it is not made but opened, and the rest says nothing."""
+class TrainingSettings:
+    """How a network is trained. With `model`, a trained network is loaded and the other settings are not used."""
 
     model: str = ""               # a run folder or any diffusers folder
     data: str = "digits"
     size: int = 16                # pixels a side
     channels: str = "16-32"       # width of the U-Net at each resolution
-    layers: int = 1
+    layers: int = 1               # residual blocks at each resolution
     schedule: str = "cosine"
     prediction: str = "v"
     loss: str = "l2"              # l2, l1, huber
     weight: str = "plain"         # plain, p2, min_snr
     learned_variance: bool = False
-    optimizer: str = "adamw"      # adamw, sgd, or adamw-sgd: a second training with SGD that begins where AdamW ended
-    lr: float = 2e-3              # of SGD, in adamw-sgd
+    optimizer: str = "adamw"      # adamw, sgd, or adamw-sgd: a second training with SGD that starts where AdamW ended
+    lr: float = 2e-3              # in adamw-sgd, the learning rate of SGD
     batch_size: int = 32
     train_steps: int = 400
     seed: int = 0
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """`channels` as numbers."""
+        return tuple(int(width) for width in self.channels.split("-"))
+
 
 @dataclass(frozen=True)
-class Sampling:
-    """How pictures are drawn from it."""
+class SamplingSettings:
+    """How images are sampled from the network."""
 
-    sampler: str = "ddim"         # any of common/diffusion/samplers.py, or ddpm_naive (solvers.py)
+    sampler: str = "ddim"         # any sampler of common/diffusion, or ddpm_naive (solvers.py)
     steps: int = 20
-    eta: float | None = None      # of ddim
-    variance: str = ""            # of ddpm: small, large, learned
+    eta: float | None = None      # for ddim
+    variance: str = ""            # for ddpm: small, large, learned
     ema: bool = True              # the averaged weights, or the last ones
     clip: str = "static"          # static, none, dynamic
-    n: int = 200
-    noise_seed: int = 0           # of the noise the pictures begin with; the same for all, unless varied
+    n: int = 200                  # number of images
+    noise_seed: int = 0           # seed of the initial noise
 
     @property
-    def text(self) -> str:
-        """As Sampler.parse reads it."""
+    def spec(self) -> str:
+        """The sampler as Sampler.parse reads it, for instance ddim:20:eta=0.5."""
         eta = "" if self.eta is None else f":eta={self.eta:g}"
         return f"{self.sampler}:{self.steps}{eta}" + (f":variance={self.variance}" if self.variance else "")
 
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations for one image."""
+        return self.steps if self.sampler == "ddpm_naive" else Sampler.parse(self.spec).evaluations
+
 
 @dataclass(frozen=True)
-class Cell:
-    training: Training
-    sampling: Sampling
+class Experiment:
+    training: TrainingSettings
+    sampling: SamplingSettings
 
     def value(self, key: str) -> Any:
-        return getattr(self.training if key in KEYS["training"] else self.sampling, key)
+        return getattr(self.training if key in TRAINING_KEYS else self.sampling, key)
 
-    def flat(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """All settings by name."""
         return asdict(self.training) | asdict(self.sampling)
 
 
-KEYS = {"training": [f.name for f in fields(Training)], "sampling": [f.name for f in fields(Sampling)]}
-TYPES = {f.name: f.type for f in (*fields(Training), *fields(Sampling))} | {"eta": float}
+TRAINING_KEYS = [field.name for field in fields(TrainingSettings)]
+SAMPLING_KEYS = [field.name for field in fields(SamplingSettings)]
+TYPES: dict[str, Any] = {field.name: field.type for field in (*fields(TrainingSettings), *fields(SamplingSettings))} | {"eta": float}
 
 
 def short_hash(settings: Any) -> str:
+    """The first 12 hexadecimal digits of a hash of JSON values."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def key_of(training: Training) -> str:
-    """The name under which a trained network is kept. A model's own files count, not only where it lies."""
+def training_key(training: TrainingSettings) -> str:
+    """The name under which a trained network is cached. For a model folder it depends on the content of the files."""
     if not training.model:
         return short_hash(asdict(training))
-    files = sorted(p for p in Path(training.model).rglob("*") if p.suffix in (".json", ".safetensors"))
-    return short_hash([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files])
+    files = sorted(path for path in Path(training.model).rglob("*") if path.suffix in (".json", ".safetensors"))
+    return short_hash([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
+
+
+# ----------------------------------------------------------------------------------------- reading key=value,value
 
 
 def read_value(key: str, text: str) -> Any:
-    """'0.5' -> 0.5 for a key whose values are numbers, and so on."""
+    """The value of a setting from its text: "0.5" is 0.5 where the setting is a number. Raises UserError for other texts."""
     if key not in TYPES:
         raise UserError(f"'{key}' cannot be varied; choose one of {', '.join(TYPES)}")
     try:
@@ -97,58 +115,52 @@ def read_value(key: str, text: str) -> Any:
         raise UserError(f"{key}={text}: {key} must be {kind}") from None
     if key == "channels" and not all(width.isdecimal() and 0 < int(width) <= 4096 for width in text.split("-")):
         raise UserError(f"channels={text}: write the width at each resolution, multiples of 8, as in channels=16-32")
-    if isinstance(value, (int, float)) and (key, value) != ("lr", 0):  # a rate of zero is the control of a study: nothing is learned
+    if isinstance(value, (int, float)) and (key, value) != ("lr", 0):  # lr=0 is the control of a study: the weights stay as they are
         check_number("seed" if key == "noise_seed" else key, value)
     return value
 
 
-def read_axes(words: list[str] | tuple[str, ...]) -> dict[str, list[Any]]:
+def read_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
     """["steps=10,50", "seed=0,1"] -> {"steps": [10, 50], "seed": [0, 1]}"""
     axes = {}
-    for word in words:
-        key, equals, values = word.partition("=")
-        if not equals or not values:
-            raise UserError(f"cannot read '{word}'; write what to vary as key=value,value, for instance steps=10,20,50")
+    for argument in arguments:
+        key, _, values = argument.partition("=")
+        if not values:
+            raise UserError(f"cannot read '{argument}'; write what to vary as key=value,value, for instance steps=10,20,50")
         axes[key] = [read_value(key, value) for value in values.split(",")]
     return axes
 
 
-def spell(word: str) -> dict[str, Any]:
-    """A sampler may be spelled as on other command lines: ddim:50:eta=0.5, or ddim:eta=0.5 where the steps are varied apart."""
-    from common.diffusion.sampler_spec import Sampler
-
-    name, *rest = word.split(":")
+def read_sampler(text: str) -> dict[str, Any]:
+    """Sampling settings from a sampler as on other command lines: ddim:50:eta=0.5, or without steps as in ddim:eta=0.5."""
+    name, *rest = text.split(":")
     if name == "ddpm_naive":
         return {"sampler": name} | ({"steps": read_value("steps", rest[0])} if rest else {})
-    if ":" not in word and not word.startswith(("DDIM_", "DDPM_")):
-        word, rest = f"{word}:1", ["without steps"]
-    elif rest and not rest[0].isdigit():
-        word = ":".join([name, "1", *rest])
-    parsed = Sampler.parse(word)
-    steps = {} if rest and not rest[0].isdigit() else {"steps": parsed.steps}
-    return {"sampler": parsed.name} | steps | parsed.options
+    has_steps = rest[0].isdigit() if rest else text.startswith(("DDIM_", "DDPM_"))
+    if not has_steps and (not rest or "=" in rest[0]):
+        text = ":".join([name, "1", *rest])  # the parser needs a number
+    parsed = Sampler.parse(text)
+    return {"sampler": parsed.name} | ({"steps": parsed.steps} if has_steps else {}) | parsed.options
 
 
-def grid(axes: dict[str, list[Any]], base: Cell | None = None) -> list[Cell]:
-    """One cell for every combination. What a sampler has no use for (eta, variance) is left out, and doubles are dropped."""
-    base = base or Cell(Training(), Sampling())
-    if base.training.model and (wrong := [key for key in axes if key in KEYS["training"] and key not in ("seed", "data")]):
+def grid(axes: dict[str, list[Any]], base: Experiment | None = None) -> list[Experiment]:
+    """One experiment for every combination of values. Combinations that differ only in unused settings are merged."""
+    base = base or Experiment(TrainingSettings(), SamplingSettings())
+    if base.training.model and (wrong := [key for key in axes if key in TRAINING_KEYS and key not in ("seed", "data")]):
         raise UserError(f"{', '.join(wrong)} cannot be varied with --model, because its network is already trained")
-    cells = {}
-    for values in itertools.product(*axes.values()):
-        cell = cell_of(dict(zip(axes, values, strict=True)), base)
-        cells[short_hash(cell.flat())] = cell
-    return list(cells.values())
+    combinations = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    return list(dict.fromkeys(with_settings(base, settings) for settings in combinations))
 
 
-def cell_of(settings: dict[str, Any], base: Cell) -> Cell:
-    settings = settings | (spell(settings["sampler"]) if "sampler" in settings else {})
-    if base.training.model and "seed" in settings:  # no training, so that the seed can only be that of the noise
+def with_settings(base: Experiment, settings: dict[str, Any]) -> Experiment:
+    """The experiment with these settings replaced. Settings that its sampler does not use (eta, variance) are reset."""
+    settings = settings | (read_sampler(settings["sampler"]) if "sampler" in settings else {})
+    if base.training.model and "seed" in settings:  # nothing is trained, so the seed is that of the initial noise
         settings["noise_seed"] = settings.pop("seed")
-    training = replace(base.training, **{k: v for k, v in settings.items() if k in KEYS["training"]})
-    sampling = replace(base.sampling, **{k: v for k, v in settings.items() if k in KEYS["sampling"]})
+    training = replace(base.training, **{key: value for key, value in settings.items() if key in TRAINING_KEYS})
+    sampling = replace(base.sampling, **{key: value for key, value in settings.items() if key in SAMPLING_KEYS})
     if sampling.sampler != "ddim":
         sampling = replace(sampling, eta=None)
     if sampling.sampler != "ddpm":
         sampling = replace(sampling, variance="")
-    return Cell(training, sampling)
+    return Experiment(training, sampling)

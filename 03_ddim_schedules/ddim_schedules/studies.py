@@ -1,4 +1,4 @@
-"""The studies that have a name: each puts a piece of lore to the test. `python 03_ddim_schedules/ablate.py --list` prints them."""
+"""The named studies. Each one tests a common claim. `python 03_ddim_schedules/ablate.py --list` prints them."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Study:
     question: str
-    vary: tuple[str, ...]       # as on the command line; more words given there replace these, key by key
-    measure: str = "frechet"
-    pretrained: bool = False    # on chapter 1's shipped network, where no --model is given
+    vary: tuple[str, ...]       # as on the command line, whose own settings replace these key by key
+    measure: str = "frechet"    # what table and plot show
+    pretrained: bool = False    # measure the shipped network of chapter 1 unless --model is given
 
 
 SEEDS = "seed=0,1,2"
@@ -38,7 +38,7 @@ STUDIES = {
         ("optimizer=adamw,sgd", "lr=1e-4,2e-3,1e-1", SEEDS),
     ),
     "polish": Study(
-        "Claim 1: does SGD at 1e-6 improve what AdamW has made? (At 0 it changes nothing.)",
+        "Claim 1: does SGD at 1e-6 improve a network trained with AdamW? (A rate of 0 is the control.)",
         ("optimizer=adamw-sgd", "lr=0,1e-6", SEEDS),
     ),
     "schedules": Study(

@@ -50,6 +50,10 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": lambda groups, lr: torch.optim.
 SLOW = 0.1  # what a tenth is
 
 
+class Diverged(UserError):
+    """The loss or the gradient of a training is not finite any more."""
+
+
 class Data(Protocol):
     def __len__(self) -> int: ...
 
@@ -289,7 +293,7 @@ def check_finite(loss: float, grad_norm: float, step: int, cfg: TrainConfig, acc
         return
     kept = checkpoints(cfg.out)
     last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written yet"
-    raise UserError(
+    raise Diverged(
         f"step {step + 1}: the loss is {loss} and the gradient's norm {grad_norm}, so training stops ({last}); "
         f"try a smaller --lr (it was {cfg.lr:g}), --precision no, or look for broken images"
     )

@@ -348,10 +348,10 @@ def test_guidance(accelerator, options):
 
 
 @torch.no_grad()
-def test_chapter_3s_own_solvers_and_walks(accelerator):
-    from ddim_schedules import interpolation as latents
-    from ddim_schedules import runner as laboratory
+def test_chapter_3s_own_solvers_and_interpolations(accelerator):
     from ddim_schedules import solvers
+    from ddim_schedules.interpolation import METHODS, interpolate
+    from ddim_schedules.sampling import ddpm_naive
 
     net, schedule, tau, x = tiny_net(), TABLES["cosine"], [900, 500, 100, 0], images(2, 1, 8, 8)
     alpha_bar = schedule.alpha_bar.tolist()  # numbers, since a fake tensor has none
@@ -360,14 +360,12 @@ def test_chapter_3s_own_solvers_and_walks(accelerator):
         assert (last.device, last.dtype) == (DEVICE, torch.float32)
     *_, last = solvers.invert(net, x, alpha_bar, tau)
     assert last.device == solvers.slerp(x, last, 0.3).device == DEVICE
-    free, a = Denoiser(net, "v", clip_x0=False), images(1, 1, 8, 8)
-    for method in latents.METHODS:
-        pictures = latents.walk(method, Denoiser(net, "v"), free, schedule.noise_levels(4), a, a + 1, [0.0, 0.5, 1.0], 0.5, 0)
-        assert (len(pictures), pictures.device) == (3, DEVICE)
-    with unset_fake_temporarily():
-        cell = laboratory.Sampling(sampler="ddpm_naive", steps=3)
+    denoise_unclipped, a = Denoiser(net, "v", clip_x0=False), images(1, 1, 8, 8)
+    for method in METHODS:
+        made = interpolate(method, Denoiser(net, "v"), denoise_unclipped, schedule.noise_levels(4), a, a + 1, [0.0, 0.5, 1.0], 0.5, 0)
+        assert (len(made), made.device) == (3, DEVICE)
     plain = SimpleNamespace(noise_levels=schedule.noise_levels, alpha_bar=alpha_bar)
-    *_, step = laboratory.naive(cell, Denoiser(net, "v"), plain, (2, 1, 8, 8), Noise(0), DEVICE)
+    *_, step = ddpm_naive(3, Denoiser(net, "v"), plain, (2, 1, 8, 8), Noise(0), DEVICE)
     assert step.x.device == DEVICE
 
 

@@ -1,0 +1,80 @@
+"""A comparison of interpolation methods: a picture of all of them, an animation, and how evenly each one changes the image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common import viz
+from common.cli import pick_device
+from common.io.tables import print_table
+from ddim_schedules.image_selection import check_equal_sizes, load_image, open_model
+from ddim_schedules.interpolation import frame_changes, interpolate, peak_to_mean
+
+
+def compare_methods(model_dir: Path, names: tuple[str, str], methods: Sequence[str], out: Path, *, frames: int, steps: int,
+                    strength: float, seed: int, pairs: int, data: str, data_dir: Path, device: str) -> None:  # fmt: skip
+    """Interpolate between two images with each method, and write strip.png, walk.gif and change.png to the folder `out`.
+
+    names   the two images, as image_selection.load_image takes them
+    frames  images of an interpolation, both ends included
+    pairs   pairs of images to measure: the named one, then test images 2 and 3, 4 and 5, ..., each with a seed of its own
+    """
+    check_equal_sizes(names)
+    device = pick_device(device)
+    model = open_model(model_dir, device)
+    levels, weights = model.schedule.noise_levels(steps), torch.linspace(0, 1, frames).tolist()
+
+    def load_pair(names: tuple[str, str]) -> list[Tensor]:
+        return [load_image(name, model, data, data_dir).to(device) for name in names]
+
+    def between(pair: list[Tensor], seed: int) -> dict[str, Tensor]:
+        return {method: interpolate(method, model.denoise, model.denoise_unclipped, levels, *pair, weights, strength, seed).cpu()
+                for method in methods}  # fmt: skip
+
+    ends = load_pair(names)
+    images = between(ends, seed)
+    changes = {method: [frame_changes(row)] for method, row in images.items()}
+    for k in range(1, pairs):
+        for method, row in between(load_pair((str(2 * k), str(2 * k + 1))), seed + k).items():
+            changes[method].append(frame_changes(row))
+    print_changes({method: torch.stack(each) for method, each in changes.items()})
+    a, b = (end.cpu() for end in ends)
+    strip = torch.cat([torch.cat([a, row, b]) for row in images.values()])
+    print(viz.save_picture(viz.grid(strip, frames + 2, 60 * len(images)), out / "strip.png"))
+    forward = [torch.stack([row[i] for row in images.values()]) for i in range(frames)]
+    print(viz.save_gif(forward + forward[-2:0:-1], out / "walk.gif", columns=len(images), height=120, hold=0.3, evenly=False))
+    print(plot_changes({method: each[0] for method, each in changes.items()}, out / "change.png"))
+
+
+def print_changes(changes: dict[str, Tensor]) -> None:
+    """Print how evenly each method changes the image. changes: for each method (pairs, frames - 1)."""
+    pairs = len(next(iter(changes.values())))
+    rows = []
+    for method, change in changes.items():
+        ratio, place = peak_to_mean(change), (change.argmax(1) + 0.5) / change.shape[1]
+        ratio_sd, place_sd = (f" ± {values.std():.2f}" if pairs > 1 else "" for values in (ratio, place))
+        rows.append({
+            "method": method,
+            "mean change": f"{change.mean():.2f}",
+            "largest": f"{change.amax(1).mean():.2f}",
+            "largest / mean": f"{ratio.mean():.2f}{ratio_sd}",
+            "where on the way": f"{place.mean():.2f}{place_sd}",
+        })  # fmt: skip
+    print_table(rows, gap=4)
+    if pairs > 1:
+        print(f"mean ± standard deviation over {pairs} pairs")
+
+
+def plot_changes(changes: dict[str, Tensor], path: Path) -> Path:
+    """The change between neighbouring frames, one curve for each method."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for method, change in changes.items():
+        axis.plot(range(1, len(change) + 1), change, marker="o", markersize=3, label=method)
+    axis.set(xlabel="from frame k to k + 1", ylabel="change (distance of features)")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.spines[["top", "right"]].set_visible(False)
+    return viz.save_figure(figure, path)

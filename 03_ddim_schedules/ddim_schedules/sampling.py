@@ -1,0 +1,44 @@
+"""Sampling with the settings of an experiment: the samplers of common, and this chapter's ddpm_naive."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from common.diffusion.denoiser import CLIP_MODES, Denoiser
+from common.diffusion.sampler_spec import Sampler
+from common.diffusion.samplers import Step, initial_noise
+from common.diffusion.schedules import DiscreteSchedule, Schedule
+from common.errors import UserError
+from common.models.model_folder import Model
+from common.random import Noise
+from ddim_schedules import solvers
+from ddim_schedules.experiment import SamplingSettings
+
+
+def sample_batch(sampling: SamplingSettings, model: Model, first: int, count: int, device: torch.device) -> Iterator[Step]:
+    """Sample images number `first` to `first + count - 1` from pure noise. A class-conditional model takes its classes in turn."""
+    cfg = model.net.cfg
+    label = {"label": torch.arange(first, first + count, device=device) % cfg.classes} if cfg.classes else {}
+    denoise = Denoiser(model.net, model.prediction, CLIP_MODES[sampling.clip], **label)
+    shape, seeds = (count, cfg.in_channels, cfg.size, cfg.size), (sampling.noise_seed, first)
+    if sampling.sampler != "ddpm_naive":
+        return Sampler.parse(sampling.spec).run(denoise, model.schedule, shape, *seeds, device=device)
+    if not isinstance(model.schedule, DiscreteSchedule):
+        raise UserError(f"ddpm_naive needs a discrete-time schedule, which '{model.schedule.name}' is not")
+    return ddpm_naive(sampling.steps, denoise, model.schedule, shape, Noise(*seeds), device)
+
+
+def ddpm_naive(
+    steps: int, denoise: Denoiser, schedule: Schedule, shape: tuple[int, ...], noise: Noise, device: torch.device
+) -> Iterator[Step]:
+    """solvers.ddpm_naive for a network with any prediction; the denoiser converts its output to eps."""
+    levels = schedule.noise_levels(steps)
+    tau, remaining = [int(level.time) + 1 for level in levels], iter(levels)
+
+    def eps_model(x: Tensor, _: Tensor) -> Tensor:
+        """The solver calls this once at each level, so the timesteps need not be read back from the device."""
+        return denoise(x, next(remaining)).eps
+
+    states = solvers.ddpm_naive(eps_model, initial_noise(levels, shape, noise, device), schedule.alpha_bar, tau, noise)
+    yield from (Step(x, x, i) for i, x in enumerate(states))
