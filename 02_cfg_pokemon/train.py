@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import run
-from common.training.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
+from common.training.flags import SampleFlags, UNetFlags
+from common.training.settings import OTHER, Presets, settle, with_build
 
 PROMPTS = (
     "a red fire creature with bat wings",
@@ -29,75 +30,34 @@ PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(UNetFlags, SampleFlags):
     data: str = "creatures"
-    """creatures, pokemon, or a folder of images with captions."""
-    data_dir: Path = Path("data")
-    """Where local copies are looked for, and where downloads go."""
+    """Data set: creatures, pokemon, or a folder of images with captions."""
     language: Literal["en", "zh", "both"] | None = None
-    """Of the captions; by default English and Chinese, half and half, and in a folder whatever there is."""
+    """Language of the captions; by default English and Chinese, half and half, and in a folder whatever there is."""
     n: int | None = None
-    """Only the first n images."""
+    """Number of images, the first ones of the data set; by default all."""
     size: int | None = None
     """Pixels a side."""
     image_channels: Literal[1, 3] | None = None
     """Channels of the images: 3 in colour, 1 grey; by default those of --start, else 1 where all pictures are grey."""
     augment: Literal["none", "mirror", "jitter", "turn"] = "none"
-    """Change images at random: mirror them (not if a caption says left or right), jitter their brightness, or turn them a little,
+    """Random changes of the images: mirrored (not if a caption says left or right), of jittered brightness, or turned a little,
     with black corners. ablations.py measures what that does to the colours."""
 
     text: str = "small"
-    """Who reads the captions: small (a transformer trained along), or a frozen CLIP: a hub id or a folder."""
+    """Text encoder: small (a transformer trained along), or a frozen CLIP as a hub id or a folder."""
     text_dim: int = 96
     """Width of the small transformer's embeddings."""
-    caption_dropout: float = 0.1
-    """Share of captions replaced by the empty one, so that guidance has something to compare with."""
-
-    steps: int | None = None
-    """Budget in optimizer steps ..."""
-    minutes: float | None = None
-    """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch_size: int | None = None
-    """Images per step and process."""
-    lr: float | None = None
-    """Peak learning rate of AdamW."""
-    gradient_accumulation: int = 1
-    """Batches per optimizer step."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
-
     channels: tuple[int, ...] | None = None
-    """Width of the U-Net at each resolution, highest resolution first; the words come in at the two lowest."""
-    layers: int = 1
-    """Residual blocks at each resolution."""
+    """Width of the U-Net at each resolution, highest resolution first; the two lowest attend to the text."""
     start: Path | None = None
-    """Begin with the weights of this run or folder, and its --channels. It may have learned at another size: words are learned
+    """Run or folder whose weights and --channels the training begins with. It may have learned at another size: words are learned
     faster from small images."""
-    schedule: str = "cosine"
-    """linear, cosine, sigmoid, scaled_linear, linear_zero_snr, ..., edm or flow."""
-    prediction: str = "v"
-    """What the network predicts: eps, x0 or v (edm and flow with the schedule of that name)."""
-
     prompts: tuple[str, ...] = PROMPTS
-    """Drawn as training goes, plain and guided side by side."""
+    """Prompts of the sample pictures, drawn without and with guidance side by side."""
     guidance: float = 3.0
-    """Guidance scale of those pictures; 1 is off."""
-    sampler: str = "dpmpp_2m:20"
-    """How they are sampled."""
-
-    out: Path | None = None
-    """The run folder; by default runs/02_cfg_pokemon/<data>, numbered if that is taken."""
-    resume: Path | None = None
-    """Run folder to continue. Its settings apply; budget, device, sample pictures and the place of the data can be given anew."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    sample_every: int | None = None
-    """Steps between sample pictures; by default at each tenth of the budget."""
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+    """Guidance scale of the sample pictures; 1 is off."""
 
 
 @dataclass(frozen=True)
@@ -130,20 +90,10 @@ PRESETS = Presets(
 )
 
 
-def check_numbers(args: Args) -> None:
-    one_budget(args)
-
-
-def new_run(args: Args) -> Args:
-    """Settle every setting, so that --resume needs nothing but the folder."""
-    return with_folder(with_preset(with_build(args), PRESETS), "02_cfg_pokemon")
-
-
 def main(args: Args) -> None:
-    check_numbers(args)
     from cfg_pokemon.trainer import teach  # brings torch along, which --help should not wait for
 
-    teach(resumed(args) if args.resume else new_run(args))
+    teach(settle(with_build(args), PRESETS, f"02_cfg_pokemon/{Path(args.data).name}"))
 
 
 if __name__ == "__main__":

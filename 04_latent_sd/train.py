@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, run
-from common.training.settings import OTHER, Presets, one_budget, resumed, with_build, with_folder, with_preset
+from common.cli import run
+from common.training.flags import SampleFlags, UNetFlags
+from common.training.settings import OTHER, Presets, settle, with_build
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 PROMPTS = (
@@ -29,78 +30,39 @@ PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(UNetFlags, SampleFlags):
     data: tuple[str, ...] = ("creatures", "dishes")
-    """One data set or several, trained on together: creatures, dishes, pokemon, or folders of images with captions."""
-    data_dir: Path = Path("data")
-    """Where local copies are looked for, and where downloads go."""
+    """Data sets, one or several that are trained on together: creatures, dishes, pokemon, or folders of images with captions."""
     language: Literal["en", "zh", "both"] | None = None
-    """Of the captions; by default English and Chinese, half and half, and in a folder whatever there is."""
+    """Language of the captions; by default English and Chinese, half and half, and in a folder whatever there is."""
     n: int | None = None
-    """Only the first n images of each set."""
+    """Number of images of each set, the first ones; by default all."""
     size: int | None = None
     """Pixels a side; by default what the autoencoder was trained for."""
 
     vae: Path | None = None
-    """The autoencoder: a run of train_vae.py, a folder with one in it, or a checkpoint in one file; by default that of --start, or the shipped one. It stays as it is."""
+    """Autoencoder: a run of train_vae.py, a folder with one in it, or a checkpoint in one file; by default that of --start, or the shipped one. It stays frozen."""
     latents: Literal["cached", "on-the-fly"] = "cached"
-    """Encode all images once, into a file, or again in every epoch."""
+    """Encoding of the images: once, into a file, or again in every epoch."""
     cache: Path = Path("runs/04_latent_sd/cache")
-    """Where that file goes, and the embeddings of a frozen encoder; later runs find it there."""
+    """Folder of that file, and of the embeddings of a frozen text encoder; later runs find them there."""
     workers: int = 2
     """Processes that encode on the fly; 0 encodes in the training process."""
 
     text: str = "small"
-    """Who reads the captions: small (a transformer trained along), or a frozen CLIP: a hub id or a folder."""
+    """Text encoder: small (a transformer trained along), or a frozen CLIP as a hub id or a folder."""
     text_dim: int = 96
     """Width of the small transformer's embeddings."""
-    caption_dropout: float = 0.1
-    """Share of captions replaced by the empty one, so that guidance has something to compare with."""
-
-    steps: int | None = None
-    """Budget in optimizer steps ..."""
-    minutes: float | None = None
-    """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch_size: int | None = None
-    """Images per step and process."""
-    lr: float | None = None
-    """Peak learning rate of AdamW."""
-    gradient_accumulation: int = 1
-    """Batches per optimizer step."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
-
     channels: tuple[int, ...] | None = None
-    """Width of the U-Net at each resolution of the latents, highest first; the words come in at the two lowest."""
-    layers: int = 1
-    """Residual blocks at each resolution."""
+    """Width of the U-Net at each resolution of the latents, highest first; the two lowest attend to the text."""
     start: Path | None = None
-    """Begin with the U-Net and the reader of this run or folder, and its --channels."""
+    """Run or folder whose U-Net, text encoder and --channels the training begins with."""
     schedule: str = "cosine"
-    """cosine, linear, scaled_linear, linear_zero_snr, ...: one that a Stable Diffusion folder has a place for."""
+    """Noise schedule: cosine, linear, scaled_linear, linear_zero_snr, ..., one that a Stable Diffusion folder can store."""
     prediction: str = "v"
-    """What the network predicts: eps, x0 or v."""
-
+    """Prediction of the network: eps, x0 or v."""
     prompts: tuple[str, ...] = PROMPTS
-    """Drawn as training goes, plain and guided side by side."""
-    guidance: float = 5.0
-    """Guidance scale of those pictures; 1 is off."""
-    sampler: str = "dpmpp_2m:20"
-    """How they are sampled."""
-
-    out: Path | None = None
-    """The run folder; by default runs/04_latent_sd/<data>, numbered if that is taken."""
-    resume: Path | None = None
-    """Run folder to continue. Its settings apply; budget, device, sample pictures and the place of the data can be given anew."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    sample_every: int | None = None
-    """Steps between sample pictures; by default at each tenth of the budget."""
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+    """Prompts of the sample pictures, drawn without and with guidance side by side."""
 
 
 @dataclass(frozen=True)
@@ -123,22 +85,12 @@ PRESETS = Presets(
 )
 
 
-def check_numbers(args: Args) -> None:
-    one_budget(args)
-
-
-def new_run(args: Args) -> Args:
-    """Settle every setting, so that --resume needs nothing but the folder."""
-    args = replace(args, vae=args.vae or args.start or PRETRAINED)
-    args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / "-".join(Path(data).name for data in args.data)))
-    return with_folder(with_preset(with_build(args), PRESETS), "04_latent_sd")
-
-
 def main(args: Args) -> None:
-    check_numbers(args)
     from latent_sd.unet_trainer import fit_unet  # brings torch along, which --help should not wait for
 
-    fit_unet(resumed(args) if args.resume else new_run(args))
+    if not args.resume:
+        args = replace(args, vae=args.vae or args.start or PRETRAINED)
+    fit_unet(settle(with_build(args), PRESETS, f"04_latent_sd/{'-'.join(Path(data).name for data in args.data)}"))
 
 
 if __name__ == "__main__":

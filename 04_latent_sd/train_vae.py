@@ -9,30 +9,28 @@
   python 04_latent_sd/train_vae.py --resume runs/04_latent_sd/vae-creatures-dishes
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, run
+from common.cli import run
 from common.errors import UserError
-from common.io.files import read_json
-from common.training.settings import OTHER, Presets, image_channels, one_budget, resumed, with_folder, with_preset
+from common.training.flags import TrainingFlags
+from common.training.settings import OTHER, Presets, settle
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(TrainingFlags):
     data: tuple[str, ...] = ("creatures", "dishes")
-    """One data set or several, trained on together: creatures, dishes, ..., or folders of images."""
-    data_dir: Path = Path("data")
-    """Where local copies are looked for, and where downloads go."""
+    """Data sets, one or several that are trained on together: creatures, dishes, ..., or folders of images."""
     n: int | None = None
-    """Only the first n images of each set."""
+    """Number of images of each set, the first ones; by default all."""
     size: int | None = None
     """Pixels a side; a multiple of f = 2^(number of channels - 1)."""
     image_channels: Literal[1, 3] | None = None
     """Channels of the images: 3 in colour, 1 grey; by default those of --start, else 1 where all pictures are grey."""
     flip: bool = False
-    """Mirror images at random."""
+    """Whether images are mirrored at random."""
 
     channels: tuple[int, ...] | None = None
     """Width of the network at each resolution, highest resolution first; one resolution more doubles f."""
@@ -41,51 +39,25 @@ class Args:
     layers: int = 1
     """Residual blocks at each resolution."""
     start: Path | None = None
-    """Begin with the weights of this run or folder, an autoencoder of the same build. It may have learned at another size: small
-    images are learned from faster."""
-
+    """Run or folder with an autoencoder of the same build, whose weights the training begins with. It may have learned at another
+    size: small images are learned from faster."""
     decoder_only: bool = False
-    """Train the decoder alone, better pictures from the same latents: U-Nets that learned the latents of --start stay of use."""
+    """Training of the decoder alone: better pictures from the same latents, so that U-Nets trained on the latents of --start stay usable."""
 
     error: Literal["l1", "l2", "huber"] = "l1"
-    """How reconstructions are compared with images, pixel by pixel."""
+    """Distance between reconstructions and images, pixel by pixel."""
     kl: float = 1e-6
     """Weight of the KL term, in nats a pixel value."""
     perceptual: float = 0.0
-    """Weight of the perceptual term: against blur. 0 is off."""
+    """Weight of the perceptual term, against blur; 0 is off."""
     adversarial: float = 0.0
-    """Weight of the adversarial term, in units of what the other terms pull; against blur too. 0 is off."""
+    """Weight of the adversarial term, relative to the gradient of the other terms, against blur as well; 0 is off."""
     adversarial_after: float = 0.5
-    """Share of the budget after which it joins: a discriminator is of no use while images are still mud."""
-
-    steps: int | None = None
-    """Budget in optimizer steps ..."""
-    minutes: float | None = None
-    """... or in wall-clock time (the default). The learning rate follows the budget."""
-    batch_size: int | None = None
-    """Images per step and process."""
-    lr: float | None = None
-    """Peak learning rate of AdamW."""
-    gradient_accumulation: int = 1
-    """Batches per optimizer step."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
-
+    """Share of the budget after which it joins: a discriminator learns nothing useful while reconstructions are still blurred."""
     held_out: int = 200
     """Images of each set's test split to measure on."""
-    out: Path | None = None
-    """The run folder; by default runs/04_latent_sd/vae-<data>, numbered if that is taken."""
-    resume: Path | None = None
-    """Run folder to continue. Its settings apply; budget, device, sample pictures and the place of the data can be given anew."""
-    save_every: int = 500
-    """Steps between checkpoints."""
     sample_every: int | None = None
-    """Steps between measurements and pictures; by default at each tenth of the budget."""
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+    """Steps between measurements and pictures; by default a tenth of the budget."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +81,12 @@ PRESETS = Presets(
 )
 
 
-def check_numbers(args: Args) -> None:
-    one_budget(args)
-    if args.decoder_only and not (args.start or args.resume):
-        raise UserError("--decoder-only needs a trained autoencoder; give its run or folder with --start")
-
-
-def new_run(args: Args) -> Args:
-    """Settle every setting, so that --resume needs nothing but the folder."""
-    name = "-".join(["vae", *(Path(data).name for data in args.data)])
-    args = replace(args, out=args.out or free_folder(Path("runs/04_latent_sd") / name))
-    if args.start and args.image_channels is None:
-        path = next((path for path in (args.start / part / "config.json" for part in ("vae", "model/vae", "")) if path.exists()), None)
-        args = replace(args, image_channels=image_channels(read_json(path) if path else {}))
-    return with_folder(with_preset(args, PRESETS), "04_latent_sd")
-
-
 def main(args: Args) -> None:
-    check_numbers(args)
     from latent_sd.vae_trainer import fit_vae  # brings torch along, which --help should not wait for
 
-    fit_vae(resumed(args) if args.resume else new_run(args))
+    if args.decoder_only and not (args.start or args.resume):
+        raise UserError("--decoder-only needs a trained autoencoder; give its run or folder with --start")
+    fit_vae(settle(args, PRESETS, f"04_latent_sd/{'-'.join(['vae', *(Path(data).name for data in args.data)])}"))
 
 
 if __name__ == "__main__":

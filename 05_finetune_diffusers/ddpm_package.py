@@ -19,6 +19,7 @@ from typing import Literal
 
 from common.cli import free_folder, pick_device, run
 from common.errors import UserError
+from common.training.flags import RunFlags
 from common.training.settings import resumed, with_folder
 from finetune_diffusers.models import OUT
 
@@ -28,7 +29,7 @@ STEPS = 2000  # under five minutes on a CPU
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunFlags):
     data: str = "creatures"
     """A folder of images, or a data set by name: creatures, flowers102, oxford_flowers, butterflies, cifar10, ..., hub:owner/name."""
     data_dir: Path = Path("data")
@@ -68,17 +69,10 @@ class Args:
     """Pictures in each sample, a square number."""
     save_every: int = 500
     """Steps between milestones."""
-    out: Path | None = None
-    """The run folder; by default runs/05_finetune_diffusers/package-<data>, numbered if that is taken."""
-    resume: Path | None = None
-    """Run folder to continue from its newest milestone. Its settings apply; --steps and the place of the data can be given anew."""
     by_hand_only: bool = False
     """Show the step, and train nothing."""
-    seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     """auto is a GPU where there is one: the Trainer chooses by itself."""
-    threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
 def check(args: Args) -> None:

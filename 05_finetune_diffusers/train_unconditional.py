@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from common.cli import free_folder, pick_device, run
 from common.errors import UserError
 from common.io.ranges import MAY_BE_EMPTY
+from common.training.flags import RunFlags
 from common.training.settings import resumed, with_folder
 from finetune_diffusers.models import OUT, check_schedulers
 
@@ -25,7 +26,7 @@ STEPS = 2000  # under five minutes on a CPU
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunFlags):
     data: str = "creatures"
     """creatures, butterflies, flowers102, cifar10, ..., a folder of images, or hub:owner/name."""
     data_dir: Path = Path("data")
@@ -65,19 +66,10 @@ class Args:
     """How samples are drawn; see generate.py. The folder itself says DDPM."""
     sample_steps: int = 20
     """Its steps."""
-    out: Path | None = None
-    """The run folder; by default runs/05_finetune_diffusers/unconditional-<data>, numbered if that is taken."""
-    resume: Path | None = None
-    """Run folder to continue. Its settings apply; --steps, device, sample pictures and the place of the data can be given anew."""
     save_every: int = 200
     """Steps between checkpoints."""
     sample_every: int | None = None
     """Steps between sample pictures; by default at each tenth."""
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
 def check(args: Args) -> None:

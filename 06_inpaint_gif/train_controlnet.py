@@ -11,33 +11,24 @@ The same scenes and holes as in train_inpaint.py.
 The run folder's model/ is one for diffusers' ControlNetModel.from_pretrained, and for make_gif.py --engine controlnet --controlnet.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import train_inpaint
-from train_inpaint import PRESETS, check_numbers
-
-from common.cli import free_folder, run
-from common.training.settings import FREE, resumed, with_folder, with_preset
+from common.cli import run
+from common.training.settings import FREE, settle
+from inpaint_gif.training.flags import PRESETS, HoleFlags
 
 
 @dataclass(frozen=True)
-class Args(train_inpaint.Args):
+class Args(HoleFlags):
     caption_dropout: float = 0.5
-    """Share of captions replaced by the empty one: half, as in the paper, so that the picture alone must say something."""
-
-
-def new_run(args: Args) -> Args:
-    """Settle every setting, so that --resume needs nothing but the folder."""
-    args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"controlnet-{Path(args.data).stem}"))
-    return with_folder(with_preset(args, PRESETS), "06_inpaint_gif")
+    """Share of captions replaced by the empty one: half, as in the paper, so that the picture alone must be informative."""
 
 
 def main(args: Args) -> None:
-    check_numbers(args)
     from inpaint_gif.training.controlnet import fit_controlnet  # brings torch along, which --help should not wait for
 
-    fit_controlnet(resumed(args, (*FREE, "model")) if args.resume else new_run(args))
+    fit_controlnet(settle(args, PRESETS, f"06_inpaint_gif/controlnet-{Path(args.data).stem}", free=(*FREE, "model")))
 
 
 if __name__ == "__main__":

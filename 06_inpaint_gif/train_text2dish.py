@@ -10,46 +10,38 @@ The CLIP stays as it is: each caption becomes one vector, once, before the train
 U-Net, its autoencoder and the CLIP; make_gif.py --dish takes it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, run
-from common.training.flags import Drawing, check_flags
-from common.training.settings import OTHER, Presets, resumed, with_folder, with_preset
+from common.cli import run
+from common.training.flags import SampleFlags
+from common.training.settings import OTHER, Presets, settle
 
 CHAPTER_4 = Path(__file__).parent.parent / "04_latent_sd" / "pretrained"
 NAMES = ("土鸡蛋炒番茄", "番茄炒鸡蛋", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")  # the second and the last but one it has never read
 
 
 @dataclass(frozen=True)
-class Own:
-    """The flags of this training alone; the others are in common/training/flags.py."""
-
+class Args(SampleFlags):
     data: str = "dishes"
-    """dishes, which are drawn, or a folder of images with Chinese captions, an .lmdb, hub:owner/name."""
-    data_dir: Path = Path("data")
-    """Where local copies are looked for, and where downloads go."""
+    """Data set: dishes, which are drawn, or a folder of images with Chinese captions, an .lmdb, hub:owner/name."""
     n: int | None = None
-    """Only so many images; by default 8,000 drawn dishes, or all there are."""
+    """Number of images; by default 8,000 drawn dishes, or all there are."""
     clip: str = "pretrained"
-    """What reads the names: pretrained, a run folder, a folder of transformers, a checkpoint .pt, ViT-B-16, ..."""
+    """CLIP that encodes the names: pretrained, a run folder, a folder of transformers, a checkpoint .pt, ViT-B-16, ..."""
     backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
     model: Path = CHAPTER_4
-    """Where the autoencoder comes from, and the U-Net to begin with: all of it but what looks at text is kept."""
+    """Model with the autoencoder, and with the U-Net to begin with: all of its weights but those that attend to text are kept."""
     scratch: bool = False
-    """Begin with an untrained U-Net instead, of these --widths."""
+    """Whether to begin with an untrained U-Net instead, of these --widths."""
     widths: tuple[int, ...] = (32, 64)
-    """With --scratch: width of the U-Net at each resolution of the latents, highest first."""
+    """Width of the U-Net at each resolution of the latents, highest first, with --scratch."""
     names: tuple[str, ...] = NAMES
-    """Drawn as training goes, plain and guided."""
-
-
-@dataclass(frozen=True)
-class Args(Drawing, Own):
+    """Names of the sample pictures, drawn without and with guidance."""
     caption_dropout: float = 0.1
-    """Share of names left out, so that guidance has something to compare with."""
+    """Share of names left out, as classifier-free guidance needs it."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +60,10 @@ PRESETS = Presets(  # of the dishes as latents of 16 x 16, on a CPU with one cor
 )
 
 
-def check_numbers(args: Args) -> None:
-    check_flags(args)
-
-
-def new_run(args: Args) -> Args:
-    """Settle every setting, so that --resume needs nothing but the folder."""
-    args = replace(args, out=args.out or free_folder(Path("runs/06_inpaint_gif") / f"text2dish-{Path(args.data).stem}"))
-    return with_folder(with_preset(args, PRESETS), "06_inpaint_gif")
-
-
 def main(args: Args) -> None:
-    check_numbers(args)
     from inpaint_gif.training.text2dish import fit_text2dish  # brings torch along, which --help should not wait for
 
-    fit_text2dish(resumed(args) if args.resume else new_run(args))
+    fit_text2dish(settle(args, PRESETS, f"06_inpaint_gif/text2dish-{Path(args.data).stem}"))
 
 
 if __name__ == "__main__":

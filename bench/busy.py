@@ -94,23 +94,22 @@ def busy_processes(n: int) -> Iterator[None]:
 def make_steps(network: str) -> None:
     """Print the median seconds of some steps of the real training loop, on random images."""
     use_threads(free_threads())
-    from dataclasses import replace
-
     import torch
     from accelerate import Accelerator
 
     from common.data import Images
     from common.diffusion.schedules import make_schedule
-    from common.models.unet import UNet, zero_init
+    from common.models.unet import UNet, small_unet, zero_init
     from common.training.loop import train
+    from common.training.run import train_config
 
-    fit = chapter("01_ddpm_mnist/ddpm_mnist/trainer.py")
+    trainer = chapter("01_ddpm_mnist/ddpm_mnist/trainer.py")
     with settings_of("01_ddpm_mnist/train.py", data=network, steps=STEPS[network], save_every=1000) as settings:
         shape = (1, 28, 28) if network == "mnist" else (3, 32, 32)
         data = Images(network, torch.randint(256, (1000, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
-        net = zero_init(UNet(fit["unet_config"](settings, data)))
-        loss = fit["make_loss"](replace(settings, flip=False), make_schedule(settings.schedule))
-        states = train(net, data, loss, fit["train_config"](settings), Accelerator(cpu=True))
+        net = zero_init(UNet(small_unet(data.size, data.channels, settings.channels, settings.layers)))
+        loss = trainer["make_loss"](make_schedule(settings.schedule), settings.prediction, flip=False, class_conditional=False)
+        states = train(net, data, loss, train_config(settings), Accelerator(cpu=True))
         took = [state.took for state in states]
     print(median(took[len(took) // 5 :]))
 

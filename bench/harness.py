@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.io.files import write_json
+from common.training.settings import settle
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +47,7 @@ def settings_of(script: str, **flags: object) -> Iterator[Any]:
     """The settings of a new run of a chapter's training program on the CPU, with its presets; its folder is a temporary one."""
     program = chapter(script)
     with tempfile.TemporaryDirectory() as folder:
-        yield program["new_run"](program["Args"](device="cpu", out=Path(folder), **flags))
+        yield settle(program["Args"](device="cpu", out=Path(folder), **flags), program["PRESETS"], "bench")
 
 
 class Ran(NamedTuple):

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from bench.harness import chapter, command, report, settings_of, turns
+from bench.harness import command, report, settings_of, turns
 from common.cli import pick_precision, run
 from common.errors import UserError
 
@@ -69,11 +69,11 @@ def network(name: str, channels: tuple[int, ...] | None):
 
     from common.data import Images
     from common.models.diffusers_unet import unet_to_diffusers
-    from common.models.unet import UNet
+    from common.models.unet import UNet, small_unet
 
     shape_only = Images("mnist", torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
     with settings_of("01_ddpm_mnist/train.py", data="mnist", channels=channels) as settings:
-        config = chapter("01_ddpm_mnist/ddpm_mnist/trainer.py")["unet_config"](settings, shape_only)
+        config = small_unet(shape_only.size, shape_only.channels, settings.channels, settings.layers)
     torch.manual_seed(0)
     ours = UNet(config)
     if name == "ours":

@@ -1,14 +1,17 @@
-"""What train.py does once its flags are settled: train, save, and show pictures."""
+"""The training of chapter 1, written out: data, network, loss, the loop around them, and pictures at the end.
+
+The trainings of later chapters share these steps in common/training/run.py.
+"""
 
 from contextlib import closing
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from common import viz
-from common.cli import pick_device, pick_precision
-from common.data import Images, load
+from common.cli import is_main_process, pick_device
+from common.data import load, registry
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import diffusion_loss
@@ -17,106 +20,109 @@ from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
 from common.io.files import write_folder
 from common.models.model_folder import Model, load_model, save_model, start_from
-from common.models.unet import UNet, UNetConfig, small_unet, zero_init
+from common.models.unet import UNet, small_unet, zero_init
+from common.training.flags import UNetFlags
 from common.training.logging import Due, logged
-from common.training.loop import LossTerms, State, TrainConfig, train
+from common.training.loop import LossTerms, train
 from common.training.record import check_record, keep_settings, record_of, start_of
+from common.training.run import image_channels, make_accelerator, train_config
 
 
-def fit(args) -> None:
-    """Train as `args` (train.Args, settled) says."""
-    check_pair(args.schedule, args.prediction)
-    schedule, sampler = make_schedule(args.schedule), Sampler.parse_plain(args.sampler)
-    schedule.noise_levels(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
-    device = pick_device(args.device)
-    data = load(args.data, args.size, args.data_dir, channels=args.image_channels)
+def train_ddpm(flags: UNetFlags, size: int | None, channels: int | None, class_conditional: bool, flip: bool, sampler: str) -> None:
+    """Train as the flags of train.py say, which are settled, and show pictures. sampler: of the final samples"""
+    check_pair(flags.schedule, flags.prediction)
+    schedule, final_sampler = make_schedule(flags.schedule), Sampler.parse_plain(sampler)
+    schedule.noise_levels(final_sampler.steps)  # an impossible number of steps is refused now, not after the training
+    device, run_dir = pick_device(flags.device), flags.run_dir
+    begun = load_start(flags, flags.start) if flags.start else None
+    data = load(flags.data, size, flags.data_dir, channels=image_channels(channels, begun.net.cfg.in_channels if begun else None))
+    if class_conditional and data.labels is None:
+        raise UserError(f"--class-conditional needs labels, and {flags.data} has none")
     record = record_of(data.pixels, data.labels)
-    check_record(args, record)
-    torch.manual_seed(args.seed)
-    net = zero_init(UNet(unet_config(args, data)))
-    if begun := args.start and begun_with(args):
-        start_from(net, begun.net, args.start)
-    accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
+    check_record(flags, record)  # a resumed run must see the same images
 
-    states = train(net, data, make_loss(args, schedule), train_config(args), accelerator, resume=args.resume is not None)
+    torch.manual_seed(flags.seed)
+    classes = len(data.classes) if class_conditional else None
+    net = zero_init(UNet(small_unet(data.size, data.channels, flags.channels, flags.layers, classes)))
+    if begun:
+        start_from(net, begun.net, flags.start)
+    loss = make_loss(schedule, flags.prediction, flip, class_conditional)
+    accelerator = make_accelerator(flags.precision, device)
+
+    states = train(net, data, loss, train_config(flags), accelerator, resume=flags.resume is not None)
     if not accelerator.is_main_process:
-        for _ in states:  # it helps to train; the main process alone writes and draws
+        for _ in states:  # this process trains too, but the main process alone writes and draws
             pass
         return
-    keep_settings(args, record, (lambda folder: save_model(folder, begun)) if begun else None)
+    keep_settings(flags, record, (lambda folder: save_model(folder, begun)) if begun else None)
     weights = sum(p.numel() for p in net.parameters())
-    print(f"{args.data}: {len(data):,} images of {data.size}x{data.size}; U-Net with {weights:,} weights, on {device}")
+    print(f"{flags.data}: {len(data):,} images of {data.size}x{data.size}; U-Net with {weights:,} weights, on {device}")
 
-    due = Due(args.sample_every)
-    with closing(logged(states, args.out, args.steps)) as states:
+    def sample(net: UNet, sampler: Sampler, n: int) -> list[Tensor]:
+        """Every moment of the reverse process; the last one is the sample. Each (n, C, H, W)."""
+        device = next(net.parameters()).device
+        label = {"label": torch.arange(n, device=device) % len(data.classes)} if class_conditional else {}
+        denoise = Denoiser(net.eval(), flags.prediction, **label)
+        return sampler.frames(denoise, schedule, (n, data.channels, data.size, data.size), flags.seed, device=device)
+
+    due = Due(flags.sample_every)
+    with closing(logged(states, run_dir, flags.steps)) as states:
         for state in states:
             if state.saved:
-                model = Model(state.ema, schedule, args.prediction, clip_x0=True)
-                write_folder(args.out / "model", lambda folder, model=model: save_model(folder, model))
+                model = Model(state.ema, schedule, flags.prediction, clip_x0=True)
+                write_folder(run_dir / "model", lambda folder, model=model: save_model(folder, model))
             if due(state):
-                frames = sample(state.ema, args, data, schedule, Sampler("ddim", 20), 16)
-                viz.save_picture(viz.grid(frames[-1], 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
+                frames = sample(state.ema, Sampler("ddim", 20), 16)
+                viz.save_picture(viz.grid(frames[-1], 8, 160), run_dir / "samples" / f"step-{state.step:06d}.png")
 
     if state.progress < 1:
-        print(f"stopped after step {state.step}; continue with: python 01_ddpm_mnist/train.py --resume {args.out}")
-    else:
-        show(args, state, sample(state.ema, args, data, schedule, sampler, 64))
+        print(f"stopped after step {state.step}; continue with: python 01_ddpm_mnist/train.py --resume {run_dir}")
+        return
+    print(f"{state.step} steps in {state.seconds:.0f} s of training")
+    for what, path in save_pictures(run_dir, sample(state.ema, final_sampler, 64)).items():
+        print(f"{what:18} {path}")
+    print(f"{'more images':18} python 01_ddpm_mnist/sample.py --model {run_dir}")
 
 
-def begun_with(args) -> Model:
-    """The model of args.start, if it answers the same question."""
-    other = load_model(start_of(args, args.start))
-    if other.prediction != args.prediction:
-        raise UserError(f"the U-Net in {args.start} has learned to predict {other.prediction}, and this run trains {args.prediction}; "
+def available_data(name: str, data_dir: Path) -> str:
+    """The data set to train on: "auto" becomes the best one that can be had."""
+    if name != "auto":
+        return name
+    name, why = registry.auto(data_dir)
+    if is_main_process():
+        print(why)
+    return name
+
+
+def load_start(flags: UNetFlags, start: Path) -> Model:
+    """The model that the run starts from. What it predicts must be what the run trains."""
+    other = load_model(start_of(flags, start))
+    if other.prediction != flags.prediction:
+        raise UserError(f"the U-Net in {start} has learned to predict {other.prediction}, and this run trains {flags.prediction}; "
                         f"give --prediction {other.prediction}")  # fmt: skip
     return other
 
 
-def make_loss(args, schedule: Schedule):
+def make_loss(schedule: Schedule, prediction: str, flip: bool, class_conditional: bool):
     def loss(net, batch: dict[str, Tensor], draw) -> LossTerms:
         """The six steps of training: image, noise level, noise, noise the image in one shot, predict, compare."""
         x0 = batch["image"]                # (B, C, H, W)
         u = draw.stratified(len(x0))       # (B,)
         eps = draw.randn(x0.shape)         # (B, C, H, W)
-        if args.flip:
+        if flip:
             x0 = torch.where(draw.rand(len(x0)).view(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
-        label = {"label": batch["label"]} if args.class_conditional else {}
-        return LossTerms(diffusion_loss(net, schedule, args.prediction, x0, u, eps, **label), u)
+        label = {"label": batch["label"]} if class_conditional else {}
+        return LossTerms(diffusion_loss(net, schedule, prediction, x0, u, eps, **label), u)
 
     return loss
 
 
-def sample(net: UNet, args, data: Images, schedule: Schedule, sampler: Sampler, n: int) -> list[Tensor]:
-    """Every moment of the reverse process; the last one is the sample. Each (n, C, H, W)."""
-    device = next(net.parameters()).device
-    label = {"label": torch.arange(n, device=device) % len(data.classes)} if args.class_conditional else {}
-    denoise = Denoiser(net.eval(), args.prediction, **label)
-    return sampler.frames(denoise, schedule, (n, data.channels, data.size, data.size), args.seed, device=device)
-
-
-def show(args, state: State, frames: list[Tensor]) -> None:
-    """The pictures at the end of a run, and where they are."""
-    pictures = {
-        "generated images": viz.save_picture(viz.grid(frames[-1], 8, 480), args.out / "samples.png"),
-        "how they appeared": viz.save_picture(viz.strip([f[:6] for f in frames], 10, 400), args.out / "strip.png"),
-        "the same, moving": viz.save_gif([f[:16] for f in frames], args.out / "process.gif"),
-        "loss curve": viz.plot_run(args.out, args.out / "loss.png"),
-        "model": args.out / "model",
+def save_pictures(run_dir: Path, frames: list[Tensor]) -> dict[str, Path]:
+    """The pictures at the end of a run, and the model: {what: where}. frames: moments of the reverse process, each (n, C, H, W)"""
+    return {
+        "generated images": viz.save_picture(viz.grid(frames[-1], 8, 480), run_dir / "samples.png"),
+        "how they appeared": viz.save_picture(viz.strip([f[:6] for f in frames], 10, 400), run_dir / "strip.png"),
+        "the same, moving": viz.save_gif([f[:16] for f in frames], run_dir / "process.gif"),
+        "loss curve": viz.plot_run(run_dir, run_dir / "loss.png"),
+        "model": run_dir / "model",
     }
-    print(f"{state.step} steps in {state.seconds:.0f} s of training")
-    for what, path in pictures.items():
-        print(f"{what:18} {path}")
-    print(f"{'more images':18} python 01_ddpm_mnist/sample.py --model {args.out}")
-
-
-def train_config(args) -> TrainConfig:
-    return TrainConfig(
-        out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, gradient_accumulation=args.gradient_accumulation,
-        save_every=args.save_every, seed=args.seed,
-    )  # fmt: skip
-
-
-def unet_config(args, data: Images) -> UNetConfig:
-    if args.class_conditional and data.labels is None:
-        raise UserError(f"--class-conditional needs labels, and {args.data} has none")
-    return small_unet(data.size, data.channels, args.channels, args.layers, len(data.classes) if args.class_conditional else None)

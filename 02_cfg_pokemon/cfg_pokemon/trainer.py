@@ -1,31 +1,28 @@
 """What train.py does once its flags are settled: train a network and its reader of words, save, and show pictures."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cfg_pokemon.augmentation import augment
 from cfg_pokemon.guidance import drop_captions
 from cfg_pokemon.pipeline import Painter, Wish, open_painter, save_painter
 from common import viz
-from common.cli import pick_device, pick_precision
+from common.cli import pick_device
 from common.data import Images, load
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
-from common.io.files import write_folder
 from common.models.model_folder import start_from
 from common.models.text.encoders import Cached, CLIPTextEncoder, SmallText, TextEncoder, small_text
 from common.models.unet import UNet, text_unet, zero_init
-from common.training.logging import Due, logged
-from common.training.loop import LossTerms, TrainConfig, train
-from common.training.record import check_record, keep_settings, record_of, start_of
+from common.training.loop import LossTerms, State
+from common.training.record import check_record, record_of, start_of
+from common.training.run import image_channels, loss_curve_and_model, make_accelerator, run_training
 
 SLOW = "encoder"  # at the U-Net's learning rate all words would soon mean much the same: see the README
 
@@ -78,37 +75,31 @@ def teach(args) -> None:
     schedule.noise_levels(sampler.steps)  # a number of steps that cannot be is refused now, not after the training
     device = pick_device(args.device)
     begun, clip = begun_with(args), open_clip(args, device)  # models that cannot be opened are refused before any data are drawn
-    images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n, channels=args.image_channels)
+    images = load(args.data, args.size, args.data_dir, language=args.language, n=args.n, channels=image_channels(args.image_channels, begun.net.cfg.in_channels if begun else None))
     captions = images.need_captions(args.language)
     record = record_of(images.pixels, captions)
     check_record(args, record)
     torch.manual_seed(args.seed)
     encoder = make_encoder(args, captions, begun, clip)
     net = make_net(args, images, encoder, begun)
-    accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
+    accelerator = make_accelerator(args.precision, device)
 
-    data, loss = make_data(images, encoder), make_loss(args, schedule, encoder)
-    states = train(net, data, loss, train_config(args, encoder), accelerator, resume=args.resume is not None)
-    if not accelerator.is_main_process:
-        for _ in states:  # it helps to train; the main process alone writes and draws
-            pass
-        return
-    keep_settings(args, record, (lambda folder: save_painter(folder, begun)) if begun else None)
-    introduce(args, images, net, encoder, device)
+    def draw(state: State, path: Path) -> Path:
+        return draw_validation(painter_of(state.ema, schedule, args.prediction, encoder), args, path)
 
-    due = Due(args.sample_every)
-    with closing(logged(states, args.out, args.steps)) as states:
-        for state in states:
-            painter = painter_of(state.ema, schedule, args.prediction, encoder)
-            if state.saved:
-                write_folder(args.out / "model", lambda folder, painter=painter: save_painter(folder, painter))
-            if due(state):
-                draw_validation(painter, args, args.out / "samples" / f"step-{state.step:06d}.png")
+    def finish(state: State) -> dict[str, object]:
+        return {"plain, guided": draw(state, args.out / "samples.png"), **loss_curve_and_model(args.out),
+                "more pictures": f'python 02_cfg_pokemon/sample.py "{args.prompts[0]}" --model {args.out}'}  # fmt: skip
 
-    if state.progress < 1:
-        print(f"stopped after step {state.step}; continue with: python 02_cfg_pokemon/train.py --resume {args.out}")
-    else:
-        show(args, state, painter)
+    run_training(
+        "02_cfg_pokemon/train.py", args, net, make_data(images, encoder), make_loss(args, schedule, encoder), accelerator, record,
+        introduction=introduction(args, images, net, encoder, device),
+        save=lambda state, folder: save_painter(folder, painter_of(state.ema, schedule, args.prediction, encoder)),
+        draw=draw,
+        finish=finish,
+        save_start=(lambda folder: save_painter(folder, begun)) if begun else None,
+        slow=SLOW if isinstance(encoder, SmallText) else None,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ what is trained on what
@@ -158,13 +149,6 @@ def make_loss(args, schedule: Schedule, encoder: TextEncoder):
     return loss
 
 
-def train_config(args, encoder: TextEncoder) -> TrainConfig:
-    return TrainConfig(
-        out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, gradient_accumulation=args.gradient_accumulation,
-        save_every=args.save_every, seed=args.seed, slow=SLOW if isinstance(encoder, SmallText) else None,
-    )  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
@@ -179,23 +163,10 @@ def draw_validation(painter: Painter, args, path: Path) -> Path:
     return viz.save_picture(viz.grid(torch.cat(rows), len(args.prompts), 200), path)
 
 
-def introduce(args, images: Images, net: nn.Module, encoder: TextEncoder, device: str) -> None:
+def introduction(args, images: Images, net: nn.Module, encoder: TextEncoder, device: str) -> str:
+    """What is trained on what, and the prompts of the sample pictures."""
     reader = sum(p.numel() for p in encoder.parameters()) if isinstance(encoder, SmallText) else 0
     unet = sum(p.numel() for p in net.unet.parameters())
     read_by = f"read by a transformer with {reader:,}" if reader else f"read by the frozen {args.text}"
-    print(f"{args.data}: {len(images):,} images of {images.size}x{images.size}; U-Net with {unet:,} weights, captions {read_by}, on {device}")
-    for i, prompt in enumerate(args.prompts, 1):
-        print(f"  picture {i}: {prompt or '(no words)'}")
-
-
-def show(args, state, painter: Painter) -> None:
-    """The pictures at the end of a run, and where they are."""
-    pictures = {
-        "plain, guided": draw_validation(painter, args, args.out / "samples.png"),
-        "loss curve": viz.plot_run(args.out, args.out / "loss.png"),
-        "model": args.out / "model",
-    }
-    print(f"{state.step} steps in {state.seconds:.0f} s of training")
-    for what, path in pictures.items():
-        print(f"{what:18} {path}")
-    print(f'{"more pictures":18} python 02_cfg_pokemon/sample.py "{args.prompts[0]}" --model {args.out}')
+    first = f"{args.data}: {len(images):,} images of {images.size}x{images.size}; U-Net with {unet:,} weights, captions {read_by}, on {device}"
+    return "\n".join([first, *(f"  picture {i}: {prompt or '(no words)'}" for i, prompt in enumerate(args.prompts, 1))])

@@ -23,6 +23,7 @@ from common.random import EVALUATION, generator
 from common.training.logging import Due, logged
 from common.training.loop import LossTerms, State, TrainConfig, train
 from common.training.record import check_record, keep_settings, record_of, start_of
+from common.training.run import image_channels
 from common.training.vae_loss import (
     PatchDiscriminator,
     Perceptual,
@@ -45,7 +46,7 @@ def fit_vae(args) -> None:
     """Train as `args` (train_vae.Args, settled) says."""
     device = pick_device(args.device)
     begun = load_vae(start_of(args, args.start)) if args.start else None  # refused before any data are drawn
-    images = load_all(args.data, args.size, args.data_dir, n=args.n, channels=args.image_channels)
+    images = load_all(args.data, args.size, args.data_dir, n=args.n, channels=image_channels(args.image_channels, begun.cfg.image_channels if begun else None))
     record = record_of(images.pixels)
     check_record(args, record)
     torch.manual_seed(args.seed)

@@ -1,63 +1,103 @@
-"""The flags that trainings share. A program adds its own before them:
+"""Flags that training programs share. A program inherits them, gives its own defaults, and adds what is its own:
 
     @dataclass(frozen=True)
-    class Own: ...                        # the data, the network
+    class Args(SampleFlags):
+        data: str = "creatures"
+        \"\"\"creatures, pokemon, or a folder of images with captions.\"\"\"
+        size: int | None = None
+        ...
 
-    @dataclass(frozen=True)
-    class Args(Drawing, Own): ...         # --help has Own's flags first, for a dataclass begins with its last base
-
-A flag named again in Args keeps its place, with another default or another sentence.
+A flag that Args names again keeps its place in --help.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.training.settings import one_budget
+
+@dataclass(frozen=True)
+class DataFlags:
+    """Flags of every program that learns from one data set, or from several together."""
+
+    data: str | tuple[str, ...] = ""
+    """Data set: a name, or a folder or file of your own (common/data/README.md)."""
+    data_dir: Path = Path("data")
+    """Folder of local copies and of downloads."""
 
 
 @dataclass(frozen=True)
-class Training:
-    """Of every training."""
+class OptimizationFlags:
+    """Flags of the budget and of an optimizer step."""
 
     steps: int | None = None
     """Budget in optimizer steps ..."""
     minutes: float | None = None
-    """... or in wall-clock time (the default). The learning rate follows the budget."""
+    """... or in minutes of wall-clock time (the default). The learning rate follows the budget."""
     batch_size: int | None = None
-    """Images per step and process."""
+    """Images per batch and process."""
+    gradient_accumulation: int = 1
+    """Batches per optimizer step."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision. auto is bf16 where the device is fast at it (recent GPUs, CPUs with AVX512-BF16), else no."""
 
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Flags of every program that writes a run folder and can resume it."""
+
     out: Path | None = None
-    """The run folder; by default one named after the program and the data, numbered if that is taken."""
+    """Run folder; by default a new one below runs/, named after the chapter and the data."""
     resume: Path | None = None
     """Run folder to continue. Its settings apply; budget, device, sample pictures and the place of the data can be given anew."""
     save_every: int = 500
     """Steps between checkpoints."""
     seed: int = 0
+    """Random seed of everything: initial weights, order of the data, noise."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps."""
     threads: int | None = None
     """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
+    @property
+    def run_dir(self) -> Path:
+        """The run folder. It is known once the flags are settled (settings.settle)."""
+        assert self.out is not None
+        return self.out
+
 
 @dataclass(frozen=True)
-class Drawing(Training):
-    """Of a training whose network is told words, and draws as it learns."""
+class TrainingFlags(RunFlags, OptimizationFlags, DataFlags):
+    """Flags of every program that trains with common/training/loop.py. (--help lists the fields of the last base first.)"""
+
+    sample_every: int | None = None
+    """Steps between sample pictures; by default a tenth of the budget."""
+
+
+@dataclass(frozen=True)
+class SampleFlags(TrainingFlags):
+    """Flags of a text-conditional training, which draws samples as it goes."""
 
     caption_dropout: float = 0.1
-    """Share of captions replaced by the empty one, so that guidance has something to compare with."""
+    """Share of captions replaced by the empty one, as classifier-free guidance needs it."""
     guidance: float = 5.0
-    """Guidance scale of the pictures drawn as training goes; 1 is off."""
+    """Guidance scale of the sample pictures; 1 is off."""
     sampler: str = "dpmpp_2m:20"
-    """How they are sampled."""
-    sample_every: int | None = None
-    """Steps between them; by default at each tenth of the budget."""
+    """Sampler and steps of the sample pictures: dpmpp_2m:20, ddim:50, ddpm:1000, heun:18, ..."""
 
 
-def check_flags(args: Training) -> None:
-    """Refuse what cannot be, before anything is opened."""
-    one_budget(args)
+@dataclass(frozen=True)
+class UNetFlags(TrainingFlags):
+    """Flags of a training that builds a U-Net. A program with both inherits them as `class Args(UNetFlags, SampleFlags)`."""
+
+    channels: tuple[int, ...] | None = None
+    """Width of the U-Net at each resolution, highest resolution first."""
+    layers: int = 1
+    """Residual blocks at each resolution."""
+    start: Path | None = None
+    """Run or folder with a U-Net of the same build, whose weights and widths the training begins with."""
+    schedule: str = "cosine"
+    """Noise schedule: linear, cosine, sigmoid, scaled_linear, linear_zero_snr, ..., edm or flow."""
+    prediction: str = "v"
+    """Prediction of the network: eps, x0 or v (edm and flow with the schedule of that name)."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from common.cli import writable_folder
 from common.data.registry import is_place
 from common.errors import UserError
 from common.io.files import read_json, write_folder, write_json
+from common.training.flags import RunFlags
+
+Start = TypeVar("Start")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -39,40 +42,42 @@ def record_of(images: Tensor, *others: Any) -> dict[str, Any]:
     return {"images": len(images), "fingerprint": fingerprint(images, *others)}
 
 
-def check_record(args: Any, record: dict[str, Any]) -> None:
+def check_record(flags: RunFlags, record: dict[str, Any]) -> None:
     """Refuse to resume a run on other images, or beside another frozen model, than it was trained on. `record`: what there is now."""
-    path = args.out / "data.json"
-    if not args.resume or not path.exists():
+    path = flags.run_dir / "data.json"
+    if not flags.resume or not path.exists():
         return
-    known, where = read_json(path), " ".join(map(str, args.data)) if isinstance(getattr(args, "data", ""), tuple) else getattr(args, "data", "")
+    known, settings = read_json(path), vars(flags)
+    data = settings.get("data", "")
+    where = " ".join(data) if isinstance(data, tuple) else data
     advice = "put them back as they were, or begin a new run"
     if known.get("images") != record["images"]:
-        raise UserError(f"{args.out} was trained on {known.get('images')} images, and {where or 'its data'} now holds {record['images']}; {advice}")
+        raise UserError(f"{flags.run_dir} was trained on {known.get('images')} images, and {where or 'its data'} now holds {record['images']}; {advice}")
     if known.get("fingerprint") != record["fingerprint"]:
-        raise UserError(f"the {record['images']} images of {where or 'the run'} differ from those that {args.out} was trained on, or their captions or labels do; {advice}")
+        raise UserError(f"the {record['images']} images of {where or 'the run'} differ from those that {flags.run_dir} was trained on, or their captions or labels do; {advice}")
     if known.get("model") != record.get("model"):
-        raise UserError(f"the weights in {args.model} differ from those beside which {args.out} was trained; give that model with --model, or begin a new run")
+        raise UserError(f"the weights in {settings['model']} differ from those beside which {flags.run_dir} was trained; give that model with --model, or begin a new run")
 
 
-def keep_settings(args: Any, record: dict[str, Any], save_start: Callable[[Path], object] | None = None) -> None:
+def keep_settings(flags: RunFlags, record: dict[str, Any], save_start: Callable[[Path], object] | None = None) -> None:
     """Write what a resumed run needs; the settings last, because a folder with settings is a run. save_start(folder) writes start/."""
-    writable_folder(args.out)
-    if not args.resume:
+    writable_folder(flags.run_dir)
+    if not flags.resume:
         if save_start:
-            write_folder(args.out / "start", save_start)
-        write_json(args.out / "data.json", record)
-    write_json(args.out / "config.json", as_saved(args))
+            write_folder(flags.run_dir / "start", save_start)
+        write_json(flags.run_dir / "data.json", record)
+    write_json(flags.run_dir / "config.json", as_saved(flags))
 
 
-def start_of(args: Any, given: Any) -> Any:
+def start_of(flags: RunFlags, given: Start) -> Start | Path:
     """The place of the weights that the run begins with: a resumed run has its own copy (runs of older versions have it in model/)."""
-    folders = (args.out / "start", args.out / "model") if args.resume else ()
+    folders = (flags.run_dir / "start", flags.run_dir / "model") if flags.resume else ()
     return next((folder for folder in folders if folder.is_dir()), given)
 
 
-def as_saved(args: Any) -> dict[str, Any]:
+def as_saved(flags: RunFlags) -> dict[str, Any]:
     """The settings for config.json."""
-    saved = asdict(replace(args, resume=None))
+    saved = asdict(replace(flags, resume=None))
     return {name: value if name == "out" else absolute(name, value) for name, value in saved.items()}
 
 

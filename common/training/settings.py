@@ -1,7 +1,4 @@
-"""The settings of a training run: presets fill what was left open, and --resume finds everything in the run folder.
-
-`args` is the frozen dataclass of a chapter's train.py. It has the fields data, steps, minutes, out, resume, device and threads.
-"""
+"""The settings of a run. settle() completes the flags of a new run, or finds all settings of a run to resume in its folder."""
 
 import os
 import re
@@ -16,17 +13,18 @@ from common.errors import UserError, shown
 from common.io.files import read_json
 from common.io.ranges import check_saved
 from common.models.find_model import find_root, unet_folder
+from common.training.flags import RunFlags, TrainingFlags, UNetFlags
 
-Args = TypeVar("Args")
-
-
-def one_budget(args: Any) -> None:
-    """Refuse both budgets at once."""
-    if args.steps is not None and args.minutes is not None:
-        raise UserError("give the budget either as --steps or as --minutes, not both")
-
+Run = TypeVar("Run", bound=RunFlags)
+Training = TypeVar("Training", bound=TrainingFlags)
+WithUNet = TypeVar("WithUNet", bound=UNetFlags)
 
 OTHER = None  # in Presets: data without a name of their own, such as a folder of images
+FREE = (  # flags that can be given beside --resume: they do not change what is learned
+    "device", "threads", "workers", "steps", "minutes", "save_every", "sample_every",
+    "sampler", "scheduler", "sample_steps", "guidance", "prompts", "names", "samples", "measure",  # the sample pictures
+    "data", "data_dir", "cache", "subject",  # places: the images in them are compared with those of the run (common/training/record.py)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,24 @@ class Presets:
     mps: dict[Any, Any]  # an Apple laptop with 8 GB of memory for everything; estimated from the memory of a training step, not measured
     gpu: dict[Any, Any]  # one recent GPU (CUDA)
 
-    def of(self, data: Any, device: str) -> Any:
+    def of(self, data: str | tuple[str, ...], device: str) -> Any:
         """The preset of this data set on this device, as pick_device names it."""
         presets = {"cuda": self.gpu, "mps": self.mps}.get(device.partition(":")[0], self.cpu)
         return presets.get(data, presets[OTHER])
 
 
-def with_preset(args: Args, presets: Presets) -> Args:
+def settle(args: Training, presets: Presets, folder: str, free: Sequence[str] = FREE) -> Training:
+    """All settings of a run: those in the folder of --resume, or the flags with presets where they were left open.
+
+    folder  the run folder below runs/, where --out gives none; numbered if it is taken
+    free    flags that may be given beside --resume
+    """
+    if args.steps is not None and args.minutes is not None:
+        raise UserError("give the budget either as --steps or as --minutes, not both")
+    return resumed(args, free) if args.resume else with_folder(with_preset(args, presets), folder)
+
+
+def with_preset(args: Training, presets: Presets) -> Training:
     """Fill what was left open (None) from the preset of the data set, for this kind of device."""
     preset = presets.of(args.data, pick_device(args.device))
     open_flags = {f.name for f in fields(preset) if getattr(args, f.name) is None}
@@ -52,30 +61,20 @@ def with_preset(args: Args, presets: Presets) -> Args:
     return replace(args, **{name: getattr(preset, name) for name in open_flags})
 
 
-def with_build(args: Args) -> Args:
-    """Where widths and the images' channels are left open, take those of the U-Net that the run starts from (args.start)."""
-    if args.start is None:
+def with_build(args: WithUNet) -> WithUNet:
+    """Where the widths of a new run are left open, take those of the U-Net that it starts from."""
+    if args.start is None or args.channels is not None or args.resume:
         return args
     path = unet_folder(find_root(args.start)) / "config.json"
-    config = read_json(path)
-    if hasattr(args, "image_channels"):  # which the training of a latent U-Net has not
-        args = replace(args, image_channels=args.image_channels or image_channels(config))
-    if args.channels is not None:
-        return args
-    widths = config.get("block_out_channels")
+    widths = read_json(path).get("block_out_channels")
     if not isinstance(widths, list) or not widths or not all(type(width) is int and width > 0 for width in widths):
         raise UserError(f"{path} does not say how wide its U-Net is: block_out_channels is {shown(widths)}, where a list of whole numbers was expected")
     return replace(args, channels=tuple(widths))
 
 
-def image_channels(config: dict) -> int | None:
-    """The channels of the images that a network's config.json speaks of, if they are colour or grey."""
-    return config["in_channels"] if config.get("in_channels") in (1, 3) else None
-
-
-def with_folder(args: Args, chapter: str) -> Args:
-    """Choose the run folder where none is given; a folder that holds a run already is refused."""
-    folder = args.out or free_folder(Path("runs") / chapter / Path(args.data).name)
+def with_folder(args: Run, default: str) -> Run:
+    """Choose the run folder where none is given: runs/<default>, numbered if that is taken. A folder that holds a run already is refused."""
+    folder = args.out or free_folder(Path("runs") / default)
     if is_main_process() and (folder / "config.json").exists():
         raise UserError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another --out")
     return replace(args, out=folder, threads=args.threads or threads_used())
@@ -105,20 +104,16 @@ def same_threads(threads: int | None, saved: int | None) -> int:
 
 # -------------------------------------------------------------------------------------------------------------- resuming
 
-FREE = (  # flags that can be given beside --resume: they do not change what is learned
-    "device", "threads", "workers", "steps", "minutes", "save_every", "sample_every",
-    "sampler", "scheduler", "sample_steps", "guidance", "prompts", "names", "samples", "measure",  # the sample pictures
-    "data", "data_dir", "cache", "subject",  # places: the images in them are compared with those of the run (common/training/record.py)
-)  # fmt: skip
 LATER = {"threads"}  # settings that older versions did not keep: their defaults hold
 CHECKPOINT = re.compile(r"(step|model)-(\d+)(\.pt)?")
 
 
-def resumed(args: Args, free: Sequence[str] = FREE) -> Args:
+def resumed(args: Run, free: Sequence[str] = FREE) -> Run:
     """The settings of the run in args.resume, and those of `free` that are given beside it. Any other flag must agree with the run.
 
     args.resume is the run folder, or something in it: model, config.json, the newest checkpoint.
     """
+    assert args.resume is not None
     run = run_folder(args.resume)
     path, kinds = run / "config.json", typing.get_type_hints(type(args))
     saved = read_json(path)
@@ -134,22 +129,22 @@ def resumed(args: Args, free: Sequence[str] = FREE) -> Args:
     budget = {"steps": None, "minutes": None} if {"steps", "minutes"} <= names and {"steps", "minutes"} & given.keys() else {}
     settings = replace(old, **budget | {name: value for name, value in given.items() if name in free}, out=run, resume=run)
     check_places(settings, given, path)
-    return replace(settings, threads=same_threads(given.get("threads"), old.threads)) if "threads" in names else settings
+    return replace(settings, threads=same_threads(given.get("threads"), old.threads))
 
 
-def given_flags(args: Any) -> set[str]:
+def given_flags(args: RunFlags) -> set[str]:
     """The flags that the command line names (cli.parse); of settings made in a program, those that differ from the defaults."""
     if (given := getattr(args, "given", None)) is not None:
         return set(given)
     return {f.name for f in fields(args) if getattr(args, f.name) != f.default}
 
 
-def refuse_changes(old: Any, given: dict[str, Any], free: Sequence[str], run: Path) -> None:
+def refuse_changes(old: RunFlags, given: dict[str, Any], free: Sequence[str], run: Path) -> None:
     """Refuse flags that would change what is learned; one that repeats the run's own setting is fine."""
-    if "out" in given and place(given["out"]) != place(run):
+    if "out" in given and resolved(given["out"]) != resolved(run):
         raise UserError(f"--out {given['out']} is not the folder of the run {run}, and a resumed run continues in its own folder; remove --out")
     own = {name: getattr(old, name) for name in given if name not in free and name != "out"}
-    changed = {name: value for name, value in own.items() if given[name] != value and place(given[name]) != place(value)}
+    changed = {name: value for name, value in own.items() if given[name] != value and resolved(given[name]) != resolved(value)}
     if changed:
         flags = [f"--{name.replace('_', '-')} is {spelled(given[name])} here and {spelled(value)} in the run" for name, value in changed.items()]
         raise UserError(f"{run} keeps the settings that it began with, but {', '.join(flags)}; leave {'it' if len(flags) == 1 else 'them'} out, or begin a new run")
@@ -161,12 +156,12 @@ def spelled(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else words.get(str(value), str(value))
 
 
-def place(value: Any) -> Any:
-    """Where a path leads from here, so that two ways of writing it are equal."""
+def resolved(value: Any) -> Any:
+    """A path as an absolute one, so that two ways of writing it are equal; any other value as it is."""
     return os.path.abspath(os.path.expanduser(value)) if isinstance(value, (str, Path)) else value
 
 
-def check_places(args: Any, given: dict[str, Any], path: Path) -> None:
+def check_places(args: RunFlags, given: dict[str, Any], path: Path) -> None:
     """Refuse places of data that config.json names and that are gone."""
     from common.data.registry import is_place
 

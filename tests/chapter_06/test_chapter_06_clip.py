@@ -558,7 +558,7 @@ def test_drawn_sets_give_chinese_captions_and_no_more_pictures_than_asked_for(mo
 def test_sizes_that_do_not_fit_are_refused_before_pictures_are_drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(fit_clip, "gather", lambda *_: pytest.fail("drawn"))
     with pytest.raises(UserError, match="must be a multiple of 16"):
-        fit_clip.fit_clip(train_clip.new_run(train_clip.Args(size=60, patch=16, device="cpu", out=tmp_path / "run")))
+        train_clip.main(train_clip.Args(size=60, patch=16, device="cpu", out=tmp_path / "run"))
 
 
 # -------------------------------------------------------------------------------------------------- checkpoints of cn_clip

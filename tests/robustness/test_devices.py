@@ -195,8 +195,8 @@ def test_learned_variance(accelerator):
 
 
 def test_loss_of_chapter_1(accelerator):
-    from ddpm_mnist import trainer as fit
-    loss = fit.make_loss(SimpleNamespace(flip=True, class_conditional=True, prediction="v"), TABLES["cosine"])
+    from ddpm_mnist.trainer import make_loss
+    loss = make_loss(TABLES["cosine"], "v", flip=True, class_conditional=True)
     batch = {"image": images(4, 1, 8, 8), "label": torch.zeros(4, dtype=torch.long, device=DEVICE)}
     checked(loss(net_for(classes=10), batch, FakeBatchRandom()).per_sample)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from common.cli import free_folder
 from common.errors import UserError
+from common.training.flags import RunFlags
 from common.training.settings import with_folder
 from finetune_diffusers.models import OUT, PRETRAINED, check_schedulers
 
@@ -19,7 +20,7 @@ ENOUGH = 1000                   # of them
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(RunFlags):
     model: str = str(PRETRAINED)
     """A Stable Diffusion folder, a run folder with one in it, a checkpoint in one file, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
     size: int | None = None
@@ -61,19 +62,10 @@ class Flags:
     measure: int = 24
     """Pictures drawn before and after the training to measure what it did; 0 is none."""
 
-    out: Path | None = None
-    """The run folder; by default runs/05_finetune_diffusers/<program>-<data>, numbered if that is taken."""
-    resume: Path | None = None
-    """Run folder to continue. Its settings apply; --steps, device, sample pictures and the place of the data can be given anew."""
     save_every: int = 100
     """Steps between checkpoints."""
     sample_every: int | None = None
     """Steps between validation pictures; by default a fifth of the steps."""
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ class Preset(NamedTuple):
     lr: float
 
 
-Args = TypeVar("Args")
+Args = TypeVar("Args", bound=Flags)
 
 
 def check_flags(args: Flags) -> None:

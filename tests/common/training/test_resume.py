@@ -22,6 +22,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+sys.path.append(str(Path(__file__).parents[2]))  # this file is also a program, and pytest's path is not that of a program
+
 from common.io.files import write_folder
 from common.training.checkpoint import checkpoints
 from helpers.programs import ROOT, TINY, TRAIN, environment, run_main, run_program
