@@ -62,7 +62,8 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import add_noise, make_schedule
 from common.evaluate.evaluator import evaluate
 from common.models.model_folder import load_model
-from common.models.unet import UNet, UNetConfig, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import UNetConfig
 from common.training.logging import logged
 from common.training.loop import LossTerms, TrainConfig, train
 from ddpm_mnist.ddpm import DDPM  # chapter 1's second page: the paper, longhand

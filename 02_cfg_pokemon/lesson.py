@@ -71,7 +71,8 @@ from common.diffusion.schedules import NoiseLevel, add_noise, make_schedule
 from common.evaluate.creature_classifier import load_judge, read_attributes
 from common.io.pixels import to_bytes, to_float
 from common.models.text.encoders import small_text
-from common.models.unet import UNet, text_unet, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import text_unet
 from common.training.loop import LossTerms, TrainConfig, train
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -243,13 +244,13 @@ print(f"for {int((nearest_word == torch.arange(10)).sum())} of 10 English colour
 # %%
 def shares(layer, places, words):
     """A: how much each place listens to each word. (B, N, C), (B, M, D) -> (B, heads, N, M)"""
-    q, k = layer.split(layer.to_q(places)), layer.split(layer.to_k(words))  # (B, heads, N, d), (B, heads, M, d)
+    q, k = layer.split_heads(layer.to_q(places)), layer.split_heads(layer.to_k(words))  # (B, heads, N, d), (B, heads, M, d)
     return (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=3)
 
 
 def cross_attention(layer, places, words):
     """What each place receives. -> (B, N, C)"""
-    mixed = shares(layer, places, words) @ layer.split(layer.to_v(words))   # (B, heads, N, d)
+    mixed = shares(layer, places, words) @ layer.split_heads(layer.to_v(words))   # (B, heads, N, d)
     return layer.to_out(mixed.transpose(1, 2).flatten(2))                   # heads side by side, and the last matrix
 
 

@@ -70,7 +70,8 @@ from common.diffusion.losses import diffusion_loss
 from common.diffusion.schedules import NoiseLevel, add_noise
 from common.evaluate.creature_classifier import load_judge
 from common.io.pixels import to_bytes, to_float
-from common.models.unet import UNet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL, Gaussian, measure_scaling_factor, small_vae
 from common.random import BatchRandom, Noise
 from common.training.vae_loss import vae_loss

@@ -375,7 +375,7 @@ with torch.no_grad():
     handle.remove()
     rows = [drawn]
     for x in maps:                                                                          # (3, places, width) each
-        q, k = layer.split(layer.to_q(x)), layer.split(layer.to_k(told))                    # (3, heads, places, d), (3, heads, 2, d)
+        q, k = layer.split_heads(layer.to_q(x)), layer.split_heads(layer.to_k(told))                    # (3, heads, places, d), (3, heads, 2, d)
         share = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)[..., 0].mean(1)                 # (3, places), the mean of the heads
         around = int(share.shape[1] ** 0.5)
         rows.append(F.interpolate(2 * share.view(3, 1, around, around) - 1, (size, size)).expand(-1, 3, -1, -1))

@@ -99,7 +99,8 @@ def make_steps(network: str) -> None:
 
     from common.data import Images
     from common.diffusion.schedules import make_schedule
-    from common.models.unet import UNet, small_unet, zero_init
+    from common.models.unet import UNet, zero_init
+    from common.models.unet_config import small_unet
     from common.training.loop import train
     from common.training.run import train_config
 

@@ -69,7 +69,8 @@ def network(name: str, channels: tuple[int, ...] | None):
 
     from common.data import Images
     from common.models.diffusers_unet import unet_to_diffusers
-    from common.models.unet import UNet, small_unet
+    from common.models.unet import UNet
+    from common.models.unet_config import small_unet
 
     shape_only = Images("mnist", torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
     with settings_of("01_ddpm_mnist/train.py", data="mnist", channels=channels) as settings:

@@ -20,7 +20,8 @@ from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
 from common.io.files import write_folder
 from common.models.model_folder import Model, load_model, save_model, start_from
-from common.models.unet import UNet, small_unet, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import small_unet
 from common.training.flags import UNetFlags
 from common.training.logging import Due, logged
 from common.training.loop import LossTerms, train

@@ -19,7 +19,8 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
 from common.models.model_folder import start_from
 from common.models.text.encoders import Cached, CLIPTextEncoder, SmallText, TextEncoder, small_text
-from common.models.unet import UNet, text_unet, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import text_unet
 from common.training.loop import LossTerms, State
 from common.training.record import check_record, record_of, start_of
 from common.training.run import image_channels, loss_curve_and_model, make_accelerator, run_training

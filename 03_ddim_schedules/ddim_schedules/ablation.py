@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.evaluate.evaluator import MIN_SAMPLES, check
 from common.io.tables import align, write_csv
 from common.models.model_folder import load_model
-from common.models.unet import small_unet
+from common.models.unet_config import small_unet
 from ddim_schedules import plots
 from ddim_schedules.experiment import TYPES, Experiment, SamplingSettings, TrainingSettings, grid, read_axes
 from ddim_schedules.runner import Runner

@@ -15,7 +15,8 @@ from common.diffusion.losses import VLB_WEIGHT, diffusion_loss
 from common.diffusion.schedules import make_schedule
 from common.io.files import write_json
 from common.io.tables import print_table
-from common.models.unet import UNet, small_unet, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import small_unet
 
 LOSSES = ("plain", "hybrid", "twice")  # L_simple; with the VLB term; with a VLB term that evaluates the network again
 

@@ -27,7 +27,8 @@ from common.evaluate.evaluator import Evaluator, check
 from common.io.files import read_json, write_atomically, write_json
 from common.io.pixels import to_bytes, to_float
 from common.models.model_folder import Model, load_model, save_model
-from common.models.unet import UNet, small_unet, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import small_unet
 from common.random import BatchRandom
 from common.training.logging import logged
 from common.training.loop import Diverged, Loss, LossTerms, TrainConfig, train

@@ -23,7 +23,8 @@ from common.io.files import write_folder
 from common.models.diffusers_vae import load_vae, save_vae
 from common.models.model_folder import start_from
 from common.models.text.encoders import Cached, CLIPTextEncoder, SmallText, TextEncoder, small_text
-from common.models.unet import UNet, text_unet, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL
 from common.training.checkpoint import checkpoints, load_checkpoint
 from common.training.latents import check_fit_before

@@ -9,7 +9,7 @@ from common.diffusion.diffusers_scheduler import VERSION
 from common.errors import UserError, shown
 from common.io.config_values import Count, Layers, Share, check_values
 from common.io.ranges import Range
-from common.models.unet import UNetConfig
+from common.models.unet_config import UNetConfig
 
 # Settings of diffusers' U-Nets that we read only at these values (None: left out of the file).
 FIXED = {

@@ -30,8 +30,7 @@ class VAEConfig:
     groups: int = 32                         # of every GroupNorm
     scaling_factor: float = 1.0              # z times this has unit variance; measured once the training is over
 
-    eps: ClassVar[float] = 1e-6              # of every GroupNorm; diffusers has no setting for these two either
-    head_dim: ClassVar[int | None] = None    # one attention head
+    eps: ClassVar[float] = 1e-6              # of every GroupNorm; diffusers has no setting for it either
 
     @property
     def factor(self) -> int:
@@ -136,7 +135,7 @@ class Mid(nn.Module):
     def __init__(self, cfg: VAEConfig, dim: int):
         super().__init__()
         self.resnets = res_blocks(cfg, dim, dim, 2)
-        self.attentions = nn.Sequential(*[SelfAttention2d(cfg, len(cfg.channels) - 1)] if cfg.mid_attention else [])
+        self.attentions = nn.Sequential(*[SelfAttention2d(dim, 1, cfg.groups, cfg.eps)] if cfg.mid_attention else [])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions(self.resnets[0](x)))

@@ -25,7 +25,8 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
-from common.models.unet import UNet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import text_unet
 from common.random import BatchRandom
 from helpers.programs import ROOT, load_program, run_main
 

@@ -36,7 +36,8 @@ from common.models.diffusers_unet import unet_from_diffusers
 from common.models.diffusers_vae import load_vae, save_vae, vae_from_diffusers
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
 from common.models.text.transformer import TextTransformer, text_from_transformers
-from common.models.unet import UNet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL, small_vae
 from common.random import BatchRandom, Noise
 from helpers.programs import ROOT, load_program, run_main

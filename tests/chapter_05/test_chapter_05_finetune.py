@@ -22,7 +22,8 @@ from common.io.pixels import to_float
 from common.models.model_folder import Model, load_model
 from common.models.model_folder import save_model as save_pixels
 from common.models.text.encoders import load_text, save_text, small_text
-from common.models.unet import UNet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import text_unet
 from common.random import BatchRandom
 from finetune_diffusers import adapters
 from finetune_diffusers import pixel_pipeline as pixels

@@ -23,7 +23,8 @@ from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.models.diffusers_vae import load_vae
 from common.models.model_folder import Model, save_model
-from common.models.unet import UNet, small_unet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import small_unet, text_unet
 from common.random import BatchRandom, Noise
 from helpers.programs import ROOT, load_program, run_main, run_program
 from helpers.tiny_pipeline import shake, write_tiny_pipeline

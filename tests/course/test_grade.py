@@ -135,7 +135,7 @@ def test_chapter_2_agrees_with_the_longhand_and_with_common():
     same(s.caption_dropout(text, empty, u, 0.2), longhand.drop_captions(text, empty, u, 0.2))
 
     torch.manual_seed(0)
-    attention = Attention(8, heads=2, context=7, bias=False).requires_grad_(False)
+    attention = Attention(8, heads=2, context_dim=7, bias=False).requires_grad_(False)
     attention.to_out = torch.nn.Identity()
     pixels, weights = numbers(4, 9, 8), [layer.weight for layer in (attention.to_q, attention.to_k, attention.to_v)]
     same(s.cross_attention(pixels, text, *weights, 2), attention(pixels, text))

@@ -10,7 +10,8 @@ from common.io.files import read_json, write_json
 from common.models.diffusers_vae import save_vae
 from common.models.model_folder import Model, save_model
 from common.models.text.encoders import save_text, small_text
-from common.models.unet import UNet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL, small_vae
 
 WORDS = [

@@ -28,7 +28,8 @@ from common.diffusion.samplers import SAMPLERS, ddim_inverse
 from common.diffusion.schedules import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevels, make_schedule
 from common.errors import UserError
 from common.models.text.encoders import small_text
-from common.models.unet import UNet, small_unet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import small_unet, text_unet
 from common.models.vae import AutoencoderKL, small_vae
 from common.random import Noise
 from common.training.vae_loss import (

@@ -22,7 +22,8 @@ from common.errors import UserError
 from common.io.files import read_json, write_folder, write_json
 from common.models.diffusers_vae import load_vae, save_vae
 from common.models.model_folder import Model, load_model, same_build, save_model
-from common.models.unet import UNet, text_unet, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL
 from common.training.latents import check_fit, check_fit_before, sample
 from common.training.logging import Due, logged

@@ -11,7 +11,8 @@ from common.diffusion import guidance
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.schedules import NoiseLevel, make_schedule
 from common.errors import UserError
-from common.models.unet import UNet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import text_unet
 from common.random import BatchRandom
 
 

@@ -39,7 +39,8 @@ from common.evaluate.creature_classifier import (
 )
 from common.io.pixels import to_bytes, to_float
 from common.models.text.encoders import small_text
-from common.models.unet import UNet, UNetConfig
+from common.models.unet import UNet
+from common.models.unet_config import UNetConfig
 from common.random import generator
 from helpers.creature_captions import claims
 from helpers.programs import load_program

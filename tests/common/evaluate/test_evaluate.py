@@ -22,7 +22,8 @@ from common.evaluate.distances import Frechet, bootstrap, deal, kernel_distance
 from common.evaluate.evaluator import MIN_SAMPLES, evaluate, read_folder, read_npy, read_samples, table
 from common.io.pixels import to_bytes, to_float
 from common.models.model_folder import Model, save_model
-from common.models.unet import UNet, UNetConfig
+from common.models.unet import UNet
+from common.models.unet_config import UNetConfig
 from common.random import generator
 from helpers.programs import run_program
 

@@ -16,7 +16,8 @@ from common.io.state_dict import Uninitialised
 from common.models.diffusers_unet import unet_from_diffusers, unet_to_diffusers
 from common.models.diffusers_vae import vae_from_diffusers, vae_to_diffusers
 from common.models.text.transformer import TextConfig, TextTransformer, text_from_transformers, text_to_transformers
-from common.models.unet import UNet, small_unet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import small_unet, text_unet
 from common.models.vae import AutoencoderKL, small_vae
 from common.training.settings import with_build
 from helpers.programs import load_program

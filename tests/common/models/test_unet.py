@@ -9,7 +9,8 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 
 from common.errors import UserError
 from common.models.diffusers_unet import unet_from_diffusers, unet_to_diffusers
-from common.models.unet import UNet, UNetConfig, timestep_embedding, zero_init
+from common.models.unet import UNet, timestep_embedding, zero_init
+from common.models.unet_config import UNetConfig
 
 TEXT_TOKENS = 5
 

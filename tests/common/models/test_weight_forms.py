@@ -17,7 +17,8 @@ from common.models.diffusers_vae import load_vae
 from common.models.model_folder import Model, load_model, save_model
 from common.models.text import hub
 from common.models.text.encoders import load_text, small_text
-from common.models.unet import UNet, UNetConfig, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import UNetConfig, text_unet
 from common.models.vae import AutoencoderKL as OurVAE
 from common.models.vae import small_vae
 from common.training.settings import with_build

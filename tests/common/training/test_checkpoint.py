@@ -23,7 +23,8 @@ from common.errors import LONGEST, UserError, explain
 from common.io.files import read_json, write_atomically, write_json
 from common.io.state_dict import read_pickle
 from common.models.model_folder import Model, load_model, save_model
-from common.models.unet import UNet, UNetConfig
+from common.models.unet import UNet
+from common.models.unet_config import UNetConfig
 from common.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from helpers.programs import TINY, TRAIN, run_main
 

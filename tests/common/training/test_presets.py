@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common.models.unet import UNet, small_unet, text_unet
+from common.models.unet import UNet
+from common.models.unet_config import small_unet, text_unet
 from common.models.vae import AutoencoderKL, small_vae
 from common.training import settings
 from common.training.settings import OTHER, Presets, with_preset

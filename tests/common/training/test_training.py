@@ -19,7 +19,8 @@ from common.data import load
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
-from common.models.unet import UNet, UNetConfig, zero_init
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import UNetConfig
 from common.random import BatchRandom, generator
 from common.training.checkpoint import checkpoints, load_checkpoint
 from common.training.logging import BINS, COLUMNS, Due, keep_rows_until, logged, loss_by_noise
