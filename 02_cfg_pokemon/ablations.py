@@ -92,10 +92,10 @@ def row_of(painter: Painter, prompts, wish, model: Path, args: Args) -> dict[str
     """What evaluate.py measures, of one network and one way to draw."""
     import evaluate
 
-    from common.evaluate.creature_classifier import load_judge
+    from common.evaluate.creature_classifier import load_creature_classifier
 
     drawn = evaluate.pictures(painter, evaluate.fingerprint(model), prompts, wish, args.out / "pictures")
-    return evaluate.measure(load_judge(), prompts, *drawn)
+    return evaluate.measure(load_creature_classifier(), prompts, *drawn)
 
 
 def copied(painter: Painter, captions: list[str], wish, n_train: int) -> dict[str, float]:
@@ -103,13 +103,13 @@ def copied(painter: Painter, captions: list[str], wish, n_train: int) -> dict[st
     import memorization as memorise
 
     from common.data.creatures.dataset import load_creatures
-    from common.evaluate.creature_classifier import load_judge
+    from common.evaluate.creature_classifier import load_creature_classifier
     from common.io.pixels import to_bytes
 
     samples, size = to_bytes(painter.draw(captions, wish).nan_to_num(0.0)), painter.net.cfg.size
     train, unseen = (load_creatures("train", n_train, size, seed).pixels for seed in (0, memorise.UNSEEN))
     test, found = load_creatures("test", memorise.TEST, size).pixels, {}
-    for name, view in memorise.views(load_judge()).items():
+    for name, view in memorise.views(load_creature_classifier()).items():
         numbers = memorise.report(*(view(pixels) for pixels in (samples, test, train, unseen)))[0]
         found |= {f"{key}_{name}": numbers[key] for key in ("too_near", "too_near_low", "too_near_high", "nearer", "nearer_low", "nearer_high")}
     return found
@@ -177,7 +177,7 @@ def main(args: Args) -> None:
     import evaluate
 
     from cfg_pokemon import ablation_plots as trial_plots
-    from common.evaluate.creature_classifier import load_judge
+    from common.evaluate.creature_classifier import load_creature_classifier
 
     writable_folder(args.out)
     rows, table, picture = [], args.out / f"{args.study}.csv", args.out / f"{args.study}.png"
@@ -187,7 +187,7 @@ def main(args: Args) -> None:
         evaluate.save_rows(rows, table)
     if args.study == "brightness":
         prompts = evaluate.ask("test", args.n, "both", SETTINGS["size"])
-        real = {"what": "real pictures", "w": 1} | evaluate.measure(load_judge(), prompts, prompts.real, prompts.alike)
+        real = {"what": "real pictures", "w": 1} | evaluate.measure(load_creature_classifier(), prompts, prompts.real, prompts.alike)
         print(line(real, "brightness"))
         trial_plots.plot_brightness(rows, real, picture)
     else:

@@ -393,10 +393,10 @@ def open_checked(args: Args, wish: Wish) -> Painter:
 def main(args: Args) -> None:
 
     from cfg_pokemon.pipeline import Wish
-    from common.evaluate.creature_classifier import load_judge
+    from common.evaluate.creature_classifier import load_creature_classifier
 
     wish = Wish(1.0, args.negative, args.sampler, args.rescale, args.interval, CLIP[args.clip], args.seed)
-    painter, judge = open_checked(args, wish), load_judge()
+    painter, judge = open_checked(args, wish), load_creature_classifier()
     out = writable_folder(args.out or Path("runs/02_cfg_pokemon/evaluate") / args.model.resolve().name / unusual(args))
     model, splits = fingerprint(args.model), tuple(dict.fromkeys(args.splits))
     prompts = [ask(split, args.n, args.language, painter.net.cfg.size) for split in splits]

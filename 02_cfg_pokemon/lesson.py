@@ -68,7 +68,7 @@ from common.diffusion.denoiser import Denoiser
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import NoiseLevel, add_noise, make_schedule
-from common.evaluate.creature_classifier import load_judge, read_attributes
+from common.evaluate.creature_classifier import load_creature_classifier, read_attributes
 from common.io.pixels import to_bytes, to_float
 from common.models.text.encoders import small_text
 from common.models.unet import UNet, zero_init
@@ -472,7 +472,7 @@ def seven_steps(net, batch, draw):
 # and let the judge of section 9 name the colour of what comes.
 
 # %%
-judge = load_judge()  # a network that names the attributes of a creature
+judge = load_creature_classifier()  # a network that names the attributes of a creature
 ten = [f"a {name} creature" for name in COLOURS]
 folder = tempfile.TemporaryDirectory()  # goes away with the notebook
 settings = TrainConfig(out=Path(folder.name), steps=450, batch_size=16, lr=3e-3, save_every=450)

@@ -79,9 +79,9 @@ def blurred(pixels: Tensor) -> Tensor:
 
 def views(judge: CreatureClassifier) -> dict[str, Callable[[Tensor], Tensor]]:
     """The two ways to describe pictures (N, 3, S, S) uint8 by rows of numbers (N, D)."""
-    from common.evaluate.creature_classifier import look
+    from common.evaluate.creature_classifier import classify
 
-    return {"pixels": blurred, "features": lambda pixels: look(judge, pixels)[0]}
+    return {"pixels": blurred, "features": lambda pixels: classify(judge, pixels)[0]}
 
 
 def nearest(some: Tensor, others: Tensor, chunk: int = 100) -> tuple[Tensor, Tensor]:
@@ -155,11 +155,11 @@ def main(args: Args) -> None:
     from cfg_pokemon.pipeline import Wish, open_painter
     from common.data.creatures.dataset import load_creatures
     from common.data.drawn import SIZES
-    from common.evaluate.creature_classifier import load_judge
+    from common.evaluate.creature_classifier import load_creature_classifier
     from common.io.files import write_json
     from common.io.pixels import to_bytes
 
-    painter, judge = open_painter(args.model, pick_device(args.device)), load_judge()
+    painter, judge = open_painter(args.model, pick_device(args.device)), load_creature_classifier()
     size = painter.net.cfg.size
     if painter.net.cfg.in_channels != 3 or size not in SIZES:
         raise UserError(f"{args.model} draws {painter.net.cfg.in_channels} channels at {size} pixels; creatures are RGB and "

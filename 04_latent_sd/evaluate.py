@@ -282,10 +282,10 @@ def measure_text(pipeline: Pipeline, wishes: list[Wish], args: Args, out: Path) 
     import torch
 
     from common import viz
-    from common.evaluate.creature_classifier import load_judge
+    from common.evaluate.creature_classifier import load_creature_classifier
     from common.io.pixels import to_float
 
-    judge, splits = load_judge(), list(dict.fromkeys(args.splits))
+    judge, splits = load_creature_classifier(), list(dict.fromkeys(args.splits))
     prompts = [ask(split, args.n, args.language, pipeline.size) for split in splits]
     settings = {"model": args.model, "n": args.n, "language": args.language, "sampler": args.sampler, "rescale": args.rescale,
                 "negative": args.negative, "seed": args.seed}  # fmt: skip

@@ -68,7 +68,7 @@ from common.diffusion.denoiser import to_x0_eps
 from common.diffusion.guidance import drop_captions, guide
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.schedules import NoiseLevel, add_noise
-from common.evaluate.creature_classifier import load_judge
+from common.evaluate.creature_classifier import load_creature_classifier
 from common.io.pixels import to_bytes, to_float
 from common.models.unet import UNet
 from common.models.unet_config import text_unet
@@ -747,7 +747,7 @@ print("; ".join(six))
 
 # %%
 N = 24
-judge, prompts = load_judge(), ask("test", N, "both", size)
+judge, prompts = load_creature_classifier(), ask("test", N, "both", size)
 rows = {"real pictures": measure(judge, prompts, prompts.real), "real, through the VAE": measure(judge, prompts, through_vae(pipeline, prompts.real))}
 rows |= {f"drawn, w = {w}": measure(judge, prompts, to_bytes(paint(prompts.captions, float(w)))) for w in (1, 5)}
 print(f"{'':24}{'attribute accuracy':>20}{'95 %':>20}")

@@ -74,7 +74,7 @@ def main(args: Args) -> None:
     import torch
     from tqdm import tqdm
 
-    from common.evaluate.creature_classifier import load_judge
+    from common.evaluate.creature_classifier import load_creature_classifier
     from finetune_diffusers.evaluation.metrics import curves, tone, write_csv
     from finetune_diffusers.models import fits, native_size, open_pipeline, use_scheduler
     from finetune_diffusers.training.memory_usage import in_all
@@ -82,7 +82,7 @@ def main(args: Args) -> None:
     pipe = open_pipeline(args.model, "image", device)
     use_scheduler(pipe, args.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    pairs, judge = make_pairs(args, native_size(pipe)), load_judge()
+    pairs, judge = make_pairs(args, native_size(pipe)), load_creature_classifier()
     cells = [(s, args.at_guidance) for s in args.strength] + [(1.0, w) for w in args.guidance]
     drawn, seen = {}, {}
     for cell in tqdm(list(dict.fromkeys(cells)), "settings", mininterval=1, dynamic_ncols=True):

@@ -68,7 +68,8 @@ def main(args: Args) -> None:
 
     from common import viz
     from common.data import load
-    from common.evaluate.evaluator import evaluate, read_npy
+    from common.evaluate.evaluator import evaluate
+    from common.evaluate.samples import read_npy
 
     train, test = (load(args.data, data_dir=args.data_dir, split=split) for split in ("train", "test"))
     if (train.channels, train.size) != (1, 28):

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.diffusion.samplers import Denoise, Step, ddim, ddim_inverse, ddpm
 from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise
 from common.errors import UserError
-from common.evaluate.digit_classifier import load_classifier, look
+from common.evaluate.digit_classifier import classify, load_digit_classifier
 from common.io.progress import with_progress
 from common.random import Noise, NoiseSource
 from ddim_schedules.solvers import slerp
@@ -78,7 +78,7 @@ def interpolate(method: str, denoise: Denoise, denoise_unclipped: Denoise, level
 
 def frame_changes(images: Tensor) -> Tensor:
     """The distance of each image to the one before, between features of the evaluator's classifier. (F, C, H, W) -> (F - 1,)"""
-    features, _ = look(load_classifier(), images.clamp(-1, 1))
+    features, _ = classify(load_digit_classifier(), images.clamp(-1, 1))
     return (features[1:] - features[:-1]).norm(dim=1)
 
 

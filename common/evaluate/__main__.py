@@ -1,5 +1,5 @@
 from common.cli import run
-from common.evaluate.evaluator import Args, main
+from common.evaluate.program import Args, main
 
 if __name__ == "__main__":
     run(main, Args)

@@ -700,9 +700,9 @@ def test_what_it_measures_of_the_autoencoder():
 
 
 def test_real_creatures_are_right_and_others_are_not():
-    from common.evaluate.creature_classifier import load_judge
+    from common.evaluate.creature_classifier import load_creature_classifier
 
-    prompts, judge = evaluate.ask("test", 40, "both", 32), load_judge()
+    prompts, judge = evaluate.ask("test", 40, "both", 32), load_creature_classifier()
     assert all(prompts.mentioned[:, :2].any(0)) and len(prompts.captions) == 40
     real, shuffled = (evaluate.measure(judge, prompts, pixels) for pixels in (prompts.real, prompts.real.roll(7, 0)))
     floor = evaluate.floor(judge, prompts)["accuracy"]

@@ -24,7 +24,7 @@ from common.data import load
 from common.data.creatures.attributes import NAMES
 from common.data.creatures.dataset import caption, mentioned
 from common.errors import UserError, enough_memory
-from common.evaluate.creature_classifier import load_judge
+from common.evaluate.creature_classifier import load_creature_classifier
 from common.io import files
 from common.io.files import read_json, write_json
 from common.io.pixels import to_float
@@ -451,7 +451,7 @@ def test_tone():
 def test_what_is_asked_of_the_pictures():
     """Where the pictures are those of the prompts, all is followed and nothing kept; where they are unchanged, the other way round."""
     args = SimpleNamespace(split="test", n=12)
-    pairs, judge = strength.make_pairs(args, 64), load_judge()
+    pairs, judge = strength.make_pairs(args, 64), load_creature_classifier()
     assert pairs.asked.any(1).all() and not (pairs.asked & (pairs.had == pairs.wanted)).any()
     for i, prompt in enumerate(pairs.prompts):
         other = (i + 1) % 12

@@ -466,13 +466,12 @@ def test_evaluators_leave_the_device_before_they_become_float64():
 
 
 def test_evaluators_take_pictures_from_the_device(accelerator):
-    from common.evaluate.creature_classifier import CreatureClassifier, look
-    from common.evaluate.digit_classifier import Classifier
-    from common.evaluate.digit_classifier import look as look_at_digits
+    from common.evaluate import creature_classifier, digit_classifier
 
-    features, classes = look_at_digits(on_accelerator(Classifier).eval(), images(2, 1, 28, 28))
+    features, classes = digit_classifier.classify(on_accelerator(digit_classifier.DigitClassifier).eval(), images(2, 1, 28, 28))
     assert features.device.type == classes.device.type == "cpu"
-    assert look(on_accelerator(CreatureClassifier).eval(), images(2, 3, 32, 32))[0].device == DEVICE
+    creatures = on_accelerator(creature_classifier.CreatureClassifier).eval()
+    assert creature_classifier.classify(creatures, images(2, 3, 32, 32))[0].device == DEVICE
 
 
 # ------------------------------------------------------------------------------------------------- choosing, and measuring

@@ -148,11 +148,11 @@ class SubjectExam(Exam):
 
 def likeness(images: Tensor) -> Tensor:
     """Share of the drawn subject's attributes that the judge of creatures sees in each picture. (N, 3, S, S) -> (N,)"""
-    from common.evaluate.creature_classifier import load_judge, read_attributes
+    from common.evaluate.creature_classifier import load_creature_classifier, read_attributes
 
     places = [NAMES.index(name) for name in SUBJECT]
     wanted = torch.tensor([VALUES[place].index(SUBJECT[NAMES[place]]) for place in places])
-    return (read_attributes(load_judge(), images)[0][:, places] == wanted).cpu().double().mean(1)
+    return (read_attributes(load_creature_classifier(), images)[0][:, places] == wanted).cpu().double().mean(1)
 
 
 def scarf_share(images: Tensor) -> Tensor:

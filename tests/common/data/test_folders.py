@@ -366,7 +366,7 @@ def bomb() -> bytes:
 
 
 def test_decompression_bombs(tmp_path):
-    from common.evaluate.evaluator import read_folder
+    from common.evaluate.samples import read_folder
 
     (tmp_path / "a.png").write_bytes(bomb())
     for read in (lambda: load(str(tmp_path), 8), lambda: read_folder(tmp_path), lambda: decode_all([tmp_path / "a.png"], 8)):
@@ -375,7 +375,7 @@ def test_decompression_bombs(tmp_path):
 
 
 def test_evaluation_lists_folders_in_the_same_way(tmp_path, capsys):
-    from common.evaluate.evaluator import read_folder
+    from common.evaluate.samples import read_folder
 
     write(tmp_path, "a.jfif", "b/c.png", ".ipynb_checkpoints/a.png", "__MACOSX/b.png")
     (tmp_path / "notes.md").write_text("")
@@ -383,7 +383,7 @@ def test_evaluation_lists_folders_in_the_same_way(tmp_path, capsys):
 
 
 def test_evaluation_reads_npz(tmp_path):
-    from common.evaluate.evaluator import read_npy
+    from common.evaluate.samples import read_npy
 
     x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", arr_0=x, arr_1=np.arange(3))

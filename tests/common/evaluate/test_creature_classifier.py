@@ -17,26 +17,25 @@ from common.data.creatures.dataset import caption, creature, load_creatures, men
 from common.data.drawn import LENGTH
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
+from common.evaluate.classifiers import save_weights
 from common.evaluate.creature_classifier import (
+    CREATURE_WEIGHTS,
     FEATURES,
     KINDS,
     SIZE,
-    WEIGHTS,
-    Args,
     accuracies,
     accuracy,
     all_right,
     chance,
-    lessons,
-    load_judge,
-    look,
-    main,
+    classify,
+    corrupt,
+    load_creature_classifier,
     mentioned_table,
+    preprocess,
     read_attributes,
-    save_judge,
-    spoil,
-    to_judge_input,
+    training_set,
 )
+from common.evaluate.train_creature_classifier import Args, main
 from common.io.pixels import to_bytes, to_float
 from common.models.text.encoders import small_text
 from common.models.unet import UNet
@@ -51,7 +50,7 @@ evaluate, memorise = load_program(EVALUATE), load_program(MEMORISE)
 
 @pytest.fixture(scope="module")
 def judge():
-    return load_judge()
+    return load_creature_classifier()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_the_judge_knows_creatures_that_it_never_saw(judge, creatures, split):
 
 def test_the_judge_forgives_what_generated_pictures_look_like(judge, creatures):
     data = creatures["test"]
-    assert accuracy(read_attributes(judge, spoil(to_float(data.pixels), generator(5)))[0], data.attributes.table) > 0.96
+    assert accuracy(read_attributes(judge, corrupt(to_float(data.pixels), generator(5)))[0], data.attributes.table) > 0.96
 
 
 def test_a_held_out_pair_is_judged_by_the_picture_alone(judge, creatures):
@@ -111,59 +110,59 @@ def test_the_judge_at_other_sizes(judge):
 
 def test_bytes_and_floats_are_judged_alike(judge, creatures):
     pixels = creatures["test"].pixels[:8]
-    (features, probabilities), (again, _) = look(judge, pixels), look(judge, to_float(pixels), batch=3)
+    (features, probabilities), (again, _) = classify(judge, pixels), classify(judge, to_float(pixels), batch=3)
     assert features.shape == (8, FEATURES) and [p.shape for p in probabilities] == [(8, kinds) for kinds in KINDS]
     torch.testing.assert_close(features, again, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(probabilities[0].sum(1), torch.ones(8))
-    assert to_judge_input(5 * to_float(pixels)).abs().max() == 1  # what leaves the range is seen as it would be saved
+    assert preprocess(5 * to_float(pixels)).abs().max() == 1  # what leaves the range is seen as it would be saved
     with pytest.raises(UserError, match=r"RGB images \(N, 3, S, S\), not \(8, 1, 32, 32\)"):
-        look(judge, pixels[:, :1])
+        classify(judge, pixels[:, :1])
 
 
 def test_the_weights_are_small_and_half_precision(judge, tmp_path):
-    assert WEIGHTS.stat().st_size < 700_000
-    assert {v.dtype for v in load_file(WEIGHTS).values() if v.is_floating_point()} == {torch.float16}
-    save_judge(judge, tmp_path / "again.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(judge.state_dict().values(), load_judge(tmp_path / "again.safetensors").state_dict().values(), strict=True))
-    (tmp_path / "half.safetensors").write_bytes(WEIGHTS.read_bytes()[:1000])
+    assert CREATURE_WEIGHTS.stat().st_size < 700_000
+    assert {v.dtype for v in load_file(CREATURE_WEIGHTS).values() if v.is_floating_point()} == {torch.float16}
+    save_weights(judge, tmp_path / "again.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(judge.state_dict().values(), load_creature_classifier(tmp_path / "again.safetensors").state_dict().values(), strict=True))
+    (tmp_path / "half.safetensors").write_bytes(CREATURE_WEIGHTS.read_bytes()[:1000])
     for broken in ("half.safetensors", "missing.safetensors"):
-        with pytest.raises(UserError, match=f"{broken}, cannot be loaded .* train it again: python -m common.evaluate.creature_classifier train"):
-            load_judge(tmp_path / broken)
+        with pytest.raises(UserError, match=f"{broken}, cannot be loaded .* train it again: python -m common.evaluate.train_creature_classifier"):
+            load_creature_classifier(tmp_path / broken)
 
 
-def test_the_lessons_hold_every_combination_and_none_of_the_test_creatures(creatures):
-    pixels, table = lessons(60, seed=1)
+def test_the_training_set_holds_every_combination_and_none_of_the_test_creatures(creatures):
+    pixels, table = training_set(60, seed=1)
     assert pixels.shape == (60, 3, SIZE, SIZE) and table.shape == (60, 11)
     assert sum(is_held_out(to_names(row)) for row in table) == 6
     for split in creatures:
         assert not any(torch.equal(a, b) for a in creatures[split].pixels for b in pixels)
 
 
-def test_spoiling_is_mild_and_different_for_each(creatures):
+def test_corruption_is_mild_and_different_for_each(creatures):
     x = to_float(creatures["test"].pixels[:1]).expand(60, -1, -1, -1)
-    spoiled = spoil(x, generator(1))
-    assert spoiled.shape == x.shape and spoiled.abs().max() <= 1
-    assert torch.equal(spoiled, spoil(x, generator(1))) and not torch.equal(spoiled, spoil(x, generator(2)))
-    moved = (spoiled - x).square().mean((1, 2, 3)).sqrt()
+    corrupted = corrupt(x, generator(1))
+    assert corrupted.shape == x.shape and corrupted.abs().max() <= 1
+    assert torch.equal(corrupted, corrupt(x, generator(1))) and not torch.equal(corrupted, corrupt(x, generator(2)))
+    moved = (corrupted - x).square().mean((1, 2, 3)).sqrt()
     assert moved.unique().numel() == 60 and 0.05 < moved.mean() < 0.4 < 2 * (x - x.mean()).std()
 
 
 def test_the_judges_program(tmp_path, monkeypatch, capsys):
     for split in LENGTH:
         monkeypatch.setitem(LENGTH, split, 20)
-    main(Args("check"))
+    main(Args(check_only=True))
     out = capsys.readouterr().out
-    assert all(word in out for word in ("heldout, spoiled", "mood", "mean"))
+    assert all(word in out for word in ("heldout, corrupted", "mood", "mean"))
     weights = tmp_path / "w.safetensors"
     with pytest.raises(UserError, match="is below the 98% that evaluations need"):  # it learned next to nothing
-        main(Args("train", weights, n=40, epochs=1, batch_size=16))
+        main(Args(weights, n=40, epochs=1, batch_size=16))
     assert not weights.exists()
     for wrong, said in (({"seed": 0}, "seed 0 draws the creatures that the classifier is tested on"),
                         ({"n": 100}, "100 creatures do not fill a batch of 128")):  # fmt: skip
         with pytest.raises(UserError, match=said):
-            main(Args("train", weights, **wrong))
+            main(Args(weights, **wrong))
     with pytest.raises(UserError, match=r"w.safetensors, cannot be loaded"):
-        main(Args("check", weights))
+        main(Args(weights, check_only=True))
 
 
 # ------------------------------------------------------------------------------------------------- what captions speak of

@@ -17,9 +17,11 @@ from common.diffusion.denoiser import Denoiser
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
-from common.evaluate.digit_classifier import FEATURES, accuracy, load_classifier, look, to_classifier_input
-from common.evaluate.distances import Frechet, bootstrap, deal, kernel_distance
-from common.evaluate.evaluator import MIN_SAMPLES, evaluate, read_folder, read_npy, read_samples, table
+from common.evaluate.digit_classifier import FEATURES, accuracy, classify, load_digit_classifier, preprocess
+from common.evaluate.distances import Frechet, bootstrap, kernel_distance, random_splits
+from common.evaluate.evaluator import MIN_SAMPLES, evaluate
+from common.evaluate.report import table
+from common.evaluate.samples import read_folder, read_npy, read_samples
 from common.io.pixels import to_bytes, to_float
 from common.models.model_folder import Model, save_model
 from common.models.unet import UNet
@@ -108,9 +110,9 @@ def test_bootstrap_interval_holds_the_value_although_resampled_distances_are_lar
     assert estimate.low < estimate.value < estimate.high
 
 
-def test_deal_gives_disjoint_draws_until_the_cloud_is_used_up():
+def test_random_splits_are_disjoint_until_the_points_are_used_up():
     points = torch.arange(100).double()[:, None]
-    hands = [set(hand.flatten().tolist()) for hand in deal(points, 30, 5, seed=1)]
+    hands = [set(hand.flatten().tolist()) for hand in random_splits(points, 30, 5, seed=1)]
     assert all(len(hand) == 30 for hand in hands)
     assert len(set.union(*hands[:3])) == 90
     assert len(set.union(*hands[3:])) == 60
@@ -123,23 +125,23 @@ def test_deal_gives_disjoint_draws_until_the_cloud_is_used_up():
 def test_classifier_input_is_grey_and_28_pixels():
     colour = torch.zeros(2, 3, 32, 32)
     colour[:, 1] = 1.0  # green counts most
-    assert to_classifier_input(colour).shape == (2, 1, 28, 28)
-    assert torch.allclose(to_classifier_input(colour), torch.full((2, 1, 28, 28), 0.587), atol=2e-3)
+    assert preprocess(colour).shape == (2, 1, 28, 28)
+    assert torch.allclose(preprocess(colour), torch.full((2, 1, 28, 28), 0.587), atol=2e-3)
     same = 2 * torch.rand(2, 1, 28, 28, generator=generator(1)) - 1
-    assert torch.equal(to_classifier_input(same), same)
+    assert torch.equal(preprocess(same), same)
     checker = torch.ones(1, 1, 4, 4)
     checker[..., ::2] = -1
-    assert to_classifier_input(checker).abs().max() <= 1
+    assert preprocess(checker).abs().max() <= 1
     with pytest.raises(UserError, match="not \\(2, 4, 8, 8\\)"):
-        to_classifier_input(torch.zeros(2, 4, 8, 8))
+        preprocess(torch.zeros(2, 4, 8, 8))
 
 
 def test_shipped_classifier_reads_digits_it_has_never_seen(digits):
     """scikit-learn's digits were written by other hands, and have 8x8 pixels."""
-    net = load_classifier()
+    net = load_digit_classifier()
     assert not net.training and all(p.dtype == torch.float32 for p in net.parameters())
     assert accuracy(net, digits[1].pixels, digits[1].labels) > 0.9
-    features, classes = look(net, digits[0].pixels)
+    features, classes = classify(net, digits[0].pixels)
     assert features.shape == (len(digits[0]), FEATURES) and torch.allclose(classes.sum(1), torch.ones(len(classes)).double())
 
 
@@ -149,13 +151,13 @@ def test_shipped_classifier_on_mnist():
     if place is None:
         pytest.skip("no MNIST in $DIFFUSION_DATA or ./data")
     test = load("mnist", data_dir=place, split="test")
-    assert accuracy(load_classifier(), test.pixels, test.labels) > 0.99
+    assert accuracy(load_digit_classifier(), test.pixels, test.labels) > 0.99
 
 
 def test_damaged_classifier_weights_are_named(tmp_path):
     (tmp_path / "cnn.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="cnn.safetensors, cannot be loaded"):
-        load_classifier(tmp_path / "cnn.safetensors")
+        load_digit_classifier(tmp_path / "cnn.safetensors")
 
 
 # -------------------------------------------------------------------------------------------------------- the evaluator
@@ -272,7 +274,7 @@ def test_every_way_of_storing_gives_the_same_images(tmp_path, digits):
         assert torch.equal(to_bytes(read_npy(tmp_path / f"{name}.npy")), pixels), name
     assert torch.equal(to_bytes(read_folder(write_pngs(tmp_path / "rgb", pixels))), pixels)
     grey = read_folder(write_pngs(tmp_path / "grey", pixels[:, :1]))  # read as RGB, too
-    assert (to_classifier_input(grey) - to_classifier_input(to_float(pixels[:, :1]))).abs().max() < 0.01
+    assert (preprocess(grey) - preprocess(to_float(pixels[:, :1]))).abs().max() < 0.01
 
 
 def test_n_chooses_at_random_but_repeatably(tmp_path, digits):
@@ -359,7 +361,7 @@ def test_command_on_a_folder_of_pngs(tmp_path, digits):
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(command_line, flags, message):
-    code, out, err = command_line("common/evaluate/evaluator.py", *flags)
+    code, out, err = command_line("common/evaluate/program.py", *flags)
     assert code == 2
     assert message in err and len(err.strip().splitlines()) == 1
 
@@ -374,5 +376,5 @@ def test_a_decompression_bomb_among_the_samples(command_line, tmp_path, monkeypa
     """A small file that says it has more pixels than any memory: refused as one that cannot be read, as everywhere."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    code, _, err = command_line("common/evaluate/evaluator.py", tmp_path, "--data", "digits")
+    code, _, err = command_line("common/evaluate/program.py", tmp_path, "--data", "digits")
     assert code == 2 and "Traceback" not in err and "a.png" in err

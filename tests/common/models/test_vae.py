@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from common.data import load
 from common.errors import UserError
-from common.evaluate.digit_classifier import load_classifier
+from common.evaluate.digit_classifier import load_digit_classifier
 from common.io.state_dict import OLD_NAMES, new_names
 from common.models.diffusers_vae import load_vae, save_vae, vae_from_diffusers, vae_to_diffusers
 from common.models.vae import AutoencoderKL, Gaussian, VAEConfig, measure_scaling_factor, small_vae
@@ -452,7 +452,7 @@ def digits(size: int = 32) -> torch.Tensor:
 
 
 def classifier_stages() -> list[torch.nn.Module]:
-    body = load_classifier().body
+    body = load_digit_classifier().body
     return [body[:3], body[3:6], body[6:10]]  # up to each ReLU
 
 

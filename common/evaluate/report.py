@@ -1,0 +1,49 @@
+"""The report that `python -m common.evaluate` prints."""
+
+from pathlib import Path
+
+from common.data.registry import auto, load
+from common.errors import UserError
+from common.evaluate.evaluator import Report, evaluate
+from common.evaluate.samples import read_samples
+from common.io.files import write_json
+
+
+def print_report(
+    source: Path, data: str, data_dir: Path, n: int | None, sampler: str, seed: int, device: str, json: Path | None
+) -> None:
+    """Evaluate the samples of a folder, an array or a model, print the numbers, and write them to `json` if given."""
+    if not source.exists():
+        raise UserError(f"there is no {source}; give a folder of PNGs, a .npy or .npz file, or a model folder")
+    name, reason = auto(data_dir) if data == "auto" else (data, "")
+    if reason:
+        print(reason)
+    reference, real = (load(name, data_dir=data_dir, split=split) for split in ("test", "train"))
+    report = evaluate(read_samples(source, n, sampler, seed, device), reference, real, seed)
+    print(table(report, reference.name))
+    if json:
+        settings = {"samples": source, "data": name, "seed": seed}
+        write_json(json, settings | report._asdict() | {"ratio": report.ratio})
+        print(json)
+
+
+def table(report: Report, name: str) -> str:
+    """The report as text."""
+    r, (low, high) = report, report.frechet_interval
+    lines = [
+        f"n = {r.n} samples, compared with {r.reference:,} test images of {name}",
+        "",
+        f"{'':18}{'samples':>22}{f'{r.n} real images':>24}",
+        f"{'Frechet distance':18}{f'{r.frechet:.2f} ± {r.frechet_sd:.2f}':>22}{f'{r.frechet_real:.2f} ± {r.frechet_real_sd:.2f}':>24}"
+        f"    ratio {r.ratio:.1f}",
+        f"{'  95 % interval':18}{f'{low:.2f} to {high:.2f}':>22}{'':>24}",
+        f"{'KID':18}{f'{r.kid:.4f} ± {r.kid_sd:.4f}':>22}{f'{r.kid_real:.4f} ± {r.kid_real_sd:.4f}':>24}",
+        f"{'confidence':18}{r.confidence:>22.3f}{r.confidence_real:>24.3f}    pure noise {r.confidence_noise:.3f}",
+        "",
+        "taken for         samples    real",
+    ]
+    for digit, (share, real) in enumerate(zip(r.histogram, r.histogram_real, strict=True)):
+        lines.append(f"{digit:>9}{share:>15.1%}{real:>8.1%}  {'#' * round(100 * share)}")
+    remarks = ["± is one standard deviation: of the samples' distances by resampling, of the floor between draws of real images",
+               "the confidence of the classifier says nothing alone; see what pure noise gets", *r.notes]  # fmt: skip
+    return "\n".join(lines + [""] + [f"note: {remark}" for remark in remarks])
