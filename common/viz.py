@@ -1,10 +1,10 @@
-"""Pictures: grids, strips, GIFs of the reverse process, and plots of a run."""
+"""Pictures: grids of images, strips and GIFs of the sampling process, and plots of a run."""
 
-import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,13 +15,18 @@ from torchvision.utils import make_grid
 from common.errors import UserError
 from common.io.files import write_atomically
 from common.io.pixels import to_bytes
+from common.io.tables import read_csv
 
 if TYPE_CHECKING:  # loading matplotlib takes half a second, which programs without plots should not wait for
     from matplotlib.figure import Figure
 
 
 def grid(images: Tensor, columns: int | None = None, height: int | None = None, gap: int = 2) -> Image.Image:
-    """Images in [-1, 1] (N, C, H, W) as one picture; enlarged by a whole factor to about `height` pixels if given."""
+    """Images in [-1, 1], (N, C, H, W), as one picture, enlarged by a whole factor to about `height` pixels if given.
+
+    columns  by default the grid is about square
+    gap      pixels of white around each image
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     pixels = make_grid(to_bytes(images.cpu()), nrow=columns, padding=gap, pad_value=255)  # (3, H, W)
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
@@ -43,8 +48,8 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
 def changing_evenly(frames: Sequence[Tensor], n: int) -> list[int]:
     """n indices of frames between which the picture changes by equal amounts.
 
-    Most of the reverse process changes little and the end changes much, so equal steps in time would show n - 2 pictures
-    of noise: here equal distances in pixels are taken, coarse steps first and fine steps at the end.
+    Most steps of sampling change little and the last ones change much, so equal steps in time would show n - 2 pictures of
+    noise. Equal distances in pixels give coarse steps first and fine steps at the end.
     """
     moved = [0.0] + [float((b - a).square().mean().sqrt()) for a, b in zip(frames, frames[1:], strict=False)]
     distance = np.cumsum(moved)
@@ -52,7 +57,10 @@ def changing_evenly(frames: Sequence[Tensor], n: int) -> list[int]:
 
 
 def strip(frames: Sequence[Tensor], columns: int = 10, height: int | None = None) -> Image.Image:
-    """The denoising strip: one row per sample, one column per moment, chosen by `changing_evenly`."""
+    """The sampling process as one picture: a row for each sample, a column for each moment chosen by `changing_evenly`.
+
+    frames  each (N, C, H, W) in [-1, 1]
+    """
     chosen = changing_evenly(frames, columns)
     rows = torch.stack([frames[i] for i in chosen], dim=1)  # (N, columns, C, H, W)
     return grid(rows.flatten(0, 1), columns, height)
@@ -60,28 +68,32 @@ def strip(frames: Sequence[Tensor], columns: int = 10, height: int | None = None
 
 def save_gif(frames: Sequence[Tensor], path: Path, n: int = 32, seconds: float = 4.0, hold: float = 1.5,
              columns: int | None = None, height: int = 280, evenly: bool = True) -> Path:  # fmt: skip
-    """An animated GIF of n moments of the process, holding the last one. frames: each (N, C, H, W) in [-1, 1].
+    """An animated GIF of n moments of the sampling process.
 
-    evenly  choose the moments by `changing_evenly`; else all frames are shown for equal times, jumps and all
+    frames   each (N, C, H, W) in [-1, 1], shown as a grid with this many columns
+    seconds  duration of the moments, without the last one, which is shown for `hold` seconds
+    height   of the picture in pixels, about
+    evenly   choose the moments by `changing_evenly`; otherwise all frames are shown for equal times
     """
     n = min(n, len(frames)) if evenly else len(frames)
     pictures = [grid(frames[i], columns, height) for i in (changing_evenly(frames, n) if evenly else range(n))]
     pictures = [picture.quantize(32, dither=Image.Dither.NONE) for picture in pictures]
     durations = [round(1000 * seconds / n)] * (n - 1) + [round(1000 * hold)]
-    write_atomically(
-        path,
-        lambda file: pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0),
-    )
+    data = encode_animation(pictures, "GIF", duration=durations, loop=0)
+    write_atomically(path, lambda file: file.write(data))
     return path
+
+
+def encode_animation(pictures: Sequence[Image.Image], kind: str = "GIF", **options: Any) -> bytes:
+    """The bytes of an animation. kind: a format of Pillow ("GIF", "WEBP", "PNG"); options: those of its save()."""
+    file = io.BytesIO()
+    pictures[0].save(file, kind, save_all=True, append_images=pictures[1:], **options)
+    return file.getvalue()
 
 
 def read_metrics(run: Path) -> dict[str, np.ndarray]:
     """The columns of metrics.csv, empty cells as NaN."""
-    try:
-        with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as problem:
-        raise UserError(f"{run / 'metrics.csv'} cannot be read ({problem.strerror})") from problem
+    rows = read_csv(run / "metrics.csv")
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]} if rows else {}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.data import Images, load
-from common.data.sources.decoding import Unreadable, decode_all, opened
+from common.data.sources.decoding import UnreadableImage, decode_all, opened
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.schedules import DiscreteSchedule, Schedule
 from common.errors import UserError
@@ -44,7 +44,7 @@ def check_equal_sizes(names: tuple[str, ...]) -> None:
     sizes = {}
     for name in names:
         if Path(name).suffix and Path(name).is_file():
-            with suppress(Unreadable), opened(name) as image:  # load_image says what is wrong with such a file
+            with suppress(UnreadableImage), opened(name) as image:  # load_image says what is wrong with such a file
                 sizes[name] = image.size
     if len(set(sizes.values())) > 1:
         (one, (w, h)), (other, (w2, h2)) = list(sizes.items())[:2]

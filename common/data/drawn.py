@@ -14,8 +14,11 @@ from tqdm import tqdm
 
 from common.data.captions import LANGUAGES, Texts, check_language
 from common.data.dataset import Attributes, Images
+from common.data.sheet import SheetArgs
 from common.errors import UserError
 from common.io.memory import need
+from common.io.pixels import to_float
+from common.viz import grid, save_picture
 
 LENGTH = {"train": 10_000, "test": 1_000, "heldout": 1_000}  # default number of pictures of each split
 SPLITS = tuple(LENGTH)
@@ -106,6 +109,15 @@ class DrawnDataset:
         chinese = tuple(self.caption(0, split, i, "zh") for i in range(len(images)))
         return replace(images, texts=Texts(self.name, {"en": images.captions, "zh": chinese}, default="both"))
 
+    def save_sheet(self, args: SheetArgs, mention: Sequence[str] | None = None) -> None:
+        """Write a sheet of pictures; print the captions, if asked for, and where the sheet is."""
+        images = self.load(args.split, args.n, args.size, args.seed, args.language, mention)
+        path = save_picture(grid(to_float(images.pixels), args.columns), args.out)
+        if args.captions:
+            for i, text in enumerate(images.need_captions()):
+                print(f"{i + 1:4}  {text}")
+        print(f"{path}: {args.n} {self.name} of {args.size} x {args.size} pixels")
+
     def _check(self, split: str, n: int | None, size: int, seed: int, language: str) -> None:
         check_split(split)
         if n is not None and n < 1:
@@ -128,7 +140,7 @@ def generator(stream: int, seed: int, split: str, index: int) -> np.random.Gener
     return np.random.default_rng([stream, seed, SPLITS.index(split), index])
 
 
-def pick(choices: Sequence[Choice], rng: np.random.Generator) -> Choice:
+def choose(choices: Sequence[Choice], rng: np.random.Generator) -> Choice:
     """One of these at random, from one number that is drawn."""
     return choices[int(rng.random() * len(choices))]
 

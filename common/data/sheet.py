@@ -1,13 +1,8 @@
-"""A sheet of drawn pictures, to look at the data before training on them."""
+"""The flags of the programs that draw a sheet of creatures or dishes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from common.data.drawn import DrawnDataset
-from common.io.pixels import to_float
-from common.viz import grid, save_picture
 
 
 @dataclass(frozen=True)
@@ -28,13 +23,3 @@ class SheetArgs:
     """Print the caption of each picture, too."""
     language: Literal["en", "zh", "both"] = "both"
     """Language of the captions."""
-
-
-def draw_sheet(dataset: DrawnDataset, args: SheetArgs, mention: Sequence[str] | None = None) -> None:
-    """Write the sheet; print the captions, if asked for, and where the sheet is."""
-    data = dataset.load(args.split, args.n, args.size, args.seed, args.language, mention)
-    path = save_picture(grid(to_float(data.pixels), args.columns), args.out)
-    if args.captions:
-        for i, text in enumerate(data.need_captions()):
-            print(f"{i + 1:4}  {text}")
-    print(f"{path}: {args.n} {dataset.name} of {args.size} x {args.size} pixels")

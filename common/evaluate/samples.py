@@ -10,7 +10,7 @@ from tqdm import trange
 
 from common.cli import pick_device
 from common.data.sources.arrays import read_npz
-from common.data.sources.decoding import Unreadable, decode_all, opened
+from common.data.sources.decoding import UnreadableImage, decode_all, opened
 from common.data.sources.listing import Tally, list_folder
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.sampler_spec import Sampler
@@ -42,7 +42,7 @@ def read_folder(folder: Path) -> Tensor:
         raise UserError(f"{folder} holds neither images nor a model; give a folder of PNGs, a .npy or .npz file, or a model folder")
     sizes: dict[tuple[int, int], str] = {}
     for name in names:
-        with suppress(Unreadable), opened(folder / name) as image:  # decode_all names the unreadable ones
+        with suppress(UnreadableImage), opened(folder / name) as image:  # decode_all names the unreadable ones
             sizes.setdefault(image.size, name)
     if len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.grade.submission import Unreadable, place_of, read_code
+from common.grade.submission import UnreadableSubmission, place_of, read_code
 from common.random import generator
 
 ROUNDS = 3  # of each randomised check
@@ -150,7 +150,7 @@ def explain(problem: BaseException, file: Path) -> str:
     """What went wrong in this submission, in one line."""
     if isinstance(problem, NotImplementedError) and str(problem).startswith("exercise"):
         return "not solved yet"
-    if isinstance(problem, Unreadable):
+    if isinstance(problem, UnreadableSubmission):
         return str(problem)
     frames = traceback.extract_tb(problem.__traceback__)
     places = [place_of(frame.filename, frame.lineno, file) for frame in frames]

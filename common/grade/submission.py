@@ -11,12 +11,12 @@ from types import CodeType
 TIMERS = ("%%time", "%%timeit", "%%capture", "%%prun")  # magics that run the rest of their cell as Python
 
 
-class Unreadable(Exception):
+class UnreadableSubmission(Exception):
     """What the file is instead of Python code, in words for the learner."""
 
 
 def read_code(path: Path) -> Iterator[CodeType]:
-    """The file as compiled code: one piece, or one for each code cell of a notebook. Raises Unreadable or SyntaxError.
+    """The file as compiled code: one piece, or one for each code cell of a notebook. Raises UnreadableSubmission or SyntaxError.
 
     A piece of a notebook has the file name "PATH, code cell 3", which tracebacks show.
     """
@@ -24,19 +24,19 @@ def read_code(path: Path) -> Iterator[CodeType]:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode("utf-16", errors="replace").encode()
     if zipfile.is_zipfile(io.BytesIO(data)):
-        raise Unreadable("it is a zip archive; unpack it, and hand in the Python file or the notebook in it")
+        raise UnreadableSubmission("it is a zip archive; unpack it, and hand in the Python file or the notebook in it")
     if data.lstrip().startswith(b"{") and b'"nbformat"' in data:
         for number, source in enumerate(code_cells(data), 1):
             yield compile(without_magics(source), f"{path}, code cell {number}", "exec")
         return
     if b"\0" in data:
-        raise Unreadable("it is not text; hand in a Python file (.py) or a notebook (.ipynb)")
+        raise UnreadableSubmission("it is not text; hand in a Python file (.py) or a notebook (.ipynb)")
     try:
         yield compile(data, str(path), "exec")
     except (UnicodeDecodeError, SyntaxError) as problem:  # as SyntaxError where the bytes are within a string
         if isinstance(problem, SyntaxError) and "'utf-8' codec" not in problem.msg:
             raise
-        raise Unreadable("it is not Python code in UTF-8; save it as UTF-8, or hand in a notebook (.ipynb)") from problem
+        raise UnreadableSubmission("it is not Python code in UTF-8; save it as UTF-8, or hand in a notebook (.ipynb)") from problem
 
 
 def code_cells(data: bytes) -> list[str]:
@@ -45,7 +45,7 @@ def code_cells(data: bytes) -> list[str]:
     try:
         cells = nbformat.reads(data.decode("utf-8-sig"), as_version=4).cells
     except Exception as problem:  # nbformat's own errors, and whatever it meets in a file that only looks like a notebook
-        raise Unreadable(f"it is a damaged notebook (nbformat, Jupyter's reader, ends with {type(problem).__name__}); save it again") from problem
+        raise UnreadableSubmission(f"it is a damaged notebook (nbformat, Jupyter's reader, ends with {type(problem).__name__}); save it again") from problem
     return [cell.source for cell in cells if cell.cell_type == "code"]
 
 

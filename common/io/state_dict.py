@@ -29,6 +29,11 @@ PLAIN = [  # classes that hold values and run no code, which trainings store bes
 ]  # fmt: skip
 
 
+def count_parameters(module: nn.Module) -> int:
+    """The number of weights of a network."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def read_component(folder: Path, expected: str = DIFFUSERS) -> tuple[dict[str, torch.Tensor], Path]:
     """The weights in a component's folder under today's names, in float32, and the file that they come from, for messages.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.data.creatures.attributes import NAMES, check_attributes
-from common.data.drawn import check_description, pick
+from common.data.drawn import check_description, choose
 
 Phrase = tuple[str, str]  # (its place in the sentence, its words)
 
@@ -186,11 +186,11 @@ CHINESE: dict[str, dict[str, tuple[Phrase, ...]]] = {
 }
 
 # How often a caption speaks of an attribute; of something that is not there, much less.
-SAID = {
+MENTION_RATE = {
     "colour": 0.95, "body": 0.7, "element": 0.8, "wings": 0.8, "tail": 0.65, "ears": 0.65, "horns": 0.65, "pattern": 0.6,
     "eyes": 0.5, "mood": 0.5, "background": 0.4,
 }  # fmt: skip
-SAID_OF_NOTHING = 0.25
+MENTION_RATE_OF_NONE = 0.25
 
 
 def describe(attributes: Mapping[str, str], language: str, rng: np.random.Generator, mention: Sequence[str] | None = None) -> str:
@@ -207,7 +207,7 @@ def describe(attributes: Mapping[str, str], language: str, rng: np.random.Genera
     found: dict[str, list[str]] = {"adjective": [], "kind": [], "part": [], "lacks": [], "around": []}
     for name, values in phrases.items():  # in the order in which the language likes them
         if name in said:
-            place, words = pick(values[attributes[name]], rng)
+            place, words = choose(values[attributes[name]], rng)
             found[place].append(words)
     return (english if language == "en" else chinese)(found, rng)
 
@@ -215,13 +215,13 @@ def describe(attributes: Mapping[str, str], language: str, rng: np.random.Genera
 def choose_mention(attributes: Mapping[str, str], rng: np.random.Generator) -> list[str]:
     """The attributes that a caption will speak of; at least one."""
     luck = rng.random(len(NAMES))
-    said = [n for n, u in zip(NAMES, luck, strict=True) if u < (SAID_OF_NOTHING if attributes[n] == "none" else SAID[n])]
+    said = [n for n, u in zip(NAMES, luck, strict=True) if u < (MENTION_RATE_OF_NONE if attributes[n] == "none" else MENTION_RATE[n])]
     return said or ["colour"]
 
 
 def english(found: dict[str, list[str]], rng: np.random.Generator) -> str:
-    style = pick(("phrase", "phrase", "sentence", "tags"), rng)
-    little, noun = pick((("", "creature"), ("", "monster"), ("little", "monster")), rng)
+    style = choose(("phrase", "phrase", "sentence", "tags"), rng)
+    little, noun = choose((("", "creature"), ("", "monster"), ("little", "monster")), rng)
     noun = " ".join(word for word in (little, *found["kind"], noun) if word)
     has = [listed(found["part"], ", ", " and ")] if found["part"] else []
     lacks = [" or ".join(found["lacks"])] if found["lacks"] else []
@@ -238,13 +238,13 @@ def english(found: dict[str, list[str]], rng: np.random.Generator) -> str:
 
 
 def chinese(found: dict[str, list[str]], rng: np.random.Generator) -> str:
-    style = pick(("phrase", "phrase", "sentence", "tags"), rng)
-    noun = pick(("小怪兽", "怪兽", "小怪物"), rng)
+    style = choose(("phrase", "phrase", "sentence", "tags"), rng)
+    noun = choose(("小怪兽", "怪兽", "小怪物"), rng)
     end = [f"没有{words}" for words in found["lacks"]] + found["around"]
     if style == "tags":
         return "，".join([*found["adjective"], "".join([*found["kind"], noun]), *found["part"], *end])
     if found["part"]:
-        end = [pick(("长着", "有"), rng) + listed(found["part"], "、", "和"), *end]
+        end = [choose(("长着", "有"), rng) + listed(found["part"], "、", "和"), *end]
     kind = "".join(f"{words}的" for words in found["kind"])
     if style == "sentence" and found["adjective"]:
         qualities = "、".join(words.removesuffix("的") + "的" for words in found["adjective"])

@@ -51,7 +51,7 @@ def to_row(attributes: Mapping[str, str]) -> list[int]:
     return [values.index(attributes[name]) for name, values in ATTRIBUTES.items()]
 
 
-def pick(choices, luck: float):
+def choose(choices, luck: float):
     return choices[int(luck * len(choices))]
 
 
@@ -59,9 +59,9 @@ def draw_attributes(rng: np.random.Generator, held_out: bool) -> dict[str, str]:
     """A dish, one of its vessels, a glaze and a table, uniformly; drawn again until the combination is of the kind wanted."""
     while True:
         luck = rng.random(4)
-        name = pick(ATTRIBUTES["dish"], luck[0])
-        vessel = pick(DISHES[name].vessels, luck[1])
-        glaze = "none" if vessel in UNGLAZED else pick(ATTRIBUTES["glaze"][:-1], luck[2])
-        attributes = dict(zip(NAMES, (name, DISHES[name].style, vessel, glaze, pick(ATTRIBUTES["table"], luck[3])), strict=True))
+        name = choose(ATTRIBUTES["dish"], luck[0])
+        vessel = choose(DISHES[name].vessels, luck[1])
+        glaze = "none" if vessel in UNGLAZED else choose(ATTRIBUTES["glaze"][:-1], luck[2])
+        attributes = dict(zip(NAMES, (name, DISHES[name].style, vessel, glaze, choose(ATTRIBUTES["table"], luck[3])), strict=True))
         if is_held_out(attributes) == held_out:
             return attributes

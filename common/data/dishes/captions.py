@@ -9,9 +9,9 @@ import numpy as np
 
 from common.data.dishes.attributes import NAMES, check_attributes
 from common.data.dishes.menu import DISHES
-from common.data.drawn import check_description, pick
+from common.data.drawn import check_description, choose
 
-SAID = {"style": 0.25, "vessel": 0.75, "glaze": 0.45, "table": 0.6}  # how often a caption speaks of it; of the dish, always
+MENTION_RATE = {"style": 0.25, "vessel": 0.75, "glaze": 0.45, "table": 0.6}  # how often a caption speaks of it; of the dish, always
 
 STYLES = {
     "stir-fried": ("stir-fried", "炒菜"), "braised": ("braised", "炖菜"), "steamed": ("steamed", "蒸菜"), "boiled": ("boiled", "煮菜"),
@@ -45,9 +45,9 @@ def describe(attributes: Mapping[str, str], language: str, rng: np.random.Genera
     """
     check_attributes(attributes)
     check_description("a dish", NAMES, language, mention)
-    name = pick(names_of(attributes["dish"], language), rng)
-    luck = rng.random(len(SAID))  # drawn in any case: the words do not depend on what is mentioned
-    said = [n for n, u in zip(SAID, luck, strict=True) if u < SAID[n]] if mention is None else list(mention)
+    name = choose(names_of(attributes["dish"], language), rng)
+    luck = rng.random(len(MENTION_RATE))  # drawn in any case: the words do not depend on what is mentioned
+    said = [n for n, u in zip(MENTION_RATE, luck, strict=True) if u < MENTION_RATE[n]] if mention is None else list(mention)
     if attributes["glaze"] == "none":
         said = [n for n in said if n != "glaze"]
     return (english if language == "en" else chinese)(name, attributes, said, rng) if said else name
@@ -60,7 +60,7 @@ def names_of(dish: str, language: str) -> tuple[str, ...]:
 
 def english(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Generator) -> str:
     """a white plate of NAME on a wooden table, top view / NAME in a clay pot / NAME, soup, bowl, marble table"""
-    form, vessel, view = pick(("of", "of", "in", "tags"), rng), pick(VESSELS[a["vessel"]][0], rng), pick(("", "", ", top view"), rng)
+    form, vessel, view = choose(("of", "of", "in", "tags"), rng), choose(VESSELS[a["vessel"]][0], rng), choose(("", "", ", top view"), rng)
     glaze = f"{GLAZES[a['glaze']][0]} " if "glaze" in said else ""
     container = glaze + vessel if "vessel" in said or glaze else ""
     table = TABLES[a["table"]][0] if "table" in said else ""
@@ -83,7 +83,7 @@ def with_article(words: str) -> str:
 
 def chinese(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Generator) -> str:
     """一盘NAME，木桌 / 白瓷盘里的NAME / 木桌上的一碗NAME / NAME，汤羹，青花碗，大理石桌"""
-    form, vessel, view = pick(("measure", "measure", "in", "tags"), rng), pick(VESSELS[a["vessel"]][1], rng), pick(("", "", "，俯拍"), rng)
+    form, vessel, view = choose(("measure", "measure", "in", "tags"), rng), choose(VESSELS[a["vessel"]][1], rng), choose(("", "", "，俯拍"), rng)
     glaze = GLAZES[a["glaze"]][1] if "glaze" in said else ""
     container = glaze + (vessel.removesuffix("子") if glaze else vessel) if "vessel" in said or glaze else ""
     table = TABLES[a["table"]][1] if "table" in said else ""

@@ -7,18 +7,18 @@ import numpy as np
 from common.data.dishes.attributes import check_attributes
 from common.data.dishes.ingredients.garnish import GARNISH
 from common.data.dishes.ingredients.meats import MEATS
-from common.data.dishes.ingredients.pieces import LUCK, Kind, Spots, lay_all, patches
+from common.data.dishes.ingredients.pieces import LUCK, Ingredient, Spots, lay_all, patches
 from common.data.dishes.ingredients.relief import GLOSS, HEIGHT, Array, Relief
 from common.data.dishes.ingredients.seafood import SEAFOOD
 from common.data.dishes.ingredients.staples import STAPLES
 from common.data.dishes.ingredients.vegetables import VEGETABLES
-from common.data.dishes.layout import LAYOUTS, Flood, Layer
+from common.data.dishes.layout import LAYOUTS, Flood, FoodLayer
 from common.data.dishes.menu import DISHES
 from common.data.dishes.tableware.tables import lay_table
 from common.data.dishes.tableware.vessels import Area, lay_vessel
 
 FINEST = 96  # smaller pictures are drawn with at least so many points a side and averaged, so that grains of rice stay grains; large ones with twice as many
-KINDS: dict[str, Kind] = VEGETABLES | GARNISH | MEATS | SEAFOOD | STAPLES
+INGREDIENTS: dict[str, Ingredient] = VEGETABLES | GARNISH | MEATS | SEAFOOD | STAPLES
 ON_TOP = ("top", "float")
 
 
@@ -65,25 +65,25 @@ def flood(relief: Relief, area: Area, liquid: Flood, luck: list[float]) -> None:
     relief.field[GLOSS] += wet * (0.85 - relief.field[GLOSS])
 
 
-def lay_food(relief: Relief, area: Area, layer: Layer, coat, rng: np.random.Generator) -> None:
+def lay_food(relief: Relief, area: Area, layer: FoodLayer, coat, rng: np.random.Generator) -> None:
     """All pieces of a layer, in their order."""
     places = LAYOUTS[layer.how](layer, rng)
     n = len(places.u)
     luck = rng.random((n, LUCK + 3))
     x, y = area.place(places.u, places.v)
-    sizes = np.array([KINDS[name].size for name, _ in layer.what])[places.kind]
+    sizes = np.array([INGREDIENTS[name].size for name, _ in layer.what])[places.kind]
     sizes *= layer.scale * (0.88 + 0.24 * luck[:, -1])
     spots = Spots(x, y, sizes, places.turn + area.turn, ground(relief, area, layer, places.lift, x, y))
     batches, order = [], [(0, 0)] * n
     for k, (name, _) in enumerate(layer.what):
         which = np.flatnonzero(places.kind == k)
-        batches.append(patches(relief, KINDS[name], spots[which], luck[which, :-1], coat))
+        batches.append(patches(relief, INGREDIENTS[name], spots[which], luck[which, :-1], coat))
         for i, piece in enumerate(which):
             order[piece] = (k, i)
     lay_all(relief, batches, order)
 
 
-def ground(relief: Relief, area: Area, layer: Layer, lift: Array, x: Array, y: Array) -> Array:
+def ground(relief: Relief, area: Area, layer: FoodLayer, lift: Array, x: Array, y: Array) -> Array:
     """Height on which each piece lies: on what is there already, or on a heap."""
     if layer.how == "float":
         return np.full(len(x), area.brim + 0.001)

@@ -13,7 +13,7 @@ GOLDEN = np.pi * (3 - np.sqrt(5))  # points that turn by this angle, each a litt
 
 
 @dataclass(frozen=True)
-class Layer:
+class FoodLayer:
     """Pieces laid down together.
 
     how    the name of one of LAYOUTS
@@ -56,13 +56,13 @@ def spiral(n: int, wide: float, rng: np.random.Generator) -> tuple[Array, Array]
     return r, np.arange(n) * GOLDEN + rng.random() * 6.28 + 1.2 * luck[1] / np.sqrt(n)
 
 
-def dealt(layer: Layer, rng: np.random.Generator) -> Array:
+def dealt(layer: FoodLayer, rng: np.random.Generator) -> Array:
     """Which kind each piece is, well mixed: (n,) indices into layer.what."""
     counts = [n for _, n in layer.what]
     return np.repeat(np.arange(len(counts)), counts)[np.argsort(rng.random(sum(counts)), kind="stable")]
 
 
-def heap(layer: Layer, rng: np.random.Generator) -> Places:
+def heap(layer: FoodLayer, rng: np.random.Generator) -> Places:
     """Every which way, piled up in the middle; pieces of the rim lie lowest."""
     kind = dealt(layer, rng)
     r, angle = spiral(len(kind), 0.90 * layer.wide, rng)
@@ -72,7 +72,7 @@ def heap(layer: Layer, rng: np.random.Generator) -> Places:
     return Places(r * np.cos(angle), r * np.sin(angle), turn, 1 - (r / layer.wide) ** 2, kind)
 
 
-def tangle(layer: Layer, rng: np.random.Generator) -> Places:
+def tangle(layer: FoodLayer, rng: np.random.Generator) -> Places:
     """As a heap, for noodles: strands lie across the middle of the vessel, in every direction."""
     places = heap(layer, rng)
     places.u, places.v = 0.76 * places.u, 0.76 * places.v
@@ -80,7 +80,7 @@ def tangle(layer: Layer, rng: np.random.Generator) -> Places:
     return places
 
 
-def ring(layer: Layer, rng: np.random.Generator) -> Places:
+def ring(layer: FoodLayer, rng: np.random.Generator) -> Places:
     """Around the middle, heads outward."""
     kind = dealt(layer, rng)
     n = len(kind)
@@ -89,7 +89,7 @@ def ring(layer: Layer, rng: np.random.Generator) -> Places:
     return Places(r * np.cos(angle), r * np.sin(angle), angle + 0.3 * (rng.random(n) - 0.5), np.full(n, 0.3), kind)
 
 
-def fan(layer: Layer, rng: np.random.Generator) -> Places:
+def fan(layer: FoodLayer, rng: np.random.Generator) -> Places:
     """Slices that overlap in rows, as a cook lays them out."""
     n = sum(count for _, count in layer.what)
     rows = 1 if n < 7 else 2 if n < 15 else 3
@@ -100,7 +100,7 @@ def fan(layer: Layer, rng: np.random.Generator) -> Places:
     return Places(u + 0.02 * rng.random(n), v + 0.03 * rng.random(n), turn + 0 * u, 0.15 + 0.35 * along / n, np.sort(dealt(layer, rng)))
 
 
-def pack(layer: Layer, rng: np.random.Generator) -> Places:
+def pack(layer: FoodLayer, rng: np.random.Generator) -> Places:
     """Side by side, the way buns are set in a steamer: some in the middle, the rest around them."""
     kind = dealt(layer, rng)
     n = len(kind)
@@ -115,14 +115,14 @@ def pack(layer: Layer, rng: np.random.Generator) -> Places:
     return Places(u, v, rng.random(n) * 6.28, np.zeros(n), kind)
 
 
-def flower(layer: Layer, rng: np.random.Generator) -> Places:
+def flower(layer: FoodLayer, rng: np.random.Generator) -> Places:
     """Packed, and each turned outward like a petal."""
     places = pack(layer, rng)
     places.turn = np.arctan2(places.v, places.u)
     return places
 
 
-def one(layer: Layer, rng: np.random.Generator) -> Places:
+def one(layer: FoodLayer, rng: np.random.Generator) -> Places:
     """In the middle, along the vessel; more than one lie side by side."""
     kind = np.sort(dealt(layer, rng))
     n = len(kind)
@@ -131,7 +131,7 @@ def one(layer: Layer, rng: np.random.Generator) -> Places:
     return Places(0 * v, v, flip + 0.12 * (rng.random(n) - 0.5), np.zeros(n), kind)
 
 
-def side(layer: Layer, rng: np.random.Generator) -> Places:
+def side(layer: FoodLayer, rng: np.random.Generator) -> Places:
     """A little heap at the edge of the vessel."""
     places = heap(layer, rng)
     places.u, places.v, places.lift = 0.30 * places.u, 0.30 * places.v - 0.72, 0.6 * places.lift

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from common.data.dishes.ingredients.relief import Colour
-from common.data.dishes.layout import Flood, Layer
+from common.data.dishes.layout import Flood, FoodLayer
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class Dish:
     english: tuple[str, ...]
     style: str
     vessels: tuple[str, ...]
-    layers: tuple[Layer | Flood, ...]
+    layers: tuple[FoodLayer | Flood, ...]
     coat: tuple[Colour, float] | None = None
 
 
 def layer(how: str):
     """heap(egg=17, tomato=12): so many pieces of each kind, laid down together."""
 
-    def make(wide: float = 1.0, scale: float = 1.0, **what: int) -> Layer:
-        return Layer(how, tuple(what.items()), wide, scale)
+    def make(wide: float = 1.0, scale: float = 1.0, **what: int) -> FoodLayer:
+        return FoodLayer(how, tuple(what.items()), wide, scale)
 
     return make
 

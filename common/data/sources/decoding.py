@@ -21,13 +21,13 @@ BAD_SHARE = 0.1  # more unreadable images than this stop the run
 File = Path | str | BinaryIO
 
 
-class Unreadable(ValueError):
+class UnreadableImage(ValueError):
     """Why a file is no picture that can be opened."""
 
 
 @contextmanager
 def opened(file: File):
-    """The picture in a file, not yet decoded. Every error within this context, also while decoding, becomes Unreadable."""
+    """The picture in a file, not yet decoded. Every error within this context, also while decoding, becomes UnreadableImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are refused; these are photographs
@@ -36,7 +36,7 @@ def opened(file: File):
     except Exception as problem:  # decoders raise OSError, ValueError, SyntaxError, struct.error, DecompressionBombError and more
         if is_memory(problem):
             raise
-        raise Unreadable(explain(problem)) from problem
+        raise UnreadableImage(explain(problem)) from problem
 
 
 def open_rgb(path: Path) -> Image.Image:
@@ -46,7 +46,7 @@ def open_rgb(path: Path) -> Image.Image:
     try:
         with opened(path) as picture:
             return as_rgb(picture)
-    except Unreadable as problem:
+    except UnreadableImage as problem:
         raise UserError(f"{path} cannot be read as a picture ({problem})") from problem
 
 
@@ -112,7 +112,7 @@ def decode_all(
                 pixels[len(kept)] = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
                 grey &= array.ndim == 2
             kept.append(i)
-        except Unreadable as problem:
+        except UnreadableImage as problem:
             bad.append(f"{path} ({problem})")
     if len(bad) > BAD_SHARE * len(paths):
         raise UserError(f"{len(bad)} of {len(paths)} images cannot be read, the first is {bad[0]}")
@@ -130,5 +130,5 @@ def grey_file(open_other: Callable[[], File]) -> bool:
     try:
         with opened(open_other()) as image:
             return is_grey(image)
-    except Unreadable:
+    except UnreadableImage:
         return True

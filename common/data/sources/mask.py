@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.data.sources.decoding import Unreadable, has_alpha, in_bytes, opened
+from common.data.sources.decoding import UnreadableImage, has_alpha, in_bytes, opened
 from common.errors import UserError
 
 MIDDLE = 128  # from here on a grey is white: what a scanner or JPEG leaves of black stays black
@@ -40,7 +40,7 @@ def read_mask(path: Path, soft: bool = False) -> Mask:
             alpha = np.asarray(image.convert("RGBA").getchannel("A")) if has_alpha(image) else None
             colours = np.asarray(image.convert("RGBA").convert("RGB"))
             greys = np.asarray(Image.fromarray(colours).convert("L"))
-    except Unreadable as problem:
+    except UnreadableImage as problem:
         raise UserError(f"the mask {path} cannot be read as a picture ({problem})") from problem
     clear = alpha is not None and bool((alpha < MIDDLE).any())
     values, how = of_layer(path, colours, greys, alpha) if clear else (greys, "what is white")

@@ -9,7 +9,7 @@ import pytest
 from common.data.dishes.attributes import ATTRIBUTES, NAMES, NEVER_TOGETHER, UNGLAZED, is_held_out, to_row
 from common.data.dishes.captions import describe, names_of
 from common.data.dishes.dataset import caption, dish, load_dishes
-from common.data.dishes.draw import KINDS, draw, shrunk
+from common.data.dishes.draw import INGREDIENTS, draw, shrunk
 from common.data.dishes.ingredients.relief import Relief
 from common.data.dishes.layout import LAYOUTS, Flood, spiral
 from common.data.dishes.menu import DISHES
@@ -65,7 +65,7 @@ def test_the_menu_can_be_cooked():
             if not isinstance(layer, Flood):
                 assert layer.how in LAYOUTS
                 used |= {kind for kind, _ in layer.what}
-    assert used == set(KINDS)
+    assert used == set(INGREDIENTS)
 
 
 def test_a_sixth_of_all_combinations_is_held_out():

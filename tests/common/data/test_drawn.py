@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from common.data import load
-from common.data.creatures import __main__ as creature_sheet
 from common.data.creatures import attributes as creature_attributes
+from common.data.creatures import program as creature_program
 from common.data.creatures.dataset import CREATURE_IMAGES
-from common.data.dishes import __main__ as dish_sheet
 from common.data.dishes import attributes as dish_attributes
+from common.data.dishes import program as dish_program
 from common.data.dishes.dataset import DISH_IMAGES
 from common.data.drawn import LENGTH, DrawnDataset
 from common.errors import UserError
@@ -26,14 +26,14 @@ from common.errors import UserError
 class Case(NamedTuple):
     set: DrawnDataset
     attributes: ModuleType
-    sheet: ModuleType
+    program: ModuleType
 
     def drawn(self, seed: int, split: str, index: int, size: int) -> np.ndarray:
         attributes, pose = self.set.sample(seed, split, index)
         return self.set.draw(attributes, size, pose)
 
 
-CASES = [Case(CREATURE_IMAGES, creature_attributes, creature_sheet), Case(DISH_IMAGES, dish_attributes, dish_sheet)]
+CASES = [Case(CREATURE_IMAGES, creature_attributes, creature_program), Case(DISH_IMAGES, dish_attributes, dish_program)]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.set.name)
@@ -141,8 +141,8 @@ def test_the_sheet(tmp_path, capsys, case):
     mention = None
     if case.set is DISH_IMAGES:
         flags, mention = flags | {"name_only": True}, ()
-    main: Callable = case.sheet.main
-    main(case.sheet.Args(**flags, out=tmp_path / "a/sheet.png"))
+    main: Callable = case.program.main
+    main(case.program.Args(**flags, out=tmp_path / "a/sheet.png"))
     picture = np.asarray(Image.open(tmp_path / "a/sheet.png"))
     assert picture.shape == (2 * 22 + 2, 3 * 22 + 2, 3)
     assert np.array_equal(picture[24:44, 46:66].transpose(2, 0, 1), case.drawn(4, "heldout", 5, 20))

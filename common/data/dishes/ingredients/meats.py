@@ -4,7 +4,7 @@ import numpy as np
 
 from common.data.creatures.shapes import box, capsule, circle, ellipse, together
 from common.data.dishes.ingredients.forms import Paint, chunk, dome, lump, meat_slice, shred
-from common.data.dishes.ingredients.pieces import Kind, Look, Pieces
+from common.data.dishes.ingredients.pieces import Ingredient, Look, Pieces
 from common.data.dishes.ingredients.relief import Colour, blend
 
 # ----------------------------------------------------------------------------------------------------------------- eggs
@@ -111,33 +111,33 @@ def fried_tofu(p: Pieces) -> Look:
 
 
 MEATS = {
-    "egg": Kind(curd, 0.090, 1.2),
-    "egg_bits": Kind(curd, 0.038, 1.2),
-    "egg_ribbon": Kind(ribbon, 0.120, 1.3),
-    "fried_egg": Kind(fried_egg, 0.255, 1.15, 0.0),
-    "brown_egg": Kind(half_egg((0.97, 0.90, 0.78), (0.62, 0.36, 0.16), (0.96, 0.56, 0.10), (1.0, 0.70, 0.16)), 0.105, 1.08, 0.1),
-    "century_egg": Kind(wedge((0.16, 0.11, 0.08), (0.33, 0.36, 0.26)), 0.078),
-    "braised_pork": Kind(braised_pork, 0.086),
-    "pork_shred": Kind(shred((0.84, 0.58, 0.38), (0.72, 0.44, 0.25), 0.16, 0.35, 0.6), 0.080),
-    "belly_slice": Kind(belly_slice, 0.098),
-    "beef": Kind(meat_slice((0.56, 0.29, 0.17), (0.38, 0.16, 0.08), None, 0.7), 0.082),
-    "beef_cube": Kind(chunk((0.54, 0.25, 0.11), (0.30, 0.11, 0.04), 0.8, 0.7, 0.25, 0.35, 0.85, 0.7), 0.076),
-    "mince": Kind(lump((0.50, 0.24, 0.11), (0.34, 0.14, 0.06), 0.3, 0.1), 0.022, 1.2),
-    "chicken_dice": Kind(chunk((0.86, 0.54, 0.25), (0.62, 0.31, 0.10), 0.8, 0.68, 0.3, 0.4, 0.85, 0.6), 0.056),
-    "crisp_chicken": Kind(chunk((0.90, 0.56, 0.18), (0.62, 0.29, 0.06), 0.8, 0.7, 0.35, 0.4, 0.6, 1.2), 0.056),
-    "chicken_chunk": Kind(chunk((0.90, 0.62, 0.26), (0.64, 0.36, 0.11), 0.85, 0.7, 0.35, 0.45, 0.9, 0.7), 0.078),
-    "white_chicken": Kind(meat_slice((0.99, 0.92, 0.78), (0.95, 0.84, 0.64), (0.99, 0.82, 0.40), 0.8, 0.0), 0.112),
-    "duck": Kind(meat_slice((0.95, 0.78, 0.55), (0.90, 0.68, 0.44), (0.50, 0.17, 0.03), 1.0, 0.50), 0.112),
-    "wing": Kind(wing, 0.128),
-    "rib": Kind(rib((0.66, 0.24, 0.07), (0.42, 0.10, 0.03), 1.0), 0.090),
-    "pale_rib": Kind(rib((0.80, 0.60, 0.48), (0.62, 0.42, 0.32), 0.5), 0.080),
-    "sweet_pork": Kind(chunk((0.96, 0.46, 0.12), (0.74, 0.22, 0.04), 0.92, 0.42, 0.3, 0.4, 1.0, 0.8), 0.086),
-    "meatball": Kind(lump((0.80, 0.48, 0.20), (0.64, 0.32, 0.11), 0.07, 0.06, 0.9, 0.8), 0.150),
-    "sausage": Kind(chunk((0.80, 0.24, 0.14), (0.52, 0.10, 0.06), 0.85, 0.5, 0.4, 0.2, 0.9), 0.056),
-    "pork_slice": Kind(meat_slice((0.84, 0.58, 0.38), (0.72, 0.44, 0.26), None, 0.6), 0.078),
-    "tofu": Kind(chunk((1.0, 0.96, 0.86), (0.84, 0.72, 0.52), 0.76, 0.74, 0.14, 0.30, 0.6), 0.082, 1.08, 0.12),
-    "tofu_slab": Kind(chunk((1.0, 0.98, 0.93), (0.90, 0.86, 0.78), 0.95, 0.72, 0.10, 0.12, 0.7), 0.235, 1.05, 0.0),
-    "fried_tofu": Kind(fried_tofu, 0.092),
-    "brown_tofu": Kind(chunk((0.80, 0.58, 0.34), (0.55, 0.32, 0.14), 0.95, 0.28, 0.08, 0.15), 0.078),
-    "tofu_shred": Kind(shred((1.0, 0.96, 0.86), (0.94, 0.86, 0.72), 0.12, 0.2), 0.060),
+    "egg": Ingredient(curd, 0.090, 1.2),
+    "egg_bits": Ingredient(curd, 0.038, 1.2),
+    "egg_ribbon": Ingredient(ribbon, 0.120, 1.3),
+    "fried_egg": Ingredient(fried_egg, 0.255, 1.15, 0.0),
+    "brown_egg": Ingredient(half_egg((0.97, 0.90, 0.78), (0.62, 0.36, 0.16), (0.96, 0.56, 0.10), (1.0, 0.70, 0.16)), 0.105, 1.08, 0.1),
+    "century_egg": Ingredient(wedge((0.16, 0.11, 0.08), (0.33, 0.36, 0.26)), 0.078),
+    "braised_pork": Ingredient(braised_pork, 0.086),
+    "pork_shred": Ingredient(shred((0.84, 0.58, 0.38), (0.72, 0.44, 0.25), 0.16, 0.35, 0.6), 0.080),
+    "belly_slice": Ingredient(belly_slice, 0.098),
+    "beef": Ingredient(meat_slice((0.56, 0.29, 0.17), (0.38, 0.16, 0.08), None, 0.7), 0.082),
+    "beef_cube": Ingredient(chunk((0.54, 0.25, 0.11), (0.30, 0.11, 0.04), 0.8, 0.7, 0.25, 0.35, 0.85, 0.7), 0.076),
+    "mince": Ingredient(lump((0.50, 0.24, 0.11), (0.34, 0.14, 0.06), 0.3, 0.1), 0.022, 1.2),
+    "chicken_dice": Ingredient(chunk((0.86, 0.54, 0.25), (0.62, 0.31, 0.10), 0.8, 0.68, 0.3, 0.4, 0.85, 0.6), 0.056),
+    "crisp_chicken": Ingredient(chunk((0.90, 0.56, 0.18), (0.62, 0.29, 0.06), 0.8, 0.7, 0.35, 0.4, 0.6, 1.2), 0.056),
+    "chicken_chunk": Ingredient(chunk((0.90, 0.62, 0.26), (0.64, 0.36, 0.11), 0.85, 0.7, 0.35, 0.45, 0.9, 0.7), 0.078),
+    "white_chicken": Ingredient(meat_slice((0.99, 0.92, 0.78), (0.95, 0.84, 0.64), (0.99, 0.82, 0.40), 0.8, 0.0), 0.112),
+    "duck": Ingredient(meat_slice((0.95, 0.78, 0.55), (0.90, 0.68, 0.44), (0.50, 0.17, 0.03), 1.0, 0.50), 0.112),
+    "wing": Ingredient(wing, 0.128),
+    "rib": Ingredient(rib((0.66, 0.24, 0.07), (0.42, 0.10, 0.03), 1.0), 0.090),
+    "pale_rib": Ingredient(rib((0.80, 0.60, 0.48), (0.62, 0.42, 0.32), 0.5), 0.080),
+    "sweet_pork": Ingredient(chunk((0.96, 0.46, 0.12), (0.74, 0.22, 0.04), 0.92, 0.42, 0.3, 0.4, 1.0, 0.8), 0.086),
+    "meatball": Ingredient(lump((0.80, 0.48, 0.20), (0.64, 0.32, 0.11), 0.07, 0.06, 0.9, 0.8), 0.150),
+    "sausage": Ingredient(chunk((0.80, 0.24, 0.14), (0.52, 0.10, 0.06), 0.85, 0.5, 0.4, 0.2, 0.9), 0.056),
+    "pork_slice": Ingredient(meat_slice((0.84, 0.58, 0.38), (0.72, 0.44, 0.26), None, 0.6), 0.078),
+    "tofu": Ingredient(chunk((1.0, 0.96, 0.86), (0.84, 0.72, 0.52), 0.76, 0.74, 0.14, 0.30, 0.6), 0.082, 1.08, 0.12),
+    "tofu_slab": Ingredient(chunk((1.0, 0.98, 0.93), (0.90, 0.86, 0.78), 0.95, 0.72, 0.10, 0.12, 0.7), 0.235, 1.05, 0.0),
+    "fried_tofu": Ingredient(fried_tofu, 0.092),
+    "brown_tofu": Ingredient(chunk((0.80, 0.58, 0.34), (0.55, 0.32, 0.14), 0.95, 0.28, 0.08, 0.15), 0.078),
+    "tofu_shred": Ingredient(shred((1.0, 0.96, 0.86), (0.94, 0.86, 0.72), 0.12, 0.2), 0.060),
 }  # fmt: skip

@@ -67,7 +67,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Ingredient:
     """A kind of food: how it is painted, half its length in picture widths, and how far it reaches beyond that."""
 
     paint: Callable[[Pieces], Look]
@@ -93,7 +93,7 @@ class Spots:
         return Spots(self.x[which], self.y[which], self.size[which], self.turn[which], self.base[which])
 
 
-def patches(relief: Relief, kind: Kind, spots: Spots, luck: Array, coat: tuple[Colour, float] | None):
+def patches(relief: Relief, kind: Ingredient, spots: Spots, luck: Array, coat: tuple[Colour, float] | None):
     """K small pictures of one kind: where each belongs, its share of every pixel, and its five layers.
 
     luck  (K, LUCK + 2) random numbers

@@ -4,7 +4,7 @@ import numpy as np
 
 from common.data.creatures.shapes import capsule, circle, ellipse, together
 from common.data.dishes.ingredients.forms import Paint, dome, meat_slice
-from common.data.dishes.ingredients.pieces import Kind, Look, Pieces
+from common.data.dishes.ingredients.pieces import Ingredient, Look, Pieces
 from common.data.dishes.ingredients.relief import Colour, blend
 
 
@@ -90,12 +90,12 @@ def scallop(p: Pieces) -> Look:
 STEAMED_FISH = fish((0.40, 0.44, 0.42), (0.90, 0.90, 0.82), (0.46, 0.46, 0.40), 0.7)
 BRAISED_FISH = fish((0.42, 0.16, 0.05), (0.80, 0.43, 0.14), (0.36, 0.13, 0.04), 0.95)
 SEAFOOD = {
-    "shrimp": Kind(whole_shrimp, 0.100, 1.25),
-    "peeled_shrimp": Kind(peeled_shrimp, 0.088),
-    "fish": Kind(STEAMED_FISH, 0.400, 1.05, 0.0),
-    "brown_fish": Kind(BRAISED_FISH, 0.400, 1.05, 0.0),
-    "little_fish": Kind(fish((0.52, 0.42, 0.26), (0.90, 0.76, 0.50), (0.45, 0.33, 0.16), 0.6), 0.330, 1.05, 0.0),
-    "fish_slice": Kind(meat_slice((1.0, 0.97, 0.90), (0.97, 0.90, 0.80), (0.80, 0.76, 0.68), 0.7), 0.090),
-    "crab": Kind(crab, 0.205, 1.08, 0.1),
-    "scallop": Kind(scallop, 0.118, 1.08, 0.1),
+    "shrimp": Ingredient(whole_shrimp, 0.100, 1.25),
+    "peeled_shrimp": Ingredient(peeled_shrimp, 0.088),
+    "fish": Ingredient(STEAMED_FISH, 0.400, 1.05, 0.0),
+    "brown_fish": Ingredient(BRAISED_FISH, 0.400, 1.05, 0.0),
+    "little_fish": Ingredient(fish((0.52, 0.42, 0.26), (0.90, 0.76, 0.50), (0.45, 0.33, 0.16), 0.6), 0.330, 1.05, 0.0),
+    "fish_slice": Ingredient(meat_slice((1.0, 0.97, 0.90), (0.97, 0.90, 0.80), (0.80, 0.76, 0.68), 0.7), 0.090),
+    "crab": Ingredient(crab, 0.205, 1.08, 0.1),
+    "scallop": Ingredient(scallop, 0.118, 1.08, 0.1),
 }  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 
 from common.data.creatures.shapes import box, capsule, circle, ellipse
 from common.data.dishes.ingredients.forms import Paint, ball, dome, lump
-from common.data.dishes.ingredients.pieces import Kind, Look, Pieces
+from common.data.dishes.ingredients.pieces import Ingredient, Look, Pieces
 from common.data.dishes.ingredients.relief import Colour, blend
 
 
@@ -122,25 +122,25 @@ def dip(sauce: Colour, inside: Colour = (0.97, 0.96, 0.93)) -> Paint:
 
 WHITE, FOLD, GOLD = (1.0, 0.95, 0.85), (0.74, 0.62, 0.46), (0.72, 0.38, 0.08)
 STAPLES = {
-    "rice": Kind(ball((1.0, 0.995, 0.98), (0.84, 0.82, 0.77), 2.1, 0.35, 0.04, 0.9), 0.037),
-    "fried_rice": Kind(ball((1.0, 0.87, 0.52), (0.90, 0.68, 0.30), 2.1, 0.4, 0.08, 0.6), 0.032),
-    "noodle": Kind(noodle((0.99, 0.88, 0.56), (0.95, 0.78, 0.42)), 0.200, 1.05, 0.05),
-    "brown_noodle": Kind(noodle((0.80, 0.50, 0.20), (0.68, 0.38, 0.13)), 0.200, 1.05, 0.05),
-    "dumpling": Kind(crescent(WHITE, FOLD, WHITE, 0.0, 0.45), 0.122),
-    "potsticker": Kind(crescent(WHITE, FOLD, GOLD, 0.95, 0.6), 0.160),
-    "shrimp_dumpling": Kind(crescent((1.0, 0.80, 0.71), (0.88, 0.60, 0.52), WHITE, 0.0, 0.9), 0.140),
-    "soup_bun": Kind(bun(WHITE, FOLD, 14), 0.118),
-    "bun": Kind(bun((1.0, 0.965, 0.89), (0.84, 0.77, 0.66), 0), 0.165),
-    "shaomai": Kind(shaomai, 0.105),
-    "wonton": Kind(wonton, 0.110, 1.2),
-    "spring_roll": Kind(spring_roll, 0.235),
-    "zongzi": Kind(zongzi, 0.165, 1.15, 0.1),
-    "skewer": Kind(skewer, 0.420, 1.03, 0.0),
-    "rice_ball": Kind(ball((1.0, 0.99, 0.97), (0.86, 0.84, 0.80), 1.0, 0.6, 0.01), 0.072, 1.08, 0.0),
-    "sesame_ball": Kind(ball((0.95, 0.66, 0.24), (0.72, 0.38, 0.10), 1.0, 0.6), 0.098),
-    "dip": Kind(dip((0.16, 0.06, 0.02)), 0.098, 1.05, 0.0),
-    "white_mound": Kind(ball((0.93, 0.92, 0.89), (0.84, 0.82, 0.78), 1.0, 0.1, 0.0, 0.24), 0.330, 1.05, 0.0),
-    "gold_mound": Kind(ball((0.97, 0.82, 0.46), (0.90, 0.72, 0.36), 1.0, 0.1, 0.0, 0.18), 0.310, 1.05, 0.0),
-    "millet": Kind(ball((1.0, 0.83, 0.40), (0.92, 0.62, 0.18), 1.0, 0.3), 0.016),
-    "bean_sauce": Kind(lump((0.40, 0.19, 0.08), (0.26, 0.11, 0.04), 0.2, 0.05, 0.9, 0.3), 0.125),
+    "rice": Ingredient(ball((1.0, 0.995, 0.98), (0.84, 0.82, 0.77), 2.1, 0.35, 0.04, 0.9), 0.037),
+    "fried_rice": Ingredient(ball((1.0, 0.87, 0.52), (0.90, 0.68, 0.30), 2.1, 0.4, 0.08, 0.6), 0.032),
+    "noodle": Ingredient(noodle((0.99, 0.88, 0.56), (0.95, 0.78, 0.42)), 0.200, 1.05, 0.05),
+    "brown_noodle": Ingredient(noodle((0.80, 0.50, 0.20), (0.68, 0.38, 0.13)), 0.200, 1.05, 0.05),
+    "dumpling": Ingredient(crescent(WHITE, FOLD, WHITE, 0.0, 0.45), 0.122),
+    "potsticker": Ingredient(crescent(WHITE, FOLD, GOLD, 0.95, 0.6), 0.160),
+    "shrimp_dumpling": Ingredient(crescent((1.0, 0.80, 0.71), (0.88, 0.60, 0.52), WHITE, 0.0, 0.9), 0.140),
+    "soup_bun": Ingredient(bun(WHITE, FOLD, 14), 0.118),
+    "bun": Ingredient(bun((1.0, 0.965, 0.89), (0.84, 0.77, 0.66), 0), 0.165),
+    "shaomai": Ingredient(shaomai, 0.105),
+    "wonton": Ingredient(wonton, 0.110, 1.2),
+    "spring_roll": Ingredient(spring_roll, 0.235),
+    "zongzi": Ingredient(zongzi, 0.165, 1.15, 0.1),
+    "skewer": Ingredient(skewer, 0.420, 1.03, 0.0),
+    "rice_ball": Ingredient(ball((1.0, 0.99, 0.97), (0.86, 0.84, 0.80), 1.0, 0.6, 0.01), 0.072, 1.08, 0.0),
+    "sesame_ball": Ingredient(ball((0.95, 0.66, 0.24), (0.72, 0.38, 0.10), 1.0, 0.6), 0.098),
+    "dip": Ingredient(dip((0.16, 0.06, 0.02)), 0.098, 1.05, 0.0),
+    "white_mound": Ingredient(ball((0.93, 0.92, 0.89), (0.84, 0.82, 0.78), 1.0, 0.1, 0.0, 0.24), 0.330, 1.05, 0.0),
+    "gold_mound": Ingredient(ball((0.97, 0.82, 0.46), (0.90, 0.72, 0.36), 1.0, 0.1, 0.0, 0.18), 0.310, 1.05, 0.0),
+    "millet": Ingredient(ball((1.0, 0.83, 0.40), (0.92, 0.62, 0.18), 1.0, 0.3), 0.016),
+    "bean_sauce": Ingredient(lump((0.40, 0.19, 0.08), (0.26, 0.11, 0.04), 0.2, 0.05, 0.9, 0.3), 0.125),
 }  # fmt: skip
