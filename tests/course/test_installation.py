@@ -18,6 +18,7 @@ OWN = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES} |
 NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are there
     "ipykernel": "the kernel that executes the lessons",
     "jupyterlab": "opens the lessons",
+    "mypy": "checks the types",
     "ruff": "checks the code",
     "six": "needed by cn_clip, which is installed without its dependencies",
     "tensorboard": "behind torch.utils.tensorboard",
