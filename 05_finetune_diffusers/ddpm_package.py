@@ -17,49 +17,42 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli import free_folder, pick_device, run
+from common.cli import run
 from common.errors import UserError
-from common.training.flags import RunFlags
-from common.training.settings import resumed, with_folder
-from finetune_diffusers.models import OUT
+from common.training.settings import resumed
+from finetune_diffusers.training.flags import DRAWN, BaseFlags, data_name, with_run_folder
 
-LEAST_IMAGES, LEAST_BATCH = 100, 16       # below these the package's Trainer refuses to work
-SUFFIXES = ("jpg", "jpeg", "png", "tiff")  # and these are the files it sees, written like that
-STEPS = 2000  # under five minutes on a CPU
+LEAST_BATCH = 16  # images per step, below which the package's Trainer refuses to work
 
 
 @dataclass(frozen=True)
-class Args(RunFlags):
+class Args(BaseFlags):
     data: str = "creatures"
-    """A folder of images, or a data set by name: creatures, flowers102, oxford_flowers, butterflies, cifar10, ..., hub:owner/name."""
+    """Folder of images, or a data set by name: creatures, flowers102, oxford_flowers, butterflies, cifar10, ..., hub:owner/name."""
     data_dir: Path = Path("data")
-    """Where local copies are looked for, and where downloads go."""
+    """Folder of local copies and downloads."""
     n: int | None = None
-    """Of a set by name, only the first n images; by default 1,000 of a drawn set, and all of any other."""
+    """Of a data set, only the first n images; by default 1,000 of a drawn set, and all of any other."""
     size: int = 16
-    """Pixels a side."""
+    """Side of the images in pixels."""
     flip: bool = True
     """Mirror images at random."""
 
     dim: int = 16
     """Width of the network at full resolution, a multiple of 8."""
     mults: tuple[int, ...] = (1, 2, 4)
-    """Its width at each resolution, in units of --dim."""
+    """Width of the network at each resolution, in units of --dim."""
     objective: Literal["pred_v", "pred_noise", "pred_x0"] = "pred_v"
-    """What the network says."""
+    """What the network predicts."""
     schedule: Literal["sigmoid", "cosine", "linear"] = "sigmoid"
-    """Of the noise."""
+    """Noise schedule."""
 
-    steps: int | None = None
-    """Optimizer steps; by default 2,000."""
-    batch_size: int = 16
-    """Images per batch."""
     gradient_accumulation: int = 1
-    """Batches per optimizer step; batch x accumulate must be 16 at least."""
+    """Batches per optimizer step; batch size x accumulation must be 16 at least."""
     lr: float = 1e-3
     """Learning rate of Adam; the package's own default, 8e-5, is for weeks."""
     ema: float = 0.9
-    """Decay of the average that draws. The package updates it at every tenth step: its own 0.995 reaches back 2,000 steps, 0.9 a hundred."""
+    """Decay of the averaged weights that draw. The package updates them at every tenth step: its own 0.995 averages 2,000 steps, 0.9 a hundred."""
     amp: Literal["auto", "yes", "no"] = "auto"
     """Half precision: auto is yes on a GPU. On a CPU it is slower than none."""
 
@@ -67,6 +60,8 @@ class Args(RunFlags):
     """DDIM steps of a sample; 1000 is DDPM."""
     samples: int = 16
     """Pictures in each sample, a square number."""
+    resume: Path | None = None
+    """Run folder to continue from its newest milestone. Its settings apply; --steps and the place of the data can be given anew."""
     save_every: int = 500
     """Steps between milestones."""
     by_hand_only: bool = False
@@ -75,51 +70,30 @@ class Args(RunFlags):
     """auto is a GPU where there is one: the Trainer chooses by itself."""
 
 
-def check(args: Args) -> None:
-    """What the package would refuse later, with its reason."""
-    if args.batch_size * args.gradient_accumulation < LEAST_BATCH:
+def main(args: Args) -> None:
+    batch, accumulation, halvings = args.batch_size, args.gradient_accumulation, 2 ** (len(args.mults) - 1)
+    if batch * accumulation < LEAST_BATCH:  # what the package would refuse later, with its reason
         raise UserError(
-            f"--batch-size {args.batch_size} x --gradient-accumulation {args.gradient_accumulation} = {args.batch_size * args.gradient_accumulation}, but the package's Trainer wants "
-            f"at least {LEAST_BATCH} images per step; give --gradient-accumulation {-(-LEAST_BATCH // args.batch_size)}"
+            f"--batch-size {batch} x --gradient-accumulation {accumulation} = {batch * accumulation}, but the package's Trainer wants "
+            f"at least {LEAST_BATCH} images per step; give --gradient-accumulation {-(-LEAST_BATCH // batch)}"
         )
     if round(args.samples**0.5) ** 2 != args.samples:
         raise UserError(f"--samples must be a square number such as 4, 9, 16, not {args.samples}: the package lays them out in a square")
-    if args.size % 2 ** (len(args.mults) - 1):
-        raise UserError(f"--size must be a multiple of {2 ** (len(args.mults) - 1)} for --mults {' '.join(map(str, args.mults))}, not {args.size}: every "
+    if args.size % halvings:
+        raise UserError(f"--size must be a multiple of {halvings} for --mults {' '.join(map(str, args.mults))}, not {args.size}: every "
                         "resolution is half of the one before")  # fmt: skip
     if args.dim % 8:
         raise UserError(f"--dim must be a multiple of 8, not {args.dim}")
+    if args.resume:
+        args = resumed(args)
+    else:
+        n = args.n or (1000 if args.data in DRAWN else None)
+        args = with_run_folder(replace(args, steps=args.steps or 2000, n=n), f"package-{data_name(args.data)}")  # under five minutes on a CPU
+    from finetune_diffusers.training.ddpm_package_trainer import ImageFolder, PackageNetwork, train_with_package
 
-
-def settled(args: Args) -> Args:
-    """Every setting chosen, so that --resume needs nothing but the folder."""
-    from common.data.registry import DRAWN
-
-    args = replace(args, out=args.out or free_folder(OUT / f"package-{Path(args.data.replace(':', '-')).name}"))
-    return with_folder(replace(args, steps=args.steps or STEPS, n=args.n or (1000 if args.data in DRAWN else None)), OUT.name)
-
-
-def main(args: Args) -> None:
-    check(args)
-    args = resumed(args) if args.resume else settled(args)
-    pick_device(args.device)
-    if args.device == "cpu":
-        import os
-
-        os.environ["ACCELERATE_USE_CPU"] = "1"  # the Trainer has no flag for it
-    from finetune_diffusers.training.ddpm_package_trainer import (  # brings torch along, which --help should not wait for
-        by_hand,
-        fit,
-        make_diffusion,
-        open_folder,
-    )
-
-    folder = open_folder(args)
-    diffusion = make_diffusion(args)
-    if not args.resume:
-        by_hand(diffusion, folder, args)
-    if not args.by_hand_only:
-        fit(diffusion, folder, args)
+    source = ImageFolder(args.data, args.data_dir, args.size, args.n)
+    network = PackageNetwork(args.size, args.dim, args.mults, args.objective, args.schedule, args.sample_steps)
+    train_with_package(args, source, network, args.flip, args.amp, args.samples, args.by_hand_only)
 
 
 if __name__ == "__main__":

@@ -49,11 +49,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from accelerate import Accelerator
-from controlnet import answer_of, edges_of, new_controlnet, with_control  # this chapter's files: lines that are followed,
-from ddpm_package import Args as PackageArgs  # somebody else's package,
 from diffusers import UNet2DConditionModel
-from lora import ATTENTION, add_adapter, save_adapter  # thin matrices,
-from prompt_weighting import by_compel, read_weights, weigh
 
 from common import viz
 from common.data import load
@@ -61,22 +57,29 @@ from common.data.export_folder import export
 from common.io.pixels import to_float
 from common.random import BatchRandom
 from common.training.loop import batch_indices
-from finetune_diffusers.data.degradations import old_way, put_back, spoil, where, whole_blocks  # what can happen to pictures,
+from finetune_diffusers.data.degradations import Degradation, grow_to_blocks, keep_known  # what can happen to pictures,
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import encode  # pictures as the frozen networks see them,
 from finetune_diffusers.data.styles import STYLES, portraits, stray, styled_caption, styled_pixels  # what no model has seen yet,
-from finetune_diffusers.evaluation.evaluators import through_autoencoder  # and as the autoencoder gives them back,
-from finetune_diffusers.evaluation.metrics import distance, likeness  # how near are pictures to others,
-from finetune_diffusers.models import (  # and what all of them need
-    as_task,
-    generators,
-    make_scheduler,
-    native_size,
-    open_pipeline,
-    use_scheduler,
+from finetune_diffusers.evaluation.metrics import rms_distance, similarity  # how near are pictures to others,
+from finetune_diffusers.images import generators
+from finetune_diffusers.models import as_task, native_size, open_pipeline, reconstruct  # pipelines,
+from finetune_diffusers.prompt_weights import embed_by_compel, read_weights, weigh
+from finetune_diffusers.schedulers import make_scheduler, use_scheduler
+from finetune_diffusers.training.controlnet import (  # lines that are followed,
+    edges_of,
+    new_controlnet,
+    predict_with_controlnet,
+    with_controlnet,
 )
-from finetune_diffusers.training.ddpm_package_trainer import by_hand, make_diffusion
-from finetune_diffusers.training.trainer import Denoising, min_snr_weights
+from finetune_diffusers.training.ddpm_package_trainer import (  # somebody else's package,
+    PackageNetwork,
+    make_diffusion,
+    step_by_hand,
+)
+from finetune_diffusers.training.flags import ATTENTION
+from finetune_diffusers.training.lora import add_adapter, save_adapter  # thin matrices,
+from finetune_diffusers.training.loss import LatentDenoising, min_snr_weights  # and what is minimised
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 MODEL = CHAPTER.parent / "04_latent_sd" / "pretrained"  # chapter 4's; or the folder of any Stable Diffusion 1.x
@@ -195,10 +198,10 @@ redrawn = [draw(["a blue creature with horns"] * 4, pipe=image_pipe, image=(some
 show_images(torch.stack([some, *redrawn], 1).flatten(0, 1), 6, ["the picture"] + [f"s = {s:g}" for s in strengths])
 print("how far from the picture (root mean square, of pixels from -1 to 1):")
 for s, images in zip(strengths, redrawn, strict=True):
-    print(f"  strength {s:g}: {mean_and_error(distance(images, some))}")
+    print(f"  strength {s:g}: {mean_and_error(rms_distance(images, some))}")
 
 # %% [markdown]
-# That says how far the pixels have moved, and not whether the picture now *is* what the prompt says. `strength_study.py` asks the course's judge of creatures about that (chapter 2), attribute
+# That says how far the pixels have moved, and not whether the picture now *is* what the prompt says. `studies/strength.py` asks the course's judge of creatures about that (chapter 2), attribute
 # by attribute, over many pictures; and it looks at what ever more guidance does to pictures. What came out stands at the end of this lesson.
 #
 # ## 4 · A mosaic taken away
@@ -210,17 +213,18 @@ for s, images in zip(strengths, redrawn, strict=True):
 # %%
 def repaired(strength, w=2.0, **more):
     images = draw(list(creatures.captions[:6]), pipe=image_pipe, image=(hidden + 1) / 2, strength=strength, guidance_scale=w, num_inference_steps=20, **more)
-    return put_back(images, hidden, mask)  # known pixels exactly as they were
+    return keep_known(images, hidden, mask)  # known pixels exactly as they were
 
 
 truth = to_float(creatures.pixels[:6])
-mask = where("mosaic", 6, size, size, 0.6, 0, 0)
-hidden = spoil(truth, mask, "mosaic", 8, 0.0, 0)
-results = {"the truth": truth, "mosaic": hidden, "bicubic": old_way(hidden, mask, "mosaic", 8)}
+mosaic = Degradation("mosaic", block=8, share=0.6)
+mask = mosaic.mask(6, size, size)
+hidden = mosaic.corrupt(truth, mask)
+results = {"the truth": truth, "mosaic": hidden, "bicubic": mosaic.classical_repair(hidden, mask)}
 results |= {f"s = {s:g}": repaired(s) for s in (0.2, 0.4, 0.6)}
 show_images(torch.stack(list(results.values()), 1).flatten(0, 1), len(results), list(results))
 for name, images in list(results.items())[1:]:
-    print(f"{name:14} PSNR {mean_and_error(likeness(images, truth)['psnr'])} dB")
+    print(f"{name:14} PSNR {mean_and_error(similarity(images, truth)['psnr'])} dB")
 
 # %% [markdown]
 # Bicubic interpolation between the block means is *the old way*, and hard to beat in PSNR. For PSNR counts squared errors, and who does not know where an eye is makes the smallest squared error with
@@ -234,8 +238,8 @@ latents = image_pipe(list(creatures.captions[:6]), image=(hidden + 1) / 2, stren
                      generator=generators(0, 6), output_type="latent").images  # fmt: skip
 again = draw(list(creatures.captions[:6]), seed=6, pipe=image_pipe, image=latents, strength=0.2, guidance_scale=2.0, num_inference_steps=20)
 print(f"handed on: latents {tuple(latents.shape)}")
-for name, images in (("one pass", results["s = 0.4"]), ("two passes", put_back(again, hidden, mask))):
-    print(f"{name:14} PSNR {mean_and_error(likeness(images, truth)['psnr'])} dB")
+for name, images in (("one pass", results["s = 0.4"]), ("two passes", keep_known(again, hidden, mask))):
+    print(f"{name:14} PSNR {mean_and_error(similarity(images, truth)['psnr'])} dB")
 
 # %% [markdown]
 # ## 5 · Inpainting
@@ -248,17 +252,18 @@ for name, images in (("one pass", results["s = 0.4"]), ("two passes", put_back(a
 # passes through the block elsewhere. So we grow the mask to whole blocks first, and count what would have been missed:
 
 # %%
-scratches = where("scratch", 4, size, size, 0.0, 5, seed=0)
-scratched = spoil(truth[:4], scratches, "scratch", 8, 0.0, 0)
+scratch = Degradation("scratch", scratches=5)
+scratches = scratch.mask(4, size, size)
+scratched = scratch.corrupt(truth[:4], scratches)
 inpaint_pipe = as_task(pipe, "inpaint")
 inpaint_pipe.set_progress_bar_config(disable=True)
-filled = put_back(draw(list(creatures.captions[:4]), pipe=inpaint_pipe, image=(scratched + 1) / 2, mask_image=whole_blocks(scratches, f), strength=0.7,
+filled = keep_known(draw(list(creatures.captions[:4]), pipe=inpaint_pipe, image=(scratched + 1) / 2, mask_image=grow_to_blocks(scratches, f), strength=0.7,
                        guidance_scale=2.0, num_inference_steps=20, height=size, width=size), scratched, scratches)  # fmt: skip
 shrunk = torch.nn.functional.interpolate(scratches, (size // f, size // f))
-grown = torch.nn.functional.interpolate(whole_blocks(scratches, f), (size // f, size // f))
+grown = torch.nn.functional.interpolate(grow_to_blocks(scratches, f), (size // f, size // f))
 show_images(torch.stack([truth[:4], scratched, filled], 1).flatten(0, 1), 3, ["the truth", "scratched", "inpainted"])
 print(f"places that a scratch passes through: {int(grown.sum())}; places that the plain mask would have repainted: {int(shrunk.sum())}")
-print(f"PSNR scratched {mean_and_error(likeness(scratched, truth[:4])['psnr'])}, inpainted {mean_and_error(likeness(filled, truth[:4])['psnr'])} dB")
+print(f"PSNR scratched {mean_and_error(similarity(scratched, truth[:4])['psnr'])}, inpainted {mean_and_error(similarity(filled, truth[:4])['psnr'])} dB")
 
 # %% [markdown]
 # (Models made for inpainting, with 9 input channels instead of 4, are shown mask and known picture as well. `restore.py` and `generate.py` tell you which kind you have.)
@@ -271,12 +276,12 @@ print(f"PSNR scratched {mean_and_error(likeness(scratched, truth[:4])['psnr'])},
 # $$z' = z_\varnothing + s\,(z - z_\varnothing)$$
 #
 # Below 1 there is one thing more: the other words have looked at this word already, so what they are without it is mixed in. Exercise 6 has the formula;
-# `weigh` in `prompt_weighting.py` is ten lines. Are they Compel's?
+# `weigh` in `finetune_diffusers/prompt_weights.py` is ten lines. Are they Compel's?
 
 # %%
 weighted = "a red creature with (wings)1.6 and (horns)0.4"
 fragments = read_weights(weighted)
-theirs, ours = by_compel(pipe, weighted), weigh(pipe.tokenizer, pipe.text_encoder, fragments)
+theirs, ours = embed_by_compel(pipe, weighted).tokens, weigh(pipe.tokenizer, pipe.text_encoder, fragments)
 print("  ".join(f"{text} ({weight:g})" for text, weight in fragments))
 print(f"largest difference between Compel's vectors and ours: {float((theirs - ours).abs().max()):.1e}")
 
@@ -298,9 +303,8 @@ show_images(torch.cat(rows), 4, [f"seed {i}" for i in range(4)], [f"(wings){weig
 folder = tempfile.TemporaryDirectory()  # goes away with the notebook
 here = Path(folder.name)
 export(load("creatures", 32, n=8), here / "pictures")
-package = PackageArgs(data=str(here / "pictures"), size=32, dim=8)
-diffusion = make_diffusion(package)
-loss_by_hand = by_hand(diffusion, here / "pictures", package)
+diffusion = make_diffusion(PackageNetwork(size=32, dim=8), seed=0)
+loss_by_hand = step_by_hand(diffusion, here / "pictures", seed=0)
 
 # %% [markdown]
 # These are chapter 1's six steps in other words. `ddpm_package.py` goes on with the Trainer (EMA, accumulation, half precision on a GPU); `train_unconditional.py` does the
@@ -324,13 +328,13 @@ show_images(torch.cat([to_float(data_set.pixels[:6]), to_float(pixels[:6])]), 6,
 print(captions[0])
 
 # %% [markdown]
-# The autoencoder and the text encoder are frozen, so what they say of a picture and a caption never changes, and is computed once (`encode`). Then comes a training loop of a few lines: `pick` chooses the
-# pictures of step $k$, and `Draw` gives its random numbers, both from a seed and $k$ alone. The noise levels are weighed by **min-SNR** (chapter 3): the nearly clean ones, which are many and easy, do not drown the others.
+# The autoencoder and the text encoder are frozen, so what they say of a picture and a caption never changes, and is computed once (`encode`). Then comes a training loop of a few lines: `batch_indices` chooses the
+# pictures of step $k$, and `BatchRandom` gives its random numbers, both from a seed and $k$ alone. The noise levels are weighed by **min-SNR** (chapter 3): the nearly clean ones, which are many and easy, do not drown the others.
 
 # %%
 data = encode(pipe, replace(data_set, pixels=pixels), captions, quiet=True)
 noise = make_scheduler("ddpm", dict(pipe.scheduler.config))
-loss = Denoising(noise, min_snr_weights(noise, 5.0), data.empty, caption_dropout=0.1)
+loss = LatentDenoising(noise, min_snr_weights(noise, 5.0), data.empty, caption_dropout=0.1)
 asked = [f"{prompt}, {style.words}" for prompt in ("a red creature with wings", "a blue round creature", "a green creature with a long tail", "a purple creature with horns")]
 before = draw(asked)
 
@@ -432,7 +436,7 @@ fresh.unet.requires_grad_(False)
 plain_set = load("creatures", size, language="en", n=200)
 data = encode(fresh, plain_set, plain_set.captions, quiet=True, edges=edges_of(plain_set.pixels, 0.2))
 net = new_controlnet(fresh.unet, fresh.vae_scale_factor, seed=0)
-controlled = with_control(fresh, net)
+controlled = with_controlnet(fresh, net)
 controlled.set_progress_bar_config(disable=True)
 test, wanted = list(creatures.captions[:6]), edges(to_float(creatures.pixels[:6]), 0.2)
 lines = wanted.expand(-1, 3, -1, -1)
@@ -440,7 +444,7 @@ without = draw(test, pipe=fresh)
 untrained = draw(test, pipe=controlled, image=lines)
 print(f"untrained it is not heard: largest difference {float((untrained - without).abs().max()):.1e}")
 
-loss = Denoising(noise, min_snr_weights(noise, 5.0), data.empty, caption_dropout=0.5, answer=answer_of(fresh.unet, Accelerator(cpu=True)))
+loss = LatentDenoising(noise, min_snr_weights(noise, 5.0), data.empty, caption_dropout=0.5, predict=predict_with_controlnet(fresh.unet, Accelerator(cpu=True)))
 optimizer, began = torch.optim.AdamW(net.parameters(), 1e-3), time.perf_counter()
 net.train()
 for k in range(CONTROL_STEPS):
@@ -453,7 +457,7 @@ net.eval()
 with_lines = draw(test, pipe=controlled, image=lines)
 print(f"{CONTROL_STEPS} steps in {time.perf_counter() - began:.0f} s")
 show_images(torch.cat([2 * lines - 1, without, with_lines]), 6, down=["lines", "without", "with lines"])
-marks = {"another picture": to_float(creatures.pixels[:6]).roll(1, 0), "the picture, only through the autoencoder": through_autoencoder(fresh.vae, to_float(creatures.pixels[:6]))}
+marks = {"another picture": to_float(creatures.pixels[:6]).roll(1, 0), "the picture, only through the autoencoder": reconstruct(fresh.vae, to_float(creatures.pixels[:6]))}
 print("how well edges agree with those wanted (F1): to the pixel, and where one pixel aside counts")
 for name, images in (marks | {"without": without, "with lines": with_lines}).items():
     print(f"  {name:44}" + "   ".join(mean_and_error(agreement(edges(images, 0.2), wanted, tolerance)) for tolerance in (0, 1)))
@@ -470,7 +474,7 @@ for name, images in (marks | {"without": without, "with lines": with_lines}).ite
 #
 # | question | command | answer |
 # |---|---|---|
-# | claim 13: lower strength keeps the picture, higher follows the prompt; very high guidance gives artefacts | `strength_study.py` | yes: at 0.2 three quarters of what differs is kept, at 0.8 nothing, and 94 % is as the prompt says. Artefacts come at 32; what is lost before is fine detail |
+# | claim 13: lower strength keeps the picture, higher follows the prompt; very high guidance gives artefacts | `studies/strength.py` | yes: at 0.2 three quarters of what differs is kept, at 0.8 nothing, and 94 % is as the prompt says. Artefacts come at 32; what is lost before is fine detail |
 # | is a style learned, and only where it is asked for? | `lora.py`, `finetune.py` | learned, nearly as far as the autoencoder lets it; and it is everywhere, for no training picture was without it |
 # | does prior preservation keep the others as they were? | `dreambooth.py`, with and without `--prior 0` | yes: the subject's attributes in "a creature" go from 0.32 to 0.33 with it, to 0.95 without |
 # | do pictures follow lines? | `controlnet.py` | yes: to the pixel 0.33 of the edges agree without it, 0.48 with it (0.25 is another picture, 0.87 the autoencoder's limit) |

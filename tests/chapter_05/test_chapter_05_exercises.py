@@ -10,15 +10,17 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from common.grade.checks import load
-from finetune_diffusers import models as tools
-from finetune_diffusers.data import degradations as damage
-from finetune_diffusers.data import latent_dataset as encoded
-from helpers.programs import ROOT, load_program
+from finetune_diffusers import prompt_weights
+from finetune_diffusers.data.degradations import grow_to_blocks
+from finetune_diffusers.data.latent_dataset import CaptionedLatents, PriorPairs
+from finetune_diffusers.models import open_pipeline
+from finetune_diffusers.schedulers import make_scheduler
+from finetune_diffusers.training import controlnet
+from helpers.programs import ROOT
 from helpers.tiny_pipeline import write_tiny_pipeline
 
 HERE = "05_finetune_diffusers"
 solutions = load(ROOT / HERE / "exercises/solutions.py", "chapter_5s_solutions")
-weights, controlnet = (load_program(f"{HERE}/{name}.py") for name in ("prompt_weighting", "controlnet"))
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,7 +33,7 @@ def same(got, right, **more):
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):
-    return tools.open_pipeline(write_tiny_pipeline(tmp_path_factory.mktemp("exercises") / "model"))
+    return open_pipeline(write_tiny_pipeline(tmp_path_factory.mktemp("exercises") / "model"))
 
 
 def test_adapters_are_those_of_peft():
@@ -96,9 +98,9 @@ def test_averages_come_and_go_as_in_diffusers():
 
 def test_the_prior_loss_is_twice_the_mean_over_dreambooths_pairs():
     def some(n):
-        return encoded.Encoded(torch.zeros(n, 1, 1, 1), torch.zeros(n, 1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(n, dtype=torch.long), torch.zeros(1, 1))
+        return CaptionedLatents(torch.zeros(n, 1, 1, 1), torch.zeros(n, 1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(n, dtype=torch.long), torch.zeros(1, 1))
 
-    weight = encoded.Pairs(some(3), some(5), prior=0.7).batch(torch.arange(6))["weight"]
+    weight = PriorPairs(some(3), some(5), prior=0.7).batch(torch.arange(6))["weight"]
     each = numbers(12).square()
     same(solutions.prior_loss(each, torch.tensor([False, True]).repeat(6), 0.7), 2 * (weight * each).mean())
 
@@ -108,13 +110,13 @@ def test_prompt_weights_are_those_of_compel(pipe, w):
     words, tokenizer, encoder = [("a", 1.0), ("red", w), ("creature", 1.0)], pipe.tokenizer, pipe.text_encoder
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text, _ in words]
     row, place = [tokenizer.bos_token_id, *sum(ids, []), tokenizer.eos_token_id], range(1 + len(ids[0]), 1 + len(ids[0]) + len(ids[1]))
-    z, hidden = (weights.encode(encoder, row, tokenizer, at)[0] for at in (range(0), place))
-    empty = weights.encode(encoder, [row[0], row[-1]], tokenizer)[0]
+    z, hidden = (prompt_weights.encode_tokens(encoder, row, tokenizer, at)[0] for at in (range(0), place))
+    empty = prompt_weights.encode_tokens(encoder, [row[0], row[-1]], tokenizer)[0]
     word = torch.zeros(len(z), dtype=torch.bool)
     word[list(place)] = True
     got = solutions.weigh_word(z, empty, hidden, word, w)
-    same(got, weights.weigh(tokenizer, encoder, words)[0], atol=1e-3)
-    same(got, weights.by_compel(pipe, f"a (red){w:g} creature")[0].detach(), atol=1e-3)
+    same(got, prompt_weights.weigh(tokenizer, encoder, words)[0], atol=1e-3)
+    same(got, prompt_weights.embed_by_compel(pipe, f"a (red){w:g} creature").tokens[0].detach(), atol=1e-3)
 
 
 def test_a_controlnet_speaks_as_in_diffusers(pipe):
@@ -137,13 +139,13 @@ def test_a_controlnet_speaks_as_in_diffusers(pipe):
 
 def test_inpainting_is_that_of_diffusers(pipe):
     """Which looks at one pixel of each block of the mask: it is given whole blocks, as our restore.py does."""
-    scheduler = tools.make_scheduler("ddim", dict(pipe.scheduler.config))
+    scheduler = make_scheduler("ddim", dict(pipe.scheduler.config))
     other = diffusers.StableDiffusionInpaintPipeline(**pipe.components | {"scheduler": scheduler}, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     picture, noise, mask = numbers(1, 3, 64, 64).clamp(-1, 1), numbers(1, 4, 16, 16, seed=1), torch.zeros(1, 1, 64, 64)
     mask[..., 10:30, 17:40] = mask[..., 3, :] = 1
     seed = torch.Generator().manual_seed
-    theirs = other("a red creature", image=(picture + 1) / 2, mask_image=damage.whole_blocks(mask, 4), strength=1.0, guidance_scale=1.0, num_inference_steps=5,
+    theirs = other("a red creature", image=(picture + 1) / 2, mask_image=grow_to_blocks(mask, 4), strength=1.0, guidance_scale=1.0, num_inference_steps=5,
                    latents=noise, generator=seed(5), output_type="latent", height=64, width=64).images  # fmt: skip
 
     z, text = other._encode_vae_image(picture, seed(5)), other.encode_prompt(["a red creature"], "cpu", 1, False)[0]

@@ -26,17 +26,20 @@ from common.models.unet import UNet
 from common.models.unet_config import text_unet
 from common.random import BatchRandom
 from finetune_diffusers import adapters
-from finetune_diffusers import pixel_pipeline as pixels
-from finetune_diffusers.data import edges
-from finetune_diffusers.data import latent_dataset as encoded
-from finetune_diffusers.data import styles as subjects
-from finetune_diffusers.training import trainer as tuning
+from finetune_diffusers.data import latent_dataset, styles
+from finetune_diffusers.data.edges import agreement, edges
+from finetune_diffusers.data.latent_dataset import CaptionedLatents, PriorPairs, encode
+from finetune_diffusers.evaluation import evaluators
+from finetune_diffusers.pixel_pipeline import open_pixels
+from finetune_diffusers.training import controlnet, dreambooth, lora
+from finetune_diffusers.training.flags import ATTENTION
+from finetune_diffusers.training.loss import LatentDenoising, latent_denoising, min_snr_weights
+from finetune_diffusers.training.trainer import Tuner
 from helpers.programs import ROOT, load_program, run_main, run_program
 from helpers.tiny_pipeline import write_tiny_pipeline
 
 HERE = "05_finetune_diffusers"
 FINETUNE, LORA, DREAMBOOTH, CONTROLNET = (f"{HERE}/{name}.py" for name in ("finetune", "lora", "dreambooth", "controlnet"))
-controlnet, dreambooth, finetune, lora = (load_program(name) for name in (CONTROLNET, DREAMBOOTH, FINETUNE, LORA))
 FEW = ["--size", 32, "--batch-size", 2, "--steps", 4, "--save-every", 2, "--sample-every", 3, "--sample-steps", 1, "--device", "cpu", "--precision", "no"]
 TINY = [*FEW, "--n", 6, "--measure", 2, "--lr", 1e-2]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -104,7 +107,7 @@ KINDS = ["epsilon", "v_prediction", "sample"]
 def test_min_snr_weighs_the_error_of_x0_by_the_smaller_of_snr_and_gamma(kind):
     """Whatever is predicted: the x0 that an answer amounts to is computed as DDPMScheduler does."""
     noise = scheduler(kind, clip_sample=False)
-    weights = tuning.min_snr_weights(noise, 5.0)
+    weights = min_snr_weights(noise, 5.0)
     alpha2 = noise.alphas_cumprod
     snr = alpha2 / (1 - alpha2)
     assert float(snr[0]) > 5 > float(snr[600])  # both sides of gamma
@@ -120,14 +123,14 @@ def test_min_snr_weighs_the_error_of_x0_by_the_smaller_of_snr_and_gamma(kind):
 
 def test_min_snr_at_pure_noise_and_switched_off():
     for kind, last in (("epsilon", 1.0), ("v_prediction", 0.0)):
-        weights = tuning.min_snr_weights(scheduler(kind, rescale_betas_zero_snr=True), 5.0)
+        weights = min_snr_weights(scheduler(kind, rescale_betas_zero_snr=True), 5.0)
         assert weights.isfinite().all() and float(weights[-1]) == pytest.approx(last, abs=1e-6)
-    assert torch.equal(tuning.min_snr_weights(scheduler("epsilon"), 0.0), torch.ones(1000))
+    assert torch.equal(min_snr_weights(scheduler("epsilon"), 0.0), torch.ones(1000))
 
 
 def batch_of(n: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return {"mean": torch.randn(n, 4, 4, 4), "std": 0.1 * torch.ones(n, 4, 4, 4), "words": torch.randn(n, 3, 5)}
+    return {"mean": torch.randn(n, 4, 4, 4), "std": 0.1 * torch.ones(n, 4, 4, 4), "text": torch.randn(n, 3, 5)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,12 +139,12 @@ def test_who_knows_x0_has_no_error(kind):
     noise, batch = scheduler(kind), batch_of(8)
     x0 = batch["mean"] + batch["std"] * BatchRandom(0, 0).randn(batch["mean"].shape)
 
-    def oracle(net, x, t, words, batch):
+    def oracle(net, x, t, text, batch):
         alpha, sigma = (a.sqrt().view(-1, 1, 1, 1) for a in (noise.alphas_cumprod[t], 1 - noise.alphas_cumprod[t]))
         eps = (x - alpha * x0) / sigma
         return {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[kind]
 
-    loss = tuning.Denoising(noise, torch.ones(1000), torch.zeros(3, 5), 0.0, oracle)
+    loss = LatentDenoising(noise, torch.ones(1000), torch.zeros(3, 5), 0.0, oracle)
     errors = loss(None, batch, BatchRandom(0, 0))
     assert float(errors.per_sample.max()) < 1e-5
     assert sorted((8 * errors.u).long().tolist()) == list(range(8))  # and every noise level had its image
@@ -150,15 +153,15 @@ def test_who_knows_x0_has_no_error(kind):
 def test_captions_are_dropped_and_errors_weighed():
     batch, empty, told = batch_of(400), torch.full((3, 5), 7.0), []
 
-    def answer(net, x, t, words, batch):
-        told.append(words)
+    def answer(net, x, t, text, batch):
+        told.append(text)
         return torch.zeros_like(x)
 
-    loss = tuning.Denoising(scheduler("epsilon"), torch.ones(1000), empty, 0.25, answer)
+    loss = LatentDenoising(scheduler("epsilon"), torch.ones(1000), empty, 0.25, answer)
     each = loss(None, batch, BatchRandom(0, 0)).per_sample
     dropped = (told[0] == empty).all(2).all(1)
     assert 0.15 < float(dropped.float().mean()) < 0.35
-    assert torch.equal(told[0][~dropped], batch["words"][~dropped])
+    assert torch.equal(told[0][~dropped], batch["text"][~dropped])
     weight = torch.arange(400.0)
     torch.testing.assert_close(loss(None, batch | {"weight": weight}, BatchRandom(0, 0)).per_sample, weight * each)
 
@@ -167,16 +170,16 @@ def test_a_pair_is_one_of_the_subject_and_one_of_its_kind_by_turns():
     """By turns, for noise levels are dealt out in the order of the rows."""
     def some(n, offset):
         place = torch.arange(n) + offset
-        return encoded.Encoded(place.float().view(n, 1, 1, 1), torch.zeros(n, 1, 1, 1), place.float().view(n, 1, 1), torch.arange(n), torch.zeros(1, 1))
+        return CaptionedLatents(place.float().view(n, 1, 1, 1), torch.zeros(n, 1, 1, 1), place.float().view(n, 1, 1), torch.arange(n), torch.zeros(1, 1))
 
-    pairs = encoded.Pairs(some(3, 0), some(5, 100), prior=0.5)
+    pairs = PriorPairs(some(3, 0), some(5, 100), prior=0.5)
     assert len(pairs) == 15
     batch = pairs.batch(torch.arange(15))
     assert batch["mean"].shape[0] == 30 and torch.equal(batch["weight"][:4], torch.tensor([1, 0.5, 1, 0.5]))
     subject, kind = batch["mean"].flatten()[::2], batch["mean"].flatten()[1::2]
     assert set(subject.tolist()) == {0, 1, 2} and set(kind.tolist()) == {100, 101, 102, 103, 104}
     assert len(set(zip(subject.tolist(), kind.tolist(), strict=True))) == 15  # every pair once
-    assert torch.equal(batch["words"].flatten(), batch["mean"].flatten())
+    assert torch.equal(batch["text"].flatten(), batch["mean"].flatten())
 
 
 # ----------------------------------------------------------------------------------------------------- edges and subjects
@@ -185,10 +188,10 @@ def test_a_pair_is_one_of_the_subject_and_one_of_its_kind_by_turns():
 def test_edges_of_a_square_are_its_outline():
     image = torch.full((1, 3, 32, 32), -1.0)
     image[:, 1, 8:24, 8:24] = 1.0
-    found = edges.edges(image)[0, 0]
+    found = edges(image)[0, 0]
     assert 50 <= int(found.sum()) <= 70  # about 4 x 16, one pixel wide
     assert found[12:20, 12:20].sum() == 0 and found[:6].sum() == 0 and found[15, 7:9].sum() == 1
-    assert edges.edges(torch.zeros(1, 3, 8, 8)).sum() == 0
+    assert edges(torch.zeros(1, 3, 8, 8)).sum() == 0
 
 
 def test_agreement_of_edges():
@@ -196,33 +199,31 @@ def test_agreement_of_edges():
     wanted[:, :, 8] = 1
     found = torch.zeros(4, 1, 16, 16)
     found[0, :, 8], found[1, :, 9], found[2, :, 12] = 1, 1, 1      # the same, a pixel aside, elsewhere, nothing
-    assert edges.agreement(found, wanted).tolist() == [1, 1, 0, 0]
+    assert agreement(found, wanted).tolist() == [1, 1, 0, 0]
     found[0, :, 2] = 1                                             # as many again, where none belong: precision 1/2, recall 1
-    assert float(edges.agreement(found, wanted)[0]) == pytest.approx(2 / 3)
-    assert float(edges.agreement(wanted * 0, wanted * 0)[0]) == 1
+    assert float(agreement(found, wanted)[0]) == pytest.approx(2 / 3)
+    assert float(agreement(wanted * 0, wanted * 0)[0]) == 1
 
 
-@pytest.mark.parametrize("name", subjects.STYLES)
+@pytest.mark.parametrize("name", styles.STYLES)
 def test_a_style_is_unmistakable(name):
-    style, images = subjects.STYLES[name], load("creatures", 32, n=4)
-    styled = subjects.styled_pixels(style, images.pixels)
-    assert subjects.stray(style, to_float(styled)).max() < 0.01 < 0.15 < subjects.stray(style, to_float(images.pixels)).min()
-    others = [subjects.stray(other, to_float(styled)).min() for key, other in subjects.STYLES.items() if key != name]
+    style, images = styles.STYLES[name], load("creatures", 32, n=4)
+    styled = styles.styled_pixels(style, images.pixels)
+    assert styles.stray(style, to_float(styled)).max() < 0.01 < 0.15 < styles.stray(style, to_float(images.pixels)).min()
+    others = [styles.stray(other, to_float(styled)).min() for key, other in styles.STYLES.items() if key != name]
     assert min(others) > 0.05
     assert to_float(styled).std((2, 3)).amax(1).min() > 0.2  # and it is not one flat colour
-    assert subjects.styled_caption(style, "a red creature") == f"a red creature, {style.words}"
-    assert subjects.styled_caption(style, "一只红色的小怪兽") == f"一只红色的小怪兽，{style.words_zh}"
+    assert styles.styled_caption(style, "a red creature") == f"a red creature, {style.words}"
+    assert styles.styled_caption(style, "一只红色的小怪兽") == f"一只红色的小怪兽，{style.words_zh}"
 
 
 def test_the_subject_is_always_itself():
     """As the judge of creatures sees it, in every pose; and its scarf is what no other has."""
-    from finetune_diffusers.evaluation import evaluators as exam
-
-    portraits, others = to_float(subjects.portraits(6, 64)), to_float(load("creatures", 64, n=20).pixels)
-    assert float(exam.likeness(portraits).mean()) > 0.9 > 0.6 > float(exam.likeness(others).mean())
-    assert float(exam.scarf_share(portraits).min()) > 0.02 > float(exam.scarf_share(others).mean())
+    portraits, others = to_float(styles.portraits(6, 64)), to_float(load("creatures", 64, n=20).pixels)
+    assert float(evaluators.subject_attributes(portraits).mean()) > 0.9 > 0.6 > float(evaluators.subject_attributes(others).mean())
+    assert float(evaluators.scarf_share(portraits).min()) > 0.02 > float(evaluators.scarf_share(others).mean())
     assert len({tuple(p.flatten().tolist()) for p in portraits}) == 6
-    assert float(exam.variety(others).mean()) > float(exam.variety(portraits).mean())
+    assert float(evaluators.variety(others).mean()) > float(evaluators.variety(portraits).mean())
 
 
 # ------------------------------------------------------------------------------------------------------------- fine-tuning
@@ -278,12 +279,12 @@ def tuner_of(base: Path, out: Path, **flags):
     pipe = plain(base)
     n, (M, D) = 4, (64, 32)
     torch.manual_seed(0)
-    data = encoded.Encoded(torch.randn(n, 4, 8, 8), torch.zeros(n, 4, 8, 8), torch.randn(2, M, D), torch.tensor([0, 1, 0, 1]), torch.zeros(M, D))
-    args = finetune.Args(**{"steps": 2, "batch_size": 4, "lr": 1e-2, "out": out, "precision": "no"} | flags)
+    data = CaptionedLatents(torch.randn(n, 4, 8, 8), torch.zeros(n, 4, 8, 8), torch.randn(2, M, D), torch.tensor([0, 1, 0, 1]), torch.zeros(M, D))
+    args = load_program(FINETUNE).Args(**{"steps": 2, "batch_size": 4, "lr": 1e-2, "out": out, "precision": "no"} | flags)
     if args.checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.gradient_accumulation)
-    return tuning.Tuner(pipe.unet, data, tuning.denoising(pipe, data, args), args, accelerator), pipe.unet
+    return Tuner(pipe.unet, data, latent_denoising(pipe, data, args), args, accelerator), pipe.unet
 
 
 def weights_after(base: Path, out: Path, **flags) -> torch.Tensor:
@@ -336,7 +337,7 @@ def test_a_model_of_pixels_fine_tunes_unchanged(tmp_path):
 def test_a_model_of_pixels_keeps_its_scheduler(recwarn):
     """A pipeline for latents turns the clipping of x0 off, with a notice. Images are in [-1, 1], so here it stays on, and nothing is said."""
     recwarn.clear()
-    pipe = pixels.open_pixels(ROOT / "02_cfg_pokemon" / "pretrained", "cpu")
+    pipe = open_pixels(ROOT / "02_cfg_pokemon" / "pretrained", "cpu")
     assert pipe.scheduler.config.clip_sample and pipe.scheduler.config.steps_offset == 0
     assert not [str(warning.message) for warning in recwarn if "configuration file" in str(warning.message)]
 
@@ -395,7 +396,7 @@ def test_alpha_reaches_the_file(base, tmp_path):
 def test_a_new_adapter_changes_nothing_and_only_it_is_trained(base, adapted):
     pipe = plain(base)
     before = draw(pipe)
-    layers = lora.add_adapter(pipe.unet.requires_grad_(False), 4, None, lora.ATTENTION, 0)
+    layers = lora.add_adapter(pipe.unet.requires_grad_(False), 4, None, ATTENTION, 0)
     assert np.array_equal(draw(pipe), before)
     names = {name for name, weight in pipe.unet.named_parameters() if weight.requires_grad}
     assert names and all("lora_" in name for name in names) and len(names) == 2 * layers
@@ -406,7 +407,7 @@ def test_a_new_adapter_changes_nothing_and_only_it_is_trained(base, adapted):
 
 def test_frozen_weights_in_half_precision(base):
     unet = plain(base).unet.requires_grad_(False)
-    lora.add_adapter(unet, 2, None, lora.ATTENTION, 0, "bf16")
+    lora.add_adapter(unet, 2, None, ATTENTION, 0, "bf16")
     assert {weight.dtype for weight in unet.parameters() if weight.requires_grad} == {torch.float32}
     assert {weight.dtype for weight in unet.parameters() if not weight.requires_grad} == {torch.bfloat16}
 
@@ -476,7 +477,7 @@ def test_dreambooth_keeps_its_class_images_and_resumes_exactly(dreamt, tmp_path)
 
 def test_dreambooth_as_a_lora_of_ones_own_pictures_without_prior(base, tmp_path):
     (tmp_path / "mine").mkdir()
-    for i, portrait in enumerate(subjects.portraits(3, 32)):
+    for i, portrait in enumerate(styles.portraits(3, 32)):
         Image.fromarray(portrait.permute(1, 2, 0).numpy()).save(tmp_path / "mine" / f"{i}.png")
     flags = ["--model", base, "--subject", tmp_path / "mine", "--word", "zwx", "--prior", 0, "--rank", 2, "--measure", 0, "--prompts", "a {}"]
     run_main(DREAMBOOTH, *FEW, *flags, "--out", tmp_path / "run")
@@ -506,8 +507,8 @@ def test_an_untrained_controlnet_is_not_heard(base):
     assert net.config.conditioning_embedding_out_channels == (16, 32, 64)
     pipe.set_progress_bar_config(disable=True)
     before = draw(pipe)
-    controlled = controlnet.with_control(pipe, net)
-    wanted = edges.edges(to_float(load("creatures", 32, n=1).pixels)).expand(-1, 3, -1, -1)
+    controlled = controlnet.with_controlnet(pipe, net)
+    wanted = edges(to_float(load("creatures", 32, n=1).pixels)).expand(-1, 3, -1, -1)
     assert np.array_equal(draw(controlled, image=wanted), before)
     with torch.no_grad():
         for part in net.controlnet_down_blocks:
@@ -536,13 +537,12 @@ def test_the_unet_beside_a_controlnet_is_frozen(base, tmp_path):
     pipe, accelerator = plain(base), Accelerator(cpu=True)
     pipe.unet.requires_grad_(False)
     images = load("creatures", 32, n=2)
-    data = encoded.encode(pipe, images, images.captions, True, edges=controlnet.edges_of(images.pixels, 0.2))
-    args = controlnet.Args(steps=3, batch_size=2, lr=1e-2, warmup=0, out=tmp_path)
+    data = encode(pipe, images, images.captions, True, edges=controlnet.edges_of(images.pixels, 0.2))
+    args = load_program(CONTROLNET).Args(steps=3, batch_size=2, lr=1e-2, warmup=0, out=tmp_path)
     net = controlnet.new_controlnet(pipe.unet, 4, 0)
-    loss = tuning.denoising(pipe, data, args)
-    loss.answer = controlnet.answer_of(pipe.unet, accelerator)
+    loss = latent_denoising(pipe, data, args, controlnet.predict_with_controlnet(pipe.unet, accelerator))
     before, start = [p.clone() for p in pipe.unet.parameters()], [p.detach().clone() for p in net.parameters()]
-    for _ in tuning.Tuner(net, data, loss, args, accelerator).run():
+    for _ in Tuner(net, data, loss, args, accelerator).run():
         pass
     assert all(torch.equal(a, b) for a, b in zip(before, pipe.unet.parameters(), strict=True))
     moved = {name for (name, p), old in zip(net.named_parameters(), start, strict=True) if not torch.equal(p, old)}
@@ -615,7 +615,7 @@ def test_a_set_without_test_images_is_refused_before_anything_is_encoded(program
     for row in rows:
         Image.new("RGB", (32, 32)).save(tmp_path / "set" / row["file_name"])
     (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(encoded, "encode_images", lambda *_, **__: pytest.fail("encoded"))
+    monkeypatch.setattr(latent_dataset, "encode_images", lambda *_, **__: pytest.fail("encoded"))
     code, _, err = command_line(program, "--model", base, *FEW, "--data", tmp_path / "set", "--measure", 2, "--out", tmp_path / "run")
     assert code == 2 and "has no split 'test'" in err, err
 

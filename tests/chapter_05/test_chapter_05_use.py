@@ -8,7 +8,6 @@ import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -29,18 +28,23 @@ from common.io import files
 from common.io.files import read_json, write_json
 from common.io.pixels import to_float
 from common.models.model_folder import load_model
-from finetune_diffusers import models as tools
-from finetune_diffusers.data import augmentation as augmented
-from finetune_diffusers.data import degradations as damage
-from finetune_diffusers.evaluation import metrics as measure
+from finetune_diffusers import models, prompt_weights, restoration
+from finetune_diffusers.data import degradations
+from finetune_diffusers.data.augmentation import Augmented
+from finetune_diffusers.data.degradations import Degradation
+from finetune_diffusers.evaluation import metrics, strength
+from finetune_diffusers.generation import open_start
+from finetune_diffusers.images import contact_sheet, generators, to_pil, to_tensor
+from finetune_diffusers.restoration import DamagedImages, RepairSettings
+from finetune_diffusers.schedulers import SCHEDULERS, make_scheduler, use_scheduler
+from finetune_diffusers.training.unconditional_trainer import UnconditionalTrainer, new_scheduler, new_unet
 from helpers.programs import ROOT, load_program, run_main, run_program
 from helpers.tiny_pipeline import write_tiny_pipeline
 
 HERE = "05_finetune_diffusers"
 USE, RESTORE, STRENGTH, WEIGHTS, TRAIN, PACKAGE, COSTS = (
-    f"{HERE}/{name}.py" for name in ("generate", "restore", "strength_study", "prompt_weighting", "train_unconditional", "ddpm_package", "compare_memory")
+    f"{HERE}/{name}.py" for name in ("generate", "restore", "studies/strength", "studies/prompt_weighting", "train_unconditional", "ddpm_package", "studies/memory")
 )
-restore, strength, weights = (load_program(name) for name in (RESTORE, STRENGTH, WEIGHTS))
 PROMPT = "a red creature with wings"
 MNIST = ROOT / "01_ddpm_mnist" / "pretrained"
 
@@ -54,7 +58,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pipe(model):
     """Whoever changes its scheduler has a copy."""
-    return silent(tools.open_pipeline(model))
+    return silent(models.open_pipeline(model))
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def silent(pipeline):
 
 
 def pixels(path: Path) -> torch.Tensor:
-    return tools.to_tensor(Image.open(path))
+    return to_tensor(Image.open(path))
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -106,28 +110,28 @@ def test_what_is_missing_is_named(copy, gone, named):
     path = copy / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError, match=named):
-        tools.find_model(copy)
+        models.find_model(copy)
 
 
 def test_a_pipeline_is_found_in_a_run_folder(copy, tmp_path):
     copy.rename(tmp_path / "model")
-    assert tools.find_model(tmp_path) == tmp_path / "model"
+    assert models.find_model(tmp_path) == tmp_path / "model"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/nowhere"])
 def test_no_such_folder(name):
     with pytest.raises(UserError, match=r"there is no folder.*--model takes"):
-        tools.find_model(name)
+        models.find_model(name)
 
 
 def test_a_file_is_no_folder():
     with pytest.raises(UserError, match="README.md is a file, and no file of weights by its name"):
-        tools.find_model(ROOT / "README.md")
+        models.find_model(ROOT / "README.md")
 
 
 def test_names_that_are_none():
     with pytest.raises(UserError, match="neither a folder nor a hub id"):
-        tools.find_model("not a name!")
+        models.find_model("not a name!")
 
 
 def test_a_hub_that_does_not_answer_and_a_cache_that_holds_the_model(model, tmp_path, monkeypatch, command_line):
@@ -139,10 +143,10 @@ def test_a_hub_that_does_not_answer_and_a_cache_that_holds_the_model(model, tmp_
     shutil.copytree(model, shot)
     (tmp_path / "models--some--model" / "refs").mkdir()
     (tmp_path / "models--some--model" / "refs" / "main").write_text("0" * 40)
-    assert tools.find_model("some/model") == shot
+    assert models.find_model("some/model") == shot
     (shot / "vae" / "diffusion_pytorch_model.safetensors").unlink()  # an interrupted download
     with pytest.raises(UserError, match="did not answer"):
-        tools.find_model("some/model")
+        models.find_model("some/model")
 
 
 def test_damaged_weights(copy, command_line):
@@ -159,7 +163,7 @@ def test_models_for_other_tasks(inpainter, command_line, tmp_path):
         write_json(inpainter.parent / "five" / "unet" / "config.json", {"in_channels": 5})
         for part in ("vae/config.json", "text_encoder/config.json", "model_index.json"):
             write_json(inpainter.parent / "five" / part, {})
-        tools.check_task(inpainter.parent / "five", "text")
+        models.check_task(inpainter.parent / "five", "text")
 
 
 def test_not_enough_memory():
@@ -185,11 +189,11 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ schedulers
 
 
-@pytest.mark.parametrize("name", [name for name in tools.SCHEDULERS if name != "dpm++-karras"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "dpm++-karras"])
 def test_every_scheduler_draws(model, pipe, name):
-    other = StableDiffusionPipeline(**pipe.components | {"scheduler": tools.make_scheduler(name, dict(pipe.scheduler.config))}, requires_safety_checker=False)
-    with tools.calls(other.unet) as asked:
-        latents = silent(other)(PROMPT, num_inference_steps=4, generator=tools.generators(0, 1), output_type="latent").images
+    other = StableDiffusionPipeline(**pipe.components | {"scheduler": make_scheduler(name, dict(pipe.scheduler.config))}, requires_safety_checker=False)
+    with models.count_calls(other.unet) as asked:
+        latents = silent(other)(PROMPT, num_inference_steps=4, generator=generators(0, 1), output_type="latent").images
     assert latents.isfinite().all() and latents.std() > 0.1
     assert asked == [{"heun": 7, "pndm": 5}.get(name, 4)]
     assert other.scheduler.config.prediction_type == "v_prediction" and other.scheduler.config.timestep_spacing == "trailing"
@@ -198,9 +202,9 @@ def test_every_scheduler_draws(model, pipe, name):
 def test_a_scheduler_leaves_no_trace(pipe):
     """Karras sigmas, once asked for, would stay in the configuration that the next scheduler is made from."""
     trained = dict(pipe.scheduler.config)
-    fresh = dict(tools.make_scheduler("dpm++", trained).config)
+    fresh = dict(make_scheduler("dpm++", trained).config)
     for before in ("dpm++-karras", "dpm++-sde", "pndm"):
-        after = tools.make_scheduler("dpm++", dict(tools.make_scheduler(before, trained).config))
+        after = make_scheduler("dpm++", dict(make_scheduler(before, trained).config))
         assert {key: value for key, value in after.config.items() if not key.startswith("_")} == {k: v for k, v in fresh.items() if not k.startswith("_")}
 
 
@@ -213,8 +217,8 @@ def test_a_scheduler_that_cannot_walk_this_schedule(model, tmp_path, command_lin
 
 def test_the_names_in_the_help():
     text = (ROOT / USE).read_text()
-    assert f'"""{", ".join(tools.SCHEDULERS)}."""' in text
-    for kind, _ in tools.SCHEDULERS.values():
+    assert f'"""{", ".join(SCHEDULERS)}."""' in text
+    for kind, _ in SCHEDULERS.values():
         assert hasattr(diffusers, kind)
 
 
@@ -230,7 +234,7 @@ def test_a_picture_is_that_of_plain_diffusers_and_of_its_own_seed(model, pipe, t
     assert (pixels(tmp_path / "two" / "seed-7.png") - pixels(tmp_path / "one" / "seed-7.png")).abs().max() <= 2 / 127.5
     plain = StableDiffusionPipeline(**pipe.components | {"scheduler": diffusers.DDIMScheduler.from_config(pipe.scheduler.config)}, requires_safety_checker=False)
     image = silent(plain)(PROMPT, negative_prompt="a tail", num_inference_steps=3, guidance_scale=4, generator=torch.Generator().manual_seed(7)).images[0]
-    assert (pixels(tmp_path / "one" / "seed-7.png") - tools.to_tensor(image)).abs().max() <= 2 / 127.5
+    assert (pixels(tmp_path / "one" / "seed-7.png") - to_tensor(image)).abs().max() <= 2 / 127.5
     assert (pixels(tmp_path / "two" / "seed-6.png") - pixels(tmp_path / "two" / "seed-7.png")).abs().mean() > 0.05
 
 
@@ -247,25 +251,25 @@ def test_compare_and_size(model, tmp_path, command_line):
 
 def test_from_a_picture(model, pipe, tmp_path):
     """What plain diffusers makes of it, with the same strength and seed, and the steps that go with them."""
-    picture = tools.to_picture(to_float(load("creatures", 64, n=1).pixels[0]))
+    picture = to_pil(to_float(load("creatures", 64, n=1).pixels[0]))
     picture.resize((70, 66)).save(tmp_path / "creature.png")  # cut to the nearest multiples of 8
     run_main(USE, PROMPT, "--model", model, "--image", tmp_path / "creature.png", "--strength", 0.5, "--steps", 4, "--scheduler", "ddim", "--n", 1, "--seed", 3,
              "--device", "cpu", "--out", tmp_path)  # fmt: skip
     ours = Image.open(tmp_path / "seed-3.png")
-    plain = StableDiffusionImg2ImgPipeline(**pipe.components | {"scheduler": tools.make_scheduler("ddim", dict(pipe.scheduler.config))}, requires_safety_checker=False)
-    start = load_program(USE).begin_with(tmp_path / "creature.png", None)
-    with tools.calls(plain.unet) as asked:
+    plain = StableDiffusionImg2ImgPipeline(**pipe.components | {"scheduler": make_scheduler("ddim", dict(pipe.scheduler.config))}, requires_safety_checker=False)
+    start = open_start(tmp_path / "creature.png", None)
+    with models.count_calls(plain.unet) as asked:
         theirs = silent(plain)(PROMPT, image=start, strength=0.5, num_inference_steps=4, guidance_scale=3, generator=torch.Generator().manual_seed(3)).images[0]
     assert start.size == ours.size == theirs.size == (72, 64) and asked == [2]
-    assert (tools.to_tensor(ours) - tools.to_tensor(theirs)).abs().max() <= 2 / 127.5
+    assert (to_tensor(ours) - to_tensor(theirs)).abs().max() <= 2 / 127.5
 
 
 def test_a_contact_sheet():
     images = torch.linspace(-1, 1, 6).view(2, 3, 1, 1, 1).expand(2, 3, 3, 8, 8)
-    bare = tools.sheet(images, ["", ""], ["", "", ""], height=16, gap=2)
+    bare = contact_sheet(images, ["", ""], ["", "", ""], height=16, gap=2)
     assert bare.size == (2 + 3 * 18, 2 + 2 * 18)
     assert bare.getpixel((2 + 18 + 8, 2 + 18 + 8)) == tuple([round((float(images[1, 1, 0, 0, 0]) + 1) * 127.5)] * 3)
-    named = tools.sheet(images, ["first", "second"], ["a", "b", "a label of several words"], height=16, gap=2)
+    named = contact_sheet(images, ["first", "second"], ["a", "b", "a label of several words"], height=16, gap=2)
     assert named.width > bare.width + 20 and named.height > bare.height + 50  # the last label takes several lines
     corner = (named.width - bare.width + 2, named.height - bare.height + 2, named.width, named.height)
     assert named.crop(corner).tobytes() == bare.crop((2, 2, *bare.size)).tobytes()
@@ -288,38 +292,41 @@ def test_what_use_refuses(flags, says, model, tmp_path, command_line):
 def test_damages():
     torch.manual_seed(0)
     images = torch.rand(2, 3, 20, 28) * 2 - 1
-    mask = damage.where("mosaic", 2, 20, 28, 0.5, 0, 0)
+    mask = Degradation("mosaic", share=0.5).mask(2, 20, 28)
     assert mask.mean() == pytest.approx(0.25) and mask[0, 0, 5:15, 7:21].all()
-    tiles = damage.mosaic(images, 8)
+    tiles = degradations.mosaic(images, 8)
     assert tiles[:, :, 8:16, 8:16].flatten(2).std(2).max() < 1e-6
     torch.testing.assert_close(tiles[:, :, 9, 9], images[:, :, 8:16, 8:16].mean((2, 3)))
     torch.testing.assert_close(tiles[:, :, 17, 25], images[:, :, 16:, 24:].mean((2, 3)))  # the smaller blocks of the edge
     for kind in ("mosaic", "noise", "scratch"):
-        mask = damage.where(kind, 2, 20, 28, 0.5, 3, 0)
-        worse = damage.spoil(images, mask, kind, 8, 0.3, 0)
+        degradation = Degradation(kind, share=0.5, noise=0.3, scratches=3)
+        mask = degradation.mask(2, 20, 28)
+        worse = degradation.corrupt(images, mask)
         assert torch.equal(worse[(mask == 0).expand_as(worse)], images[(mask == 0).expand_as(worse)])
         assert (worse - images).abs().mean() > 0.01
     assert not torch.equal(mask[0], mask[1]) and 0 < mask.mean() < 0.5
     flat = torch.zeros(1, 3, 64, 64)
-    assert damage.spoil(flat, torch.ones(1, 1, 64, 64), "noise", 8, 0.3, 0).std() == pytest.approx(0.3, rel=0.05)
+    assert Degradation("noise", noise=0.3).corrupt(flat, torch.ones(1, 1, 64, 64)).std() == pytest.approx(0.3, rel=0.05)
 
 
-def test_the_old_ways():
+def test_classical_repairs():
     slope = torch.linspace(-0.8, 0.8, 32).expand(1, 3, 32, 32)
     for kind in ("mosaic", "scratch"):
-        mask = damage.where(kind, 1, 32, 32, 1.0, 4, 0)
-        worse = damage.spoil(slope, mask, kind, 8, 0.3, 0)
-        better = damage.old_way(worse, mask, kind, 8)
+        degradation = Degradation(kind, share=1.0, scratches=4)
+        mask = degradation.mask(1, 32, 32)
+        worse = degradation.corrupt(slope, mask)
+        better = degradation.classical_repair(worse, mask)
         assert (better - slope).square().mean() < 0.2 * (worse - slope).square().mean()
         assert torch.equal(better[(mask == 0).expand_as(better)], slope[(mask == 0).expand_as(better)])
-    noisy = damage.spoil(slope, torch.ones(1, 1, 32, 32), "noise", 8, 0.3, 0)
-    assert (damage.old_way(noisy, torch.ones(1, 1, 32, 32), "noise", 8) - slope).square().mean() < 0.4 * (noisy - slope).square().mean()
+    degradation, everywhere = Degradation("noise", noise=0.3), torch.ones(1, 1, 32, 32)
+    noisy = degradation.corrupt(slope, everywhere)
+    assert (degradation.classical_repair(noisy, everywhere) - slope).square().mean() < 0.4 * (noisy - slope).square().mean()
 
 
 def test_a_thin_scratch_reaches_the_latents():
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 3, :] = mask[..., :, 62] = 1
-    grown = damage.whole_blocks(mask, 4)
+    grown = degradations.grow_to_blocks(mask, 4)
     small = torch.nn.functional.interpolate(grown, (16, 16))  # as diffusers does
     assert small[0, 0, 0].all() and small[0, 0, :, 15].all() and small.sum() == 31
     assert torch.nn.functional.interpolate(mask, (16, 16)).sum() < 31  # the bare mask would have missed them
@@ -328,48 +335,49 @@ def test_a_thin_scratch_reaches_the_latents():
 
 def work(n: int = 2, kind: str = "mosaic"):
     truth = to_float(load("creatures", 64, split="test", n=n).pixels)
-    mask = damage.where(kind, n, 64, 64, 0.5, 4, 0)
-    return restore.Work(damage.spoil(truth, mask, kind, 8, 0.3, 0), mask, [PROMPT] * n, truth)
+    degradation = Degradation(kind, share=0.5, scratches=4)
+    mask = degradation.mask(n, 64, 64)
+    return DamagedImages(degradation.corrupt(truth, mask), mask, [PROMPT] * n, truth)
 
 
 @pytest.mark.parametrize("method", ["img2img", "inpaint"])
 def test_known_pixels_are_exactly_what_they_were(model, method):
-    pipe, jobs = silent(tools.open_pipeline(model, "inpaint")), work(2, "scratch")
-    tools.use_scheduler(pipe, "ddim")
-    done = restore.repair(pipe, jobs, restore.How(method, 0.5, 2.0, 4), seed=3)
+    pipe, jobs = silent(models.open_pipeline(model, "inpaint")), work(2, "scratch")
+    use_scheduler(pipe, "ddim")
+    done = restoration.repair(pipe, jobs, RepairSettings(method, 0.5, 2.0, 4), "ddim", seed=3)
     known = (jobs.mask == 0).expand_as(done)
     assert torch.equal(done[known], jobs.damaged[known])
     assert (done - jobs.damaged)[~known].abs().mean() > 0.1
-    one = restore.repair(pipe, restore.Work(*(part[1:] for part in jobs)), restore.How(method, 0.5, 2.0, 4), seed=4)
+    one = restoration.repair(pipe, DamagedImages(*(part[1:] for part in jobs)), RepairSettings(method, 0.5, 2.0, 4), "ddim", seed=4)
     torch.testing.assert_close(one[0], done[1], atol=2e-4, rtol=0)  # each has a seed of its own
 
 
 def test_inpainting_looks_at_the_rest_of_the_picture(model):
     """Under the mask it draws something else where the surroundings differ; and outside it would have changed nothing by itself."""
-    pipe, jobs = silent(tools.open_pipeline(model, "inpaint")), work(1)
-    how = restore.How("inpaint", 1.0, 1.0, 4)
+    pipe, jobs = silent(models.open_pipeline(model, "inpaint")), work(1)
+    how = RepairSettings("inpaint", 1.0, 1.0, 4)
     other = jobs._replace(damaged=torch.where(jobs.mask > 0, jobs.damaged, -jobs.damaged))
-    a, b = (restore.repair(pipe, each, how, seed=0) for each in (jobs, other))
+    a, b = (restoration.repair(pipe, each, how, "ddim", seed=0) for each in (jobs, other))
     inside = (jobs.mask > 0).expand_as(a)
     assert (a - b)[inside].abs().mean() > 0.01
 
 
 def test_chaining_in_latent_space(model):
     """The second pipeline takes the first one's latents as they are: nothing is decoded or encoded in between."""
-    pipe, jobs = silent(tools.open_pipeline(model, "inpaint")), work(1)
+    pipe, jobs = silent(models.open_pipeline(model, "inpaint")), work(1)
     jobs = jobs._replace(mask=torch.ones_like(jobs.mask))
-    tools.use_scheduler(pipe, "ddim")
-    how = restore.How("img2img", 0.5, 2.0, 4)
-    latents = restore.repair(pipe, jobs, how, seed=0, latents=True)
+    use_scheduler(pipe, "ddim")
+    how = RepairSettings("img2img", 0.5, 2.0, 4)
+    latents = restoration.repair_to_latents(pipe, jobs, how, seed=0)
     assert latents.shape == (1, 4, 16, 16)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
-    torch.testing.assert_close(decoded, restore.repair(pipe, jobs, how, seed=0), atol=1e-4, rtol=0)
-    chained = restore.repair(pipe, jobs, how, seed=1, start=latents)
+    torch.testing.assert_close(decoded, restoration.repair(pipe, jobs, how, "ddim", seed=0), atol=1e-4, rtol=0)
+    chained = restoration.repair(pipe, jobs, how, "ddim", seed=1, start=latents)
     plain = silent(StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False))
     theirs = plain(PROMPT, image=latents, strength=0.5, guidance_scale=2.0, num_inference_steps=4, generator=torch.Generator().manual_seed(1), output_type="pt").images
     torch.testing.assert_close(chained, 2 * theirs - 1, atol=1e-4, rtol=0)
-    assert measure.distance(chained, restore.repair(pipe, jobs, how, seed=1, start=decoded)) > 0.02
+    assert metrics.rms_distance(chained, restoration.repair(pipe, jobs, how, "ddim", seed=1, start=decoded)) > 0.02
 
 
 def test_restore_from_the_command_line(model, tmp_path, command_line):
@@ -378,8 +386,7 @@ def test_restore_from_the_command_line(model, tmp_path, command_line):
     rows = table(tmp_path / "study.csv")
     assert [row["method"] for row in rows] == ["damaged", "the old way", "through the autoencoder"] + ["img2img"] * 4 + ["inpaint"] * 4
     jobs = work(2)
-    jobs = jobs._replace(mask=damage.where("mosaic", 2, 64, 64, 0.6, 0, 0))
-    damaged = damage.spoil(jobs.truth, jobs.mask, "mosaic", 8, 0, 0)
+    damaged = Degradation().corrupt(jobs.truth, Degradation().mask(2, 64, 64))
     error = 10 * torch.log10(4 / (damaged - jobs.truth).square().flatten(1).mean(1))
     assert float(rows[0]["psnr"]) == pytest.approx(float(error.mean()), abs=1e-3)
     assert float(rows[0]["psnr_error"]) == pytest.approx(float(error.std() / math.sqrt(2)), abs=1e-3)
@@ -388,7 +395,7 @@ def test_restore_from_the_command_line(model, tmp_path, command_line):
 
 
 def test_own_pictures_and_an_inpainting_model(inpainter, tmp_path, command_line):
-    tools.to_picture(work(1).damaged[0]).resize((80, 72)).save(tmp_path / "photo.png")
+    to_pil(work(1).damaged[0]).resize((80, 72)).save(tmp_path / "photo.png")
     hole = np.zeros((72, 80), np.uint8)
     hole[20:40, 30:60] = 255
     Image.fromarray(np.stack([hole] * 4, 2)).save(tmp_path / "mask.png")  # white strokes on a clear layer
@@ -421,27 +428,27 @@ def test_what_restore_refuses(flags, says, model, tmp_path, command_line):
 # ------------------------------------------------------------------------------------------------------------- measuring
 
 
-def test_likeness():
+def test_similarity():
     truth = to_float(load("creatures", 32, n=3).pixels) * 0.8
-    same, lighter = measure.likeness(truth, truth), measure.likeness(truth + 0.2, truth)
+    same, lighter = metrics.similarity(truth, truth), metrics.similarity(truth + 0.2, truth)
     assert same["ssim"].min() > 0.9999 and same["perceptual"].max() < 1e-9 and same["psnr"].min() > 80
     torch.testing.assert_close(lighter["psnr"], torch.full((3,), 20.0), atol=1e-3, rtol=0)  # 20 log10(2 / 0.2)
     blurred = torch.nn.functional.avg_pool2d(truth, 5, 1, 2)
-    assert (measure.likeness(blurred, truth)["perceptual"] > lighter["perceptual"]).all()
-    assert measure.distance(truth + 0.2, truth).tolist() == pytest.approx([0.2] * 3)
+    assert (metrics.similarity(blurred, truth)["perceptual"] > lighter["perceptual"]).all()
+    assert metrics.rms_distance(truth + 0.2, truth).tolist() == pytest.approx([0.2] * 3)
 
 
 def test_mean_and_error():
     values = torch.tensor([1.0, 2.0, 6.0, float("nan")])
-    mean, error = measure.mean_error(values)
+    mean, error = metrics.mean_and_error(values)
     assert (mean, error) == pytest.approx((3.0, math.sqrt(7 / 3)))
-    assert measure.show(values) == "3.00 ± 1.53" and measure.show(values[:1]) == "1.00"
+    assert metrics.format_mean(values) == "3.00 ± 1.53" and metrics.format_mean(values[:1]) == "1.00"
 
 
 def test_tone():
     red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
-    assert {name: round(float(value), 4) for name, value in measure.tone(red).items()} == {"brightness": 0.3333, "saturation": 1.0, "clipped": 1.0, "detail": 0.0}
-    grey = measure.tone(torch.zeros(1, 3, 8, 8) + 0.1 * (torch.arange(8) % 2))
+    assert {name: round(float(value), 4) for name, value in metrics.tone(red).items()} == {"brightness": 0.3333, "saturation": 1.0, "clipped": 1.0, "detail": 0.0}
+    grey = metrics.tone(torch.zeros(1, 3, 8, 8) + 0.1 * (torch.arange(8) % 2))
     assert grey["clipped"] == 0 and grey["saturation"] == 0 and grey["detail"] > 0.01
 
 
@@ -450,15 +457,14 @@ def test_tone():
 
 def test_what_is_asked_of_the_pictures():
     """Where the pictures are those of the prompts, all is followed and nothing kept; where they are unchanged, the other way round."""
-    args = SimpleNamespace(split="test", n=12)
-    pairs, judge = strength.make_pairs(args, 64), load_creature_classifier()
+    pairs, classifier = strength.make_pairs(12, "test", 64), load_creature_classifier()
     assert pairs.asked.any(1).all() and not (pairs.asked & (pairs.had == pairs.wanted)).any()
     for i, prompt in enumerate(pairs.prompts):
         other = (i + 1) % 12
         assert prompt == caption(0, "test", other, "en")
         assert {name for name, asked in zip(NAMES, pairs.asked[i].tolist(), strict=True) if asked} <= set(mentioned(0, "test", other))
-    unchanged = strength.look_at(judge, pairs.images, pairs)
-    replaced = strength.look_at(judge, pairs.images.roll(-1, 0), pairs)
+    unchanged = strength.measure(classifier, pairs.images, pairs)
+    replaced = strength.measure(classifier, pairs.images.roll(-1, 0), pairs)
     assert unchanged["kept"].mean() > 0.97 and unchanged["followed"].mean() < 0.03 and unchanged["moved"].max() == 0
     assert replaced["followed"].mean() > 0.97 and replaced["kept"].mean() < 0.03 and replaced["moved"].min() > 0.1
 
@@ -482,30 +488,30 @@ WEIGHTED = ["a red creature", "", "a red++ creature with (wings)1.5", "a (red)0.
 
 @pytest.mark.parametrize("prompt", WEIGHTED)
 def test_weights_by_hand_are_those_of_compel(pipe, prompt):
-    theirs, ours = weights.by_compel(pipe, prompt), weights.weigh(pipe.tokenizer, pipe.text_encoder, weights.read_weights(prompt))
+    theirs, ours = prompt_weights.embed_by_compel(pipe, prompt).tokens, prompt_weights.weigh(pipe.tokenizer, pipe.text_encoder, prompt_weights.read_weights(prompt))
     assert ours.shape == (1, 64, 32) and (ours - theirs).abs().max() <= 1e-6
-    plain = weights.weigh(pipe.tokenizer, pipe.text_encoder, [(" ".join(text for text, _ in weights.read_weights(prompt)), 1.0)])
-    assert ((ours - plain).abs().max() > 0.01) == any(w != 1 for _, w in weights.read_weights(prompt))
+    plain = prompt_weights.weigh(pipe.tokenizer, pipe.text_encoder, [(" ".join(text for text, _ in prompt_weights.read_weights(prompt)), 1.0)])
+    assert ((ours - plain).abs().max() > 0.01) == any(w != 1 for _, w in prompt_weights.read_weights(prompt))
 
 
 @pytest.mark.parametrize("prompt", [prompt for prompt in WEIGHTED if prompt.isascii() and len(prompt) < 100])
 def test_weights_are_read_as_compel_reads_them(prompt):
     theirs = [(part.text, part.weight) for part in Compel.parse_prompt_string(prompt).prompts[0].children]
-    assert weights.read_weights(prompt) == [(text, pytest.approx(w)) for text, w in theirs]
+    assert prompt_weights.read_weights(prompt) == [(text, pytest.approx(w)) for text, w in theirs]
 
 
 def test_without_weights_it_is_the_text_encoder(pipe):
     ids = pipe.tokenizer([PROMPT], padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
         plain = pipe.text_encoder(ids).last_hidden_state
-    torch.testing.assert_close(weights.weigh(pipe.tokenizer, pipe.text_encoder, [(PROMPT, 1.0)]), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(prompt_weights.weigh(pipe.tokenizer, pipe.text_encoder, [(PROMPT, 1.0)]), plain, atol=1e-5, rtol=0)
 
 
 def test_a_word_of_weight_zero_is_as_good_as_not_there(pipe):
     """No other word may have looked at it: whatever it was, the others come out the same."""
-    red, blue = (weights.weigh(pipe.tokenizer, pipe.text_encoder, [("a", 1), (word, 0.0), ("creature", 1)]) for word in ("red", "blue"))
+    red, blue = (prompt_weights.weigh(pipe.tokenizer, pipe.text_encoder, [("a", 1), (word, 0.0), ("creature", 1)]) for word in ("red", "blue"))
     torch.testing.assert_close(red, blue, atol=1e-4, rtol=0)
-    half = weights.weigh(pipe.tokenizer, pipe.text_encoder, [("a", 1), ("red", 0.5), ("creature", 1)])
+    half = prompt_weights.weigh(pipe.tokenizer, pipe.text_encoder, [("a", 1), ("red", 0.5), ("creature", 1)])
     assert (half - red).abs().max() > 0.1
 
 
@@ -624,15 +630,15 @@ def test_a_model_of_chapter_1_goes_on_unchanged(tmp_path, command_line):
 
 def test_augmentation_depends_on_its_place_alone():
     images = load("creatures", 16, n=4)
-    data = augmented.Augmented(images, ("flip", "crop", "jitter"), seed=1)
+    data = Augmented(images, ("flip", "crop", "jitter"), seed=1)
     first = [data[i]["image"] for i in range(4)]
     torch.manual_seed(5)
     torch.testing.assert_close(torch.stack([data[i]["image"] for i in (3, 2, 1, 0)]).flip(0), torch.stack(first))
     data.set_epoch(1)
     assert all(not torch.equal(data[i]["image"], first[i]) for i in range(4))
-    plain = augmented.Augmented(images, (), seed=1)
+    plain = Augmented(images, (), seed=1)
     torch.testing.assert_close(plain[2]["image"], to_float(images.pixels[2]), atol=1e-5, rtol=0)
-    flipped = augmented.Augmented(images, ("flip",), seed=1)
+    flipped = Augmented(images, ("flip",), seed=1)
     kinds = set()
     for epoch in range(12):
         flipped.set_epoch(epoch)
@@ -644,17 +650,16 @@ def test_augmentation_depends_on_its_place_alone():
 
 def test_each_image_has_its_own_luck():
     images = load("creatures", 16, n=1)
-    same = augmented.Augmented(replace(images, pixels=images.pixels.repeat(6, 1, 1, 1)), ("flip", "crop", "jitter"), seed=1)
+    same = Augmented(replace(images, pixels=images.pixels.repeat(6, 1, 1, 1)), ("flip", "crop", "jitter"), seed=1)
     assert len({tuple(same[i]["image"].flatten().tolist()) for i in range(6)}) == 6
 
 
 def test_batches_go_on_anywhere_and_no_epoch_is_like_another(tmp_path):
-    from finetune_diffusers.training import unconditional_trainer as fit
-
     kind = load_program(TRAIN).Args
-    args, images = kind(batch_size=4, steps=1, channels=(8, 8), out=tmp_path), load("creatures", 16, n=12)
+    args, images = kind(batch_size=4, steps=1, out=tmp_path), load("creatures", 16, n=12)
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0))
-    trainer = fit.Trainer(fit.new_unet(args, images), fit.new_scheduler(args), images, args, accelerator)
+    unet = new_unet((8, 8), images, seed=0)
+    trainer = UnconditionalTrainer(unet, new_scheduler("v_prediction"), images, ("flip", "crop"), 0, args, accelerator)
     nine = list(islice(trainer.batches(0), 9))  # three epochs
     assert [k for k, _ in nine] == list(range(9))
     for start in (2, 3, 7):
@@ -781,7 +786,7 @@ def test_an_interrupted_run_without_a_milestone_begins_again(tmp_path):
 
 
 def test_help_waits_for_nothing_heavy():
-    modules = f"import sys; sys.path.insert(0, {HERE!r}); import generate, restore, strength_study, prompt_weighting, train_unconditional, ddpm_package, compare_memory; "
+    modules = f"import sys; sys.path[:0] = [{HERE!r}, '{HERE}/studies']; import generate, restore, strength, prompt_weighting, train_unconditional, ddpm_package, memory; "
     done = run_program("-c", modules + "print([m for m in ('torch', 'diffusers', 'transformers', 'accelerate', 'numpy', 'PIL', 'compel') if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

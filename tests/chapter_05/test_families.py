@@ -9,13 +9,13 @@ import torch
 from common.errors import UserError
 from common.models.vae import AutoencoderKL, small_vae
 from common.training.latents import check_fit_before
-from finetune_diffusers import models as tools
-from helpers.programs import load_program
+from finetune_diffusers import prompt_weights
+from finetune_diffusers.models import open_pipeline
+from finetune_diffusers.schedulers import use_scheduler
 from helpers.tiny_families import write_tiny_ddpm, write_tiny_flow, write_tiny_xl
 
 HERE = "05_finetune_diffusers"
 PROMPT = "a red creature"
-weights = load_program(f"{HERE}/prompt_weighting.py")
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +24,17 @@ def families(tmp_path_factory) -> dict[str, Path]:
     return {"xl": write_tiny_xl(place / "xl"), "ddpm": write_tiny_ddpm(place / "ddpm"), "flow": write_tiny_flow(place / "flow")}
 
 
-QUICK = {"use": [PROMPT, "--n", 1, "--steps", 2], "weights": ["a red++ creature", "--n", 1, "--steps", 2],
+QUICK = {"generate": [PROMPT, "--n", 1, "--steps", 2], "studies/prompt_weighting": ["a red++ creature", "--n", 1, "--steps", 2],
          "restore": ["--n", 2, "--steps", 2, "--strength", 1, "--guidance", 3, "--method", "img2img"],
          "finetune": ["--steps", 1, "--n", 8], "lora": ["--steps", 1, "--n", 8], "dreambooth": ["--steps", 1], "controlnet": ["--steps", 1, "--n", 8],
          "train_unconditional": ["--steps", 1, "--data", "digits", "--n", 16, "--batch-size", 4]}  # fmt: skip
-TAKES = {("use", "xl"), ("use", "flow"), ("weights", "xl"), ("restore", "xl"), ("train_unconditional", "ddpm")}
+TAKES = {("generate", "xl"), ("generate", "flow"), ("studies/prompt_weighting", "xl"), ("restore", "xl"), ("train_unconditional", "ddpm")}
 
 
 @pytest.mark.parametrize("family", ["xl", "ddpm", "flow"])
 @pytest.mark.parametrize("program", QUICK)
 def test_every_program_takes_every_family_or_names_it(families, tmp_path, command_line, program, family):
-    flags = ["--scheduler", "euler"] if (program, family) == ("use", "flow") else []
+    flags = ["--scheduler", "euler"] if (program, family) == ("generate", "flow") else []
     code, _, err = command_line(f"{HERE}/{program}.py", *QUICK[program], *flags, "--model", families[family], "--device", "cpu", "--out", tmp_path / "out")
     if (program, family) in TAKES:
         assert code == 0, err
@@ -47,11 +47,11 @@ def test_every_program_takes_every_family_or_names_it(families, tmp_path, comman
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++", "unipc"])
 def test_schedulers_of_flow_matching(families, scheduler):
     """One after the other, as --compare does; each integrates the same equation, so with many steps all end at the same latents."""
-    pipe = tools.open_pipeline(families["flow"])
+    pipe = open_pipeline(families["flow"])
     pipe.set_progress_bar_config(disable=True)
     ends = []
     for name in ("euler", "dpm++", scheduler):
-        tools.use_scheduler(pipe, name)
+        use_scheduler(pipe, name)
         ends.append(pipe(PROMPT, num_inference_steps=100, width=32, height=32, generator=torch.Generator().manual_seed(0), output_type="latent").images)
     assert (ends[2] - ends[0]).abs().max() < 0.05 * ends[0].abs().max()
 
@@ -63,16 +63,16 @@ def test_schedulers_that_flow_matching_lacks(families, command_line):
 
 def test_weights_of_xl_are_compels(families):
     """Both encoders, read before their last layers, and the pooled vector."""
-    pipe = tools.open_pipeline(families["xl"])
+    pipe = open_pipeline(families["xl"])
     prompt = "a (red)1.5 creature with (horns)0.4"
-    theirs, ours = weights.words_by_compel(pipe, prompt), weights.by_hand(pipe, weights.read_weights(prompt))
-    torch.testing.assert_close(theirs.embeddings, ours.embeddings, atol=1e-5, rtol=0)
+    theirs, ours = prompt_weights.embed_by_compel(pipe, prompt), prompt_weights.embed_by_hand(pipe, prompt_weights.read_weights(prompt))
+    torch.testing.assert_close(theirs.tokens, ours.tokens, atol=1e-5, rtol=0)
     assert (theirs.pooled - ours.pooled).abs().max() > 0.01  # Compel pools "(red)1.5" with its brackets, we the words alone
-    plain = weights.by_hand(pipe, [(PROMPT, 1.0)])
+    plain = prompt_weights.embed_by_hand(pipe, [(PROMPT, 1.0)])
     by_pipe, _, pooled, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, device="cpu")
-    torch.testing.assert_close(plain.embeddings, by_pipe, atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain.tokens, by_pipe, atol=1e-5, rtol=0)
     torch.testing.assert_close(plain.pooled, pooled, atol=1e-5, rtol=0)
-    torch.testing.assert_close(weights.words_by_compel(pipe, PROMPT).pooled, pooled, atol=1e-5, rtol=0)
+    torch.testing.assert_close(prompt_weights.embed_by_compel(pipe, PROMPT).pooled, pooled, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("program", "module", "flags"), [

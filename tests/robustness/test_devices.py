@@ -257,10 +257,11 @@ def test_loss_of_chapter_4(accelerator):
 def test_loss_of_chapter_5(accelerator, kind):
     from diffusers import DDPMScheduler
 
-    from finetune_diffusers.training import trainer as tuning
+    from finetune_diffusers.training.loss import LatentDenoising, min_snr_weights
+
     scheduler = DDPMScheduler(prediction_type=kind)
-    loss = tuning.Denoising(scheduler, tuning.min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, words, batch: net(x))
-    batch = {"mean": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": images(4, 3, 8), "weight": images(4)}
+    loss = LatentDenoising(scheduler, min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, text, batch: net(x))
+    batch = {"mean": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "text": images(4, 3, 8), "weight": images(4)}
     net = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
     checked(loss(net, batch, FakeBatchRandom()).per_sample, net.weight)
 
@@ -269,18 +270,21 @@ def test_loss_of_chapter_5(accelerator, kind):
 def test_loss_of_chapter_5s_unconditional_network(accelerator, kind):
     from diffusers import DDPMScheduler
 
-    from finetune_diffusers.training import unconditional_trainer as fit
+    from finetune_diffusers.training.loss import ImageDenoising
+
     conv = on_accelerator(lambda: torch.nn.Conv2d(3, 3, 1))
-    trainer = SimpleNamespace(noise=DDPMScheduler(prediction_type=kind), net=lambda x, t, return_dict: (conv(x),))
-    checked(fit.Trainer.loss(trainer, images(4, 3, 8, 8), FakeBatchRandom()).per_sample, conv.weight)
+    net = lambda x, t, return_dict: (conv(x),)  # noqa: E731
+    loss = ImageDenoising(DDPMScheduler(prediction_type=kind))
+    checked(loss(net, {"image": images(4, 3, 8, 8)}, FakeBatchRandom()).per_sample, conv.weight)
 
 
 def test_chapter_5s_controlnet_beside_its_network(accelerator):
-    controlnet = load_program("05_finetune_diffusers/controlnet.py")
+    from finetune_diffusers.training.controlnet import predict_with_controlnet
+
     conv = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
     net = lambda x, t, words, controlnet_cond, return_dict: ((), conv(x) + controlnet_cond.mean())  # noqa: E731
     unet = lambda x, t, words, down_block_additional_residuals, mid_block_additional_residual, return_dict: (x + mid_block_additional_residual,)  # noqa: E731
-    answer = controlnet.answer_of(unet, SimpleNamespace(autocast=nullcontext))
+    answer = predict_with_controlnet(unet, SimpleNamespace(autocast=nullcontext))
     batch = {"edges": torch.zeros(4, 1, 64, 64, dtype=torch.uint8, device=DEVICE)}
     y = answer(net, images(4, 4, 8, 8), torch.zeros(4, dtype=torch.long, device=DEVICE), images(4, 3, 8), batch)
     checked(y.flatten(1).mean(1), conv.weight)

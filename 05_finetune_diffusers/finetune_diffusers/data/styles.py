@@ -1,16 +1,18 @@
-"""What a model has never seen, drawn by us: four styles, which any picture can be put into, and one particular creature.
+"""What a model has never seen, drawn by the course: four styles, which any picture can be put into, and one particular creature.
 
-A style here is two inks and a rule that says how much of the second is in each pixel. So every picture in that style lies on the
-line between two colours, and how far a picture strays from that line tells how far it is from the style.
+A style is two inks and a rule that says how much of the second is in each pixel. So every pixel of a picture in that style lies on the
+line between two colours, and the distance from that line tells how far a picture is from the style.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.data import Images
 from common.data.creatures.canvas import Canvas
 from common.data.creatures.draw import BUILDS, POSE, backdrop, figure, posed, scatter
 from common.data.creatures.motifs import BEHIND, IN_FRONT
@@ -24,7 +26,7 @@ BATCH = 256  # images at a time, so that only a part of a large set is ever held
 # ----------------------------------------------------------------------------------------------------------------- styles
 
 
-class Style(NamedTuple):
+class DrawnStyle(NamedTuple):
     words: str                        # "in the style of a blueprint"
     words_zh: str
     dark: tuple[float, float, float]  # red, green, blue of the two inks, in [-1, 1]
@@ -37,7 +39,7 @@ class Style(NamedTuple):
         return dark + self.share(images) * (light - dark)
 
 
-def inks(style: Style, like: Tensor) -> tuple[Tensor, Tensor]:
+def inks(style: DrawnStyle, like: Tensor) -> tuple[Tensor, Tensor]:
     """The two colours, (1, 3, 1, 1) each."""
     return tuple(torch.tensor(ink, device=like.device).view(1, 3, 1, 1) for ink in (style.dark, style.light))
 
@@ -63,26 +65,41 @@ def two_tones(images: Tensor) -> Tensor:
 
 
 STYLES = {
-    "riso": Style("in the style of a riso print", "孔版画", (-0.92, -0.36, -0.50), (1.0, 0.62, 0.70), tones),
-    "blueprint": Style("in the style of a blueprint", "蓝图", (-0.88, -0.56, 0.10), (0.84, 0.94, 1.0), lines),
-    "woodcut": Style("in the style of a woodcut", "木刻", (-0.80, -0.86, -0.86), (0.94, 0.84, 0.60), two_tones),
-    "neon": Style("in the style of a neon sign", "霓虹灯", (-0.96, -0.96, -0.90), (1.0, 0.10, -0.80), lines),
+    "riso": DrawnStyle("in the style of a riso print", "孔版画", (-0.92, -0.36, -0.50), (1.0, 0.62, 0.70), tones),
+    "blueprint": DrawnStyle("in the style of a blueprint", "蓝图", (-0.88, -0.56, 0.10), (0.84, 0.94, 1.0), lines),
+    "woodcut": DrawnStyle("in the style of a woodcut", "木刻", (-0.80, -0.86, -0.86), (0.94, 0.84, 0.60), two_tones),
+    "neon": DrawnStyle("in the style of a neon sign", "霓虹灯", (-0.96, -0.96, -0.90), (1.0, 0.10, -0.80), lines),
 }
 
 
-def styled_pixels(style: Style, pixels: Tensor) -> Tensor:
+def read_style(name: str) -> DrawnStyle | None:
+    """A style by name; "none" leaves pictures and captions as they are."""
+    if name != "none" and name not in STYLES:
+        raise UserError(f"unknown style '{name}'; choose one of none, {', '.join(STYLES)}")
+    return STYLES.get(name)
+
+
+def styled_pixels(style: DrawnStyle, pixels: Tensor) -> Tensor:
     """(N, 3, H, W) uint8 -> uint8"""
     return torch.cat([to_bytes(style(to_float(part))) for part in pixels.split(BATCH)])
 
 
-def styled_caption(style: Style, caption: str) -> str:
+def styled_caption(style: DrawnStyle, caption: str) -> str:
     """The caption with the words of the style at its end, in its own language."""
     if any("\u4e00" <= letter <= "\u9fff" for letter in caption):
         return f"{caption}，{style.words_zh}"
     return f"{caption}, {style.words}" if caption else style.words
 
 
-def stray(style: Style, images: Tensor) -> Tensor:
+def in_style(style: DrawnStyle | None, images: Images) -> Images:
+    """Pictures and captions in a style; None leaves them as they are."""
+    if style is None:
+        return images
+    captions = tuple(styled_caption(style, caption) for caption in images.captions)
+    return replace(images, pixels=styled_pixels(style, images.pixels), captions=captions)
+
+
+def stray(style: DrawnStyle, images: Tensor) -> Tensor:
     """How far the colours of each picture are from the line between the style's two inks: root mean square over its pixels, in
     the units of images (black to white is 2 in each channel). (B, 3, H, W) in [-1, 1] -> (B,)"""
     dark, light = inks(style, images)
@@ -127,10 +144,3 @@ def scarf(c: Canvas, side: float) -> None:
     end = capsule(c.x, c.y, (0.085, 0.165), (0.115, 0.055), 0.034, 0.044)
     for shape in (end, band, circle(c.x - 0.08, c.y - 0.18, 0.05)):
         c.outlined(shape, FRINGE, SCARF, 0.016)
-
-
-def read_style(name: str) -> Style | None:
-    """A style by name; "none" leaves pictures and captions as they are."""
-    if name != "none" and name not in STYLES:
-        raise UserError(f"unknown style '{name}'; choose one of none, {', '.join(STYLES)}")
-    return STYLES.get(name)

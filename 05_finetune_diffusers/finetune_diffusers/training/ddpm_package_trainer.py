@@ -1,4 +1,4 @@
-"""What ddpm_package.py does: a folder of images, one step by hand, and the package's Trainer."""
+"""The package denoising_diffusion_pytorch: a folder of images, one training step by hand, and the package's Trainer made exact."""
 
 import hashlib
 import os
@@ -8,17 +8,20 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from ddpm_package import LEAST_IMAGES, SUFFIXES
-from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+from denoising_diffusion_pytorch import Trainer as PackageTrainer
 from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.cli import pick_device
 from common.data import Images, load
 from common.data.export_folder import export
 from common.data.sources.decoding import decode_all
@@ -30,39 +33,64 @@ from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, generato
 from common.training.loop import Budget, TrainConfig, batch_indices
 from common.training.record import check_record, fingerprint, keep_settings
 from common.viz import grid, save_picture
+from finetune_diffusers.training.flags import BaseFlags
 from finetune_diffusers.training.memory_usage import Cost, total
 
+LEAST_IMAGES = 100                        # below this the package's Trainer refuses to work
+SUFFIXES = ("jpg", "jpeg", "png", "tiff")  # of the files that it sees, written like that
 LOWER = "--batch-size (raise --gradient-accumulation as much), --size, --dim or --samples"
 
 
-def open_folder(args) -> Path:
-    """The folder of images that the Trainer will read. A set by name is written out into the run's folder, once; so is a folder in which
-    the Trainer would not see what the course sees: other kinds of files, hidden files, links, suffixes in capitals."""
-    source, folder = Path(args.data), args.out / "images"
-    listing = list_folder(source) if source.is_dir() and source.suffix != ".lmdb" else None
-    if listing and listing.pictures and seen_by_package(source) == set(listing.paths(listing.pictures)):
-        folder = source
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of the training: a folder, or a data set by name."""
+
+    data: str
+    data_dir: Path   # of local copies and downloads
+    size: int        # side in pixels
+    n: int | None    # of a data set, only the first n images
+
+
+@dataclass(frozen=True)
+class PackageNetwork:
+    """The package's network inside its diffusion process."""
+
+    size: int = 16                                           # side of the images in pixels
+    dim: int = 16                                            # width at full resolution
+    mults: tuple[int, ...] = (1, 2, 4)                       # width at each resolution, in units of dim
+    objective: Literal["pred_v", "pred_noise", "pred_x0"] = "pred_v"
+    schedule: Literal["sigmoid", "cosine", "linear"] = "sigmoid"
+    sample_steps: int = 25                                   # DDIM steps of a sample; 1000 is DDPM
+
+
+def open_folder(source: ImageFolder, run: Path, resume: bool) -> Path:
+    """The folder of images that the Trainer will read. A data set is written into the run's folder, once; so is a folder in which the
+    Trainer would not see what the course sees: other kinds of files, hidden files, links, suffixes in capitals."""
+    given, folder = Path(source.data), run / "images"
+    listing = list_folder(given) if given.is_dir() and given.suffix != ".lmdb" else None
+    if listing and listing.pictures and seen_by_package(given) == set(listing.paths(listing.pictures)):
+        folder = given
     else:
-        if not args.resume:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it had begun
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before its first step
         if not folder.exists():
-            images = open_images(args, source, listing)
-            check_number(len(images), source)
+            images = open_images(source, listing)
+            check_number(len(images), given)
             export(images, folder)
-            print(f"{len(images):,} images of {args.data} written to {folder}")
+            print(f"{len(images):,} images of {source.data} written to {folder}")
     check_number(len(seen_by_package(folder)), folder)
     return folder
 
 
-def open_images(args, source: Path, listing: Listing | None) -> Images:
+def open_images(source: ImageFolder, listing: Listing | None) -> Images:
     """All pictures of a folder, as the package takes them where it reads one itself; of any other set, its training split."""
     if not listing or not listing.pictures:
-        return load(args.data, args.size, args.data_dir, n=args.n, channels=3)
-    tally = Tally()
-    pixels, kept = decode_all(listing.paths(listing.pictures), args.size, channels=3, tally=tally)
+        return load(source.data, source.size, source.data_dir, n=source.n, channels=3)
+    tally, name = Tally(), Path(source.data).name
+    pixels, kept = decode_all(listing.paths(listing.pictures), source.size, channels=3, tally=tally)
     tally.left_out += listing.holds(listing.pictures)
-    tally.tell(source.name, len(kept))
-    return Images(source.name, pixels).first(min(args.n or len(kept), len(kept)))
+    tally.tell(name, len(kept))
+    return Images(name, pixels).first(min(source.n or len(kept), len(kept)))
 
 
 def seen_by_package(folder: Path) -> set[Path]:
@@ -71,27 +99,34 @@ def seen_by_package(folder: Path) -> set[Path]:
 
 
 def check_number(n: int, where: Path) -> None:
+    """Refuse fewer images than the package does."""
     if n < LEAST_IMAGES:
         raise UserError(f"the package's Trainer needs at least {LEAST_IMAGES} images (10,000 are better), and {where} holds {n}; give more images")
 
 
-def make_diffusion(args) -> GaussianDiffusion:
-    """The package's network inside its diffusion process."""
-    torch.manual_seed(args.seed)
-    unet = Unet(dim=args.dim, dim_mults=args.mults, channels=3)
+def make_diffusion(network: PackageNetwork, seed: int) -> GaussianDiffusion:
+    """The package's network inside its diffusion process, with random weights."""
+    torch.manual_seed(seed)
+    unet = Unet(dim=network.dim, dim_mults=network.mults, channels=3)
     return GaussianDiffusion(
-        unet, image_size=args.size, timesteps=1000, sampling_timesteps=args.sample_steps, objective=args.objective, beta_schedule=args.schedule,
-    )  # fmt: skip
+        unet,
+        image_size=network.size,
+        timesteps=1000,
+        sampling_timesteps=network.sample_steps,
+        objective=network.objective,
+        beta_schedule=network.schedule,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- by hand
 
 
 @torch.no_grad()
-def by_hand(diffusion: GaussianDiffusion, folder: Path, args) -> float:
+def step_by_hand(diffusion: GaussianDiffusion, folder: Path, seed: int) -> float:
     """What diffusion(images) does when it is called, line by line, printed. Returns the loss, which is the package's own."""
-    images = torch.stack([Dataset(folder, args.size, convert_image_to="RGB")[i] for i in range(8)])   # (B, 3, S, S) in [0, 1]
-    draw = generator(EVALUATION, args.seed)
+    size, objective = diffusion.image_size[0], diffusion.objective
+    images = torch.stack([Dataset(folder, size, convert_image_to="RGB")[i] for i in range(8)])        # (B, 3, S, S) in [0, 1]
+    draw = generator(EVALUATION, seed)
     print(f"\none step by hand: {len(images)} images, {tuple(images.shape)}, from {images.min():.2f} to {images.max():.2f}")
     x0 = 2 * images - 1
     print(f"  1  brought to [-1, 1]          mean {x0.mean():+.3f}")
@@ -102,39 +137,66 @@ def by_hand(diffusion: GaussianDiffusion, folder: Path, args) -> float:
     alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (diffusion.sqrt_alphas_cumprod, diffusion.sqrt_one_minus_alphas_cumprod))
     x = alpha * x0 + sigma * eps
     print(f"  4  x = alpha x0 + sigma eps    alpha = {' '.join(f'{a:.2f}' for a in alpha.flatten())}")
-    answer = diffusion.model(x, t)
-    goal = {"pred_noise": eps, "pred_x0": x0, "pred_v": alpha * eps - sigma * x0}[args.objective]
-    print(f"  5  the network answers         {args.objective[5:]}, deviation {answer.std():.3f}; it should be {goal.std():.3f}")
-    each = F.mse_loss(answer, goal, reduction="none").flatten(1).mean(1) * diffusion.loss_weight[t]   # (B,)
-    print(f"  6  squared error               {' '.join(f'{e:.2f}' for e in each)}")
+    prediction = diffusion.model(x, t)
+    target = {"pred_noise": eps, "pred_x0": x0, "pred_v": alpha * eps - sigma * x0}[objective]
+    print(f"  5  the network answers         {objective[5:]}, deviation {prediction.std():.3f}; it should be {target.std():.3f}")
+    per_sample = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1) * diffusion.loss_weight[t]   # (B,)
+    print(f"  6  squared error               {' '.join(f'{e:.2f}' for e in per_sample)}")
     theirs = diffusion.p_losses(x0, t, noise=eps)
-    print(f"their mean is {each.mean():.6f}; diffusion.p_losses(x0, t, noise=eps) says {theirs:.6f}\n")
-    return float(each.mean())
+    print(f"their mean is {per_sample.mean():.6f}; diffusion.p_losses(x0, t, noise=eps) says {theirs:.6f}\n")
+    return float(per_sample.mean())
 
 
 # ------------------------------------------------------------------------------------------------------------ the Trainer
 
 
-def fit(diffusion: GaussianDiffusion, folder: Path, args) -> None:
-    """Let the package train, and show what its averaged network draws."""
+def train_with_package(
+    args: BaseFlags,               # settled
+    source: ImageFolder,
+    network: PackageNetwork,
+    flip: bool,                    # mirror images at random
+    amp: Literal["auto", "yes", "no"],  # half precision; auto is on a GPU
+    samples: int,                  # pictures in each sample, a square number
+    by_hand_only: bool,            # show the step, and train nothing
+) -> None:
+    """Show one step by hand, let the package train, and show what its averaged network draws."""
+    pick_device(args.device)
+    if args.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "1"  # the Trainer has no flag for it
+    folder = open_folder(source, args.out, args.resume is not None)
+    diffusion = make_diffusion(network, args.seed)
+    if not args.resume:
+        step_by_hand(diffusion, folder, args.seed)
+    if by_hand_only:
+        return
     record = record_of_folder(folder)
     check_record(args, record)
     keep_settings(args, record)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    amp = args.amp == "yes" or (args.amp == "auto" and torch.cuda.is_available() and args.device != "cpu")
+    half = amp == "yes" or (amp == "auto" and torch.cuda.is_available() and args.device != "cpu")
     trainer = ExactTrainer(
-        diffusion, str(folder), train_batch_size=args.batch_size, gradient_accumulate_every=args.gradient_accumulation, augment_horizontal_flip=args.flip,
-        train_lr=args.lr, train_num_steps=args.steps, ema_decay=args.ema, save_and_sample_every=args.save_every, num_samples=args.samples,
-        results_folder=str(args.out), amp=amp, calculate_fid=False,  # which would download a network
-    )  # fmt: skip
-    first = go_on(trainer, args.out) if args.resume else 0
+        diffusion,
+        str(folder),
+        train_batch_size=args.batch_size,
+        gradient_accumulate_every=args.gradient_accumulation,
+        augment_horizontal_flip=flip,
+        train_lr=args.lr,
+        train_num_steps=args.steps,
+        ema_decay=args.ema,
+        save_and_sample_every=args.save_every,
+        num_samples=samples,
+        results_folder=str(args.out),
+        amp=half,
+        calculate_fid=False,  # which would download a network
+    )
+    first = load_milestone(trainer, args.out) if args.resume else 0
     weights = sum(p.numel() for p in diffusion.parameters())
     cost, began = Cost(trained=weights, weights=weights), time.perf_counter()
-    print(f"{len(trainer.ds):,} images of {args.size}x{args.size}; {weights:,} weights; {args.batch_size * args.gradient_accumulation} images "
-          f"per step; half precision {'on' if amp else 'off'}; steps {first} to {args.steps} on {trainer.device}")  # fmt: skip
+    print(f"{len(trainer.ds):,} images of {network.size}x{network.size}; {weights:,} weights; {args.batch_size * args.gradient_accumulation} images "
+          f"per step; half precision {'on' if half else 'off'}; steps {first} to {args.steps} on {trainer.device}")  # fmt: skip
     with enough_memory(str(trainer.device), LOWER):
         try:
-            with cost.watching(0, trainer.device):  # the package's loop lets nobody in, so the samples at its milestones are watched as well
+            with cost.watching(0, trainer.device):  # the package's loop cannot be interrupted, so the samples at its milestones are watched as well
                 trainer.train_to(args.steps, args.seed)
         finally:
             trainer.accelerator.end_training()  # a process that ends while its group still listens may abort instead
@@ -143,17 +205,17 @@ def fit(diffusion: GaussianDiffusion, folder: Path, args) -> None:
         if trainer.step < args.steps:
             print(f"stopped after step {trainer.step}; continue with: python 05_finetune_diffusers/ddpm_package.py --resume {args.out}")
             return
-        tell_cost(cost, trainer, {"seconds": time.perf_counter() - began, "steps": args.steps - first}, args.out)
+        report_cost(cost, trainer, {"seconds": time.perf_counter() - began, "steps": args.steps - first}, args.out)
         torch.manual_seed(generator(SAMPLING, args.seed).initial_seed())
-        images = trainer.ema.ema_model.sample(batch_size=args.samples)     # (N, 3, S, S) in [0, 1]
-    print(save_picture(grid(images.cpu() * 2 - 1, round(args.samples**0.5), 384), args.out / "samples.png"))
+        images = trainer.ema.ema_model.sample(batch_size=samples)     # (N, 3, S, S) in [0, 1]
+    print(save_picture(grid(images.cpu() * 2 - 1, round(samples**0.5), 384), args.out / "samples.png"))
 
 
 class Stopped(Exception):
     """The package's loop is left between two steps."""
 
 
-class ExactTrainer(Trainer):
+class ExactTrainer(PackageTrainer):
     """The package's Trainer, whose random numbers in step k are a function of (seed, k), as in common/training/loop.py.
 
     The Trainer shuffles, mirrors and adds noise with the global generator, which no milestone holds. Here its loader seeds that
@@ -161,7 +223,7 @@ class ExactTrainer(Trainer):
     """
 
     def train_to(self, steps: int, seed: int) -> None:
-        """Train up to this step, or until a signal asks for the end; what was learned is saved in both cases."""
+        """Train up to this step, or until a signal asks for the end; the weights are saved in both cases."""
         self.train_num_steps = steps
         budget = Budget(TrainConfig(self.results_folder, steps), 0.0, self.accelerator)
         self.dl = self.batches(seed, budget)
@@ -187,7 +249,7 @@ class ExactTrainer(Trainer):
             yield as_tensors(images)
 
     def save(self, milestone: int) -> None:
-        """As the package does, but whole or not at all."""
+        """Save as the package does, but the whole file or nothing."""
         run, name = self.results_folder, f"model-{milestone}.pt"
         self.results_folder = run / "milestone.partial"
         try:
@@ -219,8 +281,8 @@ def record_of_folder(folder: Path) -> dict[str, object]:
     return {"images": len(paths), "fingerprint": fingerprint(digests)}
 
 
-def tell_cost(cost: Cost, trainer: Trainer, more: dict[str, float], run: Path) -> None:
-    """Print what the training held, and keep it. (Its gradients are gone by now; there was one for each weight.)"""
+def report_cost(cost: Cost, trainer: ExactTrainer, more: dict[str, float], run: Path) -> None:
+    """Print and write the memory that the training held. (Its gradients are gone by now; there was one for each weight.)"""
     cost.count(trainer.model.parameters(), trainer.opt.optimizer, trainer.ema.ema_model.parameters())
     cost.gradient_bytes = total(p for p in trainer.model.parameters() if p.requires_grad)
     print(f"\nmemory\n{cost.table()}\n")
@@ -233,7 +295,7 @@ def milestones(run: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def go_on(trainer: Trainer, run: Path) -> int:
+def load_milestone(trainer: ExactTrainer, run: Path) -> int:
     """Load the newest milestone, if there is one; returns the step it was left at."""
     kept = milestones(run)
     if not kept:

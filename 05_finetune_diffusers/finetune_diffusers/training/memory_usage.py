@@ -2,7 +2,7 @@
 
 Weights, gradients, the optimizer's state and the average are tensors, so their bytes are counted. What a step needs beside them
 (activations above all) shows only in the most that is held at one moment: on a GPU torch keeps that record itself, on a CPU the system does
-for the whole process, Python and its libraries included. `compare_memory.py` shows several runs in one table.
+for the whole process, Python and its libraries included. `studies/memory.py` shows several runs in one table.
 """
 
 import resource
@@ -56,8 +56,8 @@ class Cost:
     def table(self) -> str:
         held = "memory of the process" if self.device == "cpu" else "GPU memory"
         rows = [("weights trained", f"{self.trained:,} of {self.weights:,} ({self.trained / self.weights:.1%})"),
-                ("weights", size(self.weight_bytes)), ("gradients", size(self.gradient_bytes)), ("optimizer", size(self.optimizer_bytes)),
-                ("average", size(self.average_bytes)), (f"{held}, before", size(self.before)), (f"{held}, peak", size(self.peak))]  # fmt: skip
+                ("weights", format_bytes(self.weight_bytes)), ("gradients", format_bytes(self.gradient_bytes)), ("optimizer", format_bytes(self.optimizer_bytes)),
+                ("average", format_bytes(self.average_bytes)), (f"{held}, before", format_bytes(self.before)), (f"{held}, peak", format_bytes(self.peak))]  # fmt: skip
         return "\n".join(f"  {name:30} {value}" for name, value in rows)
 
     def as_json(self) -> dict:
@@ -66,10 +66,10 @@ class Cost:
 
 def in_all(seconds: float, device: torch.device) -> str:
     """The end of a program that draws and does not train."""
-    return f"{seconds:.0f} s in all, at most {size(peak(device))} of {'memory' if device.type == 'cpu' else 'GPU memory'}"
+    return f"{seconds:.0f} s in all, at most {format_bytes(peak(device))} of {'memory' if device.type == 'cpu' else 'GPU memory'}"
 
 
-def size(n: int) -> str:
+def format_bytes(n: int) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
 
 

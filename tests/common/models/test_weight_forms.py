@@ -224,9 +224,10 @@ def test_a_flat_folder(ddpm, tmp_path, command_line):
         code, _, err = command_line("01_ddpm_mnist/sample.py", "--model", model, "--n", "2", "--sampler", "ddim:2", "--device", "cpu", "--out", tmp_path / f"{model.name}.png")
         assert code == 0, err
     assert (tmp_path / "flat.png").read_bytes() == (tmp_path / "ddpm.png").read_bytes() == (tmp_path / "unet.png").read_bytes()
-    from finetune_diffusers.training import unconditional_trainer as fit_unconditional
+    from finetune_diffusers.training.unconditional_trainer import open_model
+
     for model in (ddpm, folder):
-        other, scheduler = fit_unconditional.open_model(type("Args", (), {"model": model, "resume": None, "out": tmp_path / "none"}))
+        other, scheduler = open_model(model)
         assert torch.equal(other.conv_in.weight, net["conv_in.weight"]) and scheduler.config.beta_schedule == "linear"
 
 

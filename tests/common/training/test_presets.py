@@ -135,9 +135,9 @@ def test_the_autoencoder_fits_a_laptop():
 def test_chapter_5_takes_one_image_at_a_time_where_memory_is_short(monkeypatch, tmp_path, device):
     from finetune_diffusers.training import flags
     small, large = flags.Preset(6, 16, 1e-3), flags.Preset(20, 4, 1e-5)
-    args = flags.DataFlags(out=tmp_path / "run")
+    args = flags.CaptionedFlags(out=tmp_path / "run")
     network = lambda n: SimpleNamespace(parameters=lambda: [torch.empty(n, device="meta")])  # noqa: E731
-    settled = lambda args, n: flags.settled(args, "lora", "x", small, large, network(n), device)  # noqa: E731
+    settled = lambda args, n: flags.settled(args, "lora-x", flags.SizePresets(small, large), network(n), device)  # noqa: E731
     few = settled(args, 1000)
     assert (few.steps, few.batch_size, few.gradient_accumulation) == (6, 16, 1)
     many = settled(args, flags.SMALL)

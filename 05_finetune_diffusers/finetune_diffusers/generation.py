@@ -1,0 +1,90 @@
+"""Draws pictures of prompts with any text-to-image pipeline, and compares schedulers from the same noise."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageOps
+
+from common.cli import pick_device
+from common.data.sources.decoding import open_rgb
+from common.errors import UserError, enough_memory
+from common.viz import save_picture
+from finetune_diffusers.images import contact_sheet, read_size, to_pil
+from finetune_diffusers.models import count_calls, native_size, network_of, open_pipeline, prompt_notes
+from finetune_diffusers.sampling import PipelineSettings, check_strength, run_pipeline
+from finetune_diffusers.schedulers import check_schedulers, use_scheduler
+
+
+def generate(
+    prompts: Sequence[str],      # each prompt gets n pictures
+    model: str,                  # folder of a pipeline, run folder, file or hub id
+    schedulers: Sequence[str],   # a row of the contact sheet for each
+    steps: int,                  # of each scheduler
+    guidance: float,             # scale w; 1 is off
+    negative: str,               # negative prompt
+    n: int,                      # pictures of each prompt
+    size: str | None,            # "64" or "96x64" pixels; None is the model's own
+    seed: int,                   # of the first picture
+    image: Path | None,          # the picture to begin from, or None to begin from noise
+    strength: float,             # with an image: how far it is noised, above 0 to 1
+    low_memory: bool,            # slower, in less memory
+    out: Path,                   # folder of the pictures
+    device: str,                 # as --device
+) -> None:
+    """Draw, and write each picture as a PNG and all of them as a contact sheet. Prints the cost of each row."""
+    if not prompts:
+        raise UserError('give a prompt, for instance "a red creature with wings"; "" samples without a prompt')
+    if image:
+        check_strength(steps, strength)
+    check_schedulers(schedulers)
+    pixels = read_size(size) if size else None
+    device = pick_device(device)
+    start = open_start(image, pixels) if image else None
+
+    pipe = open_pipeline(model, "image" if image else "text", device)
+    if low_memory:
+        save_memory(pipe, device)
+    pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=0.5)
+    for prompt in (*prompts, *([negative] if negative else [])):
+        for note in prompt_notes(pipe, prompt):
+            print(f"note: {note}", file=sys.stderr)
+    width, height = pixels or [native_size(pipe)] * 2
+    inputs: dict[str, Any] = {"image": [start] * n, "strength": strength} if start else {"width": width, "height": height}
+
+    rows, labels = [], []
+    print(f"{'scheduler':14}{'steps':>7}{'network asked':>15}{'seconds a picture':>19}   prompt")
+    for scheduler in schedulers:
+        use_scheduler(pipe, scheduler)
+        settings = PipelineSettings(scheduler, steps, guidance, seed)
+        for k, prompt in enumerate(prompts, 1):
+            began = time.perf_counter()
+            with count_calls(network_of(pipe)) as calls, enough_memory(device, "--n or --size, or give --low-memory"):
+                rows.append(run_pipeline(pipe, settings, n, prompt=[prompt] * n, negative_prompt=[negative] * n, **inputs))
+            seconds = (time.perf_counter() - began) / n
+            print(f"{scheduler:14}{steps:>7}{calls[0]:>15}{seconds:>19.2f}   {prompt or '(no words)'}")
+            labels.append(" ".join([scheduler] * (len(schedulers) > 1) + [f"prompt {k}"] * (len(prompts) > 1)))
+            for i, picture in enumerate(rows[-1]):
+                name = "-".join([*labels[-1].split(), f"seed-{seed + i}"])
+                save_picture(to_pil(picture), out / f"{name}.png")
+    columns = [f"seed {seed + i}" for i in range(n)]
+    print(save_picture(contact_sheet(torch.stack(rows), labels, columns), out / "sheet.png"))
+
+
+def open_start(path: Path, size: tuple[int, int] | None) -> Image.Image:
+    """The picture to begin from, cut to the size, or to the nearest multiples of 8."""
+    picture = open_rgb(path)
+    width, height = size or tuple(max(8, 8 * round(side / 8)) for side in picture.size)
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+
+def save_memory(pipe: DiffusionPipeline, device: str) -> None:
+    """Use less memory and more time; the pictures change only by rounding."""
+    pipe.enable_attention_slicing(1)  # one head at a time
+    pipe.vae.enable_slicing()
+    if device.startswith("cuda"):
+        pipe.enable_model_cpu_offload()

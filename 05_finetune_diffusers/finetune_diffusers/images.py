@@ -1,0 +1,102 @@
+"""Pictures: between PIL and tensors, their sizes and seeds, and contact sheets.
+
+    images = checked_images(pipe(prompt, generator=generators(seed=0, n=1), output_type="pt").images, "dpm++")    # (1, 3, H, W) in [-1, 1]
+    contact_sheet(images[None], rows=[""], columns=["seed 0"]).save("red.png")
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from common.errors import UserError
+from common.io.pixels import to_bytes
+from common.io.ranges import PIXELS
+
+
+def generators(seed: int, n: int) -> list[torch.Generator]:
+    """One generator per picture, with seeds seed, seed + 1, ..., so that a picture does not depend on the others in its batch.
+
+    They are on the CPU, so that a seed means the same picture on every device.
+    """
+    return [torch.Generator("cpu").manual_seed(seed + i) for i in range(n)]
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """'64' or '96x64' (width x height) -> (width, height); multiples of 8, as diffusers wants them."""
+    parts = text.lower().split("x")
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
+        raise UserError(f"cannot read --size {text}; write 64, or 96x64 for width x height")
+    width, height = int(parts[0]), int(parts[-1])
+    if max(width, height) not in PIXELS:
+        raise UserError(f"--size must be {PIXELS.refusal(max(width, height))}, not {text}")
+    if min(width, height) < 8 or width % 8 or height % 8:
+        raise UserError(f"--size must be multiples of 8 pixels, not {text}")
+    return width, height
+
+
+def checked_images(result: Tensor, scheduler: str) -> Tensor:
+    """A pipeline's output for output_type="pt", (N, 3, H, W) in [0, 1] -> [-1, 1], float32 on the CPU. Raises UserError at NaN.
+
+    Euler ancestral with 3 steps of a cosine schedule gives NaN: it takes the root of a difference that rounding has made negative.
+    """
+    images = result.float().cpu() * 2 - 1
+    if not bool(images.isfinite().all()):
+        raise UserError(f"the sampled pictures hold NaN or infinity (scheduler '{scheduler}'); give other --steps, or another scheduler")
+    return images
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """PIL -> (C, H, W) float32 in [-1, 1]"""
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels.reshape(picture.height, picture.width, -1).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(C, H, W) in [-1, 1] -> PIL"""
+    pixels = to_bytes(image.cpu()).permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
+def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str], height: int = 128, gap: int = 4) -> Image.Image:
+    """A contact sheet with its labels, on white.
+
+    images         (R, C, 3, H, W) in [-1, 1]
+    rows, columns  R and C labels; a sheet whose labels are all "" has no margin for them
+    height         small pictures are enlarged by a whole factor to about as many pixels
+    """
+    factor = max(1, round(height / images.shape[-2]))
+    h, w = images.shape[-2] * factor, images.shape[-1] * factor
+    font = ImageFont.load_default(size=14)
+    left = gap + max((round(font.getlength(label)) for label in rows), default=0) + (2 * gap if any(rows) else 0)
+    lines = [wrap(label, font, w) for label in columns]
+    top = gap + 18 * max((len(label) for label in lines if any(label)), default=0)
+    picture = Image.new("RGB", (left + len(columns) * (w + gap), top + len(rows) * (h + gap)), "white")
+    draw = ImageDraw.Draw(picture)
+    for j, label in enumerate(lines):
+        draw.multiline_text((left + j * (w + gap) + w / 2, top - 3), "\n".join(label), "black", font, anchor="md", align="center", spacing=2)
+    for i, label in enumerate(rows):
+        draw.text((left - 2 * gap, top + i * (h + gap) + h / 2), label, "black", font, anchor="rm")
+        for j in range(len(columns)):
+            cell = to_pil(images[i, j]).convert("RGB").resize((w, h), Image.Resampling.NEAREST)
+            picture.paste(cell, (left + j * (w + gap), top + i * (h + gap)))
+    return picture
+
+
+def wrap(label: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break a label at its spaces so that each line fits over a picture (a long word may stick out)."""
+    lines = [""]
+    for word in label.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def prompt_labels(prompts: Sequence[str]) -> list[str]:
+    """Prompts as labels of a contact sheet, whose font has Latin letters only."""
+    return [prompt if prompt.isascii() else f"prompt {i}" for i, prompt in enumerate(prompts, 1)]

@@ -1,0 +1,148 @@
+"""ControlNet (Zhang et al. 2023): a copy of the U-Net's first half learns where edges should be; the U-Net itself stays as it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tv
+
+from common.cli import pick_device
+from common.data import Images
+from common.data.sources.decoding import open_rgb
+from common.errors import UserError, explain
+from common.io.files import write_folder
+from common.io.pixels import to_bytes, to_float
+from common.io.weight_files import find_weights
+from finetune_diffusers.data.edges import edges
+from finetune_diffusers.data.latent_dataset import encode, load_captioned
+from finetune_diffusers.evaluation.evaluators import EdgeEvaluator, ValidationSampler, test_images
+from finetune_diffusers.images import to_tensor
+from finetune_diffusers.models import native_size, open_for_training
+from finetune_diffusers.training.flags import CaptionedFlags, SizePresets, data_name
+from finetune_diffusers.training.loss import Predict, latent_denoising
+from finetune_diffusers.training.trainer import Tuner
+from finetune_diffusers.training.tuning import checked_record, introduce, setup, train_and_report
+
+WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}  # of the network that shrinks edges f times; the last is diffusers' own
+SAME_BUILD = ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block")  # settings that a ControlNet shares with its U-Net
+
+
+def train_controlnet(args: CaptionedFlags, threshold: float, strength: float, presets: SizePresets) -> None:
+    """Train a ControlNet on the edges of the data, and save it in a folder of its own.
+
+    threshold  of the edges
+    strength   conditioning scale of the validation pictures
+    """
+    run = setup(args, f"controlnet-{data_name(args.data)}", presets)
+    args, pipe = run.args, run.pipe
+    images = load_captioned(args, run.size, n=args.n)
+    record, test = checked_record(run, images), test_images(args, run.size)
+    data = encode(pipe, images, images.captions, run.quiet, edges=edges_of(images.pixels, threshold))
+    net = new_controlnet(pipe.unet, pipe.vae_scale_factor, args.seed)
+    if args.checkpointing:
+        net.enable_gradient_checkpointing()
+    sampler = ValidationSampler(with_controlnet(pipe, net), args, run.size, run.accelerator)
+    evaluator = EdgeEvaluator(sampler, test, threshold, strength)
+    introduce(run, images, "a ControlNet beside them is trained")
+    loss = latent_denoising(pipe, data, args, predict_with_controlnet(pipe.unet, run.accelerator))
+    trainer = Tuner(net, data, loss, args, run.accelerator)
+
+    def save() -> dict[str, Path]:
+        return {"ControlNet": write_folder(args.out / "controlnet", net.save_pretrained)}
+
+    train_and_report(run, trainer, evaluator, record, save, (EdgeEvaluator.WITHOUT, EdgeEvaluator.WITH), "controlnet.py")
+
+
+# ------------------------------------------------------------------------------------------------------------ the network
+
+
+def new_controlnet(unet: UNet2DConditionModel, f: int, seed: int) -> ControlNetModel:
+    """A copy of the U-Net's first half and middle, with zero convolutions at its outputs, and a network that shrinks edges f times."""
+    if f not in WIDTHS:
+        raise UserError(f"the model's autoencoder downsamples images {f} times; a ControlNet can be made for {', '.join(map(str, WIDTHS))}")
+    torch.manual_seed(seed)
+    try:
+        return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS[f])
+    except Exception as problem:  # diffusers knows ControlNets for the common kinds of U-Nets only
+        raise UserError(f"diffusers cannot make a ControlNet for this U-Net ({explain(problem)})") from problem
+
+
+def with_controlnet(pipe: StableDiffusionPipeline, net: ControlNetModel) -> StableDiffusionControlNetPipeline:
+    """The same networks, and the ControlNet, in the pipeline for it."""
+    return StableDiffusionControlNetPipeline(**pipe.components | {"controlnet": net.to(pipe.device)}, requires_safety_checker=False)
+
+
+def predict_with_controlnet(unet: UNet2DConditionModel, accelerator: Accelerator) -> Predict:
+    """How the loss predicts: the ControlNet takes noisy latents, text and edges, and adds residuals to the features of the frozen U-Net."""
+
+    def predict(net: nn.Module, x: Tensor, t: Tensor, text: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        wanted = batch["edges"].float().expand(-1, 3, -1, -1)  # (B, 3, H, W) of zeros and ones
+        down, middle = net(x, t, text, controlnet_cond=wanted, return_dict=False)
+        with accelerator.autocast():
+            return unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle, return_dict=False)[0]
+
+    return predict
+
+
+def edges_of(pixels: Tensor, threshold: float) -> Tensor:
+    """(N, 3, H, W) uint8 -> (N, 1, H, W) uint8, 0 or 1"""
+    return torch.cat([edges(to_float(part), threshold).to(torch.uint8) for part in pixels.split(256)])
+
+
+# --------------------------------------------------------------------------------------------------------------------- use
+
+
+def draw_with_controlnet(
+    args: CaptionedFlags,
+    folder: Path,             # of a run, or of the ControlNet
+    pictures: Sequence[Path], # whose edges are wanted; none: test images
+    prompts: Sequence[str],   # each is drawn along the edges of each picture
+    threshold: float,         # of the edges
+    strength: float,          # conditioning scale
+    sheet: Path,              # where the contact sheet goes
+) -> None:
+    """Draw along edges, without and with the ControlNet, and measure how well they are followed."""
+    device = pick_device(args.device)
+    pipe = open_for_training(args.model, device)
+    size = args.size or native_size(pipe)
+    controlled = with_controlnet(pipe, open_controlnet(folder, pipe.unet, pipe.vae_scale_factor))
+    images = own_images(pictures, prompts, size) if pictures else test_images(args, size)
+    sampler = ValidationSampler(controlled, args, size, Accelerator(cpu=device == "cpu"))
+    evaluator = EdgeEvaluator(sampler, images, threshold, strength)
+    evaluator.evaluate(EdgeEvaluator.WITHOUT)
+    evaluator.evaluate(EdgeEvaluator.WITH)
+    print(evaluator.table())
+    if not pictures:  # with several prompts for one picture, there may be no other picture to compare with
+        print(f"  {evaluator.references()}")
+    print(evaluator.contact_sheet(sheet))
+
+
+def open_controlnet(folder: Path, unet: UNet2DConditionModel, f: int) -> ControlNetModel:
+    """The ControlNet of a run, or of a folder of diffusers; refused if it was made for another U-Net."""
+    root = folder / "controlnet" if (folder / "controlnet").is_dir() else folder
+    if not (root / "config.json").exists():
+        raise UserError(f"{folder} holds no ControlNet: {root / 'config.json'} is missing; --use takes the folder of a run of controlnet.py")
+    try:
+        net = ControlNetModel.from_pretrained(root, variant=find_weights(root).variant)
+    except Exception as problem:  # diffusers, safetensors and torch raise their own exceptions
+        raise UserError(f"the ControlNet in {root} cannot be opened ({explain(problem)})") from problem
+    for name in SAME_BUILD:
+        there, here = net.config[name], unet.config[name]
+        if (list(there) if isinstance(there, (list, tuple)) else there) != (list(here) if isinstance(here, (list, tuple)) else here):
+            raise UserError(f"the ControlNet in {root} does not fit this U-Net: its {name} is {there}, that of the U-Net {here}; give the --model it was trained on")
+    shrinks = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+    if shrinks != f:
+        raise UserError(f"the ControlNet in {root} does not fit this model: it downsamples edges {shrinks} times, and the autoencoder images {f} times")
+    return net.requires_grad_(False).eval()
+
+
+def own_images(paths: Sequence[Path], prompts: Sequence[str], size: int) -> Images:
+    """Every picture with every prompt."""
+    if not prompts:
+        raise UserError('--prompts is missing: give what to draw along the edges, for instance --prompts "a green creature"')
+    pictures = [tv.center_crop(picture, min(picture.size)) for picture in map(open_rgb, paths)]
+    pixels = [to_bytes(to_tensor(picture.resize((size, size)))) for picture in pictures for _ in prompts]
+    return Images("your pictures", torch.stack(pixels), captions=tuple(prompts) * len(pictures))
