@@ -52,7 +52,7 @@ import torch
 from common import viz
 from common.data import load
 from common.diffusion.denoiser import PREDICTIONS, Denoiser, Prediction, mixture, target, to_x0_eps
-from common.diffusion.losses import ERRORS, weight_of
+from common.diffusion.losses import ERRORS, loss_weight
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.samplers import SAMPLERS
 from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise, make_schedule
@@ -757,7 +757,7 @@ for i, (weight, name) in enumerate([("plain", "eps"), ("plain", "x0"), ("plain",
         level = schedules["cosine"].at_lam(lam)
         level = NoiseLevel(level.time, torch.tensor(level.alpha), torch.tensor(level.sigma))
         a, b = mixture(name, level)
-        cost.append(weight_of(weight, name, level) * (a - b * level.alpha / level.sigma) ** 2)
+        cost.append(loss_weight(weight, name, level) * (a - b * level.alpha / level.sigma) ** 2)
     right.plot(lams, cost, color=f"C{i}", linestyle="-" if weight == "plain" else "--", label=f"plain, {name}" if weight == "plain" else weight)
 right.set(yscale="log", ylim=(1e-3, 1e3), xlabel="$\\lambda$   (much noise … little noise)", title="what a squared error of $x_0$ costs")
 right.legend(fontsize=8)

@@ -1,7 +1,7 @@
-"""Random numbers that depend on where they are used, not on what was drawn before.
+"""Random numbers as a function of (stream, seed, step), not of what was drawn before.
 
-The noise of step k is a function of (seed, k). So a resumed run sees exactly what an uninterrupted one would have seen,
-and two processes that share a batch draw what one process with the whole batch would have drawn.
+A resumed run therefore draws exactly what an uninterrupted run would have drawn. Processes that share a batch draw
+what one process with the whole batch would have drawn.
 """
 
 from collections.abc import Callable
@@ -10,44 +10,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NoiseSource = Callable[[int, Tensor], Tensor]  # (k, x) -> standard normal noise of x's shape, draw number k
+# Stream ids: the first element of every seed tuple.
+ORDER, TRAINING, DROPOUT, SAMPLING, EVALUATION, AUGMENTATION = range(6)
 
-ORDER, TRAINING, DROPOUT, SAMPLING, EVALUATION, AUGMENTATION = range(6)  # the first number of a place: what the random numbers are for
+NoiseSource = Callable[
+    [int, Tensor], Tensor
+]  # (k, x) -> draw number k of standard normal noise, of x's shape and device
 
 
-def generator(*place: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator for one place, for instance (TRAINING, seed, step): different places are statistically independent."""
-    entropy = [len(place), *(abs(int(p)) for p in place)]  # the length, for numpy pads with zeros: (1, 2) is (1, 2, 0) to it
+def generator(*key: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator for one seed tuple, such as (TRAINING, seed, step). Different tuples give independent numbers."""
+    entropy = [
+        len(key),
+        *(abs(int(part)) for part in key),
+    ]  # with the length, because numpy takes (1, 2) for (1, 2, 0)
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
 
 
 class Noise:
-    """Standard normal noise for a sampler: noise(k, x) has the shape of x and depends on (place, k) alone.
+    """The NoiseSource of the course: noise(k, x) is standard normal, of x's shape, and depends on (seed, k) alone.
 
-    place: a seed, or a seed and the number of the batch. Drawn on the CPU, so that the same seed gives the same picture
-    on every device.
+    seed  one number, or a seed and the number of the batch
+
+    It is drawn on the CPU, so that one seed gives the same image on every device.
     """
 
-    def __init__(self, *place: int):
-        self.place = place
+    def __init__(self, *seed: int):
+        self.seed = seed
 
-    def __call__(self, k: int, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator(SAMPLING, *self.place, k)).to(like)
+    def __call__(self, k: int, x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator(SAMPLING, *self.seed, k)).to(x)
 
 
 class BatchRandom:
     """The random numbers of one training step, on the training device.
 
-    Each draw is made for the whole batch that `world` processes share; a process keeps its own part.
+    Each method draws for the whole batch, which `world` processes share, and returns the part of process `rank`.
     """
 
     def __init__(self, seed: int, step: int, rank: int = 0, world: int = 1, device: str | torch.device = "cpu"):
         self.generator = generator(TRAINING, seed, step, device=device)
-        self.rank, self.world, self.device = rank, world, device
+        self.rank = rank
+        self.world = world
+        self.device = device
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal; shape is that of this process's part, (B, ...)."""
+        """Standard normal; shape (B, ...) is that of this process's part."""
         whole = torch.randn(self.world * shape[0], *shape[1:], generator=self.generator, device=self.device)
         return whole.chunk(self.world)[self.rank]
 
@@ -56,7 +65,7 @@ class BatchRandom:
         return torch.rand(self.world * n, generator=self.generator, device=self.device).chunk(self.world)[self.rank]
 
     def stratified(self, n: int) -> Tensor:
-        """Uniform in [0, 1), one number in each of n equal intervals: every batch sees every noise level. (n,)"""
+        """Uniform in [0, 1), one number in each of n equal intervals: every batch has all noise levels. (n,)"""
         whole = torch.rand(self.world * n, generator=self.generator, device=self.device)
         u = (torch.arange(len(whole), device=self.device) + whole) / len(whole)
         return u.clamp(max=1 - 2**-24).chunk(self.world)[self.rank]

@@ -1,1 +1,1 @@
-"""The heart of the course: schedules, predictions, losses, guidance and samplers. Read schedules, denoiser, losses, samplers in this order."""
+"""The heart of the course. Read schedules, denoiser, losses and samplers in this order, then guidance and vlb."""

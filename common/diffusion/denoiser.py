@@ -1,9 +1,9 @@
-"""What the network predicts, and how to read it. Every choice is one mixture of image and noise:
+"""What a network predicts, and how the clean image and the noise follow from it. Each choice is a mixture of the two:
 
     y = a * x0 + b * eps
 
-The table gives the training target. Together with x_t = alpha x0 + sigma eps it makes two equations in two unknowns,
-and solving them gives (x0, eps) back from whatever the network was trained to say.
+The table PREDICTIONS holds (a, b), which give the training target. With x_t = alpha x0 + sigma eps they make two
+equations in two unknowns, and solving these recovers (x0, eps) from the output of any network.
 """
 
 from typing import Literal, NamedTuple
@@ -11,11 +11,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.diffusion.schedules import NoiseLevel, combine
+from common.diffusion.schedules import NoiseLevel, append_dims, combine
 from common.errors import UserError
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)
-ClipMode = bool | Literal["dynamic"]  # how guesses of the image are kept in [-1, 1]: not at all, by cutting off, by `threshold`
+ClipMode = (
+    bool | Literal["dynamic"]
+)  # what happens to predicted pixels outside [-1, 1]: nothing, clamping, or `threshold`
 CLIP_MODES: dict[str, ClipMode] = {"static": True, "none": False, "dynamic": "dynamic"}  # their names on command lines
 
 
@@ -34,14 +36,14 @@ PREDICTIONS = {  # name: (alpha, sigma) -> (a, b)
 
 
 def mixture(prediction: str, level: NoiseLevel):
-    """(a, b) of y = a x0 + b eps."""
+    """(a, b) of y = a x0 + b eps. UserError for a name that is not in PREDICTIONS."""
     if prediction not in PREDICTIONS:
         raise UserError(f"unknown prediction '{prediction}'; choose one of {', '.join(PREDICTIONS)}")
     return PREDICTIONS[prediction](level.alpha, level.sigma)
 
 
 def target(prediction: str, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
-    """What the network should answer. (B, C, H, W)"""
+    """The training target y = a x0 + b eps. (B, C, H, W)"""
     a, b = mixture(prediction, level)
     return a * x0 + b * eps
 
@@ -51,13 +53,17 @@ class Prediction(NamedTuple):
 
     x0: Tensor
     eps: Tensor
-    variance: Tensor | None = None  # the v of `vlb.log_variance`, from a network with learned variance (Nichol & Dhariwal 2021)
+    variance: Tensor | None = (
+        None  # v of `vlb.log_variance`, from a network with learned variance (Nichol & Dhariwal 2021)
+    )
 
 
-def to_x0_eps(prediction: str, y: Tensor, x: Tensor, level: NoiseLevel, clip_x0: ClipMode = False) -> tuple[Tensor, Tensor]:
+def to_x0_eps(
+    prediction: str, y: Tensor, x: Tensor, level: NoiseLevel, clip_x0: ClipMode = False
+) -> tuple[Tensor, Tensor]:
     """Solve  x = alpha x0 + sigma eps,  y = a x0 + b eps  for (x0, eps). All (B, C, H, W).
 
-    clip_x0 keeps the image in [-1, 1]; whatever else there is in x is then noise, so that x is still made of the two.
+    If clip_x0 limits x0 to [-1, 1], eps follows from the limited x0, so that x is still the mixture of the two.
     """
     a, b = mixture(prediction, level)
     det = level.alpha * b - level.sigma * a
@@ -68,35 +74,51 @@ def to_x0_eps(prediction: str, y: Tensor, x: Tensor, level: NoiseLevel, clip_x0:
     return x0, combine(-a / det, x, level.alpha / det, y)
 
 
-def threshold(x0: Tensor, share: float = 0.995) -> Tensor:
-    """Dynamic thresholding (Saharia et al. 2022, section 2.3): cut an image off at the value that 99.5 % of its pixels keep
-    within, and where that is beyond 1, shrink the image until it is 1. Cutting off at 1 would turn such pixels all white.
-    (B, C, H, W)
+def threshold(x0: Tensor, quantile: float = 0.995) -> Tensor:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3). (B, C, H, W)
+
+    Each image is clamped to [-s, s] and divided by s, where s is the given quantile of its |x0|, at least 1. Clamping
+    to [-1, 1] would saturate all pixels beyond.
     """
-    bound = x0.float().abs().flatten(1).quantile(share, dim=1).clamp(min=1).to(x0.dtype)  # (B,)
-    bound = bound.view(-1, *[1] * (x0.ndim - 1))
-    return x0.clamp(-bound, bound) / bound
+    s = x0.float().abs().flatten(1).quantile(quantile, dim=1).clamp(min=1).to(x0.dtype)  # (B,)
+    s = append_dims(s, x0)
+    return x0.clamp(-s, s) / s
 
 
 def scale_in(prediction: str, level: NoiseLevel):
-    """EDM's noisy images reach sigma = 80, so the network sees them scaled to unit variance (c_in of table 1)."""
+    """c_in of EDM's table 1, which scales the network's input to unit variance (sigma reaches 80); 1 elsewhere."""
     return (level.sigma**2 + SIGMA_DATA**2) ** -0.5 if prediction == "edm" else 1.0
 
 
 class Denoiser:
-    """A network and how to read it: denoiser(x, level) -> Prediction. This is all a sampler needs to know.
+    """A trained network as a function (x, level) -> Prediction, which is all that a sampler needs.
 
-    net         (B, C, H, W), (B,) -> (B, C, H, W), or (B, 2 C, H, W) with learned variance, which the Prediction then holds
-    prediction  what it was trained to say, one of PREDICTIONS
-    clip_x0     keep the guessed image in [-1, 1], which no true image leaves: True, False or "dynamic" (see `threshold`)
+    net         (B, C, H, W), (B,) -> (B, C, H, W), or (B, 2 C, H, W) with learned variance
+    prediction  what the network was trained to predict, one of PREDICTIONS
+    clip_x0     limit x0 to [-1, 1], the range of images: True, False or "dynamic" (see `threshold`)
     condition   further keyword arguments of the network: label=(B,), text=(B, M, D)
     """
 
-    def __init__(self, net: nn.Module, prediction: str, clip_x0: ClipMode = True, **condition):
-        self.net, self.prediction, self.clip_x0, self.condition = net, prediction, clip_x0, condition
+    def __init__(self, net: nn.Module, prediction: str, clip_x0: ClipMode = True, **condition: Tensor):
+        self.net = net
+        self.prediction = prediction
+        self.clip_x0: ClipMode = clip_x0
+        self.condition = condition
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        y, *v = self.evaluate(x, level, self.condition)
+        return Prediction(*to_x0_eps(self.prediction, y, x, level, self.clip_x0), *v)
+
+    def evaluate(
+        self, x: Tensor, level: NoiseLevel, condition: dict[str, Tensor], extra: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """One network evaluation: its output (y,), or (y, v) with learned variance. Each (B, C, H, W) like x.
+
+        extra  (B', E, H, W) or None: further input channels without noise. B' divides B, and the images are repeated
+        """
         time = torch.full(x.shape[:1], level.time, device=x.device)  # (B,)
         c_in = scale_in(self.prediction, level)
-        y, *variance = self.net(x if c_in == 1.0 else c_in * x, time, **self.condition).split(x.shape[1], dim=1)
-        return Prediction(*to_x0_eps(self.prediction, y, x, level, self.clip_x0), *variance)
+        x_in = x if c_in == 1.0 else c_in * x
+        if extra is not None:
+            x_in = torch.cat([x_in, extra.repeat(len(x) // len(extra), 1, 1, 1)], dim=1)  # (B, C + E, H, W)
+        return self.net(x_in, time, **condition).split(x.shape[1], dim=1)

@@ -30,9 +30,11 @@ Value = float | str
 class Sampler:
     """One sampling method with its number of steps and its options, ready to run."""
 
-    name: str                                             # one of SAMPLERS
+    name: str  # one of SAMPLERS
     steps: int
-    options: dict[str, Value] = field(default_factory=dict)  # keyword arguments of its function: eta of ddim, variance of ddpm
+    options: dict[str, Value] = field(
+        default_factory=dict
+    )  # keyword arguments of its function: eta of ddim, variance of ddpm
 
     @classmethod
     def parse(cls, text: str) -> "Sampler":
@@ -49,11 +51,16 @@ class Sampler:
         """The same for a network that will be trained without a learned variance."""
         sampler = cls.parse(text)
         if sampler.options.get("variance") == "learned":
-            raise UserError(f"this training learns no variance, so '{text}' cannot sample with its network; choose variance=small or variance=large")
+            raise UserError(
+                f"this training learns no variance, so '{text}' cannot sample with its network; "
+                "choose variance=small or variance=large"
+            )
         return sampler
 
     def __str__(self) -> str:
-        options = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.options.items())
+        options = (
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.options.items()
+        )
         return ":".join([self.name, str(self.steps), *options])
 
     @property
@@ -61,7 +68,9 @@ class Sampler:
         """Network evaluations for one sample (NFE): the fair measure of a sampler's cost."""
         return 2 * self.steps - 1 if self.name in SECOND_ORDER else self.steps
 
-    def run(self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], *seed: int, device="cpu") -> Iterator[Step]:
+    def run(
+        self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], *seed: int, device="cpu"
+    ) -> Iterator[Step]:
         """Sample from pure noise. shape: (B, C, H, W); seed: one number, or a seed and a batch number."""
         levels, noise = schedule.noise_levels(self.steps), Noise(*seed)
         return self.trajectory(denoise, initial_noise(levels, shape, noise, device), levels, noise)
@@ -76,7 +85,11 @@ class Sampler:
         frames = []
         for step in self.run(*args, **kwargs):
             if not frames:
-                need(4 * step.x.numel() * self.steps, f"all {self.steps:,} moments of {len(step.x):,} pictures", "the number of pictures, or the steps of the sampler")
+                need(
+                    4 * step.x.numel() * self.steps,
+                    f"all {self.steps:,} moments of {len(step.x):,} pictures",
+                    "the number of pictures, or the steps of the sampler",
+                )
             frames.append(step.x.cpu())
         return frames
 
@@ -103,7 +116,9 @@ def parse_options(text: str, name: str, steps: str, options: Sequence[str]) -> d
             raise unreadable(text, f"'{option}' means nothing after {name}:{steps}; {HINT}")
         owner, parse = OPTIONS[key]
         if name != owner:
-            raise UserError(f"{name} has no {key}, so '{text}' cannot be run; only {owner} does ({owner}:{steps}:{option})")
+            raise UserError(
+                f"{name} has no {key}, so '{text}' cannot be run; only {owner} does ({owner}:{steps}:{option})"
+            )
         values[key] = parse(value, text)
     return values
 
@@ -124,7 +139,9 @@ def parse_variance(value: str, text: str) -> str:
     return value
 
 
-OPTIONS: dict[str, tuple[str, Callable[[str, str], Value]]] = {  # option: (the sampler that has it, the parser of its value)
+OPTIONS: dict[
+    str, tuple[str, Callable[[str, str], Value]]
+] = {  # option: (the sampler that has it, the parser of its value)
     "eta": ("ddim", parse_eta),
     "variance": ("ddpm", parse_variance),
 }

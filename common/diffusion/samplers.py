@@ -2,13 +2,13 @@
 
     sampler(denoise, x, levels, ...) -> yields Step(x, x0, i) after every update; the last x is the sample
 
-    denoise  (x, level) -> Prediction: a `Denoiser`, or any function that returns a pair (x0, eps). It must accept any level
+    denoise  (x, level) -> Prediction, at any level: a `Denoiser`, or a function that returns a pair (x0, eps)
     x        (B, C, H, W) pure noise, as `initial_noise` makes it
     levels   the noise levels to visit, noisiest first
 
 Intuition: split the noisy image into image and noise, then mix the two again with a little less noise.
-Algebra: x_t = alpha_t x0 + sigma_t eps, so along a trajectory dx = x0 dalpha + eps dsigma. Euler's method on this ODE is
-DDIM, and the trapezoid rule is Heun's method. The same few lines serve every schedule and every prediction.
+Algebra: x_t = alpha_t x0 + sigma_t eps, so along a trajectory dx = x0 dalpha + eps dsigma. Euler's method on this ODE
+is DDIM, and the trapezoid rule is Heun's method. The same few lines serve every schedule and every prediction.
 """
 
 import math
@@ -26,12 +26,13 @@ from common.errors import UserError
 from common.random import Noise, NoiseSource
 
 Denoise = Callable[[Tensor, NoiseLevel], Prediction | tuple[Tensor, Tensor]]
+Steps = Iterator["Step"]
 
 
 class Step(NamedTuple):
     x: Tensor  # (B, C, H, W) the new, less noisy image
     x0: Tensor  # (B, C, H, W) the prediction of the clean image that led to it
-    i: int      # steps done before this one
+    i: int  # steps done before this one
 
 
 def initial_noise(levels: NoiseLevels, shape: tuple[int, ...], noise: NoiseSource, device="cpu") -> Tensor:
@@ -41,7 +42,7 @@ def initial_noise(levels: NoiseLevels, shape: tuple[int, ...], noise: NoiseSourc
 
 
 @torch.no_grad()
-def ddim(denoise: Denoise, x: Tensor, levels: NoiseLevels, eta: float = 0.0, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
+def ddim(denoise: Denoise, x: Tensor, levels: NoiseLevels, eta: float = 0.0, noise: NoiseSource = Noise(1)) -> Steps:
     """Song et al. 2021, eq. 12. eta = 0 is deterministic; eta = 1 is DDPM."""
     for i, (now, then) in enumerate(pairwise(levels)):
         x0, eps = denoise(x, now)[:2]
@@ -53,23 +54,27 @@ def ddim(denoise: Denoise, x: Tensor, levels: NoiseLevels, eta: float = 0.0, noi
 
 
 @torch.no_grad()
-def ddpm(denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource = Noise(1), variance: str | None = None) -> Iterator[Step]:
+def ddpm(
+    denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource = Noise(1), variance: str | None = None
+) -> Steps:
     """Ho et al. 2020, algorithm 2. With fewer than T steps the coefficients are those of the steps taken (respaced).
 
-    variance  of the added noise. "small": beta_tilde, optimal if the data were one image; "large": beta, optimal if the data
-              were pure noise (section 3.2); "learned": predicted by the network. None: learned if possible, otherwise small
+    variance  of the added noise: "small" is beta_tilde, optimal if the data were one image; "large" is beta, optimal
+              if they were noise (section 3.2); "learned" is the network's. None: learned if possible, otherwise small
     """
     for i, (now, then) in enumerate(pairwise(levels)):
         x0, eps, v = Prediction(*denoise(x, now))
         beta, beta_tilde = step_variances(now, then)
-        x = combine(then.alpha, x0, math.sqrt(max(0.0, then.sigma**2 - beta_tilde)), eps)  # eq. 7: one mean for all variances
+        x = combine(
+            then.alpha, x0, math.sqrt(max(0.0, then.sigma**2 - beta_tilde)), eps
+        )  # eq. 7: one mean for all variances
         if then.sigma > 0:
             x = x + ddpm_noise_std(variance, beta, beta_tilde, v) * noise(i + 1, x)
         yield Step(x, x0, i)
 
 
 def ddpm_noise_std(variance: str | None, beta: float, beta_tilde: float, v: Tensor | None) -> float | Tensor:
-    """Standard deviation of the noise that `ddpm` adds. UserError if it should be learned and the network predicts none."""
+    """Standard deviation of the noise that `ddpm` adds. UserError if `learned` is asked of a network without it."""
     if variance == "learned" and v is None:
         raise UserError("this network predicts no variance; choose variance=small or variance=large")
     if v is not None and variance in (None, "learned"):
@@ -77,29 +82,26 @@ def ddpm_noise_std(variance: str | None, beta: float, beta_tilde: float, v: Tens
     return math.sqrt(beta if variance == "large" else beta_tilde)
 
 
-def euler_a(denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
-    """Euler ancestral (K. Crowson's k-diffusion): an ODE step to a level below the next one, then noise up to the next one.
-
-    This is DDIM with eta = 1, and so DDPM, to the last digit: 03_ddim_schedules/ddim_schedules/solvers.py writes it out.
-    """
+def euler_a(denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource = Noise(1)) -> Steps:
+    """Euler ancestral (k-diffusion): DDIM with eta = 1, and so DDPM. Chapter 3's solvers.py writes it out."""
     return ddim(denoise, x, levels, eta=1.0, noise=noise)
 
 
 @torch.no_grad()
-def sde(denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource = Noise(1)) -> Iterator[Step]:
+def sde(denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource = Noise(1)) -> Steps:
     """Euler-Maruyama on the reverse-time SDE (Song et al. 2021b, eq. 6), whose forward SDE is dx = f x dt + g dw.
 
-        dx = (f x - g^2 score) dt + g dw        score = -eps / sigma,  f = d log(alpha) / dt,  g^2 = d(sigma^2)/dt - 2 f sigma^2
+        dx = (f x - g^2 score) dt + g dw   score = -eps / sigma, f = d log(alpha)/dt, g^2 = d(sigma^2)/dt - 2 f sigma^2
 
-    Drift and diffusion are taken as constant over a step, whereas DDPM solves the step exactly. So it needs many more steps.
+    Drift and diffusion are constant over a step here, whereas DDPM solves the step exactly. So it needs more steps.
     """
     for i, (now, then) in enumerate(pairwise(levels)):
         x0, eps = denoise(x, now)[:2]
         if now.alpha == 0:  # at pure noise the drift is infinite, so the first step is the ODE's
             x = combine(then.alpha, x0, then.sigma, eps)
         else:
-            f = math.log(then.alpha / now.alpha)                        # f dt, positive because time runs backwards
-            g2 = now.sigma**2 - then.sigma**2 + 2 * f * now.sigma**2    # g^2 |dt|
+            f = math.log(then.alpha / now.alpha)  # f dt, positive because time runs backwards
+            g2 = now.sigma**2 - then.sigma**2 + 2 * f * now.sigma**2  # g^2 |dt|
             x = combine(1 + f, x, -g2 / now.sigma, eps)
             if then.sigma > 0:
                 x = x + math.sqrt(g2) * noise(i + 1, x)
@@ -107,8 +109,8 @@ def sde(denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource = N
 
 
 @torch.no_grad()
-def heun(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Iterator[Step]:
-    """Karras et al. 2022, algorithm 1: an Euler step, then the same step with the average of the slopes at both its ends."""
+def heun(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Steps:
+    """Karras et al. 2022, algorithm 1: an Euler step, then the same step with the mean of the slopes at its ends."""
     for i, (now, then) in enumerate(pairwise(levels)):
         dalpha, dsigma = then.alpha - now.alpha, then.sigma - now.sigma
         x0, eps = denoise(x, now)[:2]
@@ -121,8 +123,8 @@ def heun(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Iterator[Step]:
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Iterator[Step]:
-    """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2: x0 is extrapolated from the predictions of the last two steps."""
+def dpmpp_2m(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Steps:
+    """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2: x0 extrapolated from the predictions of the last two steps."""
     visited, x0_old = list(levels), None
     for i, (now, then) in enumerate(pairwise(visited)):
         x0 = denoise(x, now)[0]
@@ -135,8 +137,8 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Iterator[Step]
 
 
 @torch.no_grad()
-def dpmpp_2s(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Iterator[Step]:
-    """DPM-Solver++(2S), Lu et al. 2022b, algorithm 1 with r = 1/2: the second network evaluation is half-way in lambda."""
+def dpmpp_2s(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Steps:
+    """DPM-Solver++(2S), Lu et al. 2022b, algorithm 1 with r = 1/2: a second evaluation half-way in lambda."""
     for i, (now, then) in enumerate(pairwise(levels)):
         x0 = denoise(x, now)[0]
         D = x0
@@ -148,17 +150,16 @@ def dpmpp_2s(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Iterator[Step]
 
 
 def exponential_step(x: Tensor, x0: Tensor, now: NoiseLevel, then: NoiseLevel) -> Tensor:
-    """The exact solution for constant x0: sigma'/sigma x + alpha' (1 - e^-h) x0, h = lambda' - lambda (Lu et al. 2022b, eq. 8)."""
+    """Exact for constant x0: sigma'/sigma x + alpha' (1 - e^-h) x0, h = lambda' - lambda (Lu et al. 2022b, eq. 8)."""
     return combine(then.sigma / now.sigma, x, -then.alpha * math.expm1(now.lam - then.lam), x0)
 
 
 @torch.no_grad()
-def ddim_inverse(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Iterator[Step]:
-    """DDIM backwards: from the clean image x to the noise from which `ddim` generates it (Song et al. 2021, section 4.3).
+def ddim_inverse(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Steps:
+    """DDIM backwards: from the clean image x to the noise from which `ddim` generates it (Song et al. 2021, 4.3).
 
-    An exact inverse needs eps at the noisier image, which is not known yet. The prediction for the current image at the level
-    of the next one replaces it, so the inverse is exact only in the limit of many steps. Use a denoiser that does not clip,
-    because clipping cannot be undone.
+    eps of the noisier image is not known yet; that of the current image at the next level replaces it. The inverse is
+    exact in the limit of many steps, for a denoiser that does not clip.
     """
     for i, (now, then) in enumerate(pairwise(reversed(list(levels)))):
         x0, eps = denoise(x, then)[:2]

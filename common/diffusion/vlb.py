@@ -1,8 +1,8 @@
-"""Learned variance: the variational bound, one step of it (Nichol & Dhariwal 2021, sections 2 and 3.1).
+"""Learned variance: one term of the variational lower bound (Nichol & Dhariwal 2021, sections 2 and 3.1).
 
-Going back one step, t -> t - 1, DDPM adds noise of a variance chosen beforehand: beta_t or beta_tilde_t. Here the network
-says for every pixel where between the two, on a logarithmic scale. The squared error cannot teach it that, for no variance
-occurs in it; the bound on the likelihood can: how many bits does it cost to believe the network's step and not the true one?
+A DDPM step from t to t - 1 adds noise of a fixed variance, beta_t or beta_tilde_t. Here the network predicts for every
+pixel a variance between the two, on a logarithmic scale. The squared error does not contain the variance and cannot
+train it. The bound on the log-likelihood can: it measures in bits how far the network's step is from the posterior.
 """
 
 import math
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from common.diffusion.denoiser import to_x0_eps
-from common.diffusion.schedules import DiscreteSchedule, NoiseLevel, Schedule, column
+from common.diffusion.schedules import DiscreteSchedule, NoiseLevel, Schedule, append_dims
 from common.errors import UserError
 
-BIN = 1 / 255  # half the distance of two grey values, where 256 of them fill [-1, 1]
+BIN = 1 / 255  # half the distance between two of the 256 pixel values in [-1, 1]
 
 
 def step_variances(now: NoiseLevel, then: NoiseLevel):
-    """(beta, beta_tilde) of the step between two levels: forward, and backward where x0 is known (DDPM eq. 7).
+    """(beta, beta_tilde) of the step between two levels: the forward variance and that of the posterior (DDPM eq. 7).
 
     Written with both curves, so that they hold for any two levels of any schedule, respaced ones included.
     """
@@ -27,57 +27,71 @@ def step_variances(now: NoiseLevel, then: NoiseLevel):
 
 
 def log_variance(v: Tensor, log_beta, log_beta_tilde) -> Tensor:
-    """Eq. 15: the network's v in [-1, 1] chooses between the bounds. (It may go beyond: nothing holds it.)"""
-    share = (v + 1) / 2
-    return share * log_beta + (1 - share) * log_beta_tilde
+    """Eq. 15, with v in [-1, 1] instead of [0, 1]: -1 is log(beta_tilde), 1 is log(beta). v is not clipped."""
+    fraction = (v + 1) / 2
+    return fraction * log_beta + (1 - fraction) * log_beta_tilde
 
 
-def vlb_term(schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tensor, v: Tensor, level: NoiseLevel) -> Tensor:
-    """L_{t-1} of eq. 4 to 6 in bits per pixel value. -> (B,)
+def vlb_term(
+    schedule: Schedule, prediction: str, x0: Tensor, x: Tensor, y: Tensor, v: Tensor, level: NoiseLevel
+) -> Tensor:
+    """L_{t-1} of eq. 4 to 6 in bits per dimension. -> (B,)
 
-    x0, x, y, v  (B, C, H, W): image, noisy image, the network's answer, its opinion about the variance
-    level        the noise levels of x, as `NoiseLevel.like` shapes them
+    x0, x  (B, C, H, W) the image and the noisy image
+    y, v   (B, C, H, W) the network's output: its prediction and its variance
+    level  the noise levels of x, in the shapes of `NoiseLevel.like`
     """
     if not isinstance(schedule, DiscreteSchedule):
-        raise UserError(f"learned variance needs a discrete-time schedule, which '{schedule.name}' is not; choose linear or cosine")
-    t = level.time.cpu().long() + 1                                   # (B,) the paper's t
-    now, then = schedule.at(t), schedule.at(t - 1)
-    beta, beta_tilde = step_variances(now, then)                      # (B,) in float64, like all that follows
-    a = (then.sigma**2 - beta_tilde).clamp(min=0).sqrt() / now.sigma  # the step's mean is a x + b x0 (DDPM eq. 7)
-    b = then.alpha - a * now.alpha
-    # beta_tilde_1 is zero, for the last step ends at the image itself: beta_tilde_2 stands in for it
-    log_beta_tilde = torch.where(t == 1, step_variances(schedule.at(t * 0 + 2), schedule.at(t * 0 + 1))[1], beta_tilde).log()
-    first = (t == 1).to(beta.dtype)
-    rows = torch.stack([a, b, beta.log(), log_beta_tilde, first]).to(x.dtype).to(x.device)  # precision first: MPS has no float64
-    a, b, log_beta, log_beta_tilde, first = (column(row, x) for row in rows)
+        raise UserError(
+            f"learned variance needs a discrete-time schedule, which '{schedule.name}' is not; choose linear or cosine"
+        )
+    t = torch.as_tensor(level.time).cpu().long() + 1  # (B,) the paper's t
+    rows = torch.stack(step_coefficients(schedule, t)).to(x.dtype).to(x.device)  # precision first: MPS has no float64
+    a, b, log_beta, log_beta_tilde, is_first = (append_dims(row, x) for row in rows)  # each (B, 1, 1, 1)
 
     mean = a * x + b * to_x0_eps(prediction, y, x, level)[0]
     log_var = log_variance(v, log_beta, log_beta_tilde)
-    divergence = kl_of_gaussians(a * x + b * x0, log_beta_tilde, mean, log_var)
-    decoder = -discrete_log_likelihood(x0, mean, log_var)
-    nats = torch.where(first > 0, decoder, divergence)
+    kl = gaussian_kl(a * x + b * x0, log_beta_tilde, mean, log_var)
+    nll = -discrete_log_likelihood(x0, mean, log_var)
+    nats = torch.where(is_first > 0, nll, kl)
     return nats.flatten(1).mean(1) / math.log(2)
 
 
-def kl_of_gaussians(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:
-    """KL(N(mean1, var1) || N(mean2, var2)), in nats, pixel by pixel."""
+def step_coefficients(schedule: DiscreteSchedule, t: Tensor) -> list[Tensor]:
+    """[a, b, log(beta), log(beta_tilde), is_first] of the steps t -> t - 1, each (B,) in float64.
+
+    a x + b x0 is the mean of the posterior (DDPM eq. 7).
+    """
+    now, then = schedule.at(t), schedule.at(t - 1)
+    beta, beta_tilde = step_variances(now, then)
+    a = (then.sigma**2 - beta_tilde).clamp(min=0).sqrt() / now.sigma
+    b = then.alpha - a * now.alpha
+    beta_tilde_2 = step_variances(schedule.at(t * 0 + 2), schedule.at(t * 0 + 1))[1]
+    is_first = t == 1  # the step to the image itself: beta_tilde_1 is zero, and beta_tilde_2 replaces it
+    log_beta_tilde = torch.where(is_first, beta_tilde_2, beta_tilde).log()
+    return [a, b, beta.log(), log_beta_tilde, is_first.to(beta.dtype)]
+
+
+def gaussian_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:
+    """KL(N(mean1, var1) || N(mean2, var2)) of every pixel, in nats."""
     return 0.5 * (log_var2 - log_var1 - 1 + (log_var1 - log_var2).exp() + (mean1 - mean2).square() * (-log_var2).exp())
 
 
 def discrete_log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """log of the probability that a Gaussian gives to a grey value: its mass in the value's bin (DDPM eq. 13).
+    """Log of a Gaussian's probability of the pixel value x0, the integral over its bin (DDPM eq. 13). In nats.
 
-    The bins of black and white reach to infinity. A Gaussian is symmetric, so a bin above the mean has the mass of its mirror image
-    below: there the distribution function is small, and a difference of small numbers keeps its digits in float32.
+    The bins of black and white extend to infinity. A Gaussian is symmetric, so a bin above the mean is replaced by its
+    mirror image below: there the distribution function is small, and a difference of small numbers keeps its digits in
+    float32.
     """
-    sd = (0.5 * log_var).exp()
-    far = (x0 - mean).abs()
-    inner = normal_cdf((BIN - far) / sd) - normal_cdf((-BIN - far) / sd)
-    white, black = normal_cdf((mean - x0 + BIN) / sd), normal_cdf((x0 + BIN - mean) / sd)
-    mass = torch.where(x0 > 1 - BIN, white, torch.where(x0 < -1 + BIN, black, inner))
-    return mass.clamp(min=1e-12).log()
+    std = (0.5 * log_var).exp()
+    distance = (x0 - mean).abs()
+    inner = normal_cdf((BIN - distance) / std) - normal_cdf((-BIN - distance) / std)
+    white, black = normal_cdf((mean - x0 + BIN) / std), normal_cdf((x0 + BIN - mean) / std)
+    probability = torch.where(x0 > 1 - BIN, white, torch.where(x0 < -1 + BIN, black, inner))
+    return probability.clamp(min=1e-12).log()
 
 
 def normal_cdf(z: Tensor) -> Tensor:
-    """The standard normal distribution function, exact to the last digits also where it is small."""
+    """The standard normal distribution function, with full precision also where it is small."""
     return 0.5 * torch.special.erfc(-z * math.sqrt(0.5))

@@ -164,7 +164,7 @@ def test_chapter_2_agrees_with_the_longhand_and_with_common():
 def test_chapter_3_agrees_with_common():
     """The solutions are the same mathematics as the course's schedules, predictions, weights and samplers. (slerp is not in common.)"""
     from common.diffusion.denoiser import target, to_x0_eps
-    from common.diffusion.losses import GAMMA, weight_of
+    from common.diffusion.losses import GAMMA, loss_weight
     from common.diffusion.samplers import ddim, dpmpp_2m, heun
     from common.diffusion.schedules import DiscreteSchedule, NoiseLevel, add_noise, linear_betas, zero_terminal_snr
 
@@ -205,7 +205,7 @@ def test_chapter_3_agrees_with_common():
     same((noisy, v), (add_noise(x, eps, images), target("v", x, eps, images)))
     same(s.v_prediction(noisy, v, some.alpha, some.sigma, back=True), tuple(to_x0_eps("v", v, noisy, images)))
     for prediction in ("eps", "x0", "v"):
-        same(s.snr_weight(some.alpha, some.sigma, GAMMA, prediction), weight_of("min_snr", prediction, NoiseLevel(0, some.alpha, some.sigma)))
+        same(s.snr_weight(some.alpha, some.sigma, GAMMA, prediction), loss_weight("min_snr", prediction, NoiseLevel(0, some.alpha, some.sigma)))
 
 
 def test_chapter_4_agrees_with_common():

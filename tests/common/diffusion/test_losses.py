@@ -7,9 +7,9 @@ import torch
 from diffusers.training_utils import compute_snr
 
 from common.diffusion.denoiser import target
-from common.diffusion.losses import ERRORS, HUBER_DELTA, WEIGHT_NAMES, diffusion_loss, weight_of
+from common.diffusion.losses import ERRORS, HUBER_DELTA, WEIGHT_NAMES, diffusion_loss, loss_weight
 from common.diffusion.schedules import DiscreteSchedule, NoiseLevel, add_noise, make_schedule
-from common.diffusion.vlb import discrete_log_likelihood, kl_of_gaussians, log_variance, step_variances, vlb_term
+from common.diffusion.vlb import discrete_log_likelihood, gaussian_kl, log_variance, step_variances, vlb_term
 from common.errors import UserError
 
 
@@ -66,7 +66,7 @@ def test_min_snr_as_the_training_scripts_of_diffusers_have_it(prediction):
     t = torch.tensor([1, 10, 100, 500, 900, 1000])
     snr = compute_snr(DDPMScheduler(beta_schedule="linear"), t - 1).double()
     theirs = snr.clamp(max=5) / {"eps": snr, "x0": torch.ones(6), "v": snr + 1}[prediction]
-    mine = weight_of("min_snr", prediction, make_schedule("linear").at(t))
+    mine = loss_weight("min_snr", prediction, make_schedule("linear").at(t))
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_p2_of_the_paper():
     """Choi et al. 2022, eq. 8: the weight of the squared error of eps is 1 / (k + SNR)^gamma; here k = gamma = 1."""
     level = make_schedule("linear").at(torch.tensor([1, 100, 700, 1000]))
     snr = (level.alpha / level.sigma) ** 2
-    torch.testing.assert_close(weight_of("p2", "eps", level), 1 / (1 + snr))
+    torch.testing.assert_close(loss_weight("p2", "eps", level), 1 / (1 + snr))
 
 
 @pytest.mark.parametrize("weight", [name for name in WEIGHT_NAMES if name != "plain"])
@@ -86,7 +86,7 @@ def test_a_weight_means_the_same_whatever_is_predicted(prediction, weight):
     wrong_x0 = x0 + 0.1
     wrong_eps = (add_noise(x0, eps, level) - level.alpha * wrong_x0) / level.sigma
     error = (target(prediction, wrong_x0, wrong_eps, level) - target(prediction, x0, eps, level)).square()
-    costs = (weight_of(weight, prediction, level) * error).flatten(1).mean(1)
+    costs = (loss_weight(weight, prediction, level) * error).flatten(1).mean(1)
     snr = ((level.alpha / level.sigma) ** 2).flatten()
     expected = {"p2": snr / (1 + snr), "min_snr": snr.clamp(max=5)}[weight] * 0.1**2
     torch.testing.assert_close(costs, expected)
@@ -95,7 +95,7 @@ def test_a_weight_means_the_same_whatever_is_predicted(prediction, weight):
 def test_weights_are_finite_where_nothing_is_left_of_the_image():
     level = make_schedule("linear_zero_snr").at(torch.tensor([1000]))
     for weight in ("p2", "min_snr"):
-        assert float(weight_of(weight, "v", level)) == 0
+        assert float(loss_weight(weight, "v", level)) == 0
 
 
 # ----------------------------------------------------------------------------------------------------- learned variance
@@ -105,7 +105,7 @@ def test_the_divergence_of_gaussians():
     mean1, log_var1, mean2, log_var2 = torch.randn(4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(mean1, (log_var1 / 2).exp()), normal(mean2, (log_var2 / 2).exp()))
-    torch.testing.assert_close(kl_of_gaussians(mean1, log_var1, mean2, log_var2), expected)
+    torch.testing.assert_close(gaussian_kl(mean1, log_var1, mean2, log_var2), expected)
 
 
 @pytest.mark.parametrize(("mean", "log_var"), [(0.1, -2.0), (0.9, -6.0), (-1.3, 0.5), (0.2, -9.0)])
