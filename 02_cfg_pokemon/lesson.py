@@ -54,12 +54,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from evaluate import ask, bounds, measure  # this chapter's files: how well were the words obeyed,
-from memorization import blurred, nearer, nearest  # learned, or learned by heart,
 
+from cfg_pokemon.evaluation import WITH_VARIANTS, bounds, measure  # this chapter's files: prompt adherence,
 from cfg_pokemon.guidance import Guided, drop_captions, guide  # guidance, longhand,
-from cfg_pokemon.pipeline import Painter, Wish, open_painter  # from words to pictures,
-from cfg_pokemon.trainer import ReaderAndPainter  # and what is trained
+from cfg_pokemon.memorization import blurred, nearer, nearest  # and memorization
 from common import viz
 from common.data.creatures.attributes import ATTRIBUTES, COMBINATIONS, NAMES, NEVER_TOGETHER
 from common.data.creatures.captions import describe
@@ -69,8 +67,12 @@ from common.diffusion.losses import diffusion_loss
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import NoiseLevel, add_noise, make_schedule
 from common.evaluate.creature_classifier import load_creature_classifier, read_attributes
+from common.evaluate.prompt_accuracy import make_prompts
 from common.io.pixels import to_bytes, to_float
+from common.models.conditional import ConditionalUNet
+from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.encoders import small_text
+from common.models.text_to_image_folder import open_pixel_pipeline
 from common.models.unet import UNet, zero_init
 from common.models.unet_config import text_unet
 from common.training.loop import LossTerms, TrainConfig, train
@@ -140,10 +142,10 @@ show_images(to_float(held.pixels[firsts]), 8, across=[f"{colour}\n{element}" for
 
 # %%
 MODEL = CHAPTER / "pretrained"
-painter = open_painter(MODEL)
-net, schedule, encoder = painter.net, painter.schedule, painter.encoder
+pipeline = open_pixel_pipeline(MODEL)
+net, schedule, encoder = pipeline.unet, pipeline.schedule, pipeline.text_encoder
 tokenizer, size = encoder.tokenizer, net.cfg.size
-print(f"U-Net {sum(p.numel() for p in net.parameters()):,} weights, {size} x {size} pixels, predicts {painter.prediction}; "
+print(f"U-Net {sum(p.numel() for p in net.parameters()):,} weights, {size} x {size} pixels, predicts {pipeline.prediction}; "
       f"reader of words {sum(p.numel() for p in encoder.parameters()):,} weights, {tokenizer.size:,} tokens\n")  # fmt: skip
 
 
@@ -198,7 +200,7 @@ def what_words_do(captions):
     guesses = []
     for caption in captions:
         told = encoder([caption]).expand(len(mist), -1, -1)
-        guesses.append(Denoiser(net, painter.prediction, True, text=told)(mist, far).x0.mean(0).flatten())
+        guesses.append(Denoiser(net, pipeline.prediction, True, text=told)(mist, far).x0.mean(0).flatten())
     guesses = torch.stack(guesses)
     return F.normalize(guesses - guesses.mean(0), dim=1)
 
@@ -357,7 +359,7 @@ for text, maps in of.items():
 def guess(text):
     """The network's guess of the clean image, for all 32 noisy pictures. (32, 3, S, S)"""
     told = encoder([text]).expand(len(noisy), -1, -1)
-    return Denoiser(net, painter.prediction, True, text=told)(noisy, level).x0
+    return Denoiser(net, pipeline.prediction, True, text=told)(noisy, level).x0
 
 
 changes = {
@@ -410,7 +412,7 @@ with torch.no_grad():
     for t in (970, 700):
         at = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(t))))
         x = add_noise(to_float(real.pixels), eps, at)
-        both = [Denoiser(net, painter.prediction, True, text=text)(x, at).x0 for text in told.values()]
+        both = [Denoiser(net, pipeline.prediction, True, text=text)(x, at).x0 for text in told.values()]
         rows += [x, *both, both[0] - both[1]]
 names = ["the picture", *(f"{name}" for t in (970, 700) for name in (f"noisy, t = {t}", *told, "difference"))]
 show_images(torch.cat(rows), 8, down=names)
@@ -442,7 +444,7 @@ show_images(pictures[:14], 14, cell=0.7)
 # %%
 torch.manual_seed(0)
 reader = small_text(captions, dim=32, layers=1, heads=1, length=6)
-little = ReaderAndPainter(zero_init(UNet(text_unet(16, 3, (16, 32), reader.dim))), reader)
+little = ConditionalUNet(zero_init(UNet(text_unet(16, 3, (16, 32), reader.dim))), reader)
 cosine = make_schedule("cosine")
 all_ids, empty = reader.tokenizer(captions), reader.tokenizer([""])[0]  # (1000, 6), (6,)
 
@@ -454,7 +456,7 @@ class ColouredCreatures:
         return len(pictures)
 
     def batch(self, indices):
-        return {"image": pictures[indices], "words": all_ids[indices]}
+        return {"image": pictures[indices], "text": all_ids[indices]}
 
 
 def seven_steps(net, batch, draw):
@@ -462,8 +464,8 @@ def seven_steps(net, batch, draw):
     x0 = batch["image"]                                               # 1. images (B, 3, 16, 16)
     u = draw.stratified(len(x0))                                      # 2. noise levels
     eps = draw.randn(x0.shape)                                        # 3. noise
-    words = drop_captions(batch["words"], empty, draw.rand(len(x0)))  # NEW: one caption in ten is hidden
-    each = diffusion_loss(net, cosine, "v", x0, u, eps, words=words)  # 4. noise the images, 5. predict, with the words, 6. compare
+    text = drop_captions(batch["text"], empty, draw.rand(len(x0)))    # NEW: one caption in ten is hidden
+    each = diffusion_loss(net, cosine, "v", x0, u, eps, text=text)    # 4. noise the images, 5. predict, with the words, 6. compare
     return LossTerms(each, u)
 
 
@@ -481,8 +483,8 @@ began, losses, obeyed, snapshots = time.perf_counter(), [], [], {}
 for state in train(little, ColouredCreatures(), seven_steps, settings, Accelerator(cpu=True)):
     losses.append(state.loss)
     if state.step in (30, 90, 150, 210, 300, 450):
-        mine = Painter(state.ema.unet, cosine, "v", state.ema.encoder)
-        drawn = mine.draw(ten * 2, Wish(w=2, sampler="dpmpp_2m:10"))
+        mine = TextToImagePipeline(state.ema.unet, cosine, "v", state.ema.text_encoder, clip_x0=True)
+        drawn = mine.txt2img(ten * 2, SamplingConfig(guidance_scale=2, sampler="dpmpp_2m:10"))
         obeyed.append((state.step, float((read_attributes(judge, drawn)[0][:, 0] == torch.arange(10).repeat(2)).double().mean())))
         snapshots[state.step] = drawn[:10]
 print(f"{state.step} steps of {state.images} pictures, {time.perf_counter() - began:.0f} s with all looks")
@@ -508,7 +510,7 @@ u, eps = (torch.arange(300) + 0.5) / 300, torch.randn(300, 3, 16, 16, generator=
 wrong = [f"a {COLOURS[COLOURS.index(attributes['colour']) - 5]} creature" for attributes in simple[:300]]
 for what, ids in {"the right colour": all_ids[:300], "nothing": empty.expand(300, -1), "a wrong colour": reader.tokenizer(wrong)}.items():
     with torch.no_grad():
-        told_so = diffusion_loss(state.ema, cosine, "v", pictures[:300], u, eps, words=ids)
+        told_so = diffusion_loss(state.ema, cosine, "v", pictures[:300], u, eps, text=ids)
     print(f"told {what:18} loss {told_so.mean():.4f}; in the noisiest fifth of the levels {told_so[240:].mean():.4f}")
 
 # %% [markdown]
@@ -564,7 +566,7 @@ for w in (0.0, 1.0, 4.0):
 # %%
 def paint(prompts, w=3.0, **more):
     """One picture of each prompt, (N, 3, S, S) in [-1, 1]; picture i begins with the same noise whatever its prompt and w."""
-    return painter.draw(prompts, Wish(w=w, sampler="dpmpp_2m:15", **more))
+    return pipeline.txt2img(prompts, SamplingConfig(guidance_scale=w, sampler="dpmpp_2m:15", **more))
 
 
 wishes = [
@@ -705,9 +707,9 @@ plt.show()
 prompt = "a green creature"
 rows = {
     "nothing said": paint([prompt] * 8),
-    'negative: "wings"': paint([prompt] * 8, negative="a creature with bat wings, feathered wings"),
+    'negative: "wings"': paint([prompt] * 8, negative_prompt="a creature with bat wings, feathered wings"),
     '"... without wings"': paint([prompt + " without wings"] * 8),
-    'negative: "spots"': paint([prompt] * 8, negative="a spotted creature with spots"),
+    'negative: "spots"': paint([prompt] * 8, negative_prompt="a spotted creature with spots"),
 }
 show_images(torch.cat(list(rows.values())), 8, down=list(rows), cell=1.0)
 wings, pattern = NAMES.index("wings"), NAMES.index("pattern")
@@ -739,7 +741,7 @@ print(f"right in {right.mean():.1%} of all cases; least often about", ", ".join(
 
 # %%
 N, ALIKE = 32, 8  # prompts; and how many of them are drawn three times, for the diversity of section 10
-asked = {split: ask(split, N, "both", size) for split in ("test", "heldout")}  # captions of creatures that the model has not seen
+asked = {split: make_prompts(split, N, "both", size, WITH_VARIANTS) for split in ("test", "heldout")}  # captions of creatures that the model has not seen
 test = asked["test"]
 
 
@@ -835,8 +837,8 @@ plt.show()
 cures = {
     "w = 1": {},
     "w = 8": {},
-    "w = 8, no clipping": {"clip": False},
-    "w = 8, dynamic": {"clip": "dynamic"},
+    "w = 8, no clipping": {"clip_x0": False},
+    "w = 8, dynamic": {"clip_x0": "dynamic"},
     "w = 8, rescale 0.7": {"rescale": 0.7},
     "w = 8, interval": {"interval": (0.2, 2.0)},
 }

@@ -59,7 +59,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from evaluate import ask, floor, measure, through_vae  # this chapter's files: were the words obeyed,
 from torch import nn
 
 from common import viz
@@ -69,16 +68,20 @@ from common.diffusion.guidance import drop_captions, guide
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.schedules import NoiseLevel, add_noise
 from common.evaluate.creature_classifier import load_creature_classifier
+from common.evaluate.prompt_accuracy import chance_accuracy, make_prompts, measure_accuracy
 from common.io.pixels import to_bytes, to_float
+from common.models.pipeline import SamplingConfig
 from common.models.unet import UNet
 from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL, Gaussian, measure_scaling_factor, small_vae
 from common.random import BatchRandom, Noise
+from common.training.latents import sample, scaled
 from common.training.vae_loss import vae_loss
-from latent_sd.concat_dataset import joined  # two data sets as one,
-from latent_sd.latent_dataset import OnTheFly, cached_latents, sample, scaled, start_method, training_order  # images as latents,
-from latent_sd.pipeline import Wish, begin_at, open_pipeline  # and from words to pictures
-from latent_sd.vae_trainer import psnr  # what does the autoencoder lose,
+from latent_sd.concat_dataset import joined  # this chapter's files: two data sets as one,
+from latent_sd.evaluation import reconstruct  # images through the autoencoder,
+from latent_sd.latent_dataset import OnTheFly, cached_latents, start_method, training_order  # images as latents,
+from latent_sd.pipeline import last_levels, open_latent_diffusion  # from text to images,
+from latent_sd.vae_trainer import psnr  # and the error of reconstructions
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 MODEL = CHAPTER / "pretrained"  # the model that comes with this chapter; or a run of your own: CHAPTER.parent / "runs/04_latent_sd/..."
@@ -108,8 +111,8 @@ def noise_like(x, seed=0):
 # Here is the model of this chapter. It draws pictures of $64 \times 64$ pixels, and it never sees one.
 
 # %%
-pipeline = open_pipeline(MODEL)
-vae, net, schedule, encoder = pipeline.vae, pipeline.unet, pipeline.schedule, pipeline.encoder
+pipeline = open_latent_diffusion(MODEL)
+vae, net, schedule, encoder = pipeline.vae, pipeline.unet, pipeline.schedule, pipeline.text_encoder
 f, c, size = vae.cfg.factor, vae.cfg.latent_channels, pipeline.size
 side = size // f
 
@@ -688,7 +691,7 @@ def by_hand(prompts, w, steps, x):
 
 two = ["a red fire creature with bat wings", "番茄炒蛋"]
 x = Noise(0, 0)(0, torch.empty(2, c, side, side))
-mine, theirs = by_hand(two, 5.0, 10, x), pipeline.txt2img(two, Wish(w=5.0, sampler="ddim:10"), latents=x)
+mine, theirs = by_hand(two, 5.0, 10, x), pipeline.txt2img(two, SamplingConfig(guidance_scale=5.0, sampler="ddim:10"), latents=x)
 print(f"largest difference of a pixel between our ten lines and pipeline.py: {(mine - theirs).abs().max():.1e}")
 
 # %% [markdown]
@@ -709,7 +712,7 @@ FAST = "dpmpp_2m:15"
 
 def paint(prompts, w=5.0, **more):
     """One picture of each prompt, (N, 3, S, S) in [-1, 1]; picture i begins with the same noise whatever its prompt and w."""
-    return pipeline.txt2img(list(prompts), Wish(w=w, sampler=FAST, **more))
+    return pipeline.txt2img(list(prompts), SamplingConfig(guidance_scale=w, sampler=FAST, **more))
 
 
 began = time.perf_counter()
@@ -718,7 +721,7 @@ seconds = time.perf_counter() - began
 show_images(torch.cat([plain, guided]), 8, across=range(1, 9), down=["plain, w = 1", "guided, w = 5"], cell=1.0)
 for i, text in enumerate(wishes, 1):
     print(f"{i}  {text}")
-    for remark in pipeline.remarks(text):
+    for remark in encoder.remarks(text):
         print("   note:", remark)
 print(f"16 pictures of {size} x {size} in {seconds:.1f} s")
 
@@ -747,13 +750,13 @@ print("; ".join(six))
 
 # %%
 N = 24
-judge, prompts = load_creature_classifier(), ask("test", N, "both", size)
-rows = {"real pictures": measure(judge, prompts, prompts.real), "real, through the VAE": measure(judge, prompts, through_vae(pipeline, prompts.real))}
-rows |= {f"drawn, w = {w}": measure(judge, prompts, to_bytes(paint(prompts.captions, float(w)))) for w in (1, 5)}
+judge, prompts = load_creature_classifier(), make_prompts("test", N, "both", size)
+rows = {"real pictures": measure_accuracy(judge, prompts, prompts.real), "real, through the VAE": measure_accuracy(judge, prompts, reconstruct(pipeline, prompts.real))}
+rows |= {f"drawn, w = {w}": measure_accuracy(judge, prompts, to_bytes(paint(prompts.captions, float(w)))) for w in (1, 5)}
 print(f"{'':24}{'attribute accuracy':>20}{'95 %':>20}")
 for name, row in rows.items():
     print(f"{name:24}{row['accuracy']:>20.1%}{row['accuracy_low']:>13.1%} to {row['accuracy_high']:.1%}")
-print(f"{'wrong captions':24}{floor(judge, prompts)['accuracy']:>20.1%}")
+print(f"{'wrong captions':24}{chance_accuracy(judge, prompts)['accuracy']:>20.1%}")
 
 # %% [markdown]
 # With 24 prompts the intervals are wide; `python 04_latent_sd/evaluate.py` takes 200 of each kind, and its table stands in the
@@ -776,7 +779,7 @@ ends = {"a green grass creature": 4, "番茄炒蛋": 8}
 rows = []
 for prompt, seed in ends.items():
     a, b = Noise(seed, 0)(0, torch.empty(2, c, side, side))
-    rows.append(pipeline.txt2img([prompt] * 9, Wish(w=5.0, sampler=FAST), latents=torch.stack([slerp(a, b, float(share)) for share in walk])))
+    rows.append(pipeline.txt2img([prompt] * 9, SamplingConfig(guidance_scale=5.0, sampler=FAST), latents=torch.stack([slerp(a, b, float(share)) for share in walk])))
 show_images(torch.cat(rows), 9, across=[f"{share:.2f}" for share in walk.tolist()], cell=0.85)
 print("rows:", "; ".join(ends))
 
@@ -805,7 +808,7 @@ def theirs_walks(strength, steps):
 
 print("steps that are walked:" + "".join(f"{f's = {s:g}':>11}" for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)))
 for steps in (15, 20, 50):
-    cells = [(len(begin_at(schedule.noise_levels(steps), s)), theirs_walks(s, steps)) for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)]
+    cells = [(len(last_levels(schedule.noise_levels(steps), s)), theirs_walks(s, steps)) for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)]
     print(f"  of {steps}, ours | diffusers " + "".join(f"{f'{a} | {b}':>11}" for a, b in cells))
 for steps in (20, 50):
     all_of_them = [s / 100 for s in range(5, 101)]
@@ -830,7 +833,7 @@ changes = [  # which picture, and what it is to become
 ]
 x_old, texts = torch.stack([tests[name][i] for name, i, _ in changes]), [text for *_, text in changes]
 columns = [x_old, pipeline.decode(pipeline.encode(x_old))]
-columns += [pipeline.img2img(x_old, texts, s, Wish(w=5.0, sampler="dpmpp_2m:20")) for s in strengths]
+columns += [pipeline.img2img(x_old, texts, s, SamplingConfig(guidance_scale=5.0, sampler="dpmpp_2m:20")) for s in strengths]
 show_images(torch.stack(columns, 1).flatten(0, 1), len(columns), across=["original", "decoded", *(f"s = {s:g}" for s in strengths)], cell=1.0)
 for i, text in enumerate(texts, 1):
     print(f"row {i}: {text}")
@@ -863,7 +866,7 @@ pipe = StableDiffusionPipeline.from_pretrained(MODEL)
 pipe.set_progress_bar_config(disable=True)
 prompts = [wishes[0], wishes[5], wishes[7]]
 x = Noise(7, 0)(0, torch.empty(len(prompts), c, side, side))
-ours = pipeline.txt2img(prompts, Wish(w=5.0, sampler="ddim:20"), latents=x)
+ours = pipeline.txt2img(prompts, SamplingConfig(guidance_scale=5.0, sampler="ddim:20"), latents=x)
 others = 2 * pipe(prompts, num_inference_steps=20, guidance_scale=5.0, latents=x, output_type="pt").images - 1
 show_images(torch.cat([ours, others]), len(prompts), down=["this course", "diffusers"], cell=1.0)
 print(f"{type(pipe.unet).__name__}, {type(pipe.vae).__name__}, {type(pipe.text_encoder).__name__}, {type(pipe.scheduler).__name__}")

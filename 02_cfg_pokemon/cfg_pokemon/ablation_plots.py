@@ -1,27 +1,21 @@
-"""The pictures of ablations.py: one of each study, with error bars and with what real pictures would have."""
+"""The figures of ablations.py: one for each study, with error bars and the values of real images."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from common.io.files import write_atomically
-
-Row = dict[str, float | str]
-
-
-def save(figure: Figure, path: Path) -> Path:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
-    return path
+from common import viz
+from common.evaluate.prompt_accuracy import Row
 
 
 def lines(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of the first seed, by what they are of."""
+    """The rows of the first seed, grouped by network or remedy."""
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     return {what: [row for row in first if row["what"] == what] for what in dict.fromkeys(row["what"] for row in first)}
 
 
 def plot_brightness(rows: list[Row], real: Row, path: Path) -> Path:
-    """Brightness, saturation, burnt pixels and accuracy over w: a line for each network, a star for each cure."""
+    """Brightness, saturation, burnt pixels and accuracy over w: a line for each network, a star for each remedy."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axis, key in zip(figure.subplots(1, 4), ("brightness", "saturation", "burnt", "accuracy"), strict=True):
         for what, mine in lines(rows).items():
@@ -32,29 +26,29 @@ def plot_brightness(rows: list[Row], real: Row, path: Path) -> Path:
         axis.set(title=key, xlabel="guidance scale w")
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-    return save(figure, path)
+    return viz.save_figure(figure, path, 100)
 
 
 def plot_copies(rows: list[Row], path: Path) -> Path:
-    """Were the words obeyed, and was it learned by heart? Bars for each network, light at the lower scale, dark at the higher."""
-    panels = {  # key: title, and what an innocent, honest model would have
+    """Prompt accuracy and memorization: bars for each network, light at the lower scale, dark at the higher."""
+    panels = {  # key: title, and the value without memorization
         "accuracy_test": ("accuracy, trained kind", None), "accuracy_heldout": ("accuracy, held out", None),
         "too_near_pixels": ("too near (pixels)", 0.01), "nearer_pixels": ("nearer than unseen (pixels)", 0.5),
         "nearer_features": ("nearer than unseen (features)", 0.5),
     }  # fmt: skip
     found, figure = lines(rows), Figure(figsize=(13, 3.2), layout="constrained")
-    for axis, (key, (title, innocent)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    for axis, (key, (title, expected)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         measure, _, where = key.rpartition("_")
         low, high = (f"{measure}_{end}_{where}" for end in ("low", "high"))
         for i, mine in enumerate(found.values()):
             for k, row in enumerate(mine):
                 axis.bar(i + 0.4 * k, row[key], 0.38, color=("#9ecae1", "#3182bd")[k], label=f"w = {row['w']:g}" if i == 0 else None)
                 axis.errorbar(i + 0.4 * k, row[key], [[row[key] - row[low]], [row[high] - row[key]]], color="black", capsize=2, linewidth=1)
-        if innocent is not None:
-            axis.axhline(innocent, color="0.3", linestyle="--", linewidth=1)
+        if expected is not None:
+            axis.axhline(expected, color="0.3", linestyle="--", linewidth=1)
         axis.set_title(title, fontsize=9)
         axis.set(ylim=(0, 1.02), xticks=[i + 0.2 for i in range(len(found))])
         axis.set_xticklabels([name.replace(" ", "\n") for name in found], fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
-    return save(figure, path)
+    return viz.save_figure(figure, path, 100)

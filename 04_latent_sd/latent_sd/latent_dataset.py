@@ -31,7 +31,7 @@ from common.errors import UserError, explain
 from common.io.files import write_atomically
 from common.io.pixels import to_float
 from common.models.vae import AutoencoderKL, Gaussian
-from common.training.latents import BATCH, check_fit, encode, sample, scaled  # noqa: F401 - `sample` for whoever trains
+from common.training.latents import BATCH, check_fit, encode, scaled
 
 # ------------------------------------------------------------------------------------------------------ once, in a file
 

@@ -1,29 +1,28 @@
 """What train_vae.py does once its flags are settled: train the autoencoder, measure it, save it, and show pictures."""
 
-import csv
-import io
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from common import viz
-from common.cli import pick_device, pick_precision
+from common.cli import pick_device
 from common.data import Images
 from common.errors import UserError
-from common.io.files import write_atomically, write_folder
+from common.io.files import write_folder
 from common.io.pixels import to_float
+from common.io.tables import add_row, read_csv
 from common.models.diffusers_vae import load_vae, save_vae
 from common.models.vae import AutoencoderKL, measure_scaling_factor, small_vae
 from common.random import EVALUATION, generator
-from common.training.logging import Due, logged
-from common.training.loop import LossTerms, State, TrainConfig, train
-from common.training.record import check_record, keep_settings, record_of, start_of
-from common.training.run import image_channels
+from common.training.latents import BATCH, encode
+from common.training.loop import LossTerms, State
+from common.training.record import check_record, record_of, start_of
+from common.training.run import image_channels, make_accelerator, run_training
 from common.training.vae_loss import (
     PatchDiscriminator,
     Perceptual,
@@ -35,60 +34,66 @@ from common.training.vae_loss import (
     vae_loss,
 )
 from latent_sd.concat_dataset import load_all, some_of
-from latent_sd.latent_dataset import BATCH, encode
+from latent_sd.flags import AutoencoderFlags
 
 CRITIC_LR = 2e-4  # of the discriminator, which has an optimizer of its own
 SOME = 256        # training images over which a checkpoint's scaling factor is measured; the last one sees them all
 COLUMNS = ["step", "seconds", "psnr", "kl", "told_apart", "latent_std"]  # of quality.csv
 
 
-def fit_vae(args) -> None:
-    """Train as `args` (train_vae.Args, settled) says."""
-    device = pick_device(args.device)
-    begun = load_vae(start_of(args, args.start)) if args.start else None  # refused before any data are drawn
-    images = load_all(args.data, args.size, args.data_dir, n=args.n, channels=image_channels(args.image_channels, begun.cfg.image_channels if begun else None))
+def train_autoencoder(flags: AutoencoderFlags) -> None:
+    """Train with settled flags."""
+    device = pick_device(flags.device)
+    start = load_vae(start_of(flags, flags.start)) if flags.start else None  # refused before any data are drawn
+    channels = image_channels(flags.image_channels, start.cfg.image_channels if start else None)
+    images = load_all(flags.data, flags.size, flags.data_dir, n=flags.n, channels=channels)
     record = record_of(images.pixels)
-    check_record(args, record)
-    torch.manual_seed(args.seed)
-    vae = AutoencoderKL(small_vae(images.size, images.channels, args.channels, args.latent_channels, args.layers))
-    if begun:
-        start_from(vae, begun, args.start)
-    if args.decoder_only:
-        keep_latents(vae, begun.cfg.scaling_factor)
-    accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
+    check_record(flags, record)
+    torch.manual_seed(flags.seed)
+    vae = AutoencoderKL(small_vae(images.size, images.channels, flags.channels, flags.latent_channels, flags.layers))
+    if start:
+        start_from(vae, start, flags.start)
+    if flags.decoder_only:
+        keep_latents(vae, start.cfg.scaling_factor)
+    accelerator = make_accelerator(flags.precision, device)
+    loss = VAELoss(flags, images, accelerator)
+    held_out = some_of(flags.data, flags.size, flags.data_dir, "test", flags.held_out, images.channels)
 
-    loss = VAELoss(args, images, accelerator)
-    states = train(vae, images, loss, train_config(args), accelerator, resume=args.resume is not None)
-    if not accelerator.is_main_process:
-        for _ in states:  # it helps to train; the main process alone writes and draws
-            pass
-        return
-    held_out = some_of(args.data, args.size, args.data_dir, "test", args.held_out, images.channels)
-    keep_settings(args, record, (lambda folder: save_vae(folder / "vae", begun)) if begun else None)
-    introduce(args, images, vae, loss, device)
+    def scaled_by(state: State, some: Images) -> AutoencoderKL:
+        """The averaged autoencoder, with the scaling factor of these images unless only the decoder was trained."""
+        return state.ema if flags.decoder_only else with_scale(state.ema, some)
 
-    due = Due(args.sample_every)
-    with closing(logged(states, args.out, args.steps)) as states:
-        for state in states:
-            loss.progress = state.progress
-            if state.saved:
-                keep(args, state.ema if args.decoder_only else with_scale(state.ema, evenly(images, SOME)))
-            if due(state) or state.progress >= 1:
-                found = judge(state.ema, held_out, loss.critic)
-                row = {"step": state.step, "seconds": f"{state.seconds:.1f}"} | {name: f"{value:.6g}" for name, value in found.items()}
-                add_row(args.out / "quality.csv", row)
-                draw_sheet(state.ema, held_out, args.out / "samples" / f"step-{state.step:06d}.png")
-                draw_traversal(state.ema, held_out, args.out / "samples" / f"traversal-{state.step:06d}.png")
+    def on_step(state: State) -> None:
+        loss.progress = state.progress
 
-    if state.progress < 1:
-        print(f"stopped after step {state.step}; continue with: python 04_latent_sd/train_vae.py --resume {args.out}")
-    else:
-        show(args, state, images, held_out)
+    def draw(state: State, path: Path) -> None:
+        found = validate(state.ema, held_out, loss.critic)
+        row = {"step": state.step, "seconds": f"{state.seconds:.1f}"} | {name: f"{value:.6g}" for name, value in found.items()}
+        add_row(flags.run_dir / "quality.csv", row, COLUMNS)
+        draw_sheet(state.ema, held_out, path)
+        draw_traversal(state.ema, held_out, path.with_name(path.name.replace("step-", "traversal-")))
 
+    def finish(state: State) -> dict[str, object]:
+        vae = scaled_by(state, images)
+        write_folder(flags.run_dir / "model", lambda folder: save_vae(folder / "vae", vae))
+        return report(vae, held_out, flags.run_dir)
 
-def keep(args, vae: AutoencoderKL) -> None:
-    """Save it as the run's model."""
-    write_folder(args.out / "model", lambda folder: save_vae(folder / "vae", vae))
+    run_training(
+        "04_latent_sd/train_vae.py",
+        flags,
+        vae,
+        images,
+        loss,
+        accelerator,
+        record,
+        introduction=introduction(flags, images, vae, loss, device),
+        save=lambda state, folder: save_vae(folder / "vae", scaled_by(state, evenly(images, SOME))),
+        draw=draw,
+        finish=finish,
+        save_start=(lambda folder: save_vae(folder / "vae", start)) if start else None,
+        on_step=on_step,
+        draw_last=True,
+    )
 
 
 def start_from(vae: AutoencoderKL, other: AutoencoderKL, folder: Path) -> None:
@@ -132,25 +137,25 @@ class Critic:
 class VAELoss:
     """The terms of common/training/vae_loss.py: pixels, KL, and what was asked for of perceptual and adversarial."""
 
-    def __init__(self, args, images: Images, accelerator: Accelerator):
-        if args.adversarial and accelerator.num_processes > 1:
+    def __init__(self, flags: AutoencoderFlags, images: Images, accelerator: Accelerator):
+        if flags.adversarial and accelerator.num_processes > 1:
             raise UserError("--adversarial trains in one process only, because its discriminator is not synchronised; leave it out, or start without torchrun")
-        self.args, self.progress = args, 0.0  # the share of the budget used so far
-        self.perceptual = Perceptual(random_stages(images.channels)).to(accelerator.device) if args.perceptual else None
-        self.critic = Critic(images, accelerator.device) if args.adversarial else None
+        self.flags, self.progress = flags, 0.0  # the share of the budget used so far
+        self.perceptual = Perceptual(random_stages(images.channels)).to(accelerator.device) if flags.perceptual else None
+        self.critic = Critic(images, accelerator.device) if flags.adversarial else None
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> LossTerms:
-        x, args = batch["image"], self.args                    # (B, C, H, W)
+        x, flags = batch["image"], self.flags                  # (B, C, H, W)
         vae = getattr(net, "module", net)                      # without what accelerate wraps around it
         f = vae.cfg.factor
-        if args.flip:
+        if flags.flip:
             x = torch.where(draw.rand(len(x)).view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
-        y, z = net(x, draw.randn((len(x), args.latent_channels, x.shape[2] // f, x.shape[3] // f)))
-        each = vae_loss(x, y, z, args.error, args.kl, self.perceptual, args.perceptual).total  # (B,)
-        if self.critic and self.progress >= args.adversarial_after:
+        y, z = net(x, draw.randn((len(x), flags.latent_channels, x.shape[2] // f, x.shape[3] // f)))
+        each = vae_loss(x, y, z, flags.error, flags.kl, self.perceptual, flags.perceptual).total  # (B,)
+        if self.critic and self.progress >= flags.adversarial_after:
             self.critic.learn(x, y)
             looks = adversarial_loss(self.critic.net, y)       # (B,)
-            each = each + args.adversarial * adaptive_weight(each.mean(), looks.mean(), vae.decoder.conv_out.weight) * looks
+            each = each + flags.adversarial * adaptive_weight(each.mean(), looks.mean(), vae.decoder.conv_out.weight) * looks
         return LossTerms(each, torch.zeros(len(x)))               # an autoencoder knows no noise levels: all count as the first
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,13 +165,6 @@ class VAELoss:
         if self.critic:
             self.critic.net.load_state_dict(state["net"])
             self.critic.optimizer.load_state_dict(state["optimizer"])
-
-
-def train_config(args) -> TrainConfig:
-    return TrainConfig(
-        out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, gradient_accumulation=args.gradient_accumulation,
-        save_every=args.save_every, seed=args.seed,
-    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- measurements
@@ -179,7 +177,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def judge(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -> dict[str, float]:
+def validate(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -> dict[str, float]:
     """Of images that training does not see, decoded from their most probable latents:
 
     psnr        decibels
@@ -217,23 +215,6 @@ def evenly(images: Images, n: int) -> Images:
     return Images(images.name, images.pixels[chosen])
 
 
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    """One row more in quality.csv. Rows from this step on, of a run that was thrown back to an earlier checkpoint, go."""
-    rows = [earlier for earlier in read_rows(path) if int(earlier["step"]) < row["step"]] + [row]
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, COLUMNS)
-    table.writeheader()
-    table.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -262,9 +243,7 @@ def draw_traversal(vae: AutoencoderKL, images: Images, path: Path, columns: int 
 
 def plot(run: Path, path: Path) -> Path:
     """Loss, PSNR and KL of a run, in one picture."""
-    from matplotlib.figure import Figure
-
-    metrics, rows = viz.read_metrics(run), read_rows(run / "quality.csv")
+    metrics, rows = viz.read_metrics(run), read_csv(run / "quality.csv")
     steps = [int(row["step"]) for row in rows]
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -277,35 +256,29 @@ def plot(run: Path, path: Path) -> Path:
     right.set(title="KL, nats a pixel value", xlabel="step")
     for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
-    return path
+    return viz.save_figure(figure, path)
 
 
-def introduce(args, images: Images, vae: AutoencoderKL, loss: VAELoss, device: str) -> None:
+def introduction(flags: AutoencoderFlags, images: Images, vae: AutoencoderKL, loss: VAELoss, device: str) -> str:
+    """What is trained on what."""
     f, c = vae.cfg.factor, vae.cfg.latent_channels
-    weights = sum(p.numel() for p in vae.parameters())
-    side = images.size // f
-    print(f"{' + '.join(args.data)}: {len(images):,} images of {images.channels} x {images.size} x {images.size}; "
-          f"autoencoder with {weights:,} weights, f = {f}, latents {c} x {side} x {side}, on {device}")  # fmt: skip
-    if loss.critic:
-        judge_weights = sum(p.numel() for p in loss.critic.net.parameters())
-        print(f"after {args.adversarial_after:.0%} of the budget a discriminator with {judge_weights:,} weights joins")
+    side, weights = images.size // f, sum(p.numel() for p in vae.parameters())
+    first = (f"{' + '.join(flags.data)}: {len(images):,} images of {images.channels} x {images.size} x {images.size}; "
+             f"autoencoder with {weights:,} weights, f = {f}, latents {c} x {side} x {side}, on {device}")  # fmt: skip
+    if not loss.critic:
+        return first
+    weights = sum(p.numel() for p in loss.critic.net.parameters())
+    return f"{first}\nafter {flags.adversarial_after:.0%} of the budget a discriminator with {weights:,} weights joins"
 
 
-def show(args, state: State, images: Images, held_out: Images) -> None:
-    """The end of a run: the scaling factor over all training images, the figures on test images, the pictures, and where they are."""
-    vae = state.ema if args.decoder_only else with_scale(state.ema, images)
-    keep(args, vae)
-    found = judge(vae, held_out)
-    print(f"{state.step} steps in {state.seconds:.0f} s of training")
+def report(vae: AutoencoderKL, held_out: Images, run: Path) -> dict[str, object]:
+    """Print the numbers of a finished autoencoder on test images, draw its pictures, and return where they are."""
+    found, scale = validate(vae, held_out), vae.cfg.scaling_factor
     print(f"{len(held_out)} test images: PSNR {found['psnr']:.2f} dB, KL {found['kl']:.4f} nats a pixel value")
-    scale = vae.cfg.scaling_factor
     print(f"scaling factor {scale:.5f}; the scaled latents of test images have standard deviation {scale * found['latent_std']:.3f}")
-    pictures = {
-        "reconstructions": draw_sheet(vae, held_out, args.out / "reconstructions.png"),
-        "latent channels": draw_traversal(vae, held_out, args.out / "traversal.png"),
-        "curves": plot(args.out, args.out / "curves.png"),
-        "model": args.out / "model",
+    return {
+        "reconstructions": draw_sheet(vae, held_out, run / "reconstructions.png"),
+        "latent channels": draw_traversal(vae, held_out, run / "traversal.png"),
+        "curves": plot(run, run / "curves.png"),
+        "model": run / "model",
     }
-    for what, path in pictures.items():
-        print(f"{what:18} {path}")

@@ -101,3 +101,21 @@ class UNetFlags(TrainingFlags):
     """Noise schedule: linear, cosine, sigmoid, scaled_linear, linear_zero_snr, ..., edm or flow."""
     prediction: str = "v"
     """Prediction of the network: eps, x0 or v (edm and flow with the schedule of that name)."""
+
+
+@dataclass(frozen=True)
+class TextToImageFlags(UNetFlags, SampleFlags):
+    """Flags of a training of a text-to-image model on captioned images."""
+
+    language: Literal["en", "zh", "both"] | None = None
+    """Language of the captions; by default English and Chinese, half and half, and in a folder whatever there is."""
+    n: int | None = None
+    """Number of images of each data set, the first ones; by default all."""
+    size: int | None = None
+    """Pixels a side."""
+    text: str = "small"
+    """Text encoder: small (a transformer trained along), or a frozen CLIP as a hub id or a folder."""
+    text_dim: int = 96
+    """Width of the small transformer's embeddings."""
+    prompts: tuple[str, ...] = ("",)
+    """Prompts of the sample pictures, drawn without and with guidance side by side."""

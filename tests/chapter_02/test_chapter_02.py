@@ -1,11 +1,9 @@
-"""Chapter 2's programs: training a reader and a painter together, and drawing with them."""
+"""Chapter 2's programs: training a U-Net and its text encoder together, and sampling from them."""
 
 import dataclasses
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +14,31 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from cfg_pokemon import augmentation as augment
-from cfg_pokemon import pipeline as paint
-from cfg_pokemon import trainer as teach
+from cfg_pokemon import ablations, evaluation, memorization
+from cfg_pokemon.augmentation import augment
+from cfg_pokemon.caption_sensitivity import BANDS, caption_losses
+from cfg_pokemon.trainer import TextLoss
 from common.data import Images, load
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
+from common.models import pipeline as pipeline_module
+from common.models.conditional import ConditionalUNet
+from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
+from common.models.text_to_image_folder import open_pixel_pipeline, save_pipeline
 from common.models.unet import UNet
 from common.models.unet_config import text_unet
 from common.random import BatchRandom
-from helpers.programs import ROOT, load_program, run_main
+from common.training.text_conditioning import Captioned, empty_text, make_network, make_text_encoder
+from helpers.programs import run_main
 
-TRAIN, SAMPLE = "02_cfg_pokemon/train.py", "02_cfg_pokemon/sample.py"
-train, trials = (load_program(f"02_cfg_pokemon/{name}.py") for name in ("train", "ablations"))
+TRAIN, SAMPLE, ABLATIONS = (f"02_cfg_pokemon/{name}.py" for name in ("train", "sample", "ablations"))
 TINY = ["--n", 24, "--size", 16, "--channels", 8, 16, "--text-dim", 32, "--batch-size", 8, "--device", "cpu", "--precision", "no",
         "--sampler", "ddim:2", "--sample-every", 100]  # fmt: skip
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
-READER = "model/text_encoder/model.safetensors"
+TEXT_ENCODER = "model/text_encoder/model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +50,22 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def painter(run):
-    return paint.open_painter(run)
+def pipeline(run):
+    return open_pixel_pipeline(run)
 
 
-def tiny_painter(seed: int = 0):
+def tiny_pipeline(seed: int = 0):
     """A network that answers something, without training."""
     torch.manual_seed(seed)
     encoder = small_text(["a red creature", "a blue creature with wings"], dim=32, heads=1)
-    return paint.Painter(UNet(text_unet(16, 3, (8, 16), 32)).eval(), make_schedule("cosine"), "v", encoder.eval())
+    return TextToImagePipeline(UNet(text_unet(16, 3, (8, 16), 32)).eval(), make_schedule("cosine"), "v", encoder.eval(), clip_x0=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- training
 
 
 def test_a_run_leaves_everything(run):
-    for name in ("config.json", "metrics.csv", "samples.png", "loss.png", UNET, READER, "model/tokenizer/vocab.json"):
+    for name in ("config.json", "metrics.csv", "samples.png", "loss.png", UNET, TEXT_ENCODER, "model/tokenizer/vocab.json"):
         assert (run / name).exists(), name
     saved = json.loads((run / "config.json").read_text())
     assert saved["data"] == "creatures" and saved["channels"] == [8, 16] and saved["caption_dropout"] == 0.1
@@ -70,12 +73,12 @@ def test_a_run_leaves_everything(run):
 
 
 def test_both_networks_learn(run):
-    """The reader is trained along: neither is what it was."""
-    args = train.Args(size=16, channels=(8, 16), text_dim=32)
+    """The text encoder is trained along: neither is what it was."""
     images = load("creatures", 16, n=24)
     torch.manual_seed(0)
-    net = teach.make_net(args, images, teach.make_encoder(args, images.captions))
-    for prefix, file in (("unet.", UNET), ("encoder.transformer.", READER)):
+    encoder = make_text_encoder(images.captions, 32)
+    net = make_network(text_unet(16, 3, (8, 16), 32), encoder)
+    for prefix, file in (("unet.", UNET), ("text_encoder.transformer.", TEXT_ENCODER)):
         before = {key.removeprefix(prefix): value for key, value in net.state_dict().items() if key.startswith(prefix)}
         after = {key.removeprefix("text_model."): value for key, value in load_file(run / file).items()}
         assert after.keys() == before.keys()
@@ -89,25 +92,25 @@ def test_a_resumed_run_is_the_same_run(run, tmp_path):
     (again / "checkpoints" / "step-00000006.pt").unlink()
     shutil.rmtree(again / "model")
     run_main(TRAIN, "--resume", again, "--device", "cpu")
-    for name in (UNET, READER, "model/tokenizer/vocab.json", "model/tokenizer/merges.txt"):
+    for name in (UNET, TEXT_ENCODER, "model/tokenizer/vocab.json", "model/tokenizer/merges.txt"):
         assert (again / name).read_bytes() == (run / name).read_bytes(), name
 
 
 def test_captions_are_dropped_and_only_then_are_empty():
     """As many as --caption-dropout says; the words of the others reach the network as they are."""
-    args, captions = train.Args(caption_dropout=0.25), [f"a red creature with {n} wings" for n in ("no", "two", "bat")] * 200
+    captions = [f"a red creature with {n} wings" for n in ("no", "two", "bat")] * 200
     encoder = small_text(captions, dim=32, heads=1)
-    ids, empty, told = encoder.tokenizer(captions), encoder.tokenizer([""])[0], []
+    ids, empty, seen = encoder.tokenizer(captions), encoder.tokenizer([""])[0], []
 
-    def net(x, t, words):
-        told.append(words)
+    def net(x, t, text):
+        seen.append(text)
         return x
 
-    batch = {"image": torch.zeros(600, 3, 4, 4), "words": ids}
-    teach.make_loss(args, make_schedule("cosine"), encoder)(net, batch, BatchRandom(0, 0))
-    dropped = (told[0] == empty).all(1)
+    batch = {"image": torch.zeros(600, 3, 4, 4), "text": ids}
+    TextLoss(make_schedule("cosine"), "v", empty, caption_dropout=0.25)(net, batch, BatchRandom(0, 0))
+    dropped = (seen[0] == empty).all(1)
     assert 0.2 < float(dropped.float().mean()) < 0.3
-    assert torch.equal(told[0][~dropped], ids[~dropped])
+    assert torch.equal(seen[0][~dropped], ids[~dropped])
 
 
 def test_a_frozen_clip_can_read(tmp_path, monkeypatch):
@@ -118,7 +121,7 @@ def test_a_frozen_clip_can_read(tmp_path, monkeypatch):
     run_main(TRAIN, *TINY, "--steps", 2, "--text", tmp_path / "clip", "--out", tmp_path / "run")
     kept = CLIPTextEncoder(str(tmp_path / "run" / "model"))
     torch.testing.assert_close(kept(["a red creature"])[0, :40], CLIPTextEncoder(str(tmp_path / "clip"))(["a red creature"])[0, :40])
-    assert paint.open_painter(tmp_path / "run").draw(["a red creature"], paint.Wish(sampler="ddim:2")).shape == (1, 3, 16, 16)
+    assert open_pixel_pipeline(tmp_path / "run").txt2img(["a red creature"], SamplingConfig(sampler="ddim:2")).shape == (1, 3, 16, 16)
     assert list((tmp_path / "runs" / "02_cfg_pokemon" / "text_cache").glob("text-*.safetensors"))
 
 
@@ -154,42 +157,42 @@ def test_what_training_refuses(flags, says, tmp_path, command_line):
 # --------------------------------------------------------------------------------------------------------------- drawing
 
 
-def test_without_guidance_the_painter_is_the_plain_denoiser():
-    painter = tiny_painter()
-    text = painter.encoder(["a red creature"])
-    denoise = Denoiser(painter.net, "v", clip_x0=True, text=text)
-    *_, last = Sampler.parse("ddim:3").run(denoise, painter.schedule, (1, 3, 16, 16), 5, 0)
-    torch.testing.assert_close(painter.draw(["a red creature"], paint.Wish(w=1, sampler="ddim:3", seed=5)), last.x)
+def test_without_guidance_the_pipeline_is_the_plain_denoiser():
+    pipeline = tiny_pipeline()
+    text = pipeline.text_encoder(["a red creature"])
+    denoise = Denoiser(pipeline.unet, "v", clip_x0=True, text=text)
+    *_, last = Sampler.parse("ddim:3").run(denoise, pipeline.schedule, (1, 3, 16, 16), 5, 0)
+    torch.testing.assert_close(pipeline.txt2img(["a red creature"], SamplingConfig(1, sampler="ddim:3", seed=5)), last.x)
 
 
 def test_pictures_follow_the_words_the_scale_and_the_seed():
-    painter, wish = tiny_painter(), paint.Wish(w=8, sampler="ddim:2")
-    same = painter.draw(["a red creature"], wish)
-    assert torch.equal(same, painter.draw(["a red creature"], wish))
-    others = [painter.draw(["a blue creature"], wish)]
-    others += [painter.draw(["a red creature"], dataclasses.replace(wish, **change)) for change in
-               ({"w": 2}, {"seed": 1}, {"negative": "wings"}, {"rescale": 0.7}, {"clip": "dynamic"}, {"interval": (0.5, 2.0)})]  # fmt: skip
+    pipeline, config = tiny_pipeline(), SamplingConfig(8, sampler="ddim:2")
+    same = pipeline.txt2img(["a red creature"], config)
+    assert torch.equal(same, pipeline.txt2img(["a red creature"], config))
+    changes = ({"guidance_scale": 2}, {"seed": 1}, {"negative_prompt": "wings"}, {"rescale": 0.7}, {"clip_x0": "dynamic"}, {"interval": (0.5, 2.0)})
+    others = [pipeline.txt2img(["a blue creature"], config)]
+    others += [pipeline.txt2img(["a red creature"], dataclasses.replace(config, **change)) for change in changes]
     assert all(float((other - same).abs().max()) > 1e-4 for other in others)
 
 
 def test_picture_i_begins_with_the_same_noise_whatever_stands_beside_it(monkeypatch):
-    monkeypatch.setattr(paint, "BATCH", 2)
-    painter, wish = tiny_painter(), paint.Wish(w=0, sampler="ddim:1")  # w = 0 hears no words: the noise alone decides
-    a, b = painter.draw(["a red creature"] * 4, wish), painter.draw(["x", "y", "z", "a blue creature"], wish)
+    monkeypatch.setattr(pipeline_module, "BATCH_SIZE", 2)
+    pipeline, config = tiny_pipeline(), SamplingConfig(0, sampler="ddim:1")  # w = 0 ignores the prompts: the noise alone decides
+    a, b = pipeline.txt2img(["a red creature"] * 4, config), pipeline.txt2img(["x", "y", "z", "a blue creature"], config)
     torch.testing.assert_close(a, b)
     assert float((a[0] - a[2]).abs().max()) > 1e-4  # and every batch has its own
 
 
-def test_the_folder_is_that_of_diffusers_and_transformers(run, painter):
+def test_the_folder_is_that_of_diffusers_and_transformers(run, pipeline):
     """The same answer from the same files by our modules and by theirs."""
     unet = UNet2DConditionModel.from_pretrained(run / "model" / "unet")
-    reader = transformers.CLIPTextModel.from_pretrained(run / "model" / "text_encoder")
+    text_encoder = transformers.CLIPTextModel.from_pretrained(run / "model" / "text_encoder")
     tokens = transformers.CLIPTokenizer.from_pretrained(run / "model" / "tokenizer")
     prompts, x, t = ["a red creature", "一只蓝色的小怪兽"], torch.randn(2, 3, 16, 16), torch.tensor([10.0, 600.0])
     ids = tokens(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
-        theirs = unet(x, t, reader(ids).last_hidden_state).sample
-        ours = painter.net(x, t, text=painter.encoder(prompts))
+        theirs = unet(x, t, text_encoder(ids).last_hidden_state).sample
+        ours = pipeline.unet(x, t, text=pipeline.text_encoder(prompts))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
@@ -218,25 +221,25 @@ def test_what_sampling_refuses(flags, says, run, tmp_path, command_line):
 
 
 def test_models_that_do_not_fit(run, tmp_path, trained_run):
-    with pytest.raises(UserError, match="reads no text"):
-        paint.open_painter(trained_run)
-    paint.save_painter(tmp_path, tiny_painter())
+    with pytest.raises(UserError, match="not conditioned on text"):
+        open_pixel_pipeline(trained_run)
+    save_pipeline(tmp_path, tiny_pipeline())
     save_text(tmp_path, small_text(["a red creature"], dim=64, heads=2))
-    with pytest.raises(UserError, match="64 wide"):
-        paint.open_painter(tmp_path)
+    with pytest.raises(UserError, match="width 64"):
+        open_pixel_pipeline(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------- --start
 
 
 def test_a_training_begins_with_the_weights_of_another(run, tmp_path):
-    """At another size, and with its tokenizer, though other captions would have made another; its reader learns slowly."""
+    """At another size, and with its tokenizer, though other captions would have made another; its text encoder learns slowly."""
     run_main(TRAIN, *TINY, "--size", 24, "--n", 5, "--seed", 1, "--start", run, "--steps", 1, "--lr", 1e-6, "--out", tmp_path / "a")
-    for name in (UNET, READER):
+    for name in (UNET, TEXT_ENCODER):
         old, new = load_file(run / name), load_file(tmp_path / "a" / name)
         assert old.keys() == new.keys() and all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old)
     assert (tmp_path / "a/model/tokenizer/vocab.json").read_bytes() == (run / "model/tokenizer/vocab.json").read_bytes()
-    assert paint.open_painter(tmp_path / "a").net.cfg.size == 24
+    assert open_pixel_pipeline(tmp_path / "a").size == 24
 
 
 def test_a_run_that_was_started_from_another_continues_without_it(run, tmp_path):
@@ -252,7 +255,7 @@ def test_a_run_that_was_started_from_another_continues_without_it(run, tmp_path)
     [(["--channels", 8, 24], "another build .channels = "), (["--layers", 2], "layers = 1 against 2"), (["--text-dim", 64], None)],
 )
 def test_a_start_of_another_build(run, tmp_path, command_line, flags, words):
-    """Named, and nothing is left behind; but --text-dim follows the reader that is taken over."""
+    """Named, and nothing is left behind; but --text-dim follows the text encoder that is taken over."""
     code, _, err = command_line(TRAIN, *TINY, *flags, "--start", run, "--steps", 1, "--out", tmp_path / "a")
     if words is None:
         assert code == 0
@@ -272,10 +275,10 @@ def test_a_start_that_is_not_there(tmp_path, command_line):
     assert code == 2 and "nothing" in err
 
 
-# ------------------------------------------------------------------------------------------------------ heard at all?
+# ------------------------------------------------------------------------------------------------ caption sensitivity
 
 
-class Obedient(torch.nn.Module):
+class CaptionsDecide(torch.nn.Module):
     """Knows the picture of every caption, here one number for each first token: the perfect network where words decide everything."""
 
     def __init__(self):
@@ -287,88 +290,79 @@ class Obedient(torch.nn.Module):
 
 
 def test_the_loss_of_right_and_wrong_captions():
-    """Told the truth, an all-knowing network errs by nothing; told another's caption, by the difference of the two pictures."""
-    heard = load_program("02_cfg_pokemon/caption_sensitivity.py")
+    """With the right caption, such a network has no error; with another's, the difference of the two images."""
     values = {"dark": -1.0, "light": 1.0, "": 0.0}
-    painter = paint.Painter(Obedient(), make_schedule("cosine"), "x0", lambda texts: torch.tensor([[[values[text]]] for text in texts]))
+    pipeline = TextToImagePipeline(CaptionsDecide(), make_schedule("cosine"), "x0", lambda texts: torch.tensor([[[values[text]]] for text in texts]))
     images = Images("two", torch.tensor([0, 255, 0, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 8), captions=("dark", "light") * 2)
-    found = heard.losses(painter, images)
-    assert set(found) == {"right", "nothing", "wrong"} and all(len(values) == len(heard.BANDS) for values in found.values())
+    found = caption_losses(pipeline, images)
+    assert set(found) == {"right", "nothing", "wrong"} and all(len(values) == len(BANDS) for values in found.values())
     for name, expected in (("right", 0.0), ("nothing", 1.0), ("wrong", 4.0)):
-        assert found[name] == pytest.approx([expected] * len(heard.BANDS), abs=1e-9), name
+        assert found[name] == pytest.approx([expected] * len(BANDS), abs=1e-9), name
 
 
-def test_heard_prints_a_line_for_each_band(run, command_line):
+def test_it_prints_a_line_for_each_band(run, command_line):
     code, out, _ = command_line("02_cfg_pokemon/caption_sensitivity.py", "--model", run, "--n", 3, "--device", "cpu")
     assert code == 0 and "0.65 to 0.95" in out
     code, _, err = command_line("02_cfg_pokemon/caption_sensitivity.py", "--model", run, "--n", 1, "--device", "cpu")
     assert code == 2 and "at least 2" in err
 
 
-# ------------------------------------------------------------------------------------------------- augmentation, trials
+# ------------------------------------------------------------------------------------------------- augmentation, ablations
 
 
 def test_augmentation():
     x0, u = load("creatures", 16, n=4).batch(torch.arange(4))["image"], torch.tensor([0.0, 0.25, 0.5, 0.99])
-    assert torch.equal(augment.augment("none", x0, u), x0)
-    mirrored = augment.augment("mirror", x0, u)
+    assert torch.equal(augment("none", x0, u), x0)
+    mirrored = augment("mirror", x0, u)
     assert torch.equal(mirrored[:2], x0[:2].flip(-1)) and torch.equal(mirrored[2:], x0[2:])
-    light = ((augment.augment("jitter", x0, u) + 1) / (x0 + 1).clamp(min=1e-6))[x0 > -0.5]
+    light = ((augment("jitter", x0, u) + 1) / (x0 + 1).clamp(min=1e-6))[x0 > -0.5]
     assert light.min() >= 0.69 and light.max() <= 1.31
-    torch.testing.assert_close(augment.augment("jitter", x0, u)[2], x0[2])  # u = 1/2: as it was
+    torch.testing.assert_close(augment("jitter", x0, u)[2], x0[2])  # u = 1/2: as it was
     white = torch.ones(3, 3, 32, 32)
-    turned = augment.augment("turn", white, torch.tensor([0.0, 0.5, 0.99]))
+    turned = augment("turn", white, torch.tensor([0.0, 0.5, 0.99]))
     torch.testing.assert_close(turned[1], white[1])
     for k in (0, 2):
         assert turned[k, :, 0, 0].max() < -0.9 and turned[k, :, 8:-8, 8:-8].min() > 0.99  # black corners around white
     with pytest.raises(UserError, match="none, mirror, jitter, turn"):
-        augment.augment("shake", x0, u)
+        augment("shake", x0, u)
 
 
 @pytest.mark.parametrize("kind", ["mirror", "jitter", "turn"])
 def test_training_augments_the_images_and_nothing_else(kind):
     """The loss of augmented images is that of a batch which was augmented beforehand."""
     images, schedule = load("creatures", 16, n=8), make_schedule("cosine")
-    painter = tiny_painter()
-    net, args = teach.ReaderAndPainter(painter.net, painter.encoder), dataclasses.replace(train.Args(), caption_dropout=0.0)
-    batch = teach.make_data(images, painter.encoder).batch(torch.arange(8))
+    pipeline = tiny_pipeline()
+    net, empty = ConditionalUNet(pipeline.unet, pipeline.text_encoder), empty_text(pipeline.text_encoder)
+    batch = Captioned(images, images.captions, pipeline.text_encoder).batch(torch.arange(8))
     draw = BatchRandom(0, 1)
     draw.stratified(8), draw.randn(batch["image"].shape)
-    changed = batch | {"image": augment.augment(kind, batch["image"], draw.rand(8))}
-    plain, augmented = (teach.make_loss(dataclasses.replace(args, augment=name), schedule, painter.encoder) for name in ("none", kind))
+    changed = batch | {"image": augment(kind, batch["image"], draw.rand(8))}
+    plain, augmented = (TextLoss(schedule, "v", empty, 0.0, augmentation=name) for name in ("none", kind))
     got, expected = augmented(net, batch, BatchRandom(0, 1)), plain(net, changed, BatchRandom(0, 1))
     torch.testing.assert_close(got[0], expected[0])
     assert not torch.allclose(got[0], plain(net, batch, BatchRandom(0, 1))[0])
 
 
-SMALL_STUDY = """
-import sys
-sys.path.insert(0, "02_cfg_pokemon")
-from pathlib import Path
-import evaluate, memorise, trials, train
-trials.SETTINGS |= {"channels": (8, 16), "n": 24}
-trials.SCALES = dict.fromkeys(trials.SCALES, (1.0, 2.0))
-trials.CURES = {"rescale 0.7": {"rescale": 0.7}}
-trials.STUDIES = {"brightness": {"as it is": {}, "turned": {"augment": "turn"}}, "size": {"8 images": {"n": 8}}, "epochs": {"2 epochs": {"n": 32, "epochs": 2}}}
-memorise.TEST = 20
-args = trials.Args(sys.argv[1], steps=2, n=3, out=Path(sys.argv[2]), device="cpu")
-trials.main(args)
-table = args.out / f"{args.study}.csv"
-first = table.read_text()
-train.main = evaluate.draw = None  # everything is trained and drawn already
-trials.main(args)
-assert table.read_text() == first and table.with_suffix(".png").stat().st_size > 5000
-"""
-
-
 @pytest.mark.parametrize(("study", "rows"), [("brightness", 2 * 2 + 1), ("size", 2), ("epochs", 2)])
-def test_a_study_goes_on_where_it_stopped(study, rows, tmp_path):
-    """In a process of its own: it imports its neighbours by name, and other chapters have a train.py, too."""
-    done = subprocess.run([sys.executable, "-c", SMALL_STUDY, study, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len((tmp_path / f"{study}.csv").read_text().splitlines()) == 1 + rows
+def test_a_study_continues_where_it_stopped(study, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "SETTINGS", ablations.SETTINGS | {"channels": (8, 16), "n": 24})
+    monkeypatch.setattr(ablations, "SCALES", dict.fromkeys(ablations.SCALES, (1.0, 2.0)))
+    monkeypatch.setattr(ablations, "REMEDIES", {"rescale 0.7": {"rescale": 0.7}})
+    monkeypatch.setattr(ablations, "STUDIES", {"brightness": {"as it is": {}, "turned": {"augment": "turn"}}, "size": {"8 images": {"n": 8}},
+                                               "epochs": {"2 epochs": {"n": 32, "epochs": 2}}})  # fmt: skip
+    monkeypatch.setattr(memorization, "TEST", 20)
+    flags = [study, "--steps", 2, "--n", 3, "--out", tmp_path, "--device", "cpu"]
+    run_main(ABLATIONS, *flags)
+    table = tmp_path / f"{study}.csv"
+    first = table.read_text()
+    monkeypatch.setattr(ablations, "train_model", None)  # everything is trained and drawn already
+    monkeypatch.setattr(evaluation, "draw", None)
+    run_main(ABLATIONS, *flags)
+    assert table.read_text() == first and table.with_suffix(".png").stat().st_size > 5000
+    assert len(first.splitlines()) == 1 + rows
 
 
 def test_a_study_of_epochs_counts_them():
-    flags = trials.settings(trials.Args("epochs"), {"n": 100, "epochs": 300}, seed=1)
+    study = ablations.Study("epochs", 3000, 200, Path("runs"), "cpu")
+    flags = ablations.training_flags(study, {"n": 100, "epochs": 300}, seed=1)
     assert flags["steps"] == 1875 and flags["n"] == 100 and "epochs" not in flags  # 300 * 100 / 16

@@ -25,14 +25,15 @@ from common.models.diffusers_vae import load_vae
 from common.models.vae import AutoencoderKL, Gaussian, small_vae
 from common.random import BatchRandom
 from common.training.checkpoint import checkpoints, load_checkpoint
+from common.training.latents import sample
 from common.training.loop import LossTerms, TrainConfig, train
 from helpers.programs import load_program, run_main
 from latent_sd import concat_dataset as pictures
+from latent_sd import latent_benchmark
 from latent_sd import latent_dataset as latent
 from latent_sd import vae_trainer as fit_vae
 
-TRAIN, COMPARE = "04_latent_sd/train_vae.py", "04_latent_sd/benchmark_latents.py"
-compare = load_program(COMPARE)
+TRAIN, BENCHMARK = "04_latent_sd/train_vae.py", "04_latent_sd/benchmark_latents.py"
 TINY = ["--data", "creatures", "--n", 24, "--size", 16, "--channels", 8, 16, "--batch-size", 8, "--held-out", 8, "--device", "cpu", "--precision", "no",
         "--sample-every", 100]  # fmt: skip
 ALL_TERMS = ["--perceptual", 0.1, "--adversarial", 0.5, "--adversarial-after", 0.3]
@@ -217,7 +218,7 @@ def test_the_file_holds_what_the_encoder_says(vae, images, tmp_path, monkeypatch
     torch.testing.assert_close(batch["latent"], 1.7 * z.mean, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(batch["std"], 1.7 * (z.logvar / 2).exp(), rtol=2e-3, atol=1e-4)
     eps = BatchRandom(0, 5).randn(z.mean.shape)
-    torch.testing.assert_close(latent.sample(batch, BatchRandom(0, 5)), vae.scale(z.sample(eps)), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(sample(batch, BatchRandom(0, 5)), vae.scale(z.sample(eps)), rtol=2e-3, atol=2e-3)
 
 
 def test_a_file_is_stale_after_any_change(vae, images, tmp_path):
@@ -324,7 +325,7 @@ def test_workers_feed_the_training_loop(vae, images, tmp_path):
             return found
 
     def loss(net, batch, draw):
-        z = latent.sample(batch, draw)
+        z = sample(batch, draw)
         return LossTerms((net(z) - z.flip(0)).square().flatten(1).mean(1), torch.zeros(len(z)))
 
     here, net = latent.OnTheFly(vae, images), nn.Conv2d(4, 4, 1)
@@ -399,15 +400,15 @@ def test_images_that_do_not_fit(size, vae, images):
 
 def test_a_comparison_with_nothing(capsys):
     """A file that takes no memory of its own once made the report divide by zero."""
-    compare.report({"from the file": compare.Cost(0.1, 0.1, 0), "on the fly": compare.Cost(1.0, 1.0, 10**6)}, 1.0, 100, 100)
+    latent_benchmark.report({"from the file": latent_benchmark.Cost(0.1, 0.1, 0), "on the fly": latent_benchmark.Cost(1.0, 1.0, 10**6)}, 1.0, 100, 100)
     assert capsys.readouterr().out.count(" -") >= 2
 
 
 def test_the_comparison(tmp_path, command_line, monkeypatch):
     """All but the fresh process for every way, which costs seconds each to begin."""
-    monkeypatch.setattr(compare, "in_a_process", compare.measure)
+    monkeypatch.setattr(latent_benchmark, "in_a_process", latent_benchmark.measure)
     flags = ["--data", "creatures", "--n", 16, "--size", 16, "--channels", 8, 16, "--batch-size", 8, "--device", "cpu", "--epochs", 2]
-    code, said, err = command_line(COMPARE, *flags, "--workers", 0, 1, "--start", "fork", "--json", tmp_path / "found.json")
+    code, said, err = command_line(BENCHMARK, *flags, "--workers", 0, 1, "--start", "fork", "--json", tmp_path / "found.json")
     assert code == 0, err
     assert "from the file" in said and "on the fly, no workers" in said and "on the fly, 1 worker (fork)" in said and "the file: " in said
     found = json.loads((tmp_path / "found.json").read_text())
@@ -417,7 +418,7 @@ def test_the_comparison(tmp_path, command_line, monkeypatch):
 
 def test_memory_is_looked_at_once_at_least():
     """Though all was over before the first look."""
-    memory = compare.Memory()
+    memory = latent_benchmark.Memory()
     memory.over.set()
     with memory:
         pass
@@ -425,11 +426,11 @@ def test_memory_is_looked_at_once_at_least():
 
 
 def test_the_verdict(capsys):
-    costs = {"from the file": compare.Cost(0.2, 0.1, 10**8), "slow": compare.Cost(5, 3.0, 10**9), "fast": compare.Cost(9, 2.1, 2 * 10**8)}
-    compare.report(costs, 7.0, 10**6, 3 * 10**6)
+    costs = {"from the file": latent_benchmark.Cost(0.2, 0.1, 10**8), "slow": latent_benchmark.Cost(5, 3.0, 10**9), "fast": latent_benchmark.Cost(9, 2.1, 2 * 10**8)}
+    latent_benchmark.report(costs, 7.0, 10**6, 3 * 10**6)
     said = capsys.readouterr().out
     assert "0.33 times the pixels" in said and "against the fastest other way (fast) it is paid for after 4 epochs" in said
-    compare.report({**costs, "fast": compare.Cost(1, 0.05, 1)}, 7.0, 10**6, 10**6)
+    latent_benchmark.report({**costs, "fast": latent_benchmark.Cost(1, 0.05, 1)}, 7.0, 10**6, 10**6)
     assert "saves no time against fast" in capsys.readouterr().out
 
 
@@ -437,11 +438,11 @@ def test_the_verdict(capsys):
     (["--vae", "nowhere"], "there is no folder"), (["--data", "nothing"], "unknown data"), (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"),
     (["--epochs", 1], "--epochs"), (["--workers", -1], "--workers"), (["--n", 0], "--n"), (["--data"], "--data needs at least one")])  # fmt: skip
 def test_what_the_comparison_refuses(flags, says, tmp_path, command_line):
-    code, _, err = command_line(COMPARE, "--data", "creatures", "--n", 4, "--size", 16, "--device", "cpu", "--json", tmp_path / "a.json", *flags)
+    code, _, err = command_line(BENCHMARK, "--data", "creatures", "--n", 4, "--size", 16, "--device", "cpu", "--json", tmp_path / "a.json", *flags)
     assert code == 2 and says in err and err.startswith("error: ") and "Traceback" not in err
     assert not (tmp_path / "a.json").exists()
 
 
 def test_a_trained_autoencoder_and_data_that_do_not_fit_it(run, command_line):
-    code, _, err = command_line(COMPARE, "--vae", run, "--data", "digits", "--n", 4, "--size", 15, "--device", "cpu")
+    code, _, err = command_line(BENCHMARK, "--vae", run, "--data", "digits", "--n", 4, "--size", 15, "--device", "cpu")
     assert code == 2 and "the autoencoder takes images with 3 channels" in err

@@ -31,27 +31,33 @@ from common.data import load
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import add_noise, make_schedule
 from common.errors import UserError
+from common.evaluate.creature_classifier import load_creature_classifier
+from common.evaluate.prompt_accuracy import chance_accuracy, make_prompts, measure_accuracy
 from common.io.pixels import to_float
+from common.models import pipeline as pipeline_module
 from common.models.diffusers_unet import unet_from_diffusers
 from common.models.diffusers_vae import load_vae, save_vae, vae_from_diffusers
+from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
 from common.models.text.transformer import TextTransformer, text_from_transformers
+from common.models.text_to_image_folder import FILES, open_latent_pipeline, save_pipeline
 from common.models.unet import UNet
 from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL, small_vae
 from common.random import BatchRandom, Noise
+from common.training.text_conditioning import Captioned, empty_text, make_network, make_text_encoder
 from helpers.programs import ROOT, load_program, run_main
 from latent_sd import concat_dataset as pictures
+from latent_sd import evaluation
 from latent_sd import latent_dataset as latent
-from latent_sd import pipeline as pl
-from latent_sd import unet_trainer as fit_unet
+from latent_sd.unet_trainer import LatentTextLoss, load_captioned
 
 TRAIN, SAMPLE, EVALUATE = (f"04_latent_sd/{name}.py" for name in ("train", "sample", "evaluate"))
-train, evaluate = load_program(TRAIN), load_program(EVALUATE)
+train = load_program(TRAIN)
 SHIPPED = ROOT / "04_latent_sd" / "pretrained"
 TINY = ["--n", 12, "--channels", 8, 16, "--text-dim", 32, "--batch-size", 8, "--device", "cpu", "--precision", "no", "--sampler", "ddim:2",
         "--sample-every", 100, "--prompts", "a red creature", "番茄炒蛋"]  # fmt: skip
-UNET, READER, VAE = (f"model/{part}.safetensors" for part in
+UNET, TEXT_ENCODER, VAE = (f"model/{part}.safetensors" for part in
                      ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"))  # fmt: skip
 CAPTIONS = 2 * ["a red creature with wings", "a blue creature without wings", "a plate of fish", "一盘番茄炒蛋，木桌"]  # twice: what occurs once gets no token
 
@@ -71,8 +77,8 @@ def tiny_pipeline(schedule: str = "cosine", prediction: str = "v", **changes):
         for name, weight in unet.named_parameters():
             if "attn2" in name:
                 weight *= 3  # an untrained network hardly listens
-    parts = {"vae": vae, "unet": unet, "schedule": make_schedule(schedule), "prediction": prediction, "encoder": encoder.eval()}
-    return pl.Pipeline(**parts | changes)
+    parts = {"vae": vae, "unet": unet, "schedule": make_schedule(schedule), "prediction": prediction, "text_encoder": encoder.eval()}
+    return TextToImagePipeline(**parts | changes)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +110,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def test_a_run_leaves_everything(run, cache, vae_folder):
-    for name in ("config.json", "metrics.csv", "samples/step-000003.png", "samples.png", "loss.png", "model/model_index.json", UNET, READER, VAE,
+    for name in ("config.json", "metrics.csv", "samples/step-000003.png", "samples.png", "loss.png", "model/model_index.json", UNET, TEXT_ENCODER, VAE,
                  "model/tokenizer/vocab.json", "model/scheduler/scheduler_config.json"):  # fmt: skip
         assert (run / name).exists(), name
     saved = json.loads((run / "config.json").read_text())
@@ -118,21 +124,21 @@ def test_a_run_leaves_everything(run, cache, vae_folder):
 
 def test_captions_in_both_languages_belong_to_their_pictures(run):
     """After the sets were joined; and the tokenizer knows both."""
-    args = train.Args(n=4)
-    images = fit_unet.load_captioned(args, 16)
+    settings = {"size": 16, "data_dir": Path("data"), "n": 4}
+    images = load_captioned(("creatures", "dishes"), **settings)
     assert images.captions == load("creatures", 16, n=4).captions + load("dishes", 16, n=4).captions and len(images) == 8
     assert [caption.isascii() for caption in images.captions] == [True, False] * 4
-    chinese = fit_unet.load_captioned(dataclasses.replace(args, language="zh"), 16).captions
+    chinese = load_captioned(("creatures", "dishes"), **settings, language="zh").captions
     assert not any(caption.isascii() for caption in chinese) and chinese[1] == images.captions[1]
-    assert pl.open_pipeline(run).encoder.tokenizer.unknown("creature 怪 盘") == []
+    assert open_latent_pipeline(run).text_encoder.tokenizer.unknown("creature 怪 盘") == []
 
 
 def test_both_networks_learn(run, vae_folder):
-    args = train.Args(n=12, channels=(8, 16), text_dim=32)
-    images = fit_unet.load_captioned(args, 16)
+    images = load_captioned(("creatures", "dishes"), 16, Path("data"), n=12)
     torch.manual_seed(0)
-    net = fit_unet.make_net(args, images, load_vae(vae_folder), fit_unet.make_encoder(args, images.captions))
-    for prefix, file in (("unet.", UNET), ("reader.transformer.", READER)):
+    encoder = make_text_encoder(images.captions, 32)
+    net = make_network(text_unet(8, 4, (8, 16), 32), encoder)
+    for prefix, file in (("unet.", UNET), ("text_encoder.transformer.", TEXT_ENCODER)):
         before = {key.removeprefix(prefix): value for key, value in net.state_dict().items() if key.startswith(prefix)}
         after = {key.removeprefix("text_model."): value for key, value in load_file(run / file).items()}
         assert after.keys() == before.keys()
@@ -149,7 +155,7 @@ def test_a_resumed_run_is_the_same_run(run, tmp_path):
     settings = json.loads((again / "config.json").read_text())
     (again / "config.json").write_text(json.dumps(settings | {"vae": "nowhere"}))
     run_main(TRAIN, "--resume", again, "--device", "cpu")
-    for name in (UNET, READER, "model/tokenizer/vocab.json", "model/tokenizer/merges.txt"):
+    for name in (UNET, TEXT_ENCODER, "model/tokenizer/vocab.json", "model/tokenizer/merges.txt"):
         assert (again / name).read_bytes() == (run / name).read_bytes(), name
 
 
@@ -183,27 +189,27 @@ def test_encoding_on_the_fly_trains_alike(run, vae_folder, cache, tmp_path):
 
 
 def test_the_loss_shows_the_network_scaled_latents_and_drops_captions(vae_folder, cache):
-    """What the network is shown is alpha z + sigma eps of z times the scaling factor; a share of --caption-dropout hears the empty caption."""
-    args, told = train.Args(caption_dropout=0.25, n=300, prediction="eps"), {}
+    """What the network is shown is alpha z + sigma eps of z times the scaling factor; a share of --caption-dropout gets the empty caption."""
+    seen: dict[str, torch.Tensor] = {}
     images, vae = load("creatures", 16, n=300), load_vae(vae_folder)
     encoder, schedule = small_text(images.captions, dim=32, heads=1), make_schedule("cosine")
-    data = fit_unet.Captioned(latent.cached_latents(vae, images, cache), images.captions, fit_unet.words_of(images, encoder))
-    loss = fit_unet.LatentLoss(args, schedule, encoder, vae, images)
+    data = Captioned(latent.cached_latents(vae, images, cache), images.captions, encoder)
+    loss = LatentTextLoss(schedule, "eps", empty_text(encoder), 0.25, vae, images)
 
-    def net(x, t, words):
-        told.update(x=x, words=words)
+    def net(x, t, text):
+        seen.update(x=x, text=text)
         return torch.zeros_like(x)
 
     batch = data.batch(torch.arange(300))
     with torch.no_grad():
         z = vae.encode(images.batch(torch.arange(300))["image"])
-    errors, dice = loss(net, batch, BatchRandom(0, 0)), BatchRandom(0, 0)
-    z0 = vae.scale(z.sample(dice.randn(z.mean.shape)))
-    u, eps = dice.stratified(300), dice.randn(z0.shape)
-    torch.testing.assert_close(told["x"], add_noise(z0, eps, schedule.sample_levels(u).like(z0)), rtol=1e-2, atol=5e-3)
+    errors, draw = loss(net, batch, BatchRandom(0, 0)), BatchRandom(0, 0)
+    z0 = vae.scale(z.sample(draw.randn(z.mean.shape)))
+    u, eps = draw.stratified(300), draw.randn(z0.shape)
+    torch.testing.assert_close(seen["x"], add_noise(z0, eps, schedule.sample_levels(u).like(z0)), rtol=1e-2, atol=5e-3)
     torch.testing.assert_close(errors.per_sample, eps.square().flatten(1).mean(1))
-    dropped = (told["words"] == encoder.tokenizer([""])[0]).all(1)
-    assert 0.18 < float(dropped.float().mean()) < 0.32 and torch.equal(told["words"][~dropped], batch["words"][~dropped])
+    dropped = (seen["text"] == encoder.tokenizer([""])[0]).all(1)
+    assert 0.18 < float(dropped.float().mean()) < 0.32 and torch.equal(seen["text"][~dropped], batch["text"][~dropped])
 
 
 def test_a_frozen_clip_can_read(vae_folder, cache, tmp_path):
@@ -213,7 +219,7 @@ def test_a_frozen_clip_can_read(vae_folder, cache, tmp_path):
     before, after = CLIPTextEncoder(str(tmp_path / "clip")), CLIPTextEncoder(str(tmp_path / "run" / "model"))
     assert torch.equal(before(CAPTIONS), after(CAPTIONS))
     assert list((tmp_path / "cache").glob("text-*.safetensors"))
-    ours = pl.open_pipeline(tmp_path / "run").txt2img(CAPTIONS[:1], pl.Wish(sampler="ddim:2"))
+    ours = open_latent_pipeline(tmp_path / "run").txt2img(CAPTIONS[:1], SamplingConfig(sampler="ddim:2"))
     assert_same_picture(ours, ask(StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model"), CAPTIONS[:1], 2, "", latents=noise(1)))
 
 
@@ -234,7 +240,7 @@ def test_what_training_refuses(flags, says, vae_folder, cache, tmp_path, command
 
 def test_a_truncated_cache_and_a_folder_without_an_autoencoder(run, vae_folder, tmp_path, command_line):
     flags = [*TINY, "--cache", tmp_path, "--steps", 1, "--out", tmp_path / "run"]
-    images = fit_unet.load_captioned(train.Args(n=12), 16)
+    images = load_captioned(("creatures", "dishes"), 16, Path("data"), n=12)
     path = latent.cached_latents(load_vae(vae_folder), images, tmp_path).path
     path.write_bytes(path.read_bytes()[:-1])
     code, _, err = command_line(TRAIN, *flags, "--vae", vae_folder)
@@ -251,7 +257,7 @@ def test_a_truncated_cache_and_a_folder_without_an_autoencoder(run, vae_folder, 
 def test_a_training_begins_with_the_weights_of_another(run, cache, tmp_path):
     """The autoencoder of that run, too, and its tokenizer, though other captions would have made another."""
     run_main(TRAIN, *TINY, "--n", 5, "--start", run, "--cache", cache, "--steps", 1, "--lr", 1e-6, "--out", tmp_path / "a")
-    for name in (UNET, READER, VAE):
+    for name in (UNET, TEXT_ENCODER, VAE):
         old, new = load_file(run / name), load_file(tmp_path / "a" / name)
         assert old.keys() == new.keys() and all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old), name
     assert (tmp_path / "a/model/tokenizer/vocab.json").read_bytes() == (run / "model/tokenizer/vocab.json").read_bytes()
@@ -337,7 +343,7 @@ def theirs(tmp_path_factory) -> Path:
 
 
 def noise(n: int, seed: int = 0) -> torch.Tensor:
-    """The latents that Wish(seed=seed) begins with on a cosine schedule, where next to nothing is left of the image."""
+    """The latents that SamplingConfig(seed=seed) begins with on a cosine schedule, where next to nothing is left of the image."""
     return Noise(seed, 0)(0, torch.empty(n, 4, 8, 8))
 
 
@@ -360,25 +366,25 @@ def assert_same_picture(ours: torch.Tensor, others: torch.Tensor) -> None:
 
 
 PROMPTS, NEGATIVE = ["a red creature with wings", "一盘番茄炒蛋，木桌"], "a plate of fish"
-WISH = pl.Wish(w=5.0, negative=NEGATIVE, sampler="ddim:5")
+CONFIG = SamplingConfig(5.0, negative_prompt=NEGATIVE, sampler="ddim:5")
 IMAGES = (0.5 * torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))).clamp(-1, 1)
 
 
 def test_we_open_their_folder_and_draw_the_same_picture(theirs):
     """From the same latents: with words, a negative prompt and guidance; other words would have given another picture."""
-    pipeline, x = pl.open_pipeline(theirs), noise(2)
+    pipeline, x = open_latent_pipeline(theirs), noise(2)
     assert pipeline.prediction == "eps" and pipeline.schedule.name == "scaled_linear" and pipeline.size == 16
-    ours = pipeline.txt2img(PROMPTS, WISH, latents=x)
+    ours = pipeline.txt2img(PROMPTS, CONFIG, latents=x)
     pipe = with_ddim(StableDiffusionPipeline.from_pretrained(theirs, safety_checker=None))
     assert_same_picture(ours, ask(pipe, PROMPTS, 5, NEGATIVE, latents=x))
-    for other in (pipeline.txt2img(PROMPTS[::-1], WISH, latents=x), pipeline.txt2img(PROMPTS, dataclasses.replace(WISH, negative=""), latents=x),
-                  pipeline.txt2img(PROMPTS, dataclasses.replace(WISH, w=1.0), latents=x)):  # fmt: skip
+    for other in (pipeline.txt2img(PROMPTS[::-1], CONFIG, latents=x), pipeline.txt2img(PROMPTS, dataclasses.replace(CONFIG, negative_prompt=""), latents=x),
+                  pipeline.txt2img(PROMPTS, dataclasses.replace(CONFIG, guidance_scale=1.0), latents=x)):  # fmt: skip
         assert float((other - ours).abs().max()) > 0.01
 
 
 def test_we_change_a_picture_as_they_do(theirs, monkeypatch):
     pipe = with_ddim(StableDiffusionImg2ImgPipeline.from_pretrained(theirs, safety_checker=None))
-    assert_same_change(pl.open_pipeline(theirs), pipe, monkeypatch)
+    assert_same_change(open_latent_pipeline(theirs), pipe, monkeypatch)
 
 
 def assert_same_change(pipeline, pipe, monkeypatch) -> None:
@@ -388,13 +394,13 @@ def assert_same_change(pipeline, pipe, monkeypatch) -> None:
     """
     monkeypatch.setattr("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.retrieve_latents",
                         lambda output, generator: output.latent_dist.mode())  # fmt: skip
-    for net in (pipeline.unet, pipeline.vae, pipeline.encoder):
+    for net in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         net.double()
     images, eps = IMAGES.double(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    ours = pipeline.img2img(images, PROMPTS, 0.6, WISH, noise=eps)
+    ours = pipeline.img2img(images, PROMPTS, 0.6, CONFIG, noise=eps)
     theirs = ask(pipe.to(torch.float64), PROMPTS, 5, NEGATIVE, image=images, strength=0.6, generator=torch.Generator().manual_seed(7))
     assert_same_picture(ours, theirs)
-    assert float((pipeline.img2img(images, PROMPTS, 0.8, WISH, noise=eps) - ours).abs().max()) > 0.01
+    assert float((pipeline.img2img(images, PROMPTS, 0.8, CONFIG, noise=eps) - ours).abs().max()) > 0.01
 
 
 def test_the_attention_of_old_autoencoders(theirs, tmp_path):
@@ -407,7 +413,7 @@ def test_the_attention_of_old_autoencoders(theirs, tmp_path):
             weights[key.replace(new, old)], changed = weights.pop(key), changed + 1
     save_file(weights, path, {"format": "pt"})
     assert changed == 16  # weight and bias of four layers in encoder and decoder
-    pictures = [pl.open_pipeline(folder).txt2img(PROMPTS, WISH, latents=noise(2)) for folder in (theirs, tmp_path / "sd")]
+    pictures = [open_latent_pipeline(folder).txt2img(PROMPTS, CONFIG, latents=noise(2)) for folder in (theirs, tmp_path / "sd")]
     assert torch.equal(*pictures)
 
 
@@ -420,10 +426,10 @@ PAIRS = [("cosine", "v"), ("scaled_linear", "eps"), ("linear_zero_snr", "v"), ("
 def test_they_open_our_folder_and_draw_the_same_picture(schedule, prediction, tmp_path, monkeypatch):
     """Text to image and image to image, through the AutoPipelines, with the scheduler that is in the folder."""
     pipeline, x = tiny_pipeline(schedule, prediction), noise(2)
-    pl.save_pipeline(tmp_path, pipeline)
+    save_pipeline(tmp_path, pipeline)
     pipe = AutoPipelineForText2Image.from_pretrained(tmp_path)
     assert type(pipe) is StableDiffusionPipeline and isinstance(pipe.scheduler, DDIMScheduler) and pipe.safety_checker is None
-    assert_same_picture(pipeline.txt2img(PROMPTS, WISH, latents=x), ask(pipe, PROMPTS, 5, NEGATIVE, latents=x))
+    assert_same_picture(pipeline.txt2img(PROMPTS, CONFIG, latents=x), ask(pipe, PROMPTS, 5, NEGATIVE, latents=x))
     assert pipe(PROMPTS[:1], num_inference_steps=2).images[0].size == (16, 16)  # with nothing chosen but the steps
 
     assert_same_change(pipeline, AutoPipelineForImage2Image.from_pretrained(tmp_path), monkeypatch)
@@ -434,7 +440,7 @@ def test_they_paint_into_holes_with_it(tmp_path):
     pipeline = tiny_pipeline()
     with torch.no_grad():  # its encoder knows no doubt any more: the standard deviation of every latent is 3e-7
         pipeline.vae.quant_conv.weight[4:], pipeline.vae.quant_conv.bias[4:] = 0, -30
-    pl.save_pipeline(tmp_path, pipeline)
+    save_pipeline(tmp_path, pipeline)
     pipe, hole = AutoPipelineForInpainting.from_pretrained(tmp_path), torch.zeros(2, 1, 16, 16)
     kept, repainted = (ask(pipe, PROMPTS, 5, NEGATIVE, image=IMAGES, mask_image=mask, height=16, width=16) for mask in (hole, hole + 1))
     assert_same_picture(pipeline.decode(pipeline.encode(IMAGES)), kept)
@@ -444,47 +450,47 @@ def test_they_paint_into_holes_with_it(tmp_path):
 def test_half_precision_on_disk(tmp_path):
     """Half the bytes; opened by either, it computes in single precision."""
     pipeline, x = tiny_pipeline(), noise(2)
-    pl.save_pipeline(tmp_path, pipeline, torch.float16)
+    save_pipeline(tmp_path, pipeline, torch.float16)
     assert all(value.dtype == torch.float16 for path in tmp_path.rglob("*.safetensors") for value in load_file(path).values())
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path)
     assert {net.dtype for net in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
-    ours = pl.open_pipeline(tmp_path).txt2img(PROMPTS, WISH, latents=x)
+    ours = open_latent_pipeline(tmp_path).txt2img(PROMPTS, CONFIG, latents=x)
     assert_same_picture(ours, ask(pipe, PROMPTS, 5, NEGATIVE, latents=x))
-    assert float((ours - pipeline.txt2img(PROMPTS, WISH, latents=x)).abs().mean()) < 0.05  # random weights magnify what rounding does
+    assert float((ours - pipeline.txt2img(PROMPTS, CONFIG, latents=x)).abs().mean()) < 0.05  # random weights magnify what rounding does
 
 
 def test_there_and_back(tmp_path):
     pipeline = tiny_pipeline()
-    pl.save_pipeline(tmp_path / "model", pipeline)
-    again = pl.open_pipeline(tmp_path)  # a run folder: the model is in model/
+    save_pipeline(tmp_path / "model", pipeline)
+    again = open_latent_pipeline(tmp_path)  # a run folder: the model is in model/
     assert again.unet.cfg == pipeline.unet.cfg and again.vae.cfg == pipeline.vae.cfg and again.prediction == "v"
-    assert torch.equal(again.txt2img(PROMPTS, WISH), pipeline.txt2img(PROMPTS, WISH))
+    assert torch.equal(again.txt2img(PROMPTS, CONFIG), pipeline.txt2img(PROMPTS, CONFIG))
 
 
 def test_the_shipped_model():
     """At most 22 MB in half precision; it knows the words of both languages, and diffusers draws the same picture with it."""
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 22e6
     assert all(value.dtype == torch.float16 for path in SHIPPED.rglob("*.safetensors") for value in load_file(path).values())
-    pipeline, prompts, x = pl.open_pipeline(SHIPPED), [prompt for prompt in train.PROMPTS if prompt][2:5], Noise(0, 0)(0, torch.empty(3, 4, 16, 16))
+    pipeline, prompts, x = open_latent_pipeline(SHIPPED), [prompt for prompt in train.PROMPTS if prompt][2:5], Noise(0, 0)(0, torch.empty(3, 4, 16, 16))
     assert (pipeline.size, pipeline.vae.cfg.factor) == (64, 4) and [pipeline.remarks(prompt) for prompt in prompts] == 3 * [[]]
     for opener in (AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image):
         pipe = opener.from_pretrained(SHIPPED)
     assert type(pipe) is StableDiffusionPipeline
-    ours = pipeline.txt2img(prompts, pl.Wish(w=5, negative="", sampler="ddim:4"), latents=x)
+    ours = pipeline.txt2img(prompts, SamplingConfig(5, sampler="ddim:4"), latents=x)
     assert_same_picture(ours, ask(pipe, prompts, 4, "", latents=x))
 
 
 def test_what_the_shipped_autoencoder_promises():
     """Scaled latents of test images have unit variance, to 5 %; and images come back, creatures better than dishes."""
-    pipeline = pl.open_pipeline(SHIPPED)
-    found = {data: evaluate.measure_vae(pipeline, data, pictures.some_of((data,), 64, Path("data"), "test", 24)) for data in ("creatures", "dishes")}
+    pipeline = open_latent_pipeline(SHIPPED)
+    found = {data: evaluation.measure_vae(pipeline, data, pictures.some_of((data,), 64, Path("data"), "test", 24)) for data in ("creatures", "dishes")}
     assert sum(one["scaled_std"] ** 2 / 2 for one in found.values()) ** 0.5 == pytest.approx(1, abs=0.05)
     assert found["creatures"]["psnr"] > 28 and found["dishes"]["psnr"] > 24  # decibels
 
 
 def test_schedules_that_the_folder_has_no_place_for(tmp_path):
     with pytest.raises(UserError, match="no place for the schedule 'edm'"):
-        pl.save_pipeline(tmp_path, tiny_pipeline("edm", "edm"))
+        save_pipeline(tmp_path, tiny_pipeline("edm", "edm"))
 
 
 # ------------------------------------------------------------------------------------------------------- what is refused
@@ -492,15 +498,15 @@ def test_schedules_that_the_folder_has_no_place_for(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    pl.save_pipeline(tmp_path / "sd", tiny_pipeline())
+    save_pipeline(tmp_path / "sd", tiny_pipeline())
     return tmp_path / "sd"
 
 
-@pytest.mark.parametrize("file", pl.FILES)
+@pytest.mark.parametrize("file", FILES)
 def test_a_folder_that_is_not_whole(file, folder):
     (folder / file).unlink()
     with pytest.raises(UserError) as problem:
-        pl.open_pipeline(folder)
+        open_latent_pipeline(folder)
     assert f"it lacks {file}" in str(problem.value)
 
 
@@ -509,19 +515,19 @@ def test_folders_that_hold_something_else(folder, tmp_path, trained_run):
     for path, says in ((folder, "holds no autoencoder"), (tmp_path / "nothing", "there is no folder"), (tmp_path, "holds no model"),
                        (trained_run, "holds no autoencoder")):  # fmt: skip
         with pytest.raises(UserError, match=says):
-            pl.open_pipeline(path)
+            open_latent_pipeline(path)
 
 
 @pytest.mark.parametrize(("change", "says"), [
     (lambda: {"unet": UNet(text_unet(8, 3, (8, 16), 32))}, "latents with 4 channels, but its U-Net takes 3 and gives 3"),
     (lambda: {"vae": AutoencoderKL(small_vae(16, 3, (8, 16), 6))}, "latents with 6 channels, but its U-Net takes 4"),
     (lambda: {"unet": UNet(dataclasses.replace(text_unet(8, 4, (8, 16), 32), in_channels=9))}, "one for inpainting, with 9 input channels; use it with 06_inpaint_gif/make_gif.py"),
-    (lambda: {"encoder": small_text(CAPTIONS, dim=64, heads=2)}, "embeddings of width 64, but its U-Net expects 32"),
+    (lambda: {"text_encoder": small_text(CAPTIONS, dim=64, heads=2)}, "embeddings of width 64, but its U-Net expects 32"),
     (lambda: {"unet": UNet(dataclasses.replace(text_unet(8, 4, (8, 16), 32), text_dim=None, heads=None))}, "is not conditioned on text")])  # fmt: skip
 def test_networks_that_were_not_made_for_each_other(change, says, tmp_path):
-    pl.save_pipeline(tmp_path, tiny_pipeline(**change()))
+    save_pipeline(tmp_path, tiny_pipeline(**change()))
     with pytest.raises(UserError, match=says):
-        pl.open_pipeline(tmp_path)
+        open_latent_pipeline(tmp_path)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -537,7 +543,7 @@ def test_latents_that_are_no_numbers_become_no_picture(bad):
 @pytest.mark.parametrize("program", [SAMPLE, EVALUATE])
 def test_folders_that_cannot_draw_on_the_command_line(program, folder, tmp_path, command_line):
     """One sentence, exit code 2, nothing written."""
-    pl.save_pipeline(tmp_path / "mixed", tiny_pipeline(vae=AutoencoderKL(small_vae(16, 3, (8, 16), 6))))
+    save_pipeline(tmp_path / "mixed", tiny_pipeline(vae=AutoencoderKL(small_vae(16, 3, (8, 16), 6))))
     shutil.rmtree(folder / "vae")
     for model, says in ((tmp_path / "mixed", "latents with 6 channels, but its U-Net takes 4"), (folder, "holds no autoencoder")):
         code, said, err = command_line(program, *(["a"] if program == SAMPLE else []), "--model", model, "--out", tmp_path / "out" / "a.png")
@@ -560,40 +566,40 @@ def test_a_picture_is_what_the_sampler_and_the_decoder_make_of_it():
     from common.diffusion.denoiser import Denoiser
 
     pipeline, sampler = tiny_pipeline(), Sampler.parse("ddim:4:eta=0.5")
-    denoise = Denoiser(pipeline.unet, "v", clip_x0=False, text=pipeline.encoder(PROMPTS))
+    denoise = Denoiser(pipeline.unet, "v", clip_x0=False, text=pipeline.text_encoder(PROMPTS))
     *_, last = sampler.run(denoise, pipeline.schedule, (2, 4, 8, 8), 5, 0)
     with torch.no_grad():
         expected = pipeline.vae.decode(last.x / 1.7).clamp(-1, 1)
     assert float(last.x.abs().max()) > 1.5
-    torch.testing.assert_close(pipeline.txt2img(PROMPTS, pl.Wish(w=1, sampler=str(sampler), seed=5)), expected)
+    torch.testing.assert_close(pipeline.txt2img(PROMPTS, SamplingConfig(1, sampler=str(sampler), seed=5)), expected)
 
 
 def test_pictures_follow_the_words_the_scale_and_the_seed():
-    pipeline, wish = tiny_pipeline(), pl.Wish(w=2, sampler="ddim:2")
-    same = pipeline.txt2img(PROMPTS[:1], wish)
-    assert torch.equal(same, pipeline.txt2img(PROMPTS[:1], wish))
-    others = [pipeline.txt2img(["a blue creature"], wish)]
-    others += [pipeline.txt2img(PROMPTS[:1], dataclasses.replace(wish, **change)) for change in
-               ({"w": 4}, {"seed": 1}, {"negative": "wings"}, {"rescale": 0.7}, {"interval": (0.5, 2.0)}, {"w": lambda level: 1 + level.sigma})]  # fmt: skip
+    pipeline, config = tiny_pipeline(), SamplingConfig(2, sampler="ddim:2")
+    same = pipeline.txt2img(PROMPTS[:1], config)
+    assert torch.equal(same, pipeline.txt2img(PROMPTS[:1], config))
+    others = [pipeline.txt2img(["a blue creature"], config)]
+    others += [pipeline.txt2img(PROMPTS[:1], dataclasses.replace(config, **change)) for change in
+               ({"guidance_scale": 4}, {"seed": 1}, {"negative_prompt": "wings"}, {"rescale": 0.7}, {"interval": (0.5, 2.0)}, {"guidance_scale": lambda level: 1 + level.sigma})]  # fmt: skip
     assert all(float((other - same).abs().max()) > 1e-4 for other in others)
 
 
 def test_picture_i_begins_with_the_same_noise_whatever_stands_beside_it(monkeypatch):
-    monkeypatch.setattr(pl, "BATCH", 2)
-    pipeline, wish = tiny_pipeline(), pl.Wish(w=0, sampler="ddim:1")  # w = 0 hears no words: the noise alone decides
-    for draw in (pipeline.txt2img, lambda prompts, wish: pipeline.img2img(IMAGES[:1], prompts, 1.0, wish)):
-        a, b = draw(["a red creature"] * 4, wish), draw(["x", "y", "z", "a blue creature"], wish)
+    monkeypatch.setattr(pipeline_module, "BATCH_SIZE", 2)
+    pipeline, config = tiny_pipeline(), SamplingConfig(0, sampler="ddim:1")  # w = 0 ignores the prompts: the noise alone decides
+    for draw in (pipeline.txt2img, lambda prompts, config: pipeline.img2img(IMAGES[:1], prompts, 1.0, config)):
+        a, b = draw(["a red creature"] * 4, config), draw(["x", "y", "z", "a blue creature"], config)
         torch.testing.assert_close(a, b)
         assert float((a[0] - a[2]).abs().max()) > 1e-4  # and every batch has its own
 
 
 def test_other_sizes():
     pipeline = tiny_pipeline()
-    assert pipeline.txt2img([""], pl.Wish(sampler="ddim:1", size=24)).shape == (1, 3, 24, 24)
-    assert pipeline.img2img(torch.zeros(1, 3, 16, 24), [""], 1.0, pl.Wish(sampler="ddim:1")).shape == (1, 3, 16, 24)
+    assert pipeline.txt2img([""], SamplingConfig(sampler="ddim:1", size=24)).shape == (1, 3, 24, 24)
+    assert pipeline.img2img(torch.zeros(1, 3, 16, 24), [""], 1.0, SamplingConfig(sampler="ddim:1")).shape == (1, 3, 16, 24)
     for size in (17, 1):
         with pytest.raises(UserError, match="multiple of 2"):
-            pipeline.txt2img([""], pl.Wish(size=size))
+            pipeline.txt2img([""], SamplingConfig(size=size))
     with pytest.raises(UserError, match="multiples of 2"):
         pipeline.img2img(torch.zeros(1, 3, 15, 16), [""], 0.5)
     with pytest.raises(UserError, match="2 images do not go with 3 prompts"):
@@ -604,9 +610,9 @@ def test_other_sizes():
 def test_where_a_picture_begins(steps, strength, left, monkeypatch):
     """At the level from which so many steps are left, noised as much as the schedule says there."""
     pipeline, began = tiny_pipeline(), []
-    monkeypatch.setattr(pl.Pipeline, "reverse", lambda self, x, path, *_: iter(began.append((x, path)) or ()))
+    monkeypatch.setattr(TextToImagePipeline, "reverse", lambda self, denoise, x, path, *_: iter(began.append((x, path)) or ()))
     eps = torch.randn(2, 4, 8, 8)
-    list(pipeline.img2img_steps(IMAGES, PROMPTS, strength, pl.Wish(sampler=f"ddim:{steps}"), noise=eps))
+    list(pipeline.img2img_steps(IMAGES, PROMPTS, strength, SamplingConfig(sampler=f"ddim:{steps}"), noise=eps))
     (x, path), = began
     level = list(pipeline.schedule.noise_levels(steps))[steps - left]
     assert len(path) == left and next(iter(path)) == level
@@ -617,7 +623,7 @@ def test_where_a_picture_begins(steps, strength, left, monkeypatch):
 @pytest.mark.parametrize(("strength", "says"), [(0, "above 0"), (1.01, "at most 1"), (-1, "above 0"), (float("nan"), "above 0"), (0.04, "less than one step")])
 def test_strengths_that_cannot_be(strength, says):
     with pytest.raises(UserError, match=says):
-        tiny_pipeline().img2img(IMAGES, PROMPTS, strength, pl.Wish(sampler="ddim:10"))
+        tiny_pipeline().img2img(IMAGES, PROMPTS, strength, SamplingConfig(sampler="ddim:10"))
 
 
 # --------------------------------------------------------------------------------------------------- from the command line
@@ -653,7 +659,7 @@ def test_sample_begins_with_a_picture(run, tmp_path, command_line):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    ([], "say what to draw"), (["a", "--guidance", -1], "guidance"), (["a", "--sweep", "1;2"], "--sweep"), (["a", "--n", 0], "--n"),
+    ([], "give a prompt"), (["a", "--guidance", -1], "guidance"), (["a", "--sweep", "1;2"], "--sweep"), (["a", "--n", 0], "--n"),
     (["a", "--sampler", "magic:3"], "magic"), (["a", "--rescale", 2], "rescale"), (["a", "--interval", 2, 1], "interval"),
     (["a", "--model", "nowhere"], "there is no folder"), (["a", "--size", 17], "multiple of 2"), (["a", "--strength", 0.5], "--image"),
     (["a", "--image", "nowhere.png"], "there is no image file nowhere.png"), (["a", "--image", "LICENSE"], "cannot be read")])  # fmt: skip
@@ -687,8 +693,8 @@ def test_evaluate_writes_its_tables(run, tmp_path, command_line):
 
 def test_what_it_measures_of_the_autoencoder():
     """PSNR and spread, computed here once more."""
-    pipeline, args = tiny_pipeline(), evaluate.Args(n=20)
-    found = evaluate.measure_vae(pipeline, "dishes", evaluate.load_sets(pipeline, args)["dishes"])
+    pipeline = tiny_pipeline()
+    found = evaluation.measure_vae(pipeline, "dishes", evaluation.load_sets(pipeline, ["dishes"], Path("data"), 20)["dishes"])
     x = to_float(load("dishes", 16, split="test", n=20).pixels)
     z = pipeline.encode(x)
     mse = (x - pipeline.decode(z)).square().flatten(1).mean(1)
@@ -700,12 +706,10 @@ def test_what_it_measures_of_the_autoencoder():
 
 
 def test_real_creatures_are_right_and_others_are_not():
-    from common.evaluate.creature_classifier import load_creature_classifier
-
-    prompts, judge = evaluate.ask("test", 40, "both", 32), load_creature_classifier()
+    prompts, judge = make_prompts("test", 40, "both", 32), load_creature_classifier()
     assert all(prompts.mentioned[:, :2].any(0)) and len(prompts.captions) == 40
-    real, shuffled = (evaluate.measure(judge, prompts, pixels) for pixels in (prompts.real, prompts.real.roll(7, 0)))
-    floor = evaluate.floor(judge, prompts)["accuracy"]
+    real, shuffled = (measure_accuracy(judge, prompts, pixels) for pixels in (prompts.real, prompts.real.roll(7, 0)))
+    floor = chance_accuracy(judge, prompts)["accuracy"]
     assert real["accuracy"] > 0.95 and real["pair"] > 0.9
     assert shuffled["accuracy"] == pytest.approx(floor, abs=0.15) and shuffled["all_right"] < 0.1
 

@@ -27,6 +27,8 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.samplers import SAMPLERS, ddim_inverse
 from common.diffusion.schedules import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevels, make_schedule
 from common.errors import UserError
+from common.models.conditional import ConditionalUNet
+from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.encoders import small_text
 from common.models.unet import UNet
 from common.models.unet_config import small_unet, text_unet
@@ -41,7 +43,7 @@ from common.training.vae_loss import (
     random_stages,
     vae_loss,
 )
-from helpers.programs import ROOT, load_program
+from helpers.programs import ROOT
 
 DEVICE = torch.device("lazy:0")
 TABLES = {name: make_schedule(name) for name in SCHEDULES}
@@ -204,12 +206,12 @@ def test_loss_of_chapter_1(accelerator):
 
 @pytest.mark.parametrize("augment", ["none", "mirror", "jitter", "turn"])
 def test_loss_of_chapter_2(accelerator, augment):
-    from cfg_pokemon import trainer as teach
+    from cfg_pokemon.trainer import TextLoss
     encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
-    net = on_accelerator(lambda: teach.ReaderAndPainter(UNet(text_unet(8, 3, (8, 16), 32)), encoder))
-    loss = teach.make_loss(SimpleNamespace(augment=augment, prediction="v", caption_dropout=0.1), TABLES["cosine"], encoder)
-    words = torch.zeros(4, 64, dtype=torch.long, device=DEVICE)
-    checked(loss(net, {"image": images(4, 3, 8, 8), "words": words}, FakeBatchRandom()).per_sample, *encoder.parameters())
+    net = on_accelerator(lambda: ConditionalUNet(UNet(text_unet(8, 3, (8, 16), 32)), encoder))
+    loss = TextLoss(TABLES["cosine"], "v", encoder.tokenizer([""])[0], 0.1, augment)
+    token_ids = torch.zeros(4, 64, dtype=torch.long, device=DEVICE)
+    checked(loss(net, {"image": images(4, 3, 8, 8), "text": token_ids}, FakeBatchRandom()).per_sample, *encoder.parameters())
 
 
 def test_losses_of_the_autoencoder(accelerator):
@@ -233,7 +235,7 @@ def test_the_loss_of_chapter_4s_autoencoder_as_it_is_trained(accelerator):
     vae = on_accelerator(lambda: AutoencoderKL(small_vae(16, 3, (8, 16))))
     args = SimpleNamespace(flip=True, latent_channels=vae.cfg.latent_channels, error="l1", kl=1e-6, perceptual=0.5, adversarial=0.5, adversarial_after=0.0)
     loss = object.__new__(fit.VAELoss)
-    loss.args, loss.progress, loss.perceptual = args, 1.0, on_accelerator(lambda: Perceptual([torch.nn.Conv2d(3, 8, 3)]))
+    loss.flags, loss.progress, loss.perceptual = args, 1.0, on_accelerator(lambda: Perceptual([torch.nn.Conv2d(3, 8, 3)]))
     critic = on_accelerator(lambda: PatchDiscriminator(3))
     loss.critic = SimpleNamespace(net=critic, learn=lambda x, y: checked(discriminator_loss(critic, x, y), *critic.parameters()))
     checked(loss(vae, {"image": images(2, 3, 16, 16)}, FakeBatchRandom()).per_sample, vae.decoder.conv_out.weight)
@@ -244,12 +246,12 @@ def test_perceptual_stages_are_made_on_the_cpu_and_move():
 
 
 def test_loss_of_chapter_4(accelerator):
-    from latent_sd import unet_trainer as fit
+    from latent_sd.unet_trainer import LatentTextLoss
     encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
-    net = on_accelerator(lambda: fit.Painter(UNet(text_unet(8, 4, (8, 16), 32)), encoder))
-    loss = object.__new__(fit.LatentLoss)  # its fingerprint of the autoencoder reads numbers, once, before the training
-    loss.args, loss.schedule, loss.empty = SimpleNamespace(prediction="v", caption_dropout=0.1), TABLES["cosine"], encoder.tokenizer([""])[0]
-    batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "words": torch.zeros(4, 64, dtype=torch.long, device=DEVICE)}
+    net = on_accelerator(lambda: ConditionalUNet(UNet(text_unet(8, 4, (8, 16), 32)), encoder))
+    loss = object.__new__(LatentTextLoss)  # its fingerprint of the autoencoder reads numbers, once, before the training
+    loss.schedule, loss.prediction, loss.caption_dropout, loss.empty = TABLES["cosine"], "v", 0.1, encoder.tokenizer([""])[0]
+    batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "text": torch.zeros(4, 64, dtype=torch.long, device=DEVICE)}
     checked(loss(net, batch, FakeBatchRandom()).per_sample)
 
 
@@ -387,14 +389,13 @@ def models(extra: int = 0) -> dict:
 
 
 def test_latent_pipeline(accelerator, monkeypatch):
-    from latent_sd import pipeline
     parts = models()
-    made = pipeline.Pipeline(parts["vae"], parts["unet"], TABLES["cosine"], "v", parts["encoder"])
+    made = TextToImagePipeline(parts["unet"], TABLES["cosine"], "v", parts["encoder"], parts["vae"])
     side, prompts = made.vae.cfg.factor * 8, ["a red creature"] * 2
-    for wish in (pipeline.Wish(sampler="dpmpp_2m:2", size=side), pipeline.Wish(sampler="ddpm:2", rescale=0.7, size=side)):
-        *_, last = made.txt2img_steps(prompts, wish)
+    for config in (SamplingConfig(sampler="dpmpp_2m:2", size=side), SamplingConfig(sampler="ddpm:2", rescale=0.7, size=side)):
+        *_, last = made.txt2img_steps(prompts, config)
         assert last.x.device == DEVICE
-    *_, last = made.img2img_steps(torch.zeros(1, 3, side, side), prompts, 0.5, pipeline.Wish(sampler="ddim:4"))
+    *_, last = made.img2img_steps(torch.zeros(1, 3, side, side), prompts, 0.5, SamplingConfig(sampler="ddim:4"))
     assert last.x.device == DEVICE
     monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)  # whether all is finite is read once for each batch, after the sampling
     assert made.decode(last.x).device.type == "cpu"
@@ -426,22 +427,21 @@ def test_regional_prompts(accelerator, monkeypatch):
     assert last.x.device == DEVICE
 
 
-def test_the_painter_of_chapter_2(accelerator):
-    from cfg_pokemon import pipeline as paint
+def test_a_pipeline_of_pixels(accelerator, monkeypatch):
+    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)  # whether all is finite is read once for each batch, after the sampling
     encoder, net = on_accelerator(lambda: small_text(["a red creature"], dim=32)), on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32)))
-    painter = paint.Painter(net, TABLES["cosine"], "v", encoder)
-    assert painter.draw(["a red creature"] * 2, paint.Wish(sampler="ddim:2:eta=1", clip="dynamic")).device.type == "cpu"
+    pipeline = TextToImagePipeline(net, TABLES["cosine"], "v", encoder)
+    assert pipeline.txt2img(["a red creature"] * 2, SamplingConfig(sampler="ddim:2:eta=1", clip_x0="dynamic")).device.type == "cpu"
 
 
 def test_the_losses_that_chapter_2_compares_are_computed_on_the_device(accelerator, monkeypatch):
-    from cfg_pokemon import pipeline as paint
+    from cfg_pokemon.caption_sensitivity import BANDS, caption_losses
 
-    heard = load_program("02_cfg_pokemon/caption_sensitivity.py")
     encoder, net = on_accelerator(lambda: small_text(["a red creature"], dim=32)), on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32)))
     data = Images("pictures", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), captions=("a", "b"))
     monkeypatch.setattr(Tensor, "__float__", lambda tensor: float(tensor.device == DEVICE))  # a sum is read once for each batch
-    found = heard.losses(paint.Painter(net, TABLES["cosine"], "v", encoder), data)
-    assert found["right"] == found["wrong"] == [0.5] * len(heard.BANDS)
+    found = caption_losses(TextToImagePipeline(net, TABLES["cosine"], "v", encoder), data)
+    assert found["right"] == found["wrong"] == [0.5] * len(BANDS)
 
 
 @torch.no_grad()

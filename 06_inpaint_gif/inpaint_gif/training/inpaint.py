@@ -27,8 +27,8 @@ from common.errors import UserError
 from common.io.files import write_folder
 from common.io.pixels import to_float
 from common.models.find_model import find_root
-from common.models.model_folder import Model
-from common.models.stable_diffusion_folder import save_folder
+from common.models.pipeline import TextToImagePipeline
+from common.models.text_to_image_folder import save_pipeline
 from common.models.unet import UNet
 from common.training.latents import BATCH, check_fit, check_fit_before, sample
 from common.training.logging import Due, logged
@@ -186,8 +186,8 @@ def captions_table(artist: Artist, captions: Sequence[str]) -> tuple[Tensor, Ten
 
 def save_inpaint(folder: Path, artist: Artist, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder for StableDiffusionInpaintPipeline.from_pretrained(folder). Each file whole or not at all."""
-    model = Model(artist.unet, artist.schedule, artist.prediction, clip_x0=False)
-    save_folder(folder, "StableDiffusionInpaintPipeline", model, artist.vae, artist.reader, dtype)
+    pipeline = TextToImagePipeline(artist.unet, artist.schedule, artist.prediction, artist.reader, artist.vae)
+    save_pipeline(folder, pipeline, dtype, "StableDiffusionInpaintPipeline")
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures

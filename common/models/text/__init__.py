@@ -1,1 +1,1 @@
-"""Words for the network: tokenizer -> transformer -> encoders, in the file formats of `transformers`."""
+"""Text conditioning: tokenizer -> transformer -> encoders, in the file formats of `transformers`."""

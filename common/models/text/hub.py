@@ -1,4 +1,4 @@
-"""Where a named text encoder lies: a local folder, the cache of the Hugging Face hub, or the hub itself."""
+"""Finds a named text encoder: in a local folder, in the cache of the Hugging Face hub, or on the hub itself."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def parts(folder: Path) -> tuple[Path, Path] | None:
     encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
     if not encoder.is_dir():
         encoder = tokenizer = folder
-    words = any((tokenizer / file).exists() for file in ("tokenizer.json", "vocab.json", "vocab.txt"))
-    return (encoder, tokenizer) if words and (encoder / "config.json").exists() and look_for_weights(encoder) else None
+    has_vocabulary = any((tokenizer / file).exists() for file in ("tokenizer.json", "vocab.json", "vocab.txt"))
+    return (encoder, tokenizer) if has_vocabulary and (encoder / "config.json").exists() and look_for_weights(encoder) else None
 
 
 def _incomplete(folder: Path):

@@ -83,7 +83,7 @@ class Tokenizer:
         return caption[end:].strip() if encoding.overflowing else ""
 
     def remarks(self, caption: str) -> list[str]:
-        """Sentences for whoever typed this prompt."""
+        """Warnings for the user about a prompt: it is empty, is cut off, or holds unknown words."""
         if not caption.strip():
             return ["the prompt is empty: the picture will be unconditional"]
         unknown, rest = self.unknown(caption), self.rest(caption)
@@ -136,8 +136,8 @@ def clip_backend(vocab: dict[str, int], merges: list[Merge]) -> tokenizers.Token
     """CLIP's way from text to ids, as in `transformers.CLIPTokenizer`."""
     backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges, end_of_word_suffix=END, continuing_subword_prefix="", unk_token=EOS))
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    words = pre_tokenizers.Split(Regex(CUT), behavior="removed", invert=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    split_words = pre_tokenizers.Split(Regex(CUT), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split_words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.post_processor = processors.RobertaProcessing((EOS, vocab[EOS]), (BOS, vocab[BOS]), trim_offsets=False, add_prefix_space=False)
     backend.add_special_tokens([BOS, EOS])
     return backend

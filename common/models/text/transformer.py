@@ -70,7 +70,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Look at what was said before, then think. (B, M, D) -> (B, M, D)"""
+    """Causal self-attention, then the MLP, each added to its input. (B, M, D) -> (B, M, D)"""
 
     def __init__(self, cfg: TextConfig):
         super().__init__()

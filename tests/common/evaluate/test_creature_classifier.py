@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cfg_pokemon import pipeline as paint
+from cfg_pokemon import evaluation, memorization
 from common.data.creatures.attributes import NAMES, VALUES, is_held_out, to_names
 from common.data.creatures.dataset import caption, creature, load_creatures, mentioned
 from common.data.drawn import LENGTH
@@ -35,17 +35,18 @@ from common.evaluate.creature_classifier import (
     read_attributes,
     training_set,
 )
+from common.evaluate.prompt_accuracy import VARIANTS, make_prompts, pooled_accuracy
 from common.evaluate.train_creature_classifier import Args, main
 from common.io.pixels import to_bytes, to_float
+from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.encoders import small_text
+from common.models.text_to_image_folder import open_pixel_pipeline, save_pipeline
 from common.models.unet import UNet
 from common.models.unet_config import UNetConfig
 from common.random import generator
 from helpers.creature_captions import claims
-from helpers.programs import load_program
 
-EVALUATE, MEMORISE = "02_cfg_pokemon/evaluate.py", "02_cfg_pokemon/memorization.py"
-evaluate, memorise = load_program(EVALUATE), load_program(MEMORISE)
+EVALUATE, MEMORIZATION = "02_cfg_pokemon/evaluate.py", "02_cfg_pokemon/memorization.py"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def creatures():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return evaluate.ask("test", 30, "both", SIZE)
+    return make_prompts("test", 30, "both", SIZE, evaluation.WITH_VARIANTS)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def painter(tmp_path_factory):
     encoder = small_text([caption(0, "train", i) for i in range(40)], dim=16, layers=1, heads=2, length=32)
     cfg = UNetConfig(size=16, in_channels=3, out_channels=3, channels=(8, 16), attention=(False, True), heads=(2, 2), text_dim=16, groups=4)
     folder = tmp_path_factory.mktemp("painter") / "model"
-    paint.save_painter(folder, paint.Painter(UNet(cfg), make_schedule("cosine"), "v", encoder))
+    save_pipeline(folder, TextToImagePipeline(UNet(cfg), make_schedule("cosine"), "v", encoder, clip_x0=True))
     return folder
 
 
@@ -209,9 +210,9 @@ def test_chance_is_what_shuffled_pictures_get(creatures):
 
 
 def test_perfect_pictures_are_perfect_and_shuffled_ones_are_at_chance(judge, prompts):
-    perfect = evaluate.measure(judge, prompts, prompts.real, prompts.alike)
-    shuffled = evaluate.measure(judge, prompts, prompts.real.roll(7, 0), prompts.alike)
-    known = evaluate.bounds(judge, prompts)
+    perfect = evaluation.measure(judge, prompts, prompts.real, prompts.variants)
+    shuffled = evaluation.measure(judge, prompts, prompts.real.roll(7, 0), prompts.variants)
+    known = evaluation.bounds(judge, prompts)
     assert perfect["accuracy"] > 0.97 and perfect["pair"] > 0.95 and perfect["all_right"] > 0.7
     assert perfect["accuracy_low"] <= perfect["accuracy"] <= perfect["accuracy_high"] <= 1
     assert perfect == {key.removesuffix("_real"): value for key, value in known.items() if key.endswith("_real")}
@@ -222,11 +223,11 @@ def test_perfect_pictures_are_perfect_and_shuffled_ones_are_at_chance(judge, pro
 def test_darker_paler_and_uniform_pictures_are_told(judge, prompts):
     real, dark = prompts.real, prompts.real // 2
     grey = real.float().mean(1, keepdim=True).expand_as(real).to(torch.uint8)
-    plain, darker, pale = (evaluate.measure(judge, prompts, p, prompts.alike) for p in (real, dark, grey))
+    plain, darker, pale = (evaluation.measure(judge, prompts, p, prompts.variants) for p in (real, dark, grey))
     assert darker["brightness"] == pytest.approx(plain["brightness"] / 2, abs=0.01)
     assert pale["saturation"] == 0 < plain["saturation"] and pale["brightness"] == pytest.approx(plain["brightness"], abs=0.01)
-    assert evaluate.measure(judge, prompts, real, prompts.alike[:1].expand_as(prompts.alike))["diversity"] == 0 < plain["diversity"]
-    assert evaluate.measure(judge, prompts, torch.full_like(real, 255), prompts.alike)["burnt"] == 1
+    assert evaluation.measure(judge, prompts, real, prompts.variants[:1].expand_as(prompts.variants))["diversity"] == 0 < plain["diversity"]
+    assert evaluation.measure(judge, prompts, torch.full_like(real, 255), prompts.variants)["burnt"] == 1
 
 
 def test_the_interval_is_about_right():
@@ -235,7 +236,7 @@ def test_the_interval_is_about_right():
     right[:300, 0] = True
     said = torch.zeros_like(right)
     said[:, 0] = True
-    found = evaluate.share(right, said)
+    found = pooled_accuracy(right, said)
     assert found.value == 0.75 and found.sd == pytest.approx(math.sqrt(0.75 * 0.25 / 400), rel=0.1)
 
 
@@ -244,20 +245,20 @@ def test_the_interval_is_about_right():
 
 def test_every_prompt_asks_for_a_combination():
     for split in ("test", "heldout"):
-        p = evaluate.ask(split, 30, "both", 16)
+        p = make_prompts(split, 30, "both", 16, evaluation.WITH_VARIANTS)
         rows = [to_names(row) for row in p.wanted]
         assert p.mentioned[:, [NAMES.index("colour"), NAMES.index("element")]].all()
         assert all(is_held_out(row) == (split == "heldout") for row in rows)
-        assert 5 < sum(text.isascii() for text in p.captions) < 25 and all(text.isascii() for text in p.labels)
+        assert 5 < sum(text.isascii() for text in p.captions) < 25 and all(text.isascii() for text in p.english)
         for text, row, said in zip(p.captions, rows, p.mentioned, strict=True):
             assert claims(text, "en" if text.isascii() else "zh") == {(n, row[n]) for n, is_said in zip(NAMES, said, strict=True) if is_said}
-        assert p.real.shape == (30, 3, 16, 16) and p.alike.shape == (evaluate.EACH, evaluate.ALIKE, 3, 16, 16)
+        assert p.real.shape == (30, 3, 16, 16) and p.variants.shape == (VARIANTS, evaluation.WITH_VARIANTS, 3, 16, 16)
 
 
 def test_creatures_alike_share_what_the_caption_says(judge, prompts):
     """What must be there is there in all of them; what was left open differs."""
-    n = prompts.alike.shape[1]
-    read = torch.stack([read_attributes(judge, pixels)[0] for pixels in prompts.alike])  # (EACH, A, 11)
+    n = prompts.variants.shape[1]
+    read = torch.stack([read_attributes(judge, pixels)[0] for pixels in prompts.variants])  # (VARIANTS, A, 11)
     said, wanted = prompts.mentioned[:n], prompts.wanted[:n]
     assert float((read == wanted)[:, said].double().mean()) > 0.97
     assert float((read == wanted)[:, ~said].double().mean()) < 0.6
@@ -287,9 +288,9 @@ def test_evaluate_measures_every_scale(command_line, painter, tmp_path, monkeypa
     for name in ("plot.png", "grid.png"):
         assert np.asarray(Image.open(tmp_path / name)).std() > 10
 
-    monkeypatch.setattr(evaluate, "draw", lambda *args: pytest.fail("what was drawn is drawn again"))
-    monkeypatch.setattr(evaluate, "plot", lambda *args: "")
-    monkeypatch.setattr(evaluate, "grid", lambda *args: "")
+    monkeypatch.setattr(evaluation, "draw", lambda *args: pytest.fail("what was drawn is drawn again"))
+    monkeypatch.setattr(evaluation, "plot_scales", lambda *args: "")
+    monkeypatch.setattr(evaluation, "plot_grid", lambda *args: "")
     assert command_line(EVALUATE, *flags, "--scales", 3, 0, 3)[0] == 0  # another order, one scale twice: all is known
     assert [row["w"] for row in rows_of(tmp_path)] == ["3.0", "3.0", "0.0", "0.0"]
 
@@ -297,25 +298,25 @@ def test_evaluate_measures_every_scale(command_line, painter, tmp_path, monkeypa
 def test_the_cures_reach_the_sampler(command_line, painter, tmp_path, monkeypatch):
     seen = []
 
-    def draw(_, captions, wish, title):
-        seen.append(wish)
+    def draw(_, captions, config, title):
+        seen.append(config)
         return torch.zeros(len(captions), 3, 16, 16, dtype=torch.uint8)
 
-    monkeypatch.setattr(evaluate, "draw", draw)
+    monkeypatch.setattr(evaluation, "draw", draw)
     code, out, err = command_line(EVALUATE, "--model", painter, "--n", 2, "--scales", 4, "--splits", "heldout", "--rescale", 0.7, "--clip", "none",
                                   "--interval", 0.2, 5, "--negative", "红色", "--seed", 3, "--device", "cpu", "--out", tmp_path)  # fmt: skip
     assert code == 0, err
-    (wish,) = seen
-    assert (wish.w, wish.rescale, wish.clip, wish.interval, wish.negative, wish.seed) == (4, 0.7, False, (0.2, 5), "红色", 3)
+    (used,) = seen
+    assert (used.guidance_scale, used.rescale, used.clip_x0, used.interval, used.negative_prompt, used.seed) == (4, 0.7, False, (0.2, 5), "红色", 3)
     assert "rescale=0.7,clip=none,interval=0.2-5,negative=红色,seed=3" in out
     assert [(row["split"], row["negative"], row["interval_high"]) for row in rows_of(tmp_path)] == [("heldout", "红色", "5.0")]
 
 
 def test_a_prompt_begins_with_the_same_noise_whatever_the_scale(painter):
-    opened = paint.open_painter(painter)
-    one, other, again = (evaluate.draw(opened, ["a red monster"] * 3, paint.Wish(w=w, sampler="ddim:1"), "") for w in (1.0, 1.5, 1.0))
+    opened = open_pixel_pipeline(painter)
+    one, other, again = (evaluation.draw(opened, ["a red monster"] * 3, SamplingConfig(w, sampler="ddim:1"), "") for w in (1.0, 1.5, 1.0))
     assert torch.equal(one, again) and not torch.equal(one[0], one[1])
-    assert torch.equal(one, to_bytes(opened.draw(["a red monster"] * 3, paint.Wish(w=1.0, sampler="ddim:1"))))
+    assert torch.equal(one, to_bytes(opened.txt2img(["a red monster"] * 3, SamplingConfig(1.0, sampler="ddim:1"))))
     assert float((one.float() - other.float()).abs().mean()) < 0.2 * float((one[0].float() - one[1].float()).abs().mean())
 
 
@@ -337,28 +338,28 @@ def test_evaluate_refuses(command_line, painter, tmp_path, flags, said):
     assert code == 2 and said in err and "Traceback" not in err and not (tmp_path / "out").exists()
 
 
-# --------------------------------------------------------------------------------------------------------- memorise.py
+# --------------------------------------------------------------------------------------------------------- memorization.py
 
 
 def test_copies_are_caught_and_fresh_creatures_are_not(judge):
     train, unseen, test, fresh = (load_creatures(split, n, seed=seed).pixels
                                   for split, n, seed in (("train", 120, 0), ("train", 120, 2), ("test", 200, 0), ("test", 100, 5)))  # fmt: skip
     copies = (train[:100].float() * 0.97 + 2).to(torch.uint8)
-    for name, view in memorise.views(judge).items():
-        copied, distance, index = memorise.report(*(view(x) for x in (copies, test, train, unseen)))
+    for name, view in memorization.views(judge).items():
+        copied, distance, index = memorization.compare(*(view(x) for x in (copies, test, train, unseen)))
         assert copied["too_near"] > 0.95 and copied["nearer"] > 0.97, name
         assert float((index == torch.arange(100)).double().mean()) > 0.95 and float(distance.max()) < copied["median_test"]
-        honest, *_ = memorise.report(*(view(x) for x in (fresh, test, train, unseen)))
+        honest, *_ = memorization.compare(*(view(x) for x in (fresh, test, train, unseen)))
         assert honest["too_near"] < 0.06 and 0.3 < honest["nearer"] < 0.7, name
         assert honest["nearer_test"] == pytest.approx(0.5, abs=0.12)
 
 
 def test_smooth_pictures_are_nearer_to_everything_but_blends_to_what_was_seen():
     """Why there are two questions: an average of like creatures is near to seen and unseen ones, half a copy to a seen one."""
-    train, unseen, others, test = (memorise.blurred(load_creatures(split, 120, seed=seed).pixels)
+    train, unseen, others, test = (memorization.blurred(load_creatures(split, 120, seed=seed).pixels)
                                    for split, seed in (("train", 0), ("train", 2), ("train", 3), ("test", 0)))  # fmt: skip
     alike = others[torch.cdist(test, others).topk(8, largest=False).indices].mean(1)
-    smooth, half = (memorise.report(x, test, train, unseen)[0] for x in (alike, 0.5 * train + 0.5 * test))
+    smooth, half = (memorization.compare(x, test, train, unseen)[0] for x in (alike, 0.5 * train + 0.5 * test))
     for found in (smooth, half):
         assert found["median"] < 0.9 * found["median_test"] and found["too_near"] > 0.02
     assert 0.35 < smooth["nearer"] < 0.65 and half["nearer"] > 0.75
@@ -366,23 +367,23 @@ def test_smooth_pictures_are_nearer_to_everything_but_blends_to_what_was_seen():
 
 def test_distances_by_hand():
     black, white = torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
-    distance, index = memorise.nearest(memorise.blurred(black), memorise.blurred(torch.cat([white, black, white])))
+    distance, index = memorization.nearest(memorization.blurred(black), memorization.blurred(torch.cat([white, black, white])))
     assert (float(distance), int(index)) == (pytest.approx(0, abs=1e-6), 1)
-    assert float(memorise.nearest(memorise.blurred(black), memorise.blurred(white))[0]) == pytest.approx(1, abs=1e-5)
-    assert memorise.nearer(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([2.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
+    assert float(memorization.nearest(memorization.blurred(black), memorization.blurred(white))[0]) == pytest.approx(1, abs=1e-5)
+    assert memorization.nearer(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([2.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
 
 
-def test_memorise_runs(command_line, painter, tmp_path, monkeypatch):
-    monkeypatch.setattr(memorise, "TEST", 60)
-    code, out, err = command_line(MEMORISE, "--model", painter, "--n", 9, "--n-train", 30, "--prompts", "train", "--sampler", "ddim:2",
+def test_memorization_runs(command_line, painter, tmp_path, monkeypatch):
+    monkeypatch.setattr(memorization, "TEST", 60)
+    code, out, err = command_line(MEMORIZATION, "--model", painter, "--n", 9, "--n-train", 30, "--prompts", "train", "--sampler", "ddim:2",
                                   "--device", "cpu", "--out", tmp_path)  # fmt: skip
     assert code == 0, err
-    found = json.loads((tmp_path / "memorise.json").read_text())
+    found = json.loads((tmp_path / "memorization.json").read_text())
     assert found["n_train"] == 30 and found["own_picture"].keys() == {"pixels", "features"}
     for name in ("pixels", "features"):
         assert 0 <= found[name]["too_near"] <= 1 and 0 <= found[name]["nearer"] <= 1 and found[name]["median"] > 0
         assert np.asarray(Image.open(tmp_path / f"nearest_by_{name}.png")).std() > 10
-    assert "30 training pictures" in out and "whose caption it was" in out and "real" in out
+    assert "30 training pictures" in out and "that of the same caption" in out and "real" in out
 
 
 @pytest.mark.parametrize(
@@ -394,8 +395,8 @@ def test_memorise_runs(command_line, painter, tmp_path, monkeypatch):
         (["--w", -1, "--n-train", 10], "--w must be 0 or more"),
     ],
 )
-def test_memorise_refuses(command_line, painter, tmp_path, flags, said):
-    code, _, err = command_line(MEMORISE, "--model", painter, "--n", 4, "--out", tmp_path, "--device", "cpu", *flags)
+def test_memorization_refuses(command_line, painter, tmp_path, flags, said):
+    code, _, err = command_line(MEMORIZATION, "--model", painter, "--n", 4, "--out", tmp_path, "--device", "cpu", *flags)
     assert code == 2 and re.search(said, err) and "Traceback" not in err
 
 

@@ -20,9 +20,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from common.errors import UserError
 from common.models.diffusers_vae import load_vae
 from common.models.model_folder import load_model
+from common.models.pipeline import SamplingConfig
 from common.models.single_file import as_folder, kind_of
 from common.models.text.tokenizer import train_tokenizer
-from latent_sd import pipeline as pl
+from common.models.text_to_image_folder import open_latent_pipeline
 
 CAPTIONS = ["a red round creature", "a blue tall creature with horns", "一只红色的小怪兽"] * 2
 LEVELS, LAYERS = 4, 2
@@ -181,8 +182,8 @@ def test_the_first_stable_diffusion(form, first, beside):
     assert_same_networks(first, folder)
     first.save_pretrained(beside / "folder")
     torch.testing.assert_close(draw(StableDiffusionPipeline.from_pretrained(folder)), draw(StableDiffusionPipeline.from_pretrained(beside / "folder")))
-    wish = pl.Wish(sampler="ddim:2", size=64)
-    assert torch.equal(pl.open_pipeline(path).txt2img(["a red creature"], wish), pl.open_pipeline(beside / "folder").txt2img(["a red creature"], wish))
+    config = SamplingConfig(sampler="ddim:2", size=64)
+    assert torch.equal(open_latent_pipeline(path).txt2img(["a red creature"], config), open_latent_pipeline(beside / "folder").txt2img(["a red creature"], config))
     assert as_folder(path) == folder  # the second time nothing is converted
 
 

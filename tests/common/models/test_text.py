@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.models.text import hub
-from common.models.text.encoders import Cached, CLIPTextEncoder, SmallText, load_text, save_text, small_text
+from common.models.text.cached import CachedTextEncoder
+from common.models.text.encoders import CLIPTextEncoder, SmallText, load_text, save_text, small_text
 from common.models.text.tokenizer import BOS, END, EOS, load_tokenizer, train_tokenizer
 from common.models.text.transformer import TextConfig, TextTransformer, text_from_transformers, text_to_transformers
 from helpers.programs import run_program
@@ -268,7 +269,7 @@ def test_damaged_tokenizers_are_refused(tokenizer, tmp_path):
 def test_small_text_is_trained(encoder):
     y = encoder(CAPTIONS)
     assert y.shape == (12, 40, 16) and (encoder.dim, encoder.length) == (16, 40)
-    assert torch.equal(encoder(encoder.ids(CAPTIONS)), y)
+    assert torch.equal(encoder(encoder.token_ids(CAPTIONS)), y)
     y[:, 3].square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
     assert all(key.startswith("transformer.") for key in encoder.state_dict())
@@ -288,7 +289,7 @@ def test_transformers_opens_the_folder(encoder, tmp_path, dtype):
     ids = tokens(CAPTIONS, padding="max_length", truncation=True, max_length=40, return_tensors="pt").input_ids
     ours = load_text(tmp_path)
     assert ours.transformer.cfg == encoder.transformer.cfg and not ours.training
-    assert torch.equal(ids, ours.ids(CAPTIONS)) and torch.equal(ids, encoder.ids(CAPTIONS))
+    assert torch.equal(ids, ours.token_ids(CAPTIONS)) and torch.equal(ids, encoder.token_ids(CAPTIONS))
     out = theirs(input_ids=ids)
     torch.testing.assert_close(ours(CAPTIONS), out.last_hidden_state, atol=1e-5, rtol=0)
     torch.testing.assert_close(ours(CAPTIONS), encoder(CAPTIONS), atol=1e-6 if dtype == torch.float32 else 3e-2, rtol=0)
@@ -349,9 +350,9 @@ def test_clip_from_a_diffusers_folder(encoder, clip_folder):
     clip = CLIPTextEncoder(str(clip_folder)).train()
     assert (clip.dim, clip.length) == (16, 40) and not clip.network.training
     assert not any(p.requires_grad for p in clip.parameters()) and not clip(["red"]).requires_grad
-    assert torch.equal(clip.ids(CAPTIONS + STRANGE), encoder.ids(CAPTIONS + STRANGE))
+    assert torch.equal(clip.token_ids(CAPTIONS + STRANGE), encoder.token_ids(CAPTIONS + STRANGE))
     torch.testing.assert_close(clip(CAPTIONS), encoder(CAPTIONS), atol=1e-5, rtol=0)
-    assert torch.equal(clip(clip.ids(CAPTIONS)), clip(CAPTIONS))
+    assert torch.equal(clip(clip.token_ids(CAPTIONS)), clip(CAPTIONS))
     assert clip.tokenizer.remarks("a zebra")[0].startswith("unknown words: zebra")
     assert CLIPTextEncoder(str(clip_folder), length=12)(CAPTIONS).shape == (12, 12, 16)
 
@@ -364,7 +365,7 @@ def test_clip_from_a_whole_clip_model(encoder, clip_folder, tmp_path):
     whole.save_pretrained(tmp_path / "whole")
     shutil.copytree(clip_folder / "tokenizer", tmp_path / "whole", dirs_exist_ok=True)
     clip = CLIPTextEncoder(str(tmp_path / "whole"))
-    ids = encoder.ids(CAPTIONS)
+    ids = encoder.token_ids(CAPTIONS)
     torch.testing.assert_close(clip(CAPTIONS), whole.eval().text_model(input_ids=ids).last_hidden_state)
 
 
@@ -391,7 +392,7 @@ def test_chinese_clip(chinese_folder, tmp_path):
     theirs = transformers.ChineseCLIPModel.from_pretrained(chinese_folder).eval()
     tokens = transformers.AutoTokenizer.from_pretrained(chinese_folder)
     inputs = tokens(CAPTIONS[6:], padding="max_length", max_length=52, return_tensors="pt")
-    assert torch.equal(clip.ids(CAPTIONS[6:]), inputs.input_ids)
+    assert torch.equal(clip.token_ids(CAPTIONS[6:]), inputs.input_ids)
     assert clip(CAPTIONS[6:]).std() > 0.1
     torch.testing.assert_close(clip(CAPTIONS[6:]), theirs.text_model(**inputs).last_hidden_state)
     short = CLIPTextEncoder(str(chinese_folder), length=30)(CAPTIONS[6:7])
@@ -524,7 +525,7 @@ def test_the_second_use_reads_the_file(clip_folder, tmp_path, monkeypatch):
     calls = []
     forward = clip.forward
     monkeypatch.setattr(clip, "forward", lambda captions: calls.append(len(captions)) or forward(captions))
-    first = Cached(clip, CAPTIONS * 3, folder, batch=5)
+    first = CachedTextEncoder(clip, CAPTIONS * 3, folder, batch=5)
     assert calls == [5, 5, 3]  # the twelve captions and the empty one, each once
     expected = forward(CAPTIONS)
     torch.testing.assert_close(first(CAPTIONS), expected, atol=2e-3, rtol=1e-3)
@@ -534,7 +535,7 @@ def test_the_second_use_reads_the_file(clip_folder, tmp_path, monkeypatch):
         raise AssertionError("the encoder was called")
 
     monkeypatch.setattr(clip, "forward", refuse)
-    second = Cached(clip, CAPTIONS[::-1], folder)
+    second = CachedTextEncoder(clip, CAPTIONS[::-1], folder)
     assert torch.equal(second(CAPTIONS + [""]), first(CAPTIONS + [""])) and files(folder) == [first.path.name]
     with pytest.raises(AssertionError, match="was called"):
         second(["a red creature", "a zebra"])
@@ -545,26 +546,26 @@ def test_the_second_use_reads_the_file(clip_folder, tmp_path, monkeypatch):
 
 def test_the_file_belongs_to_one_encoder_and_its_captions(clip_folder, tmp_path):
     clip, folder = CLIPTextEncoder(str(clip_folder)), tmp_path / "cache"
-    first = Cached(clip, CAPTIONS, folder)
-    assert Cached(clip, CAPTIONS[:5], folder).path != first.path
-    assert Cached(CLIPTextEncoder(str(clip_folder), length=30), CAPTIONS, folder).path != first.path
+    first = CachedTextEncoder(clip, CAPTIONS, folder)
+    assert CachedTextEncoder(clip, CAPTIONS[:5], folder).path != first.path
+    assert CachedTextEncoder(CLIPTextEncoder(str(clip_folder), length=30), CAPTIONS, folder).path != first.path
     with torch.no_grad():
         clip.network.encoder.layers[1].mlp.fc2.bias[3] += 0.5
-    other = Cached(clip, CAPTIONS, folder)
+    other = CachedTextEncoder(clip, CAPTIONS, folder)
     assert other.path != first.path and (other(CAPTIONS) - first(CAPTIONS)).abs().max() > 0.1
     assert len(files(folder)) == 4
     first.path.write_bytes(first.path.read_bytes()[:-100])  # damaged: computed again
-    again = Cached(CLIPTextEncoder(str(clip_folder)), CAPTIONS, folder)
+    again = CachedTextEncoder(CLIPTextEncoder(str(clip_folder)), CAPTIONS, folder)
     assert again.path == first.path and torch.equal(again(CAPTIONS), first(CAPTIONS))
     assert torch.equal(load_file(first.path)["embeddings"], first.table)
 
 
 def test_what_cannot_be_cached(encoder, clip_folder, tmp_path):
     with pytest.raises(UserError, match="frozen"):
-        Cached(encoder, CAPTIONS, tmp_path / "cache")
+        CachedTextEncoder(encoder, CAPTIONS, tmp_path / "cache")
     clip = CLIPTextEncoder(str(clip_folder))
     with torch.no_grad():
         clip.network.final_layer_norm.bias += 1e5
     with pytest.raises(UserError, match="half precision"):
-        Cached(clip, CAPTIONS, tmp_path / "cache")
+        CachedTextEncoder(clip, CAPTIONS, tmp_path / "cache")
     assert not (tmp_path / "cache").exists() or not os.listdir(tmp_path / "cache")

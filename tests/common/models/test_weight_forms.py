@@ -15,19 +15,20 @@ from common.io.state_dict import OLD_NAMES, new_names, read_component
 from common.io.weight_files import choose, find_weights, look_for_weights, variant_in
 from common.models.diffusers_vae import load_vae
 from common.models.model_folder import Model, load_model, save_model
+from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text import hub
 from common.models.text.encoders import load_text, small_text
+from common.models.text_to_image_folder import open_latent_pipeline, save_pipeline
 from common.models.unet import UNet
 from common.models.unet_config import UNetConfig, text_unet
 from common.models.vae import AutoencoderKL as OurVAE
 from common.models.vae import small_vae
 from common.training.settings import with_build
 from helpers.programs import load_program
-from latent_sd import pipeline as pl
 
 CAPTIONS = ["a red round creature", "a blue tall creature with horns"] * 2
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-WISH = pl.Wish(sampler="ddim:2", w=3)
+CONFIG = SamplingConfig(sampler="ddim:2", guidance_scale=3)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +37,18 @@ def sd(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sd")
     torch.manual_seed(0)
     encoder = small_text(CAPTIONS, dim=32, layers=1, heads=2, length=16)
-    pipeline = pl.Pipeline(OurVAE(small_vae(16, 3, (8, 16), 4)), UNet(text_unet(8, 4, (8, 16), 32)), make_schedule("cosine"), "v", encoder)
+    pipeline = TextToImagePipeline(
+        UNet(text_unet(8, 4, (8, 16), 32)), make_schedule("cosine"), "v", encoder, OurVAE(small_vae(16, 3, (8, 16), 4))
+    )
     for net in (pipeline.vae, pipeline.unet, encoder):
         net.half().float()
-    pl.save_pipeline(folder, pipeline)
+    save_pipeline(folder, pipeline)
     return folder
 
 
 @pytest.fixture(scope="module")
 def picture(sd) -> torch.Tensor:
-    return pl.open_pipeline(sd).txt2img(["a red creature"], WISH)
+    return open_latent_pipeline(sd).txt2img(["a red creature"], CONFIG)
 
 
 def rewrite(folder: Path, form: str) -> None:
@@ -75,7 +78,7 @@ def rewrite(folder: Path, form: str) -> None:
 def test_the_same_picture(form, sd, picture, tmp_path):
     shutil.copytree(sd, tmp_path / "other")
     rewrite(tmp_path / "other", form)
-    assert torch.equal(pl.open_pipeline(tmp_path / "other").txt2img(["a red creature"], WISH), picture)
+    assert torch.equal(open_latent_pipeline(tmp_path / "other").txt2img(["a red creature"], CONFIG), picture)
     variant = {"fp16": "fp16", "bf16": "bf16", "non_ema": "non_ema", "fp16.bin": "fp16", "fp16 shards": "fp16"}.get(form)
     assert variant_in(tmp_path / "other") == variant
     # the forms are those of diffusers: it opens them as well
@@ -105,7 +108,7 @@ def test_parts_in_different_forms(sd, picture, tmp_path):
                 shutil.rmtree(tmp_path / str(i) / part)
                 shutil.move(tmp_path / "whole" / part, tmp_path / str(i) / part)
                 shutil.rmtree(tmp_path / "whole")
-        assert torch.equal(pl.open_pipeline(tmp_path / str(i)).txt2img(["a red creature"], WISH), picture)
+        assert torch.equal(open_latent_pipeline(tmp_path / str(i)).txt2img(["a red creature"], CONFIG), picture)
 
 
 @pytest.mark.parametrize(("names", "chosen"), [

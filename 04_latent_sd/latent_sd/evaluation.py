@@ -1,0 +1,145 @@
+"""What evaluate.py does: it measures the autoencoder on test images, and prompt adherence at each guidance scale."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common import viz
+from common.cli import pick_device, writable_folder
+from common.data import Images
+from common.diffusion.guidance import Guided
+from common.errors import UserError
+from common.evaluate.creature_classifier import load_creature_classifier
+from common.evaluate.prompt_accuracy import (
+    Prompts,
+    Row,
+    chance_accuracy,
+    check_creature_size,
+    make_prompts,
+    measure_accuracy,
+    table_columns,
+    table_header,
+)
+from common.io.pixels import to_bytes, to_float
+from common.io.tables import write_csv
+from common.models.pipeline import SamplingConfig, TextToImagePipeline, batches
+from common.models.text_to_image_folder import open_latent_pipeline
+from common.training.latents import check_fit
+from latent_sd.concat_dataset import some_of
+from latent_sd.vae_trainer import validate
+
+SHOWN = 12  # prompts of each split in the grid
+
+
+def evaluate_model(
+    model: Path,                # a run folder or model folder
+    scales: Sequence[float],    # guidance scales to measure; none of them: the autoencoder alone
+    n: int,                     # prompts of each split, and images of each set
+    splits: Sequence[str],      # test, heldout
+    language: str,              # of the prompts: en, zh, both
+    config: SamplingConfig,     # everything else about sampling
+    data: Sequence[str],        # sets on which the autoencoder is measured; none of them: prompt adherence alone
+    data_dir: Path,
+    out: Path | None,           # folder of the results, or the default one
+    device: str,
+) -> None:  # fmt: skip
+    """Measure a model, and print and save the tables and figures."""
+    configs = [replace(config, guidance_scale=w) for w in dict.fromkeys(scales)]
+    pipeline = open_checked(model, configs, data, splits, device)
+    sets = load_sets(pipeline, data, data_dir, n)
+    out = writable_folder(out or Path("runs/04_latent_sd/evaluate") / model.resolve().name)
+    if sets:
+        measure_sets(pipeline, model, sets, out)
+    if configs:
+        settings = {"model": model, "n": n, "language": language, "sampler": config.sampler, "rescale": config.rescale,
+                    "negative": config.negative_prompt, "seed": config.seed}  # fmt: skip
+        prompts = [make_prompts(split, n, language, pipeline.size) for split in dict.fromkeys(splits)]
+        measure_text(pipeline, prompts, configs, settings, out)
+
+
+def open_checked(
+    model: Path, configs: Sequence[SamplingConfig], data: Sequence[str], splits: Sequence[str], device: str
+) -> TextToImagePipeline:
+    """Open the model, and refuse what cannot be measured before anything is drawn."""
+    if not configs and not data:
+        raise UserError("there is nothing to measure; give --data to measure the autoencoder, --scales to measure prompt adherence, or both")
+    if configs and not splits:
+        raise UserError("give at least one of --splits, for instance --splits test")
+    pipeline = open_latent_pipeline(model, pick_device(device))
+    check_creature_size(model, pipeline)
+    for config in configs:
+        Guided(pipeline.unet, pipeline.prediction, {}, {}, config.guidance_scale, rescale=config.rescale)
+        pipeline.noise_levels(config)
+    return pipeline
+
+
+# ------------------------------------------------------------------------------------------------------- the autoencoder
+
+
+def load_sets(pipeline: TextToImagePipeline, names: Sequence[str], data_dir: Path, n: int) -> dict[str, Images]:
+    """n test images of each set. Raises UserError for a set whose images do not fit the autoencoder."""
+    sets = {name: some_of((name,), pipeline.size, data_dir, "test", n, pipeline.image_channels) for name in names}
+    for images in sets.values():
+        check_fit(pipeline.vae, images, "--model")
+    return sets
+
+
+def measure_vae(pipeline: TextToImagePipeline, name: str, images: Images) -> Row:
+    """PSNR of the reconstructions, and standard deviation of the scaled latents."""
+    found = validate(pipeline.vae, images)
+    return {"set": name, "images": len(images), "psnr": found["psnr"], "scaled_std": pipeline.vae.cfg.scaling_factor * found["latent_std"]}
+
+
+def measure_sets(pipeline: TextToImagePipeline, model: Path, sets: dict[str, Images], out: Path) -> None:
+    """The table of the autoencoder, and vae.csv."""
+    print(f"{model}: the autoencoder on test images\n\n{'':16}{'images':>10}{'PSNR':>13}{'scaled latents, sd':>22}")
+    found = [measure_vae(pipeline, name, images) for name, images in sets.items()]
+    for row in found:
+        print(f"{row['set']:>16}{row['images']:>10}{row['psnr']:>10.2f} dB{row['scaled_std']:>22.3f}")
+    write_csv(out / "vae.csv", found)
+
+
+# ------------------------------------------------------------------------------------------------------ prompt adherence
+
+
+def measure_text(pipeline: TextToImagePipeline, prompts: list[Prompts], configs: Sequence[SamplingConfig], settings: Row, out: Path) -> None:
+    """The table of accuracies, results.csv, and a grid of the images that were measured."""
+    judge, splits, n = load_creature_classifier(), [p.split for p in prompts], len(prompts[0].captions)
+    rows, shown = [], [p.real[:SHOWN] for p in prompts]
+
+    def report(name: str, measured: list[Row]) -> None:
+        rows.extend({"w": name, "split": split} | settings | row for split, row in zip(splits, measured, strict=True))
+        print((f"{name:>16}" + "".join(table_columns(row) for row in measured)).rstrip(), flush=True)
+        write_csv(out / "results.csv", rows)  # after every scale, so that a stopped evaluation leaves what it has measured
+
+    print(f"\n{n} prompts of creatures, {configs[0].sampler}\n\n{table_header(splits, 16)}")
+    report("real", [measure_accuracy(judge, p, p.real) for p in prompts])
+    report("real, decoded", [measure_accuracy(judge, p, reconstruct(pipeline, p.real)) for p in prompts])
+    report("chance", [{"accuracy": chance_accuracy(judge, p)["accuracy"]} for p in prompts])
+    for config in configs:
+        drawn = [draw_all(pipeline, p, config) for p in prompts]
+        report(f"{config.guidance_scale:g}", [measure_accuracy(judge, p, pixels) for p, pixels in zip(prompts, drawn, strict=True)])
+        shown += [pixels[:SHOWN] for pixels in drawn]
+    grid = viz.grid(to_float(torch.cat(shown)), min(SHOWN, n))
+    print(f"\nimages  {viz.save_picture(grid, out / 'grid.png')}  rows: real, then each w; {' and '.join(splits)} in turn")
+    print(f"table   {out / 'results.csv'}")
+
+
+def draw_all(pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig) -> Tensor:
+    """One image of each prompt, with a progress bar: (N, 3, S, S) uint8"""
+    drawn, title = [], f"w = {config.guidance_scale:g}, {prompts.split}"
+    with tqdm(total=len(prompts.captions), desc=title, unit="picture", leave=False, dynamic_ncols=True) as bar:
+        for batch in batches(len(prompts.captions)):
+            *_, last = pipeline.txt2img_steps(prompts.captions[batch], config, batch.start)
+            drawn.append(to_bytes(pipeline.decode(last.x)))
+            bar.update(len(drawn[-1]))
+    return torch.cat(drawn)
+
+
+def reconstruct(pipeline: TextToImagePipeline, pixels: Tensor) -> Tensor:
+    """Encoded and decoded. (N, 3, S, S) uint8 in and out"""
+    return torch.cat([to_bytes(pipeline.decode(pipeline.encode(to_float(pixels[batch])))) for batch in batches(len(pixels))])

@@ -1,0 +1,91 @@
+"""The flags of train.py and train_vae.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.training.flags import TextToImageFlags, TrainingFlags
+
+PRETRAINED = Path(__file__).parent.parent / "pretrained"
+PROMPTS = (
+    "a red fire creature with bat wings",
+    "a blue round creature with cat ears, on a cream background",
+    "一只黄色的电属性小怪兽，长着兔耳朵",
+    "a blue fire creature",  # training never sees blue and fire together
+    "番茄炒蛋",
+    "白瓷圆盘里的葱油生菜，木桌",
+    "a white plate of red-braised fish on a linen tablecloth",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class LatentModelFlags(TextToImageFlags):
+    """Flags of train.py."""
+
+    data: tuple[str, ...] = ("creatures", "dishes")
+    """Data sets, one or several that are trained on together: creatures, dishes, pokemon, or folders of images with captions."""
+    size: int | None = None
+    """Pixels a side; by default the size that the autoencoder was trained for."""
+    vae: Path | None = None
+    """Autoencoder: a run of train_vae.py, a folder with one in it, or a checkpoint in one file; by default that of --start, or the
+    shipped one. It stays frozen."""
+    latents: Literal["cached", "on-the-fly"] = "cached"
+    """Encoding of the images: once, into a file, or again in every epoch."""
+    cache: Path = Path("runs/04_latent_sd/cache")
+    """Folder of that file, and of the embeddings of a frozen text encoder; later runs find them there."""
+    workers: int = 2
+    """Processes that encode on the fly; 0 encodes in the training process."""
+    channels: tuple[int, ...] | None = None
+    """Width of the U-Net at each resolution of the latents, highest first; the two lowest attend to the text."""
+    start: Path | None = None
+    """Run or folder whose U-Net, text encoder and --channels the training begins with."""
+    schedule: str = "cosine"
+    """Noise schedule: cosine, linear, scaled_linear, linear_zero_snr, ..., one that a Stable Diffusion folder can store."""
+    prediction: str = "v"
+    """Prediction of the network: eps, x0 or v."""
+    prompts: tuple[str, ...] = PROMPTS
+    """Prompts of the sample pictures, drawn without and with guidance side by side."""
+
+
+@dataclass(frozen=True)
+class AutoencoderFlags(TrainingFlags):
+    """Flags of train_vae.py."""
+
+    data: tuple[str, ...] = ("creatures", "dishes")
+    """Data sets, one or several that are trained on together: creatures, dishes, ..., or folders of images."""
+    n: int | None = None
+    """Number of images of each set, the first ones; by default all."""
+    size: int | None = None
+    """Pixels a side; a multiple of f = 2^(number of channels - 1)."""
+    image_channels: Literal[1, 3] | None = None
+    """Channels of the images: 3 in colour, 1 grey; by default those of --start, else 1 where all pictures are grey."""
+    flip: bool = False
+    """Whether images are mirrored at random."""
+
+    channels: tuple[int, ...] | None = None
+    """Width of the network at each resolution, highest resolution first; one resolution more doubles f."""
+    latent_channels: int = 4
+    """Channels of the latents."""
+    layers: int = 1
+    """Residual blocks at each resolution."""
+    start: Path | None = None
+    """Run or folder with an autoencoder of the same build, whose weights the training begins with. It may have learned at another
+    size: small images are learned from faster."""
+    decoder_only: bool = False
+    """Training of the decoder alone: better pictures from the same latents, so that U-Nets trained on the latents of --start stay usable."""
+
+    error: Literal["l1", "l2", "huber"] = "l1"
+    """Distance between reconstructions and images, pixel by pixel."""
+    kl: float = 1e-6
+    """Weight of the KL term, in nats a pixel value."""
+    perceptual: float = 0.0
+    """Weight of the perceptual term, against blur; 0 is off."""
+    adversarial: float = 0.0
+    """Weight of the adversarial term, relative to the gradient of the other terms, against blur as well; 0 is off."""
+    adversarial_after: float = 0.5
+    """Share of the budget after which it joins: a discriminator learns nothing useful while reconstructions are still blurred."""
+    held_out: int = 200
+    """Images of each set's test split to measure on."""
+    sample_every: int | None = None
+    """Steps between measurements and pictures; by default a tenth of the budget."""

@@ -1,0 +1,98 @@
+"""What the trainings of text-to-image models share: a text encoder, captions as token ids or embeddings, validation images.
+
+    encoder = make_text_encoder(captions, dim=96)                     a transformer that is trained along, or ...
+    encoder = make_text_encoder(captions, clip=clip, cache=folder)    ... a frozen CLIP whose embeddings are computed once
+    data = Captioned(images, captions, encoder)                       batch(indices) -> {"image": ..., "text": ...}
+    net = ConditionalUNet(unet, trainable(encoder))
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common import viz
+from common.models.conditional import ConditionalUNet
+from common.models.model_folder import start_from
+from common.models.pipeline import SamplingConfig, TextToImagePipeline
+from common.models.text.cached import CachedTextEncoder
+from common.models.text.encoders import CLIPTextEncoder, SmallText, small_text
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import UNetConfig
+from common.training.loop import Data
+
+SLOW = "text_encoder."  # at the U-Net's learning rate, the embeddings of all tokens soon become alike: see chapter 2's README
+
+Encoder = SmallText | CachedTextEncoder
+
+
+def open_clip(text: str, device: str) -> CLIPTextEncoder | None:
+    """The frozen text encoder of the flag --text; None for "small", the transformer that is trained along."""
+    return None if text == "small" else CLIPTextEncoder(text).to(device)
+
+
+def make_text_encoder(
+    captions: Sequence[str], dim: int, start: TextToImagePipeline | None = None, clip: CLIPTextEncoder | None = None,
+    cache: Path = Path("runs/text_cache"),
+) -> Encoder:  # fmt: skip
+    """The CLIP if there is one; else the trainable encoder of the model to start from, with its tokens; else a new one of this width."""
+    if clip:
+        return CachedTextEncoder(clip, captions, cache)
+    if start and isinstance(start.text_encoder, SmallText):
+        return start.text_encoder
+    return small_text(captions, dim=dim, heads=max(1, dim // 32))
+
+
+def slow_part(encoder: Encoder) -> str | None:
+    """The prefix of the parameters that learn at a lower rate: the text encoder's, if it is trained along."""
+    return SLOW if isinstance(encoder, SmallText) else None
+
+
+def trainable(encoder: Encoder) -> SmallText | None:
+    """The encoder if it is trained along with the U-Net."""
+    return encoder if isinstance(encoder, SmallText) else None
+
+
+def make_network(cfg: UNetConfig, encoder: Encoder, start: TextToImagePipeline | None = None, folder: Path | None = None) -> ConditionalUNet:
+    """An untrained U-Net, or one with the weights of `start`, which was opened from `folder`; with the encoder if that is trained."""
+    unet = zero_init(UNet(cfg))
+    if start and folder:
+        start_from(unet, start.unet, folder)
+    return ConditionalUNet(unet, trainable(encoder))
+
+
+class Captioned:
+    """Images or latents with the text of their captions, as the training loop reads them."""
+
+    def __init__(self, data: Data, captions: Sequence[str], encoder: Encoder):
+        self.data, self.captions, self.encoder = data, captions, encoder
+        self.token_ids = encoder.tokenizer(captions) if isinstance(encoder, SmallText) else None  # (N, M), computed once
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """The batch of the data, and "text": (B, M) token ids for a trained encoder, (B, M, D) embeddings of a frozen one"""
+        some = self.token_ids[indices] if self.token_ids is not None else self.encoder([self.captions[i] for i in indices.tolist()])
+        return self.data.batch(indices) | {"text": some}
+
+
+def empty_text(encoder: Encoder) -> Tensor:
+    """The empty caption as a batch holds it: (M,) token ids or (M, D) embeddings."""
+    return (encoder.tokenizer([""]) if isinstance(encoder, SmallText) else encoder([""]))[0]
+
+
+def introduction(data: str, net: ConditionalUNet, text: str, device: str, prompts: Sequence[str]) -> str:
+    """What is trained on what, and which column of the sample pictures belongs to which prompt. text: the flag --text"""
+    unet, encoder = (sum(p.numel() for p in part.parameters()) if part else 0 for part in (net.unet, net.text_encoder))
+    read_by = f"read by a transformer with {encoder:,}" if encoder else f"read by the frozen {text}"
+    first = f"{data}; U-Net with {unet:,} weights, captions {read_by}, on {device}"
+    return "\n".join([first, *(f"  picture {i}: {prompt or '(no words)'}" for i, prompt in enumerate(prompts, 1))])
+
+
+def draw_validation(pipeline: TextToImagePipeline, prompts: Sequence[str], config: SamplingConfig, path: Path, height: int) -> Path:
+    """The fixed prompts without guidance (w = 1) above, with guidance below, from the same noise. height: pixels of the picture"""
+    rows = [pipeline.txt2img(prompts, replace(config, guidance_scale=w)) for w in (1.0, config.guidance_scale)]
+    return viz.save_picture(viz.grid(torch.cat(rows), len(prompts), height), path)
