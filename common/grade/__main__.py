@@ -1,5 +1,5 @@
 from common.cli import run
-from common.grade.grader import Args, main
+from common.grade.program import Args, main
 
 if __name__ == "__main__":
     run(main, Args)

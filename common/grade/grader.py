@@ -1,12 +1,4 @@
-"""Grade a chapter's exercises: points, and a word on what went wrong.
-
-  python -m common.grade 01
-  python -m common.grade 01 --submission ada.py --json ada.json
-  python -m common.grade 01 --submission ada.ipynb
-
-Each exercise must pass the learner's own tests (test_exercises.py) and randomised ones (checks.py). A mistake costs the points
-of its own exercise only, and so does a loop that never ends.
-"""
+"""Grades a chapter's exercises: each runs in a process of its own, so that no submission can harm the grader."""
 
 import json
 import os
@@ -22,27 +14,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
-
 from common.errors import UserError
 from common.io.files import write_json
 
 COURSE = Path(__file__).resolve().parents[2]
 START = 300.0  # seconds that the worker may take to import torch, on the slowest disk
-
-
-@dataclass(frozen=True)
-class Args:
-    chapter: tyro.conf.Positional[str]
-    """The chapter's number: 01."""
-    submission: Path | None = None
-    """The Python file or notebook to grade; by default the chapter's exercises/exercises.py."""
-    json: Path | None = None
-    """Also write the result here, for spreadsheets and scripts."""
-    seconds: float = 60.0
-    """Time limit for each exercise."""
-    seed: int = 0
-    """Of the randomised checks: the same seed, the same checks."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +42,16 @@ def exercises_of(chapter: str) -> Path:
 class Worker:
     """A process that checks exercises one after the other, from number `first` on. Killed on leaving the `with` block."""
 
-    def __init__(self, folder: Path, submission: Path, seed: int, first: int):
+    def __init__(self, folder: Path, submission: Path, seed: int, first: int) -> None:
         self.token, self.answers = secrets.token_hex(16), queue.Queue()
         self.request = {"token": self.token, "folder": str(folder), "submission": str(submission), "seed": seed, "first": first}
 
-    def __enter__(self):
-        self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # files it writes carelessly go here
-        self.complaints = tempfile.TemporaryFile()  # of the worker itself: what the submission prints leads nowhere
+    def __enter__(self) -> "Worker":
+        self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # for files that the submission writes to the current folder
+        self.errors = tempfile.TemporaryFile()  # stderr of the worker itself; what the submission prints is discarded
         self.process = subprocess.Popen(
             [sys.executable, "-m", "common.grade.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True, encoding="utf-8", errors="replace",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, encoding="utf-8", errors="replace",
             cwd=self.scratch.name, env=os.environ | {"PYTHONPATH": str(COURSE)}, start_new_session=True,
         )  # fmt: skip
         self.process.stdin.write(json.dumps(self.request) + "\n")
@@ -97,20 +73,20 @@ class Worker:
             return {"late": True}
 
     def why_silent(self, reply: dict) -> str:
-        """The reason for which a worker did not even list the exercises."""
+        """Why a worker did not list the exercises."""
         if "broken" in reply:
             return reply["broken"]
-        self.complaints.seek(0)
-        last = self.complaints.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+        self.errors.seek(0)
+        last = self.errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
         return "; ".join([f"no answer within {START:g} s" if "late" in reply else "the process ended without an answer", *last])
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if hasattr(os, "killpg"):  # its children too, where the system knows groups of processes
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
-        self.complaints.close()
+        self.errors.close()
         self.scratch.cleanup()
 
 
@@ -123,16 +99,16 @@ def grade(folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0) 
     number, total = 1, None
     while total is None or number <= total:
         with Worker(folder, submission, seed, number) as worker:
-            hello = worker.answer(START)
-            if "exercises" not in hello:
-                raise UserError(f"the checks in {folder} cannot be run ({worker.why_silent(hello)})")
-            exercises = hello["exercises"]
+            listing = worker.answer(START)
+            if "exercises" not in listing:
+                raise UserError(f"the checks in {folder} cannot be run ({worker.why_silent(listing)})")
+            exercises = listing["exercises"]
             total = len(exercises)
 
-            loading = failure(worker.answer(seconds), "problem", seconds)
+            load_problem = failure(worker.answer(seconds), "problem", seconds)
             while number <= total:
-                reply = {} if loading else worker.answer(seconds)
-                message = f"the file cannot be loaded: {loading}" if loading else failure(reply, "message", seconds)
+                reply = {} if load_problem else worker.answer(seconds)
+                message = f"the file cannot be loaded: {load_problem}" if load_problem else failure(reply, "message", seconds)
                 name, points = exercises[number - 1]
                 yield Result(number, name, 0 if message else points, points, message)
                 number += 1
@@ -141,7 +117,7 @@ def grade(folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0) 
 
 
 def failure(reply: dict, key: str, seconds: float) -> str:
-    """What the worker said under this key, or why it could not say it. "" if all is well."""
+    """The worker's answer under this key, or why there is none. "" if all is well."""
     if "late" in reply:
         return f"it took longer than {seconds:g} s and was stopped; is there a loop that never ends?"
     if "ended" in reply:
@@ -158,21 +134,22 @@ def submission_of(given: Path | None, folder: Path) -> Path:
     return path
 
 
-def main(args: Args) -> None:
-    folder = exercises_of(args.chapter)
-    submission = submission_of(args.submission, folder)
-    if args.json and args.json.resolve() == submission.resolve():
+def print_grades(chapter: str, submission: Path | None, seed: int, seconds: float, json_file: Path | None) -> None:
+    """Grade a submission, by default the chapter's exercises.py; print each result, and write all to json_file if given."""
+    folder = exercises_of(chapter)
+    path = submission_of(submission, folder)
+    if json_file and json_file.resolve() == path.resolve():
         raise UserError("--json would overwrite the submission; choose another name for the result")
 
-    print(f"{submission}, seed {args.seed}")
+    print(f"{path}, seed {seed}")
     results = []
-    for result in grade(folder, submission.resolve(), args.seed, args.seconds):
+    for result in grade(folder, path.resolve(), seed, seconds):
         outcome = f"failed: {result.message}" if result.message else "passed"
         print(f"{result.number:2} {result.name:18} {result.points}/{result.possible}  {outcome}", flush=True)
         results.append(result)
     points, possible = sum(r.points for r in results), sum(r.possible for r in results)
     print(f"{'total':21} {points}/{possible}")
-    if args.json:
+    if json_file:
         rows = [asdict(result) | {"passed": not result.message} for result in results]
-        summary = {"chapter": folder.parent.name, "submission": str(submission), "seed": args.seed}
-        write_json(args.json, summary | {"points": points, "possible": possible, "exercises": rows})
+        summary = {"chapter": folder.parent.name, "submission": str(path), "seed": seed}
+        write_json(json_file, summary | {"points": points, "possible": possible, "exercises": rows})

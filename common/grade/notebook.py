@@ -1,28 +1,16 @@
 """Lessons: lesson.py is the source; lesson.ipynb is made from it, with the outputs of a real run.
 
   python -m common.grade.notebook build 01      run every cell of lesson.py and write lesson.ipynb
-  python -m common.grade.notebook sync 01       take over changed words and comments, and keep the outputs; no cell is run
-  python -m common.grade.notebook check 01      do the two still hold the same cells?
+  python -m common.grade.notebook sync 01       take over changed text and comments, keep the outputs, and run no cell
+  python -m common.grade.notebook check 01      compare the cells of the two files
 """
 
-import ast
-import base64
-import io
-import re
-import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
 from common.cli import run
-from common.errors import UserError, explain
-from common.io.files import write_atomically
-
-COURSE = Path(__file__).resolve().parents[2]
-SECONDS = 1800  # a cell that takes longer is taken to hang
 
 
 @dataclass(frozen=True)
@@ -33,181 +21,10 @@ class Args:
     """The chapter's number: 01."""
 
 
-def chapter_folder(chapter: str) -> Path:
-    """The folder of a chapter that has a lesson: '1', '01' or '01_ddpm_mnist'."""
-    folders = {f.parent.name: f.parent for f in sorted(COURSE.glob("[0-9][0-9]_*/lesson.py"))}
-    for name, folder in folders.items():
-        if chapter in (name, name[:2], name[:2].lstrip("0")):
-            return folder
-    raise UserError(f"there is no chapter '{chapter}' with a lesson; choose one of {', '.join(name[:2] for name in folders)}")
-
-
-def read_source(folder: Path):
-    """lesson.py as a notebook without outputs."""
-    import jupytext
-
-    notebook = jupytext.read(folder / "lesson.py", fmt="py:percent")
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    for number, cell in enumerate(notebook.cells):
-        cell.id, cell.metadata = f"cell-{number:02d}", {}  # not random, so that a rebuilt notebook differs only where it should
-    return notebook
-
-
-def read_notebook(folder: Path):
-    """lesson.ipynb"""
-    import nbformat
-
-    path = folder / "lesson.ipynb"
-    try:
-        return nbformat.read(path, as_version=4)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; make it with: {command(folder)}") from None
-    except OSError:  # the command line says what a file system refuses
-        raise
-    except Exception as problem:  # nbformat's own error, JSON's, and more
-        raise UserError(f"{path} is no notebook ({explain(problem)}); make it again with: {command(folder)}") from problem
-
-
-def command(folder: Path) -> str:
-    return f"python -m common.grade.notebook build {folder.name[:2]}"
-
-
-# ------------------------------------------------------------------------------------------------------------ building
-
-
-def execute(notebook, folder: Path, seconds: int = SECONDS, start: Path | None = None):
-    """Run all cells in a fresh kernel that starts in the folder `start`, by default the chapter's.
-
-    Raises UserError for the first cell that fails, or takes longer than `seconds`.
-    """
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
-
-    runner = ExecutePreprocessor(timeout=seconds, startup_timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True)
-    try:
-        notebook, _ = runner.preprocess(notebook, {"metadata": {"path": str(start or folder)}})
-    except CellExecutionError as problem:
-        failed = next(c for c in notebook.cells if any(o.output_type == "error" for o in c.get("outputs", [])))
-        raise UserError(f"a cell of {folder / 'lesson.py'} fails with {problem.ename} ({problem.evalue}):\n{failed.source}") from problem
-    except CellTimeoutError as problem:
-        raise UserError(f"a cell of {folder / 'lesson.py'} takes longer than {seconds} s") from problem
-    except DeadKernelError as problem:
-        raise UserError(f"the Python process that ran the cells of {folder / 'lesson.py'} ended; was there enough memory?") from problem
-    notebook.metadata["language_info"] = {"name": "python"}  # without the version of this machine's Python
-    return notebook
-
-
-def tidy(notebook) -> list[str]:
-    """Leave in the outputs what a reader wants. Returns what the cells wrote to stderr, which is taken out."""
-    said = []
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        said += [output.text for output in cell.outputs if output.get("name") == "stderr"]
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        for data in (output.data for output in cell.outputs if "data" in output):
-            if "image/png" in data:
-                data.pop("image/jpeg", None)  # PIL offers every picture twice
-                data["image/png"] = lighter(data["image/png"])
-            if "text/plain" in data:
-                data["text/plain"] = re.sub(r" at 0x[0-9A-Fa-f]+", "", data["text/plain"])
-    return said
-
-
-def lighter(png: str) -> str:
-    """The same picture in 256 colours, in base64: notebooks are read on the web and kept in git."""
-    from PIL import Image
-
-    picture, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-    if picture.format != "PNG":  # an animated GIF under a PNG's name
-        return png
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    return min(png, base64.b64encode(file.getvalue()).decode(), key=len)
-
-
-def machine_paths(notebook) -> list[str]:
-    """Words in the outputs that hold a path of this machine; a lesson prints none."""
-    roots = {str(COURSE), str(Path.home()), sys.prefix, tempfile.gettempdir()}
-    pattern = re.compile("|".join(re.escape(root) + r"[/\\]\S*" for root in sorted(roots, key=len, reverse=True)))
-    return [found for text in output_texts(notebook) for found in pattern.findall(text)]
-
-
-def output_texts(notebook) -> list[str]:
-    """All that the cells say in words: printed, or as the value of a cell."""
-    texts = []
-    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
-        texts += [output.get("text", "")] + [v for k, v in output.get("data", {}).items() if k.startswith("text/")]
-    return texts
-
-
-def build(folder: Path) -> Path:
-    """Execute lesson.py and write lesson.ipynb beside it."""
-    notebook = execute(read_source(folder), folder)
-    for text in tidy(notebook):
-        print(f"not kept: {text.rstrip()}", file=sys.stderr)
-    if paths := machine_paths(notebook):
-        raise UserError(f"the lesson prints {paths[0]}, a path of this machine; let it print the file's name alone")
-    return write(notebook, folder)
-
-
-def write(notebook, folder: Path) -> Path:
-    import nbformat
-
-    path = folder / "lesson.ipynb"
-    write_atomically(path, lambda file: file.write((nbformat.writes(notebook) + "\n").encode()))
-    return path
-
-
-def sync(folder: Path) -> Path:
-    """Write lesson.py's cells into lesson.ipynb and keep the outputs, which is right as long as no code has changed."""
-    notebook = read_source(folder)
-    ours, built = ([cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, read_notebook(folder)))
-    for number, cell in enumerate(ours):
-        if number == len(built) or meaning(cell.source) != meaning(built[number].source):
-            first = (cell.source.splitlines() or [""])[0]
-            raise UserError(f"{folder.name}: the code of lesson.py has changed ({first}), so its outputs must be made anew: {command(folder)}")
-        cell.outputs, cell.execution_count = built[number].outputs, built[number].execution_count
-    if len(ours) < len(built):
-        raise UserError(f"{folder.name}: lesson.ipynb has {len(built) - len(ours)} code cells more than lesson.py; {command(folder)}")
-    return write(notebook, folder)
-
-
-def meaning(source: str) -> str:
-    """What a cell does: its code without comments and layout."""
-    try:
-        return ast.dump(ast.parse(source))
-    except SyntaxError:  # a magic command of IPython
-        return source
-
-
-# ------------------------------------------------------------------------------------------------------------ checking
-
-
-def check(folder: Path) -> None:
-    """Raises UserError where lesson.ipynb does not hold lesson.py's cells, executed once in order."""
-    ours, built = read_source(folder).cells, read_notebook(folder).cells
-    for number, (a, b) in enumerate(zip(ours, built, strict=False), 1):
-        if (a.cell_type, a.source) != (b.cell_type, b.source):
-            first = (a.source.splitlines() or [""])[0]
-            raise UserError(f"{folder.name}: lesson.py and lesson.ipynb differ from cell {number} on ({first}); {command(folder)}")
-    if len(ours) != len(built):
-        raise UserError(f"{folder.name}: lesson.py has {len(ours)} cells, lesson.ipynb {len(built)}; {command(folder)}")
-    code = [cell for cell in built if cell.cell_type == "code"]
-    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
-        raise UserError(f"{folder.name}: lesson.ipynb was not executed from top to bottom; {command(folder)}")
-
-
 def main(args: Args) -> None:
-    folder = chapter_folder(args.chapter)
-    if args.action != "check":
-        path = build(folder) if args.action == "build" else sync(folder)
-        print(f"{path.relative_to(COURSE)} ({path.stat().st_size / 1e6:.2f} MB)")
-    else:
-        check(folder)
-        print(f"{folder.name}: lesson.ipynb holds the cells of lesson.py, executed")
+    from common.grade.lessons import run_action
+
+    run_action(args.action, args.chapter)
 
 
 if __name__ == "__main__":

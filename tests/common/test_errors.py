@@ -166,8 +166,7 @@ def test_json_that_is_nested_too_deeply(tmp_path, text):
     [("import os\nos._exit(0)", "SystemExit"), ("exit()", "SystemExit"), ("while True:\n    pass", "your code did not end within 0.2 seconds")],
 )  # fmt: skip
 def test_an_answer_cannot_end_the_drawing(tmp_path, command_line, monkeypatch, answer, said):
-    module = load_program("common/grade/show_exercises.py")
-    monkeypatch.setattr(module, "SECONDS", 0.2)
+    monkeypatch.setattr("common.grade.exercise_panels.SECONDS", 0.2)
     (tmp_path / "mine.py").write_text(answer)
     code, out, err = command_line("common/grade/show_exercises.py", "01", "--submission", tmp_path / "mine.py", "--out", tmp_path / "a.png")
     assert code == 0 and said in out and (tmp_path / "a.png").exists(), err

@@ -12,11 +12,12 @@ from types import ModuleType
 import pytest
 import torch
 
-import common.grade.grader as program
+import common.grade.grader as grader
+import common.grade.program as program
 from common.errors import UserError
 from common.grade.checks import expect, load, load_chapter, verdict
 from common.grade.grader import COURSE, exercises_of, grade
-from common.grade.strip_solutions import strip
+from common.grade.stubs import strip
 
 NUMBERS = sorted(folder.parent.name[:2] for folder in COURSE.glob("[0-9][0-9]_*/exercises") if (folder / "checks.py").exists())
 CHAPTERS = {number: load_chapter(exercises_of(number)) for number in NUMBERS}
@@ -300,7 +301,7 @@ def test_answers_are_not_overwritten(tmp_path, monkeypatch):
 
     for file in ("solutions.py", "checks.py"):
         (tmp_path / file).write_text((exercises_of("01") / file).read_text())
-    monkeypatch.setattr(program, "exercises_of", lambda chapter: tmp_path)
+    monkeypatch.setattr("common.grade.stubs.exercises_of", lambda chapter: tmp_path)
     program.main(program.Args("01"))
     stub = (tmp_path / "exercises.py").read_text()
     program.main(program.Args("01"))  # an untouched stub may be made anew
@@ -414,10 +415,10 @@ def test_broken_checks_are_the_courses_fault_not_the_learners(tmp_path):
 
 
 def test_a_checking_process_that_cannot_begin_says_why(tmp_path, monkeypatch):
-    (tmp_path / "common").mkdir()
-    (tmp_path / "common" / "grade_worker.py").write_text("raise ImportError('no torch here')", encoding="utf-8")
+    (tmp_path / "common" / "grade").mkdir(parents=True)
+    (tmp_path / "common" / "grade" / "worker.py").write_text("raise ImportError('no torch here')", encoding="utf-8")
     folder = exercises_of("01")
-    monkeypatch.setattr(program, "COURSE", tmp_path)
+    monkeypatch.setattr(grader, "COURSE", tmp_path)
     with pytest.raises(UserError, match="cannot be run .the process ended without an answer; ImportError: no torch here"):
         next(grade(folder, tmp_path / "mine.py"))
 

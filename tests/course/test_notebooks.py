@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.grade import chapter, notebook
+from common.grade import chapter, lessons
 from helpers.programs import ROOT
 
 LESSONS = sorted(path.parent for path in ROOT.glob("[0-9][0-9]_*/lesson.py"))
@@ -60,25 +60,25 @@ def test_there_are_lessons():
 
 @pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
 def test_notebook_holds_the_cells_of_its_source(folder):
-    notebook.check(folder)
+    lessons.check(folder)
 
 
 @pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
 def test_notebook_is_fit_for_the_web(folder):
-    built = notebook.read_notebook(folder)
+    built = lessons.read_notebook(folder)
     outputs = [output for cell in built.cells for output in cell.get("outputs", [])]
     assert (folder / "lesson.ipynb").stat().st_size <= MEGABYTES * 1e6
     assert sum(pictures(cell) for cell in built.cells) >= 5
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-    assert not notebook.machine_paths(built)
+    assert not lessons.machine_paths(built)
     assert all(not cell.metadata for cell in built.cells), "no execution times, which would change with every build"
 
 
 @pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
 def test_lesson_runs(folder):
     """In a kernel that starts in the course's folder, whereas the shipped notebook was built in the chapter's."""
-    run = notebook.execute(notebook.read_source(folder), folder, start=ROOT)
-    built = notebook.read_notebook(folder)
+    run = lessons.execute(lessons.read_source(folder), folder, start=ROOT)
+    built = lessons.read_notebook(folder)
     assert [pictures(cell) for cell in run.cells] == [pictures(cell) for cell in built.cells]
 
 
@@ -86,7 +86,7 @@ def test_lesson_runs(folder):
 
 
 def code_of(folder) -> list[str]:
-    return [cell.source for cell in notebook.read_source(folder).cells if cell.cell_type == "code"]
+    return [cell.source for cell in lessons.read_source(folder).cells if cell.cell_type == "code"]
 
 
 @pytest.mark.parametrize("start", [".", "01_ddpm_mnist", "05_finetune_diffusers", "tests", "elsewhere"])
@@ -101,8 +101,10 @@ def test_a_lesson_finds_its_files_wherever_its_kernel_starts(folder, start, tmp_
     assert names["CHAPTER"] == folder
     imported = {node.module if isinstance(node, ast.ImportFrom) else alias.name for node in ast.walk(ast.parse("\n".join(others)))
                 if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
-    own = {name for name in imported if (folder / f"{name}.py").exists()}
-    assert own and {Path(PathFinder.find_spec(name).origin) for name in own} == {folder / f"{name}.py" for name in own}
+    tops = {name.split(".")[0] for name in imported}
+    files = {name: (folder / f"{name}.py", folder / name / "__init__.py") for name in tops}
+    own = {name: next(file for file in some if file.exists()) for name, some in files.items() if any(file.exists() for file in some)}
+    assert own and {name: Path(PathFinder.find_spec(name).origin) for name in own} == own
 
 
 @pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
@@ -131,8 +133,8 @@ def test_files_of_another_chapter_are_forgotten(tmp_path, monkeypatch):
 
 
 def test_build_keeps_results_and_nothing_of_the_machine(tmp_path, capsys):
-    path = notebook.build(lesson(tmp_path))
-    notebook.check(tmp_path)
+    path = lessons.build(lesson(tmp_path))
+    lessons.check(tmp_path)
     words, number, plot = nbformat.read(path, as_version=4).cells
     assert words.cell_type == "markdown" and words.source == "Words"
     assert [output.data["text/plain"] for output in number.outputs] == ["42"]  # and not what went to stderr
@@ -140,7 +142,7 @@ def test_build_keeps_results_and_nothing_of_the_machine(tmp_path, capsys):
     assert pictures(plot) == 1
     assert not any(cell.metadata for cell in (words, number, plot))
     first = path.read_bytes()
-    assert notebook.build(tmp_path).read_bytes() == first, "the same lesson gives the same file"
+    assert lessons.build(tmp_path).read_bytes() == first, "the same lesson gives the same file"
 
 
 @pytest.mark.parametrize(
@@ -156,40 +158,40 @@ def test_build_keeps_results_and_nothing_of_the_machine(tmp_path, capsys):
 def test_check_finds_every_drift(tmp_path, tiny_build, change):
     shutil.copy(tiny_build / "lesson.ipynb", tmp_path)
     lesson(tmp_path)
-    notebook.check(tmp_path)
+    lessons.check(tmp_path)
     lesson(tmp_path, change(TINY))
     with pytest.raises(UserError, match="common.grade.notebook build"):
-        notebook.check(tmp_path)
+        lessons.check(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def tiny_build(tmp_path_factory):
     folder = lesson(tmp_path_factory.mktemp("tiny"))
-    notebook.build(folder)
+    lessons.build(folder)
     return folder
 
 
 def test_words_change_without_a_run(tmp_path, tiny_build):
     shutil.copy(tiny_build / "lesson.ipynb", tmp_path)
-    old = notebook.read_notebook(tmp_path)
+    old = lessons.read_notebook(tmp_path)
     lesson(tmp_path, TINY.replace("# Words", "# Other words").replace("6 * 7", "# the answer\n6*7") + "\n# %% [markdown]\n# The end\n")
     with pytest.raises(UserError, match="differ"):
-        notebook.check(tmp_path)
-    notebook.sync(tmp_path)
-    notebook.check(tmp_path)
-    new = notebook.read_notebook(tmp_path)
+        lessons.check(tmp_path)
+    lessons.sync(tmp_path)
+    lessons.check(tmp_path)
+    new = lessons.read_notebook(tmp_path)
     assert [cell.outputs for cell in new.cells[1:3]] == [cell.outputs for cell in old.cells[1:]] and new.cells[1].outputs
     for source in (TINY.replace("6 * 7", "6 * 8"), TINY + "\n# %%\nprint(1)\n", TINY[: TINY.index("# %%\nimport matplotlib")]):
         before = (tmp_path / "lesson.ipynb").read_bytes()
         with pytest.raises(UserError, match="common.grade.notebook build"):
-            notebook.sync(lesson(tmp_path, source))
+            lessons.sync(lesson(tmp_path, source))
         assert (tmp_path / "lesson.ipynb").read_bytes() == before
 
 
 def test_check_refuses_a_notebook_that_was_not_run(tmp_path):
-    nbformat.write(notebook.read_source(lesson(tmp_path)), tmp_path / "lesson.ipynb")
+    nbformat.write(lessons.read_source(lesson(tmp_path)), tmp_path / "lesson.ipynb")
     with pytest.raises(UserError, match="not executed"):
-        notebook.check(tmp_path)
+        lessons.check(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "no JSON"])
@@ -198,43 +200,43 @@ def test_check_refuses_what_is_no_notebook(tmp_path, content):
     if content is not None:
         (tmp_path / "lesson.ipynb").write_text(content)
     with pytest.raises(UserError, match="lesson.ipynb is (missing|no notebook)"):
-        notebook.check(tmp_path)
+        lessons.check(tmp_path)
 
 
 def test_a_failing_cell_is_shown_and_nothing_is_written(tmp_path):
     with pytest.raises(UserError, match=r"ZeroDivisionError(.|\n)*a = 1 / 0"):
-        notebook.build(lesson(tmp_path, TINY + "\n# %%\na = 1 / 0\n"))
+        lessons.build(lesson(tmp_path, TINY + "\n# %%\na = 1 / 0\n"))
     assert not (tmp_path / "lesson.ipynb").exists()
 
 
 def test_a_cell_that_hangs_is_ended(tmp_path):
     source = "# %%\nimport time\ntime.sleep(60)\n"
     with pytest.raises(UserError, match="longer than 1 s"):
-        notebook.execute(notebook.read_source(lesson(tmp_path, source)), tmp_path, seconds=1)
+        lessons.execute(lessons.read_source(lesson(tmp_path, source)), tmp_path, seconds=1)
 
 
 def test_a_cell_that_ends_its_process(tmp_path):
     with pytest.raises(UserError, match="the Python process that ran the cells of .*lesson.py ended"):
-        notebook.execute(notebook.read_source(lesson(tmp_path, "# %%\nimport os\nos._exit(1)\n")), tmp_path)
+        lessons.execute(lessons.read_source(lesson(tmp_path, "# %%\nimport os\nos._exit(1)\n")), tmp_path)
 
 
 def test_a_printed_path_is_refused(tmp_path):
     source = "# %%\nfrom pathlib import Path\nprint(Path.home() / 'secret.png')\n"
     with pytest.raises(UserError, match="secret.png"):
-        notebook.build(lesson(tmp_path, source))
+        lessons.build(lesson(tmp_path, source))
 
 
 def test_pictures_become_lighter_and_stay_the_same():
     colours = 80 * np.random.default_rng(0).integers(0, 4, (64, 64, 3), np.uint8)  # 64 different ones
     picture = Image.fromarray(colours).convert("RGBA")
-    light = notebook.lighter(png(picture))
+    light = lessons.lighter(png(picture))
     assert len(light) < 0.8 * len(png(picture))
     assert Image.open(io.BytesIO(base64.b64decode(light))).convert("RGBA").tobytes() == picture.tobytes()
     moving = png(picture.convert("L"), "GIF")  # not a PNG, whatever it is called
-    assert notebook.lighter(moving) == moving
+    assert lessons.lighter(moving) == moving
 
 
 def test_chapters_by_number_or_name():
-    assert {notebook.chapter_folder(name) for name in ("1", "01", "01_ddpm_mnist")} == {ROOT / "01_ddpm_mnist"}
+    assert {lessons.chapter_folder(name) for name in ("1", "01", "01_ddpm_mnist")} == {ROOT / "01_ddpm_mnist"}
     with pytest.raises(UserError, match="no chapter '99'"):
-        notebook.chapter_folder("99")
+        lessons.chapter_folder("99")

@@ -69,7 +69,7 @@ VALID: dict[str, dict[str, list[str]]] = {
 }  # fmt: skip
 # Valid calls of these take minutes, or change the course itself: they get only what must be refused at once.
 REFUSALS = {
-    "common/evaluate/creature_classifier.py": {"": ["train"]}, "common/evaluate/digit_classifier.py": {}, "common/grade/notebook.py": {"": ["check", "01"]}, "common/grade/strip_solutions.py": {"": ["01"]},
+    "common/evaluate/train_creature_classifier.py": {}, "common/evaluate/train_digit_classifier.py": {}, "common/grade/notebook.py": {"": ["check", "01"]}, "common/grade/strip_solutions.py": {"": ["01"]},
     "bench/busy.py": {}, "bench/quality_at_time.py": {}, "bench/sampler_overhead.py": {}, "bench/sampling_time.py": {}, "bench/step.py": {},
 }  # fmt: skip
 READS = ("model", "data", "vae", "clip", "start", "resume", "use", "controlnet", "dish", "text", "image", "images", "mask", "subject", "submission", "samples", "runs",
