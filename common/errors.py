@@ -45,7 +45,7 @@ def sentence(problem: BaseException, lower: str = "") -> str | None:
         return f"there is not enough memory ({explain(problem)}); lower {lower or 'what needs it'}"
     if isinstance(problem, OSError) and problem.errno in FILE_ERRORS:
         names = [os.fsdecode(name) for name in (problem.filename, problem.filename2) if isinstance(name, (str, bytes))]
-        advice = ADVICE.get(problem.errno)
+        advice = ADVICE.get(problem.errno or 0)
         return f"cannot open or write {' or '.join(map(printable, names)) or 'a file'} ({problem.strerror})" + (f"; {advice}" if advice else "")
     if isinstance(problem, OverflowError):
         return f"a number is too large to compute with ({explain(problem)})"

@@ -93,7 +93,7 @@ def from_array(path: Path, array: np.ndarray) -> Tensor:
 
 def sample_model(folder: Path, n: int, sampler: str, seed: int, device: str, batch: int = 64) -> Tensor:
     """Sample a model; a class-conditional one draws its classes in turn."""
-    device, sampler = pick_device(device), Sampler.parse(sampler)
+    device, solver = pick_device(device), Sampler.parse(sampler)
     net, schedule, prediction, clip_x0 = load_model(folder, device)
     if net.cfg.text_dim or not net.cfg.size:
         lack = "is a text-to-image model" if net.cfg.text_dim else "does not say how large its images are"
@@ -103,6 +103,6 @@ def sample_model(folder: Path, n: int, sampler: str, seed: int, device: str, bat
         count = min(batch, n - start)
         label = {"label": (torch.arange(start, start + count) % net.cfg.classes).to(device)} if net.cfg.classes else {}
         shape = (count, net.cfg.in_channels, net.cfg.size, net.cfg.size)
-        *_, last = sampler.run(Denoiser(net, prediction, clip_x0, **label), schedule, shape, seed, start, device=device)
+        *_, last = solver.run(Denoiser(net, prediction, clip_x0, **label), schedule, shape, seed, start, device=device)
         images.append(last.x.cpu())
     return torch.cat(images)

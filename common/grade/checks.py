@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def load(path: Path, name: str) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
-    module.display = lambda *_, **__: None  # what a notebook calls to show something
+    vars(module)["display"] = lambda *_, **__: None  # what a notebook calls to show something
     for code in read_code(path):
         exec(code, module.__dict__)
     return module
@@ -94,7 +94,7 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-4) -> bool:
     return a.shape == b.shape and torch.allclose(a, b.to(a.dtype), rtol=1e-3, atol=atol)
 
 
-def call(function: Callable, *args):
+def call(function: Callable, *args: Any) -> Any:
     """function(*args), making sure that it leaves the tensors it was given as they were."""
     __tracebackhide__ = True
     before = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
@@ -127,7 +127,7 @@ def verdict(chapter: Chapter, number: int, submission: ModuleType, seed: int) ->
         for _ in range(ROUNDS):
             exercise.check(submission, rng)
     except BaseException as problem:  # also SystemExit and KeyboardInterrupt, which a submission may raise
-        return explain(problem, Path(submission.__file__))
+        return explain(problem, Path(str(submission.__file__)))
     return ""
 
 

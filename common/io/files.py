@@ -19,7 +19,7 @@ def keep_files(paths: dict[Path, str]) -> None:
     KEPT.update(paths)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call write(file) on a temporary neighbour, then rename it: readers see the old file or the new, never a part.
 
     A device or a pipe, such as /dev/stdout, has no neighbour and is written to as it is. The target of a link is replaced, not the link.

@@ -179,8 +179,8 @@ def why(problem: BaseException, name: str) -> str:
     """The reason for a failed request, and what would help: accept the terms, log in, or correct the name or the revision."""
     from huggingface_hub import errors, get_token
 
-    chain, cause = [problem], problem
-    while (cause := cause.__cause__ or cause.__context__) is not None and cause not in chain:  # libraries wrap the hub's errors
+    chain = [problem]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:  # libraries wrap the hub's errors
         chain.append(cause)
     found = next((error for error in chain if isinstance(error, (errors.HfHubHTTPError, errors.EntryNotFoundError))), None)
     page, (repository, _, revision) = f"{shown_endpoint()}/", name.partition("@")
@@ -198,4 +198,4 @@ def why(problem: BaseException, name: str) -> str:
         return f"the answer was {status}, no access: {'the token was refused; ' if get_token() else ''}{login}"
     if status == 429:
         return f"the answer was 429, too many requests: wait some minutes, or {login}"
-    return f"the answer was {status}, {explain(found)}" if status else explain(problem)
+    return f"the answer was {status}, {explain(found)}" if found is not None and status else explain(problem)

@@ -39,7 +39,8 @@ def read_component(folder: Path, expected: str = DIFFUSERS) -> tuple[dict[str, t
 
     One file, shards or a variant, as safetensors or as a pickle: see common/io/weight_files.py.
     """
-    found, state = find_weights(folder, expected), {}
+    found = find_weights(folder, expected)
+    state: dict[str, torch.Tensor] = {}
     for file in found.files:
         state |= read_weights(file)
     return new_names(state), found.source
@@ -136,7 +137,7 @@ def kind_of_file(path: Path) -> str | None:
 class Uninitialised(TorchFunctionMode):
     """Leaves out random initial values: for tensors without memory torch would first import its decompositions, which takes seconds."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]

@@ -1,6 +1,6 @@
 """What a creature can be: eleven attributes, and the pairs of values that training never sees together."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def is_held_out(attributes: Mapping[str, str]) -> bool:
     return NEVER_TOGETHER[attributes["element"]] == attributes["colour"]
 
 
-def to_names(row) -> dict[str, str]:
+def to_names(row: Iterable) -> dict[str, str]:
     """A row of the table (K,) -> {"colour": "red", "body": "round", ...}."""
     return {name: values[int(i)] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)}
 

@@ -72,4 +72,5 @@ def between(one_end: Array, other_end: Array, low: float, high: float) -> slice:
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
     """`share` of b in a."""
-    return tuple(p + share * (q - p) for p, q in zip(a, b, strict=True))
+    red, green, blue = (p + share * (q - p) for p, q in zip(a, b, strict=True))
+    return red, green, blue

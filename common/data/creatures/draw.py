@@ -108,8 +108,8 @@ def posed(picture: Canvas, tilt: float, squash: float, aside: float) -> Canvas:
 
 def tinted(paint: Paint, shift: list[float]) -> Paint:
     """A little more or less red, green and blue: no two creatures have quite the same skin."""
-    main = tuple(min(1.0, max(0.0, value + 0.025 * s)) for value, s in zip(paint.main, shift, strict=True))
-    return Paint(main, paint.mark, paint.light, paint.line)
+    red, green, blue = (min(1.0, max(0.0, value + 0.025 * s)) for value, s in zip(paint.main, shift, strict=True))
+    return Paint((red, green, blue), paint.mark, paint.light, paint.line)
 
 
 def body(c: Canvas, kind: str) -> np.ndarray:

@@ -47,12 +47,12 @@ def rope(x: Array, y: Array, points: list[tuple[float, float]], ra: float, rb: f
 
 def polygon(x: Array, y: Array, points: list[tuple[float, float]]) -> Array:
     """The inside of a closed row of points."""
-    nearest, sign = None, np.ones_like(x)
+    nearest, sign = np.full_like(x, np.inf), np.ones_like(x)
     for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1], strict=True):
         ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
         along = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
         square = (wx - along * ex) ** 2 + (wy - along * ey) ** 2
-        nearest = square if nearest is None else np.minimum(nearest, square)
+        nearest = np.minimum(nearest, square)
         crosses = ((ay > y) != (by > y)) & ((wx * ey < ex * wy) == (ey > 0))  # a ray to the right meets this edge
         sign[crosses] *= -1
     return sign * np.sqrt(nearest)

@@ -1,6 +1,6 @@
 """What a dish can be: its name, how it is cooked, what it lies in and on; and what training never sees together."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def is_held_out(attributes: Mapping[str, str]) -> bool:
     return NEVER_TOGETHER[attributes["dish"]] == attributes["table"]
 
 
-def to_names(row) -> dict[str, str]:
+def to_names(row: Iterable) -> dict[str, str]:
     """A row of the table (K,) -> {"dish": "番茄炒蛋", "style": "stir-fried", ...}."""
     return {name: values[int(i)] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)}
 
@@ -51,7 +51,7 @@ def to_row(attributes: Mapping[str, str]) -> list[int]:
     return [values.index(attributes[name]) for name, values in ATTRIBUTES.items()]
 
 
-def choose(choices, luck: float):
+def choose(choices: Sequence[str], luck: float) -> str:
     return choices[int(luck * len(choices))]
 
 

@@ -8,7 +8,7 @@ from common.data.dishes.attributes import check_attributes
 from common.data.dishes.ingredients.garnish import GARNISH
 from common.data.dishes.ingredients.meats import MEATS
 from common.data.dishes.ingredients.pieces import LUCK, Ingredient, Spots, lay_all, patches
-from common.data.dishes.ingredients.relief import GLOSS, HEIGHT, Array, Relief
+from common.data.dishes.ingredients.relief import GLOSS, HEIGHT, Array, Colour, Relief
 from common.data.dishes.ingredients.seafood import SEAFOOD
 from common.data.dishes.ingredients.staples import STAPLES
 from common.data.dishes.ingredients.vegetables import VEGETABLES
@@ -45,8 +45,8 @@ def draw(attributes: Mapping[str, str], size: int, pose: int = 0) -> np.ndarray:
 
 def shrunk(rgb: Array, factor: int) -> Array:
     """The mean of every factor x factor pixels."""
-    rows = sum(rgb[:, i::factor] for i in range(factor))
-    return sum(rows[:, :, i::factor] for i in range(factor)) / factor**2
+    rows = np.sum([rgb[:, i::factor] for i in range(factor)], axis=0)
+    return np.sum([rows[:, :, i::factor] for i in range(factor)], axis=0) / factor**2
 
 
 def flood(relief: Relief, area: Area, liquid: Flood, luck: list[float]) -> None:
@@ -65,7 +65,7 @@ def flood(relief: Relief, area: Area, liquid: Flood, luck: list[float]) -> None:
     relief.field[GLOSS] += wet * (0.85 - relief.field[GLOSS])
 
 
-def lay_food(relief: Relief, area: Area, layer: FoodLayer, coat, rng: np.random.Generator) -> None:
+def lay_food(relief: Relief, area: Area, layer: FoodLayer, coat: tuple[Colour, float] | None, rng: np.random.Generator) -> None:
     """All pieces of a layer, in their order."""
     places = LAYOUTS[layer.how](layer, rng)
     n = len(places.u)

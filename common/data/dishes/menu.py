@@ -1,5 +1,6 @@
 """The menu: every dish with its names, how it is cooked, what it is served in, and what lies on the plate, bottom first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.data.dishes.ingredients.relief import Colour
@@ -22,7 +23,7 @@ class Dish:
     coat: tuple[Colour, float] | None = None
 
 
-def layer(how: str):
+def layer(how: str) -> Callable[..., FoodLayer]:
     """heap(egg=17, tomato=12): so many pieces of each kind, laid down together."""
 
     def make(wide: float = 1.0, scale: float = 1.0, **what: int) -> FoodLayer:

@@ -28,7 +28,7 @@ class Part(NamedTuple):
     labels: np.ndarray | None  # (N,)
 
 
-def load_arrays(listing: Listing, file: str, name: str, split: str, size: int, channels: int | None = None) -> Images:
+def load_arrays(listing: Listing, file: str, name: str, split: str, size: int | None, channels: int | None = None) -> Images:
     """The set in an .npz file, or in tables of pixels: `file` and those like it, one for each split."""
     tally = Tally()
     if suffix_of(file) == ".npz":

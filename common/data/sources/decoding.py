@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +26,7 @@ class UnreadableImage(ValueError):
 
 
 @contextmanager
-def opened(file: File):
+def opened(file: File) -> Iterator[Image.Image]:
     """The picture in a file, not yet decoded. Every error within this context, also while decoding, becomes UnreadableImage."""
     try:
         with warnings.catch_warnings():
@@ -102,7 +102,9 @@ def decode_all(
     """
     if size < 4:
         raise UserError(f"--size must be at least 4 pixels, not {size}")
-    pixels, kept, bad, grey = np.empty((len(paths), 3, size, size), np.uint8), [], [], True
+    pixels, grey = np.empty((len(paths), 3, size, size), np.uint8), True
+    kept: list[int] = []
+    bad: list[str] = []
     for i, path in enumerate(tqdm(paths, "reading images", disable=len(paths) < 1000, leave=False)):
         try:
             with opened(open_file(i) if open_file else path) as image:

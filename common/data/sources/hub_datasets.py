@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.data.dataset import Images, first_existing
 from common.data.sources.local import load_local
@@ -80,7 +81,7 @@ def _from_hub(name: str, ids: tuple[str, ...], split: str, size: int, channels: 
     raise UserError(f"{what}, and could not be had from {hub.endpoint()}: {'; '.join(reasons)}; {advice}")
 
 
-def _fetch(hub_id: str, online: bool):
+def _fetch(hub_id: str, online: bool) -> Any:
     """The set's splits, {"train": rows, ...}, through `datasets`."""
     from datasets import load_dataset
 

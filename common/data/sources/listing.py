@@ -86,7 +86,10 @@ class Listing:
 
 def list_folder(folder: Path) -> Listing:
     """All files below the folder. Links to folders are followed; each real folder is listed once, so that circles end."""
-    files, links, broken, seen = [], [], [], set()
+    files: list[str] = []
+    links: list[tuple[str, str]] = []
+    broken: list[str] = []
+    seen: set[tuple[int, int]] = set()
 
     def walk(start: str, prefix: str) -> None:
         waiting = [(start, prefix)]
@@ -104,7 +107,10 @@ def list_folder(folder: Path) -> Listing:
                             continue
                         name = prefix + entry.name
                         if entry.is_symlink() and not entry.is_file():
-                            (links if entry.is_dir() else broken).append((entry.path, name) if entry.is_dir() else name)
+                            if entry.is_dir():
+                                links.append((entry.path, name))
+                            else:
+                                broken.append(name)
                         elif entry.is_dir():
                             waiting.append((entry.path, name + "/"))
                         else:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ def from_rows(name: str, where: str, sets: Mapping, split: str, size: int, chann
     return Images(name, pixels, labels, classes, texts=texts).in_language(None)
 
 
-def undecoded(rows, column: str):
+def undecoded(rows: Any, column: str) -> Any:
     """The column alone; images stay as the bytes of their files."""
     from datasets import Image
 
@@ -92,7 +93,7 @@ def _of_split(where: str, sets: Mapping, split: str, tally: Tally) -> tuple:
     return rows.select(mine), [rows.select(other)] if len(parts[0]) < len(rows) else []
 
 
-def _image_column(where: str, rows, listing: Listing | None) -> tuple[str, Callable[[object], File]]:
+def _image_column(where: str, rows: Any, listing: Listing | None) -> tuple[str, Callable[[object], File]]:
     """(the column of pictures, how one of its cells is opened): an Image of `datasets`, or what pandas leaves of one."""
     from datasets import Image
 
@@ -135,11 +136,11 @@ def _file(picture: object, where: str, listing: Listing | None, names: Names | N
     return listing.folder / found
 
 
-def _text_columns(rows) -> list[str]:
+def _text_columns(rows: Any) -> list[str]:
     return [column for column in rows.column_names if column.strip().lower() in COLUMNS["en"] + COLUMNS["zh"]]
 
 
-def _labels(rows, rest: list) -> tuple[torch.Tensor | None, tuple[str, ...]]:
+def _labels(rows: Any, rest: list) -> tuple[torch.Tensor | None, tuple[str, ...]]:
     """The labels of rows; their classes are those of all splits, so that every split numbers them alike."""
     column = next((c for c in LABEL_COLUMNS if c in rows.column_names), None)
     given = rows[column][:] if column else []

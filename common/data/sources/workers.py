@@ -30,7 +30,7 @@ def leave_signals(worker: int) -> None:
         signal.signal(signal.SIGTERM, _end_later)
 
 
-def _end_later(*_) -> None:
+def _end_later(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(GRACE)
 

@@ -11,7 +11,7 @@ from common.data.dishes.ingredients.relief import Array, Colour, blend
 Paint = Callable[[Pieces], Look]
 
 
-def dome(distance: Array, width) -> Array:
+def dome(distance: Array, width: Array | float) -> Array:
     """Height of a body that is round at its edge, over `width`, and level inside."""
     t = np.clip(-distance / width, 0, 1)
     return width * np.sqrt(t * (2 - t))

@@ -89,7 +89,7 @@ class Spots:
     turn: Array
     base: Array
 
-    def __getitem__(self, which) -> "Spots":
+    def __getitem__(self, which: Array | slice) -> "Spots":
         return Spots(self.x[which], self.y[which], self.size[which], self.turn[which], self.base[which])
 
 

@@ -41,7 +41,7 @@ class Relief:
         """How much of each pixel lies inside a shape, 0 to 1; the edge is one pixel wide, or `blur` if that is wider."""
         return np.clip(0.5 - distance / max(self.pixel, blur), 0, 1)
 
-    def lay(self, share: Array, colour, height: Array | float | None = None, gloss: float | None = None) -> None:
+    def lay(self, share: Array, colour: Array | Colour, height: Array | float | None = None, gloss: float | None = None) -> None:
         """Lay something over the picture, `share` of it in each pixel; None leaves a height or gloss as it is."""
         for under, c in zip(self.field[:3], colour, strict=True):
             under += share * (c - under)
@@ -105,7 +105,7 @@ def graded(rgb: Array) -> Array:
     return np.clip(rgb, 0, 1, out=rgb)
 
 
-def blend(a, b, share) -> Array:
+def blend(a: Array | Colour, b: Array | Colour, share: Array | float) -> Array:
     """`share` of b in a, colours or images of colours; share (...) without the axis of red, green, blue."""
     a, b = (np.array(c, np.float32).reshape(3, *[1] * np.ndim(share)) if isinstance(c, tuple) else c for c in (a, b))
     return a + share * (b - a)

@@ -64,7 +64,8 @@ def lay_vessel(relief: Relief, vessel: str, glaze: str, luck: list[float]) -> Ar
     u, v = area.local(relief)
     d = outline(u, v, vessel, rx * scale, ry * scale)
     share = relief.cover(d)
-    heights = np.interp(-d, *zip(*profile, strict=True)).astype(np.float32)
+    inwards, up = zip(*profile, strict=True)
+    heights = np.interp(-d, inwards, up).astype(np.float32)
     if vessel == "clay pot":
         handles(relief, u, v, rx * scale)
     colour, gloss = MATERIALS[vessel](u, v, d) if vessel in MATERIALS else (porcelain(u, v, d, glaze, vessel), 0.75)
