@@ -69,7 +69,7 @@ def parse(args_type: type[Args], argv: Sequence[str], description: str | None = 
 
     argv = [home_expanded(word) for word in argv]
     check_texts(argv)
-    args = tyro.cli(args_type, args=list(argv), description=description)
+    args: Any = tyro.cli(args_type, args=list(argv), description=description)
     check_paths(args, argv)
     check_numbers(args)
     words = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}

@@ -49,7 +49,8 @@ class Texts:
             return None
 
     def first(self, n: int) -> "Texts":
-        by, several = ({language: texts[:n] for language, texts in all_of.items()} for all_of in (self.by, self.several))
+        by = {language: texts[:n] for language, texts in self.by.items()}
+        several = {language: texts[:n] for language, texts in self.several.items()}
         return replace(self, by=by, items=self.items[:n], several=several)
 
     def remarks(self) -> list[str]:

@@ -107,7 +107,7 @@ class DrawnDataset:
         """The default set, seed 0, with the captions of every picture in both languages."""
         images = self.load(split, n, size, language="en")
         chinese = tuple(self.caption(0, split, i, "zh") for i in range(len(images)))
-        return replace(images, texts=Texts(self.name, {"en": images.captions, "zh": chinese}, default="both"))
+        return replace(images, texts=Texts(self.name, {"en": images.captions or (), "zh": chinese}, default="both"))
 
     def save_sheet(self, args: SheetArgs, mention: Sequence[str] | None = None) -> None:
         """Write a sheet of pictures; print the captions, if asked for, and where the sheet is."""

@@ -60,7 +60,7 @@ def export(images: "Images", folder: Path, split: str = "train") -> None:
         building.mkdir(parents=True)
         rows = [row_of(images, i) | {"split": split} for i in range(len(images))]
         for i, row in enumerate(rows):
-            (building / row["file_name"]).write_bytes(to_png(images.pixels[i]))
+            (building / str(row["file_name"])).write_bytes(to_png(images.pixels[i]))
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (building / "metadata.jsonl").write_bytes(lines.encode())
         if images.classes:

@@ -10,6 +10,7 @@ held-out splits of seed 0. Its weights are shipped, in fp16; `python -m common.e
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from common.data.creatures.attributes import NAMES, VALUES
 from common.data.creatures.dataset import load_creatures
+from common.data.dataset import Attributes
 from common.errors import UserError
 from common.evaluate.classifiers import WEIGHTS, fit, load_weights, round_to_half, save_weights
 from common.io.pixels import to_float
@@ -190,7 +192,7 @@ def check(classifier: CreatureClassifier) -> float:
         data = load_creatures(split, size=SIZE)
         x = to_float(data.pixels)
         for name, images in {split: x, f"{split}, corrupted": corrupt(x, generator(0))}.items():
-            rows[name] = accuracies(read_attributes(classifier, images)[0], data.attributes.table)
+            rows[name] = accuracies(read_attributes(classifier, images)[0], cast(Attributes, data.attributes).table)
     lines = [{"": name} | {split: f"{row[k]:.1%}" for split, row in rows.items()} for k, name in enumerate(NAMES)]
     print_table([*lines, {"": "mean"} | {split: f"{row.mean():.2%}" for split, row in rows.items()}])
     return float(rows["test"].mean())

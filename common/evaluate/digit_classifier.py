@@ -7,6 +7,7 @@ It describes an image by 64 features, whose distribution common/evaluate/distanc
 import math
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -114,9 +115,10 @@ def rescale(net: DigitClassifier, pixels: Tensor) -> DigitClassifier:
     ReLU(x / c) = ReLU(x) / c, so the logits stay the same; c is a power of two, so that fp16 loses nothing by it.
     """
     c = 2.0 ** round(math.log2(classify(net, pixels)[0].std(0).mean()))
-    net.body[-1].weight /= c
-    net.body[-1].bias /= c
-    net.head[-1].weight *= c
+    features, logits = cast(nn.Linear, net.body[-1]), cast(nn.Linear, net.head[-1])
+    features.weight.div_(c)
+    features.bias.div_(c)
+    logits.weight.mul_(c)
     return net
 
 
@@ -126,7 +128,7 @@ def train_and_save(path: Path, data_dir: Path, epochs: int, batch_size: int, lr:
     began = time.perf_counter()
     net = train(data_dir, epochs, batch_size, lr, seed)
     round_to_half(net)
-    right = accuracy(net, test.pixels, test.labels)
+    right = accuracy(net, test.pixels, cast(Tensor, test.labels))
     print(f"{right:.2%} of the {len(test):,} test images are recognised, after {time.perf_counter() - began:.0f} s of training")
     if right < ACCURACY:
         raise UserError(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from common.errors import UserError
 from common.io.files import write_json
@@ -54,14 +55,14 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, encoding="utf-8", errors="replace",
             cwd=self.scratch.name, env=os.environ | {"PYTHONPATH": str(COURSE)}, start_new_session=True,
         )  # fmt: skip
-        self.process.stdin.write(json.dumps(self.request) + "\n")
-        self.process.stdin.close()
+        with cast(IO[str], self.process.stdin) as pipe:
+            pipe.write(json.dumps(self.request) + "\n")
         threading.Thread(target=self.listen, daemon=True).start()
         return self
 
     def listen(self) -> None:
         """Queue the worker's answers; lines without the token are not from the worker but from the submission."""
-        for line in self.process.stdout:
+        for line in cast(IO[str], self.process.stdout):
             if line.startswith(self.token):
                 self.answers.put(json.loads(line.removeprefix(self.token)))
         self.answers.put({"ended": True})

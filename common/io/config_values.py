@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from common.errors import UserError, shown
 from common.io.ranges import Range, fits, marks, show
 
-Count, Layers = Annotated[int, Range(1, 65_536)], Annotated[int, Range(1, 64)]  # far more than any network has, and nothing that takes forever to build
+Count = Annotated[int, Range(1, 65_536)]  # far more than any network has,
+Layers = Annotated[int, Range(1, 64)]  # and nothing that takes forever to build
 Share = Annotated[float, Range(0, 1)]
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", None: "null", type(None): "null", dict: "an object"}
 

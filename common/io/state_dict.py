@@ -21,7 +21,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the attention, until early 2023
 OLD_NAME = re.compile(rf"(?P<where>(^|.*\.)attentions\.\d+\.)(?P<old>{'|'.join(OLD_NAMES)})(?P<end>\.(weight|bias))")
-PLAIN = [  # classes that hold values and run no code, which trainings store beside the weights: their settings
+PLAIN: list[Any] = [  # classes that hold values and run no code, which trainings store beside the weights: their settings
     argparse.Namespace,
     types.SimpleNamespace,
     *((kind, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for kind, names in

@@ -6,11 +6,11 @@ Each motif is painted on a small canvas around its own middle and reaches about 
 import numpy as np
 
 from common.data.creatures.canvas import Canvas
-from common.data.creatures.shapes import box, capsule, circle, ellipse, polygon, together, turned
+from common.data.creatures.shapes import Array, box, capsule, circle, ellipse, polygon, together, turned
 
 
 def fire(c: Canvas, r: float) -> None:
-    def flame(s: float):
+    def flame(s: float) -> Array:
         return together(
             capsule(c.x, c.y + 0.35 * r, (0, 0), (0.08 * r * s, 1.4 * r * s), 0.52 * r * s, 0.03 * r),
             capsule(c.x, c.y + 0.35 * r, (-0.35 * r * s, 0), (-0.75 * r * s, 0.85 * r * s), 0.4 * r * s, 0.02 * r),

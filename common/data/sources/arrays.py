@@ -37,10 +37,10 @@ def load_arrays(listing: Listing, file: str, name: str, split: str, size: int | 
         used = [other for other in listing.with_suffix(".csv") if is_pixel_table(listing.folder / other)]
         parts = {}
         for table in used:
-            part = split_in(table) or "train"
-            if part in parts:
-                raise UserError(f"{listing.folder} holds two tables of pixels for the split {part}; keep one of {', '.join(used)}")
-            parts[part] = read_pixel_table(listing.folder / table)
+            named = split_in(table) or "train"
+            if named in parts:
+                raise UserError(f"{listing.folder} holds two tables of pixels for the split {named}; keep one of {', '.join(used)}")
+            parts[named] = read_pixel_table(listing.folder / table)
     tally.left_out += listing.holds(used)
     if set(listing.files) - set(used):
         tally.note(f"the set is read from {', '.join(used)}")

@@ -65,7 +65,8 @@ def load_folder(folder: Path, size: int, split: str = "train", channels: int | N
     labels, classes = _labels(folder, names, kept_names, meta.rows)
     captions = _Captions(listing, tally)
     rows = [captions.row(name, meta.rows.get(name, {})) for name in kept_names]
-    beside = {captions.beside(name) for name in names if not all_texts(meta.rows.get(name, {}), COLUMNS["en"])} - {None}
+    bare_names = (name for name in names if not all_texts(meta.rows.get(name, {}), COLUMNS["en"]))
+    beside = {file for file in map(captions.beside, bare_names) if file}
     texts = Texts(f"the folder {folder}", read_texts(rows), tuple(kept_names), _mismatch(listing, names, meta, captions), several=read_several(rows))
     tally.left_out += listing.holds({*names, *meta.tables, *beside, *([CLASSES] if CLASSES in listing.files else [])})
     bare = sum(not any(all_texts(row, columns) for columns in COLUMNS.values()) for row in rows)
@@ -86,7 +87,10 @@ def no_pictures(listing: Listing) -> str:
 
 def read_metadata(listing: Listing, tally: Tally) -> Metadata:
     """The rows of every metadata.* below the folder, and of tables with other usual names; several rows for one picture become one."""
-    names, found, lost, used = Names(listing.pictures, listing.folder.resolve().name), {}, [], []
+    names = Names(listing.pictures, listing.folder.resolve().name)
+    found: dict[str, dict] = {}
+    lost: list[tuple[str, Path]] = []
+    used: list[str] = []
     for name, needed in tables_of(listing):
         try:
             table = read_table(listing.folder / name)
@@ -176,7 +180,7 @@ def _of_split(folder: Path, names: Sequence[str], rows: dict[str, dict], split: 
             raise UserError(f"{folder} has no split '{split}'; the column split of its metadata says {said}")
         chosen = choose_split(str(folder), splits, split, tenth=False)
     elif level is not None:
-        splits = [split_named(name.split("/")[level]) for name in names]
+        splits = [str(split_named(name.split("/")[level])) for name in names]
         found = ", ".join(sorted({name.split("/")[level] for name in names}))
         if split == "train" and "train" not in splits and len(set(splits)) > 1:
             raise UserError(f"{folder} holds the splits {found} and none for training; name the folder that training takes, for instance --data {folder}/train")
@@ -213,8 +217,8 @@ def _labels(folder: Path, names: Sequence[str], chosen: Sequence[str], rows: dic
     given = {name: next((row[c] for c in LABELS if row.get(c) not in (None, "")), None) for name in names for row in [rows.get(name, {})]}
     if all(isinstance(label, (str, int, float)) for label in given.values()):
         classes = _text_of(folder / CLASSES).splitlines()
-        if classes and all(str(label).isdecimal() and int(label) < len(classes) for label in given.values()):
-            return tensor([int(given[name]) for name in chosen]), tuple(classes)
+        if classes and all(str(label).isdecimal() and int(str(label)) < len(classes) for label in given.values()):
+            return tensor([int(str(given[name])) for name in chosen]), tuple(classes)
         keys = {str(label): str(rows[name].get("name", label)) for name, label in given.items()}
         order = sorted(keys, key=lambda key: (len(key), key))
         number = {key: i for i, key in enumerate(order)}

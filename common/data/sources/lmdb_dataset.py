@@ -87,7 +87,7 @@ def _said_once(images: Images) -> dict:
 
 
 def _row(images: Images, i: int) -> dict:
-    row = {}
+    row: dict[str, object] = {}
     if images.labels is not None:
         row["label"] = int(images.labels[i])
     if images.attributes:

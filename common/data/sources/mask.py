@@ -43,7 +43,7 @@ def read_mask(path: Path, soft: bool = False) -> Mask:
     except UnreadableImage as problem:
         raise UserError(f"the mask {path} cannot be read as a picture ({problem})") from problem
     clear = alpha is not None and bool((alpha < MIDDLE).any())
-    values, how = of_layer(path, colours, greys, alpha) if clear else (greys, "what is white")
+    values, how = of_layer(path, colours, greys, alpha) if alpha is not None and clear else (greys, "what is white")
     between = float(((greys > NEAR) & (greys < 255 - NEAR)).mean()) if not clear else 0.0
     notes = [f"{between:.0%} of the mask {path} is neither black nor white, as in a picture"] if between > 0.25 else []
     hole = values >= MIDDLE

@@ -93,7 +93,7 @@ class Spots:
         return Spots(self.x[which], self.y[which], self.size[which], self.turn[which], self.base[which])
 
 
-def patches(relief: Relief, kind: Ingredient, spots: Spots, luck: Array, coat: tuple[Colour, float] | None):
+def patches(relief: Relief, kind: Ingredient, spots: Spots, luck: Array, coat: tuple[Colour, float] | None) -> tuple[list[Array], int, Array, Array]:
     """K small pictures of one kind: where each belongs, its share of every pixel, and its five layers.
 
     luck  (K, LUCK + 2) random numbers
