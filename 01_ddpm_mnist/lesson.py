@@ -603,7 +603,7 @@ plt.show()
 # ## 5 · Train one
 #
 # Now all together: the digits of section 2, the fresh network of section 3, its six steps, 700 times over, with 32 images each time. This
-# takes about half a minute on two free cores. The loop itself is [training.py](../common/training/loop.py): it computes gradients, changes the weights
+# takes about half a minute on two free cores. The loop itself is [loop.py](../common/training/loop.py): it computes gradients, changes the weights
 # (optimizer AdamW, learning rate 学习率 first up, then slowly down to zero), and keeps an average of the weights, to which we come in
 # section 7. It is a *generator* (生成器): after each step it hands us the state of things, and we do with it what we like.
 

@@ -42,7 +42,7 @@ def cloud(rng: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def levels(rng: torch.Generator, N: int) -> tuple[Tensor, Tensor]:
-    """Of a sampler of N steps, from pure noise to clean, no two steps alike. Each (N + 1,)"""
+    """Alpha and sigma along a sampler of N steps, from pure noise to clean, no two steps alike. Each (N + 1,)"""
     angle = torch.cat([torch.zeros(1), (0.3 + torch.rand(N, generator=rng)).cumsum(0)])
     angle = (angle / angle[-1]).flip(0) * math.pi / 2
     alpha, sigma = angle.cos(), angle.sin()

@@ -21,7 +21,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def levels(N: int) -> tuple[Tensor, Tensor]:
-    """Of a sampler of N steps, from pure noise to clean. Each (N + 1,)"""
+    """Alpha and sigma along a sampler of N steps, from pure noise to clean. Each (N + 1,)"""
     angle = torch.linspace(math.pi / 2, 0, N + 1)
     alpha, sigma = angle.cos(), angle.sin()
     alpha[0], sigma[-1] = 0, 0

@@ -346,7 +346,7 @@ def check_one_level(got, f, r, K, b, strength, last):
 
 
 def levels(rng: torch.Generator, N: int) -> tuple[Tensor, Tensor]:
-    """Of a sampler of N steps, from pure noise to clean, no two steps alike. Each (N + 1,)"""
+    """Alpha and sigma along a sampler of N steps, from pure noise to clean, no two steps alike. Each (N + 1,)"""
     angle = torch.cat([torch.zeros(1), (0.3 + torch.rand(N, generator=rng)).cumsum(0)])
     angle = (angle / angle[-1]).flip(0) * math.pi / 2
     alpha, sigma = angle.cos(), angle.sin()
@@ -370,7 +370,7 @@ class Walker:
 
 
 def scratched(rng: torch.Generator, B: int, h: int, w: int, f: int) -> Tensor:
-    """Of pixels: a box, and for each picture one pixel outside of it. (B, 1, f h, f w)"""
+    """A mask of pixels: a box, and for each picture one pixel outside of it. (B, 1, f h, f w)"""
     mask = torch.zeros(B, 1, f * h, f * w)
     mask[..., : f * 2, : f * 2] = 1
     for i in range(B):

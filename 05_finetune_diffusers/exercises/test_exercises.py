@@ -401,7 +401,7 @@ class Steps:
 
 
 def left_half() -> torch.Tensor:
-    """Of pixels, f = 2: the left column of latents is drawn anew. (1, 1, 4, 4)"""
+    """In pixels, f = 2: the left column of latents is drawn anew. (1, 1, 4, 4)"""
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., :2] = 1
     return mask

@@ -299,7 +299,7 @@ class Walker:
 
 
 def levels(rng: torch.Generator, N: int) -> tuple[Tensor, Tensor]:
-    """Of a sampler of N steps, from pure noise to clean, no two steps alike. Each (N + 1,)"""
+    """Alpha and sigma along a sampler of N steps, from pure noise to clean, no two steps alike. Each (N + 1,)"""
     angle = torch.cat([torch.zeros(1), (0.3 + torch.rand(N, generator=rng)).cumsum(0)])
     angle = (angle / angle[-1]).flip(0) * math.pi / 2
     alpha, sigma = angle.cos(), angle.sin()
@@ -564,7 +564,7 @@ def check_one_choice(ex, frames: Tensor, palette: Tensor, rounds: int) -> None:
 
 
 def check_numbers(index: object, frames: Tensor, pixels: Tensor, palette: Tensor, before: Tensor, first: Tensor) -> None:
-    """Of two colours that are nearly as near, either will do."""
+    """Either of two colours that are nearly as near is accepted."""
     shape, distance = (len(frames), *frames.shape[2:]), gaps(pixels, palette)
     right = distance.square().sum(2).argmin(1)
     squares, known = distance.square().sum(2), range(len(palette))

@@ -527,7 +527,7 @@ def test_a_step_may_look_at_some_patches_only(form, images):
 
 
 def test_each_caption_has_its_turn():
-    """Of the captions of a picture, a step takes one by chance; the dish says what belongs together."""
+    """A step takes one of a picture's captions at random; the dish says what belongs together."""
     words = clip_zh.words_of(words_for(["甲", "乙"]), 52)
     pictures = Images("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([5, 6]))
     material = fit_clip.Material(pictures, [("甲", "乙"), ("乙甲", "甲")], {}, pictures)

@@ -441,7 +441,7 @@ def test_the_learners_tests_run_under_pytest(tmp_path):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_exercise_has_a_panel_and_those_not_solved_say_so(number, tmp_path, monkeypatch):
-    """Of the first exercise only: the full picture takes some seconds."""
+    """Tested on the first exercise alone, because the full picture takes some seconds."""
     import matplotlib.figure
     from PIL import Image
 

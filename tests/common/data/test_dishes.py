@@ -133,7 +133,7 @@ def menu() -> np.ndarray:
 
 
 def test_dishes_are_told_apart(menu):
-    """Of all dishes, the mean of four pictures' features is nearest to the other two of the same dish, four times in five."""
+    """Among all dishes, the mean of four pictures' features is nearest to the other two of the same dish, four times in five."""
     found = np.array([[features(image) for image in images] for images in menu])  # (dishes, 6, features)
     centres, others = found[:, :4].mean(1), found[:, 4:]
     distance = np.linalg.norm(others[:, :, None] - centres, axis=-1)  # (dishes, 2, dishes)

@@ -231,7 +231,7 @@ def test_darker_paler_and_uniform_pictures_are_told(judge, prompts):
 
 
 def test_the_interval_is_about_right():
-    """Of independent coin tosses, one a prompt, theory knows it: p ± 1.96 sqrt(p (1 - p) / N)."""
+    """For independent coin tosses, one for each prompt, theory gives the interval: p ± 1.96 sqrt(p (1 - p) / N)."""
     right = torch.zeros(400, 11, dtype=torch.bool)
     right[:300, 0] = True
     said = torch.zeros_like(right)
