@@ -53,7 +53,7 @@ from diffusers import UNet2DConditionModel
 
 from common import viz
 from common.data import load
-from common.data.export_folder import export
+from common.data.image_export import export
 from common.io.pixels import to_float
 from common.random import BatchRandom
 from common.training.loop import batch_indices

@@ -9,7 +9,7 @@ import os
 import re
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 FILE_ERRORS = {number for name in (
@@ -90,6 +90,12 @@ def shown(value: object, longest: int = 60) -> str:
     """A value of a file, as it is written there, for a message: a long one is cut."""
     text = printable(CONTROL.sub("", repr(value)))
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def listed(names: Sequence[str], longest: int = 8, comma: str = ", ") -> str:
+    """'a, b, c'; with more than the longest list 'a, b and 7 more'."""
+    more = f" and {len(names) - longest} more" if len(names) > longest else ""
+    return comma.join(names[:longest]) + more
 
 
 def explain(problem: BaseException) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, listed
 from common.io.files import read_json
 
 DIFFUSERS = "diffusion_pytorch_model.safetensors"
@@ -40,9 +40,8 @@ def find_weights(folder: Path, expected: str = DIFFUSERS) -> WeightFiles:
     found = look_for_weights(folder)
     if found is None:
         there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        more = f" and {len(there) - 8} more" if there[8:] else ""
         raise UserError(f"{folder / expected} is missing, and so are its other forms (a .bin file, a variant such as .fp16, shards with an index); "
-                        f"{folder} holds {', '.join(there[:8]) or 'nothing'}{more}")  # fmt: skip
+                        f"{folder} holds {listed(there) or 'nothing'}")  # fmt: skip
     return found
 
 

@@ -704,7 +704,7 @@ SMALL = ["--n", 100, "--size", 16, "--dim", 8, "--mults", 1, 2, "--samples", 4, 
 
 @pytest.fixture(scope="module")
 def folder_of_png(tmp_path_factory) -> Path:
-    from common.data.export_folder import export
+    from common.data.image_export import export
 
     folder = tmp_path_factory.mktemp("package") / "png"
     export(load("creatures", 16, n=100), folder)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from common.cli import pick_device
 from common.data import Images, load
-from common.data.export_folder import export
+from common.data.image_export import export
 from common.data.sources.decoding import decode_all
 from common.data.sources.listing import Listing, Tally, list_folder
 from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from common.data import Images, load
-from common.data.export_folder import export
+from common.data.image_export import export
 from common.errors import UserError
 from common.io.files import write_folder
 from common.io.pixels import to_bytes

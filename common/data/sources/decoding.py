@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.data.sources.listing import Tally, formats
-from common.errors import UserError, explain, is_memory
+from common.errors import UserError, explain, is_memory, listed
 
 BAD_SHARE = 0.1  # more unreadable images than this stop the run
 
@@ -93,12 +93,12 @@ def decode_all(
     others: Iterable[Callable[[], File]] = (),
     tally: Tally | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Read every image; unreadable ones are named and left out. Returns pixels (N, C, size, size) and their indices.
+    """Read every image; unreadable ones are left out and counted. Returns pixels (N, C, size, size) and their indices.
 
     open_file  gives the i-th, where the images lie in no files of their own; paths are then what to call them
     channels   1 or 3; None is 1 where all pictures are grey, those of `others` too, else 3
     others     further pictures of the set, such as those of its other split; opened only where they decide about the channels
-    tally      counts those that cannot be read
+    tally      counts and names those that cannot be read
     """
     if size < 4:
         raise UserError(f"--size must be at least 4 pixels, not {size}")
@@ -118,10 +118,9 @@ def decode_all(
             bad.append(f"{path} ({problem})")
     if len(bad) > BAD_SHARE * len(paths):
         raise UserError(f"{len(bad)} of {len(paths)} images cannot be read, the first is {bad[0]}")
-    if bad:
-        warnings.warn(f"skipped {len(bad)} of {len(paths)} images that cannot be read: {'; '.join(bad[:5])}", stacklevel=2)
-        if tally:
-            tally.left_out["that cannot be read"] += len(bad)
+    if bad and tally:
+        tally.left_out["that cannot be read"] += len(bad)
+        tally.note(f"unreadable: {listed(bad, 5, '; ')}")
     one = channels == 1 or (channels is None and grey and all(grey_file(open_other) for open_other in others))
     used = pixels[: len(kept)]
     return torch.from_numpy(used[:, :1].copy() if one else used), kept

@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from common.errors import UserError
+from common.errors import UserError, listed
 
 SYSTEM_NAMES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "recycler", "system volume information", "lost+found", "__pycache__",
                 "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"}  # fmt: skip
@@ -144,8 +144,7 @@ def kinds(names: Iterable[str]) -> Counter:
 
 def described(counts: Counter) -> str:
     """{".heic: needs pillow-heif": 3, ".md": 1} -> "3 .heic: needs pillow-heif, 1 .md" """
-    shown = [f"{n} {kind}" for kind, n in counts.items() if n]
-    return ", ".join(shown[:6]) + (f", and {len(shown) - 6} more kinds" if len(shown) > 6 else "")
+    return listed([f"{n} {kind}" for kind, n in counts.items() if n], 6)
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import export_folder, load
+from common.data import export_folder, image_export, load
 from common.data.sources.decoding import decode_all
 from common.data.sources.tables import read_table
 from common.errors import UserError
@@ -268,7 +268,7 @@ def test_several_captions_for_a_picture(tmp_path, way, capsys):
     from common.data.sources.lmdb_dataset import read_lmdb, write_lmdb
 
     write_lmdb(tmp_path / "set.lmdb", {"train": images})
-    export_folder.export(images, tmp_path / "out")
+    image_export.export(images, tmp_path / "out")
     for again in (read_lmdb(tmp_path / "set.lmdb"), load(str(tmp_path / "out"), 8), load(str(folder), 8, n=2)):
         assert again.captions == images.captions and again.texts.several == images.texts.several
     assert load(str(folder), 8, n=1).texts.several == {"en": (("a", "b"),)}
@@ -285,7 +285,7 @@ def test_a_name_that_is_no_text_can_be_cached_and_a_caption_is_mended(tmp_path):
     images = load(str(folder), 8, language="en")
     assert images.captions == ("a \ufffd cat \U0001f600",)
     write_lmdb(tmp_path / "set.lmdb", {"train": images})
-    export_folder.export(images, tmp_path / "out")
+    image_export.export(images, tmp_path / "out")
     assert read_lmdb(tmp_path / "set.lmdb").texts == images.texts and load(str(tmp_path / "out"), 8).captions == images.captions
 
 

@@ -90,7 +90,7 @@ def test_every_kind_that_pillow_opens():
 
 def test_kinds_that_a_plugin_opens_say_which():
     assert described(kinds(["a.HEIC", "b.heic", "c.md", "README"])) == "1 without a suffix, 2 .heic: needs pillow-heif, 1 .md"
-    assert described(kinds([f"a.{k}" for k in "abcdefgh"])).endswith("and 2 more kinds") and described(kinds([])) == ""
+    assert described(kinds([f"a.{k}" for k in "abcdefgh"])).endswith("and 2 more") and described(kinds([])) == ""
 
 
 # --------------------------------------------------------------------------------------------------------------- names
