@@ -55,8 +55,7 @@ from common import viz
 from common.data import load
 from common.data.image_export import export
 from common.io.pixels import to_float
-from common.random import BatchRandom
-from common.training.loop import batch_indices
+from common.random import BatchRandom, batch_indices
 from finetune_diffusers.data.degradations import Degradation, grow_to_blocks, keep_known  # what can happen to pictures,
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import encode  # pictures as the frozen networks see them,

@@ -5,6 +5,7 @@ what one process with the whole batch would have drawn.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -69,3 +70,17 @@ class BatchRandom:
         whole = torch.rand(self.world * n, generator=self.generator, device=self.device)
         u = (torch.arange(len(whole), device=self.device) + whole) / len(whole)
         return u.clamp(max=1 - 2**-24).chunk(self.world)[self.rank]
+
+
+@lru_cache(maxsize=2)
+def shuffled(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of n images in one epoch. (n,)"""
+    return torch.randperm(n, generator=generator(ORDER, seed, epoch))
+
+
+def batch_indices(n: int, size: int, k: int, seed: int) -> Tensor:
+    """The images of batch k: every epoch a new order, every image at most once an epoch. (size,)"""
+    if n < size:  # fewer images than one batch holds: draw with repetition
+        return torch.randint(n, (size,), generator=generator(ORDER, seed, k))
+    epoch, first = divmod(k, n // size)
+    return shuffled(n, seed, epoch)[first * size : (first + 1) * size]

@@ -27,10 +27,10 @@ from common.training.text_conditioning import (
     draw_validation,
     empty_text,
     introduction,
+    lr_scales,
     make_network,
     make_text_encoder,
     open_clip,
-    slow_part,
 )
 
 TEXT_CACHE = Path("runs/02_cfg_pokemon/text_cache")  # embeddings of a frozen text encoder
@@ -80,7 +80,7 @@ def train_model(flags: PixelModelFlags) -> None:
         draw=draw,
         finish=finish,
         save_start=(lambda folder: save_pipeline(folder, start)) if start else None,
-        slow=slow_part(encoder),
+        lr_scales=lr_scales(encoder),
     )
 
 

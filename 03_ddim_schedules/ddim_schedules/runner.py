@@ -31,7 +31,8 @@ from common.models.unet import UNet, zero_init
 from common.models.unet_config import small_unet
 from common.random import BatchRandom
 from common.training.logging import logged
-from common.training.loop import Diverged, Loss, LossTerms, TrainConfig, train
+from common.training.loop import Loss, LossTerms, TrainConfig, train
+from common.training.optimization import Diverged
 from ddim_schedules.experiment import Experiment, TrainingSettings, short_hash, training_key
 from ddim_schedules.sampling import sample_batch
 

@@ -31,6 +31,7 @@ from common.errors import UserError, explain
 from common.io.files import write_atomically
 from common.io.pixels import to_float
 from common.models.vae import AutoencoderKL, Gaussian
+from common.random import batch_indices
 from common.training.latents import BATCH, check_fit, encode, scaled
 
 # ------------------------------------------------------------------------------------------------------ once, in a file
@@ -207,6 +208,4 @@ def start_method(device: str) -> str:
 
 def training_order(n: int, batch: int, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
     """The batches of common.training.loop.train from batch `first` on (steps done times --gradient-accumulation): which images, in which order."""
-    from common.training.loop import batch_indices  # brings accelerate along, which a spawned worker should not wait for
-
     return (batch_indices(n, batch * world, k, seed).chunk(world)[rank] for k in count(first))

@@ -34,10 +34,10 @@ from common.training.text_conditioning import (
     draw_validation,
     empty_text,
     introduction,
+    lr_scales,
     make_network,
     make_text_encoder,
     open_clip,
-    slow_part,
 )
 from latent_sd.concat_dataset import joined
 from latent_sd.flags import LatentModelFlags
@@ -100,7 +100,7 @@ def train_model(flags: LatentModelFlags) -> None:
             draw=draw,
             finish=finish,
             save_start=lambda folder: save_pipeline(folder, replace(start, vae=vae)) if start else save_vae(folder / "vae", vae),
-            slow=slow_part(encoder),
+            lr_scales=lr_scales(encoder),
         )
 
 

@@ -31,11 +31,11 @@ def image_channels(given: int | None, start: int | None) -> int | None:
     return given or (start if start in (1, 3) else None)
 
 
-def train_config(flags: TrainingFlags, slow: str | None = None) -> TrainConfig:
+def train_config(flags: TrainingFlags, lr_scales: Mapping[str, float] | None = None) -> TrainConfig:
     """The settings of the loop, from settled flags."""
     assert flags.batch_size is not None and flags.lr is not None
     return TrainConfig(
-        out=flags.run_dir, steps=flags.steps, minutes=flags.minutes, batch_size=flags.batch_size, lr=flags.lr, slow=slow,
+        out=flags.run_dir, steps=flags.steps, minutes=flags.minutes, batch_size=flags.batch_size, lr=flags.lr, lr_scales=lr_scales or {},
         gradient_accumulation=flags.gradient_accumulation, save_every=flags.save_every, seed=flags.seed,
     )  # fmt: skip
 
@@ -53,12 +53,12 @@ def run_training(
     draw: Callable[[State, Path], object],                 # writes the samples of one moment to a file
     finish: Callable[[State], Mapping[str, object]],       # draws and measures at the end; returns rows to print, {what: where}
     save_start: Callable[[Path], object] | None = None,    # writes what the run begins with into a folder, for --resume
-    slow: str | None = None,                               # see TrainConfig
+    lr_scales: Mapping[str, float] | None = None,          # of the learning rate: see TrainConfig
     on_step: Callable[[State], object] = lambda state: None,
     draw_last: bool = False,                               # draw after the last step too, where --sample-every does not ask for it
 ) -> None:
     """Train to the end of the budget or to a signal. Every process trains; the main process alone writes, draws and prints."""
-    states = train(net, data, loss, train_config(flags, slow), accelerator, resume=flags.resume is not None)
+    states = train(net, data, loss, train_config(flags, lr_scales), accelerator, resume=flags.resume is not None)
     if not accelerator.is_main_process:
         for _ in states:
             pass

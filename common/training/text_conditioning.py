@@ -23,7 +23,7 @@ from common.models.unet import UNet, zero_init
 from common.models.unet_config import UNetConfig
 from common.training.loop import Data
 
-SLOW = "text_encoder."  # at the U-Net's learning rate, the embeddings of all tokens soon become alike: see chapter 2's README
+LR_SCALES = {"text_encoder.": 0.1}  # at the U-Net's learning rate, the embeddings of all tokens soon become alike: see chapter 2's README
 
 Encoder = SmallText | CachedTextEncoder
 
@@ -45,9 +45,9 @@ def make_text_encoder(
     return small_text(captions, dim=dim, heads=max(1, dim // 32))
 
 
-def slow_part(encoder: Encoder) -> str | None:
-    """The prefix of the parameters that learn at a lower rate: the text encoder's, if it is trained along."""
-    return SLOW if isinstance(encoder, SmallText) else None
+def lr_scales(encoder: Encoder) -> dict[str, float]:
+    """The factors of the learning rate, for TrainConfig: the text encoder's is smaller, if it is trained along."""
+    return LR_SCALES if isinstance(encoder, SmallText) else {}
 
 
 def trainable(encoder: Encoder) -> SmallText | None:

@@ -29,8 +29,8 @@ from common.data.sources.listing import Listing, Tally, list_folder
 from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, enough_memory, explain
 from common.io.files import write_json
-from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, generator
-from common.training.loop import Budget, TrainConfig, batch_indices
+from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, batch_indices, generator
+from common.training.budget import Budget
 from common.training.record import check_record, fingerprint, keep_settings
 from common.viz import grid, save_picture
 from finetune_diffusers.training.flags import BaseFlags
@@ -225,7 +225,7 @@ class ExactTrainer(PackageTrainer):
     def train_to(self, steps: int, seed: int) -> None:
         """Train up to this step, or until a signal asks for the end; the weights are saved in both cases."""
         self.train_num_steps = steps
-        budget = Budget(TrainConfig(self.results_folder, steps), 0.0, self.accelerator)
+        budget = Budget(steps, None, 0.0, self.accelerator)
         self.dl = self.batches(seed, budget)
         with budget.stop_on_signals(), suppress(Stopped):
             self.train()
@@ -242,7 +242,7 @@ class ExactTrainer(PackageTrainer):
                             generator=torch.Generator(), timeout=PATIENCE if workers else 0)  # fmt: skip
         for k, images in enumerate(started(loader, "--device cpu"), self.step * parts):
             if k % parts == 0:
-                budget.tick()
+                budget.update()
                 if budget.interrupted:
                     raise Stopped
             torch.manual_seed(generator(TRAINING, seed, k, rank).initial_seed())

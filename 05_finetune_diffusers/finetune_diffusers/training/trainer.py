@@ -23,8 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import UserError, enough_memory
-from common.random import DROPOUT, BatchRandom, generator
-from common.training.loop import Budget, Data, Loss, LossTerms, State, TrainConfig, batch_indices
+from common.random import DROPOUT, BatchRandom, batch_indices, generator
+from common.training.budget import Budget
+from common.training.loop import Data, Loss, LossTerms, State
+from common.training.optimization import check_finite
 from finetune_diffusers.training.checkpoints import Progress, load_state, save_state, saved_states
 from finetune_diffusers.training.flags import TrainerFlags, TuningFlags
 from finetune_diffusers.training.memory_usage import WATCHED, Cost, total
@@ -75,7 +77,7 @@ class Trainer(ABC):
 
     def _steps(self) -> Iterator[State]:
         args, progress, accelerator = self.args, self.progress, self.accelerator
-        budget = Budget(TrainConfig(args.out, args.steps, lr=args.lr), progress.seconds, accelerator)
+        budget = Budget(args.steps, None, progress.seconds, accelerator)
         with budget.stop_on_signals(), enough_memory(str(accelerator.device), self.lower):
             for watched in range(args.steps - progress.step):
                 began, lr = time.perf_counter(), self.rates.get_last_lr()[0]
@@ -87,7 +89,7 @@ class Trainer(ABC):
                 self.rates.step()
                 self.ema.step(self.weights.values())  # after the step, so that it does not lag
                 progress.step += 1
-                budget.tick()
+                budget.update()
                 progress.seconds = budget.seconds
                 done = budget.interrupted or progress.step == args.steps
                 saved = done or progress.step % args.save_every == 0
@@ -114,23 +116,12 @@ class Trainer(ABC):
                 parts.append(LossTerms(losses.per_sample.detach(), losses.u))
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(list(self.weights.values()), args.clip))
-                    self._check_finite(parts, norm)
+                    mean = float(torch.cat([part.per_sample for part in parts]).mean())
+                    check_finite(mean, norm, self.progress.step + 1, args.lr, lambda: saved_states(args.out), accelerator)
                 self.optimizer.step()
                 self.cost.gradient_bytes = total(p.grad for p in self.weights.values() if p.grad is not None)
                 self.optimizer.zero_grad()
         return LossTerms(*map(torch.cat, zip(*parts, strict=True))), norm
-
-    def _check_finite(self, parts: list[LossTerms], norm: float) -> None:
-        """Stop before a NaN reaches the weights. (With fp16, an infinite gradient is a step that the scaler skips.)"""
-        losses = torch.cat([part.per_sample for part in parts])
-        if bool(losses.isfinite().all()) and (norm < float("inf") or self.accelerator.scaler is not None):
-            return
-        kept = saved_states(self.args.out)
-        raise UserError(
-            f"step {self.progress.step + 1}: the loss is {float(losses.mean())} and the gradient's norm {norm}, so training stops "
-            f"({f'the last good checkpoint is {kept[-1]}' if kept else 'no checkpoint had been written yet'}); "
-            f"try a smaller --lr (it was {self.args.lr:g}) or --precision no"
-        )
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:

@@ -21,10 +21,11 @@ from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.models.unet import UNet, zero_init
 from common.models.unet_config import UNetConfig
-from common.random import BatchRandom, generator
+from common.random import BatchRandom, batch_indices, generator
 from common.training.checkpoint import checkpoints, load_checkpoint
 from common.training.logging import BINS, COLUMNS, Due, keep_rows_until, logged, loss_by_noise
-from common.training.loop import LossTerms, TrainConfig, batch_indices, learning_rate, power_ema, train
+from common.training.loop import LossTerms, TrainConfig, train
+from common.training.optimization import learning_rate, power_ema
 from helpers.programs import TINY, TRAIN, run_main
 
 
@@ -155,8 +156,8 @@ def test_states_report_what_happened(tmp_path):
     states = []
     for state in start(tmp_path, little_net(), gradient_accumulation=2, seed=3):
         states.append(state)
-        assert float(state.errors.per_sample.mean()) == pytest.approx(state.loss, rel=1e-6)
-        assert len(state.errors.per_sample) == len(state.errors.u) == state.images == 16
+        assert float(state.terms.per_sample.mean()) == pytest.approx(state.loss, rel=1e-6)
+        assert len(state.terms.per_sample) == len(state.terms.u) == state.images == 16
         assert state.lr == pytest.approx(learning_rate((state.step - 0.5) / 10, 1e-2, 0.05))
         assert state.progress == state.step / 10
     assert [state.step for state in states] == list(range(1, 11))
@@ -205,7 +206,7 @@ def test_slow_weights_learn_at_a_tenth_of_the_rate(tmp_path):
     """AdamW's first step moves every weight by its learning rate, whatever its gradient."""
     net = little_net()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    state = next(start(tmp_path, net, plain_loss, slow="3."))
+    state = next(start(tmp_path, net, plain_loss, lr_scales={"3.": 0.1}))
     for name, p in net.named_parameters():
         expected = state.lr * (0.1 if name.startswith("3.") else 1.0)
         assert float((p.detach() - before[name]).abs().max()) == pytest.approx(expected, rel=0.02), name
@@ -213,23 +214,24 @@ def test_slow_weights_learn_at_a_tenth_of_the_rate(tmp_path):
 
 def test_slow_weights_stay_slow_when_the_run_continues(tmp_path):
     whole, fresh = little_net(), little_net()
-    list(start(tmp_path / "whole", whole, slow="3."))
-    for state in start(tmp_path / "part", little_net(), slow="3."):
+    list(start(tmp_path / "whole", whole, lr_scales={"3.": 0.1}))
+    for state in start(tmp_path / "part", little_net(), lr_scales={"3.": 0.1}):
         if state.step == 4:
             break
-    list(start(tmp_path / "part", fresh, resume=True, slow="3."))
+    list(start(tmp_path / "part", fresh, resume=True, lr_scales={"3.": 0.1}))
     assert torch.equal(weights(fresh), weights(whole))
 
 
 def test_slow_weights_have_to_be_there(tmp_path):
     with pytest.raises(ValueError, match="begins with 'reader'"):
-        next(start(tmp_path, little_net(), slow="reader"))
+        next(start(tmp_path, little_net(), lr_scales={"reader": 0.1}))
 
 
 def test_a_budget_in_minutes(tmp_path, monkeypatch):
     """A clock on which each step takes two seconds, so that it does not matter how busy the machine is."""
     clock, stopwatch = count(100.0, 2.0), count(0.0, 1.0)
-    monkeypatch.setattr("common.training.loop.time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=lambda: next(stopwatch)))
+    monkeypatch.setattr("common.training.budget.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("common.training.loop.time", SimpleNamespace(perf_counter=lambda: next(stopwatch)))
     states = list(start(tmp_path, little_net(), minutes=2.0, save_every=20))
     assert [state.seconds for state in states] == [2.0 * k for k in range(1, 61)]
     assert [state.done for state in states] == [False] * 59 + [True] and states[-1].progress == 1
@@ -459,7 +461,7 @@ def test_a_row_for_every_step(trained_run):
 def test_the_loss_by_noise_level_adds_up(tmp_path):
     """Weighted with the number of images in each tenth it is the loss."""
     for state in logged(start(tmp_path, little_net()), tmp_path, 10, quiet=True):
-        number = torch.bincount((state.errors.u * BINS).long(), minlength=BINS)
+        number = torch.bincount((state.terms.u * BINS).long(), minlength=BINS)
         total = sum(float(cell) * int(n) for cell, n in zip(loss_by_noise(state), number, strict=True) if cell)
         assert total / int(number.sum()) == pytest.approx(state.loss, rel=1e-4)
 
