@@ -39,9 +39,9 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from bench.measurements import step_figures
+    from bench.measurements import step_config, step_figures
 
-    config = step_figures.StepConfig(args.batch_size, args.channels, args.precision)
+    config = step_config.StepConfig(args.batch_size, args.channels, args.precision)
     if args.memory_of:
         step_figures.make_steps(args.memory_of, config)
     else:

@@ -25,7 +25,7 @@ from common.models.unet_config import small_unet
 from ddim_schedules import plots
 from ddim_schedules.experiment import TYPES, Experiment, SamplingSettings, TrainingSettings, grid, read_axes
 from ddim_schedules.runner import Runner
-from ddim_schedules.studies import STUDIES, Study
+from ddim_schedules.studies import STUDIES, NamedStudy
 
 CHAPTER = Path(__file__).parents[1]
 MNIST_MODEL = CHAPTER.parent / "01_ddpm_mnist" / "pretrained"
@@ -58,7 +58,7 @@ def read_plan(arguments: Sequence[str], model: Path | None, measure: str | None,
         raise UserError(f"there is no study '{name}'; choose one of {', '.join(STUDIES)}, or write key=value,value")
     if not arguments:
         raise UserError(f"name what to measure: one of {', '.join(STUDIES)}, or key=value,value (e.g. sampler=ddim,heun steps=10,20)")
-    study = STUDIES.get(name, Study("", ()))
+    study = STUDIES.get(name, NamedStudy("", ()))
     axes = read_axes(study.vary) | read_axes(settings)
     training = TrainingSettings()
     if model:

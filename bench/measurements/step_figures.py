@@ -3,28 +3,15 @@ a child starts with the peak memory of its parent.
 """
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
 from bench.harness import TRAIN, report, run_python
+from bench.measurements.step_config import StepConfig
 from common.io.tables import read_csv
 
 TARGETS = "targets: ours / diffusers at most 1 in time and memory, step / peak at least 0.6, train.py at most 1200 MB"
-
-
-@dataclass(frozen=True)
-class StepConfig:
-    """The step that is measured."""
-
-    batch_size: int = 32
-    channels: tuple[int, ...] | None = None  # widths of the U-Net; None for chapter 1's for MNIST
-    precision: Literal["auto", "no", "bf16"] = "auto"
-
-    def flags(self) -> list[object]:
-        """The flags of train.py, and of bench.step, that build this network."""
-        return ["--precision", self.precision, *(["--channels", *self.channels] if self.channels else [])]
 
 
 def measure_step(config: StepConfig, rounds: int, data_dir: Path | None, seconds: float, json: Path | None) -> None:

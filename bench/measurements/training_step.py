@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.harness import interleaved_medians, training_flags
-from bench.measurements.step_figures import StepConfig
+from bench.measurements.step_config import StepConfig
 from common.cli import pick_precision
 from common.errors import UserError
 from common.models.diffusers_unet import unet_to_diffusers

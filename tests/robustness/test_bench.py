@@ -8,7 +8,7 @@ import torch
 from bench import harness
 from bench.measurements import busy_machine, ddim_loops, ddp_package, quality, step_figures, training_step, waiting_time
 from bench.measurements.budgets import Budgets
-from bench.measurements.step_figures import StepConfig
+from bench.measurements.step_config import StepConfig
 from common import cli
 from helpers.programs import load_program
 
