@@ -32,7 +32,7 @@ class Args(BaseFlags):
     data_dir: Path = Path("data")
     """Folder of local copies and downloads."""
     n: int | None = None
-    """Of a data set, only the first n images; by default 1,000 of a drawn set, and all of any other."""
+    """Only the first n images of a data set; by default 1,000 of a drawn set, and all of any other."""
     size: int = 16
     """Side of the images in pixels."""
     flip: bool = True

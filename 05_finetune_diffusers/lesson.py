@@ -216,7 +216,7 @@ def repaired(strength, w=2.0, **more):
 
 
 truth = to_float(creatures.pixels[:6])
-mosaic = Degradation("mosaic", block=8, share=0.6)
+mosaic = Degradation("mosaic", block=8, fraction=0.6)
 mask = mosaic.mask(6, size, size)
 hidden = mosaic.corrupt(truth, mask)
 results = {"the truth": truth, "mosaic": hidden, "bicubic": mosaic.classical_repair(hidden, mask)}

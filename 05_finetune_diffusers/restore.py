@@ -57,8 +57,8 @@ class Args:
 
     block: int = 8
     """Side in pixels of the mosaic's blocks."""
-    share: float = 0.6
-    """Share of each side that the mosaic covers."""
+    mosaic_fraction: Annotated[float, Range(0, 1, 0.6, above=True)] = 0.6
+    """Fraction of each side that the mosaic covers."""
     noise: Annotated[float, Range(0, 100, 0.4, above=True)] = 0.4
     """Standard deviation of the noise; pictures reach from -1 to 1."""
     scratches: int = 6
@@ -79,7 +79,7 @@ def main(args: Args) -> None:
 
     from finetune_diffusers.restoration import Degradation, OwnPicture, make_grid, restore
 
-    degradation = Degradation(args.damage, args.block, args.share, args.noise, args.scratches, args.seed)
+    degradation = Degradation(args.damage, args.block, args.mosaic_fraction, args.noise, args.scratches, args.seed)
     grid = make_grid(args.method, args.steps, args.guidance, args.strength)
     picture = OwnPicture(args.image, args.mask, args.prompt, args.damaged, args.size) if args.image else None
     restore(args.model, degradation, grid, picture, args.n, args.split, args.scheduler, args.out, args.device)

@@ -1,8 +1,8 @@
-"""Reads adapters of every common format into one form: for each layer a product of two thin matrices, up @ down, added to its weight.
+"""Reads adapters of every common format into one form: for each layer a product of two low-rank factors, up @ down, added to its weight.
 
     LoRA    B A                         kohya's scripts and the webui, three generations of diffusers, folders of PEFT
     LoCon   the same for convolutions   LyCORIS
-    LoHa    (B1 A1) * (B2 A2)           multiplied element by element; a product of thin matrices as well, see `hadamard`
+    LoHa    (B1 A1) * (B2 A2)           multiplied element by element; a low-rank product as well, see `hadamard`
     LoKr    K1 (x) K2                   the Kronecker product
     DoRA    m (W + B A) / |W + B A| - W     Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation"
     full    D                           the difference itself
@@ -50,7 +50,7 @@ PREFIXES = (("lora_unet_", "unet"), ("lycoris_", "unet"), ("unet_", "unet"), ("l
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 
-class Layer(NamedTuple):
+class AdaptedLayer(NamedTuple):
     """A layer that a file adapts: "unet" or "text_encoder", its name there, and the module; None if the model has no such layer."""
 
     component: str
@@ -85,7 +85,7 @@ def find_adapter(path: Path) -> Path:
 
 def read_adapter(path: Path) -> Adapter:
     """The layers of a file. A file that holds something else, or an adapter of another kind, is refused."""
-    state = {modern(name): value for name, value in read_tensors(path).items()}
+    state = {modern_name(name): value for name, value in read_tensors(path).items()}
     layers: dict[str, dict[str, Tensor]] = {}
     others = []
     for name, value in state.items():
@@ -103,7 +103,7 @@ def read_adapter(path: Path) -> Adapter:
     return Adapter(path, layers, read_settings(path))
 
 
-def modern(name: str) -> str:
+def modern_name(name: str) -> str:
     """'...attn1.processor.to_out_lora.up.weight' (diffusers 0.14 to 0.21) -> '...attn1.to_out.0.lora.up.weight'; others stay as they are."""
     name = re.sub(r"self_attn\.to_(q|k|v|out)_lora\.", r"self_attn.\1_proj.lora.", name)
     return re.sub(r"(\.processor)?\.(to_q|to_k|to_v|to_out)_lora\.", r".\2.lora.", name).replace(".to_out.lora.", ".to_out.0.lora.")
@@ -128,16 +128,16 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
     return {name: {key.removeprefix(f"{name}."): value for key, value in header.items() if key.startswith(f"{name}.")} for name in ("unet", "text_encoder")}
 
 
-# --------------------------------------------------------------------------------------------------------- one thin product
+# --------------------------------------------------------------------------------------------------------- one low-rank product
 
 
-def thin(parts: Mapping[str, Tensor], weight: Tensor, settings: Mapping[str, Any], name: str) -> tuple[Tensor, Tensor]:
+def low_rank_factors(parts: Mapping[str, Tensor], weight: Tensor, settings: Mapping[str, Any], name: str) -> tuple[Tensor, Tensor]:
     """(down, up) of one layer, its factor alpha / rank included, for a weight (out, in) or (out, in, k, k)."""
     if "hada_w1_a" in parts:
         a1, b1, a2, b2 = (parts[f"hada_{part}"] for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
         factor = scaling(parts, b1.shape[0], settings, name)
         if "hada_t1" in parts:
-            down, up = full(tucker(parts["hada_t1"], a1, b1) * tucker(parts["hada_t2"], a2, b2))
+            down, up = exact_factors(tucker(parts["hada_t1"], a1, b1) * tucker(parts["hada_t2"], a2, b2))
         else:
             down, up = hadamard(a1, b1, a2, b2, weight)
     elif "lokr_w2" in parts or "lokr_w2_a" in parts:
@@ -147,20 +147,20 @@ def thin(parts: Mapping[str, Tensor], weight: Tensor, settings: Mapping[str, Any
             ranks = [pattern(settings, "rank_pattern", name, settings["r"])]
         factor = scaling(parts, ranks[0], settings, name) if ranks else 1.0
         first = first.reshape(*first.shape, *[1] * (second.ndim - 2))
-        down, up = full(torch.kron(first, second.contiguous()).reshape(weight.shape))
+        down, up = exact_factors(torch.kron(first, second.contiguous()).reshape(weight.shape))
     elif "difference" in parts:
-        factor, (down, up) = 1.0, full(parts["difference"])
+        factor, (down, up) = 1.0, exact_factors(parts["difference"])
     else:
         down, up = parts["down"], parts["up"]
         factor = scaling(parts, down.shape[0], settings, name)
         if "mid" in parts:
-            down, up = full(tucker(parts["mid"], up.flatten(1).T, down.flatten(1)))
-    down, up = like(down, weight), like(up, weight)
+            down, up = exact_factors(tucker(parts["mid"], up.flatten(1).T, down.flatten(1)))
+    down, up = match_dimensions(down, weight), match_dimensions(up, weight)
     if "per_layer" in parts or "per_output" in parts:
         check_fit(down, up, weight, name)
         along_output = "per_output" in parts or parts["per_layer"].shape[0] == weight.shape[0]
-        down, up = full(decomposed(weight, factor * product(down, up), parts.get("per_output", parts.get("per_layer")), along_output))
-        return down, like(up, weight)
+        down, up = exact_factors(decomposed(weight, factor * product(down, up), parts.get("per_output", parts.get("per_layer")), along_output))
+        return down, match_dimensions(up, weight)
     return down, factor * up
 
 
@@ -180,7 +180,7 @@ def pattern(settings: Mapping[str, Any], which: str, name: str, otherwise: float
 def hadamard(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """(A1 B1) * (A2 B2), element by element, is the product of the columns a1_i * a2_j and the rows b1_i * b2_j: of rank r1 r2."""
     if a1.shape[1] * a2.shape[1] >= min(weight.shape[0], weight[0].numel()):
-        return full(((a1 @ b1) * (a2 @ b2)).reshape(len(a1), *weight.shape[1:]) if b1.shape[1] == weight[0].numel() else (a1 @ b1) * (a2 @ b2))
+        return exact_factors(((a1 @ b1) * (a2 @ b2)).reshape(len(a1), *weight.shape[1:]) if b1.shape[1] == weight[0].numel() else (a1 @ b1) * (a2 @ b2))
     up = (a1[:, :, None] * a2[:, None, :]).flatten(1)       # (out, r1 r2)
     down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)  # (r1 r2, in k k)
     return down, up
@@ -199,14 +199,14 @@ def kronecker_factor(parts: Mapping[str, Tensor], number: int) -> Tensor:
     return tucker(parts["lokr_t2"], a, b) if number == 2 and "lokr_t2" in parts else a @ b
 
 
-def full(delta: Tensor) -> tuple[Tensor, Tensor]:
+def exact_factors(delta: Tensor) -> tuple[Tensor, Tensor]:
     """(down, up) for any difference: the difference itself, and an identity."""
     if delta.ndim == 2 and delta.shape[0] > delta.shape[1]:
         return torch.eye(delta.shape[1]), delta
     return delta, torch.eye(len(delta))
 
 
-def like(matrix: Tensor, weight: Tensor) -> Tensor:
+def match_dimensions(matrix: Tensor, weight: Tensor) -> Tensor:
     """The same numbers with as many dimensions as the weight. A down matrix (r, in k k) gets the kernel's, everything else kernels of 1 x 1."""
     if weight.ndim == 2:
         return matrix.flatten(1)
@@ -230,22 +230,22 @@ def decomposed(weight: Tensor, delta: Tensor, magnitude: Tensor, along_output: b
 
 
 def check_fit(down: Tensor, up: Tensor, weight: Tensor, name: str) -> None:
-    """Raises Misfit with the first width that differs."""
+    """Raises WidthMismatch with the first width that differs."""
     if down.shape[0] != up.shape[1]:
         raise ValueError(f"the ranks {down.shape[0]} and {up.shape[1]} differ")
     for there, here in ((down.shape[1], weight.shape[1]), (up.shape[0], weight.shape[0]), (down.shape[2:], weight.shape[2:])):
         if there != here:
-            raise Misfit(name, *(" x ".join(map(str, size)) if isinstance(size, torch.Size) else size for size in (there, here)))
+            raise WidthMismatch(name, *(" x ".join(map(str, size)) if isinstance(size, torch.Size) else size for size in (there, here)))
 
 
-class Misfit(Exception):
+class WidthMismatch(Exception):
     """An adapter for a layer of another width."""
 
 
 # ------------------------------------------------------------------------------------------------------------ into a model
 
 
-def places(pipe: "StableDiffusionPipeline") -> dict[str, dict[str, tuple[str, nn.Module]]]:
+def adaptable_layers(pipe: "StableDiffusionPipeline") -> dict[str, dict[str, tuple[str, nn.Module]]]:
     """{component: {name with "_" for ".": (name, module)}} of all layers that can be adapted."""
     found: dict[str, dict[str, tuple[str, nn.Module]]] = {}
     for component in ("unet", "text_encoder"):
@@ -256,23 +256,23 @@ def places(pipe: "StableDiffusionPipeline") -> dict[str, dict[str, tuple[str, nn
     return found
 
 
-def find_layer(written: str, known: dict[str, dict[str, tuple[str, nn.Module]]]) -> Layer:
-    """'lora_unet_mid_block_attentions_0_proj_in' -> Layer("unet", "mid_block.attentions.0.proj_in", ...)"""
+def find_layer(written: str, known: dict[str, dict[str, tuple[str, nn.Module]]]) -> AdaptedLayer:
+    """'lora_unet_mid_block_attentions_0_proj_in' -> AdaptedLayer("unet", "mid_block.attentions.0.proj_in", ...)"""
     flat = written.removeprefix("base_model.model.").replace(".", "_")
     for prefix, component in (*PREFIXES, ("", "unet"), ("", "text_encoder")):
         if flat.startswith(prefix):
             rest = flat.removeprefix(prefix).removeprefix("text_model_")
             if place := known[component].get(rest):
-                return Layer(component, *place)
+                return AdaptedLayer(component, *place)
             if prefix:
-                return Layer(component, re.sub(r"^(base_model\.model\.|unet\.|text_encoder\.)+", "", written).removeprefix(prefix), None)
-    return Layer("unet", written, None)
+                return AdaptedLayer(component, re.sub(r"^(base_model\.model\.|unet\.|text_encoder\.)+", "", written).removeprefix(prefix), None)
+    return AdaptedLayer("unet", written, None)
 
 
-def fitted(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str, Tensor]:
+def fit_to_model(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str, Tensor]:
     """The adapter for this model, under the names that diffusers loads. An adapter of another U-Net is refused, naming the first layer that
     differs; what was made for another text encoder is left out, and a warning says so."""
-    path, known = adapter.path, places(pipe)
+    path, known = adapter.path, adaptable_layers(pipe)
     state: dict[str, Tensor] = {}
     left_out = []
     for written, parts in sorted(adapter.layers.items()):
@@ -284,9 +284,9 @@ def fitted(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str, Tenso
             raise UserError(f"{path} was made for another model: it has an adapter for the layer {layer.name}, which this U-Net does not have")
         weight = layer.module.weight.detach().float().cpu()
         try:
-            down, up = thin(parts, weight, adapter.settings.get(layer.component, {}), layer.name)
+            down, up = low_rank_factors(parts, weight, adapter.settings.get(layer.component, {}), layer.name)
             check_fit(down, up, weight, layer.name)
-        except Misfit as problem:
+        except WidthMismatch as problem:
             name, there, here = problem.args
             if layer.component == "text_encoder":
                 left_out.append(f"its {name} has a width of {here}, not {there}")
@@ -309,7 +309,7 @@ def fitted(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str, Tenso
 
 def load_adapters(pipe: "StableDiffusionPipeline", paths: Sequence[Path]) -> list[str]:
     """Load adapters beside each other; returns their names, for pipe.set_adapters(names, scales)."""
-    states = [fitted(pipe, read_adapter(path)) for path in paths]
+    states = [fit_to_model(pipe, read_adapter(path)) for path in paths]
     names = [f"{i}-{path.stem}".replace(".", "-") for i, path in enumerate(paths, 1)]
     for name, path, state in zip(names, paths, states, strict=True):
         try:

@@ -1,23 +1,53 @@
-"""Draws pictures of prompts with any text-to-image pipeline, and compares schedulers from the same noise."""
+"""Calls pipelines, whatever they are given, and draws pictures of prompts with several schedulers from the same noise."""
 
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from common.cli import pick_device
 from common.data.sources.decoding import open_rgb
 from common.errors import UserError, enough_memory
 from common.viz import save_picture
-from finetune_diffusers.images import contact_sheet, read_size, to_pil
+from finetune_diffusers.images import checked_images, contact_sheet, generators, read_size, to_pil
 from finetune_diffusers.models import count_calls, native_size, network_of, open_pipeline, prompt_notes
-from finetune_diffusers.sampling import PipelineSettings, check_strength, run_pipeline
-from finetune_diffusers.schedulers import check_schedulers, use_scheduler
+from finetune_diffusers.schedulers import check_schedulers, explain_step_errors, use_scheduler
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """How a pipeline samples. The scheduler is set by `use_scheduler`; its name is for error messages."""
+
+    scheduler: str
+    steps: int          # from pure noise; with a picture and a strength s only s of them are taken
+    guidance: float     # scale w; 1 is off
+    seed: int           # of the first picture; picture i has seed + i
+
+
+def run_pipeline(pipe: DiffusionPipeline, settings: PipelineSettings, n: int, **inputs: Any) -> Tensor:
+    """n pictures, (n, 3, H, W) in [-1, 1] on the CPU. inputs: what the pipeline takes besides, in lists or tensors of n rows."""
+    with explain_step_errors(settings.scheduler):
+        images = pipe(
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=generators(settings.seed, n),
+            output_type="pt",
+            **inputs,
+        ).images
+    return checked_images(images, settings.scheduler)
+
+
+def check_strength(steps: int, strength: float) -> None:
+    """Refuse a strength that takes no step at all."""
+    if int(steps * strength) < 1:
+        raise UserError(f"--strength {strength:g} of {steps} steps is less than one step; give more --steps, or more --strength")
 
 
 def generate(

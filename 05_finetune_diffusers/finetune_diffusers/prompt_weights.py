@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from common.cli import pick_device
 from common.errors import UserError, enough_memory, explain
 from common.viz import save_picture
+from finetune_diffusers.generation import PipelineSettings, run_pipeline
 from finetune_diffusers.images import contact_sheet
 from finetune_diffusers.models import open_pipeline, prompt_notes
-from finetune_diffusers.sampling import PipelineSettings, run_pipeline
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
 
 Fragment = tuple[str, float]  # some words, and their weight

@@ -27,11 +27,11 @@ from common.io.tables import print_table, write_csv
 from common.viz import save_picture
 from finetune_diffusers.data.degradations import Degradation, check_mask_size, grow_to_blocks, keep_known
 from finetune_diffusers.evaluation.metrics import csv_columns, format_mean, plot_curves, rms_distance, similarity
+from finetune_diffusers.generation import PipelineSettings, check_strength, run_pipeline
 from finetune_diffusers.images import contact_sheet, generators, read_size, to_tensor
 from finetune_diffusers.models import as_task, native_size, need_unet, open_pipeline, reconstruct
-from finetune_diffusers.sampling import PipelineSettings, check_strength, run_pipeline
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
-from finetune_diffusers.training.memory_usage import in_all
+from finetune_diffusers.training.memory_usage import time_and_memory
 
 Method = Literal["img2img", "inpaint"]
 SECOND_STRENGTH = 0.3  # of a second pass
@@ -103,7 +103,7 @@ def restore(
     else:
         work = damaged_creatures(n, split, native_size(pipe), degradation)
     study(pipe, work, fitting(pipe, model, grid, work), degradation, scheduler, out, device)
-    print(in_all(time.monotonic() - began, torch.device(device)))
+    print(time_and_memory(time.monotonic() - began, torch.device(device)))
 
 
 def make_grid(methods: Sequence[Method], steps: Sequence[int], guidance: Sequence[float], strength: Sequence[float]) -> list[RepairSettings]:

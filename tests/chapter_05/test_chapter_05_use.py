@@ -292,14 +292,14 @@ def test_what_use_refuses(flags, says, model, tmp_path, command_line):
 def test_damages():
     torch.manual_seed(0)
     images = torch.rand(2, 3, 20, 28) * 2 - 1
-    mask = Degradation("mosaic", share=0.5).mask(2, 20, 28)
+    mask = Degradation("mosaic", fraction=0.5).mask(2, 20, 28)
     assert mask.mean() == pytest.approx(0.25) and mask[0, 0, 5:15, 7:21].all()
     tiles = degradations.mosaic(images, 8)
     assert tiles[:, :, 8:16, 8:16].flatten(2).std(2).max() < 1e-6
     torch.testing.assert_close(tiles[:, :, 9, 9], images[:, :, 8:16, 8:16].mean((2, 3)))
     torch.testing.assert_close(tiles[:, :, 17, 25], images[:, :, 16:, 24:].mean((2, 3)))  # the smaller blocks of the edge
     for kind in ("mosaic", "noise", "scratch"):
-        degradation = Degradation(kind, share=0.5, noise=0.3, scratches=3)
+        degradation = Degradation(kind, fraction=0.5, noise=0.3, scratches=3)
         mask = degradation.mask(2, 20, 28)
         worse = degradation.corrupt(images, mask)
         assert torch.equal(worse[(mask == 0).expand_as(worse)], images[(mask == 0).expand_as(worse)])
@@ -312,7 +312,7 @@ def test_damages():
 def test_classical_repairs():
     slope = torch.linspace(-0.8, 0.8, 32).expand(1, 3, 32, 32)
     for kind in ("mosaic", "scratch"):
-        degradation = Degradation(kind, share=1.0, scratches=4)
+        degradation = Degradation(kind, fraction=1.0, scratches=4)
         mask = degradation.mask(1, 32, 32)
         worse = degradation.corrupt(slope, mask)
         better = degradation.classical_repair(worse, mask)
@@ -335,7 +335,7 @@ def test_a_thin_scratch_reaches_the_latents():
 
 def work(n: int = 2, kind: str = "mosaic"):
     truth = to_float(load("creatures", 64, split="test", n=n).pixels)
-    degradation = Degradation(kind, share=0.5, scratches=4)
+    degradation = Degradation(kind, fraction=0.5, scratches=4)
     mask = degradation.mask(n, 64, 64)
     return DamagedImages(degradation.corrupt(truth, mask), mask, [PROMPT] * n, truth)
 
@@ -419,7 +419,7 @@ def test_the_mask_must_have_the_size_of_the_picture(model, tmp_path, command_lin
 @pytest.mark.parametrize(("flags", "says"), [
     (["--strength", 0.5, 1.2], "--strength"), (["--guidance", 0], "--guidance"), (["--steps", 2, "--strength", 0.3], "less than one step"),
     (["--mask", "mask.png"], "name it with --image"), (["--image", "a.png", "--damaged"], "give --mask"), (["--image", "nowhere.png"], "there is no file"),
-    (["--scheduler", "magic"], "unknown scheduler"), (["--share", 0], "--share"), (["--block", 0], "--block"), (["--n", 0], "--n")])  # fmt: skip
+    (["--scheduler", "magic"], "unknown scheduler"), (["--mosaic-fraction", 0], "--mosaic-fraction"), (["--block", 0], "--block"), (["--n", 0], "--n")])  # fmt: skip
 def test_what_restore_refuses(flags, says, model, tmp_path, command_line):
     assert says in refused(command_line(RESTORE, "--model", model, *flags, "--device", "cpu", "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -539,4 +539,4 @@ def test_memory_of_apples_gpu_is_read_from_its_allocator(monkeypatch):
     with watched.watching(0, mps):
         pass
     assert (watched.before, watched.peak) == (3, 5)
-    assert "GPU memory, peak" in watched.table() and "of GPU memory" in cost.in_all(1.0, mps)
+    assert "GPU memory, peak" in watched.table() and "of GPU memory" in cost.time_and_memory(1.0, mps)

@@ -26,7 +26,7 @@ class Degradation:
 
     kind: Literal["mosaic", "noise", "scratch"] = "mosaic"
     block: int = 8        # side in pixels of the mosaic's blocks
-    share: float = 0.6    # share of each side that the mosaic covers
+    fraction: float = 0.6  # fraction of each side that the mosaic covers
     noise: float = 0.4    # standard deviation
     scratches: int = 6    # scratches per picture
     seed: int = 0
@@ -38,7 +38,7 @@ class Degradation:
         if self.kind == "scratch":
             return torch.stack([scratch_mask(height, width, self.scratches, self.seed, i) for i in range(n)])
         mask = torch.zeros(n, 1, height, width)
-        top, left = round(height * (1 - self.share) / 2), round(width * (1 - self.share) / 2)
+        top, left = round(height * (1 - self.fraction) / 2), round(width * (1 - self.fraction) / 2)
         mask[..., top : height - top, left : width - left] = 1
         return mask
 

@@ -19,11 +19,11 @@ from common.io.pixels import to_float
 from common.io.tables import print_table, write_csv
 from common.viz import save_picture
 from finetune_diffusers.evaluation.metrics import csv_columns, format_mean, plot_curves, rms_distance, tone
+from finetune_diffusers.generation import PipelineSettings, check_strength, run_pipeline
 from finetune_diffusers.images import contact_sheet
 from finetune_diffusers.models import native_size, open_pipeline
-from finetune_diffusers.sampling import PipelineSettings, check_strength, run_pipeline
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
-from finetune_diffusers.training.memory_usage import in_all
+from finetune_diffusers.training.memory_usage import time_and_memory
 
 BY_STRENGTH = ("moved", "kept", "followed")                      # measures that strengths are compared by
 BY_GUIDANCE = ("followed", "saturation", "clipped", "detail")    # measures that guidance scales are compared by
@@ -87,7 +87,7 @@ def strength_study(
         print(save_picture(contact_sheet(table, [""] * few, list(columns), height=96), out / f"{name}.png"))
     for i, prompt in enumerate(pairs.prompts[:few], 1):
         print(f"  row {i}: {prompt}")
-    print(in_all(time.monotonic() - began, torch.device(device)))
+    print(time_and_memory(time.monotonic() - began, torch.device(device)))
 
 
 def make_pairs(n: int, split: str, size: int) -> CrossedPairs:

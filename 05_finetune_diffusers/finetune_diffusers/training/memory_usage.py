@@ -24,7 +24,7 @@ class Cost:
     """Bytes, and numbers of weights."""
 
     trained: int = 0       # weights that are trained
-    weights: int = 0       # of the network, frozen ones too
+    weights: int = 0       # weights of the network, frozen ones too
     weight_bytes: int = 0
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
@@ -35,7 +35,7 @@ class Cost:
 
     @contextmanager
     def watching(self, number: int, device: torch.device) -> Iterator[None]:
-        """Note what step `number` of this process (0, 1, ...) holds at its worst moment, if it is one of the first, and nothing that is done between steps."""
+        """Record the peak of step `number` of this process (0, 1, ...), if it is one of the first, without what is done between steps."""
         if number >= WATCHED:
             yield
             return
@@ -64,8 +64,8 @@ class Cost:
         return asdict(self)
 
 
-def in_all(seconds: float, device: torch.device) -> str:
-    """The end of a program that draws and does not train."""
+def time_and_memory(seconds: float, device: torch.device) -> str:
+    """The last line of a program that draws and does not train."""
     return f"{seconds:.0f} s in all, at most {format_bytes(peak(device))} of {'memory' if device.type == 'cpu' else 'GPU memory'}"
 
 
@@ -78,7 +78,7 @@ def total(tensors: Iterable[Tensor]) -> int:
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Of its state: AdamW keeps two numbers for every weight that it trains."""
+    """Bytes of the optimizer's state: AdamW keeps two numbers for every weight that it trains."""
     return total(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
 
 
