@@ -1,19 +1,17 @@
-"""Chapter 5's trainings: full fine-tuning, LoRA, DreamBooth and ControlNet, on a tiny random Stable Diffusion."""
+"""What finetune.py, lora.py, dreambooth.py and controlnet.py share: the loss, the trainer, styles; full fine-tuning, and refusals."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import DDPMScheduler
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from common.data import load
 from common.diffusion.schedules import make_schedule
@@ -25,73 +23,27 @@ from common.models.text.encoders import load_text, save_text, small_text
 from common.models.unet import UNet
 from common.models.unet_config import text_unet
 from common.random import BatchRandom
-from finetune_diffusers import adapters
 from finetune_diffusers.data import latent_dataset, styles
 from finetune_diffusers.data.edges import agreement, edges
-from finetune_diffusers.data.latent_dataset import CaptionedLatents, PriorPairs, encode
+from finetune_diffusers.data.latent_dataset import CaptionedLatents, PriorPairs
 from finetune_diffusers.evaluation import evaluators
 from finetune_diffusers.pixel_pipeline import open_pixels
-from finetune_diffusers.training import controlnet, dreambooth, lora
-from finetune_diffusers.training.flags import ATTENTION
+from finetune_diffusers.training import dreambooth
 from finetune_diffusers.training.loss import LatentDenoising, latent_denoising, min_snr_weights
 from finetune_diffusers.training.trainer import Tuner
+from helpers.finetune_programs import (
+    CONTROLNET,
+    DREAMBOOTH,
+    FEW,
+    FINETUNE,
+    LORA,
+    TINY,
+    UNET,
+    draw,
+    plain,
+    rows,
+)
 from helpers.programs import ROOT, load_program, run_main, run_program
-from helpers.tiny_pipeline import write_tiny_pipeline
-
-HERE = "05_finetune_diffusers"
-FINETUNE, LORA, DREAMBOOTH, CONTROLNET = (f"{HERE}/{name}.py" for name in ("finetune", "lora", "dreambooth", "controlnet"))
-FEW = ["--size", 32, "--batch-size", 2, "--steps", 4, "--save-every", 2, "--sample-every", 3, "--sample-steps", 1, "--device", "cpu", "--precision", "no"]
-TINY = [*FEW, "--n", 6, "--measure", 2, "--lr", 1e-2]
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return write_tiny_pipeline(tmp_path_factory.mktemp("chapter_05") / "base")
-
-
-@pytest.fixture(scope="module")
-def tuned(base) -> Path:
-    """A run of finetune.py. Read only."""
-    run_main(FINETUNE, *TINY, "--model", base, "--gradient-accumulation", 2, "--prompts", "a red creature", "--out", base.parent / "tuned")
-    return base.parent / "tuned"
-
-
-@pytest.fixture(scope="module")
-def adapted(base) -> Path:
-    """A run of lora.py. Read only."""
-    run_main(LORA, *TINY, "--model", base, "--rank", 4, "--prompts", "a red creature", "--out", base.parent / "adapted")
-    return base.parent / "adapted"
-
-
-@pytest.fixture(scope="module")
-def controlled(base) -> Path:
-    """A run of controlnet.py. Read only."""
-    run_main(CONTROLNET, *TINY, "--model", base, "--out", base.parent / "controlled")
-    return base.parent / "controlled"
-
-
-@pytest.fixture(scope="module")
-def dreamt(base) -> Path:
-    """A run of dreambooth.py. Read only."""
-    flags = ["--model", base, "--poses", 3, "--class-images", 4, "--measure", 2, "--lr", 1e-3]
-    run_main(DREAMBOOTH, *FEW, *flags, "--prompts", "a {}", "a {kind}", "--out", base.parent / "dreamt")
-    return base.parent / "dreamt"
-
-
-def draw(pipe, **more) -> np.ndarray:
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(1)
-    return pipe("a red creature", height=32, width=32, num_inference_steps=2, generator=generator, output_type="np", **more).images
-
-
-def plain(base: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(base)
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def scheduler(kind: str, **more) -> DDPMScheduler:
@@ -99,8 +51,6 @@ def scheduler(kind: str, **more) -> DDPMScheduler:
 
 
 KINDS = ["epsilon", "v_prediction", "sample"]
-
-# -------------------------------------------------------------------------------------------------------------- the loss
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,9 +132,6 @@ def test_a_pair_is_one_of_the_subject_and_one_of_its_kind_by_turns():
     assert torch.equal(batch["text"].flatten(), batch["mean"].flatten())
 
 
-# ----------------------------------------------------------------------------------------------------- edges and subjects
-
-
 def test_edges_of_a_square_are_its_outline():
     image = torch.full((1, 3, 32, 32), -1.0)
     image[:, 1, 8:24, 8:24] = 1.0
@@ -224,9 +171,6 @@ def test_the_subject_is_always_itself():
     assert float(evaluators.scarf_share(portraits).min()) > 0.02 > float(evaluators.scarf_share(others).mean())
     assert len({tuple(p.flatten().tolist()) for p in portraits}) == 6
     assert float(evaluators.variety(others).mean()) > float(evaluators.variety(portraits).mean())
-
-
-# ------------------------------------------------------------------------------------------------------------- fine-tuning
 
 
 def test_a_run_leaves_everything(tuned):
@@ -357,109 +301,7 @@ def test_two_processes_learn_as_one(program, flags, base, tmp_path):
     assert len(list((tmp_path / "two" / "checkpoints" / "step-00000004").glob("random_states_*.pkl"))) == 2
 
 
-# ------------------------------------------------------------------------------------------------------------------- LoRA
-
-
-def adapter(run: Path) -> Path:
-    return run / "creatures-woodcut.safetensors"
-
-
-def test_a_lora_opens_in_plain_diffusers_and_changes_the_picture(base, adapted):
-    pipe = plain(base)
-    before = draw(pipe)
-    pipe.load_lora_weights(adapted, weight_name=adapter(adapted).name)
-    assert np.abs(draw(pipe) - before).max() > 1e-3
-    assert np.array_equal(draw(pipe, cross_attention_kwargs={"scale": 0.0}), before)  # at scale 0 it is the model itself, to the bit
-    pipe.unload_lora_weights()
-    assert np.array_equal(draw(pipe), before)
-    assert adapter(adapted).stat().st_size < 0.2 * (base / UNET).stat().st_size
-
-
-def test_a_lora_is_the_average_of_what_was_trained(base, adapted):
-    """Opened by diffusers, its layers hold the averaged weights, and its alpha is known."""
-    pipe = plain(base)
-    pipe.load_lora_weights(adapted, weight_name=adapter(adapted).name, adapter_name="default")
-    average = torch.load(adapted / "checkpoints" / "step-00000004" / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
-    loaded = [weight for name, weight in pipe.unet.named_parameters() if "lora_" in name]
-    assert len(loaded) == len(average) and all(torch.equal(a, b) for a, b in zip(loaded, average, strict=True))
-    config = pipe.unet.peft_config["default"]
-    assert config.r == 4 and config.lora_alpha == 4 and set(config.target_modules) >= {"to_q", "to_k"} or config.target_modules
-
-
-def test_alpha_reaches_the_file(base, tmp_path):
-    run_main(LORA, *TINY, "--model", base, "--steps", 1, "--rank", 2, "--alpha", 6, "--warmup", 0, "--measure", 0, "--out", tmp_path / "run")
-    pipe = plain(base)
-    pipe.load_lora_weights(tmp_path / "run", weight_name="creatures-woodcut.safetensors", adapter_name="a")
-    assert pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.scaling["a"] == 3
-
-
-def test_a_new_adapter_changes_nothing_and_only_it_is_trained(base, adapted):
-    pipe = plain(base)
-    before = draw(pipe)
-    layers = lora.add_adapter(pipe.unet.requires_grad_(False), 4, None, ATTENTION, 0)
-    assert np.array_equal(draw(pipe), before)
-    names = {name for name, weight in pipe.unet.named_parameters() if weight.requires_grad}
-    assert names and all("lora_" in name for name in names) and len(names) == 2 * layers
-    kept = load_file(adapted / "checkpoints" / "step-00000004" / "trained.safetensors")
-    assert kept.keys() == names  # and only that is in a checkpoint
-    assert all(weight.dtype == torch.float32 for weight in pipe.unet.parameters())
-
-
-def test_frozen_weights_in_half_precision(base):
-    unet = plain(base).unet.requires_grad_(False)
-    lora.add_adapter(unet, 2, None, ATTENTION, 0, "bf16")
-    assert {weight.dtype for weight in unet.parameters() if weight.requires_grad} == {torch.float32}
-    assert {weight.dtype for weight in unet.parameters() if not weight.requires_grad} == {torch.bfloat16}
-
-
-def test_a_resumed_lora_is_the_same_lora(adapted, tmp_path):
-    again = tmp_path / "run"
-    shutil.copytree(adapted, again)
-    shutil.rmtree(again / "checkpoints" / "step-00000004")
-    adapter(again).unlink()
-    run_main(LORA, "--resume", again, "--device", "cpu")
-    mine, theirs = (load_file(adapter(run)) for run in (again, adapted))
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-
-
-def test_several_adapters_are_mixed(base, adapted, tmp_path, command_line):
-    other = tmp_path / "other.safetensors"
-    weights = load_file(adapter(adapted))
-    save_file({name: torch.randn_like(weight) for name, weight in weights.items()}, other)
-    flags = ["--model", base, "--size", 32, "--sample-steps", 1, "--device", "cpu", "--style", "none", "--prompts", "a red creature", "a blue one"]
-    code, said, err = command_line(LORA, "--use", adapted, other, "--scale", 0, 1, *flags, "--sheet", tmp_path / "a.png")
-    assert code == 0, err
-    assert said.count("a row:") == 4 and "1 creatures-woodcut + 0 other" in said
-    code, said, err = command_line(LORA, "--use", adapted, "--scale", 0, 0.5, 1, *flags, "--sheet", tmp_path / "b.png")
-    assert code == 0 and said.count("a row:") == 3, err
-    pipe = plain(base)
-    before = draw(pipe)
-    pipe.set_adapters(adapters.load_adapters(pipe, [adapter(adapted), other]), [0.0, 0.0])
-    assert np.array_equal(draw(pipe), before)
-
-
-def test_adapters_that_do_not_fit(base, adapted, tmp_path):
-    weights = load_file(adapter(adapted))
-    key = next(key for key in weights if "lora_A" in key or "lora.down" in key)
-    wide = tmp_path / "wide.safetensors"
-    save_file(weights | {key: torch.zeros(4, weights[key].shape[1] + 1)}, wide)
-    foreign = tmp_path / "foreign.safetensors"
-    save_file({name.replace("mid_block", "third_block"): weight for name, weight in weights.items()}, foreign)
-    other = tmp_path / "other.safetensors"
-    save_file({"a": torch.zeros(1)}, other)
-    (tmp_path / "broken.safetensors").write_bytes(b"not this")
-    for path, says in ((wide, "for a width of"), (foreign, "third_block"), (other, "no LoRA of a U-Net: it holds .*, where one of LoRA, LoCon"),
-                       (tmp_path / "broken.safetensors", "is damaged")):  # fmt: skip
-        with pytest.raises(UserError, match=says):
-            adapters.load_adapters(plain(base), [path])
-    with pytest.raises(UserError, match="there is no file"):
-        adapters.find_adapter(tmp_path / "nothing.safetensors")
-    with pytest.raises(UserError, match="holds 4 .safetensors"):
-        adapters.find_adapter(tmp_path)
-
-
 # ------------------------------------------------------------------------------------------------------------- DreamBooth
-
 
 def test_dreambooth_keeps_its_class_images_and_resumes_exactly(dreamt, tmp_path):
     pictures = sorted((dreamt / "class_images").glob("*.png"))
@@ -497,96 +339,7 @@ def test_how_a_word_is_spelled(base):
         dreambooth.spelling(without, "sks")
 
 
-# ------------------------------------------------------------------------------------------------------------- ControlNet
-
-
-def test_an_untrained_controlnet_is_not_heard(base):
-    """Its convolutions begin at zero. And it takes edges of the size of the images, f = 4 times that of the latents."""
-    pipe = plain(base)
-    net = controlnet.new_controlnet(pipe.unet, pipe.vae_scale_factor, 0)
-    assert net.config.conditioning_embedding_out_channels == (16, 32, 64)
-    pipe.set_progress_bar_config(disable=True)
-    before = draw(pipe)
-    controlled = controlnet.with_controlnet(pipe, net)
-    wanted = edges(to_float(load("creatures", 32, n=1).pixels)).expand(-1, 3, -1, -1)
-    assert np.array_equal(draw(controlled, image=wanted), before)
-    with torch.no_grad():
-        for part in net.controlnet_down_blocks:
-            part.weight.add_(0.1)
-    assert not np.array_equal(draw(controlled, image=wanted), before)  # it would be heard
-
-
-def test_a_trained_controlnet_opens_in_plain_diffusers_and_is_heard(base, controlled):
-    net = ControlNetModel.from_pretrained(controlled / "controlnet")
-    pipe = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net)
-    some, none = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
-    some[:, :, 10:20, 10] = 1
-    assert (draw(pipe, image=some) != draw(pipe, image=none)).any()
-    found = json.loads((controlled / "results.json").read_text())
-    assert set(found["measures"]) == {"without control", "with control"}
-    for measures in found["measures"].values():
-        strict, tolerant = (measures[f"agreement of edges, {how} (F1)"]["value"] for how in ("to the pixel", "one pixel aside counts"))
-        assert 0 <= strict <= tolerant <= 1
-    assert found["cost"]["trained"] == found["cost"]["weights"] == sum(p.numel() for p in net.parameters())
-    assert (controlled / "samples" / "step-000003.png").exists()
-
-
-def test_the_unet_beside_a_controlnet_is_frozen(base, tmp_path):
-    """Gradients go through it, to the ControlNet, and change nothing in it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    pipe, accelerator = plain(base), Accelerator(cpu=True)
-    pipe.unet.requires_grad_(False)
-    images = load("creatures", 32, n=2)
-    data = encode(pipe, images, images.captions, True, edges=controlnet.edges_of(images.pixels, 0.2))
-    args = load_program(CONTROLNET).Args(steps=3, batch_size=2, lr=1e-2, warmup=0, out=tmp_path)
-    net = controlnet.new_controlnet(pipe.unet, 4, 0)
-    loss = latent_denoising(pipe, data, args, controlnet.predict_with_controlnet(pipe.unet, accelerator))
-    before, start = [p.clone() for p in pipe.unet.parameters()], [p.detach().clone() for p in net.parameters()]
-    for _ in Tuner(net, data, loss, args, accelerator).run():
-        pass
-    assert all(torch.equal(a, b) for a, b in zip(before, pipe.unet.parameters(), strict=True))
-    moved = {name for (name, p), old in zip(net.named_parameters(), start, strict=True) if not torch.equal(p, old)}
-    assert {"controlnet_mid_block.weight", "controlnet_cond_embedding.conv_in.weight", "mid_block.resnets.0.conv1.weight"} <= moved
-
-
-def test_a_resumed_controlnet_is_the_same(controlled, tmp_path):
-    again = tmp_path / "run"
-    shutil.copytree(controlled, again)
-    shutil.rmtree(again / "checkpoints" / "step-00000004")
-    shutil.rmtree(again / "controlnet")
-    run_main(CONTROLNET, "--resume", again, "--device", "cpu")
-    weights = "controlnet/diffusion_pytorch_model.safetensors"
-    assert (again / weights).read_bytes() == (controlled / weights).read_bytes()
-
-
-def test_a_controlnet_is_used_on_ones_own_pictures(base, controlled, tmp_path, command_line):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "mine.png")
-    flags = ["--model", base, "--size", 32, "--sample-steps", 1, "--device", "cpu", "--measure", 2, "--use", controlled]
-    code, said, err = command_line(CONTROLNET, *flags, "--image", tmp_path / "mine.png", "--prompts", "a red one", "a blue one", "--sheet", tmp_path / "a.png")
-    assert code == 0 and "agreement of edges" in said and (tmp_path / "a.png").exists(), err
-    code, said, err = command_line(CONTROLNET, *flags, "--sheet", tmp_path / "b.png")
-    assert code == 0 and (tmp_path / "b.png").exists() and "edges of another picture agree by 0." in said, err
-    code, _, err = command_line(CONTROLNET, *flags, "--image", tmp_path / "mine.png", "--sheet", tmp_path / "c.png")
-    assert code == 2 and "--prompts" in err
-    code, _, err = command_line(CONTROLNET, *flags[:-1], base, "--sheet", tmp_path / "c.png")
-    assert code == 2 and "holds no ControlNet" in err
-
-
-def test_a_controlnet_of_another_model_is_refused(base, controlled, tmp_path):
-    shutil.copytree(controlled / "controlnet", tmp_path / "net")
-    unet = plain(base).unet
-    assert isinstance(controlnet.open_controlnet(tmp_path / "net", unet, 4), ControlNetModel)
-    with pytest.raises(UserError, match="downsamples edges 4 times"):
-        controlnet.open_controlnet(tmp_path / "net", unet, 8)
-    unet.register_to_config(cross_attention_dim=768)
-    with pytest.raises(UserError, match="cross_attention_dim"):
-        controlnet.open_controlnet(tmp_path / "net", unet, 4)
-    (tmp_path / "net" / "diffusion_pytorch_model.safetensors").write_bytes(b"not this")
-    with pytest.raises(UserError, match="cannot be opened"):
-        controlnet.open_controlnet(tmp_path / "net", plain(base).unet, 4)
-
-
-# --------------------------------------------------------------------------------------------------------- the command line
+# -------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_help_waits_for_nothing_heavy():
