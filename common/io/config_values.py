@@ -7,7 +7,7 @@ A rule is a type hint: int, float, bool, str, None, Any, Path, Literal, list[...
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -25,6 +25,20 @@ def check_values(config: Mapping[str, Any], rules: Mapping[str, Any], whose: str
     for key, rule in rules.items():
         if key in config and not fits(config[key], rule):
             raise UserError(f"{whose} sets {key} = {shown(config[key])}, where {spelled(rule)} was expected")
+
+
+def known_settings(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]], refuse: Callable[[str, object], Any]
+) -> dict[str, Any]:
+    """The settings that have defaults, with these where config leaves them out.
+
+    fixed   settings that are understood at these values only; refuse(key, value) is called with any other setting or value
+    Keys that begin with an underscore are notes of the library that wrote the file.
+    """
+    for key, value in config.items():
+        if not key.startswith("_") and key not in defaults and value not in fixed.get(key, ()):
+            refuse(key, value)
+    return {key: config.get(key, default) for key, default in defaults.items()}
 
 
 def spelled(rule: Any) -> str:

@@ -1,17 +1,19 @@
 """Translate between our UNetConfig and the config.json of `diffusers`.
 
-Nothing is guessed: a setting we cannot honour is refused by name, so that weights are never loaded into another network.
+Nothing is guessed: a setting that the course's U-Net does not have is refused by name, so that weights are never loaded into another
+network.
 """
 
-from typing import Annotated, Literal, NoReturn
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NoReturn
 
 from common.diffusion.diffusers_scheduler import VERSION
 from common.errors import UserError, shown
-from common.io.config_values import Count, Layers, Share, check_values
+from common.io.config_values import Count, Layers, Share, check_values, known_settings
 from common.io.ranges import Range
 from common.models.unet_config import UNetConfig
 
-# Settings of diffusers' U-Nets that we read only at these values (None: left out of the file).
+# Settings of diffusers' U-Nets that are read at these values only (None: left out of the file).
 FIXED = {
     "act_fn": ("silu",), "addition_embed_type": (None,), "addition_embed_type_num_heads": (64,),
     "addition_time_embed_dim": (None,), "attention_type": ("default",), "center_input_sample": (False,),
@@ -25,14 +27,14 @@ FIXED = {
     "timestep_post_act": (None,), "upsample_type": ("conv",), "upcast_attention": (None, False, True),
 }  # fmt: skip
 
-# Settings we translate, with what diffusers assumes where the file leaves them out.
-COMMON = {"sample_size": None, "down_block_types": None, "up_block_types": None, "mid_block_type": None,
+# Settings that are translated, with the values that diffusers assumes where the file leaves them out.
+COMMON = {"sample_size": None, "down_block_types": None, "up_block_types": None,
           "block_out_channels": None, "layers_per_block": 2, "norm_num_groups": 32, "norm_eps": 1e-5, "dropout": 0.0,
           "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "num_class_embeds": None,
           "attention_head_dim": 8, "resnet_time_scale_shift": "default"}  # fmt: skip
-PLAIN = COMMON | {"in_channels": 3, "out_channels": 3, "add_attention": True, "attn_norm_num_groups": None}
-TEXT = COMMON | {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280, "use_linear_projection": False,
-                 "transformer_layers_per_block": 1}  # fmt: skip
+PLAIN = COMMON | {"mid_block_type": "UNetMidBlock2D", "in_channels": 3, "out_channels": 3, "add_attention": True, "attn_norm_num_groups": None}
+TEXT = COMMON | {"mid_block_type": "UNetMidBlock2DCrossAttn", "in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280,
+                 "use_linear_projection": False, "transformer_layers_per_block": 1}  # fmt: skip
 # What their values may be: far more than any network has, and nothing that would take forever to build.
 VALUES = {
     "sample_size": Count | list[Count] | None, "down_block_types": list[str], "up_block_types": list[str], "mid_block_type": str | None,
@@ -55,68 +57,34 @@ def _refuse(key: str, value: object) -> NoReturn:
     raise UserError(f"this U-Net sets {key} = {shown(value)}, which the course's U-Net does not have, so it is not loaded")
 
 
-def unet_from_diffusers(config: dict) -> UNetConfig:
-    """The UNetConfig of a UNet2DModel's or UNet2DConditionModel's config.json."""
+def unet_from_diffusers(config: dict[str, Any]) -> UNetConfig:
+    """The UNetConfig of a UNet2DModel's or UNet2DConditionModel's config.json. Raises UserError at a setting that it cannot express."""
     kind = config.get("_class_name")
     if kind not in ("UNet2DModel", "UNet2DConditionModel"):
         _refuse("_class_name", kind)
     text = kind == "UNet2DConditionModel"
-    known = TEXT if text else PLAIN
-    for key, value in config.items():
-        if not key.startswith("_") and key not in known and value not in FIXED.get(key, ()):
-            _refuse(key, value)
-    c = known | {key: value for key, value in config.items() if key in known}
+    c = known_settings(config, TEXT if text else PLAIN, FIXED, _refuse)
     check_values(c, VALUES | ({"attention_head_dim": Count | list[Count]} if text else {}), "this U-Net")
-    for key in ("block_out_channels", "down_block_types", "up_block_types"):
-        if not c[key] or len(c[key]) != len(c["block_out_channels"]):
-            _refuse(key, c[key])
-    if len(c["block_out_channels"]) * c["layers_per_block"] * (c["transformer_layers_per_block"] if text else 1) > LARGEST:
+    if len(c["block_out_channels"]) * c["layers_per_block"] * c.get("transformer_layers_per_block", 1) > LARGEST:
         _refuse("block_out_channels, layers_per_block and transformer_layers_per_block, which multiply to more than", LARGEST)
-    if any(width % c["norm_num_groups"] for width in c["block_out_channels"]):
-        _refuse("norm_num_groups", c["norm_num_groups"])
-    if c["block_out_channels"][0] % 2 or c["block_out_channels"][0] // 2 <= c["freq_shift"]:
-        _refuse("block_out_channels", c["block_out_channels"])  # its first width is that of the waves that encode a timestep
-    n, levels = len(c["block_out_channels"]), range(len(c["block_out_channels"]))
-
-    attention = tuple("Attn" in block for block in c["down_block_types"])
-    expected_down = [BLOCKS["down"][text, a] for a in attention]
-    expected_up = [BLOCKS["up"][text, a] for a in reversed(attention)]
-    if list(c["down_block_types"]) != expected_down:
-        _refuse("down_block_types", c["down_block_types"])
-    if list(c["up_block_types"]) != expected_up:
-        _refuse("up_block_types", c["up_block_types"])
-    mid = "UNetMidBlock2DCrossAttn" if text else "UNetMidBlock2D"
-    if (c["mid_block_type"] or mid) != mid or ("mid_block_type" in config and config["mid_block_type"] is None):
-        _refuse("mid_block_type", c["mid_block_type"])
-
-    mid_attention = text or c["add_attention"]
-    scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
-    if not text and mid_attention and (c["attn_norm_num_groups"] or (0 if scale_shift else c["norm_num_groups"])) != c["norm_num_groups"]:
-        _refuse("attn_norm_num_groups", c["attn_norm_num_groups"])
-    # In UNet2DConditionModel "attention_head_dim" is, by an old mistake kept for compatibility, the number of heads.
-    heads = c["attention_head_dim"]
-    heads = (tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * n) if text else None
-    if text and len(heads) != n:
-        _refuse("attention_head_dim", c["attention_head_dim"])
-    for i in levels:  # diffusers would build narrower attention than the image
-        part = heads[i] if text else c["attention_head_dim"] or 1
-        if (attention[i] or (mid_attention and i == n - 1)) and c["block_out_channels"][i] % part:
-            _refuse("attention_head_dim", c["attention_head_dim"])
+    for key, holds in requirements(c, text):
+        if not holds():
+            _refuse(key, c[key])
     return UNetConfig(
         size=c["sample_size"] if isinstance(c["sample_size"], int) else 0,
         in_channels=c["in_channels"],
         out_channels=c["out_channels"],
-        channels=tuple(c["block_out_channels"][i] for i in levels),
-        attention=attention,
+        channels=tuple(c["block_out_channels"]),
+        attention=tuple("Attn" in block for block in c["down_block_types"]),
         layers=c["layers_per_block"],
         head_dim=None if text else c["attention_head_dim"],
-        heads=heads,
-        text_dim=c["cross_attention_dim"] if text else None,
+        heads=tuple(heads_of(c)) if text else None,
+        text_dim=c.get("cross_attention_dim"),
         classes=c["num_class_embeds"],
-        depth=c["transformer_layers_per_block"] if text else 1,
-        linear_projection=c["use_linear_projection"] if text else False,
-        scale_shift=scale_shift,
-        mid_attention=mid_attention,
+        depth=c.get("transformer_layers_per_block", 1),
+        linear_projection=c.get("use_linear_projection", False),
+        scale_shift=c["resnet_time_scale_shift"] == "scale_shift",
+        mid_attention=c.get("add_attention", True),
         dropout=c["dropout"],
         groups=c["norm_num_groups"],
         eps=c["norm_eps"],
@@ -126,7 +94,40 @@ def unet_from_diffusers(config: dict) -> UNetConfig:
     )
 
 
-def unet_to_diffusers(cfg: UNetConfig) -> dict:
+def heads_of(c: dict[str, Any]) -> list[int]:
+    """Attention heads at each level. In UNet2DConditionModel "attention_head_dim" is, by an old mistake kept for compatibility, their number."""
+    heads = c["attention_head_dim"]
+    return list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(c["block_out_channels"])
+
+
+def requirements(c: dict[str, Any], text: bool) -> list[tuple[str, Callable[[], bool]]]:
+    """What the course's U-Net needs of each setting, in the order of the checks: later ones rely on earlier ones."""
+    widths, groups = c["block_out_channels"], c["norm_num_groups"]
+    n, attention = len(widths), ["Attn" in block for block in c["down_block_types"]]
+    mid_attention = c.get("add_attention", True)
+    default_groups = 0 if c["resnet_time_scale_shift"] == "scale_shift" else groups  # of the attention's norm, where the file names none
+
+    def heads_divide_widths() -> bool:  # otherwise diffusers would build attention that is narrower than the image
+        divisors = heads_of(c) if text else [c["attention_head_dim"] or 1] * n
+        attended = [*attention[:-1], attention[-1] or mid_attention]
+        return not any(width % divisor for width, divisor, a in zip(widths, divisors, attended, strict=True) if a)
+
+    return [
+        ("block_out_channels", lambda: n > 0),
+        ("down_block_types", lambda: len(c["down_block_types"]) == n),
+        ("up_block_types", lambda: len(c["up_block_types"]) == n),
+        ("norm_num_groups", lambda: not any(width % groups for width in widths)),
+        ("block_out_channels", lambda: widths[0] % 2 == 0 and widths[0] // 2 > c["freq_shift"]),  # the width of the timestep embedding
+        ("down_block_types", lambda: list(c["down_block_types"]) == [BLOCKS["down"][text, a] for a in attention]),
+        ("up_block_types", lambda: list(c["up_block_types"]) == [BLOCKS["up"][text, a] for a in reversed(attention)]),
+        ("mid_block_type", lambda: c["mid_block_type"] == (TEXT if text else PLAIN)["mid_block_type"]),
+        ("attn_norm_num_groups", lambda: text or not mid_attention or (c["attn_norm_num_groups"] or default_groups) == groups),
+        ("attention_head_dim", lambda: not text or len(heads_of(c)) == n),
+        ("attention_head_dim", heads_divide_widths),
+    ]
+
+
+def unet_to_diffusers(cfg: UNetConfig) -> dict[str, Any]:
     """The config.json that makes diffusers build the same network."""
     text = cfg.text_dim is not None
     config = {
@@ -139,7 +140,7 @@ def unet_to_diffusers(cfg: UNetConfig) -> dict:
         "down_block_types": [BLOCKS["down"][text, a] for a in cfg.attention],
         "up_block_types": [BLOCKS["up"][text, a] for a in reversed(cfg.attention)],
         "layers_per_block": cfg.layers,
-        "attention_head_dim": list(cfg.heads) if text else cfg.head_dim,
+        "attention_head_dim": list(cfg.heads or ()) if text else cfg.head_dim,
         "num_class_embeds": cfg.classes,
         "resnet_time_scale_shift": "scale_shift" if cfg.scale_shift else "default",
         "dropout": cfg.dropout,
@@ -151,7 +152,7 @@ def unet_to_diffusers(cfg: UNetConfig) -> dict:
     }
     if text:
         return config | {
-            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "mid_block_type": TEXT["mid_block_type"],
             "cross_attention_dim": cfg.text_dim,
             "transformer_layers_per_block": cfg.depth,
             "use_linear_projection": cfg.linear_projection,

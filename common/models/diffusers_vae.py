@@ -2,18 +2,19 @@
 
     vae/config.json, vae/diffusion_pytorch_model.safetensors
 
-Nothing is guessed: a setting we cannot honour is refused by name, so that weights are never loaded into another network.
+Nothing is guessed: a setting that the course's autoencoder does not have is refused by name, so that weights are never loaded into
+another network.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import torch
 from safetensors.torch import save
 
 from common.diffusion.diffusers_scheduler import VERSION
 from common.errors import UserError, shown
-from common.io.config_values import Count, Layers, check_values
+from common.io.config_values import Count, Layers, check_values, known_settings
 from common.io.files import read_json, write_atomically, write_json
 from common.io.ranges import Range
 from common.io.state_dict import build_strictly, read_component
@@ -22,13 +23,13 @@ from common.models.model_folder import WEIGHTS
 from common.models.single_file import as_folder
 from common.models.vae import AutoencoderKL, VAEConfig
 
-# Settings of diffusers' AutoencoderKL that we read only at these values.
+# Settings of diffusers' AutoencoderKL that are read at these values only.
 FIXED = {
     "act_fn": ("silu", "swish"), "force_upcast": (True, False), "latents_mean": (None,), "latents_std": (None,),
     "shift_factor": (None, 0), "use_post_quant_conv": (True,), "use_quant_conv": (True,),
 }  # fmt: skip
 
-# Settings we translate, with what diffusers assumes where the file leaves them out.
+# Settings that are translated, with the values that diffusers assumes where the file leaves them out.
 KNOWN = {"in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
          "block_out_channels": [64], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32, "sample_size": 32,
          "scaling_factor": 0.18215, "mid_block_add_attention": True}  # fmt: skip
@@ -37,18 +38,15 @@ VALUES = {"in_channels": Count, "out_channels": Count, "latent_channels": Count,
           "scaling_factor": Annotated[float, Range(0, 1e6, above=True)], "mid_block_add_attention": bool}  # fmt: skip
 
 
-def _refuse(key: str, value: object):
+def _refuse(key: str, value: object) -> NoReturn:
     raise UserError(f"this autoencoder sets {key} = {shown(value)}, which the course's autoencoder does not have, so it is not loaded")
 
 
-def vae_from_diffusers(config: dict) -> VAEConfig:
-    """The VAEConfig of an AutoencoderKL's config.json."""
+def vae_from_diffusers(config: dict[str, Any]) -> VAEConfig:
+    """The VAEConfig of an AutoencoderKL's config.json. Raises UserError at a setting that it cannot express."""
     if config.get("_class_name") != "AutoencoderKL":
         _refuse("_class_name", config.get("_class_name"))
-    for key, value in config.items():
-        if not key.startswith("_") and key not in KNOWN and value not in FIXED.get(key, ()):
-            _refuse(key, value)
-    c = KNOWN | {key: value for key, value in config.items() if key in KNOWN}
+    c = known_settings(config, KNOWN, FIXED, _refuse)
     check_values(c, VALUES, "this autoencoder")
     channels = c["block_out_channels"]
     if not 1 <= len(channels) <= 12:
@@ -72,7 +70,7 @@ def vae_from_diffusers(config: dict) -> VAEConfig:
     )
 
 
-def vae_to_diffusers(cfg: VAEConfig) -> dict:
+def vae_to_diffusers(cfg: VAEConfig) -> dict[str, Any]:
     """The config.json that makes diffusers build the same network."""
     return {
         "_class_name": "AutoencoderKL",

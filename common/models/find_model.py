@@ -43,9 +43,11 @@ def is_unet(folder: Path) -> bool:
 
 
 def unet_folder(root: Path) -> Path:
+    """The folder of the U-Net in a model's folder."""
     return root / "unet" if (root / "unet").is_dir() else root
 
 
 def scheduler_file(root: Path) -> Path:
+    """The scheduler_config.json in a model's folder."""
     flat = root / "scheduler_config.json"
     return flat if flat.exists() and not (root / "scheduler").is_dir() else root / "scheduler" / "scheduler_config.json"

@@ -60,13 +60,13 @@ def load_unet(folder: Path) -> UNet:
 
 
 def start_from(net: UNet, other: UNet, folder: Path) -> None:
-    """Take over the weights of a U-Net of the same build; the size of its images is of no importance to them."""
+    """Copy the weights of a U-Net of the same build; the size of its images may differ."""
     if unlike := same_build(net, other):
         raise UserError(f"the U-Net in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings")
     net.load_state_dict(other.state_dict())
 
 
 def same_build(net: UNet, other: UNet, free: Sequence[str] = ("size",)) -> list[str]:
-    """In what two networks differ, but for these settings."""
+    """The settings in which two networks differ, without those of `free`."""
     mine, theirs = vars(net.cfg), vars(other.cfg)
     return [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if name not in free and mine[name] != theirs[name]]

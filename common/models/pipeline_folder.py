@@ -3,6 +3,7 @@
 It may be a local folder, a run folder, a checkpoint in one file, or a repository in the hub's cache or on the hub.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
@@ -34,13 +35,13 @@ def find_pipeline(name: str | Path) -> Path:
         raise UserError(f"there is no folder {name}; --model takes the folder of a diffusers pipeline, or a hub id such as {EXAMPLE}")
     folder = hub.cached(name, INDEX, example=EXAMPLE)
     if folder is None or missing_parts(folder):
-        folder = hub.download(name, needed, f"give a local folder with --model instead, or {hub.MIRROR}", EXAMPLE)
+        folder = hub.download(name, needed_files, f"give a local folder with --model instead, or {hub.MIRROR}", EXAMPLE)
         check_parts(folder)
     return folder
 
 
-def needed(files: list[str], fetch) -> list[str]:
-    """Which of a repository's files make up its pipeline: each part's configuration, and one set of weights of those that there are."""
+def needed_files(files: list[str], fetch: Callable[[str], Path]) -> list[str]:
+    """The files of a repository that make up its pipeline: each part's configuration, and one of the sets of weights that there are."""
     if INDEX not in files:
         raise UserError(f"there is no {INDEX} among the files of that repository ({some(files)}), so it holds no diffusers pipeline")
     wanted = [INDEX]
@@ -52,7 +53,7 @@ def needed(files: list[str], fetch) -> list[str]:
 
 
 def quiet() -> None:
-    """Turn off the libraries' progress bars and log lines. Errors reach the user as a UserError, and diffusers logs a missing .safetensors
+    """Turn off the progress bars and log lines of diffusers and transformers. Errors reach the user as a UserError, and diffusers logs a missing .safetensors
     file as an error even where it then opens the .bin."""
     import logging
 
@@ -73,7 +74,7 @@ def parts_of(index: dict) -> list[str]:
 
 
 def check_parts(folder: Path) -> None:
-    """Refuse a folder that is no pipeline, naming what is missing and what is there."""
+    """Refuse a folder that holds no pipeline, naming what is missing and what is there."""
     if not (folder / INDEX).exists():
         there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         raise UserError(
@@ -94,6 +95,7 @@ def what_is_there(folder: Path, there: list[str]) -> str:
 
 
 def some(names: list[str]) -> str:
+    """The first eight names, and how many more there are."""
     return (", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")) or "nothing"
 
 

@@ -1,6 +1,6 @@
 """Checkpoints in one file, as from Civitai or the webui: what a file holds, and its conversion to a folder of `diffusers`.
 
-    kind_of(read_tensors(path))        Kind("sd", "a checkpoint of Stable Diffusion 1.x (U-Net, autoencoder, text encoder)", ...)
+    kind_of(read_tensors(path))        FileKind("sd", "a checkpoint of Stable Diffusion 1.x (U-Net, autoencoder, text encoder)", ...)
     as_folder(path)                    runs/single_files/NAME-1a2b3c4d, which every program of the course opens
 
 The file has the names of CompVis (input_blocks.1.0.in_layers.2.weight). The converters of diffusers rename them; this module infers
@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.diffusion.diffusers_scheduler import VERSION
 from common.errors import UserError, explain
@@ -46,8 +46,8 @@ UNET, VAE, TEXT, OPEN_CLIP = "model.diffusion_model.", "first_stage_model.", "co
 
 
 @dataclass(frozen=True)
-class Kind:
-    """name: one of those below. says: what the file holds, for a sentence. advice: what to do with it instead."""
+class FileKind:
+    """name: one of those that kind_of returns. says: what the file holds, for a sentence. advice: what to do with it instead."""
 
     name: str
     says: str
@@ -57,7 +57,7 @@ class Kind:
 # ------------------------------------------------------------------------------------------------------- what is in a file
 
 
-def kind_of(state: dict[str, Tensor]) -> Kind:
+def kind_of(state: dict[str, Tensor]) -> FileKind:
     """What the names of the weights show: sd, unet, vae, text, lora, controlnet, inversion, diffusers-unet, ..., other, unknown."""
     names = list(state)
 
@@ -68,30 +68,30 @@ def kind_of(state: dict[str, Tensor]) -> Kind:
         return any(name.startswith(prefixes) for name in names)
 
     if some("lora_up", "lora_down", ".lora_A.", ".lora_B.", "_lora.up", "_lora.down", ".lora.up", ".lora.down", "lora_linear_layer", "hada_w1", "lokr_w"):
-        return Kind("lora", "a LoRA or a similar adapter", "05_finetune_diffusers/lora.py --use opens it")
+        return FileKind("lora", "a LoRA or a similar adapter", "05_finetune_diffusers/lora.py --use opens it")
     if not names:
-        return Kind("unknown", "no weights")
+        return FileKind("unknown", "no weights")
     if begins("string_to_param", "emb_params", "string_to_token") or is_embedding(state):
-        return Kind("inversion", "a textual inversion: the embedding of a word", "diffusers' load_textual_inversion adds it to a pipeline")
+        return FileKind("inversion", "a textual inversion: the embedding of a word", "diffusers' load_textual_inversion adds it to a pipeline")
     if begins("control_model.", "controlnet_", "input_hint_block.", "controlnet_cond_embedding."):
-        return Kind("controlnet", "a ControlNet", "05_finetune_diffusers/controlnet.py --use opens the folder of one")
+        return FileKind("controlnet", "a ControlNet", "05_finetune_diffusers/controlnet.py --use opens the folder of one")
     for name, says in (("conditioner.embedders.", "Stable Diffusion XL"), (".joint_blocks.", "Stable Diffusion 3"), ("double_blocks.", "FLUX")):
         if some(name):
-            return Kind("other", f"a checkpoint of {says}", "load it with from_single_file of its pipeline in diffusers, and give the folder that save_pretrained writes")
+            return FileKind("other", f"a checkpoint of {says}", "load it with from_single_file of its pipeline in diffusers, and give the folder that save_pretrained writes")
     if begins(UNET):
         return sd_kind(state)
     if some("encoder.down.0.block.0.") or begins(VAE):
-        return Kind("vae", "an autoencoder alone")
+        return FileKind("vae", "an autoencoder alone")
     if begins("input_blocks.0."):
-        return Kind("unet", "a U-Net alone, without autoencoder and text encoder")
+        return FileKind("unet", "a U-Net alone, without autoencoder and text encoder")
     if begins("encoder.down_blocks."):
-        return Kind("diffusers-vae", "an autoencoder under the names of diffusers", "give the folder that holds it and its config.json")
+        return FileKind("diffusers-vae", "an autoencoder under the names of diffusers", "give the folder that holds it and its config.json")
     if begins("down_blocks.", "time_embedding."):
-        return Kind("diffusers-unet", "a U-Net under the names of diffusers", "give the folder that holds it and its config.json")
+        return FileKind("diffusers-unet", "a U-Net under the names of diffusers", "give the folder that holds it and its config.json")
     if some("embeddings.token_embedding.weight", "token_embedding.weight", "word_embeddings.weight"):
-        return Kind("text", "a text encoder alone")
+        return FileKind("text", "a text encoder alone")
     shown = ", ".join(sorted(names)[:2])
-    return Kind("unknown", f"weights of no kind that is known here, the first are {shown}")
+    return FileKind("unknown", f"weights of no kind that is known here, the first are {shown}")
 
 
 def is_embedding(state: dict[str, Tensor]) -> bool:
@@ -103,18 +103,18 @@ def is_embedding(state: dict[str, Tensor]) -> bool:
     return len(state) <= 2 and not layers and all(value.ndim in (1, 2) and value.shape[-1] in TEXT_WIDTHS for value in state.values())
 
 
-def sd_kind(state: dict[str, Tensor]) -> Kind:
+def sd_kind(state: dict[str, Tensor]) -> FileKind:
     """The kind of a file with a U-Net under CompVis's names: with an autoencoder and a text encoder, or without."""
     wanted = {"an autoencoder": (VAE,), "a text encoder": (TEXT, OPEN_CLIP)}
     lacks = [what for what, prefixes in wanted.items() if not any(name.startswith(prefixes) for name in state)]
     if "a text encoder" in lacks and not any(".attn2.to_k.weight" in name for name in state if name.startswith(UNET)):
-        return Kind("other", "a diffusion model that reads no text, under the names of CompVis")
+        return FileKind("other", "a diffusion model that reads no text, under the names of CompVis")
     if f"{UNET}label_emb.weight" in state or f"{UNET}label_emb.0.0.weight" in state:
-        return Kind("other", "a U-Net that is conditioned on more than a text, such as that of an upscaler")
+        return FileKind("other", "a U-Net that is conditioned on more than a text, such as that of an upscaler")
     version = "2.x" if f"{OPEN_CLIP}token_embedding.weight" in state else "1.x"
     if lacks:
-        return Kind("unet", f"a U-Net of Stable Diffusion, without {' and without '.join(lacks)}", "take a file that has all three parts")
-    return Kind("sd", f"a checkpoint of Stable Diffusion {version} (U-Net, autoencoder, text encoder)")
+        return FileKind("unet", f"a U-Net of Stable Diffusion, without {' and without '.join(lacks)}", "take a file that has all three parts")
+    return FileKind("sd", f"a checkpoint of Stable Diffusion {version} (U-Net, autoencoder, text encoder)")
 
 
 # ------------------------------------------------------------------------------------------------------------ the folder
@@ -167,8 +167,8 @@ def write_pipeline(folder: Path, state: dict[str, Tensor], path: Path) -> None:
     text = open_clip_config(state, path) if f"{OPEN_CLIP}token_embedding.weight" in state else clip_config(with_prefix, path)
     save_tokenizer(folder / "tokenizer", text, path)
     unet = unet_config({name.removeprefix(UNET): value for name, value in state.items() if name.startswith(UNET)}, path)
-    paints = unet["in_channels"] != unet["out_channels"]
-    v, zero_snr = prediction_of(state, path, text["hidden_act"] == "gelu" and not paints)
+    inpaints = unet["in_channels"] != unet["out_channels"]
+    v, zero_snr = prediction_of(state, path, text["hidden_act"] == "gelu" and not inpaints)
     pixels = 768 if v and text["hidden_act"] == "gelu" else 512
     factor = write_vae(folder / "vae", state, pixels, path)
     write_unet(folder / "unet", state, unet | {"sample_size": pixels // factor}, path)
@@ -182,27 +182,28 @@ def write_pipeline(folder: Path, state: dict[str, Tensor], path: Path) -> None:
     parts = {"vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
              "unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", scheduler["_class_name"]], "safety_checker": [None, None],
              "feature_extractor": [None, None]}  # fmt: skip
-    name = "StableDiffusionInpaintPipeline" if paints else "StableDiffusionPipeline"
+    name = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
     write_json(folder / "model_index.json", {"_class_name": name, "_diffusers_version": VERSION, **parts, "requires_safety_checker": False})
 
 
-def prediction_of(state: dict[str, Tensor], path: Path, second: bool) -> tuple[bool, bool]:
-    """(whether the U-Net predicts v, whether its schedule ends at pure noise). second: a model of Stable Diffusion 2.x that draws"""
-    about = metadata(path).get("modelspec.prediction_type", "")
+def prediction_of(state: dict[str, Tensor], path: Path, version_2: bool) -> tuple[bool, bool]:
+    """(whether the U-Net predicts v, whether its schedule ends at pure noise). version_2: a text-to-image model of Stable Diffusion 2.x"""
+    named = metadata(path).get("modelspec.prediction_type", "")
     settings = path.with_suffix(".yaml")
     if "v_pred" in state:
         return True, "ztsnr" in state
-    if about:
-        return about.startswith("v"), False
+    if named:
+        return named.startswith("v"), False
     if settings.exists():
         return bool(re.search(r"^\s*parameterization:\s*[\"']?v[\"']?\s*$", settings.read_text(encoding="utf-8", errors="replace"), re.M)), False
-    if second:
+    if version_2:
         print(f"{path.name} does not say what its U-Net predicts: taken for v, as in Stable Diffusion 2.1 of 768 pixels; where it predicts the noise "
               f"(2.1 base, 512 pixels), put its settings, v2-inference.yaml, beside it as {settings.name}")  # fmt: skip
-    return second, False
+    return version_2, False
 
 
 def metadata(path: Path) -> dict[str, str]:
+    """The metadata in the header of a .safetensors file; {} for any other."""
     if path.suffix.lower() not in (".safetensors", ".sft"):
         return {}
     with safe_open(path, "pt") as file:
@@ -213,7 +214,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def numbers(names: Iterable[str], pattern: str) -> list[int]:
-    """Every number that stands at the group of the pattern, in order."""
+    """The different numbers at the group of the pattern, in order."""
     return sorted({int(found[1]) for name in names if (found := re.match(pattern, name))})
 
 
@@ -321,6 +322,7 @@ def check_all_converted(given: int, converted: dict[str, Tensor], path: Path) ->
 
 
 def write_unet(folder: Path, state: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+    """Write a U-Net under the names of diffusers."""
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
@@ -331,7 +333,7 @@ def write_unet(folder: Path, state: dict[str, Tensor], config: dict[str, Any], p
 
 
 def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path) -> int:
-    """Returns pixels a side of a latent."""
+    """Write an autoencoder; returns f, how many times smaller a side its latents are."""
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
@@ -346,6 +348,7 @@ def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path) -
 
 
 def write_text(folder: Path, state: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+    """Write a text encoder under the names of transformers."""
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
     with every_weight_of("text encoder", path):
@@ -360,7 +363,7 @@ def write_text(folder: Path, state: dict[str, Tensor], config: dict[str, Any], p
     write_part(folder, TRANSFORMERS, config, state, {f"text_model.{key}": value for key, value in own.items()}, path)
 
 
-def on_meta(make: Any, config: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def on_meta(make: Callable[[dict[str, Any]], nn.Module], config: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """Names and shapes of a network, without its memory."""
     try:
         with torch.device("meta"), Uninitialised():
@@ -389,5 +392,6 @@ def find_tokenizer(path: Path) -> Path:
 
 
 def in_cache(name: str) -> Path | None:
+    """The folder of a repository's tokenizer in the hub's cache."""
     root = hub.cached(name, "vocab.json", "tokenizer/vocab.json")
     return root and next(folder for folder in (root / "tokenizer", root) if (folder / "vocab.json").exists())

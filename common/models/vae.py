@@ -3,7 +3,7 @@
     image --encoder--> mean, logvar --sample--> z --decoder--> image
     (B, 3, H, W)      (B, 4, H / f, W / f)                    (B, 3, H, W)
 
-The diffusion model of chapter 4 works on z, which is f times smaller a side; the decoder turns what it made into an image.
+The diffusion model of chapter 4 works on z, which is f times smaller a side; the decoder turns the latents it generates into images.
 """
 
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.models.unet import Downsample, SelfAttention2d
 
-LOGVAR_RANGE = -30.0, 20.0  # of what the encoder may say of a variance; exp() stays finite
+LOGVAR_RANGE = -30.0, 20.0  # limits of the predicted log variance, so that exp() stays finite
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    size: int = 64                           # pixels a side, told to whoever loads the model; any multiple of `factor` runs
-    image_channels: int = 3                  # of the images, going in and coming out
-    latent_channels: int = 4                 # of z
+    size: int = 64                           # side of the training images in pixels, kept with the model; any multiple of `factor` runs
+    image_channels: int = 3                  # channels of the images, of the input and of the output
+    latent_channels: int = 4                 # channels of z
     channels: tuple[int, ...] = (32, 64, 64)  # width of each resolution, highest resolution first; each step halves the image
     layers: int = 1                          # residual blocks at each resolution of the encoder; the decoder has one more
     mid_attention: bool = True               # attention at the lowest resolution
-    groups: int = 32                         # of every GroupNorm
-    scaling_factor: float = 1.0              # z times this has unit variance; measured once the training is over
+    groups: int = 32                         # groups of every GroupNorm
+    scaling_factor: float = 1.0              # z times this has unit variance; measured after the training
 
-    eps: ClassVar[float] = 1e-6              # of every GroupNorm; diffusers has no setting for it either
+    eps: ClassVar[float] = 1e-6              # added to every GroupNorm's variance; diffusers has no setting for it either
 
     @property
     def factor(self) -> int:
@@ -49,13 +49,13 @@ def small_vae(size: int, image_channels: int, widths: tuple[int, ...], latent_ch
 
 
 class Gaussian(NamedTuple):
-    """What the encoder says of an image: not one z but a cloud, independent in every component. Each (B, C, h, w)"""
+    """The encoder's output: a diagonal Gaussian over z. Each (B, C, h, w)"""
 
     mean: Tensor
     logvar: Tensor  # log of the variance
 
     def sample(self, eps: Tensor) -> Tensor:
-        """z = mean + std eps with eps standard normal: so gradients reach mean and std (Kingma & Welling 2014, section 2.4)."""
+        """z = mean + std eps with eps standard normal, so that gradients reach mean and std (Kingma & Welling 2014, section 2.4)."""
         return self.mean + (self.logvar / 2).exp() * eps
 
     def mode(self) -> Tensor:
@@ -68,8 +68,8 @@ class Gaussian(NamedTuple):
         return (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1) / 2
 
 
-class ResBlock(nn.Module):
-    """Two convolutions, plus the input: the U-Net's block without the noise level. (B, in, H, W) -> (B, out, H, W)"""
+class VAEResBlock(nn.Module):
+    """Two convolutions, plus the input: the U-Net's block without a timestep. (B, c_in, H, W) -> (B, c_out, H, W)"""
 
     def __init__(self, cfg: VAEConfig, c_in: int, c_out: int):
         super().__init__()
@@ -85,10 +85,10 @@ class ResBlock(nn.Module):
 
 
 def res_blocks(cfg: VAEConfig, c_in: int, c_out: int, n: int) -> nn.Sequential:
-    return nn.Sequential(*(ResBlock(cfg, a, b) for a, b in pairwise([c_in] + n * [c_out])))
+    return nn.Sequential(*(VAEResBlock(cfg, a, b) for a, b in pairwise([c_in] + n * [c_out])))
 
 
-class Upsample(nn.Module):
+class UpsampleTwice(nn.Module):
     """(B, C, H, W) -> (B, C, 2 H, 2 W)"""
 
     def __init__(self, dim: int):
@@ -99,8 +99,8 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class DownLevel(nn.Module):
-    """Residual blocks, then half the resolution, save at the last level. (B, in, H, W) -> (B, out, H / 2, W / 2)"""
+class EncoderBlock(nn.Module):
+    """Residual blocks, then half the resolution, except at the last level. (B, c_in, H, W) -> (B, c_out, H / 2, W / 2)"""
 
     def __init__(self, cfg: VAEConfig, c_in: int, c_out: int, last: bool):
         super().__init__()
@@ -111,26 +111,26 @@ class DownLevel(nn.Module):
         return self.downsamplers(self.resnets(x))
 
 
-class UpLevel(nn.Module):
-    """Residual blocks, then twice the resolution, save at the last level. (B, in, H, W) -> (B, out, 2 H, 2 W)"""
+class DecoderBlock(nn.Module):
+    """Residual blocks, then twice the resolution, except at the last level. (B, c_in, H, W) -> (B, c_out, 2 H, 2 W)"""
 
     def __init__(self, cfg: VAEConfig, c_in: int, c_out: int, last: bool):
         super().__init__()
         self.resnets = res_blocks(cfg, c_in, c_out, cfg.layers + 1)
-        self.upsamplers = nn.Sequential(*[] if last else [Upsample(c_out)])
+        self.upsamplers = nn.Sequential(*[] if last else [UpsampleTwice(c_out)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.upsamplers(self.resnets(x))
 
 
-def levels(Level: type[DownLevel] | type[UpLevel], cfg: VAEConfig, channels: tuple[int, ...]) -> nn.Sequential:
-    """One level for each width, in the order in which the image passes them."""
+def make_blocks(Block: type[EncoderBlock] | type[DecoderBlock], cfg: VAEConfig, channels: tuple[int, ...]) -> nn.Sequential:
+    """One block for each width, in the order in which the image passes them."""
     pairs = enumerate(pairwise(channels[:1] + channels), start=1)
-    return nn.Sequential(*(Level(cfg, c_in, c_out, last=i == len(channels)) for i, (c_in, c_out) in pairs))
+    return nn.Sequential(*(Block(cfg, c_in, c_out, last=i == len(channels)) for i, (c_in, c_out) in pairs))
 
 
-class Mid(nn.Module):
-    """The lowest resolution: ResBlock, attention, ResBlock. (B, C, h, w) -> (B, C, h, w)"""
+class VAEMidBlock(nn.Module):
+    """The lowest resolution: residual block, attention, residual block. (B, C, h, w) -> (B, C, h, w)"""
 
     def __init__(self, cfg: VAEConfig, dim: int):
         super().__init__()
@@ -148,8 +148,8 @@ class Encoder(nn.Module):
         super().__init__()
         first, last = cfg.channels[0], cfg.channels[-1]
         self.conv_in = nn.Conv2d(cfg.image_channels, first, 3, padding=1)
-        self.down_blocks = levels(DownLevel, cfg, cfg.channels)
-        self.mid_block = Mid(cfg, last)
+        self.down_blocks = make_blocks(EncoderBlock, cfg, cfg.channels)
+        self.mid_block = VAEMidBlock(cfg, last)
         self.conv_norm_out = nn.GroupNorm(cfg.groups, last, cfg.eps)
         self.conv_out = nn.Conv2d(last, 2 * cfg.latent_channels, 3, padding=1)
 
@@ -165,8 +165,8 @@ class Decoder(nn.Module):
         super().__init__()
         first, last = cfg.channels[0], cfg.channels[-1]
         self.conv_in = nn.Conv2d(cfg.latent_channels, last, 3, padding=1)
-        self.mid_block = Mid(cfg, last)
-        self.up_blocks = levels(UpLevel, cfg, cfg.channels[::-1])
+        self.mid_block = VAEMidBlock(cfg, last)
+        self.up_blocks = make_blocks(DecoderBlock, cfg, cfg.channels[::-1])
         self.conv_norm_out = nn.GroupNorm(cfg.groups, first, cfg.eps)
         self.conv_out = nn.Conv2d(first, cfg.image_channels, 3, padding=1)
 
@@ -176,7 +176,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """encode: image -> Gaussian over z; decode: z -> image; called as a whole: image, eps -> image again, Gaussian."""
+    """encode: image -> Gaussian over z; decode: z -> image; called as a whole: image, eps -> (reconstruction, Gaussian)."""
 
     def __init__(self, cfg: VAEConfig):
         super().__init__()
@@ -201,16 +201,16 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Gaussian]:
-        """What training needs, in one call. eps: standard normal, of the shape of z"""
+        """Reconstruction and posterior, as training needs them. eps: standard normal, of the shape of z"""
         z = self.encode(x)
         return self.decode(z.sample(eps)), z
 
     def scale(self, z: Tensor) -> Tensor:
-        """What the encoder gives -> what a diffusion model works on, of unit variance."""
+        """The encoder's z -> the latents of a diffusion model, of unit variance."""
         return z * self.cfg.scaling_factor
 
     def unscale(self, z: Tensor) -> Tensor:
-        """What a diffusion model made -> what the decoder takes."""
+        """The latents of a diffusion model -> z as the decoder takes it."""
         return z / self.cfg.scaling_factor
 
 
