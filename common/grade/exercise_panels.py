@@ -24,8 +24,8 @@ def at_most(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> NoReturn:
         raise TimeoutError(f"your code did not end within {seconds:g} seconds")
 
-    def end(code: int = 0) -> NoReturn:
-        raise SystemExit(code)
+    def end(status: int = 0) -> NoReturn:
+        raise SystemExit(status)
 
     timed, exit_at_once = hasattr(signal, "setitimer"), os._exit
     before = signal.signal(signal.SIGALRM, stop) if timed else None

@@ -44,7 +44,8 @@ class Worker:
     """A process that checks exercises one after the other, from number `first` on. Killed on leaving the `with` block."""
 
     def __init__(self, folder: Path, submission: Path, seed: int, first: int) -> None:
-        self.token, self.answers = secrets.token_hex(16), queue.Queue()
+        self.token = secrets.token_hex(16)
+        self.answers: queue.Queue[dict] = queue.Queue()
         self.request = {"token": self.token, "folder": str(folder), "submission": str(submission), "seed": seed, "first": first}
 
     def __enter__(self) -> "Worker":

@@ -5,7 +5,7 @@ import csv
 import errno
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ BINS = 10  # the noise range in tenths: loss_0 is the loss on nearly clean image
 COLUMNS = ["step", "loss", "lr", "grad_norm", "images_per_second", "seconds", *(f"loss_{i}" for i in range(BINS))]
 
 
-def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = False) -> Iterator[State]:
+def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = False) -> Generator[State, None, None]:
     """Pass every State through, writing a row of metrics.csv for it. total: optimizer steps, where known in advance."""
     log = None
     try:
@@ -41,7 +41,8 @@ class Due:
     """Whether a sample picture is due: every `steps` steps, or at each tenth of the budget."""
 
     def __init__(self, steps: int | None):
-        self.steps, self.tenth = steps, None
+        self.steps = steps
+        self.tenth: int | None = None  # tenths of the budget that were done at the last call
 
     def __call__(self, state: State) -> bool:
         if self.steps is not None:
@@ -49,8 +50,8 @@ class Due:
         before = self.tenth
         if before is None and state.step > 1:  # a resumed run: what was due after its last checkpoint may not have been done
             before = int(10 * state.progress * (state.step - 1) / state.step + 1e-9)
-        self.tenth = int(10 * state.progress + 1e-9)
-        return before is not None and self.tenth > before
+        self.tenth = tenth = int(10 * state.progress + 1e-9)
+        return before is not None and tenth > before
 
 
 class RunLog:

@@ -31,7 +31,7 @@ def fingerprint(*parts: Any) -> str:
         for name, value in sorted(part.state_dict().items()) if isinstance(part, nn.Module) else [("", part)]:
             if isinstance(value, Tensor):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             else:
                 digest.update(json.dumps(value, default=str).encode())
     return digest.hexdigest()[:32]
@@ -86,5 +86,7 @@ def absolute(name: str, value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [absolute(name, item) for item in value]
     path = isinstance(value, Path) or (isinstance(value, str) and ((name == "data" and is_place(value)) or (name in ("model", "text") and value != "small")))
-    there = path and Path(value).expanduser()
-    return str(there.resolve()) if path and (isinstance(value, Path) or there.exists()) else value
+    if not path:
+        return value
+    there = Path(value).expanduser()
+    return str(there.resolve()) if isinstance(value, Path) or there.exists() else value

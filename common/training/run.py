@@ -6,6 +6,7 @@ steps written out (ddpm_mnist/trainer.py).
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def run_training(
         for state in states:
             on_step(state)
             if state.saved:
-                write_folder(run_dir / "model", lambda folder, state=state: save(state, folder))
+                write_folder(run_dir / "model", partial(save, state))
             if due(state) or (draw_last and state.progress >= 1):
                 draw(state, run_dir / "samples" / f"step-{state.step:06d}.png")
     if state.progress < 1:

@@ -6,6 +6,8 @@ Reconstruction alone gives sharp images and a z nobody can sample; KL alone a z 
 the mean of all plausible details costs least: the last two terms are there against it, and both may be left out.
 """
 
+from collections.abc import Iterable
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -80,7 +82,7 @@ class Perceptual(nn.Module):
     change of brightness with the same squared error it makes a blur dear, and that is all that is asked of it here.
     """
 
-    def __init__(self, stages: list[nn.Module]):
+    def __init__(self, stages: Iterable[nn.Module]):
         super().__init__()
         self.stages = nn.ModuleList(stages).requires_grad_(False).eval()
 
@@ -91,7 +93,8 @@ class Perceptual(nn.Module):
         """(B, C, H, W), (B, C, H, W) -> (B,); gradients go to y alone"""
         with torch.no_grad():
             goals = self.features(x)
-        return sum((f - goal).square().sum(1).flatten(1).mean(1) for f, goal in zip(self.features(y), goals, strict=True))
+        distances = ((f - goal).square().sum(1).flatten(1).mean(1) for f, goal in zip(self.features(y), goals, strict=True))
+        return reduce(torch.add, distances)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> for each stage (B, channels, h, w), of length about one along the channels"""
@@ -103,7 +106,7 @@ class Perceptual(nn.Module):
 
 
 @torch.no_grad()
-def random_stages(channels: int, widths: tuple[int, ...] = (16, 32, 64, 64)) -> list[nn.Module]:
+def random_stages(channels: int, widths: tuple[int, ...] = (16, 32, 64, 64)) -> list[nn.Sequential]:
     """Convolutions with fixed random weights (He et al. 2015), each stage at half the resolution of the one before.
 
     The filters of the first sum to zero, so that they see edges and no brightness: with plain ones it was left to chance, of

@@ -1,6 +1,7 @@
 """Finds a named text encoder: in a local folder, in the cache of the Hugging Face hub, or on the hub itself."""
 
 from pathlib import Path
+from typing import NoReturn
 
 from common.errors import UserError
 from common.io import hub
@@ -29,7 +30,7 @@ def parts(folder: Path) -> tuple[Path, Path] | None:
     return (encoder, tokenizer) if has_vocabulary and (encoder / "config.json").exists() and look_for_weights(encoder) else None
 
 
-def _incomplete(folder: Path):
+def _incomplete(folder: Path) -> NoReturn:
     raise UserError(
         f"{folder} holds no text encoder: config.json, {TRANSFORMERS} or another form of it, and a tokenizer were expected there, "
         "or in its subfolders text_encoder and tokenizer"

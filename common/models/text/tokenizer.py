@@ -119,7 +119,7 @@ def load_tokenizer(folder: Path, longest: int = 77) -> Tokenizer:
         raise UserError(f"the tokenizer in {folder} cannot be opened as that of a CLIP ({explain(problem)})") from problem
 
 
-def _read_merges(folder: Path) -> tuple[dict[str, int], list[Merge]]:
+def _read_merges(folder: Path) -> tuple[dict[str, int], list]:
     if (folder / "tokenizer.json").exists():  # the newer layout: everything in one file
         model = read_json(folder / "tokenizer.json")["model"]
         return model["vocab"], [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]

@@ -112,8 +112,8 @@ class TextTransformer(nn.Module):
         here, and all tokens want to move the same way at first. Small ones are soon all alike, and then nothing in the captions tells
         the pictures apart: with 0.02, a U-Net of creatures had learned nothing from its captions when with 1 it knew the colours.
         """
-        nn.init.normal_(self.embeddings["token_embedding"].weight, std=1.0)
-        nn.init.normal_(self.embeddings["position_embedding"].weight, std=0.5)
+        nn.init.normal_(self.embeddings["token_embedding"].get_parameter("weight"), std=1.0)
+        nn.init.normal_(self.embeddings["position_embedding"].get_parameter("weight"), std=0.5)
         for name, module in self.encoder.named_modules():
             if isinstance(module, nn.Linear):
                 onto_the_sum = name.endswith(("out_proj", "fc2"))  # 2 x layers of these add up
@@ -122,8 +122,8 @@ class TextTransformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embeddings["token_embedding"](ids)                              # (B, M, D)
-        x = x + self.embeddings["position_embedding"].weight[: ids.shape[1]]
-        for layer in self.encoder["layers"]:
+        x = x + self.embeddings["position_embedding"].get_parameter("weight")[: ids.shape[1]]
+        for layer in self.encoder["layers"].children():
             x = layer(x)
         return self.final_layer_norm(x)
 
