@@ -14,12 +14,13 @@ from torch import Tensor
 # Stream ids: the first element of every seed tuple.
 ORDER, TRAINING, DROPOUT, SAMPLING, EVALUATION, AUGMENTATION = range(6)
 
+Device = str | torch.device
 NoiseSource = Callable[
     [int, Tensor], Tensor
 ]  # (k, x) -> draw number k of standard normal noise, of x's shape and device
 
 
-def generator(*key: int, device: str | torch.device = "cpu") -> torch.Generator:
+def generator(*key: int, device: Device = "cpu") -> torch.Generator:
     """A generator for one seed tuple, such as (TRAINING, seed, step). Different tuples give independent numbers."""
     entropy = [
         len(key),
@@ -50,7 +51,7 @@ class BatchRandom:
     Each method draws for the whole batch, which `world` processes share, and returns the part of process `rank`.
     """
 
-    def __init__(self, seed: int, step: int, rank: int = 0, world: int = 1, device: str | torch.device = "cpu"):
+    def __init__(self, seed: int, step: int, rank: int = 0, world: int = 1, device: Device = "cpu"):
         self.generator = generator(TRAINING, seed, step, device=device)
         self.rank = rank
         self.world = world

@@ -6,6 +6,7 @@ The table PREDICTIONS holds (a, b), which give the training target. With x_t = a
 equations in two unknowns, and solving these recovers (x0, eps) from the output of any network.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,12 +22,16 @@ ClipMode = (
 CLIP_MODES: dict[str, ClipMode] = {"static": True, "none": False, "dynamic": "dynamic"}  # their names on command lines
 
 
-def _edm(alpha, sigma):
+Coefficient = float | Tensor  # a number while sampling, (B, 1, 1, 1) while training
+Mixture = tuple[Coefficient, Coefficient]  # (a, b)
+
+
+def _edm(alpha: Coefficient, sigma: Coefficient) -> Mixture:
     norm = (sigma**2 + SIGMA_DATA**2) ** 0.5
     return sigma / SIGMA_DATA / norm, -SIGMA_DATA / norm
 
 
-PREDICTIONS = {  # name: (alpha, sigma) -> (a, b)
+PREDICTIONS: dict[str, Callable[[Coefficient, Coefficient], Mixture]] = {  # name: (alpha, sigma) -> (a, b)
     "eps":  lambda alpha, sigma: (0.0, 1.0),       # Ho et al. 2020, eq. 14
     "x0":   lambda alpha, sigma: (1.0, 0.0),
     "v":    lambda alpha, sigma: (-sigma, alpha),  # Salimans & Ho 2022, section 4
@@ -35,7 +40,7 @@ PREDICTIONS = {  # name: (alpha, sigma) -> (a, b)
 }  # fmt: skip
 
 
-def mixture(prediction: str, level: NoiseLevel):
+def mixture(prediction: str, level: NoiseLevel) -> Mixture:
     """(a, b) of y = a x0 + b eps. UserError for a name that is not in PREDICTIONS."""
     if prediction not in PREDICTIONS:
         raise UserError(f"unknown prediction '{prediction}'; choose one of {', '.join(PREDICTIONS)}")
@@ -85,7 +90,7 @@ def threshold(x0: Tensor, quantile: float = 0.995) -> Tensor:
     return x0.clamp(-s, s) / s
 
 
-def scale_in(prediction: str, level: NoiseLevel):
+def scale_in(prediction: str, level: NoiseLevel) -> Coefficient:
     """c_in of EDM's table 1, which scales the network's input to unit variance (sigma reaches 80); 1 elsewhere."""
     return (level.sigma**2 + SIGMA_DATA**2) ** -0.5 if prediction == "edm" else 1.0
 
@@ -121,4 +126,5 @@ class Denoiser:
         x_in = x if c_in == 1.0 else c_in * x
         if extra is not None:
             x_in = torch.cat([x_in, extra.repeat(len(x) // len(extra), 1, 1, 1)], dim=1)  # (B, C + E, H, W)
-        return self.net(x_in, time, **condition).split(x.shape[1], dim=1)
+        y = self.net(x_in, time, **condition)
+        return (y,) if y.shape[1] == x.shape[1] else y.chunk(2, dim=1)

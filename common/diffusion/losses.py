@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.diffusion.denoiser import mixture, scale_in, target
-from common.diffusion.schedules import NoiseLevel, Schedule, add_noise
+from common.diffusion.schedules import DiscreteSchedule, NoiseLevel, Schedule, add_noise
 from common.diffusion.vlb import vlb_term
 from common.errors import UserError
 
@@ -87,4 +87,5 @@ def diffusion_loss(
     if not v:
         return loss
     L_vlb = vlb_term(schedule, prediction, x0, x_t, y.detach(), v[0], level)  # detached: it trains the variance alone
+    assert isinstance(schedule, DiscreteSchedule)  # vlb_term refuses the others
     return loss + VLB_WEIGHT * schedule.T * L_vlb

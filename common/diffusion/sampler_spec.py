@@ -6,16 +6,16 @@
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from common.diffusion.samplers import SAMPLERS, Denoise, Step, initial_noise
+from common.diffusion.samplers import SAMPLERS, Denoise, Steps, initial_noise
 from common.diffusion.schedules import NoiseLevels, Schedule
 from common.errors import UserError
 from common.io.memory import need
-from common.random import Noise, NoiseSource
+from common.random import Device, Noise, NoiseSource
 
 EXAMPLES = "ddpm:1000, ddim:50, ddim:50:eta=0.5, heun:18, dpmpp_2m:20, dpmpp_2s:10, euler_a:30, sde:500"
 STOCHASTIC = ("ddpm", "ddim", "euler_a", "sde")  # these take a noise source
@@ -58,10 +58,8 @@ class Sampler:
         return sampler
 
     def __str__(self) -> str:
-        options = (
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.options.items()
-        )
-        return ":".join([self.name, str(self.steps), *options])
+        values = {key: f"{value:g}" if isinstance(value, float) else value for key, value in self.options.items()}
+        return ":".join([self.name, str(self.steps), *(f"{key}={value}" for key, value in values.items())])
 
     @property
     def evaluations(self) -> int:
@@ -69,27 +67,26 @@ class Sampler:
         return 2 * self.steps - 1 if self.name in SECOND_ORDER else self.steps
 
     def run(
-        self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], *seed: int, device="cpu"
-    ) -> Iterator[Step]:
+        self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], *seed: int, device: Device = "cpu"
+    ) -> Steps:
         """Sample from pure noise. shape: (B, C, H, W); seed: one number, or a seed and a batch number."""
         levels, noise = schedule.noise_levels(self.steps), Noise(*seed)
         return self.trajectory(denoise, initial_noise(levels, shape, noise, device), levels, noise)
 
-    def trajectory(self, denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource) -> Iterator[Step]:
+    def trajectory(self, denoise: Denoise, x: Tensor, levels: NoiseLevels, noise: NoiseSource) -> Steps:
         """Sample from x (B, C, H, W) at the first of the given levels, which replace the sampler's number of steps."""
         stochastic = {"noise": noise} if self.name in STOCHASTIC else {}
         return SAMPLERS[self.name](denoise, x, levels, **self.options, **stochastic)
 
-    def frames(self, *args, **kwargs) -> list[Tensor]:
+    def frames(
+        self, denoise: Denoise, schedule: Schedule, shape: tuple[int, ...], *seed: int, device: Device = "cpu"
+    ) -> list[Tensor]:
         """The image after each step of `run`; the last one is the sample. Each (B, C, H, W) on the CPU."""
-        frames = []
-        for step in self.run(*args, **kwargs):
+        frames: list[Tensor] = []
+        for step in self.run(denoise, schedule, shape, *seed, device=device):
             if not frames:
-                need(
-                    4 * step.x.numel() * self.steps,
-                    f"all {self.steps:,} moments of {len(step.x):,} pictures",
-                    "the number of pictures, or the steps of the sampler",
-                )
+                what = f"all {self.steps:,} moments of {len(step.x):,} pictures"
+                need(4 * step.x.numel() * self.steps, what, "the number of pictures, or the steps of the sampler")
             frames.append(step.x.cpu())
         return frames
 

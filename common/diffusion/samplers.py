@@ -23,9 +23,9 @@ from common.diffusion.denoiser import Prediction
 from common.diffusion.schedules import NoiseLevel, NoiseLevels, combine
 from common.diffusion.vlb import log_variance, step_variances
 from common.errors import UserError
-from common.random import Noise, NoiseSource
+from common.random import Device, Noise, NoiseSource
 
-Denoise = Callable[[Tensor, NoiseLevel], Prediction | tuple[Tensor, Tensor]]
+Denoise = Callable[[Tensor, NoiseLevel[float]], Prediction | tuple[Tensor, Tensor]]
 Steps = Iterator["Step"]
 
 
@@ -35,10 +35,9 @@ class Step(NamedTuple):
     i: int  # steps done before this one
 
 
-def initial_noise(levels: NoiseLevels, shape: tuple[int, ...], noise: NoiseSource, device="cpu") -> Tensor:
-    """Pure noise at the noisiest level: draw 0 of the noise source. (B, C, H, W) = shape"""
-    noisiest = next(iter(levels))
-    return noisiest.sigma * noise(0, torch.empty(shape, device=device))
+def initial_noise(levels: NoiseLevels, shape: tuple[int, ...], noise: NoiseSource, device: Device = "cpu") -> Tensor:
+    """Pure noise at the noisiest level, draw 0 of the noise source. shape: (B, C, H, W)"""
+    return next(iter(levels)).sigma * noise(0, torch.empty(shape, device=device))
 
 
 @torch.no_grad()

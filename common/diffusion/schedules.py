@@ -14,7 +14,7 @@ alpha_t scales the image and sigma_t is the standard deviation of the noise. Thr
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,28 +25,31 @@ from common.errors import UserError
 T_DEFAULT = 1000  # number of timesteps in the DDPM paper
 
 
-class NoiseLevel(NamedTuple):
-    """One noise level. Plain numbers while sampling; tensors of shape (B,) while training."""
+Number = TypeVar("Number", bound=float | Tensor)
 
-    time: float | Tensor  # the network's time input
-    alpha: float | Tensor  # scale of the image
-    sigma: float | Tensor  # standard deviation of the noise
+
+class NoiseLevel(NamedTuple, Generic[Number]):
+    """One noise level, of plain numbers while sampling; those of a batch, tensors of shape (B,), while training."""
+
+    time: Number  # the network's time input
+    alpha: Number  # scale of the image
+    sigma: Number  # standard deviation of the noise
 
     @property
     def lam(self) -> float:
         """Half the log signal-to-noise ratio, log(alpha / sigma): DPM-Solver's lambda. Infinite if either is zero."""
         if self.sigma == 0 or self.alpha == 0:
             return math.inf if self.sigma == 0 else -math.inf
-        return math.log(self.alpha / self.sigma)
+        return math.log(float(self.alpha) / float(self.sigma))
 
-    def like(self, x: Tensor) -> "NoiseLevel":
+    def like(self, x: Tensor) -> "NoiseLevel[Tensor]":
         """These (B,) levels on x's device: time (B,); alpha and sigma (B, 1, 1, 1), in x's precision.
 
         The precision changes on the CPU, because Apple's MPS has no float64. One tensor crosses to the device.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)  # in half precision, neighbouring timesteps would be equal
-        fields = [torch.as_tensor(field).to(dtype) for field in self]
-        time, alpha, sigma = torch.stack(fields).to(x.device)  # each (B,)
+        fields = torch.stack([torch.as_tensor(field).to(dtype) for field in self])
+        time, alpha, sigma = fields.to(x.device)  # each (B,)
         return NoiseLevel(time.float(), append_dims(alpha.to(x.dtype), x), append_dims(sigma.to(x.dtype), x))
 
 
@@ -59,7 +62,7 @@ def append_dims(values: Tensor, x: Tensor) -> Tensor:
 class NoiseLevels:
     """The levels that a sampler visits, noisiest first, clean last. Iterating yields NoiseLevels of plain numbers."""
 
-    levels: NoiseLevel  # each field (steps + 1,) in float64
+    levels: NoiseLevel[Tensor]  # each field (steps + 1,) in float64
     schedule: "Schedule"  # for solvers that evaluate between two levels: schedule.at_lam(lam)
 
     def __len__(self) -> int:
@@ -70,7 +73,7 @@ class NoiseLevels:
         """The levels that remain after the given number of steps, to begin with a partly noised image (SDEdit)."""
         return NoiseLevels(NoiseLevel(*(field[steps:] for field in self.levels)), self.schedule)
 
-    def __iter__(self) -> Iterator[NoiseLevel]:
+    def __iter__(self) -> Iterator[NoiseLevel[float]]:
         return map(NoiseLevel, *(field.tolist() for field in self.levels))
 
 
@@ -166,18 +169,18 @@ class DiscreteSchedule:
         self.alpha = self.alpha_bar.sqrt()  # (T + 1,)
         self.sigma = (1 - self.alpha_bar).sqrt()  # (T + 1,)
 
-    def at(self, t: Tensor) -> NoiseLevel:
+    def at(self, t: Tensor) -> NoiseLevel[Tensor]:
         """The levels of timesteps t, the paper's t in 0..T. (B,) -> (B,)"""
         return NoiseLevel(t - 1, self.alpha[t], self.sigma[t])
 
-    def at_lam(self, lam: float) -> NoiseLevel:
+    def at_lam(self, lam: float) -> NoiseLevel[float]:
         """Between two timesteps the time input is a fraction: t interpolated linearly over lambda."""
         lams = (self.alpha[1:] / self.sigma[1:]).log().numpy()[::-1]  # lambda of t = T..1, increasing
         finite = np.isfinite(lams)  # with zero terminal SNR, lambda_T is minus infinity
         time = float(np.interp(lam, lams[finite], np.arange(self.T)[::-1][finite]))
         return NoiseLevel(time, 1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam)))
 
-    def sample_levels(self, u: Tensor) -> NoiseLevel:
+    def sample_levels(self, u: Tensor) -> NoiseLevel[Tensor]:
         """u uniform in [0, 1) -> t uniform in 1..T. (B,) -> (B,)"""
         return self.at((u.cpu().double() * self.T).long() + 1)
 
@@ -218,15 +221,15 @@ class EDMSchedule:
     p_mean: float = -1.2  # mean and standard deviation of log(sigma) in training (table 1)
     p_std: float = 1.2
 
-    def at(self, sigma: Tensor) -> NoiseLevel:
+    def at(self, sigma: Tensor) -> NoiseLevel[Tensor]:
         """The levels sigma; the network's time input is c_noise = log(sigma) / 4 (table 1). (B,) -> (B,)"""
         return NoiseLevel(sigma.log() / 4, torch.ones_like(sigma), sigma)
 
-    def at_lam(self, lam: float) -> NoiseLevel:
+    def at_lam(self, lam: float) -> NoiseLevel[float]:
         """sigma = e^-lambda, because alpha = 1."""
         return NoiseLevel(-lam / 4, 1.0, math.exp(-lam))
 
-    def sample_levels(self, u: Tensor) -> NoiseLevel:
+    def sample_levels(self, u: Tensor) -> NoiseLevel[Tensor]:
         """log(sigma) normal with mean p_mean and standard deviation p_std (table 1). (B,) -> (B,)"""
         return self.at((self.p_mean + self.p_std * standard_normal(u)).exp())
 
@@ -247,17 +250,17 @@ class FlowSchedule:
 
     shift: float = 1.0  # above 1: more steps at high noise, for large images (Esser et al. 2024, eq. 23)
 
-    def at(self, t: Tensor) -> NoiseLevel:
+    def at(self, t: Tensor) -> NoiseLevel[Tensor]:
         """The levels at times t in [0, 1], after the shift; the network's time input is 1000 t. (B,) -> (B,)"""
         t = self.shift * t / (1 + (self.shift - 1) * t)
         return NoiseLevel(T_DEFAULT * t, 1 - t, t)
 
-    def at_lam(self, lam: float) -> NoiseLevel:
+    def at_lam(self, lam: float) -> NoiseLevel[float]:
         """log((1 - sigma) / sigma) = lambda solved for sigma."""
         sigma = 1 / (1 + math.exp(lam))
         return NoiseLevel(T_DEFAULT * sigma, 1 - sigma, sigma)
 
-    def sample_levels(self, u: Tensor) -> NoiseLevel:
+    def sample_levels(self, u: Tensor) -> NoiseLevel[Tensor]:
         """Logit-normal times, dense at t = 1/2, where predicting is hardest (Esser et al. 2024, 3.1). (B,) -> (B,)"""
         return self.at(standard_normal(u).sigmoid())
 

@@ -6,6 +6,7 @@ train it. The bound on the log-likelihood can: it measures in bits how far the n
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from common.errors import UserError
 BIN = 1 / 255  # half the distance between two of the 256 pixel values in [-1, 1]
 
 
-def step_variances(now: NoiseLevel, then: NoiseLevel):
+def step_variances(now: NoiseLevel, then: NoiseLevel) -> tuple[Any, Any]:
     """(beta, beta_tilde) of the step between two levels: the forward variance and that of the posterior (DDPM eq. 7).
 
     Written with both curves, so that they hold for any two levels of any schedule, respaced ones included.
@@ -26,7 +27,7 @@ def step_variances(now: NoiseLevel, then: NoiseLevel):
     return beta, beta * (then.sigma / now.sigma) ** 2
 
 
-def log_variance(v: Tensor, log_beta, log_beta_tilde) -> Tensor:
+def log_variance(v: Tensor, log_beta: float | Tensor, log_beta_tilde: float | Tensor) -> Tensor:
     """Eq. 15, with v in [-1, 1] instead of [0, 1]: -1 is log(beta_tilde), 1 is log(beta). v is not clipped."""
     fraction = (v + 1) / 2
     return fraction * log_beta + (1 - fraction) * log_beta_tilde
@@ -45,7 +46,7 @@ def vlb_term(
         raise UserError(
             f"learned variance needs a discrete-time schedule, which '{schedule.name}' is not; choose linear or cosine"
         )
-    t = torch.as_tensor(level.time).cpu().long() + 1  # (B,) the paper's t
+    t = level.time.cpu().long() + 1  # (B,) the paper's t
     rows = torch.stack(step_coefficients(schedule, t)).to(x.dtype).to(x.device)  # precision first: MPS has no float64
     a, b, log_beta, log_beta_tilde, is_first = (append_dims(row, x) for row in rows)  # each (B, 1, 1, 1)
 

@@ -293,8 +293,8 @@ class UNet(nn.Module):
 
 def zero_init(net: UNet) -> UNet:
     """Zero the last layer of each residual branch and of the network, as in the DDPM paper's code, for stability."""
-    last = [m.conv2 for m in net.modules() if isinstance(m, ResBlock)] + [net.conv_out]
-    last += [m.to_out[0] for m in net.modules() if isinstance(m, Attention)]
-    for parameter in nn.ModuleList(last).parameters():
+    convolutions = [m.conv2 for m in net.modules() if isinstance(m, ResBlock)] + [net.conv_out]
+    projections = [m.to_out[0] for m in net.modules() if isinstance(m, Attention)]
+    for parameter in nn.ModuleList([*convolutions, *projections]).parameters():
         nn.init.zeros_(parameter)
     return net
