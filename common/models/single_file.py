@@ -377,8 +377,8 @@ def save_tokenizer(folder: Path, text: dict[str, Any], path: Path) -> None:
     found = load_tokenizer(find_tokenizer(path), text["max_position_embeddings"])
     if found.size != text["vocab_size"]:
         raise UserError(f"the text encoder in {path} knows {text['vocab_size']} tokens, but the tokenizer in {find_tokenizer(path)} has {found.size}")
-    pad = found.backend.id_to_token(0) if text["hidden_act"] == "gelu" else found.pad
-    Tokenizer(found.backend, found.length, pad).save(folder)
+    pad = found.backend.id_to_token(0) if text["hidden_act"] == "gelu" else None
+    Tokenizer(found.backend, found.length, pad or found.pad).save(folder)
 
 
 def find_tokenizer(path: Path) -> Path:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -46,7 +47,7 @@ class Budget:
         Signals are Ctrl-C; SIGTERM, which `kill`, `docker stop`, systemd and Slurm send; and SIGHUP, which a closed terminal sends.
         SIGHUP stays ignored where it is ignored (nohup). In a thread Python takes no handlers, so nothing is changed there.
         """
-        before = {}
+        before: dict[int, Any] = {}  # kind of signal: the handler to put back
 
         def put_back() -> None:
             while before:
@@ -61,7 +62,9 @@ class Budget:
             put_back()
 
         hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-        kinds = [signal.SIGINT, signal.SIGTERM] + [hangup] * (hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN)
+        kinds: list[int] = [signal.SIGINT, signal.SIGTERM]
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+            kinds.append(hangup)
         terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         if threading.current_thread() is threading.main_thread():
             before |= {kind: signal.signal(kind, handle) for kind in kinds}

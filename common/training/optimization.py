@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": lambda groups, lr: torch.optim.SGD(groups, lr, momentum=0.9)}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": lambda groups, lr: torch.optim.SGD(groups, lr, momentum=0.9),
+}
 
 
 def make_optimizer(name: str, net: nn.Module, lr: float, lr_scales: Mapping[str, float]) -> torch.optim.Optimizer:
@@ -36,7 +40,7 @@ def learning_rate(progress: float, peak: float, warmup: float) -> float:
     return peak * (1 + math.cos(math.pi * (min(progress, 1.0) - warmup) / (1 - warmup))) / 2
 
 
-def power_ema(half_life: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def power_ema(half_life: float) -> Callable[[Any, Any, Any], None]:
     """An exponential moving average whose memory grows with the run: after k steps, weights half_life * k steps old count half.
 
     The result is the multi_avg_fn of torch's AveragedModel.
