@@ -4,7 +4,7 @@ Every picture is a function of (seed, split, index): a set of 100 is the beginni
 be drawn at any size. The table of attributes is the truth; pictures and captions are made from it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ class DrawnDataset:
     draw_pose        rng -> all that varies in the picture of given attributes
     draw             (attributes, size, pose) -> (3, size, size) uint8
     describe         (attributes, language, rng, mention) -> caption; mention: names of attributes, None chooses them at random
-    to_row           attributes -> row of the table, checked
+    check            attributes -> None; refuses values and combinations that there are not
     label            the attribute that is also the label of the pictures, if any
     """
 
@@ -50,8 +50,17 @@ class DrawnDataset:
     draw_pose: Callable[[np.random.Generator], Any]
     draw: Callable[[Mapping[str, str], int, Any], np.ndarray]
     describe: Callable[[Mapping[str, str], str, np.random.Generator, Sequence[str] | None], str]
-    to_row: Callable[[Mapping[str, str]], list[int]]
+    check: Callable[[Mapping[str, str]], None]
     label: str | None = None
+
+    def to_row(self, attributes: Mapping[str, str]) -> list[int]:
+        """{"colour": "red", ...} -> the row of the table, K indices."""
+        self.check(attributes)
+        return [values.index(attributes[name]) for name, values in self.values.items()]
+
+    def to_names(self, row: Iterable[int | torch.Tensor]) -> dict[str, str]:
+        """A row of the table, (K,) -> {"colour": "red", ...}."""
+        return {name: values[int(i)] for (name, values), i in zip(self.values.items(), row, strict=True)}
 
     def sample(self, seed: int, split: str, index: int) -> tuple[dict[str, str], Any]:
         """The attributes of one picture and its pose, for `draw`.
@@ -143,6 +152,13 @@ def generator(stream: int, seed: int, split: str, index: int) -> np.random.Gener
 def choose(choices: Sequence[Choice], rng: np.random.Generator) -> Choice:
     """One of these at random, from one number that is drawn."""
     return choices[int(rng.random() * len(choices))]
+
+
+def check_values(item: str, values: Mapping[str, Sequence[str]], attributes: Mapping[str, str]) -> None:
+    """Refuse a missing attribute, and a value that there is not. item: "a creature"."""
+    for name, possible in values.items():
+        if attributes.get(name) not in possible:
+            raise UserError(f"{name} of {item} must be one of {', '.join(possible)}, not '{attributes.get(name)}'")
 
 
 def check_description(item: str, names: Sequence[str], language: str, mention: Sequence[str] | None) -> None:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from common.data.creatures.attributes import NAMES, to_row
-from common.data.creatures.dataset import caption, creature, mentioned
+from common.data.creatures.attributes import NAMES
+from common.data.creatures.dataset import CREATURE_IMAGES, caption, creature, mentioned
 from common.data.creatures.draw import draw
 from common.data.drawn import SIZES
 from common.errors import UserError
@@ -70,7 +70,7 @@ def make_prompts(split: str, n: int, language: str, size: int, with_variants: in
         split,
         [caption(SEED, split, i, language) for i in chosen],
         [caption(SEED, split, i, "en") for i in chosen],
-        torch.tensor([to_row(attributes) for attributes, _ in found]),
+        torch.tensor([CREATURE_IMAGES.to_row(attributes) for attributes, _ in found]),
         mentioned_table(named),
         torch.stack([torch.from_numpy(draw(attributes, size, pose)) for attributes, pose in found]),
         torch.stack(variants).unflatten(0, (VARIANTS, A)) if variants else torch.empty(VARIANTS, 0, 3, size, size, dtype=torch.uint8),

@@ -1,6 +1,6 @@
 """Creatures: drawn monsters with captions in English and Chinese and a table of eleven attributes."""
 
-from common.data.creatures.attributes import ATTRIBUTES, draw_attributes, to_row
+from common.data.creatures.attributes import ATTRIBUTES, check_attributes, draw_attributes
 from common.data.creatures.captions import choose_mention, describe
 from common.data.creatures.draw import POSE, draw
 from common.data.drawn import CAPTION, DrawnDataset, generator
@@ -13,7 +13,7 @@ CREATURE_IMAGES = DrawnDataset(
     draw_pose=lambda rng: rng.random(POSE),
     draw=draw,
     describe=describe,
-    to_row=to_row,
+    check=check_attributes,
 )
 creature, caption, load_creatures = CREATURE_IMAGES.sample, CREATURE_IMAGES.caption, CREATURE_IMAGES.load
 

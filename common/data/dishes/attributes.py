@@ -1,10 +1,11 @@
-"""What a dish can be: its name, how it is cooked, what it lies in and on; and what training never sees together."""
+"""The attributes of a dish (its name, style, vessel, glaze and table), and the pairs of values that training never sees together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from common.data.dishes.menu import DISHES
+from common.data.drawn import check_values
 from common.errors import UserError
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -18,8 +19,8 @@ NAMES = tuple(ATTRIBUTES)
 VALUES = tuple(ATTRIBUTES.values())
 UNGLAZED = ("steamer", "clay pot")
 
-# Each dish misses one table, the next dish of the menu the next one: a sixth of all combinations. Whoever draws 番茄炒蛋 on
-# wood has put two things together that were only ever seen apart.
+# Each dish misses one table, the next dish of the menu the next one: a sixth of all combinations. A model that draws
+# 番茄炒蛋 on wood combines two things that it was only trained on apart.
 NEVER_TOGETHER: dict[str, str] = {dish: ATTRIBUTES["table"][i % len(ATTRIBUTES["table"])] for i, dish in enumerate(DISHES)}
 
 
@@ -28,16 +29,9 @@ def is_held_out(attributes: Mapping[str, str]) -> bool:
     return NEVER_TOGETHER[attributes["dish"]] == attributes["table"]
 
 
-def to_names(row: Iterable) -> dict[str, str]:
-    """A row of the table (K,) -> {"dish": "番茄炒蛋", "style": "stir-fried", ...}."""
-    return {name: values[int(i)] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)}
-
-
 def check_attributes(attributes: Mapping[str, str]) -> None:
     """Refuse a dish with an attribute missing, or with a value that there is not."""
-    for name, values in ATTRIBUTES.items():
-        if attributes.get(name) not in values:
-            raise UserError(f"{name} of a dish must be one of {', '.join(values)}, not '{attributes.get(name)}'")
+    check_values("a dish", ATTRIBUTES, attributes)
     dish = DISHES[attributes["dish"]]
     if attributes["style"] != dish.style:
         raise UserError(f"{attributes['dish']} is {dish.style}, not {attributes['style']}")
@@ -45,23 +39,17 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
         raise UserError(f"a {attributes['vessel']} cannot have glaze '{attributes['glaze']}': a steamer and a clay pot have glaze 'none', and no other vessel has")
 
 
-def to_row(attributes: Mapping[str, str]) -> list[int]:
-    """{"dish": "番茄炒蛋", ...} -> the row of the table, K numbers."""
-    check_attributes(attributes)
-    return [values.index(attributes[name]) for name, values in ATTRIBUTES.items()]
-
-
-def choose(choices: Sequence[str], luck: float) -> str:
-    return choices[int(luck * len(choices))]
+def choose(choices: Sequence[str], u: float) -> str:
+    return choices[int(u * len(choices))]
 
 
 def draw_attributes(rng: np.random.Generator, held_out: bool) -> dict[str, str]:
     """A dish, one of its vessels, a glaze and a table, uniformly; drawn again until the combination is of the kind wanted."""
     while True:
-        luck = rng.random(4)
-        name = choose(ATTRIBUTES["dish"], luck[0])
-        vessel = choose(DISHES[name].vessels, luck[1])
-        glaze = "none" if vessel in UNGLAZED else choose(ATTRIBUTES["glaze"][:-1], luck[2])
-        attributes = dict(zip(NAMES, (name, DISHES[name].style, vessel, glaze, choose(ATTRIBUTES["table"], luck[3])), strict=True))
+        u = rng.random(4)
+        name = choose(ATTRIBUTES["dish"], u[0])
+        vessel = choose(DISHES[name].vessels, u[1])
+        glaze = "none" if vessel in UNGLAZED else choose(ATTRIBUTES["glaze"][:-1], u[2])
+        attributes = dict(zip(NAMES, (name, DISHES[name].style, vessel, glaze, choose(ATTRIBUTES["table"], u[3])), strict=True))
         if is_held_out(attributes) == held_out:
             return attributes

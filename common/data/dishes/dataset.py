@@ -3,7 +3,7 @@
 The label of a picture is its dish. A caption with `mention=()` is the name of the dish and nothing else.
 """
 
-from common.data.dishes.attributes import ATTRIBUTES, draw_attributes, to_row
+from common.data.dishes.attributes import ATTRIBUTES, check_attributes, draw_attributes
 from common.data.dishes.captions import describe
 from common.data.dishes.draw import draw
 from common.data.drawn import DrawnDataset
@@ -16,7 +16,7 @@ DISH_IMAGES = DrawnDataset(
     draw_pose=lambda rng: int(rng.random() * 2**32),  # a seed
     draw=draw,
     describe=describe,
-    to_row=to_row,
+    check=check_attributes,
     label="dish",
 )
 dish, caption, load_dishes = DISH_IMAGES.sample, DISH_IMAGES.caption, DISH_IMAGES.load

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from common.data.creatures.attributes import ATTRIBUTES, COMBINATIONS, NAMES, NEVER_TOGETHER, VALUES, is_held_out, to_row
+from common.data.creatures.attributes import ATTRIBUTES, COMBINATIONS, NAMES, NEVER_TOGETHER, VALUES, is_held_out
 from common.data.creatures.canvas import Canvas
 from common.data.creatures.captions import describe
-from common.data.creatures.dataset import caption, creature
+from common.data.creatures.dataset import CREATURE_IMAGES, caption, creature
 from common.data.creatures.draw import BUILDS, GROUND, POSE, SCALE, draw
 from common.data.creatures.shapes import box, capsule, circle, ellipse, polygon, ring, rope, turned
 from common.data.drawn import LENGTH
@@ -47,7 +47,7 @@ def test_the_set_is_the_one_that_was_published():
 
 def test_there_are_very_many_of_them():
     assert COMBINATIONS == np.prod([len(v) for v in VALUES]) >= 100_000
-    rows = [tuple(to_row(creature(0, "train", i)[0])) for i in range(2000)]
+    rows = [tuple(CREATURE_IMAGES.to_row(creature(0, "train", i)[0])) for i in range(2000)]
     assert len(set(rows)) > 1990
     for k, values in enumerate(VALUES):  # each value as often as the others; colours and elements lose a tenth each
         counts = np.bincount([row[k] for row in rows], minlength=len(values))
@@ -266,7 +266,7 @@ def test_a_creature_of_which_nothing_was_to_be_said():
 def test_a_creature_of_no_kind():
     """A wrong value must not be left out in silence, as if the part were not there."""
     for wrong in ({"wings": "eagle"}, {"pattern": None}):
-        for use in (lambda a: draw(a, 16), to_row, lambda a: describe(a, "en", np.random.default_rng(0))):
+        for use in (lambda a: draw(a, 16), CREATURE_IMAGES.to_row, lambda a: describe(a, "en", np.random.default_rng(0))):
             with pytest.raises(UserError, match=r"(wings|pattern) of a creature must be one of (none|plain), .*, not '(eagle|None)'"):
                 use({**PLAIN, **wrong})
     with pytest.raises(UserError, match="background of a creature must be one of cream, .*, not 'None'"):

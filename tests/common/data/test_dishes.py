@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from common.data.dishes.attributes import ATTRIBUTES, NAMES, NEVER_TOGETHER, UNGLAZED, is_held_out, to_row
+from common.data.dishes.attributes import ATTRIBUTES, NAMES, NEVER_TOGETHER, UNGLAZED, is_held_out
 from common.data.dishes.captions import describe, names_of
-from common.data.dishes.dataset import caption, dish, load_dishes
+from common.data.dishes.dataset import DISH_IMAGES, caption, dish, load_dishes
 from common.data.dishes.draw import INGREDIENTS, draw, shrunk
 from common.data.dishes.ingredients.relief import Relief
 from common.data.dishes.layout import LAYOUTS, Flood, spiral
@@ -311,7 +311,7 @@ def test_captions_vary_and_are_well_formed():
     ],
 )
 def test_a_dish_of_no_kind(wrong, message):
-    for use in (lambda a: draw(a, 16), to_row, lambda a: describe(a, "en", np.random.default_rng(0))):
+    for use in (lambda a: draw(a, 16), DISH_IMAGES.to_row, lambda a: describe(a, "en", np.random.default_rng(0))):
         with pytest.raises(UserError, match=message):
             use(TOMATO_EGG | wrong)
 

@@ -65,7 +65,7 @@ def test_no_global_random_state_is_read_or_changed(case):
 def test_rows_and_names_are_inverse(case):
     for i in range(20):
         attributes = case.set.sample(1, "test", i)[0]
-        assert case.attributes.to_names(case.set.to_row(attributes)) == attributes
+        assert case.set.to_names(case.set.to_row(attributes)) == attributes
         assert tuple(attributes) == case.attributes.NAMES
 
 

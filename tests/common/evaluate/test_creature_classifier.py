@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cfg_pokemon import evaluation, memorization
-from common.data.creatures.attributes import NAMES, VALUES, is_held_out, to_names
-from common.data.creatures.dataset import caption, creature, load_creatures, mentioned
+from common.data.creatures.attributes import NAMES, VALUES, is_held_out
+from common.data.creatures.dataset import CREATURE_IMAGES, caption, creature, load_creatures, mentioned
 from common.data.drawn import LENGTH
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
@@ -134,7 +134,7 @@ def test_the_weights_are_small_and_half_precision(judge, tmp_path):
 def test_the_training_set_holds_every_combination_and_none_of_the_test_creatures(creatures):
     pixels, table = training_set(60, seed=1)
     assert pixels.shape == (60, 3, SIZE, SIZE) and table.shape == (60, 11)
-    assert sum(is_held_out(to_names(row)) for row in table) == 6
+    assert sum(is_held_out(CREATURE_IMAGES.to_names(row)) for row in table) == 6
     for split in creatures:
         assert not any(torch.equal(a, b) for a in creatures[split].pixels for b in pixels)
 
@@ -246,7 +246,7 @@ def test_the_interval_is_about_right():
 def test_every_prompt_asks_for_a_combination():
     for split in ("test", "heldout"):
         p = make_prompts(split, 30, "both", 16, evaluation.WITH_VARIANTS)
-        rows = [to_names(row) for row in p.wanted]
+        rows = [CREATURE_IMAGES.to_names(row) for row in p.wanted]
         assert p.mentioned[:, [NAMES.index("colour"), NAMES.index("element")]].all()
         assert all(is_held_out(row) == (split == "heldout") for row in rows)
         assert 5 < sum(text.isascii() for text in p.captions) < 25 and all(text.isascii() for text in p.english)
