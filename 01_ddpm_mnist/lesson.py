@@ -50,7 +50,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import toy_2d as toy  # chapter 1's first page: points in the plane
 from accelerate import Accelerator
 from IPython.display import Image
 
@@ -66,6 +65,7 @@ from common.models.unet import UNet, zero_init
 from common.models.unet_config import UNetConfig
 from common.training.logging import logged
 from common.training.loop import LossTerms, TrainConfig, train
+from ddpm_mnist import toy  # chapter 1's first page: points in the plane
 from ddpm_mnist.ddpm import DDPM  # chapter 1's second page: the paper, longhand
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -164,7 +164,7 @@ def best_guess(x, level):
 
 # %% [markdown]
 # And here is the network that has to learn it from examples: three hidden layers of 128. It is shown noisy points together with the
-# noise in them, 512 at a time, 3,000 times. (We come to the steps of training in section 3; [toy_2d.py](toy_2d.py) has all of it on one page.)
+# noise in them, 512 at a time, 3,000 times. (We come to the steps of training in section 3; [toy.py](ddpm_mnist/toy.py) has all of it on one page.)
 
 # %%
 toy_net = toy.make_net()

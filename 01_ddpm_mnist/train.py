@@ -7,13 +7,13 @@
   python 01_ddpm_mnist/train.py --data mnist --start 01_ddpm_mnist/pretrained --minutes 60     go on from a trained model, with a new budget
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from common.cli import run
 from common.training.flags import UNetFlags
-from common.training.settings import OTHER, Presets, settle, with_build
+from common.training.settings import OTHER, Presets, settle, with_auto_data, with_build
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ PRESETS = Presets(
         "mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
         "fashion_mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
         "cifar10": Preset(minutes=60, channels=(64, 128, 128), flip=True),
-        "flowers102": Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True),
         OTHER: Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True),
     },
     mps={
@@ -60,7 +59,6 @@ PRESETS = Presets(
         "mnist": Preset(minutes=5, channels=(32, 64, 128), batch_size=64, lr=2e-3),
         "fashion_mnist": Preset(minutes=5, channels=(32, 64, 128), batch_size=64, lr=2e-3),
         "cifar10": Preset(minutes=60, channels=(64, 128, 256), batch_size=64, lr=1e-3, flip=True),
-        "flowers102": Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch_size=32, lr=1e-3, flip=True),
         OTHER: Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch_size=32, lr=1e-3, flip=True),
     },
     gpu={
@@ -68,17 +66,15 @@ PRESETS = Presets(
         "mnist": Preset(minutes=5, channels=(64, 128, 256), batch_size=256, lr=1e-3),
         "fashion_mnist": Preset(minutes=5, channels=(64, 128, 256), batch_size=256, lr=1e-3),
         "cifar10": Preset(minutes=120, channels=(128, 256, 256), batch_size=256, lr=5e-4, flip=True),
-        "flowers102": Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch_size=64, lr=3e-4, flip=True),
         OTHER: Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch_size=64, lr=3e-4, flip=True),
     },
 )
 
 
 def main(args: Args) -> None:
-    from ddpm_mnist.trainer import available_data, train_ddpm  # brings torch along, which --help should not wait for
+    from ddpm_mnist.trainer import train_ddpm  # brings torch along, which --help should not wait for
 
-    if not args.resume:
-        args = replace(args, data=available_data(args.data, args.data_dir))
+    args = with_auto_data(args)
     args = settle(with_build(args), PRESETS, f"01_ddpm_mnist/{Path(args.data).name}")
     train_ddpm(args, args.size, args.image_channels, args.class_conditional, bool(args.flip), args.sampler)
 

@@ -4,14 +4,13 @@ The trainings of later chapters share these steps in common/training/run.py.
 """
 
 from contextlib import closing
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from common import viz
-from common.cli import is_main_process, pick_device
-from common.data import load, registry
+from common.cli import pick_device
+from common.data import load
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import diffusion_loss
@@ -26,7 +25,7 @@ from common.training.flags import UNetFlags
 from common.training.logging import Due, logged
 from common.training.loop import LossTerms, train
 from common.training.record import check_record, keep_settings, record_of, start_of
-from common.training.run import image_channels, make_accelerator, train_config
+from common.training.run import image_channels, loss_curve_and_model, make_accelerator, print_rows, train_config
 
 
 def train_ddpm(flags: UNetFlags, size: int | None, channels: int | None, class_conditional: bool, flip: bool, sampler: str) -> None:
@@ -35,7 +34,7 @@ def train_ddpm(flags: UNetFlags, size: int | None, channels: int | None, class_c
     schedule, final_sampler = make_schedule(flags.schedule), Sampler.parse_plain(sampler)
     schedule.noise_levels(final_sampler.steps)  # an impossible number of steps is refused now, not after the training
     device, run_dir = pick_device(flags.device), flags.run_dir
-    begun = load_start(flags, flags.start) if flags.start else None
+    begun = load_start(flags)
     data = load(flags.data, size, flags.data_dir, channels=image_channels(channels, begun.net.cfg.in_channels if begun else None))
     if class_conditional and data.labels is None:
         raise UserError(f"--class-conditional needs labels, and {flags.data} has none")
@@ -79,27 +78,24 @@ def train_ddpm(flags: UNetFlags, size: int | None, channels: int | None, class_c
     if state.progress < 1:
         print(f"stopped after step {state.step}; continue with: python 01_ddpm_mnist/train.py --resume {run_dir}")
         return
+    frames = sample(state.ema, final_sampler, 64)
     print(f"{state.step} steps in {state.seconds:.0f} s of training")
-    for what, path in save_pictures(run_dir, sample(state.ema, final_sampler, 64)).items():
-        print(f"{what:18} {path}")
-    print(f"{'more images':18} python 01_ddpm_mnist/sample.py --model {run_dir}")
+    print_rows({
+        "generated images": viz.save_picture(viz.grid(frames[-1], 8, 480), run_dir / "samples.png"),
+        "how they appeared": viz.save_picture(viz.strip([f[:6] for f in frames], 10, 400), run_dir / "strip.png"),
+        "the same, moving": viz.save_gif([f[:16] for f in frames], run_dir / "process.gif"),
+        **loss_curve_and_model(run_dir),
+        "more images": f"python 01_ddpm_mnist/sample.py --model {run_dir}",
+    })  # fmt: skip
 
 
-def available_data(name: str, data_dir: Path) -> str:
-    """The data set to train on: "auto" becomes the best one that can be had."""
-    if name != "auto":
-        return name
-    name, why = registry.auto(data_dir)
-    if is_main_process():
-        print(why)
-    return name
-
-
-def load_start(flags: UNetFlags, start: Path) -> Model:
-    """The model that the run starts from. What it predicts must be what the run trains."""
-    other = load_model(start_of(flags, start))
+def load_start(flags: UNetFlags) -> Model | None:
+    """The model of --start, if there is one; a resumed run has a copy of it. It must predict what the run trains."""
+    if flags.start is None:
+        return None
+    other = load_model(start_of(flags, flags.start))
     if other.prediction != flags.prediction:
-        raise UserError(f"the U-Net in {start} has learned to predict {other.prediction}, and this run trains {flags.prediction}; "
+        raise UserError(f"the U-Net in {flags.start} has learned to predict {other.prediction}, and this run trains {flags.prediction}; "
                         f"give --prediction {other.prediction}")  # fmt: skip
     return other
 
@@ -116,14 +112,3 @@ def make_loss(schedule: Schedule, prediction: str, flip: bool, class_conditional
         return LossTerms(diffusion_loss(net, schedule, prediction, x0, u, eps, **label), u)
 
     return loss
-
-
-def save_pictures(run_dir: Path, frames: list[Tensor]) -> dict[str, Path]:
-    """The pictures at the end of a run, and the model: {what: where}. frames: moments of the reverse process, each (n, C, H, W)"""
-    return {
-        "generated images": viz.save_picture(viz.grid(frames[-1], 8, 480), run_dir / "samples.png"),
-        "how they appeared": viz.save_picture(viz.strip([f[:6] for f in frames], 10, 400), run_dir / "strip.png"),
-        "the same, moving": viz.save_gif([f[:16] for f in frames], run_dir / "process.gif"),
-        "loss curve": viz.plot_run(run_dir, run_dir / "loss.png"),
-        "model": run_dir / "model",
-    }

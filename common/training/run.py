@@ -79,7 +79,12 @@ def run_training(
         print(f"stopped after step {state.step}; continue with: python {program} --resume {run_dir}")
         return
     print(f"{state.step} steps in {state.seconds:.0f} s of training")
-    for what, where in finish(state).items():
+    print_rows(finish(state))
+
+
+def print_rows(rows: Mapping[str, object]) -> None:
+    """Print what a run has made, and where: {what: where}."""
+    for what, where in rows.items():
         print(f"{what:18} {where}")
 
 

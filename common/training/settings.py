@@ -61,6 +61,18 @@ def with_preset(args: Training, presets: Presets) -> Training:
     return replace(args, **{name: getattr(preset, name) for name in open_flags})
 
 
+def with_auto_data(args: Training) -> Training:
+    """The data set "auto" of a new run is MNIST where it can be had, else the embedded digits."""
+    if args.data != "auto" or args.resume:
+        return args
+    from common.data.registry import auto  # brings torch along
+
+    name, reason = auto(args.data_dir)
+    if is_main_process():
+        print(reason)
+    return replace(args, data=name)
+
+
 def with_build(args: WithUNet) -> WithUNet:
     """Where the widths of a new run are left open, take those of the U-Net that it starts from."""
     if args.start is None or args.channels is not None or args.resume:

@@ -13,11 +13,12 @@ from common.diffusion.samplers import SAMPLERS
 from common.diffusion.schedules import add_noise, make_schedule
 from common.errors import UserError
 from common.random import BatchRandom
-from helpers.programs import ROOT, load_program, run_program
+from ddpm_mnist import toy
+from helpers.programs import ROOT, run_program
 
 TOY = "01_ddpm_mnist/toy_2d.py"
 SHAPES = ("dinosaur", "swiss_roll", "two_moons", "letter")
-toy = load_program(TOY)
+
 
 
 # ---------------------------------------------------------------------------------------------------------- the shapes
