@@ -72,11 +72,11 @@ PRESETS = Presets(
 
 
 def main(args: Args) -> None:
-    from ddpm_mnist.trainer import train_ddpm  # brings torch along, which --help should not wait for
+    from ddpm_mnist.trainer import fit_ddpm  # brings torch along, which --help should not wait for
 
     args = with_auto_data(args)
     args = settle(with_build(args), PRESETS, f"01_ddpm_mnist/{Path(args.data).name}")
-    train_ddpm(args, args.size, args.image_channels, args.class_conditional, bool(args.flip), args.sampler)
+    fit_ddpm(args, args.size, args.image_channels, args.class_conditional, bool(args.flip), args.sampler)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
 from common.io.files import write_folder
+from common.io.state_dict import count_parameters
 from common.models.model_folder import Model, load_model, save_model, start_from
 from common.models.unet import UNet, zero_init
 from common.models.unet_config import small_unet
@@ -28,25 +29,26 @@ from common.training.record import check_record, keep_settings, record_of, start
 from common.training.run import image_channels, loss_curve_and_model, make_accelerator, print_rows, train_config
 
 
-def train_ddpm(flags: UNetFlags, size: int | None, channels: int | None, class_conditional: bool, flip: bool, sampler: str) -> None:
-    """Train as the flags of train.py say, which are settled, and show pictures. sampler: of the final samples"""
+def fit_ddpm(flags: UNetFlags, size: int | None, channels: int | None, labels: bool, flip: bool, sampler: str) -> None:
+    """Train as the settled flags of train.py say, and show pictures. labels: train a class-conditional network"""
     check_pair(flags.schedule, flags.prediction)
     schedule, final_sampler = make_schedule(flags.schedule), Sampler.parse_plain(sampler)
     schedule.noise_levels(final_sampler.steps)  # an impossible number of steps is refused now, not after the training
     device, run_dir = pick_device(flags.device), flags.run_dir
     begun = load_start(flags)
-    data = load(flags.data, size, flags.data_dir, channels=image_channels(channels, begun.net.cfg.in_channels if begun else None))
-    if class_conditional and data.labels is None:
+    channels = image_channels(channels, begun.net.cfg.in_channels if begun else None)
+    data = load(flags.data, size, flags.data_dir, channels=channels)
+    if labels and data.labels is None:
         raise UserError(f"--class-conditional needs labels, and {flags.data} has none")
     record = record_of(data.pixels, data.labels)
     check_record(flags, record)  # a resumed run must see the same images
 
     torch.manual_seed(flags.seed)
-    classes = len(data.classes) if class_conditional else None
+    classes = len(data.classes) if labels else None
     net = zero_init(UNet(small_unet(data.size, data.channels, flags.channels, flags.layers, classes)))
     if begun:
         start_from(net, begun.net, flags.start)
-    loss = make_loss(schedule, flags.prediction, flip, class_conditional)
+    loss = make_loss(schedule, flags.prediction, flip, labels)
     accelerator = make_accelerator(flags.precision, device)
 
     states = train(net, data, loss, train_config(flags), accelerator, resume=flags.resume is not None)
@@ -55,13 +57,13 @@ def train_ddpm(flags: UNetFlags, size: int | None, channels: int | None, class_c
             pass
         return
     keep_settings(flags, record, (lambda folder: save_model(folder, begun)) if begun else None)
-    weights = sum(p.numel() for p in net.parameters())
-    print(f"{flags.data}: {len(data):,} images of {data.size}x{data.size}; U-Net with {weights:,} weights, on {device}")
+    weights = f"{count_parameters(net):,} weights"
+    print(f"{flags.data}: {len(data):,} images of {data.size}x{data.size}; U-Net with {weights}, on {device}")
 
     def sample(net: UNet, sampler: Sampler, n: int) -> list[Tensor]:
         """Every moment of the reverse process; the last one is the sample. Each (n, C, H, W)."""
         device = next(net.parameters()).device
-        label = {"label": torch.arange(n, device=device) % len(data.classes)} if class_conditional else {}
+        label = {"label": torch.arange(n, device=device) % len(data.classes)} if labels else {}
         denoise = Denoiser(net.eval(), flags.prediction, **label)
         return sampler.frames(denoise, schedule, (n, data.channels, data.size, data.size), flags.seed, device=device)
 

@@ -73,16 +73,13 @@ class Data(Protocol):
     def batch(self, indices: Tensor) -> dict[str, Tensor]: ...
 
 
-Loss = Callable[[nn.Module, dict[str, Tensor], BatchRandom], LossTerms]  # (net, batch, random numbers) -> loss of each image
+Loss = Callable[[nn.Module, dict[str, Tensor], BatchRandom], LossTerms]  # (net, batch, random numbers) -> terms
 
 
 def train(
     net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator: Accelerator, resume: bool = False
 ) -> Iterator[State]:
-    """Train until the budget is spent or a signal asks for the end, yielding a State after every step; the caller logs and samples.
-
-    A resumed run first yields the state it was left in.
-    """
+    """Yield a State after every step, until the budget is spent or a signal comes. A resumed run first yields its last one."""
     try:
         net.to(accelerator.device)
         ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
@@ -92,7 +89,8 @@ def train(
         budget = Budget(cfg.steps, cfg.minutes, left["seconds"] if left else 0.0, accelerator)
         if left:
             progress = budget.used(left["step"])
-            yield State(**left | {"terms": LossTerms(**left["terms"]), "ema": ema.module, "progress": progress, "done": progress >= 1})
+            known = {"terms": LossTerms(**left["terms"]), "ema": ema.module}
+            yield State(**left | known)._replace(progress=progress, done=progress >= 1)
             if progress >= 1:
                 return
 
@@ -103,9 +101,9 @@ def train(
                 lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
                 set_learning_rate(optimizer, lr)
                 terms = backward(net, data, loss, cfg, step, accelerator, check_memory=step == first)
-                grad_norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
+                norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
                 mean = float(accelerator.reduce(terms.per_sample.mean(), "mean"))
-                check_finite(mean, grad_norm, step + 1, cfg.lr, lambda: checkpoints(cfg.out), accelerator)
+                check_finite(mean, norm, step + 1, cfg.lr, lambda: checkpoints(cfg.out), accelerator)
                 optimizer.step()
                 optimizer.zero_grad()
                 ema.update_parameters(accelerator.unwrap_model(net))  # after the step, so that it does not lag
@@ -115,8 +113,8 @@ def train(
                 done = progress >= 1 or budget.interrupted
                 saved = done or (step + 1) % cfg.save_every == 0
                 images = cfg.batch_size * cfg.gradient_accumulation * accelerator.num_processes
-                seconds, took = budget.seconds, time.perf_counter() - began
-                state = State(step + 1, mean, terms, lr, grad_norm, images, seconds, took, progress, ema.module, saved, done)
+                times = budget.seconds, time.perf_counter() - began
+                state = State(step + 1, mean, terms, lr, norm, images, *times, progress, ema.module, saved, done)
                 if saved and accelerator.is_main_process:
                     plain = state._asdict() | {"terms": terms._asdict(), "ema": None}
                     save_checkpoint(cfg.out, snapshot(step + 1, plain, net, ema, optimizer, loss, accelerator))
@@ -139,8 +137,8 @@ def backward(
         indices = batch_indices(len(data), cfg.batch_size * world, k, cfg.seed).chunk(world)[rank]
         batch = {name: value.to(device) for name, value in data.batch(indices).items()}
         if check_memory and part == 0 and not isinstance(loss, Stateful):
-            need_memory(net, batch, loss, cfg, accelerator)
-        torch.manual_seed(generator(DROPOUT, cfg.seed, k, rank).initial_seed())  # dropout draws from the global generator
+            need_memory(net, batch, loss, accelerator)
+        torch.manual_seed(generator(DROPOUT, cfg.seed, k, rank).initial_seed())  # dropout uses the global generator
         last = part == cfg.gradient_accumulation - 1
         with nullcontext() if last else accelerator.no_sync(net):  # processes exchange gradients once a step
             terms = loss(net, batch, BatchRandom(cfg.seed, k, rank=rank, world=world, device=device))
@@ -149,12 +147,12 @@ def backward(
     return LossTerms(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def need_memory(net: nn.Module, batch: dict[str, Tensor], loss: Loss, cfg: TrainConfig, accelerator: Accelerator) -> None:
-    """Refuse a batch that is not going to fit. It changes no random number: those of a step are a function of (seed, step)."""
+def need_memory(net: nn.Module, batch: dict[str, Tensor], loss: Loss, accelerator: Accelerator) -> None:
+    """Refuse a batch that is not going to fit. This changes no random number of any step."""
     alone = accelerator.unwrap_model(net)
 
     def forward(images: dict[str, Tensor]) -> LossTerms:
         with accelerator.autocast():
-            return loss(alone, images, BatchRandom(cfg.seed, 0, device=accelerator.device))
+            return loss(alone, images, BatchRandom(0, 0, device=accelerator.device))
 
     need_for_batch(forward, batch, list(alone.parameters()), str(accelerator.device))
