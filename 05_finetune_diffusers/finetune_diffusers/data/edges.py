@@ -26,6 +26,11 @@ def edges(images: Tensor, threshold: float = THRESHOLD) -> Tensor:
 
     The first three steps of Canny (1986): gradient, thinning (non-maximum suppression, here along x or y, whichever the gradient
     is nearer to), threshold. (B, C, H, W) in [-1, 1] -> (B, 1, H, W) float32, 0 or 1
+
+    Hysteresis, Canny's last step, was measured with skimage.feature.canny (sigma 0.5, the thresholds of published ControlNets) on 24
+    creatures of 64 x 64. A picture's edges after the autoencoder agree with its own by 0.91 to the pixel (here 0.89), and with those of
+    another picture by 0.28 (here 0.25), so the difference is 0.64 with both. At a step between two flat areas scikit-image keeps the
+    pixels on both sides, a line two pixels wide; here it is one.
     """
     g = gradient(images)
     strength = g.square().sum(1, keepdim=True).sqrt()                                  # (B, 1, H, W)

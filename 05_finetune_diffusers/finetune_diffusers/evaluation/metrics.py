@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from common.io.files import write_atomically
 from common.training.vae_loss import Perceptual, random_stages
+from common.viz import save_figure
 
 CLIPPED = 1 / 32  # a channel value this close to 0 or 1 counts as clipped
 
@@ -101,5 +101,4 @@ def plot_curves(panels: dict[str, dict[str, Curve]], lines: dict[str, dict[str, 
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if handles:
         figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right center")
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
-    return path
+    return save_figure(figure, path)

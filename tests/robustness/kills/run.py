@@ -67,8 +67,8 @@ PROGRAMS: dict[str, tuple[str, list]] = {  # PARTS/x is what prepare() writes
     "06_inpaint": ("06_inpaint_gif/train_inpaint.py", [*TINY, *DRAWN, "--batch-size", 4, "--n", 4, "--windows", 2, "--model", "PARTS/sd"]),
     "06_controlnet": ("06_inpaint_gif/train_controlnet.py", [*TINY, *DRAWN, "--batch-size", 4, "--n", 3, "--windows", 1, "--model", "PARTS/sd"]),
 }  # fmt: skip
-WORK = ["ddpm_mnist.trainer", "cfg_pokemon.trainer", "latent_sd.unet_trainer", "latent_sd.vae_trainer", "finetune_diffusers.data.latent_dataset",
-        "finetune_diffusers.evaluation.evaluators", "finetune_diffusers.training.trainer", "finetune_diffusers.training.unconditional_trainer",
+WORK = ["ddpm_mnist.trainer", "cfg_pokemon.trainer", "latent_sd.unet_trainer", "latent_sd.vae_trainer", "finetune_diffusers.training.finetune",
+        "finetune_diffusers.training.dreambooth", "finetune_diffusers.training.controlnet", "finetune_diffusers.training.unconditional_trainer",
         "finetune_diffusers.training.ddpm_package_trainer", "inpaint_gif.clip.trainer", "inpaint_gif.training.text2dish", "inpaint_gif.training.inpaint",
         "inpaint_gif.training.controlnet"]  # fmt: skip
 TIMES = {"seconds", "took", "images_per_second", "progress"}  # what no two runs have in common
