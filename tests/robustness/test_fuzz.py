@@ -61,7 +61,7 @@ def call(*words: str, must_refuse: bool = False, out: str = "") -> fuzz.Call:
 )  # fmt: skip
 def test_the_verdict(made, code, err, verdict, tmp_path):
     (tmp_path / "a.png").write_text("")
-    assert run.judge(made, code, "", err, tmp_path)[0] == verdict
+    assert run.verdict_of(made, code, "", err, tmp_path)[0] == verdict
 
 
 @pytest.mark.parametrize(

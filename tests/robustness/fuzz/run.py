@@ -183,7 +183,7 @@ def wait(child: int, seconds: float) -> int:
     return -9 if ended or code in (-signal.SIGKILL, -signal.SIGXCPU) else code
 
 
-def judge(call: fuzz.Call, code: int, out: str, err: str, folder: Path) -> tuple[str, str]:
+def verdict_of(call: fuzz.Call, code: int, out: str, err: str, folder: Path) -> tuple[str, str]:
     """(verdict, reason)"""
     lines = [line for line in re.split(r"[\n\r]", err) if line.strip()]
     said = [line for line in lines if line.startswith("error: ")]
@@ -234,7 +234,7 @@ def attempt(call: fuzz.Call, root: Path, number: int) -> Outcome:
     place = root / f"call-{number}"
     words = tuple(word.replace("IN/", f"{root}/in/") if word.startswith("IN") and word != "IN" else f"{root}/in" if word == "IN" else word for word in call.words)
     code, out, err, seconds = run_child(call.program, words, place / "here", limited=True)
-    verdict, reason = judge(call, code, out, err, place / "here")
+    verdict, reason = verdict_of(call, code, out, err, place / "here")
     shutil.rmtree(place, ignore_errors=True)
     return Outcome(verdict, reason, seconds, out + err)
 
