@@ -1,13 +1,14 @@
-"""Measure how settings of training and sampling change the samples: train and sample with every combination, and compare.
+"""Train and sample with every combination of settings, measure the samples, and compare.
 
-  python 03_ddim_schedules/ablate.py --list                                       the named studies
-  python 03_ddim_schedules/ablate.py samplers --data-dir data                     8 samplers x 6 numbers of steps, chapter 1's network
-  python 03_ddim_schedules/ablate.py losses                                       trains what it needs, on the embedded digits
-  python 03_ddim_schedules/ablate.py losses data=mnist n=500 --data-dir data      a named study with other settings
+  python 03_ddim_schedules/ablate.py --list                                   the named studies
+  python 03_ddim_schedules/ablate.py samplers --data-dir data                 8 samplers x 6 numbers of steps
+  python 03_ddim_schedules/ablate.py losses                                   trains networks of the embedded digits
+  python 03_ddim_schedules/ablate.py losses data=mnist n=500 --data-dir data  a named study with other settings
   python 03_ddim_schedules/ablate.py schedule=linear,cosine sampler=ddim:20,dpmpp_2m:20 seed=0,1,2
-  python 03_ddim_schedules/ablate.py samplers sampler=ddim steps=5,10,20,50,100,200,500,1000 --model runs/01_ddpm_mnist/mnist
+  python 03_ddim_schedules/ablate.py samplers sampler=ddim steps=5,10,20,50,100,200 --model runs/01_ddpm_mnist/mnist
 
-All results are cached: a study that was stopped continues where it was, and two studies share the experiments they have in common.
+All results are cached: a study that was stopped continues where it was, and two studies share the experiments they
+have in common.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ class Args:
     dry: bool = False
     """Print only what would be done, and about how long it would take."""
     model: Path | None = None
-    """Trained network: a run folder or any diffusers folder (compared with MNIST unless data=... is given). Without it, networks are trained."""
+    """Trained network, a run folder or any diffusers folder; by default networks are trained. data=... says what it
+    is compared with (MNIST)."""
     measure: Literal["frechet", "kid", "brightness", "contrast", "sharpness", "saturation"] | None = None
     """Measure in the table and the plot; the CSV file holds all of them."""
     data_dir: Path = Path("data")

@@ -6,7 +6,8 @@
 Three losses are compared:
 
   plain    L_simple: the network has C output channels
-  hybrid   L_simple + 0.001 L_vlb, with 2 C channels (common/diffusion/losses.py): the bound reuses the output, its mean detached
+  hybrid   L_simple + 0.001 L_vlb, with 2 C channels: the bound reuses the output, its mean detached
+           (common/diffusion/losses.py)
   twice    the same, but the bound evaluates the network a second time, as it would for a timestep of its own
 """
 

@@ -5,7 +5,8 @@
   python 03_ddim_schedules/interpolate.py --pairs 24 --method ddpm ddpm_shared ddim_slerp
   python 03_ddim_schedules/interpolate.py --a one.png --b other.png --strength 0.5 --method ddpm ddpm_shared
 
-Writes a picture with one row for each method, a GIF of the interpolations, and a plot of the change from frame to frame.
+Writes a picture with one row for each method, a GIF of the interpolations, and a plot of the change from frame to
+frame.
 """
 
 from dataclasses import dataclass
@@ -54,8 +55,20 @@ class Args:
 def main(args: Args) -> None:
     from ddim_schedules.interpolation_study import compare_methods
 
-    compare_methods(args.model, (args.a, args.b), args.method, args.out, frames=args.frames, steps=args.steps, strength=args.strength,
-                    seed=args.seed, pairs=args.pairs, data=args.data, data_dir=args.data_dir, device=args.device)  # fmt: skip
+    compare_methods(
+        args.model,
+        (args.a, args.b),
+        args.method,
+        args.out,
+        frames=args.frames,
+        steps=args.steps,
+        strength=args.strength,
+        seed=args.seed,
+        pairs=args.pairs,
+        data=args.data,
+        data_dir=args.data_dir,
+        device=args.device,
+    )
 
 
 if __name__ == "__main__":

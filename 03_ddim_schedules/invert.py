@@ -1,10 +1,11 @@
-"""DDIM inversion: find the noise that a real image would be sampled from, sample from it, and measure the error of the result.
+"""DDIM inversion: find the noise that a real image would be sampled from, sample from it, and measure the error of the
+result.
 
   python 03_ddim_schedules/invert.py
   python 03_ddim_schedules/invert.py --images 0 1 2 class:7 photo.png --steps 10 50 250 1000
 
-Writes a picture (first row: the images; then, for each number of steps, the noise and the reconstruction) and a plot of the error
-against the number of steps.
+Writes a picture (first row: the images; then, for each number of steps, the noise and the reconstruction) and a plot
+of the error against the number of steps.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ class Args:
 def main(args: Args) -> None:
     from ddim_schedules.inversion import measure_inversion
 
-    measure_inversion(args.model, args.images, args.steps, args.out, data=args.data, data_dir=args.data_dir, device=args.device)
+    measure_inversion(
+        args.model, args.images, args.steps, args.out, data=args.data, data_dir=args.data_dir, device=args.device
+    )
 
 
 if __name__ == "__main__":

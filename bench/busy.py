@@ -3,10 +3,11 @@
   python -m bench.busy
   python -m bench.busy --busy 0 1 2 --rounds 3
 
-With two threads, each part of a step ends when the slower thread ends. While the other thread waits, it can spin (OpenMP's default:
-it keeps its core, which the slower thread may need) or sleep (OMP_WAIT_POLICY=passive). GOMP_SPINCOUNT says how long GNU's OpenMP
-spins before it sleeps. The course sets both (common/io/process.py), and takes as many threads as there are free cores (common.cli).
-Each setting is measured in a process of its own, because OpenMP reads the variables once; the settings take turns.
+With two threads, each part of a step ends when the slower thread ends. While the other thread waits, it can spin
+(OpenMP's default: it keeps its core, which the slower thread may need) or sleep (OMP_WAIT_POLICY=passive).
+GOMP_SPINCOUNT says how long GNU's OpenMP spins before it sleeps. The course sets both (common/io/process.py), and
+takes as many threads as there are free cores (common.cli). Each setting is measured in a process of its own, because
+OpenMP reads the variables once; the settings take turns.
 """
 
 from dataclasses import dataclass
@@ -23,9 +24,13 @@ class Args:
     busy: tuple[int, ...] = (0, 1, 2)
     """Numbers of other processes that compute without a pause."""
     network: Literal["mnist", "cifar10"] = "mnist"
-    """Data set of chapter 1 whose network is trained: a small one (0.1 s a step), or one with ten times the arithmetic."""
+    """Data set of chapter 1 whose network is trained: a small one (0.1 s a step), or one with ten times the
+    arithmetic.
+    """
     seconds_of_steps: bool = False
-    """Only make some steps, print the median seconds of a step, and exit; this program runs itself so for each setting."""
+    """Only make some steps, print the median seconds of a step, and exit; this program runs itself so for each
+    setting.
+    """
     json: Path | None = None
     """JSON file for the figures."""
 

@@ -1,7 +1,7 @@
 """What the benchmarks share: interleaved timing, programs run as a user runs them, and the report.
 
-Candidates are measured in one run, turn by turn (A, B, A, B, ...), and compared by their medians. A machine that is busy with
-other work then slows all of them, and the ratio stays meaningful.
+Candidates are measured in one run, turn by turn (A, B, A, B, ...), and compared by their medians. A machine that is
+busy with other work then slows all of them, and the ratio stays meaningful.
 """
 
 import os
@@ -27,10 +27,12 @@ CHAPTER_1 = ROOT / "01_ddpm_mnist"
 TRAIN, SAMPLE = "01_ddpm_mnist/train.py", "01_ddpm_mnist/sample.py"
 
 if str(CHAPTER_1) not in sys.path:
-    sys.path.append(str(CHAPTER_1))  # as `python 01_ddpm_mnist/train.py` does, so that its package ddpm_mnist can be imported
+    sys.path.append(
+        str(CHAPTER_1)
+    )  # as `python 01_ddpm_mnist/train.py` does, so that its package ddpm_mnist can be imported
 
 
-# --------------------------------------------------------------------------------------------------------------- timing
+# ------------------------------------------------------------------------------------------------------------ timing
 
 
 def interleaved_medians(
@@ -47,17 +49,19 @@ def interleaved_medians(
     return {name: median or 1e-9 for name, median in medians.items()}  # a clock may be coarser than a call
 
 
-# ------------------------------------------------------------------------------------------------- programs of the course
+# -------------------------------------------------------------------------------------------- programs of the course
 
 
 def load_program(script: str) -> dict[str, Any]:
-    """What a chapter's program defines, without running it. (Folder names such as 01_ddpm_mnist cannot be imported.)"""
+    """What a chapter's program defines, without running it. (A folder named 01_ddpm_mnist cannot be imported.)"""
     return runpy.run_path(str(ROOT / script))
 
 
 @contextmanager
 def training_flags(**flags: object) -> Iterator[Any]:
-    """The flags of a new run of chapter 1's train.py on the CPU, completed by its presets; its run folder is a temporary one."""
+    """The flags of a new run of chapter 1's train.py on the CPU, completed by its presets; its run folder is a
+    temporary one.
+    """
     program = load_program(TRAIN)
     with tempfile.TemporaryDirectory() as folder:
         yield settle(program["Args"](device="cpu", out=Path(folder), **flags), program["PRESETS"], "bench")
@@ -72,21 +76,31 @@ class ProgramRun(NamedTuple):
 def run_python(*arguments: object) -> ProgramRun:
     """Run `python arguments...` from the project's root. Raises UserError where it fails.
 
-    On Linux a child starts with the peak memory of the process that forked it, so measure memory before importing torch here.
+    On Linux a child starts with the peak memory of the process that forked it, so measure memory before importing
+    torch here.
     """
     start = time.perf_counter()
-    child = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             encoding="utf-8", errors="replace", env=os.environ | {"PYTHONIOENCODING": "utf-8"})  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
     output = child.stdout.read() if child.stdout else ""
     _, status, usage = os.wait4(child.pid, 0)
     seconds, child.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
         last = output.strip().splitlines()[-1:] or ["it printed nothing"]
-        raise UserError(f"`python {' '.join(map(str, arguments))}` failed with exit code {child.returncode} ({last[0]})")
+        raise UserError(
+            f"`python {' '.join(map(str, arguments))}` failed with exit code {child.returncode} ({last[0]})"
+        )
     return ProgramRun(seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), output)
 
 
-# ---------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------------------------ report
 
 
 def machine() -> dict[str, object]:

@@ -2,9 +2,9 @@
 
   python -m bench.sampler_overhead
 
-The network returns its input. diffusers is measured twice: as its pipelines call it (x0 is clipped, eps is not changed), and so
-that it does the same work as ours, with eps computed from the clipped x0; that these two agree is checked. The clock is the
-processor time of this process on one thread, so other programs on the machine do not count.
+The network returns its input. diffusers is measured twice: as its pipelines call it (x0 is clipped, eps is not
+changed), and so that it does the same work as ours, with eps computed from the clipped x0; that these two agree is
+checked. The clock is the processor time of this process on one thread, so other programs on the machine do not count.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """How long a learner waits: 64 images with chapter 1's default sampler, and --help.
 
-  python -m bench.sampling_time
-  python -m bench.sampling_time --model runs/01_ddpm_mnist/mnist
+python -m bench.sampling_time
+python -m bench.sampling_time --model runs/01_ddpm_mnist/mnist
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,15 @@
-"""The training step of chapter 1's MNIST network on the CPU: against diffusers, against the processor's peak, and its memory.
+"""The training step of chapter 1's MNIST network on the CPU: against diffusers, against the processor's peak, and its
+memory.
 
   python -m bench.step
   python -m bench.step --data-dir path/to/data      also runs train.py on MNIST for a while
 
-1. Time and memory against diffusers' UNet2DModel with the same configuration, weights and batch; that both have equal outputs
-   is checked. A step is forward, loss, backward and optimizer. Memory is the peak of a process that makes 20 steps, the median
-   of three.
-2. Arithmetic against the machine's own peak, which is that of plain 3x3 convolutions, forward and backward: the best of
+1. Time and memory against diffusers' UNet2DModel with the same configuration, weights and batch; that both have equal
+   outputs
+   is checked. A step is forward, loss, backward and optimizer. Memory is the peak of a process that makes 20 steps,
+   the median of three.
+2. Arithmetic against the machine's own peak, which is that of plain 3x3 convolutions, forward and backward: the best
+   of
    several shapes. torch counts the operations of a step.
 3. Peak memory and speed of `train.py --data mnist` as it is: data, logging, averaging, checkpoints, final pictures.
 """

@@ -1,5 +1,5 @@
-"""A study from the command line to its files: read what to vary, refuse what cannot work, estimate the cost, run every experiment
-and write results.csv, plot.png and grid.png.
+"""A study from the command line to its files: read what to vary, refuse what cannot work, estimate the cost, run every
+experiment and write results.csv, plot.png and grid.png.
 """
 
 from collections.abc import Sequence
@@ -38,10 +38,10 @@ EVALUATION_SECONDS = 1.5  # time that the evaluator takes for one experiment
 class Plan:
     """What a command line asks for."""
 
-    name: str                      # of the study, "study" if it has none
+    name: str  # of the study, "study" if it has none
     question: str
-    measure: str                   # what table and plot show
-    axes: dict[str, list[Any]]     # what varies: values by setting
+    measure: str  # what table and plot show
+    axes: dict[str, list[Any]]  # what varies: values by setting
     experiments: list[Experiment]
 
 
@@ -57,7 +57,10 @@ def read_plan(arguments: Sequence[str], model: Path | None, measure: str | None,
     if named and name not in STUDIES:
         raise UserError(f"there is no study '{name}'; choose one of {', '.join(STUDIES)}, or write key=value,value")
     if not arguments:
-        raise UserError(f"name what to measure: one of {', '.join(STUDIES)}, or key=value,value (e.g. sampler=ddim,heun steps=10,20)")
+        raise UserError(
+            f"name what to measure: one of {', '.join(STUDIES)}, "
+            "or key=value,value (e.g. sampler=ddim,heun steps=10,20)"
+        )
     study = STUDIES.get(name, NamedStudy("", ()))
     axes = read_axes(study.vary) | read_axes(settings)
     training = TrainingSettings()
@@ -73,7 +76,10 @@ def pretrained(data_dir: Path) -> TrainingSettings:
     """Chapter 1's network if MNIST is there to compare with, else this chapter's network of the embedded digits."""
     if find_mnist(data_dir, "MNIST", "test"):
         return TrainingSettings(model=str(MNIST_MODEL), data="mnist")
-    print(f"no MNIST in {data_dir} to compare with (--data-dir): the network trained on the embedded digits is measured instead of chapter 1's")
+    print(
+        f"no MNIST in {data_dir} to compare with (--data-dir): "
+        "the network trained on the embedded digits is measured instead of chapter 1's"
+    )
     return TrainingSettings(model=str(DIGITS_MODEL), data="digits")
 
 
@@ -88,7 +94,9 @@ def run_study(plan: Plan, runner: Runner, out: Path, dry: bool = False) -> None:
         return
     work, rows = runner.remaining_work(plan.experiments), []
     varied = [key for key, values in plan.axes.items() if len(values) > 1]
-    with tqdm(total=round(work), unit="image", unit_scale=True, mininterval=1, dynamic_ncols=True, disable=work == 0) as bar:
+    with tqdm(
+        total=round(work), unit="image", unit_scale=True, mininterval=1, dynamic_ncols=True, disable=work == 0
+    ) as bar:
         for experiment in plan.experiments:
             bar.set_postfix_str(" ".join(str(experiment.value(key)) for key in varied))
             rows.append(runner.result(experiment, bar.update))
@@ -128,10 +136,14 @@ def print_forecast(experiments: list[Experiment], runner: Runner) -> None:
         shape = (training.model, training.data, training.size, training.channels, training.layers)
         if shape not in speeds:
             speeds[shape] = runner.seconds_per_image(training)
-        seconds += speeds[shape] * runner.remaining_work([experiment for experiment in missing if experiment.training == training])
+        seconds += speeds[shape] * runner.remaining_work(
+            [experiment for experiment in missing if experiment.training == training]
+        )
     duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-    print(f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them known; "
-          f"{len(runner.missing_trainings(missing))} networks to train; about {duration} on this machine")  # fmt: skip
+    print(
+        f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them known; "
+        f"{len(runner.missing_trainings(missing))} networks to train; about {duration} on this machine"
+    )
 
 
 def report(plan: Plan, rows: list[dict[str, Any]], runner: Runner, out: Path) -> None:
@@ -143,7 +155,8 @@ def report(plan: Plan, rows: list[dict[str, Any]], runner: Runner, out: Path) ->
     print(align(lines, left=len(lines[0])))
     row = next((row for row in rows if not row["diverged"]), None)
     if row:
-        floor = f"as many real images: Frechet distance {row['frechet_real']:.3g} ± {row['frechet_real_sd']:.2g} (the floor)"
+        distance = f"{row['frechet_real']:.3g} ± {row['frechet_real_sd']:.2g}"
+        floor = f"as many real images: Frechet distance {distance} (the floor)"
         has_real_value = f"{measure}_real" in row and measure != "frechet"
         print(floor + (f", {measure} {row[f'{measure}_real']:.3g}" if has_real_value else ""))
         print(f"\nplot    {plots.plot(rows, keys, measure, out / 'plot.png')}")

@@ -1,8 +1,8 @@
 """Memory that a training step needs for activations, counted exactly.
 
-Between forward and backward, autograd saves the tensors that the gradients need. They grow with the batch, while weights and
-optimizer do not, so they decide how large a batch fits. Here each saved tensor is counted once, in bytes, which gives the same
-number on every machine.
+Between forward and backward, autograd saves the tensors that the gradients need. They grow with the batch, while
+weights and optimizer do not, so they decide how large a batch fits. Here each saved tensor is counted once, in bytes,
+which gives the same number on every machine.
 """
 
 from collections.abc import Sequence
@@ -51,18 +51,23 @@ def saved_bytes(loss: str, size: int, channels: Sequence[int], batch_size: int, 
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def compare_losses(size: int, channels: Sequence[int], batch_size: int, image_channels: int, json: Path | None) -> None:
+def compare_losses(
+    size: int, channels: Sequence[int], batch_size: int, image_channels: int, json: Path | None
+) -> None:
     """Print the saved bytes of each loss, and write them to a JSON file if one is named."""
     saved = {loss: saved_bytes(loss, size, channels, batch_size, image_channels) for loss in LOSSES}
     print(f"saved for the backward pass of {batch_size} images, {image_channels} x {size} x {size}")
-    print_table([
-        {
-            "": loss,
-            "MB": f"{count / 1e6:.1f}",
-            "against plain": f"{count / saved['plain']:.3f}",
-            f"batch that fits where plain fits {batch_size}": int(batch_size * saved["plain"] / count),
-        }
-        for loss, count in saved.items()
-    ], gap=4)  # fmt: skip
+    print_table(
+        [
+            {
+                "": loss,
+                "MB": f"{count / 1e6:.1f}",
+                "against plain": f"{count / saved['plain']:.3f}",
+                f"batch that fits where plain fits {batch_size}": int(batch_size * saved["plain"] / count),
+            }
+            for loss, count in saved.items()
+        ],
+        gap=4,
+    )
     if json:
         write_json(json, saved)

@@ -1,5 +1,5 @@
-"""What a study consists of: experiments. An experiment is one way to train, one way to sample, and nothing else. Two experiments
-with equal settings are the same experiment, so each is computed once, whichever study asks for it.
+"""What a study consists of: experiments. An experiment is one way to train, one way to sample, and nothing else. Two
+experiments with equal settings are the same experiment, so each is computed once, whichever study asks for it.
 
     grid(read_axes(["schedule=linear,cosine", "steps=10,50", "seed=0,1,2"]))  ->  12 experiments with 6 trainings
 """
@@ -21,18 +21,18 @@ from common.io.ranges import check_number
 class TrainingSettings:
     """How a network is trained. With `model`, a trained network is loaded and the other settings are not used."""
 
-    model: str = ""               # a run folder or any diffusers folder
+    model: str = ""  # a run folder or any diffusers folder
     data: str = "digits"
-    size: int = 16                # pixels a side
-    channels: str = "16-32"       # width of the U-Net at each resolution
-    layers: int = 1               # residual blocks at each resolution
+    size: int = 16  # pixels a side
+    channels: str = "16-32"  # width of the U-Net at each resolution
+    layers: int = 1  # residual blocks at each resolution
     schedule: str = "cosine"
     prediction: str = "v"
-    loss: str = "l2"              # l2, l1, huber
-    weight: str = "plain"         # plain, p2, min_snr
+    loss: str = "l2"  # l2, l1, huber
+    weight: str = "plain"  # plain, p2, min_snr
     learned_variance: bool = False
-    optimizer: str = "adamw"      # adamw, sgd, or adamw-sgd: a second training with SGD that starts where AdamW ended
-    lr: float = 2e-3              # in adamw-sgd, the learning rate of SGD
+    optimizer: str = "adamw"  # adamw, sgd, or adamw-sgd: a second training with SGD that starts where AdamW ended
+    lr: float = 2e-3  # in adamw-sgd, the learning rate of SGD
     batch_size: int = 32
     train_steps: int = 400
     seed: int = 0
@@ -47,14 +47,14 @@ class TrainingSettings:
 class SamplingSettings:
     """How images are sampled from the network."""
 
-    sampler: str = "ddim"         # any sampler of common/diffusion, or ddpm_naive (solvers.py)
+    sampler: str = "ddim"  # any sampler of common/diffusion, or ddpm_naive (solvers.py)
     steps: int = 20
-    eta: float | None = None      # for ddim
-    variance: str = ""            # for ddpm: small, large, learned
-    ema: bool = True              # the averaged weights, or the last ones
-    clip: str = "static"          # static, none, dynamic
-    n: int = 200                  # number of images
-    noise_seed: int = 0           # seed of the initial noise
+    eta: float | None = None  # for ddim
+    variance: str = ""  # for ddpm: small, large, learned
+    ema: bool = True  # the averaged weights, or the last ones
+    clip: str = "static"  # static, none, dynamic
+    n: int = 200  # number of images
+    noise_seed: int = 0  # seed of the initial noise
 
     @property
     def spec(self) -> str:
@@ -83,7 +83,9 @@ class Experiment:
 
 TRAINING_KEYS = [field.name for field in fields(TrainingSettings)]
 SAMPLING_KEYS = [field.name for field in fields(SamplingSettings)]
-TYPES: dict[str, Any] = {field.name: field.type for field in (*fields(TrainingSettings), *fields(SamplingSettings))} | {"eta": float}
+TYPES: dict[str, Any] = {
+    field.name: field.type for field in (*fields(TrainingSettings), *fields(SamplingSettings))
+} | {"eta": float}
 
 
 def short_hash(settings: Any) -> str:
@@ -99,11 +101,11 @@ def training_key(training: TrainingSettings) -> str:
     return short_hash([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
 
 
-# ----------------------------------------------------------------------------------------- reading key=value,value
+# ------------------------------------------------------------------------------------------- reading key=value,value
 
 
 def read_value(key: str, text: str) -> Any:
-    """The value of a setting from its text: "0.5" is 0.5 where the setting is a number. Raises UserError for other texts."""
+    """The value of a setting from its text, for instance 0.5 from "0.5". UserError if it is not of the right type."""
     if key not in TYPES:
         raise UserError(f"'{key}' cannot be varied; choose one of {', '.join(TYPES)}")
     try:
@@ -115,7 +117,10 @@ def read_value(key: str, text: str) -> Any:
         raise UserError(f"{key}={text}: {key} must be {kind}") from None
     if key == "channels" and not all(width.isdecimal() and 0 < int(width) <= 4096 for width in text.split("-")):
         raise UserError(f"channels={text}: write the width at each resolution, multiples of 8, as in channels=16-32")
-    if isinstance(value, (int, float)) and (key, value) != ("lr", 0):  # lr=0 is the control of a study: the weights stay as they are
+    if isinstance(value, (int, float)) and (key, value) != (
+        "lr",
+        0,
+    ):  # lr=0 is the control of a study: the weights stay as they are
         check_number("seed" if key == "noise_seed" else key, value)
     return value
 
@@ -126,13 +131,15 @@ def read_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
     for argument in arguments:
         key, _, values = argument.partition("=")
         if not values:
-            raise UserError(f"cannot read '{argument}'; write what to vary as key=value,value, for instance steps=10,20,50")
+            raise UserError(
+                f"cannot read '{argument}'; write what to vary as key=value,value, for instance steps=10,20,50"
+            )
         axes[key] = [read_value(key, value) for value in values.split(",")]
     return axes
 
 
 def read_sampler(text: str) -> dict[str, Any]:
-    """Sampling settings from a sampler as on other command lines: ddim:50:eta=0.5, or without steps as in ddim:eta=0.5."""
+    """Sampling settings from a sampler as on other command lines, or without its steps as in ddim:eta=0.5."""
     name, *rest = text.split(":")
     if name == "ddpm_naive":
         return {"sampler": name} | ({"steps": read_value("steps", rest[0])} if rest else {})
@@ -146,14 +153,16 @@ def read_sampler(text: str) -> dict[str, Any]:
 def grid(axes: dict[str, list[Any]], base: Experiment | None = None) -> list[Experiment]:
     """One experiment for every combination of values. Combinations that differ only in unused settings are merged."""
     base = base or Experiment(TrainingSettings(), SamplingSettings())
-    if base.training.model and (wrong := [key for key in axes if key in TRAINING_KEYS and key not in ("seed", "data")]):
+    if base.training.model and (
+        wrong := [key for key in axes if key in TRAINING_KEYS and key not in ("seed", "data")]
+    ):
         raise UserError(f"{', '.join(wrong)} cannot be varied with --model, because its network is already trained")
     combinations = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
     return list(dict.fromkeys(with_settings(base, settings) for settings in combinations))
 
 
 def with_settings(base: Experiment, settings: dict[str, Any]) -> Experiment:
-    """The experiment with these settings replaced. Settings that its sampler does not use (eta, variance) are reset."""
+    """The experiment with other settings. Those that its sampler does not use (eta, variance) are reset."""
     settings = settings | (read_sampler(settings["sampler"]) if "sampler" in settings else {})
     if base.training.model and "seed" in settings:  # nothing is trained, so the seed is that of the initial noise
         settings["noise_seed"] = settings.pop("seed")

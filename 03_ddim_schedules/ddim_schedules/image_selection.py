@@ -1,4 +1,4 @@
-"""What interpolation and inversion start from: an unconditional model, and real images given by index, class or file."""
+"""What interpolation and inversion start from: an unconditional model, and images given by index, class or file."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -20,12 +20,12 @@ class UnconditionalModel(NamedTuple):
     schedule: Schedule
     denoise: Denoiser
     denoise_unclipped: Denoiser  # for inversion, which cannot restore what clipping has removed
-    channels: int                # of its images
-    size: int                    # pixels a side
+    channels: int  # of its images
+    size: int  # pixels a side
 
 
 def open_model(folder: Path, device: str) -> UnconditionalModel:
-    """The model of a run folder or a diffusers folder. Raises UserError if it is conditional or its schedule is continuous."""
+    """The model of a run folder or a diffusers folder. UserError if it is conditional or its schedule continuous."""
     model = load_model(folder, device)
     cfg = model.net.cfg
     if cfg.text_dim or cfg.classes:
@@ -40,7 +40,7 @@ def open_model(folder: Path, device: str) -> UnconditionalModel:
 
 
 def check_equal_sizes(names: tuple[str, ...]) -> None:
-    """Refuse image files of different sizes: each would be cropped and scaled differently, which an interpolation would show."""
+    """Refuse image files of different sizes, because each would be cropped and scaled differently."""
     sizes = {}
     for name in names:
         if Path(name).suffix and Path(name).is_file():
@@ -71,8 +71,12 @@ def index_of(name: str, images: Images) -> int:
     if name.startswith("class:"):
         wanted = name.removeprefix("class:")
         if images.labels is None or wanted not in images.classes:
-            raise UserError(f"{images.name} has no class '{wanted}'; its classes are {', '.join(images.classes) or 'not known'}")
+            raise UserError(
+                f"{images.name} has no class '{wanted}'; its classes are {', '.join(images.classes) or 'not known'}"
+            )
         return int(torch.nonzero(images.labels == images.classes.index(wanted))[0])
     if not name.isdigit() or int(name) >= len(images):
-        raise UserError(f"'{name}' is no image: give an index from 0 to {len(images) - 1}, class:3, or the path of an image file")
+        raise UserError(
+            f"'{name}' is no image: give an index from 0 to {len(images) - 1}, class:3, or the path of an image file"
+        )
     return int(name)

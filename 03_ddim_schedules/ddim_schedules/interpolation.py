@@ -2,7 +2,8 @@
 
 A method makes three choices: how to get from the images to noisy images or noise, how to mix, and how to denoise.
 
-    ddpm          noise both images to one level with independent noise, mix linearly, denoise with DDPM (Ho et al. 2020, section 4.3)
+    ddpm          noise both images to one level with independent noise, mix linearly, denoise with DDPM
+                  (Ho et al. 2020, section 4.3)
     ddpm_shared   the same with one noise for both images
     ddpm_slerp    the same as ddpm, but the two noises are mixed spherically, so that the mixture keeps their norm
     ddim_lerp     invert both images to pure noise with DDIM, mix linearly, sample with DDIM
@@ -36,9 +37,12 @@ def noisiest(levels: NoiseLevels) -> NoiseLevel:
 
 
 def levels_from(levels: NoiseLevels, strength: float) -> NoiseLevels:
-    """The levels that are left when sampling starts from a noisy image. Strength 1 is pure noise, and 0 is no noise."""
+    """The levels that are left when sampling starts from a noisy image. Strength 1 is pure noise, 0 is no noise."""
     if (skipped := round((1 - strength) * len(levels))) == len(levels):
-        raise UserError(f"--strength {strength:g} of {len(levels)} steps is less than one step; give a larger --strength, or more --steps")
+        raise UserError(
+            f"--strength {strength:g} of {len(levels)} steps is less than one step; "
+            "give a larger --strength, or more --steps"
+        )
     return levels.after(skipped)
 
 
@@ -51,8 +55,17 @@ def lerp(a: Tensor, b: Tensor, w: float) -> Tensor:
     return (1 - w) * a + w * b
 
 
-def interpolate(method: str, denoise: Denoise, denoise_unclipped: Denoise, levels: NoiseLevels, a: Tensor, b: Tensor,
-                weights: Sequence[float], strength: float, seed: int) -> Tensor:  # fmt: skip
+def interpolate(
+    method: str,
+    denoise: Denoise,
+    denoise_unclipped: Denoise,
+    levels: NoiseLevels,
+    a: Tensor,
+    b: Tensor,
+    weights: Sequence[float],
+    strength: float,
+    seed: int,
+) -> Tensor:
     """Images between a and b, each (1, C, H, W). Returns (len(weights), C, H, W).
 
     method             one of METHODS
@@ -77,7 +90,7 @@ def interpolate(method: str, denoise: Denoise, denoise_unclipped: Denoise, level
 
 
 def frame_changes(images: Tensor) -> Tensor:
-    """The distance of each image to the one before, between features of the evaluator's classifier. (F, C, H, W) -> (F - 1,)"""
+    """Distance of each image to the one before, in features of the evaluator's classifier. (F, C, H, W) -> (F - 1,)"""
     features, _ = classify(load_digit_classifier(), images.clamp(-1, 1))
     return (features[1:] - features[:-1]).norm(dim=1)
 

@@ -1,4 +1,4 @@
-"""A comparison of interpolation methods: a picture of all of them, an animation, and how evenly each one changes the image."""
+"""A comparison of interpolation methods: a picture, an animation, and how evenly each method changes the image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,26 @@ from ddim_schedules.image_selection import check_equal_sizes, load_image, open_m
 from ddim_schedules.interpolation import frame_changes, interpolate, peak_to_mean
 
 
-def compare_methods(model_dir: Path, names: tuple[str, str], methods: Sequence[str], out: Path, *, frames: int, steps: int,
-                    strength: float, seed: int, pairs: int, data: str, data_dir: Path, device: str) -> None:  # fmt: skip
-    """Interpolate between two images with each method, and write strip.png, walk.gif and change.png to the folder `out`.
+def compare_methods(
+    model_dir: Path,
+    names: tuple[str, str],
+    methods: Sequence[str],
+    out: Path,
+    *,
+    frames: int,
+    steps: int,
+    strength: float,
+    seed: int,
+    pairs: int,
+    data: str,
+    data_dir: Path,
+    device: str,
+) -> None:
+    """Interpolate between two images with each method, and write strip.png, walk.gif and change.png to `out`.
 
     names   the two images, as image_selection.load_image takes them
     frames  images of an interpolation, both ends included
-    pairs   pairs of images to measure: the named one, then test images 2 and 3, 4 and 5, ..., each with a seed of its own
+    pairs   pairs of images to measure: the named one, then test images 2 and 3, 4 and 5, ..., each with its own seed
     """
     check_equal_sizes(names)
     device = pick_device(device)
@@ -31,8 +44,12 @@ def compare_methods(model_dir: Path, names: tuple[str, str], methods: Sequence[s
         return [load_image(name, model, data, data_dir).to(device) for name in names]
 
     def between(pair: list[Tensor], seed: int) -> dict[str, Tensor]:
-        return {method: interpolate(method, model.denoise, model.denoise_unclipped, levels, *pair, weights, strength, seed).cpu()
-                for method in methods}  # fmt: skip
+        return {
+            method: interpolate(
+                method, model.denoise, model.denoise_unclipped, levels, *pair, weights, strength, seed
+            ).cpu()
+            for method in methods
+        }
 
     ends = load_pair(names)
     images = between(ends, seed)
@@ -45,7 +62,11 @@ def compare_methods(model_dir: Path, names: tuple[str, str], methods: Sequence[s
     strip = torch.cat([torch.cat([a, row, b]) for row in images.values()])
     print(viz.save_picture(viz.grid(strip, frames + 2, 60 * len(images)), out / "strip.png"))
     forward = [torch.stack([row[i] for row in images.values()]) for i in range(frames)]
-    print(viz.save_gif(forward + forward[-2:0:-1], out / "walk.gif", columns=len(images), height=120, hold=0.3, evenly=False))
+    print(
+        viz.save_gif(
+            forward + forward[-2:0:-1], out / "walk.gif", columns=len(images), height=120, hold=0.3, evenly=False
+        )
+    )
     print(plot_changes({method: each[0] for method, each in changes.items()}, out / "change.png"))
 
 
@@ -56,13 +77,15 @@ def print_changes(changes: dict[str, Tensor]) -> None:
     for method, change in changes.items():
         ratio, place = peak_to_mean(change), (change.argmax(1) + 0.5) / change.shape[1]
         ratio_sd, place_sd = (f" ± {values.std():.2f}" if pairs > 1 else "" for values in (ratio, place))
-        rows.append({
-            "method": method,
-            "mean change": f"{change.mean():.2f}",
-            "largest": f"{change.amax(1).mean():.2f}",
-            "largest / mean": f"{ratio.mean():.2f}{ratio_sd}",
-            "where on the way": f"{place.mean():.2f}{place_sd}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "method": method,
+                "mean change": f"{change.mean():.2f}",
+                "largest": f"{change.amax(1).mean():.2f}",
+                "largest / mean": f"{ratio.mean():.2f}{ratio_sd}",
+                "where on the way": f"{place.mean():.2f}{place_sd}",
+            }
+        )
     print_table(rows, gap=4)
     if pairs > 1:
         print(f"mean ± standard deviation over {pairs} pairs")

@@ -1,4 +1,4 @@
-"""DDIM inversion: the noise that a real image would be sampled from, and the error of the image that is sampled from it."""
+"""DDIM inversion: the noise that a real image would be sampled from, and the error of the reconstruction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +22,10 @@ def reconstruct(denoise: Denoise, denoise_unclipped: Denoise, levels: NoiseLevel
     return noise, last_state(ddim(denoise, noise, levels), levels)
 
 
-def measure_inversion(model_dir: Path, names: Sequence[str], steps: Sequence[int], out: Path, *, data: str, data_dir: Path, device: str) -> None:
-    """Invert and reconstruct images with each number of steps, and write inversion.png and error.png to the folder `out`.
+def measure_inversion(
+    model_dir: Path, names: Sequence[str], steps: Sequence[int], out: Path, *, data: str, data_dir: Path, device: str
+) -> None:
+    """Invert and reconstruct images with each number of steps, and write inversion.png and error.png to `out`.
 
     names  the images, as image_selection.load_image takes them
     """
@@ -33,10 +35,18 @@ def measure_inversion(model_dir: Path, names: Sequence[str], steps: Sequence[int
     x = torch.cat([load_image(name, model, data, data_dir) for name in names]).to(device)
     images, errors, rows = [x.cpu()], [], []
     for n, visited in zip(steps, levels, strict=True):
-        noise, reconstruction = (part.cpu() for part in reconstruct(model.denoise, model.denoise_unclipped, visited, x))
+        noise, reconstruction = (
+            part.cpu() for part in reconstruct(model.denoise, model.denoise_unclipped, visited, x)
+        )
         error = (reconstruction - images[0]).square().flatten(1).mean(1).sqrt()  # (B,) root mean square
         errors.append(error)
-        rows.append({"steps": n, "error of the image": f"{error.mean():.4f} ± {spread(error):.4f}", "deviation of the noise": f"{noise.std():.3f}"})
+        rows.append(
+            {
+                "steps": n,
+                "error of the image": f"{error.mean():.4f} ± {spread(error):.4f}",
+                "deviation of the noise": f"{noise.std():.3f}",
+            }
+        )
         images += [noise / 2, reconstruction]
     print_table(rows, left=0)
     print("error: root mean square, mean ± standard deviation over images; pure noise has deviation 1")
@@ -53,8 +63,22 @@ def plot_errors(steps: Sequence[int], errors: list[Tensor], path: Path) -> Path:
     """The error of the reconstruction against the number of steps. errors: (B,) for each number."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
-    axis.errorbar(steps, [float(error.mean()) for error in errors], [spread(error) for error in errors], marker="o", markersize=4, capsize=2)
-    axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="error of the reconstruction (rms)", xticks=steps, xticklabels=steps)
+    axis.errorbar(
+        steps,
+        [float(error.mean()) for error in errors],
+        [spread(error) for error in errors],
+        marker="o",
+        markersize=4,
+        capsize=2,
+    )
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="steps",
+        ylabel="error of the reconstruction (rms)",
+        xticks=steps,
+        xticklabels=steps,
+    )
     axis.set_title(f"{len(errors[0])} images; bars: one standard deviation between images", fontsize=9)
     axis.minorticks_off()
     axis.spines[["top", "right"]].set_visible(False)

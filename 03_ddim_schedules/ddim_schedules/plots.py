@@ -19,7 +19,7 @@ Value = TypeVar("Value", bound=Hashable)
 
 
 def varied(axes: dict[str, list], experiments: list[Experiment]) -> list[str]:
-    """The settings that differ between experiments, without seeds; `steps` comes first, because it is the best x axis."""
+    """The settings that differ between experiments, without seeds; `steps` is first, because it is the best x axis."""
     settings = [experiment.settings() for experiment in experiments]
     keys = [key for key in settings[0] if key not in SEEDS and len({each[key] for each in settings}) > 1]
     keys.sort(key=lambda key: (key != "steps", list(axes).index(key) if key in axes else len(axes)))
@@ -27,7 +27,7 @@ def varied(axes: dict[str, list], experiments: list[Experiment]) -> list[str]:
 
 
 def summary(rows: list[Row], measure: str) -> tuple[float, float, int]:
-    """(mean, error, number of values). The error is the standard deviation over seeds, or that of the evaluator for one value."""
+    """(mean, error, number of values). The error is the standard deviation over seeds, or the evaluator's error."""
     rows = [row for row in rows if not row.get("diverged")]
     values = np.array([row[measure] for row in rows], dtype=float)
     if len(values) == 0:
@@ -74,7 +74,7 @@ def matching(rows: list[Row], key: str, value: Any, rest: list[str], label: str)
 
 
 def table(rows: list[Row], keys: list[str], measure: str) -> list[list[str]]:
-    """Lines of text cells: a heading, then one line for each combination of keys[1:], with one column for each value of keys[0]."""
+    """Lines of text cells, a heading first: one line for each combination of keys[1:], one column for each keys[0]."""
     x, *rest = keys
     values = ordered(row[x] for row in rows)
     lines = [[" / ".join(rest) or x, *(column_label(x, value, alone=not rest) for value in values)]]
@@ -83,7 +83,9 @@ def table(rows: list[Row], keys: list[str], measure: str) -> list[list[str]]:
         for value in values:
             found = matching(rows, x, value, rest, label)
             mean, error, n = summary(found, measure)
-            cells.append(f"{mean:.3g} ± {error:.2g}" if n else "diverged" if found else "")  # a grid need not be complete
+            cells.append(
+                f"{mean:.3g} ± {error:.2g}" if n else "diverged" if found else ""
+            )  # a grid need not be complete
         lines.append([label if rest else measure, *cells])
     return lines
 
@@ -124,7 +126,16 @@ def draw_curves(axis: Axes, values: list[float], curves: dict[str, np.ndarray]) 
     """One curve with error bars for each label, over a logarithmic x axis."""
     for k, (label, points) in enumerate(curves.items()):
         shift = 1 + 0.012 * (k - len(curves) / 2)  # so that error bars do not hide each other
-        axis.errorbar(np.array(values) * shift, points[:, 0], points[:, 1], label=label, marker="o", markersize=3.5, capsize=2, linewidth=1.2)
+        axis.errorbar(
+            np.array(values) * shift,
+            points[:, 0],
+            points[:, 1],
+            label=label,
+            marker="o",
+            markersize=3.5,
+            capsize=2,
+            linewidth=1.2,
+        )
     axis.set(xscale="log", xticks=values, xticklabels=[f"{value:g}" for value in values])
     axis.minorticks_off()
 
@@ -138,8 +149,14 @@ def draw_bars(axis: Axes, names: list[str], curves: dict[str, np.ndarray]) -> No
     axis.set(xticks=range(len(names)), xticklabels=names)
 
 
-def sample_grid(experiments: list[Experiment], rows: list[Row], keys: list[str],
-                images_of: Callable[[Experiment], Tensor | None], path: Path, count: int = 4) -> Path:  # fmt: skip
+def sample_grid(
+    experiments: list[Experiment],
+    rows: list[Row],
+    keys: list[str],
+    images_of: Callable[[Experiment], Tensor | None],
+    path: Path,
+    count: int = 4,
+) -> Path:
     """The first images of every combination (first seed), in a labelled grid.
 
     rows       the results of the experiments, in the same order

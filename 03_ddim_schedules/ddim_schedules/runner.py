@@ -1,5 +1,6 @@
-"""The runner of experiments: train (or load) the network, sample, and measure the images. Everything is cached in a folder under a
-key made of the settings, so a study that was stopped continues, and studies share what they have in common.
+"""The runner of experiments: train (or load) the network, sample, and measure the images. Everything is cached in a
+folder under a key made of the settings, so a study that was stopped continues, and studies share what they have in
+common.
 
     runner = Runner(Path("runs/03_ddim_schedules/lab"))
     runner.result(experiment)  ->  {"frechet": 3.1, "frechet_sd": 0.4, "frechet_real": 0.9, "brightness": 0.13, ...}
@@ -72,14 +73,18 @@ class Runner:
     def is_trained(self, training: TrainingSettings) -> bool:
         return bool(training.model) or (self.run_dir(training) / "done.json").exists()
 
-    def trained_model(self, training: TrainingSettings, ema: bool = True, on_progress: OnProgress = ignore) -> Model | None:
+    def trained_model(
+        self, training: TrainingSettings, ema: bool = True, on_progress: OnProgress = ignore
+    ) -> Model | None:
         """The trained network, or None if its training diverged. If it is not trained yet, it is trained first.
 
         ema: the averaged weights, or the last ones
         """
         if training.model:
             if not ema:
-                raise UserError("ema=no needs a network that this study trains: a model folder holds one set of weights")
+                raise UserError(
+                    "ema=no needs a network that this study trains: a model folder holds one set of weights"
+                )
             return load_model(Path(training.model), self.accelerator.device)
         if not self.is_trained(training):
             self.train(training, on_progress)
@@ -89,7 +94,7 @@ class Runner:
         return load_model(run_dir / ("ema" if ema else "raw"), self.accelerator.device)
 
     def train(self, training: TrainingSettings, on_progress: OnProgress = ignore) -> None:
-        """Train with the course's training loop, and save the averaged and the last weights. An interrupted training is resumed."""
+        """Train, or resume an interrupted training, and save the averaged and the last weights."""
         check_pair(training.schedule, training.prediction)
         check_loss(training.loss, training.weight)
         run_dir, schedule = self.run_dir(training), make_schedule(training.schedule)
@@ -111,7 +116,9 @@ class Runner:
                 on_progress(3 * training.batch_size)
         except Diverged as problem:
             diverged = str(problem)
-        if not diverged and state.progress < 1:  # Ctrl-C: the checkpoint is written, and the next study resumes from it
+        if (
+            not diverged and state.progress < 1
+        ):  # Ctrl-C: the checkpoint is written, and the next study resumes from it
             raise KeyboardInterrupt
         if not diverged:
             save_model(run_dir / "ema", Model(state.ema, schedule, training.prediction, True))
@@ -121,7 +128,7 @@ class Runner:
             checkpoint.unlink()
 
     def initial_network(self, training: TrainingSettings, data: Images, on_progress: OnProgress) -> UNet:
-        """A new network with the weights that the training starts from; for adamw-sgd those of the training with AdamW."""
+        """A network with the weights that the training starts from: new ones, or for adamw-sgd those of AdamW."""
         torch.manual_seed(training.seed)
         net = zero_init(new_unet(training, data.channels))
         if training.optimizer == "adamw-sgd":
@@ -129,7 +136,7 @@ class Runner:
             net.load_state_dict(self.trained_model(first, ema=False, on_progress=on_progress).net.state_dict())
         return net
 
-    # ------------------------------------------------------------------------------------------------ sampling, measuring
+    # ------------------------------------------------------------------------------------------- sampling, measuring
 
     def sample(self, experiment: Experiment, on_progress: OnProgress = ignore) -> Tensor | None:
         """The images of an experiment, (n, C, S, S) on the CPU, or None if its training diverged."""
@@ -140,7 +147,7 @@ class Runner:
         batches = []
         for first in range(0, sampling.n, SAMPLE_BATCH):
             count = min(SAMPLE_BATCH, sampling.n - first)
-            for step in sample_batch(sampling, model, first, count, self.accelerator.device):  # noqa: B007 - the last one is needed
+            for step in sample_batch(sampling, model, first, count, self.accelerator.device):  # noqa: B007 - used below
                 on_progress(count * sampling.evaluations / sampling.steps)
             batches.append(step.x.cpu())
         return torch.cat(batches)
@@ -163,9 +170,14 @@ class Runner:
         first = to_bytes(images[:CACHED_IMAGES]).numpy()
         write_atomically(self.images_file(experiment), lambda file: np.save(file, first))
         report = self.evaluator(experiment.training.data, images)(images)._asdict()
-        distances = {name: report[name] for name in ("frechet", "frechet_sd", "frechet_real", "frechet_real_sd", "kid", "kid_sd")}
+        distances = {
+            name: report[name]
+            for name in ("frechet", "frechet_sd", "frechet_real", "frechet_real_sd", "kid", "kid_sd")
+        }
         real = to_float(self.data(experiment.training.data, "test").resized(images.shape[-1]).pixels)
-        statistics = image_statistics(images) | {f"{name}_real": value for name, value in image_statistics(real).items()}
+        statistics = image_statistics(images) | {
+            f"{name}_real": value for name, value in image_statistics(real).items()
+        }
         cost = {"evaluations": experiment.sampling.evaluations, "seconds": round(seconds, 2)}
         return distances | statistics | cost | {"diverged": False}
 
@@ -178,7 +190,7 @@ class Runner:
             self.evaluators[key] = Evaluator(reference, real, images.shape[-1], n)
         return self.evaluators[key]
 
-    # ------------------------------------------------------------------------------------------------------- the cache
+    # ----------------------------------------------------------------------------------------------------- the cache
 
     def result_file(self, experiment: Experiment) -> Path:
         key = [training_key(experiment.training), experiment.training.data, asdict(experiment.sampling)]
@@ -198,7 +210,7 @@ class Runner:
         path = self.images_file(experiment)
         return to_float(torch.from_numpy(np.load(path))) if path.exists() else None
 
-    # ------------------------------------------------------------------------------------------------- estimating the cost
+    # ------------------------------------------------------------------------------------------- estimating the cost
 
     def remaining_work(self, experiments: list[Experiment]) -> float:
         """Images that must still go through the network; in a training step each image counts as three."""
@@ -241,13 +253,15 @@ def make_loss(training: TrainingSettings, schedule: Schedule) -> Loss:
     def loss(net: torch.nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> LossTerms:
         x0 = batch["image"]
         u, eps = random.stratified(len(x0)), random.randn(x0.shape)
-        return LossTerms(diffusion_loss(net, schedule, training.prediction, x0, u, eps, training.loss, training.weight), u)
+        return LossTerms(
+            diffusion_loss(net, schedule, training.prediction, x0, u, eps, training.loss, training.weight), u
+        )
 
     return loss
 
 
 def image_statistics(images: Tensor) -> dict[str, float]:
-    """Brightness, contrast, sharpness and saturation: means over images (N, C, S, S) in [-1, 1], in units of the range 0 to 1."""
+    """Brightness, contrast, sharpness and saturation of images (N, C, S, S) in [-1, 1]; each is between 0 and 1."""
     values = (images.clamp(-1, 1) + 1) / 2
     horizontal, vertical = values.diff(dim=-1).abs().mean(), values.diff(dim=-2).abs().mean()
     saturation = (values.amax(1) - values.amin(1)).mean() if images.shape[1] == 3 else torch.tensor(0.0)

@@ -16,8 +16,10 @@ from ddim_schedules import solvers
 from ddim_schedules.experiment import SamplingSettings
 
 
-def sample_batch(sampling: SamplingSettings, model: Model, first: int, count: int, device: torch.device) -> Iterator[Step]:
-    """Sample images number `first` to `first + count - 1` from pure noise. A class-conditional model takes its classes in turn."""
+def sample_batch(
+    sampling: SamplingSettings, model: Model, first: int, count: int, device: torch.device
+) -> Iterator[Step]:
+    """Sample `count` images from number `first` on. A class-conditional model takes its classes in turn."""
     cfg = model.net.cfg
     label = {"label": torch.arange(first, first + count, device=device) % cfg.classes} if cfg.classes else {}
     denoise = Denoiser(model.net, model.prediction, CLIP_MODES[sampling.clip], **label)

@@ -1,27 +1,29 @@
-"""DDIM derived and written longhand; the solvers that are often confused with it; and one mistake, kept for comparison.
+"""DDIM derived and written longhand, the solvers that are often confused with it, and one common mistake.
 
-Everything here uses the chain of chapter 1: alpha_bar[t] for t = 0..T with alpha_bar[0] = 1, a network eps = model(x, t - 1),
-and a list of visited timesteps `tau`, noisiest first, such as [1000, 950, ..., 50, 0]. common/diffusion/samplers.py holds the
-same solvers for any schedule and any prediction; a test proves that the two are equal.
+Everything here uses the chain of chapter 1: alpha_bar[t] for t = 0..T with alpha_bar[0] = 1, a network
+eps = model(x, t - 1), and a list of visited timesteps `tau`, noisiest first, such as [1000, 950, ..., 50, 0].
+common/diffusion/samplers.py holds the same solvers for any schedule and any prediction; a test proves that the two are
+equal.
 
 The derivation (Song et al. 2021, sections 3 and 4)
 ---------------------------------------------------
 DDPM's training never uses a pair (x_{t-1}, x_t): its loss depends only on how x_t is composed of x0 and noise,
 
-    x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps                                                             (1)
+    x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps                                                         (1)
 
-So one network serves every process that satisfies (1) at each step, and there are many such processes. To go from t to an
-earlier s, keep x0, keep a part of eps, and replace the rest by fresh noise z:
+So one network serves every process that satisfies (1) at each step, and there are many such processes. To go from t to
+an earlier s, keep x0, keep a part of eps, and replace the rest by fresh noise z:
 
-    x_s = sqrt(alpha_bar_s) x0 + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z                                         (2)
+    x_s = sqrt(alpha_bar_s) x0 + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z                                     (2)
 
-The variances of the two noises add up to 1 - alpha_bar_s for every sigma, so (1) holds again at s. The derivation does not
-need s = t - 1, so steps may be skipped. With sigma = 0, (2) is DDIM, which is deterministic after the initial noise. DDPM is
-(2) with
+The variances of the two noises add up to 1 - alpha_bar_s for every sigma, so (1) holds again at s. The derivation does
+not need s = t - 1, so steps may be skipped. With sigma = 0, (2) is DDIM, which is deterministic after the initial
+noise. DDPM is (2) with
 
-    sigma^2 = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)                                  (3)
+    sigma^2 = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)                              (3)
 
-This is beta_tilde of a chain that jumps from t to s. `eta` interpolates between DDIM and DDPM: sigma = eta * sqrt of (3).
+This is beta_tilde of a chain that jumps from t to s. `eta` interpolates between DDIM and DDPM: sigma is eta times the
+root of (3).
 """
 
 import math
@@ -31,7 +33,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-Model = Callable[[Tensor, Tensor], Tensor]     # (B, C, H, W), (B,) t - 1 -> (B, C, H, W) predicted noise
+Model = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W), (B,) t - 1 -> (B, C, H, W) predicted noise
 NoiseSource = Callable[[int, Tensor], Tensor]  # (k, x) -> standard normal noise for step k, of x's shape
 
 
@@ -46,14 +48,16 @@ def predict_eps(model: Model, x: Tensor, t: int) -> Tensor:
 
 
 @torch.no_grad()
-def ddim(model: Model, x: Tensor, alpha_bar: Tensor, tau: list[int], noise: NoiseSource, eta: float = 0.0) -> Iterator[Tensor]:
+def ddim(
+    model: Model, x: Tensor, alpha_bar: Tensor, tau: list[int], noise: NoiseSource, eta: float = 0.0
+) -> Iterator[Tensor]:
     """Equation (2), once for each pair of neighbours in tau. Yields x (B, C, H, W) after every step."""
     for k, (t, s) in enumerate(pairwise(tau), start=1):
         a_t, a_s = float(alpha_bar[t]), float(alpha_bar[s])
         eps = predict_eps(model, x, t)
-        x0 = (x - math.sqrt(1 - a_t) * eps) / math.sqrt(a_t)                           # (1), solved for x0
-        sigma = eta * math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))               # (3)
-        x = math.sqrt(a_s) * x0 + math.sqrt(1 - a_s - sigma**2) * eps                  # (2)
+        x0 = (x - math.sqrt(1 - a_t) * eps) / math.sqrt(a_t)  # (1), solved for x0
+        sigma = eta * math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))  # (3)
+        x = math.sqrt(a_s) * x0 + math.sqrt(1 - a_s - sigma**2) * eps  # (2)
         if s > 0:
             x = x + sigma * noise(k, x)
         yield x
@@ -91,8 +95,10 @@ def ddpm_naive(model: Model, x: Tensor, alpha_bar: Tensor, tau: list[int], noise
 
 
 @torch.no_grad()
-def euler_ancestral(model: Model, x: Tensor, alpha_bar: Tensor, tau: list[int], noise: NoiseSource) -> Iterator[Tensor]:
-    """Euler ancestral in its own coordinates: x_hat = x / sqrt(alpha_bar) and sigma = sqrt((1 - alpha_bar) / alpha_bar).
+def euler_ancestral(
+    model: Model, x: Tensor, alpha_bar: Tensor, tau: list[int], noise: NoiseSource
+) -> Iterator[Tensor]:
+    """Euler ancestral in its own coordinates: x_hat = x / sqrt(alpha_bar), sigma = sqrt(1 / alpha_bar - 1).
 
     There x_hat = x0 + sigma eps. A step goes down to sigma_down, below the next level, and adds the missing noise:
     sigma_down^2 + sigma_up^2 = sigma_next^2. With sigma_up as below, this is (2) with (3), so it equals DDPM.
@@ -113,8 +119,8 @@ def euler_ancestral(model: Model, x: Tensor, alpha_bar: Tensor, tau: list[int], 
 def invert(model: Model, x0: Tensor, alpha_bar: Tensor, tau: list[int]) -> Iterator[Tensor]:
     """DDIM inversion: from the image to the noise that DDIM would generate it from.
 
-    Equation (2) with sigma = 0, solved for x_t, needs the network's prediction of eps from x_t. Only x_s is known, so the
-    prediction from x_s at timestep t is used instead. The smaller the steps, the smaller the difference.
+    Equation (2) with sigma = 0, solved for x_t, needs the network's prediction of eps from x_t. Only x_s is known, so
+    the prediction from x_s at timestep t is used instead. The smaller the steps, the smaller the difference.
     """
     x = x0
     for s, t in pairwise(reversed(tau)):
@@ -127,8 +133,8 @@ def invert(model: Model, x0: Tensor, alpha_bar: Tensor, tau: list[int]) -> Itera
 def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
     """Spherical interpolation (Shoemake 1985), image by image: along the great circle from a (w = 0) to b (w = 1).
 
-    Noise of many pixels lies near a sphere, because its norm hardly varies. The straight line between two such noises cuts
-    through the sphere, and its middle has only 0.71 of their norm. (B, C, H, W)
+    Noise of many pixels lies near a sphere, because its norm hardly varies. The straight line between two such noises
+    cuts through the sphere, and its middle has only 0.71 of their norm. (B, C, H, W)
     """
     column = (-1,) + (1,) * (a.ndim - 1)
     cosine = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)

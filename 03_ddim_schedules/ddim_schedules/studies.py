@@ -6,16 +6,20 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class NamedStudy:
     question: str
-    vary: tuple[str, ...]       # as on the command line, whose own settings replace these key by key
-    measure: str = "frechet"    # what table and plot show
-    pretrained: bool = False    # measure the shipped network of chapter 1 unless --model is given
+    vary: tuple[str, ...]  # as on the command line, whose own settings replace these key by key
+    measure: str = "frechet"  # what table and plot show
+    pretrained: bool = False  # measure the shipped network of chapter 1 unless --model is given
 
 
 SEEDS = "seed=0,1,2"
 STUDIES = {
     "samplers": NamedStudy(
         "How many steps does each sampler need?",
-        ("sampler=ddpm,ddpm:variance=large,ddim,ddim:eta=0.5,heun,dpmpp_2m,dpmpp_2s,sde", "steps=5,10,15,20,30,50", "n=96"),
+        (
+            "sampler=ddpm,ddpm:variance=large,ddim,ddim:eta=0.5,heun,dpmpp_2m,dpmpp_2s,sde",
+            "steps=5,10,15,20,30,50",
+            "n=96",
+        ),
         pretrained=True,
     ),
     "respacing": NamedStudy(
@@ -51,14 +55,29 @@ STUDIES = {
         measure="brightness",
     ),
     "losses": NamedStudy("Claim 3: is L2 sharper and L1 smoother?", ("loss=l2,l1,huber", SEEDS), measure="sharpness"),
-    "weights": NamedStudy("Claim 6: do P2 and min-SNR weights make a difference?", ("weight=plain,p2,min_snr", "prediction=eps", SEEDS)),
+    "weights": NamedStudy(
+        "Claim 6: do P2 and min-SNR weights make a difference?",
+        ("weight=plain,p2,min_snr", "prediction=eps", SEEDS),
+    ),
     "ema": NamedStudy("Claim 6: do averaged weights make a difference?", ("ema=yes,no", "train_steps=100,400", SEEDS)),
-    "clip": NamedStudy("Claim 6: does clipping x0 make a difference?", ("clip=none,static,dynamic", "prediction=eps,v", SEEDS)),
-    "predictions": NamedStudy("What should the network predict?", ("prediction=eps,x0,v", "schedule=linear,cosine", SEEDS)),
+    "clip": NamedStudy(
+        "Claim 6: does clipping x0 make a difference?",
+        ("clip=none,static,dynamic", "prediction=eps,v", SEEDS),
+    ),
+    "predictions": NamedStudy(
+        "What should the network predict?",
+        ("prediction=eps,x0,v", "schedule=linear,cosine", SEEDS),
+    ),
     "width": NamedStudy("Claim 10: does a wider network improve the samples?", ("channels=8-16,16-32,24-48", SEEDS)),
     "depth": NamedStudy("Claim 10: does a deeper network improve the samples?", ("layers=1,2", SEEDS)),
     "variance": NamedStudy(
         "Is a learned variance better than either fixed one, with few steps and with many?",
-        ("learned_variance=yes", "sampler=ddpm:variance=small,ddpm:variance=large,ddpm:variance=learned", "steps=10,50,250", "prediction=eps", SEEDS),
+        (
+            "learned_variance=yes",
+            "sampler=ddpm:variance=small,ddpm:variance=large,ddpm:variance=learned",
+            "steps=10,50,250",
+            "prediction=eps",
+            SEEDS,
+        ),
     ),
-}  # fmt: skip
+}

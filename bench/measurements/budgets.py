@@ -13,11 +13,11 @@ Files = dict[tuple[str, float], Path]  # (name, minutes) -> samples
 class Budgets:
     """What both trainings have in common."""
 
-    out: Path                   # samples and weights
+    out: Path  # samples and weights
     data: str
     data_dir: Path
     minutes: tuple[float, ...]
-    n: int                      # samples of each network
+    n: int  # samples of each network
     precision: Literal["auto", "no", "bf16"]
     seed: int
 
@@ -27,6 +27,8 @@ class Budgets:
         return pick_precision(self.precision, "cpu")
 
     def file(self, name: str, minutes: float) -> Path:
-        """The file of samples. Its name holds all that the samples depend on, so that samples of other settings are never reused."""
+        """The file of samples. Its name holds all that the samples depend on, so that samples of other settings are
+        never reused.
+        """
         settings = f"{self.resolved_precision}-seed{self.seed}-n{self.n}"
         return self.out / f"{self.data}-{minutes:g}min-{name.replace(' ', '-')}-{settings}.npy"

@@ -1,4 +1,4 @@
-"""Training steps of chapter 1 in processes with different settings of OpenMP, beside processes that keep cores busy."""
+"""Training steps of chapter 1 in processes with different settings of OpenMP, beside other busy processes."""
 
 import os
 import subprocess
@@ -22,7 +22,9 @@ from common.training.run import train_config
 from ddpm_mnist.trainer import make_loss
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
-SETTINGS: dict[str, dict[str, str]] = {  # name -> environment; the course sets OMP_WAIT_POLICY unless it is there, even if empty
+SETTINGS: dict[
+    str, dict[str, str]
+] = {  # name -> environment; the course sets OMP_WAIT_POLICY unless it is there, even if empty
     "one thread": {"OMP_NUM_THREADS": "1"},
     "two threads, OpenMP's default": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": ""},
     "two threads, passive, no spin": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
@@ -43,9 +45,14 @@ def compare_settings(busy: Sequence[int], rounds: int, network: str, json: Path 
                 for name, variables in SETTINGS.items():
                     seconds[count, name].append(seconds_with(variables, network))
     medians = {key: median(each) for key, each in seconds.items()}
-    figures: dict[str, object] = {f"{name}, beside {count} busy: ms a step": 1000 * value for (count, name), value in medians.items()}
+    figures: dict[str, object] = {
+        f"{name}, beside {count} busy: ms a step": 1000 * value for (count, name), value in medians.items()
+    }
     if alone := medians.get((0, "one thread")):
-        figures |= {f"{name}, beside {count} busy / one thread alone": value / alone for (count, name), value in medians.items()}
+        figures |= {
+            f"{name}, beside {count} busy / one thread alone": value / alone
+            for (count, name), value in medians.items()
+        }
     report(f"Training step of chapter 1's network for {network} ({TARGET})", figures, json)
 
 

@@ -26,8 +26,14 @@ def measure_overhead(batches: Sequence[int], size: int, steps: int, rounds: int,
         loops = implementations(x, steps)
         check_equal(loops)
         medians = interleaved_medians(loops, rounds, time.process_time)
-        figures |= {f"batch {batch}: {name}, microseconds a step": 1e6 * seconds / steps for name, seconds in medians.items()}
-        figures |= {f"batch {batch}: ours / {name}": medians["ours"] / seconds for name, seconds in medians.items() if name != "ours"}
+        figures |= {
+            f"batch {batch}: {name}, microseconds a step": 1e6 * seconds / steps for name, seconds in medians.items()
+        }
+        figures |= {
+            f"batch {batch}: ours / {name}": medians["ours"] / seconds
+            for name, seconds in medians.items()
+            if name != "ours"
+        }
         figures |= {f"batch {batch}: plain loop / diffusers": medians["plain loop"] / medians["diffusers"]}
     report(f"Sampler overhead, {steps} steps of DDIM (target: ours / diffusers at most {TARGET:.2f})", figures, json)
 
@@ -36,7 +42,9 @@ def implementations(x: Tensor, steps: int) -> dict[str, Callable[[], Tensor]]:
     """Four ways to sample from the noise x (B, C, H, W) with v-prediction on the cosine schedule, x0 clipped."""
     schedule = make_schedule("cosine")
     denoise = Denoiser(network, "v", clip_x0=True)
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing")
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
+    )
 
     def ours() -> Tensor:
         sample = x
@@ -79,4 +87,7 @@ def check_equal(loops: dict[str, Callable[[], Tensor]], tolerance: float = 1e-4)
     ours = loops["ours"]()
     for name in ("diffusers, same eps", "plain loop"):
         if (difference := float((loops[name]() - ours).abs().max())) > tolerance:
-            raise UserError(f"the samples of {name} and of ours differ by {difference:.2g}, so their times do not compare; this is a bug")
+            raise UserError(
+                f"the samples of {name} and of ours differ by {difference:.2g}, "
+                "so their times do not compare; this is a bug"
+            )

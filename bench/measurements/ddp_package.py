@@ -19,7 +19,9 @@ from common.io.files import write_atomically
 SAMPLE_BATCH = 50
 
 
-def samples_of_package(budgets: Budgets, data: Images, lrs: Sequence[float], weights: Sequence[str], sampling_steps: int) -> Files:
+def samples_of_package(
+    budgets: Budgets, data: Images, lrs: Sequence[float], weights: Sequence[str], sampling_steps: int
+) -> Files:
     """Samples for every learning rate, of averaged and raw weights. All networks are trained before any is sampled."""
     for lr in lrs:
         if not all(weights_file(budgets, lr, minutes).exists() for minutes in budgets.minutes):
@@ -47,7 +49,9 @@ def new_diffusion(sampling_steps: int) -> GaussianDiffusion:
 def train_package(budgets: Budgets, data: Images, lr: float) -> None:
     """Train as the package's Trainer does, and write the weights at the end of each budget."""
     torch.manual_seed(budgets.seed)
-    images = F.pad(data.pixels, (2, 2, 2, 2))  # (N, 1, 32, 32) bytes; the padding is black, like the border of every digit
+    images = F.pad(
+        data.pixels, (2, 2, 2, 2)
+    )  # (N, 1, 32, 32) bytes; the padding is black, like the border of every digit
     diffusion = new_diffusion(sampling_steps=50)  # has no influence on the training
     optimizer = torch.optim.Adam(diffusion.parameters(), lr, betas=(0.9, 0.99))
     ema = EMA(diffusion, beta=0.995, update_every=10)
@@ -74,7 +78,7 @@ def train_package(budgets: Budgets, data: Images, lr: float) -> None:
 
 
 def save_samples(weights: Path, kind: str, path: Path, n: int, sampling_steps: int, seed: int) -> None:
-    """Write n samples by its own DDIM, cropped from 32 to 28 pixels, as bytes (n, 28, 28, 1). kind: averaged or raw."""
+    """Write n samples of its own DDIM, cropped to 28 pixels, as bytes (n, 28, 28, 1). kind: averaged or raw."""
     diffusion = new_diffusion(sampling_steps)
     diffusion.load_state_dict(torch.load(weights, weights_only=True)[kind])
     diffusion.eval()

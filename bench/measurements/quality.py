@@ -34,16 +34,24 @@ def compare_quality(
         samples = read_npy(path)
         reports[key] = evaluate(samples, test, train, budgets.seed)
         viz.save_picture(viz.grid(samples[:64], 8, 480), path.with_suffix(".png"))
-    figures: dict[str, object] = {"cores used": torch.get_num_threads(), "precision": budgets.resolved_precision, "samples": budgets.n}
+    figures: dict[str, object] = {
+        "cores used": torch.get_num_threads(),
+        "precision": budgets.resolved_precision,
+        "samples": budgets.n,
+    }
     for minutes in budgets.minutes:
-        figures |= distances(minutes, {name: report for (name, budget), report in reports.items() if budget == minutes})
+        figures |= distances(
+            minutes, {name: report for (name, budget), report in reports.items() if budget == minutes}
+        )
     report(f"Frechet distance on {budgets.data} after equal training time ({TARGET})", figures, json)
     print(f"grids of 64 samples beside the samples in {budgets.out}")
 
 
 def distances(minutes: float, reports: dict[str, Report]) -> dict[str, object]:
     """The figures of one budget."""
-    figures: dict[str, object] = {f"{minutes:g} min: {name}": (report.frechet, report.frechet_sd) for name, report in reports.items()}
+    figures: dict[str, object] = {
+        f"{minutes:g} min: {name}": (report.frechet, report.frechet_sd) for name, report in reports.items()
+    }
     floor = next(iter(reports.values()))
     figures[f"{minutes:g} min: real images (the floor)"] = (floor.frechet_real, floor.frechet_real_sd)
     others = {name: report.frechet for name, report in reports.items() if name != "ours"}

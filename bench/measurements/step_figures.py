@@ -1,5 +1,5 @@
-"""All figures about a training step. torch is not imported here, because memory is measured in child processes first: on Linux
-a child starts with the peak memory of its parent.
+"""All figures about a training step. torch is not imported here, because memory is measured in child processes first:
+on Linux a child starts with the peak memory of its parent.
 """
 
 import tempfile
@@ -17,7 +17,11 @@ TARGETS = "targets: ours / diffusers at most 1 in time and memory, step / peak a
 def measure_step(config: StepConfig, rounds: int, data_dir: Path | None, seconds: float, json: Path | None) -> None:
     """Measure memory, train.py (if there is a folder of data) and speed, and report all figures."""
     figures = measure_memory(config)
-    run = measure_train_program(config, data_dir, seconds) if data_dir else {"train.py on MNIST": "not measured without --data-dir"}
+    run = (
+        measure_train_program(config, data_dir, seconds)
+        if data_dir
+        else {"train.py on MNIST": "not measured without --data-dir"}
+    )
     from bench.measurements.training_step import measure_speed  # imports torch, see above
 
     speed = measure_speed(config, rounds)
@@ -46,9 +50,21 @@ def measure_train_program(config: StepConfig, data_dir: Path, seconds: float) ->
     """Peak memory and speed of chapter 1's default MNIST run, stopped after `seconds` of training."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        flags = ["--data", "mnist", "--data-dir", data_dir.resolve(), "--minutes", seconds / 60, "--device", "cpu", *config.flags()]
+        flags = [
+            "--data",
+            "mnist",
+            "--data-dir",
+            data_dir.resolve(),
+            "--minutes",
+            seconds / 60,
+            "--device",
+            "cpu",
+            *config.flags(),
+        ]
         mb = run_python(TRAIN, *flags, "--out", run_dir).peak_mb
-        rates = [float(row["images_per_second"]) for row in read_csv(run_dir / "metrics.csv") if row["images_per_second"]]
+        rates = [
+            float(row["images_per_second"]) for row in read_csv(run_dir / "metrics.csv") if row["images_per_second"]
+        ]
     return {"train.py, peak memory in MB": mb, "train.py, images/s": median(rates)}
 
 

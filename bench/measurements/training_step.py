@@ -20,7 +20,9 @@ SHAPES = [(64, 28), (96, 28), (128, 28), (64, 14), (128, 14), (256, 14)]  # conv
 
 
 def network(name: str, channels: tuple[int, ...] | None) -> nn.Module:
-    """Chapter 1's network for MNIST (with other widths, if given), "ours" or that of "diffusers", with the same weights."""
+    """Chapter 1's network for MNIST (with other widths, if given), "ours" or that of "diffusers", with the same
+    weights.
+    """
     with training_flags(data="mnist", channels=channels) as flags:
         config = small_unet(28, 1, flags.channels, flags.layers)
     torch.manual_seed(0)
@@ -67,7 +69,10 @@ def measure_speed(config: StepConfig, rounds: int) -> dict[str, Any]:
     dtype = torch.bfloat16 if pick_precision(config.precision, "cpu") == "bf16" else torch.float32
     convolutions = {f"{c} channels, {s} px": convolution(config.batch_size, c, s, dtype) for c, s in SHAPES}
     seconds = interleaved_medians(steps | convolutions, rounds)
-    peaks = {name: convolution_gflop(config.batch_size, *shape) / seconds[name] for name, shape in zip(convolutions, SHAPES, strict=True)}
+    peaks = {
+        name: convolution_gflop(config.batch_size, *shape) / seconds[name]
+        for name, shape in zip(convolutions, SHAPES, strict=True)
+    }
     best = max(peaks, key=lambda name: peaks[name])
     return {
         "precision": str(dtype).removeprefix("torch."),
@@ -89,7 +94,9 @@ def check_equal(networks: Mapping[str, nn.Module], tolerance: float = 1e-4) -> N
     with torch.no_grad():
         difference = float((output_of(networks["ours"], x, t) - output_of(networks["diffusers"], x, t)).abs().max())
     if not difference < tolerance:
-        raise UserError(f"the outputs of the two networks differ by {difference:.2g}, so their times do not compare; this is a bug")
+        raise UserError(
+            f"the outputs of the two networks differ by {difference:.2g}, so their times do not compare; this is a bug"
+        )
 
 
 def convolution(batch: int, channels: int, size: int, dtype: torch.dtype) -> Callable[[], object]:

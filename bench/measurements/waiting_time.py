@@ -18,7 +18,9 @@ def measure_waiting(model: Path | None, n: int, rounds: int, json: Path | None) 
         turns = [(run_python(*sample), run_python(TRAIN, "--help")) for _ in range(rounds)]
     figures = {
         "model": str(model.relative_to(ROOT) if model.is_relative_to(ROOT) else model),
-        f"{n} images, seconds of sampling as sample.py says": median(seconds_in(sampling.output) for sampling, _ in turns),
+        f"{n} images, seconds of sampling as sample.py says": median(
+            seconds_in(sampling.output) for sampling, _ in turns
+        ),
         f"{n} images, seconds of the whole command": median(sampling.seconds for sampling, _ in turns),
         "train.py --help, seconds": median(help_text.seconds for _, help_text in turns),
     }

@@ -12,13 +12,29 @@ def test_a_grid_has_every_combination_once():
     assert axes["steps"] == [5, 10] and axes["eta"] == [0.0, 1.0]
     made = grid(axes)
     assert len(made) == 2 * (2 * 2 + 2)  # heun has no eta, so its two experiments are one
-    assert {experiment.sampling.spec for experiment in made} == {"ddim:5:eta=0", "ddim:5:eta=1", "ddim:10:eta=0", "ddim:10:eta=1", "heun:5", "heun:10"}
+    assert {experiment.sampling.spec for experiment in made} == {
+        "ddim:5:eta=0",
+        "ddim:5:eta=1",
+        "ddim:10:eta=0",
+        "ddim:10:eta=1",
+        "heun:5",
+        "heun:10",
+    }
 
 
-@pytest.mark.parametrize(("word", "sampler", "steps", "eta", "variance"), [
-    ("ddim:50:eta=0.5", "ddim", 50, 0.5, ""), ("ddim:eta=0.5", "ddim", 20, 0.5, ""), ("DDIM_50_0p5", "ddim", 50, 0.5, ""),
-    ("ddpm:variance=large", "ddpm", 20, None, "large"), ("heun:18", "heun", 18, None, ""), ("ddpm_naive", "ddpm_naive", 20, None, ""),
-    ("ddpm_naive:50", "ddpm_naive", 50, None, ""), ("dpmpp_2m", "dpmpp_2m", 20, None, "")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "sampler", "steps", "eta", "variance"),
+    [
+        ("ddim:50:eta=0.5", "ddim", 50, 0.5, ""),
+        ("ddim:eta=0.5", "ddim", 20, 0.5, ""),
+        ("DDIM_50_0p5", "ddim", 50, 0.5, ""),
+        ("ddpm:variance=large", "ddpm", 20, None, "large"),
+        ("heun:18", "heun", 18, None, ""),
+        ("ddpm_naive", "ddpm_naive", 20, None, ""),
+        ("ddpm_naive:50", "ddpm_naive", 50, None, ""),
+        ("dpmpp_2m", "dpmpp_2m", 20, None, ""),
+    ],
+)
 def test_samplers_are_written_as_elsewhere(word, sampler, steps, eta, variance):
     (experiment,) = grid({"sampler": [word]})
     got = experiment.sampling

@@ -19,7 +19,10 @@ def ideal(x, level):
 
 
 def images():
-    return [IDEAL * torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1)]
+    return [
+        IDEAL * torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in (0, 1)
+    ]
 
 
 def test_ddim_interpolations_end_at_the_images():
@@ -29,16 +32,19 @@ def test_ddim_interpolations_end_at_the_images():
         made = interpolate(method, ideal, ideal, path, a, b, [0.0, 0.5, 1.0], 1.0, 0)
         torch.testing.assert_close(made[:1], a, rtol=0, atol=0.02)
         torch.testing.assert_close(made[2:], b, rtol=0, atol=0.02)
-    slerp, lerp = (float(interpolate(m, ideal, ideal, path, a, b, [0.5], 1.0, 0).std()) for m in ("ddim_slerp", "ddim_lerp"))
+    slerp, lerp = (
+        float(interpolate(m, ideal, ideal, path, a, b, [0.5], 1.0, 0).std()) for m in ("ddim_slerp", "ddim_lerp")
+    )
     ends = float((a.std() + b.std()) / 2)
     assert slerp == pytest.approx(ends, rel=0.1) and lerp < 0.82 * ends
 
 
 def test_the_linear_mixture_of_two_noises_is_too_weak():
-    """Why the classic walk is odd in the middle: two independent noises, halved and added, have 0.71 of their deviation."""
+    """The mean of two independent noises has 0.71 of their standard deviation, so its noise level is too low."""
     path = make_schedule("linear").noise_levels(50)
     seen = {}
     for method in ("ddpm", "ddpm_shared", "ddpm_slerp"):
+
         def spy(x, level, method=method):
             seen.setdefault(method, (x, level))
             return ideal(x, level)
@@ -68,7 +74,20 @@ def test_peak_to_mean():
 
 
 def test_interpolate(command_line, trained_run, tmp_path):
-    flags = ["--model", trained_run, "--data", "digits", "--steps", 6, "--frames", 5, "--out", tmp_path, "--device", "cpu"]
+    flags = [
+        "--model",
+        trained_run,
+        "--data",
+        "digits",
+        "--steps",
+        6,
+        "--frames",
+        5,
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+    ]
     code, said, _ = command_line(INTERPOLATE, "--a", "3", "--b", "class:7", *flags)
     assert code == 0 and all(method in said for method in METHODS)
     with Image.open(tmp_path / "walk.gif") as gif:
@@ -76,14 +95,29 @@ def test_interpolate(command_line, trained_run, tmp_path):
     with Image.open(tmp_path / "strip.png") as strip:
         assert strip.width / strip.height == pytest.approx(7 / 5, rel=0.05)
     assert (tmp_path / "change.png").exists()
-    code, said, _ = command_line(INTERPOLATE, "--a", "3", "--b", "class:7", *flags, "--pairs", 3, "--method", "ddpm", "ddim_slerp")
+    code, said, _ = command_line(
+        INTERPOLATE, "--a", "3", "--b", "class:7", *flags, "--pairs", 3, "--method", "ddpm", "ddim_slerp"
+    )
     assert code == 0 and "over 3 pairs" in said and said.count(" ± ") == 1 + 2 * 2 and "nan" not in said
 
 
 def test_interpolate_between_files(command_line, trained_run, tmp_path):
     for name, size, grey in (("a.png", 20, 30), ("b.png", 20, 220), ("c.png", 24, 90)):
         Image.new("RGB", (size, size), (grey,) * 3).save(tmp_path / name)
-    flags = ["--model", trained_run, "--steps", 4, "--frames", 3, "--out", tmp_path / "out", "--device", "cpu", "--method", "ddim_slerp"]
+    flags = [
+        "--model",
+        trained_run,
+        "--steps",
+        4,
+        "--frames",
+        3,
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--method",
+        "ddim_slerp",
+    ]
     code, _, err = command_line(INTERPOLATE, "--a", tmp_path / "a.png", "--b", tmp_path / "b.png", *flags)
     assert code == 0, err
     code, _, err = command_line(INTERPOLATE, "--a", tmp_path / "a.png", "--b", tmp_path / "c.png", *flags)
@@ -93,22 +127,55 @@ def test_interpolate_between_files(command_line, trained_run, tmp_path):
     assert code == 2 and "broken.png" in err
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--a", "9999"], "'9999' is no image: give an index from 0 to"),
-    (["--a", "class:x"], "no class 'x'; its classes are 0, 1"),
-    (["--a", "none.png"], "there is no image file none.png"),
-    (["--frames", 2], "--frames must be at least 3"),
-    (["--strength", 0], "--strength must be above 0"),
-    (["--strength", 1e-9], "of 100 steps is less than one step"), (["--steps", 1001], "--steps must be at most 1,000, not 1001"),
-    (["--data", "cifar10"], "CIFAR10 is not in"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--a", "9999"], "'9999' is no image: give an index from 0 to"),
+        (["--a", "class:x"], "no class 'x'; its classes are 0, 1"),
+        (["--a", "none.png"], "there is no image file none.png"),
+        (["--frames", 2], "--frames must be at least 3"),
+        (["--strength", 0], "--strength must be above 0"),
+        (["--strength", 1e-9], "of 100 steps is less than one step"),
+        (["--steps", 1001], "--steps must be at most 1,000, not 1001"),
+        (["--data", "cifar10"], "CIFAR10 is not in"),
+    ],
+)
 def test_interpolate_bad_input(flags, says, command_line, trained_run, tmp_path):
-    code, _, err = command_line(INTERPOLATE, "--model", trained_run, "--data", "digits", "--data-dir", tmp_path, "--out", tmp_path, "--device", "cpu", *flags)
+    code, _, err = command_line(
+        INTERPOLATE,
+        "--model",
+        trained_run,
+        "--data",
+        "digits",
+        "--data-dir",
+        tmp_path,
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+        *flags,
+    )
     assert code == 2 and says in err
 
 
 def test_invert(command_line, trained_run, tmp_path):
-    flags = ["--model", trained_run, "--data", "digits", "--images", "0", "5", "class:3", "--steps", 4, 40, "--out", tmp_path, "--device", "cpu"]
+    flags = [
+        "--model",
+        trained_run,
+        "--data",
+        "digits",
+        "--images",
+        "0",
+        "5",
+        "class:3",
+        "--steps",
+        4,
+        40,
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+    ]
     code, said, _ = command_line(INVERT, *flags)
     rows = [line.split() for line in said.splitlines() if line.strip()[:1].isdigit()]
     assert code == 0 and [row[0] for row in rows] == ["4", "40"]
@@ -117,5 +184,7 @@ def test_invert(command_line, trained_run, tmp_path):
 
 
 def test_invert_bad_input(command_line, trained_run, tmp_path):
-    code, _, err = command_line(INVERT, "--model", trained_run, "--data", "digits", "--steps", 2000, "--out", tmp_path, "--device", "cpu")
+    code, _, err = command_line(
+        INVERT, "--model", trained_run, "--data", "digits", "--steps", 2000, "--out", tmp_path, "--device", "cpu"
+    )
     assert code == 2 and "--steps must be at most 1,000, not 2000" in err

@@ -11,5 +11,11 @@ def test_summary_of_seeds_and_of_one():
 
 def test_a_table_distinguishes_diverged_from_not_run():
     base = {"eta": None, "variance": "", "frechet_sd": 0.1}
-    rows = [base | {"sampler": "ddpm", "steps": 9, "frechet": 2.0, "diverged": False}, base | {"sampler": "ddim", "steps": 5, "diverged": True}]
-    assert plots.table(rows, ["steps", "sampler"], "frechet")[1:] == [["ddpm", "", "2 ± 0.1"], ["ddim", "diverged", ""]]
+    rows = [
+        base | {"sampler": "ddpm", "steps": 9, "frechet": 2.0, "diverged": False},
+        base | {"sampler": "ddim", "steps": 5, "diverged": True},
+    ]
+    assert plots.table(rows, ["steps", "sampler"], "frechet")[1:] == [
+        ["ddpm", "", "2 ± 0.1"],
+        ["ddim", "diverged", ""],
+    ]

@@ -11,11 +11,15 @@ ABLATE, INTERPOLATE, INVERT, ACTIVATION_MEMORY = (
 
 def test_programs_need_no_model_and_no_network(command_line, tmp_path):
     """As a newcomer types them: the shipped network, the embedded digits."""
-    code, said, err = command_line(INTERPOLATE, "--frames", 4, "--steps", 5, "--method", "ddim_slerp", "--out", tmp_path)
+    code, said, err = command_line(
+        INTERPOLATE, "--frames", 4, "--steps", 5, "--method", "ddim_slerp", "--out", tmp_path
+    )
     assert code == 0, err
     code, said, err = command_line(INVERT, "--images", "0", "1", "--steps", 5, 20, "--out", tmp_path)
     assert code == 0, err
-    code, said, err = command_line(ABLATE, "samplers", "--dry", "--data-dir", tmp_path, "--out", tmp_path, "--lab", tmp_path / "lab")
+    code, said, err = command_line(
+        ABLATE, "samplers", "--dry", "--data-dir", tmp_path, "--out", tmp_path, "--lab", tmp_path / "lab"
+    )
     assert code == 0 and "no MNIST in" in said and "48 experiments, 0 of them known; 0 networks to train" in said, err
 
 

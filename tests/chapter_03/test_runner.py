@@ -24,7 +24,19 @@ TINY = ["train_steps=4", "batch_size=8", "channels=8-16", "size=8", "n=40", "ste
 def done(tmp_path_factory):
     """A small study that has been run: (folder of the lab, folder of the study, flags)."""
     folder = tmp_path_factory.mktemp("study")
-    flags = ["loss=l2,l1", "seed=0,1", *TINY, "--lab", folder / "lab", "--out", folder / "out", "--device", "cpu", "--precision", "no"]
+    flags = [
+        "loss=l2,l1",
+        "seed=0,1",
+        *TINY,
+        "--lab",
+        folder / "lab",
+        "--out",
+        folder / "out",
+        "--device",
+        "cpu",
+        "--precision",
+        "no",
+    ]
     run_main(ABLATE, *flags)
     return folder / "lab", folder / "out", flags
 
@@ -37,7 +49,9 @@ def read(path: Path) -> list[dict]:
 def test_a_study_leaves_a_table_a_plot_and_pictures(done):
     _, out, _ = done
     rows = read(out / "results.csv")
-    assert len(rows) == 4 and {(row["loss"], row["seed"]) for row in rows} == {(a, b) for a in ("l1", "l2") for b in "01"}
+    assert len(rows) == 4 and {(row["loss"], row["seed"]) for row in rows} == {
+        (a, b) for a in ("l1", "l2") for b in "01"
+    }
     for row in rows:
         assert float(row["frechet"]) > float(row["frechet_real"]) > 0 and float(row["frechet_sd"]) > 0
         assert 0 < float(row["brightness"]) < 1 and row["diverged"] == "False" and row["evaluations"] == "2"
@@ -92,7 +106,19 @@ def test_an_interrupted_study_goes_on_and_ends_the_same(done, tmp_path):
 
 
 def test_a_training_that_diverges_is_a_result_too(command_line, tmp_path):
-    flags = ["optimizer=adamw", "lr=1e-3,100", *TINY, "--lab", tmp_path / "lab", "--out", tmp_path / "out", "--device", "cpu", "--precision", "no"]
+    flags = [
+        "optimizer=adamw",
+        "lr=1e-3,100",
+        *TINY,
+        "--lab",
+        tmp_path / "lab",
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--precision",
+        "no",
+    ]
     code, said, _ = command_line(ABLATE, *flags)
     rows = {float(row["lr"]): row for row in read(tmp_path / "out" / "results.csv")}
     assert code == 0 and "diverged" in said
@@ -103,7 +129,10 @@ def test_sgd_begins_where_adamw_ended(tmp_path):
     runner = Runner(tmp_path, device="cpu", precision="no")
     (experiment,) = grid(read_axes(["optimizer=adamw-sgd", "lr=1e-9", *TINY]))
     (first,) = grid(read_axes(["optimizer=adamw", *TINY]))
-    polished, before = runner.trained_model(experiment.training, ema=False), runner.trained_model(first.training, ema=False)
+    polished, before = (
+        runner.trained_model(experiment.training, ema=False),
+        runner.trained_model(first.training, ema=False),
+    )
     for a, b in zip(polished.net.parameters(), before.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
@@ -132,41 +161,49 @@ def test_image_statistics():
     grey = torch.full((2, 3, 4, 4), -1.0)
     assert image_statistics(grey) == {"brightness": 0, "contrast": 0, "sharpness": 0, "saturation": 0}
     board = torch.tensor([[-1.0, 1.0], [1.0, -1.0]]).tile(2, 2).expand(2, 1, 4, 4)
-    assert image_statistics(board) == {"brightness": 0.5, "contrast": pytest.approx(0.516, abs=1e-3), "sharpness": 1, "saturation": 0}
+    assert image_statistics(board) == {
+        "brightness": 0.5,
+        "contrast": pytest.approx(0.516, abs=1e-3),
+        "sharpness": 1,
+        "saturation": 0,
+    }
     red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     assert image_statistics(red)["saturation"] == 1
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([], "name what to measure: one of samplers"),
-    (["sampels"], "there is no study 'sampels'; choose one of samplers"),
-    (["steps"], "there is no study 'steps'"),
-    (["steps=10", "eta"], "cannot read 'eta'; write what to vary as key=value"),
-    (["stepps=10"], "'stepps' cannot be varied; choose one of"),
-    (["steps=ten"], "steps=ten: steps must be a whole number"),
-    (["sampler=ddim", "lr=nan"], "lr must be above 0, not nan"),
-    (["sampler=ddim", "n=0"], "n must be above 0, not 0"),
-    (["sampler=ddim", "batch_size=0"], "batch_size must be above 0"),
-    (["sampler=ddim", "layers=0"], "layers must be above 0"),
-    (["sampler=ddim", "channels=abc"], "channels=abc: write the width at each resolution"),
-    (["sampler=ddim", "channels=12"], "multiples of 8, not 12"),
-    (["sampler=ddim", "channels=8-16-16-16-16-16"], "need images of at least"),
-    (["sampler=ddim", "n=1000000000"], "n must be at most 1,000,000"),
-    (["sampler=ddim,dpmpp_2m", "steps=3", "n=8"], "8 samples, "),
-    (["ema=maybe", "steps=10"], "ema=maybe: ema must be yes or no"),
-    (["sampler=eulr", "steps=10"], "there is none called 'eulr'"),
-    (["sampler=ddim:fifty"], "fifty"),
-    (["steps=1001"], "takes 1 to 1000 steps, not 1001"),
-    (["sampler=ddim", "eta=1.5"], "eta must be between 0 and 1"),
-    (["sampler=heun:20:eta=1"], "heun has no eta"),
-    (["schedule=linea"], "unknown schedule 'linea'"),
-    (["loss=l3"], "unknown loss 'l3'; choose one of l2"),
-    (["weight=snr"], "unknown weight 'snr'"),
-    (["clip=hard"], "clip=hard: choose static, none or dynamic"),
-    (["optimizer=adam"], "optimizer=adam: choose adamw"),
-    (["data=nothing"], "unknown data 'nothing'"),
-    (["schedule=linear_zero_snr", "prediction=eps"], "ends at pure noise"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name what to measure: one of samplers"),
+        (["sampels"], "there is no study 'sampels'; choose one of samplers"),
+        (["steps"], "there is no study 'steps'"),
+        (["steps=10", "eta"], "cannot read 'eta'; write what to vary as key=value"),
+        (["stepps=10"], "'stepps' cannot be varied; choose one of"),
+        (["steps=ten"], "steps=ten: steps must be a whole number"),
+        (["sampler=ddim", "lr=nan"], "lr must be above 0, not nan"),
+        (["sampler=ddim", "n=0"], "n must be above 0, not 0"),
+        (["sampler=ddim", "batch_size=0"], "batch_size must be above 0"),
+        (["sampler=ddim", "layers=0"], "layers must be above 0"),
+        (["sampler=ddim", "channels=abc"], "channels=abc: write the width at each resolution"),
+        (["sampler=ddim", "channels=12"], "multiples of 8, not 12"),
+        (["sampler=ddim", "channels=8-16-16-16-16-16"], "need images of at least"),
+        (["sampler=ddim", "n=1000000000"], "n must be at most 1,000,000"),
+        (["sampler=ddim,dpmpp_2m", "steps=3", "n=8"], "8 samples, "),
+        (["ema=maybe", "steps=10"], "ema=maybe: ema must be yes or no"),
+        (["sampler=eulr", "steps=10"], "there is none called 'eulr'"),
+        (["sampler=ddim:fifty"], "fifty"),
+        (["steps=1001"], "takes 1 to 1000 steps, not 1001"),
+        (["sampler=ddim", "eta=1.5"], "eta must be between 0 and 1"),
+        (["sampler=heun:20:eta=1"], "heun has no eta"),
+        (["schedule=linea"], "unknown schedule 'linea'"),
+        (["loss=l3"], "unknown loss 'l3'; choose one of l2"),
+        (["weight=snr"], "unknown weight 'snr'"),
+        (["clip=hard"], "clip=hard: choose static, none or dynamic"),
+        (["optimizer=adam"], "optimizer=adam: choose adamw"),
+        (["data=nothing"], "unknown data 'nothing'"),
+        (["schedule=linear_zero_snr", "prediction=eps"], "ends at pure noise"),
+    ],
+)
 def test_bad_arguments_of_ablate(arguments, message, command_line, tmp_path):
     code, _, err = command_line(ABLATE, *arguments, "--out", tmp_path / "out", "--lab", tmp_path / "lab")
     assert code == 2 and message in err and err.count("\n") == 1
@@ -178,7 +215,9 @@ def test_a_table_that_cannot_be_written(command_line, tmp_path):
     code, _, err = command_line(ABLATE, "steps=3", "--out", tmp_path / "out")
     assert code == 2 and "cannot write" in err
     (tmp_path / "folder" / "results.csv").mkdir(parents=True)
-    code, _, err = command_line(ABLATE, *TINY, "--out", tmp_path / "folder", "--lab", tmp_path / "lab", "--device", "cpu")
+    code, _, err = command_line(
+        ABLATE, *TINY, "--out", tmp_path / "folder", "--lab", tmp_path / "lab", "--device", "cpu"
+    )
     assert code == 2 and "results.csv" in err
 
 
@@ -190,8 +229,18 @@ def test_what_a_model_fixes_cannot_be_varied(command_line, trained_run, tmp_path
 
 
 def test_samplers_of_a_given_model(command_line, trained_run, tmp_path):
-    flags = ["sampler=ddim,ddpm:variance=large,ddpm_naive", "steps=2,3", "seed=0,1", "n=40", "data=digits", "--model", trained_run]
-    code, said, _ = command_line(ABLATE, *flags, "--out", tmp_path / "out", "--lab", tmp_path / "lab", "--device", "cpu")
+    flags = [
+        "sampler=ddim,ddpm:variance=large,ddpm_naive",
+        "steps=2,3",
+        "seed=0,1",
+        "n=40",
+        "data=digits",
+        "--model",
+        trained_run,
+    ]
+    code, said, _ = command_line(
+        ABLATE, *flags, "--out", tmp_path / "out", "--lab", tmp_path / "lab", "--device", "cpu"
+    )
     rows = read(tmp_path / "out" / "results.csv")
     assert code == 0 and len(rows) == 12 and {row["noise_seed"] for row in rows} == {"0", "1"}
     assert "ddpm variance=large" in said and "one standard deviation over seeds" in said
@@ -213,9 +262,11 @@ def test_the_shipped_network_is_small_and_opens_in_diffusers():
 
 
 def test_the_shipped_network_knows_its_digits(command_line, tmp_path):
-    """Its samples are far nearer to real digits than those of a network that was hardly trained (which gets 50 and more)."""
+    """Its samples are far nearer to real digits than those of a network after a few steps, with a distance of 50."""
     flags = ["sampler=dpmpp_2m", "steps=10", "n=200", "data=digits", "--model", PRETRAINED]
-    code, _, err = command_line(ABLATE, *flags, "--out", tmp_path / "out", "--lab", tmp_path / "lab", "--device", "cpu")
+    code, _, err = command_line(
+        ABLATE, *flags, "--out", tmp_path / "out", "--lab", tmp_path / "lab", "--device", "cpu"
+    )
     (row,) = read(tmp_path / "out" / "results.csv")
     assert code == 0, err
     assert float(row["frechet"]) < 12
