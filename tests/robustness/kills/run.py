@@ -30,7 +30,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[2:4]]  # tests/, the course
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the course
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests/
 import torch
 from torch import Tensor
 
