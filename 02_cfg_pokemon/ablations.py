@@ -36,9 +36,9 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from cfg_pokemon.ablations import Study, run_study
+    from cfg_pokemon.ablations import AblationStudy, run_study
 
-    run_study(Study(args.study, args.steps, args.n, args.out, args.device), args.seeds)
+    run_study(AblationStudy(args.study, args.steps, args.n, args.out, args.device), args.seeds)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ from common.diffusion.schedules import NoiseLevel, add_noise, make_schedule
 from common.evaluate.creature_classifier import load_creature_classifier, read_attributes
 from common.evaluate.prompt_accuracy import make_prompts
 from common.io.pixels import to_bytes, to_float
-from common.models.conditional import ConditionalUNet
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
+from common.models.text.conditional import ConditionalUNet
 from common.models.text.encoders import small_text
 from common.models.text_to_image_folder import open_pixel_pipeline
 from common.models.unet import UNet, zero_init

@@ -38,7 +38,7 @@ COPY_NUMBERS = ("too_near", "too_near_low", "too_near_high", "nearer", "nearer_l
 
 
 @dataclass(frozen=True)
-class Study:
+class AblationStudy:
     """One study and how much work it may be."""
 
     name: str      # of STUDIES
@@ -48,7 +48,7 @@ class Study:
     device: str
 
 
-def run_study(study: Study, seeds: Sequence[int]) -> None:
+def run_study(study: AblationStudy, seeds: Sequence[int]) -> None:
     """Train and measure the networks of a study for each seed, and print and save its table and figure."""
     writable_folder(study.out)
     rows: list[Row] = []
@@ -72,7 +72,7 @@ def run_study(study: Study, seeds: Sequence[int]) -> None:
 # ------------------------------------------------------------------------------------------------------------ the networks
 
 
-def training_flags(study: Study, change: dict[str, Any], seed: int) -> dict[str, Any]:
+def training_flags(study: AblationStudy, change: dict[str, Any], seed: int) -> dict[str, Any]:
     """The flags of train.py for one network."""
     flags = SETTINGS | {"steps": study.steps, "seed": seed, "device": study.device} | change
     if epochs := flags.pop("epochs", None):
@@ -80,7 +80,7 @@ def training_flags(study: Study, change: dict[str, Any], seed: int) -> dict[str,
     return flags
 
 
-def trained(study: Study, name: str, change: dict[str, Any], seed: int) -> Path:
+def trained(study: AblationStudy, name: str, change: dict[str, Any], seed: int) -> Path:
     """The run folder of one network, which is trained now unless it was before."""
     flags = training_flags(study, change, seed)
     folder = study.out / "models" / folder_name(flags)
@@ -102,11 +102,11 @@ def folder_name(flags: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------- the measurements
 
 
-def prompts_of(study: Study, split: str) -> Prompts:
+def prompts_of(study: AblationStudy, split: str) -> Prompts:
     return make_prompts(split, study.n, "both", SIZE, evaluation.WITH_VARIANTS)
 
 
-def measure_images(study: Study, pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig, model: Path) -> Row:
+def measure_images(study: AblationStudy, pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig, model: Path) -> Row:
     """What evaluate.py measures, for one network and one way to sample."""
     drawn = evaluation.kept_images(pipeline, evaluation.model_fingerprint(model), prompts, config, study.out / "pictures")
     return evaluation.measure(load_creature_classifier(), prompts, *drawn)
@@ -119,7 +119,7 @@ def measure_memorization(pipeline: TextToImagePipeline, captions: list[str], con
     return {f"{key}_{name}": numbers[key] for name, (numbers, _, _) in found.items() for key in COPY_NUMBERS}
 
 
-def measure_brightness(study: Study, seed: int) -> list[Row]:
+def measure_brightness(study: AblationStudy, seed: int) -> list[Row]:
     """Every network at every scale, and the first with every remedy at one scale."""
     prompts, rows = prompts_of(study, "test"), []
     for k, (name, change) in enumerate(STUDIES["brightness"].items()):
@@ -134,7 +134,7 @@ def measure_brightness(study: Study, seed: int) -> list[Row]:
     return rows
 
 
-def measure_copies(study: Study, seed: int) -> list[Row]:
+def measure_copies(study: AblationStudy, seed: int) -> list[Row]:
     """Every network on captions of the test and of the held-out split, and how near its images are to its training set."""
     asked, rows = {split: prompts_of(study, split) for split in ("test", "heldout")}, []
     for name, change in STUDIES[study.name].items():

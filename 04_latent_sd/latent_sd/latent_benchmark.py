@@ -61,7 +61,7 @@ class Job(NamedTuple):
     seed: int
 
 
-class Cost(NamedTuple):
+class EncodingCost(NamedTuple):
     """Time and memory of one way."""
 
     first: float  # seconds of the first epoch, in which worker processes start
@@ -116,13 +116,13 @@ def write_job(config: BenchmarkConfig, device: str, vae: AutoencoderKL, images: 
 # ------------------------------------------------------------------------------------------------ in a process of its own
 
 
-def in_a_process(job: Job) -> Cost:
+def in_a_process(job: Job) -> EncodingCost:
     """Measure one way in a process that has done nothing before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, job).result()
 
 
-def measure(job: Job) -> Cost:
+def measure(job: Job) -> EncodingCost:
     """Time every epoch, and observe the memory meanwhile."""
     seconds = []
     with Memory() as memory, opened(job) as data:
@@ -132,7 +132,7 @@ def measure(job: Job) -> Cost:
             for _ in range(max(1, len(data) // job.batch)):
                 data.batch(next(order))
             seconds.append(time.perf_counter() - began)
-    return Cost(seconds[0], median(seconds[1:]), memory.peak)
+    return EncodingCost(seconds[0], median(seconds[1:]), memory.peak)
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def ratio(some: float, base: float) -> str:
     return f"{some / base:.2f}" if base else "-"
 
 
-def report(costs: dict[str, Cost], made: float, size: int, pixels: int) -> None:
+def report(costs: dict[str, EncodingCost], made: float, size: int, pixels: int) -> None:
     """A table; every ratio is to the file."""
     base = costs["from the file"]
     print(f"\n{'':32}{'first epoch':>12}{'an epoch':>11}{'ratio':>9}{'memory':>11}{'ratio':>7}")

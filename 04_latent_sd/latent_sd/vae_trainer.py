@@ -178,7 +178,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def validate(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -> dict[str, float]:
-    """Of images that training does not see, decoded from their most probable latents:
+    """Measure images that training does not see, decoded from the modes of their posteriors:
 
     psnr        decibels
     kl          nats a pixel value, as in the loss

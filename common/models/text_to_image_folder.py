@@ -48,10 +48,10 @@ def save_pipeline(
 
 def encoder_to_save(encoder: TextEncoder | None) -> SmallText | CLIPTextEncoder:
     """The text encoder itself. Raises ValueError for one that no folder of diffusers holds."""
-    encoder = encoder.encoder if isinstance(encoder, CachedTextEncoder) else encoder
-    if not isinstance(encoder, (SmallText, CLIPTextEncoder)):
+    inner = encoder.encoder if isinstance(encoder, CachedTextEncoder) else encoder
+    if not isinstance(inner, (SmallText, CLIPTextEncoder)):
         raise ValueError("a text-to-image folder needs a SmallText or a CLIPTextEncoder")
-    return encoder
+    return inner
 
 
 def ddim_config(schedule: Schedule, prediction: str) -> dict:

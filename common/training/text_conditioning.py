@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from common import viz
-from common.models.conditional import ConditionalUNet
 from common.models.model_folder import start_from
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.cached import CachedTextEncoder
+from common.models.text.conditional import ConditionalUNet
 from common.models.text.encoders import CLIPTextEncoder, SmallText, small_text
 from common.models.unet import UNet, zero_init
 from common.models.unet_config import UNetConfig
 from common.training.loop import Data
 
-LR_SCALES = {"text_encoder.": 0.1}  # at the U-Net's learning rate, the embeddings of all tokens soon become alike: see chapter 2's README
+# At the U-Net's learning rate, the embeddings of all tokens soon become alike (chapter 2's README).
+LR_SCALES = {"text_encoder.": 0.1}
 
 Encoder = SmallText | CachedTextEncoder
 

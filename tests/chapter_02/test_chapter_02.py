@@ -24,8 +24,8 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.models import pipeline as pipeline_module
-from common.models.conditional import ConditionalUNet
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
+from common.models.text.conditional import ConditionalUNet
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
 from common.models.text_to_image_folder import open_pixel_pipeline, save_pipeline
 from common.models.unet import UNet
@@ -363,6 +363,6 @@ def test_a_study_continues_where_it_stopped(study, rows, tmp_path, monkeypatch):
 
 
 def test_a_study_of_epochs_counts_them():
-    study = ablations.Study("epochs", 3000, 200, Path("runs"), "cpu")
+    study = ablations.AblationStudy("epochs", 3000, 200, Path("runs"), "cpu")
     flags = ablations.training_flags(study, {"n": 100, "epochs": 300}, seed=1)
     assert flags["steps"] == 1875 and flags["n"] == 100 and "epochs" not in flags  # 300 * 100 / 16

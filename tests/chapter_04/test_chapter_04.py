@@ -400,7 +400,7 @@ def test_images_that_do_not_fit(size, vae, images):
 
 def test_a_comparison_with_nothing(capsys):
     """A file that takes no memory of its own once made the report divide by zero."""
-    latent_benchmark.report({"from the file": latent_benchmark.Cost(0.1, 0.1, 0), "on the fly": latent_benchmark.Cost(1.0, 1.0, 10**6)}, 1.0, 100, 100)
+    latent_benchmark.report({"from the file": latent_benchmark.EncodingCost(0.1, 0.1, 0), "on the fly": latent_benchmark.EncodingCost(1.0, 1.0, 10**6)}, 1.0, 100, 100)
     assert capsys.readouterr().out.count(" -") >= 2
 
 
@@ -426,11 +426,11 @@ def test_memory_is_looked_at_once_at_least():
 
 
 def test_the_verdict(capsys):
-    costs = {"from the file": latent_benchmark.Cost(0.2, 0.1, 10**8), "slow": latent_benchmark.Cost(5, 3.0, 10**9), "fast": latent_benchmark.Cost(9, 2.1, 2 * 10**8)}
+    costs = {"from the file": latent_benchmark.EncodingCost(0.2, 0.1, 10**8), "slow": latent_benchmark.EncodingCost(5, 3.0, 10**9), "fast": latent_benchmark.EncodingCost(9, 2.1, 2 * 10**8)}
     latent_benchmark.report(costs, 7.0, 10**6, 3 * 10**6)
     said = capsys.readouterr().out
     assert "0.33 times the pixels" in said and "against the fastest other way (fast) it is paid for after 4 epochs" in said
-    latent_benchmark.report({**costs, "fast": latent_benchmark.Cost(1, 0.05, 1)}, 7.0, 10**6, 10**6)
+    latent_benchmark.report({**costs, "fast": latent_benchmark.EncodingCost(1, 0.05, 1)}, 7.0, 10**6, 10**6)
     assert "saves no time against fast" in capsys.readouterr().out
 
 

@@ -27,8 +27,8 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.samplers import SAMPLERS, ddim_inverse
 from common.diffusion.schedules import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevels, make_schedule
 from common.errors import UserError
-from common.models.conditional import ConditionalUNet
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
+from common.models.text.conditional import ConditionalUNet
 from common.models.text.encoders import small_text
 from common.models.unet import UNet
 from common.models.unet_config import small_unet, text_unet

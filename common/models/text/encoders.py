@@ -90,7 +90,7 @@ class CLIPTextEncoder(nn.Module):
         self.name = name
         encoder, tokenizer_dir = find_encoder(str(name))
         self.network: Any = load_network(encoder)
-        config: Any = self.network.config
+        config = self.network.config
         self.chinese = config.model_type.startswith("chinese")
         self.dim = config.hidden_size
         self.length = min(length or (52 if self.chinese else 77), config.max_position_embeddings)
@@ -108,14 +108,14 @@ class CLIPTextEncoder(nn.Module):
         """captions: texts, or their token ids (B, M)"""
         token_ids = captions if isinstance(captions, Tensor) else self.token_ids(captions)
         # Chinese CLIP has bidirectional attention and was trained with a padding mask; CLIP needs no mask (see TextTransformer).
-        mask = token_ids.ne(self.tokenizer.id(self.tokenizer.pad) or 0).long() if self.chinese else None
+        mask = token_ids.ne(self.tokenizer.pad_id).long() if self.chinese else None
         return self.network(input_ids=token_ids, attention_mask=mask).last_hidden_state.float()
 
     def remarks(self, prompt: str) -> list[str]:
         return self.tokenizer.remarks(prompt)
 
 
-def load_network(folder: Path) -> nn.Module:
+def load_network(folder: Path) -> Any:
     """The text half of a model of `transformers`, frozen, with every weight found."""
     import transformers
 

@@ -50,6 +50,7 @@ class Tokenizer:
         pad_id = backend.token_to_id(pad)
         if pad_id is None:
             raise UserError(f"the padding token '{pad}' of this tokenizer is not in its vocabulary")
+        self.pad_id: int = pad_id
         backend.enable_truncation(length)
         backend.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
 
@@ -104,7 +105,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path, longest: int = 77) -> Tokenizer:
-    """Open the folder of a CLIP tokenizer, ours or anyone's; a row is as long as the folder says, but at most `longest`."""
+    """Open the folder of any CLIP tokenizer; a row is as long as the folder says, but at most `longest`."""
     settings = read_json(folder / "tokenizer_config.json")
     kind = settings.get("tokenizer_class", "CLIPTokenizer")
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
@@ -122,11 +123,17 @@ def load_tokenizer(folder: Path, longest: int = 77) -> Tokenizer:
 def _read_merges(folder: Path) -> tuple[dict[str, int], list]:
     if (folder / "tokenizer.json").exists():  # the newer layout: everything in one file
         model = read_json(folder / "tokenizer.json")["model"]
-        return model["vocab"], [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+        return model["vocab"], [pair(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     if not (folder / "merges.txt").exists():
         raise UserError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt are there")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    return read_json(folder / "vocab.json"), [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version"):] if line]
+    return read_json(folder / "vocab.json"), [pair(line.split(" ")) for line in lines[lines[0].startswith("#version"):] if line]
+
+
+def pair(parts: Sequence[str]) -> Merge:
+    """The two neighbours that a merge joins."""
+    first, second = parts
+    return first, second
 
 
 # ------------------------------------------------------------------------------------------------------------ building

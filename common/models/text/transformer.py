@@ -20,7 +20,7 @@ from common.io.ranges import Range
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """What OpenAI's CLIP was trained with: GELU with its curve replaced by a sigmoid."""
+    """The activation of OpenAI's CLIP: GELU approximated by a sigmoid."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -44,8 +44,8 @@ class TextConfig:
     pad: int | None = 1
 
 
-class Attention(nn.Module):
-    """Every token looks at itself and at the tokens before it. (B, M, D) -> (B, M, D)"""
+class CausalAttention(nn.Module):
+    """Each token attends to itself and to the tokens before it. (B, M, D) -> (B, M, D)"""
 
     def __init__(self, cfg: TextConfig):
         super().__init__()
@@ -69,12 +69,12 @@ class MLP(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-class Layer(nn.Module):
+class TextLayer(nn.Module):
     """Causal self-attention, then the MLP, each added to its input. (B, M, D) -> (B, M, D)"""
 
     def __init__(self, cfg: TextConfig):
         super().__init__()
-        self.layer_norm1, self.self_attn = nn.LayerNorm(cfg.dim, cfg.eps), Attention(cfg)
+        self.layer_norm1, self.self_attn = nn.LayerNorm(cfg.dim, cfg.eps), CausalAttention(cfg)
         self.layer_norm2, self.mlp = nn.LayerNorm(cfg.dim, cfg.eps), MLP(cfg)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,13 +82,38 @@ class Layer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+class TextEmbeddings(nn.Module):
+    """(B, M) token ids -> (B, M, D): an embedding of the token plus one of its position."""
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(cfg.vocab, cfg.dim)
+        self.position_embedding = nn.Embedding(cfg.length, cfg.dim)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.token_embedding(token_ids) + self.position_embedding.weight[: token_ids.shape[1]]
+
+
+class TextLayers(nn.Module):
+    """All layers, one after the other. (B, M, D) -> (B, M, D)"""
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(TextLayer(cfg) for _ in range(cfg.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class TextTransformer(nn.Module):
     """(B, M) token ids -> (B, M, D) embeddings; M is at most cfg.length.
 
-    There is no mask for the padding. Attention is causal and the padding comes last, so no word is touched by it; the paddings
-    themselves do read the words before them, and a U-Net's cross-attention sees their embeddings like any others. One could
-    hide them with an attention mask. Stable Diffusion was trained without, and so is everything here: the padding then serves
-    as a summary of the sentence, and masking it afterwards would change what the U-Net has learned to read.
+    There is no mask for the padding. Attention is causal and the padding comes last, so it does not affect the embeddings of words;
+    the padding tokens attend to the words before them, and a U-Net's cross-attention sees their embeddings like any others. An
+    attention mask could hide them. Stable Diffusion was trained without one, and so is every model here: the padding then serves as
+    a summary of the sentence, and a mask added after training would change what the U-Net has learned to use.
     """
 
     def __init__(self, cfg: TextConfig):
@@ -97,35 +122,28 @@ class TextTransformer(nn.Module):
             near = [max(1, cfg.dim // cfg.heads) * cfg.heads, (cfg.dim // cfg.heads + 1) * cfg.heads]
             raise UserError(f"a width of {cfg.dim} cannot be divided among {cfg.heads} attention heads; try a width of {near[0]} or {near[1]}")
         self.cfg = cfg
-        self.embeddings = nn.ModuleDict({
-            "token_embedding": nn.Embedding(cfg.vocab, cfg.dim),
-            "position_embedding": nn.Embedding(cfg.length, cfg.dim),
-        })  # fmt: skip
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))})
+        self.embeddings = TextEmbeddings(cfg)
+        self.encoder = TextLayers(cfg)
         self.final_layer_norm = nn.LayerNorm(cfg.dim, cfg.eps)
         self.initialise()
 
     def initialise(self) -> None:
-        """Small weights in the layers, as GPT-2's and CLIP's: at first a token's embedding says mostly which token it is.
+        """Small weights in the layers, as in GPT-2 and CLIP: at first an embedding depends mostly on its own token.
 
-        But large embeddings, where CLIP's begin at 0.02. One step of Adam moves a weight by up to the learning rate, which is 2e-3
-        here, and all tokens want to move the same way at first. Small ones are soon all alike, and then nothing in the captions tells
-        the pictures apart: with 0.02, a U-Net of creatures had learned nothing from its captions when with 1 it knew the colours.
+        The embeddings begin large, where those of CLIP begin at 0.02. One step of Adam moves a weight by up to the learning rate,
+        which is 2e-3 here, and at first all tokens move in the same direction. Small embeddings soon become alike, and then captions
+        do not distinguish images: with 0.02, a U-Net of creatures had learned nothing from its captions when with 1 it knew colours.
         """
-        nn.init.normal_(self.embeddings["token_embedding"].get_parameter("weight"), std=1.0)
-        nn.init.normal_(self.embeddings["position_embedding"].get_parameter("weight"), std=0.5)
+        nn.init.normal_(self.embeddings.token_embedding.weight, std=1.0)
+        nn.init.normal_(self.embeddings.position_embedding.weight, std=0.5)
         for name, module in self.encoder.named_modules():
             if isinstance(module, nn.Linear):
-                onto_the_sum = name.endswith(("out_proj", "fc2"))  # 2 x layers of these add up
-                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * self.cfg.layers) if onto_the_sum else 0.02)
+                residual = name.endswith(("out_proj", "fc2"))  # the outputs of 2 x layers of these are added up
+                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * self.cfg.layers) if residual else 0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embeddings["token_embedding"](ids)                              # (B, M, D)
-        x = x + self.embeddings["position_embedding"].get_parameter("weight")[: ids.shape[1]]
-        for layer in self.encoder["layers"].children():
-            x = layer(x)
-        return self.final_layer_norm(x)
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.final_layer_norm(self.encoder(self.embeddings(token_ids)))
 
 
 # ------------------------------------------------------------------------------------------------------ config.json
@@ -152,7 +170,7 @@ def text_to_transformers(cfg: TextConfig) -> dict:
 
 
 def text_from_transformers(config: dict) -> TextConfig:
-    """The TextConfig of a CLIPTextModel's config.json; a setting we cannot honour is refused by name."""
+    """The TextConfig of a CLIPTextModel's config.json; a setting that has no counterpart is refused by name."""
     ours = {theirs: name for name, theirs in NAMES.items()}
     check_values(config, {NAMES[name]: rule for name, rule in VALUES.items()}, "this text encoder")
     for key, value in {"model_type": None, **config}.items():

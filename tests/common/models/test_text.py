@@ -106,7 +106,7 @@ def test_untrained_embeddings_tell_tokens_apart():
     torch.manual_seed(3)
     net = TextTransformer(TextConfig(vocab=500, length=32, dim=64, layers=2, heads=4, hidden=256))
     ids = torch.randint(0, 500, (8, 32))
-    table = torch.nn.functional.normalize(net.embeddings["token_embedding"].weight, dim=1)
+    table = torch.nn.functional.normalize(net.embeddings.token_embedding.weight, dim=1)
     nearest = (net(ids) @ table.T).argmax(dim=-1)
     assert (nearest == ids).float().mean() > 0.9
     same = torch.nn.functional.normalize(net(torch.full((1, 32), 7))[0], dim=1)  # one token at every place
@@ -123,7 +123,7 @@ def test_words_stay_apart_when_all_are_pulled_one_way():
         optimizer.zero_grad()
         (-(net(ids) @ direction).mean()).backward()
         optimizer.step()
-    table = torch.nn.functional.normalize(net.embeddings["token_embedding"].weight.detach(), dim=1)
+    table = torch.nn.functional.normalize(net.embeddings.token_embedding.weight.detach(), dim=1)
     assert (table @ table.T).mean() < 0.3
 
 
