@@ -78,11 +78,11 @@ def test_the_loss(both):
 
 
 def test_the_loss_draws_every_step(both):
-    """t from 1 to T inclusive; the network is told t - 1."""
+    """t from 1 to T inclusive; the network receives t - 1."""
     longhand, _ = both
-    told = []
-    longhand.loss(lambda x, t: told.append(t) or x, torch.zeros(20_000, 1, 1, 1), torch.Generator().manual_seed(0))
-    assert sorted(set(told[0].tolist())) == list(range(200))
+    times = []
+    longhand.loss(lambda x, t: times.append(t) or x, torch.zeros(20_000, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert sorted(set(times[0].tolist())) == list(range(200))
 
 
 def test_the_whole_chain(both):

@@ -20,12 +20,12 @@ class Network:
     """A smooth function of image, time and text. Remembers how it was asked."""
 
     def __init__(self, channels: int = 1):
-        self.channels, self.batches, self.told, self.text = channels, [], [], []
+        self.channels, self.batches, self.times, self.text = channels, [], [], []
 
     def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         assert t.shape == (len(x),) and len(text) == len(x)
         self.batches.append(len(x))
-        self.told.append(t)
+        self.times.append(t)
         self.text.append(text)
         words = (text * torch.arange(1, 1 + text.shape[1])[:, None]).mean((1, 2)).view(-1, 1, 1, 1)
         y = torch.tanh(x.roll(1, -1) + words) + words * torch.cos(x + t.view(-1, 1, 1, 1) / 500)
@@ -118,7 +118,7 @@ def test_guiding_the_answers_is_guiding_x0_or_eps_or_v(prediction, schedule):
         got, (uncond, cond) = guided(X, level), [alone[name](X, level) for name in ("uncond", "cond")]
         torch.testing.assert_close(got.x0, guide(uncond.x0, cond.x0, w), rtol=1e-7, atol=1e-7)
         torch.testing.assert_close(got.eps, guide(uncond.eps, cond.eps, w), rtol=1e-7, atol=1e-7)
-        v, v_uncond, v_cond = (level.alpha * guess.eps - level.sigma * guess.x0 for guess in (got, uncond, cond))
+        v, v_uncond, v_cond = (level.alpha * predicted.eps - level.sigma * predicted.x0 for predicted in (got, uncond, cond))
         torch.testing.assert_close(v, guide(v_uncond, v_cond, w), rtol=1e-7, atol=1e-7)
 
 
@@ -141,7 +141,7 @@ def test_both_halves_run_as_one_batch():
     Guided(net, "eps", COND, UNCOND, 3.0)(X, MIDDLE)
     assert net.batches == [6]
     assert torch.equal(net.text[0], torch.cat([EMPTY.expand_as(TEXT), TEXT]))
-    assert torch.equal(net.told[0], torch.full((6,), MIDDLE.time))
+    assert torch.equal(net.times[0], torch.full((6,), MIDDLE.time))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "edm"])
@@ -187,7 +187,7 @@ def test_guidance_within_an_interval_only():
 
 
 def test_a_network_with_learned_variance():
-    """Its second opinion is not guided: the conditional one stands."""
+    """The variance is not guided: it is the conditional one."""
     time = torch.full((3,), MIDDLE.time)
     for w in (1.0, 4.0):
         got = Guided(Network(channels=2), "eps", COND, UNCOND, w)(X, MIDDLE)
@@ -237,7 +237,7 @@ def test_each_image_is_as_strong_as_its_conditional_answer():
 def test_rescaling_is_of_the_networks_answer():
     time = torch.full((3,), MIDDLE.time)
     cond, uncond = Network()(X, time, TEXT), Network()(X, time, EMPTY.expand_as(TEXT))
-    for prediction, read in (("eps", lambda guess: guess.eps), ("x0", lambda guess: guess.x0)):
+    for prediction, read in (("eps", lambda predicted: predicted.eps), ("x0", lambda predicted: predicted.x0)):
         got = Guided(Network(), prediction, COND, UNCOND, 5.0, clip_x0=False, rescale=0.7)(X, MIDDLE)
         close(read(got), rescale(guide(uncond, cond, 5.0), cond, 0.7))
 

@@ -81,7 +81,7 @@ def test_edm_preconditioning_of_the_paper_and_of_diffusers(sigma):
 
 
 def test_edm_asks_for_an_answer_of_unit_variance():
-    """Appendix B.6: for data of deviation 0.5 the network's target has variance 1 at every noise level."""
+    """Appendix B.6: for data of standard deviation 0.5 the network's target has variance 1 at every noise level."""
     g = torch.Generator().manual_seed(0)
     x0, eps = (torch.randn(50_000, 1, 1, 1, generator=g, dtype=torch.float64) for _ in range(2))
     x0 = 0.5 * x0

@@ -53,7 +53,7 @@ def same(got, expected) -> None:
 @pytest.mark.parametrize("prediction", ["x0", "v", "edm", "flow"])
 @pytest.mark.parametrize("w", [0.0, 0.5, 1.0, 5.0])
 @pytest.mark.parametrize("more", [{}, {"clip_x0": False}, {"clip_x0": "dynamic", "rescale": 0.7}, {"interval": (0.5, 3.0), "rescale": 1.0}])
-def test_every_guess_is_that_of_chapter_2(prediction, w, more):
+def test_every_prediction_is_that_of_chapter_2(prediction, w, more):
     for answers in (4, 8):  # with a learned variance, too
         mine, theirs = (module.Guided(Network(answers), prediction, COND, UNCOND, w, **more) for module in (guidance, longhand))
         for level in LEVELS:
@@ -94,12 +94,12 @@ def test_so_are_its_refusals(flags):
 @pytest.mark.parametrize("w", [0.0, 1.0, 4.0])
 def test_extra_channels_are_joined_whenever_the_network_is_asked(w):
     net = Network()
-    guess = guidance.Guided(net, "v", COND, UNCOND, w, clip_x0=False, extra=EXTRA)(X, MIDDLE)
+    predicted = guidance.Guided(net, "v", COND, UNCOND, w, clip_x0=False, extra=EXTRA)(X, MIDDLE)
     seen = torch.cat([X, EXTRA], 1)
     assert torch.equal(net.shown[0], seen if w in (0, 1) else torch.cat([seen, seen]))  # both halves see the same
-    assert guess.x0.shape == guess.eps.shape == X.shape
+    assert predicted.x0.shape == predicted.eps.shape == X.shape
     other = guidance.Guided(Network(), "v", COND, UNCOND, w, clip_x0=False, extra=EXTRA + 1)(X, MIDDLE)
-    assert float((other.x0 - guess.x0).abs().max()) > 0.01
+    assert float((other.x0 - predicted.x0).abs().max()) > 0.01
 
 
 def test_one_extra_for_all_images():
@@ -127,9 +127,9 @@ def test_an_inpainting_network_of_nine_channels():
             return net(torch.cat([x, extra], 1), t, text=text)
 
     with torch.no_grad():
-        guess = guidance.Guided(net, "eps", {"text": text}, {"text": empty}, 3.0, False, extra=extra)(x, MIDDLE)
+        predicted = guidance.Guided(net, "eps", {"text": text}, {"text": empty}, 3.0, False, extra=extra)(x, MIDDLE)
         halves = [Denoiser(Joined(), "eps", False, text=words)(x, MIDDLE).eps for words in (empty.expand_as(text), text)]
-    torch.testing.assert_close(guess.eps, guidance.guide(*halves, 3.0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(predicted.eps, guidance.guide(*halves, 3.0), rtol=1e-3, atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------- guidance over time

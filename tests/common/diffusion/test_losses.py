@@ -80,7 +80,7 @@ def test_p2_of_the_paper():
 @pytest.mark.parametrize("weight", [name for name in WEIGHT_NAMES if name != "plain"])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow", "edm"])
 def test_a_weight_means_the_same_whatever_is_predicted(prediction, weight):
-    """The same wrong guess of x0, said in any of the languages, costs the same."""
+    """The same error of x0 costs the same, whatever the network predicts."""
     level = NoiseLevel(torch.zeros(3), *(torch.tensor(c, dtype=torch.float64).view(3, 1, 1, 1) for c in ((0.95, 0.6, 0.1), (0.3, 0.8, 0.995))))
     x0, eps = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wrong_x0 = x0 + 0.1

@@ -153,8 +153,8 @@ def test_variances_of_ddpm(seed, variance, monkeypatch):
         y = network(x, t)
         return torch.cat([y, y.roll(1, 0).cos()], 1) if variance == "learned" else y
 
-    x, asked = pure_noise(), None if variance == "learned" else variance  # learned is what a network with an opinion gets
-    steps = ddpm(Denoiser(net, case["prediction"], case["clip"]), x, path, noise_source, asked)
+    x, option = pure_noise(), None if variance == "learned" else variance  # None is learned if the network predicts it
+    steps = ddpm(Denoiser(net, case["prediction"], case["clip"]), x, path, noise_source, option)
     for i, (t, mine) in enumerate(zip(theirs.timesteps, steps, strict=True)):
         monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, x=x, **__: noise_source(i + 1, x))
         x = theirs.step(net(x, t), int(t), x).prev_sample
@@ -300,7 +300,7 @@ def marginal_std(level: NoiseLevel) -> float:
 
 
 def ideal(x: torch.Tensor, level: NoiseLevel) -> Prediction:
-    """E[x0 | x_t] when x0 ~ N(MEAN, STD^2): what a perfectly trained network would say."""
+    """E[x0 | x_t] when x0 ~ N(MEAN, STD^2): what a perfectly trained network would predict."""
     shrink = level.alpha * STD**2 / marginal_std(level) ** 2
     x0 = MEAN + shrink * (x - level.alpha * MEAN)
     eps = (x - level.alpha * x0) / level.sigma if level.sigma else torch.zeros_like(x)
@@ -314,7 +314,7 @@ def exact(x: torch.Tensor, now: NoiseLevel, then: NoiseLevel) -> torch.Tensor:
 
 def even_path(schedule, steps: int) -> NoiseLevels:
     """Levels even in lambda with a little noise left at the end: the setting in which orders of convergence are stated.
-    (The last step to no noise at all is exact for a constant guess and would only blur the measurement.)"""
+    (The last step to no noise at all is exact for a constant prediction and would only blur the measurement.)"""
     levels = [schedule.at_lam(lam) for lam in np.linspace(-2.0, 3.0, steps + 1)]
     return NoiseLevels(NoiseLevel(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule)
 
@@ -360,7 +360,7 @@ def test_order_of_convergence_on_a_mixture(sampler, order, schedule):
 
 def deviation_after(sampler, path: NoiseLevels) -> float:
     """The exact standard deviation that a random sampler gives Gaussian data: each of its steps is linear in picture and noise,
-    so two questions tell all about it, and no dice are thrown."""
+    so two evaluations determine it, without random numbers."""
     one, nothing = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
     def ideal_of_zero_mean(x, level):
@@ -430,7 +430,7 @@ def sample_gaussian(name: str, steps: int, sampler=ddpm, **options) -> torch.Ten
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize(("steps", "tolerance"), [(1000, 0.03), (250, 0.06), (50, 0.2)])
 def test_ddpm_reproduces_mean_and_deviation(name, steps, tolerance):
-    """20,000 numbers: the mean is known to 0.002, the deviation to 0.5 %. Fewer and longer steps lose a little deviation,
+    """20,000 numbers: the mean is known to 0.002, the standard deviation to 0.5 %. Fewer and longer steps lose a little of it,
     because beta_tilde is the least noise a step may add."""
     x = sample_gaussian(name, steps)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.01)
@@ -460,7 +460,7 @@ def test_respacing_is_not_jumping():
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", ["cosine", "edm", "flow"])
 def test_any_eta_keeps_the_distribution(name, eta):
-    """Song et al. 2021, theorem 1: eta changes the road, not where it leads. (On every schedule, not only DDPM's.)"""
+    """Song et al. 2021, theorem 1: eta changes the trajectory, not the distribution of the samples. (On every schedule, not only DDPM's.)"""
     path = make_schedule(name).noise_levels(250)
     x = float(path.levels.sigma[0]) * torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = last(ddim(ideal, x, path, eta, noise_source))
@@ -477,7 +477,7 @@ def test_ddim_with_eta_one_is_ddpm():
 
 @pytest.mark.parametrize("sampler", [lambda *a: ddim(*a, 0.7, noise_source), lambda *a: ddpm(*a, noise_source)], ids=["ddim", "ddpm"])
 def test_the_last_step_adds_no_noise(sampler):
-    """The sample is the network's last guess of the clean image, exactly."""
+    """The sample is the network's last prediction of the clean image, exactly."""
     steps = list(sampler(Denoiser(network, "v"), pure_noise(), make_schedule("cosine").noise_levels(10)))
     assert torch.equal(steps[-1].x, steps[-1].x0)
     assert not torch.allclose(steps[-2].x, steps[-2].x0, atol=1e-3)
@@ -487,18 +487,18 @@ def test_the_last_step_adds_no_noise(sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_on_every_schedule_and_its_contract(sampler, name):
     """Finite everywhere, `steps` states numbered from zero, and the last of them is clean."""
-    schedule, asked = make_schedule(name), []
+    schedule, evaluated = make_schedule(name), []
 
     def denoise(x, level):
-        asked.append(level)
+        evaluated.append(level)
         return ideal(x, level)
 
     steps = list(Sampler(sampler, 6).run(denoise, schedule, SHAPE, 0))
     assert [step.i for step in steps] == list(range(6))
     assert all(torch.isfinite(step.x).all() and step.x.shape == step.x0.shape == SHAPE for step in steps)
-    looks = {"heun": 11, "dpmpp_2s": 10 if name == "flow" else 11}  # flow begins at pure noise, which has no half-way
-    assert len(asked) == looks.get(sampler, 6)
-    assert all(level.sigma > 0 for level in asked)  # no sampler asks what a clean picture is made of
+    evaluations = {"heun": 11, "dpmpp_2s": 10 if name == "flow" else 11}  # flow begins at pure noise, which has no half-way
+    assert len(evaluated) == evaluations.get(sampler, 6)
+    assert all(level.sigma > 0 for level in evaluated)  # no sampler evaluates at the clean image
     if sampler != "sde":  # whose first steps are far too long here
         assert float(steps[-1].x.mean()) == pytest.approx(MEAN, abs=0.15)
 
@@ -506,7 +506,7 @@ def test_every_sampler_on_every_schedule_and_its_contract(sampler, name):
 # ---------------------------------------------------------------------------------------------------------- the noise
 
 
-def test_noise_depends_on_seed_and_place_alone():
+def test_noise_depends_on_seed_and_step_alone():
     like = torch.empty(3, 2)
     first, again = Noise(5), Noise(5)
     first(1, like), first(2, like)  # what was drawn before does not matter

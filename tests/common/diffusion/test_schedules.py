@@ -209,7 +209,7 @@ def test_at_lam_between_two_levels_lies_between(name):
 
 @pytest.mark.parametrize("name", BETAS)
 def test_drawing_hits_every_step_equally_often(name):
-    """u uniform in [0, 1) -> t uniform in 1..T, the network is told t - 1."""
+    """u uniform in [0, 1) -> t uniform in 1..T, the network receives t - 1."""
     schedule = make_schedule(name, 10)
     level = schedule.sample_levels((torch.arange(1000) + 0.5) / 1000)
     assert torch.bincount(level.time, minlength=10).tolist() == [100] * 10
