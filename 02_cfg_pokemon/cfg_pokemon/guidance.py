@@ -1,39 +1,39 @@
 """Classifier-free guidance longhand (Ho & Salimans 2022): how words get a grip on a picture.
 
-Training. Some captions, one in ten or so, are replaced by the empty one. So one network learns two things: what pictures of
-this caption look like, and what pictures look like. (`drop_captions`)
+Training. Some captions, about one in ten, are replaced by the empty one. So one network learns two things: the distribution of
+images with this caption, and the distribution of all images. (`drop_captions`)
 
-Sampling. Ask it both, and go on in the direction in which the caption changes the answer:
+Sampling. Evaluate both, and move in the direction in which the caption changes the prediction:
 
     guided = uncond + w (cond - uncond)                                                                                 (1)
 
-w = 0 ignores the caption, w = 1 is the network's honest answer to it, and w > 1 overdoes it. Why should one? The noise eps is,
-but for a factor -sigma, the gradient of log p(x), and by Bayes log p(x | text) - log p(x) is log p(text | x) and a constant.
-So (1) follows the gradient of log p(x) + w log p(text | x): w counts how often the words are to be believed. What an image
-classifier would have to tell, the difference of two answers tells too, which gave the method its name. (`Guided`)
+w = 0 ignores the caption, w = 1 is the conditional prediction itself, and w > 1 exaggerates it. The reason: up to a factor -sigma,
+the noise eps is the gradient of log p(x), and by Bayes' rule log p(x | text) - log p(x) is log p(text | x) plus a constant.
+So (1) follows the gradient of log p(x) + w log p(text | x), in which w weights the text. The difference of two predictions
+replaces the gradient of an image classifier, hence the name of the method. (`Guided`)
 
-Two ways of writing w. Ho & Salimans (eq. 6) count from the other end, and so do papers that follow them:
+Two ways of writing w. Ho & Salimans (eq. 6), and papers that follow them, count from 0:
 
     guided = (1 + w') cond - w' uncond           which is (1) with  w = 1 + w'                                          (2)
 
-Off is w = 1 in (1), and w' = 0 in (2). This course, `diffusers` and Stable Diffusion write (1). Taking a w' for a w weakens
+Off is w = 1 in (1), and w' = 0 in (2). This course, `diffusers` and Stable Diffusion write (1). A w' taken for a w weakens
 guidance by one; the other mistake strengthens it by one.
 
-In which space? The network may answer eps, x0, v, a velocity or EDM's mixture. At one x and one level, each of them is
+In which space? The network may predict eps, x0, v, a velocity or EDM's mixture. At one x and one level, each of them is
 
     answer = (a number) x0 + (something that x alone decides)           because x = alpha x0 + sigma eps leaves one unknown
 
-and the weights of (1), w and 1 - w, add up to 1, so that the something passes through unchanged. Guiding the answers and
-then reading x0 from the result is therefore the same as reading x0 twice and guiding that; likewise with eps and v. So (1) is
-applied to whatever the network says. What is not such a straight line must wait until then: images are cut off at [-1, 1]
-after guiding. Of two halves already cut off at white, the difference is gone.
+and the weights of (1), w and 1 - w, add up to 1, so that the something passes through unchanged. Guiding the predictions and
+then computing x0 from the result is therefore the same as computing x0 twice and guiding that; likewise for eps and v. So (1) is
+applied to the output of the network, whatever it predicts. Nonlinear operations come afterwards: images are clipped to [-1, 1]
+after guidance, because the difference of two values that are already clipped at white is 0.
 
-What w costs. The result is no longer a sample of p(x | text): overdone pictures are alike, strongly coloured, burnt out. If
-both opinions are Gaussians of equal width, samples end w times as far from the mean of all pictures as they should (a test
+What w costs. The result is no longer a sample of p(x | text): with large w images become similar, saturated and overexposed. If
+both distributions are Gaussians of equal width, samples end w times as far from the mean of all images as they should (a test
 shows it). Four remedies:
 
-    rescale           shrink the guided answer until it varies as much as the conditional one (Lin et al. 2023; `rescale`)
-    clip_x0="dynamic" shrink images that leave [-1, 1], rather than cutting them off (`common.diffusion.denoiser.threshold`)
+    rescale           shrink the guided prediction to the standard deviation of the conditional one (Lin et al. 2023; `rescale`)
+    clip_x0="dynamic" shrink images that leave [-1, 1], instead of clipping them (`common.diffusion.denoiser.threshold`)
     interval          guide at some noise levels only (Kynkaanniemi et al. 2024; `Guided`)
     a smaller w
 """
@@ -47,11 +47,11 @@ from common.diffusion.denoiser import ClipMode, Prediction, scale_in, to_x0_eps
 from common.diffusion.schedules import NoiseLevel
 from common.errors import UserError
 
-Condition = dict[str, Tensor]  # what the network is told besides x and the time, by keyword: {"text": (B, M, D)}
+Condition = dict[str, Tensor]  # what conditions the network besides x and the time, by keyword: {"text": (B, M, D)}
 
 
 def drop_captions(text: Tensor, empty: Tensor, u: Tensor, share: float = 0.1) -> Tensor:
-    """Replace a share of a training batch's captions by the empty one. Each image has its own luck; the images stay.
+    """Replace a share of a training batch's captions by the empty one, at random for each image.
 
     text   (B, ...) token ids (B, M), their mask, or embeddings (B, M, D)
     empty  (...) the same of the empty caption
@@ -67,7 +67,7 @@ def drop_captions(text: Tensor, empty: Tensor, u: Tensor, share: float = 0.1) ->
 
 
 def guide(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
-    """Equation (1). Any two answers of one shape."""
+    """Equation (1), for any two predictions of one shape."""
     return uncond + w * (cond - uncond)
 
 
@@ -96,7 +96,7 @@ class Guided:
 
     net         (B, C, H, W), (B,), further keywords -> (B, C, H, W), or (B, 2 C, H, W) with learned variance
     prediction  what it was trained to say, one of common.diffusion.denoiser.PREDICTIONS
-    cond        what it is told of each image, {"text": encode(prompts)}; every tensor (B, ...)
+    cond        the condition of each image, {"text": encode(prompts)}; every tensor (B, ...)
     uncond      the same with the empty caption, {"text": encode([""])}; or with what is not wanted: a negative prompt takes
                 the place of the empty one, so that (1) leads away from it. Tensors (B, ...), or (1, ...) for all images alike
     w           guidance scale, at least 0; 1 is off, and 0 listens to `uncond` alone

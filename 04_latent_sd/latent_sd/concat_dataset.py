@@ -1,4 +1,4 @@
-"""What this chapter trains on: one data set, or several together as one."""
+"""One data set, or several joined into one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def some_of(names: Sequence[str], size: int | None, data_dir: Path, split: str, 
 
 
 def joined(sets: Sequence[Images]) -> Images:
-    """Several sets as one: the pixels, and the captions if all have them. Grey and colour together are colour. One alone stays what it is."""
+    """Several sets as one: the pixels, and the captions if all have them. Grey and colour together are colour. A single set is returned unchanged."""
     if not sets:
         raise UserError("--data needs at least one data set or folder, for instance --data creatures dishes")
     if len(sets) == 1:

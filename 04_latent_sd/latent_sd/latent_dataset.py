@@ -1,4 +1,4 @@
-"""Images as latents, for a diffusion model to learn from: encoded once and kept in a file, or on the fly by worker processes.
+"""Images as latents, for the training of a diffusion model: encoded once and kept in a file, or on the fly by worker processes.
 
     data = cached_latents(vae, images, Path("runs/04_latent_sd/latents"))     # or
     data = OnTheFly(vae, images, workers=2, order=training_order(len(images), batch=32, seed=0))
@@ -171,7 +171,7 @@ class OnTheFly:
 
 
 class Encoding(Dataset):
-    """What a worker does: a list of indices -> the same list, and the scaled latents of these images.
+    """The data set of a worker: a list of indices -> the same list, and the scaled latents of these images.
 
     All that goes from process to process is an array of numpy: a tensor would take shared memory (common/data/sources/workers.py).
     """
@@ -196,7 +196,7 @@ class Encoding(Dataset):
 
 
 def as_they_are(batch: Any) -> Any:
-    """For collate_fn, which would turn arrays into tensors."""
+    """The batch unchanged, for collate_fn; by default it would turn arrays into tensors."""
     return batch
 
 

@@ -97,7 +97,7 @@ def train_autoencoder(flags: AutoencoderFlags) -> None:
 
 
 def start_from(vae: AutoencoderKL, other: AutoencoderKL, folder: Path) -> None:
-    """Take over the weights of an autoencoder of the same build; the size of its images is of no importance to them."""
+    """Load the weights of an autoencoder of the same architecture; the size of its images may differ."""
     mine, theirs = (asdict(replace(cfg, size=0, scaling_factor=1.0)) for cfg in (vae.cfg, other.cfg))
     if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
         raise UserError(f"the autoencoder in {folder} has another architecture ({'; '.join(unlike)}); leave out --start, or give its settings")
@@ -105,7 +105,7 @@ def start_from(vae: AutoencoderKL, other: AutoencoderKL, folder: Path) -> None:
 
 
 def keep_latents(vae: AutoencoderKL, scaling_factor: float) -> None:
-    """Train the decoder alone. The encoder learns nothing more, and the scaling factor is the one of --start: latents stay what they were."""
+    """Train the decoder alone: the encoder is frozen and the scaling factor is that of --start, so the latents do not change."""
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
     vae.cfg = replace(vae.cfg, scaling_factor=scaling_factor)
@@ -115,10 +115,10 @@ def keep_latents(vae: AutoencoderKL, scaling_factor: float) -> None:
 
 
 class Critic:
-    """A discriminator with an optimizer of its own: the loop of common/training/loop.py has one network and one optimizer.
+    """A discriminator with an optimizer of its own, because common/training/loop.py has one network and one optimizer.
 
-    It takes its step inside the loss, on the images of the same batch. What it has become goes into every checkpoint with the loss
-    (training.Stateful), so a resumed run is bit-equal with it, too.
+    It takes its step inside the loss, on the images of the same batch. Its state is part of every checkpoint (Stateful), so a
+    resumed run is bit-equal with it, too.
     """
 
     def __init__(self, images: Images, device: torch.device):
@@ -128,7 +128,7 @@ class Critic:
             raise UserError(f"--adversarial needs images of at least {self.net.smallest} pixels a side, not {images.size}; leave it out")
 
     def learn(self, x: Tensor, y: Tensor) -> None:
-        """One step of its own: tell images from reconstructions."""
+        """One optimizer step of the discriminator on these images x and reconstructions y."""
         discriminator_loss(self.net, x, y).mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -182,8 +182,8 @@ def validate(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -
 
     psnr        decibels
     kl          nats a pixel value, as in the loss
-    told_apart  how far a discriminator tells images from reconstructions: mean D(image) - mean D(reconstruction); NaN without one
-    latent_std  of the latents, not scaled; one over it would be the scaling factor
+    told_apart  mean D(image) - mean D(reconstruction) of the discriminator; NaN without one
+    latent_std  standard deviation of the latents before scaling; its inverse would be the scaling factor
     """
     device, parts, latents = next(vae.parameters()).device, [], []
     for pixels in images.pixels.split(BATCH):
@@ -203,14 +203,14 @@ def noise_for(mean: Tensor, k: int) -> Tensor:
 
 
 def with_scale(vae: AutoencoderKL, images: Images) -> AutoencoderKL:
-    """The same autoencoder, which now knows its scaling factor: measured over the latents of these images, drawn as training will."""
+    """The same autoencoder with its scaling factor, measured over latents of these images that are sampled as in training."""
     latents = [z.sample(noise_for(z.mean, k)).cpu() for k, z in enumerate(encode(vae, images))]
     vae.cfg = replace(vae.cfg, scaling_factor=measure_scaling_factor(torch.cat(latents)))
     return vae
 
 
 def evenly(images: Images, n: int) -> Images:
-    """At most n of them, from beginning to end, so that every set that was joined has its share. Only the pixels."""
+    """At most n images at equal distances, so that every set that was joined has its share. Only the pixels."""
     chosen = torch.linspace(0, len(images) - 1, min(n, len(images))).round().long()
     return Images(images.name, images.pixels[chosen])
 
