@@ -36,8 +36,8 @@ def draw_points(shape: str, n: int, seed: int = 0, jitter: float = 0.01) -> Tens
         raise UserError(f"unknown shape '{shape}'; choose one of {', '.join(shapes)}")
     a, b = (np.vstack([line[part] for line in shapes[shape]]) for part in (slice(-1), slice(1, None)))  # ends of segments
     length = np.linalg.norm(b - a, axis=1)
-    pick = rng.choice(len(a), n, p=length / length.sum())
-    points = a[pick] + rng.random((n, 1)) * (b - a)[pick]
+    segment = rng.choice(len(a), n, p=length / length.sum())
+    points = a[segment] + rng.random((n, 1)) * (b - a)[segment]
     points = 1.8 * (points - (a.min(0) + a.max(0)) / 2) / np.ptp(a, 0).max() + jitter * rng.standard_normal((n, 2))
     return torch.from_numpy(points).float()
 
