@@ -51,7 +51,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from IPython.display import Image
-from train_inpaint import Args as Training
 
 from common import viz
 from common.data import load
@@ -59,32 +58,38 @@ from common.data.dishes.menu import DISHES
 from common.diffusion.samplers import initial_noise
 from common.diffusion.schedules import add_noise
 from common.io.pixels import to_float
+from common.io.state_dict import count_parameters
+from common.models.pipeline import SamplingConfig
 from common.random import Noise
-from inpaint_gif.animation.camera import MOVES, Move, paint, shoot  # moves,
-from inpaint_gif.animation.camera import Path as Way
-from inpaint_gif.animation.canvas import Window, World
-from inpaint_gif.animation.metrics import edges, untouched  # and how good all that is
+from inpaint_gif.animation.camera import MOVES, CameraPath, Move, paint, render_frames  # moves,
+from inpaint_gif.animation.canvas import FilmCanvas, Window
 from inpaint_gif.animation.motion import motion
-from inpaint_gif.animation.timing import EASES, clock, close
-from inpaint_gif.animation.timing import steps as changes
-from inpaint_gif.animation.writers import DITHERS, contact_sheet, quantized, save_gif, to_pixels  # films as files,
-from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, take_order, vectors_of
-from inpaint_gif.clip.loss import contrast
-from inpaint_gif.clip.model import DOORS, ChineseClip  # names and pictures as vectors,
-from inpaint_gif.clip.retrieval import FORTY, judge
-from inpaint_gif.inpainting.backends import DEFAULTS, NineChannels, Settings, open_engine, shown_to_unet  # whatever paints holes,
+from inpaint_gif.animation.timing import EASES, close_loop, frame_changes, frame_times
+from inpaint_gif.animation.writers import DITHERS, contact_sheet, quantized, to_pixels, write_gif  # films as files,
+from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, name_embeddings, parse_dish_name
+from inpaint_gif.clip.loss import contrastive_loss
+from inpaint_gif.clip.model import BACKENDS, ChineseCLIP  # names and pictures as vectors,
+from inpaint_gif.clip.name_encoder import (  # this chapter's files: a model and all it needs to draw,
+    load_clip_for,
+    name_tokens,
+    open_model,
+)
+from inpaint_gif.clip.retrieval import FORTY, evaluate_dishes
+from inpaint_gif.evaluation.metrics import edge_metrics, untouched_seam  # and how good all that is
+from inpaint_gif.inpainting.backends import (  # whatever paints holes,
+    DEFAULTS,
+    BackendConfig,
+    InpaintBackend,
+    inpainting_channels,
+    open_backend,
+)
 from inpaint_gif.inpainting.compositing import blurred, feathered, matched, overlay, resized, seam
 from inpaint_gif.inpainting.edge_fill import nearest
-from inpaint_gif.inpainting.pipeline import (  # this chapter's files: a model and all it needs to draw,
-    How,
-    clip_of,
-    count,
-    open_artist,
-    tokens,
-)
-from inpaint_gif.inpainting.regional_prompts import Place, changing, in_regions, in_stages, progress_on, weights
-from inpaint_gif.inpainting.repaint import repaint, walk
-from inpaint_gif.training.inpaint import test_holes, widened
+from inpaint_gif.inpainting.regional_prompts import Region, changing_scale, in_regions, in_stages, progress_along, region_weights
+from inpaint_gif.inpainting.repaint import jump_schedule, repaint
+from inpaint_gif.training.flags import HoleFlags
+from inpaint_gif.training.holes import hole_test_set
+from inpaint_gif.training.inpaint import widened
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 DISH, HOLES = DEFAULTS["repaint"], DEFAULTS["inpaint"]  # the models that come with this chapter; or runs of your own, as CHAPTER.parent / "runs/..."
@@ -117,10 +122,10 @@ def in_english(dish):
 # text into characters. Ours is small, learned on drawn dishes, and opens in the same packages.
 
 # %%
-clip = clip_of(DISH)  # the one that the shipped model was trained with
+clip = load_clip_for(DISH)  # the one that the shipped model was trained with
 NAME = "土鸡蛋炒番茄"  # free-range eggs fried with tomato
 vector = clip.encode_text([NAME])
-print(f"{count(clip.network):,} weights; it looks at pictures of {clip.size} x {clip.size} and knows {len(clip.form.words)} pieces of text")
+print(f"{count_parameters(clip.network):,} weights; it looks at pictures of {clip.size} x {clip.size} and knows {len(clip.checkpoint.vocab)} pieces of text")
 print("read as", " ".join(token for token in clip.tokenizer.backend.encode(NAME).tokens if token != "[PAD]"))
 print(f"becomes a vector of {vector.shape[1]} numbers, of length {vector.norm():.4f}; the first of them", *(f"{v:.2f}" for v in vector[0, :6]))
 
@@ -184,7 +189,7 @@ for i, (row, text) in enumerate(zip(logits.softmax(1), captions, strict=True), 1
     print(f"{i} " + "".join(f"{100 * p:7.1f}" for p in row), f"   {i}: {text}")
 print(f"the loss: CLIP's {clip_loss(logits, one_each).mean():.3f}, ours {clip_loss(logits, by_dish).mean():.3f}; "
       f"guessing would cost CLIP's {math.log(6):.3f}")  # fmt: skip
-library = contrast(clip.encode_image(pictures), clip.encode_text(captions), dish, torch.tensor(clip.scale))
+library = contrastive_loss(clip.encode_image(pictures), clip.encode_text(captions), dish, torch.tensor(clip.scale))
 print(f"loss.py says the same, to {(library - clip_loss(logits, by_dish)).abs().max():.0e}")
 
 # %% [markdown]
@@ -237,7 +242,7 @@ plt.show()
 TEN = ["番茄炒蛋", "葱油生菜", "宫保鸡丁", "麻婆豆腐", "红烧鱼", "米饭", "番茄鸡蛋面", "西红柿鸡蛋汤", "小笼包", "荷包蛋"]
 TEN = [name for name in TEN if order.index(name) in labels]
 pictures = to_float(test.pixels[[labels.index(order.index(name)) for name in TEN]])
-cosines, n = vectors_of(clip, {name: LEARNED[name] for name in TEN}) @ clip.encode_image(pictures).T, len(TEN)
+cosines, n = name_embeddings(clip, {name: LEARNED[name] for name in TEN}) @ clip.encode_image(pictures).T, len(TEN)
 
 plt.figure(figsize=(6.6, 5), layout="constrained")
 shown = plt.imshow(cosines, cmap="viridis", extent=(0, n, 0, n))
@@ -265,11 +270,11 @@ print("rows:", "、".join(TEN))
 # A picture is *named* by the nearest of 80 names. A name *finds* the dish whose pictures lie nearest. It is two lines:
 
 # %%
-all_names = vectors_of(clip, LEARNED)                                                       # (80, D): the mean of what each dish is called
+all_names = name_embeddings(clip, LEARNED)                                                       # (80, D): the mean of what each dish is called
 guess = (clip.encode_image(to_float(test.pixels)) @ all_names.T).argmax(1)
 print(f"{(guess == test.labels).double().mean():.1%} of {len(test)} pictures are named rightly, among {len(all_names)} dishes\n")
 
-figures = judge(clip, {"test": test, "heldout": load("dishes", 64, split="heldout", n=200)})
+figures = evaluate_dishes(clip, {"test": test, "heldout": load("dishes", 64, split="heldout", n=200)})
 print(f"{'':40}{'asked':>6}{'nearest is right':>28}{'among the nearest five':>25}")
 for what, found in figures.items():
     top1 = f"{found.top1.value:.1%} ({found.top1.low:.1%} to {min(1, found.top1.high):.1%})"
@@ -284,7 +289,7 @@ for what, found in figures.items():
 
 # %%
 for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "宫保虾仁", "steamed rice"]:
-    asked = take_order(clip, text)
+    asked = parse_dish_name(clip, text)
     meant = next((dish for dish, other in HELD_OUT.items() if other == text), None)
     kept = f"   (never read; it means {meant}, {in_english(meant)})" if meant else ""
     print(f"{text}: nearest are " + "、".join(f"{dish} {cosine:.2f}" for dish, cosine in asked.nearest) + kept)
@@ -301,7 +306,7 @@ for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "�
 # pictures with both backends and compare the vectors:
 
 # %%
-backends = [ChineseClip(clip.form, door) for door in DOORS]
+backends = [ChineseCLIP(clip.checkpoint, backend) for backend in BACKENDS]
 for backend in backends:
     print(f"{backend.backend:14}{type(backend.network.clip).__module__}.{type(backend.network.clip).__name__}")
 for what, (first, second) in {
@@ -347,16 +352,16 @@ for what, (share, answer) in {"alone": attend(q, k, v), "with a zero": attend(q,
 # $$\text{share of the name} = \frac{e^{q \cdot k}}{e^{q \cdot k} + 1}$$
 #
 # a sigmoid: each place decides *how much* the name concerns it. To look at the zero adds nothing. And the empty name, of which guidance is
-# in need, is simply twice the zero. In our code it is one line ([pipeline.py](inpaint_gif/inpainting/pipeline.py)): the vector, enlarged so that its numbers are of
+# in need, is simply twice the zero. In our code it is one line ([name_encoder.py](inpaint_gif/clip/name_encoder.py)): the vector, enlarged so that its numbers are of
 # size 1, and the zero.
 
 # %%
-artist = open_artist(DISH, clip=clip)
+artist = open_model(DISH, clip=clip)
 c, f, size = artist.vae.cfg.latent_channels, artist.factor, artist.size
 side = size // f
-print(f"a U-Net with {count(artist.unet):,} weights; pictures of {size} x {size}, latents of {c} x {side} x {side}; it predicts {artist.prediction}")
+print(f"a U-Net with {count_parameters(artist.unet):,} weights; pictures of {size} x {size}, latents of {c} x {side} x {side}; it predicts {artist.prediction}")
 longhand = torch.stack([vector * clip.dim**0.5, 0 * vector], dim=1)                         # (1, 2, D)
-print(f"what it is told of a name: {tuple(tokens(vector).shape)}, the same as longhand: {torch.equal(artist.reader([NAME]), longhand)}")
+print(f"what it is told of a name: {tuple(name_tokens(vector).shape)}, the same as longhand: {torch.equal(artist.text_encoder([NAME]), longhand)}")
 
 # %% [markdown]
 # Does it make use of the choice? We draw three dishes, noise them half-way, ask the network once, and catch the shares in its last
@@ -364,9 +369,9 @@ print(f"what it is told of a name: {tuple(tokens(vector).shape)}, the same as lo
 
 # %%
 three = ["番茄炒蛋", "葱油生菜", "米饭"]
-drawn = artist.draw(three, How(w=5.0), seed=1)
+drawn = artist.txt2img(three, SamplingConfig(guidance_scale=5.0, seed=1))
 layer = [module for name, module in artist.unet.named_modules() if name.startswith("up_blocks") and name.endswith("attn2")][-1]
-path, told, maps = list(artist.noise_levels(How(sampler="ddim:20"))), artist.reader(three), []
+path, told, maps = list(artist.noise_levels(SamplingConfig(sampler="ddim:20"))), artist.text_encoder(three), []
 handle = layer.register_forward_hook(lambda module, inputs, output: maps.append(inputs[0].detach()))
 levels = [path[k] for k in (4, 10, 16)]
 with torch.no_grad():
@@ -396,7 +401,7 @@ for row, word in zip(rows[1:], words, strict=True):
 
 # %%
 SCALES, five = (0.0, 1.0, 5.0, 10.0), ["番茄炒蛋", "葱油生菜", "麻婆豆腐", "米饭", "红烧鱼"]
-swept = {w: artist.draw(five, How(w=w), seed=3) for w in SCALES}
+swept = {w: artist.txt2img(five, SamplingConfig(guidance_scale=w, seed=3)) for w in SCALES}
 show_images(torch.cat(list(swept.values())), 5, down=[f"w = {w:g}" for w in SCALES], cell=0.95)
 print("columns:", "; ".join(f"{name} ({in_english(name)})" for name in five))
 
@@ -413,7 +418,7 @@ def named_rightly(pictures, dishes):
     return float(((clip.encode_image(pictures) @ all_names.T).argmax(1) == right).double().mean())
 
 
-shares = {w: named_rightly(artist.draw(FORTY, How(w=w), seed=7), FORTY) for w in (1.0, 2.0, 5.0, 10.0)}
+shares = {w: named_rightly(artist.txt2img(FORTY, SamplingConfig(guidance_scale=w, seed=7)), FORTY) for w in (1.0, 2.0, 5.0, 10.0)}
 limit = float((guess == test.labels).double().mean())
 print("named rightly, of 40 dishes drawn once each: " + ", ".join(f"w = {w:g} {share:.0%}" for w, share in shares.items()))
 print(f"real drawings: {limit:.0%}; with 40 pictures, a share of one half would be known to ± {2 * (0.25 / 40) ** 0.5:.0%} (two standard errors)")
@@ -424,7 +429,7 @@ print(f"real drawings: {limit:.0%}; with 40 pictures, a share of one half would 
 
 # %%
 pairs = ["番茄炒蛋", "葱油生菜", "红烧鱼", "米饭"]
-left, right = artist.draw(pairs, How(w=5.0), seed=5), artist.draw([HELD_OUT.get(dish, dish) for dish in pairs], How(w=5.0), seed=5)
+left, right = artist.txt2img(pairs, SamplingConfig(guidance_scale=5.0, seed=5)), artist.txt2img([HELD_OUT.get(dish, dish) for dish in pairs], SamplingConfig(guidance_scale=5.0, seed=5))
 show_images(torch.stack([left, right], 1).flatten(0, 1), 8, across=["learned", "kept back"] * 4, cell=1.0)
 print("; ".join(f"{dish} | {HELD_OUT.get(dish, dish)}" for dish in pairs))
 
@@ -443,8 +448,8 @@ print("; ".join(f"{dish} | {HELD_OUT.get(dish, dish)}" for dish in pairs))
 # picture, looked at through a window at any place, with holes as a camera leaves them.
 
 # %%
-painter = open_artist(HOLES)  # the inpainting model: chapter 4's U-Net and reader of words, widened, and trained on holes
-holes = test_holes(Training(), painter.size, 16)
+painter = open_model(HOLES)  # the inpainting model: chapter 4's U-Net and reader of words, widened, and trained on holes
+holes = hole_test_set(HoleFlags(), painter.size, 16)
 images, masks, captions = holes.images, holes.masks, holes.captions                         # (16, 3, S, S), (16, 1, S, S)
 with_hole = images * (1 - masks) + BLUE * masks
 show_images(torch.cat([images[:5], with_hole[:5]]), 5, down=["the scene", "what is known"], cell=1.0)
@@ -462,14 +467,14 @@ print("the first is called:", captions[0])
 
 # %%
 image, mask = images[:1], masks[:1]
-level = list(painter.noise_levels(How(sampler="ddim:20")))[10]
+level = list(painter.noise_levels(SamplingConfig(sampler="ddim:20")))[10]
 noisy = add_noise(painter.encode(image), Noise(0)(0, torch.empty(1, c, side, side)), level)       # (1, 4, h, w) what is being drawn
 small = F.interpolate(mask, size=(side, side))                                             # (1, 1, h, w) one pixel for each latent
 known = painter.encode(image * (1 - mask))                                                  # (1, 4, h, w) grey in the hole
 nine = torch.cat([noisy, small, known], dim=1)
 panels = torch.cat([(noisy / 3).clamp(-1, 1), 1.4 * small - 0.7, (known / 3).clamp(-1, 1)], dim=1)[0, :, None]
 show_images(panels, 9, across=[*(f"noisy {i}" for i in range(1, 5)), "mask", *(f"known {i}" for i in range(1, 5))], cell=1.0)
-print(f"{nine.shape[1]} channels; the last five are what the engine shows: {torch.equal(nine[:, c:], shown_to_unet(painter, image, mask))}")
+print(f"{nine.shape[1]} channels; the last five are what the engine shows: {torch.equal(nine[:, c:], inpainting_channels(painter, image, mask))}")
 
 # %% [markdown]
 # (Latents know no bounds; for the picture they are divided by 3. The mask is 1 where it is light.) Note that the network never has to guess
@@ -486,7 +491,7 @@ old = artist.unet.conv_in.weight.detach()                                       
 new = torch.cat([old, torch.zeros(len(old), c + 1, 3, 3)], dim=1)                           # (width, 9, 3, 3)
 bias = artist.unet.conv_in.bias
 # the dish model stands in for chapter 4's, from which it was made: its first layer is of the same shape
-wide, text, t = widened(artist.unet), artist.reader([NAME]), torch.full((1,), level.time)
+wide, text, t = widened(artist.unet), artist.text_encoder([NAME]), torch.full((1,), level.time)
 with torch.no_grad():
     before, after = F.conv2d(noisy, old, bias, padding=1), F.conv2d(nine, new, bias, padding=1)
     difference = (artist.unet(noisy, t, text=text) - wide(nine, t, text=text)).abs().max()
@@ -533,15 +538,15 @@ def repaint_longhand(denoise, known, hole, levels, order, dice):
     return x
 
 
-N, how = 4, How(w=2.0)
+N, how = 4, SamplingConfig(guidance_scale=2.0)
 path, dice = artist.noise_levels(how), Noise(0)
 levels, denoise = list(path), artist.guided(captions[:N], how)
 known = artist.encode(torch.stack([nearest(*pair) for pair in zip(images[:N], masks[:N], strict=True)]))  # grey would shine through
 hole = F.max_pool2d(masks[:N], f)                                                           # a latent is missing if any of its pixels is
-print("once:      ", walk(20, 5, 1))
-print("two times: ", walk(20, 5, 2))
+print("once:      ", jump_schedule(20, 5, 1))
+print("two times: ", jump_schedule(20, 5, 2))
 with torch.no_grad():
-    latents = {times: repaint_longhand(denoise, known, hole, levels, walk(20, 5, times), dice) for times in (1, 4)}
+    latents = {times: repaint_longhand(denoise, known, hole, levels, jump_schedule(20, 5, times), dice) for times in (1, 4)}
 *_, library = repaint(denoise, initial_noise(path, known.shape, dice), path, known, hole, dice, 5, 1)
 print(f"repaint.py gives the same latents, to {(library.x - latents[1]).abs().max():.0e}")
 filled = [torch.where(masks[:N] > 0, artist.decode(z), images[:N]) for z in latents.values()]
@@ -561,7 +566,7 @@ show_images(torch.cat([with_hole[:N], *filled]), N, down=["what is known", "RePa
 # change what it was told to keep?
 
 # %%
-raw = NineChannels(painter, How(w=2.0)).paint(images, masks, captions, seed=0)              # (16, 3, S, S) as the network gave it
+raw = InpaintBackend(painter, SamplingConfig(guidance_scale=2.0)).paint(images, masks, captions, seed=0)              # (16, 3, S, S) as the network gave it
 kept = (masks == 0).expand_as(images)
 print(f"known pixels, as the network gives them back: {127.5 * (raw - images).abs()[kept].mean():.1f} of 255 grey levels away, on the mean")
 
@@ -620,15 +625,15 @@ for name, part in ways.items():
 # the order by seam, and by error. (They need not be the same.)
 
 # %%
-engines = {name: open_engine(Settings(name, how=How(w=2.0), clip=clip)) for name in ("nearest", "reflect", "repaint", "controlnet", "inpaint")}
+engines = {name: open_backend(BackendConfig(name, sampling=SamplingConfig(guidance_scale=2.0), clip=clip)) for name in ("nearest", "reflect", "repaint", "controlnet", "inpaint")}
 painted = {name: torch.stack([engine(images[i] * (1 - masks[i]), masks[i], captions[i], i) for i in range(4)]) for name, engine in engines.items()}
 show_images(torch.cat([with_hole[:4], *painted.values(), images[:4]]), 4, down=["what is known", *painted, "the truth"], cell=1.05)
 
-floor = untouched(holes)
+floor = untouched_seam(holes)
 print(f"{'':12}{'seam':>24}{'error in the hole':>26}   known pixels   seconds a hole")
 print(f"{'untouched':12}{f'{floor.value:.2f} ({floor.low:.2f} to {floor.high:.2f})':>24}")
 for name, engine in engines.items():
-    e = edges(engine, holes)
+    e = edge_metrics(engine, holes)
     print(f"{name:12}{f'{e.seam.value:.2f} ({e.seam.low:.2f} to {e.seam.high:.2f})':>24}{f'{e.error.value:.3f} ({e.error.low:.3f} to {e.error.high:.3f})':>26}"
           f"   {'exact' if e.exact else 'CHANGED':12}   {e.seconds:.2f}")  # fmt: skip
 
@@ -651,15 +656,15 @@ for name, engine in engines.items():
 # window shows what nobody has painted, there is the mask.
 
 # %%
-four = artist.draw([NAME] * 4, How(w=5.0), seed=0)
+four = artist.txt2img([NAME] * 4, SamplingConfig(guidance_scale=5.0, seed=0))
 cosines = clip.encode_image(four) @ vector[0]
 picture = four[int(cosines.argmax())]
 show_images(four, 4, across=[f"cosine {value:.2f}" for value in cosines], cell=1.2)
 
 views, titles = [picture], ["the picture"]
 for name in MOVES:
-    way, world = Way.plan(Move.parse(name), size, size, share=0.25), World(picture)
-    moved, seen = world.look(way.stops()[0].window)
+    way, world = CameraPath.plan(Move.parse(name), size, size, new_fraction=0.25), FilmCanvas(picture)
+    moved, seen = world.render(way.stops()[0].window)
     views.append(moved * seen + BLUE * ~seen)
     titles.append(f"{name} ({(~seen).double().mean():.0%})")
 _, axes = plt.subplots(2, 6, figsize=(8.4, 3.2), layout="constrained")
@@ -680,7 +685,7 @@ plt.show()
 # left.
 
 # %%
-way, world, engine = Way.plan(Move.parse("zoom-out:3"), size, size), World(picture), engines["inpaint"]
+way, world, engine = CameraPath.plan(Move.parse("zoom-out:3"), size, size), FilmCanvas(picture), engines["inpaint"]
 began = time.perf_counter()
 keyframes = list(paint(world, way, engine, NAME, seed=0))
 print(f"{len(keyframes)} keyframes in {time.perf_counter() - began:.1f} s")
@@ -710,17 +715,17 @@ def speeds(frames):
     return [-float(shift[0]) for shift, _ in found], [100 * growth for _, growth in found]
 
 
-pan, plane = Way.plan(Move.parse("right:2"), size, size), World(picture)
+pan, plane = CameraPath.plan(Move.parse("right:2"), size, size), FilmCanvas(picture)
 list(paint(plane, pan, engine, NAME, seed=0))
 asked = pan.keyframes[-1].x / (FRAMES - 1)
-times = {ease: clock(FRAMES, "once", ease) for ease in EASES}
-whole = [plane.look(Window(float(round(pan.at(t).x)), 0.0, 1.0))[0] for t in times["linear"]]
-pans = {"whole pixels": speeds(whole)[0], "fractions": speeds(list(shoot(plane, pan, times["linear"])))[0]}
-eased = {ease: pans["fractions"] if ease == "linear" else speeds(list(shoot(plane, pan, times[ease])))[0] for ease in EASES}
+times = {ease: frame_times(FRAMES, "once", ease) for ease in EASES}
+whole = [plane.render(Window(float(round(pan.at(t).x)), 0.0, 1.0))[0] for t in times["linear"]]
+pans = {"whole pixels": speeds(whole)[0], "fractions": speeds(list(render_frames(plane, pan, times["linear"])))[0]}
+eased = {ease: pans["fractions"] if ease == "linear" else speeds(list(render_frames(plane, pan, times[ease])))[0] for ease in EASES}
 
 last = way.keyframes[-1].scale
-straight = [world.look(Window(0.0, 0.0, 1 + (last - 1) * t))[0] for t in times["linear"]]
-zooms = {"equal steps of scale": speeds(straight)[1], "equal ratios": speeds(list(shoot(world, way, times["linear"])))[1]}
+straight = [world.render(Window(0.0, 0.0, 1 + (last - 1) * t))[0] for t in times["linear"]]
+zooms = {"equal steps of scale": speeds(straight)[1], "equal ratios": speeds(list(render_frames(world, way, times["linear"])))[1]}
 
 _, axes = plt.subplots(1, 3, figsize=(11, 2.9), layout="constrained")
 titles = ["right: pixels a frame", "right, eased: pixels a frame", "zoom-out: growth a frame, per cent"]
@@ -763,12 +768,12 @@ for what, values in (pans | zooms).items():
 
 # %%
 def film_of(plane, way, loop, ease="linear", frames=FRAMES):
-    return list(close(shoot(plane, way, clock(frames, loop, ease, way.returns)), frames))
+    return list(close_loop(render_frames(plane, way, frame_times(frames, loop, ease, way.returns)), frames))
 
 
 films = {loop: film_of(world, way, loop) for loop in ("once", "pingpong", "seamless")}
 for loop, frames in films.items():
-    moved = changes(frames)  # root mean square, from each frame to the next, and from the last to the first
+    moved = frame_changes(frames)  # root mean square, from each frame to the next, and from the last to the first
     print(f"{loop:10} {len(frames)} frames; mean change {np.mean(moved):.3f}, largest {max(moved):.3f}, from the last to the first {moved[-1]:.3f}")
 chosen, two = range(3, FRAMES, 4), ("pingpong", "seamless")
 show_images(torch.stack([films[loop][k] for loop in two for k in chosen]), len(chosen), across=[f"frame {k}" for k in chosen], down=two)
@@ -815,13 +820,13 @@ print(f"24 colours {'':22}{'error':>8}{'flicker':>10}{'kB':>8}        (of 255 gr
 for palette in ("global", "frame"):
     for dither in DITHERS:
         error = as_shown(24, palette, dither).astype(float) - pixels
-        written = save_gif(frames, folder / "a.gif", colours=24, palette=palette, dither=dither)
+        written = write_gif(frames, folder / "a.gif", colours=24, palette=palette, dither=dither)
         print(f"{f'palette {palette}, dither {dither}':33}{np.abs(error).mean():8.2f}{np.abs(np.diff(error, axis=0)).mean():10.2f}{written.bytes / 1000:8.0f}")
 
 counts = (8, 16, 32, 64, 128, 256)
 plt.figure(figsize=(5, 2.6), layout="constrained")
 for dither in DITHERS:
-    sizes = [save_gif(frames, folder / "a.gif", colours=colours, dither=dither).bytes / 1000 for colours in counts]
+    sizes = [write_gif(frames, folder / "a.gif", colours=colours, dither=dither).bytes / 1000 for colours in counts]
     plt.plot(counts, sizes, ".-", label=dither)
 plt.gca().set(xscale="log", xlabel="colours", ylabel="kB", ylim=(0, None), title="one palette for all frames", xticks=counts, xticklabels=counts)
 plt.minorticks_off()
@@ -839,7 +844,7 @@ plt.show()
 
 # %%
 short = [resized(frame, (2 * size, 2 * size)) for frame in film_of(world, way, "pingpong", frames=16)]  # a notebook should be light
-written = save_gif(short, folder / "film.gif", fps=8, max_bytes=110_000)
+written = write_gif(short, folder / "film.gif", fps=8, max_bytes=110_000)
 print(f"{written.frames} frames of {written.width} x {written.height}, {written.bytes / 1000:.0f} kB" + (f"; {written.note}" if written.note else ""))
 Image(written.path.read_bytes(), format="png", width=256)  # a GIF, called PNG, because every viewer shows (and moves) it so
 
@@ -867,21 +872,21 @@ Image(written.path.read_bytes(), format="png", width=256)  # a GIF, called PNG, 
 # $$\hat x_0 = \sum_i m_i\, \hat x_0^{(i)} \qquad \hat\epsilon = \sum_i m_i\, \hat\epsilon^{(i)} \qquad \sum_i m_i = 1$$
 
 # %%
-K, SHOWN, how = 6, 4, How(w=5.0)  # so many pictures of each kind are drawn, and so many of them shown
+K, SHOWN, how = 6, 4, SamplingConfig(guidance_scale=5.0)  # so many pictures of each kind are drawn, and so many of them shown
 
 
 def told(words, w=5.0):
     """What the sampler asks, if all K pictures are told these words."""
-    return artist.guided([words] * K, How(w=w))
+    return artist.guided([words] * K, SamplingConfig(guidance_scale=w))
 
 
 def draw_with(denoise, seed=2):
-    *_, last = artist.denoised(denoise, K, how, (side, side), (seed, 0))
+    *_, last = artist.from_noise(denoise, K, (side, side), how, Noise(seed, 0))
     return artist.decode(last.x)
 
 
 tomatoes, lettuce = told("番茄炒蛋"), told("葱油生菜")
-m_rest, m_right = weights([Place.parse("right:葱油生菜")], side, side)                        # (1, 1, h, w) each, together 1
+m_rest, m_right = region_weights([Region.parse("right:葱油生菜")], side, side)                        # (1, 1, h, w) each, together 1
 
 
 def two_dishes(x, level):
@@ -905,7 +910,7 @@ print("A: 番茄炒蛋 (tomato and scrambled eggs); B: 葱油生菜 (lettuce in 
 # bowl, but no rice in it? Is there one?
 
 # %%
-progress = progress_on(artist.noise_levels(how))  # which share of the steps is done at a level
+progress = progress_along(artist.noise_levels(how))  # which share of the steps is done at a level
 rice = told("米饭")
 begins = (0.75, 0.5, 0.25)
 rows = {"rice": draw_with(rice)}
@@ -928,7 +933,7 @@ for name, part in rows.items():
 # way round. The mean is the same. Which of them will look harsher?
 
 # %%
-kinds = {"w = 5": 5.0, "w = 8 > 2": changing(8.0, 2.0, progress), "w = 2 > 8": changing(2.0, 8.0, progress)}
+kinds = {"w = 5": 5.0, "w = 8 > 2": changing_scale(8.0, 2.0, progress), "w = 2 > 8": changing_scale(2.0, 8.0, progress)}
 rows = {name: draw_with(told("番茄炒蛋", w)) for name, w in kinds.items()}
 show_images(torch.cat([part[:SHOWN] for part in rows.values()]), SHOWN, down=list(rows), cell=1.0)
 for name, part in rows.items():

@@ -1,4 +1,4 @@
-"""From the name of a dish to a film of it: draw the dish, move a camera over it, paint what comes into view, shoot, loop.
+"""Make a film from the name of a dish: draw the dish, move a camera over it, inpaint what comes into view, render a loop.
 
   python 06_inpaint_gif/make_gif.py "土鸡蛋炒番茄" --camera zoom-out
   python 06_inpaint_gif/make_gif.py "葱油生菜" --camera "right:3,zoom-out" --frames 48 --fps 16 --loop seamless --out lettuce.webp
@@ -6,7 +6,7 @@
   python 06_inpaint_gif/make_gif.py "米饭" --camera up-left --model path/to/stable-diffusion-inpainting --size 512
   python 06_inpaint_gif/make_gif.py "我的菜" --image plate.jpg --size 128 --engine reflect
 
-Beside the film lies a sheet of what was painted: for every keyframe what the camera still saw, the mask, the result.
+A contact sheet is written beside the film. It shows the known part, the mask and the result of every keyframe.
 """
 
 from dataclasses import dataclass
@@ -16,104 +16,102 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from common.cli import pick_device, run
-from common.errors import UserError
 from common.io.ranges import Range
-
-OUT = Path("runs/06_inpaint_gif")
 
 
 @dataclass(frozen=True)
 class Args:
     name: Positional[str]
-    """What the dish is called, in Chinese."""
+    """Name of the dish, in Chinese."""
     camera: str = "zoom-out"
-    """up, down, left, right, up-left, up-right, down-left, down-right, zoom-in, zoom-out, ring; a chain as in right:3,zoom-out, where
-    right:3 goes three keyframes far."""
-    share: Annotated[float, Range(0.01, 0.75)] = 0.25
-    """How much of each keyframe is new."""
+    """Camera move: up, down, left, right, up-left, up-right, down-left, down-right, zoom-in, zoom-out, ring; or a chain such as
+    right:3,zoom-out, where right:3 is three keyframes long."""
+    new_fraction: Annotated[float, Range(0.01, 0.75)] = 0.25
+    """Fraction of each keyframe that is new."""
 
     engine: Literal["inpaint", "repaint", "controlnet", "diffusers", "nearest", "reflect"] | None = None
-    """What paints: an inpainting U-Net; RePaint with any model; a model that draws, with a ControlNet; a pipeline of diffusers; or the edge
-    goes on, without any network.
-    By default inpaint; controlnet where --controlnet is given, else diffusers where --model is."""
+    """Inpainting backend: an inpainting U-Net; RePaint with any model; a text-to-image model with a ControlNet; a pipeline of diffusers;
+    or a continuation of the edge without a network (nearest, reflect).
+    By default controlnet with --controlnet, diffusers with --model, else inpaint."""
     model: str | None = None
-    """Where its network is: a folder, a checkpoint in one file, or for diffusers and controlnet a hub id. By default the shipped one."""
+    """Network of the engine: a folder, a checkpoint file, or for diffusers and controlnet a hub id; by default the shipped one."""
     controlnet: str | None = None
-    """For the engine of that name: a run of train_controlnet.py, a folder or a hub id. By default the shipped one."""
+    """ControlNet of the engine controlnet: a run of train_controlnet.py, a folder or a hub id; by default the shipped one."""
     dish: Path | None = None
-    """What draws the dish: a run of train_text2dish.py. By default the shipped one."""
+    """Model that draws the dish, a run of train_text2dish.py; by default the shipped one."""
     clip: str | None = None
-    """What reads the name: pretrained, a run folder, a checkpoint .pt, ViT-B-16, ... By default the one that the dish was trained with."""
+    """CLIP that encodes the name: pretrained, a run folder, a checkpoint .pt, ViT-B-16, ...; by default the one that the dish model was
+    trained with."""
     backend: Literal["cn_clip", "transformers"] = "cn_clip"
-    """Backend that computes the vectors; both give the same numbers, to about 1e-7."""
+    """Library that computes the CLIP embeddings; both give the same numbers, to about 1e-7."""
     image: Path | None = None
-    """Begin with this picture of the dish instead of drawing one; its middle square is taken."""
+    """Picture of the dish to begin with, instead of a drawn one; its middle square is used."""
     prompt: str | None = None
-    """What the engine is told; by default the name, and for diffusers the English name where the menu has one."""
+    """Prompt of the engine; by default the name, and for diffusers the English name if the menu has one."""
     candidates: int = 4
-    """Pictures that are drawn of the dish; the film takes the one that the CLIP finds nearest to the name."""
+    """Number of drawn pictures of the dish, of which the film uses the one that is nearest to the name in the CLIP."""
 
     guidance: float = 5.0
-    """Guidance scale while the dish is drawn; 1 is off."""
+    """Guidance scale for drawing the dish; 1 is off."""
     paint_guidance: float | None = None
-    """Guidance scale while keyframes are painted. By default 2, for what lies around a dish is less a matter of its name; 7.5 for models that
-    are none of the course's."""
+    """Guidance scale for painting keyframes; by default 2, because the surroundings of a dish depend little on its name, and 7.5 for
+    models that are not of this course."""
     sampler: str = "dpmpp_2m:20"
-    """dpmpp_2m:20, ddim:50, ... RePaint takes its steps, and takes them several times."""
+    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ... RePaint uses the number of steps, and takes them several times."""
     mask_blur: float = 1.0
-    """Pixels over which the edge of what is painted is softened, on its own side: known pixels stay exactly as they are."""
+    """Pixels over which the edge of the painted part is softened, on its own side; known pixels never change."""
     padding_mask_crop: int | None = None
-    """Show the engine only so many pixels around the hole, at its own size, instead of the whole keyframe."""
+    """Pixels around the hole that the engine sees, at its own size; by default the whole keyframe."""
     jump: int = 5
-    """RePaint: after so many steps it goes back by as many ..."""
+    """RePaint: number of steps of each resampled stretch."""
     resample: int = 4
-    """... and walks them so many times in all."""
+    """RePaint: number of passes over each stretch."""
 
     frames: int = 24
-    """Of the film."""
+    """Number of frames of the film."""
     fps: Annotated[float, Range(0.1, 120)] = 12.0
-    """Frames a second."""
+    """Frames per second."""
     size: Annotated[int | None, Range(16, 4096, 64, unit=" pixels")] = None
-    """Pixels a side of the keyframes; by default what the dish is drawn at."""
+    """Side of the keyframes in pixels; by default the size at which the dish is drawn."""
     enlarge: int = 3
-    """The film shows every frame so many times larger."""
+    """Factor by which the frames of the film are larger than the keyframes."""
     loop: Literal["once", "pingpong", "seamless", "round"] = "pingpong"
-    """There and back; seamless: its end dissolves into its beginning, or the way comes back by itself; round: the world is round."""
+    """pingpong: to the end and back; seamless: the end dissolves into the beginning, or the path returns to its start by itself;
+    round: the plane is periodic, and the camera arrives at its start."""
     ease: Literal["linear", "ends", "smooth"] = "linear"
     """Constant speed, or slower at both ends."""
     out: Path | None = None
-    """NAME.gif, .webp, .png or .mp4; by default runs/06_inpaint_gif/<name>-<camera>.gif."""
+    """Film file, NAME.gif, .webp, .png or .mp4; by default runs/06_inpaint_gif/<name>-<camera>.gif."""
     max_kb: float | None = None
-    """Largest size of the file: first colours or quality are given up for it, then pixels."""
+    """Largest file size in kB: first colours or quality are reduced, then the size of the frames."""
     colours: int = 256
-    """GIF: colours of the palette, 4 to 256."""
+    """GIF: number of colours of the palette, 4 to 256."""
     palette: Literal["global", "frame"] = "global"
     """GIF: one palette for the film, or one for each frame."""
     dither: Literal["none", "ordered", "floyd"] = "ordered"
-    """GIF: how missing colours are mixed."""
+    """GIF: dithering method."""
     seed: int = 0
-    """The same seed gives the same film."""
+    """Random seed of the film."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
     """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
-def check(args: Args) -> None:
-    """Refuse what cannot be, before anything is loaded."""
-    if not args.name.strip():
-        raise UserError("the name of the dish is empty; give one in Chinese, for instance 番茄炒蛋")
-    if args.image and not args.image.is_file():
-        raise UserError(f"there is no image file {args.image}")
-    if args.image and args.dish:
-        raise UserError("--image gives a picture and --dish a model that draws one; give only one of them")
-
-
 def main(args: Args) -> None:
-    check(args)
-    from inpaint_gif.animation.render import film  # brings torch along, which --help should not wait for
+    from inpaint_gif.animation import render
 
-    film(args, pick_device(args.device))
+    sampling = render.SamplingConfig(args.guidance, sampler=args.sampler)
+    dish = render.DishConfig(args.name, args.image, args.dish, args.clip, args.backend, args.candidates, sampling)
+    painting = render.PaintingConfig(
+        args.engine, args.model, args.controlnet, args.prompt, args.paint_guidance, args.sampler,
+        args.mask_blur, args.padding_mask_crop, args.jump, args.resample,
+    )  # fmt: skip
+    move = render.Move.parse(args.camera)
+    camera = render.CameraConfig(move, args.new_fraction, args.frames, args.loop, args.ease, args.size)
+    out = args.out or render.default_file(args.name, args.camera)
+    file = render.FileConfig(out, args.fps, args.enlarge, args.max_kb, args.colours, args.palette, args.dither)
+    render.make_film(render.FilmConfig(dish, painting, camera, file, args.seed, pick_device(args.device)))
 
 
 if __name__ == "__main__":

@@ -1,47 +1,47 @@
-"""Camera moves: where the camera goes, what has to be painted for it, and what it sees on its way.
+"""Camera moves: the path of the camera, the keyframes to paint along it, and the frames of the film.
 
-`right` means that the camera moves right: what is in the picture moves to the left, and something new comes in at the right
-edge. So for all of them; y counts downwards.
+`right` means that the camera moves right: the content moves to the left, and new content enters at the right edge. The same holds
+for all moves; y points down.
 
   up, down, left, right                     along an edge
   up-left, up-right, down-left, down-right  at 45 degrees
-  zoom-out                                  the camera backs off: everything shrinks, something new comes in all around
-  zoom-in                                   the camera comes nearer: everything grows, what is at the edges is lost
-  ring                                      once round a circle, clockwise on the screen, from its topmost point: it sets out
-                                            to the right and comes back to where it was
+  zoom-out                                  the camera backs off: everything shrinks, new content enters on all sides
+  zoom-in                                   the camera comes nearer: everything grows, the edges leave the picture
+  ring                                      once round a circle, clockwise on the screen, from its topmost point; it starts
+                                            to the right and ends where it started
 
-A chain is written with commas, "right,zoom-out"; "right:3" goes three keyframes far.
+A chain is written with commas, "right,zoom-out"; "right:3" is three keyframes long.
 
-The picture one starts from is the nearest the camera ever comes, for what is nearer would need details that nobody painted.
-So `zoom-in` is painted backwards, away from the picture, and the film ends with it.
+The given picture is the nearest view of the whole path, because a nearer one would need details that the picture does not have.
+So `zoom-in` is painted backwards, away from the picture, and the film ends with the picture.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from common.errors import UserError
-from inpaint_gif.animation.canvas import Window, World
+from inpaint_gif.animation.canvas import FilmCanvas, Window
 from inpaint_gif.inpainting.compositing import overlay
+from inpaint_gif.inpainting.interface import InpaintingBackend
 
 PANS = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0),
         "up-left": (-1, -1), "up-right": (1, -1), "down-left": (-1, 1), "down-right": (1, 1)}  # fmt: skip
 ZOOMS = {"zoom-in": -1, "zoom-out": 1}
 MOVES = (*PANS, *ZOOMS, "ring")
-KEYFRAMES = 2  # of a step that does not say
+KEYFRAMES = 2  # default length of a step
 RING_KEYFRAMES = 4
 MOST_KEYFRAMES = 64
-GAP = 0.2  # of the picture's side, to be painted between its two ends when the world is round
+GAP = 0.2  # least gap of a periodic path, between its two copies of the picture, in sides of the picture
 
 
 @dataclass(frozen=True)
-class Step:
-    """One of MOVES, and how many keyframes it goes far."""
+class MoveStep:
+    """One of MOVES, and its length in keyframes."""
 
     name: str
     keyframes: int = KEYFRAMES
@@ -55,7 +55,7 @@ class Step:
             raise UserError(f"ring needs 4, 8, 12, ... keyframes, one for each quarter or part of it, not {self.keyframes}")
 
     @classmethod
-    def parse(cls, text: str) -> "Step":
+    def parse(cls, text: str) -> "MoveStep":
         """ "right", or "right:3" for three keyframes."""
         name, colon, number = text.strip().lower().replace("_", "-").partition(":")
         if colon and not number.strip().isascii() or colon and not number.strip().isdigit():
@@ -65,29 +65,29 @@ class Step:
 
 @dataclass(frozen=True)
 class Move:
-    """What the camera does: one step after another."""
+    """The moves of the camera, one after another."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[MoveStep, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Move":
         """ "zoom-out", or a chain: "right:3,zoom-out"."""
-        plain = text.translate(str.maketrans("，、：", ",,:"))  # as a Chinese keyboard writes them
-        return cls(tuple(Step.parse(word) for word in plain.split(",")))
+        plain = text.translate(str.maketrans("，、：", ",,:"))  # punctuation of a Chinese keyboard
+        return cls(tuple(MoveStep.parse(part) for part in plain.split(",")))
 
     def __str__(self) -> str:
         return ",".join(f"{step.name}:{step.keyframes}" for step in self.steps)
 
 
 @dataclass(frozen=True)
-class Leg:
-    """The way from one keyframe to the next.
+class Segment:
+    """The part of the path from one keyframe to the next.
 
-    name    of the step it belongs to
-    start   where it begins
-    end     where it ends
-    turn    the angle in radians by which it goes round a circle, clockwise; 0 is the straight way
-    centre  of the circle
+    name    name of its move
+    start   first window
+    end     last window
+    turn    angle in radians along a circle, clockwise; 0 is a straight line
+    centre  centre of the circle
     """
 
     name: str
@@ -96,24 +96,24 @@ class Leg:
     turn: float = 0.0
     centre: tuple[float, float] = (0.0, 0.0)
 
-    def at(self, share: float) -> Window:
-        """The window after this share of the way. A zoom multiplies the scale by the same ratio in equal times."""
+    def at(self, t: float) -> Window:
+        """The window at t, from 0 to 1. A zoom multiplies the scale by equal ratios in equal times."""
         a, b = self.start, self.end
         if self.turn:
-            return rotated(a, self.centre, self.turn * share)
-        scale = a.scale * (b.scale / a.scale) ** share
-        return Window(a.x + (b.x - a.x) * share, a.y + (b.y - a.y) * share, scale)
+            return rotated(a, self.centre, self.turn * t)
+        scale = a.scale * (b.scale / a.scale) ** t
+        return Window(a.x + (b.x - a.x) * t, a.y + (b.y - a.y) * t, scale)
 
     def length(self, height: int, width: int) -> float:
-        """By how many pixels the picture moves on the way: the mean over all of its pixels."""
+        """Displacement of the content along the segment, in pixels, as the mean over all pixels."""
         if self.turn:
             return abs(self.turn) * math.hypot(self.start.x - self.centre[0], self.start.y - self.centre[1]) / self.start.scale
         across = math.hypot(self.end.x - self.start.x, self.end.y - self.start.y) / self.start.scale
         return across + abs(math.log(self.end.scale / self.start.scale)) * mean_radius(height, width)
 
     def corners(self) -> tuple[Window, ...]:
-        """Windows that see what the camera passes on a slanting way and neither keyframe has: on the way from A to B both of
-        the squares C come into view.
+        """Windows onto the parts that a diagonal segment passes and that lie in neither keyframe: from A to B both squares C come
+        into view.
 
             +-----+ C
             | A   |--+
@@ -121,62 +121,62 @@ class Leg:
             +-----+ B|
             C +------+
         """
-        slanting = abs(self.end.x - self.start.x) > 1e-6 and abs(self.end.y - self.start.y) > 1e-6
-        return (replace(self.start, x=self.end.x), replace(self.start, y=self.end.y)) if slanting else ()
+        diagonal = abs(self.end.x - self.start.x) > 1e-6 and abs(self.end.y - self.start.y) > 1e-6
+        return (replace(self.start, x=self.end.x), replace(self.start, y=self.end.y)) if diagonal else ()
 
 
 def rotated(window: Window, centre: tuple[float, float], angle: float) -> Window:
-    """Carried around the centre, clockwise on the screen (y points down); the window itself does not turn."""
+    """Move the window around the centre, clockwise on the screen (y points down), without turning the window itself."""
     x, y = window.x - centre[0], window.y - centre[1]
     cos, sin = math.cos(angle), math.sin(angle)
     return replace(window, x=centre[0] + x * cos - y * sin, y=centre[1] + x * sin + y * cos)
 
 
 def mean_radius(height: int, width: int) -> float:
-    """The mean distance of a pixel from the centre: a zoom by a ratio 1 + e moves the pixels by e times that, on the mean."""
+    """Mean distance of a pixel from the centre. A zoom by a ratio 1 + e moves the pixels by e times this distance on average."""
     y, x = np.arange(height) + 0.5 - height / 2, np.arange(width) + 0.5 - width / 2
     return float(np.hypot(y[:, None], x).mean())
 
 
-def reach(dx: float, dy: float, height: int, width: int, share: float) -> float:
-    """How many times (dx, dy) pixels one may go so that this share of the picture is new: the t with
+def reach(dx: float, dy: float, height: int, width: int, new_fraction: float) -> float:
+    """The t for which a shift by t (dx, dy) pixels makes this fraction of the picture new:
 
-    1 - (1 - t |dx| / width) (1 - t |dy| / height) = share
+    1 - (1 - t |dx| / width) (1 - t |dy| / height) = new_fraction
     """
     a, b = abs(dx) / width, abs(dy) / height
-    return 2 * share / (a + b + math.sqrt((a + b) ** 2 - 4 * a * b * share))
+    return 2 * new_fraction / (a + b + math.sqrt((a + b) ** 2 - 4 * a * b * new_fraction))
 
 
-def legs_of(step: Step, start: Window, height: int, width: int, share: float) -> Iterator[Leg]:
-    """From keyframe to keyframe, each with this share of the picture new: to whole pixels for pans and for the margin that a
-    zoom adds, so that nothing is resampled or half seen without need."""
+def segments_of(step: MoveStep, start: Window, height: int, width: int, new_fraction: float) -> Iterator[Segment]:
+    """The segments of a step; each ends where this fraction of the picture is new. Pans, and the margin that a zoom adds, are rounded
+    to whole pixels, so that pans need no resampling and no pixel is half new."""
     if step.name in PANS:
         dx, dy = PANS[step.name]
-        pixels = max(1, round(reach(dx, dy, height, width, share))) * start.scale
+        pixels = max(1, round(reach(dx, dy, height, width, new_fraction))) * start.scale
         for _ in range(step.keyframes):
             end = replace(start, x=start.x + dx * pixels, y=start.y + dy * pixels)
-            yield Leg(step.name, start, end)
+            yield Segment(step.name, start, end)
             start = end
     elif step.name in ZOOMS:
-        margin = max(1, round(width * (1 - math.sqrt(1 - share)) / 2))
+        margin = max(1, round(width * (1 - math.sqrt(1 - new_fraction)) / 2))
         ratio = (width / (width - 2 * margin)) ** ZOOMS[step.name]
         for _ in range(step.keyframes):
             end = replace(start, scale=start.scale * ratio)
-            yield Leg(step.name, start, end)
+            yield Segment(step.name, start, end)
             start = end
     else:
         turn = 2 * math.pi / step.keyframes
-        radius = reach(math.sin(turn), 1 - math.cos(turn), height, width, share) * start.scale  # for the first keyframe
+        radius = reach(math.sin(turn), 1 - math.cos(turn), height, width, new_fraction) * start.scale  # for the first keyframe
         centre, first = (start.x, start.y + radius), start
         for k in range(1, step.keyframes + 1):
             end = rotated(first, centre, k * turn) if k < step.keyframes else first
-            yield Leg(step.name, start, end, turn, centre)
+            yield Segment(step.name, start, end, turn, centre)
             start = end
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Something to paint. A corner is no keyframe, but frames between two keyframes see it."""
+    """A window to paint. A corner is not a keyframe, but frames between two keyframes show it."""
 
     name: str
     window: Window
@@ -184,118 +184,115 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Path:
-    """The way of the camera over the plane, in which the given picture is the window (0, 0, 1).
+class CameraPath:
+    """The path of the camera over the plane. The given picture is the window (0, 0, 1).
 
-    legs           from keyframe to keyframe, in the order of the film
-    home           which keyframe is the given picture: 0 is the start
-    height, width  of the picture
-    round          the picture lies at the end too: see `around`
+    segments       from keyframe to keyframe, in the order of the film
+    home           index of the keyframe that is the given picture; 0 is the start
+    height, width  size of the picture in pixels
+    round          whether the picture also lies at the end of the path, see `around`
     """
 
-    legs: tuple[Leg, ...]
+    segments: tuple[Segment, ...]
     home: int
     height: int
     width: int
     round: bool = False
 
     @classmethod
-    def plan(cls, move: Move, height: int, width: int, share: float = 0.25) -> "Path":
-        """share: how much of a keyframe is new."""
-        if not 0.01 <= share <= 0.75:
-            raise UserError(f"--share, the part of a keyframe that is new, must be from 0.01 to 0.75, not {share:g}")
+    def plan(cls, move: Move, height: int, width: int, new_fraction: float = 0.25) -> "CameraPath":
+        """Plan the path of a move. new_fraction: the part of each keyframe that is new, from 0.01 to 0.75."""
+        if not 0.01 <= new_fraction <= 0.75:
+            raise UserError(f"--new-fraction, the part of a keyframe that is new, must be from 0.01 to 0.75, not {new_fraction:g}")
 
-        def legs_from(window: Window) -> list[Leg]:
-            legs = []
+        def segments_from(window: Window) -> list[Segment]:
+            segments = []
             for step in move.steps:
-                legs += legs_of(step, legs[-1].end if legs else window, height, width, share)
-            return legs
+                segments += segments_of(step, segments[-1].end if segments else window, height, width, new_fraction)
+            return segments
 
-        keyframes = [Window(), *(leg.end for leg in legs_from(Window()))]
+        keyframes = [Window(), *(segment.end for segment in segments_from(Window()))]
         scales = [round(math.log(window.scale), 6) for window in keyframes]
-        home = scales.index(min(scales))  # the nearest it comes is the picture: start so that it gets there
+        home = scales.index(min(scales))  # the nearest view is the picture: choose the start so that the path passes it
         x, y, scale = keyframes[home].x, keyframes[home].y, keyframes[home].scale
-        return cls(tuple(legs_from(Window(-x / scale, -y / scale, 1 / scale))), home, height, width)
+        return cls(tuple(segments_from(Window(-x / scale, -y / scale, 1 / scale))), home, height, width)
 
     @property
     def keyframes(self) -> list[Window]:
-        """All of them in the order of the film, the given picture among them."""
-        return [self.legs[0].start, *(leg.end for leg in self.legs)]
+        """All keyframes in the order of the film, the given picture among them."""
+        return [self.segments[0].start, *(segment.end for segment in self.segments)]
 
     @property
     def returns(self) -> bool:
         """Whether the end looks like the start."""
-        return self.round or self.legs[-1].end.same_as(self.legs[0].start)
+        return self.round or self.segments[-1].end.same_as(self.segments[0].start)
 
-    def around(self) -> "Path":
-        """The same way in a round world: the picture lies at the end of it too, so that a camera which goes straight on arrives
-        where it set out. What lies between the two is painted from both ends, and where they meet, with both in sight."""
-        leg = self.legs[0]
-        if leg.name not in PANS or len({leg.name for leg in self.legs}) > 1:
+    def around(self) -> "CameraPath":
+        """The same path on a periodic plane: a second copy of the picture lies at its end, so that a straight camera arrives where it
+        started. The part between the copies is painted from both ends; the last window, where they meet, shows both sides."""
+        segment = self.segments[0]
+        if segment.name not in PANS or len({segment.name for segment in self.segments}) > 1:
             raise UserError(
                 "--loop round needs a camera that moves straight to one side; choose --loop seamless or pingpong, or a move such as right:6"
             )
-        if self.sides(self.legs[-1].end) < 1 + GAP:
+        if self.sides(self.segments[-1].end) < 1 + GAP:
             raise UserError(
-                "the way is too short for --loop round, in which the picture must be out of sight before it returns; "
-                f"write {leg.name}:{math.ceil((1 + GAP) / self.sides(leg.end))} or more"
+                "the path is too short for --loop round, in which the picture must be out of sight before it returns; "
+                f"write {segment.name}:{math.ceil((1 + GAP) / self.sides(segment.end))} or more"
             )
         return replace(self, round=True)
 
     def sides(self, window: Window) -> float:
-        """How far a window is from the start, in sides of the picture."""
-        x, y = window.x - self.legs[0].start.x, window.y - self.legs[0].start.y
+        """Distance of a window from the start, in sides of the picture."""
+        x, y = window.x - self.segments[0].start.x, window.y - self.segments[0].start.y
         return max(abs(x) / self.width, abs(y) / self.height)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """By how many pixels the picture moves on each leg."""
-        return np.array([leg.length(self.height, self.width) for leg in self.legs])
+        """Displacement of the content along each segment, in pixels."""
+        return np.array([segment.length(self.height, self.width) for segment in self.segments])
 
-    def at(self, share: float) -> Window:
-        """The window after this share of the whole way: equal shares move the picture by equal amounts, pan or zoom."""
+    def at(self, t: float) -> Window:
+        """The window at t, from 0 to 1. Equal steps of t displace the content by equal amounts, in pans and in zooms."""
         passed = np.concatenate([[0.0], np.cumsum(self.lengths)])
-        way = min(max(share, 0.0), 1.0) * passed[-1]
-        k = min(int(np.searchsorted(passed, way, side="right")) - 1, len(self.legs) - 1)
-        return self.legs[k].at(float((way - passed[k]) / self.lengths[k]))
+        distance = min(max(t, 0.0), 1.0) * passed[-1]
+        k = min(int(np.searchsorted(passed, distance, side="right")) - 1, len(self.segments) - 1)
+        return self.segments[k].at(float((distance - passed[k]) / self.lengths[k]))
 
     def stops(self) -> list[Stop]:
-        """What to paint, in this order: forwards from the picture to the end, then backwards from it to the start."""
+        """Windows to paint in this order: forwards from the picture to the end, then backwards from it to the start."""
         if self.round:
             return self.stops_around()
-        onwards = [(leg, leg.end) for leg in self.legs[self.home :]]
-        back = [(leg, leg.start) for leg in reversed(self.legs[: self.home])]
-        return [stop for leg, end in onwards + back
-                for stop in (Stop(leg.name, end), *(Stop(leg.name, window, corner=True) for window in leg.corners()))]  # fmt: skip
+        onwards = [(segment, segment.end) for segment in self.segments[self.home :]]
+        back = [(segment, segment.start) for segment in reversed(self.segments[: self.home])]
+        stops = []
+        for segment, end in onwards + back:
+            stops.append(Stop(segment.name, end))
+            stops += [Stop(segment.name, window, corner=True) for window in segment.corners()]
+        return stops
 
     def stops_around(self) -> list[Stop]:
-        """In turn from the start and from the end, until one window in the middle sees both of them and closes the gap."""
-        name, corners = self.legs[0].name, [Stop(leg.name, window, corner=True) for leg in self.legs for window in leg.corners()]
-        ahead = [Stop(name, leg.end) for leg in self.legs[:-1]]
-        gap, step, first = self.sides(self.legs[-1].end) - 1, self.sides(self.legs[0].end), []
+        """The same for a periodic path: alternately from the start and from the end, until one window in the middle closes the gap."""
+        name = self.segments[0].name
+        corners = [Stop(name, window, corner=True) for segment in self.segments for window in segment.corners()]
+        ahead = [Stop(name, segment.end) for segment in self.segments[:-1]]
+        gap, step, first = self.sides(self.segments[-1].end) - 1, self.sides(self.segments[0].end), []
         while gap > 0.5:
             first.append(ahead.pop(0 if len(first) % 2 == 0 else -1))
             gap -= step
-        half = self.at(len(first) % 2 * step / self.sides(self.legs[-1].end) / 2 + 0.5)
+        half = self.at(len(first) % 2 * step / self.sides(self.segments[-1].end) / 2 + 0.5)
         middle = Stop(name, replace(half, x=float(math.floor(half.x)), y=float(math.floor(half.y))))
         return [*first, middle, *ahead, *corners]
 
 
-class Engine(Protocol):
-    """Whatever can fill a hole in a picture."""
-
-    def __call__(self, image: Tensor, mask: Tensor, prompt: str, seed: int) -> Tensor:
-        """image (C, H, W) in [-1, 1], mask (1, H, W) in {0, 1}, 1 (white) = repaint -> (C, H, W)"""
-
-
 @dataclass(frozen=True)
 class Keyframe:
-    """A picture that was painted on the way.
+    """A painted window.
 
-    stop   where, and for which move
-    moved  (C, H, W) what of the earlier pictures is still seen there; 0 where nothing is
-    mask   (1, H, W) 1 (white) where nothing is seen: repaint
-    image  (C, H, W) painted; where the mask is 0, bit for bit what `moved` is
+    stop   its window, and the move it belongs to
+    moved  (C, H, W) the earlier pictures seen through the window; 0 where the plane is empty
+    mask   (1, H, W) 1 (white) where the plane is empty and has to be painted
+    image  (C, H, W) the result; bit for bit equal to `moved` where the mask is 0
     """
 
     stop: Stop
@@ -305,45 +302,45 @@ class Keyframe:
 
     @property
     def new(self) -> float:
-        """The share of the picture that is new."""
+        """The fraction of the picture that is new."""
         return float(self.mask.mean())
 
 
-def paint(world: World, path: Path, engine: Engine, prompt: str = "", seed: int = 0) -> Iterator[Keyframe]:
-    """Paint all that the camera will see, one keyframe after another, and lay it into the world.
+def paint(canvas: FilmCanvas, path: CameraPath, backend: InpaintingBackend, prompt: str = "", seed: int = 0) -> Iterator[Keyframe]:
+    """Paint everything that the camera will show, one keyframe after another, and add it to the canvas.
 
-    What is seen already is never painted again: a camera that comes back finds what it left.
+    Painted parts are never painted again, so a camera that returns finds the same content.
     """
     if path.round:
-        world.add(path.legs[-1].end, world.look(path.legs[0].start)[0])
+        canvas.add(path.segments[-1].end, canvas.render(path.segments[0].start)[0])
     for k, stop in enumerate(path.stops()):
-        moved, seen = world.look(stop.window)
+        moved, seen = canvas.render(stop.window)
         mask = (~seen).float()
         image = moved
         if mask.any():
-            image = overlay(moved, checked(engine(moved, mask, prompt, seed_of(seed, k)), moved), mask)
-        world.add(stop.window, image, copy=not mask.any())
+            image = overlay(moved, checked_output(backend(moved, mask, prompt, keyframe_seed(seed, k)), moved), mask)
+        canvas.add(stop.window, image, copy=not mask.any())
         yield Keyframe(stop, moved, mask, image)
 
 
-def checked(painted: Tensor, like: Tensor) -> Tensor:
-    """What an engine gave back, if it is a picture of the right kind."""
+def checked_output(painted: Tensor, like: Tensor) -> Tensor:
+    """The output of a backend, clamped to [-1, 1]; a wrong shape and NaN are refused."""
     if painted.shape != like.shape:
-        raise ValueError(f"the engine was given {tuple(like.shape)} and gave back {tuple(painted.shape)}")
+        raise ValueError(f"the backend was given {tuple(like.shape)} and gave back {tuple(painted.shape)}")
     if not painted.isfinite().all():
         raise UserError("the inpainting engine returned NaN or infinite values; try a smaller guidance scale, or another model")
     return painted.detach().to(like).clamp(-1, 1)
 
 
-def seed_of(seed: int, k: int) -> int:
-    """Another seed for each keyframe, which depends on (seed, k) alone."""
+def keyframe_seed(seed: int, k: int) -> int:
+    """The seed of keyframe k, a function of (seed, k) alone."""
     return int(np.random.SeedSequence([abs(seed), k]).generate_state(1)[0] >> 1)
 
 
-def shoot(world: World, path: Path, times: Sequence[float]) -> Iterator[Tensor]:
-    """The frames of the film, each (C, H, W): at these shares of the way, from `loops.clock`. Paint first."""
+def render_frames(canvas: FilmCanvas, path: CameraPath, times: Sequence[float]) -> Iterator[Tensor]:
+    """The frames of the film, each (C, H, W), at these times of the path (timing.frame_times). The canvas must be painted."""
     for time in times:
-        image, seen = world.look(path.at(time))
+        image, seen = canvas.render(path.at(time))
         if not seen.all():
-            raise ValueError(f"at {time:.3f} of the way the camera sees what nobody has painted; paint(world, path, ...) first")
+            raise ValueError(f"at {time:.3f} of the path the canvas is not painted; call paint(canvas, path, ...) first")
         yield image

@@ -1,8 +1,8 @@
-"""What the camera has seen so far: painted pictures lying in a plane, and a window through which one looks at them.
+"""The canvas: a plane with all painted pictures, which is rendered through a window at any position and scale.
 
-The plane is measured in pixels of the picture that was there first; its centre is (0, 0), x points right and y points down.
-Every picture that is added has the same number of pixels but may show a larger or smaller piece of the plane. A window may lie
-anywhere, at fractions of a pixel too: no window is ever turned, so resampling is done along rows and then along columns.
+The unit of the plane is a pixel of the first picture; its centre is (0, 0), x points right and y points down. All pictures have the
+same number of pixels, but each may cover a larger or smaller part of the plane. A window may lie at fractions of a pixel. It is never
+rotated, so resampling is separable: first along rows, then along columns.
 """
 
 import math
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from common.errors import UserError
 
-FEATHER = 3.0  # pixels over which a picture gives way to the one below it, inside its own edge
-CLOSE = 1e-6  # positions nearer than this are the same: sums of floats must not cost a pixel
+FEATHER = 3.0  # pixels inside its own edge over which a picture fades into the one below it
+CLOSE = 1e-6  # positions nearer than this are equal, so that rounding errors of sums do not cost a pixel
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Window:
     """A rectangle of the plane, with the shape of the picture.
 
     x, y   its centre
-    scale  how much of the plane one pixel covers: 2 shows twice the width, things look half as large
+    scale  units of the plane per pixel: 2 shows twice the width, and everything appears half as large
     """
 
     x: float = 0.0
@@ -54,10 +54,10 @@ KERNELS = {"bilinear": (bilinear, 1), "bicubic": (bicubic, 2), "lanczos": (lancz
 
 @dataclass(frozen=True)
 class Taps:
-    """How the pixels of a window are made from those of a picture, along one axis.
+    """Resampling weights that make the pixels of a window from those of a picture, along one axis.
 
-    index, weight  (n, T): the pixels it takes, and how much of each; a row sums to 1
-    inside         (n,) how deep a pixel of the window lies inside the picture, in pixels of the window; below 0 it does not
+    index, weight  (n, T) source pixels and their weights; each row sums to 1
+    inside         (n,) distance of a window pixel from the edge of the picture, in window pixels; negative outside
     """
 
     index: Tensor
@@ -65,23 +65,23 @@ class Taps:
     inside: Tensor
 
     def of(self, part: slice) -> "Taps":
-        """For some of the window's pixels only, and without taps that none of them uses."""
+        """The weights of some of the window's pixels, without taps that none of them uses."""
         used = (self.weight[part] != 0).any(0)
         return Taps(self.index[part][:, used], self.weight[part][:, used], self.inside[part])
 
 
 def taps(n: int, window: float, scale: float, picture: float, picture_scale: float, kernel: str) -> Taps:
-    """For n pixels centred on `window` in the plane, looking at a picture of n pixels that is centred on `picture`."""
-    shape, radius = KERNELS[kernel]
+    """Weights for a window of n pixels centred on `window`, from a picture of n pixels centred on `picture`."""
+    filter_function, radius = KERNELS[kernel]
     ratio = scale / picture_scale  # pixels of the picture under one pixel of the window
     ratio = 1.0 if abs(ratio - 1) < CLOSE / n else ratio
     shift = (window - picture) / picture_scale
     shift = float(round(shift)) if abs(shift - round(shift)) < CLOSE else shift
     at = (torch.arange(n, dtype=torch.float64) + 0.5 - n / 2) * ratio + n / 2 + shift  # (n,) centres, in the picture's pixels
-    stretch = max(1.0, ratio)  # a pixel that covers several takes their mean: without this, small things flicker
+    stretch = max(1.0, ratio)  # antialiasing: a pixel that covers several is their mean; without it small details flicker
     reach = math.ceil(radius * stretch)
     index = at.floor().long()[:, None] + torch.arange(-reach, reach + 1)  # (n, T)
-    weight = shape((index + 0.5 - at[:, None]) / stretch) * ((index >= 0) & (index < n))
+    weight = filter_function((index + 0.5 - at[:, None]) / stretch) * ((index >= 0) & (index < n))
     total = weight.sum(1, keepdim=True)
     weight = torch.where(total > CLOSE, weight / total, torch.zeros_like(weight))
     inside = torch.minimum(at - ratio / 2, n - at - ratio / 2) / ratio
@@ -94,10 +94,10 @@ def resample(image: Tensor, rows: Taps, columns: Taps) -> Tensor:
     return sum(part[:, :, columns.index[:, t]] * columns.weight[:, t] for t in range(columns.index.shape[1]))
 
 
-class World:
-    """Painted pictures in the plane. The finest lies on top; among equals the oldest, for the younger holds a copy of it.
+class FilmCanvas:
+    """Painted pictures in the plane. The finest lies on top; among equally fine ones the oldest, because later ones contain copies of it.
 
-    picture  (C, H, W) in [-1, 1]; it becomes the window (0, 0, 1)
+    picture  (C, H, W) in [-1, 1]; it covers the window (0, 0, 1)
     kernel   "bilinear", "bicubic" or "lanczos"
     """
 
@@ -106,7 +106,7 @@ class World:
         if kernel not in KERNELS:
             raise UserError(f"unknown kernel '{kernel}'; choose one of {', '.join(KERNELS)}")
         self.kernel = kernel
-        self.layers: list[Layer] = []  # from the top down
+        self.layers: list[CanvasLayer] = []  # from the top down
         self.add(Window(), picture)
 
     @property
@@ -114,21 +114,21 @@ class World:
         return self.layers[0].image.shape
 
     def add(self, window: Window, image: Tensor, copy: bool = False) -> None:
-        """Lay a picture into the plane. A copy of what is there already goes below everything: it only joins pieces whose
-        edges touch, for a pixel that lies half in one and half in the other is seen in neither."""
-        self.layers.append(Layer(window, image.detach().float().cpu().clamp(-1, 1), copy))
-        self.layers.sort(key=lambda layer: (layer.copy, round(math.log(layer.window.scale), 6)))  # stable: the older stay above
+        """Add a picture. A copy of existing content goes below all others: it only joins pictures whose edges touch, where a pixel
+        lies half in one picture and half in the other and would be visible in neither."""
+        self.layers.append(CanvasLayer(window, image.detach().float().cpu().clamp(-1, 1), copy))
+        self.layers.sort(key=lambda layer: (layer.copy, round(math.log(layer.window.scale), 6)))  # a stable sort keeps older layers above
 
-    def look(self, window: Window) -> tuple[Tensor, Tensor]:
-        """What is seen through the window, (C, H, W), and where anything is seen at all, (1, H, W) bool.
+    def render(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Render the window: (image (C, H, W), seen (1, H, W) bool).
 
-        A pixel is seen if the whole of its square lies inside some picture. Where nothing is seen the image is 0, mid-grey.
+        A pixel is seen if its whole square lies inside some picture. Elsewhere the image is 0, mid-grey.
         """
         for layer in self.layers:
             if layer.window.same_as(window):
-                return layer.image.clone(), torch.ones_like(layer.image[:1], dtype=torch.bool)  # as it was painted, to the last bit
+                return layer.image.clone(), torch.ones_like(layer.image[:1], dtype=torch.bool)  # as painted, bit for bit
         channels, height, width = self.shape
-        hidden = torch.zeros(height, width, dtype=torch.bool)  # by what lies above
+        hidden = torch.zeros(height, width, dtype=torch.bool)  # covered by the layers above
         visible = []
         for layer in self.layers:
             rows = taps(height, window.y, window.scale, layer.window.y, layer.window.scale, self.kernel)
@@ -150,8 +150,8 @@ class World:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A picture that lies in the plane."""
+class CanvasLayer:
+    """A picture and the window that it covers."""
 
     window: Window
     image: Tensor
@@ -159,7 +159,7 @@ class Layer:
 
 
 def span(wanted: Tensor) -> slice:
-    """From the first to the last that is true."""
+    """The range from the first to the last true element."""
     where = wanted.nonzero().flatten()
     return slice(int(where[0]), int(where[-1]) + 1)
 

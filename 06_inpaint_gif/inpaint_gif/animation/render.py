@@ -1,10 +1,14 @@
-"""What make_gif.py does once its flags are checked: order, draw, paint, shoot."""
+"""Make a film: dish name -> CLIP -> latents -> picture -> canvas -> frames -> file.
+
+make_gif.py turns its flags into a FilmConfig, which has one part for each of these stages.
+"""
 
 import os
 import re
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,92 +20,148 @@ from common.data.sources.decoding import decode_all
 from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError
 from common.io.pixels import to_float
+from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.viz import save_picture
-from inpaint_gif.animation import writers as reel
-from inpaint_gif.animation.camera import Keyframe, Move, paint, shoot
-from inpaint_gif.animation.camera import Path as Way
-from inpaint_gif.animation.canvas import World
-from inpaint_gif.animation.timing import check as check_loop
-from inpaint_gif.animation.timing import clock, close
-from inpaint_gif.clip.dish_names import Order, dish_of, take_order
-from inpaint_gif.clip.model import ChineseClip, load_clip
-from inpaint_gif.inpainting.backends import DEFAULTS, Settings, open_engine
+from inpaint_gif.animation import writers
+from inpaint_gif.animation.camera import CameraPath, Keyframe, Move, paint, render_frames
+from inpaint_gif.animation.canvas import FilmCanvas
+from inpaint_gif.animation.timing import check_timing, close_loop, frame_times
+from inpaint_gif.clip.dish_names import DishQuery, dish_of, parse_dish_name
+from inpaint_gif.clip.model import ChineseCLIP, load_clip
+from inpaint_gif.clip.name_encoder import check_draws, load_clip_for, open_model
+from inpaint_gif.inpainting.backends import BLUR, DEFAULTS, BackendConfig, CompositedBackend, open_backend
 from inpaint_gif.inpainting.compositing import resized, seam
-from inpaint_gif.inpainting.pipeline import Artist, How, check_draws, clip_of, open_artist
+from inpaint_gif.inpainting.repaint import JUMP, TIMES
 
 OUT = Path("runs/06_inpaint_gif")
-GUIDANCE = {False: 2.0, True: 7.5}  # of what is painted, where nothing else is said: by the course's models, by others
-PLAIN = 64  # pixels a side of a picture that is given with --image, if nothing else says
+SIZE = 64  # pixels a side of a given image, if --size is not given
+
+# ------------------------------------------------------------------------------------------------------ configuration
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Everything that takes part.
+class DishConfig:
+    """The first picture: drawn from the name of a dish, or given."""
 
-    order   the name and what it means; None where no CLIP was needed
-    artist  draws the dish; None where its picture is given
-    """
-
-    order: Order | None
-    clip: ChineseClip | None
-    artist: Artist | None
-
-
-def film(args, device: str) -> None:
-    """Make the film as `args` (make_gif.Args, checked) says."""
-    began = time.perf_counter()
-    move, out = Move.parse(args.camera), args.out or OUT / f"{file_name(args.name)}-{file_name(str(args.camera))}.gif"
-    check_film(args, move, out)
-    cast = gather(args, device)
-    for remark in cast.order.remarks if cast.order else ():
-        print(f"note: {remark}", file=sys.stderr)
-    size = args.size or (cast.artist.size if cast.artist else PLAIN)
-    way = planned(args, move, size)  # refused now, if it needs too much memory
-    engine = open_engine(settings(args, cast, device))
-    picture = picture_of(args, cast, size)
-
-    world, keyframes = World(picture), []
-    for keyframe in paint(world, way, engine, prompt_of(args, cast), args.seed):
-        keyframes.append(keyframe)
-        if keyframe.new:
-            print(f"  painted {keyframe.stop.name}{' corner' if keyframe.stop.corner else ''}: {max(1, round(100 * keyframe.new))} % new")
-    painted = time.perf_counter()
-    times = clock(args.frames, args.loop, args.ease, way.returns)
-    frames = [enlarged(frame, args.enlarge) for frame in close(shoot(world, way, times), args.frames)]
-    written = reel.save_film(frames, out, args.fps, args.loop != "once", args.max_kb and round(1000 * args.max_kb), **gif_options(args, out))
-    sheet = save_picture(reel.contact_sheet(picture, keyframes), sheet_of(out))
-    print(f"{written}\n{sheet}")
-    print(seams(keyframes))
-    print(f"{time.perf_counter() - began:.1f} s in all, {painted - began:.1f} s of them until everything was painted, on {device}")
+    name: str                           # as the user typed it
+    image: Path | None = None           # a given picture; then nothing is drawn
+    model: Path | None = None           # a run of train_text2dish.py; by default the shipped one
+    clip: str | None = None             # what load_clip opens; by default the CLIP that the model was trained with
+    clip_backend: str = "cn_clip"       # library that computes the embeddings
+    candidates: int = 4                 # number of pictures, of which the CLIP chooses one
+    sampling: SamplingConfig = SamplingConfig()
 
 
-# ------------------------------------------------------------------------------------------------------------- before
+@dataclass(frozen=True)
+class PaintingConfig:
+    """How keyframes are painted; None is a default that depends on the other fields."""
+
+    engine: str | None = None           # one of backends.ENGINES
+    model: str | None = None
+    controlnet: str | None = None
+    prompt: str | None = None           # by default the name of the dish, in English for models that are not of this course
+    guidance: float | None = None       # by default 2, or 7.5 for models that are not of this course
+    sampler: str = "dpmpp_2m:20"
+    mask_blur: float = BLUR
+    padding_mask_crop: int | None = None
+    jump: int = JUMP
+    resample: int = TIMES
+
+    @property
+    def chosen_engine(self) -> str:
+        """The engine, or the default that goes with the models that are given."""
+        return self.engine or ("controlnet" if self.controlnet else "diffusers" if self.model else "inpaint")
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the painting model is most likely not one of this course: then it reads English, and needs more guidance."""
+        return self.chosen_engine == "diffusers" or (self.chosen_engine == "controlnet" and self.model is not None)
 
 
-def check_film(args, move: Move, out: Path) -> None:
-    """Refuse what no network is needed to see."""
-    check_loop(args.frames, args.loop, args.ease)
-    if out.suffix.lower() not in reel.WRITERS:
-        raise UserError(f"cannot tell the kind of film from the name {out.name}; end it in {', '.join(reel.WRITERS)}")
-    check_place(out)
-    if args.image and args.image.resolve() in (out.resolve(), sheet_of(out).resolve()):
-        raise UserError(f"the film or its sheet would be written over {args.image}; choose another --out")
-    reel.milliseconds(2, args.fps)
-    if out.suffix.lower() == ".gif":
-        reel.check_gif(args.frames, args.fps, **gif_options(args, out))
-    elif out.suffix.lower() == ".mp4":
-        reel.need_ffmpeg()
-    Sampler.parse(args.sampler)
-    planned(args, move, args.size or 64)
+@dataclass(frozen=True)
+class CameraConfig:
+    """The path of the camera, and its timing."""
+
+    move: Move
+    new_fraction: float = 0.25          # part of each keyframe that is new
+    frames: int = 24
+    loop: str = "pingpong"              # one of timing.LOOPS
+    ease: str = "linear"                # one of timing.EASES
+    size: int | None = None             # pixels a side of the keyframes; by default that of the first picture
 
 
-def sheet_of(out: Path) -> Path:
-    """Where the keyframes of a film are shown."""
-    return out.with_name(f"{out.stem}-sheet.png")
+@dataclass(frozen=True)
+class FileConfig:
+    """The film file."""
+
+    out: Path
+    fps: float = 12.0
+    enlarge: int = 3                    # factor between keyframes and the film
+    max_kb: float | None = None
+    colours: int = 256                  # this and the two below: GIF only
+    palette: str = "global"
+    dither: str = "ordered"
+
+    @property
+    def sheet(self) -> Path:
+        """The file of the contact sheet of keyframes."""
+        return self.out.with_name(f"{self.out.stem}-sheet.png")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further arguments of the writer of this format."""
+        gif = {"colours": self.colours, "palette": self.palette, "dither": self.dither}
+        return gif if self.out.suffix.lower() == ".gif" else {}
+
+
+@dataclass(frozen=True)
+class FilmConfig:
+    """Everything that determines a film."""
+
+    dish: DishConfig
+    painting: PaintingConfig
+    camera: CameraConfig
+    file: FileConfig
+    seed: int = 0
+    device: str = "cpu"
+
+
+def default_file(name: str, camera: str) -> Path:
+    """The film file of a dish and a move, if the user names none."""
+    return OUT / f"{file_name(name)}-{file_name(camera)}.gif"
+
+
+def file_name(text: str) -> str:
+    """The part of a text that fits into a file name. File systems allow 255 bytes, and a Chinese character takes three."""
+    return re.sub(r"[^\w-]+", "-", text.strip()).strip("-").encode()[:100].decode(errors="ignore") or "dish"
+
+
+def check_film(cfg: FilmConfig) -> None:
+    """Refuse what can be refused before a network is opened."""
+    dish, camera, file = cfg.dish, cfg.camera, cfg.file
+    if not dish.name.strip():
+        raise UserError("the name of the dish is empty; give one in Chinese, for instance 番茄炒蛋")
+    if dish.image and not dish.image.is_file():
+        raise UserError(f"there is no image file {dish.image}")
+    if dish.image and dish.model:
+        raise UserError("--image gives a picture and --dish a model that draws one; give only one of them")
+    check_timing(camera.frames, camera.loop, camera.ease)
+    if file.out.suffix.lower() not in writers.WRITERS:
+        raise UserError(f"cannot tell the kind of film from the name {file.out.name}; end it in {', '.join(writers.WRITERS)}")
+    check_place(file.out)
+    if dish.image and dish.image.resolve() in (file.out.resolve(), file.sheet.resolve()):
+        raise UserError(f"the film or its sheet would be written over {dish.image}; choose another --out")
+    writers.milliseconds(2, file.fps)
+    if file.out.suffix.lower() == ".gif":
+        writers.check_gif(camera.frames, file.fps, **file.options)
+    elif file.out.suffix.lower() == ".mp4":
+        writers.check_ffmpeg()
+    Sampler.parse(dish.sampling.sampler)
+    plan_path(camera, camera.size or SIZE, file.enlarge)
 
 
 def check_place(out: Path) -> None:
-    """Refuse a name that no file can have, before minutes are spent on the film."""
+    """Refuse a path that cannot be written, before minutes are spent on the film."""
     if os.path.isdir(out):
         raise UserError(f"{out} is a folder; give --out the name of a file, such as {out / 'film.gif'}")
     above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
@@ -109,93 +169,129 @@ def check_place(out: Path) -> None:
         raise UserError(f"cannot write {out}: {above} is not a folder with write permission; choose another --out")
 
 
-def planned(args, move: Move, size: int) -> Way:
-    """The way of the camera, and a look at the memory that the film will take."""
-    side = size * args.enlarge
-    reel.check_memory(2, side, side)  # before anything is counted pixel by pixel
-    way = Way.plan(move, size, size, args.share)
-    way = way.around() if args.loop == "round" else way
-    reel.check_memory(args.frames, side, side, len(way.stops()))
-    return way
+# ----------------------------------------------------------------------------------------------------------- the film
 
 
-def gather(args, device: str) -> Cast:
-    """Open the CLIP and what draws, as far as they are needed: with --image, nobody need read the name unless RePaint does."""
-    folder = args.dish or DEFAULTS["repaint"]
-    if args.image:
-        reads = engine_of(args) == "repaint" and not args.model
-        clip = clip_of(folder, device, args.clip, args.backend) if reads else load_clip(args.clip, args.backend, device) if args.clip else None
-        return Cast(take_order(clip, args.name) if clip else None, clip, None)
-    if not folder.exists():
-        raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish, or begin with --image")
-    clip = clip_of(folder, device, args.clip, args.backend)
-    artist = open_artist(folder, device, clip)
-    check_draws(folder, artist)
-    return Cast(take_order(clip, args.name), clip, artist)
+def make_film(cfg: FilmConfig) -> None:
+    """Draw the dish, paint what the camera shows, render the frames, write the film and its contact sheet."""
+    began = time.perf_counter()
+    check_film(cfg)
+    models = load_models(cfg)
+    for remark in models.query.remarks if models.query else ():
+        print(f"note: {remark}", file=sys.stderr)
+    size = cfg.camera.size or (models.pipeline.size if models.pipeline else SIZE)
+    path = plan_path(cfg.camera, size, cfg.file.enlarge)  # a film that needs too much memory is refused before anything is drawn
+    backend = open_painter(cfg, models.clip)
+    picture = first_picture(cfg, models, size)
+
+    canvas, keyframes = FilmCanvas(picture), []
+    for keyframe in paint(canvas, path, backend, painting_prompt(cfg, models.query), cfg.seed):
+        keyframes.append(keyframe)
+        if keyframe.new:
+            corner = " corner" if keyframe.stop.corner else ""
+            print(f"  painted {keyframe.stop.name}{corner}: {max(1, round(100 * keyframe.new))} % new")
+    painted = time.perf_counter()
+    written = write_frames(cfg, canvas, path)
+    sheet = save_picture(writers.contact_sheet(picture, keyframes), cfg.file.sheet)
+    print(f"{written}\n{sheet}")
+    print(seam_summary(keyframes))
+    total = time.perf_counter() - began
+    print(f"{total:.1f} s in all, {painted - began:.1f} s of them until everything was painted, on {cfg.device}")
 
 
-def settings(args, cast: Cast, device: str) -> Settings:
-    name = engine_of(args)
-    model = str(args.dish) if name == "repaint" and args.dish and not args.model else args.model
-    w = GUIDANCE[foreign(args)] if args.paint_guidance is None else args.paint_guidance
-    how = How(w, sampler=args.sampler)
-    return Settings(name, model, args.controlnet, how, device, cast.clip, args.padding_mask_crop, args.mask_blur, args.jump, args.resample)
+def plan_path(camera: CameraConfig, size: int, enlarge: int) -> CameraPath:
+    """The path of the camera; a film that needs too much memory is refused."""
+    side = size * enlarge
+    writers.check_memory(2, side, side)  # before the path is planned pixel by pixel
+    path = CameraPath.plan(camera.move, size, size, camera.new_fraction)
+    path = path.around() if camera.loop == "round" else path
+    writers.check_memory(camera.frames, side, side, len(path.stops()))
+    return path
 
 
-def prompt_of(args, cast: Cast) -> str:
-    """What the engine is told: a pipeline of diffusers most likely reads English."""
-    if args.prompt is not None:
-        return args.prompt
-    name = cast.order.name if cast.order else " ".join(args.name.split())
-    dish = cast.order.dish if cast.order else dish_of(name)
-    return DISHES[dish].english[0] if foreign(args) and dish else name
-
-
-def engine_of(args) -> str:
-    return args.engine or ("controlnet" if args.controlnet else "diffusers" if args.model else "inpaint")
-
-
-def foreign(args) -> bool:
-    """Whether what paints is most likely none of the course's models."""
-    return engine_of(args) == "diffusers" or (engine_of(args) == "controlnet" and args.model is not None)
-
-
-# ---------------------------------------------------------------------------------------------------------- the picture
-
-
-def picture_of(args, cast: Cast, size: int) -> Tensor:
-    """What the camera begins with, (C, size, size) in [-1, 1]: the given picture, or the best of some that are drawn."""
-    if args.image:
-        pixels, _ = decode_all([args.image], size, channels=3)
-        return to_float(pixels[0])
-    drawn = cast.artist.draw([cast.order.name] * args.candidates, How(args.guidance, sampler=args.sampler), args.seed)
-    best = best_of(cast, drawn)
-    print(f"{cast.order.name}: picture {best + 1} of {args.candidates}" + (f", enlarged to {size} x {size}" if size > cast.artist.size else ""))
-    return resized(drawn[best], (size, size))
-
-
-def best_of(cast: Cast, drawn: Tensor) -> int:
-    """Which picture the CLIP finds nearest to the name."""
-    return int((cast.clip.encode_image(drawn) @ cast.clip.encode_text([cast.order.name])[0]).argmax())
-
-
-# -------------------------------------------------------------------------------------------------------------- the film
+def write_frames(cfg: FilmConfig, canvas: FilmCanvas, path: CameraPath) -> writers.FilmFile:
+    """Render the painted canvas along the path and write the film."""
+    camera, file = cfg.camera, cfg.file
+    times = frame_times(camera.frames, camera.loop, camera.ease, path.returns)
+    frames = [enlarged(frame, file.enlarge) for frame in close_loop(render_frames(canvas, path, times), camera.frames)]
+    max_bytes = round(1000 * file.max_kb) if file.max_kb else None
+    return writers.write_film(frames, file.out, file.fps, camera.loop != "once", max_bytes, **file.options)
 
 
 def enlarged(frame: Tensor, factor: int) -> Tensor:
     return resized(frame, (frame.shape[1] * factor, frame.shape[2] * factor))
 
 
-def gif_options(args, out: Path) -> dict[str, Any]:
-    return {"colours": args.colours, "palette": args.palette, "dither": args.dither} if out.suffix.lower() == ".gif" else {}
-
-
-def seams(keyframes: list[Keyframe]) -> str:
-    """How visible the edges are: see masks.seam."""
+def seam_summary(keyframes: Sequence[Keyframe]) -> str:
+    """The mean visibility of the edges of all holes (compositing.seam), as a line to print."""
     found = torch.tensor([seam(k.image, k.mask) for k in keyframes if 0 < k.new < 1])
-    return f"seams: {float(found.mean()):.2f} times the jumps nearby, over {len(found)} edges (1 is invisible)" if len(found) else "nothing had to be painted"
+    if not len(found):
+        return "nothing had to be painted"
+    return f"seams: {float(found.mean()):.2f} times the jumps nearby, over {len(found)} edges (1 is invisible)"
 
 
-def file_name(text: str) -> str:
-    """What of a name can stand in a file's name, of which file systems allow 255 bytes: a Chinese character takes three."""
-    return re.sub(r"[^\w-]+", "-", text.strip()).strip("-").encode()[:100].decode(errors="ignore") or "dish"
+# ------------------------------------------------------------------------------------------------ models and picture
+
+
+@dataclass(frozen=True)
+class Models:
+    """The opened models of the first picture; None for those that are not needed."""
+
+    query: DishQuery | None
+    clip: ChineseCLIP | None
+    pipeline: TextToImagePipeline | None
+
+
+def load_models(cfg: FilmConfig) -> Models:
+    """Open the CLIP and the model that draws. With --image, only RePaint with a model of text2dish needs a CLIP."""
+    dish, folder = cfg.dish, cfg.dish.model or DEFAULTS["repaint"]
+    if dish.image:
+        clip = None
+        if cfg.painting.chosen_engine == "repaint" and not cfg.painting.model:
+            clip = load_clip_for(folder, cfg.device, dish.clip, dish.clip_backend)
+        elif dish.clip:
+            clip = load_clip(dish.clip, dish.clip_backend, cfg.device)
+        return Models(parse_dish_name(clip, dish.name) if clip else None, clip, None)
+    if not folder.exists():
+        raise UserError(
+            f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish, "
+            "or begin with --image"
+        )
+    clip = load_clip_for(folder, cfg.device, dish.clip, dish.clip_backend)
+    pipeline = open_model(folder, cfg.device, clip)
+    check_draws(folder, pipeline)
+    return Models(parse_dish_name(clip, dish.name), clip, pipeline)
+
+
+def open_painter(cfg: FilmConfig, clip: ChineseCLIP | None) -> CompositedBackend:
+    """The inpainting backend; RePaint without a model of its own uses the one that draws the dish."""
+    painting, dish = cfg.painting, cfg.dish.model
+    engine = painting.chosen_engine
+    model = str(dish) if engine == "repaint" and dish and not painting.model else painting.model
+    guidance = (7.5 if painting.foreign else 2.0) if painting.guidance is None else painting.guidance
+    return open_backend(BackendConfig(
+        engine, model, painting.controlnet, SamplingConfig(guidance, sampler=painting.sampler), cfg.device, clip,
+        painting.padding_mask_crop, painting.mask_blur, painting.jump, painting.resample,
+    ))  # fmt: skip
+
+
+def painting_prompt(cfg: FilmConfig, query: DishQuery | None) -> str:
+    """The prompt of the painting model: the name, and for models that are not of this course its English translation, if there is one."""
+    if cfg.painting.prompt is not None:
+        return cfg.painting.prompt
+    name = query.name if query else " ".join(cfg.dish.name.split())
+    dish = query.dish if query else dish_of(name)
+    return DISHES[dish].english[0] if cfg.painting.foreign and dish else name
+
+
+def first_picture(cfg: FilmConfig, models: Models, size: int) -> Tensor:
+    """The given image, or the drawn candidate whose CLIP embedding is nearest to the name. (C, size, size) in [-1, 1]"""
+    dish = cfg.dish
+    if models.pipeline is None or models.clip is None or models.query is None:
+        pixels, _ = decode_all([dish.image], size, channels=3)
+        return to_float(pixels[0])
+    name, own = models.query.name, models.pipeline.size
+    drawn = models.pipeline.txt2img([name] * dish.candidates, replace(dish.sampling, seed=cfg.seed))
+    best = int((models.clip.encode_image(drawn) @ models.clip.encode_text([name])[0]).argmax())
+    print(f"{name}: picture {best + 1} of {dish.candidates}" + (f", enlarged to {size} x {size}" if size > own else ""))
+    return resized(drawn[best], (size, size))

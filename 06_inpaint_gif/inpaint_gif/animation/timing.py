@@ -1,12 +1,12 @@
-"""When the camera is where: eased ends, and ways to make the last frame meet the first.
+"""Timing of the frames: easing, and four kinds of loops.
 
   once       from the start to the end
-  pingpong   there and back
-  seamless   a way that comes back (a ring; "right,left") is simply repeated; any other is cut, and its end dissolves into its
+  pingpong   to the end and back
+  seamless   a path that returns to its start (a ring; "right,left") is repeated; in any other the end of the film dissolves into its
              beginning while the camera moves on
-  round      for a camera that moves sideways: the world is round, and it arrives where it began (Path.around)
+  round      for a camera that moves straight to one side: the plane is periodic, and the camera arrives at its start (CameraPath.around)
 
-A loop of n frames shows its first frame once: after the last one comes the first, one step further.
+A loop of n frames shows its first frame once; the first frame is one step further than the last.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ def linear(t: float) -> float:
 
 
 def ends(t: float, part: float = 0.2) -> float:
-    """Constant speed, but for the first and the last fifth of the time, in which it grows from 0 and falls to 0 again."""
+    """Constant speed, except in the first and the last fifth of the time, where it rises from 0 and falls to 0."""
     if t > 0.5:
         return 1 - ends(1 - t, part)
     speed = 1 / (1 - part)
@@ -32,21 +32,21 @@ def ends(t: float, part: float = 0.2) -> float:
 
 
 def smooth(t: float) -> float:
-    """Faster and faster up to the middle, then slower and slower: 3t^2 - 2t^3."""
+    """Accelerates until the middle, then decelerates: 3t^2 - 2t^3."""
     return t * t * (3 - 2 * t)
 
 
 EASES: dict[str, Callable[[float], float]] = {"linear": linear, "ends": ends, "smooth": smooth}
 
 
-def clock(frames: int, loop: str = "once", ease: str = "linear", returns: bool = False, dissolve: int | None = None) -> list[float]:
-    """For each frame to shoot, the share of the way that the camera has gone; `close` makes a loop of them.
+def frame_times(frames: int, loop: str = "once", ease: str = "linear", returns: bool = False, dissolve: int | None = None) -> list[float]:
+    """The times, from 0 to 1, at which to render the path; `close_loop` makes the film from these frames.
 
-    frames    of the finished film
-    returns   whether the way ends where it begins (Path.returns)
-    dissolve  frames of the dissolve, a quarter of all by default; so many more are to be shot
+    frames    frames of the finished film
+    returns   whether the path ends where it begins (CameraPath.returns)
+    dissolve  frames of the dissolve, by default a quarter of all; as many additional frames are rendered
     """
-    check(frames, loop, ease)
+    check_timing(frames, loop, ease)
     if loop == "once":
         return [EASES[ease](k / (frames - 1)) for k in range(frames)]
     if loop == "pingpong":
@@ -59,37 +59,38 @@ def clock(frames: int, loop: str = "once", ease: str = "linear", returns: bool =
     return [EASES[ease](k / (frames + more - 1)) for k in range(frames + more)]
 
 
-def close(shot: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
-    """The finished film of so many frames, from those that `clock` asked for: if there are more, the first and the last ones
-    are dissolved into each other.
+def close_loop(rendered: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
+    """The finished film of `frames` frames, from the frames at `frame_times`. If there are more, the first and the last ones
+    dissolve into each other.
 
-    With m frames more, the film is m..n-1 as shot, and then the m frames in which n + k fades out and k fades in. After the
-    last of them, which is nearly frame m - 1, comes frame m: the loop is closed, and nowhere does the camera stand still.
+    With m additional frames, the film is frames m..n-1 as rendered, then m frames in which n + k fades out and k fades in. The last
+    of them is nearly frame m - 1, and frame m follows it: the loop is closed, and the camera never stops.
     """
-    shot = list(shot)
-    more = len(shot) - frames
+    rendered = list(rendered)
+    more = len(rendered) - frames
     if not 0 <= more <= frames:
-        raise ValueError(f"{len(shot)} frames cannot make a film of {frames}")
-    yield from shot[more:frames]
+        raise ValueError(f"{len(rendered)} frames cannot make a film of {frames}")
+    yield from rendered[more:frames]
     for k in range(more):
-        yield torch.lerp(shot[frames + k], shot[k], (k + 1) / (more + 1))
+        yield torch.lerp(rendered[frames + k], rendered[k], (k + 1) / (more + 1))
 
 
 def overlap(frames: int, dissolve: int | None) -> int:
-    """How many frames are dissolved."""
+    """Number of frames of the dissolve."""
     more = max(1, frames // 4) if dissolve is None else dissolve
     if not 1 <= more <= frames // 2:
         raise UserError(f"a film of {frames} frames can dissolve 1 to {frames // 2} of them, not {more}")
     return more
 
 
-def steps(frames: Sequence[Tensor], looped: bool = True) -> list[float]:
-    """The change from each frame to the next, root mean square; if looped, from the last one to the first too."""
+def frame_changes(frames: Sequence[Tensor], looped: bool = True) -> list[float]:
+    """Root mean square change from each frame to the next; if looped, also from the last to the first."""
     following = [*frames[1:], frames[0]] if looped else frames[1:]
     return [float((b - a).square().mean().sqrt()) for a, b in zip(frames, following, strict=False)]
 
 
-def check(frames: int, loop: str, ease: str) -> None:
+def check_timing(frames: int, loop: str, ease: str) -> None:
+    """Refuse unknown names and fewer than two frames."""
     if loop not in LOOPS:
         raise UserError(f"unknown loop '{loop}'; choose one of {', '.join(LOOPS)}")
     if ease not in EASES:

@@ -1,7 +1,7 @@
-"""What dishes are called: names to learn from, names kept for testing, and what an order means.
+"""Names of dishes: names for training, held-out names for testing, and the parsing of a name that a user types.
 
-Most dishes of the menu have several names. The last other name of every dish that has two or more is kept back: no caption of the
-training holds it. So 番茄炒蛋 is learned as 番茄炒蛋, 西红柿炒鸡蛋 and 土鸡蛋炒番茄, and 番茄炒鸡蛋 shows what was understood.
+Most dishes of the menu have several names. If a dish has two or more other names, the last of them is held out: no training caption
+contains it. So training uses 番茄炒蛋, 西红柿炒鸡蛋 and 土鸡蛋炒番茄, and 番茄炒鸡蛋 measures generalization to an unseen name.
 """
 
 import re
@@ -18,17 +18,17 @@ from common.data.dishes.captions import describe, names_of
 from common.data.dishes.menu import DISHES
 from common.errors import UserError
 from inpaint_gif.clip.formats import SPECIAL
-from inpaint_gif.clip.model import ChineseClip
+from inpaint_gif.clip.model import ChineseCLIP
 
-Names = Mapping[str, Sequence[str]]  # what something is -> all it is called
+Names = Mapping[str, Sequence[str]]  # {label: all its names}
 
 CHINESE = re.compile("[\u3400-\u9fff]")
-KEPT = 3  # nearest dishes that are named
-WHOLE = "abcdefghijklmnopqrstuvwxyz0123456789"  # known however rare they are: anybody may type them
+NEAREST = 3  # number of nearest dishes in a query's result
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"  # always in the vocabulary, because users may type them
 
 
 def held_out_names() -> dict[str, str]:
-    """{dish: the name that training never sees}. A name that lies within a longer one of the same dish could not be kept back."""
+    """{dish: its held-out name}. A name that is part of a longer name of the same dish cannot be held out, so it is left out here."""
     last = {dish: entry.also[-1] for dish, entry in DISHES.items() if len(entry.also) > 1}
     return {dish: name for dish, name in last.items() if not any(name in other != name for other in names_of(dish, "zh"))}
 
@@ -38,47 +38,47 @@ LEARNED: dict[str, tuple[str, ...]] = {dish: tuple(n for n in names_of(dish, "zh
 
 
 def captions_of(attributes: Mapping[str, str], number: int, rng: np.random.Generator) -> list[str]:
-    """Captions of one picture, none with the held-out name: in turn a name alone, and one with vessel, table and the like."""
-    secret, captions = HELD_OUT.get(attributes["dish"]), []
+    """Captions of one picture, none with the held-out name: alternately a name alone, and a name with vessel, table and so on."""
+    held_out, captions = HELD_OUT.get(attributes["dish"]), []
     while len(captions) < number:
         text = describe(attributes, "zh", rng, () if len(captions) % 2 == 0 else None)
-        if secret is None or secret not in text:
+        if held_out is None or held_out not in text:
             captions.append(text)
     return captions
 
 
 def vocabulary(texts: Sequence[str]) -> tuple[str, ...]:
-    """Every piece of these texts, as BERT cuts them: a Chinese character or a mark is a token; of other words every letter is
-    one, with ## before it if it does not begin the word. What occurs in none of them is [UNK], one token for all the unknown.
+    """All tokens of these texts: each Chinese character or punctuation mark, and each letter of other words, with ## before it
+    inside a word, as in BERT. Every other character becomes [UNK].
 
-    The 21,128 pieces of the published models would be 5 MB of weights here, nearly all of them never trained.
+    The 21,128 tokens of the published models would need 5 MB of weights here, and nearly all of them would never be trained.
     """
     clean, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    pieces = {c for letter in WHOLE for c in (letter, f"##{letter}")}
+    pieces = {c for letter in LETTERS for c in (letter, f"##{letter}")}
     for text in texts:
         for word, _ in cut.pre_tokenize_str(clean.normalize_str(text)):
             pieces |= {word[0], *(f"##{c}" for c in word[1:])}
     return (*SPECIAL, *sorted(pieces))
 
 
-# -------------------------------------------------------------------------------------------------------- what is ordered
+# ------------------------------------------------------------------------------------------------------------- queries
 
 
-def vectors_of(clip: ChineseClip, names: Names) -> Tensor:
-    """One unit vector for each: the mean of the vectors of its names. (C, D)"""
+def name_embeddings(clip: ChineseCLIP, names: Names) -> Tensor:
+    """One unit vector per label: the normalized mean of the embeddings of its names. (C, D)"""
     vectors = clip.encode_text([name for some in names.values() for name in some])
     return F.normalize(torch.stack([part.mean(0) for part in vectors.split([len(some) for some in names.values()])]), dim=-1)
 
 
 @dataclass(frozen=True)
-class Order:
-    """A dish that somebody asks for.
+class DishQuery:
+    """A name that a user typed, and what the menu and the CLIP know about it.
 
     text     as it was typed
-    name     what the CLIP reads
-    dish     the dish of the menu that is called so, or None
-    nearest  the dishes of the menu whose names mean most nearly the same to this CLIP, with their cosines, nearest first
-    remarks  sentences for whoever asked
+    name     the text that the CLIP encodes
+    dish     the dish of the menu with this name, or None
+    nearest  the dishes of the menu with the nearest name embeddings, and their cosines, nearest first
+    remarks  sentences for the user
     """
 
     text: str
@@ -89,14 +89,14 @@ class Order:
 
 
 def dish_of(text: str) -> str | None:
-    """The dish of the menu that has this name, in Chinese or English."""
+    """The dish of the menu that has this name, in Chinese or English; None if there is none."""
     wanted = text.strip().casefold()
     names = {name.casefold(): dish for dish in DISHES for language in ("zh", "en") for name in names_of(dish, language)}
     return names.get(wanted)
 
 
-def take_order(clip: ChineseClip, text: str) -> Order:
-    """What to read for a name, and what to say about it. Any text is served as well as this CLIP can, but an empty one."""
+def parse_dish_name(clip: ChineseCLIP, text: str) -> DishQuery:
+    """Look a name up on the menu and in the CLIP. Any text but an empty one is accepted; `remarks` says what the CLIP cannot use."""
     name = " ".join(text.split())
     if not name:
         raise UserError("the name of the dish is empty; give one in Chinese, for instance 番茄炒蛋")
@@ -114,11 +114,11 @@ def take_order(clip: ChineseClip, text: str) -> Order:
     if dish is None:
         close = "、".join(f"{other} ({cosine:.2f})" for other, cosine in nearest)
         remarks.append(f"{name} is not one of the {len(DISHES)} dishes on the menu, so the picture is a best effort; nearest to it are {close}")
-    return Order(text, name, dish, nearest, tuple(remarks))
+    return DishQuery(text, name, dish, nearest, tuple(remarks))
 
 
-def nearest_dishes(clip: ChineseClip, name: str, number: int = KEPT) -> tuple[tuple[str, float], ...]:
-    """The dishes of the menu nearest to a name, by the cosine between its vector and the dish's."""
-    cosines = vectors_of(clip, LEARNED) @ clip.encode_text([name])[0]
+def nearest_dishes(clip: ChineseCLIP, name: str, number: int = NEAREST) -> tuple[tuple[str, float], ...]:
+    """The dishes of the menu nearest to a name, by the cosine between their embeddings."""
+    cosines = name_embeddings(clip, LEARNED) @ clip.encode_text([name])[0]
     best = cosines.topk(number)
     return tuple((list(LEARNED)[i], round(value, 4)) for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))

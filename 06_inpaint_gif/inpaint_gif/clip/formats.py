@@ -1,10 +1,10 @@
-"""A Chinese CLIP in its two forms: that of the package cn_clip, and that of ChineseCLIPModel in `transformers`.
+"""The two checkpoint formats of a Chinese CLIP: that of the package cn_clip, and that of ChineseCLIPModel in `transformers`.
 
     cn_clip        CLIP(**sizes), a checkpoint clip_cn_vit-b-16.pt with {"state_dict": ...}, weights visual.* and bert.*
     transformers   a folder: config.json, model.safetensors, vocab.txt; weights vision_model.* and text_model.*
 
-Both compute the same (Yang et al. 2022, Chinese CLIP: a vision transformer and a BERT that meet in one space), so a Shape, the
-weights under cn_clip's names and the vocabulary are all there is to a model; whatever is read becomes a Form of these three.
+Both compute the same (Yang et al. 2022, Chinese CLIP: a vision transformer and a BERT that meet in one space), so a CLIPConfig, the
+weights under cn_clip's names and the vocabulary define a model. Every reader in this file returns a CLIPCheckpoint with these three.
 """
 
 import re
@@ -27,15 +27,15 @@ State = dict[str, Tensor]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of colours from 0 to 1
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "swish")  # of cn_clip's BERT
-KINDS = {int: int, float: (int, float), str: str}  # what may stand in a file for a field of Shape
-WEIGHTS, WORDS, SIZES = "model.safetensors", "vocab.txt", "cn_clip.json"
+FIELD_TYPES = {int: int, float: (int, float), str: str}  # JSON types accepted for each type of a field of CLIPConfig
+WEIGHTS, VOCAB, SIZES = "model.safetensors", "vocab.txt", "cn_clip.json"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How large a model is: the arguments of cn_clip.clip.model.CLIP, under its names."""
+class CLIPConfig:
+    """The architecture of a model: the arguments of cn_clip.clip.model.CLIP, under its names."""
 
-    embed_dim: int                     # D, of the space in which images and texts meet
+    embed_dim: int                     # D, the dimension of the joint embedding space
     image_resolution: int              # pixels a side
     vision_layers: int
     vision_width: int
@@ -83,20 +83,20 @@ class Shape:
                 "text_config": text, "vision_config": vision}  # fmt: skip
 
 
-class Form(NamedTuple):
-    """A model, in whichever form it was found."""
+class CLIPCheckpoint(NamedTuple):
+    """A model read from either format."""
 
-    shape: Shape
+    config: CLIPConfig
     state: State            # float32, under cn_clip's names
-    words: tuple[str, ...]  # the vocabulary: token k is words[k]
-    source: str             # where it comes from, for messages
+    vocab: tuple[str, ...]  # token k is vocab[k]
+    source: str             # the file or folder that it was read from, for messages
 
 
-# ------------------------------------------------------------------------------------------------ what a model is like
+# ------------------------------------------------------------------------------------------------ reading the architecture
 
 
-def shape_of_config(config: dict[str, Any], source: str) -> Shape:
-    """From the config.json of a ChineseCLIPModel, where what it leaves out is what `transformers` supposes."""
+def config_from_transformers(config: dict[str, Any], source: str) -> CLIPConfig:
+    """Read the architecture from the config.json of a ChineseCLIPModel; missing entries have the defaults of `transformers`."""
     if config.get("model_type") != "chinese_clip":
         raise UserError(f"{source} holds a model of kind {config.get('model_type')!r}; a Chinese CLIP has model_type 'chinese_clip'")
     from transformers import ChineseCLIPConfig
@@ -106,7 +106,7 @@ def shape_of_config(config: dict[str, Any], source: str) -> Shape:
     except Exception as problem:  # its checks raise their own kinds
         raise UserError(f"{source} describes no Chinese CLIP ({explain(problem)})") from problem
     text, vision = whole.text_config, whole.vision_config
-    shape = Shape(
+    cfg = CLIPConfig(
         embed_dim=whole.projection_dim, image_resolution=vision.image_size, vision_layers=vision.num_hidden_layers,
         vision_width=vision.hidden_size, vision_patch_size=vision.patch_size, vision_head_width=vision.hidden_size // max(1, vision.num_attention_heads),
         vocab_size=text.vocab_size, text_hidden_size=text.hidden_size, text_intermediate_size=text.intermediate_size,
@@ -115,18 +115,18 @@ def shape_of_config(config: dict[str, Any], source: str) -> Shape:
         text_hidden_act=text.hidden_act, text_hidden_dropout_prob=text.hidden_dropout_prob,
         text_attention_probs_dropout_prob=text.attention_probs_dropout_prob, text_initializer_range=text.initializer_range,
     )  # fmt: skip
-    wanted = shape.to_transformers()
+    wanted = cfg.to_transformers()
     for part, given in (("text_config", text), ("vision_config", vision)):
         for key, value in wanted[part].items():
             if key != "projection_dim" and getattr(given, key) != value:
                 raise UserError(f"{source} has {key} {getattr(given, key)} in its {part}; a model that cn_clip can build has {value}")
-    return shape
+    return cfg
 
 
-def shape_of_state(state: State, source: str) -> Shape:
-    """From the weights of a cn_clip checkpoint, which brings no configuration.
+def config_from_weights(state: State, source: str) -> CLIPConfig:
+    """Infer the architecture from the weights of a cn_clip checkpoint, which contains no configuration.
 
-    They do not tell how wide an attention head is. It is 64 in every published model, except the image network of ViT-H-14 with 80.
+    The weights do not determine the width of an attention head. It is 64 in every published model, except 80 in the image network of ViT-H-14.
     """
     if "visual.layer1.0.conv1.weight" in state:
         raise UserError(f"{source} encodes images with a ResNet, as RN50 does; this chapter reads vision transformers, such as ViT-B-16")
@@ -141,7 +141,7 @@ def shape_of_state(state: State, source: str) -> Shape:
     if width not in PUBLISHED_WIDTHS or hidden not in PUBLISHED_WIDTHS:
         warnings.warn(f"{source} does not say how wide its attention heads are; the 64 of the published models is assumed. "
                       f"If that is wrong, put the sizes of the model beside it, in {SIZES}", stacklevel=2)  # fmt: skip
-    return Shape(
+    return CLIPConfig(
         embed_dim=state["text_projection"].shape[1], image_resolution=grid * patch, vision_layers=depth(state, r"visual\.transformer\.resblocks\."),
         vision_width=width, vision_patch_size=patch, vision_head_width=80 if width == 1280 else min(64, width),
         vocab_size=len(state["bert.embeddings.word_embeddings.weight"]), text_hidden_size=hidden,
@@ -151,20 +151,20 @@ def shape_of_state(state: State, source: str) -> Shape:
     )  # fmt: skip
 
 
-def shape_of_sizes(stored: Any, beside: Path) -> Shape | None:
-    """From the arguments of CLIP, stored in a checkpoint or in a file beside it; None where there are none."""
+def config_from_sizes(stored: Any, beside: Path) -> CLIPConfig | None:
+    """Read the architecture from the arguments of CLIP, stored in a checkpoint or in a file beside it; None if neither has them."""
     sizes = stored if isinstance(stored, dict) else read_json(beside) if beside.exists() else {}
-    names = {f.name: f.type for f in fields(Shape)}
-    if not sizes or not sizes.keys() <= names.keys() or not all(isinstance(value, KINDS[names[key]]) for key, value in sizes.items()):
+    names = {f.name: f.type for f in fields(CLIPConfig)}
+    if not sizes or not sizes.keys() <= names.keys() or not all(isinstance(value, FIELD_TYPES[names[key]]) for key, value in sizes.items()):
         return None
     try:
-        return Shape(**sizes)
+        return CLIPConfig(**sizes)
     except TypeError:  # some are missing
         return None
 
 
 def depth(state: State, prefix: str) -> int:
-    """How many layers there are under this name."""
+    """Number of layers whose keys begin with this prefix."""
     return 1 + max((int(found[1]) for key in state if (found := re.match(prefix + r"(\d+)\.", key))), default=-1)
 
 
@@ -180,17 +180,17 @@ PUBLISHED_WIDTHS = (768, 1024, 1280)  # of the image and text networks of every 
 FLASH_IMAGE = re.compile(r"(visual\.transformer\.resblocks\.\d+\.attn\.)Wqkv\.(weight|bias)")
 FLASH_QKV = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.Wqkv\.(weight|bias)")
 FLASH_OUT = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.out_proj\.(weight|bias)")
-TURNED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}  # (in, out) is (out, in) there
+TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}  # (in, out) is (out, in) there
 PREFIXES = {"visual.ln_pre.": "vision_model.pre_layrnorm.", "visual.ln_post.": "vision_model.post_layernorm.", "bert.": "text_model."}
 BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
-THEIR_BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+TRANSFORMERS_BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 IN_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
 QKV = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
-THEIR_QKV = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+TRANSFORMERS_QKV = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
 
 def without_flash(state: State) -> State:
-    """The names that a training of cn_clip with FlashAttention uses -> those without it.
+    """Rename the weights of a cn_clip training with FlashAttention to the names without it.
 
     FlashAttention keeps queries, keys and values in one matrix, and so does cn_clip's image network, but not its BERT.
     """
@@ -220,8 +220,8 @@ def _to_transformers(state: State) -> Iterator[tuple[str, Tensor]]:
         if found := QKV.fullmatch(key):
             for name, part in zip("qkv", value.tensor_split(3), strict=True):
                 yield f"vision_model.encoder.layers.{found[1]}.self_attn.{name}_proj.{found[2]}", part.contiguous()
-        elif key in TURNED:
-            yield TURNED[key], value.T.contiguous()
+        elif key in TRANSPOSED:
+            yield TRANSPOSED[key], value.T.contiguous()
         elif (found := BLOCK.fullmatch(key)) and found[2] in IN_BLOCK:
             yield f"vision_model.encoder.layers.{found[1]}.{IN_BLOCK[found[2]]}.{found[3]}", value
         else:
@@ -233,28 +233,28 @@ def from_transformers(state: State) -> State:
     state = {key: value for key, value in state.items() if not key.endswith("position_ids") and "text_model.pooler." not in key}
     back, stacks = dict(_from_transformers(state)), {}
     for key, value in state.items():
-        if found := THEIR_QKV.fullmatch(key):
+        if found := TRANSFORMERS_QKV.fullmatch(key):
             stacks.setdefault(f"visual.transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", {})[found[2]] = value
     whole = {key: torch.cat([parts[name] for name in "qkv"]) for key, parts in stacks.items() if len(parts) == 3}
     return back | whole
 
 
 def _from_transformers(state: State) -> Iterator[tuple[str, Tensor]]:
-    plain, turned = ({new: old for old, new in table.items()} for table in (RENAMED, TURNED))
+    plain, transposed = ({new: old for old, new in table.items()} for table in (RENAMED, TRANSPOSED))
     prefixes, in_block = ({new: old for old, new in table.items()} for table in (PREFIXES, IN_BLOCK))
     for key, value in state.items():
-        if THEIR_QKV.fullmatch(key):
+        if TRANSFORMERS_QKV.fullmatch(key):
             continue
-        if key in turned:
-            yield turned[key], value.T.contiguous()
-        elif (found := THEIR_BLOCK.fullmatch(key)) and found[2] in in_block:
+        if key in transposed:
+            yield transposed[key], value.T.contiguous()
+        elif (found := TRANSFORMERS_BLOCK.fullmatch(key)) and found[2] in in_block:
             yield f"visual.transformer.resblocks.{found[1]}.{in_block[found[2]]}.{found[3]}", value
         else:
             yield renamed(key, plain, prefixes), value
 
 
 def renamed(key: str, names: dict[str, str], prefixes: dict[str, str]) -> str:
-    """A key that none of the tables knows stays what it is: whoever loads it strictly then names it."""
+    """Rename a key by the tables. An unknown key stays as it is, so that a strict load names it in its error."""
     if key in names:
         return names[key]
     return next((new + key.removeprefix(old) for old, new in prefixes.items() if key.startswith(old)), key)
@@ -263,52 +263,52 @@ def renamed(key: str, names: dict[str, str], prefixes: dict[str, str]) -> str:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def read_checkpoint(path: Path, words: Sequence[str] | None = None) -> Form:
+def read_checkpoint(path: Path, vocab: Sequence[str] | None = None) -> CLIPCheckpoint:
     """A .pt file: published by cn_clip, fine-tuned with it, or written by save_checkpoint; or a .safetensors file of the same weights.
 
-    words: the vocabulary, if neither the file nor its folder has one
+    vocab: used if neither the file nor its folder has a vocabulary
     """
     saved = read_weights(path) if path.suffix == ".safetensors" else read_pickle(path)
     state = {plain(key): value for key, value in tensors(saved, path).items()}
     state = without_flash({key: value for key, value in state.items() if not key.startswith("bert.pooler.") and not key.endswith("position_ids")})
-    shape = shape_of_sizes(saved.get("config"), path.parent / SIZES) or shape_of_state(state, str(path))
-    choices = [tuple(choice) for choice in (saved.get("vocab"), read_words(path.parent), words) if isinstance(choice, (list, tuple)) and choice]
-    fitting = [choice for choice in choices if len(choice) == shape.vocab_size] + choices
-    return checked(Form(shape, state, fitting[0] if fitting else (), str(path)))
+    cfg = config_from_sizes(saved.get("config"), path.parent / SIZES) or config_from_weights(state, str(path))
+    choices = [tuple(choice) for choice in (saved.get("vocab"), read_vocab(path.parent), vocab) if isinstance(choice, (list, tuple)) and choice]
+    fitting = [choice for choice in choices if len(choice) == cfg.vocab_size] + choices
+    return validated(CLIPCheckpoint(cfg, state, fitting[0] if fitting else (), str(path)))
 
 
 def tensors(saved: Any, source: Path) -> State:
-    """The weights in what torch.save wrote, in float32: a state dict, or a dictionary that holds one beside other things."""
+    """The state dict in a file of torch.save, in float32. It may lie in a dictionary beside other entries."""
     places = saved if isinstance(saved, dict) and "state_dict" not in saved else {}
     inner = next((places[key] for key in ("model_state_dict", "model") if isinstance(places.get(key), dict)), saved)
     return {key: value.float() for key, value in tensors_of(inner, source).items()}
 
 
 def plain(key: str) -> str:
-    """The name of a weight without what DistributedDataParallel and torch.compile put before it."""
+    """Remove the prefixes that DistributedDataParallel and torch.compile add to the name of a weight."""
     return re.sub(r"^((module|_orig_mod)\.)+", "", key)
 
 
-def save_checkpoint(path: Path, form: Form) -> None:
-    """Write a .pt as cn_clip has it. It also holds what cn_clip's own do not: the sizes and the vocabulary."""
-    saved = {"state_dict": {key: value.contiguous() for key, value in form.state.items()}, "config": asdict(form.shape), "vocab": list(form.words)}
+def save_checkpoint(path: Path, checkpoint: CLIPCheckpoint) -> None:
+    """Write a .pt file in cn_clip's format, with two entries more: its architecture and its vocabulary."""
+    saved = {"state_dict": {key: value.contiguous() for key, value in checkpoint.state.items()}, "config": asdict(checkpoint.config), "vocab": list(checkpoint.vocab)}
     write_atomically(path, lambda file: torch.save(saved, file))
 
 
-def read_folder(folder: Path) -> Form:
-    """A folder of `transformers`, ours or anyone's."""
-    shape = shape_of_config(read_json(folder / "config.json"), str(folder / "config.json"))
+def read_folder(folder: Path) -> CLIPCheckpoint:
+    """Read a folder in the format of `transformers`."""
+    cfg = config_from_transformers(read_json(folder / "config.json"), str(folder / "config.json"))
     weights, source = read_component(folder, WEIGHTS)
-    return checked(Form(shape, from_transformers(weights), read_words(folder) or (), str(source)))
+    return validated(CLIPCheckpoint(cfg, from_transformers(weights), read_vocab(folder) or (), str(source)))
 
 
-def read_words(folder: Path) -> tuple[str, ...] | None:
+def read_vocab(folder: Path) -> tuple[str, ...] | None:
     """The vocabulary in a folder: vocab.txt with a token a line, or tokenizer.json."""
-    if (folder / WORDS).exists():
+    if (folder / VOCAB).exists():
         try:
-            return tuple((folder / WORDS).read_text(encoding="utf-8-sig").rstrip("\n").split("\n"))
+            return tuple((folder / VOCAB).read_text(encoding="utf-8-sig").rstrip("\n").split("\n"))
         except ValueError as problem:
-            raise UserError(f"{folder / WORDS} cannot be read as UTF-8 text ({explain(problem)})") from problem
+            raise UserError(f"{folder / VOCAB} cannot be read as UTF-8 text ({explain(problem)})") from problem
     if (folder / "tokenizer.json").exists():
         model = read_json(folder / "tokenizer.json").get("model")
         numbers = model.get("vocab") if isinstance(model, dict) else None
@@ -317,39 +317,39 @@ def read_words(folder: Path) -> tuple[str, ...] | None:
     return None
 
 
-def checked(form: Form) -> Form:
+def validated(checkpoint: CLIPCheckpoint) -> CLIPCheckpoint:
     """Refuse weights that are not finite, and sizes or a vocabulary that do not belong to them."""
-    if broken := [key for key, value in form.state.items() if not value.isfinite().all()]:
-        raise UserError(f"{form.source} holds infinite numbers or NaN, first in {broken[0]}; choose another checkpoint")
-    layers = max(form.shape.vision_layers, form.shape.text_num_hidden_layers)
-    if layers > len(form.state):  # so that no file can ask for more than it holds
-        raise UserError(f"{form.source} holds weights of another architecture: {len(form.state)} tensors cannot be {layers:,} layers")
-    if not form.words:
-        raise UserError(f"{form.source} comes without a vocabulary; put the {WORDS} that it was trained with beside it")
-    if len(form.words) != form.shape.vocab_size:
-        raise UserError(f"the vocabulary of {form.source} has {len(form.words)} tokens, but its weights are for {form.shape.vocab_size}; "
-                        f"put the {WORDS} that it was trained with beside it")  # fmt: skip
-    if not all(isinstance(word, str) for word in form.words):
-        raise UserError(f"the vocabulary of {form.source} is no list of texts")
-    if form.words[0] != SPECIAL[0] or not set(SPECIAL[:4]) <= set(form.words):
-        raise UserError(f"the vocabulary of {form.source} must begin with {SPECIAL[0]} and hold {', '.join(SPECIAL[1:4])}")
-    return form
+    if broken := [key for key, value in checkpoint.state.items() if not value.isfinite().all()]:
+        raise UserError(f"{checkpoint.source} holds infinite numbers or NaN, first in {broken[0]}; choose another checkpoint")
+    layers = max(checkpoint.config.vision_layers, checkpoint.config.text_num_hidden_layers)
+    if layers > len(checkpoint.state):  # so that no file can ask for more than it holds
+        raise UserError(f"{checkpoint.source} holds weights of another architecture: {len(checkpoint.state)} tensors cannot be {layers:,} layers")
+    if not checkpoint.vocab:
+        raise UserError(f"{checkpoint.source} comes without a vocabulary; put the {VOCAB} that it was trained with beside it")
+    if len(checkpoint.vocab) != checkpoint.config.vocab_size:
+        raise UserError(f"the vocabulary of {checkpoint.source} has {len(checkpoint.vocab)} tokens, but its weights are for {checkpoint.config.vocab_size}; "
+                        f"put the {VOCAB} that it was trained with beside it")  # fmt: skip
+    if not all(isinstance(token, str) for token in checkpoint.vocab):
+        raise UserError(f"the vocabulary of {checkpoint.source} is no list of texts")
+    if checkpoint.vocab[0] != SPECIAL[0] or not set(SPECIAL[:4]) <= set(checkpoint.vocab):
+        raise UserError(f"the vocabulary of {checkpoint.source} must begin with {SPECIAL[0]} and hold {', '.join(SPECIAL[1:4])}")
+    return checkpoint
 
 
-def save_folder(folder: Path, form: Form, dtype: torch.dtype = torch.float32) -> None:
-    """Write a folder that ChineseCLIPModel, AutoTokenizer and ChineseCLIPProcessor open, with the arguments for cn_clip in it."""
-    shape = form.shape
-    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in to_transformers(form.state).items()}
+def save_folder(folder: Path, checkpoint: CLIPCheckpoint, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder that ChineseCLIPModel, AutoTokenizer and ChineseCLIPProcessor open, and cn_clip's arguments in SIZES."""
+    cfg = checkpoint.config
+    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in to_transformers(checkpoint.state).items()}
     if beyond := [key for key, value in weights.items() if not value.isfinite().all()]:
-        raise UserError(f"{beyond[0]} of {form.source} holds numbers too large for half precision; store it in single precision")
-    side = {"height": shape.image_resolution, "width": shape.image_resolution}
-    looks = {"image_processor_type": "ChineseCLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side, "resample": 3,
+        raise UserError(f"{beyond[0]} of {checkpoint.source} holds numbers too large for half precision; store it in single precision")
+    side = {"height": cfg.image_resolution, "width": cfg.image_resolution}
+    processor = {"image_processor_type": "ChineseCLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side, "resample": 3,
              "do_center_crop": False, "do_rescale": True, "do_normalize": True, "image_mean": MEAN, "image_std": STD}  # fmt: skip
-    reads = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": shape.text_max_position_embeddings,
+    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": cfg.text_max_position_embeddings,
              **{f"{name.strip('[]').lower()}_token": name for name in SPECIAL}}  # fmt: skip
-    write_json(folder / "config.json", shape.to_transformers())
-    write_json(folder / SIZES, asdict(shape))
-    write_json(folder / "preprocessor_config.json", looks)
-    write_json(folder / "tokenizer_config.json", reads)
-    write_atomically(folder / WORDS, lambda file: file.write(("\n".join(form.words) + "\n").encode()))
+    write_json(folder / "config.json", cfg.to_transformers())
+    write_json(folder / SIZES, asdict(cfg))
+    write_json(folder / "preprocessor_config.json", processor)
+    write_json(folder / "tokenizer_config.json", tokenizer)
+    write_atomically(folder / VOCAB, lambda file: file.write(("\n".join(checkpoint.vocab) + "\n").encode()))
     write_atomically(folder / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))

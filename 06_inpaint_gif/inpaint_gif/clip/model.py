@@ -1,10 +1,10 @@
-"""Chinese names and pictures in one space: a Chinese CLIP, computed by the package cn_clip or by `transformers`.
+"""A Chinese CLIP: embeddings of Chinese texts and of images in one space, computed by the package cn_clip or by `transformers`.
 
     clip = load_clip("pretrained")
     clip.encode_text(["番茄炒蛋", "米饭"])      # (2, D) unit vectors
     clip.encode_image(images)                 # (B, D) unit vectors, of images in [-1, 1]
 
-cn_clip is the default backend, and `transformers` the second one. Both read the same weights, and their vectors differ by about 1e-7.
+Two backends compute the embeddings: cn_clip, the default, and `transformers`. Both read the same weights, and their embeddings differ by about 1e-7.
 """
 
 import importlib.util
@@ -28,21 +28,21 @@ from inpaint_gif.clip.formats import (
     MEAN,
     SPECIAL,
     STD,
+    VOCAB,
     WEIGHTS,
-    WORDS,
-    Form,
+    CLIPCheckpoint,
     read_checkpoint,
     read_folder,
-    read_words,
+    read_vocab,
     to_transformers,
 )
 
-DOORS = ("cn_clip", "transformers")  # the backends; the first is the default
+BACKENDS = ("cn_clip", "transformers")  # the first is the default
 INSTALL = "pip install --no-deps -r requirements-cn-clip.txt"
 LENGTH = 52  # tokens of a text, begin and end included, as in cn_clip
 PRETRAINED = Path(__file__).parents[2] / "pretrained" / "clip"
-CACHE = Path("~/.cache/clip")  # where cn_clip keeps what it downloads
-PUBLISHED = {  # where cn_clip's own models lie on the hub, except RN50, which is no vision transformer
+CACHE = Path("~/.cache/clip")  # the folder of cn_clip's own downloads
+PUBLISHED = {  # repositories and files of cn_clip's own models on the hub, except RN50, which is no vision transformer
     "ViT-B-16": ("OFA-Sys/chinese-clip-vit-base-patch16", "clip_cn_vit-b-16.pt"),
     "ViT-L-14": ("OFA-Sys/chinese-clip-vit-large-patch14", "clip_cn_vit-l-14.pt"),
     "ViT-L-14-336": ("OFA-Sys/chinese-clip-vit-large-patch14-336px", "clip_cn_vit-l-14-336.pt"),
@@ -50,8 +50,8 @@ PUBLISHED = {  # where cn_clip's own models lie on the hub, except RN50, which i
 }
 
 
-def look(images: Tensor, size: int) -> Tensor:
-    """Images in [-1, 1], (B, 1 or 3, H, W) -> what the network looks at: (B, 3, size, size), resized and with CLIP's colours."""
+def preprocess(images: Tensor, size: int) -> Tensor:
+    """Resize and normalize images as CLIP expects them: (B, 1 or 3, H, W) in [-1, 1] -> (B, 3, size, size)."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise UserError(f"the CLIP encodes grey or RGB images (B, 1 or 3, H, W), not {tuple(images.shape)}")
     if images.shape[-2:] != (size, size):
@@ -60,33 +60,33 @@ def look(images: Tensor, size: int) -> Tensor:
     return (colours - images.new_tensor(MEAN).view(3, 1, 1)) / images.new_tensor(STD).view(3, 1, 1)
 
 
-def short(ids: Tensor) -> Tensor:
-    """(B, M) -> without the columns that are padding in every row. Padding is hidden from the network: nothing changes but the time."""
+def trim_padding(ids: Tensor) -> Tensor:
+    """Remove the columns that are padding in every row, (B, M) -> (B, m). The attention mask hides padding, so only the time changes."""
     return ids[:, : int((ids != 0).sum(1).max())]
 
 
-# ----------------------------------------------------------------------------------------------------------- the backends
+# --------------------------------------------------------------------------------------------------------------- backends
 
 
-class CnClip(nn.Module):
+class CnCLIPNetwork(nn.Module):
     """The network and the tokenizer of the package cn_clip."""
 
-    def __init__(self, form: Form, length: int):
+    def __init__(self, checkpoint: CLIPCheckpoint, length: int):
         super().__init__()
-        FullTokenizer, CLIP = imported()
-        with tempfile.TemporaryDirectory() as folder:  # it reads its vocabulary from a file, once
-            file = Path(folder) / WORDS
-            file.write_text("\n".join(form.words) + "\n", encoding="utf-8")
-            self.words = FullTokenizer(str(file))
+        FullTokenizer, CLIP = import_cn_clip()
+        with tempfile.TemporaryDirectory() as folder:  # its constructor reads the vocabulary from a file
+            file = Path(folder) / VOCAB
+            file.write_text("\n".join(checkpoint.vocab) + "\n", encoding="utf-8")
+            self.tokenizer = FullTokenizer(str(file))
         self.length = length
-        self.clip = build_strictly(lambda: CLIP(**asdict(form.shape), tokenizer=self.words), form.state, form.source)
+        self.clip = build_strictly(lambda: CLIP(**asdict(checkpoint.config), tokenizer=self.tokenizer), checkpoint.state, checkpoint.source)
 
     def ids(self, texts: Sequence[str]) -> Tensor:
-        """As cn_clip.clip.tokenize does, which knows no other vocabulary than its own. (B, length)"""
+        """Token ids, (B, length), as from cn_clip.clip.tokenize, which supports cn_clip's own vocabulary only."""
         rows = torch.zeros(len(texts), self.length, dtype=torch.long)
-        begin, end = self.words.convert_tokens_to_ids(["[CLS]", "[SEP]"])
+        begin, end = self.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
         for row, text in zip(rows, texts, strict=True):
-            pieces = self.words.convert_tokens_to_ids(self.words.tokenize(text))[: self.length - 2]
+            pieces = self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text))[: self.length - 2]
             row[: len(pieces) + 2] = torch.tensor([begin, *pieces, end])
         return rows
 
@@ -97,16 +97,16 @@ class CnClip(nn.Module):
         return self.clip.encode_image(pixels)
 
 
-class Transformers(nn.Module):
+class TransformersNetwork(nn.Module):
     """ChineseCLIPModel and BertTokenizer of the library `transformers`."""
 
-    def __init__(self, form: Form, length: int):
+    def __init__(self, checkpoint: CLIPCheckpoint, length: int):
         super().__init__()
-        self.words = words_of(form.words, length)
-        self.clip = chinese_clip(form)
+        self.tokenizer = bert_tokenizer(checkpoint.vocab, length)
+        self.clip = build_transformers_clip(checkpoint)
 
     def ids(self, texts: Sequence[str]) -> Tensor:
-        return self.words(texts)
+        return self.tokenizer(texts)
 
     def text(self, ids: Tensor) -> Tensor:
         return self.clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
@@ -115,38 +115,45 @@ class Transformers(nn.Module):
         return self.clip.get_image_features(pixel_values=pixels).pooler_output
 
 
-def chinese_clip(form: Form) -> nn.Module:
-    """A ChineseCLIPModel with these weights, every one of them checked."""
+def build_transformers_clip(checkpoint: CLIPCheckpoint) -> nn.Module:
+    """Build a ChineseCLIPModel with these weights; every key is checked."""
     from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
-    config = ChineseCLIPConfig(**form.shape.to_transformers())
-    return build_strictly(lambda: ChineseCLIPModel(config), to_transformers(form.state), form.source)
+    config = ChineseCLIPConfig(**checkpoint.config.to_transformers())
+    return build_strictly(lambda: ChineseCLIPModel(config), to_transformers(checkpoint.state), checkpoint.source)
 
 
-def words_of(words: Sequence[str], length: int) -> Tokenizer:
-    """BERT's tokenizer with this vocabulary, in the course's interface: begin, a piece for each character, end, padding."""
+def bert_tokenizer(vocab: Sequence[str], length: int) -> Tokenizer:
+    """BERT's tokenizer with this vocabulary, in the course's interface: begin, one token per Chinese character, end, padding."""
     from transformers import BertTokenizer
 
-    backend = BertTokenizer(vocab={word: i for i, word in enumerate(words)}).backend_tokenizer
-    backend.encode_special_tokens = True  # a "[SEP]" that somebody types is five characters, as it is to cn_clip
+    backend = BertTokenizer(vocab={token: i for i, token in enumerate(vocab)}).backend_tokenizer
+    backend.encode_special_tokens = True  # a typed "[SEP]" is five characters, as in cn_clip
     return Tokenizer(backend, length, SPECIAL[0])
 
 
-# ------------------------------------------------------------------------------------------------------- what others use
+# -------------------------------------------------------------------------------------------------------- the public class
 
 
-class ChineseClip:
-    """dim is D; size is the side of the images it looks at; scale is one over the temperature of its comparisons."""
+class ChineseCLIP:
+    """A frozen Chinese CLIP.
 
-    def __init__(self, form: Form, door: str = DOORS[0], length: int = LENGTH):
-        self.backend, self.form = chosen_door(door), form
-        self.dim, self.size = form.shape.embed_dim, form.shape.image_resolution
-        self.length = min(length, form.shape.text_max_position_embeddings)
-        self.network = {"cn_clip": CnClip, "transformers": Transformers}[self.backend](form, self.length).requires_grad_(False).eval()
-        self.tokenizer = words_of(form.words, self.length)  # for remarks
+    checkpoint  weights, architecture and vocabulary
+    backend     one of BACKENDS
+    length      tokens of a text, begin and end included; longer texts are cut
+
+    dim is D, the length of an embedding; size is the side of the images in pixels; scale is 1 / temperature.
+    """
+
+    def __init__(self, checkpoint: CLIPCheckpoint, backend: str = BACKENDS[0], length: int = LENGTH):
+        self.backend, self.checkpoint = check_backend(backend), checkpoint
+        self.dim, self.size = checkpoint.config.embed_dim, checkpoint.config.image_resolution
+        self.length = min(length, checkpoint.config.text_max_position_embeddings)
+        self.network = {"cn_clip": CnCLIPNetwork, "transformers": TransformersNetwork}[self.backend](checkpoint, self.length).requires_grad_(False).eval()
+        self.tokenizer = bert_tokenizer(checkpoint.vocab, self.length)  # finds unknown and cut characters with either backend
         self.device = torch.device("cpu")
 
-    def to(self, device: str | torch.device) -> "ChineseClip":
+    def to(self, device: str | torch.device) -> "ChineseCLIP":
         self.device = torch.device(device)
         self.network.to(self.device)
         return self
@@ -163,36 +170,37 @@ class ChineseClip:
         if not len(texts):
             return torch.zeros(0, self.dim, device=self.device)
         ids = self.network.ids(list(texts))
-        return torch.cat([F.normalize(self.network.text(short(part).to(self.device)).float(), dim=-1) for part in ids.split(batch)])
+        return torch.cat([F.normalize(self.network.text(trim_padding(part).to(self.device)).float(), dim=-1) for part in ids.split(batch)])
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, batch: int = 128) -> Tensor:
         """Images in [-1, 1], (B, 1 or 3, H, W) of any size -> (B, D) unit vectors."""
-        parts = [look(part.to(self.device).float(), self.size) for part in images.split(batch)] if len(images) else []
+        parts = [preprocess(part.to(self.device).float(), self.size) for part in images.split(batch)] if len(images) else []
         vectors = [F.normalize(self.network.image(part).float(), dim=-1) for part in parts]
         return torch.cat(vectors) if vectors else torch.zeros(0, self.dim, device=self.device)
 
     def unknown(self, text: str) -> list[str]:
-        """The characters of a text that this CLIP has no token for, each once: all of them are one [UNK] to it."""
+        """Characters of a text without a token, each once; CLIP reads all of them as [UNK]."""
         return list(dict.fromkeys(c for c in text if not c.isspace() and set(self.tokenizer.backend.encode(c, add_special_tokens=False).tokens) & {"[UNK]"}))
 
 
-def chosen_door(door: str) -> str:
-    """The backend of this name; one that is unknown or not installed is refused."""
-    door = DOORS[0] if door == "auto" else door  # earlier runs have the default auto in their config.json
-    if door not in DOORS:
-        raise UserError(f"unknown backend '{door}'; choose one of {', '.join(DOORS)}")
-    if door == DOORS[0] and not installed():
+
+def check_backend(name: str) -> str:
+    """Return the name of the backend; refuse one that is unknown or not installed."""
+    name = BACKENDS[0] if name == "auto" else name  # the default in config.json of older runs
+    if name not in BACKENDS:
+        raise UserError(f"unknown backend '{name}'; choose one of {', '.join(BACKENDS)}")
+    if name == BACKENDS[0] and not cn_clip_installed():
         raise UserError(f"cn_clip is not installed; install it with {INSTALL}, or use --backend transformers, which reads the same weights")
-    return door
+    return name
 
 
-def installed() -> bool:
+def cn_clip_installed() -> bool:
     return importlib.util.find_spec("cn_clip") is not None
 
 
-def imported() -> tuple[type, type]:
-    """(FullTokenizer, CLIP) of cn_clip. Its import fails, for instance, beside version 2 of flash_attn."""
+def import_cn_clip() -> tuple[type, type]:
+    """(FullTokenizer, CLIP) of cn_clip. The import fails, for instance, beside version 2 of flash_attn."""
     try:
         from cn_clip.clip.bert_tokenizer import FullTokenizer
         from cn_clip.clip.model import CLIP
@@ -201,35 +209,35 @@ def imported() -> tuple[type, type]:
     return FullTokenizer, CLIP
 
 
-# ------------------------------------------------------------------------------------------------------------- finding it
+# ------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_clip(name: str | Path = "pretrained", door: str = DOORS[0], device: str | torch.device = "cpu") -> ChineseClip:
+def load_clip(name: str | Path = "pretrained", backend: str = BACKENDS[0], device: str | torch.device = "cpu") -> ChineseCLIP:
     """Open a Chinese CLIP.
 
-    name  "pretrained", the one that this chapter ships
-          a folder: a run of train_clip.py, or any Chinese CLIP in the form of `transformers`; or its id on the hub, owner/name
-          a checkpoint .pt of cn_clip, fine-tuned or not, with or without FlashAttention; or its state dict as .safetensors
-          one of PUBLISHED, such as "ViT-B-16": cn_clip's own, from its cache, else downloaded (190 MB to 1.9 GB)
-    door  the backend: "cn_clip" or "transformers"
+    name     "pretrained", the shipped one
+             a folder: a run of train_clip.py, or any Chinese CLIP in the format of `transformers`; or its hub id, owner/name
+             a checkpoint .pt of cn_clip, fine-tuned or not, with or without FlashAttention; or its state dict as .safetensors
+             one of PUBLISHED, such as "ViT-B-16": cn_clip's own, from its cache, else downloaded (190 MB to 1.9 GB)
+    backend  one of BACKENDS
     """
-    door = chosen_door(door)  # before anything is read or downloaded
-    return ChineseClip(find_form(str(name)), door).to(device)
+    backend = check_backend(backend)  # before anything is read or downloaded
+    return ChineseCLIP(find_checkpoint(str(name)), backend).to(device)
 
 
-def find_form(name: str) -> Form:
-    """The weights, sizes and vocabulary of what load_clip calls `name`."""
+def find_checkpoint(name: str) -> CLIPCheckpoint:
+    """Weights, architecture and vocabulary of the model that load_clip calls `name`."""
     path = Path(name).expanduser()
     if name == "pretrained":
         if not (PRETRAINED / "config.json").exists():
             raise UserError(f"{PRETRAINED} is missing; train it with python 06_inpaint_gif/train_clip.py, and give the run folder instead")
         return read_folder(PRETRAINED)
     if name in PUBLISHED:
-        return read_checkpoint(*published(name))
+        return read_checkpoint(*published_checkpoint(name))
     if name == "RN50":
         raise UserError(f"RN50 is a ResNet, and this chapter reads vision transformers; choose one of {', '.join(PUBLISHED)}")
     if path.suffix.lower() in (".pt", ".pth", ".safetensors"):
-        return read_checkpoint(path, package_words())
+        return read_checkpoint(path, package_vocab())
     if path.is_file():
         raise UserError(f"{path} is a file, and its name does not end in .pt, .pth or .safetensors, as that of a checkpoint does")
     if path.is_dir():
@@ -243,22 +251,22 @@ def find_form(name: str) -> Form:
     return read_folder(find_encoder(name)[0])
 
 
-def package_words() -> tuple[str, ...] | None:
-    """The vocabulary that cn_clip brings along, that of every published model; None where it is not installed."""
-    if not installed():
+def package_vocab() -> tuple[str, ...] | None:
+    """The vocabulary inside the package cn_clip, that of every published model; None if it is not installed."""
+    if not cn_clip_installed():
         return None
-    return read_words(Path(importlib.util.find_spec("cn_clip").origin).parent / "clip")
+    return read_vocab(Path(importlib.util.find_spec("cn_clip").origin).parent / "clip")
 
 
-def published(name: str) -> tuple[Path, tuple[str, ...]]:
-    """A published checkpoint, and its vocabulary: those of cn_clip and of its cache, else the hub's."""
+def published_checkpoint(name: str) -> tuple[Path, tuple[str, ...]]:
+    """A published checkpoint and its vocabulary, from cn_clip and its cache if they are there, else from the hub."""
     repository, file = PUBLISHED[name]
-    path = fetched(repository, file, name)
-    return path, package_words() or read_words(fetched(repository, WORDS, name).parent)
+    path = download_file(repository, file, name)
+    return path, package_vocab() or read_vocab(download_file(repository, VOCAB, name).parent)
 
 
-def fetched(repository: str, file: str, name: str) -> Path:
-    """A file of the hub, in the folder where cn_clip itself would put it."""
+def download_file(repository: str, file: str, name: str) -> Path:
+    """A file of the hub, in cn_clip's own cache folder."""
     folder = CACHE.expanduser()
     if (folder / file).is_file():
         return folder / file

@@ -1,317 +1,328 @@
-"""What train_clip.py does once its flags are settled: draw or load pictures, pair them with names, train, measure, save."""
+"""Training of a Chinese CLIP (train_clip.py): images of dishes and their names, contrasted until each finds the other."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
 from common import viz
-from common.cli import pick_device, pick_precision
+from common.cli import pick_device
 from common.data import Images, load
+from common.data.augmentation import affine
 from common.data.dishes.dataset import dish
 from common.data.drawn import CAPTION, generator
 from common.data.registry import DRAWN
-from common.io.files import write_atomically, write_folder
+from common.errors import UserError
 from common.io.pixels import to_float
+from common.io.tables import add_row, read_csv
 from common.models.text.tokenizer import Tokenizer
 from common.random import BatchRandom
-from common.training.logging import Due, logged
-from common.training.loop import LossTerms, TrainConfig, train
-from common.training.record import check_record, keep_settings, record_of, start_of
-from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, Names, captions_of, vectors_of, vocabulary
-from inpaint_gif.clip.formats import SPECIAL, Form, Shape, from_transformers, save_folder
-from inpaint_gif.clip.loss import contrast, sharpness
-from inpaint_gif.clip.model import LENGTH, ChineseClip, chinese_clip, find_form, look, short, words_of
-from inpaint_gif.clip.retrieval import caption_queries, centres, held_out_queries, picture_vectors, share_found
+from common.training.logging import Due
+from common.training.loop import LossTerms, State
+from common.training.record import check_record, record_of, start_of
+from common.training.run import make_accelerator, run_training
+from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, Names, captions_of, name_embeddings, vocabulary
+from inpaint_gif.clip.flags import ARCHITECTURE, CLIPFlags
+from inpaint_gif.clip.formats import SPECIAL, CLIPCheckpoint, CLIPConfig, from_transformers, save_folder
+from inpaint_gif.clip.loss import contrastive_loss, inverse_temperature
+from inpaint_gif.clip.model import (
+    LENGTH,
+    ChineseCLIP,
+    bert_tokenizer,
+    build_transformers_clip,
+    find_checkpoint,
+    preprocess,
+    trim_padding,
+)
+from inpaint_gif.clip.retrieval import caption_queries, centroids, held_out_queries, image_embeddings, top1_accuracy
 
-DISHES = 6000  # dishes, where --n is left open: 75 of each
-VARIANTS = 8   # captions of each drawn dish; a step takes one of them
+DISHES = 6000  # default of --n: 75 of each dish
+VARIANTS = 8   # captions of each drawn dish; a step uses one of them
 HEAD = 32      # width of an attention head
-ROWS = 8       # of the picture at the end: so many names
+ROWS = 8       # names in the picture at the end
 COLUMNS = ["step", "seconds", "loss", "temperature", "pictures_top1", "names_top1"]  # of quality.csv
 
 
-@dataclass(frozen=True)
-class Material:
-    """What is learned from, and what is measured on.
+def train_clip(flags: CLIPFlags) -> None:
+    """Train with settled flags."""
+    device = pick_device(flags.device)
+    begun = find_checkpoint(str(start_of(flags, flags.start))) if flags.start else None
+    if begun is None:
+        new_config(flags, len(SPECIAL))  # refuses impossible sizes before any image is drawn
+    images = load_training_set(flags, begun.config.image_resolution if begun else flags.size)
+    record = record_of(images.train.pixels, images.captions)
+    check_record(flags, record)
+    texts = [text for some in (*images.captions, *images.names.values()) for text in some]
+    checkpoint = begun or new_checkpoint(flags, vocabulary(texts))
+    net = DualEncoder(build_transformers_clip(checkpoint))
+    accelerator = make_accelerator(flags.precision, device)
+    tokenizer = bert_tokenizer(checkpoint.vocab, min(LENGTH, checkpoint.config.text_max_position_embeddings))
+    due, table = Due(flags.sample_every), flags.run_dir / "quality.csv"
 
-    pictures  to learn from; their labels say what belongs together: (N,) numbers into `names`
-    captions  for each of them, one or several
-    names     {what it is: all it is called}
-    test      pictures to measure on, labelled alike
+    def trained(state: State) -> ChineseCLIP:
+        return ChineseCLIP(averaged_checkpoint(state.ema, checkpoint), "transformers").to(accelerator.device)
+
+    def measure_if_due(state: State) -> None:
+        if due(state) or state.done:
+            row = {"step": state.step, "seconds": f"{state.seconds:.1f}", "loss": f"{state.loss:.4f}"}
+            quality = {name: f"{value:.4f}" for name, value in measure(trained(state), images).items()}
+            add_row(table, row | quality, COLUMNS)
+
+    def finish(state: State) -> dict[str, object]:
+        print_quality(read_csv(table)[-1], images)
+        found = draw_retrieved(trained(state), images, flags.run_dir / "found.png")
+        command = f"python 06_inpaint_gif/evaluate_clip.py --clip {flags.run_dir}"
+        return {"what they find": found, "model": flags.run_dir / "model", "more figures": command}
+
+    run_training(
+        "06_inpaint_gif/train_clip.py", flags, net, CaptionedImages(images, tokenizer), make_loss(flags, checkpoint),
+        accelerator, record, introduction(flags, images, checkpoint, tokenizer, device),
+        save=lambda state, folder: save_folder(folder, averaged_checkpoint(state.ema, checkpoint)),
+        draw=lambda state, path: None, finish=finish, on_step=measure_if_due,
+        save_start=(lambda folder: save_folder(folder, begun)) if begun else None,
+    )  # fmt: skip
+
+
+def check_architecture(flags: CLIPFlags) -> None:
+    """Refuse sizes beside --start, and widths that are no multiple of an attention head."""
+    given = [name for name in ARCHITECTURE if getattr(flags, name) is not None]
+    if flags.start and given and not flags.resume:
+        raise UserError(f"--start keeps the sizes of that model; leave out --{given[0].replace('_', '-')}")
+    for flag, width in (("width", flags.width), ("text-width", flags.text_width)):
+        if width is not None and width % HEAD:
+            raise UserError(f"--{flag} must be a multiple of {HEAD}, the width of an attention head, not {width}")
+
+
+def without_architecture(flags: CLIPFlags) -> CLIPFlags:
+    """The flags of a run with --start: its sizes are those of the given model, not of the preset."""
+    return replace(flags, **dict.fromkeys(ARCHITECTURE))
+
+
+def introduction(flags: CLIPFlags, images: "CLIPTrainingSet", checkpoint: CLIPCheckpoint, tokenizer: Tokenizer, device: str) -> str:
+    weights, cfg = sum(value.numel() for value in checkpoint.state.values()), checkpoint.config
+    unread = sorted({c for some in images.captions for text in some for c in tokenizer.unknown(text)})
+    lines = [
+        f"{flags.data}: {len(images.train):,} pictures of {len(images.names)} things; a Chinese CLIP with {weights:,} weights, "
+        f"{len(checkpoint.vocab)} tokens, {cfg.image_resolution} pixels a side in patches of {cfg.vision_patch_size}, on {device}"
+    ]
+    if images.drawn:
+        lines.append(f"names kept for testing: {'、'.join(HELD_OUT.values())}")
+    if unread:
+        lines.append(f"{len(unread)} characters of the captions are unknown to it, among them {'、'.join(unread[:10])}")
+    return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------------------------------- the data
+
+
+@dataclass(frozen=True)
+class CLIPTrainingSet:
+    """Images to train and to test on.
+
+    train     training images; their labels (N,) index `names`, and images with one label are positives of each other
+    captions  one or more for each training image
+    names     {label: all its names}
+    test      test images with the same labels
     """
 
-    pictures: Images
+    train: Images
     captions: Sequence[Sequence[str]]
     names: Names
     test: Images
 
     @property
     def drawn(self) -> bool:
+        """Whether these are the drawn dishes, of which names are held out."""
         return self.names is LEARNED
 
 
-def fit_clip(args) -> None:
-    """Train as `args` (train_clip.Args, settled) says."""
-    device = pick_device(args.device)
-    form = begun = find_form(str(start_of(args, args.start))) if args.start else None
-    if form is None:
-        new_shape(args, len(SPECIAL))  # sizes that do not fit each other are refused before any picture is drawn
-    material = gather(args, form.shape.image_resolution if form else args.size)
-    record = record_of(material.pictures.pixels, material.captions)
-    check_record(args, record)
-    form = form or new_form(args, vocabulary([text for some in (*material.captions, *material.names.values()) for text in some]))
-    net = Pairs(chinese_clip(form))
-    accelerator = Accelerator(mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu")
-    words = words_of(form.words, min(LENGTH, form.shape.text_max_position_embeddings))
-    cfg = TrainConfig(out=args.out, steps=args.steps, minutes=args.minutes, batch_size=args.batch_size, lr=args.lr, save_every=args.save_every, seed=args.seed)
-    states = train(net, Paired(material, words), make_loss(args, form), cfg, accelerator, resume=args.resume is not None)
-    if not accelerator.is_main_process:
-        for _ in states:  # it helps to train; the main process alone writes
-            pass
-        return
-    keep_settings(args, record, (lambda folder: save_folder(folder, begun)) if begun else None)
-    introduce(args, material, form, words, device)
-
-    due = Due(None)
-    with closing(logged(states, args.out, args.steps)) as states:
-        for state in states:
-            if state.saved:
-                write_folder(args.out / "model", lambda folder, form=form_of(state.ema, form): save_folder(folder, form))
-            if due(state) or state.done:
-                row = {"step": state.step, "seconds": f"{state.seconds:.1f}", "loss": f"{state.loss:.4f}"}
-                clip = ChineseClip(form_of(state.ema, form), "transformers").to(accelerator.device)
-                add_row(args.out / "quality.csv", row | {name: f"{value:.4f}" for name, value in measure(clip, material).items()})
-
-    if state.progress < 1:
-        print(f"stopped after step {state.step}; continue with: python 06_inpaint_gif/train_clip.py --resume {args.out}")
-    else:
-        show(args, state, clip, material)
+def load_training_set(flags: CLIPFlags, size: int) -> CLIPTrainingSet:
+    """Drawn dishes, labelled by dish, or any captioned set, labelled by caption."""
+    if flags.data == "dishes":
+        n = flags.n or DISHES
+        train, test = load("dishes", size, split="train", n=n), load("dishes", size, split="test", n=flags.held_out)
+        captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, flags.seed, "train", i)) for i in range(n)]
+        return CLIPTrainingSet(train, captions, LEARNED, test)
+    asked = {"train": flags.n, "test": flags.held_out} if flags.data in DRAWN else {}  # no more are drawn than are used
+    train, test = (
+        with_chinese_captions(load(flags.data, size, flags.data_dir, split, n=asked.get(split), channels=3))
+        for split in ("train", "test")
+    )
+    train, test = train.first(flags.n), test.first(min(flags.held_out, len(test)))
+    order = {caption: k for k, caption in enumerate(dict.fromkeys(train.captions + test.captions))}
+    train, test = (labelled_by_caption(images, order) for images in (train, test))
+    return CLIPTrainingSet(train, [(caption,) for caption in train.captions], {caption: (caption,) for caption in order}, test)
 
 
-# ------------------------------------------------------------------------------------------------------------ the material
-
-
-def gather(args, size: int) -> Material:
-    """Pictures with their captions, and what belongs together: drawings of the same dish, or pictures with the same caption."""
-    if args.data == "dishes":
-        n = args.n or DISHES
-        pictures, test = load("dishes", size, split="train", n=n), load("dishes", size, split="test", n=args.held_out)
-        captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, args.seed, "train", i)) for i in range(n)]
-        return Material(pictures, captions, LEARNED, test)
-    asked = {"train": args.n, "test": args.held_out} if args.data in DRAWN else {}  # no more are drawn than are used
-    pictures, test = (chinese(load(args.data, size, args.data_dir, split, n=asked.get(split), channels=3)) for split in ("train", "test"))
-    pictures, test = pictures.first(args.n), test.first(min(args.held_out, len(test)))
-    order = {caption: k for k, caption in enumerate(dict.fromkeys(pictures.captions + test.captions))}
-    pictures, test = (labelled(images, order) for images in (pictures, test))
-    return Material(pictures, [(caption,) for caption in pictures.captions], {caption: (caption,) for caption in order}, test)
-
-
-def chinese(images: Images) -> Images:
-    """With captions in Chinese, if the set has any, else with those that it has."""
+def with_chinese_captions(images: Images) -> Images:
+    """The images with Chinese captions if the set has any, else with those that it has."""
     language = "zh" if images.texts and "zh" in images.texts.by else None
     return Images(images.name, images.pixels, captions=images.need_captions(language))
 
 
-def labelled(images: Images, order: dict[str, int]) -> Images:
-    return Images(images.name, images.pixels, torch.tensor([order[c] for c in images.captions]), tuple(order), images.captions)
+def labelled_by_caption(images: Images, order: dict[str, int]) -> Images:
+    labels = torch.tensor([order[caption] for caption in images.captions])
+    return Images(images.name, images.pixels, labels, tuple(order), images.captions)
 
 
-class Paired:
-    """Pictures and the tokens of their captions, as the training loop asks for them."""
+class CaptionedImages:
+    """Images and the token ids of their captions, as the training loop reads them."""
 
-    def __init__(self, material: Material, words: Tokenizer):
-        self.pictures = material.pictures
-        number = len(material.captions[0])
-        ids = words([text for some in material.captions for text in some])                                 # (N K, M)
-        self.ids = short(ids).view(len(self.pictures), number, -1).to(torch.int32)                           # (N, K, M)
+    def __init__(self, images: CLIPTrainingSet, tokenizer: Tokenizer):
+        self.images = images.train
+        ids = tokenizer([text for some in images.captions for text in some])                               # (N K, M)
+        self.ids = trim_padding(ids).view(len(self.images), len(images.captions[0]), -1).to(torch.int32)     # (N, K, M)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """{"image": (B, C, H, W) in [-1, 1], "ids": (B, K, M), "dish": (B,)}"""
-        return {"image": to_float(self.pictures.pixels[indices]), "ids": self.ids[indices].long(), "dish": self.pictures.labels[indices]}
+        pixels, dishes = self.images.pixels[indices], self.images.labels[indices]
+        return {"image": to_float(pixels), "ids": self.ids[indices].long(), "dish": dishes}
 
 
 # ------------------------------------------------------------------------------------------------- the network and its loss
 
 
-def new_shape(args, vocabulary_size: int) -> Shape:
-    """The sizes that the flags ask for."""
-    return Shape(
-        embed_dim=args.dim, image_resolution=args.size, vision_layers=args.layers, vision_width=args.width, vision_patch_size=args.patch,
-        vision_head_width=HEAD, vocab_size=vocabulary_size, text_hidden_size=args.text_width, text_intermediate_size=4 * args.text_width,
-        text_num_attention_heads=args.text_width // HEAD, text_num_hidden_layers=args.text_layers, text_max_position_embeddings=LENGTH,
-        text_initializer_range=0.02 * (768 / args.text_width) ** 0.5,  # BERT's 0.02 is for its width; here all texts would begin alike
+def new_config(flags: CLIPFlags, vocabulary_size: int) -> CLIPConfig:
+    """The architecture that the flags ask for."""
+    return CLIPConfig(
+        embed_dim=flags.dim, image_resolution=flags.size, vision_layers=flags.layers, vision_width=flags.width,
+        vision_patch_size=flags.patch, vision_head_width=HEAD, vocab_size=vocabulary_size, text_hidden_size=flags.text_width,
+        text_intermediate_size=4 * flags.text_width, text_num_attention_heads=flags.text_width // HEAD,
+        text_num_hidden_layers=flags.text_layers, text_max_position_embeddings=LENGTH,
+        text_initializer_range=0.02 * (768 / flags.text_width) ** 0.5,  # BERT's 0.02 is for width 768; at 128 all texts would begin alike
     )  # fmt: skip
 
 
-def new_form(args, words: tuple[str, ...]) -> Form:
-    """An untrained model of the sizes asked for, whose vocabulary is that of the captions."""
-    from transformers import ChineseCLIPConfig, ChineseCLIPModel
-
-    shape = new_shape(args, len(words))
-    torch.manual_seed(args.seed)
-    net = ChineseCLIPModel(ChineseCLIPConfig(**shape.to_transformers(), logit_scale_init_value=math.log(1 / args.temperature)))
-    return Form(shape, from_transformers(net.state_dict()), words, "a new model")
+def new_checkpoint(flags: CLIPFlags, vocab: tuple[str, ...]) -> CLIPCheckpoint:
+    """An untrained model with this architecture and vocabulary."""
+    config = new_config(flags, len(vocab))
+    torch.manual_seed(flags.seed)
+    net = ChineseCLIPModel(ChineseCLIPConfig(**config.to_transformers(), logit_scale_init_value=math.log(1 / flags.temperature)))
+    return CLIPCheckpoint(config, from_transformers(net.state_dict()), vocab, "a new model")
 
 
-class Pairs(nn.Module):
-    """Both halves at once: (B, 3, H, W) what is looked at and (B, M) tokens -> (B, D) and (B, D) unit vectors, and the scale."""
+class DualEncoder(nn.Module):
+    """Both encoders of a ChineseCLIPModel as one module."""
 
     def __init__(self, clip: nn.Module):
         super().__init__()
         self.clip = clip
 
     def forward(self, pixels: Tensor, ids: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) preprocessed images and (B, M) token ids -> (B, D) and (B, D) unit vectors, and 1 / temperature"""
         texts = self.clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
-        return F.normalize(self.see(pixels, kept).float(), dim=-1), F.normalize(texts.float(), dim=-1), sharpness(self.clip.logit_scale)
+        images = F.normalize(self.encode_image(pixels, kept).float(), dim=-1)
+        return images, F.normalize(texts.float(), dim=-1), inverse_temperature(self.clip.logit_scale)
 
-    def see(self, pixels: Tensor, kept: Tensor | None) -> Tensor:
-        """The image half. kept (B, K): the numbers of the patches that are looked at, None for all of them. (B, D)"""
-        eye = self.clip.vision_model
-        x = eye.embeddings(pixels)                                                          # (B, 1 + N, W): the class token, the patches
+    def encode_image(self, pixels: Tensor, kept: Tensor | None) -> Tensor:
+        """The image encoder, (B, D). kept (B, K): indices of the patches to use, None for all"""
+        vision = self.clip.vision_model
+        x = vision.embeddings(pixels)        # (B, 1 + N, W): the class token, the patches
         if kept is not None:
             x = torch.cat([x[:, :1], x[:, 1:].gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1)   # (B, 1 + K, W)
-        x = eye.encoder(inputs_embeds=eye.pre_layrnorm(x)).last_hidden_state
-        return self.clip.visual_projection(eye.post_layernorm(x[:, 0]))
+        x = vision.encoder(inputs_embeds=vision.pre_layrnorm(x)).last_hidden_state
+        return self.clip.visual_projection(vision.post_layernorm(x[:, 0]))
 
 
-def form_of(net: Pairs, form: Form) -> Form:
-    """What has been learned, with a scale that no loss has used beyond its limit."""
+def averaged_checkpoint(net: DualEncoder, checkpoint: CLIPCheckpoint) -> CLIPCheckpoint:
+    """The weights of a trained network as a checkpoint; the temperature has the limit that the loss applies."""
     state = {key: value.detach().cpu().clone() for key, value in from_transformers(net.clip.state_dict()).items()}
-    return form._replace(state=state | {"logit_scale": sharpness(state["logit_scale"]).log()}, source="this run")
+    return checkpoint._replace(state=state | {"logit_scale": inverse_temperature(state["logit_scale"]).log()}, source="this run")
 
 
-def make_loss(args, form: Form):
-    unknown, end = form.words.index("[UNK]"), form.words.index("[SEP]")  # 1 and 3 in ours, 100 and 102 in the published vocabulary
+def make_loss(flags: CLIPFlags, checkpoint: CLIPCheckpoint):
+    """The contrastive loss of a batch, with augmented images and one random caption for each."""
+    unknown, end = checkpoint.vocab.index("[UNK]"), checkpoint.vocab.index("[SEP]")  # 1 and 3 in ours, 100 and 102 in the published vocabulary
 
-    def loss(net, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
-        x, ids = batch["image"], batch["ids"]                                  # (B, C, H, W), (B, K, M)
-        ids = ids[torch.arange(len(ids), device=ids.device), (draw.rand(len(ids)) * ids.shape[1]).long()]      # (B, M): one of its captions
-        ids = hide(ids, draw.rand(ids.numel()).view(ids.shape), args.unknown, unknown, end)
-        x = augment(x, draw) if args.augment else x
-        kept = some_patches(draw, len(x), form.shape, args.keep)
-        images, texts, scale = net(look(x, form.shape.image_resolution), short(ids), kept)
-        return LossTerms(contrast(images, texts, batch["dish"], scale), torch.zeros(len(x)))  # no noise levels: all count as the first
+    def loss(net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
+        x, ids = batch["image"], one_of_each(batch["ids"], draw)                              # (B, C, H, W), (B, M)
+        ids = hide_characters(ids, draw.rand(ids.numel()).view(ids.shape), flags.unknown, unknown, end)
+        x = augment(x, draw) if flags.augment else x
+        kept = random_patches(draw, len(x), checkpoint.config, flags.keep)
+        images, texts, scale = net(preprocess(x, checkpoint.config.image_resolution), trim_padding(ids), kept)
+        return LossTerms(contrastive_loss(images, texts, batch["dish"], scale), torch.zeros(len(x)))  # there are no noise levels: u is 0
 
     return loss
 
 
-def some_patches(draw: BatchRandom, n: int, shape: Shape, keep: float) -> Tensor | None:
-    """Each image's own random choice of patches: (n, K) numbers, or None for all.
+def one_of_each(options: Tensor, draw: BatchRandom) -> Tensor:
+    """For each sample of the batch one of its K options, at random: (B, K, ...) -> (B, ...)"""
+    n = len(options)
+    return options[torch.arange(n, device=options.device), (draw.rand(n) * options.shape[1]).long()]
 
-    With half of them hidden a step costs about half, and the network learns not to hang on a single spot (Li et al. 2023, FLIP;
+
+def random_patches(draw: BatchRandom, n: int, config: CLIPConfig, keep: float) -> Tensor | None:
+    """A random choice of patches for each image: indices (n, K), or None for all.
+
+    With half of the patches a step costs about half, and the network does not depend on single patches (Li et al. 2023, FLIP;
     mask_ratio in cn_clip).
     """
-    patches = (shape.image_resolution // shape.vision_patch_size) ** 2
+    patches = (config.image_resolution // config.vision_patch_size) ** 2
     number = max(1, round(keep * patches))
     return None if number == patches else draw.rand(n * patches).view(n, patches).argsort(1)[:, :number]
 
 
-def hide(ids: Tensor, luck: Tensor, share: float, unknown: int, end: int) -> Tensor:
-    """Some characters become [UNK], so that [UNK] comes to mean: something, I know not what. Never begin, end or padding. (B, M)"""
+def hide_characters(ids: Tensor, u: Tensor, share: float, unknown: int, end: int) -> Tensor:
+    """Replace characters by [UNK] where u < share, so that its embedding is trained; never begin, end or padding. ids, u (B, M)"""
     inside = (ids != 0) & (ids != end)
     inside[:, 0] = False
-    return torch.where(inside & (luck < share), unknown, ids)
+    return torch.where(inside & (u < share), unknown, ids)
 
 
 def augment(x: Tensor, draw: BatchRandom) -> Tensor:
-    """A plate seen anew: turned, nearer or further, moved, mirrored, in another light, and now and then out of focus. (B, C, H, W)
+    """Random rotation, zoom, shift, mirroring, lighting, tint and blur of each image. (B, C, H, W)
 
-    Blur has its own reason: this CLIP is to judge pictures that a small diffusion model has painted.
+    Blur is included because this CLIP is to classify images that a small diffusion model has drawn.
     """
     n = len(x)
     u = draw.rand(9 * n).view(n, 9)                                            # each in [0, 1)
     angle, zoom = 1.0 * (u[:, 0] - 0.5), 1.5 ** (u[:, 1] - 0.75)               # within 29 degrees; 0.74 to 1.11 of it in view
     mirror = torch.where(u[:, 2] < 0.5, -1.0, 1.0)
-    cos, sin, move = zoom * angle.cos(), zoom * angle.sin(), 0.2 * (u[:, 3:5] - 0.5)
-    places = torch.stack([mirror * cos, -sin, move[:, 0], mirror * sin, cos, move[:, 1]], 1).view(n, 2, 3)
-    x = F.grid_sample(x, F.affine_grid(places, list(x.shape), align_corners=False), padding_mode="reflection", align_corners=False)
-    light, contrasted = 0.3 * (u[:, 5] - 0.5), 0.75 + 0.5 * u[:, 6]
+    x = affine(x, angle, zoom, 0.2 * (u[:, 3:5] - 0.5), mirror, outside="reflection")
+    light, contrast = 0.3 * (u[:, 5] - 0.5), 0.75 + 0.5 * u[:, 6]
     tint = 0.12 * (draw.rand(n * x.shape[1]).view(n, -1) - 0.5)
-    x = x * contrasted.view(-1, 1, 1, 1) + light.view(-1, 1, 1, 1) + tint[:, :, None, None]
+    x = x * contrast.view(-1, 1, 1, 1) + light.view(-1, 1, 1, 1) + tint[:, :, None, None]
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
     return torch.where(u[:, 7].view(-1, 1, 1, 1) < 0.3, torch.lerp(x, blurred, u[:, 8].view(-1, 1, 1, 1)), x).clamp(-1, 1)
 
 
-# ------------------------------------------------------------------------------------------------------------ measurements
+# ------------------------------------------------------------------------------------------------------- measurements
 
 
-def measure(clip: ChineseClip, material: Material) -> dict[str, float]:
-    """What a run shows of itself on its way, of test pictures and held-out names; evaluate_clip.py says more, with error bars."""
+def measure(clip: ChineseCLIP, images: CLIPTrainingSet) -> dict[str, float]:
+    """The columns of quality.csv: accuracies on test images and held-out names; evaluate_clip.py measures more, with intervals."""
     result = {"temperature": 1 / clip.scale}
-    if not material.drawn:
-        return result | {"pictures_top1": share_found(*caption_queries(clip, material.test, material.names))}
-    vectors, right = picture_vectors(clip, material.test), material.test.labels.to(clip.device)
+    if not images.drawn:
+        return result | {"pictures_top1": top1_accuracy(*caption_queries(clip, images.test, images.names))}
+    vectors, right = image_embeddings(clip, images.test), images.test.labels.to(clip.device)
     names, asked = held_out_queries(clip)
     return result | {
-        "pictures_top1": share_found(vectors, vectors_of(clip, LEARNED), right),
-        "names_top1": share_found(names, centres(vectors, right, len(LEARNED)), asked),
+        "pictures_top1": top1_accuracy(vectors, name_embeddings(clip, LEARNED), right),
+        "names_top1": top1_accuracy(names, centroids(vectors, right, len(LEARNED)), asked),
     }
 
 
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    """One row more in quality.csv. Rows from this step on, of a run that was thrown back to an earlier checkpoint, go."""
-    rows = [earlier for earlier in read_rows(path) if int(earlier["step"]) < row["step"]] + [row]
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, COLUMNS, restval="")
-    table.writeheader()
-    table.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-# ------------------------------------------------------------------------------------------------------------------- shown
-
-
-def introduce(args, material: Material, form: Form, words: Tokenizer, device: str) -> None:
-    weights = sum(value.numel() for value in form.state.values())
-    sizes = form.shape
-    captions = [text for some in material.captions for text in some]
-    unread = sorted({c for text in captions for c in words.unknown(text)})
-    print(f"{args.data}: {len(material.pictures):,} pictures of {len(material.names)} things; a Chinese CLIP with {weights:,} weights, "
-          f"{len(form.words)} tokens, {sizes.image_resolution} pixels a side in patches of {sizes.vision_patch_size}, on {device}")  # fmt: skip
-    if material.drawn:
-        print(f"names kept for testing: {'、'.join(HELD_OUT.values())}")
-    if unread:
-        print(f"{len(unread)} characters of the captions are unknown to it, among them {'、'.join(unread[:10])}")
-
-
-def show(args, state, clip: ChineseClip, material: Material) -> None:
-    """The end of a run: how good it is, a picture of what names find, and where everything is."""
-    row = read_rows(args.out / "quality.csv")[-1]
-    print(f"{state.step} steps in {state.seconds:.0f} s of training, temperature {float(row['temperature']):.3f}")
-    print(f"{len(material.test)} test pictures: {float(row['pictures_top1']):.1%} are nearest to their own name, of {len(material.names)}")
-    if material.drawn:
+def print_quality(row: dict[str, str], images: CLIPTrainingSet) -> None:
+    """Print the last row of quality.csv in sentences."""
+    print(f"temperature {float(row['temperature']):.3f}")
+    print(f"{len(images.test)} test pictures: {float(row['pictures_top1']):.1%} are nearest to their own name, of {len(images.names)}")
+    if images.drawn:
         print(f"{len(HELD_OUT)} held-out names: {float(row['names_top1']):.1%} are nearest to pictures of their own dish, of {len(LEARNED)}")
-    asked = list(HELD_OUT.values()) if material.drawn else list(dict.fromkeys(material.test.captions))
-    print("\n".join(f"  row {k}: {name}" for k, name in enumerate(asked[:ROWS], 1)))
-    where = {"what they find": draw_found(clip, asked[:ROWS], material.test, args.out / "found.png"), "model": args.out / "model"}
-    for what, path in where.items():
-        print(f"{what:15} {path}")
-    print(f"{'more figures':15} python 06_inpaint_gif/evaluate_clip.py --clip {args.out}")
 
 
-def draw_found(clip: ChineseClip, names: Sequence[str], images: Images, path: Path, columns: int = 8) -> Path:
-    """A row for each name: the pictures nearest to it, the nearest first."""
-    cosines = clip.encode_text(names) @ picture_vectors(clip, images).T                        # (names, pictures)
-    columns = min(columns, len(images))
+def draw_retrieved(clip: ChineseCLIP, images: CLIPTrainingSet, path: Path, columns: int = 8) -> Path:
+    """A row for each of some names: the nearest test images, the nearest first. The names are printed."""
+    names = (list(HELD_OUT.values()) if images.drawn else list(dict.fromkeys(images.test.captions)))[:ROWS]
+    print("\n".join(f"  row {k}: {name}" for k, name in enumerate(names, 1)))
+    cosines = clip.encode_text(names) @ image_embeddings(clip, images.test).T                   # (names, images)
+    columns = min(columns, len(images.test))
     chosen = cosines.topk(columns).indices.cpu()                                               # (names, columns)
-    return viz.save_picture(viz.grid(to_float(images.pixels[chosen.flatten()]), columns), path)
+    return viz.save_picture(viz.grid(to_float(images.test.pixels[chosen.flatten()]), columns), path)

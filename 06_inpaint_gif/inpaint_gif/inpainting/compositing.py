@@ -1,6 +1,6 @@
-"""Masks: 1 (white) is repaint, 0 (black) is keep. Soft edges, compositing, inpainting at the model's own size, and seams.
+"""Masks: 1 (white) is repainted, 0 (black) is kept. Soft edges, compositing, inpainting at the model's own size, and seams.
 
-One rule holds for all that is here: where a mask is 0, the result is bit for bit the original.
+All functions follow one rule: where a mask is 0, the result is bit for bit the original.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2 import functional as tv
 
 from common.errors import UserError
+from inpaint_gif.inpainting.interface import InpaintingBackend
 
 GREY_LEVEL = 2 / 255  # the smallest difference that a byte can hold, in [-1, 1]
 
@@ -29,13 +30,13 @@ def overlay(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
 
 
 def blurred(mask: Tensor, radius: float) -> Tensor:
-    """The mask with a soft edge on both sides, a Gaussian with this standard deviation in pixels: what an inpainting
-    network may be shown, or a blend that is allowed to touch what lies around. It is no longer 0 where it was near the edge."""
+    """The mask with a soft edge on both sides, from a Gaussian with this standard deviation in pixels. Near the edge it is no longer 0
+    where it was 0, so compositing with it changes known pixels."""
     return gaussian(mask.float(), radius).clamp(0, 1)
 
 
 def gaussian(image: Tensor, radius: float) -> Tensor:
-    """(C, H, W), blurred; beyond the border the outermost pixels go on."""
+    """(C, H, W), blurred; the border pixels are repeated outside."""
     if radius <= 0:
         return image
     margin = max(1, round(3 * radius))
@@ -44,7 +45,7 @@ def gaussian(image: Tensor, radius: float) -> Tensor:
 
 
 def feathered(mask: Tensor, radius: float) -> Tensor:
-    """The mask with a soft edge on its own side only: still 0 where it was 0; it rises to 1 over `radius` pixels inside."""
+    """The mask with a soft edge inside the hole only: 0 where it was 0, rising to 1 over `radius` pixels inside."""
     if radius <= 0:
         return mask
     depth = torch.from_numpy(distance_to_known(mask))  # 1 for the outermost pixels of the hole
@@ -52,10 +53,10 @@ def feathered(mask: Tensor, radius: float) -> Tensor:
 
 
 def matched(original: Tensor, painted: Tensor, mask: Tensor, width: float = 8.0) -> Tensor:
-    """`painted`, with its colours bent towards the original along the edge of the mask.
+    """`painted`, with its colours corrected towards the original along the edge of the mask.
 
-    A network that works in a latent space gives back even what it was told to keep in slightly other colours; pasted in, that
-    shows as a line. The difference on the known side of the edge is carried into the hole and fades out over `width` pixels.
+    A latent model reproduces even the known part with slightly different colours, which would be visible as a line after pasting. The
+    difference on the known side of the edge is extrapolated into the hole and fades out over `width` pixels.
     """
     if not (mask > 0).any() or (mask > 0).all():
         return painted
@@ -67,7 +68,7 @@ def matched(original: Tensor, painted: Tensor, mask: Tensor, width: float = 8.0)
 
 
 def distance_to_known(mask: Tensor) -> np.ndarray:
-    """(H, W) float64: how far each pixel is from the nearest one with mask 0; 0 for those themselves."""
+    """Distance of each pixel to the nearest one with mask 0, which is 0 for those themselves. (H, W) float64"""
     holes = (mask[0] > 0).cpu().numpy()
     return distance_transform_edt(holes) if not holes.all() else np.full(holes.shape, np.inf)
 
@@ -90,13 +91,13 @@ class Box:
         return self.right - self.left
 
     def of(self, image: Tensor) -> Tensor:
-        """That part of (..., H, W), as a view."""
+        """This part of (..., H, W), as a view."""
         return image[..., self.top : self.bottom, self.left : self.right]
 
 
 def box_around(mask: Tensor, padding: int, ratio: float) -> Box | None:
-    """The smallest box of this ratio, width / height, around all that is white and `padding` pixels more; as much of it as the
-    image has room for. None if nothing is white."""
+    """The smallest box of this ratio, width / height, around all white pixels and `padding` pixels more, cut to the image. None if the
+    mask is black."""
     rows, columns = (mask[0] > 0).any(1).nonzero().flatten(), (mask[0] > 0).any(0).nonzero().flatten()
     if not len(rows):
         return None
@@ -109,24 +110,21 @@ def box_around(mask: Tensor, padding: int, ratio: float) -> Box | None:
 
 
 def widened(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
-    """The range start..stop, made at least `length` long to both sides, moved and cut so that it stays within 0..limit."""
+    """The range start..stop, extended on both sides to at least `length`, then moved and cut to 0..limit."""
     length = min(max(length, stop - start), limit)
     start = min(max(0, start - (length - (stop - start)) // 2), limit - length)
     return start, start + length
 
 
-Engine = Callable[[Tensor, Tensor, str, int], Tensor]
-
-
-def inpaint_cropped(engine: Engine, image: Tensor, mask: Tensor, prompt: str, seed: int, size: tuple[int, int],
+def inpaint_cropped(backend: InpaintingBackend, image: Tensor, mask: Tensor, prompt: str, seed: int, size: tuple[int, int],
                     padding: int = 32, join: Callable[[Tensor, Tensor, Tensor], Tensor] = overlay) -> Tensor:  # fmt: skip
     """Inpaint only the surroundings of the mask, enlarged (or shrunk) to the size the model was made for, and paste them back.
 
     image    (C, H, W) in [-1, 1], of any size
     mask     (1, H, W)
-    size     height and width that the engine is given
-    padding  pixels of known picture around the mask that the engine sees as well
-    join     (original, painted, mask) -> the two as one; what it changes of known pixels changes in the picture
+    size     height and width that the backend is given
+    padding  pixels of known picture around the mask that the backend also sees
+    join     (original, painted, mask) -> the composite; known pixels that it changes do change in the picture
     """
     if padding < 0:
         raise UserError(f"--padding-mask-crop must be 0 or more, not {padding}")
@@ -135,37 +133,38 @@ def inpaint_cropped(engine: Engine, image: Tensor, mask: Tensor, prompt: str, se
         return image
     part, hole = box.of(image), box.of(mask)
     small_hole = interpolate((hole > 0).float()[None], size, mode="area")[0] if (box.height, box.width) != size else hole
-    painted = engine(resized(part, size), (small_hole > 0).float(), prompt, seed)  # white if any part of it was
+    painted = backend(resized(part, size), (small_hole > 0).float(), prompt, seed)  # white if any part of it was
     result = image.clone()
     box.of(result).copy_(join(part, resized(painted.to(image), (box.height, box.width)), hole))
     return result
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) -> (C, *size), bicubic with antialiasing."""
     if image.shape[1:] == size:
         return image
     return tv.resize(image, list(size), interpolation=tv.InterpolationMode.BICUBIC, antialias=True).clamp(-1, 1)
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
-    """Refuse a size that a network cannot halve often enough."""
+    """Refuse a size that is not a multiple of the network's factor."""
     if height % multiple or width % multiple or min(height, width) < multiple:
         good = [max(multiple, round(n / multiple) * multiple) for n in (height, width)]
         raise UserError(f"--size {height} x {width} must be divisible by {multiple} for this model; try {good[0]} x {good[1]}")
 
 
 def seam(image: Tensor, mask: Tensor, near: int = 8) -> float:
-    """How much harder the picture jumps across the edge of the mask than it does elsewhere nearby.
+    """Visibility of the edge of the mask: the jump of the picture across it, relative to jumps nearby.
 
     For four pixels in a row or column, a b c d, the jump in their middle is |c - b - ((b - a) + (d - c)) / 2|: the step from b
     to c that the slopes on both sides do not explain. The result is
 
         mean jump across the edge / mean jump within `near` pixels of it, on both sides
 
-    1 is a picture that goes on as if nothing had happened, a hard edge is 2 and more. One picture tells little, for its own
-    lines may lie on the edge: over 320 pairs of a drawn dish of 64 pixels and a camera mask, untouched, it is 1.1 in the middle
-    and 0.6 to 1.9 for nine in ten (with the other side from another dish 4.3, and 2.2 to 8.8). Compare means over many, and
-    with the untouched ones. In a flat picture one grey level is the least that counts; without an edge it is 1.
+    1 is an invisible edge, a hard edge is 2 and more. The value of a single picture is noisy, because lines of the picture may lie on
+    the edge: over 320 pairs of a drawn dish of 64 pixels and a camera mask, the untouched pictures have a median of 1.1, and nine in
+    ten lie between 0.6 and 1.9 (4.3, and 2.2 to 8.8, if the hole holds another dish). Compare means over many pictures with those of
+    untouched ones. Jumps below one grey level count as one; without an edge the result is 1.
     """
     white = mask[0] > 0
     sums, counts = {True: 0.0, False: 0.0}, {True: 0, False: 0}
@@ -175,7 +174,7 @@ def seam(image: Tensor, mask: Tensor, near: int = 8) -> float:
         a, b, c, d = (pixels[..., i : pixels.shape[-1] - 3 + i] for i in range(4))  # (C, H, W - 3)
         sa, sb, sc, sd = (side[..., i : side.shape[-1] - 3 + i] for i in range(4))
         jump = (c - b - ((b - a) + (d - c)) / 2).abs().mean(0)
-        outer = (sa == sb) & (sc == sd)  # no other edge within these four
+        outer = (sa == sb) & (sc == sd)  # no other edge within these four pixels
         chosen = {True: outer & (sb != sc), False: outer & (sb == sc) & band[..., 1 : band.shape[-1] - 2]}
         for across, where in chosen.items():
             sums[across] += float(jump[where].cpu().double().sum())

@@ -1,7 +1,6 @@
-"""Two fills that need no network: they stretch or mirror what is at the edge of a hole.
+"""Two inpainting backends without a network: they stretch or mirror the pixels at the edge of a hole.
 
-They stand where the inpainting networks of this chapter go, so that the camera can be tried and tested without one. They know
-nothing about dishes: there is no diffusion in them, and what they paint only continues the edge.
+They make the camera testable without a trained model, and they are the baselines of the inpainting networks.
 """
 
 import numpy as np
@@ -19,7 +18,7 @@ def nearest(image: Tensor, mask: Tensor, prompt: str = "", seed: int = 0) -> Ten
 
 
 def reflect(image: Tensor, mask: Tensor, prompt: str = "", seed: int = 0) -> Tensor:
-    """Every pixel to repaint takes the colour of its mirror image in the edge of the hole, or of what is known nearest to that."""
+    """Every pixel to repaint takes the colour of its mirror image in the edge of the hole, or of the known pixel nearest to it."""
     rows, columns = nearest_known(mask)
     height, width = rows.shape
     y, x = torch.arange(height)[:, None], torch.arange(width)
@@ -28,7 +27,7 @@ def reflect(image: Tensor, mask: Tensor, prompt: str = "", seed: int = 0) -> Ten
 
 
 def bounced(index: Tensor, n: int) -> Tensor:
-    """Indices beyond 0..n-1, mirrored back into them."""
+    """Indices outside 0..n-1, reflected at the borders."""
     index = index.abs() % max(1, 2 * (n - 1))
     return torch.minimum(index, 2 * (n - 1) - index)
 

@@ -1,11 +1,10 @@
-"""Control while a picture is being drawn: other words for other places, other words and other guidance as it goes on.
+"""Control during sampling: different prompts in different regions, and prompts and guidance that change from step to step.
 
-A sampler knows nothing but a function (x, level) -> (x0, eps). Whoever wants to say different things at different places or times
-puts several such functions into one:
+A sampler only calls a function (x, level) -> (x0, eps). Several such denoisers are combined into one:
 
-    regions   each place is told its own words; where two overlap, their guesses are averaged (Bar-Tal et al. 2023, MultiDiffusion)
-    stages    from some share of the steps on, other words: what is large is settled early, what is fine later (Hertz et al. 2022)
-    guidance  a scale that changes with the noise (Kynkaanniemi et al. 2024)
+    regions   each region has its own prompt; where two overlap, their predictions are averaged (Bar-Tal et al. 2023, MultiDiffusion)
+    stages    another prompt from some fraction of the steps on: early steps settle the layout, later ones details (Hertz et al. 2022)
+    guidance  a guidance scale that changes with the noise level (Kynkaanniemi et al. 2024)
 """
 
 from collections.abc import Callable, Sequence
@@ -21,81 +20,102 @@ from common.diffusion.samplers import Denoise
 from common.diffusion.schedules import NoiseLevel, NoiseLevels
 from common.errors import UserError
 
-Progress = Callable[[NoiseLevel], float]  # how far the way is gone, 0 at pure noise and 1 at the picture
-SOFT = 2.0  # latents over which a region gives way to the rest
-PLACES = {"left": (0, 0, 0.5, 1), "right": (0.5, 0, 1, 1), "top": (0, 0, 1, 0.5), "bottom": (0, 0.5, 1, 1), "middle": (0.25, 0.25, 0.75, 0.75)}
+Progress = Callable[[NoiseLevel], float]  # fraction of the steps that are done, 0 at pure noise and 1 at the picture
+SOFT = 2.0  # latents over which the edge of a region is softened
+PLACES = {
+    "left": (0, 0, 0.5, 1),
+    "right": (0.5, 0, 1, 1),
+    "top": (0, 0, 1, 0.5),
+    "bottom": (0, 0.5, 1, 1),
+    "middle": (0.25, 0.25, 0.75, 0.75),
+}
 
 
-# ----------------------------------------------------------------------------------------------------------- in words
+# ------------------------------------------------------------------------------------------------------------ parsing
 
 
 @dataclass(frozen=True)
-class Place:
-    """Some part of the picture, and what it is told. box: left, top, right, bottom, in shares of the picture."""
+class Region:
+    """A part of the picture and its prompt. box: left, top, right, bottom as fractions of the picture."""
 
     box: tuple[float, float, float, float]
-    words: str
+    prompt: str
 
     @classmethod
-    def parse(cls, text: str) -> "Place":
+    def parse(cls, text: str) -> "Region":
         """ "right:米饭", or "0.5,0,1,1:米饭"."""
-        where, colon, words = text.replace("：", ":").partition(":")
+        where, colon, prompt = text.replace("：", ":").partition(":")
         if not colon:
-            raise UserError(f"cannot read the region '{text}': write PLACE:WORDS with a place of {', '.join(PLACES)}, or left,top,right,bottom from 0 to 1")
-        return cls(PLACES.get(where.strip()) or box_of(where, text), words.strip())
+            raise UserError(
+                f"cannot read the region '{text}': write PLACE:PROMPT with a place of {', '.join(PLACES)}, "
+                "or left,top,right,bottom from 0 to 1"
+            )
+        return cls(PLACES.get(where.strip()) or parse_box(where, text), prompt.strip())
 
 
-def box_of(where: str, text: str) -> tuple[float, float, float, float]:
+def parse_box(where: str, text: str) -> tuple[float, float, float, float]:
+    """ "0.5,0,1,1" -> (0.5, 0, 1, 1). text: the whole flag, for messages"""
     try:
         left, top, right, bottom = map(float, where.split(","))
     except ValueError:
-        raise UserError(f"cannot read the region '{text}': '{where.strip()}' is none of {', '.join(PLACES)}, nor four numbers left,top,right,bottom") from None
+        raise UserError(
+            f"cannot read the region '{text}': '{where.strip()}' is none of {', '.join(PLACES)}, "
+            "nor four numbers left,top,right,bottom"
+        ) from None
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise UserError(f"the region '{text}' is not within the picture: 0 <= left < right <= 1 and 0 <= top < bottom <= 1 are expected")
+        raise UserError(
+            f"the region '{text}' is not within the picture: "
+            "0 <= left < right <= 1 and 0 <= top < bottom <= 1 are expected"
+        )
     return left, top, right, bottom
 
 
-def read_stage(text: str) -> tuple[float, str]:
-    """ "0.4:米饭" -> (0.4, "米饭"): from two fifths of the steps on, these words."""
-    share, colon, words = text.replace("：", ":").partition(":")
+def parse_stage(text: str) -> tuple[float, str]:
+    """ "0.4:米饭" -> (0.4, "米饭"): the prompt from two fifths of the steps on."""
+    fraction, colon, prompt = text.replace("：", ":").partition(":")
     try:
-        start = float(share)
+        start = float(fraction)
     except ValueError:
         start = -1.0
     if not colon or not 0 < start < 1:
-        raise UserError(f"cannot read the stage '{text}': write SHARE:WORDS with a share of the steps above 0 and below 1, as in 0.4:米饭")
-    return start, words.strip()
+        raise UserError(
+            f"cannot read the stage '{text}': write FRACTION:PROMPT with a fraction of the steps above 0 and below 1, "
+            "as in 0.4:米饭"
+        )
+    return start, prompt.strip()
 
 
-def read_guidance(text: str) -> tuple[float, float]:
+def parse_guidance(text: str) -> tuple[float, float]:
     """ "5" -> (5, 5); "8>2" -> (8, 2): from 8 at the noise to 2 at the picture."""
     try:
-        first, *rest = (check_scale(float(word)) for word in text.split(">"))
+        first, *rest = (check_scale(float(part)) for part in text.split(">"))
     except ValueError:
-        raise UserError(f"cannot read the guidance '{text}': write a scale, 5, or two, 8>2, for one that changes from noise to picture") from None
+        raise UserError(
+            f"cannot read the guidance '{text}': write a scale, 5, or two, 8>2, for one that changes from noise to picture"
+        ) from None
     if len(rest) > 1:
         raise UserError(f"cannot read the guidance '{text}': write one scale or two, as in 8>2")
     return first, rest[0] if rest else first
 
 
-# -------------------------------------------------------------------------------------------------------- as denoisers
+# ------------------------------------------------------------------------------------------------- combined denoisers
 
 
-def progress_on(path: NoiseLevels) -> Progress:
-    """What share of the steps is done when a sampler asks at a level; between two levels of the path, between their shares."""
-    times = path.levels.time[:-1].numpy()                         # the last level is the picture, where nobody asks
-    shares = np.arange(len(times)) / len(times)
+def progress_along(levels: NoiseLevels) -> Progress:
+    """The fraction of the steps that are done at a noise level, interpolated linearly between the given levels."""
+    times = levels.levels.time[:-1].numpy()                       # the last level is the picture itself
+    done = np.arange(len(times)) / len(times)
     order = np.argsort(times)
-    return lambda level: float(np.interp(float(level.time), times[order], shares[order]))
+    return lambda level: float(np.interp(float(level.time), times[order], done[order]))
 
 
-def changing(first: float, last: float, progress: Progress) -> Callable[[NoiseLevel], float]:
-    """A guidance scale for common.diffusion.guidance.Guided that goes evenly from one number to the other."""
+def changing_scale(first: float, last: float, progress: Progress) -> Callable[[NoiseLevel], float]:
+    """A guidance scale for common.diffusion.guidance.Guided that changes linearly from `first` to `last`."""
     return lambda level: first + (last - first) * progress(level)
 
 
 def in_stages(stages: Sequence[tuple[float, Denoise]], progress: Progress) -> Denoise:
-    """The denoiser whose stage it is. stages: (from which share of the steps on, denoiser); the first begins at 0."""
+    """Use each denoiser in its stage. stages: (fraction of the steps at which it begins, denoiser); the first begins at 0."""
     stages = sorted(stages, key=lambda stage: stage[0])
     if stages[0][0] > 0:
         raise ValueError("the first stage must begin at 0")
@@ -107,35 +127,34 @@ def in_stages(stages: Sequence[tuple[float, Denoise]], progress: Progress) -> De
 
 
 def in_regions(parts: Sequence[tuple[Denoise, Tensor]]) -> Denoise:
-    """Every denoiser sees the whole picture, and is listened to where its weight is. weights (1, 1, h, w), together above 0."""
+    """Average the predictions of denoisers, each for the whole picture, with weights (1, 1, h, w) whose sum is above 0."""
     total = sum(weight for _, weight in parts)
     if not (total > 0).all():
-        raise ValueError("some place belongs to no region")
+        raise ValueError("some pixel belongs to no region")
 
     def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
         predictions = [(each(x, level), weight / total) for each, weight in parts]
-        x0 = sum(share * prediction[0] for prediction, share in predictions)
-        eps = sum(share * prediction[1] for prediction, share in predictions)
+        x0, eps = (sum(weight * prediction[k] for prediction, weight in predictions) for k in (0, 1))
         return Prediction(x0, eps)
 
     return denoise
 
 
-def weights(places: Sequence[Place], height: int, width: int, soft: float = SOFT) -> list[Tensor]:
-    """For the rest of the picture, and then for each place, how much its words count: (1, 1, h, w) each, together 1.
+def region_weights(regions: Sequence[Region], height: int, width: int, soft: float = SOFT) -> list[Tensor]:
+    """Weights (1, 1, h, w) of the rest of the picture and of each region, with sum 1.
 
-    A later place lies on an earlier one; its edge is soft.
+    A later region covers an earlier one; its edge is soft.
     """
     rest, result = torch.ones(1, 1, height, width), []
-    for place in reversed(places):
-        mine = rest * soft_box(place.box, height, width, soft)
+    for region in reversed(regions):
+        mine = rest * soft_box(region.box, height, width, soft)
         result.append(mine)
         rest = rest - mine
     return [rest, *reversed(result)]
 
 
 def soft_box(box: tuple[float, float, float, float], height: int, width: int, soft: float) -> Tensor:
-    """1 inside, 0 outside, a straight slope over `soft` latents around each edge that is not the picture's own. (h, w)"""
+    """1 inside, 0 outside, a linear slope over `soft` latents at each edge that is not a border of the picture. (h, w)"""
     left, top, right, bottom = box
     sides = []
     for n, low, high in ((height, top, bottom), (width, left, right)):

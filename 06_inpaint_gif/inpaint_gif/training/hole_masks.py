@@ -1,10 +1,10 @@
-"""Holes to train on: what a camera leaves open, and holes of every other kind, so that a network learns to fill rather than a pattern.
+"""Masks for training: the holes of camera moves and other holes, so that the network does not depend on the shape of the hole.
 
-    camera   the hole of a random move: a strip, an angle, a frame all around
-    strip    one to three sides of the picture, uneven
+    camera   the hole of a random move: a strip, an angle, a frame
+    strip    one to three sides of the picture, of different depths
     box      one to three rectangles
     brush    thick strokes
-    all      nothing is known: then the network draws a whole picture, as the one did that it was begun from
+    all      the whole picture, so that the network still draws whole pictures, as the model does from which it starts
 """
 
 from functools import lru_cache
@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from inpaint_gif.animation.camera import MOVES, Move, Path, Step
-from inpaint_gif.animation.canvas import World
+from inpaint_gif.animation.camera import MOVES, CameraPath, Move, MoveStep
+from inpaint_gif.animation.canvas import FilmCanvas
 
-KINDS = {"camera": 0.5, "strip": 0.15, "box": 0.15, "brush": 0.15, "all": 0.05}  # how often each
-SHARES = (0.12, 0.2, 0.25, 0.33, 0.45)  # of a keyframe that a camera leaves open
+KINDS = {"camera": 0.5, "strip": 0.15, "box": 0.15, "brush": 0.15, "all": 0.05}  # {kind: probability}
+NEW_FRACTIONS = (0.12, 0.2, 0.25, 0.33, 0.45)  # of camera moves, see CameraPath.plan
 
 
 def random_hole(rng: np.random.Generator, height: int, width: int) -> Tensor:
@@ -31,22 +31,21 @@ def random_hole(rng: np.random.Generator, height: int, width: int) -> Tensor:
     return mask if mask.any() else torch.ones_like(mask)
 
 
-def random_holes(n: int, height: int, width: int, *place: int) -> Tensor:
-    """(n, 1, H, W) uint8. The same place gives the same holes."""
-    rng = np.random.default_rng([n, *place])
+def random_holes(n: int, height: int, width: int, *seed: int) -> Tensor:
+    """(n, 1, H, W) uint8, a function of n and the seed."""
+    rng = np.random.default_rng([n, *seed])
     return torch.stack([random_hole(rng, height, width).to(torch.uint8) for _ in range(n)])
 
 
 @lru_cache(maxsize=4)
 def camera_holes(height: int, width: int) -> Tensor:
-    """What each move leaves open after its first keyframe, for several lengths of way. (N, 1, H, W)"""
+    """The holes of the first keyframe of every move, for several fractions of new content. (N, 1, H, W)"""
     holes = []
-    for share in SHARES:
+    for new_fraction in NEW_FRACTIONS:
         for name in MOVES:
-            path = Path.plan(Move((Step.parse(name),)), height, width, share)
-            world = World(torch.zeros(1, height, width))
-            first = path.stops()[0].window
-            holes.append((~world.look(first)[1]).float())
+            path = CameraPath.plan(Move((MoveStep.parse(name),)), height, width, new_fraction)
+            canvas = FilmCanvas(torch.zeros(1, height, width))
+            holes.append((~canvas.render(path.stops()[0].window)[1]).float())
     return torch.stack([hole for hole in holes if hole.any()])
 
 
