@@ -1,4 +1,4 @@
-"""The command line's manners: typed flags, one clear sentence for bad input, --help in under a second.
+"""Command lines: typed flags, one clear sentence for bad input, --help in under a second.
 
 Nothing heavy is imported at the top: torch waits until a command really runs.
 """
@@ -43,20 +43,20 @@ def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
     except BrokenPipeError:  # output piped into `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as problem:
-        said = sentence(problem, lowered(args_type))
-        if said is None:
+        message = sentence(problem, lowered(args_type))
+        if message is None:
             raise
-        fail(said)
+        fail(message)
 
 
-def fail(said: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
     """Print the one sentence and end with code 2."""
     try:
         sys.stdout.flush()
     except OSError as problem:  # a full disk, where the output goes: Python would complain about it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        said = f"cannot write to standard output ({problem.strerror})"
-    print(f"error: {printable(said)}", file=sys.stderr)
+        message = f"cannot write to standard output ({problem.strerror})"
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -72,8 +72,8 @@ def parse(args_type: type[Args], argv: Sequence[str], description: str | None = 
     args: Any = tyro.cli(args_type, args=list(argv), description=description)
     check_paths(args, argv)
     check_numbers(args)
-    words = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    object.__setattr__(args, "given", frozenset(field.name for field in fields(args) if {field.name, f"no_{field.name}"} & words))
+    named = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    object.__setattr__(args, "given", frozenset(field.name for field in fields(args) if {field.name, f"no_{field.name}"} & named))
     return args
 
 
@@ -85,9 +85,9 @@ def home_expanded(word: str) -> str:
 
 def check_texts(argv: Sequence[str]) -> None:
     """Refuse arguments with lone surrogates: bytes that are no text in this system's encoding."""
-    for place, word in enumerate(argv, 1):
+    for number, word in enumerate(argv, 1):
         if has_surrogates(word):
-            raise UserError(f"argument {place} is no text in this system's encoding ({printable(word)}); type it again, or use a UTF-8 locale")
+            raise UserError(f"argument {number} is no text in this system's encoding ({printable(word)}); type it again, or use a UTF-8 locale")
 
 
 OUTPUTS = ("out", "keep", "json", "sheet")  # flags that name what is written; every other path is an input
@@ -110,23 +110,23 @@ def check_paths(args: Any, argv: Sequence[str]) -> None:
              for path in map(real, value if isinstance(value, tuple) else (value,)) if path and (path.is_file() or name in FOLDERS)}  # fmt: skip
     keep_files(reads)
     for name, path in writes.items():
-        check_place(path, name)
+        check_writable(path, name)
     taken = dict(reads)
     for name, path in writes.items():
         if (other := taken.setdefault(Path(os.path.realpath(path)), name)) != name:
             raise UserError(f"{name} would write over {path}, which {other} names; choose another {'--out' if name in BESIDE else name}")
 
 
-def check_place(path: Path, flag: str) -> None:
+def check_writable(path: Path, flag: str) -> None:
     """Refuse a name that cannot be written, before any work is done for what is to be written there."""
-    place = Path(os.path.realpath(path))
-    if long := next((part for part in place.parts if len(os.fsencode(part)) > LONGEST_NAME), None):
+    target = Path(os.path.realpath(path))
+    if long := next((part for part in target.parts if len(os.fsencode(part)) > LONGEST_NAME), None):
         raise UserError(f"{flag} has a name of {len(long)} characters, {long[:20]}..., which is too long for a file; choose a shorter one")
-    there = next(parent for parent in (place, *place.parents) if os.path.lexists(parent))
-    if there != place and not there.is_dir():
-        raise UserError(f"cannot write to {path} ({there} is a file, no folder that can be written to); choose another place with {flag}")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"cannot write to {path} (you may not write to {there}); choose another place with {flag}")
+    existing = next(parent for parent in (target, *target.parents) if os.path.lexists(parent))
+    if existing != target and not existing.is_dir():
+        raise UserError(f"cannot write to {path} ({existing} is a file, no folder that can be written to); choose another place with {flag}")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write to {path} (you may not write to {existing}); choose another place with {flag}")
 
 
 LONGEST_NAME = 255 - len(".partial")  # bytes, on every file system in use

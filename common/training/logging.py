@@ -97,9 +97,9 @@ class RunLog:
 
 def loss_by_noise(state: State) -> list[str]:
     """Mean error in each tenth of the noise range; empty where the batch had no image there."""
-    place = (state.terms.u * BINS).long()
-    total = torch.zeros(BINS).index_add_(0, place.cpu(), state.terms.per_sample.float().cpu())
-    number = torch.bincount(place.cpu(), minlength=BINS)
+    tenth = (state.terms.u * BINS).long()
+    total = torch.zeros(BINS).index_add_(0, tenth.cpu(), state.terms.per_sample.float().cpu())
+    number = torch.bincount(tenth.cpu(), minlength=BINS)
     return [f"{t / n:.6g}" if n else "" for t, n in zip(total.tolist(), number.tolist(), strict=True)]
 
 

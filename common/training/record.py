@@ -70,7 +70,7 @@ def keep_settings(flags: RunFlags, record: dict[str, Any], save_start: Callable[
 
 
 def start_of(flags: RunFlags, given: Start) -> Start | Path:
-    """The place of the weights that the run begins with: a resumed run has its own copy (runs of older versions have it in model/)."""
+    """Where the weights are that the run begins with: a resumed run has its own copy (runs of older versions have it in model/)."""
     folders = (flags.run_dir / "start", flags.run_dir / "model") if flags.resume else ()
     return next((folder for folder in folders if folder.is_dir()), given)
 
