@@ -15,17 +15,12 @@ from torch import Tensor
 ORDER, TRAINING, DROPOUT, SAMPLING, EVALUATION, AUGMENTATION = range(6)
 
 Device = str | torch.device
-NoiseSource = Callable[
-    [int, Tensor], Tensor
-]  # (k, x) -> draw number k of standard normal noise, of x's shape and device
+NoiseSource = Callable[[int, Tensor], Tensor]  # (k, x) -> draw number k of standard normal noise, shaped like x
 
 
 def generator(*key: int, device: Device = "cpu") -> torch.Generator:
     """A generator for one seed tuple, such as (TRAINING, seed, step). Different tuples give independent numbers."""
-    entropy = [
-        len(key),
-        *(abs(int(part)) for part in key),
-    ]  # with the length, because numpy takes (1, 2) for (1, 2, 0)
+    entropy = [len(key), *(abs(int(part)) for part in key)]  # the length, because numpy takes (1, 2) for (1, 2, 0)
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
 
