@@ -10,7 +10,7 @@ from PIL import Image
 from common.errors import UserError
 from common.models.pipeline import SamplingConfig
 from helpers.chapter_06 import MAKE_GIF, photograph
-from helpers.programs import ROOT, load_program, run_program
+from helpers.programs import ROOT, run_program
 from inpaint_gif.animation import camera, render
 from inpaint_gif.animation.camera import Move
 from inpaint_gif.clip import model
@@ -98,12 +98,11 @@ def test_a_film_never_takes_the_place_of_the_picture_it_was_made_from(tmp_path, 
 
 def test_as_many_frames_as_it_says_do(tmp_path, command_line, monkeypatch):
     """The number that a refusal names is one that works, keyframes counted."""
-    monkeypatch.setattr(render.reel.check_memory, "__defaults__", (0, 10_000_000))
+    monkeypatch.setattr(render.writers.check_memory, "__defaults__", (0, 10_000_000))
 
     def refusal(frames: int) -> str:
-        args = load_program(MAKE_GIF).Args("米饭", camera="right:6", frames=frames)
         try:
-            render.planned(args, Move.parse(args.camera), 64)
+            render.plan_path(render.CameraConfig(Move.parse("right:6"), frames=frames), 64, 3)
         except UserError as problem:
             return str(problem)
         return ""

@@ -14,9 +14,9 @@ from common.diffusion.schedules import DiscreteSchedule
 from common.errors import UserError
 from common.io.pixels import to_float
 from common.io.state_dict import count_parameters
-from common.models.conditional import ConditionalUNet
 from common.models.find_model import find_root
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
+from common.models.text.conditional import ConditionalUNet
 from common.models.text_to_image_folder import save_pipeline
 from common.models.unet import UNet
 from common.training.latents import BATCH, check_fit, check_fit_before
