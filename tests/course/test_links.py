@@ -14,7 +14,7 @@ LINK = re.compile(r"\]\(([^()\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 COMMAND = re.compile(r"(?:\bpython3? |-- )([\w./]+\.py)\b")
 MODULE = re.compile(r"python3? -m ((?:common|bench)[\w.]*)")
-NAMED = re.compile(r"`((?:common|bench|tests|0[1-9]_\w+)/[\w./-]+)`")
+NAMED = re.compile(r"\b((?:common|bench|tests|0[1-9]_\w+)/[\w/-]+\.py)\b")
 
 
 def links(path: Path) -> list[str]:
@@ -47,7 +47,7 @@ def test_every_link_leads_somewhere(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=label)
 def test_every_program_and_file_that_a_page_names_exists(path):
-    """Commands as the reader types them in the project's folder, modules after `python -m`, and paths in backquotes."""
+    """Commands as the reader types them in the project's folder, modules after `python -m`, and paths of files."""
     text = path.read_text(encoding="utf-8")
     files = {name for name in COMMAND.findall(text) + NAMED.findall(text) if "0N" not in name}
     missing = {name for name in files if not (ROOT / name).exists()}
