@@ -14,7 +14,7 @@ import pytest
 from common.errors import UserError
 from common.io import hub
 from common.io.weight_files import chosen_files, variant_in
-from common.models.pipeline_folder import find_pipeline, missing_parts, needed
+from common.models.pipeline_folder import find_pipeline, missing_parts, needed_files
 from helpers.programs import ROOT
 from helpers.tiny_pipeline import write_tiny_pipeline
 
@@ -255,7 +255,7 @@ def test_sets_of_weights(tmp_path):
     index = json.dumps({"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIM"], "safety_checker": [None, None]})
     files = ["model_index.json", "unet/config.json", *(f"unet/{n}" for n in shards + half), "scheduler/scheduler_config.json", "safety_checker/config.json"]
     (tmp_path / "model_index.json").write_text(index)
-    wanted = needed(files, lambda name: tmp_path / name)
+    wanted = needed_files(files, lambda name: tmp_path / name)
     assert set(wanted) == {"model_index.json", "unet/config.json", *(f"unet/{n}" for n in shards), "scheduler/scheduler_config.json"}
 
 
