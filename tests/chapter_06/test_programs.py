@@ -170,7 +170,7 @@ def test_without_cn_clip_its_installation_is_named(dish_run, nine, tmp_path, com
         (["米饭", "--size", 8], "at least 16 pixels"),
         (["米饭", "--size", 100000], "--size must be at most 4,096 pixels"),
         (["米饭", "--out", "film.avi"], "end it in .gif"),
-        (["米饭", "--share", 0.9], "--share must be at least 0.01 and at most 0.75"),
+        (["米饭", "--new-fraction", 0.9], "--new-fraction must be at least 0.01 and at most 0.75"),
         (["米饭", "--loop", "round"], "--loop round needs a camera that moves straight to one side"),
         (["米饭", "--sampler", "magic:3"], "cannot read the sampler"),
         (["米饭", "--guidance", -1], "--guidance must be 0 or more, not -1; 1 is off"),
