@@ -95,7 +95,7 @@ def mosaic(images: Tensor, block: int) -> Tensor:
 
 def fill_smoothly(image: Tensor, holes: Tensor) -> Tensor:
     """(C, H, W) with the biharmonic interpolation of its surroundings where `holes` (H, W) is above 0."""
-    pixels = image.permute(1, 2, 0).double().numpy()
+    pixels = image.permute(1, 2, 0).cpu().double().numpy()
     return torch.from_numpy(np.ascontiguousarray(inpaint_biharmonic(pixels, holes.numpy() > 0, channel_axis=-1))).permute(2, 0, 1).float()
 
 

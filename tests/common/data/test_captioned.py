@@ -597,7 +597,7 @@ def test_no_column_stands_for_two_languages():
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    for path in (ROOT / "common/data").glob("*.py"):
+    for path in (ROOT / "common/data").rglob("*.py"):
         top = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, (ast.Import, ast.ImportFrom))]
         names = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}

@@ -192,13 +192,13 @@ def prepare(folder: Path) -> None:
     """What the programs begin with, in small."""
     from helpers.tiny_pipeline import write_tiny_pipeline
     from inpaint_gif.clip.dish_names import LEARNED, vocabulary
-    from inpaint_gif.clip.formats import Form, save_folder
-    from inpaint_gif.clip.trainer import new_form
+    from inpaint_gif.clip.flags import CLIPFlags
+    from inpaint_gif.clip.formats import save_folder
+    from inpaint_gif.clip.trainer import new_checkpoint
 
     write_tiny_pipeline(folder / "sd")
-    args = argparse.Namespace(dim=32, size=32, layers=1, width=32, patch=16, text_width=32, text_layers=1, seed=0, temperature=0.07)
-    form: Form = new_form(args, vocabulary([text for names in LEARNED.values() for text in names]))
-    save_folder(folder / "clip", form)
+    flags = CLIPFlags(dim=32, size=32, layers=1, width=32, patch=16, text_width=32, text_layers=1)
+    save_folder(folder / "clip", new_checkpoint(flags, vocabulary([text for names in LEARNED.values() for text in names])))
     program, flags = PROGRAMS["01_train"]
     run_main(program, *flags, "--out", folder / "digits")
 
