@@ -19,7 +19,7 @@ from common.training.settings import OTHER, Presets, settle, with_auto_data, wit
 @dataclass(frozen=True)
 class Args(UNetFlags):
     data: str = "auto"
-    """Data set: auto, digits, mnist, fashion_mnist, cifar10, flowers102, hub:owner/name, or a folder or file of your own (common/data/README.md)."""
+    """auto, digits, mnist, fashion_mnist, cifar10, flowers102, hub:owner/name, or your images (common/data/README.md)."""
     size: int | None = None
     """Pixels a side; by default the data's own."""
     image_channels: Literal[1, 3] | None = None

@@ -62,7 +62,6 @@ def fit_ddpm(flags: UNetFlags, size: int | None, channels: int | None, labels: b
 
     def sample(net: UNet, sampler: Sampler, n: int) -> list[Tensor]:
         """Every moment of the reverse process; the last one is the sample. Each (n, C, H, W)."""
-        device = next(net.parameters()).device
         label = {"label": torch.arange(n, device=device) % len(data.classes)} if labels else {}
         denoise = Denoiser(net.eval(), flags.prediction, **label)
         return sampler.frames(denoise, schedule, (n, data.channels, data.size, data.size), flags.seed, device=device)
@@ -82,13 +81,14 @@ def fit_ddpm(flags: UNetFlags, size: int | None, channels: int | None, labels: b
         return
     frames = sample(state.ema, final_sampler, 64)
     print(f"{state.step} steps in {state.seconds:.0f} s of training")
-    print_rows({
+    rows = {
         "generated images": viz.save_picture(viz.grid(frames[-1], 8, 480), run_dir / "samples.png"),
         "how they appeared": viz.save_picture(viz.strip([f[:6] for f in frames], 10, 400), run_dir / "strip.png"),
         "the same, moving": viz.save_gif([f[:16] for f in frames], run_dir / "process.gif"),
         **loss_curve_and_model(run_dir),
         "more images": f"python 01_ddpm_mnist/sample.py --model {run_dir}",
-    })  # fmt: skip
+    }
+    print_rows(rows)
 
 
 def load_start(flags: UNetFlags) -> Model | None:

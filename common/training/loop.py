@@ -79,7 +79,7 @@ Loss = Callable[[nn.Module, dict[str, Tensor], BatchRandom], LossTerms]  # (net,
 def train(
     net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator: Accelerator, resume: bool = False
 ) -> Iterator[State]:
-    """Yield a State after every step, until the budget is spent or a signal comes. A resumed run first yields its last one."""
+    """Yield a State after every step until the budget is spent or a signal comes; a resumed run repeats its last."""
     try:
         net.to(accelerator.device)
         ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
@@ -128,7 +128,7 @@ def train(
 def backward(
     net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator, check_memory: bool
 ) -> LossTerms:
-    """Gradients of one step, accumulated over cfg.gradient_accumulation batches. Returns the loss terms of all of them."""
+    """Gradients of one step, accumulated over cfg.gradient_accumulation batches, and the loss terms of all of them."""
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     net.train()
     parts = []
