@@ -17,11 +17,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from common.io.memory import need_for_batch
 from common.random import DROPOUT, BatchRandom, batch_indices, generator
 from common.training.budget import Budget
 from common.training.checkpoint import Stateful, checkpoints, restore, save_checkpoint, snapshot
-from common.training.optimization import check_finite, learning_rate, make_optimizer, power_ema, set_learning_rate
+from common.training.optimization import check_finite, learning_rate, make_optimizer, need_memory, power_ema, set_learning_rate
 
 
 # fmt: off
@@ -81,48 +80,55 @@ def train(
 ) -> Iterator[State]:
     """Yield a State after every step until the budget is spent or a signal comes; a resumed run repeats its last."""
     try:
-        net.to(accelerator.device)
-        ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
-        optimizer = make_optimizer(cfg.optimizer, net, cfg.lr, cfg.lr_scales)
-        left = restore(cfg.out, net, ema, optimizer, loss, accelerator) if resume else None
-        net, optimizer = accelerator.prepare(net, optimizer)
-        budget = Budget(cfg.steps, cfg.minutes, left["seconds"] if left else 0.0, accelerator)
-        if left:
-            progress = budget.used(left["step"])
-            known = {"terms": LossTerms(**left["terms"]), "ema": ema.module}
-            yield State(**left | known)._replace(progress=progress, done=progress >= 1)
-            if progress >= 1:
-                return
-
-        first = left["step"] if left else 0
-        with budget.stop_on_signals():
-            for step in count(first):
-                began = time.perf_counter()
-                lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
-                set_learning_rate(optimizer, lr)
-                terms = backward(net, data, loss, cfg, step, accelerator, check_memory=step == first)
-                norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
-                mean = float(accelerator.reduce(terms.per_sample.mean(), "mean"))
-                check_finite(mean, norm, step + 1, cfg.lr, lambda: checkpoints(cfg.out), accelerator)
-                optimizer.step()
-                optimizer.zero_grad()
-                ema.update_parameters(accelerator.unwrap_model(net))  # after the step, so that it does not lag
-
-                budget.update()
-                progress = budget.used(step + 1)
-                done = progress >= 1 or budget.interrupted
-                saved = done or (step + 1) % cfg.save_every == 0
-                images = cfg.batch_size * cfg.gradient_accumulation * accelerator.num_processes
-                times = budget.seconds, time.perf_counter() - began
-                state = State(step + 1, mean, terms, lr, norm, images, *times, progress, ema.module, saved, done)
-                if saved and accelerator.is_main_process:
-                    plain = state._asdict() | {"terms": terms._asdict(), "ema": None}
-                    save_checkpoint(cfg.out, snapshot(step + 1, plain, net, ema, optimizer, loss, accelerator))
-                yield state
-                if done:
-                    return
+        yield from steps(net, data, loss, cfg, accelerator, resume)
     finally:
-        accelerator.end_training()  # a process that ends while its group still listens may abort instead
+        accelerator.end_training()  # once steps() has let go of the network: a group still in use can hang at its end
+
+
+def steps(
+    net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, accelerator: Accelerator, resume: bool
+) -> Iterator[State]:
+    """The loop itself, in a frame of its own: see train()."""
+    net.to(accelerator.device)
+    ema = AveragedModel(net, multi_avg_fn=power_ema(cfg.ema))
+    optimizer = make_optimizer(cfg.optimizer, net, cfg.lr, cfg.lr_scales)
+    left = restore(cfg.out, net, ema, optimizer, loss, accelerator) if resume else None
+    net, optimizer = accelerator.prepare(net, optimizer)
+    budget = Budget(cfg.steps, cfg.minutes, left["seconds"] if left else 0.0, accelerator)
+    if left:
+        progress = budget.used(left["step"])
+        known = {"terms": LossTerms(**left["terms"]), "ema": ema.module}
+        yield State(**left | known)._replace(progress=progress, done=progress >= 1)
+        if progress >= 1:
+            return
+
+    first = left["step"] if left else 0
+    with budget.stop_on_signals():
+        for step in count(first):
+            began = time.perf_counter()
+            lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
+            set_learning_rate(optimizer, lr)
+            terms = backward(net, data, loss, cfg, step, accelerator, check_memory=step == first)
+            norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
+            mean = float(accelerator.reduce(terms.per_sample.mean(), "mean"))
+            check_finite(mean, norm, step + 1, cfg.lr, lambda: checkpoints(cfg.out), accelerator)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update_parameters(accelerator.unwrap_model(net))  # after the step, so that it does not lag
+
+            budget.update()
+            progress = budget.used(step + 1)
+            done = progress >= 1 or budget.interrupted
+            saved = done or (step + 1) % cfg.save_every == 0
+            images = cfg.batch_size * cfg.gradient_accumulation * accelerator.num_processes
+            times = budget.seconds, time.perf_counter() - began
+            state = State(step + 1, mean, terms, lr, norm, images, *times, progress, ema.module, saved, done)
+            if saved and accelerator.is_main_process:
+                plain = state._asdict() | {"terms": terms._asdict(), "ema": None}
+                save_checkpoint(cfg.out, snapshot(step + 1, plain, net, ema, optimizer, loss, accelerator))
+            yield state
+            if done:
+                return
 
 
 def backward(
@@ -145,14 +151,3 @@ def backward(
             accelerator.backward(terms.per_sample.mean() / cfg.gradient_accumulation)
         parts.append(LossTerms(terms.per_sample.detach(), terms.u))
     return LossTerms(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def need_memory(net: nn.Module, batch: dict[str, Tensor], loss: Loss, accelerator: Accelerator) -> None:
-    """Refuse a batch that is not going to fit. This changes no random number of any step."""
-    alone = accelerator.unwrap_model(net)
-
-    def forward(images: dict[str, Tensor]) -> LossTerms:
-        with accelerator.autocast():
-            return loss(alone, images, BatchRandom(0, 0, device=accelerator.device))
-
-    need_for_batch(forward, batch, list(alone.parameters()), str(accelerator.device))

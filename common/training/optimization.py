@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.io.memory import need_for_batch
+from common.random import BatchRandom
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -52,6 +54,17 @@ def power_ema(half_life: float) -> Callable[[Any, Any, Any], None]:
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
     return update
+
+
+def need_memory(net: nn.Module, batch: dict[str, Tensor], loss: Callable[..., Any], accelerator: Accelerator) -> None:
+    """Refuse a batch that is not going to fit. This changes no random number of any step."""
+    alone = accelerator.unwrap_model(net)
+
+    def forward(images: dict[str, Tensor]) -> Any:
+        with accelerator.autocast():
+            return loss(alone, images, BatchRandom(0, 0, device=accelerator.device))
+
+    need_for_batch(forward, batch, list(alone.parameters()), str(accelerator.device))
 
 
 class Diverged(UserError):
