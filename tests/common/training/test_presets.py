@@ -20,7 +20,7 @@ LAPTOP = 3e9  # bytes: of 8 GB, half is for the system and other programs, and P
 
 
 def presets_of(program: str) -> Presets:
-    return load_program(program).PRESETS
+    return next(value for value in vars(load_program(program)).values() if isinstance(value, Presets))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
