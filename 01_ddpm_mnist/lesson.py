@@ -39,7 +39,9 @@ from common.grade.chapter import (
     open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
 )
 
-CHAPTER = open_chapter("01_ddpm_mnist")  # this folder: from here on its files can be imported, wherever the kernel was started
+CHAPTER = open_chapter(
+    "01_ddpm_mnist"
+)  # this folder: from here on its files can be imported, wherever the kernel was started
 
 # %%
 import copy
@@ -133,7 +135,7 @@ eps = torch.randn(points.shape, generator=torch.Generator().manual_seed(0))
 
 clouds, titles = [], []
 for t in [0, 100, 200, 400, 700, 1000]:
-    level = schedule.at(torch.tensor(t))    # this level's alpha and sigma
+    level = schedule.at(torch.tensor(t))  # this level's alpha and sigma
     clouds.append(add_noise(points, eps, level))  # alpha * points + sigma * eps
     titles.append(f"t = {t}\n$\\alpha$ = {level.alpha:.2f}  $\\sigma$ = {level.sigma:.2f}")
 show_points(clouds, titles, colours=points[:, 0])
@@ -297,7 +299,9 @@ for name, cloud in clouds.items():
 digits = load("digits", size=16)
 held_out = load("digits", size=16, split="test").batch(torch.arange(100))["image"]  # 100 digits that we never train on
 x0 = digits.batch(torch.arange(20))["image"]
-print(f"{len(digits):,} digits to train with; a batch of images: {tuple(x0.shape)}, from {x0.min():.0f} to {x0.max():.0f}")
+print(
+    f"{len(digits):,} digits to train with; a batch of images: {tuple(x0.shape)}, from {x0.min():.0f} to {x0.max():.0f}"
+)
 show_images(x0, 10)
 
 # %% [markdown]
@@ -332,7 +336,7 @@ show_images(x0, 10)
 
 # %%
 ddpm = DDPM(schedule.betas)  # the paper's constants: beta, alpha, alpha_bar
-digit = x0[:1]               # (1, 1, 16, 16)
+digit = x0[:1]  # (1, 1, 16, 16)
 g = torch.Generator().manual_seed(0)
 
 x = digit.expand(1000, -1, -1, -1)
@@ -340,9 +344,13 @@ print("   t | image left: steps, one shot | noise: steps, one shot")
 for t in range(1, 1001):
     x = ddpm.forward_step(x, t, torch.randn(x.shape, generator=g))
     if t in (10, 100, 300, 500, 700, 900):
-        left = (x.mean(0) * digit[0]).sum() / digit.square().sum()  # how much of the digit is in the mean of the copies
+        left = (
+            x.mean(0) * digit[0]
+        ).sum() / digit.square().sum()  # how much of the digit is in the mean of the copies
         noise = x.std(0).mean()
-        print(f"{t:4} | {left:17.3f} {ddpm.alpha_bar[t].sqrt():9.3f} | {noise:12.3f} {(1 - ddpm.alpha_bar[t]).sqrt():9.3f}")
+        print(
+            f"{t:4} | {left:17.3f} {ddpm.alpha_bar[t].sqrt():9.3f} | {noise:12.3f} {(1 - ddpm.alpha_bar[t]).sqrt():9.3f}"
+        )
 
 # %% [markdown]
 # They agree. So training never has to walk through the steps: it jumps to any level at once.
@@ -366,8 +374,10 @@ for name, s in schedules.items():
     snr = alpha_bar / (1 - alpha_bar)
     left.plot(alpha_bar, label=name)
     right.plot(snr, label=name)
-    print(f"{name}: half image, half noise at t = {int((snr > 1).sum())}; "
-          f"{(alpha_bar < 0.02).double().mean():.0%} of the levels are more than 98 % noise")  # fmt: skip
+    print(
+        f"{name}: half image, half noise at t = {int((snr > 1).sum())}; "
+        f"{(alpha_bar < 0.02).double().mean():.0%} of the levels are more than 98 % noise"
+    )
 left.set(title="$\\bar\\alpha_t$: share of the image", xlabel="t")
 right.set(title="signal-to-noise ratio", xlabel="t", yscale="log", ylim=(1e-5, 1e5))
 right.axhline(1, color="0.7", linewidth=0.8)
@@ -448,7 +458,9 @@ net.zero_grad()
 # numbers it gives the same loss:
 
 # %%
-print(f"Algorithm 1: {ddpm.loss(net, x0, torch.Generator().manual_seed(0)).item():.6f}   our six cells: {error.item():.6f}")
+print(
+    f"Algorithm 1: {ddpm.loss(net, x0, torch.Generator().manual_seed(0)).item():.6f}   our six cells: {error.item():.6f}"
+)
 
 # %% [markdown]
 # ### What should the network say?
@@ -469,7 +481,9 @@ print(f"Algorithm 1: {ddpm.loss(net, x0, torch.Generator().manual_seed(0)).item(
 
 # %%
 mnist_net, mnist_schedule, prediction, clip_x0 = load_model(CHAPTER / "pretrained")
-print(f"it predicts {prediction}, schedule {mnist_schedule.name}, images of {mnist_net.cfg.size} x {mnist_net.cfg.size} pixels")
+print(
+    f"it predicts {prediction}, schedule {mnist_schedule.name}, images of {mnist_net.cfg.size} x {mnist_net.cfg.size} pixels"
+)
 
 
 def eps_model(x, t):
@@ -483,7 +497,9 @@ with torch.no_grad():  # the course has one function for all such translations: 
     x, t = torch.randn(4, 1, 28, 28), torch.tensor([0, 300, 600, 999])
     level = mnist_schedule.at(t + 1).like(x)
     _, eps = to_x0_eps("v", mnist_net(x, t), x, level)
-    print(f"largest difference between our adapter and common.diffusion.denoiser.unmix: {(eps - eps_model(x, t)).abs().max():.1e}")
+    print(
+        f"largest difference between our adapter and common.diffusion.denoiser.unmix: {(eps - eps_model(x, t)).abs().max():.1e}"
+    )
 
 # %% [markdown]
 # ### Which levels are hard?
@@ -531,7 +547,13 @@ for t in moments:
     seen.append(add_noise(drawn[3:4], eps[3:4], level))
     with torch.no_grad():
         guessed.append(denoise(seen[-1], level).x0)
-show_images(torch.cat(seen + guessed), len(moments), across=[f"t = {t}" for t in moments], down=["$x_t$", "guess of $x_0$"], cell=0.9)
+show_images(
+    torch.cat(seen + guessed),
+    len(moments),
+    across=[f"t = {t}" for t in moments],
+    down=["$x_t$", "guess of $x_0$"],
+    cell=0.9,
+)
 
 # %% [markdown]
 # With little noise the guess is sharp. With much noise it is blurred: the average of all digits it could be, as the
@@ -558,12 +580,18 @@ trace = []  # (name, kind, shape, number of weights) in the order of running
 
 def remember(name):
     def hook(module, inputs, output):
-        trace.append((name, type(module).__name__, tuple(output.shape[1:]), sum(p.numel() for p in module.parameters())))
+        trace.append(
+            (name, type(module).__name__, tuple(output.shape[1:]), sum(p.numel() for p in module.parameters()))
+        )
 
     return hook
 
 
-parts = [(name, m) for name, m in mnist_net.named_modules() if name in ("conv_in", "conv_out") or type(m).__name__ in list(COLOURS)[1:]]
+parts = [
+    (name, m)
+    for name, m in mnist_net.named_modules()
+    if name in ("conv_in", "conv_out") or type(m).__name__ in list(COLOURS)[1:]
+]
 hooks = [m.register_forward_hook(remember(name)) for name, m in parts]
 with torch.no_grad():
     mnist_net(torch.zeros(1, 1, 28, 28), torch.tensor([0]))
@@ -581,14 +609,24 @@ for i, (_, kind, (channels, height, _), _) in enumerate(trace):
     axis.bar(i, height, 0.8, -height / 2, color=COLOURS[kind])
     axis.text(i, 0, height, ha="center", va="center", color="white")
     axis.text(i, -height / 2 - 2.5, channels, ha="center", fontsize=9)
-down = [i for i, (name, *_) in enumerate(trace) if name.startswith(("conv_in", "down")) and trace[i + 1][1] != "SelfAttention2d"]
+down = [
+    i
+    for i, (name, *_) in enumerate(trace)
+    if name.startswith(("conv_in", "down")) and trace[i + 1][1] != "SelfAttention2d"
+]
 up = [i for i, (name, kind, *_) in enumerate(trace) if name.startswith("up") and kind == "ResBlock"]
 for i, j in zip(down[::-1], up, strict=True):  # the last thing kept is the first taken
     arrow = {"arrowstyle": "->", "color": "0.6", "connectionstyle": "arc3,rad=-0.13"}
     axis.annotate("", (j, trace[j][2][1] / 2), (i, trace[i][2][1] / 2), arrowprops=arrow)
 axis.set(ylim=(-17, 25), xticks=[], yticks=[])
 axis.spines[:].set_visible(False)
-axis.legend([plt.Rectangle((0, 0), 1, 1, color=c) for c in COLOURS.values()], COLOURS, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0))
+axis.legend(
+    [plt.Rectangle((0, 0), 1, 1, color=c) for c in COLOURS.values()],
+    COLOURS,
+    ncols=5,
+    loc="upper center",
+    bbox_to_anchor=(0.5, 0),
+)
 plt.show()
 
 # %% [markdown]
@@ -611,10 +649,12 @@ plt.show()
 # %%
 def six_steps(net, batch, draw):
     """The loss of one batch. `draw` gives the random numbers of this step."""
-    x0 = batch["image"]           # 1. images (B, 1, 16, 16)
+    x0 = batch["image"]  # 1. images (B, 1, 16, 16)
     u = draw.stratified(len(x0))  # 2. B numbers between 0 and 1, spread evenly; they become the levels t
-    eps = draw.randn(x0.shape)    # 3. noise
-    return LossTerms(diffusion_loss(net, schedule, "v", x0, u, eps), u)  # 4. noise the images, 5. predict v, 6. compare
+    eps = draw.randn(x0.shape)  # 3. noise
+    return LossTerms(
+        diffusion_loss(net, schedule, "v", x0, u, eps), u
+    )  # 4. noise the images, 5. predict v, 6. compare
 
 
 @torch.no_grad()
@@ -698,7 +738,9 @@ seconds_ddpm = time.perf_counter() - began
 print(f"{len(frames)} steps in {seconds_ddpm:.1f} s")
 
 shown = [0, 200, 400, 550, 650, 750, 820, 880, 930, 970, 999]  # large strides first, small ones at the end
-show_images(torch.stack([frames[i] for i in shown], dim=1).flatten(0, 1), len(shown), across=[f"t = {999 - i}" for i in shown])
+show_images(
+    torch.stack([frames[i] for i in shown], dim=1).flatten(0, 1), len(shown), across=[f"t = {999 - i}" for i in shown]
+)
 
 # %% [markdown]
 # The first half of the way shows hardly anything, and the form of the digit is decided there all the same. The last steps only clean
@@ -715,10 +757,14 @@ sampler = Sampler.parse("ddim:50")
 began = time.perf_counter()
 frames = sampler.frames(denoise, mnist_schedule, (4, 1, 28, 28), 0)
 seconds_ddim = time.perf_counter() - began
-print(f"four digits: DDPM with 1,000 steps {seconds_ddpm:.1f} s, DDIM with 50 steps {seconds_ddim:.1f} s: "
-      f"{seconds_ddpm / seconds_ddim:.0f} times as fast")  # fmt: skip
+print(
+    f"four digits: DDPM with 1,000 steps {seconds_ddpm:.1f} s, DDIM with 50 steps {seconds_ddim:.1f} s: "
+    f"{seconds_ddpm / seconds_ddim:.0f} times as fast"
+)
 
-steps = list(sampler.run(denoise, mnist_schedule, (24, 1, 28, 28), 0))  # every moment: what there is (x), the guess (x0)
+steps = list(
+    sampler.run(denoise, mnist_schedule, (24, 1, 28, 28), 0)
+)  # every moment: what there is (x), the guess (x0)
 show_images(steps[-1].x, 12)
 
 # %%
@@ -735,7 +781,13 @@ times = [round(level.time) + 1 for level in mnist_schedule.noise_levels(50)]  # 
 shown = [1, 4, 7, 10, 14, 18, 24, 32, 40, 47]
 for digit in (0, 1):
     rows = [steps[i - 1].x[digit] for i in shown] + [steps[i].x0[digit] for i in shown]
-    show_images(torch.stack(rows), len(shown), across=[f"t = {times[i]}" for i in shown], down=["$x_t$", "guess of $x_0$"], cell=0.8)
+    show_images(
+        torch.stack(rows),
+        len(shown),
+        across=[f"t = {times[i]}" for i in shown],
+        down=["$x_t$", "guess of $x_0$"],
+        cell=0.8,
+    )
 
 # %% [markdown]
 # The guess begins as the average of all digits and makes up its mind while $x_t$ still looks like noise to us. The rest of the way
@@ -760,10 +812,19 @@ plt.show()
 for step in (140, 350, 700):
     i = list(at).index(step)
     as_good = at[raw <= averaged[i]]
-    when = f"raw weights as good as that come at step {as_good[0]:.0f}" if len(as_good) else "no raw weights are as good as that"
+    when = (
+        f"raw weights as good as that come at step {as_good[0]:.0f}"
+        if len(as_good)
+        else "no raw weights are as good as that"
+    )
     print(f"step {step}: raw {raw[i]:.4f}, averaged {averaged[i]:.4f}; {when}")
 
-rows = {"raw, step 140": early["raw"], "averaged, step 140": early["averaged"], "raw, the end": net, "averaged, the end": state.ema}
+rows = {
+    "raw, step 140": early["raw"],
+    "averaged, step 140": early["averaged"],
+    "raw, the end": net,
+    "averaged, the end": state.ema,
+}
 show_images(torch.cat([samples(n, 10, seed=3) for n in rows.values()]), 10, down=list(rows))
 
 # %% [markdown]
@@ -824,7 +885,9 @@ candidates = {f"{name}, step 140": samples(network, 200, seed=1) for name, netwo
 candidates |= {"averaged, the end": ours, "copies of training images": train_images[::7][:200]}
 for name, images in candidates.items():
     report = evaluate(images, reference, digits)
-    print(f"{name:26} {report.frechet:10.2f} ± {report.frechet_sd:.2f} {report.frechet_real:16.2f} ± {report.frechet_real_sd:.2f}")
+    print(
+        f"{name:26} {report.frechet:10.2f} ± {report.frechet_sd:.2f} {report.frechet_real:16.2f} ± {report.frechet_real_sd:.2f}"
+    )
 
 # %% [markdown]
 # What the table says:

@@ -1,7 +1,7 @@
 """Generate images with a trained model: the shipped one, a run of yours, or any diffusers folder.
 
-  python 01_ddpm_mnist/sample.py --n 64
-  python 01_ddpm_mnist/sample.py --model runs/01_ddpm_mnist/mnist --sampler ddpm:1000 --gif
+python 01_ddpm_mnist/sample.py --n 64
+python 01_ddpm_mnist/sample.py --model runs/01_ddpm_mnist/mnist --sampler ddpm:1000 --gif
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,9 @@ class Args:
     out: Path = Path("runs/01_ddpm_mnist/samples.png")
     """File of the grid of images."""
     strip: bool = False
-    """Another picture beside it, of how the first images appeared: noise on the left, coarse steps first, fine steps at the end."""
+    """Another picture beside it, of how the first images appeared:
+    noise on the left, coarse steps first, fine steps at the end.
+    """
     gif: bool = False
     """An animated GIF of the reverse process beside it."""
     npy: bool = False
@@ -46,9 +48,19 @@ def main(args: Args) -> None:
     from ddpm_mnist.sampling import generate  # brings torch along, which --help should not wait for
 
     generate(
-        args.model, args.n, args.sampler, args.label, args.size, args.seed, args.batch_size, args.device,
-        out=args.out, strip=args.strip, gif=args.gif, npy=args.npy,
-    )  # fmt: skip
+        args.model,
+        args.n,
+        args.sampler,
+        args.label,
+        args.size,
+        args.seed,
+        args.batch_size,
+        args.device,
+        out=args.out,
+        strip=args.strip,
+        gif=args.gif,
+        npy=args.npy,
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Train a DDPM: digits out of noise.
 
-  python 01_ddpm_mnist/train.py                                    MNIST if it can be had, else the embedded digits
-  python 01_ddpm_mnist/train.py --data cifar10 --minutes 60
-  python 01_ddpm_mnist/train.py --data path/to/faces --size 64
-  python 01_ddpm_mnist/train.py --resume runs/01_ddpm_mnist/mnist
-  python 01_ddpm_mnist/train.py --data mnist --start 01_ddpm_mnist/pretrained --minutes 60     go on from a trained model, with a new budget
+python 01_ddpm_mnist/train.py                                    MNIST if it can be had, else the embedded digits
+python 01_ddpm_mnist/train.py --data cifar10 --minutes 60
+python 01_ddpm_mnist/train.py --data path/to/faces --size 64
+python 01_ddpm_mnist/train.py --resume runs/01_ddpm_mnist/mnist
+python 01_ddpm_mnist/train.py --data mnist --start 01_ddpm_mnist/pretrained --minutes 60     go on from a trained model, with a new budget
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from common.training.settings import OTHER, Presets, settle, with_auto_data, wit
 @dataclass(frozen=True)
 class Args(UNetFlags):
     data: str = "auto"
-    """auto, digits, mnist, fashion_mnist, cifar10, flowers102, hub:owner/name, or your images (common/data/README.md)."""
+    """auto, digits, mnist, fashion_mnist, cifar10, flowers102, hub:owner/name, or a path (common/data/README.md)."""
     size: int | None = None
     """Pixels a side; by default the data's own."""
     image_channels: Literal[1, 3] | None = None

@@ -4,8 +4,9 @@
   python 02_cfg_pokemon/ablations.py size           what do 100, 800 and 10,000 training images give?          (claim 9)
   python 02_cfg_pokemon/ablations.py epochs         are 300 epochs as good as 2,000?                           (claim 9)
 
-Each study trains small networks of 16 x 16 pixels that differ in one setting, as train.py does, and measures all of them in the
-same way, as evaluate.py and memorization.py do. Trained networks and drawn images are kept: a study that was stopped continues.
+Each study trains small networks of 16 x 16 pixels that differ in one setting, as train.py does, and measures all of
+them in the same way, as evaluate.py and memorization.py do. Trained networks and drawn images are kept: a study that
+was stopped continues.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ class Args:
     study: Positional[Literal["brightness", "size", "epochs"]]
     """Name of the study."""
     steps: int = 3000
-    """Training steps of each network, 16 images each. (Not in the study of epochs, where they follow from the number of images.)"""
+    """Training steps of each network, 16 images each.
+    (Not in the study of epochs, where they follow from the number of images.)
+    """
     n: int = 200
     """Number of images on which each network is measured, at each guidance scale."""
     seeds: tuple[int, ...] = (0,)

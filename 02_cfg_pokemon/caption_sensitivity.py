@@ -1,11 +1,12 @@
-"""Measures whether a model uses its captions: its loss with the right caption, with none, and with the caption of another image.
+"""Measures whether a model uses its captions: its loss with the right caption, with none, and with the caption of
+another image.
 
   python 02_cfg_pokemon/caption_sensitivity.py
   python 02_cfg_pokemon/caption_sensitivity.py --model runs/02_cfg_pokemon/creatures --n 500
 
-Sampling takes minutes and needs a classifier; this takes seconds, works for any captioned images, and at any moment of a training.
-A network that ignores its captions has the same loss three times. At low noise levels it always has, because the noisy image
-itself shows what it is.
+Sampling takes minutes and needs a classifier; this takes seconds, works for any captioned images, and at any moment of
+a training. A network that ignores its captions has the same loss three times. At low noise levels it always has,
+because the noisy image itself shows what it is.
 """
 
 from dataclasses import dataclass

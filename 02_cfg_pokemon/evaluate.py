@@ -6,12 +6,15 @@
   python 02_cfg_pokemon/evaluate.py --clip dynamic
   python 02_cfg_pokemon/evaluate.py --interval 0.3 5 --per-attribute
 
-The columns accuracy, all right and pair, and their bounds, are explained in common/evaluate/prompt_accuracy.py. A prompt starts
-from the same noise at every scale. Beside them stand:
+The columns accuracy, all right and pair, and their bounds, are explained in common/evaluate/prompt_accuracy.py. A
+prompt starts from the same noise at every scale. Beside them stand:
 
-    brightness, saturation   means over all pixels, 0 to 1, with their standard error. Differences between scales are much more
-                 certain than that, because the prompts are the same; so is the comparison with real pictures of these prompts
-    diversity    standard deviation between four pictures of the same prompt, 0 to 1; real: between creatures of that description
+    brightness, saturation   means over all pixels, 0 to 1, with their standard error. Differences between scales are
+                             much more
+                 certain than that, because the prompts are the same; so is the comparison with real pictures of these
+                 prompts
+    diversity    standard deviation between four pictures of the same prompt, 0 to 1; real: between creatures of that
+                 description
 
 Drawn pictures are kept: an evaluation that was stopped continues.
 """
@@ -53,7 +56,9 @@ class Args:
     seed: int = 0
     """Random seed of the initial noise."""
     out: Path | None = None
-    """Folder of results.csv and the figures; by default runs/02_cfg_pokemon/evaluate/<model>/<settings that are not the default>."""
+    """Folder of results.csv and the figures; by default runs/02_cfg_pokemon/evaluate/<model>/<settings that are
+    not the default>.
+    """
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
@@ -65,7 +70,16 @@ def main(args: Args) -> None:
 
     config = SamplingConfig(1.0, args.negative, args.sampler, args.rescale, args.interval, seed=args.seed)
     evaluate_model(
-        args.model, args.scales, args.n, args.splits, args.language, args.clip, config, args.per_attribute, args.out, args.device
+        args.model,
+        args.scales,
+        args.n,
+        args.splits,
+        args.language,
+        args.clip,
+        config,
+        args.per_attribute,
+        args.out,
+        args.device,
     )
 
 

@@ -42,7 +42,9 @@ from common.grade.chapter import (
     open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
 )
 
-CHAPTER = open_chapter("02_cfg_pokemon")  # this folder: from here on its files can be imported, wherever the kernel was started
+CHAPTER = open_chapter(
+    "02_cfg_pokemon"
+)  # this folder: from here on its files can be imported, wherever the kernel was started
 
 # %%
 import tempfile
@@ -129,7 +131,12 @@ for language in ("en", "zh"):
 # %%
 held = load_creatures("heldout", 100, size=64)
 firsts = [next(i for i in range(100) if held.attributes.of(i)["element"] == element) for element in NEVER_TOGETHER]
-show_images(to_float(held.pixels[firsts]), 8, across=[f"{colour}\n{element}" for element, colour in NEVER_TOGETHER.items()], cell=1.0)
+show_images(
+    to_float(held.pixels[firsts]),
+    8,
+    across=[f"{colour}\n{element}" for element, colour in NEVER_TOGETHER.items()],
+    cell=1.0,
+)
 
 # %% [markdown]
 # ## 2 · From words to numbers
@@ -145,8 +152,10 @@ MODEL = CHAPTER / "pretrained"
 pipeline = open_pixel_pipeline(MODEL)
 net, schedule, encoder = pipeline.unet, pipeline.schedule, pipeline.text_encoder
 tokenizer, size = encoder.tokenizer, net.cfg.size
-print(f"U-Net {sum(p.numel() for p in net.parameters()):,} weights, {size} x {size} pixels, predicts {pipeline.prediction}; "
-      f"reader of words {sum(p.numel() for p in encoder.parameters()):,} weights, {tokenizer.size:,} tokens\n")  # fmt: skip
+print(
+    f"U-Net {sum(p.numel() for p in net.parameters()):,} weights, {size} x {size} pixels, predicts {pipeline.prediction}; "
+    f"reader of words {sum(p.numel() for p in encoder.parameters()):,} weights, {tokenizer.size:,} tokens\n"
+)
 
 
 def pieces(text):
@@ -156,7 +165,12 @@ def pieces(text):
     return names, found.ids[: len(names)]
 
 
-for text in ("a red fire creature with bat wings", "一只红色的火属性小怪兽，长着蝙蝠翅膀", "a turquoise creature with a moustache", ""):
+for text in (
+    "a red fire creature with bat wings",
+    "一只红色的火属性小怪兽，长着蝙蝠翅膀",
+    "a turquoise creature with a moustache",
+    "",
+):
     names, ids = pieces(text)
     print(" | ".join(names))
     print("   ", *ids)
@@ -205,7 +219,10 @@ def what_words_do(captions):
     return F.normalize(guesses - guesses.mean(0), dim=1)
 
 
-alike = what_words_do([f"a {name} creature" for name in COLOURS]) @ what_words_do([f"一只{word}色的小怪兽" for word in HANZI.values()]).T
+alike = (
+    what_words_do([f"a {name} creature" for name in COLOURS])
+    @ what_words_do([f"一只{word}色的小怪兽" for word in HANZI.values()]).T
+)
 plt.figure(figsize=(4.6, 3.8), layout="constrained")
 plt.imshow(alike, cmap="RdBu_r", vmin=-1, vmax=1)
 plt.xticks(range(10), [f"{name} (zh)" for name in COLOURS], rotation=60, ha="right")
@@ -213,8 +230,10 @@ plt.yticks(range(10), [f"{name} (en)" for name in COLOURS])
 plt.colorbar(label="similarity")
 plt.show()
 nearest_word = alike.argmax(1)
-print(f"for {int((nearest_word == torch.arange(10)).sum())} of 10 English colours the Chinese word that does most nearly the same is its translation:",
-      ", ".join(f"{name} {HANZI[COLOURS[i]]}" for name, i in zip(COLOURS, nearest_word.tolist(), strict=True)))  # fmt: skip
+print(
+    f"for {int((nearest_word == torch.arange(10)).sum())} of 10 English colours the Chinese word that does most nearly the same is its translation:",
+    ", ".join(f"{name} {HANZI[COLOURS[i]]}" for name, i in zip(COLOURS, nearest_word.tolist(), strict=True)),
+)
 
 # %% [markdown]
 # Where the diagonal is red, the network has found a translation in the pictures. (Off the diagonal, look for neighbours: which colours does
@@ -246,14 +265,17 @@ print(f"for {int((nearest_word == torch.arange(10)).sum())} of 10 English colour
 # %%
 def shares(layer, places, words):
     """A: how much each place listens to each word. (B, N, C), (B, M, D) -> (B, heads, N, M)"""
-    q, k = layer.split_heads(layer.to_q(places)), layer.split_heads(layer.to_k(words))  # (B, heads, N, d), (B, heads, M, d)
+    q, k = (
+        layer.split_heads(layer.to_q(places)),
+        layer.split_heads(layer.to_k(words)),
+    )  # (B, heads, N, d), (B, heads, M, d)
     return (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=3)
 
 
 def cross_attention(layer, places, words):
     """What each place receives. -> (B, N, C)"""
-    mixed = shares(layer, places, words) @ layer.split_heads(layer.to_v(words))   # (B, heads, N, d)
-    return layer.to_out(mixed.transpose(1, 2).flatten(2))                   # heads side by side, and the last matrix
+    mixed = shares(layer, places, words) @ layer.split_heads(layer.to_v(words))  # (B, heads, N, d)
+    return layer.to_out(mixed.transpose(1, 2).flatten(2))  # heads side by side, and the last matrix
 
 
 # %% [markdown]
@@ -265,14 +287,25 @@ def cross_attention(layer, places, words):
 # hook (钩子) on each layer notes what goes in. First of all: is our code what the network does?
 
 # %%
-who = {"colour": "red", "body": "round", "element": "fire", "tail": "curly", "ears": "none", "wings": "bat", "horns": "antennae",
-       "pattern": "plain", "eyes": "two", "mood": "happy", "background": "mint"}  # fmt: skip
+who = {
+    "colour": "red",
+    "body": "round",
+    "element": "fire",
+    "tail": "curly",
+    "ears": "none",
+    "wings": "bat",
+    "horns": "antennae",
+    "pattern": "plain",
+    "eyes": "two",
+    "mood": "happy",
+    "background": "mint",
+}
 english = "a red round fire creature with bat wings, antennae and a curly tail, on a mint background"
 chinese = "一只红色圆圆的火属性小怪兽，长着蝙蝠翅膀、触角和卷尾巴，薄荷色背景"
-x0 = to_float(torch.from_numpy(draw(who, size)))[None]        # (1, 3, S, S)
+x0 = to_float(torch.from_numpy(draw(who, size)))[None]  # (1, 3, S, S)
 level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(500))))
 noises = torch.randn(32, *x0.shape[1:], generator=torch.Generator().manual_seed(0))
-noisy = add_noise(x0, noises, level)                                # the same creature under 32 noises
+noisy = add_noise(x0, noises, level)  # the same creature under 32 noises
 layers = [module for name, module in net.named_modules() if name.endswith("attn2")]
 
 
@@ -288,8 +321,13 @@ def look(text):
 
 
 with torch.no_grad():
-    wrong = max((cross_attention(layer, *inputs) - output).abs().max() for layer, (*inputs, output) in zip(layers, look(english), strict=True))
-print(f"{len(layers)} layers of {' '.join(str(layer.heads) for layer in layers)} heads; largest difference between our code and the network: {wrong:.1e}")
+    wrong = max(
+        (cross_attention(layer, *inputs) - output).abs().max()
+        for layer, (*inputs, output) in zip(layers, look(english), strict=True)
+    )
+print(
+    f"{len(layers)} layers of {' '.join(str(layer.heads) for layer in layers)} heads; largest difference between our code and the network: {wrong:.1e}"
+)
 
 # %% [markdown]
 # Now the shares. Each word has a **map**: how much every place listens to it. We take the mean over the 32 noises, the layers and
@@ -302,7 +340,7 @@ def attention_maps(text):
     """The mean share of each token at each place. (M, S/2, S/2)"""
     parts = []
     for layer, (*inputs, _) in zip(layers, look(text), strict=True):
-        share = shares(layer, *inputs).mean((0, 1)).T                         # (M, N)
+        share = shares(layer, *inputs).mean((0, 1)).T  # (M, N)
         side = round(share.shape[1] ** 0.5)
         parts.append(F.interpolate(share.unflatten(1, (side, side))[None], size // 2)[0])
     return torch.stack(parts).mean(0)
@@ -317,13 +355,17 @@ def map_of(phrase, text, maps):
 def show_maps(maps, titles, rows=1):
     """Maps (h, w) over the grey picture, each on its own scale."""
     columns = len(maps) // rows
-    _, axes = plt.subplots(rows, columns + 1, figsize=(1.35 * (columns + 1), 1.6 * rows), layout="constrained", squeeze=False)
+    _, axes = plt.subplots(
+        rows, columns + 1, figsize=(1.35 * (columns + 1), 1.6 * rows), layout="constrained", squeeze=False
+    )
     picture = x0[0].permute(1, 2, 0) / 2 + 0.5
     for axis in axes[:, 0]:
         axis.imshow(picture)
     for axis, each, title in zip(axes[:, 1:].flat, maps, titles, strict=True):
         axis.imshow(picture.mean(2), cmap="gray", vmin=-0.6, vmax=1.2)
-        axis.imshow(each, cmap="magma", alpha=0.65, extent=(-0.5, size - 0.5, size - 0.5, -0.5), interpolation="bilinear")
+        axis.imshow(
+            each, cmap="magma", alpha=0.65, extent=(-0.5, size - 0.5, size - 0.5, -0.5), interpolation="bilinear"
+        )
         axis.set_title(title, fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -340,8 +382,10 @@ print("second row:", ", ".join(zh))
 
 for text, maps in of.items():
     total, n = maps.mean((1, 2)), len(pieces(text)[0])
-    print(f"of all attention: begin {total[0]:.0%}, {n - 2} words {total[1 : n - 1].sum():.0%}, end {total[n - 1]:.0%}, "
-          f"{len(total) - n} paddings {total[n:].sum():.0%}")  # fmt: skip
+    print(
+        f"of all attention: begin {total[0]:.0%}, {n - 2} words {total[1 : n - 1].sum():.0%}, end {total[n - 1]:.0%}, "
+        f"{len(total) - n} paddings {total[n:].sum():.0%}"
+    )
 
 # %% [markdown]
 # *Red* lights up on the body, *fire* on the four flames, *bat wings* and *antennae* where they belong, and in the Chinese row the tail and the background, too. In the English row *curly tail*
@@ -373,7 +417,10 @@ changes = {
 before = guess(english)
 effects = [(guess(english.replace(*change)) - before).square().mean((0, 1)).sqrt() for change in changes.values()]
 show_maps(effects, changes)
-print("mean change of a pixel:", ", ".join(f"{name} {float(e.mean()):.3f}" for name, e in zip(changes, effects, strict=True)))
+print(
+    "mean change of a pixel:",
+    ", ".join(f"{name} {float(e.mean()):.3f}" for name, e in zip(changes, effects, strict=True)),
+)
 
 # %% [markdown]
 # This is how words steer: each is a small push at the pixels that it concerns. The push is strong where the noise leaves a question
@@ -432,9 +479,20 @@ for words in real.captions:
 
 # %%
 rng = np.random.default_rng(0)
-same = {"element": "rock", "tail": "none", "wings": "none", "horns": "none", "pattern": "plain", "eyes": "two", "mood": "happy", "background": "cream"}
+same = {
+    "element": "rock",
+    "tail": "none",
+    "wings": "none",
+    "horns": "none",
+    "pattern": "plain",
+    "eyes": "two",
+    "mood": "happy",
+    "background": "cream",
+}
 simple = [same | {name: str(rng.choice(ATTRIBUTES[name])) for name in ("colour", "body", "ears")} for _ in range(1000)]
-pictures = to_float(torch.stack([torch.from_numpy(draw(attributes, 16, rng.random(POSE))) for attributes in simple]))  # (1000, 3, 16, 16)
+pictures = to_float(
+    torch.stack([torch.from_numpy(draw(attributes, 16, rng.random(POSE))) for attributes in simple])
+)  # (1000, 3, 16, 16)
 captions = [f"a {attributes['colour']} creature" for attributes in simple]
 show_images(pictures[:14], 14, cell=0.7)
 
@@ -461,11 +519,13 @@ class ColouredCreatures:
 
 def seven_steps(net, batch, draw):
     """The loss of one batch. `draw` gives the random numbers of this step."""
-    x0 = batch["image"]                                               # 1. images (B, 3, 16, 16)
-    u = draw.stratified(len(x0))                                      # 2. noise levels
-    eps = draw.randn(x0.shape)                                        # 3. noise
-    text = drop_captions(batch["text"], empty, draw.rand(len(x0)))    # NEW: one caption in ten is hidden
-    each = diffusion_loss(net, cosine, "v", x0, u, eps, text=text)    # 4. noise the images, 5. predict, with the words, 6. compare
+    x0 = batch["image"]  # 1. images (B, 3, 16, 16)
+    u = draw.stratified(len(x0))  # 2. noise levels
+    eps = draw.randn(x0.shape)  # 3. noise
+    text = drop_captions(batch["text"], empty, draw.rand(len(x0)))  # NEW: one caption in ten is hidden
+    each = diffusion_loss(
+        net, cosine, "v", x0, u, eps, text=text
+    )  # 4. noise the images, 5. predict, with the words, 6. compare
     return LossTerms(each, u)
 
 
@@ -485,7 +545,9 @@ for state in train(little, ColouredCreatures(), seven_steps, settings, Accelerat
     if state.step in (30, 90, 150, 210, 300, 450):
         mine = TextToImagePipeline(state.ema.unet, cosine, "v", state.ema.text_encoder, clip_x0=True)
         drawn = mine.txt2img(ten * 2, SamplingConfig(guidance_scale=2, sampler="dpmpp_2m:10"))
-        obeyed.append((state.step, float((read_attributes(judge, drawn)[0][:, 0] == torch.arange(10).repeat(2)).double().mean())))
+        obeyed.append(
+            (state.step, float((read_attributes(judge, drawn)[0][:, 0] == torch.arange(10).repeat(2)).double().mean()))
+        )
         snapshots[state.step] = drawn[:10]
 print(f"{state.step} steps of {state.images} pictures, {time.perf_counter() - began:.0f} s with all looks")
 
@@ -508,7 +570,11 @@ show_images(torch.cat(list(snapshots.values())), 10, across=COLOURS, down=[f"ste
 # %%
 u, eps = (torch.arange(300) + 0.5) / 300, torch.randn(300, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 wrong = [f"a {COLOURS[COLOURS.index(attributes['colour']) - 5]} creature" for attributes in simple[:300]]
-for what, ids in {"the right colour": all_ids[:300], "nothing": empty.expand(300, -1), "a wrong colour": reader.tokenizer(wrong)}.items():
+for what, ids in {
+    "the right colour": all_ids[:300],
+    "nothing": empty.expand(300, -1),
+    "a wrong colour": reader.tokenizer(wrong),
+}.items():
     with torch.no_grad():
         told_so = diffusion_loss(state.ema, cosine, "v", pictures[:300], u, eps, text=ids)
     print(f"told {what:18} loss {told_so.mean():.4f}; in the noisiest fifth of the levels {told_so[240:].mean():.4f}")
@@ -556,12 +622,15 @@ with torch.no_grad():
     uncond, cond = (net(x, torch.full((8,), at.time), text=text) for text in (told["without"], told["with caption"]))
 for w in (0.0, 1.0, 4.0):
     other = (1 + (w - 1)) * cond - (w - 1) * uncond
-    print(f"w = {w:g}: (1) and (2) differ by {(guide(uncond, cond, w) - other).abs().max():.1e}; "
-          f"(1) is {(guide(uncond, cond, w) - cond).abs().max():.3f} from the honest answer")  # fmt: skip
+    print(
+        f"w = {w:g}: (1) and (2) differ by {(guide(uncond, cond, w) - other).abs().max():.1e}; "
+        f"(1) is {(guide(uncond, cond, w) - cond).abs().max():.3f} from the honest answer"
+    )
 
 # %% [markdown]
 # [guidance.py](cfg_pokemon/guidance.py) has the formula, in one line, and the class `Guided`, which asks the network both questions in one batch and looks to a
 # sampler like any network. So all samplers of chapter 1 and 3 work, unchanged. Eight prompts, plain and guided; each column begins with the same noise.
+
 
 # %%
 def paint(prompts, w=3.0, **more):
@@ -599,7 +668,9 @@ print(f"plain {seconds_plain:.1f} s, guided {seconds_guided:.1f} s: two question
 SCALES = (0, 1, 2, 4, 8)
 six = [wishes[i] for i in (0, 1, 2, 3, 5, 6)]
 sweep = {w: paint(six, w=w) for w in SCALES}
-show_images(torch.cat(list(sweep.values())), 6, across=(1, 2, 3, 4, 6, 7), down=[f"w = {w}" for w in SCALES], cell=1.15)
+show_images(
+    torch.cat(list(sweep.values())), 6, across=(1, 2, 3, 4, 6, 7), down=[f"w = {w}" for w in SCALES], cell=1.15
+)
 
 # %% [markdown]
 # * $w = 0$: creatures, but not those that were ordered. The words are not heard at all.
@@ -645,7 +716,9 @@ for axis, w in zip(axes, w_shown, strict=True):
     axis.plot(line, np.exp(-((line - w * m) ** 2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=0.8)
     axis.axvline(m, color="C1")
     axis.set(title=f"w = {w}", yticks=[])
-    print(f"w = {w}: mean of the samples {drawn.mean():+.2f} (theory {w * m:+.2f}), deviation {drawn.std():.2f} (theory 1)")
+    print(
+        f"w = {w}: mean of the samples {drawn.mean():+.2f} (theory {w * m:+.2f}), deviation {drawn.std():.2f} (theory 1)"
+    )
 axes[0].set_ylabel("density")
 plt.show()
 
@@ -663,9 +736,9 @@ def three_blobs(x, t, text):
     step = round(float(t[0])) + 1
     alpha, sigma = float(cosine.alpha[step]), float(cosine.sigma[step])
     variance = (alpha * WIDTH) ** 2 + sigma**2
-    away = x.flatten(1)[:, None] - alpha * BLOBS                                     # (B, 3, 2)
-    likely = (text.log() - away.square().sum(2) / (2 * variance)).softmax(1)         # (B, 3)
-    x0 = BLOBS + alpha * WIDTH**2 / variance * away                                  # (B, 3, 2) where x0 is, if it is that blob
+    away = x.flatten(1)[:, None] - alpha * BLOBS  # (B, 3, 2)
+    likely = (text.log() - away.square().sum(2) / (2 * variance)).softmax(1)  # (B, 3)
+    x0 = BLOBS + alpha * WIDTH**2 / variance * away  # (B, 3, 2) where x0 is, if it is that blob
     return (likely[..., None] * x0).sum(1)[..., None, None]
 
 
@@ -681,8 +754,10 @@ for axis, w in zip(axes, SCALES, strict=True):
     axis.set(title=f"w = {w}", aspect="equal", xlim=(-1.9, 2.5), ylim=(-1.9, 2.1), xticks=[], yticks=[])
     axis.spines[:].set_visible(True)
     inside = ((points - BLOBS[1]).norm(dim=1) < 2.45 * WIDTH).double().mean()
-    print(f"w = {w}: {inside:4.0%} inside the orange circle; mean ({points[:, 0].mean():+.2f}, {points[:, 1].mean():+.2f}), "
-          f"deviation {(points - points.mean(0)).square().mean().sqrt():.2f} (of the blob: {WIDTH})")  # fmt: skip
+    print(
+        f"w = {w}: {inside:4.0%} inside the orange circle; mean ({points[:, 0].mean():+.2f}, {points[:, 1].mean():+.2f}), "
+        f"deviation {(points - points.mean(0)).square().mean().sqrt():.2f} (of the blob: {WIDTH})"
+    )
 plt.show()
 
 # %% [markdown]
@@ -715,7 +790,9 @@ show_images(torch.cat(list(rows.values())), 8, down=list(rows), cell=1.0)
 wings, pattern = NAMES.index("wings"), NAMES.index("pattern")
 for name, drawn in rows.items():
     read = read_attributes(judge, drawn)[0]
-    print(f"{name:22} the judge sees wings on {int((read[:, wings] != 0).sum())} of 8, spots on {int((read[:, pattern] == 3).sum())}")
+    print(
+        f"{name:22} the judge sees wings on {int((read[:, wings] != 0).sum())} of 8, spots on {int((read[:, pattern] == 3).sum())}"
+    )
 
 # %% [markdown]
 # Compare the columns. A negative prompt pushes: what it names gets rarer, and other things change along with it (the whole picture moves away from
@@ -733,7 +810,10 @@ for name, drawn in rows.items():
 unseen = load_creatures("test", 200, size)
 read, sure = read_attributes(judge, unseen.pixels)  # each (200, 11)
 right = (read == unseen.attributes.table).double().mean(0)
-print(f"right in {right.mean():.1%} of all cases; least often about", ", ".join(f"{NAMES[i]} ({right[i]:.0%})" for i in right.argsort()[:3].tolist()))
+print(
+    f"right in {right.mean():.1%} of all cases; least often about",
+    ", ".join(f"{NAMES[i]} ({right[i]:.0%})" for i in right.argsort()[:3].tolist()),
+)
 
 # %% [markdown]
 # What may a picture be held to? Only what its caption *speaks* of. **Attribute accuracy** (属性准确率) is the share of all mentioned attributes that the judge finds in the
@@ -741,7 +821,9 @@ print(f"right in {right.mean():.1%} of all cases; least often about", ", ".join(
 
 # %%
 N, ALIKE = 32, 8  # prompts; and how many of them are drawn three times, for the diversity of section 10
-asked = {split: make_prompts(split, N, "both", size, WITH_VARIANTS) for split in ("test", "heldout")}  # captions of creatures that the model has not seen
+asked = {
+    split: make_prompts(split, N, "both", size, WITH_VARIANTS) for split in ("test", "heldout")
+}  # captions of creatures that the model has not seen
 test = asked["test"]
 
 
@@ -758,7 +840,9 @@ for i in range(4):
     print(test.captions[i])
     for k in torch.nonzero(test.mentioned[i]).flatten().tolist():
         values, wanted, found = ATTRIBUTES[NAMES[k]], int(test.wanted[i, k]), int(read[i, k])
-        print(f"    {NAMES[k]:11} {values[wanted]:10} {'yes' if wanted == found else 'no, the judge sees ' + values[found]}")
+        print(
+            f"    {NAMES[k]:11} {values[wanted]:10} {'yes' if wanted == found else 'no, the judge sees ' + values[found]}"
+        )
 
 # %% [markdown]
 # Now all 32 prompts (half English, half Chinese), for five scales, the same noise for each. Beside it, two marks without which such a number says nothing. The **ceiling**: real pictures of the same captions, judged
@@ -777,15 +861,21 @@ measured = {w: numbers(test, pictures) for w, pictures in drawn.items()}
 marks = bounds(judge, test)
 accuracy = np.array([[measured[w][key] for key in ("accuracy", "accuracy_low", "accuracy_high")] for w in SCALES])
 plt.figure(figsize=(6, 2.8), layout="constrained")
-plt.errorbar(SCALES, accuracy[:, 0], (accuracy[:, 0] - accuracy[:, 1], accuracy[:, 2] - accuracy[:, 0]), marker="o", capsize=3)
+plt.errorbar(
+    SCALES, accuracy[:, 0], (accuracy[:, 0] - accuracy[:, 1], accuracy[:, 2] - accuracy[:, 0]), marker="o", capsize=3
+)
 plt.axhline(marks["accuracy_real"], color="0.4", linestyle="--", label="real pictures")
 plt.axhline(marks["accuracy_chance"], color="0.4", linestyle=":", label="real pictures, wrong captions")
 plt.gca().set(xlabel="guidance scale w", ylabel="attribute accuracy", ylim=(0, 1.03), xticks=SCALES)
 plt.legend(loc="center right")  # between the two marks
 plt.show()
 for w, (value, low, high) in zip(SCALES, accuracy, strict=True):
-    print(f"w = {w}: {value:.1%}, between {low:.1%} and {high:.1%}; all that was asked for: {measured[w]['all_right']:.0%} of the pictures")
-print(f"{N} prompts, {int(test.mentioned.sum())} mentioned attributes; ceiling {marks['accuracy_real']:.1%}, floor {marks['accuracy_chance']:.1%}")
+    print(
+        f"w = {w}: {value:.1%}, between {low:.1%} and {high:.1%}; all that was asked for: {measured[w]['all_right']:.0%} of the pictures"
+    )
+print(
+    f"{N} prompts, {int(test.mentioned.sum())} mentioned attributes; ceiling {marks['accuracy_real']:.1%}, floor {marks['accuracy_chance']:.1%}"
+)
 
 # %% [markdown]
 # How sure is this? The bars are 95 % intervals (置信区间) from a **bootstrap** (自助法): draw 32 prompts again from the 32, with repetition, a thousand times, and see how much the result
@@ -799,14 +889,20 @@ print(f"{N} prompts, {int(test.mentioned.sum())} mentioned attributes; ceiling {
 # The same pictures, other measures. **Brightness** (亮度) and **saturation** (饱和度) are means over all pixels; **burnt** (过曝) is the share of colour values at the very end of
 # the range, 0 or 255; **diversity** (多样性) is how much three pictures of the same prompt differ.
 
+
 # %%
 def table(rows, first="w"):
     """A line for each row of measures, the real pictures last."""
     print(f"{first:22}{'accuracy':>10}{'brightness':>18}{'saturation':>18}{'burnt':>9}{'diversity':>11}")
-    real = {key: marks[f"{key}_real"] for key in ("accuracy", "brightness", "brightness_sd", "saturation", "saturation_sd", "burnt", "diversity")}
+    real = {
+        key: marks[f"{key}_real"]
+        for key in ("accuracy", "brightness", "brightness_sd", "saturation", "saturation_sd", "burnt", "diversity")
+    }
     for name, row in (rows | {"real pictures": real}).items():
         light, colour = (f"{row[key]:.3f} ± {row[key + '_sd']:.3f}" for key in ("brightness", "saturation"))
-        print(f"{name!s:22}{row['accuracy']:>10.1%}{light:>18}{colour:>18}{row['burnt']:>9.1%}{row['diversity']:>11.3f}")
+        print(
+            f"{name!s:22}{row['accuracy']:>10.1%}{light:>18}{colour:>18}{row['burnt']:>9.1%}{row['diversity']:>11.3f}"
+        )
 
 
 table(measured)
@@ -858,7 +954,13 @@ show_images(torch.cat([pictures[:8] for pictures in results.values()]), 8, down=
 
 # %%
 never = [f"a {colour} {element} creature" for element, colour in NEVER_TOGETHER.items()]
-show_images(torch.cat([paint(never, w=w) for w in (1, 3)]), 8, across=[f"{colour}\n{element}" for element, colour in NEVER_TOGETHER.items()], down=["w = 1", "w = 3"], cell=1.1)
+show_images(
+    torch.cat([paint(never, w=w) for w in (1, 3)]),
+    8,
+    across=[f"{colour}\n{element}" for element, colour in NEVER_TOGETHER.items()],
+    down=["w = 1", "w = 3"],
+    cell=1.1,
+)
 
 # %% [markdown]
 # Are both there, the colour *and* the element? Counted, with 32 captions of held-out creatures, which speak of more than the two words; beside it the captions of the test
@@ -894,10 +996,14 @@ strangers = load_creatures("train", len(creatures), size, seed=2).pixels  # as m
 distance, index = nearest(blurred(samples), blurred(creatures.pixels))
 elsewhere, _ = nearest(blurred(samples), blurred(strangers))
 first = distance.argsort()[:8]
-show_images(to_float(torch.cat([samples[first], creatures.pixels[index[first]]])), 8, down=["sample", "nearest"], cell=1.0)
+show_images(
+    to_float(torch.cat([samples[first], creatures.pixels[index[first]]])), 8, down=["sample", "nearest"], cell=1.0
+)
 floor, _ = nearest(blurred(unseen.pixels), blurred(creatures.pixels))
-print(f"distance to the nearest training picture: samples, median {distance.median():.3f}, smallest {distance.min():.3f}; "
-      f"new real creatures, {floor.median():.3f} and {floor.min():.3f}")  # fmt: skip
+print(
+    f"distance to the nearest training picture: samples, median {distance.median():.3f}, smallest {distance.min():.3f}; "
+    f"new real creatures, {floor.median():.3f} and {floor.min():.3f}"
+)
 print(f"nearer to a training picture than to an unseen one: {int(nearer(distance, elsewhere).sum())} of {N} samples")
 
 # %% [markdown]

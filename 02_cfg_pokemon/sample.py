@@ -1,8 +1,8 @@
 """Draw images of prompts.
 
-  python 02_cfg_pokemon/sample.py "a red creature with wings"
-  python 02_cfg_pokemon/sample.py "一只绿色的草属性小怪兽" --n 16 --guidance 5 --negative "wings"
-  python 02_cfg_pokemon/sample.py "a blue ghost creature" --sweep 0,1,2,4,8
+python 02_cfg_pokemon/sample.py "a red creature with wings"
+python 02_cfg_pokemon/sample.py "一只绿色的草属性小怪兽" --n 16 --guidance 5 --negative "wings"
+python 02_cfg_pokemon/sample.py "a blue ghost creature" --sweep 0,1,2,4,8
 """
 
 from dataclasses import dataclass

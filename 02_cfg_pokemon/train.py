@@ -1,12 +1,12 @@
 """Train a text-to-image model of pixels: creatures from their captions.
 
-  python 02_cfg_pokemon/train.py                                        the embedded creatures, captions in two languages
-  python 02_cfg_pokemon/train.py --data pokemon --data-dir data --language zh
-  python 02_cfg_pokemon/train.py --text openai/clip-vit-base-patch32    with a frozen CLIP as text encoder
-  python 02_cfg_pokemon/train.py --n 800 --steps 4000                   are 800 images enough?
-  python 02_cfg_pokemon/train.py --size 16 --minutes 15 --out runs/02_cfg_pokemon/small      captions are learned faster from small images;
-  python 02_cfg_pokemon/train.py --start runs/02_cfg_pokemon/small --minutes 50             ... then continue with larger ones
-  python 02_cfg_pokemon/train.py --resume runs/02_cfg_pokemon/creatures
+python 02_cfg_pokemon/train.py                                        the embedded creatures, captions in two languages
+python 02_cfg_pokemon/train.py --data pokemon --data-dir data --language zh
+python 02_cfg_pokemon/train.py --text openai/clip-vit-base-patch32    with a frozen CLIP as text encoder
+python 02_cfg_pokemon/train.py --n 800 --steps 4000                   are 800 images enough?
+python 02_cfg_pokemon/train.py --size 16 --minutes 15 --out runs/02_cfg_pokemon/small      captions are learned faster from small images;
+python 02_cfg_pokemon/train.py --start runs/02_cfg_pokemon/small --minutes 50             ... then continue with larger ones
+python 02_cfg_pokemon/train.py --resume runs/02_cfg_pokemon/creatures
 """
 
 from dataclasses import dataclass

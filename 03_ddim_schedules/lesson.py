@@ -37,7 +37,9 @@ from common.grade.chapter import (
     open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
 )
 
-CHAPTER = open_chapter("03_ddim_schedules")  # this folder: from here on its files can be imported, wherever the kernel was started
+CHAPTER = open_chapter(
+    "03_ddim_schedules"
+)  # this folder: from here on its files can be imported, wherever the kernel was started
 
 # %%
 import math
@@ -116,16 +118,30 @@ digit = digits.batch(torch.tensor([0]))["image"]  # (1, 1, 16, 16), in [-1, 1]: 
 names = ["linear", "scaled_linear", "cosine", "sigmoid", "linear_zero_snr", "edm", "flow"]
 schedules = {name: make_schedule(name) for name in names}
 levels = {name: s.noise_levels(1000).levels for name, s in schedules.items()}  # 1,001 levels each, noisiest first
-way = torch.linspace(1, 0, 1001)                                       # t / T of each
+way = torch.linspace(1, 0, 1001)  # t / T of each
 colour = {name: f"C{i}" for i, name in enumerate(names)}
 
 _, (plane, curves, ratio) = plt.subplots(1, 3, figsize=(12, 3.7), layout="constrained")
 for slope in (-1, 0, 1):
     plane.plot([0, 2 * math.exp(slope)], [0, 2], color="0.85", linewidth=0.8)
-    plane.text(*{-1: (0.42, 1.13), 0: (0.77, 0.76), 1: (0.6, 0.14)}[slope], f"$\\lambda$ = {slope}", color="0.5", fontsize=8)
+    plane.text(
+        *{-1: (0.42, 1.13), 0: (0.77, 0.76), 1: (0.6, 0.14)}[slope], f"$\\lambda$ = {slope}", color="0.5", fontsize=8
+    )
 for name in ("cosine", "flow", "edm"):
-    plane.plot(levels[name].alpha, levels[name].sigma, color=colour[name], label=name if name != "cosine" else "all the others")
-plane.set(xlim=(0, 1.2), ylim=(0, 1.2), xlabel="$\\alpha$ (image)", ylabel="$\\sigma$ (noise)", aspect="equal", title="the road from image to noise")
+    plane.plot(
+        levels[name].alpha,
+        levels[name].sigma,
+        color=colour[name],
+        label=name if name != "cosine" else "all the others",
+    )
+plane.set(
+    xlim=(0, 1.2),
+    ylim=(0, 1.2),
+    xlabel="$\\alpha$ (image)",
+    ylabel="$\\sigma$ (noise)",
+    aspect="equal",
+    title="the road from image to noise",
+)
 plane.legend(loc="lower left", fontsize=8)
 for name in ("linear", "scaled_linear", "cosine", "flow"):
     curves.plot(way, levels[name].alpha, color=colour[name], label=name)
@@ -133,7 +149,13 @@ for name in ("linear", "scaled_linear", "cosine", "flow"):
 curves.set(xlabel="t / T", title="$\\alpha$ (solid) and $\\sigma$ (dashed)")
 curves.legend(loc="center right", fontsize=8)
 for name in names:
-    ratio.plot(way, (levels[name].alpha / levels[name].sigma).log(), color=colour[name], label=name, linestyle="--" if "zero" in name else "-")
+    ratio.plot(
+        way,
+        (levels[name].alpha / levels[name].sigma).log(),
+        color=colour[name],
+        label=name,
+        linestyle="--" if "zero" in name else "-",
+    )
 ratio.set(xlabel="t / T", ylim=(-9, 9), title="$\\lambda$: half the log-SNR")
 ratio.legend(fontsize=8, ncols=2)
 plt.show()
@@ -165,7 +187,13 @@ plt.figure(figsize=(7, 2.5), layout="constrained")
 for name in names:
     level = schedules[name].sample_levels(u)
     share, edges = np.histogram((level.alpha / level.sigma).log().clamp(-12, 12), bins=60, range=(-8, 8))
-    plt.plot((edges[1:] + edges[:-1]) / 2, share / len(u) / (edges[1] - edges[0]), color=colour[name], label=name, linestyle="--" if "zero" in name else "-")
+    plt.plot(
+        (edges[1:] + edges[:-1]) / 2,
+        share / len(u) / (edges[1] - edges[0]),
+        color=colour[name],
+        label=name,
+        linestyle="--" if "zero" in name else "-",
+    )
 plt.gca().set(xlabel="$\\lambda$   (much noise … little noise)", ylabel="density", xlim=(-7, 7))
 plt.legend(fontsize=8)
 plt.show()
@@ -198,7 +226,9 @@ large = load("digits", size=512).batch(torch.tensor([0]))["image"]
 eps = torch.randn(large.shape, generator=torch.Generator().manual_seed(0))
 rows = ["linear", "scaled_linear", "scaled_linear_zero_snr"]
 ends = [make_schedule(name).at(torch.tensor(1000)) for name in rows]
-seen = {f"{name}\n$\\alpha_T$ = {end.alpha:.4f}": add_noise(large, eps, end) for name, end in zip(rows, ends, strict=True)} | {"the image": large}
+seen = {
+    f"{name}\n$\\alpha_T$ = {end.alpha:.4f}": add_noise(large, eps, end) for name, end in zip(rows, ends, strict=True)
+} | {"the image": large}
 _, axes = plt.subplots(2, 4, figsize=(8, 4.2), layout="constrained")
 averages = [torch.nn.functional.avg_pool2d(picture, 64)[0, 0] for picture in seen.values()]  # (8, 8) each
 for (name, picture), average, (above, below) in zip(seen.items(), averages, axes.T, strict=True):
@@ -210,7 +240,9 @@ for axis in axes.flat:
     axis.spines[:].set_visible(False)
 plt.show()
 for name, average in zip(rows, averages, strict=False):
-    print(f"{name:24} correlation of the averages with those of the image {np.corrcoef(average.flatten(), averages[-1].flatten())[0, 1]:+.2f}")
+    print(
+        f"{name:24} correlation of the averages with those of the image {np.corrcoef(average.flatten(), averages[-1].flatten())[0, 1]:+.2f}"
+    )
 
 # %% [markdown]
 # There it is. Under scaled linear, the schedule of Stable Diffusion, "pure noise" still shows the digit to anyone who
@@ -259,6 +291,7 @@ for name in ("linear", "scaled_linear", "scaled_linear_zero_snr"):
 # arrow $(a, b)$. If the two arrows are not parallel, they span the plane, and we can solve for $x_0$ and for $\varepsilon$: two equations,
 # two unknowns. [denoiser.py](../common/diffusion/denoiser.py) calls this `unmix`, and it is all that a sampler ever needs from a network.
 
+
 # %%
 def road(prediction):
     """The schedule that a prediction is used with."""
@@ -274,13 +307,25 @@ def arrow(axis, a, b, name, color, far=1.17, **style):
 
 _, axes = plt.subplots(1, 3, figsize=(10.5, 3.7), layout="constrained")
 turn = np.linspace(0, 2 * np.pi, 200)
-for axis, (title, lam) in zip(axes, {"little noise": 1.2, "half and half": 0.0, "much noise": -1.2}.items(), strict=True):
+for axis, (title, lam) in zip(
+    axes, {"little noise": 1.2, "half and half": 0.0, "much noise": -1.2}.items(), strict=True
+):
     axis.plot(np.cos(turn), np.sin(turn), color="0.9")
     level = schedules["cosine"].at_lam(lam)
     arrow(axis, level.alpha, level.sigma, "$x_t$", "black", far=1.22, linewidth=2.5)
     for i, name in enumerate(PREDICTIONS):
-        arrow(axis, *mixture(name, road(name).at_lam(lam)), name, f"C{i}", far={"flow": 1.4, "edm": 1.42}.get(name, 1.2))
-    axis.set(title=f"{title}, $\\lambda$ = {lam}", xlabel="amount of $x_0$", aspect="equal", xlim=(-1.6, 1.7), ylim=(-1.3, 1.4), xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+        arrow(
+            axis, *mixture(name, road(name).at_lam(lam)), name, f"C{i}", far={"flow": 1.4, "edm": 1.42}.get(name, 1.2)
+        )
+    axis.set(
+        title=f"{title}, $\\lambda$ = {lam}",
+        xlabel="amount of $x_0$",
+        aspect="equal",
+        xlim=(-1.6, 1.7),
+        ylim=(-1.3, 1.4),
+        xticks=[-1, 0, 1],
+        yticks=[-1, 0, 1],
+    )
 axes[0].set_ylabel("amount of $\\varepsilon$")
 plt.show()
 
@@ -321,7 +366,12 @@ for i, name in enumerate(PREDICTIONS):
     axes[0].plot(lams, [abs(level.sigma / area) for level, area in zip(at, d, strict=True)], label=name, **style)
     axes[1].plot(lams, [abs(level.alpha / area) for level, area in zip(at, d, strict=True)], label=name, **style)
 for axis, what in zip(axes, ("x_0", "\\varepsilon"), strict=True):
-    axis.set(yscale="log", ylim=(1e-3, 1e3), xlabel="$\\lambda$   (much noise … little noise)", title=f"error of ${what}$ for an error of 1 in the answer")
+    axis.set(
+        yscale="log",
+        ylim=(1e-3, 1e3),
+        xlabel="$\\lambda$   (much noise … little noise)",
+        title=f"error of ${what}$ for an error of 1 in the answer",
+    )
 axes[0].legend(fontsize=8)
 plt.show()
 
@@ -391,7 +441,7 @@ def remix(x0, eps, now, then, eta, z):
 @torch.no_grad()
 def my_ddim(x, path, eta=0.0, noise=Noise(0)):
     for k, (now, then) in enumerate(pairwise(path), start=1):
-        x0, eps = denoise(x, now)[:2]                    # take apart
+        x0, eps = denoise(x, now)[:2]  # take apart
         x = remix(x0, eps, now, then, eta, noise(k, x))  # remix, with a little less noise
     return x
 
@@ -407,7 +457,9 @@ eps, z = torch.randn(2, 4000, 1, 16, 16, generator=g)
 print(f"wanted at t = 300: image {then.alpha:.4f}, noise {then.sigma:.4f}")
 for eta in (0.0, 0.5, 1.0):
     x = remix(digit, eps, now, then, eta, z)
-    print(f"  found, eta = {eta}: image {(x.mean(0) * digit[0]).sum() / digit.square().sum():.4f}, noise {x.std(0).mean():.4f}")
+    print(
+        f"  found, eta = {eta}: image {(x.mean(0) * digit[0]).sum() / digit.square().sum():.4f}, noise {x.std(0).mean():.4f}"
+    )
 
 # %% [markdown]
 # The level is right for every $\eta$. Now the network: a small U-Net trained on the embedded digits
@@ -442,7 +494,9 @@ for eta in (0.0, 1.0):
     mine = my_ddim(x, path, eta)
     paper = last(solvers.ddim(eps_model, x, schedule.alpha_bar, tau, Noise(0), eta))
     course = last(SAMPLERS["ddim"](denoise, x, path, eta, Noise(0))).x
-    print(f"eta = {eta}: largest difference to the paper's {(mine - paper).abs().max():.1e}, to the course's {(mine - course).abs().max():.1e}")
+    print(
+        f"eta = {eta}: largest difference to the paper's {(mine - paper).abs().max():.1e}, to the course's {(mine - course).abs().max():.1e}"
+    )
 
 # %% [markdown]
 # They agree up to rounding. (The paper's form divides by $\alpha_T$ to find $x_0$, and loses some digits by it: the danger of section 2.)
@@ -459,8 +513,12 @@ rows = {
 }
 show_images(torch.cat(list(rows.values())), 10, down=list(rows))
 a, b, c, d = rows.values()
-print(f"typical difference (rms of the pixels): eta = 0, 20 and 60 steps {rms(a - b):.2f};  eta = 0 and eta = 1 {rms(b - c):.2f};")
-print(f"  eta = 1 with other dice {rms(c - d):.2f};  two digits that have nothing to do with each other {rms(b - b.roll(1, 0)):.2f}")
+print(
+    f"typical difference (rms of the pixels): eta = 0, 20 and 60 steps {rms(a - b):.2f};  eta = 0 and eta = 1 {rms(b - c):.2f};"
+)
+print(
+    f"  eta = 1 with other dice {rms(c - d):.2f};  two digits that have nothing to do with each other {rms(b - b.roll(1, 0)):.2f}"
+)
 
 # %% [markdown]
 # With $\eta = 0$ the start decides everything, and the number of steps only how well it is drawn: the first two rows show the same
@@ -543,7 +601,13 @@ for name, images in pictures.items():
 plt.figure(figsize=(6, 2.6), layout="constrained")
 t = np.array(solvers.timesteps(1000, 50))
 m = rms(real) ** 2
-plt.plot(t, (schedule.alpha_bar[t] * m + 1 - schedule.alpha_bar[t]).sqrt(), color="0.7", linewidth=5, label="what the network expects")
+plt.plot(
+    t,
+    (schedule.alpha_bar[t] * m + 1 - schedule.alpha_bar[t]).sqrt(),
+    color="0.7",
+    linewidth=5,
+    label="what the network expects",
+)
 for name in ("DDPM, 50 steps", "the mistake, 50"):
     plt.plot(t, [rms(x), *map(rms, walks[name])], label=name)
 plt.gca().set(xlabel="t  (from right to left)", ylabel="size of a pixel", ylim=(0.5, None))
@@ -575,7 +639,11 @@ plt.show()
 # are normal around $\alpha$ times each centre, so we know how likely each centre is, and what is to be expected of it.
 
 # %%
-CENTRES, SHARES, WIDTH = torch.tensor([-0.8, 0.5], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64), 0.2
+CENTRES, SHARES, WIDTH = (
+    torch.tensor([-0.8, 0.5], dtype=torch.float64),
+    torch.tensor([0.3, 0.7], dtype=torch.float64),
+    0.2,
+)
 
 
 def centres_given(x, level):
@@ -595,7 +663,9 @@ def ideal(x, level):
 def even_levels(steps, first=-2.5, end=3.0):
     """Levels evenly spaced in lambda, on the cosine road; a little noise is left at the end."""
     levels = [schedule.at_lam(lam) for lam in np.linspace(first, end, steps + 1)]
-    return NoiseLevels(NoiseLevel(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule)
+    return NoiseLevels(
+        NoiseLevel(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule
+    )
 
 
 solver = {"Euler = DDIM": ("ddim", 1), "Heun": ("heun", 2), "DPM-Solver++(2M)": ("dpmpp_2m", 1)}  # evaluations a step
@@ -603,7 +673,9 @@ x = torch.linspace(-2, 2, 15, dtype=torch.float64)
 fine = [x, *(step.x for step in SAMPLERS["heun"](ideal, x, even_levels(1000)))]
 counts, errors = [6, 12, 24, 48, 96, 192, 384], {}
 for name, (method, looks) in solver.items():
-    errors[name] = [float((last(SAMPLERS[method](ideal, x, even_levels(n // looks))).x - fine[-1]).abs().mean()) for n in counts]
+    errors[name] = [
+        float((last(SAMPLERS[method](ideal, x, even_levels(n // looks))).x - fine[-1]).abs().mean()) for n in counts
+    ]
 
 _, (roads, order) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 roads.plot(np.linspace(-2.5, 3, 1001), torch.stack(fine), color="0.85", linewidth=1)
@@ -617,7 +689,14 @@ roads.legend(fontsize=8, loc="lower left")
 for i, (name, error) in enumerate(errors.items()):
     slope = np.polyfit(np.log(counts[-3:]), np.log(error[-3:]), 1)[0]
     order.plot(counts, error, color=f"C{i}", marker="o", markersize=4, label=f"{name}: slope {slope:.2f}")
-order.set(xscale="log", yscale="log", xlabel="evaluations of the network", ylabel="mean error at the end", xticks=counts, xticklabels=counts)
+order.set(
+    xscale="log",
+    yscale="log",
+    xlabel="evaluations of the network",
+    ylabel="mean error at the end",
+    xticks=counts,
+    xticklabels=counts,
+)
 order.minorticks_off()
 order.legend(fontsize=8)
 plt.show()
@@ -633,7 +712,11 @@ plt.show()
 # %%
 x = noise_for(12, seed=11)
 exact = last(SAMPLERS["heun"](denoise, x, schedule.noise_levels(60))).x
-budget = {5: ("ddim:5", "heun:3", "dpmpp_2m:5"), 10: ("ddim:10", "heun:5", "dpmpp_2m:10"), 20: ("ddim:20", "heun:10", "dpmpp_2m:20")}
+budget = {
+    5: ("ddim:5", "heun:3", "dpmpp_2m:5"),
+    10: ("ddim:10", "heun:5", "dpmpp_2m:10"),
+    20: ("ddim:20", "heun:10", "dpmpp_2m:20"),
+}
 rows = {}
 for text in (text for texts in budget.values() for text in texts):
     s = Sampler.parse(text)
@@ -701,11 +784,20 @@ normal = torch.special.ndtri((torch.arange(8000, dtype=torch.float64) + 0.5) / 8
 normal = normal[torch.randperm(8000, generator=torch.Generator().manual_seed(0))]
 counts = [5, 10, 20, 50, 100, 200]
 _, axes = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
-for axis, net_of_1d, title in zip(axes, (ideal, faulty), ("a perfect network", "a network that errs at high noise"), strict=True):
+for axis, net_of_1d, title in zip(
+    axes, (ideal, faulty), ("a perfect network", "a network that errs at high noise"), strict=True
+):
     for name in ("ddim", "dpmpp_2m", "ddpm", "sde"):
         options = {"noise": Noise(1)} if name in ("ddpm", "sde") else {}
         ends = [last(SAMPLERS[name](net_of_1d, normal, schedule.noise_levels(n), **options)).x for n in counts]
-        axis.plot(counts, [(end.sort().values - truth).abs().mean() for end in ends], marker="o", markersize=4, label=name, linestyle="--" if options else "-")
+        axis.plot(
+            counts,
+            [(end.sort().values - truth).abs().mean() for end in ends],
+            marker="o",
+            markersize=4,
+            label=name,
+            linestyle="--" if options else "-",
+        )
     axis.set(xscale="log", yscale="log", xlabel="steps", title=title, xticks=counts, xticklabels=counts)
     axis.minorticks_off()
 axes[0].set_ylabel("distance from the truth")
@@ -724,7 +816,9 @@ plt.show()
 # %%
 x = noise_for(10, seed=5)
 rows = {"DDPM, 20 steps": my_ddim(x, schedule.noise_levels(20), 1.0)}
-rows |= {f"SDE, {n} steps": last(SAMPLERS["sde"](denoise, x, schedule.noise_levels(n), noise=Noise(0))).x for n in (20, 100)}
+rows |= {
+    f"SDE, {n} steps": last(SAMPLERS["sde"](denoise, x, schedule.noise_levels(n), noise=Noise(0))).x for n in (20, 100)
+}
 show_images(torch.cat(list(rows.values())), 10, down=list(rows))
 for name, images in rows.items():
     print(f"{name:16} noise left {noise_left(images):.3f}   (real digits {noise_left(real):.3f})")
@@ -751,15 +845,28 @@ for name, error in ERRORS.items():
 left.set(xlabel="error of one pixel", title="what a mistake costs")
 left.legend()
 lams = np.linspace(-4, 4, 161)
-for i, (weight, name) in enumerate([("plain", "eps"), ("plain", "x0"), ("plain", "v"), ("p2", "eps"), ("min_snr", "eps")]):
+for i, (weight, name) in enumerate(
+    [("plain", "eps"), ("plain", "x0"), ("plain", "v"), ("p2", "eps"), ("min_snr", "eps")]
+):
     cost = []
     for lam in lams.tolist():
         level = schedules["cosine"].at_lam(lam)
         level = NoiseLevel(level.time, torch.tensor(level.alpha), torch.tensor(level.sigma))
         a, b = mixture(name, level)
         cost.append(loss_weight(weight, name, level) * (a - b * level.alpha / level.sigma) ** 2)
-    right.plot(lams, cost, color=f"C{i}", linestyle="-" if weight == "plain" else "--", label=f"plain, {name}" if weight == "plain" else weight)
-right.set(yscale="log", ylim=(1e-3, 1e3), xlabel="$\\lambda$   (much noise … little noise)", title="what a squared error of $x_0$ costs")
+    right.plot(
+        lams,
+        cost,
+        color=f"C{i}",
+        linestyle="-" if weight == "plain" else "--",
+        label=f"plain, {name}" if weight == "plain" else weight,
+    )
+right.set(
+    yscale="log",
+    ylim=(1e-3, 1e3),
+    xlabel="$\\lambda$   (much noise … little noise)",
+    title="what a squared error of $x_0$ costs",
+)
 right.legend(fontsize=8)
 plt.show()
 
@@ -795,7 +902,9 @@ for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
     for sampler in ("ddim", "ddpm"):
         options = {"noise": Noise(1)} if sampler == "ddpm" else {}
         end = last(SAMPLERS[sampler](perfect, normal[:4000], schedule.noise_levels(100), **options)).x
-        print(f"{f'{name}, {sampler}:100':22}{float((end < -0.15).double().mean()):15.3f} {float(end[end > -0.15].std()):22.3f}")
+        print(
+            f"{f'{name}, {sampler}:100':22}{float((end < -0.15).double().mean()):15.3f} {float(end[end > -0.15].std()):22.3f}"
+        )
 
 # %% [markdown]
 # The L1 network prefers what is frequent: the small group loses members, and both groups get narrower. So the deeper trouble with
@@ -808,9 +917,13 @@ for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
 # training is what autograd (自动求导) keeps for the backward pass, and that can be counted, byte for byte:
 
 # %%
-plain, hybrid, twice = (activation_memory.saved_bytes(loss, size=16, channels=(24, 48), batch_size=16) for loss in activation_memory.LOSSES)
-print(f"kept for 16 images: without the bound {plain / 1e6:.1f} MB, with it {hybrid / 1e6:.1f} MB ({hybrid / plain - 1:+.1%}), "
-      f"if it asks the network again {twice / 1e6:.1f} MB (x {twice / plain:.2f})")  # fmt: skip
+plain, hybrid, twice = (
+    activation_memory.saved_bytes(loss, size=16, channels=(24, 48), batch_size=16) for loss in activation_memory.LOSSES
+)
+print(
+    f"kept for 16 images: without the bound {plain / 1e6:.1f} MB, with it {hybrid / 1e6:.1f} MB ({hybrid / plain - 1:+.1%}), "
+    f"if it asks the network again {twice / 1e6:.1f} MB (x {twice / plain:.2f})"
+)
 
 # %% [markdown]
 # The bound reuses the answer that is there already and costs next to nothing. Only an implementation that asks the network a second
@@ -832,7 +945,9 @@ print(f"kept for 16 images: without the bound {plain / 1e6:.1f} MB, with it {hyb
 
 # %%
 a, b = noise_for(200, seed=1), noise_for(200, seed=2)
-print(f"deviation of a noise {a.std():.2f}; half-way on the line {interpolation.lerp(a, b, 0.5).std():.2f}; half-way on the sphere {solvers.slerp(a, b, 0.5).std():.2f}")
+print(
+    f"deviation of a noise {a.std():.2f}; half-way on the line {interpolation.lerp(a, b, 0.5).std():.2f}; half-way on the sphere {solvers.slerp(a, b, 0.5).std():.2f}"
+)
 
 # %% [markdown]
 # Claim 7 of the lore: *interpolation jumps abruptly in the middle, instead of changing gradually.* We let 16 pairs of digits walk
@@ -865,7 +980,14 @@ show_images(torch.cat(strips), 13, across=["$a$", *(f"{w:.1f}" for w in shares),
 
 plt.figure(figsize=(7, 2.8), layout="constrained")
 for name, each in changes.items():
-    plt.plot(np.arange(10) / 10 + 0.05, torch.stack(each).mean(0), marker="o", markersize=3, label=name, linestyle="--" if "shared" in name else "-")
+    plt.plot(
+        np.arange(10) / 10 + 0.05,
+        torch.stack(each).mean(0),
+        marker="o",
+        markersize=3,
+        label=name,
+        linestyle="--" if "shared" in name else "-",
+    )
 plt.gca().set(xlabel="share of $b$", ylabel="change (mean of 16 pairs)", ylim=(0, None))
 plt.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
@@ -940,13 +1062,17 @@ show_images(torch.cat(rows), 8, down=["real", *(f"{what}, {n}" for n in (5, 20, 
 plt.figure(figsize=(5.5, 2.5), layout="constrained")
 plt.errorbar(counts, [e.mean() for e in errors], [e.std() for e in errors], marker="o", markersize=4, capsize=2)
 plt.plot(counts, [float(errors[1].mean()) * 10 / n for n in counts], color="0.7", linestyle=":", label="1 / steps")
-plt.gca().set(xscale="log", yscale="log", xlabel="steps (each way)", ylabel="error (rms)", xticks=counts, xticklabels=counts)
+plt.gca().set(
+    xscale="log", yscale="log", xlabel="steps (each way)", ylabel="error (rms)", xticks=counts, xticklabels=counts
+)
 plt.minorticks_off()
 plt.legend()
 plt.show()
 neighbours = [float((n[..., 1:] * n[..., :-1]).mean() / n.square().mean()) for n in noises]
 for steps, e, n, c in zip(counts, errors, noises, neighbours, strict=True):
-    print(f"{steps:4} steps: error of the image {e.mean():.3f}; the noise: deviation {n.std():.2f}, correlation of neighbours {c:+.2f}")
+    print(
+        f"{steps:4} steps: error of the image {e.mean():.3f}; the noise: deviation {n.std():.2f}, correlation of neighbours {c:+.2f}"
+    )
 
 # %% [markdown]
 # (Bars: one deviation between the eight digits.) The error falls with the number of steps, but more slowly than $1/\text{steps}$
@@ -961,7 +1087,9 @@ for steps, e, n, c in zip(counts, errors, noises, neighbours, strict=True):
 level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(50))))
 noisy = add_noise(x0, Noise(0)(0, x0), level)
 with torch.no_grad():
-    print(f"asked at t = 50: deviation of the noise found in noisy digits {free(noisy, level).eps.std():.2f}, in clean digits {free(x0, level).eps.std():.2f}")
+    print(
+        f"asked at t = 50: deviation of the noise found in noisy digits {free(noisy, level).eps.std():.2f}, in clean digits {free(x0, level).eps.std():.2f}"
+    )
 
 # %% [markdown]
 # So methods that edit an image from its inverted noise begin at a place where the network is not quite at home. More steps help;

@@ -4,12 +4,12 @@
   python 04_latent_sd/evaluate.py --model runs/04_latent_sd/creatures-dishes --scales 1 2 3 5 8 --n 200
   python 04_latent_sd/evaluate.py --scales                                       the autoencoder alone
 
-Autoencoder: the PSNR of the reconstructions of images that training never saw, for each data set, and the standard deviation of
-their scaled latents, which the noise schedule expects to be 1.
+Autoencoder: the PSNR of the reconstructions of images that training never saw, for each data set, and the standard
+deviation of their scaled latents, which the noise schedule expects to be 1.
 
-Prompt adherence: as in chapter 2, with the same prompts and the same classifier, which sees 32 x 32 pixels. The columns are
-explained in common/evaluate/prompt_accuracy.py. A prompt starts from the same noise at every scale. Beside the two bounds
-explained there stands the upper bound that the autoencoder leaves: real images, encoded and decoded.
+Prompt adherence: as in chapter 2, with the same prompts and the same classifier, which sees 32 x 32 pixels. The
+columns are explained in common/evaluate/prompt_accuracy.py. A prompt starts from the same noise at every scale. Beside
+the two bounds explained there stands the upper bound that the autoencoder leaves: real images, encoded and decoded.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,9 @@ class Args:
     splits: tuple[Literal["test", "heldout"], ...] = ("test", "heldout")
     """Splits of the prompts."""
     data: Annotated[tuple[str, ...], MAY_BE_EMPTY] = ("creatures", "dishes")
-    """Data sets with whose test images the autoencoder is measured. Without any, prompt adherence alone is measured."""
+    """Data sets with whose test images the autoencoder is measured.
+    Without any, prompt adherence alone is measured.
+    """
     data_dir: Path = Path("data")
     """Folder of local copies and of downloads."""
     language: Literal["en", "zh", "both"] = "both"
@@ -59,7 +61,16 @@ def main(args: Args) -> None:
 
     config = SamplingConfig(1.0, args.negative, args.sampler, args.rescale, seed=args.seed)
     evaluate_model(
-        args.model, args.scales, args.n, args.splits, args.language, config, args.data, args.data_dir, args.out, args.device
+        args.model,
+        args.scales,
+        args.n,
+        args.splits,
+        args.language,
+        config,
+        args.data,
+        args.data_dir,
+        args.out,
+        args.device,
     )
 
 

@@ -43,7 +43,9 @@ from common.grade.chapter import (
     open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
 )
 
-CHAPTER = open_chapter("04_latent_sd")  # this folder: from here on its files can be imported, wherever the kernel was started
+CHAPTER = open_chapter(
+    "04_latent_sd"
+)  # this folder: from here on its files can be imported, wherever the kernel was started
 
 # %%
 import math
@@ -84,7 +86,9 @@ from latent_sd.pipeline import last_levels, open_latent_diffusion  # from text t
 from latent_sd.vae_trainer import psnr  # and the error of reconstructions
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-MODEL = CHAPTER / "pretrained"  # the model that comes with this chapter; or a run of your own: CHAPTER.parent / "runs/04_latent_sd/..."
+MODEL = (
+    CHAPTER / "pretrained"
+)  # the model that comes with this chapter; or a run of your own: CHAPTER.parent / "runs/04_latent_sd/..."
 
 
 def show_images(images, columns, across=(), down=(), cell=0.85):
@@ -122,8 +126,10 @@ def weights_of(module):
 
 
 print(f"autoencoder {weights_of(vae):,} weights, U-Net {weights_of(net):,}, reader of words {weights_of(encoder):,}")
-print(f"a picture: 3 x {size} x {size} = {3 * size**2:,} numbers; its latents: {c} x {side} x {side} = {c * side**2:,}, "
-      f"{3 * size**2 / (c * side**2):.0f} times fewer")  # fmt: skip
+print(
+    f"a picture: 3 x {size} x {size} = {3 * size**2:,} numbers; its latents: {c} x {side} x {side} = {c * side**2:,}, "
+    f"{3 * size**2 / (c * side**2):.0f} times fewer"
+)
 
 # %% [markdown]
 # (The side is $f = 4$ times smaller, but there are 4 channels instead of 3.) What is that worth? We take one training step, forward and
@@ -133,6 +139,7 @@ print(f"a picture: 3 x {size} x {size} = {3 * size**2:,} numbers; its latents: {
 # Two things are measured. The seconds are those of this machine. The bytes are **counted**: everything that the forward pass must keep
 # until the backward pass has used it (激活值, activations). They grow with the batch, and so they decide how large a batch fits into a
 # memory.
+
 
 # %%
 def step_cost(unet, x, text, times=2):
@@ -163,10 +170,15 @@ candidates = {
     "pixels, the same network": text_unet(size, 3, widths, text_dim),
     "pixels, two resolutions more": text_unet(size, 3, (*widths, widths[-1], widths[-1]), text_dim),
 }
-costs = {name: step_cost(UNet(cfg), torch.randn(4, cfg.in_channels, cfg.size, cfg.size), words) for name, cfg in candidates.items()}
+costs = {
+    name: step_cost(UNet(cfg), torch.randn(4, cfg.in_channels, cfg.size, cfg.size), words)
+    for name, cfg in candidates.items()
+}
 print(f"{'a training step of 4 pictures':32}{'seconds':>10}{'ratio':>8}{'kept':>12}{'ratio':>8}")
 for name, (seconds, kept) in costs.items():
-    print(f"{name:32}{seconds:>10.3f}{seconds / costs['latents'][0]:>8.1f}{kept / 1e6:>9.1f} MB{kept / costs['latents'][1]:>8.1f}")
+    print(
+        f"{name:32}{seconds:>10.3f}{seconds / costs['latents'][0]:>8.1f}{kept / 1e6:>9.1f} MB{kept / costs['latents'][1]:>8.1f}"
+    )
 
 # %% [markdown]
 # In the second line attention is dear: each place looks at each other place, and 16 times the places are 256 times the pairs. The third
@@ -180,7 +192,9 @@ pictures = torch.randn(8, 3, size, size)
 with torch.no_grad():
     for what, work in {
         "encode": lambda: vae.encode(pictures),
-        "one step of the U-Net": lambda: net(torch.randn(8, c, side, side), torch.full((8,), 500.0), text=torch.randn(8, encoder.length, text_dim)),
+        "one step of the U-Net": lambda: net(
+            torch.randn(8, c, side, side), torch.full((8,), 500.0), text=torch.randn(8, encoder.length, text_dim)
+        ),
         "decode": lambda: vae.decode(torch.randn(8, c, side, side)),
     }.items():
         work()
@@ -303,7 +317,9 @@ plt.show()
 # %%
 torch.manual_seed(1)
 some, rolled, rows = torch.arange(0, 1400, 240)[:6], torch.randn(6, 2), []
-print(f"{'beta':>6}{'error of a pixel':>19}{'KL, nats':>10}{'deviation of the means':>25}{'of a cloud':>13}{'ELBO, up to a constant':>25}")
+print(
+    f"{'beta':>6}{'error of a pixel':>19}{'KL, nats':>10}{'deviation of the means':>25}{'of a cloud':>13}{'ELBO, up to a constant':>25}"
+)
 for beta, (q, decode) in plane.items():
     with torch.no_grad():
         y = decode(q.sample(noise_like(q.mean)))
@@ -311,9 +327,15 @@ for beta, (q, decode) in plane.items():
     error, kl, std = (x_all - y).square(), q.kl().mean(), (q.logvar / 2).exp().mean()
     elbo = -(error.sum(1).mean() / (2 * R**2)) - kl
     print(f"{beta:>6}{error.mean().sqrt():>19.3f}{kl:>10.2f}{q.mean.std():>25.2f}{std:>13.3f}{elbo:>25.1f}")
-sheet = torch.stack(rows).view(3, 3, 6, 64).transpose(0, 1)                        # (what, beta, digit, pixel)
-sheet = torch.cat([sheet, torch.ones(3, 3, 1, 64)], 2).reshape(-1, 1, 8, 8)        # an empty column after each beta
-show_images(sheet, 21, across=[f"$\\beta$ = {betas[i // 7]}" if i % 7 == 3 else "" for i in range(21)], down=["real", "given back", "rolled"], cell=0.5)
+sheet = torch.stack(rows).view(3, 3, 6, 64).transpose(0, 1)  # (what, beta, digit, pixel)
+sheet = torch.cat([sheet, torch.ones(3, 3, 1, 64)], 2).reshape(-1, 1, 8, 8)  # an empty column after each beta
+show_images(
+    sheet,
+    21,
+    across=[f"$\\beta$ = {betas[i // 7]}" if i % 7 == 3 else "" for i in range(21)],
+    down=["real", "given back", "rolled"],
+    cell=0.5,
+)
 
 # %% [markdown]
 # What to look for:
@@ -364,7 +386,7 @@ history, snapshots, began = [], {}, time.perf_counter()
 for step in range(1, STEPS + 1):
     optimizer.param_groups[0]["lr"] = LR * min(step / 20, math.cos(math.pi / 2 * step / STEPS) + 0.01)
     x = to_float(small.pixels[torch.randint(len(small), (16,))])  # (B, 3, 16, 16)
-    y, q = tiny(x, torch.randn(16, 4, 8, 8))                      # encode, draw z by (1), decode
+    y, q = tiny(x, torch.randn(16, 4, 8, 8))  # encode, draw z by (1), decode
     parts = vae_loss(x, y, q, "l2", KL)
     optimizer.zero_grad()
     parts.total.mean().backward()
@@ -379,12 +401,19 @@ print(f"{STEPS} steps in {time.perf_counter() - began:.0f} s; {weights_of(tiny):
 # %%
 pixels, kl = np.array(history).T
 _, axes = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained")
-for axis, values, title in zip(axes, (pixels, kl), ("error of the pixels (mean square)", "KL, nats a pixel value"), strict=True):
+for axis, values, title in zip(
+    axes, (pixels, kl), ("error of the pixels (mean square)", "KL, nats a pixel value"), strict=True
+):
     axis.plot(values, color="0.85", linewidth=0.5)
     axis.plot(viz.smooth(values, 0.06))
     axis.set(title=title, xlabel="step")
 plt.show()
-show_images(torch.cat([x_unseen, *snapshots.values()]), 12, down=["never seen", *(f"step {step}" for step in snapshots)], cell=0.75)
+show_images(
+    torch.cat([x_unseen, *snapshots.values()]),
+    12,
+    down=["never seen", *(f"step {step}" for step in snapshots)],
+    cell=0.75,
+)
 for step, y in snapshots.items():
     print(f"step {step:4}: PSNR {psnr(x_unseen, y).mean():.1f} dB")
 
@@ -420,8 +449,10 @@ def shrunk(x, n):
 room = round((c * side**2 / 3) ** 0.5)  # pixels a side that need as many numbers as the latents
 for name, x in tests.items():
     found = psnr(x, pipeline.decode(pipeline.encode(x)))
-    print(f"{name:10} PSNR {found.mean():.2f} dB (worst of {len(x)}: {found.min():.2f}); "
-          f"shrunk to {room} x {room} pixels, which are as many numbers: {psnr(x, shrunk(x, room)).mean():.2f} dB")  # fmt: skip
+    print(
+        f"{name:10} PSNR {found.mean():.2f} dB (worst of {len(x)}: {found.min():.2f}); "
+        f"shrunk to {room} x {room} pixels, which are as many numbers: {psnr(x, shrunk(x, room)).mean():.2f} dB"
+    )
 
 # %% [markdown]
 # Where is the difference? Look at edges and at small things: eyes, the pattern of a tablecloth, sesame. What the autoencoder loses is
@@ -439,12 +470,15 @@ for name, x in tests.items():
 # %%
 def linear_autoencoder(f, channels):
     """PSNR on the test pictures of the best linear code with so many channels, learned from the training pictures."""
+
     def patches(x):
-        return F.pixel_unshuffle(x, f).permute(0, 2, 3, 1).flatten(0, 2)           # (N places, 3 f f)
+        return F.pixel_unshuffle(x, f).permute(0, 2, 3, 1).flatten(0, 2)  # (N places, 3 f f)
 
     learn, x = patches(to_float(known.pixels)), torch.cat(list(tests.values()))
     mean = learn.mean(0)
-    directions = torch.linalg.eigh((learn - mean).T @ (learn - mean)).eigenvectors.flip(1)  # the one of most variance first
+    directions = torch.linalg.eigh((learn - mean).T @ (learn - mean)).eigenvectors.flip(
+        1
+    )  # the one of most variance first
     found, centred = [], patches(x) - mean
     for k in channels:
         y = (centred @ directions[:, :k]) @ directions[:, :k].T + mean
@@ -461,12 +495,24 @@ for factor in (2, 4, 8):
     (curve,) = plt.plot(numbers, found, marker="o", markersize=4, label=f"linear, f = {factor}")
     where = (-5, 5) if factor == 8 else (4, -9)  # the uppermost curve has its figures above it
     for k, number, value in zip(channels, numbers, found, strict=True):
-        plt.annotate(f"{k}", (number, value), textcoords="offset points", xytext=where, fontsize=7, color=curve.get_color())
+        plt.annotate(
+            f"{k}", (number, value), textcoords="offset points", xytext=where, fontsize=7, color=curve.get_color()
+        )
 every = torch.cat(list(tests.values()))
 ours = float(psnr(every, pipeline.decode(pipeline.encode(every))).mean())
-plt.plot(c * side**2, ours, marker="*", markersize=13, color="black", linestyle="", label=f"the shipped one: f = {f}, c = {c}")
+plt.plot(
+    c * side**2,
+    ours,
+    marker="*",
+    markersize=13,
+    color="black",
+    linestyle="",
+    label=f"the shipped one: f = {f}, c = {c}",
+)
 plt.axvline(3 * size**2, color="0.7", linestyle=":")
-plt.gca().set(xscale="log", xlabel="numbers for a picture (dotted: pixels); small figures: channels", ylabel="PSNR, dB")
+plt.gca().set(
+    xscale="log", xlabel="numbers for a picture (dotted: pixels); small figures: channels", ylabel="PSNR, dB"
+)
 plt.legend(fontsize=8)
 plt.show()
 
@@ -484,9 +530,9 @@ plt.show()
 # draw, because the decoder is slower.
 
 # %%
-z0 = pipeline.encode(x0)                                                        # (12, 4, 16, 16), scaled: section 6
-z_known = pipeline.encode(to_float(known.pixels))                               # (240, 4, 16, 16)
-channel_std = z_known.std((0, 2, 3), correction=0)                              # (4,)
+z0 = pipeline.encode(x0)  # (12, 4, 16, 16), scaled: section 6
+z_known = pipeline.encode(to_float(known.pixels))  # (240, 4, 16, 16)
+channel_std = z_known.std((0, 2, 3), correction=0)  # (4,)
 
 
 def with_one(z):
@@ -494,8 +540,8 @@ def with_one(z):
     return F.pad(z.permute(0, 2, 3, 1).flatten(0, 2), (0, 1), value=1.0)
 
 
-colours = F.avg_pool2d(to_float(known.pixels), f).permute(0, 2, 3, 1).flatten(0, 2)   # (N h w, 3)
-to_colour = torch.linalg.lstsq(with_one(z_known), colours).solution                   # (5, 3)
+colours = F.avg_pool2d(to_float(known.pixels), f).permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, 3)
+to_colour = torch.linalg.lstsq(with_one(z_known), colours).solution  # (5, 3)
 
 
 def preview(z):
@@ -504,8 +550,12 @@ def preview(z):
 
 
 grey = [(z0[:, i : i + 1] / (2.5 * channel_std[i])).clamp(-1, 1).expand(-1, 3, -1, -1) for i in range(c)]
-show_images(F.interpolate(torch.cat([F.avg_pool2d(x0, f), *grey, preview(z0)]), scale_factor=4.0), 12,
-            down=["shrunk", *(f"channel {i + 1}" for i in range(c)), "preview"], cell=0.75)  # fmt: skip
+show_images(
+    F.interpolate(torch.cat([F.avg_pool2d(x0, f), *grey, preview(z0)]), scale_factor=4.0),
+    12,
+    down=["shrunk", *(f"channel {i + 1}" for i in range(c)), "preview"],
+    cell=0.75,
+)
 
 # %% [markdown]
 # The creature is still there, at the same place: convolutions do not move things. So latents are *not* a description like "red, round,
@@ -515,9 +565,14 @@ show_images(F.interpolate(torch.cat([F.avg_pool2d(x0, f), *grey, preview(z0)]), 
 
 # %%
 shifts = torch.linspace(-3, 3, 7)
-directions = torch.diag(channel_std)[:, None, :, None, None]                     # (4 rows, 1, 4, 1, 1)
-moved = z0[:1] + shifts.view(-1, 1, 1, 1) * directions                           # (4 rows, 7, 4, 16, 16)
-show_images(pipeline.decode(moved.flatten(0, 1)), 7, across=[f"{shift:+g}" for shift in shifts], down=[f"channel {i + 1}" for i in range(c)])
+directions = torch.diag(channel_std)[:, None, :, None, None]  # (4 rows, 1, 4, 1, 1)
+moved = z0[:1] + shifts.view(-1, 1, 1, 1) * directions  # (4 rows, 7, 4, 16, 16)
+show_images(
+    pipeline.decode(moved.flatten(0, 1)),
+    7,
+    across=[f"{shift:+g}" for shift in shifts],
+    down=[f"channel {i + 1}" for i in range(c)],
+)
 
 # %% [markdown]
 # ### Half-way between two pictures
@@ -530,7 +585,12 @@ pairs, shares = [(0, 1), (2, 7)], torch.linspace(0, 1, 7).view(-1, 1, 1, 1)
 rows = []
 for a, b in pairs:
     rows += [(1 - shares) * back[a] + shares * back[b], pipeline.decode((1 - shares) * z0[a] + shares * z0[b])]
-show_images(torch.cat(rows), 7, across=[f"{float(share):.2f}" for share in shares.flatten()], down=["pixels", "latents"] * len(pairs))
+show_images(
+    torch.cat(rows),
+    7,
+    across=[f"{float(share):.2f}" for share in shares.flatten()],
+    down=["pixels", "latents"] * len(pairs),
+)
 for (a, b), faded, walked in zip(pairs, rows[::2], rows[1::2], strict=True):
     between, apart = ((x - y).square().mean().sqrt() for x, y in ((faded[3], walked[3]), (back[a], back[b])))
     print(f"half-way, the two rows differ by {between:.3f} (rms); the ends are {apart:.3f} apart")
@@ -550,9 +610,14 @@ for (a, b), faded, walked in zip(pairs, rows[::2], rows[1::2], strict=True):
 # %%
 with torch.no_grad():
     q = vae.encode(to_float(known.pixels))
-    raw = q.sample(noise_like(q.mean))                                            # as they come from the encoder
-print(f"deviation of the encoder's latents {raw.std():.3f}; one over it {measure_scaling_factor(raw):.4f}; stored in the folder {vae.cfg.scaling_factor:.4f}")
-print(f"scaled: over all {vae.scale(raw).std():.3f}; channel by channel", ", ".join(f"{s:.2f}" for s in vae.scale(raw).std((0, 2, 3))))
+    raw = q.sample(noise_like(q.mean))  # as they come from the encoder
+print(
+    f"deviation of the encoder's latents {raw.std():.3f}; one over it {measure_scaling_factor(raw):.4f}; stored in the folder {vae.cfg.scaling_factor:.4f}"
+)
+print(
+    f"scaled: over all {vae.scale(raw).std():.3f}; channel by channel",
+    ", ".join(f"{s:.2f}" for s in vae.scale(raw).std((0, 2, 3))),
+)
 print(f"deviation of a cloud, scaled: {vae.scale((q.logvar / 2).exp()).mean():.3f}")
 for name, x in tests.items():
     print(f"test pictures of {name:10} {pipeline.encode(x).std():.3f}")
@@ -572,7 +637,7 @@ level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(t))))
 rows, eps = [], noise_like(z0[:6], 3)
 for d in sizes:
     noisy = add_noise(d * z0[:6], eps, level)
-    rows.append(pipeline.decode(noisy / (d * level.alpha)))       # as the decoder sees it, with the size of z0 again
+    rows.append(pipeline.decode(noisy / (d * level.alpha)))  # as the decoder sees it, with the size of z0 again
 show_images(torch.cat([back[:6], *rows]), 6, down=["no noise", *(f"deviation {d:g}" for d in sizes)], cell=0.7)
 
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 2.7), layout="constrained")
@@ -583,7 +648,7 @@ for d in sizes:
     left.plot(ts, signal / (signal + noise), label=f"deviation {d:g}")
 left.set(xlabel="t", title="share of the signal in what the network sees")
 left.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, which leave no room
-snr = (schedule.alpha[ts] / schedule.sigma[ts]).square()          # of latents of deviation 1
+snr = (schedule.alpha[ts] / schedule.sigma[ts]).square()  # of latents of deviation 1
 at = [float(((d**2 * snr > 1 / 20) & (d**2 * snr < 20)).double().mean()) for d in sizes]
 right.bar([f"{d:g}" for d in sizes], at)
 right.set(xlabel="deviation of the latents", title="share of the levels at which there is a question")
@@ -611,7 +676,13 @@ for t in moments:
     noisy = add_noise(z0[:1], eps_z, level).float()
     rows["latents, decoded"].append(pipeline.decode(noisy))
     rows["preview"].append(F.interpolate(preview(noisy), scale_factor=float(f)))
-show_images(torch.cat([torch.cat(row) for row in rows.values()]), len(moments), across=[f"t = {t}" for t in moments], down=list(rows), cell=0.95)
+show_images(
+    torch.cat([torch.cat(row) for row in rows.values()]),
+    len(moments),
+    across=[f"t = {t}" for t in moments],
+    down=list(rows),
+    cell=0.95,
+)
 
 # %% [markdown]
 # Noise in latents does not look like snow. The decoder has never seen such latents, and makes of each some colour, as large as the patch
@@ -620,6 +691,7 @@ show_images(torch.cat([torch.cat(row) for row in rows.values()]), len(moments), 
 # There is a quiet difference. The large forms of a picture can be read from *averages*, and noise averages out: of $n$ numbers, to
 # $1/\sqrt n$. Cut a picture into $8 \times 8$ parts: each is an average of 64 pixels, but of 4 places only. We measure how much the noisy
 # averages still know of the clean ones (correlation, 相关系数), over all test pictures:
+
 
 # %%
 def known_of_averages(x, t, parts=8):
@@ -631,7 +703,9 @@ def known_of_averages(x, t, parts=8):
 
 z_test = pipeline.encode(every)
 for t in (700, 800, 900, 970):
-    print(f"t = {t}: what noisy averages know of the clean ones: in pixels {known_of_averages(every, t):.2f}, in latents {known_of_averages(z_test, t):.2f}")
+    print(
+        f"t = {t}: what noisy averages know of the clean ones: in pixels {known_of_averages(every, t):.2f}, in latents {known_of_averages(z_test, t):.2f}"
+    )
 
 # %% [markdown]
 # So the same schedule is *noisier* for latents than for the pixels of the same picture: the forms are gone earlier. (Chapter 3 met the
@@ -646,23 +720,23 @@ for t in (700, 800, 900, 970):
 # one training step down, for 32 pictures, and ask the shipped network:
 
 # %%
-chosen = [*range(16), *range(120, 136)]                         # 16 creatures and 16 dishes
+chosen = [*range(16), *range(120, 136)]  # 16 creatures and 16 dishes
 with torch.no_grad():
     batch = scaled(vae.encode(to_float(known.pixels[chosen])), vae.cfg.scaling_factor)
     captions = [known.captions[i] for i in chosen]
-    draw = BatchRandom(0, 0)                                           # the random numbers of one step
-    z = sample(batch, draw)                                     # 1. latents (B, 4, 16, 16): mean + std * noise, scaled   <- NEW
-    u = draw.stratified(len(z))                                 # 2. noise levels
-    eps = draw.randn(z.shape)                                   # 3. noise
+    draw = BatchRandom(0, 0)  # the random numbers of one step
+    z = sample(batch, draw)  # 1. latents (B, 4, 16, 16): mean + std * noise, scaled   <- NEW
+    u = draw.stratified(len(z))  # 2. noise levels
+    eps = draw.randn(z.shape)  # 3. noise
     ids, empty = encoder.tokenizer(captions), encoder.tokenizer([""])[0]
-    ids = drop_captions(ids, empty, draw.rand(len(z)))          # one caption in ten is hidden
+    ids = drop_captions(ids, empty, draw.rand(len(z)))  # one caption in ten is hidden
     hidden = int((ids == empty).all(1).sum())
     told = {
         "the right captions": encoder(captions),
         "nothing": encoder([""] * len(z)),
         "each other's captions": encoder(captions[5:] + captions[:5]),
     }
-    for what, text in told.items():                             # 4. noise the latents, 5. predict, 6. compare
+    for what, text in told.items():  # 4. noise the latents, 5. predict, 6. compare
         error = diffusion_loss(net, schedule, pipeline.prediction, z, u, eps, text=text)
         print(f"told {what:24} loss {error.mean():.4f}; in the noisiest quarter of the levels {error[24:].mean():.4f}")
 print(f"({hidden} of {len(z)} captions would have been hidden; latents {tuple(z.shape)}, deviation {z.std():.2f})")
@@ -675,23 +749,27 @@ print(f"({hidden} of {len(z)} captions would have been hidden; latents {tuple(z.
 # $\text{uncond} + w\,(\text{cond} - \text{uncond})$, DDIM, the decoder. No guess is clipped: latents know no bounds. Is it what
 # [pipeline.py](latent_sd/pipeline.py) does?
 
+
 # %%
 @torch.no_grad()
 def by_hand(prompts, w, steps, x):
     """Pictures from latents of noise x (B, 4, h, w): Stable Diffusion in ten lines."""
-    text = torch.cat([encoder([""] * len(x)), encoder(list(prompts))])                  # (2 B, M, D)
-    levels = list(schedule.noise_levels(steps))                                                 # noisiest first, clean last
+    text = torch.cat([encoder([""] * len(x)), encoder(list(prompts))])  # (2 B, M, D)
+    levels = list(schedule.noise_levels(steps))  # noisiest first, clean last
     for now, then in zip(levels, levels[1:], strict=False):
         time = torch.full((2 * len(x),), now.time)
-        uncond, cond = net(torch.cat([x, x]), time, text=text).chunk(2)                 # one call, both answers
-        z, eps = to_x0_eps(pipeline.prediction, guide(uncond, cond, w), x, now, False)      # take apart
-        x = then.alpha * z + then.sigma * eps                                           # remix, with less noise
-    return vae.decode(x / vae.cfg.scaling_factor).clamp(-1, 1)                          # <- NEW
+        uncond, cond = net(torch.cat([x, x]), time, text=text).chunk(2)  # one call, both answers
+        z, eps = to_x0_eps(pipeline.prediction, guide(uncond, cond, w), x, now, False)  # take apart
+        x = then.alpha * z + then.sigma * eps  # remix, with less noise
+    return vae.decode(x / vae.cfg.scaling_factor).clamp(-1, 1)  # <- NEW
 
 
 two = ["a red fire creature with bat wings", "番茄炒蛋"]
 x = Noise(0, 0)(0, torch.empty(2, c, side, side))
-mine, theirs = by_hand(two, 5.0, 10, x), pipeline.txt2img(two, SamplingConfig(guidance_scale=5.0, sampler="ddim:10"), latents=x)
+mine, theirs = (
+    by_hand(two, 5.0, 10, x),
+    pipeline.txt2img(two, SamplingConfig(guidance_scale=5.0, sampler="ddim:10"), latents=x),
+)
 print(f"largest difference of a pixel between our ten lines and pipeline.py: {(mine - theirs).abs().max():.1e}")
 
 # %% [markdown]
@@ -751,8 +829,13 @@ print("; ".join(six))
 # %%
 N = 24
 judge, prompts = load_creature_classifier(), make_prompts("test", N, "both", size)
-rows = {"real pictures": measure_accuracy(judge, prompts, prompts.real), "real, through the VAE": measure_accuracy(judge, prompts, reconstruct(pipeline, prompts.real))}
-rows |= {f"drawn, w = {w}": measure_accuracy(judge, prompts, to_bytes(paint(prompts.captions, float(w)))) for w in (1, 5)}
+rows = {
+    "real pictures": measure_accuracy(judge, prompts, prompts.real),
+    "real, through the VAE": measure_accuracy(judge, prompts, reconstruct(pipeline, prompts.real)),
+}
+rows |= {
+    f"drawn, w = {w}": measure_accuracy(judge, prompts, to_bytes(paint(prompts.captions, float(w)))) for w in (1, 5)
+}
 print(f"{'':24}{'attribute accuracy':>20}{'95 %':>20}")
 for name, row in rows.items():
     print(f"{name:24}{row['accuracy']:>20.1%}{row['accuracy_low']:>13.1%} to {row['accuracy_high']:.1%}")
@@ -767,6 +850,7 @@ print(f"{'wrong captions':24}{chance_accuracy(judge, prompts)['accuracy']:>20.1%
 # The promise of section 5. Two noises that become two pictures; between them a walk along the sphere (slerp, 球面插值; chapter 3), and at
 # each stop the *same* prompt is drawn. DDIM-like samplers have no dice, so nearby noise becomes a nearby picture.
 
+
 # %%
 def slerp(a, b, share):
     """Between two noises, at their length. (C, h, w) twice -> (C, h, w)"""
@@ -779,7 +863,13 @@ ends = {"a green grass creature": 4, "番茄炒蛋": 8}
 rows = []
 for prompt, seed in ends.items():
     a, b = Noise(seed, 0)(0, torch.empty(2, c, side, side))
-    rows.append(pipeline.txt2img([prompt] * 9, SamplingConfig(guidance_scale=5.0, sampler=FAST), latents=torch.stack([slerp(a, b, float(share)) for share in walk])))
+    rows.append(
+        pipeline.txt2img(
+            [prompt] * 9,
+            SamplingConfig(guidance_scale=5.0, sampler=FAST),
+            latents=torch.stack([slerp(a, b, float(share)) for share in walk]),
+        )
+    )
 show_images(torch.cat(rows), 9, across=[f"{share:.2f}" for share in walk.tolist()], cell=0.85)
 print("rows:", "; ".join(ends))
 
@@ -808,12 +898,17 @@ def theirs_walks(strength, steps):
 
 print("steps that are walked:" + "".join(f"{f's = {s:g}':>11}" for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)))
 for steps in (15, 20, 50):
-    cells = [(len(last_levels(schedule.noise_levels(steps), s)), theirs_walks(s, steps)) for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)]
+    cells = [
+        (len(last_levels(schedule.noise_levels(steps), s)), theirs_walks(s, steps))
+        for s in (0.1, 0.33, 0.5, 0.58, 0.75, 0.8, 1.0)
+    ]
     print(f"  of {steps}, ours | diffusers " + "".join(f"{f'{a} | {b}':>11}" for a, b in cells))
 for steps in (20, 50):
     all_of_them = [s / 100 for s in range(5, 101)]
     unlike = [s for s in all_of_them if round(s * steps) != theirs_walks(s, steps)]
-    print(f"of the strengths 0.05, 0.06, ... 1, {len(unlike)} of {len(all_of_them)} differ with {steps} steps, each by one step")
+    print(
+        f"of the strengths 0.05, 0.06, ... 1, {len(unlike)} of {len(all_of_them)} differ with {steps} steps, each by one step"
+    )
 
 # %% [markdown]
 # Where $sN$ is a whole number the two agree, with one trap: $0.58 \cdot 50$ is 29, but computers multiply in binary, get
@@ -833,11 +928,21 @@ changes = [  # which picture, and what it is to become
 ]
 x_old, texts = torch.stack([tests[name][i] for name, i, _ in changes]), [text for *_, text in changes]
 columns = [x_old, pipeline.decode(pipeline.encode(x_old))]
-columns += [pipeline.img2img(x_old, texts, s, SamplingConfig(guidance_scale=5.0, sampler="dpmpp_2m:20")) for s in strengths]
-show_images(torch.stack(columns, 1).flatten(0, 1), len(columns), across=["original", "decoded", *(f"s = {s:g}" for s in strengths)], cell=1.0)
+columns += [
+    pipeline.img2img(x_old, texts, s, SamplingConfig(guidance_scale=5.0, sampler="dpmpp_2m:20")) for s in strengths
+]
+show_images(
+    torch.stack(columns, 1).flatten(0, 1),
+    len(columns),
+    across=["original", "decoded", *(f"s = {s:g}" for s in strengths)],
+    cell=1.0,
+)
 for i, text in enumerate(texts, 1):
     print(f"row {i}: {text}")
-near = [f"{name} {psnr(x_old, y).mean():.1f} dB" for name, y in zip(("decoded", *map(str, strengths)), columns[1:], strict=True)]
+near = [
+    f"{name} {psnr(x_old, y).mean():.1f} dB"
+    for name, y in zip(("decoded", *map(str, strengths)), columns[1:], strict=True)
+]
 print("PSNR to the original, mean of the four:", ", ".join(near))
 
 # %% [markdown]
@@ -869,7 +974,9 @@ x = Noise(7, 0)(0, torch.empty(len(prompts), c, side, side))
 ours = pipeline.txt2img(prompts, SamplingConfig(guidance_scale=5.0, sampler="ddim:20"), latents=x)
 others = 2 * pipe(prompts, num_inference_steps=20, guidance_scale=5.0, latents=x, output_type="pt").images - 1
 show_images(torch.cat([ours, others]), len(prompts), down=["this course", "diffusers"], cell=1.0)
-print(f"{type(pipe.unet).__name__}, {type(pipe.vae).__name__}, {type(pipe.text_encoder).__name__}, {type(pipe.scheduler).__name__}")
+print(
+    f"{type(pipe.unet).__name__}, {type(pipe.vae).__name__}, {type(pipe.text_encoder).__name__}, {type(pipe.scheduler).__name__}"
+)
 print(f"largest difference of a pixel, of a range of 2: {(ours - others).abs().max():.1e}")
 
 # %% [markdown]
@@ -892,16 +999,24 @@ folder = tempfile.TemporaryDirectory()  # goes away with the notebook
 began = time.perf_counter()
 data = cached_latents(vae, known, Path(folder.name))
 seconds_to_make, bytes_of_file = time.perf_counter() - began, data.path.stat().st_size
-print(f"made in {seconds_to_make:.2f} s: {bytes_of_file / 1e6:.2f} MB, {bytes_of_file / known.pixels.numel():.2f} times the pixels as bytes")
+print(
+    f"made in {seconds_to_make:.2f} s: {bytes_of_file / 1e6:.2f} MB, {bytes_of_file / known.pixels.numel():.2f} times the pixels as bytes"
+)
 
 changed = AutoencoderKL(vae.cfg).eval()
 changed.load_state_dict(vae.state_dict())
 with torch.no_grad():
     changed.quant_conv.bias[0] += 0.01
-print("another name if one weight changes:", cached_latents(changed, known, Path(folder.name)).path.name != data.path.name)
+print(
+    "another name if one weight changes:",
+    cached_latents(changed, known, Path(folder.name)).path.name != data.path.name,
+)
 changed.cfg = replace(vae.cfg, scaling_factor=2 * vae.cfg.scaling_factor)
 changed.load_state_dict(vae.state_dict())
-print("another name if the scaling factor changes:", cached_latents(changed, known, Path(folder.name)).path.name != data.path.name)
+print(
+    "another name if the scaling factor changes:",
+    cached_latents(changed, known, Path(folder.name)).path.name != data.path.name,
+)
 
 
 def epoch(source, order):
@@ -919,11 +1034,19 @@ def order():
 
 live = OnTheFly(vae, known)
 (seconds_file, a), (seconds_live, b) = epoch(data, order()), epoch(live, order())
-print(f"an epoch of {len(known)} pictures: from the file {1000 * seconds_file:.1f} ms, "
-      f"on the fly {1000 * seconds_live:.1f} ms: {seconds_live / seconds_file:.0f} times as long")  # fmt: skip
-print(f"largest difference between the two: {(a['latent'] - b['latent']).abs().max():.1e} (the file has half precision)")
+print(
+    f"an epoch of {len(known)} pictures: from the file {1000 * seconds_file:.1f} ms, "
+    f"on the fly {1000 * seconds_live:.1f} ms: {seconds_live / seconds_file:.0f} times as long"
+)
+print(
+    f"largest difference between the two: {(a['latent'] - b['latent']).abs().max():.1e} (the file has half precision)"
+)
 saved = seconds_live - seconds_file
-print(f"the file is paid for in epoch {math.ceil(seconds_to_make / saved)}" if saved > 0 else "the file saves no time here")
+print(
+    f"the file is paid for in epoch {math.ceil(seconds_to_make / saved)}"
+    if saved > 0
+    else "the file saves no time here"
+)
 
 # %% [markdown]
 # These are the seconds that a network would wait if it were infinitely fast. Three things the file cannot do: it takes disk (of large
@@ -936,10 +1059,31 @@ print(f"the file is paid for in epoch {math.ceil(seconds_to_make / saved)}" if s
 # some hundred megabytes each) to which everything must be sent. ([latent_dataset.py](latent_sd/latent_dataset.py) tells the story in full.)
 
 # %%
-print("on this machine workers begin by", start_method("cpu"), "without a GPU, and by", start_method("cuda"), "with one\n")
-command = ["benchmark_latents.py", "--vae", "pretrained", "--n", "100", "--epochs", "2", "--workers", "0", "1", "--device", "cpu"]
+print(
+    "on this machine workers begin by",
+    start_method("cpu"),
+    "without a GPU, and by",
+    start_method("cuda"),
+    "with one\n",
+)
+command = [
+    "benchmark_latents.py",
+    "--vae",
+    "pretrained",
+    "--n",
+    "100",
+    "--epochs",
+    "2",
+    "--workers",
+    "0",
+    "1",
+    "--device",
+    "cpu",
+]
 environment = os.environ | {"PYTHONPATH": str(CHAPTER.parent), "PYTHONIOENCODING": "utf-8"}
-run = subprocess.run([sys.executable, *command], cwd=CHAPTER, env=environment, capture_output=True, encoding="utf-8", check=False)
+run = subprocess.run(
+    [sys.executable, *command], cwd=CHAPTER, env=environment, capture_output=True, encoding="utf-8", check=False
+)
 print("python", *command, "\n")
 print(run.stdout or run.stderr)
 

@@ -1,10 +1,10 @@
 """Draw images of prompts, starting from noise or from a picture.
 
-  python 04_latent_sd/sample.py "番茄炒蛋"
-  python 04_latent_sd/sample.py "a red fire creature" --n 8 --guidance 5 --negative "wings"
-  python 04_latent_sd/sample.py "一盘葱油生菜" --sweep 1,2,4,8
-  python 04_latent_sd/sample.py "a blue ghost creature" --image creature.png --strength 0.6
-  python 04_latent_sd/sample.py "a castle" --model path/to/stable-diffusion-v1-5 --n 1 --guidance 7.5 --sampler ddim:50
+python 04_latent_sd/sample.py "番茄炒蛋"
+python 04_latent_sd/sample.py "a red fire creature" --n 8 --guidance 5 --negative "wings"
+python 04_latent_sd/sample.py "一盘葱油生菜" --sweep 1,2,4,8
+python 04_latent_sd/sample.py "a blue ghost creature" --image creature.png --strength 0.6
+python 04_latent_sd/sample.py "a castle" --model path/to/stable-diffusion-v1-5 --n 1 --guidance 7.5 --sampler ddim:50
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Args:
     prompts: Positional[tuple[str, ...]]
     """Prompts, in the languages of the model; n images are drawn of each. "" samples without a prompt."""
     model: Path = PRETRAINED
-    """Run folder, Stable Diffusion 1.x or 2.x folder, or checkpoint in one file (.safetensors, .ckpt); by default the shipped model
-    of creatures and dishes."""
+    """Run folder, Stable Diffusion 1.x or 2.x folder, or checkpoint in one file (.safetensors, .ckpt); by default the
+    shipped model of creatures and dishes."""
     n: int = 8
     """Number of images of each prompt."""
     guidance: float = 5.0
@@ -59,14 +59,20 @@ class Args:
 
 def main(args: Args) -> None:
     if not args.prompts:
-        raise UserError('give a prompt, for instance "番茄炒蛋" or "a red creature with wings"; "" samples without a prompt')
+        raise UserError(
+            'give a prompt, for instance "番茄炒蛋" or "a red creature with wings"; "" samples without a prompt'
+        )
     if args.strength is not None and args.image is None:
         raise UserError("--strength needs a picture to begin with; give it with --image")
     from latent_sd.sampling import SamplingConfig, draw_samples
 
-    config = SamplingConfig(args.guidance, args.negative, args.sampler, args.rescale, args.interval, size=args.size, seed=args.seed)
+    config = SamplingConfig(
+        args.guidance, args.negative, args.sampler, args.rescale, args.interval, size=args.size, seed=args.seed
+    )
     strength = 0.6 if args.strength is None else args.strength
-    draw_samples(args.model, args.prompts, args.n, args.sweep, config, args.image, strength, args.out, args.gif, args.device)
+    draw_samples(
+        args.model, args.prompts, args.n, args.sweep, config, args.image, strength, args.out, args.gif, args.device
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Train a small Stable Diffusion: a text-to-image model that works in the latents of an autoencoder.
 
-  python 04_latent_sd/train.py                                            creatures and dishes together, the shipped autoencoder
-  python 04_latent_sd/train.py --vae runs/04_latent_sd/vae-creatures-dishes           ... or one of your own
-  python 04_latent_sd/train.py --latents on-the-fly --workers 2           encode during training, instead of once beforehand
-  python 04_latent_sd/train.py --start 04_latent_sd/pretrained            continue from a trained model, with a new budget
-  python 04_latent_sd/train.py --text openai/clip-vit-base-patch32        with a frozen CLIP as text encoder
-  python 04_latent_sd/train.py --resume runs/04_latent_sd/creatures-dishes
+python 04_latent_sd/train.py                                            creatures and dishes together, the shipped autoencoder
+python 04_latent_sd/train.py --vae runs/04_latent_sd/vae-creatures-dishes           ... or one of your own
+python 04_latent_sd/train.py --latents on-the-fly --workers 2           encode during training, instead of once beforehand
+python 04_latent_sd/train.py --start 04_latent_sd/pretrained            continue from a trained model, with a new budget
+python 04_latent_sd/train.py --text openai/clip-vit-base-patch32        with a frozen CLIP as text encoder
+python 04_latent_sd/train.py --resume runs/04_latent_sd/creatures-dishes
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,8 @@ class Preset:
 
 DRAWN = [("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)]
 PRESETS = Presets(
-    cpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(32, 64))) | {OTHER: Preset(minutes=120, channels=(32, 64), lr=1e-3)},
+    cpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(32, 64)))
+    | {OTHER: Preset(minutes=120, channels=(32, 64), lr=1e-3)},
     mps=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(64, 128), batch_size=64, lr=1e-3))
     | {OTHER: Preset(minutes=120, channels=(64, 128), batch_size=32, lr=5e-4)},
     gpu=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(128, 256), batch_size=256, lr=5e-4))

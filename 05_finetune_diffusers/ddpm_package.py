@@ -6,11 +6,11 @@
   python 05_finetune_diffusers/ddpm_package.py --resume runs/05_finetune_diffusers/package-creatures --steps 600
   python 05_finetune_diffusers/ddpm_package.py --by-hand-only                      the step, without the training
 
-The Trainer reads a folder of .jpg, .jpeg, .png and .tiff files. A folder in which it sees all pictures is read as it is; other data are
-written out as PNGs.
-It keeps an average of the weights (EMA), adds gradients up over several batches, uses half precision on a GPU, and every
---save-every steps writes model-1.pt, sample-1.png, model-2.pt, ...: its milestones, from which --resume goes on. It refuses some
-settings with bare assertions in the middle of its construction; here they are looked at first.
+The Trainer reads a folder of .jpg, .jpeg, .png and .tiff files. A folder in which it sees all pictures is read as it
+is; other data are written out as PNGs.
+It keeps an average of the weights (EMA), adds gradients up over several batches, uses half precision on a GPU, and
+every --save-every steps writes model-1.pt, sample-1.png, model-2.pt, ...: its milestones, from which --resume goes on.
+It refuses some settings with bare assertions in the middle of its construction; here they are looked at first.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,9 @@ LEAST_BATCH = 16  # images per step, below which the package's Trainer refuses t
 @dataclass(frozen=True)
 class Args(BaseFlags):
     data: str = "creatures"
-    """Folder of images, or a data set by name: creatures, flowers102, oxford_flowers, butterflies, cifar10, ..., hub:owner/name."""
+    """Folder of images, or a data set by name: creatures, flowers102, oxford_flowers, butterflies, cifar10, ...,
+    hub:owner/name.
+    """
     data_dir: Path = Path("data")
     """Folder of local copies and downloads."""
     n: int | None = None
@@ -52,7 +54,9 @@ class Args(BaseFlags):
     lr: float = 1e-3
     """Learning rate of Adam; the package's own default, 8e-5, is for weeks."""
     ema: float = 0.9
-    """Decay of the averaged weights that draw. The package updates them at every tenth step: its own 0.995 averages 2,000 steps, 0.9 a hundred."""
+    """Decay of the averaged weights that draw.
+    The package updates them at every tenth step: its own 0.995 averages 2,000 steps, 0.9 a hundred.
+    """
     amp: Literal["auto", "yes", "no"] = "auto"
     """Half precision: auto is yes on a GPU. On a CPU it is slower than none."""
 
@@ -61,7 +65,9 @@ class Args(BaseFlags):
     samples: int = 16
     """Pictures in each sample, a square number."""
     resume: Path | None = None
-    """Run folder to continue from its newest milestone. Its settings apply; --steps and the place of the data can be given anew."""
+    """Run folder to continue from its newest milestone.
+    Its settings apply; --steps and the place of the data can be given anew.
+    """
     save_every: int = 500
     """Steps between milestones."""
     by_hand_only: bool = False
@@ -78,17 +84,23 @@ def main(args: Args) -> None:
             f"at least {LEAST_BATCH} images per step; give --gradient-accumulation {-(-LEAST_BATCH // batch)}"
         )
     if round(args.samples**0.5) ** 2 != args.samples:
-        raise UserError(f"--samples must be a square number such as 4, 9, 16, not {args.samples}: the package lays them out in a square")
+        raise UserError(
+            f"--samples must be a square number such as 4, 9, 16, not {args.samples}: the package lays them out in a square"
+        )
     if args.size % halvings:
-        raise UserError(f"--size must be a multiple of {halvings} for --mults {' '.join(map(str, args.mults))}, not {args.size}: every "
-                        "resolution is half of the one before")  # fmt: skip
+        raise UserError(
+            f"--size must be a multiple of {halvings} for --mults {' '.join(map(str, args.mults))}, not {args.size}: every "
+            "resolution is half of the one before"
+        )
     if args.dim % 8:
         raise UserError(f"--dim must be a multiple of 8, not {args.dim}")
     if args.resume:
         args = resumed(args)
     else:
         n = args.n or (1000 if args.data in DRAWN else None)
-        args = with_run_folder(replace(args, steps=args.steps or 2000, n=n), f"package-{data_name(args.data)}")  # under five minutes on a CPU
+        args = with_run_folder(
+            replace(args, steps=args.steps or 2000, n=n), f"package-{data_name(args.data)}"
+        )  # under five minutes on a CPU
     from finetune_diffusers.training.ddpm_package_trainer import ImageFolder, PackageNetwork, train_with_package
 
     source = ImageFolder(args.data, args.data_dir, args.size, args.n)

@@ -1,4 +1,5 @@
-"""DreamBooth: a handful of pictures of one subject, and a word for it. Then the model draws this very creature wherever it is wanted.
+"""DreamBooth: a handful of pictures of one subject, and a word for it. Then the model draws this very creature
+wherever it is wanted.
 
   python 05_finetune_diffusers/dreambooth.py                                       one drawn creature with a scarf, in six poses
   python 05_finetune_diffusers/dreambooth.py --prior 0                             without prior preservation: see what becomes of the others
@@ -6,10 +7,11 @@
   python 05_finetune_diffusers/dreambooth.py --rank 8                              as a LoRA, which lora.py --use opens
   python 05_finetune_diffusers/dreambooth.py --resume runs/05_finetune_diffusers/dreambooth-sks
 
-Ruiz et al. 2022, "DreamBooth". Two things can go wrong with so few pictures. The model may forget what it knew, until every creature is
-this one: against that, half of each batch are pictures that the model itself drew of "a creature" before (prior preservation). And a
-word with a meaning would bring that meaning along, so a rare one is chosen: "sks". A small vocabulary can write every word, because it
-splits words into pieces down to single bytes; what matters is that these pieces never stood in this order.
+Ruiz et al. 2022, "DreamBooth". Two things can go wrong with so few pictures. The model may forget what it knew, until
+every creature is this one: against that, half of each batch are pictures that the model itself drew of "a creature"
+before (prior preservation). And a word with a meaning would bring that meaning along, so a rare one is chosen: "sks".
+A small vocabulary can write every word, because it splits words into pieces down to single bytes; what matters is that
+these pieces never stood in this order.
 """
 
 from dataclasses import dataclass
@@ -40,15 +42,26 @@ class Args(TuningFlags):
     """Pictures of the kind that the model draws before it is trained."""
     rank: Annotated[int, Range(0, 4096, 8)] = 0
     """Rank of a LoRA that is trained in place of all weights; 0 is all weights."""
-    prompts: tuple[str, ...] = ("a {}", "a {} on a mint background", "a sleepy {}", "a {} with bat wings", "a {kind}", "a blue {kind}")
-    """Validation prompts, drawn before, during and after the training; {} stands for the word and the kind, {kind} for the kind alone."""
+    prompts: tuple[str, ...] = (
+        "a {}",
+        "a {} on a mint background",
+        "a sleepy {}",
+        "a {} with bat wings",
+        "a {kind}",
+        "a blue {kind}",
+    )
+    """Validation prompts, drawn before, during and after the training;
+    {} stands for the word and the kind, {kind} for the kind alone.
+    """
 
 
 def main(args: Args) -> None:
     args = checked(args)
     for flag, value in (("word", args.word), ("kind", args.kind)):
         if not value.strip():
-            raise UserError(f"--{flag} must not be empty; the caption of the subject is 'a WORD KIND', for instance 'a sks creature'")
+            raise UserError(
+                f"--{flag} must not be empty; the caption of the subject is 'a WORD KIND', for instance 'a sks creature'"
+            )
     if args.subject and not args.subject.is_dir():
         found = f"{args.subject} is not a folder" if args.subject.exists() else f"there is no folder {args.subject}"
         raise UserError(f"{found}; --subject takes a folder with a few pictures of one thing")

@@ -24,7 +24,9 @@ class Args(CaptionedFlags):
     style: Style = "riso"
     """Style that every picture is put into, with its words at the end of every caption. none: the data as they are."""
     prompts: tuple[str, ...] = STYLE_PROMPTS
-    """Validation prompts, drawn before, during and after the training; the words of the style are added at their end."""
+    """Validation prompts, drawn before, during and after the training;
+    the words of the style are added at their end.
+    """
 
 
 def main(args: Args) -> None:

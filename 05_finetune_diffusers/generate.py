@@ -6,7 +6,8 @@
   python 05_finetune_diffusers/generate.py "a green creature with horns" --image drawing.png --strength 0.6
   python 05_finetune_diffusers/generate.py "a red fox, oil painting" --model stable-diffusion-v1-5/stable-diffusion-v1-5 --device cuda
 
-Without --model it is the small Stable Diffusion of chapter 4. Writes every picture as a PNG of its own, and a contact sheet.
+Without --model it is the small Stable Diffusion of chapter 4. Writes every picture as a PNG of its own, and a contact
+sheet.
 """
 
 from dataclasses import dataclass
@@ -60,9 +61,21 @@ def main(args: Args) -> None:
     from finetune_diffusers.generation import generate
 
     generate(
-        args.prompts, args.model, (args.scheduler,) if args.compare is None else args.compare.split(","), args.steps, args.guidance,
-        args.negative, args.n, args.size, args.seed, args.image, args.strength, args.low_memory, args.out, args.device,
-    )  # fmt: skip
+        args.prompts,
+        args.model,
+        (args.scheduler,) if args.compare is None else args.compare.split(","),
+        args.steps,
+        args.guidance,
+        args.negative,
+        args.n,
+        args.size,
+        args.seed,
+        args.image,
+        args.strength,
+        args.low_memory,
+        args.out,
+        args.device,
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ from common.grade.chapter import (
     open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
 )
 
-CHAPTER = open_chapter("05_finetune_diffusers")  # this folder: from here on its files can be imported, wherever the kernel was started
+CHAPTER = open_chapter(
+    "05_finetune_diffusers"
+)  # this folder: from here on its files can be imported, wherever the kernel was started
 
 # %%
 import tempfile
@@ -56,10 +58,20 @@ from common.data import load
 from common.data.image_export import export
 from common.io.pixels import to_float
 from common.random import BatchRandom, batch_indices
-from finetune_diffusers.data.degradations import Degradation, grow_to_blocks, keep_known  # what can happen to pictures,
+from finetune_diffusers.data.degradations import (
+    Degradation,
+    grow_to_blocks,
+    keep_known,
+)  # what can happen to pictures,
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import encode  # pictures as the frozen networks see them,
-from finetune_diffusers.data.styles import STYLES, portraits, stray, styled_caption, styled_pixels  # what no model has seen yet,
+from finetune_diffusers.data.styles import (
+    STYLES,
+    portraits,
+    stray,
+    styled_caption,
+    styled_pixels,
+)  # what no model has seen yet,
 from finetune_diffusers.evaluation.metrics import rms_distance, similarity  # how near are pictures to others,
 from finetune_diffusers.images import generators
 from finetune_diffusers.models import as_task, native_size, open_pipeline, reconstruct  # pipelines,
@@ -82,8 +94,8 @@ from finetune_diffusers.training.loss import LatentDenoising, min_snr_weights  #
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 MODEL = CHAPTER.parent / "04_latent_sd" / "pretrained"  # chapter 4's; or the folder of any Stable Diffusion 1.x
-STEPS = 12                                  # of a picture
-LORA_STEPS, CONTROL_STEPS = 120, 320        # of the two trainings: enough to see that they work, far from enough to be good
+STEPS = 12  # of a picture
+LORA_STEPS, CONTROL_STEPS = 120, 320  # of the two trainings: enough to see that they work, far from enough to be good
 
 
 def show_images(images, columns, across=(), down=(), cell=0.9):
@@ -117,7 +129,9 @@ for name, part in pipe.components.items():
     weights = sum(p.numel() for p in part.parameters()) if hasattr(part, "parameters") else 0
     if part is not None:
         print(f"{name:14}{type(part).__name__:24}{f'{weights:>12,} weights' if weights else ''}")
-print(f"pictures of {size} x {size}, latents of {pipe.unet.config.in_channels} x {size // f} x {size // f}; it predicts {pipe.scheduler.config.prediction_type}")
+print(
+    f"pictures of {size} x {size}, latents of {pipe.unet.config.in_channels} x {size // f} x {size // f}; it predicts {pipe.scheduler.config.prediction_type}"
+)
 
 # %% [markdown]
 # You call it with words, and it gives pictures. What it does is chapter 4's loop. Here it is with the library's own parts, and then the proof that there
@@ -129,12 +143,14 @@ PROMPT, W = "a red creature with wings", 4.0
 
 @torch.no_grad()
 def draw_by_hand(prompt, seed):
-    words = torch.cat([pipe.encode_prompt([text], "cpu", 1, False)[0] for text in ("", prompt)])                   # (2, M, D)
+    words = torch.cat([pipe.encode_prompt([text], "cpu", 1, False)[0] for text in ("", prompt)])  # (2, M, D)
     pipe.scheduler.set_timesteps(STEPS)
-    x = torch.randn((1, pipe.unet.config.in_channels, size // f, size // f), generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(
+        (1, pipe.unet.config.in_channels, size // f, size // f), generator=torch.Generator().manual_seed(seed)
+    )
     x = x * pipe.scheduler.init_noise_sigma
     for t in pipe.scheduler.timesteps:
-        both = pipe.scheduler.scale_model_input(torch.cat([x, x]), t)                                              # (2, C, h, w)
+        both = pipe.scheduler.scale_model_input(torch.cat([x, x]), t)  # (2, C, h, w)
         uncond, cond = pipe.unet(both, t, words, return_dict=False)[0].chunk(2)
         x = pipe.scheduler.step(uncond + W * (cond - uncond), t, x, return_dict=False)[0]
     return pipe.vae.decode(x / pipe.vae.config.scaling_factor, return_dict=False)[0].clamp(-1, 1)
@@ -142,7 +158,12 @@ def draw_by_hand(prompt, seed):
 
 def draw(prompts, seed=0, pipe=pipe, **more):
     """A picture of each prompt; picture i has the seed seed + i. (N, 3, S, S) in [-1, 1]"""
-    wish = {"num_inference_steps": STEPS, "guidance_scale": W, "generator": generators(seed, len(prompts)), "output_type": "pt"}
+    wish = {
+        "num_inference_steps": STEPS,
+        "guidance_scale": W,
+        "generator": generators(seed, len(prompts)),
+        "output_type": "pt",
+    }
     return pipe(list(prompts), **wish | more).images * 2 - 1
 
 
@@ -193,7 +214,10 @@ image_pipe = as_task(pipe, "image")  # the same networks, in a pipeline for anot
 image_pipe.set_progress_bar_config(disable=True)
 creatures = load("creatures", size, split="test", language="en", n=24)
 some, strengths = to_float(creatures.pixels[:4]), [0.2, 0.4, 0.6, 0.8, 1.0]
-redrawn = [draw(["a blue creature with horns"] * 4, pipe=image_pipe, image=(some + 1) / 2, strength=s, num_inference_steps=20) for s in strengths]
+redrawn = [
+    draw(["a blue creature with horns"] * 4, pipe=image_pipe, image=(some + 1) / 2, strength=s, num_inference_steps=20)
+    for s in strengths
+]
 show_images(torch.stack([some, *redrawn], 1).flatten(0, 1), 6, ["the picture"] + [f"s = {s:g}" for s in strengths])
 print("how far from the picture (root mean square, of pixels from -1 to 1):")
 for s, images in zip(strengths, redrawn, strict=True):
@@ -209,9 +233,18 @@ for s, images in zip(strengths, redrawn, strict=True):
 # the mosaic is one hint of what it looked like, and the prompt (its true caption) another. Too little strength leaves the mosaic; too much invents another creature. We know
 # the truth, so we can measure: **PSNR** (峰值信噪比; chapter 4) in decibels, the larger the nearer.
 
+
 # %%
 def repaired(strength, w=2.0, **more):
-    images = draw(list(creatures.captions[:6]), pipe=image_pipe, image=(hidden + 1) / 2, strength=strength, guidance_scale=w, num_inference_steps=20, **more)
+    images = draw(
+        list(creatures.captions[:6]),
+        pipe=image_pipe,
+        image=(hidden + 1) / 2,
+        strength=strength,
+        guidance_scale=w,
+        num_inference_steps=20,
+        **more,
+    )
     return keep_known(images, hidden, mask)  # known pixels exactly as they were
 
 
@@ -233,9 +266,24 @@ for name, images in list(results.items())[1:]:
 # lose something. With `output_type="latent"` a pipeline gives its latents, and the next one takes them as they are:
 
 # %%
-latents = image_pipe(list(creatures.captions[:6]), image=(hidden + 1) / 2, strength=0.4, guidance_scale=2.0, num_inference_steps=20,
-                     generator=generators(0, 6), output_type="latent").images  # fmt: skip
-again = draw(list(creatures.captions[:6]), seed=6, pipe=image_pipe, image=latents, strength=0.2, guidance_scale=2.0, num_inference_steps=20)
+latents = image_pipe(
+    list(creatures.captions[:6]),
+    image=(hidden + 1) / 2,
+    strength=0.4,
+    guidance_scale=2.0,
+    num_inference_steps=20,
+    generator=generators(0, 6),
+    output_type="latent",
+).images
+again = draw(
+    list(creatures.captions[:6]),
+    seed=6,
+    pipe=image_pipe,
+    image=latents,
+    strength=0.2,
+    guidance_scale=2.0,
+    num_inference_steps=20,
+)
 print(f"handed on: latents {tuple(latents.shape)}")
 for name, images in (("one pass", results["s = 0.4"]), ("two passes", keep_known(again, hidden, mask))):
     print(f"{name:14} PSNR {mean_and_error(similarity(images, truth)['psnr'])} dB")
@@ -256,13 +304,30 @@ scratches = scratch.mask(4, size, size)
 scratched = scratch.corrupt(truth[:4], scratches)
 inpaint_pipe = as_task(pipe, "inpaint")
 inpaint_pipe.set_progress_bar_config(disable=True)
-filled = keep_known(draw(list(creatures.captions[:4]), pipe=inpaint_pipe, image=(scratched + 1) / 2, mask_image=grow_to_blocks(scratches, f), strength=0.7,
-                       guidance_scale=2.0, num_inference_steps=20, height=size, width=size), scratched, scratches)  # fmt: skip
+filled = keep_known(
+    draw(
+        list(creatures.captions[:4]),
+        pipe=inpaint_pipe,
+        image=(scratched + 1) / 2,
+        mask_image=grow_to_blocks(scratches, f),
+        strength=0.7,
+        guidance_scale=2.0,
+        num_inference_steps=20,
+        height=size,
+        width=size,
+    ),
+    scratched,
+    scratches,
+)
 shrunk = torch.nn.functional.interpolate(scratches, (size // f, size // f))
 grown = torch.nn.functional.interpolate(grow_to_blocks(scratches, f), (size // f, size // f))
 show_images(torch.stack([truth[:4], scratched, filled], 1).flatten(0, 1), 3, ["the truth", "scratched", "inpainted"])
-print(f"places that a scratch passes through: {int(grown.sum())}; places that the plain mask would have repainted: {int(shrunk.sum())}")
-print(f"PSNR scratched {mean_and_error(similarity(scratched, truth[:4])['psnr'])}, inpainted {mean_and_error(similarity(filled, truth[:4])['psnr'])} dB")
+print(
+    f"places that a scratch passes through: {int(grown.sum())}; places that the plain mask would have repainted: {int(shrunk.sum())}"
+)
+print(
+    f"PSNR scratched {mean_and_error(similarity(scratched, truth[:4])['psnr'])}, inpainted {mean_and_error(similarity(filled, truth[:4])['psnr'])} dB"
+)
 
 # %% [markdown]
 # (Models made for inpainting, with 9 input channels instead of 4, are shown mask and known picture as well. `restore.py` and `generate.py` tell you which kind you have.)
@@ -288,7 +353,14 @@ nothing = weigh(pipe.tokenizer, pipe.text_encoder, [("", 1.0)]).expand(4, -1, -1
 rows, weights_of_wings = [], [0.0, 0.5, 1.0, 1.5]
 for weight in weights_of_wings:
     z = weigh(pipe.tokenizer, pipe.text_encoder, [("a red creature with", 1.0), ("wings", weight)]).expand(4, -1, -1)
-    images = pipe(prompt_embeds=z, negative_prompt_embeds=nothing, num_inference_steps=STEPS, guidance_scale=W, generator=generators(0, 4), output_type="pt").images
+    images = pipe(
+        prompt_embeds=z,
+        negative_prompt_embeds=nothing,
+        num_inference_steps=STEPS,
+        guidance_scale=W,
+        generator=generators(0, 4),
+        output_type="pt",
+    ).images
     rows.append(images * 2 - 1)
 show_images(torch.cat(rows), 4, [f"seed {i}" for i in range(4)], [f"(wings){weight:g}" for weight in weights_of_wings])
 
@@ -334,13 +406,23 @@ print(captions[0])
 data = encode(pipe, replace(data_set, pixels=pixels), captions, quiet=True)
 noise = make_scheduler("ddpm", dict(pipe.scheduler.config))
 loss = LatentDenoising(noise, min_snr_weights(noise, 5.0), data.empty, caption_dropout=0.1)
-asked = [f"{prompt}, {style.words}" for prompt in ("a red creature with wings", "a blue round creature", "a green creature with a long tail", "a purple creature with horns")]
+asked = [
+    f"{prompt}, {style.words}"
+    for prompt in (
+        "a red creature with wings",
+        "a blue round creature",
+        "a green creature with a long tail",
+        "a purple creature with horns",
+    )
+]
 before = draw(asked)
 
 pipe.unet.requires_grad_(False)
 layers = add_adapter(pipe.unet, rank=8, alpha=None, targets=ATTENTION, seed=0)
 trained = [weight for weight in pipe.unet.parameters() if weight.requires_grad]
-print(f"adapters at {layers} layers: {sum(w.numel() for w in trained):,} weights are trained, {sum(w.numel() for w in pipe.unet.parameters()):,} there are")
+print(
+    f"adapters at {layers} layers: {sum(w.numel() for w in trained):,} weights are trained, {sum(w.numel() for w in pipe.unet.parameters()):,} there are"
+)
 print(f"new adapters change nothing: largest difference {float((draw(asked) - before).abs().max()):g}")
 
 optimizer, losses, began = torch.optim.AdamW(trained, 3e-3), [], time.perf_counter()
@@ -352,7 +434,9 @@ for k in range(LORA_STEPS):
     optimizer.step()
     optimizer.zero_grad()
     losses.append(float(error.detach()))
-print(f"{LORA_STEPS} steps of 8 pictures in {time.perf_counter() - began:.0f} s; loss {np.mean(losses[:20]):.3f} in the first 20, {np.mean(losses[-20:]):.3f} in the last")
+print(
+    f"{LORA_STEPS} steps of 8 pictures in {time.perf_counter() - began:.0f} s; loss {np.mean(losses[:20]):.3f} in the first 20, {np.mean(losses[-20:]):.3f} in the last"
+)
 
 # %% [markdown]
 # The adapter is saved as a file that plain `diffusers` opens, and loaded into a fresh pipeline. Its **scale** turns it up and down: at 0 the model is the one it was, to the bit.
@@ -380,6 +464,7 @@ show_images(torch.cat(rows), 4, down=[f"scale {scale:g}" for scale in loudness])
 # Bytes can be counted. A weight in float32 takes 4. One that is trained has a gradient (4), two numbers of AdamW's (8) and, where one keeps an average, that as well (4). What a step needs for
 # its activations comes on top, and depends on the batch.
 
+
 # %%
 def counted(trained, there):
     return {"weights": 4 * there, "gradients": 4 * trained, "AdamW": 8 * trained, "average": 4 * trained}
@@ -391,13 +476,19 @@ def lora_weights(unet, rank=8):
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
-with torch.device("meta"):  # shapes without numbers: Stable Diffusion 1.5's U-Net, which nobody need download to count it
+with torch.device(
+    "meta"
+):  # shapes without numbers: Stable Diffusion 1.5's U-Net, which nobody need download to count it
     large = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 costs = {}
 for name, unet in (("ours", fresh.unet), ("SD 1.5", large)):
     n, k = sum(w.numel() for key, w in unet.named_parameters() if "lora" not in key), lora_weights(unet)
     costs |= {f"{name}, all {n:,}": counted(n, n), f"{name}, a LoRA's {k:,}": counted(k, n + k)}
-print(f"{'weights trained':26}" + "".join(f"{name:>12}" for name in ("weights", "gradients", "AdamW", "average")) + f"{'together':>12}")
+print(
+    f"{'weights trained':26}"
+    + "".join(f"{name:>12}" for name in ("weights", "gradients", "AdamW", "average"))
+    + f"{'together':>12}"
+)
 for name, parts in costs.items():
     print(f"{name:26}" + "".join(f"{b / 1e6:9.1f} MB" for b in (*parts.values(), sum(parts.values()))))
 
@@ -443,7 +534,13 @@ without = draw(test, pipe=fresh)
 untrained = draw(test, pipe=controlled, image=lines)
 print(f"untrained it is not heard: largest difference {float((untrained - without).abs().max()):.1e}")
 
-loss = LatentDenoising(noise, min_snr_weights(noise, 5.0), data.empty, caption_dropout=0.5, predict=predict_with_controlnet(fresh.unet, Accelerator(cpu=True)))
+loss = LatentDenoising(
+    noise,
+    min_snr_weights(noise, 5.0),
+    data.empty,
+    caption_dropout=0.5,
+    predict=predict_with_controlnet(fresh.unet, Accelerator(cpu=True)),
+)
 optimizer, began = torch.optim.AdamW(net.parameters(), 1e-3), time.perf_counter()
 net.train()
 for k in range(CONTROL_STEPS):
@@ -456,10 +553,16 @@ net.eval()
 with_lines = draw(test, pipe=controlled, image=lines)
 print(f"{CONTROL_STEPS} steps in {time.perf_counter() - began:.0f} s")
 show_images(torch.cat([2 * lines - 1, without, with_lines]), 6, down=["lines", "without", "with lines"])
-marks = {"another picture": to_float(creatures.pixels[:6]).roll(1, 0), "the picture, only through the autoencoder": reconstruct(fresh.vae, to_float(creatures.pixels[:6]))}
+marks = {
+    "another picture": to_float(creatures.pixels[:6]).roll(1, 0),
+    "the picture, only through the autoencoder": reconstruct(fresh.vae, to_float(creatures.pixels[:6])),
+}
 print("how well edges agree with those wanted (F1): to the pixel, and where one pixel aside counts")
 for name, images in (marks | {"without": without, "with lines": with_lines}).items():
-    print(f"  {name:44}" + "   ".join(mean_and_error(agreement(edges(images, 0.2), wanted, tolerance)) for tolerance in (0, 1)))
+    print(
+        f"  {name:44}"
+        + "   ".join(mean_and_error(agreement(edges(images, 0.2), wanted, tolerance)) for tolerance in (0, 1))
+    )
 
 # %% [markdown]
 # **F1** is 1 where all edges are where they were wanted, and there are no others; one edge too many and one too few count alike. The first two rows are what to compare with: a picture that knows nothing of the lines,

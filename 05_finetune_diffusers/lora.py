@@ -1,4 +1,5 @@
-"""LoRA: the U-Net stays as it is, and beside some of its matrices W a product of two thin ones is learned: W + scale B A.
+"""LoRA: the U-Net stays as it is, and beside some of its matrices W a product of two thin ones is learned: W + scale B
+A.
 
   python 05_finetune_diffusers/lora.py                                       creatures as woodcuts, an adapter of some 100 kB
   python 05_finetune_diffusers/lora.py --style blueprint --rank 8
@@ -19,7 +20,15 @@ from pathlib import Path
 from common.cli import run
 from common.errors import UserError
 from finetune_diffusers.paths import OUT
-from finetune_diffusers.training.flags import ATTENTION, STYLE_PROMPTS, CaptionedFlags, Preset, SizePresets, Style, checked
+from finetune_diffusers.training.flags import (
+    ATTENTION,
+    STYLE_PROMPTS,
+    CaptionedFlags,
+    Preset,
+    SizePresets,
+    Style,
+    checked,
+)
 
 PRESETS = SizePresets(small=Preset(steps=600, batch_size=16, lr=3e-3), large=Preset(steps=1500, batch_size=4, lr=1e-4))
 
@@ -35,10 +44,14 @@ class Args(CaptionedFlags):
     targets: tuple[str, ...] = ATTENTION
     """Layers of the U-Net that get an adapter, by the ends of their names."""
     prompts: tuple[str, ...] = STYLE_PROMPTS
-    """Validation prompts, drawn before, during and after the training; the words of the style are added at their end."""
+    """Validation prompts, drawn before, during and after the training;
+    the words of the style are added at their end.
+    """
 
     use: tuple[Path, ...] = ()
-    """Adapters to draw the prompts with, instead of training: files (LoRA, LoCon, LoHa, LoKr, DoRA), run folders, or folders of PEFT."""
+    """Adapters to draw the prompts with, instead of training:
+    files (LoRA, LoCon, LoHa, LoKr, DoRA), run folders, or folders of PEFT.
+    """
     scale: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Scales of the adapters, with --use: 0 is the model without them."""
     sheet: Path = OUT / "lora.png"

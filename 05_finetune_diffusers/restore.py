@@ -6,10 +6,12 @@
   python 05_finetune_diffusers/restore.py --image photo.png --mask where.png --prompt "a red creature" --damaged
   python 05_finetune_diffusers/restore.py --model stable-diffusion-v1-5/stable-diffusion-inpainting --method inpaint --image photo.png ...
 
-There are two ways. img2img takes the whole damaged picture part of the way back to noise and denoises it again; inpaint does so under
-the mask alone, and gives the network the rest of the picture, freshly noised, at every step. Afterwards known pixels are put back.
+There are two ways. img2img takes the whole damaged picture part of the way back to noise and denoises it again;
+inpaint does so under the mask alone, and gives the network the rest of the picture, freshly noised, at every step.
+Afterwards known pixels are put back.
 
-Writes study.csv (every setting, with errors over the pictures), study.png, a labelled grid.png, and what two passes in a row give.
+Writes study.csv (every setting, with errors over the pictures), study.png, a labelled grid.png, and what two passes in
+a row give.
 """
 
 from dataclasses import dataclass
@@ -37,7 +39,9 @@ class Args:
     scheduler: str = "dpm++"
     """ddim, dpm++, euler-a, ...: see generate.py."""
     model: str = str(PRETRAINED)
-    """Folder of a pipeline, run folder, checkpoint in one file, or hub id; an inpainting model (9 channels) takes --method inpaint only."""
+    """Folder of a pipeline, run folder, checkpoint in one file, or hub id;
+    an inpainting model (9 channels) takes --method inpaint only.
+    """
 
     n: int = 8
     """Number of pictures; with --image, of attempts."""
@@ -46,12 +50,14 @@ class Args:
     image: Path | None = None
     """Your own picture instead of creatures."""
     mask: Path | None = None
-    """With --image: a picture of its size, white where it is to be repaired; or strokes on a transparent layer; or the picture itself
-    with a transparent hole. mask.png shows how it was understood."""
+    """With --image: a picture of its size, white where it is to be repaired; or strokes on a transparent layer; or the
+    picture itself with a transparent hole. mask.png shows how it was understood."""
     prompt: str = ""
     """With --image: what the picture shows."""
     damaged: bool = False
-    """With --image: whether the picture is damaged already. Then nothing is added, and there is no truth to compare with."""
+    """With --image: whether the picture is damaged already.
+    Then nothing is added, and there is no truth to compare with.
+    """
     size: str | None = None
     """With --image: size that the picture is cut to, 64 or 96x64 pixels; by default what the model was trained on."""
 

@@ -6,9 +6,9 @@
   python 05_finetune_diffusers/train_unconditional.py --resume runs/05_finetune_diffusers/unconditional-creatures
   torchrun --nproc_per_node 2 -- 05_finetune_diffusers/train_unconditional.py --batch-size 8    two processes, or GPUs, 8 images each
 
-(Use torchrun on a CPU: `accelerate launch --cpu --num_processes 2` starts a single process and says nothing. Without the -- before
-the program, torchrun reads --n as a flag of its own.) The result is a diffusers folder: DDPMPipeline.from_pretrained("runs/.../model").
-Chapter 1 trains the same thing with a loop written out.
+(Use torchrun on a CPU: `accelerate launch --cpu --num_processes 2` starts a single process and says nothing. Without
+the -- before the program, torchrun reads --n as a flag of its own.) The result is a diffusers folder:
+DDPMPipeline.from_pretrained("runs/.../model"). Chapter 1 trains the same thing with a loop written out.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +39,9 @@ class Args(TrainerFlags):
     """Processes that prepare images; 0 does it in the training process."""
 
     model: str | None = None
-    """Model to continue instead of training from scratch: a folder of chapter 1, any DDPM pipeline's, or a hub id such as google/ddpm-cifar10-32."""
+    """Model to continue instead of training from scratch:
+    a folder of chapter 1, any DDPM pipeline's, or a hub id such as google/ddpm-cifar10-32.
+    """
     channels: tuple[int, ...] = (16, 32, 64)
     """From scratch: width of the network at each resolution, highest resolution first, multiples of 8."""
     prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
@@ -65,7 +67,9 @@ def main(args: Args) -> None:
         args = resumed(args)
     else:
         n = args.n or (2000 if args.data in DRAWN else None)
-        args = with_run_folder(replace(args, steps=args.steps or 2000, n=n), f"unconditional-{data_name(args.data)}")  # under five minutes on a CPU
+        args = with_run_folder(
+            replace(args, steps=args.steps or 2000, n=n), f"unconditional-{data_name(args.data)}"
+        )  # under five minutes on a CPU
     from finetune_diffusers.training.unconditional_trainer import ImageData, NewNetwork, train_unconditional
 
     source = ImageData(args.data, args.data_dir, args.n, args.size, args.augment, args.workers)

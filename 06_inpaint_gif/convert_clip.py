@@ -4,9 +4,10 @@
   python 06_inpaint_gif/convert_clip.py --clip my_finetuned.pt --out my_clip             a folder for transformers
   python 06_inpaint_gif/convert_clip.py --clip ViT-B-16 --out vit-b-16 --half
 
-A name that ends in .pt becomes a checkpoint of cn_clip; CLIP(**checkpoint["config"]) with its "state_dict" is the model. Any other
-name becomes a folder for ChineseCLIPModel.from_pretrained. Before anything is written, both libraries load the weights, check every
-key, and encode some texts and images; the largest difference between their unit vectors is printed.
+A name that ends in .pt becomes a checkpoint of cn_clip; CLIP(**checkpoint["config"]) with its "state_dict" is the
+model. Any other name becomes a folder for ChineseCLIPModel.from_pretrained. Before anything is written, both libraries
+load the weights, check every key, and encode some texts and images; the largest difference between their unit vectors
+is printed.
 """
 
 from dataclasses import dataclass

@@ -11,9 +11,10 @@ All queries are new to the CLIP:
     heldout         dishes on a table on which training never shows them
     held-out names  the last other name of each dish that has two or more; no training caption contains it
 
-An image is assigned to the dish with the nearest names, a name to the dish with the nearest test images (their mean direction). top1:
-the right dish is nearest; top5: it is among the nearest five; with 95 % bootstrap intervals over the queries. The same is measured
-among 40 dishes, every other one of the menu. Random guessing is right once in 80, or once in 40.
+An image is assigned to the dish with the nearest names, a name to the dish with the nearest test images (their mean
+direction). top1: the right dish is nearest; top5: it is among the nearest five; with 95 % bootstrap intervals over the
+queries. The same is measured among 40 dishes, every other one of the menu. Random guessing is right once in 80, or
+once in 40.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class Args:
     backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Library that computes the CLIP embeddings; both give the same numbers, to about 1e-7."""
     data: str = "dishes"
-    """Data set: dishes, or any set of images with captions, of which the test split is searched among all captions of the set."""
+    """Data set: dishes, or any set of images with captions,
+    of which the test split is searched among all captions of the set.
+    """
     data_dir: Path = Path("data")
     """Folder of local copies of data sets."""
     n: int = 1000

@@ -4,7 +4,8 @@
   python 06_inpaint_gif/evaluate_gif.py --only holes --engines inpaint repaint reflect --n 100
   python 06_inpaint_gif/evaluate_gif.py --only dishes --dish runs/06_inpaint_gif/text2dish-dishes --guidance 3
 
-dishes  pictures of every dish of the menu, classified by the image encoder of a CLIP, which the drawing model does not use
+dishes  pictures of every dish of the menu, classified by the image encoder of a CLIP, which the drawing model does not
+        use
 holes   test pictures with the holes of camera moves: visibility of the edges, compared with untouched pictures
 moves   a film of each move: the number of frames in which phase correlation measures the requested direction
 """
@@ -30,8 +31,12 @@ class Args:
     backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Library that computes the CLIP embeddings; both give the same numbers, to about 1e-7."""
     engines: tuple[Literal["inpaint", "repaint", "controlnet", "nearest", "reflect"], ...] = (
-        "inpaint", "repaint", "controlnet", "reflect", "nearest",
-    )  # fmt: skip
+        "inpaint",
+        "repaint",
+        "controlnet",
+        "reflect",
+        "nearest",
+    )
     """Engines that paint the holes; the first one also paints the moves."""
     inpaint: Path | None = None
     """Network of the engine inpaint; by default the shipped one."""
@@ -63,9 +68,21 @@ def main(args: Args) -> None:
     drawing = report.SamplingConfig(args.guidance, sampler=args.sampler, seed=args.seed)
     painting = report.SamplingConfig(args.paint_guidance, sampler=args.sampler)
     evaluation = report.GIFEvaluation(
-        args.only, args.dish, args.clip, args.judge, args.backend, args.engines, args.inpaint, args.controlnet,
-        drawing, painting, args.n, args.frames, args.seed, pick_device(args.device),
-    )  # fmt: skip
+        args.only,
+        args.dish,
+        args.clip,
+        args.judge,
+        args.backend,
+        args.engines,
+        args.inpaint,
+        args.controlnet,
+        drawing,
+        painting,
+        args.n,
+        args.frames,
+        args.seed,
+        pick_device(args.device),
+    )
     report.evaluate(evaluation, args.out)
 
 

@@ -1,12 +1,13 @@
-"""Draw a dish with control: other prompts in parts of the picture, and prompts and guidance that change from step to step.
+"""Draw a dish with control: other prompts in parts of the picture, and prompts and guidance that change from step to
+step.
 
   python 06_inpaint_gif/generate.py "番茄炒蛋" --region "right:葱油生菜"                   two dishes on one plate
   python 06_inpaint_gif/generate.py "番茄炒蛋" --region "0.3,0.3,0.7,0.7:米饭" --guidance "8>2"
   python 06_inpaint_gif/generate.py "米饭" --then "0.2:番茄炒蛋"                       the table of one, the dish of another
   python 06_inpaint_gif/generate.py "a bowl of rice" --model 04_latent_sd/pretrained --sweep-then "a red fire creature"
 
-Writes a row of pictures without control, and below it pictures from the same noise with control. --keep NAME.png keeps the first
-picture of the lower row; make_gif.py --image makes a film of it.
+Writes a row of pictures without control, and below it pictures from the same noise with control. --keep NAME.png keeps
+the first picture of the lower row; make_gif.py --image makes a film of it.
 """
 
 from dataclasses import dataclass
@@ -23,11 +24,15 @@ class Args:
     name: Positional[str]
     """Prompt of the picture, in general the name of a dish."""
     region: tuple[str, ...] = ()
-    """PLACE:PROMPT, one or more: a place is left, right, top, bottom, middle, or left,top,right,bottom as fractions of the picture."""
+    """PLACE:PROMPT, one or more: a place is left, right, top, bottom, middle,
+    or left,top,right,bottom as fractions of the picture.
+    """
     then: tuple[str, ...] = ()
     """FRACTION:PROMPT, one or more: the prompt that replaces the name from that fraction of the steps on."""
     sweep_then: str | None = None
-    """Prompt that begins at 0.8, 0.6, 0.4 and 0.2 of the steps, with a row for each, instead of --then and --region."""
+    """Prompt that begins at 0.8, 0.6, 0.4 and 0.2 of the steps, with a row for each,
+    instead of --then and --region.
+    """
     guidance: str = "5"
     """Guidance scale, or two of them, 8>2: the first at the noise, the last at the picture."""
     negative: str = ""

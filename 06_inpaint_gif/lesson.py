@@ -37,7 +37,9 @@ from common.grade.chapter import (
     open_chapter,  # no module named common? Select the kernel in which the course is installed (README.md)
 )
 
-CHAPTER = open_chapter("06_inpaint_gif")  # this folder: from here on its files can be imported, wherever the kernel was started
+CHAPTER = open_chapter(
+    "06_inpaint_gif"
+)  # this folder: from here on its files can be imported, wherever the kernel was started
 
 # %%
 import math
@@ -85,14 +87,24 @@ from inpaint_gif.inpainting.backends import (  # whatever paints holes,
 )
 from inpaint_gif.inpainting.compositing import blurred, feathered, matched, overlay, resized, seam
 from inpaint_gif.inpainting.edge_fill import nearest
-from inpaint_gif.inpainting.regional_prompts import Region, changing_scale, in_regions, in_stages, progress_along, region_weights
+from inpaint_gif.inpainting.regional_prompts import (
+    Region,
+    changing_scale,
+    in_regions,
+    in_stages,
+    progress_along,
+    region_weights,
+)
 from inpaint_gif.inpainting.repaint import jump_schedule, repaint
 from inpaint_gif.training.flags import HoleFlags
 from inpaint_gif.training.holes import hole_test_set
 from inpaint_gif.training.inpaint import widened
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-DISH, HOLES = DEFAULTS["repaint"], DEFAULTS["inpaint"]  # the models that come with this chapter; or runs of your own, as CHAPTER.parent / "runs/..."
+DISH, HOLES = (
+    DEFAULTS["repaint"],
+    DEFAULTS["inpaint"],
+)  # the models that come with this chapter; or runs of your own, as CHAPTER.parent / "runs/..."
 BLUE = to_float(torch.tensor([31, 119, 180], dtype=torch.uint8)).view(3, 1, 1)  # where something is to be painted
 
 
@@ -125,9 +137,14 @@ def in_english(dish):
 clip = load_clip_for(DISH)  # the one that the shipped model was trained with
 NAME = "土鸡蛋炒番茄"  # free-range eggs fried with tomato
 vector = clip.encode_text([NAME])
-print(f"{count_parameters(clip.network):,} weights; it looks at pictures of {clip.size} x {clip.size} and knows {len(clip.checkpoint.vocab)} pieces of text")
+print(
+    f"{count_parameters(clip.network):,} weights; it looks at pictures of {clip.size} x {clip.size} and knows {len(clip.checkpoint.vocab)} pieces of text"
+)
 print("read as", " ".join(token for token in clip.tokenizer.backend.encode(NAME).tokens if token != "[PAD]"))
-print(f"becomes a vector of {vector.shape[1]} numbers, of length {vector.norm():.4f}; the first of them", *(f"{v:.2f}" for v in vector[0, :6]))
+print(
+    f"becomes a vector of {vector.shape[1]} numbers, of length {vector.norm():.4f}; the first of them",
+    *(f"{v:.2f}" for v in vector[0, :6]),
+)
 
 # %% [markdown]
 # All vectors have length 1, so two of them are compared by their **cosine** (余弦): 1 is the same direction, 0 means nothing in common.
@@ -138,7 +155,14 @@ print(f"becomes a vector of {vector.shape[1]} numbers, of length {vector.norm():
 
 # %%
 names = ["番茄炒蛋", "西红柿炒鸡蛋", "番茄炒鸡蛋", "西红柿鸡蛋汤", "番茄鸡蛋面", "米饭"]
-notes = ["tomato and eggs", "the same, by another name", "the same, never read", "tomato and egg drop soup", "noodles with both", "rice"]
+notes = [
+    "tomato and eggs",
+    "the same, by another name",
+    "the same, never read",
+    "tomato and egg drop soup",
+    "noodles with both",
+    "rice",
+]
 vectors = clip.encode_text(names)
 print(" " * 34 + "".join(f"{i:>7}" for i in range(1, 7)))
 for i, (row, name, note) in enumerate(zip(vectors @ vectors.T, names, notes, strict=True), 1):
@@ -163,6 +187,7 @@ for i, (row, name, note) in enumerate(zip(vectors @ vectors.T, names, notes, str
 # batch often holds two plates of one dish. Is the caption of the one *wrong* for the other? No. So the answer wanted is spread evenly over
 # all that are right.
 
+
 # %%
 def clip_loss(logits, right):
     """How far the softmax of each row, and of each column, is from the answer wanted, in nats. logits (B, B), right (B, B) of 0 and 1 -> (B,)"""
@@ -178,17 +203,21 @@ test = load("dishes", 64, split="test", language="zh", n=400)  # drawn just now,
 order, labels = list(LEARNED), test.labels.tolist()
 first = next(i for i, dish in enumerate(labels) if labels.count(dish) > 1)  # a dish that is there twice ...
 second = labels.index(labels[first], first + 1)
-batch = [first, second, *(labels.index(dish) for dish in list(dict.fromkeys(labels)) if dish != labels[first])][:6]  # ... and four others
+batch = [first, second, *(labels.index(dish) for dish in list(dict.fromkeys(labels)) if dish != labels[first])][
+    :6
+]  # ... and four others
 pictures, captions, dish = to_float(test.pixels[batch]), [test.captions[i] for i in batch], test.labels[batch]
 
-logits = clip.scale * clip.encode_image(pictures) @ clip.encode_text(captions).T           # (6, 6)
+logits = clip.scale * clip.encode_image(pictures) @ clip.encode_text(captions).T  # (6, 6)
 one_each, by_dish = torch.eye(6), (dish[:, None] == dish).float()
 show_images(pictures, 6, across=range(1, 7), cell=1.0)
 print("each picture, and how it is shared out among the six captions, in per cent:")
 for i, (row, text) in enumerate(zip(logits.softmax(1), captions, strict=True), 1):
     print(f"{i} " + "".join(f"{100 * p:7.1f}" for p in row), f"   {i}: {text}")
-print(f"the loss: CLIP's {clip_loss(logits, one_each).mean():.3f}, ours {clip_loss(logits, by_dish).mean():.3f}; "
-      f"guessing would cost CLIP's {math.log(6):.3f}")  # fmt: skip
+print(
+    f"the loss: CLIP's {clip_loss(logits, one_each).mean():.3f}, ours {clip_loss(logits, by_dish).mean():.3f}; "
+    f"guessing would cost CLIP's {math.log(6):.3f}"
+)
 library = contrastive_loss(clip.encode_image(pictures), clip.encode_text(captions), dish, torch.tensor(clip.scale))
 print(f"loss.py says the same, to {(library - clip_loss(logits, by_dish)).abs().max():.0e}")
 
@@ -199,6 +228,7 @@ print(f"loss.py says the same, to {(library - clip_loss(logits, by_dish)).abs().
 # What would it do to the vectors? We let twelve of them be free, six pictures and six captions, each a point on a circle, and follow the
 # gradient. No network, no pictures: only the loss. **Before you look:** where will the two plates of one dish go, with the one loss and
 # with the other?
+
 
 # %%
 def on_a_circle(right, steps=500):
@@ -216,7 +246,9 @@ def on_a_circle(right, steps=500):
 
 _, axes = plt.subplots(1, 2, figsize=(7, 3.5), layout="constrained")
 turn = torch.linspace(0, 2 * torch.pi, 100)
-for axis, (title, right) in zip(axes, {"only its own caption is right": one_each, "all of the same dish are right": by_dish}.items(), strict=True):
+for axis, (title, right) in zip(
+    axes, {"only its own caption is right": one_each, "all of the same dish are right": by_dish}.items(), strict=True
+):
     (x, y), loss = on_a_circle(right)
     axis.plot(turn.cos(), turn.sin(), color="0.85", linewidth=0.8)
     for i in range(6):
@@ -224,7 +256,9 @@ for axis, (title, right) in zip(axes, {"only its own caption is right": one_each
         axis.plot(*(1.0 * x[i]), "o", color=colour, markersize=9, label="picture" if i == 0 else None)
         axis.plot(*(0.86 * y[i]), "*", color=colour, markersize=10, label="caption" if i == 0 else None)
         axis.text(*((1.28 if i == 1 else 1.14) * x[i]), i + 1, ha="center", va="center")
-    axis.set(title=f"{title}\nloss {loss:.3f}", aspect="equal", xticks=[], yticks=[], xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
+    axis.set(
+        title=f"{title}\nloss {loss:.3f}", aspect="equal", xticks=[], yticks=[], xlim=(-1.4, 1.4), ylim=(-1.4, 1.4)
+    )
     axis.spines[:].set_visible(False)
 axes[0].legend(loc="center", fontsize=8)
 plt.show()
@@ -239,18 +273,39 @@ plt.show()
 # and where will the largest *wrong* cells be?
 
 # %%
-TEN = ["番茄炒蛋", "葱油生菜", "宫保鸡丁", "麻婆豆腐", "红烧鱼", "米饭", "番茄鸡蛋面", "西红柿鸡蛋汤", "小笼包", "荷包蛋"]
+TEN = [
+    "番茄炒蛋",
+    "葱油生菜",
+    "宫保鸡丁",
+    "麻婆豆腐",
+    "红烧鱼",
+    "米饭",
+    "番茄鸡蛋面",
+    "西红柿鸡蛋汤",
+    "小笼包",
+    "荷包蛋",
+]
 TEN = [name for name in TEN if order.index(name) in labels]
 pictures = to_float(test.pixels[[labels.index(order.index(name)) for name in TEN]])
 cosines, n = name_embeddings(clip, {name: LEARNED[name] for name in TEN}) @ clip.encode_image(pictures).T, len(TEN)
 
 plt.figure(figsize=(6.6, 5), layout="constrained")
 shown = plt.imshow(cosines, cmap="viridis", extent=(0, n, 0, n))
-plt.imshow(viz.grid(pictures, n, gap=0), extent=(0, n, n, n + 1), interpolation="nearest")  # the pictures, above their columns
+plt.imshow(
+    viz.grid(pictures, n, gap=0), extent=(0, n, n, n + 1), interpolation="nearest"
+)  # the pictures, above their columns
 for i in range(n):
     for j in range(n):
         ink = "black" if 2 * cosines[i, j] > cosines.min() + cosines.max() else "white"
-        plt.text(j + 0.5, n - i - 0.5, f"{cosines[i, j]:.1f}".replace("0.", "."), ha="center", va="center", color=ink, fontsize=7)
+        plt.text(
+            j + 0.5,
+            n - i - 0.5,
+            f"{cosines[i, j]:.1f}".replace("0.", "."),
+            ha="center",
+            va="center",
+            color=ink,
+            fontsize=7,
+        )
 plt.yticks([n - i - 0.5 for i in range(n)], [in_english(name) for name in TEN])
 plt.gca().set(xlim=(0, n), ylim=(0, n + 1), xticks=[])
 plt.gca().tick_params(length=0)
@@ -270,9 +325,11 @@ print("rows:", "、".join(TEN))
 # A picture is *named* by the nearest of 80 names. A name *finds* the dish whose pictures lie nearest. It is two lines:
 
 # %%
-all_names = name_embeddings(clip, LEARNED)                                                       # (80, D): the mean of what each dish is called
+all_names = name_embeddings(clip, LEARNED)  # (80, D): the mean of what each dish is called
 guess = (clip.encode_image(to_float(test.pixels)) @ all_names.T).argmax(1)
-print(f"{(guess == test.labels).double().mean():.1%} of {len(test)} pictures are named rightly, among {len(all_names)} dishes\n")
+print(
+    f"{(guess == test.labels).double().mean():.1%} of {len(test)} pictures are named rightly, among {len(all_names)} dishes\n"
+)
 
 figures = evaluate_dishes(clip, {"test": test, "heldout": load("dishes", 64, split="heldout", n=200)})
 print(f"{'':40}{'asked':>6}{'nearest is right':>28}{'among the nearest five':>25}")
@@ -342,8 +399,14 @@ def attend(q, k, v):
     return share[:, 0], share @ v
 
 
-for what, (share, answer) in {"alone": attend(q, k, v), "with a zero": attend(q, torch.cat([k, nothing_k]), torch.cat([v, nothing_v]))}.items():
-    print(f"{what:12} five places look at the name: " + " ".join(f"{s:.2f}" for s in share), f"; their answers differ by {answer.std(0).mean():.2f}")
+for what, (share, answer) in {
+    "alone": attend(q, k, v),
+    "with a zero": attend(q, torch.cat([k, nothing_k]), torch.cat([v, nothing_v])),
+}.items():
+    print(
+        f"{what:12} five places look at the name: " + " ".join(f"{s:.2f}" for s in share),
+        f"; their answers differ by {answer.std(0).mean():.2f}",
+    )
 
 # %% [markdown]
 # Alone, everybody must look at it, wholly: the same is added to plate and table, whatever a place has to say about itself. With the zero,
@@ -359,9 +422,13 @@ for what, (share, answer) in {"alone": attend(q, k, v), "with a zero": attend(q,
 artist = open_model(DISH, clip=clip)
 c, f, size = artist.vae.cfg.latent_channels, artist.factor, artist.size
 side = size // f
-print(f"a U-Net with {count_parameters(artist.unet):,} weights; pictures of {size} x {size}, latents of {c} x {side} x {side}; it predicts {artist.prediction}")
-longhand = torch.stack([vector * clip.dim**0.5, 0 * vector], dim=1)                         # (1, 2, D)
-print(f"what it is told of a name: {tuple(name_tokens(vector).shape)}, the same as longhand: {torch.equal(artist.text_encoder([NAME]), longhand)}")
+print(
+    f"a U-Net with {count_parameters(artist.unet):,} weights; pictures of {size} x {size}, latents of {c} x {side} x {side}; it predicts {artist.prediction}"
+)
+longhand = torch.stack([vector * clip.dim**0.5, 0 * vector], dim=1)  # (1, 2, D)
+print(
+    f"what it is told of a name: {tuple(name_tokens(vector).shape)}, the same as longhand: {torch.equal(artist.text_encoder([NAME]), longhand)}"
+)
 
 # %% [markdown]
 # Does it make use of the choice? We draw three dishes, noise them half-way, ask the network once, and catch the shares in its last
@@ -370,25 +437,38 @@ print(f"what it is told of a name: {tuple(name_tokens(vector).shape)}, the same 
 # %%
 three = ["番茄炒蛋", "葱油生菜", "米饭"]
 drawn = artist.txt2img(three, SamplingConfig(guidance_scale=5.0, seed=1))
-layer = [module for name, module in artist.unet.named_modules() if name.startswith("up_blocks") and name.endswith("attn2")][-1]
+layer = [
+    module for name, module in artist.unet.named_modules() if name.startswith("up_blocks") and name.endswith("attn2")
+][-1]
 path, told, maps = list(artist.noise_levels(SamplingConfig(sampler="ddim:20"))), artist.text_encoder(three), []
 handle = layer.register_forward_hook(lambda module, inputs, output: maps.append(inputs[0].detach()))
 levels = [path[k] for k in (4, 10, 16)]
 with torch.no_grad():
     for level in levels:
-        artist.unet(add_noise(artist.encode(drawn), Noise(0)(0, torch.empty(3, c, side, side)), level), torch.full((3,), level.time), text=told)
+        artist.unet(
+            add_noise(artist.encode(drawn), Noise(0)(0, torch.empty(3, c, side, side)), level),
+            torch.full((3,), level.time),
+            text=told,
+        )
     handle.remove()
     rows = [drawn]
-    for x in maps:                                                                          # (3, places, width) each
-        q, k = layer.split_heads(layer.to_q(x)), layer.split_heads(layer.to_k(told))                    # (3, heads, places, d), (3, heads, 2, d)
-        share = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)[..., 0].mean(1)                 # (3, places), the mean of the heads
+    for x in maps:  # (3, places, width) each
+        q, k = (
+            layer.split_heads(layer.to_q(x)),
+            layer.split_heads(layer.to_k(told)),
+        )  # (3, heads, places, d), (3, heads, 2, d)
+        share = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)[..., 0].mean(1)  # (3, places), the mean of the heads
         around = int(share.shape[1] ** 0.5)
         rows.append(F.interpolate(2 * share.view(3, 1, around, around) - 1, (size, size)).expand(-1, 3, -1, -1))
 words = [f"share, $\\sigma$ = {level.sigma:.2f}" for level in levels]
-show_images(torch.stack(rows).flatten(0, 1), 3, across=["tomato, egg", "lettuce", "rice"], down=["drawn", *words], cell=1.1)
+show_images(
+    torch.stack(rows).flatten(0, 1), 3, across=["tomato, egg", "lettuce", "rice"], down=["drawn", *words], cell=1.1
+)
 for row, word in zip(rows[1:], words, strict=True):
     shares = (row[:, 0].flatten(1) + 1) / 2
-    print(f"{word.replace('$', '').replace(chr(92), ''):20} of the name: from {shares.amin():.2f} to {shares.amax():.2f}, mean {shares.mean():.2f}")
+    print(
+        f"{word.replace('$', '').replace(chr(92), ''):20} of the name: from {shares.amin():.2f} to {shares.amax():.2f}, mean {shares.mean():.2f}"
+    )
 
 # %% [markdown]
 # The food looks at the name, at much noise nearly wholly; the table looks at the zero. And the less noise is left, the less is the name asked for. Plain rice hardly needs it.
@@ -412,16 +492,25 @@ print("columns:", "; ".join(f"{name} ({in_english(name)})" for name in five))
 # took no part in the drawing, but it grew up with the half that did, so it is a friendly judge. Beside it stands its own limit: drawings of
 # the test split.
 
+
 # %%
 def named_rightly(pictures, dishes):
     right = torch.tensor([order.index(dish) for dish in dishes])
     return float(((clip.encode_image(pictures) @ all_names.T).argmax(1) == right).double().mean())
 
 
-shares = {w: named_rightly(artist.txt2img(FORTY, SamplingConfig(guidance_scale=w, seed=7)), FORTY) for w in (1.0, 2.0, 5.0, 10.0)}
+shares = {
+    w: named_rightly(artist.txt2img(FORTY, SamplingConfig(guidance_scale=w, seed=7)), FORTY)
+    for w in (1.0, 2.0, 5.0, 10.0)
+}
 limit = float((guess == test.labels).double().mean())
-print("named rightly, of 40 dishes drawn once each: " + ", ".join(f"w = {w:g} {share:.0%}" for w, share in shares.items()))
-print(f"real drawings: {limit:.0%}; with 40 pictures, a share of one half would be known to ± {2 * (0.25 / 40) ** 0.5:.0%} (two standard errors)")
+print(
+    "named rightly, of 40 dishes drawn once each: "
+    + ", ".join(f"w = {w:g} {share:.0%}" for w, share in shares.items())
+)
+print(
+    f"real drawings: {limit:.0%}; with 40 pictures, a share of one half would be known to ± {2 * (0.25 / 40) ** 0.5:.0%} (two standard errors)"
+)
 
 # %% [markdown]
 # And the names that it never read? Each pair has the same noise; on the left a name that was learned, on the right the one that was kept
@@ -429,7 +518,10 @@ print(f"real drawings: {limit:.0%}; with 40 pictures, a share of one half would 
 
 # %%
 pairs = ["番茄炒蛋", "葱油生菜", "红烧鱼", "米饭"]
-left, right = artist.txt2img(pairs, SamplingConfig(guidance_scale=5.0, seed=5)), artist.txt2img([HELD_OUT.get(dish, dish) for dish in pairs], SamplingConfig(guidance_scale=5.0, seed=5))
+left, right = (
+    artist.txt2img(pairs, SamplingConfig(guidance_scale=5.0, seed=5)),
+    artist.txt2img([HELD_OUT.get(dish, dish) for dish in pairs], SamplingConfig(guidance_scale=5.0, seed=5)),
+)
 show_images(torch.stack([left, right], 1).flatten(0, 1), 8, across=["learned", "kept back"] * 4, cell=1.0)
 print("; ".join(f"{dish} | {HELD_OUT.get(dish, dish)}" for dish in pairs))
 
@@ -448,9 +540,11 @@ print("; ".join(f"{dish} | {HELD_OUT.get(dish, dish)}" for dish in pairs))
 # picture, looked at through a window at any place, with holes as a camera leaves them.
 
 # %%
-painter = open_model(HOLES)  # the inpainting model: chapter 4's U-Net and reader of words, widened, and trained on holes
+painter = open_model(
+    HOLES
+)  # the inpainting model: chapter 4's U-Net and reader of words, widened, and trained on holes
 holes = hole_test_set(HoleFlags(), painter.size, 16)
-images, masks, captions = holes.images, holes.masks, holes.captions                         # (16, 3, S, S), (16, 1, S, S)
+images, masks, captions = holes.images, holes.masks, holes.captions  # (16, 3, S, S), (16, 1, S, S)
 with_hole = images * (1 - masks) + BLUE * masks
 show_images(torch.cat([images[:5], with_hole[:5]]), 5, down=["the scene", "what is known"], cell=1.0)
 print("the first is called:", captions[0])
@@ -468,13 +562,19 @@ print("the first is called:", captions[0])
 # %%
 image, mask = images[:1], masks[:1]
 level = list(painter.noise_levels(SamplingConfig(sampler="ddim:20")))[10]
-noisy = add_noise(painter.encode(image), Noise(0)(0, torch.empty(1, c, side, side)), level)       # (1, 4, h, w) what is being drawn
-small = F.interpolate(mask, size=(side, side))                                             # (1, 1, h, w) one pixel for each latent
-known = painter.encode(image * (1 - mask))                                                  # (1, 4, h, w) grey in the hole
+noisy = add_noise(
+    painter.encode(image), Noise(0)(0, torch.empty(1, c, side, side)), level
+)  # (1, 4, h, w) what is being drawn
+small = F.interpolate(mask, size=(side, side))  # (1, 1, h, w) one pixel for each latent
+known = painter.encode(image * (1 - mask))  # (1, 4, h, w) grey in the hole
 nine = torch.cat([noisy, small, known], dim=1)
 panels = torch.cat([(noisy / 3).clamp(-1, 1), 1.4 * small - 0.7, (known / 3).clamp(-1, 1)], dim=1)[0, :, None]
-show_images(panels, 9, across=[*(f"noisy {i}" for i in range(1, 5)), "mask", *(f"known {i}" for i in range(1, 5))], cell=1.0)
-print(f"{nine.shape[1]} channels; the last five are what the engine shows: {torch.equal(nine[:, c:], inpainting_channels(painter, image, mask))}")
+show_images(
+    panels, 9, across=[*(f"noisy {i}" for i in range(1, 5)), "mask", *(f"known {i}" for i in range(1, 5))], cell=1.0
+)
+print(
+    f"{nine.shape[1]} channels; the last five are what the engine shows: {torch.equal(nine[:, c:], inpainting_channels(painter, image, mask))}"
+)
 
 # %% [markdown]
 # (Latents know no bounds; for the picture they are divided by 3. The mask is 1 where it is light.) Note that the network never has to guess
@@ -487,8 +587,8 @@ print(f"{nine.shape[1]} channels; the last five are what the engine shows: {torc
 # five new channels are zero.
 
 # %%
-old = artist.unet.conv_in.weight.detach()                                                   # (width, 4, 3, 3)
-new = torch.cat([old, torch.zeros(len(old), c + 1, 3, 3)], dim=1)                           # (width, 9, 3, 3)
+old = artist.unet.conv_in.weight.detach()  # (width, 4, 3, 3)
+new = torch.cat([old, torch.zeros(len(old), c + 1, 3, 3)], dim=1)  # (width, 9, 3, 3)
 bias = artist.unet.conv_in.bias
 # the dish model stands in for chapter 4's, from which it was made: its first layer is of the same shape
 wide, text, t = widened(artist.unet), artist.text_encoder([NAME]), torch.full((1,), level.time)
@@ -496,11 +596,15 @@ with torch.no_grad():
     before, after = F.conv2d(noisy, old, bias, padding=1), F.conv2d(nine, new, bias, padding=1)
     difference = (artist.unet(noisy, t, text=text) - wide(nine, t, text=text)).abs().max()
 print(f"{tuple(old.shape)} -> {tuple(new.shape)}")
-print(f"largest difference after the first layer {float((before - after).abs().max()):g}, after the whole network {float(difference):g}")
+print(
+    f"largest difference after the first layer {float((before - after).abs().max()):g}, after the whole network {float(difference):g}"
+)
 
 wide(nine, t, text=text).square().mean().backward()
 slope = wide.conv_in.weight.grad
-print(f"and yet they can learn: the gradient of the new weights is {slope[:, c:].norm():.2e} long, that of the old ones {slope[:, :c].norm():.2e}")
+print(
+    f"and yet they can learn: the gradient of the new weights is {slope[:, c:].norm():.2e} long, that of the old ones {slope[:, :c].norm():.2e}"
+)
 
 # %% [markdown]
 # At step 0 the network is the one that it was (a difference of about 1e-6, if you see one, comes from adding up in another order). Zeros
@@ -521,19 +625,20 @@ for what, part in {"noisy latents": sizes[:c], "mask": sizes[c : c + 1], "known 
 # and after every step throw away what it drew where the truth is known: put the known picture there, as noisy as it should be at that
 # level. Here is the algorithm, with the model that draws dishes from names.
 
+
 # %%
 def repaint_longhand(denoise, known, hole, levels, order, dice):
     """known (B, c, h, w) clean latents; hole (B, 1, h, w), 1 = repaint; order: which level to visit after which."""
     x = levels[0].sigma * dice(0, known)
     for i, (now, then) in enumerate(pairwise(levels[k] for k in order)):
-        if then.sigma > now.sigma:                                                          # back up: noise again
+        if then.sigma > now.sigma:  # back up: noise again
             ratio = then.alpha / now.alpha
             x = ratio * x + (then.sigma**2 - (ratio * now.sigma) ** 2) ** 0.5 * dice(2 * i + 1, known)
             continue
-        x0, eps = denoise(x, now)[:2]                                                       # down: a step of DDPM inside ...
+        x0, eps = denoise(x, now)[:2]  # down: a step of DDPM inside ...
         fresh = (then.sigma / now.sigma) ** 2 * (now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2)
         inside = then.alpha * x0 + max(0.0, then.sigma**2 - fresh) ** 0.5 * eps + fresh**0.5 * dice(2 * i + 1, known)
-        around = then.alpha * known + then.sigma * dice(2 * i + 2, known)                   # ... and around it the truth, noised
+        around = then.alpha * known + then.sigma * dice(2 * i + 2, known)  # ... and around it the truth, noised
         x = torch.where(hole > 0, inside, around)
     return x
 
@@ -541,16 +646,22 @@ def repaint_longhand(denoise, known, hole, levels, order, dice):
 N, how = 4, SamplingConfig(guidance_scale=2.0)
 path, dice = artist.noise_levels(how), Noise(0)
 levels, denoise = list(path), artist.guided(captions[:N], how)
-known = artist.encode(torch.stack([nearest(*pair) for pair in zip(images[:N], masks[:N], strict=True)]))  # grey would shine through
-hole = F.max_pool2d(masks[:N], f)                                                           # a latent is missing if any of its pixels is
+known = artist.encode(
+    torch.stack([nearest(*pair) for pair in zip(images[:N], masks[:N], strict=True)])
+)  # grey would shine through
+hole = F.max_pool2d(masks[:N], f)  # a latent is missing if any of its pixels is
 print("once:      ", jump_schedule(20, 5, 1))
 print("two times: ", jump_schedule(20, 5, 2))
 with torch.no_grad():
-    latents = {times: repaint_longhand(denoise, known, hole, levels, jump_schedule(20, 5, times), dice) for times in (1, 4)}
+    latents = {
+        times: repaint_longhand(denoise, known, hole, levels, jump_schedule(20, 5, times), dice) for times in (1, 4)
+    }
 *_, library = repaint(denoise, initial_noise(path, known.shape, dice), path, known, hole, dice, 5, 1)
 print(f"repaint.py gives the same latents, to {(library.x - latents[1]).abs().max():.0e}")
 filled = [torch.where(masks[:N] > 0, artist.decode(z), images[:N]) for z in latents.values()]
-show_images(torch.cat([with_hole[:N], *filled]), N, down=["what is known", "RePaint, once", "RePaint, 4 times"], cell=1.05)
+show_images(
+    torch.cat([with_hole[:N], *filled]), N, down=["what is known", "RePaint, once", "RePaint, 4 times"], cell=1.05
+)
 
 # %% [markdown]
 # *Once* may look pasted. Why? At each step the inside was drawn before anybody knew what would be put around it. So RePaint goes **back
@@ -566,9 +677,13 @@ show_images(torch.cat([with_hole[:N], *filled]), N, down=["what is known", "RePa
 # change what it was told to keep?
 
 # %%
-raw = InpaintBackend(painter, SamplingConfig(guidance_scale=2.0)).paint(images, masks, captions, seed=0)              # (16, 3, S, S) as the network gave it
+raw = InpaintBackend(painter, SamplingConfig(guidance_scale=2.0)).paint(
+    images, masks, captions, seed=0
+)  # (16, 3, S, S) as the network gave it
 kept = (masks == 0).expand_as(images)
-print(f"known pixels, as the network gives them back: {127.5 * (raw - images).abs()[kept].mean():.1f} of 255 grey levels away, on the mean")
+print(
+    f"known pixels, as the network gives them back: {127.5 * (raw - images).abs()[kept].mean():.1f} of 255 grey levels away, on the mean"
+)
 
 pasted = torch.stack([overlay(*three) for three in zip(images, raw, masks, strict=True)])
 assert torch.equal(pasted[kept], images[kept])  # bit for bit
@@ -586,12 +701,19 @@ print("put back: every known pixel is what it was, bit for bit")
 # The usual *mask blur* softens the mask on **both** sides. Predict how many known pixels each of them changes:
 
 # %%
-soft = {"hard": masks, "blurred by 2 pixels": torch.stack([blurred(mask, 2) for mask in masks]),
-        "feathered by 2 pixels": torch.stack([feathered(mask, 2) for mask in masks])}  # fmt: skip
+soft = {
+    "hard": masks,
+    "blurred by 2 pixels": torch.stack([blurred(mask, 2) for mask in masks]),
+    "feathered by 2 pixels": torch.stack([feathered(mask, 2) for mask in masks]),
+}
 _, axes = plt.subplots(1, 2, figsize=(8, 2.3), layout="constrained", gridspec_kw={"width_ratios": (1.4, 1)})
 edge = torch.zeros(1, 8, 24)
 edge[:, :, 12:] = 1
-for name, line in {"hard": edge, "blurred by 2 pixels": blurred(edge, 2), "feathered by 2 pixels": feathered(edge, 2)}.items():
+for name, line in {
+    "hard": edge,
+    "blurred by 2 pixels": blurred(edge, 2),
+    "feathered by 2 pixels": feathered(edge, 2),
+}.items():
     axes[0].plot(line[0, 4], ".-", label=name)
 axes[0].set(title="a mask along one row (the hole is on the right)", xlabel="pixel", yticks=[0, 1])
 axes[0].legend(fontsize=8)
@@ -610,12 +732,19 @@ for name, mask in soft.items():
 
 # %%
 bent = torch.stack([overlay(a, matched(a, b, m), m) for a, b, m in zip(images, raw, masks, strict=True)])
-softened = torch.stack([overlay(a, overlay(nearest(a, m), matched(a, b, m), feathered(m, 1)), m) for a, b, m in zip(images, raw, masks, strict=True)])
+softened = torch.stack(
+    [
+        overlay(a, overlay(nearest(a, m), matched(a, b, m), feathered(m, 1)), m)
+        for a, b, m in zip(images, raw, masks, strict=True)
+    ]
+)
 ways = {"untouched": images, "pasted": pasted, "matched": bent, "matched and feathered": softened}
 show_images(torch.cat([part[:4] for part in ways.values()]), 4, down=list(ways), cell=1.0)
 for name, part in ways.items():
     found = [seam(image, mask) for image, mask in zip(part, masks, strict=True)]
-    print(f"{name:24} seam {np.mean(found):.2f} ± {np.std(found) / len(found) ** 0.5:.2f}; known pixels exact: {torch.equal(part[kept], images[kept])}")
+    print(
+        f"{name:24} seam {np.mean(found):.2f} ± {np.std(found) / len(found) ** 0.5:.2f}; known pixels exact: {torch.equal(part[kept], images[kept])}"
+    )
 
 # %% [markdown]
 # ### All of them
@@ -625,17 +754,30 @@ for name, part in ways.items():
 # the order by seam, and by error. (They need not be the same.)
 
 # %%
-engines = {name: open_backend(BackendConfig(name, sampling=SamplingConfig(guidance_scale=2.0), clip=clip)) for name in ("nearest", "reflect", "repaint", "controlnet", "inpaint")}
-painted = {name: torch.stack([engine(images[i] * (1 - masks[i]), masks[i], captions[i], i) for i in range(4)]) for name, engine in engines.items()}
-show_images(torch.cat([with_hole[:4], *painted.values(), images[:4]]), 4, down=["what is known", *painted, "the truth"], cell=1.05)
+engines = {
+    name: open_backend(BackendConfig(name, sampling=SamplingConfig(guidance_scale=2.0), clip=clip))
+    for name in ("nearest", "reflect", "repaint", "controlnet", "inpaint")
+}
+painted = {
+    name: torch.stack([engine(images[i] * (1 - masks[i]), masks[i], captions[i], i) for i in range(4)])
+    for name, engine in engines.items()
+}
+show_images(
+    torch.cat([with_hole[:4], *painted.values(), images[:4]]),
+    4,
+    down=["what is known", *painted, "the truth"],
+    cell=1.05,
+)
 
 floor = untouched_seam(holes)
 print(f"{'':12}{'seam':>24}{'error in the hole':>26}   known pixels   seconds a hole")
 print(f"{'untouched':12}{f'{floor.value:.2f} ({floor.low:.2f} to {floor.high:.2f})':>24}")
 for name, engine in engines.items():
     e = edge_metrics(engine, holes)
-    print(f"{name:12}{f'{e.seam.value:.2f} ({e.seam.low:.2f} to {e.seam.high:.2f})':>24}{f'{e.error.value:.3f} ({e.error.low:.3f} to {e.error.high:.3f})':>26}"
-          f"   {'exact' if e.exact else 'CHANGED':12}   {e.seconds:.2f}")  # fmt: skip
+    print(
+        f"{name:12}{f'{e.seam.value:.2f} ({e.seam.low:.2f} to {e.seam.high:.2f})':>24}{f'{e.error.value:.3f} ({e.error.low:.3f} to {e.error.high:.3f})':>26}"
+        f"   {'exact' if e.exact else 'CHANGED':12}   {e.seconds:.2f}"
+    )
 
 # %% [markdown]
 # *inpaint* has the seam of untouched pictures and the least error. *reflect* lays a second plate onto the table, and so does *repaint*, in its own way. *nearest* draws the rim of a plate out to
@@ -721,11 +863,17 @@ asked = pan.keyframes[-1].x / (FRAMES - 1)
 times = {ease: frame_times(FRAMES, "once", ease) for ease in EASES}
 whole = [plane.render(Window(float(round(pan.at(t).x)), 0.0, 1.0))[0] for t in times["linear"]]
 pans = {"whole pixels": speeds(whole)[0], "fractions": speeds(list(render_frames(plane, pan, times["linear"])))[0]}
-eased = {ease: pans["fractions"] if ease == "linear" else speeds(list(render_frames(plane, pan, times[ease])))[0] for ease in EASES}
+eased = {
+    ease: pans["fractions"] if ease == "linear" else speeds(list(render_frames(plane, pan, times[ease])))[0]
+    for ease in EASES
+}
 
 last = way.keyframes[-1].scale
 straight = [world.render(Window(0.0, 0.0, 1 + (last - 1) * t))[0] for t in times["linear"]]
-zooms = {"equal steps of scale": speeds(straight)[1], "equal ratios": speeds(list(render_frames(world, way, times["linear"])))[1]}
+zooms = {
+    "equal steps of scale": speeds(straight)[1],
+    "equal ratios": speeds(list(render_frames(world, way, times["linear"])))[1],
+}
 
 _, axes = plt.subplots(1, 3, figsize=(11, 2.9), layout="constrained")
 titles = ["right: pixels a frame", "right, eased: pixels a frame", "zoom-out: growth a frame, per cent"]
@@ -739,7 +887,10 @@ axes[0].set_ylim(0, 2.2 * asked)
 axes[1].set_ylim(bottom=0)
 plt.show()
 for what, values in (pans | zooms).items():
-    print(f"{what:24} mean {np.mean(values):7.3f}, spread {np.std(values):.3f}" + (f"; asked for {asked:.3f}" if what in pans else ""))
+    print(
+        f"{what:24} mean {np.mean(values):7.3f}, spread {np.std(values):.3f}"
+        + (f"; asked for {asked:.3f}" if what in pans else "")
+    )
 
 # %% [markdown]
 # * **Left**: whole pixels jump now by 1, now by 2. The eye sees a stutter, though every frame alone is sharper.
@@ -766,6 +917,7 @@ for what, values in (pans | zooms).items():
 # * `pingpong`: there and back;
 # * `seamless`: shoot some frames more, and let them dissolve (淡入淡出) into the beginning while the camera moves on.
 
+
 # %%
 def film_of(plane, way, loop, ease="linear", frames=FRAMES):
     return list(close_loop(render_frames(plane, way, frame_times(frames, loop, ease, way.returns)), frames))
@@ -774,9 +926,16 @@ def film_of(plane, way, loop, ease="linear", frames=FRAMES):
 films = {loop: film_of(world, way, loop) for loop in ("once", "pingpong", "seamless")}
 for loop, frames in films.items():
     moved = frame_changes(frames)  # root mean square, from each frame to the next, and from the last to the first
-    print(f"{loop:10} {len(frames)} frames; mean change {np.mean(moved):.3f}, largest {max(moved):.3f}, from the last to the first {moved[-1]:.3f}")
+    print(
+        f"{loop:10} {len(frames)} frames; mean change {np.mean(moved):.3f}, largest {max(moved):.3f}, from the last to the first {moved[-1]:.3f}"
+    )
 chosen, two = range(3, FRAMES, 4), ("pingpong", "seamless")
-show_images(torch.stack([films[loop][k] for loop in two for k in chosen]), len(chosen), across=[f"frame {k}" for k in chosen], down=two)
+show_images(
+    torch.stack([films[loop][k] for loop in two for k in chosen]),
+    len(chosen),
+    across=[f"frame {k}" for k in chosen],
+    down=two,
+)
 
 # %% [markdown]
 # (The fourth, `round`, lays the picture at both ends of a world that is round: the camera goes straight on and arrives.)
@@ -794,7 +953,7 @@ show_images(torch.stack([films[loop][k] for loop in two for k in chosen]), len(c
 
 # %%
 frames = [resized(frame, (2 * size, 2 * size)) for frame in films["pingpong"]]
-pixels = to_pixels(frames)                                                                  # (24, 2 S, 2 S, 3) bytes
+pixels = to_pixels(frames)  # (24, 2 S, 2 S, 3) bytes
 
 
 def as_shown(colours, palette, dither):
@@ -821,14 +980,24 @@ for palette in ("global", "frame"):
     for dither in DITHERS:
         error = as_shown(24, palette, dither).astype(float) - pixels
         written = write_gif(frames, folder / "a.gif", colours=24, palette=palette, dither=dither)
-        print(f"{f'palette {palette}, dither {dither}':33}{np.abs(error).mean():8.2f}{np.abs(np.diff(error, axis=0)).mean():10.2f}{written.bytes / 1000:8.0f}")
+        print(
+            f"{f'palette {palette}, dither {dither}':33}{np.abs(error).mean():8.2f}{np.abs(np.diff(error, axis=0)).mean():10.2f}{written.bytes / 1000:8.0f}"
+        )
 
 counts = (8, 16, 32, 64, 128, 256)
 plt.figure(figsize=(5, 2.6), layout="constrained")
 for dither in DITHERS:
     sizes = [write_gif(frames, folder / "a.gif", colours=colours, dither=dither).bytes / 1000 for colours in counts]
     plt.plot(counts, sizes, ".-", label=dither)
-plt.gca().set(xscale="log", xlabel="colours", ylabel="kB", ylim=(0, None), title="one palette for all frames", xticks=counts, xticklabels=counts)
+plt.gca().set(
+    xscale="log",
+    xlabel="colours",
+    ylabel="kB",
+    ylim=(0, None),
+    title="one palette for all frames",
+    xticks=counts,
+    xticklabels=counts,
+)
 plt.minorticks_off()
 plt.legend(fontsize=8)
 plt.show()
@@ -843,10 +1012,17 @@ plt.show()
 # ### And here it is
 
 # %%
-short = [resized(frame, (2 * size, 2 * size)) for frame in film_of(world, way, "pingpong", frames=16)]  # a notebook should be light
+short = [
+    resized(frame, (2 * size, 2 * size)) for frame in film_of(world, way, "pingpong", frames=16)
+]  # a notebook should be light
 written = write_gif(short, folder / "film.gif", fps=8, max_bytes=110_000)
-print(f"{written.frames} frames of {written.width} x {written.height}, {written.bytes / 1000:.0f} kB" + (f"; {written.note}" if written.note else ""))
-Image(written.path.read_bytes(), format="png", width=256)  # a GIF, called PNG, because every viewer shows (and moves) it so
+print(
+    f"{written.frames} frames of {written.width} x {written.height}, {written.bytes / 1000:.0f} kB"
+    + (f"; {written.note}" if written.note else "")
+)
+Image(
+    written.path.read_bytes(), format="png", width=256
+)  # a GIF, called PNG, because every viewer shows (and moves) it so
 
 # %% [markdown]
 # The same in one line, larger, and with a sheet of keyframes beside it:
@@ -872,7 +1048,11 @@ Image(written.path.read_bytes(), format="png", width=256)  # a GIF, called PNG, 
 # $$\hat x_0 = \sum_i m_i\, \hat x_0^{(i)} \qquad \hat\epsilon = \sum_i m_i\, \hat\epsilon^{(i)} \qquad \sum_i m_i = 1$$
 
 # %%
-K, SHOWN, how = 6, 4, SamplingConfig(guidance_scale=5.0)  # so many pictures of each kind are drawn, and so many of them shown
+K, SHOWN, how = (
+    6,
+    4,
+    SamplingConfig(guidance_scale=5.0),
+)  # so many pictures of each kind are drawn, and so many of them shown
 
 
 def told(words, w=5.0):
@@ -886,7 +1066,7 @@ def draw_with(denoise, seed=2):
 
 
 tomatoes, lettuce = told("番茄炒蛋"), told("葱油生菜")
-m_rest, m_right = region_weights([Region.parse("right:葱油生菜")], side, side)                        # (1, 1, h, w) each, together 1
+m_rest, m_right = region_weights([Region.parse("right:葱油生菜")], side, side)  # (1, 1, h, w) each, together 1
 
 
 def two_dishes(x, level):
@@ -895,7 +1075,9 @@ def two_dishes(x, level):
 
 
 ours = draw_with(two_dishes)
-print(f"in_regions of regional_prompts.py draws the same, to {(ours - draw_with(in_regions([(tomatoes, m_rest), (lettuce, m_right)]))).abs().max():.0e}")
+print(
+    f"in_regions of regional_prompts.py draws the same, to {(ours - draw_with(in_regions([(tomatoes, m_rest), (lettuce, m_right)]))).abs().max():.0e}"
+)
 rows = {"A": draw_with(tomatoes), "B": draw_with(lettuce), "A left, B right": ours}
 show_images(torch.cat([part[:SHOWN] for part in rows.values()]), SHOWN, down=list(rows), cell=1.0)
 print("A: 番茄炒蛋 (tomato and scrambled eggs); B: 葱油生菜 (lettuce in scallion oil)")
@@ -933,12 +1115,18 @@ for name, part in rows.items():
 # way round. The mean is the same. Which of them will look harsher?
 
 # %%
-kinds = {"w = 5": 5.0, "w = 8 > 2": changing_scale(8.0, 2.0, progress), "w = 2 > 8": changing_scale(2.0, 8.0, progress)}
+kinds = {
+    "w = 5": 5.0,
+    "w = 8 > 2": changing_scale(8.0, 2.0, progress),
+    "w = 2 > 8": changing_scale(2.0, 8.0, progress),
+}
 rows = {name: draw_with(told("番茄炒蛋", w)) for name, w in kinds.items()}
 show_images(torch.cat([part[:SHOWN] for part in rows.values()]), SHOWN, down=list(rows), cell=1.0)
 for name, part in rows.items():
     near = (clip.encode_image(part) @ both[1]).mean()
-    print(f"{name:12} cosine with the name {near:.2f}; colourfulness (spread between channels) {part.std(1).mean():.3f}")
+    print(
+        f"{name:12} cosine with the name {near:.2f}; colourfulness (spread between channels) {part.std(1).mean():.3f}"
+    )
 
 # %% [markdown]
 # `8>2` is the palest of the three, and a little farther from the name; the other two can hardly be told apart. For this model the end counts more than the beginning, but not much.

@@ -1,4 +1,5 @@
-"""Make a film from the name of a dish: draw the dish, move a camera over it, inpaint what comes into view, render a loop.
+"""Make a film from the name of a dish: draw the dish, move a camera over it, inpaint what comes into view, render a
+loop.
 
   python 06_inpaint_gif/make_gif.py "土鸡蛋炒番茄" --camera zoom-out
   python 06_inpaint_gif/make_gif.py "葱油生菜" --camera "right:3,zoom-out" --frames 48 --fps 16 --loop seamless --out lettuce.webp
@@ -24,24 +25,28 @@ class Args:
     name: Positional[str]
     """Name of the dish, in Chinese."""
     camera: str = "zoom-out"
-    """Camera move: up, down, left, right, up-left, up-right, down-left, down-right, zoom-in, zoom-out, ring; or a chain such as
-    right:3,zoom-out, where right:3 is three keyframes long."""
+    """Camera move: up, down, left, right, up-left, up-right, down-left, down-right, zoom-in, zoom-out, ring; or a
+    chain such as right:3,zoom-out, where right:3 is three keyframes long."""
     new_fraction: Annotated[float, Range(0.01, 0.75)] = 0.25
     """Fraction of each keyframe that is new."""
 
     engine: Literal["inpaint", "repaint", "controlnet", "diffusers", "nearest", "reflect"] | None = None
-    """Inpainting backend: an inpainting U-Net; RePaint with any model; a text-to-image model with a ControlNet; a pipeline of diffusers;
-    or a continuation of the edge without a network (nearest, reflect).
+    """Inpainting backend: an inpainting U-Net; RePaint with any model; a text-to-image model with a ControlNet; a
+    pipeline of diffusers; or a continuation of the edge without a network (nearest, reflect).
     By default controlnet with --controlnet, diffusers with --model, else inpaint."""
     model: str | None = None
-    """Network of the engine: a folder, a checkpoint file, or for diffusers and controlnet a hub id; by default the shipped one."""
+    """Network of the engine: a folder, a checkpoint file, or for diffusers and controlnet a hub id;
+    by default the shipped one.
+    """
     controlnet: str | None = None
-    """ControlNet of the engine controlnet: a run of train_controlnet.py, a folder or a hub id; by default the shipped one."""
+    """ControlNet of the engine controlnet: a run of train_controlnet.py, a folder or a hub id;
+    by default the shipped one.
+    """
     dish: Path | None = None
     """Model that draws the dish, a run of train_text2dish.py; by default the shipped one."""
     clip: str | None = None
-    """CLIP that encodes the name: pretrained, a run folder, a checkpoint .pt, ViT-B-16, ...; by default the one that the dish model was
-    trained with."""
+    """CLIP that encodes the name: pretrained, a run folder, a checkpoint .pt, ViT-B-16, ...; by default the one that
+    the dish model was trained with."""
     backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Library that computes the CLIP embeddings; both give the same numbers, to about 1e-7."""
     image: Path | None = None
@@ -54,10 +59,12 @@ class Args:
     guidance: float = 5.0
     """Guidance scale for drawing the dish; 1 is off."""
     paint_guidance: float | None = None
-    """Guidance scale for painting keyframes; by default 2, because the surroundings of a dish depend little on its name, and 7.5 for
-    models that are not of this course."""
+    """Guidance scale for painting keyframes; by default 2, because the surroundings of a dish depend little on its
+    name, and 7.5 for models that are not of this course."""
     sampler: str = "dpmpp_2m:20"
-    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ... RePaint uses the number of steps, and takes them several times."""
+    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ...
+    RePaint uses the number of steps, and takes them several times.
+    """
     mask_blur: float = 1.0
     """Pixels over which the edge of the painted part is softened, on its own side; known pixels never change."""
     padding_mask_crop: int | None = None
@@ -76,8 +83,8 @@ class Args:
     enlarge: int = 3
     """Factor by which the frames of the film are larger than the keyframes."""
     loop: Literal["once", "pingpong", "seamless", "round"] = "pingpong"
-    """pingpong: to the end and back; seamless: the end dissolves into the beginning, or the path returns to its start by itself;
-    round: the plane is periodic, and the camera arrives at its start."""
+    """pingpong: to the end and back; seamless: the end dissolves into the beginning, or the path returns to its start
+    by itself; round: the plane is periodic, and the camera arrives at its start."""
     ease: Literal["linear", "ends", "smooth"] = "linear"
     """Constant speed, or slower at both ends."""
     out: Path | None = None
@@ -104,9 +111,17 @@ def main(args: Args) -> None:
     sampling = render.SamplingConfig(args.guidance, sampler=args.sampler)
     dish = render.DishConfig(args.name, args.image, args.dish, args.clip, args.backend, args.candidates, sampling)
     painting = render.PaintingConfig(
-        args.engine, args.model, args.controlnet, args.prompt, args.paint_guidance, args.sampler,
-        args.mask_blur, args.padding_mask_crop, args.jump, args.resample,
-    )  # fmt: skip
+        args.engine,
+        args.model,
+        args.controlnet,
+        args.prompt,
+        args.paint_guidance,
+        args.sampler,
+        args.mask_blur,
+        args.padding_mask_crop,
+        args.jump,
+        args.resample,
+    )
     move = render.Move.parse(args.camera)
     camera = render.CameraConfig(move, args.new_fraction, args.frames, args.loop, args.ease, args.size)
     out = args.out or render.default_file(args.name, args.camera)

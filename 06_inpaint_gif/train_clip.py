@@ -5,8 +5,8 @@
   python 06_inpaint_gif/train_clip.py --data my/photos --start ViT-B-16 --lr 2e-5           fine-tune a published one
   python 06_inpaint_gif/train_clip.py --resume runs/06_inpaint_gif/clip-dishes
 
-The run folder's model/ is a ChineseCLIPModel of `transformers`, which cn_clip opens as well (clip/model.py, convert_clip.py).
-To evaluate it: python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gif/clip-dishes
+The run folder's model/ is a ChineseCLIPModel of `transformers`, which cn_clip opens as well (clip/model.py,
+convert_clip.py). To evaluate it: python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gif/clip-dishes
 """
 
 from dataclasses import dataclass

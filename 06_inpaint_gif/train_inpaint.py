@@ -4,11 +4,13 @@
   python 06_inpaint_gif/train_inpaint.py --data my/photos --model path/to/stable-diffusion-v1-5 --device cuda
   python 06_inpaint_gif/train_inpaint.py --resume runs/06_inpaint_gif/inpaint-dishes
 
-The first layer is widened from 4 channels to 9: beside the noisy latents the U-Net receives the mask and the latents of the picture
-with its hole (Rombach et al. 2022). The new weights are zero, so that the network is unchanged at the first step. It is trained on
-random windows onto dishes on a large table (scenes.py), with the holes of camera moves and others (hole_masks.py).
+The first layer is widened from 4 channels to 9: beside the noisy latents the U-Net receives the mask and the latents
+of the picture with its hole (Rombach et al. 2022). The new weights are zero, so that the network is unchanged at the
+first step. It is trained on random windows onto dishes on a large table (scenes.py), with the holes of camera moves
+and others (hole_masks.py).
 
-The run folder's model/ is opened by diffusers' StableDiffusionInpaintPipeline.from_pretrained, and by make_gif.py --engine inpaint --model.
+The run folder's model/ is opened by diffusers' StableDiffusionInpaintPipeline.from_pretrained, and by make_gif.py
+--engine inpaint --model.
 """
 
 from dataclasses import dataclass

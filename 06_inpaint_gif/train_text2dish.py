@@ -6,8 +6,8 @@
   python 06_inpaint_gif/train_text2dish.py --scratch --widths 32 64                    begin with an untrained U-Net
   python 06_inpaint_gif/train_text2dish.py --resume runs/06_inpaint_gif/text2dish-dishes
 
-The CLIP is frozen: each caption is encoded once, before the training begins. The run folder's model/ holds the U-Net, its autoencoder
-and the CLIP; make_gif.py --dish opens it.
+The CLIP is frozen: each caption is encoded once, before the training begins. The run folder's model/ holds the U-Net,
+its autoencoder and the CLIP; make_gif.py --dish opens it.
 """
 
 from dataclasses import dataclass

@@ -24,12 +24,12 @@ class Args:
     busy: tuple[int, ...] = (0, 1, 2)
     """Numbers of other processes that compute without a pause."""
     network: Literal["mnist", "cifar10"] = "mnist"
-    """Data set of chapter 1 whose network is trained: a small one (0.1 s a step), or one with ten times the
-    arithmetic.
+    """Data set of chapter 1 whose network is trained:
+    a small one (0.1 s a step), or one with ten times the arithmetic.
     """
     seconds_of_steps: bool = False
-    """Only make some steps, print the median seconds of a step, and exit; this program runs itself so for each
-    setting.
+    """Only make some steps, print the median seconds of a step, and exit;
+    this program runs itself so for each setting.
     """
     json: Path | None = None
     """JSON file for the figures."""

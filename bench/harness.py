@@ -59,8 +59,8 @@ def load_program(script: str) -> dict[str, Any]:
 
 @contextmanager
 def training_flags(**flags: object) -> Iterator[Any]:
-    """The flags of a new run of chapter 1's train.py on the CPU, completed by its presets; its run folder is a
-    temporary one.
+    """The flags of a new run of chapter 1's train.py on the CPU, completed by its presets;
+    its run folder is a temporary one.
     """
     program = load_program(TRAIN)
     with tempfile.TemporaryDirectory() as folder:

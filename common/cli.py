@@ -24,7 +24,8 @@ TORCHVISION_FOR = {"2.10": "0.25", "2.11": "0.26", "2.12": "0.27"}  # pairs that
 def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
     """Read the flags into args_type and call main(args). A UserError prints its sentence and exits with code 2.
 
-    So does what fails outside the program (errors.sentence); every other exception is a fault of the program and keeps its traceback.
+    So does what fails outside the program (errors.sentence); every other exception is a fault of the program and keeps
+    its traceback.
     """
     restart_in_utf8()
     try:
@@ -53,7 +54,9 @@ def fail(message: str) -> NoReturn:
     """Print the one sentence and end with code 2."""
     try:
         sys.stdout.flush()
-    except OSError as problem:  # a full disk, where the output goes: Python would complain about it once more at its end
+    except (
+        OSError
+    ) as problem:  # a full disk, where the output goes: Python would complain about it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message = f"cannot write to standard output ({problem.strerror})"
     print(f"error: {printable(message)}", file=sys.stderr)
@@ -61,9 +64,11 @@ def fail(message: str) -> NoReturn:
 
 
 def parse(args_type: type[Args], argv: Sequence[str], description: str | None = None) -> Args:
-    """The flags as args_type. Refused is what no program can use: texts that are no Unicode, numbers out of range, one file twice.
+    """The flags as args_type. Refused is what no program can use: texts that are no Unicode, numbers out of range, one
+    file twice.
 
-    The attribute `given` of the result names the flags that the command line has: a default that is typed out is given, too.
+    The attribute `given` of the result names the flags that the command line has: a default that is typed out is
+    given, too.
     """
     import tyro
 
@@ -73,12 +78,16 @@ def parse(args_type: type[Args], argv: Sequence[str], description: str | None = 
     check_paths(args, argv)
     check_numbers(args)
     named = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    object.__setattr__(args, "given", frozenset(field.name for field in fields(args) if {field.name, f"no_{field.name}"} & named))
+    object.__setattr__(
+        args, "given", frozenset(field.name for field in fields(args) if {field.name, f"no_{field.name}"} & named)
+    )
     return args
 
 
 def home_expanded(word: str) -> str:
-    """~/x and --flag=~/x with the home directory in place of ~, as a shell does it: bash not behind =, Windows never."""
+    """~/x and --flag=~/x with the home directory in place of ~, as a shell does it:
+    bash not behind =, Windows never.
+    """
     flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return flag + equals + (os.path.expanduser(value) if value.startswith(("~/", "~\\")) else value)
 
@@ -87,11 +96,20 @@ def check_texts(argv: Sequence[str]) -> None:
     """Refuse arguments with lone surrogates: bytes that are no text in this system's encoding."""
     for number, word in enumerate(argv, 1):
         if has_surrogates(word):
-            raise UserError(f"argument {number} is no text in this system's encoding ({printable(word)}); type it again, or use a UTF-8 locale")
+            raise UserError(
+                f"argument {number} is no text in this system's encoding ({printable(word)}); type it again, or use a UTF-8 locale"
+            )
 
 
 OUTPUTS = ("out", "keep", "json", "sheet")  # flags that name what is written; every other path is an input
-NOT_INPUTS = (*OUTPUTS, "resume", "data_dir", "cache", "lab", "weights")  # ... but these, which a program reads and writes
+NOT_INPUTS = (
+    *OUTPUTS,
+    "resume",
+    "data_dir",
+    "cache",
+    "lab",
+    "weights",
+)  # ... but these, which a program reads and writes
 BESIDE = ("--gif", "--npy")  # flags that write another file beside --out, which ends in their name
 FOLDERS = ("data", "subject")  # input folders that nothing may be written into: it would be taken for data
 
@@ -106,25 +124,36 @@ def check_paths(args: Any, argv: Sequence[str]) -> None:
     writes = {flag[name]: values[name] for name in OUTPUTS if isinstance(values.get(name), Path)}
     if isinstance(out := values.get("out"), Path) and out.name:
         writes |= {name: out.with_suffix(f".{name[2:]}") for name in BESIDE if values.get(name[2:]) is True}
-    reads = {path: flag[name] for name, value in values.items() if name not in NOT_INPUTS
-             for path in map(real, value if isinstance(value, tuple) else (value,)) if path and (path.is_file() or name in FOLDERS)}  # fmt: skip
+    reads = {
+        path: flag[name]
+        for name, value in values.items()
+        if name not in NOT_INPUTS
+        for path in map(real, value if isinstance(value, tuple) else (value,))
+        if path and (path.is_file() or name in FOLDERS)
+    }
     keep_files(reads)
     for name, path in writes.items():
         check_writable(path, name)
     taken = dict(reads)
     for name, path in writes.items():
         if (other := taken.setdefault(Path(os.path.realpath(path)), name)) != name:
-            raise UserError(f"{name} would write over {path}, which {other} names; choose another {'--out' if name in BESIDE else name}")
+            raise UserError(
+                f"{name} would write over {path}, which {other} names; choose another {'--out' if name in BESIDE else name}"
+            )
 
 
 def check_writable(path: Path, flag: str) -> None:
     """Refuse a name that cannot be written, before any work is done for what is to be written there."""
     target = Path(os.path.realpath(path))
     if long := next((part for part in target.parts if len(os.fsencode(part)) > LONGEST_NAME), None):
-        raise UserError(f"{flag} has a name of {len(long)} characters, {long[:20]}..., which is too long for a file; choose a shorter one")
+        raise UserError(
+            f"{flag} has a name of {len(long)} characters, {long[:20]}..., which is too long for a file; choose a shorter one"
+        )
     existing = next(parent for parent in (target, *target.parents) if os.path.lexists(parent))
     if existing != target and not existing.is_dir():
-        raise UserError(f"cannot write to {path} ({existing} is a file, no folder that can be written to); choose another place with {flag}")
+        raise UserError(
+            f"cannot write to {path} ({existing} is a file, no folder that can be written to); choose another place with {flag}"
+        )
     if not os.access(existing, os.W_OK):
         raise UserError(f"cannot write to {path} (you may not write to {existing}); choose another place with {flag}")
 
@@ -145,7 +174,9 @@ def check_versions() -> None:
     try:
         torch, vision = (importlib.metadata.version(name).split("+")[0] for name in ("torch", "torchvision"))
     except importlib.metadata.PackageNotFoundError as problem:
-        raise UserError(f"{sys.executable} has no package {problem.name}; run the Python of .venv, or install the course (README.md)") from None
+        raise UserError(
+            f"{sys.executable} has no package {problem.name}; run the Python of .venv, or install the course (README.md)"
+        ) from None
     wanted = TORCHVISION_FOR.get(".".join(torch.split(".")[:2]))
     known = set(TORCHVISION_FOR.values())
     vision_short = ".".join(vision.split(".")[:2])
@@ -157,25 +188,29 @@ def check_versions() -> None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch compute with this many threads on the CPU; None leaves it at OMP_NUM_THREADS, or one thread for each core.
+    """Let torch compute with this many threads on the CPU; None leaves it at OMP_NUM_THREADS, or one thread for each
+    core.
 
-    The variable is set as well: NumPy's and SciPy's libraries read it when they are loaded, and so do the processes started here.
-    (torch's data workers compute with one thread each, whatever it says.)
+    The variable is set as well: NumPy's and SciPy's libraries read it when they are loaded, and so do the processes
+    started here. (torch's data workers compute with one thread each, whatever it says.)
     """
     if threads is None:
         return
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules or threads > (os.cpu_count() or 1):  # on loading, torch takes the variable's number, but no more than there are cores
+    if "torch" in sys.modules or threads > (
+        os.cpu_count() or 1
+    ):  # on loading, torch takes the variable's number, but no more than there are cores
         import torch
 
         torch.set_num_threads(threads)
 
 
 def free_threads(seconds: float = 0.2) -> int | None:
-    """One thread for each core that no other program uses, where some are used and OMP_NUM_THREADS leaves the choice open.
+    """One thread for each core that no other program uses, where some are used and OMP_NUM_THREADS leaves the choice
+    open.
 
-    A thread that shares its core with another program delays all others: on two cores beside one busy process, a training step of
-    chapter 1 takes twice as long with two threads as with one (python -m bench.busy).
+    A thread that shares its core with another program delays all others: on two cores beside one busy process, a
+    training step of chapter 1 takes twice as long with two threads as with one (python -m bench.busy).
     """
     if "OMP_NUM_THREADS" in os.environ:
         return None
@@ -186,8 +221,11 @@ def free_threads(seconds: float = 0.2) -> int | None:
     if free >= cores:
         return None
     if is_main_process():
-        print(f"note: other programs keep {cores - free} of {cores} cores busy, so torch computes with {free} thread{'s' * (free > 1)} (--threads {cores} uses all)",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"note: other programs keep {cores - free} of {cores} cores busy, "
+            f"so torch computes with {free} thread{'s' * (free > 1)} (--threads {cores} uses all)",
+            file=sys.stderr,
+        )
     return free
 
 
@@ -197,17 +235,23 @@ def is_main_process() -> bool:
 
 
 def pick_device(name: str) -> str:
-    """auto -> cuda, mps or cpu; anything else is checked. In a process of torchrun, "cuda" is the GPU with its number."""
+    """auto -> cuda, mps or cpu; anything else is checked.
+    In a process of torchrun, "cuda" is the GPU with its number.
+    """
     import torch
 
     auto, local = name == "auto", os.environ.get("LOCAL_RANK", "")
     if auto:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda:") and local:
-        raise UserError(f"torchrun gives each process a GPU of its own, so --device cannot be {name}; use --device cuda")
+        raise UserError(
+            f"torchrun gives each process a GPU of its own, so --device cannot be {name}; use --device cuda"
+        )
     if name == "cuda" and local.isdecimal() and torch.cuda.is_available():
         if int(local) >= torch.cuda.device_count():
-            raise UserError(f"torchrun started process {local} on a machine with {torch.cuda.device_count()} GPUs, counted from 0; lower --nproc_per_node")
+            raise UserError(
+                f"torchrun started process {local} on a machine with {torch.cuda.device_count()} GPUs, counted from 0; lower --nproc_per_node"
+            )
         torch.cuda.set_device(int(local))  # as accelerate does later: what is loaded before that must not go to GPU 0
     try:
         torch.zeros(1, device=name).cpu()  # "meta" computes nothing
@@ -218,13 +262,17 @@ def pick_device(name: str) -> str:
         reason = f"the device '{name}' cannot be used ({'there is no such type' if unknown else explain(problem)})"
         if not auto:
             raise UserError(f"{reason}; use --device auto or cpu") from problem
-        warnings.warn(f"{reason}; computing on the CPU", stacklevel=2)  # a virtual Mac says that it has MPS, and gives no memory
+        warnings.warn(
+            f"{reason}; computing on the CPU", stacklevel=2
+        )  # a virtual Mac says that it has MPS, and gives no memory
         return "cpu"
     return name
 
 
 def pick_precision(name: str, device: str) -> str:
-    """auto -> bf16 where the device computes it natively, else no. (Emulated on an older CPU it is 20 times slower.)"""
+    """auto -> bf16 where the device computes it natively, else no.
+    (Emulated on an older CPU it is 20 times slower.)
+    """
     import torch
 
     if name != "auto":
@@ -250,7 +298,9 @@ def writable_folder(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as problem:
-        raise UserError(f"cannot write to {folder} ({problem.strerror}); choose another folder with --out") from problem
+        raise UserError(
+            f"cannot write to {folder} ({problem.strerror}); choose another folder with --out"
+        ) from problem
     return folder
 
 

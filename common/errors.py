@@ -1,7 +1,8 @@
 """The one exception a user should ever see: a clear sentence, printed without a traceback, exit code 2.
 
-Surroundings fail in many ways: a file without permission, a full disk, too little memory, a number beyond all bounds. `sentence` turns
-these into one sentence, so that no program needs a handler for each. Everything else is a fault of the program and keeps its traceback.
+Surroundings fail in many ways: a file without permission, a full disk, too little memory, a number beyond all bounds.
+`sentence` turns these into one sentence, so that no program needs a handler for each. Everything else is a fault of
+the program and keeps its traceback.
 """
 
 import errno
@@ -12,10 +13,35 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-FILE_ERRORS = {number for name in (
-    "EACCES", "EPERM", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENOTEMPTY", "ENAMETOOLONG", "EILSEQ", "ELOOP", "ENOSPC", "EDQUOT", "EFBIG",
-    "EROFS", "EIO", "ENXIO", "ENODEV", "EBUSY", "ETXTBSY", "EMFILE", "ENFILE", "ESTALE", "ENOTCONN",
-) if (number := getattr(errno, name, None))}  # fmt: skip - of files and disks; those of networks are the network code's
+FILE_ERRORS = {
+    number
+    for name in (
+        "EACCES",
+        "EPERM",
+        "ENOENT",
+        "ENOTDIR",
+        "EISDIR",
+        "EEXIST",
+        "ENOTEMPTY",
+        "ENAMETOOLONG",
+        "EILSEQ",
+        "ELOOP",
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+        "EROFS",
+        "EIO",
+        "ENXIO",
+        "ENODEV",
+        "EBUSY",
+        "ETXTBSY",
+        "EMFILE",
+        "ENFILE",
+        "ESTALE",
+        "ENOTCONN",
+    )
+    if (number := getattr(errno, name, None))
+}  # of files and disks; those of networks are the network code's
 ADVICE = {
     errno.ENOSPC: "make room on the disk, or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -24,10 +50,22 @@ ADVICE = {
     errno.EROFS: "choose a place that can be written",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
-NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "std::bad_alloc", "alloc_failed", "unable to allocate",
-             "storage size calculation overflowed", "integer multiplication overflow", "maximum allowed dimension exceeded",
-             "larger than the maximum possible size", "invalid buffer size")  # fmt: skip - of torch, numpy, CUDA and MPS
-CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # escape sequences of a terminal, and what no line shows
+NO_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "allocate memory",
+    "std::bad_alloc",
+    "alloc_failed",
+    "unable to allocate",
+    "storage size calculation overflowed",
+    "integer multiplication overflow",
+    "maximum allowed dimension exceeded",
+    "larger than the maximum possible size",
+    "invalid buffer size",
+)  # of torch, numpy, CUDA and MPS
+CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)  # escape sequences of a terminal, and what no line shows
 SENTENCE = re.compile(r"(?<=[\w)\]'\"`])\. +(?=[A-Z])")  # between two sentences
 LONGEST = 300  # characters of another library's message
 
@@ -46,7 +84,9 @@ def sentence(problem: BaseException, lower: str = "") -> str | None:
     if isinstance(problem, OSError) and problem.errno in FILE_ERRORS:
         names = [os.fsdecode(name) for name in (problem.filename, problem.filename2) if isinstance(name, (str, bytes))]
         advice = ADVICE.get(problem.errno or 0)
-        return f"cannot open or write {' or '.join(map(printable, names)) or 'a file'} ({problem.strerror})" + (f"; {advice}" if advice else "")
+        return f"cannot open or write {' or '.join(map(printable, names)) or 'a file'} ({problem.strerror})" + (
+            f"; {advice}" if advice else ""
+        )
     if isinstance(problem, OverflowError):
         return f"a number is too large to compute with ({explain(problem)})"
     if isinstance(problem, RecursionError) and raised_in_json(problem):
@@ -81,8 +121,15 @@ def raised_in_json(problem: BaseException) -> bool:
 
 
 def printable(text: str) -> str:
-    """Text that any terminal can show in a line: what is no Unicode or moves the cursor is escaped, and a word longer than any name is cut."""
-    shown = "".join(letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text)
+    """Text that any terminal can show in a line: what is no Unicode or moves the cursor is escaped,
+    and a word longer than any name is cut.
+    """
+    shown = "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+        else letter
+        for letter in text
+    )
     return re.sub(r"\S{300,}", lambda word: f"{word[0][:60]}... ({len(word[0]):,} characters)", shown)
 
 
@@ -99,9 +146,11 @@ def listed(names: Sequence[str], longest: int = 8, comma: str = ", ") -> str:
 
 
 def explain(problem: BaseException) -> str:
-    """The reason that an exception of Python or a library gives: its first sentence, as one printable line for a message in parentheses.
+    """The reason that an exception of Python or a library gives: its first sentence, as one printable line for a
+    message in parentheses.
 
-    A first line that ends in a colon goes on with the second, and torch's advice before the reason of its unpickler is left out.
+    A first line that ends in a colon goes on with the second, and torch's advice before the reason of its unpickler is
+    left out.
     """
     if isinstance(problem, OSError) and problem.strerror:  # without the path, which the message names
         return problem.strerror

@@ -48,8 +48,8 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
 def changing_evenly(frames: Sequence[Tensor], n: int) -> list[int]:
     """n indices of frames between which the picture changes by equal amounts.
 
-    Most steps of sampling change little and the last ones change much, so equal steps in time would show n - 2 pictures of
-    noise. Equal distances in pixels give coarse steps first and fine steps at the end.
+    Most steps of sampling change little and the last ones change much, so equal steps in time would show n - 2
+    pictures of noise. Equal distances in pixels give coarse steps first and fine steps at the end.
     """
     moved = [0.0] + [float((b - a).square().mean().sqrt()) for a, b in zip(frames, frames[1:], strict=False)]
     distance = np.cumsum(moved)
@@ -57,7 +57,8 @@ def changing_evenly(frames: Sequence[Tensor], n: int) -> list[int]:
 
 
 def strip(frames: Sequence[Tensor], columns: int = 10, height: int | None = None) -> Image.Image:
-    """The sampling process as one picture: a row for each sample, a column for each moment chosen by `changing_evenly`.
+    """The sampling process as one picture: a row for each sample, a column for each moment chosen by
+    `changing_evenly`.
 
     frames  each (N, C, H, W) in [-1, 1]
     """
@@ -66,8 +67,16 @@ def strip(frames: Sequence[Tensor], columns: int = 10, height: int | None = None
     return grid(rows.flatten(0, 1), columns, height)
 
 
-def save_gif(frames: Sequence[Tensor], path: Path, n: int = 32, seconds: float = 4.0, hold: float = 1.5,
-             columns: int | None = None, height: int = 280, evenly: bool = True) -> Path:  # fmt: skip
+def save_gif(
+    frames: Sequence[Tensor],
+    path: Path,
+    n: int = 32,
+    seconds: float = 4.0,
+    hold: float = 1.5,
+    columns: int | None = None,
+    height: int = 280,
+    evenly: bool = True,
+) -> Path:
     """An animated GIF of n moments of the sampling process.
 
     frames   each (N, C, H, W) in [-1, 1], shown as a grid with this many columns

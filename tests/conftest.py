@@ -10,7 +10,9 @@ from helpers.programs import TINY, TRAIN, load_program, run_main
 
 @pytest.fixture
 def command_line(monkeypatch, capsys):
-    """command_line(program, *flags) runs a program through common.cli, in this process: (exit code, stdout, stderr)."""
+    """command_line(program, *flags) runs a program through common.cli, in this process:
+    (exit code, stdout, stderr).
+    """
 
     def call(program: str, *flags: object) -> tuple[int, str, str]:
         from accelerate.state import AcceleratorState

@@ -1,4 +1,6 @@
-"""The structure of the course: layers, cycles, programs, and how much one folder shows (CONTRIBUTING.md describes it)."""
+"""The structure of the course: layers, cycles, programs,
+and how much one folder shows (CONTRIBUTING.md describes it).
+"""
 
 import ast
 import sys
@@ -23,7 +25,16 @@ from helpers.source import (
     tree,
 )
 
-LAYERS = ["errors", "random", "io", "diffusion", "models", "data", "training", "evaluate"]  # each may import what stands before it
+LAYERS = [
+    "errors",
+    "random",
+    "io",
+    "diffusion",
+    "models",
+    "data",
+    "training",
+    "evaluate",
+]  # each may import what stands before it
 APART = {  # what these may import
     "cli": {"errors", "io"},
     "viz": {"errors", "io"},
@@ -47,7 +58,11 @@ def test_no_module_of_common_imports_a_higher_layer(path):
         allowed = APART[part] | {part}
     else:
         assert part in LAYERS, f"{label(path)} belongs to no layer"
-        allowed = set(LAYERS[: LAYERS.index(part) + 1]) | USES.get(part, set()) | ({"cli", "viz"} if is_program(path) else set())
+        allowed = (
+            set(LAYERS[: LAYERS.index(part) + 1])
+            | USES.get(part, set())
+            | ({"cli", "viz"} if is_program(path) else set())
+        )
     reached = {module.split(".")[1] for module in imports(path) if module.startswith("common.")}
     assert reached <= allowed, f"{label(path)} imports {reached - allowed}"
 
@@ -55,7 +70,9 @@ def test_no_module_of_common_imports_a_higher_layer(path):
 def test_common_imports_no_chapter():
     assert len(CHAPTERS) == 6 and len(SHARED) > 50  # the test looks at something
     for path in SHARED:
-        assert not {module.split(".")[0] for module in imports(path)} & set(CHAPTERS.values()), f"{label(path)} imports a chapter"
+        assert not {module.split(".")[0] for module in imports(path)} & set(CHAPTERS.values()), (
+            f"{label(path)} imports a chapter"
+        )
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -72,7 +89,9 @@ def project_imports(path: Path) -> set[str]:
     """The modules of the project that a file imports. `from package import module` counts as the module alone."""
     chapter = path.relative_to(ROOT).parts[0]
     named = imports(path)
-    local = {f"{chapter}:{module}" for module in named} if chapter in CHAPTERS else set()  # programs and exercises, by bare name
+    local = (
+        {f"{chapter}:{module}" for module in named} if chapter in CHAPTERS else set()
+    )  # programs and exercises, by bare name
     found = {module for module in named | local if module in MODULES}
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and all(f"{node.module}.{alias.name}" in MODULES for alias in node.names):
@@ -81,7 +100,9 @@ def project_imports(path: Path) -> set[str]:
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The groups of two or more modules that import each other, directly or through others (Tarjan's strongly connected components)."""
+    """The groups of two or more modules that import each other,
+    directly or through others (Tarjan's strongly connected components).
+    """
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -142,14 +163,20 @@ def heavy(path: Path, seen: set[Path]) -> set[str]:
             if name in MODULES and MODULES[name] not in seen:
                 found |= heavy(MODULES[name], seen)
         top = module.split(".")[0]
-        if top not in sys.stdlib_module_names and top not in {"common", "bench", *CHAPTERS.values()} and f"{path.parent.name}:{top}" not in MODULES:
+        if (
+            top not in sys.stdlib_module_names
+            and top not in {"common", "bench", *CHAPTERS.values()}
+            and f"{path.parent.name}:{top}" not in MODULES
+        ):
             found.add(f"{top} (in {label(path)})")
     return found
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=label)
 def test_help_loads_nothing_heavy(path):
-    """`--help` answers at once, because a program and what it imports at its top load only the standard library and tyro, which reads flags."""
+    """`--help` answers at once, because a program and what it imports at its top load only the standard library and
+    tyro, which reads flags.
+    """
     assert {each for each in heavy(path, set()) if not each.startswith("tyro ")} == set()
 
 
@@ -157,7 +184,9 @@ def test_help_loads_nothing_heavy(path):
 def test_a_program_is_its_flags_and_a_main_with_one_import(path):
     """Everything else lives in the chapter's package, with its imports at the top of the file."""
     functions = [node for node in tree(path).body if isinstance(node, ast.FunctionDef)]
-    assert [function.name for function in functions] == ["main"], f"{label(path)} defines {[each.name for each in functions]}"
+    assert [function.name for function in functions] == ["main"], (
+        f"{label(path)} defines {[each.name for each in functions]}"
+    )
     inside = [node for node in ast.walk(functions[0]) if imported(node)]
     assert len(inside) <= 1, f"{label(path)}: main has {len(inside)} import statements"
 
@@ -166,7 +195,9 @@ def test_a_program_is_its_flags_and_a_main_with_one_import(path):
 
 
 def holds_no_logic(node: ast.stmt) -> bool:
-    """A docstring, an import, __all__, or one of two calls: run(main, Args) of a program, and the settings that `common` makes."""
+    """A docstring, an import, __all__, or one of two calls:
+    run(main, Args) of a program, and the settings that `common` makes.
+    """
     if isinstance(node, ast.Import | ast.ImportFrom):
         return True
     if isinstance(node, ast.Expr):
@@ -184,10 +215,19 @@ def test_init_and_main_hold_no_logic(path):
 def entries(folder: Path) -> list[str]:
     """What a folder shows a reader of the code: its modules, and the folders that hold code."""
     modules = [path.name for path in folder.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
-    return sorted(modules + [path.name + "/" for path in folder.iterdir() if path.is_dir() and any(each.is_relative_to(path) for each in SOURCES)])
+    return sorted(
+        modules
+        + [
+            path.name + "/"
+            for path in folder.iterdir()
+            if path.is_dir() and any(each.is_relative_to(path) for each in SOURCES)
+        ]
+    )
 
 
-@pytest.mark.parametrize("folder", sorted({parent for path in SOURCES for parent in path.parents if parent.is_relative_to(ROOT)}), ids=label)
+@pytest.mark.parametrize(
+    "folder", sorted({parent for path in SOURCES for parent in path.parents if parent.is_relative_to(ROOT)}), ids=label
+)
 def test_no_folder_shows_more_than_a_reader_can_take_in(folder):
     shown = entries(folder)
     assert len(shown) <= MOST_ENTRIES, f"{label(folder)} shows {len(shown)}: {', '.join(shown)}"

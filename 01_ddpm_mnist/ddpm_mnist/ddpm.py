@@ -18,7 +18,7 @@ class DDPM:
 
     def __init__(self, betas: Tensor):
         self.T = len(betas)
-        self.beta = torch.cat([torch.zeros(1), betas.float()])      # (T + 1,)
+        self.beta = torch.cat([torch.zeros(1), betas.float()])  # (T + 1,)
         self.alpha = 1 - self.beta
         self.alpha_bar = self.alpha.cumprod(0)
 
@@ -37,17 +37,19 @@ class DDPM:
 
     def loss(self, model: EpsModel, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One evaluation of the training loss L_simple (eq. 14), in the six steps of algorithm 1. -> ()"""
-        B = len(x0)                                                 # 1. take images x0
+        B = len(x0)  # 1. take images x0
         t = torch.randint(1, self.T + 1, (B,), generator=generator)  # 2. a time for each of them
-        eps = torch.randn(x0.shape, generator=generator)            # 3. noise
-        x_t = self.noise(x0, t, eps)                                # 4. noise them in one shot
-        guess = model(x_t, t - 1)                                   # 5. let the network find the noise
-        return (guess - eps).square().mean()                        # 6. how wrong was it?
+        eps = torch.randn(x0.shape, generator=generator)  # 3. noise
+        x_t = self.noise(x0, t, eps)  # 4. noise them in one shot
+        guess = model(x_t, t - 1)  # 5. let the network find the noise
+        return (guess - eps).square().mean()  # 6. how wrong was it?
 
     # ---- algorithm 2: sampling --------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(self, model: EpsModel, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    def sample(
+        self, model: EpsModel, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Iterator[Tensor]:
         """From pure noise back to images, yielding x_{T-1}, ..., x_0. shape: (B, C, H, W)"""
         x = torch.randn(shape, generator=generator)
         for t in range(self.T, 0, -1):

@@ -19,20 +19,36 @@ from common.models.model_folder import load_model
 
 
 def generate(
-    folder: Path, n: int, sampler: str, label: int | None, size: int | None, seed: int, batch_size: int, device: str,
-    out: Path, strip: bool, gif: bool, npy: bool,
-) -> None:  # fmt: skip
-    """Sample n images of the model in a folder, and save them as a grid in `out`; strip, gif and npy are written beside it."""
+    folder: Path,
+    n: int,
+    sampler: str,
+    label: int | None,
+    size: int | None,
+    seed: int,
+    batch_size: int,
+    device: str,
+    out: Path,
+    strip: bool,
+    gif: bool,
+    npy: bool,
+) -> None:
+    """Sample n images of the model in a folder, and save them as a grid in `out`;
+    strip, gif and npy are written beside it.
+    """
     device = pick_device(device)
     net, schedule, prediction, clip_x0 = load_model(folder, device)
     solver = Sampler.parse(sampler)
     size, classes = size or net.cfg.size, net.cfg.classes
     if net.cfg.text_dim:
-        raise UserError(f"{folder} is a text-to-image model; use 02_cfg_pokemon/sample.py for models of pixels, 04_latent_sd/sample.py for models of latents")
+        raise UserError(
+            f"{folder} is a text-to-image model; use 02_cfg_pokemon/sample.py for models of pixels, 04_latent_sd/sample.py for models of latents"
+        )
     if not size:
         raise UserError(f"{folder} does not say how large its images are; give --size")
     if label is not None and not 0 <= label < (classes or 0):
-        raise UserError(f"--label {label} does not exist: {folder} has {f'the classes 0 to {classes - 1}' if classes else 'no classes'}")
+        raise UserError(
+            f"--label {label} does not exist: {folder} has {f'the classes 0 to {classes - 1}' if classes else 'no classes'}"
+        )
 
     def sample(start: int, n: int) -> list[Tensor]:
         """Images start ... start + n - 1: every moment of the reverse process, each (n, C, H, W)."""
@@ -43,7 +59,10 @@ def generate(
 
     began = time.perf_counter()
     frames = sample(0, min(batch_size, n))  # kept whole, for the GIF
-    rest = [sample(start, min(batch_size, n - start))[-1] for start in with_progress("drawing", range(batch_size, n, batch_size), unit="batch")]
+    rest = [
+        sample(start, min(batch_size, n - start))[-1]
+        for start in with_progress("drawing", range(batch_size, n, batch_size), unit="batch")
+    ]
     images = torch.cat([frames[-1], *rest])
     print(f"{n} images with {sampler} in {time.perf_counter() - began:.1f} s on {device}")
 

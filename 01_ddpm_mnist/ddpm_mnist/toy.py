@@ -1,4 +1,6 @@
-"""Diffusion in the plane, for toy_2d.py and the lesson: shapes made of points, a small network, its training, and pictures."""
+"""Diffusion in the plane, for toy_2d.py and the lesson:
+shapes made of points, a small network, its training, and pictures.
+"""
 
 from pathlib import Path
 
@@ -34,7 +36,9 @@ def draw_points(shape: str, n: int, seed: int = 0, jitter: float = 0.01) -> Tens
     }
     if shape not in shapes:
         raise UserError(f"unknown shape '{shape}'; choose one of {', '.join(shapes)}")
-    a, b = (np.vstack([line[part] for line in shapes[shape]]) for part in (slice(-1), slice(1, None)))  # ends of segments
+    a, b = (
+        np.vstack([line[part] for line in shapes[shape]]) for part in (slice(-1), slice(1, None))
+    )  # ends of segments
     length = np.linalg.norm(b - a, axis=1)
     segment = rng.choice(len(a), n, p=length / length.sum())
     points = a[segment] + rng.random((n, 1)) * (b - a)[segment]
@@ -43,10 +47,12 @@ def draw_points(shape: str, n: int, seed: int = 0, jitter: float = 0.01) -> Tens
 
 
 class Net(nn.Sequential):
-    """Layers for a point, its waves and its time: noisy points (B, 2) and times (B,) -> (B, 2). Waves of x help to draw fine lines."""
+    """Layers for a point, its waves and its time: noisy points (B, 2) and times (B,) -> (B, 2).
+    Waves of x help to draw fine lines.
+    """
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        angles = torch.pi * (x[:, :, None] * 2 ** torch.arange(5)).flatten(1)                            # (B, 10)
+        angles = torch.pi * (x[:, :, None] * 2 ** torch.arange(5)).flatten(1)  # (B, 10)
         return super().forward(torch.cat([x, angles.sin(), angles.cos(), timestep_embedding(t, 32)], 1))  # (B, 2)
 
 
@@ -57,14 +63,18 @@ def make_net(width: int = 128, seed: int = 0) -> Net:
     return Net(nn.Linear(2 + 10 + 10 + 32, width), nn.SiLU(), *hidden, nn.Linear(width, 2))
 
 
-def train(net: nn.Module, points: Tensor, schedule: Schedule, steps: int, batch: int = 512, lr: float = 1.5e-2, seed: int = 0) -> list[float]:
+def train(
+    net: nn.Module, points: Tensor, schedule: Schedule, steps: int, batch: int = 512, lr: float = 1.5e-2, seed: int = 0
+) -> list[float]:
     """Train net to predict the noise in noised points (N, 2). Returns the loss of every step."""
     optimizer, losses = torch.optim.AdamW(net.parameters()), []
     for step in with_progress("training", range(steps), unit="step"):
         draw = BatchRandom(seed, step)
         x0 = points[(draw.rand(batch) * len(points)).long()]
         loss = diffusion_loss(net, schedule, PREDICTION, x0, draw.stratified(batch), draw.randn(x0.shape)).mean()
-        optimizer.param_groups[0]["lr"] = lr * min(20 * step / steps, 1 - step / steps)  # a short rise, a long way down
+        optimizer.param_groups[0]["lr"] = lr * min(
+            20 * step / steps, 1 - step / steps
+        )  # a short rise, a long way down
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,5 +94,5 @@ def run_toy(shape: str, steps: int, sampler: str, n: int, seed: int, out: Path) 
     moments = 1 - torch.linspace(1, 0, 40 if gif else 7) ** 2  # coarse steps first, fine steps at the end
     chosen = [frames[round(float(m) * (len(frames) - 1))] for m in moments]
     counts = torch.stack([torch.histogramdd(points, edges).hist.T.flip(0) for points in chosen])
-    images = 2 * torch.exp(-0.7 * counts)[:, None] - 1         # (moments, 1, 140, 140), darker where points are denser
+    images = 2 * torch.exp(-0.7 * counts)[:, None] - 1  # (moments, 1, 140, 140), darker where points are denser
     print(viz.save_gif(images.split(1), out) if gif else viz.save_picture(viz.grid(images, 7), out))

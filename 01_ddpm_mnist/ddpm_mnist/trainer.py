@@ -57,8 +57,8 @@ def fit_ddpm(flags: UNetFlags, size: int | None, channels: int | None, labels: b
             pass
         return
     keep_settings(flags, record, (lambda folder: save_model(folder, begun)) if begun else None)
-    weights = f"{count_parameters(net):,} weights"
-    print(f"{flags.data}: {len(data):,} images of {data.size}x{data.size}; U-Net with {weights}, on {device}")
+    images = f"{len(data):,} images of {data.size}x{data.size}"
+    print(f"{flags.data}: {images}; U-Net with {count_parameters(net):,} weights, on {device}")
 
     def sample(net: UNet, sampler: Sampler, n: int) -> list[Tensor]:
         """Every moment of the reverse process; the last one is the sample. Each (n, C, H, W)."""
@@ -97,17 +97,17 @@ def load_start(flags: UNetFlags) -> Model | None:
         return None
     other = load_model(start_of(flags, flags.start))
     if other.prediction != flags.prediction:
-        raise UserError(f"the U-Net in {flags.start} has learned to predict {other.prediction}, and this run trains {flags.prediction}; "
-                        f"give --prediction {other.prediction}")  # fmt: skip
+        problem = f"{flags.start} predicts {other.prediction}, not {flags.prediction}"
+        raise UserError(f"{problem}; give --prediction {other.prediction}")
     return other
 
 
 def make_loss(schedule: Schedule, prediction: str, flip: bool, class_conditional: bool):
     def loss(net, batch: dict[str, Tensor], draw) -> LossTerms:
         """The six steps of training: image, noise level, noise, noise the image in one shot, predict, compare."""
-        x0 = batch["image"]                # (B, C, H, W)
-        u = draw.stratified(len(x0))       # (B,)
-        eps = draw.randn(x0.shape)         # (B, C, H, W)
+        x0 = batch["image"]  # (B, C, H, W)
+        u = draw.stratified(len(x0))  # (B,)
+        eps = draw.randn(x0.shape)  # (B, C, H, W)
         if flip:
             x0 = torch.where(draw.rand(len(x0)).view(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
         label = {"label": batch["label"]} if class_conditional else {}

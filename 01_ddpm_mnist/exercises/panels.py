@@ -10,18 +10,20 @@ from torch import Tensor, nn
 
 from common.viz import grid
 
-PIXELS = torch.from_numpy(load_digits().images / 16 * 255).to(torch.uint8)[:, None]     # (1797, 1, 8, 8)
+PIXELS = torch.from_numpy(load_digits().images / 16 * 255).to(torch.uint8)[:, None]  # (1797, 1, 8, 8)
 DIGITS = PIXELS / 127.5 - 1
-BETAS = torch.linspace(1e-4, 0.02, 1000)                                                # DDPM, section 4
+BETAS = torch.linspace(1e-4, 0.02, 1000)  # DDPM, section 4
 ALPHA_BAR = torch.cat([torch.ones(1), (1 - BETAS).cumprod(0)])
 TIMES = torch.tensor([1, 50, 150, 300, 500, 1000])
 
 
 def by_heart(x: Tensor, t: Tensor) -> Tensor:
-    """The noise in x if it was made of one of the digits: what is left without their mean, weighted by how likely each is."""
+    """The noise in x if it was made of one of the digits:
+    what is left without their mean, weighted by how likely each is.
+    """
     a = ALPHA_BAR[t + 1].view(-1, 1, 1, 1)
-    signal_to_noise = (a / (1 - a)).flatten()[:, None]                                  # (B, 1)
-    distance = torch.cdist((x / a.sqrt()).flatten(1), DIGITS.flatten(1))                # (B, 1797)
+    signal_to_noise = (a / (1 - a)).flatten()[:, None]  # (B, 1)
+    distance = torch.cdist((x / a.sqrt()).flatten(1), DIGITS.flatten(1))  # (B, 1797)
     weight = (-signal_to_noise / 2 * distance**2).softmax(1)
     return (x - a.sqrt() * (weight @ DIGITS.flatten(1)).view(x.shape)) / (1 - a).sqrt()
 
@@ -64,7 +66,10 @@ def training_loss(ex, right, axis):
     optimizer, curve = torch.optim.Adam(layers.parameters(), lr=2e-3), []
     for step in range(400):
         draw = torch.Generator().manual_seed(step)
-        pixels, t = PIXELS[torch.randint(len(PIXELS), (64,), generator=draw)], torch.randint(1, 1001, (64,), generator=draw)
+        pixels, t = (
+            PIXELS[torch.randint(len(PIXELS), (64,), generator=draw)],
+            torch.randint(1, 1001, (64,), generator=draw),
+        )
 
         def net(x, t):
             return layers(torch.cat([x.flatten(1), t[:, None] / 1000], 1)).view(x.shape)
@@ -76,7 +81,9 @@ def training_loss(ex, right, axis):
         curve.append(loss.item())
     axis.plot(curve)
     axis.axhline(1, color="0.6", linestyle=":")
-    axis.set(xlabel="step", ylabel="loss", ylim=(0, None), title="starts at 1, as a network that sees no noise, and falls")
+    axis.set(
+        xlabel="step", ylabel="loss", ylim=(0, None), title="starts at 1, as a network that sees no noise, and falls"
+    )
 
 
 def reverse_step(ex, right, axis):

@@ -8,7 +8,8 @@ The conventions are those of ddpm.py and of the paper (Ho, Jain & Abbeel 2020):
   t           a noise level from 1 (nearly clean) to T (pure noise)
   beta_t      how much noise step t adds;  alpha_t = 1 - beta_t;  alpha_bar_t = alpha_1 alpha_2 ... alpha_t
   alpha_bar   (T + 1,): the paper's t is the index, and entry 0 is the clean image, where nothing is noise
-  model       called as model(x_t, t - 1) with t - 1 of shape (B,), because networks count from 0; says what noise is in x_t
+  model       called as model(x_t, t - 1) with t - 1 of shape (B,), because networks count from 0; says what noise is
+              in x_t
 No function changes the tensors it is given.
 """
 
@@ -45,8 +46,8 @@ def add_noise(x0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     alpha_bar  (T + 1,)
     returns    (B, C, H, W)
 
-    Watch out: alpha_bar[t] has shape (B,). To multiply whole images it must be (B, 1, 1, 1); as it is, PyTorch lines it
-    up with the last axis, the columns of pixels, and says nothing where B happens to equal W.
+    Watch out: alpha_bar[t] has shape (B,). To multiply whole images it must be (B, 1, 1, 1); as it is, PyTorch lines
+    it up with the last axis, the columns of pixels, and says nothing where B happens to equal W.
     """
     # --- solution
     a = alpha_bar[t].view(-1, 1, 1, 1)
@@ -126,20 +127,22 @@ def sample(
 ) -> Tensor:
     """Exercise 6. From pure noise to images: algorithm 2, visiting all the noise levels or only some.
 
-    x = z_0;  then, for the levels from the noisiest to the cleanest:  ask the network, take one reverse step with a new z
+    x = z_0;  then, for the levels from the noisiest to the cleanest:  ask the network, take one reverse step with a
+              new z
 
     shape      (B, C, H, W) of the images to make
     alpha_bar  (T + 1,)
-    times      the levels to visit, increasing: [1, 2, ..., T] is algorithm 2 itself, [20, 40, ..., T] twenty times faster
+    times      the levels to visit, increasing: [1, 2, ..., T] is algorithm 2 itself, [20, 40, ..., T] twenty times
+               faster
     generator  draw x first and then one z for each step, all with torch.randn(shape, generator=generator)
     returns    (B, C, H, W) the image after the last step
 
     Watch out: a step from 40 to 20 is not the step from 40 to 39. The entries of alpha_bar at 0 and at `times` are the
-    alpha_bar of a shorter chain, with larger steps; walk that one back (Nichol & Dhariwal 2021, eq. 19). The network, though,
-    only knows the levels of the long chain.
+    alpha_bar of a shorter chain, with larger steps; walk that one back (Nichol & Dhariwal 2021, eq. 19). The network,
+    though, only knows the levels of the long chain.
     """
     # --- solution
-    chain = alpha_bar[[0, *times]]                      # (K + 1,) a diffusion of K large steps
+    chain = alpha_bar[[0, *times]]  # (K + 1,) a diffusion of K large steps
     x = torch.randn(shape, generator=generator)
     for k in range(len(times), 0, -1):
         eps = model(x, torch.full((len(x),), times[k - 1] - 1))
@@ -149,20 +152,24 @@ def sample(
     # --- end
 
 
-def training_step(net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, decay: float) -> None:
+def training_step(
+    net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, decay: float
+) -> None:
     """Exercise 7. Let the network learn from its error, then move its average a little towards it.
 
     average <- decay average + (1 - decay) weights                  (exponential moving average, EMA; DDPM, appendix B)
 
-    Samples are drawn with the average: it has the same shape as the network, but without the jitter of the last few steps.
+    Samples are drawn with the average: it has the same shape as the network, but without the jitter of the last few
+    steps.
 
     net, average  two networks with the same parameters in the same order; both are changed in place
     optimizer     of net's parameters
     loss          () computed with net
     decay         in [0, 1), in practice 0.999 or so: close to 1 means a long memory
 
-    Watch out: gradients of the step before may still lie in net's parameters, and `backward` adds to them. Averaging comes
-    after the optimizer's step, or it lags. It is no part of the computation that gradients flow through: torch.no_grad().
+    Watch out: gradients of the step before may still lie in net's parameters, and `backward` adds to them. Averaging
+    comes after the optimizer's step, or it lags. It is no part of the computation that gradients flow through:
+    torch.no_grad().
     """
     # --- solution
     optimizer.zero_grad()
@@ -187,6 +194,6 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     """
     # --- solution
     half = dim // 2
-    angle = t.float()[:, None] / 10_000 ** (torch.arange(half) / half)      # (B, half)
+    angle = t.float()[:, None] / 10_000 ** (torch.arange(half) / half)  # (B, half)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
     # --- end

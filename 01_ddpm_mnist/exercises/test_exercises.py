@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-  python -m pytest 01_ddpm_mnist/exercises -x                    your exercises.py, up to the first failure
-  EXERCISES=mine.py python -m pytest 01_ddpm_mnist/exercises     another file
+python -m pytest 01_ddpm_mnist/exercises -x                    your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 01_ddpm_mnist/exercises     another file
 """
 
 import os
@@ -33,7 +33,9 @@ class Network:
         self.says, self.x, self.told = says, [], []
 
     def __call__(self, x, t):
-        assert isinstance(t, torch.Tensor) and t.shape == (len(x),), "the network must be told one level for each image, as a tensor (B,)"
+        assert isinstance(t, torch.Tensor) and t.shape == (len(x),), (
+            "the network must be told one level for each image, as a tensor (B,)"
+        )
         self.x.append(x)
         self.told.append(t.tolist())
         return self.says * torch.ones_like(x)
@@ -44,9 +46,13 @@ class Network:
 
 def test_1_products(ex):
     got = call(ex.alpha_bars, torch.tensor([0.1, 0.2, 0.5]))
-    assert len(got) == 4, f"three betas give four alpha_bars, since alpha_bar_0 = 1 comes first, but you returned {len(got)}"
+    assert len(got) == 4, (
+        f"three betas give four alpha_bars, since alpha_bar_0 = 1 comes first, but you returned {len(got)}"
+    )
     right = torch.tensor([1.0, 0.9, 0.72, 0.36])  # 0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.5
-    wrong = {"you multiplied the betas; it is the (1 - beta) that are multiplied": torch.tensor([1.0, 0.1, 0.02, 0.01])}
+    wrong = {
+        "you multiplied the betas; it is the (1 - beta) that are multiplied": torch.tensor([1.0, 0.1, 0.02, 0.01])
+    }
     expect(got, right, "each alpha_bar is the product of all (1 - beta) so far", wrong)
 
 
@@ -61,7 +67,9 @@ def test_2_each_image_has_its_own_level(ex):
     wrong = {
         "the levels went to the columns of pixels, not to the images: give alpha_bar[t] the shape (B, 1, 1, 1)": columns,
         "your image is too faint: did you use alpha_bar where its square root belongs?": right**2,
-        "your t is off by one: alpha_bar[t] is the entry to use": torch.tensor([1, 0.8]).view(2, 1, 1, 1).expand(right.shape),
+        "your t is off by one: alpha_bar[t] is the entry to use": torch.tensor([1, 0.8])
+        .view(2, 1, 1, 1)
+        .expand(right.shape),
     }
     expect(got, right, "image 0 has level t[0], image 1 has level t[1]", wrong)
 
@@ -73,7 +81,11 @@ def test_2_how_much_is_left_of_the_image(ex):
 
 def test_2_how_much_noise(ex):
     got = call(ex.add_noise, images(0), torch.tensor([2, 2]), images(1), ALPHA_BAR)
-    expect(got, images(0.8), "at alpha_bar = 0.36 the noise should be 0.8 strong; did you use 1 - alpha_bar where its square root belongs?")
+    expect(
+        got,
+        images(0.8),
+        "at alpha_bar = 0.36 the noise should be 0.8 strong; did you use 1 - alpha_bar where its square root belongs?",
+    )
 
 
 # ----------------------------------------------------------------------------------------------- 3. guess_x0
@@ -104,7 +116,9 @@ def test_4_the_network_sees_images_from_minus_1_to_1(ex):
     call(ex.training_loss, net, black_and_white, torch.tensor([2, 2]), images(0), ALPHA_BAR)
     assert net.x, "the network was never asked"
     right = torch.cat([images(-0.6, B=1), images(0.6, B=1)])
-    wrong = {"your images are in [0, 1]; black should be -1, so that images are centred as the noise is": (right + 0.6) / 2}
+    wrong = {
+        "your images are in [0, 1]; black should be -1, so that images are centred as the noise is": (right + 0.6) / 2
+    }
     expect(net.x[0], right, "the network should see x_t made by eq. 4 from images in [-1, 1]", wrong)
 
 
@@ -115,20 +129,31 @@ def test_4_the_network_counts_from_0(ex):
 
 
 def test_4_how_wrong(ex):
-    loss = call(ex.training_loss, Network(says=-1), images(0).to(torch.uint8), torch.tensor([1, 2]), images(2), ALPHA_BAR)
+    loss = call(
+        ex.training_loss, Network(says=-1), images(0).to(torch.uint8), torch.tensor([1, 2]), images(2), ALPHA_BAR
+    )
     wrong = {
-        "you added up the squared errors; take their mean, or the loss depends on the size of the batch": torch.tensor(9.0 * 20),
+        "you added up the squared errors; take their mean, or the loss depends on the size of the batch": torch.tensor(
+            9.0 * 20
+        ),
         "you compared the network's answer with the image; it is asked for the noise": torch.tensor(0.0),
         "you took the absolute difference; eq. 14 squares it": torch.tensor(3.0),
         "you did not square the differences, so that errors up and down cancel": torch.tensor(-3.0),
     }
-    expect(loss, torch.tensor(9.0), "the noise is 2 everywhere and the network says -1, so the mean squared error is 9", wrong)
+    expect(
+        loss,
+        torch.tensor(9.0),
+        "the noise is 2 everywhere and the network says -1, so the mean squared error is 9",
+        wrong,
+    )
 
 
 def test_4_the_network_can_learn_from_it(ex):
     net = Network(says=torch.ones((), requires_grad=True))
     loss = call(ex.training_loss, net, images(0).to(torch.uint8), torch.tensor([1, 2]), images(2), ALPHA_BAR)
-    assert getattr(loss, "requires_grad", False), "no gradient flows from the loss to the network: is there an .item(), .detach() or torch.no_grad()?"
+    assert getattr(loss, "requires_grad", False), (
+        "no gradient flows from the loss to the network: is there an .item(), .detach() or torch.no_grad()?"
+    )
 
 
 # ------------------------------------------------------------------------------------------- 5. reverse_step
@@ -137,11 +162,18 @@ def test_4_the_network_can_learn_from_it(ex):
 def test_5_the_mean(ex):
     # alpha_2 = 0.36 / 0.64 = 0.5625 (its root is 0.75), beta_2 = 0.4375
     got = call(ex.reverse_step, images(0.75), 2, images(0), images(0), ALPHA_BAR)
-    wrong = {"the mean is divided by sqrt(alpha_bar_t); it should be sqrt(alpha_t), for one step only": images(0.75 / 0.6)}
+    wrong = {
+        "the mean is divided by sqrt(alpha_bar_t); it should be sqrt(alpha_t), for one step only": images(0.75 / 0.6)
+    }
     expect(got, images(1), "with eps = 0 and z = 0 the step only divides by sqrt(alpha_t) = 0.75", wrong)
     got = call(ex.reverse_step, images(0), 2, images(0.8), images(0), ALPHA_BAR)
     wrong = {"the square root of 1 - alpha_bar_t is missing in the mean": images(-0.4375 / 0.64 * 0.8 / 0.75)}
-    expect(got, images(-0.4375 / 0.75), "in the mean, eps is multiplied by beta_t / sqrt(1 - alpha_bar_t), then all divided by sqrt(alpha_t)", wrong)
+    expect(
+        got,
+        images(-0.4375 / 0.75),
+        "in the mean, eps is multiplied by beta_t / sqrt(1 - alpha_bar_t), then all divided by sqrt(alpha_t)",
+        wrong,
+    )
 
 
 def test_5_the_noise(ex):
@@ -165,7 +197,9 @@ def test_5_the_last_step_adds_no_noise(ex):
 
 
 class OnePicture(Network):
-    """A perfect network for a world with a single image, all of whose pixels are 0.5: the rest of x_t must be noise."""
+    """A perfect network for a world with a single image, all of whose pixels are 0.5:
+    the rest of x_t must be noise.
+    """
 
     def __init__(self, alpha_bar: torch.Tensor):
         super().__init__()
@@ -173,7 +207,9 @@ class OnePicture(Network):
 
     def __call__(self, x, t):
         super().__call__(x, t)
-        assert 0 <= int(t[0]) < len(self.alpha_bar) - 1, f"the network knows the levels 0 to {len(self.alpha_bar) - 2}, but was told {int(t[0])}"
+        assert 0 <= int(t[0]) < len(self.alpha_bar) - 1, (
+            f"the network knows the levels 0 to {len(self.alpha_bar) - 2}, but was told {int(t[0])}"
+        )
         a = self.alpha_bar[t + 1].view(-1, 1, 1, 1)
         return (x - 0.5 * a.sqrt()) / (1 - a).sqrt()
 
@@ -192,7 +228,11 @@ def walk_to_the_only_picture(ex, times):
     got = call(ex.sample, net, (2, 1, 2, 5), alpha_bar, times, torch.Generator().manual_seed(0))
     told, right = [t[0] for t in net.told], [t - 1 for t in reversed(times)]
     assert told == right, f"visiting the levels {times}, the network must be told {right}, but was told {told}"
-    expect(got, images(0.5), "noise is left in the picture: does each step use the alpha_bar of the shorter chain, and does the last one reach level 0?")
+    expect(
+        got,
+        images(0.5),
+        "noise is left in the picture: does each step use the alpha_bar of the shorter chain, and does the last one reach level 0?",
+    )
 
 
 def test_6_new_noise_at_each_step(ex):
@@ -203,7 +243,10 @@ def test_6_new_noise_at_each_step(ex):
     x_1 = x_2 / 0.75 + (0.36 / 0.64 * 0.4375) ** 0.5 * z  # the network sees no noise (eps = 0)
     wrong = {
         "no noise was added between the steps": x_2 / 0.75 / 0.8,
-        "z is the noise that x started from; draw a new one for each step": (x_2 / 0.75 + (0.36 / 0.64 * 0.4375) ** 0.5 * x_2) / 0.8,
+        "z is the noise that x started from; draw a new one for each step": (
+            x_2 / 0.75 + (0.36 / 0.64 * 0.4375) ** 0.5 * x_2
+        )
+        / 0.8,
     }
     expect(got, x_1 / 0.8, "draw x, then one z for each step, with torch.randn(shape, generator=generator)", wrong)
 
@@ -220,19 +263,28 @@ def one_weight(value: float) -> nn.Linear:
 def test_7_learn_then_average(ex):
     net, average = one_weight(1), one_weight(3)
     net.weight.grad = torch.tensor([[100.0]])  # left over from the step before
-    loss = 5 * net(torch.ones(1, 1)).sum()     # its gradient is 5
+    loss = 5 * net(torch.ones(1, 1)).sum()  # its gradient is 5
     ex.training_step(net, average, torch.optim.SGD(net.parameters(), lr=0.1), loss, decay=0.9)
     wrong = {
         "the optimizer made no step": torch.tensor([[1.0]]),
-        "the gradient of the step before was added to this one's: call optimizer.zero_grad() before backward()": torch.tensor([[-9.5]]),
+        "the gradient of the step before was added to this one's: call optimizer.zero_grad() before backward()": torch.tensor(
+            [[-9.5]]
+        ),
     }
     expect(net.weight.detach(), torch.tensor([[0.5]]), "the weight should go from 1 to 1 - 0.1 * 5", wrong)
     wrong = {
         "decay is the wrong way round: 0.9 should keep 0.9 of the average": torch.tensor([[0.1 * 3 + 0.9 * 0.5]]),
-        "the average was taken before the optimizer's step, so it lags one step behind": torch.tensor([[0.9 * 3 + 0.1 * 1]]),
+        "the average was taken before the optimizer's step, so it lags one step behind": torch.tensor(
+            [[0.9 * 3 + 0.1 * 1]]
+        ),
         "the average did not move": torch.tensor([[3.0]]),
     }
-    expect(average.weight.detach(), torch.tensor([[0.9 * 3 + 0.1 * 0.5]]), "the average should become 0.9 * 3 + 0.1 * 0.5", wrong)
+    expect(
+        average.weight.detach(),
+        torch.tensor([[0.9 * 3 + 0.1 * 0.5]]),
+        "the average should become 0.9 * 3 + 0.1 * 0.5",
+        wrong,
+    )
 
 
 # ----------------------------------------------------------------------------------------- 8. time_embedding

@@ -11,7 +11,9 @@ from common.evaluate.prompt_accuracy import Row
 def lines(rows: list[Row]) -> dict[str, list[Row]]:
     """The rows of the first seed, grouped by network or remedy."""
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
-    return {what: [row for row in first if row["what"] == what] for what in dict.fromkeys(row["what"] for row in first)}
+    return {
+        what: [row for row in first if row["what"] == what] for what in dict.fromkeys(row["what"] for row in first)
+    }
 
 
 def plot_brightness(rows: list[Row], real: Row, path: Path) -> Path:
@@ -21,7 +23,16 @@ def plot_brightness(rows: list[Row], real: Row, path: Path) -> Path:
         for what, mine in lines(rows).items():
             w, values = [row["w"] for row in mine], [row[key] for row in mine]
             error = [1.96 * row[f"{key}_sd"] for row in mine] if f"{key}_sd" in mine[0] else None
-            axis.errorbar(w, values, error, label=what, marker="*" if len(mine) == 1 else ".", markersize=10 if len(mine) == 1 else 5, capsize=2, linewidth=1)
+            axis.errorbar(
+                w,
+                values,
+                error,
+                label=what,
+                marker="*" if len(mine) == 1 else ".",
+                markersize=10 if len(mine) == 1 else 5,
+                capsize=2,
+                linewidth=1,
+            )
         axis.axhline(real[key], color="0.3", linestyle="--", linewidth=1, label="real pictures")
         axis.set(title=key, xlabel="guidance scale w")
         axis.spines[["top", "right"]].set_visible(False)
@@ -32,18 +43,33 @@ def plot_brightness(rows: list[Row], real: Row, path: Path) -> Path:
 def plot_copies(rows: list[Row], path: Path) -> Path:
     """Prompt accuracy and memorization: bars for each network, light at the lower scale, dark at the higher."""
     panels = {  # key: title, and the value without memorization
-        "accuracy_test": ("accuracy, trained kind", None), "accuracy_heldout": ("accuracy, held out", None),
-        "too_near_pixels": ("too near (pixels)", 0.01), "nearer_pixels": ("nearer than unseen (pixels)", 0.5),
+        "accuracy_test": ("accuracy, trained kind", None),
+        "accuracy_heldout": ("accuracy, held out", None),
+        "too_near_pixels": ("too near (pixels)", 0.01),
+        "nearer_pixels": ("nearer than unseen (pixels)", 0.5),
         "nearer_features": ("nearer than unseen (features)", 0.5),
-    }  # fmt: skip
+    }
     found, figure = lines(rows), Figure(figsize=(13, 3.2), layout="constrained")
     for axis, (key, (title, expected)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         measure, _, where = key.rpartition("_")
         low, high = (f"{measure}_{end}_{where}" for end in ("low", "high"))
         for i, mine in enumerate(found.values()):
             for k, row in enumerate(mine):
-                axis.bar(i + 0.4 * k, row[key], 0.38, color=("#9ecae1", "#3182bd")[k], label=f"w = {row['w']:g}" if i == 0 else None)
-                axis.errorbar(i + 0.4 * k, row[key], [[row[key] - row[low]], [row[high] - row[key]]], color="black", capsize=2, linewidth=1)
+                axis.bar(
+                    i + 0.4 * k,
+                    row[key],
+                    0.38,
+                    color=("#9ecae1", "#3182bd")[k],
+                    label=f"w = {row['w']:g}" if i == 0 else None,
+                )
+                axis.errorbar(
+                    i + 0.4 * k,
+                    row[key],
+                    [[row[key] - row[low]], [row[high] - row[key]]],
+                    color="black",
+                    capsize=2,
+                    linewidth=1,
+                )
         if expected is not None:
             axis.axhline(expected, color="0.3", linestyle="--", linewidth=1)
         axis.set_title(title, fontsize=9)

@@ -23,9 +23,11 @@ SIZE = 16  # pixels a side of all networks
 SETTINGS = {"size": SIZE, "channels": (16, 32), "batch_size": 16, "lr": 2e-3, "n": 10_000, "precision": "no"}
 SCALES = {"brightness": (0.0, 1.0, 2.0, 3.0, 5.0, 8.0), "size": (1.0, 3.0), "epochs": (1.0, 3.0)}
 REMEDIES = {  # tried on the first network of the study of brightness
-    "rescale 0.7": {"rescale": 0.7}, "no clipping": {"clip_x0": False}, "dynamic thresholding": {"clip_x0": "dynamic"},
+    "rescale 0.7": {"rescale": 0.7},
+    "no clipping": {"clip_x0": False},
+    "dynamic thresholding": {"clip_x0": "dynamic"},
     "interval 0.3 to 5": {"interval": (0.3, 5.0)},
-}  # fmt: skip
+}
 STUDIES = {
     "brightness": {
         "as it is": {}, "mirrored": {"augment": "mirror"}, "brightness jittered": {"augment": "jitter"}, "turned, black corners": {"augment": "turn"},
@@ -41,10 +43,10 @@ COPY_NUMBERS = ("too_near", "too_near_low", "too_near_high", "nearer", "nearer_l
 class AblationStudy:
     """One study and how much work it may be."""
 
-    name: str      # of STUDIES
-    steps: int     # training steps of each network
-    n: int         # images on which each network is measured
-    out: Path      # where networks, images and tables are kept
+    name: str  # of STUDIES
+    steps: int  # training steps of each network
+    n: int  # images on which each network is measured
+    out: Path  # where networks, images and tables are kept
     device: str
 
 
@@ -60,7 +62,9 @@ def run_study(study: AblationStudy, seeds: Sequence[int]) -> None:
         write_csv(table, rows)
     if study.name == "brightness":
         prompts = prompts_of(study, "test")
-        real = {"what": "real pictures", "w": 1} | evaluation.measure(load_creature_classifier(), prompts, prompts.real, prompts.variants)
+        real = {"what": "real pictures", "w": 1} | evaluation.measure(
+            load_creature_classifier(), prompts, prompts.real, prompts.variants
+        )
         print(line(real, study.name))
         plot_brightness(rows, real, figure)
     else:
@@ -69,7 +73,7 @@ def run_study(study: AblationStudy, seeds: Sequence[int]) -> None:
     print(f"{table}\n{figure}")
 
 
-# ------------------------------------------------------------------------------------------------------------ the networks
+# -------------------------------------------------------------------------------------------------------- the networks
 
 
 def training_flags(study: AblationStudy, change: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -89,7 +93,9 @@ def trained(study: AblationStudy, name: str, change: dict[str, Any], seed: int) 
         if (folder / "checkpoints").exists():
             train_model(resumed(PixelModelFlags(resume=folder, device=study.device)))
         else:
-            train_model(with_folder(PixelModelFlags(out=folder, sample_every=10**9, save_every=250, **flags), "02_cfg_pokemon"))
+            train_model(
+                with_folder(PixelModelFlags(out=folder, sample_every=10**9, save_every=250, **flags), "02_cfg_pokemon")
+            )
     return folder
 
 
@@ -99,22 +105,33 @@ def folder_name(flags: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in unlike.items())
 
 
-# --------------------------------------------------------------------------------------------------------- the measurements
+# ---------------------------------------------------------------------------------------------------- the measurements
 
 
 def prompts_of(study: AblationStudy, split: str) -> Prompts:
     return make_prompts(split, study.n, "both", SIZE, evaluation.WITH_VARIANTS)
 
 
-def measure_images(study: AblationStudy, pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig, model: Path) -> Row:
+def measure_images(
+    study: AblationStudy, pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig, model: Path
+) -> Row:
     """What evaluate.py measures, for one network and one way to sample."""
-    drawn = evaluation.kept_images(pipeline, evaluation.model_fingerprint(model), prompts, config, study.out / "pictures")
+    drawn = evaluation.kept_images(
+        pipeline, evaluation.model_fingerprint(model), prompts, config, study.out / "pictures"
+    )
     return evaluation.measure(load_creature_classifier(), prompts, *drawn)
 
 
-def measure_memorization(pipeline: TextToImagePipeline, captions: list[str], config: SamplingConfig, n_train: int) -> Row:
-    """What memorization.py measures: shares of samples that are too near to the training set, and nearer than to an unseen one."""
-    samples, train = to_bytes(pipeline.txt2img(captions, config)), load_creatures("train", n_train, pipeline.size).pixels
+def measure_memorization(
+    pipeline: TextToImagePipeline, captions: list[str], config: SamplingConfig, n_train: int
+) -> Row:
+    """What memorization.py measures: shares of samples that are too near to the training set,
+    and nearer than to an unseen one.
+    """
+    samples, train = (
+        to_bytes(pipeline.txt2img(captions, config)),
+        load_creatures("train", n_train, pipeline.size).pixels,
+    )
     found = memorization.compare_views(load_creature_classifier(), samples, train, memorization.TEST)
     return {f"{key}_{name}": numbers[key] for name, (numbers, _, _) in found.items() for key in COPY_NUMBERS}
 
@@ -135,7 +152,9 @@ def measure_brightness(study: AblationStudy, seed: int) -> list[Row]:
 
 
 def measure_copies(study: AblationStudy, seed: int) -> list[Row]:
-    """Every network on captions of the test and of the held-out split, and how near its images are to its training set."""
+    """Every network on captions of the test and of the held-out split,
+    and how near its images are to its training set.
+    """
     asked, rows = {split: prompts_of(study, split) for split in ("test", "heldout")}, []
     for name, change in STUDIES[study.name].items():
         folder = trained(study, name, change, seed)
@@ -143,18 +162,24 @@ def measure_copies(study: AblationStudy, seed: int) -> list[Row]:
         for config in map(SamplingConfig, SCALES[study.name]):
             row = {"what": name, "seed": seed, "w": config.guidance_scale}
             for split, prompts in asked.items():
-                row |= {f"{key}_{split}": value for key, value in measure_images(study, pipeline, prompts, config, folder).items()}
+                row |= {
+                    f"{key}_{split}": value
+                    for key, value in measure_images(study, pipeline, prompts, config, folder).items()
+                }
             rows.append(row | measure_memorization(pipeline, asked["test"].captions, config, change["n"]))
             print(line(rows[-1], study.name), flush=True)
     return rows
 
 
-# -------------------------------------------------------------------------------------------------------------- the table
+# ----------------------------------------------------------------------------------------------------------- the table
 
 
 def header(study: str) -> str:
-    columns = ("brightness", "saturation", "burnt", "diversity", "accuracy") if study == "brightness" else (
-        "test", "held out", "too near (pixels, features)", "nearer than unseen (pixels, features)")  # fmt: skip
+    columns = (
+        ("brightness", "saturation", "burnt", "diversity", "accuracy")
+        if study == "brightness"
+        else ("test", "held out", "too near (pixels, features)", "nearer than unseen (pixels, features)")
+    )
     return f"{'':24}{'w':>4}" + "".join(f"{name:>{max(18, len(name) + 3)}}" for name in columns)
 
 
@@ -164,7 +189,10 @@ def line(row: Row, study: str) -> str:
         cells = [f"{row[key]:.3f} ± {row[f'{key}_sd']:.3f}" for key in ("brightness", "saturation")]
         cells += [f"{row['burnt']:.1%}", f"{row['diversity']:.3f}", f"{row['accuracy']:.1%}"]
     else:
-        cells = [f"{row[f'accuracy_{split}']:.1%} ({row[f'accuracy_low_{split}']:.0%}-{row[f'accuracy_high_{split}']:.0%})" for split in ("test", "heldout")]
+        cells = [
+            f"{row[f'accuracy_{split}']:.1%} ({row[f'accuracy_low_{split}']:.0%}-{row[f'accuracy_high_{split}']:.0%})"
+            for split in ("test", "heldout")
+        ]
         cells += [f"{row[f'{key}_pixels']:.0%}, {row[f'{key}_features']:.0%}" for key in ("too_near", "nearer")]
     wide = [18] * 5 if study == "brightness" else [18, 18, 30, 40]
     return f"{row['what']:24}{row['w']:>4g}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, wide, strict=True))

@@ -1,7 +1,7 @@
 """Random changes of training images that keep their captions true.
 
-The network learns the changed images, so every change can alter what it draws: ablations.py brightness measures which of them
-darken it.
+The network learns the changed images, so every change can alter what it draws: ablations.py brightness measures which
+of them darken it.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 from common.data.augmentation import affine
 from common.errors import UserError
 
-JITTER = 0.3             # share by which brightness goes up or down at most
+JITTER = 0.3  # share by which brightness goes up or down at most
 TURN = math.radians(20)  # largest angle of a rotation
 
 
@@ -28,7 +28,9 @@ def jitter(x0: Tensor, u: Tensor) -> Tensor:
 
 
 def turn(x0: Tensor, u: Tensor) -> Tensor:
-    """Up to 20 degrees to either side; what lies outside the image is black, as in torchvision's rotations by default."""
+    """Up to 20 degrees to either side; what lies outside the image is black,
+    as in torchvision's rotations by default.
+    """
     return affine(x0, TURN * (2 * u - 1))
 
 

@@ -1,4 +1,6 @@
-"""What caption_sensitivity.py does: the loss of a model with right, empty and wrong captions, in bands of noise levels."""
+"""What caption_sensitivity.py does: the loss of a model with right, empty and wrong captions,
+in bands of noise levels.
+"""
 
 from pathlib import Path
 
@@ -18,7 +20,9 @@ BATCH_SIZE = 100
 
 
 def caption_losses(pipeline: TextToImagePipeline, images: Images, seed: int = 0) -> dict[str, list[float]]:
-    """The mean loss in each of BANDS with the right caption, with none ("nothing"), and with that of the next image ("wrong")."""
+    """The mean loss in each of BANDS with the right caption, with none ("nothing"),
+    and with that of the next image ("wrong").
+    """
     encoder, captions, n = pipeline.text_encoder, list(images.need_captions()), len(images)
     texts = {"right": captions, "nothing": [""] * n, "wrong": captions[1:] + captions[:1]}
     found: dict[str, list[float]] = {name: [] for name in texts}
@@ -32,7 +36,9 @@ def caption_losses(pipeline: TextToImagePipeline, images: Images, seed: int = 0)
                 x0, noise = to_float(images.pixels[batch]).to(pipeline.device), eps[batch].to(pipeline.device)
                 with torch.no_grad():
                     embeddings = encoder(some[batch])  # (B, M, D)
-                    per_sample = diffusion_loss(pipeline.unet, pipeline.schedule, pipeline.prediction, x0, u[batch], noise, text=embeddings)
+                    per_sample = diffusion_loss(
+                        pipeline.unet, pipeline.schedule, pipeline.prediction, x0, u[batch], noise, text=embeddings
+                    )
                 total += float(per_sample.sum())
             found[name].append(total / n)
     return found

@@ -38,27 +38,50 @@ from common.models.pipeline import SamplingConfig, TextToImagePipeline, batches
 from common.models.text_to_image_folder import open_pixel_pipeline
 
 WITH_VARIANTS = 24  # prompts that are drawn VARIANTS times, for the diversity
-USUAL = {"language": "both", "sampler": "dpmpp_2m:20", "rescale": 0.0, "clip": "static", "interval": (0.0, math.inf), "negative": "", "seed": 0}
+USUAL = {
+    "language": "both",
+    "sampler": "dpmpp_2m:20",
+    "rescale": 0.0,
+    "clip": "static",
+    "interval": (0.0, math.inf),
+    "negative": "",
+    "seed": 0,
+}
 
 
 def evaluate_model(
-    model: Path,                # a run folder or model folder
-    scales: Sequence[float],    # guidance scales to measure
-    n: int,                     # prompts of each split
-    splits: Sequence[str],      # test, heldout
-    language: str,              # of the prompts: en, zh, both
-    clip: str,                  # one of CLIP_MODES
-    config: SamplingConfig,     # everything else about sampling
-    per_attribute: bool,        # also print the accuracy of each attribute
-    out: Path | None,           # folder of the results, or the default one
+    model: Path,  # a run folder or model folder
+    scales: Sequence[float],  # guidance scales to measure
+    n: int,  # prompts of each split
+    splits: Sequence[str],  # test, heldout
+    language: str,  # of the prompts: en, zh, both
+    clip: str,  # one of CLIP_MODES
+    config: SamplingConfig,  # everything else about sampling
+    per_attribute: bool,  # also print the accuracy of each attribute
+    out: Path | None,  # folder of the results, or the default one
     device: str,
-) -> None:  # fmt: skip
-    """Measure a model, and print and save the tables and figures. Drawn images are kept, so that a stopped evaluation continues."""
-    config, scales, splits = replace(config, clip_x0=CLIP_MODES[clip]), list(dict.fromkeys(scales)), list(dict.fromkeys(splits))
+) -> None:
+    """Measure a model, and print and save the tables and figures.
+    Drawn images are kept, so that a stopped evaluation continues.
+    """
+    config, scales, splits = (
+        replace(config, clip_x0=CLIP_MODES[clip]),
+        list(dict.fromkeys(scales)),
+        list(dict.fromkeys(splits)),
+    )
     pipeline, judge = open_checked(model, scales, splits, config, device), load_creature_classifier()
-    settings = {"n": n, "model": model, "language": language, "sampler": config.sampler, "rescale": config.rescale, "clip": clip,
-                "interval_low": config.interval[0], "interval_high": config.interval[1], "negative": config.negative_prompt,
-                "seed": config.seed}  # fmt: skip
+    settings = {
+        "n": n,
+        "model": model,
+        "language": language,
+        "sampler": config.sampler,
+        "rescale": config.rescale,
+        "clip": clip,
+        "interval_low": config.interval[0],
+        "interval_high": config.interval[1],
+        "negative": config.negative_prompt,
+        "seed": config.seed,
+    }
     unusual = describe_unusual(settings | {"interval": config.interval})
     out = writable_folder(out or Path("runs/02_cfg_pokemon/evaluate") / model.resolve().name / unusual)
     fingerprint = model_fingerprint(model)
@@ -68,19 +91,31 @@ def evaluate_model(
     print(f"{line('real', known, '_real')}\n{line('chance', known, '_chance')}")
     rows, shown = [], {}
     for w in scales:
-        drawn = [kept_images(pipeline, fingerprint, each, replace(config, guidance_scale=w), out / "pictures") for each in prompts]
-        new = [{"w": w, "split": p.split} | settings | measure(judge, p, *d) | k for p, d, k in zip(prompts, drawn, known, strict=True)]
+        drawn = [
+            kept_images(pipeline, fingerprint, each, replace(config, guidance_scale=w), out / "pictures")
+            for each in prompts
+        ]
+        new = [
+            {"w": w, "split": p.split} | settings | measure(judge, p, *d) | k
+            for p, d, k in zip(prompts, drawn, known, strict=True)
+        ]
         print(line(f"{w:g}", new), flush=True)
         rows, shown[w] = rows + new, [pixels[:SHOWN] for pixels, _ in drawn]
-        write_csv(out / "results.csv", rows)  # after every scale, so that a stopped evaluation leaves what it has measured
+        write_csv(
+            out / "results.csv", rows
+        )  # after every scale, so that a stopped evaluation leaves what it has measured
     if per_attribute:
         print(*(attribute_table(rows, split) for split in splits), sep="\n")
-    print(f"\nplot    {plot_scales(rows, f'{n} prompts of each split; bands: 95 %; dashed: real pictures', out / 'plot.png')}")
+    print(
+        f"\nplot    {plot_scales(rows, f'{n} prompts of each split; bands: 95 %; dashed: real pictures', out / 'plot.png')}"
+    )
     print(f"images  {plot_grid(judge, prompts, shown, out / 'grid.png')}")
     print(f"table   {out / 'results.csv'}")
 
 
-def open_checked(model: Path, scales: Sequence[float], splits: Sequence[str], config: SamplingConfig, device: str) -> TextToImagePipeline:
+def open_checked(
+    model: Path, scales: Sequence[float], splits: Sequence[str], config: SamplingConfig, device: str
+) -> TextToImagePipeline:
     """Open the model, and refuse what cannot be measured before anything is drawn."""
     if not scales or not splits:
         raise UserError("give at least one of --scales and one of --splits, for instance --scales 1 3 --splits test")
@@ -95,17 +130,22 @@ def open_checked(model: Path, scales: Sequence[float], splits: Sequence[str], co
 def describe_unusual(settings: Row) -> str:
     """A name for what differs from the usual settings: "plain", or "rescale=0.7,clip=dynamic"."""
     unusual = {key: settings[key] for key, value in USUAL.items() if settings[key] != value}
-    name = ",".join(f"{key}={'-'.join(f'{v:g}' for v in value) if key == 'interval' else value}" for key, value in unusual.items())
+    name = ",".join(
+        f"{key}={'-'.join(f'{v:g}' for v in value) if key == 'interval' else value}" for key, value in unusual.items()
+    )
     return "".join(c if c.isalnum() or c in "=,.-" else "_" for c in name)[:100] or "plain"
 
 
-# ------------------------------------------------------------------------------------------------------------ the images
+# ---------------------------------------------------------------------------------------------------------- the images
 
 
-def kept_images(pipeline: TextToImagePipeline, model: str, prompts: Prompts, config: SamplingConfig, folder: Path) -> tuple[Tensor, Tensor]:
+def kept_images(
+    pipeline: TextToImagePipeline, model: str, prompts: Prompts, config: SamplingConfig, folder: Path
+) -> tuple[Tensor, Tensor]:
     """One image of each prompt (N, 3, S, S), and VARIANTS of each of the first A (VARIANTS, A, 3, S, S), uint8.
 
-    They are kept in the folder, under a name that changes with everything they depend on. model: fingerprint of the model's files
+    They are kept in the folder, under a name that changes with everything they depend on. model: fingerprint of the
+    model's files
     """
     N, A = len(prompts.captions), min(len(prompts.captions), WITH_VARIANTS)
     captions = prompts.captions + prompts.captions[:A] * (VARIANTS - 1)
@@ -119,7 +159,9 @@ def kept_images(pipeline: TextToImagePipeline, model: str, prompts: Prompts, con
 
 
 def draw(pipeline: TextToImagePipeline, captions: list[str], config: SamplingConfig, title: str) -> Tensor:
-    """As pipeline.txt2img, with a progress bar and in bytes: (N, 3, S, S) uint8. Pixels that are not finite become grey."""
+    """As pipeline.txt2img, with a progress bar and in bytes: (N, 3, S, S) uint8.
+    Pixels that are not finite become grey.
+    """
     drawn = []
     with tqdm(total=len(captions), desc=title, unit="picture", leave=False, dynamic_ncols=True) as bar:
         for batch in batches(len(captions)):
@@ -132,40 +174,59 @@ def draw(pipeline: TextToImagePipeline, captions: list[str], config: SamplingCon
 def model_fingerprint(folder: Path) -> str:
     """A hash of the model's files."""
     root, digest = folder if (folder / "unet").is_dir() else folder / "model", hashlib.sha256()
-    for path in sorted(p for part in ("unet", "scheduler", "text_encoder", "tokenizer") for p in (root / part).rglob("*") if p.is_file()):
+    for path in sorted(
+        p
+        for part in ("unet", "scheduler", "text_encoder", "tokenizer")
+        for p in (root / part).rglob("*")
+        if p.is_file()
+    ):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------- the numbers
+# --------------------------------------------------------------------------------------------------------- the numbers
 
 
 def measure(judge: CreatureClassifier, prompts: Prompts, pixels: Tensor, variants: Tensor) -> Row:
-    """Every measure of the images (N, 3, S, S) uint8 of these prompts, and of some (VARIANTS, A, 3, S, S) that share a prompt."""
+    """Every measure of the images (N, 3, S, S) uint8 of these prompts, and of some (VARIANTS, A, 3, S,
+    S) that share a prompt.
+    """
     accuracy = measure_accuracy(judge, prompts, pixels)
     attributes = {name: accuracy.pop(name) for name in NAMES}
     grey = pixels.float() / 255
     brightness, saturation = grey.mean((1, 2, 3)), (grey.amax(1) - grey.amin(1)).mean((1, 2))  # each (N,)
-    return accuracy | {
-        "brightness": float(brightness.mean()), "brightness_sd": float(brightness.std(correction=0)) / len(grey) ** 0.5,
-        "saturation": float(saturation.mean()), "saturation_sd": float(saturation.std(correction=0)) / len(grey) ** 0.5,
-        "burnt": float(((pixels == 0) | (pixels == 255)).cpu().double().mean()),  # share of values at the end of the range
-        "diversity": float((variants.float() / 255).var(0).mean().sqrt()),
-    } | attributes  # fmt: skip
+    return (
+        accuracy
+        | {
+            "brightness": float(brightness.mean()),
+            "brightness_sd": float(brightness.std(correction=0)) / len(grey) ** 0.5,
+            "saturation": float(saturation.mean()),
+            "saturation_sd": float(saturation.std(correction=0)) / len(grey) ** 0.5,
+            "burnt": float(
+                ((pixels == 0) | (pixels == 255)).cpu().double().mean()
+            ),  # share of values at the end of the range
+            "diversity": float((variants.float() / 255).var(0).mean().sqrt()),
+        }
+        | attributes
+    )
 
 
 def bounds(judge: CreatureClassifier, prompts: Prompts) -> Row:
-    """What stands beside every measure: that of real images (_real), and that of real images with each other's captions (_chance)."""
+    """What stands beside every measure: that of real images (_real),
+    and that of real images with each other's captions (_chance).
+    """
     real = {f"{key}_real": value for key, value in measure(judge, prompts, prompts.real, prompts.variants).items()}
     chance = chance_accuracy(judge, prompts) if len(prompts.captions) > 1 else {}
     return real | {f"{key}_chance": value for key, value in chance.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
+# ----------------------------------------------------------------------------------------------------------- the table
 
 
 def header(splits: Sequence[str]) -> str:
-    return table_header(splits, 7, f"{SPLITS[splits[0]]:^43}", f"{'brightness':>16}{'saturation':>16}{'diversity':>11}")
+    return table_header(
+        splits, 7, f"{SPLITS[splits[0]]:^43}", f"{'brightness':>16}{'saturation':>16}{'diversity':>11}"
+    )
 
 
 def line(name: str, rows: Sequence[Row], suffix: str = "") -> str:
@@ -183,7 +244,9 @@ def colour_columns(row: Row, suffix: str = "") -> str:
 def attribute_table(rows: list[Row], split: str) -> str:
     """Accuracy of each attribute, a column for each scale."""
     mine = [row for row in rows if row["split"] == split]
-    lines = [f"\n{split:12}" + "".join(f"{'w = ' + format(row['w'], 'g'):>9}" for row in mine) + f"{'real':>9}{'chance':>9}"]
+    lines = [
+        f"\n{split:12}" + "".join(f"{'w = ' + format(row['w'], 'g'):>9}" for row in mine) + f"{'real':>9}{'chance':>9}"
+    ]
     for name in NAMES:
         values = [*(row[name] for row in mine), mine[0][f"{name}_real"], mine[0].get(f"{name}_chance", math.nan)]
         lines.append(f"{name:12}" + "".join(f"{value:>9.1%}" for value in values))

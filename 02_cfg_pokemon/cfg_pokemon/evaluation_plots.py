@@ -22,15 +22,41 @@ def plot_scales(rows: list[Row], title: str, path: Path) -> Path:
         mine = sorted((row for row in rows if row["split"] == split), key=lambda row: row["w"])
         w = [row["w"] for row in mine]
         for key, axis in axes.items():
-            axis.plot(w, [row[key] for row in mine], marker="o", markersize=3, color=f"C{k}", label={"heldout": "held out"}.get(split, split))
+            axis.plot(
+                w,
+                [row[key] for row in mine],
+                marker="o",
+                markersize=3,
+                color=f"C{k}",
+                label={"heldout": "held out"}.get(split, split),
+            )
             if key == "accuracy":
-                axis.fill_between(w, [row["accuracy_low"] for row in mine], [row["accuracy_high"] for row in mine], color=f"C{k}", alpha=0.2, linewidth=0)
+                axis.fill_between(
+                    w,
+                    [row["accuracy_low"] for row in mine],
+                    [row["accuracy_high"] for row in mine],
+                    color=f"C{k}",
+                    alpha=0.2,
+                    linewidth=0,
+                )
             elif key != "diversity":
                 low, high = ([row[key] + sign * 1.96 * row[f"{key}_sd"] for row in mine] for sign in (-1, 1))
                 axis.fill_between(w, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
-            axis.axhline(mine[0][f"{key}_real"], color=f"C{k}", linestyle="--", linewidth=1, label="real pictures" if k == 0 else None)
+            axis.axhline(
+                mine[0][f"{key}_real"],
+                color=f"C{k}",
+                linestyle="--",
+                linewidth=1,
+                label="real pictures" if k == 0 else None,
+            )
         if "accuracy_chance" in mine[0]:
-            axes["accuracy"].axhline(mine[0]["accuracy_chance"], color=f"C{k}", linestyle=":", linewidth=1, label="chance" if k == 0 else None)
+            axes["accuracy"].axhline(
+                mine[0]["accuracy_chance"],
+                color=f"C{k}",
+                linestyle=":",
+                linewidth=1,
+                label="chance" if k == 0 else None,
+            )
     for key, axis in axes.items():
         axis.set(title=key, xlabel="guidance scale w")
         axis.spines[["top", "right"]].set_visible(False)
@@ -42,11 +68,17 @@ def plot_scales(rows: list[Row], title: str, path: Path) -> Path:
 
 
 def plot_grid(judge: CreatureClassifier, prompts: list[Prompts], shown: dict[float, list[Tensor]], path: Path) -> Path:
-    """A row for each of the first prompts, a column for each scale, the real image at the left; the attributes that the classifier
-    does not find stand in red below. shown: scale -> for each split, its first images (n, 3, S, S) uint8"""
+    """A row for each of the first prompts, a column for each scale, the real image at the left; the attributes that
+    the classifier does not find stand in red below. shown: scale -> for each split, its first images (n, 3, S, S)
+    uint8
+    """
     columns = {"real": [p.real[:SHOWN] for p in prompts]} | {f"w = {w:g}": parts for w, parts in shown.items()}
     rows = [(k, i) for k, p in enumerate(prompts) for i in range(min(SHOWN, len(p.captions)))]
-    wide, high, left = len(columns), 1.22 * len(rows), 2.6  # one image is 1 x 1, with room for text below it and at the left
+    wide, high, left = (
+        len(columns),
+        1.22 * len(rows),
+        2.6,
+    )  # one image is 1 x 1, with room for text below it and at the left
     figure = Figure(figsize=(1.1 * (left + wide), 1.1 * (0.25 + high)))
     axis = figure.add_axes((0, 0, 1, 1))  # one for all: eighty would take a minute
     axis.axis("off")
@@ -55,11 +87,18 @@ def plot_grid(judge: CreatureClassifier, prompts: list[Prompts], shown: dict[flo
         read = [read_attributes(judge, pixels)[0] for pixels in parts]
         for y, (k, i) in enumerate(rows):
             p, top = prompts[k], 1.22 * y
-            axis.imshow(parts[k][i].permute(1, 2, 0), interpolation="nearest", extent=(j + 0.02, j + 0.98, top + 0.98, top + 0.02), aspect="auto")
+            axis.imshow(
+                parts[k][i].permute(1, 2, 0),
+                interpolation="nearest",
+                extent=(j + 0.02, j + 0.98, top + 0.98, top + 0.02),
+                aspect="auto",
+            )
             missed = (read[k][i] != p.wanted[i]) & p.mentioned[i]  # (11,)
             wrong = [name for name, is_wrong in zip(NAMES, missed.tolist(), strict=True) if is_wrong]
             listed = ", ".join(wrong if len(wrong) < 5 else [*wrong[:3], f"{len(wrong) - 3} more"])
-            axis.text(j + 0.5, top + 1.0, textwrap.fill(listed, 22), fontsize=5.5, color="crimson", ha="center", va="top")
+            axis.text(
+                j + 0.5, top + 1.0, textwrap.fill(listed, 22), fontsize=5.5, color="crimson", ha="center", va="top"
+            )
     for y, (k, i) in enumerate(rows):
         p = prompts[k]
         notes = ["in Chinese"] * (not p.captions[i].isascii()) + ["held out"] * (p.split == "heldout")

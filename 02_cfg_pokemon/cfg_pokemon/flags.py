@@ -27,13 +27,13 @@ class PixelModelFlags(TextToImageFlags):
     image_channels: Literal[1, 3] | None = None
     """Channels of the images: 3 in colour, 1 grey; by default those of --start, else 1 where all pictures are grey."""
     augment: Literal["none", "mirror", "jitter", "turn"] = "none"
-    """Random changes of the images: mirrored (not if a caption says left or right), of jittered brightness, or turned a little,
-    with black corners. ablations.py measures what that does to the colours."""
+    """Random changes of the images: mirrored (not if a caption says left or right), of jittered brightness, or turned
+    a little, with black corners. ablations.py measures what that does to the colours."""
     channels: tuple[int, ...] | None = None
     """Width of the U-Net at each resolution, highest resolution first; the two lowest attend to the text."""
     start: Path | None = None
-    """Run or folder whose weights and --channels the training begins with. It may have been trained at another size: captions are
-    learned faster from small images."""
+    """Run or folder whose weights and --channels the training begins with. It may have been trained at another size:
+    captions are learned faster from small images."""
     prompts: tuple[str, ...] = PROMPTS
     """Prompts of the sample pictures, drawn without and with guidance side by side."""
     guidance: float = 3.0

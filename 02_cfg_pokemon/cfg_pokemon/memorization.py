@@ -1,4 +1,6 @@
-"""What memorization.py does: distances from samples to training images, and the shares that say whether they are copies."""
+"""What memorization.py does: distances from samples to training images,
+and the shares that say whether they are copies.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +21,18 @@ from common.io.pixels import to_bytes
 from common.models.pipeline import SamplingConfig
 from common.models.text_to_image_folder import open_pixel_pipeline
 
-UNSEEN = 2       # seed of creatures that nothing was trained on: models are trained on seed 0, the classifier on seed 1
-TEST = 1000      # test images, for the percentile
+UNSEEN = 2  # seed of creatures that nothing was trained on: models are trained on seed 0, the classifier on seed 1
+TEST = 1000  # test images, for the percentile
 TOO_NEAR = 0.01  # the percentile, as a share
-SHOWN = 12       # samples in the figure, those nearest to the training set first
+SHOWN = 12  # samples in the figure, those nearest to the training set first
 
-# --------------------------------------------------------------------------------------------------------- the distances
+# ------------------------------------------------------------------------------------------------------- the distances
 
 
 def blurred(pixels: Tensor) -> Tensor:
-    """(N, 3, S, S) uint8 -> (N, 3 S S), in units in which the distance of two rows is their root mean square difference, 0 to 1"""
+    """(N, 3, S, S) uint8 -> (N, 3 S S), in units in which the distance of two rows is their root mean square
+    difference, 0 to 1
+    """
     soft = tv.gaussian_blur(pixels.float() / 255, [5, 5], [0.8, 0.8]).flatten(1)
     return soft / soft.shape[1] ** 0.5
 
@@ -45,17 +49,24 @@ def nearest(some: Tensor, others: Tensor, chunk: int = 100) -> tuple[Tensor, Ten
 
 
 def nearer(seen: Tensor, unseen: Tensor) -> Tensor:
-    """1 where the seen set is nearer than the unseen one, 0 where it is farther, 1/2 where both are equally near. (N,) float64"""
+    """1 where the seen set is nearer than the unseen one, 0 where it is farther,
+    1/2 where both are equally near. (N,) float64
+    """
     return ((unseen - seen).sign().cpu().double() + 1) / 2
 
 
 def compare(samples: Tensor, test: Tensor, train: Tensor, unseen: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
-    """All numbers of one view; each argument is (N, D). Also the distance to and index of the nearest training image, (N,)."""
+    """All numbers of one view; each argument is (N, D).
+    Also the distance to and index of the nearest training image, (N,).
+    """
     with one_thread():
         distance, index = nearest(samples, train)
         test_distance, _ = nearest(test, train)
         limit = test_distance.quantile(TOO_NEAR)
-        shares = {"too_near": (distance < limit).cpu().double(), "nearer": nearer(distance, nearest(samples, unseen)[0])}
+        shares = {
+            "too_near": (distance < limit).cpu().double(),
+            "nearer": nearer(distance, nearest(samples, unseen)[0]),
+        }
         found = {key: bootstrap(lambda x: float(x.mean()), value, times=1000) for key, value in shares.items()}
     numbers = {"median": float(distance.median()), "median_test": float(test_distance.median()), "limit": float(limit)}
     for key, estimate in found.items():
@@ -67,25 +78,33 @@ def compare(samples: Tensor, test: Tensor, train: Tensor, unseen: Tensor) -> tup
 def compare_views(
     judge: CreatureClassifier, samples: Tensor, train: Tensor, n_test: int
 ) -> dict[str, tuple[dict[str, float], Tensor, Tensor]]:
-    """compare() in each of the views. samples, train: (N, 3, S, S) uint8, train being the first creatures of the train split."""
+    """compare() in each of the views.
+    samples, train: (N, 3, S, S) uint8, train being the first creatures of the train split.
+    """
     size = samples.shape[-1]
-    unseen, test = load_creatures("train", len(train), size, UNSEEN).pixels, load_creatures("test", n_test, size).pixels
-    return {name: compare(*(view(pixels) for pixels in (samples, test, train, unseen))) for name, view in views(judge).items()}
+    unseen, test = (
+        load_creatures("train", len(train), size, UNSEEN).pixels,
+        load_creatures("test", n_test, size).pixels,
+    )
+    return {
+        name: compare(*(view(pixels) for pixels in (samples, test, train, unseen)))
+        for name, view in views(judge).items()
+    }
 
 
-# ----------------------------------------------------------------------------------------------------------- the report
+# ---------------------------------------------------------------------------------------------------------- the report
 
 
 def report(
-    model: Path,              # a run folder or model folder
-    n_train: int,             # it was trained on the first creatures of the train split, this many
-    n: int,                   # images to draw
-    split: str,               # of the captions: test, train or heldout
-    language: str,            # of the captions: en, zh or both
+    model: Path,  # a run folder or model folder
+    n_train: int,  # it was trained on the first creatures of the train split, this many
+    n: int,  # images to draw
+    split: str,  # of the captions: test, train or heldout
+    language: str,  # of the captions: en, zh or both
     config: SamplingConfig,
-    out: Path | None,         # folder of the numbers and figures, or the default one
+    out: Path | None,  # folder of the numbers and figures, or the default one
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     """Draw images, compare them with the training set, and print and save the numbers and the nearest pairs."""
     pipeline = open_pixel_pipeline(model, pick_device(device))
     check_creature_size(model, pipeline)
@@ -104,8 +123,20 @@ def report(
     if split == "train":
         own = {name: float((index == torch.arange(n)).cpu().double().mean()) for name, (_, _, index) in found.items()}
         saved["own_picture"] = own
-        print("the nearest training picture is that of the same caption: " + ", ".join(f"{share:.1%} by {name}" for name, share in own.items()))
-    settings = {"model": model, "n_train": n_train, "n": n, "prompts": split, "language": language, "w": w, "sampler": config.sampler, "seed": config.seed}
+        print(
+            "the nearest training picture is that of the same caption: "
+            + ", ".join(f"{share:.1%} by {name}" for name, share in own.items())
+        )
+    settings = {
+        "model": model,
+        "n_train": n_train,
+        "n": n,
+        "prompts": split,
+        "language": language,
+        "w": w,
+        "sampler": config.sampler,
+        "seed": config.seed,
+    }
     write_json(out / "memorization.json", settings | saved)
     for name, (_, distance, index) in found.items():
         first = distance.argsort()[:SHOWN]
@@ -115,13 +146,17 @@ def report(
 
 def table_lines(name: str, r: dict[str, float]) -> str:
     """The two lines of one view: the samples, and real images."""
-    return (f"{name:10}{r['median']:>12.4f}{r['too_near']:>12.1%}  ({r['too_near_low']:.1%} to {r['too_near_high']:.1%})"
-            f"{r['nearer']:>12.1%}  ({r['nearer_low']:.1%} to {r['nearer_high']:.1%})\n"
-            f"{'  real':10}{r['median_test']:>12.4f}{TOO_NEAR:>12.1%}{'':18}{r['nearer_test']:>12.1%}")  # fmt: skip
+    return (
+        f"{name:10}{r['median']:>12.4f}{r['too_near']:>12.1%}  ({r['too_near_low']:.1%} to {r['too_near_high']:.1%})"
+        f"{r['nearer']:>12.1%}  ({r['nearer_low']:.1%} to {r['nearer_high']:.1%})\n"
+        f"{'  real':10}{r['median_test']:>12.4f}{TOO_NEAR:>12.1%}{'':18}{r['nearer_test']:>12.1%}"
+    )
 
 
 def plot_pairs(samples: Tensor, train: Tensor, distances: Tensor, path: Path) -> Path:
-    """Each sample beside its nearest training image, with their distance. samples, train: (n, 3, S, S) uint8; distances: (n,)"""
+    """Each sample beside its nearest training image, with their distance.
+    samples, train: (n, 3, S, S) uint8; distances: (n,)
+    """
     columns = min(4, len(samples))
     rows, gap = -(-len(samples) // columns), samples.new_full((len(samples), 3, samples.shape[-1], 1), 255)
     both = torch.cat([samples, gap, train], 3)

@@ -1,4 +1,6 @@
-"""What train.py does once its flags are settled: train a U-Net and its text encoder, save them, and draw sample pictures."""
+"""What train.py does once its flags are settled:
+train a U-Net and its text encoder, save them, and draw sample pictures.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ from common.training.text_conditioning import (
 )
 
 TEXT_CACHE = Path("runs/02_cfg_pokemon/text_cache")  # embeddings of a frozen text encoder
-HEIGHT = 200                                         # pixels of the sample pictures
+HEIGHT = 200  # pixels of the sample pictures
 
 
 def train_model(flags: PixelModelFlags) -> None:
@@ -43,7 +45,9 @@ def train_model(flags: PixelModelFlags) -> None:
     schedule, sampler = make_schedule(flags.schedule), Sampler.parse_plain(flags.sampler)
     schedule.noise_levels(sampler.steps)  # an impossible number of steps is refused now, not after the training
     device = pick_device(flags.device)
-    start = open_pixel_pipeline(start_of(flags, flags.start)) if flags.start else None  # a resumed run has its own copy
+    start = (
+        open_pixel_pipeline(start_of(flags, flags.start)) if flags.start else None
+    )  # a resumed run has its own copy
     clip = open_clip(flags.text, device)  # models that cannot be opened are refused before any data are drawn
     channels = image_channels(flags.image_channels, start.unet.cfg.in_channels if start else None)
     images = load(flags.data, flags.size, flags.data_dir, language=flags.language, n=flags.n, channels=channels)
@@ -58,14 +62,19 @@ def train_model(flags: PixelModelFlags) -> None:
     sampling = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
 
     def pipeline_of(state: State) -> TextToImagePipeline:
-        return TextToImagePipeline(state.ema.unet, schedule, flags.prediction, state.ema.text_encoder or encoder, clip_x0=True)
+        return TextToImagePipeline(
+            state.ema.unet, schedule, flags.prediction, state.ema.text_encoder or encoder, clip_x0=True
+        )
 
     def draw(state: State, path: Path) -> Path:
         return draw_validation(pipeline_of(state), flags.prompts, sampling, path, HEIGHT)
 
     def finish(state: State) -> dict[str, object]:
-        return {"plain, guided": draw(state, flags.run_dir / "samples.png"), **loss_curve_and_model(flags.run_dir),
-                "more pictures": f'python 02_cfg_pokemon/sample.py "{flags.prompts[0]}" --model {flags.run_dir}'}  # fmt: skip
+        return {
+            "plain, guided": draw(state, flags.run_dir / "samples.png"),
+            **loss_curve_and_model(flags.run_dir),
+            "more pictures": f'python 02_cfg_pokemon/sample.py "{flags.prompts[0]}" --model {flags.run_dir}',
+        }
 
     run_training(
         "02_cfg_pokemon/train.py",
@@ -75,7 +84,13 @@ def train_model(flags: PixelModelFlags) -> None:
         TextLoss(schedule, flags.prediction, empty_text(encoder), flags.caption_dropout, flags.augment),
         accelerator,
         record,
-        introduction=introduction(f"{flags.data}: {len(images):,} images of {images.size}x{images.size}", net, flags.text, device, flags.prompts),
+        introduction=introduction(
+            f"{flags.data}: {len(images):,} images of {images.size}x{images.size}",
+            net,
+            flags.text,
+            device,
+            flags.prompts,
+        ),
         save=lambda state, folder: save_pipeline(folder, pipeline_of(state)),
         draw=draw,
         finish=finish,
@@ -90,12 +105,12 @@ class TextLoss:
 
     schedule: Schedule
     prediction: str
-    empty: Tensor          # the empty caption, (M,) token ids or (M, D) embeddings
+    empty: Tensor  # the empty caption, (M,) token ids or (M, D) embeddings
     caption_dropout: float
     augmentation: str = "none"
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
-        x0, text = batch["image"], batch["text"]               # (B, C, H, W), (B, M) or (B, M, D)
+        x0, text = batch["image"], batch["text"]  # (B, C, H, W), (B, M) or (B, M, D)
         u, eps = draw.stratified(len(x0)), draw.randn(x0.shape)
         if self.augmentation != "none":
             x0 = augment(self.augmentation, x0, draw.rand(len(x0)))

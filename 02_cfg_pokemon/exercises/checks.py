@@ -1,6 +1,8 @@
-"""The grader's randomised checks of chapter 2: sizes, captions and numbers are drawn anew, and compared with the solutions.
+"""The grader's randomised checks of chapter 2: sizes, captions and numbers are drawn anew, and compared with the
+solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
+mistake.
 """
 
 import math
@@ -43,25 +45,36 @@ def check_caption_dropout(ex, rng):
         p = integer(rng, 1, B - 1) / B  # between two of them, so that some are dropped and some are not
         got = call(ex.caption_dropout, text, empty, u, p)
         if isinstance(got, Tensor):
-            assert len(got) == B, f"of {B} captions you return {len(got)}: the images stay in the batch, and only their words are dropped"
+            assert len(got) == B, (
+                f"of {B} captions you return {len(got)}: the images stay in the batch, and only their words are dropped"
+            )
         drop = (u < p)[:, None, None]
         wrong = {
-            "one die decided for the whole batch, and all captions were dropped; each image has its own": empty.expand_as(text),
+            "one die decided for the whole batch, and all captions were dropped; each image has its own": empty.expand_as(
+                text
+            ),
             "one die decided for the whole batch, and none was dropped; each image has its own": text,
             "you dropped where u is above p, and so the share 1 - p": torch.where(drop, text, empty),
             "the empty caption is a text too, not zeros": torch.where(drop, 0.0, text),
         }
         if square:
             wrong |= {
-                "the dice went to the numbers of a token, not to the images: u < p must have the shape (B, 1, 1)": torch.where(u < p, empty, text),
+                "the dice went to the numbers of a token, not to the images: u < p must have the shape (B, 1, 1)": torch.where(
+                    u < p, empty, text
+                ),
                 "the dice went to the tokens, not to the images: u < p must have the shape (B, 1, 1)": torch.where(
-                    (u < p)[:, None], empty, text),
-            }  # fmt: skip
-        expect(got, torch.where(drop, empty, text), "captions with u < p become the empty one, and the others stay", wrong)
+                    (u < p)[:, None], empty, text
+                ),
+            }
+        expect(
+            got, torch.where(drop, empty, text), "captions with u < p become the empty one, and the others stay", wrong
+        )
 
 
 def attend(x: Tensor, text: Tensor, weights: list[Tensor], heads: int, scale: float, dim: int = -1) -> Tensor:
-    q, k, v = ((y @ W.T).unflatten(-1, (heads, -1)).transpose(1, 2) for y, W in zip((x, text, text), weights, strict=True))
+    q, k, v = (
+        (y @ W.T).unflatten(-1, (heads, -1)).transpose(1, 2) for y, W in zip((x, text, text), weights, strict=True)
+    )
     return ((q @ k.transpose(-1, -2) / scale).softmax(dim) @ v).transpose(1, 2).flatten(2)
 
 
@@ -86,18 +99,29 @@ def check_cross_attention(ex, rng):
         "you divided by sqrt(C); a head is d = C / heads numbers wide": attend(x, text, weights, heads, C**0.5),
         "divide by sqrt(d), not by d": attend(x, text, weights, heads, d),
         "the softmax runs over the pixels; it is over the words, so that the attention of each pixel sums to 1": attend(
-            x, text, weights, heads, d**0.5, dim=-2),
+            x, text, weights, heads, d**0.5, dim=-2
+        ),
         "the softmax runs over the heads; it is over the words": attend(x, text, weights, heads, d**0.5, dim=1),
         "this is one head, as wide as all together": attend(x, text, weights, 1, C**0.5),
-        "this is one head, as wide as all together, though divided by the right sqrt(d)": attend(x, text, weights, 1, d**0.5),
-        "K and V are swapped: words are found by K, and V is what they say": attend(x, text, [weights[0], weights[2], weights[1]], heads, d**0.5),
+        "this is one head, as wide as all together, though divided by the right sqrt(d)": attend(
+            x, text, weights, 1, d**0.5
+        ),
+        "K and V are swapped: words are found by K, and V is what they say": attend(
+            x, text, [weights[0], weights[2], weights[1]], heads, d**0.5
+        ),
         "W_q is kept as (out, in): Q = x W_q^T": attend(x, text, [weights[0].T, *weights[1:]], heads, d**0.5),
         "a bare view mixes the pixels up: split the last axis, (B, N, heads, d), then move the axis of heads forward": by_bare_view(),
         "the heads have every other column; head 0 should have columns 0 ... d-1": alternating(),
         "before the heads are put side by side, their axis must be moved back behind the pixels": (
-            goal.unflatten(-1, (heads, d)).transpose(1, 2).reshape(B, N, C)),
-    }  # fmt: skip
-    expect(call(ex.cross_attention, x, text, *weights, heads), goal, "this is not softmax(Q K^T / sqrt(d)) V, head by head", wrong)
+            goal.unflatten(-1, (heads, d)).transpose(1, 2).reshape(B, N, C)
+        ),
+    }
+    expect(
+        call(ex.cross_attention, x, text, *weights, heads),
+        goal,
+        "this is not softmax(Q K^T / sqrt(d)) V, head by head",
+        wrong,
+    )
 
 
 class Network:
@@ -120,13 +144,20 @@ class Network:
 
 def check_guided(ex, rng):
     shape, w = image_shape(rng), uniform(rng, 2, 6)
-    x, t, context, net = normal(rng, *shape), torch.randperm(1000, generator=rng)[: shape[0]], normal(rng, 2 * shape[0], 3, 5), Network(rng)
+    x, t, context, net = (
+        normal(rng, *shape),
+        torch.randperm(1000, generator=rng)[: shape[0]],
+        normal(rng, 2 * shape[0], 3, 5),
+        Network(rng),
+    )
     got = call(ex.guided, net, x, t, context, w)
     assert len(net.x) == 1, f"the network should be asked once, with both halves as one batch, not {len(net.x)} times"
     wrong = {"the images came as 0 0 1 1; they should come as 0 1 0 1, as the captions do": x.repeat_interleave(2, 0)}
     expect(net.x[0], torch.cat([x, x]), "the network should see all images, and then all of them again", wrong)
     expect(net.text[0], context, "the network should be given context as it is")
-    assert torch.equal(net.t[0], torch.cat([t, t])), f"t should be doubled as the images are: {t.tolist() * 2}, not {net.t[0].tolist()}"
+    assert torch.equal(net.t[0], torch.cat([t, t])), (
+        f"t should be doubled as the images are: {t.tolist() * 2}, not {net.t[0].tolist()}"
+    )
 
     uncond, cond = net.look(x, t, context[: len(x)]), net.look(x, t, context[len(x) :])
     wrong = {
@@ -156,7 +187,9 @@ class Encoder:
     def __call__(self, texts: list[str]) -> Tensor:
         assert isinstance(texts, list), f"encode takes a list of captions, not {type(texts).__name__}"
         for text in texts:
-            assert isinstance(text, str), f"encode was given {text!r} as a caption; where there is no negative prompt, give it the empty one, ''"
+            assert isinstance(text, str), (
+                f"encode was given {text!r} as a caption; where there is no negative prompt, give it the empty one, ''"
+            )
         self.calls.append(list(texts))
         return self.read(texts)
 
@@ -173,19 +206,27 @@ def check_negative_prompt(ex, rng):
                 f"the negative prompt was joined with the prompt, '{text}', which asks for {word}; it is a caption of its own"
             )
     if isinstance(got, Tensor):
-        assert len(got) != 3 * B, "there are three captions for each image; the negative prompt takes the place of the empty one"
+        assert len(got) != 3 * B, (
+            "there are three captions for each image; the negative prompt takes the place of the empty one"
+        )
         assert len(got) == 2 * B, f"{B} images have {2 * B} captions, not {len(got)}"
     away = [word or "" for word in negatives]
     wrong = {
         "the halves are swapped: first what to lead away from, then the prompts": prompts + away,
         "the captions alternate; first come all to lead away from, then all prompts": [
-            text for both in zip(away, prompts, strict=True) for text in both],
+            text for both in zip(away, prompts, strict=True) for text in both
+        ],
         "the negative prompts were not used": [""] * B + prompts,
         "the first image's negative prompt was used for all": away[:1] * B + prompts,
         "None became a word; it means the empty caption, ''": [str(word) for word in negatives] + prompts,
-    }  # fmt: skip
+    }
     wrong = {message: encode.read(texts) for message, texts in wrong.items()}
-    expect(got, encode.read(away + prompts), "first the negative prompts, with '' where there is none, and then the prompts", wrong)
+    expect(
+        got,
+        encode.read(away + prompts),
+        "first the negative prompts, with '' where there is none, and then the prompts",
+        wrong,
+    )
     assert len(encode.calls) == 1, f"encode should be called once, with all captions, not {len(encode.calls)} times"
 
 
@@ -209,10 +250,14 @@ def check_rescale(ex, rng):
         "the ratio is upside down: multiply by std(cond) and divide by std(guided)": mixed(ratio(image, -1)),
         "you took variances; it is standard deviations": mixed(ratio(image, 2)),
         "the standard deviation is that of the whole batch; each image has its own": mixed(ratio(whole)),
-        "each channel has got a strength of its own; take the standard deviation over the channels, too": mixed(ratio((2, 3))),
-        "you rescaled cond; it is the guided answer that is rescaled": phi * ratio(image, -1) * cond + (1 - phi) * guided,
+        "each channel has got a strength of its own; take the standard deviation over the channels, too": mixed(
+            ratio((2, 3))
+        ),
+        "you rescaled cond; it is the guided answer that is rescaled": phi * ratio(image, -1) * cond
+        + (1 - phi) * guided,
         "you rescaled cond, and forgot phi; it is the guided answer that is rescaled": ratio(image, -1) * cond,
-        "you mixed with cond; the other part of the mixture is guided, as it was": phi * ratio(image) * guided + (1 - phi) * cond,
+        "you mixed with cond; the other part of the mixture is guided, as it was": phi * ratio(image) * guided
+        + (1 - phi) * cond,
     }
     hint = "the result should be phi guided std(cond) / std(guided) + (1 - phi) guided, with the standard deviations of each image"
     expect(call(ex.rescale, guided, cond, phi), mixed(ratio(image)), hint, wrong)
@@ -237,30 +282,40 @@ def check_dynamic_threshold(ex, rng):
         "s is that of the whole batch, and not at least 1; each image has its own": shrunk(batch),
         "s is a quantile of |x0|, not of x0": shrunk(per_image(x0.flatten(1).quantile(share, dim=1)).clamp(min=1)),
         "you divided without cutting off": x0 / s,
-        "s is the largest |x0|; it should be a quantile, which a few pixels cannot drive": shrunk(x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)),
+        "s is the largest |x0|; it should be a quantile, which a few pixels cannot drive": shrunk(
+            x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
+        ),
         "s is at least 1, not at most": shrunk(free.clamp(max=1)),
         "each channel was given a threshold of its own, which changes the colours": shrunk(
-            x0.abs().flatten(2).quantile(share, dim=2)[:, :, None, None].clamp(min=1)),
-    }  # fmt: skip
+            x0.abs().flatten(2).quantile(share, dim=2)[:, :, None, None].clamp(min=1)
+        ),
+    }
     expect(call(ex.dynamic_threshold, x0, share), shrunk(s), "each image is cut off at its s and divided by it", wrong)
 
 
 def three(got: object) -> Tensor:
-    assert isinstance(got, tuple) and len(got) == 3, "three numbers were expected here, (share, low, high): is a `return` missing?"
+    assert isinstance(got, tuple) and len(got) == 3, (
+        "three numbers were expected here, (share, low, high): is a `return` missing?"
+    )
     return torch.tensor([float(value) for value in got])
 
 
 def check_attribute_accuracy(ex, rng):
     N, K = integer(rng, 9, 14), integer(rng, 3, 5)
     asked = torch.randint(0, 4, (N, K), generator=rng)
-    left_open = torch.rand(N, K, generator=rng) < torch.linspace(0.1, 0.8, N)[:, None]  # some captions ask for much, some for little
+    left_open = (
+        torch.rand(N, K, generator=rng) < torch.linspace(0.1, 0.8, N)[:, None]
+    )  # some captions ask for much, some for little
     left_open[:, 0] = False
     asked[left_open] = -1
     n = int((asked >= 0).sum())
     for misses in (integer(rng, 2, n // 4), 0, n):
-        # Which questions are missed is not by chance, so that averaging by pictures shows: the last captions ask for little.
+        # Which questions are missed is not by chance, so that averaging by pictures shows: the last captions ask for
+        # little.
         missed = (asked >= 0).flatten().cumsum(0).view(N, K) > n - misses
-        found = torch.where(asked >= 0, torch.where(missed, (asked + 1) % 4, asked), torch.randint(0, 4, (N, K), generator=rng))
+        found = torch.where(
+            asked >= 0, torch.where(missed, (asked + 1) % 4, asked), torch.randint(0, 4, (N, K), generator=rng)
+        )
         check_one_accuracy(ex, found, asked)
 
 
@@ -272,7 +327,11 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
     def wilson(n: int, whole: bool = True) -> Tensor:
         middle, reach = share + 1.96**2 / (2 * n), 1.96 * math.sqrt(share * (1 - share) / n + 1.96**2 / (4 * n**2))
         below = 1 + 1.96**2 / n
-        return torch.tensor([middle / below - reach / below, middle / below + reach / below] if whole else [middle - reach, middle + reach])
+        return torch.tensor(
+            [middle / below - reach / below, middle / below + reach / below]
+            if whole
+            else [middle - reach, middle + reach]
+        )
 
     got = three(call(ex.attribute_accuracy, found, asked))
     right_share = torch.tensor(float(share))
@@ -280,7 +339,10 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
         "what was not asked for is counted as if it were wrong": k / asked.numel(),
         "what was not asked for is counted as if it were right": (k + asked.numel() - n) / asked.numel(),
         "this is the mean of each picture's share; count questions, not pictures": each.mean().item(),
-        "this is the share of pictures in which everything is right; count questions": (each == 1).float().mean().item(),
+        "this is the share of pictures in which everything is right; count questions": (each == 1)
+        .float()
+        .mean()
+        .item(),
         "this is the number that was found, not their share": float(k),
     }
     wrong = {message: torch.tensor(value) for message, value in wrong.items() if not math.isclose(value, share)}
@@ -294,7 +356,9 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
         "n is the number of questions, not of all answers": wilson(asked.numel()),
         "Wilson's formula is divided by 1 + z^2/n as a whole": wilson(n, whole=False),
     }
-    wrong = {message: value for message, value in wrong.items() if not torch.allclose(value, wilson(n))}  # n may equal N
+    wrong = {
+        message: value for message, value in wrong.items() if not torch.allclose(value, wilson(n))
+    }  # n may equal N
     expect(got[1:], wilson(n), f"this is not Wilson's interval for {k} of {n}", wrong)
 
 

@@ -1,7 +1,8 @@
 """What chapter 2's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
-Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed:
-the data of two panels are points in the plane, in five blobs, of which a caption names some; their ideal denoiser is known exactly.
+Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is
+needed: the data of two panels are points in the plane, in five blobs, of which a caption names some; their ideal
+denoiser is known exactly.
 """
 
 import math
@@ -10,13 +11,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-NAMES = ("top", "left", "low-left", "low-right", "right")                               # of the blobs, anticlockwise
+NAMES = ("top", "left", "low-left", "low-right", "right")  # of the blobs, anticlockwise
 ANGLES = torch.arange(5) * (2 * math.pi / 5) + math.pi / 2
-CENTRES = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)                                  # (5, 2)
-WIDTH = 0.3                                                                             # of each blob
-LAMBDAS = torch.linspace(-3, 3, 30)                                                     # of the noise levels visited
+CENTRES = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)  # (5, 2)
+WIDTH = 0.3  # of each blob
+LAMBDAS = torch.linspace(-3, 3, 30)  # of the noise levels visited
 ALPHA = torch.cat([(1 + torch.exp(-2 * LAMBDAS)) ** -0.5, torch.ones(1)])
-SIGMA = torch.cat([(1 + torch.exp(2 * LAMBDAS)) ** -0.5, torch.zeros(1)])               # the last level is clean
+SIGMA = torch.cat([(1 + torch.exp(2 * LAMBDAS)) ** -0.5, torch.zeros(1)])  # the last level is clean
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
 
 
@@ -35,7 +36,7 @@ def see(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
     """The noise in points x at level t, if they come from the blobs of their captions. (B, 1, 1, 2) -> (B, 1, 1, 2)"""
     alpha, sigma = ALPHA[t].view(-1, 1, 1), SIGMA[t].view(-1, 1, 1)
     points, variance = x.view(-1, 1, 2), alpha**2 * WIDTH**2 + sigma**2
-    away = points - alpha * CENTRES                                                     # (B, 5, 2)
+    away = points - alpha * CENTRES  # (B, 5, 2)
     weight = (text[:, 0].log() - away.square().sum(2) / (2 * variance[:, 0])).softmax(1)[:, :, None]
     x0 = (weight * (CENTRES + alpha * WIDTH**2 / variance * away)).sum(1, keepdim=True)
     return ((points - alpha * x0) / sigma).view(x.shape)
@@ -59,7 +60,9 @@ def scenes(axis, points: list[Tensor], asked: list[tuple[str, ...]], labels: lis
         axis.plot(cloud[:, 0] + right, cloud[:, 1], ",", color=BLUE)
         for name, (x, y) in zip(NAMES, CENTRES.tolist(), strict=True):
             color, width = (ORANGE, 1.5) if name in names else (GREY, 1)
-            axis.plot(x + right + 2.45 * WIDTH * turn.cos(), y + 2.45 * WIDTH * turn.sin(), color=color, linewidth=width)  # 95 %
+            axis.plot(
+                x + right + 2.45 * WIDTH * turn.cos(), y + 2.45 * WIDTH * turn.sin(), color=color, linewidth=width
+            )  # 95 %
         axis.text(right, -2.8, label, ha="center", va="center", fontsize=9)
     axis.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.2, 6.8), ylim=(-3.1, 2.4))
 
@@ -83,7 +86,7 @@ def caption_dropout(ex, right, axis):
 def cross_attention(ex, right, axis):
     side = 64
     y, x = torch.meshgrid(torch.linspace(1, -1, side), torch.linspace(-1, 1, side), indexing="ij")
-    sun = 1 - ((x - 0.3) ** 2 + (y + 0.1) ** 2) / 0.16                                  # above 0 within a disc
+    sun = 1 - ((x - 0.3) ** 2 + (y + 0.1) ** 2) / 0.16  # above 0 within a disc
     zero, one = torch.zeros(side * side), torch.ones(side * side)
     asks = torch.stack([8 * y.flatten(), one, zero, zero, 12 * sun.flatten().clamp(min=-2), one, zero, zero], 1)[None]
     words = torch.tensor([  # the key in head 0 (two numbers), the key in head 1, then what it says: red, green, blue, sun
@@ -118,7 +121,9 @@ def negative_prompt(ex, right, axis):
 
 
 def rescale(ex, right, axis):
-    cond = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.5, 1.2]).view(2, 1, 1, 1)
+    cond = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.5, 1.2]).view(
+        2, 1, 1, 1
+    )
     guided = cond * torch.tensor([5, 2.5]).view(2, 1, 1, 1)
     phis = torch.linspace(0, 1, 11).tolist()
     std = torch.stack([ex.rescale(guided, cond, phi).flatten(1).std(1) for phi in phis])  # (11, 2)
@@ -128,7 +133,12 @@ def rescale(ex, right, axis):
         axis.plot([1], cond[image].std(), style[0], color=ORANGE, fillstyle="none", markersize=12)
     axis.text(-0.03, 1.75, "guided", color=ORANGE)
     axis.text(1.03, 0.12, "conditional", ha="right", color=ORANGE)
-    axis.set(xlabel="phi", ylabel="standard deviation", ylim=(0, 3.3), title="each from its guided to its conditional strength")
+    axis.set(
+        xlabel="phi",
+        ylabel="standard deviation",
+        ylim=(0, 3.3),
+        title="each from its guided to its conditional strength",
+    )
     axis.legend(frameon=False)
 
 
@@ -136,7 +146,7 @@ def dynamic_threshold(ex, right, axis):
     place = torch.linspace(0, 1, 200)
     wave = torch.sin(2 * math.pi * place)
     x0 = torch.stack([2 * wave + 0.3 * torch.sin(30 * place), 0.6 * wave]).view(2, 1, 1, 200)
-    x0[0, 0, 0, 40] = 3.4                                                               # a single hot pixel
+    x0[0, 0, 0, 40] = 3.4  # a single hot pixel
     got = ex.dynamic_threshold(x0, 0.98)
     axis.axhspan(-1, 1, color="0.95", zorder=0)
     axis.plot(place, x0[0, 0, 0], color=GREY, label="guided")
@@ -144,7 +154,12 @@ def dynamic_threshold(ex, right, axis):
     axis.plot(place, got[0, 0, 0], color=BLUE, label="dynamic")
     axis.plot(place, x0[1, 0, 0], color=GREY, linewidth=4)
     axis.plot(place, got[1, 0, 0], color=BLUE, linewidth=1)
-    axis.set(xlabel="a row of pixels", ylabel="x0", xticks=[], title="the strong image keeps its shape, the weak one its strength")
+    axis.set(
+        xlabel="a row of pixels",
+        ylabel="x0",
+        xticks=[],
+        title="the strong image keeps its shape, the weak one its strength",
+    )
     axis.legend(frameon=False, loc="upper right")
 
 
@@ -153,7 +168,7 @@ def attribute_accuracy(ex, right, axis):
     dice = random(studies, 2, N, K)
     for study, (ask, see) in enumerate(dice):
         asked = torch.where(ask < 0.6, 0, -1)
-        found = (see > truth).long()                                                    # 0, as asked for, or 1
+        found = (see > truth).long()  # 0, as asked for, or 1
         share, low, high = ex.attribute_accuracy(found, asked)
         hold += low <= truth <= high
         axis.plot([study, study], [low, high], color=BLUE if low <= truth <= high else ORANGE, linewidth=2)

@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-  python -m pytest 02_cfg_pokemon/exercises -x                    your exercises.py, up to the first failure
-  EXERCISES=mine.py python -m pytest 02_cfg_pokemon/exercises     another file
+python -m pytest 02_cfg_pokemon/exercises -x                    your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 02_cfg_pokemon/exercises     another file
 """
 
 import math
@@ -37,21 +37,32 @@ def test_1_two_of_five(ex):
     u = torch.tensor([0.05, 0.5, 0.19, 0.9, 0.3])
     got = call(ex.caption_dropout, captions(1, 2, 3, 4, 5), captions(-1)[0], u, 0.2)
     if isinstance(got, torch.Tensor):
-        assert len(got) == 5, f"of 5 captions you return {len(got)}: the images stay in the batch, and only their words are dropped"
+        assert len(got) == 5, (
+            f"of 5 captions you return {len(got)}: the images stay in the batch, and only their words are dropped"
+        )
     wrong = {
         "one die decided for the whole batch; each image has its own, u_i": captions(-1, -1, -1, -1, -1),
         "you dropped where u is above p, and so 80 % of the captions instead of 20 %": captions(1, -1, 3, -1, -1),
         "the empty caption is a text too, not zeros": captions(0, 2, 0, 4, 5),
         "nothing was dropped": captions(1, 2, 3, 4, 5),
     }
-    expect(got, captions(-1, 2, -1, 4, 5), "u is below p = 0.2 at images 0 and 2; these two captions become the empty one", wrong)
+    expect(
+        got,
+        captions(-1, 2, -1, 4, 5),
+        "u is below p = 0.2 at images 0 and 2; these two captions become the empty one",
+        wrong,
+    )
 
 
 def test_1_none_and_all(ex):
     text, empty, u = captions(1, 2), captions(-1)[0], torch.tensor([0.0, 0.9])
     hint = "at p = 0 nothing is dropped, not even where u = 0: the condition is u < p"
     expect(call(ex.caption_dropout, text, empty, u, 0.0), text, hint)
-    expect(call(ex.caption_dropout, text, empty, u, 1.0), captions(-1, -1), "at p = 1 all captions are dropped, as u is always below 1")
+    expect(
+        call(ex.caption_dropout, text, empty, u, 1.0),
+        captions(-1, -1),
+        "at p = 1 all captions are dropped, as u is always below 1",
+    )
 
 
 def test_1_as_many_images_as_tokens_and_numbers(ex):
@@ -62,7 +73,12 @@ def test_1_as_many_images_as_tokens_and_numbers(ex):
         "you dropped the first number of every token: u < p must have the shape (B, 1, 1), or it lines up with the last axis": columns,
         "you dropped the first token of every caption: u < p must have the shape (B, 1, 1)": rows,
     }
-    expect(call(ex.caption_dropout, text, empty, u, 0.2), captions(-1, 2, 3, M=3, D=3), "the whole first caption is dropped, and no other", wrong)
+    expect(
+        call(ex.caption_dropout, text, empty, u, 0.2),
+        captions(-1, 2, 3, M=3, D=3),
+        "the whole first caption is dropped, and no other",
+        wrong,
+    )
 
 
 # ---------------------------------------------------------------------------------------- 2. cross_attention
@@ -73,7 +89,7 @@ def test_2_a_pixel_reads_two_words(ex):
     x = torch.tensor([[[0, 2 * math.log(3), 0, 0], [0, 0, 0, 0]]])
     text = torch.tensor([[[1.0, 0, 5, 0], [0, 0, 0, 7]]])
     W_q = torch.zeros(4, 4)
-    W_q[0, 1] = 1                                                        # what is asked is x's second number
+    W_q[0, 1] = 1  # what is asked is x's second number
     W_k, W_v = torch.diag(torch.tensor([1.0, 1, 0, 0])), torch.diag(torch.tensor([0.0, 0, 1, 1]))
     got = call(ex.cross_attention, x, text, W_q, W_k, W_v, 1)
 
@@ -85,11 +101,14 @@ def test_2_a_pixel_reads_two_words(ex):
         "the division by sqrt(d) is missing; here d = 4, and so sqrt(d) = 2": reading((0.9, 0.1)),
         "divide by sqrt(d), not by d": reading((3**0.5 / (3**0.5 + 1), 1 / (3**0.5 + 1))),
         "the softmax runs over the pixels; it is over the words, so that the attention of each pixel sums to 1": reading(
-            (0.75, 0.5), (0.25, 0.5)),
+            (0.75, 0.5), (0.25, 0.5)
+        ),
         "without a softmax, what is asked is multiplied but not shared out": reading((math.log(3), 0), (0, 0)),
         "W_q is kept as (out, in): q = x W_q^T": reading((0.5, 0.5)),
-        "K and V are swapped: words are found by K, and V is what they say": torch.tensor([[[0.5, 0, 0, 0], [0.5, 0, 0, 0]]]),
-    }  # fmt: skip
+        "K and V are swapped: words are found by K, and V is what they say": torch.tensor(
+            [[[0.5, 0, 0, 0], [0.5, 0, 0, 0]]]
+        ),
+    }
     hint = "scores of (2 log 3) / 2 and 0 become 3/4 and 1/4 of the attention; what the words say is (0, 0, 5, 0) and (0, 0, 0, 7)"
     expect(got, reading((0.75, 0.25)), hint, wrong)
 
@@ -98,24 +117,44 @@ def test_2_a_single_word_has_all_the_attention(ex):
     x, text = torch.tensor([[[1.0, 2], [3, 4], [5, 6]]]), torch.tensor([[[1.0, 2, 3]]])
     W_k, W_v = torch.tensor([[0.0, 0, 1], [1, 0, 0]]), torch.tensor([[1.0, 0, 0], [0, 1, 1]])
     got = call(ex.cross_attention, x, text, torch.eye(2), W_k, W_v, 1)
-    wrong = {"you returned what the word is known by (K); the pixels read what it says (V)": torch.tensor([3.0, 1]).expand(1, 3, 2)}
-    expect(got, torch.tensor([1.0, 5]).expand(1, 3, 2), "the only word says text W_v^T = (1, 2 + 3), to every pixel", wrong)
+    wrong = {
+        "you returned what the word is known by (K); the pixels read what it says (V)": torch.tensor([3.0, 1]).expand(
+            1, 3, 2
+        )
+    }
+    expect(
+        got,
+        torch.tensor([1.0, 5]).expand(1, 3, 2),
+        "the only word says text W_v^T = (1, 2 + 3), to every pixel",
+        wrong,
+    )
 
 
 def two_heads(e: float) -> torch.Tensor:
     """If the word that a head asks for has e times the attention of each other."""
     asked, other = e / (e + 2), 1 / (e + 2)
-    return torch.tensor([[[asked, 4 * other, 1 / 3, 8 / 3], [1 / 3, 4 / 3, asked, 8 * other], [asked, 4 * other, asked, 8 * other]]])
+    return torch.tensor(
+        [[[asked, 4 * other, 1 / 3, 8 / 3], [1 / 3, 4 / 3, asked, 8 * other], [asked, 4 * other, asked, 8 * other]]]
+    )
 
 
 def one_head(e: float) -> torch.Tensor:
     first, both = 1 / (e + 2), 1 / (2 * e + 1)
-    return torch.tensor([[[e * first, 4 * first, first, 8 * first], [first, 4 * first, e * first, 8 * first],
-                          [e * both, 4 * both, e * both, 8 * both]]])  # fmt: skip
+    return torch.tensor(
+        [
+            [
+                [e * first, 4 * first, first, 8 * first],
+                [first, 4 * first, e * first, 8 * first],
+                [e * both, 4 * both, e * both, 8 * both],
+            ]
+        ]
+    )
 
 
 def test_2_two_heads(ex):
-    """Head 0 (columns 0 and 1) of the first and third pixel asks for word 0; head 1 of the second and third for word 1."""
+    """Head 0 (columns 0 and 1) of the first and third pixel asks for word 0;
+    head 1 of the second and third for word 1.
+    """
     ask = 2**0.5 * math.log(3)
     x = torch.tensor([[[ask, 0, 0, 0], [0, 0, ask, 0], [ask, 0, ask, 0]]])
     text = torch.tensor([[[1.0, 0, 0, 0], [0, 0, 1, 0], [0, 4, 0, 8]]])
@@ -130,10 +169,17 @@ def test_2_two_heads(ex):
         "this is one head, as wide as all together, though divided by the right sqrt(d)": one_head(3),
         "a bare view mixes the pixels up: split the last axis, (B, N, heads, d), then move the axis of heads forward": bare_view,
         "the heads have every other column; head 0 should have columns 0 ... d-1": alternating,
-        "the heads have every other column; head 0 should have columns 0 ... d-1, and so on": alternating[:, :, [0, 2, 1, 3]],
+        "the heads have every other column; head 0 should have columns 0 ... d-1, and so on": alternating[
+            :, :, [0, 2, 1, 3]
+        ],
         "before the heads are put side by side, their axis must be moved back behind the pixels": not_moved_back,
     }
-    expect(got, two_heads(3), "in each head, the word asked for has 3/5 of the attention and the others 1/5; unasked, each has 1/3", wrong)
+    expect(
+        got,
+        two_heads(3),
+        "in each head, the word asked for has 3/5 of the attention and the others 1/5; unasked, each has 1/3",
+        wrong,
+    )
 
 
 # ------------------------------------------------------------------------------------------------- 3. guided
@@ -146,7 +192,9 @@ class Network:
         self.x, self.t, self.text = [], [], []
 
     def __call__(self, x, t, text):
-        assert isinstance(t, torch.Tensor) and t.shape == (len(x),), f"{len(x)} images need {len(x)} times t, as a tensor"
+        assert isinstance(t, torch.Tensor) and t.shape == (len(x),), (
+            f"{len(x)} images need {len(x)} times t, as a tensor"
+        )
         assert len(text) == len(x), f"the network was given {len(x)} images and {len(text)} captions"
         self.x.append(x)
         self.t.append(t)
@@ -164,25 +212,36 @@ def test_3_what_the_network_is_asked(ex):
     wrong = {"the images came as 0 0 1 1; they should come as 0 1 0 1, as the captions do": images(10, 10, 20, 20)}
     expect(net.x[0], images(10, 20, 10, 20), "the network should see all images, and then all of them again", wrong)
     expect(net.text[0], CONTEXT, "the network should be given context as it is")
-    assert net.t[0].tolist() == [7, 3, 7, 3], f"t should be doubled as the images are, [7, 3, 7, 3], not {net.t[0].tolist()}"
+    assert net.t[0].tolist() == [7, 3, 7, 3], (
+        f"t should be doubled as the images are, [7, 3, 7, 3], not {net.t[0].tolist()}"
+    )
 
 
 def test_3_the_formula(ex):
     got = call(ex.guided, Network(), X, T, CONTEXT, 2.0)  # uncond is 11 and 21, cond 13 and 25
     wrong = {
         "the sign is wrong: guidance leads away from the caption": images(11 - 4, 21 - 8),
-        "this is Ho & Salimans' w, (1 + w) cond - w uncond, which guides by one more": images(3 * 13 - 2 * 11, 3 * 25 - 2 * 21),
+        "this is Ho & Salimans' w, (1 + w) cond - w uncond, which guides by one more": images(
+            3 * 13 - 2 * 11, 3 * 25 - 2 * 21
+        ),
         "the halves are swapped: the first B answers are uncond": images(13 - 4, 25 - 8),
         "the difference is all that is left: add uncond": images(4, 8),
         "this is the conditional answer, with no guidance": images(13, 25),
     }
-    expect(got, images(11 + 2 * 2, 21 + 2 * 4), "uncond is 11 and 21, cond is 13 and 25; w = 2 goes twice as far", wrong)
+    expect(
+        got, images(11 + 2 * 2, 21 + 2 * 4), "uncond is 11 and 21, cond is 13 and 25; w = 2 goes twice as far", wrong
+    )
 
 
 def test_3_off_and_without_words(ex):
     net = Network()
-    wrong = {"the halves are swapped": images(11, 21), "w = 1 is off; with Ho & Salimans' w, 0 would be": images(15, 29)}
-    expect(call(ex.guided, net, X, T, CONTEXT, 1.0), images(13, 25), "at w = 1 the answer is the conditional one", wrong)
+    wrong = {
+        "the halves are swapped": images(11, 21),
+        "w = 1 is off; with Ho & Salimans' w, 0 would be": images(15, 29),
+    }
+    expect(
+        call(ex.guided, net, X, T, CONTEXT, 1.0), images(13, 25), "at w = 1 the answer is the conditional one", wrong
+    )
     expect(call(ex.guided, net, X, T, CONTEXT, 0.0), images(11, 21), "at w = 0 the answer is the unconditional one")
 
 
@@ -198,7 +257,9 @@ class Encoder:
     def __call__(self, texts):
         assert isinstance(texts, list), f"encode takes a list of captions, not {type(texts).__name__}"
         for text in texts:
-            assert isinstance(text, str), f"encode was given {text!r} as a caption; where there is no negative prompt, give it the empty one, ''"
+            assert isinstance(text, str), (
+                f"encode was given {text!r} as a caption; where there is no negative prompt, give it the empty one, ''"
+            )
         self.calls.append(texts)
         return captions(*[float(sum(place * ord(c) for place, c in enumerate(text, 1))) for text in texts], M=2, D=3)
 
@@ -212,17 +273,31 @@ def test_4_one_with_and_one_without(ex):
             f"the negative prompt was joined with the prompt, '{text}', which asks for wings; it is a caption of its own"
         )
     if isinstance(got, torch.Tensor):
-        assert len(got) != 6, "there are three captions for each image; the negative prompt takes the place of the empty one"
-        assert len(got) == 4, f"two images have four captions, two to lead away from and two to lead towards, not {len(got)}"
+        assert len(got) != 6, (
+            "there are three captions for each image; the negative prompt takes the place of the empty one"
+        )
+        assert len(got) == 4, (
+            f"two images have four captions, two to lead away from and two to lead towards, not {len(got)}"
+        )
     wrong = {
-        "the halves are swapped: first what to lead away from, then the prompts": read(["a red monster", "a blue monster", "wings", ""]),
-        "the captions alternate; first come all to lead away from, then all prompts": read(["wings", "a red monster", "", "a blue monster"]),
+        "the halves are swapped: first what to lead away from, then the prompts": read(
+            ["a red monster", "a blue monster", "wings", ""]
+        ),
+        "the captions alternate; first come all to lead away from, then all prompts": read(
+            ["wings", "a red monster", "", "a blue monster"]
+        ),
         "the negative prompts were not used": read(["", "", "a red monster", "a blue monster"]),
-        "the first image's negative prompt was used for all": read(["wings", "wings", "a red monster", "a blue monster"]),
-        "None became a word; it means the empty caption, ''": read(["wings", "None", "a red monster", "a blue monster"]),
+        "the first image's negative prompt was used for all": read(
+            ["wings", "wings", "a red monster", "a blue monster"]
+        ),
+        "None became a word; it means the empty caption, ''": read(
+            ["wings", "None", "a red monster", "a blue monster"]
+        ),
     }
     right = read(["wings", "", "a red monster", "a blue monster"])
-    expect(got, right, "the captions should be 'wings', '', 'a red monster' and 'a blue monster', in this order", wrong)
+    expect(
+        got, right, "the captions should be 'wings', '', 'a red monster' and 'a blue monster', in this order", wrong
+    )
     assert len(encode.calls) == 1, f"encode should be called once, with all captions, not {len(encode.calls)} times"
 
 
@@ -245,12 +320,22 @@ def test_5_two_images(ex):
         "the ratio is upside down: multiply by std(cond) and divide by std(guided)": mixed(4, 1 / 2),
         "you took variances; it is standard deviations": mixed(1 / 16, 4),
         "the standard deviation is that of the whole batch; each image has its own": mixed(batch, batch),
-        "you rescaled cond; it is the guided answer that is rescaled": 0.25 * cond * torch.tensor([4, 0.5]).view(2, 1, 1, 1) + 0.75 * guided,
-        "you rescaled cond, and forgot phi; it is the guided answer that is rescaled": cond * torch.tensor([4, 0.5]).view(2, 1, 1, 1),
-        "you mixed with cond; the other part of the mixture is guided, as it was": 0.25 * mixed(1 / 4, 2, phi=1) + 0.75 * cond,
+        "you rescaled cond; it is the guided answer that is rescaled": 0.25
+        * cond
+        * torch.tensor([4, 0.5]).view(2, 1, 1, 1)
+        + 0.75 * guided,
+        "you rescaled cond, and forgot phi; it is the guided answer that is rescaled": cond
+        * torch.tensor([4, 0.5]).view(2, 1, 1, 1),
+        "you mixed with cond; the other part of the mixture is guided, as it was": 0.25 * mixed(1 / 4, 2, phi=1)
+        + 0.75 * cond,
     }
     right = mixed(1 / 4, 2)
-    expect(got, right, "rescaled, the images are 1/4 and 2 times as strong; a quarter of that and three quarters of guided", wrong)
+    expect(
+        got,
+        right,
+        "rescaled, the images are 1/4 and 2 times as strong; a quarter of that and three quarters of guided",
+        wrong,
+    )
 
 
 def test_5_all_channels_together(ex):
@@ -265,8 +350,8 @@ def test_5_all_channels_together(ex):
 
 
 def test_6_a_strong_image_and_a_weak_one(ex):
-    steps = torch.arange(11) * torch.tensor([1.0, -1]).repeat(6)[:11]          # 0, -1, 2, -3, ... 10
-    x0 = torch.stack([steps / 2, steps / 20]).view(2, 1, 1, 11)                # up to 5, and up to 0.5
+    steps = torch.arange(11) * torch.tensor([1.0, -1]).repeat(6)[:11]  # 0, -1, 2, -3, ... 10
+    x0 = torch.stack([steps / 2, steps / 20]).view(2, 1, 1, 11)  # up to 5, and up to 0.5
     got = call(ex.dynamic_threshold, x0, 0.8)
 
     def shrunk(first: float, second: float = 1) -> torch.Tensor:
@@ -285,12 +370,21 @@ def test_6_a_strong_image_and_a_weak_one(ex):
         "s is the largest |x0|; it should be a quantile, which a few pixels cannot drive": shrunk(5),
         "s is at least 1, not at most": shrunk(1, 0.4),
     }
-    expect(got, shrunk(4), "80 % of the first |x0| are at most s = 4; of the second they are below 1, so s = 1 and nothing changes", wrong)
+    expect(
+        got,
+        shrunk(4),
+        "80 % of the first |x0| are at most s = 4; of the second they are below 1, so s = 1 and nothing changes",
+        wrong,
+    )
 
 
 def test_6_all_channels_together(ex):
     x0 = torch.cat([torch.full((1, 1, 1, 5), 0.5), torch.full((1, 1, 1, 5), 2.0)], dim=1)
-    wrong = {"each channel was given a threshold of its own, which changes the colours": torch.cat([x0[:, :1], x0[:, 1:] / 2], dim=1)}
+    wrong = {
+        "each channel was given a threshold of its own, which changes the colours": torch.cat(
+            [x0[:, :1], x0[:, 1:] / 2], dim=1
+        )
+    }
     expect(call(ex.dynamic_threshold, x0, 1.0), x0 / 2, "one s for all channels: the image is twice too strong", wrong)
 
 
@@ -301,7 +395,9 @@ FOUND = torch.tensor([[1, 0, 2], [1, 1, 1], [3, 1, 2], [2, 2, 0], [0, 0, 0]])  #
 
 
 def three(got: object) -> torch.Tensor:
-    assert isinstance(got, tuple) and len(got) == 3, "three numbers were expected here, (share, low, high): is a `return` missing?"
+    assert isinstance(got, tuple) and len(got) == 3, (
+        "three numbers were expected here, (share, low, high): is a `return` missing?"
+    )
     return torch.tensor([float(value) for value in got])
 
 
@@ -310,7 +406,9 @@ def test_7_the_share(ex):
     wrong = {
         "what was not asked for is counted as if it were wrong: 15 answers, but 9 questions": torch.tensor(7 / 15),
         "what was not asked for is counted as if it were right: 15 answers, but 9 questions": torch.tensor(13 / 15),
-        "this is the mean of each picture's share; count questions, not pictures": torch.tensor((1 + 0 + 2 / 3 + 1 + 1) / 5),
+        "this is the mean of each picture's share; count questions, not pictures": torch.tensor(
+            (1 + 0 + 2 / 3 + 1 + 1) / 5
+        ),
         "this is the share of pictures in which everything is right; count questions": torch.tensor(3 / 5),
         "this is the number that was found, not their share": torch.tensor(7.0),
     }
@@ -326,10 +424,20 @@ def test_7_the_interval(ex):
         "n is the number of questions, 9, not of all answers": torch.tensor([0.525061, 0.917223]),
         "Wilson's formula is divided by 1 + z^2/n as a whole": torch.tensor([0.645766, 1.336634]),
     }
-    expect(interval, torch.tensor([0.452583, 0.936777]), "with k = 7 and n = 9, Wilson's interval goes from 0.4526 to 0.9368", wrong)
+    expect(
+        interval,
+        torch.tensor([0.452583, 0.936777]),
+        "with k = 7 and n = 9, Wilson's interval goes from 0.4526 to 0.9368",
+        wrong,
+    )
 
 
 def test_7_everything_was_found(ex):
     got = three(call(ex.attribute_accuracy, torch.tensor([[1, 2], [0, 1]]), torch.tensor([[1, 2], [0, 1]])))
     wrong = {"this is the plain interval: 4 of 4 is no proof of 100 %": torch.ones(3)}
-    expect(got, torch.tensor([1, 1 / (1 + 1.96**2 / 4), 1]), "4 of 4 is a share of 1, and Wilson's interval goes from 0.51 to 1", wrong)
+    expect(
+        got,
+        torch.tensor([1, 1 / (1 + 1.96**2 / 4), 1]),
+        "4 of 4 is a share of 1, and Wilson's interval goes from 0.51 to 1",
+        wrong,
+    )

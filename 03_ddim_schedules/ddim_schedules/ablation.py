@@ -1,5 +1,5 @@
-"""A study from the command line to its files: read what to vary, refuse what cannot work, estimate the cost, run every
-experiment and write results.csv, plot.png and grid.png.
+"""A study from the command line to its files: read what to vary, refuse what cannot work, estimate the cost,
+run every experiment and write results.csv, plot.png and grid.png.
 """
 
 from collections.abc import Sequence

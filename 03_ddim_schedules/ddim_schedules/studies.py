@@ -56,17 +56,14 @@ STUDIES = {
     ),
     "losses": NamedStudy("Claim 3: is L2 sharper and L1 smoother?", ("loss=l2,l1,huber", SEEDS), measure="sharpness"),
     "weights": NamedStudy(
-        "Claim 6: do P2 and min-SNR weights make a difference?",
-        ("weight=plain,p2,min_snr", "prediction=eps", SEEDS),
+        "Claim 6: do P2 and min-SNR weights make a difference?", ("weight=plain,p2,min_snr", "prediction=eps", SEEDS)
     ),
     "ema": NamedStudy("Claim 6: do averaged weights make a difference?", ("ema=yes,no", "train_steps=100,400", SEEDS)),
     "clip": NamedStudy(
-        "Claim 6: does clipping x0 make a difference?",
-        ("clip=none,static,dynamic", "prediction=eps,v", SEEDS),
+        "Claim 6: does clipping x0 make a difference?", ("clip=none,static,dynamic", "prediction=eps,v", SEEDS)
     ),
     "predictions": NamedStudy(
-        "What should the network predict?",
-        ("prediction=eps,x0,v", "schedule=linear,cosine", SEEDS),
+        "What should the network predict?", ("prediction=eps,x0,v", "schedule=linear,cosine", SEEDS)
     ),
     "width": NamedStudy("Claim 10: does a wider network improve the samples?", ("channels=8-16,16-32,24-48", SEEDS)),
     "depth": NamedStudy("Claim 10: does a deeper network improve the samples?", ("layers=1,2", SEEDS)),

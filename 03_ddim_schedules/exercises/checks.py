@@ -1,6 +1,8 @@
-"""The grader's randomised checks of chapter 3: sizes, levels and numbers are drawn anew, and compared with the solutions.
+"""The grader's randomised checks of chapter 3: sizes, levels and numbers are drawn anew, and compared with the
+solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
+mistake.
 """
 
 import math
@@ -35,8 +37,11 @@ def descent(rng: torch.Generator, n: int) -> list:
     lam, levels, preserving = uniform(rng, -1.2, -0.8), [], integer(rng, 0, 1)
     long_first = integer(rng, 0, 1)
     for k in range(n):
-        levels.append(right.Level(1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam))) if preserving
-                      else right.Level(1.0, math.exp(-lam)))  # fmt: skip
+        levels.append(
+            right.Level(1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam)))
+            if preserving
+            else right.Level(1.0, math.exp(-lam))
+        )
         lam += uniform(rng, 0.8, 1.1) if k % 2 != long_first else uniform(rng, 0.3, 0.5)  # no two steps alike
     return levels
 
@@ -52,8 +57,12 @@ class Denoiser:
         return x0, (x - level[0] * x0) / level[1]
 
     def __call__(self, x: Tensor, level) -> tuple[Tensor, Tensor]:
-        assert isinstance(level, tuple) and len(level) == 2, "denoise must be told a level: denoise(x, now) or denoise(ahead, then)"
-        assert level[1] > 0, "denoise was asked at sigma' = 0, where there is no noise to see: the last step is Euler's, with one look"
+        assert isinstance(level, tuple) and len(level) == 2, (
+            "denoise must be told a level: denoise(x, now) or denoise(ahead, then)"
+        )
+        assert level[1] > 0, (
+            "denoise was asked at sigma' = 0, where there is no noise to see: the last step is Euler's, with one look"
+        )
         self.x.append(x.clone())
         self.told.append(tuple(level))
         return self.look(x, level)
@@ -67,17 +76,27 @@ def check_respace(ex, rng):
     T = len(alpha_bar) - 1
     times = sorted((1 + torch.randperm(T - 1, generator=rng)[: integer(rng, 2, 4)]).tolist()) + [T]
     got = call(ex.respace, alpha_bar, list(times))
-    assert len(got) != len(times) - 1, "the first beta is missing: before the first visited level comes the clean image, alpha_bar_0 = 1"
+    assert len(got) != len(times) - 1, (
+        "the first beta is missing: before the first visited level comes the clean image, alpha_bar_0 = 1"
+    )
     full = 1 - alpha_bar[1:] / alpha_bar[:-1]
     ratio = alpha_bar[times] / alpha_bar[[0, *times[:-1]]]
     wrong = {
-        "these are the full chain's betas at the visited levels; a long step needs the beta of all the steps it skips": full[[t - 1 for t in times]],
-        "you did not divide by the alpha_bar visited before: beta is the noise of one step, not of all up to there": 1 - alpha_bar[times],
+        "these are the full chain's betas at the visited levels; a long step needs the beta of all the steps it skips": full[
+            [t - 1 for t in times]
+        ],
+        "you did not divide by the alpha_bar visited before: beta is the noise of one step, not of all up to there": 1
+        - alpha_bar[times],
         "these are the alphas; beta is 1 - alpha": ratio,
         "the ratio is upside down: divide by the alpha_bar visited before": 1 - 1 / ratio,
         "beta is made of alpha_bar itself, not of its square root": 1 - ratio.sqrt(),
     }
-    expect(got, right.respace(alpha_bar, times), "the betas of the short chain must lead to the same alpha_bar at each visited level", wrong)
+    expect(
+        got,
+        right.respace(alpha_bar, times),
+        "the betas of the short chain must lead to the same alpha_bar at each visited level",
+        wrong,
+    )
 
 
 def check_ddim_step(ex, rng):
@@ -98,32 +117,55 @@ def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
     image = then.sqrt() * x0
     other = ((1 - then) * (1 - now / then)).sqrt() * eta
     wrong = {
-        "you stepped to the level t - 1; a step goes to t_next, any number of levels below": right.ddim_step(x, eps, t, t - 1, eta, z, alpha_bar),
-        "the fresh noise is not taken away from the old: eps has the factor sqrt(1 - alpha_bar' - fresh^2)": image + (1 - then).sqrt() * eps + fresh * z,
+        "you stepped to the level t - 1; a step goes to t_next, any number of levels below": right.ddim_step(
+            x, eps, t, t - 1, eta, z, alpha_bar
+        ),
+        "the fresh noise is not taken away from the old: eps has the factor sqrt(1 - alpha_bar' - fresh^2)": image
+        + (1 - then).sqrt() * eps
+        + fresh * z,
         "you multiplied z by the square of `fresh`": image + old * eps + fresh**2 * z,
         "the square root of 1 - alpha_bar' - fresh^2 is missing": image + old**2 * eps + fresh * z,
         "fresh is taken from sqrt(1 - alpha_bar') itself; it is the squares, the variances, that are subtracted": (
-            image + ((1 - then).sqrt() - fresh) * eps + fresh * z),
-        "fresh should be squared where it is taken from 1 - alpha_bar'": image + (1 - then - fresh).sqrt() * eps + fresh * z,
+            image + ((1 - then).sqrt() - fresh) * eps + fresh * z
+        ),
+        "fresh should be squared where it is taken from 1 - alpha_bar'": image
+        + (1 - then - fresh).sqrt() * eps
+        + fresh * z,
         "eta belongs to the fresh noise, before the root of eq. 16; you put it before eps": (
-            image + eta * (1 - then - full**2).sqrt() * eps + full * z),
-        "eta stands under the square root; eq. 16 has it in front": right.ddim_step(x, eps, t, t_next, eta**0.5, z, alpha_bar),
+            image + eta * (1 - then - full**2).sqrt() * eps + full * z
+        ),
+        "eta stands under the square root; eq. 16 has it in front": right.ddim_step(
+            x, eps, t, t_next, eta**0.5, z, alpha_bar
+        ),
         "eta is missing in eq. 16": right.ddim_step(x, eps, t, t_next, 1.0, z, alpha_bar),
         "z was forgotten": image + old * eps,
         "in eq. 16, the factor (1 - alpha_bar') / (1 - alpha_bar) is missing its denominator": (
-            image + (1 - then - other**2).sqrt() * eps + other * z),
+            image + (1 - then - other**2).sqrt() * eps + other * z
+        ),
         "did you use alpha_bar' where its square root belongs?": then * x0 + old * eps + fresh * z,
-        "x0 is too faint: divide x - sqrt(1 - alpha_bar) eps by sqrt(alpha_bar)": then.sqrt() * now.sqrt() * x0 + old * eps + fresh * z,
+        "x0 is too faint: divide x - sqrt(1 - alpha_bar) eps by sqrt(alpha_bar)": then.sqrt() * now.sqrt() * x0
+        + old * eps
+        + fresh * z,
         "in x0, did you use 1 - alpha_bar where its square root belongs?": (
-            then.sqrt() * (x - (1 - now) * eps) / now.sqrt() + old * eps + fresh * z),
-    }  # fmt: skip
+            then.sqrt() * (x - (1 - now) * eps) / now.sqrt() + old * eps + fresh * z
+        ),
+    }
     got = call(ex.ddim_step, x, eps, t, t_next, eta, z, alpha_bar)
     if t_next == 0 and isinstance(got, Tensor):
         at_1 = right.ddim_step(x, eps, t, 1, eta, z, alpha_bar)
-        assert not close(got, at_1), "the last step stopped at t = 1; it should end in the clean image, at alpha_bar_0 = 1"
+        assert not close(got, at_1), (
+            "the last step stopped at t = 1; it should end in the clean image, at alpha_bar_0 = 1"
+        )
         again = ex.ddim_step(x, eps, t, t_next, eta, -z, alpha_bar)
-        assert close(got, again), "noise is added at the last step, which should end in the clean image: eq. 16 with alpha_bar_0 = 1 gives 0"
-    expect(got, image + old * eps + fresh * z, f"x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}", wrong)
+        assert close(got, again), (
+            "noise is added at the last step, which should end in the clean image: eq. 16 with alpha_bar_0 = 1 gives 0"
+        )
+    expect(
+        got,
+        image + old * eps + fresh * z,
+        f"x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}",
+        wrong,
+    )
 
 
 def pair(got: object) -> tuple[Tensor, Tensor]:
@@ -134,14 +176,19 @@ def pair(got: object) -> tuple[Tensor, Tensor]:
 def check_v_prediction(ex, rng):
     for square in (True, False):
         x0, eps = batch(rng, square=square)
-        angle = uniform(rng, 0.2, 0.4) + torch.arange(len(x0)) * 0.28  # radians; 45 degrees would hide a swap of alpha and sigma
+        angle = (
+            uniform(rng, 0.2, 0.4) + torch.arange(len(x0)) * 0.28
+        )  # radians; 45 degrees would hide a swap of alpha and sigma
         alpha, sigma = angle.cos(), angle.sin()
         alpha[-1], sigma[-1] = 0, 1  # pure noise
         a, s = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
         x, v = a * x0 + s * eps, a * eps - s * x0
 
         got_x, got_v = pair(call(ex.v_prediction, x0, eps, alpha, sigma, False))
-        wrong = {"x and v are swapped": v, "in x, alpha and sigma are swapped: it is alpha x0 + sigma eps": s * x0 + a * eps}
+        wrong = {
+            "x and v are swapped": v,
+            "in x, alpha and sigma are swapped: it is alpha x0 + sigma eps": s * x0 + a * eps,
+        }
         if square:
             wrong |= sideways(lambda a, s: a * x0 + s * eps, alpha, sigma)  # noqa: B023
         expect(got_x, x, "x should be alpha x0 + sigma eps, with the alpha and sigma of each image", wrong)
@@ -219,7 +266,10 @@ def check_heun_step(ex, rng):
 
 def check_snr_weight(ex, rng):
     n, gamma = integer(rng, 5, 9), uniform(rng, 3, 6)
-    snr = gamma * torch.exp(torch.linspace(-4, 3, n) + 0.3 * torch.rand(n, generator=rng))[torch.randperm(n, generator=rng)]
+    snr = (
+        gamma
+        * torch.exp(torch.linspace(-4, 3, n) + 0.3 * torch.rand(n, generator=rng))[torch.randperm(n, generator=rng)]
+    )
     alpha, sigma = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
     divide_by = {"x0": torch.ones_like, "eps": lambda snr: snr, "v": lambda snr: snr + 1}
     for name in torch.randperm(3, generator=rng).tolist():
@@ -233,13 +283,20 @@ def check_snr_weight(ex, rng):
             "your SNR is upside down": weight(1 / snr),
             "you took the larger of SNR and gamma; it is the smaller": weight(snr, lambda snr: snr.clamp(min=gamma)),
             "gamma was not used": weight(snr, lambda snr: snr),
-            "the cut comes too late: gamma limits the SNR above, before you divide": (snr / divide_by[name](snr)).clamp(max=gamma),
+            "the cut comes too late: gamma limits the SNR above, before you divide": (
+                snr / divide_by[name](snr)
+            ).clamp(max=gamma),
             "the cut SNR is used below as well; the division is by the SNR itself": weight(snr.clamp(max=gamma)),
         }
         for other, by in divide_by.items():
             if other != name:
                 wrong[f'this is the weight for "{other}", but "{name}" was asked for'] = weight(snr, by=by)
-        expect(call(ex.snr_weight, alpha, sigma, gamma, name), weight(snr), f'these are not the weights for "{name}"', wrong)
+        expect(
+            call(ex.snr_weight, alpha, sigma, gamma, name),
+            weight(snr),
+            f'these are not the weights for "{name}"',
+            wrong,
+        )
 
 
 def check_slerp(ex, rng):
@@ -255,7 +312,11 @@ def check_slerp(ex, rng):
 
     got, goal = call(ex.slerp, a, b, w), along((1, 2, 3))
     wrong = {
-        "this is a straight line, which cuts through the inside of the sphere: the noise between becomes too weak": (1 - w) * a + w * b,
+        "this is a straight line, which cuts through the inside of the sphere: the noise between becomes too weak": (
+            1 - w
+        )
+        * a
+        + w * b,
         "a and b are swapped: at w = 0 all is a": right.slerp(a, b, 1 - w),
         "the angle is that of the whole batch; each image has its own": along((0, 1, 2, 3)),
         "you took an angle for each pixel, over the channels; an image is one long vector": along((1,)),
@@ -274,8 +335,16 @@ def check_slerp(ex, rng):
         expect(got, (1 - w) * many + w * other, "between parallel noises the arc is a straight line", atol=1e-3)
 
     mixed = torch.cat([a, a]), torch.cat([b, a])
-    wrong = {"one pair of parallel noises sent the whole batch along the straight line": (1 - w) * mixed[0] + w * mixed[1]}
-    expect(call(ex.slerp, *mixed, w), torch.cat([goal, a]), "some pairs of a batch are parallel and some are not: choose for each", wrong, atol=1e-3)
+    wrong = {
+        "one pair of parallel noises sent the whole batch along the straight line": (1 - w) * mixed[0] + w * mixed[1]
+    }
+    expect(
+        call(ex.slerp, *mixed, w),
+        torch.cat([goal, a]),
+        "some pairs of a batch are parallel and some are not: choose for each",
+        wrong,
+        atol=1e-3,
+    )
 
 
 def check_zero_terminal_snr(ex, rng):
@@ -286,18 +355,33 @@ def check_zero_terminal_snr(ex, rng):
     to_one = shifted / (first - last)
     wrong = {
         "you shifted and stretched alpha_bar; the paper does so with its square root": torch.cat(
-            [clean, shifted_bar * alpha_bar[1] / (alpha_bar[1] - alpha_bar[-1])]),
-        "you shifted without stretching: the first step's alpha_bar should stay as it was": torch.cat([clean, shifted**2]),
-        "you set the last entry to 0 without shifting the others, which leaves one giant step": torch.cat([alpha_bar[:-1], torch.zeros(1)]),
-        "you stretched without shifting, so that the last entry is not 0": torch.cat([clean, (roots[1:] * first / (first - last)) ** 2]),
+            [clean, shifted_bar * alpha_bar[1] / (alpha_bar[1] - alpha_bar[-1])]
+        ),
+        "you shifted without stretching: the first step's alpha_bar should stay as it was": torch.cat(
+            [clean, shifted**2]
+        ),
+        "you set the last entry to 0 without shifting the others, which leaves one giant step": torch.cat(
+            [alpha_bar[:-1], torch.zeros(1)]
+        ),
+        "you stretched without shifting, so that the last entry is not 0": torch.cat(
+            [clean, (roots[1:] * first / (first - last)) ** 2]
+        ),
         "the first root was stretched to 1; it should be what it was": torch.cat([clean, to_one**2]),
         "these are the roots: square them again": torch.cat([clean, to_one * first]),
         "the paper's first entry is t = 1, but you held entry 0, the clean image": ((roots - last) / (1 - last)) ** 2,
-        "the clean image in entry 0 was moved": torch.cat([((1 - last) * first / (first - last)).view(1), to_one * first]) ** 2,
-    }  # fmt: skip
+        "the clean image in entry 0 was moved": torch.cat(
+            [((1 - last) * first / (first - last)).view(1), to_one * first]
+        )
+        ** 2,
+    }
     got = call(ex.zero_terminal_snr, alpha_bar)
     assert len(got) != len(alpha_bar) - 1, "alpha_bar_0 = 1, the clean image, is missing in front"
-    expect(got, right.zero_terminal_snr(alpha_bar), "sqrt(alpha_bar) should be shifted and stretched, first kept and last 0", wrong)
+    expect(
+        got,
+        right.zero_terminal_snr(alpha_bar),
+        "sqrt(alpha_bar) should be shifted and stretched, first kept and last 0",
+        wrong,
+    )
     assert got[-1] == 0, f"the last entry must be exactly 0, not {got[-1].item():.3g}"
 
 
@@ -314,8 +398,12 @@ def check_dpmpp_2m_step(ex, rng):
         change = (x0 - x0_old if history else x0) / (2 * r)
         D = x0 + change if history else x0
         wrong = {
-            "the sign before alpha' is wrong: e^-h - 1 is negative, so -alpha' (e^-h - 1) is positive": step(D, math.expm1(-h)),
-            "your lambda is the logarithm of the SNR; it is half of that, log(alpha / sigma)": step(D, -math.expm1(-2 * h)),
+            "the sign before alpha' is wrong: e^-h - 1 is negative, so -alpha' (e^-h - 1) is positive": step(
+                D, math.expm1(-h)
+            ),
+            "your lambda is the logarithm of the SNR; it is half of that, log(alpha / sigma)": step(
+                D, -math.expm1(-2 * h)
+            ),
             "you used e^h where e^-h belongs": step(D, -math.expm1(h)),
             "sigma' / sigma is upside down": step(D, keep=now.sigma / then.sigma),
         }
@@ -335,8 +423,13 @@ def check_dpmpp_2m_step(ex, rng):
     try:
         got = call(ex.dpmpp_2m_step, x, x0, now, clean, x0_old, before)
     except (ArithmeticError, ValueError) as problem:
-        raise AssertionError(f"at the last step sigma' = 0 and lambda' is infinite: no formula, x' is alpha' x0 (you got: {problem})") from None
-    wrong = {"at the last step alpha' was forgotten": x0, "history was used at the last step": clean.alpha * (2 * x0 - x0_old)}
+        raise AssertionError(
+            f"at the last step sigma' = 0 and lambda' is infinite: no formula, x' is alpha' x0 (you got: {problem})"
+        ) from None
+    wrong = {
+        "at the last step alpha' was forgotten": x0,
+        "history was used at the last step": clean.alpha * (2 * x0 - x0_old),
+    }
     expect(got, clean.alpha * x0, "at the last step sigma' = 0, so x' is alpha' x0, with no history", wrong)
 
 

@@ -4,9 +4,10 @@ Work from top to bottom. exercises.py is for you to fill in; solutions.py shows 
 
 The conventions are those of common/diffusion/schedules.py and common/diffusion/samplers.py:
   x0, eps     a clean image and standard normal noise, float32, shape (B, C, H, W)
-  x           a noisy image, x = alpha x0 + sigma eps: alpha says how much of the image is left, sigma how much noise there is
-  alpha_bar   (T + 1,) DDPM's schedule: alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t), so alpha^2 + sigma^2 = 1.
-              The paper's t is the index: entry T is the noisiest, and entry 0 the clean image
+  x           a noisy image, x = alpha x0 + sigma eps: alpha says how much of the image is left, sigma how much noise
+              there is
+  alpha_bar   (T + 1,) DDPM's schedule: alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t), so alpha^2 +
+              sigma^2 = 1. The paper's t is the index: entry T is the noisiest, and entry 0 the clean image
   Level       alpha and sigma of one noise level, of any schedule; alpha > 0
   SNR         alpha^2 / sigma^2, the signal-to-noise ratio; lambda is half its logarithm
   x', alpha'  what belongs to the level that a step goes to
@@ -49,11 +50,12 @@ def respace(alpha_bar: Tensor, times: list[int]) -> Tensor:
 def ddim_step(x: Tensor, eps: Tensor, t: int, t_next: int, eta: float, z: Tensor, alpha_bar: Tensor) -> Tensor:
     """Exercise 2. One step of DDIM: take x apart into image and noise, and mix them again with less noise.
 
-    x'    = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh^2) eps + fresh z                  (Song et al. 2021, eq. 12)
+    x'    = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh^2) eps + fresh z                  (Song et al. 2021, eq.
+          12)
     fresh = eta sqrt((1 - alpha_bar') / (1 - alpha_bar)) sqrt(1 - alpha_bar / alpha_bar')       (eq. 16)
 
-    with alpha_bar at t, alpha_bar' at t_next, and x0 the image that is left if eps is the noise in x (DDPM's eq. 4 solved for x0).
-    (The DDIM paper writes alpha for alpha_bar, and sigma_t for `fresh`.)
+    with alpha_bar at t, alpha_bar' at t_next, and x0 the image that is left if eps is the noise in x (DDPM's eq. 4
+    solved for x0). (The DDIM paper writes alpha for alpha_bar, and sigma_t for `fresh`.)
 
     x, eps     (B, C, H, W) noisy images, the network's opinion of the noise in them
     t, t_next  the level of x, and the level to go to, any number of levels below; the last step goes to 0
@@ -62,8 +64,8 @@ def ddim_step(x: Tensor, eps: Tensor, t: int, t_next: int, eta: float, z: Tensor
     alpha_bar  (T + 1,)
     returns    (B, C, H, W)
 
-    Watch out: all the noise together must be that of the next level: what is fresh is taken away from the old. The last step
-    must add none; with alpha_bar_0 = 1, does it?
+    Watch out: all the noise together must be that of the next level: what is fresh is taken away from the old. The
+    last step must add none; with alpha_bar_0 = 1, does it?
     """
     raise NotImplementedError("exercise 2: ddim_step")
 
@@ -71,7 +73,8 @@ def ddim_step(x: Tensor, eps: Tensor, t: int, t_next: int, eta: float, z: Tensor
 def v_prediction(first: Tensor, second: Tensor, alpha: Tensor, sigma: Tensor, back: bool) -> tuple[Tensor, Tensor]:
     """Exercise 3. v, a mixture of noise and image for a network to predict: there for training, and back for sampling.
 
-    there (back=False)   first, second = x0, eps;  returns x, v      x = alpha x0 + sigma eps,   v = alpha eps - sigma x0
+    there (back=False)   first, second = x0, eps;  returns x, v      x = alpha x0 + sigma eps,   v = alpha eps - sigma
+                         x0
     back  (back=True)    first, second = x, v;     returns x0, eps   the two equations, solved for x0 and eps
                                                                                         (Salimans & Ho 2022, section 4)
 
@@ -79,8 +82,8 @@ def v_prediction(first: Tensor, second: Tensor, alpha: Tensor, sigma: Tensor, ba
     alpha, sigma   (B,) one level for each image, with alpha^2 + sigma^2 = 1
     returns        two tensors (B, C, H, W)
 
-    Watch out: alpha may be 0, where x is all noise. Divide by it and v is wasted: v tells the image even there. You need not
-    divide at all. And to multiply images, alpha must have the shape (B, 1, 1, 1).
+    Watch out: alpha may be 0, where x is all noise. Divide by it and v is wasted: v tells the image even there. You
+    need not divide at all. And to multiply images, alpha must have the shape (B, 1, 1, 1).
     """
     raise NotImplementedError("exercise 3: v_prediction")
 
@@ -88,8 +91,9 @@ def v_prediction(first: Tensor, second: Tensor, alpha: Tensor, sigma: Tensor, ba
 def heun_step(denoise: Denoise, x: Tensor, now: Level, then: Level) -> Tensor:
     """Exercise 4. One step of Heun's method: look, step, look again from there, and step by the average of both looks.
 
-    Along a sampler's path x changes by dx = x0 dalpha + eps dsigma. From now to then, dalpha is alpha' - alpha and dsigma
-    sigma' - sigma. Euler's method takes x0 and eps as seen at the start; Heun's (Karras et al. 2022, algorithm 1) goes there:
+    Along a sampler's path x changes by dx = x0 dalpha + eps dsigma. From now to then, dalpha is alpha' - alpha and
+    dsigma sigma' - sigma. Euler's method takes x0 and eps as seen at the start; Heun's (Karras et al. 2022, algorithm
+    1) goes there:
 
     ahead = x + x0 dalpha + eps dsigma                              with x0, eps as seen in x at the level now
     x'    = x + (x0 + x0') / 2 dalpha + (eps + eps') / 2 dsigma     with x0', eps' as seen in ahead at the level then
@@ -107,8 +111,8 @@ def heun_step(denoise: Denoise, x: Tensor, now: Level, then: Level) -> Tensor:
 def snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: str) -> Tensor:
     """Exercise 5. Min-SNR weights: how much each image of a training batch should count.
 
-    The squared error of x0 gets the weight min(SNR, gamma): clean levels, where the SNR is huge, shall not drown the others.
-    A network that predicts something else makes an error in x0 as well, only in other units:
+    The squared error of x0 gets the weight min(SNR, gamma): clean levels, where the SNR is huge, shall not drown the
+    others. A network that predicts something else makes an error in x0 as well, only in other units:
 
     x0    min(SNR, gamma)                  SNR = alpha^2 / sigma^2
     eps   min(SNR, gamma) / SNR            (Hang et al. 2023, section 3.4)
@@ -123,20 +127,21 @@ def snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: str) -> T
 
 
 def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
-    """Exercise 6. From one noise to another along the sphere, so that everything between them is as strong as noise is.
+    """Exercise 6. From one noise to another along the sphere, so that everything between them is as strong as noise
+    is.
 
-    result = sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b            (Song et al. 2021, appendix D.5; Shoemake 1985)
-    cos(angle) = a . b / (|a| |b|)
+    result = sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b            (Song et al. 2021, appendix
+    D.5; Shoemake 1985) cos(angle) = a . b / (|a| |b|)
 
-    Each image of the batch is one long vector with an angle of its own. Where its a and b are (nearly) parallel, sin(angle) is 0:
-    there, and only there, take the straight line (1 - w) a + w b, which is the same to many digits.
+    Each image of the batch is one long vector with an angle of its own. Where its a and b are (nearly) parallel,
+    sin(angle) is 0: there, and only there, take the straight line (1 - w) a + w b, which is the same to many digits.
 
     a, b     (B, C, H, W) noises
     w        from 0 (all a) to 1 (all b)
     returns  (B, C, H, W)
 
-    Watch out: by rounding, the cosine of a with itself can be 1.0000001, whose angle is NaN. And torch.where(condition, p, q)
-    picks from p and q, image by image.
+    Watch out: by rounding, the cosine of a with itself can be 1.0000001, whose angle is NaN. And
+    torch.where(condition, p, q) picks from p and q, image by image.
     """
     raise NotImplementedError("exercise 6: slerp")
 
@@ -144,8 +149,8 @@ def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     """Exercise 7. Let a schedule end in pure noise, with nothing left of the image.
 
-    Many schedules stop short of it: at T a trace of the image is left, in training but not in sampling. The remedy: shift
-    sqrt(alpha_bar) down until its last entry is 0, then stretch it until the first is what it was:
+    Many schedules stop short of it: at T a trace of the image is left, in training but not in sampling. The remedy:
+    shift sqrt(alpha_bar) down until its last entry is 0, then stretch it until the first is what it was:
 
     root_t <- (root_t - root_T) root_1 / (root_1 - root_T)      with root_t = sqrt(alpha_bar_t), t = 1 ... T
                                                                 (Lin et al. 2023, algorithm 1)
@@ -158,7 +163,9 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     raise NotImplementedError("exercise 7: zero_terminal_snr")
 
 
-def dpmpp_2m_step(x: Tensor, x0: Tensor, now: Level, then: Level, x0_old: Tensor | None, before: Level | None) -> Tensor:
+def dpmpp_2m_step(
+    x: Tensor, x0: Tensor, now: Level, then: Level, x0_old: Tensor | None, before: Level | None
+) -> Tensor:
     """Exercise 8. One step of DPM-Solver++(2M): a second look for free, for the last step's guess is still there.
 
     x' = sigma' / sigma x - alpha' (e^-h - 1) D           h = lambda' - lambda,   lambda = log(alpha / sigma)
@@ -173,7 +180,7 @@ def dpmpp_2m_step(x: Tensor, x0: Tensor, now: Level, then: Level, x0_old: Tensor
     x0_old        (B, C, H, W) the image seen one step earlier, at the level before; at the first step both are None
     returns       (B, C, H, W) at the level then
 
-    Watch out: without history, D is x0 alone. And where sigma' = 0, lambda' is infinite; then e^-h = 0, history counts for
-    nothing, and x' is simply alpha' x0.
+    Watch out: without history, D is x0 alone. And where sigma' = 0, lambda' is infinite; then e^-h = 0, history counts
+    for nothing, and x' is simply alpha' x0.
     """
     raise NotImplementedError("exercise 8: dpmpp_2m_step")

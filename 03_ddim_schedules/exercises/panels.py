@@ -1,7 +1,8 @@
 """What chapter 3's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
-Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed:
-the data are points in the plane, images of two pixels, made by a mixture of Gaussians whose ideal denoiser is known exactly.
+Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is
+needed: the data are points in the plane, images of two pixels, made by a mixture of Gaussians whose ideal denoiser is
+known exactly.
 """
 
 import math
@@ -10,11 +11,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-BETAS = torch.linspace(1e-4, 0.02, 1000)                                                # DDPM, section 4
+BETAS = torch.linspace(1e-4, 0.02, 1000)  # DDPM, section 4
 ALPHA_BAR = torch.cat([torch.ones(1), (1 - BETAS).cumprod(0)])
 ANGLES = torch.arange(5) * (2 * math.pi / 5) + math.pi / 2
-CENTRES = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)                                  # (5, 2) the data: five blobs on a circle
-WIDTH = 0.25                                                                            # of each blob
+CENTRES = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)  # (5, 2) the data: five blobs on a circle
+WIDTH = 0.25  # of each blob
 GREY = "0.7"
 
 
@@ -22,8 +23,8 @@ def see(x: Tensor, level) -> tuple[Tensor, Tensor]:
     """The ideal denoiser: the expected x0 given x, and the noise that is left. (B, 1, 1, 2) -> twice (B, 1, 1, 2)"""
     alpha, sigma = level
     points, variance = x.view(-1, 1, 2), alpha**2 * WIDTH**2 + sigma**2
-    away = points - alpha * CENTRES                                                     # (B, 5, 2)
-    weight = (-away.square().sum(2) / (2 * variance)).softmax(1)[:, :, None]            # (B, 5, 1) how likely each blob is
+    away = points - alpha * CENTRES  # (B, 5, 2)
+    weight = (-away.square().sum(2) / (2 * variance)).softmax(1)[:, :, None]  # (B, 5, 1) how likely each blob is
     x0 = (weight * (CENTRES + alpha * WIDTH**2 / variance * away)).sum(1).view(x.shape)
     return x0, (x - alpha * x0) / sigma
 
@@ -35,7 +36,10 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def path(right, steps: int) -> list:
     """Levels from nearly pure noise to nearly clean, evenly in lambda; the last one is clean."""
     lams = [-3 + 6 * k / (steps - 1) for k in range(steps)]
-    return [*(right.Level((1 + math.exp(-2 * lam)) ** -0.5, (1 + math.exp(2 * lam)) ** -0.5) for lam in lams), right.Level(1.0, 0.0)]
+    return [
+        *(right.Level((1 + math.exp(-2 * lam)) ** -0.5, (1 + math.exp(2 * lam)) ** -0.5) for lam in lams),
+        right.Level(1.0, 0.0),
+    ]
 
 
 def compare(axis, names: tuple[str, str], first_order, yours, rightly) -> None:
@@ -47,7 +51,14 @@ def compare(axis, names: tuple[str, str], first_order, yours, rightly) -> None:
 
     axis.loglog(counts, errors(first_order), "x--", color="tab:orange", label=names[0])
     axis.loglog(counts, errors(yours), "o-", color="tab:blue", label=names[1])
-    axis.loglog(counts, [errors(rightly)[-1] * (counts[-1] / n) ** 2 for n in counts], color=GREY, linewidth=4, zorder=0, label="1 / steps^2")
+    axis.loglog(
+        counts,
+        [errors(rightly)[-1] * (counts[-1] / n) ** 2 for n in counts],
+        color=GREY,
+        linewidth=4,
+        zorder=0,
+        label="1 / steps^2",
+    )
     axis.set(xlabel="steps", ylabel="distance from the exact point")
     axis.set_ylim(bottom=1e-5)
     axis.set_xticks(counts, counts)
@@ -133,8 +144,14 @@ def heun_step(ex, right, axis):
 def snr_weight(ex, right, axis):
     snr = torch.logspace(-2, 3, 60)
     alpha, sigma = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
-    for name, factor, style in (("x0", 1, "-"), ("eps", snr, "--"), ("v", snr + 1, ":")):  # an error of x0, in the units of each
-        axis.loglog(snr, factor * ex.snr_weight(alpha, sigma, 5.0, name), style, linewidth=6 - 2 * len(style), label=name)
+    for name, factor, style in (
+        ("x0", 1, "-"),
+        ("eps", snr, "--"),
+        ("v", snr + 1, ":"),
+    ):  # an error of x0, in the units of each
+        axis.loglog(
+            snr, factor * ex.snr_weight(alpha, sigma, 5.0, name), style, linewidth=6 - 2 * len(style), label=name
+        )
     axis.axhline(5, color="0.3", linewidth=0.5)
     axis.set(xlabel="SNR", ylabel="weight of an error in x0", title="one curve for all three, flat from gamma = 5")
     axis.legend(frameon=False)
@@ -143,7 +160,10 @@ def snr_weight(ex, right, axis):
 def slerp(ex, right, axis):
     start, turn = torch.tensor([0.2, 1.5, 3.0, 5.0]), torch.tensor([2.6, 1.6, 0.8, 0.0])
     radius = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    a, b = (torch.stack([radius * angle.cos(), radius * angle.sin()], 1).view(4, 1, 1, 2) for angle in (start, start + turn))
+    a, b = (
+        torch.stack([radius * angle.cos(), radius * angle.sin()], 1).view(4, 1, 1, 2)
+        for angle in (start, start + turn)
+    )
     whole = torch.linspace(0, 2 * math.pi, 200)
     for r in radius:
         axis.plot(r * whole.cos(), r * whole.sin(), color=GREY, linewidth=0.7)
@@ -156,7 +176,9 @@ def slerp(ex, right, axis):
 
 
 def zero_terminal_snr(ex, right, axis):
-    alpha_bar = torch.cat([torch.ones(1), (1 - torch.linspace(0.2, 0.1, 12)).cumprod(0)])  # a few coarse steps, to be seen
+    alpha_bar = torch.cat(
+        [torch.ones(1), (1 - torch.linspace(0.2, 0.1, 12)).cumprod(0)]
+    )  # a few coarse steps, to be seen
     axis.plot(alpha_bar.sqrt(), "o-", color=GREY, label="before")
     axis.plot(ex.zero_terminal_snr(alpha_bar).sqrt(), ".-", color="tab:blue", label="after")
     axis.plot([0, 1, 12], [1, alpha_bar[1].sqrt(), 0], "o", color="tab:orange", fillstyle="none", markersize=11)

@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-  python -m pytest 03_ddim_schedules/exercises -x                    your exercises.py, up to the first failure
-  EXERCISES=mine.py python -m pytest 03_ddim_schedules/exercises     another file
+python -m pytest 03_ddim_schedules/exercises -x                    your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 03_ddim_schedules/exercises     another file
 """
 
 import os
@@ -49,19 +49,34 @@ def points(*pairs: tuple[float, float]) -> torch.Tensor:
 
 def test_1_two_steps_of_four(ex):
     got = call(ex.respace, torch.tensor([1.0, 0.9, 0.72, 0.36, 0.18]), [2, 4])
-    assert len(got) == 2, f"two visited levels have two betas, but you returned {len(got)}: what comes before the first visited level?"
+    assert len(got) == 2, (
+        f"two visited levels have two betas, but you returned {len(got)}: what comes before the first visited level?"
+    )
     wrong = {
-        "these are the full chain's betas at the visited levels; a long step needs the beta of all the steps it skips": torch.tensor([0.2, 0.5]),
-        "you did not divide by the alpha_bar visited before: beta is the noise of one step, not of all up to there": torch.tensor([0.28, 0.82]),
+        "these are the full chain's betas at the visited levels; a long step needs the beta of all the steps it skips": torch.tensor(
+            [0.2, 0.5]
+        ),
+        "you did not divide by the alpha_bar visited before: beta is the noise of one step, not of all up to there": torch.tensor(
+            [0.28, 0.82]
+        ),
         "these are the alphas; beta is 1 - alpha": torch.tensor([0.72, 0.25]),
-        "the ratio is upside down: divide by the alpha_bar visited before": torch.tensor([1 - 1 / 0.72, 1 - 0.72 / 0.18]),
+        "the ratio is upside down: divide by the alpha_bar visited before": torch.tensor(
+            [1 - 1 / 0.72, 1 - 0.72 / 0.18]
+        ),
     }
-    expect(got, torch.tensor([0.28, 0.75]), "alpha_bar goes from 1 to 0.72 to 0.18, so the betas are 1 - 0.72 and 1 - 0.18 / 0.72", wrong)
+    expect(
+        got,
+        torch.tensor([0.28, 0.75]),
+        "alpha_bar goes from 1 to 0.72 to 0.18, so the betas are 1 - 0.72 and 1 - 0.18 / 0.72",
+        wrong,
+    )
 
 
 def test_1_all_steps(ex):
     got = call(ex.respace, torch.tensor([1.0, 0.9, 0.72, 0.36, 0.18]), [1, 2, 3, 4])
-    expect(got, torch.tensor([0.1, 0.2, 0.5, 0.5]), "where all levels are visited, the betas are those of the full chain")
+    expect(
+        got, torch.tensor([0.1, 0.2, 0.5, 0.5]), "where all levels are visited, the betas are those of the full chain"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- 2. ddim_step
@@ -75,16 +90,28 @@ def test_2_without_chance(ex):
         "did you use alpha_bar' where its square root belongs?": images(0.64 * 1 + 0.6 * 2),
         "the square root of 1 - alpha_bar' - fresh^2 is missing": images(0.8 * 1 + 0.36 * 2),
         "x0 is too faint: divide x - sqrt(1 - alpha_bar) eps by sqrt(alpha_bar)": images(0.8 * 0.6 + 0.6 * 2),
-        "eta = 0 should add no fresh noise": images(0.8 * 1 + (0.36 - 0.5625 * 0.4375) ** 0.5 * 2 + (0.5625 * 0.4375) ** 0.5 * 7),
+        "eta = 0 should add no fresh noise": images(
+            0.8 * 1 + (0.36 - 0.5625 * 0.4375) ** 0.5 * 2 + (0.5625 * 0.4375) ** 0.5 * 7
+        ),
     }
-    expect(got, images(0.8 * 1 + 0.6 * 2), "x is 0.6 * 1 + 0.8 * 2, so x0 = 1; from t = 3 to 1 it becomes 0.8 * 1 + 0.6 * 2", wrong)
+    expect(
+        got,
+        images(0.8 * 1 + 0.6 * 2),
+        "x is 0.6 * 1 + 0.8 * 2, so x0 = 1; from t = 3 to 1 it becomes 0.8 * 1 + 0.6 * 2",
+        wrong,
+    )
 
 
 def test_2_the_last_step_adds_no_noise(ex):
     x = images(0.6 * 1 + 0.8 * 1)  # x0 = 1, eps = 1
     got = call(ex.ddim_step, x, images(1), 3, 0, 1.0, images(1), ALPHA_BAR)
     wrong = {"you stepped to the level t - 1; a step goes to t_next, any number of levels below": ddim_by_hand(3, 2)}
-    expect(got, images(1), "the last step should end in the clean image, at alpha_bar_0 = 1: is noise left or added at t_next = 0?", wrong)
+    expect(
+        got,
+        images(1),
+        "the last step should end in the clean image, at alpha_bar_0 = 1: is noise left or added at t_next = 0?",
+        wrong,
+    )
 
 
 def ddim_by_hand(t: int, t_next: int) -> torch.Tensor:
@@ -101,21 +128,37 @@ def test_2_how_much_fresh_noise(ex):
         "you multiplied z by the square of `fresh`": images((0.5 * full) ** 2),
         "eta is missing in eq. 16": images(full),
         "eta stands under the square root; eq. 16 has it in front": images(0.5**0.5 * full),
-        "in eq. 16, the factor (1 - alpha_bar') / (1 - alpha_bar) is upside down": images(0.5 * (0.64 / 0.36 * 0.4375) ** 0.5),
+        "in eq. 16, the factor (1 - alpha_bar') / (1 - alpha_bar) is upside down": images(
+            0.5 * (0.64 / 0.36 * 0.4375) ** 0.5
+        ),
         "in eq. 16, the factor (1 - alpha_bar') / (1 - alpha_bar) is missing": images(0.5 * 0.4375**0.5),
     }
-    expect(got, images(0.5 * full), "with x = eps = 0 only fresh z is left, and eq. 16 gives fresh = 0.5 sqrt(0.36 / 0.64) sqrt(1 - 0.36 / 0.64)", wrong)
+    expect(
+        got,
+        images(0.5 * full),
+        "with x = eps = 0 only fresh z is left, and eq. 16 gives fresh = 0.5 sqrt(0.36 / 0.64) sqrt(1 - 0.36 / 0.64)",
+        wrong,
+    )
 
 
 def test_2_fresh_noise_replaces_old(ex):
     got = call(ex.ddim_step, images(0.8), images(1), 3, 1, 1.0, images(0), ALPHA_BAR)  # x0 = 0
     fresh = (0.36 / 0.64 * (1 - 0.36 / 0.64)) ** 0.5
     wrong = {
-        "the fresh noise is not taken away from the old: eps has the factor sqrt(1 - alpha_bar' - fresh^2)": images(0.6),
+        "the fresh noise is not taken away from the old: eps has the factor sqrt(1 - alpha_bar' - fresh^2)": images(
+            0.6
+        ),
         "the square root of 1 - alpha_bar' - fresh^2 is missing": images(0.36 - fresh**2),
-        "fresh is taken from sqrt(1 - alpha_bar') itself; it is the squares, the variances, that are subtracted": images(0.6 - fresh),
+        "fresh is taken from sqrt(1 - alpha_bar') itself; it is the squares, the variances, that are subtracted": images(
+            0.6 - fresh
+        ),
     }
-    expect(got, images((0.36 - fresh**2) ** 0.5), "with x0 = z = 0 only eps is left, with the factor sqrt(1 - alpha_bar' - fresh^2)", wrong)
+    expect(
+        got,
+        images((0.36 - fresh**2) ** 0.5),
+        "with x0 = z = 0 only eps is left, with the factor sqrt(1 - alpha_bar' - fresh^2)",
+        wrong,
+    )
 
 
 # -------------------------------------------------------------------------------------------- 3. v_prediction
@@ -131,7 +174,9 @@ def test_3_there(ex):
     x, v = pair(call(ex.v_prediction, square_images(1, 1), square_images(2, 2), alpha, sigma, False))
     right = square_images(0.6 + 1.6, 0.8 + 1.2)
     wrong = {
-        "the levels went to the columns of pixels, not to the images: give alpha and sigma the shape (B, 1, 1, 1)": right.transpose(0, 3),
+        "the levels went to the columns of pixels, not to the images: give alpha and sigma the shape (B, 1, 1, 1)": right.transpose(
+            0, 3
+        ),
         "x and v are swapped": square_images(1.2 - 0.8, 1.6 - 0.6),
     }
     expect(x, right, "x should be alpha x0 + sigma eps, with the alpha and sigma of each image", wrong)
@@ -150,12 +195,15 @@ def test_3_back(ex):
     wrong = {
         "going back, x0 and eps are swapped": square_images(2, 2),
         "going back, x0 has a wrong sign (or is this the way there?): x0 is alpha x less something": square_images(
-            0.6 * 2.2 + 0.8 * 0.4, 0.8 * 2.0 + 0.6 * 1.0),
+            0.6 * 2.2 + 0.8 * 0.4, 0.8 * 2.0 + 0.6 * 1.0
+        ),
         "x lost its factor alpha: x0 is not simply x - sigma v": square_images(2.2 - 0.32, 2.0 - 0.6),
     }
     expect(x0, square_images(1, 1), "x and v were made of x0 = 1 and eps = 2; solve the two equations for x0", wrong)
     wrong = {
-        "going back, eps has a wrong sign: it is sigma x and something": square_images(0.6 * 0.4 - 0.8 * 2.2, 0.8 - 0.6 * 2.0),
+        "going back, eps has a wrong sign: it is sigma x and something": square_images(
+            0.6 * 0.4 - 0.8 * 2.2, 0.8 - 0.6 * 2.0
+        ),
         "x lost its factor sigma, or v its alpha: solve for eps again": square_images(2.2 + 0.24, 2.0 + 0.8),
     }
     expect(eps, square_images(2, 2), "x and v were made of x0 = 1 and eps = 2; solve the two equations for eps", wrong)
@@ -164,7 +212,9 @@ def test_3_back(ex):
 def test_3_the_image_is_known_even_where_x_is_all_noise(ex):
     zero, one = torch.zeros(2), torch.ones(2)
     x0, eps = pair(call(ex.v_prediction, images(2), images(-1), zero, one, True))  # x = eps = 2, v = -x0 = -1
-    assert torch.isfinite(x0).all() and torch.isfinite(eps).all(), "you divide by alpha, which is 0 in pure noise; going back needs no division"
+    assert torch.isfinite(x0).all() and torch.isfinite(eps).all(), (
+        "you divide by alpha, which is 0 in pure noise; going back needs no division"
+    )
     expect(x0, images(1), "at alpha = 0, v is -x0")
     expect(eps, images(2), "at alpha = 0, x is eps")
 
@@ -173,14 +223,20 @@ def test_3_the_image_is_known_even_where_x_is_all_noise(ex):
 
 
 class Denoiser:
-    """Answers the pairs (x0, eps) it was given, one after the other; remembers what it was shown and which level it was told."""
+    """Answers the pairs (x0, eps) it was given, one after the other;
+    remembers what it was shown and which level it was told.
+    """
 
     def __init__(self, *answers: tuple[float, float]):
         self.answers, self.x, self.told = list(answers), [], []
 
     def __call__(self, x, level):
-        assert isinstance(level, tuple) and len(level) == 2, "denoise must be told a level: denoise(x, now) or denoise(ahead, then)"
-        assert level[1] > 0, "denoise was asked at sigma' = 0, where there is no noise to see: the last step is Euler's, with one look"
+        assert isinstance(level, tuple) and len(level) == 2, (
+            "denoise must be told a level: denoise(x, now) or denoise(ahead, then)"
+        )
+        assert level[1] > 0, (
+            "denoise was asked at sigma' = 0, where there is no noise to see: the last step is Euler's, with one look"
+        )
         assert len(self.x) < len(self.answers), f"denoise was asked more often than {len(self.answers)} times"
         x0, eps = self.answers[len(self.x)]
         self.x.append(x)
@@ -200,8 +256,12 @@ def test_4_where_it_looks(ex):
     expect(denoise.x[0], images(5), "the first look is at x")
     wrong = {"the second look was at x again; it is at `ahead`, where Euler's step leads": images(5)}
     expect(denoise.x[1], images(4.8), "the second look is at ahead = 5 + 1 * 0.2 + 2 * (-0.2)", wrong)
-    assert denoise.told != [MORE_NOISE, MORE_NOISE], "the second look was at the old level; `ahead` is as noisy as the level then"
-    assert denoise.told == [MORE_NOISE, LESS_NOISE], f"the looks should be at the levels now and then, but were at {denoise.told}"
+    assert denoise.told != [MORE_NOISE, MORE_NOISE], (
+        "the second look was at the old level; `ahead` is as noisy as the level then"
+    )
+    assert denoise.told == [MORE_NOISE, LESS_NOISE], (
+        f"the looks should be at the levels now and then, but were at {denoise.told}"
+    )
 
 
 def test_4_the_average_of_both_looks(ex):
@@ -238,7 +298,12 @@ def test_5_x0(ex):
         "this is the weight for eps": torch.tensor([2 / 9, 1, 1]),
         "your SNR is upside down": torch.tensor([1 / 9, 1, 2]),
     }
-    expect(weights(ex, "x0"), torch.tensor([2, 1, 0.25]), 'with "x0" and gamma = 2, SNR 9 is cut to 2; SNR 1 and 0.25 stay', wrong)
+    expect(
+        weights(ex, "x0"),
+        torch.tensor([2, 1, 0.25]),
+        'with "x0" and gamma = 2, SNR 9 is cut to 2; SNR 1 and 0.25 stay',
+        wrong,
+    )
 
 
 def test_5_eps(ex):
@@ -248,7 +313,12 @@ def test_5_eps(ex):
         "this is the weight for x0; for eps it is divided by the SNR": torch.tensor([2, 1, 0.25]),
         "your SNR is upside down": torch.tensor([1, 1, 0.5]),
     }
-    expect(weights(ex, "eps"), torch.tensor([2 / 9, 1, 1]), 'with "eps" and gamma = 2, SNR 9 counts 2 / 9; SNR 1 and 0.25 count 1', wrong)
+    expect(
+        weights(ex, "eps"),
+        torch.tensor([2 / 9, 1, 1]),
+        'with "eps" and gamma = 2, SNR 9 counts 2 / 9; SNR 1 and 0.25 count 1',
+        wrong,
+    )
 
 
 def test_5_v(ex):
@@ -258,9 +328,16 @@ def test_5_v(ex):
         "for v, divide by SNR + 1; this is the weight for eps": torch.tensor([2 / 9, 1, 1]),
         "for v, divide by SNR + 1; this is the weight for x0": torch.tensor([2, 1, 0.25]),
         "this is SNR / (SNR + 1), without gamma: cut the SNR above first": torch.tensor([0.9, 0.5, 0.2]),
-        "the cut comes too late: gamma limits the SNR above, before you divide by SNR + 1": torch.tensor([2 / 3, 0.5, 0.2]),
+        "the cut comes too late: gamma limits the SNR above, before you divide by SNR + 1": torch.tensor(
+            [2 / 3, 0.5, 0.2]
+        ),
     }
-    expect(weights(ex, "v"), torch.tensor([0.2, 0.5, 0.2]), 'with "v" and gamma = 2, the weights are 2 / 10, 1 / 2 and 0.25 / 1.25', wrong)
+    expect(
+        weights(ex, "v"),
+        torch.tensor([0.2, 0.5, 0.2]),
+        'with "v" and gamma = 2, the weights are 2 / 10, 1 / 2 and 0.25 / 1.25',
+        wrong,
+    )
 
 
 # --------------------------------------------------------------------------------------------------- 6. slerp
@@ -272,9 +349,14 @@ def test_6_a_third_of_the_way(ex):
     got = call(ex.slerp, a, b, 1 / 3)
     right = points((0.8660254, 0.5), (2 * 0.7660444, 2 * 0.6427876))
     wrong = {
-        "this is a straight line, which cuts through the inside of the sphere: the noise between becomes too weak": a * 2 / 3 + b / 3,
+        "this is a straight line, which cuts through the inside of the sphere: the noise between becomes too weak": a
+        * 2
+        / 3
+        + b / 3,
         "a and b are swapped: at w = 0 all is a": points((0.5, 0.8660254), (2 * 0.1736482, 2 * 0.9848078)),
-        "the angle is that of the whole batch; each image has its own": along(a, b, ((a * b).sum() / (a.norm() * b.norm())).acos()),
+        "the angle is that of the whole batch; each image has its own": along(
+            a, b, ((a * b).sum() / (a.norm() * b.norm())).acos()
+        ),
     }
     expect(got, right, "a third of 90 degrees is 30, and a third of 120 is 40, on circles of radius 1 and 2", wrong)
 
@@ -297,14 +379,23 @@ def test_6_the_same_noise_twice(ex):
         assert torch.isfinite(got).all(), (
             "NaN between parallel noises: clamp the cosine, which rounding can take above 1, and where sin(angle) is 0 take the straight line"
         )
-        expect(got, (1 + strength) / 2 * a, f"between the same noise and {strength} of it lies the same noise, {(1 + strength) / 2} as strong")
+        expect(
+            got,
+            (1 + strength) / 2 * a,
+            f"between the same noise and {strength} of it lies the same noise, {(1 + strength) / 2} as strong",
+        )
 
 
 def test_6_each_image_chooses_for_itself(ex):
     a, b = points((3, 4), (1, 0)), points((3, 4), (0, 1))
     got = call(ex.slerp, a, b, 0.5)
     wrong = {"one pair of parallel noises sent the whole batch along the straight line": (a + b) / 2}
-    expect(got, points((3, 4), (0.5**0.5, 0.5**0.5)), "the first pair is equal, the second 90 degrees apart: torch.where decides for each", wrong)
+    expect(
+        got,
+        points((3, 4), (0.5**0.5, 0.5**0.5)),
+        "the first pair is equal, the second 90 degrees apart: torch.where decides for each",
+        wrong,
+    )
 
 
 # --------------------------------------------------------------------------------------- 7. zero_terminal_snr
@@ -313,13 +404,23 @@ def test_6_each_image_chooses_for_itself(ex):
 def test_7_three_steps(ex):
     got = call(ex.zero_terminal_snr, torch.tensor([1, 0.81, 0.49, 0.09]))  # roots 0.9, 0.7, 0.3
     wrong = {
-        "you shifted and stretched alpha_bar; the paper does so with its square root": torch.tensor([1, 0.81, 0.45, 0]),
-        "you shifted without stretching: the first step's alpha_bar should stay as it was": torch.tensor([1, 0.36, 0.16, 0]),
-        "you set the last entry to 0 without shifting the others, which leaves one giant step": torch.tensor([1, 0.81, 0.49, 0]),
+        "you shifted and stretched alpha_bar; the paper does so with its square root": torch.tensor(
+            [1, 0.81, 0.45, 0]
+        ),
+        "you shifted without stretching: the first step's alpha_bar should stay as it was": torch.tensor(
+            [1, 0.36, 0.16, 0]
+        ),
+        "you set the last entry to 0 without shifting the others, which leaves one giant step": torch.tensor(
+            [1, 0.81, 0.49, 0]
+        ),
         "the first root was stretched to 1; it should be what it was": torch.tensor([1, 1, 4 / 9, 0]),
         "these are the roots: square them again": torch.tensor([1, 0.9, 0.6, 0]),
-        "the paper's first entry is t = 1, but you held entry 0, the clean image": torch.tensor([1, 0.734694, 0.326531, 0]),
-        "you stretched without shifting, so that the last entry is not 0": torch.tensor([1, 0.81 * 2.25, 0.49 * 2.25, 0.09 * 2.25]),
+        "the paper's first entry is t = 1, but you held entry 0, the clean image": torch.tensor(
+            [1, 0.734694, 0.326531, 0]
+        ),
+        "you stretched without shifting, so that the last entry is not 0": torch.tensor(
+            [1, 0.81 * 2.25, 0.49 * 2.25, 0.09 * 2.25]
+        ),
     }
     right = torch.tensor([1, 0.81, 0.36, 0])
     expect(got, right, "the roots 0.9, 0.7, 0.3 less 0.3 are 0.6, 0.4, 0; times 0.9 / 0.6 they are 0.9, 0.6, 0", wrong)
@@ -333,8 +434,12 @@ def test_8_the_first_step_has_no_history(ex):
     got = call(ex.dpmpp_2m_step, images(4), images(2), MORE_NOISE, LESS_NOISE, None, None)
     # sigma' / sigma = 0.75; e^-h = (0.6 / 0.8) / (0.8 / 0.6) = 0.5625
     wrong = {
-        "the sign before alpha' is wrong: e^-h - 1 is negative, so -alpha' (e^-h - 1) is positive": images(3 - 0.35 * 2),
-        "your lambda is the logarithm of the SNR; it is half of that, log(alpha / sigma)": images(3 + 0.8 * (1 - 0.5625**2) * 2),
+        "the sign before alpha' is wrong: e^-h - 1 is negative, so -alpha' (e^-h - 1) is positive": images(
+            3 - 0.35 * 2
+        ),
+        "your lambda is the logarithm of the SNR; it is half of that, log(alpha / sigma)": images(
+            3 + 0.8 * (1 - 0.5625**2) * 2
+        ),
         "you used e^h where e^-h belongs": images(3 - 0.8 * (1 / 0.5625 - 1) * 2),
         "sigma' / sigma is upside down": images(4 / 0.75 + 0.35 * 2),
         "without history D is x0; did you take a missing guess for 0?": images(3 + 0.35 * 3),
@@ -343,7 +448,11 @@ def test_8_the_first_step_has_no_history(ex):
 
 
 def test_8_history(ex):
-    before, now, then = Level(1.0, 8.0), Level(1.0, 4.0), Level(1.0, 1.0)  # h = log 4, the step before log 2, so r = 1/2
+    before, now, then = (
+        Level(1.0, 8.0),
+        Level(1.0, 4.0),
+        Level(1.0, 1.0),
+    )  # h = log 4, the step before log 2, so r = 1/2
     got = call(ex.dpmpp_2m_step, images(8), images(3), now, then, images(1), before)
 
     def step(D: float, shrink: float = 1 / 4) -> torch.Tensor:
@@ -364,5 +473,7 @@ def test_8_the_last_step_lands_on_x0(ex):
     try:
         got = call(ex.dpmpp_2m_step, images(4), images(2), LESS_NOISE, CLEAN, images(1), MORE_NOISE)
     except (ArithmeticError, ValueError) as problem:
-        raise AssertionError(f"at the last step sigma' = 0 and lambda' is infinite: no formula, x' is alpha' x0 (you got: {problem})") from None
+        raise AssertionError(
+            f"at the last step sigma' = 0 and lambda' is infinite: no formula, x' is alpha' x0 (you got: {problem})"
+        ) from None
     expect(got, images(2), "at the last step sigma' = 0, so x' is alpha' x0, with no history")

@@ -1,6 +1,8 @@
-"""The grader's randomised checks of chapter 4: sizes, latents and settings are drawn anew, and compared with the solutions.
+"""The grader's randomised checks of chapter 4: sizes, latents and settings are drawn anew, and compared with the
+solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
+mistake.
 """
 
 import math
@@ -74,9 +76,15 @@ def check_kl(ex, rng):
         "the sign is wrong: a KL is never below 0": -goal,
         "the - 1 is missing: it makes the KL 0 where nothing is said": goal + n / 2,
         "mean should be squared": summed(mean + logvar.exp() - 1 - logvar),
-        "you took exp(logvar) for the standard deviation; it is the variance": summed(mean**2 + (2 * logvar).exp() - 1 - 2 * logvar),
-        "you took the standard deviation, exp(logvar / 2), where the variance belongs": summed(mean**2 + (logvar / 2).exp() - 1 - logvar),
-        "this is the KL of the standard normal to the cloud; it is the other way round": summed((1 + mean**2) / logvar.exp() - 1 + logvar),
+        "you took exp(logvar) for the standard deviation; it is the variance": summed(
+            mean**2 + (2 * logvar).exp() - 1 - 2 * logvar
+        ),
+        "you took the standard deviation, exp(logvar / 2), where the variance belongs": summed(
+            mean**2 + (logvar / 2).exp() - 1 - logvar
+        ),
+        "this is the KL of the standard normal to the cloud; it is the other way round": summed(
+            (1 + mean**2) / logvar.exp() - 1 + logvar
+        ),
         "the sign of logvar is wrong: a small variance must cost": summed(mean**2 + logvar.exp() - 1 + logvar),
         "the mean is missing: mean^2": summed(logvar.exp() - 1 - logvar),
         "var is missing: exp(logvar)": summed(mean**2 - 1 - logvar),
@@ -85,7 +93,9 @@ def check_kl(ex, rng):
     assert not isinstance(got, Tensor) or torch.isfinite(got).all(), (
         "your result holds NaN or infinity: logvar is a logarithm already, and may be below 0"
     )
-    assert not isinstance(got, Tensor) or got.shape != (), "a single number for the whole batch; each image has its own KL, (B,)"
+    assert not isinstance(got, Tensor) or got.shape != (), (
+        "a single number for the whole batch; each image has its own KL, (B,)"
+    )
     expect(got, goal, "this is not 1/2 sum (mean^2 + var - 1 - log var) with var = exp(logvar)", wrong)
 
 
@@ -93,10 +103,12 @@ def check_reparameterise(ex, rng):
     mean, logvar = cloud(rng)
     eps = normal(rng, *mean.shape)
     wrong = {
-        "you multiplied eps by the variance, exp(logvar); its root is the standard deviation": mean + logvar.exp() * eps,
+        "you multiplied eps by the variance, exp(logvar); its root is the standard deviation": mean
+        + logvar.exp() * eps,
         "you took logvar itself for the standard deviation": mean + logvar * eps,
         "std is exp(logvar / 2), not exp(2 logvar)": mean + (2 * logvar).exp() * eps,
-        "you halved the variance; it is logvar that is halved, for std is the root of the variance": mean + logvar.exp() / 2 * eps,
+        "you halved the variance; it is logvar that is halved, for std is the root of the variance": mean
+        + logvar.exp() / 2 * eps,
         "only eps is multiplied by std, not mean": (mean + eps) * (logvar / 2).exp(),
         "std is missing": mean + eps,
         "the sign of eps is wrong": mean - (logvar / 2).exp() * eps,
@@ -165,28 +177,35 @@ def check_one_scale(ex, batches: list[Tensor]) -> None:
     squares = torch.stack([b.square().mean() for b in batches])
     within = sum(((b - b.mean()) ** 2).sum() for b in batches) / whole.numel()
     wrong = {
-        "this is the mean of the batches' standard deviations, upside down; batches differ in their means, too": 1 / stds.mean(),
+        "this is the mean of the batches' standard deviations, upside down; batches differ in their means, too": 1
+        / stds.mean(),
         "this is the mean of the batches' own scaling factors; measure the set as a whole": (1 / stds).mean(),
         "these are the variances within the batches; the batches differ in their means, too": 1 / within.sqrt(),
         "the batches' variances were averaged; batches differ in their means, too": 1 / stds.square().mean().sqrt(),
         "every batch counts the same, but the last has fewer images: count the components": (
-            1 / (squares.mean() - means.mean() ** 2).sqrt()),
+            1 / (squares.mean() - means.mean() ** 2).sqrt()
+        ),
         "this is the standard deviation: scale is 1 over it": 1 / one_over(whole),
         "this is 1 over the variance: the root is missing": one_over(whole) ** 2,
         "the mean was not taken away: the set's mean is not 0": 1 / whole.square().mean().sqrt(),
         "this is the first batch's; the set has more": one_over(batches[0]),
         "this is the last batch's; the set has more": one_over(batches[-1]),
-        "this is the mean over the channels; one number for all of them, together": one_over(whole, dim=(0, 2, 3)).mean(),
+        "this is the mean over the channels; one number for all of them, together": one_over(
+            whole, dim=(0, 2, 3)
+        ).mean(),
         "this is the mean over the channels' deviations, upside down; all channels belong together": (
-            1 / whole.std((0, 2, 3), correction=0).mean()),
+            1 / whole.std((0, 2, 3), correction=0).mean()
+        ),
         "you kept the batches, but their memory is used again: add up what you need, and let each go": one_over(kept),
-    }  # fmt: skip
+    }
     wrong = {message: value.float() for message, value in wrong.items()}
     goal = one_over(whole)
     try:
         got = number(ex.scaling_factor(lent(batches)))
     except (ZeroDivisionError, StopIteration) as problem:
-        raise AssertionError(f"{type(problem).__name__}: the batches come once, and cannot be gone through again") from None
+        raise AssertionError(
+            f"{type(problem).__name__}: the batches come once, and cannot be gone through again"
+        ) from None
     assert torch.isfinite(got), "not a number: the batches come once, and cannot be gone through again"
     expect(got, goal, "the latents of the whole set, times this, do not have unit variance", wrong)
 
@@ -196,7 +215,9 @@ def check_noisy_latent(ex, rng):
         shape, scale = latent_shape(rng, square), uniform(rng, 0.15, 0.3)
         mean, std = 5 * normal(rng, *shape), 1 + torch.rand(shape, generator=rng)
         eps_z, eps = normal(rng, *shape), normal(rng, *shape)
-        angle = uniform(rng, 0.2, 0.4) + torch.arange(shape[0]) * 0.28  # radians; 45 degrees would hide a swap of alpha and sigma
+        angle = (
+            uniform(rng, 0.2, 0.4) + torch.arange(shape[0]) * 0.28
+        )  # radians; 45 degrees would hide a swap of alpha and sigma
         check_one_step(ex, mean, std, scale, eps_z, eps, angle.cos(), angle.sin())
 
 
@@ -213,10 +234,12 @@ def check_one_step(ex, mean, std, scale, eps_z, eps, alpha, sigma):
         "the same noise was used for both: eps_z draws the latent": scale * (mean + std * eps),
     }
     sideways = {
-        f"the levels went to axis {axis} (places), not to the latents: give alpha and sigma the shape (B, 1, 1, 1)":
-            [level.view([-1 if i == axis else 1 for i in range(4)]) for level in (alpha, sigma)]
-        for axis in (2, 3) if mean.shape[axis] == len(mean)
-    }  # fmt: skip
+        f"the levels went to axis {axis} (places), not to the latents: give alpha and sigma the shape (B, 1, 1, 1)": [
+            level.view([-1 if i == axis else 1 for i in range(4)]) for level in (alpha, sigma)
+        ]
+        for axis in (2, 3)
+        if mean.shape[axis] == len(mean)
+    }
     x, v = pair(call(ex.noisy_latent, mean, std, scale, eps_z, eps, alpha, sigma), "x and v")
     wrong = {message: a * other + s * eps for message, other in others.items()}
     wrong |= {message: p * z + q * eps for message, (p, q) in sideways.items()}
@@ -224,7 +247,8 @@ def check_one_step(ex, mean, std, scale, eps_z, eps, alpha, sigma):
         "you noised first and scaled then, so that the noise is scaled, too": scale * (a * unscaled + s * eps),
         "alpha and sigma are swapped in x: it is alpha z + sigma eps": s * z + a * eps,
         "x was noised with eps_z, which has drawn the latent: the other noise is eps": a * z + s * eps_z,
-        "the two noises are swapped: eps_z draws the latent, eps noises it": a * scale * (mean + std * eps) + s * eps_z,
+        "the two noises are swapped: eps_z draws the latent, eps noises it": a * scale * (mean + std * eps)
+        + s * eps_z,
         "you used variances where alpha and sigma belong": a**2 * z + s**2 * eps,
         "x and v are swapped": a * eps - s * z,
     }
@@ -249,13 +273,21 @@ def encoder(rng: torch.Generator) -> tuple[dict, dict, Tensor]:
     """Weights, settings and images that a key may be asked for."""
     a, b, c = (integer(rng, low, high) for low, high in ((8, 9), (10, 11), (12, 13)))
     weights = {
-        "conv_in.weight": normal(rng, a, b, 4, 4), "conv_in.bias": normal(rng, a), "mid.weight": normal(rng, c, c),
-        "mid.bias": normal(rng, c), "norm.weight": normal(rng, c), "norm.bias": normal(rng, c),
-    }  # fmt: skip
+        "conv_in.weight": normal(rng, a, b, 4, 4),
+        "conv_in.bias": normal(rng, a),
+        "mid.weight": normal(rng, c, c),
+        "mid.bias": normal(rng, c),
+        "norm.weight": normal(rng, c),
+        "norm.bias": normal(rng, c),
+    }
     config = {
-        "latent_channels": integer(rng, 3, 6), "channels": (8 * a, 8 * b), "layers": integer(rng, 1, 3),
-        "mid_attention": True, "act": "silu", "scaling_factor": uniform(rng, 0.1, 2.0),
-    }  # fmt: skip
+        "latent_channels": integer(rng, 3, 6),
+        "channels": (8 * a, 8 * b),
+        "layers": integer(rng, 1, 3),
+        "mid_attention": True,
+        "act": "silu",
+        "scaling_factor": uniform(rng, 0.1, 2.0),
+    }
     return weights, config, torch.randint(0, 255, (integer(rng, 6, 8), 3, 12, 16), generator=rng, dtype=torch.uint8)
 
 
@@ -288,8 +320,12 @@ def check_latent_key(ex, rng):
     lent_weights, lent_config = dict(weights), dict(config)
     key = call(ex.latent_key, lent_weights, lent_config, pixels)
     found = repr(key) if isinstance(key, str) else type(key).__name__
-    assert isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key), f"32 hexadecimal digits were expected, as a text, not {found}"
-    assert lent_weights.keys() == weights.keys() and lent_config == config, "you changed weights or config, which were only lent: make a copy"
+    assert isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key), (
+        f"32 hexadecimal digits were expected, as a text, not {found}"
+    )
+    assert lent_weights.keys() == weights.keys() and lent_config == config, (
+        "you changed weights or config, which were only lent: make a copy"
+    )
     stays(ex, key, weights, config, pixels)
     changes(ex, rng, key, weights, config, pixels)
 
@@ -298,19 +334,38 @@ def stays(ex, key: str, weights: dict, config: dict, pixels: Tensor) -> None:
     """The key of what comes to the same thing."""
     copies = {name: tensor.clone() for name, tensor in weights.items()}
     moved = {name: elsewhere(tensor) for name, tensor in weights.items()}
-    assert ex.latent_key(weights, config, pixels) == key, "asked twice for the same key, you give two: it depends on chance"
+    assert ex.latent_key(weights, config, pixels) == key, (
+        "asked twice for the same key, you give two: it depends on chance"
+    )
     real = hash
     with patch("builtins.hash", lambda value: real(value) ^ 0x5EED):  # what another process would do to texts
         another = ex.latent_key(weights, config, pixels)
-    assert another == key, "the key is another one in every process: Python's hash() of a text is salted. Take hashlib.sha256()"
+    assert another == key, (
+        "the key is another one in every process: Python's hash() of a text is salted. Take hashlib.sha256()"
+    )
     same = {
         "equal tensors, another key: it depends on where in memory they lie": (copies, config, pixels.clone()),
-        "the key depends on the order of the weights: sort them by their names": (reversed_order(weights), config, pixels),
-        "the key depends on the order of the settings: json.dumps(..., sort_keys=True)": (weights, reversed_order(config), pixels),
+        "the key depends on the order of the weights: sort them by their names": (
+            reversed_order(weights),
+            config,
+            pixels,
+        ),
+        "the key depends on the order of the settings: json.dumps(..., sort_keys=True)": (
+            weights,
+            reversed_order(config),
+            pixels,
+        ),
         "the key depends on the scaling factor, but the cache holds unscaled latents": (
-            weights, config | {"scaling_factor": 2 * config["scaling_factor"]}, pixels),
-        "the key depends on how a tensor lies in memory: hash its numbers, not its storage": (moved, config, elsewhere(pixels)),
-    }  # fmt: skip
+            weights,
+            config | {"scaling_factor": 2 * config["scaling_factor"]},
+            pixels,
+        ),
+        "the key depends on how a tensor lies in memory: hash its numbers, not its storage": (
+            moved,
+            config,
+            elsewhere(pixels),
+        ),
+    }
     for message, case in same.items():
         assert ex.latent_key(*case) == key, message
 
@@ -321,27 +376,54 @@ def changes(ex, rng: torch.Generator, key: str, weights: dict, config: dict, pix
     setting = ("latent_channels", "layers")[integer(rng, 0, 1)]
     order = torch.arange(len(pixels)).roll(1)
     other = {
-        "the key does not depend on the weights' numbers": weights | {name: tensor + 1 for name, tensor in weights.items()},
+        "the key does not depend on the weights' numbers": weights
+        | {name: tensor + 1 for name, tensor in weights.items()},
         "the key misses a change in the middle of a large tensor, or in the last bit: hash all bytes": (
-            weights | {"conv_in.weight": nudged(weights["conv_in.weight"])}),
+            weights | {"conv_in.weight": nudged(weights["conv_in.weight"])}
+        ),
         "two weights changed places, and the key stayed: hash the names together with the numbers": (
-            weights | {first: weights[second], second: weights[first]}),
-        "a weight has another name, and the key stayed": {(name + "x" if name == second else name): t for name, t in weights.items()},
-        "a weight has another shape, and the key stayed: bytes do not tell": weights | {"conv_in.weight": weights["conv_in.weight"].flatten(1)},
-        "a weight has another dtype, and the key stayed: bytes do not tell": weights | {first: weights[first].view(torch.int32)},
+            weights | {first: weights[second], second: weights[first]}
+        ),
+        "a weight has another name, and the key stayed": {
+            (name + "x" if name == second else name): t for name, t in weights.items()
+        },
+        "a weight has another shape, and the key stayed: bytes do not tell": weights
+        | {"conv_in.weight": weights["conv_in.weight"].flatten(1)},
+        "a weight has another dtype, and the key stayed: bytes do not tell": weights
+        | {first: weights[first].view(torch.int32)},
         "a weight is gone, and the key stayed": {name: tensor for name, tensor in weights.items() if name != first},
-    }  # fmt: skip
+    }
     other = {message: (changed, config, pixels) for message, changed in other.items()}
     other |= {
-        f"the key does not depend on config: {setting} is another": (weights, config | {setting: config[setting] + 1}, pixels),
-        "the key does not depend on all of config: mid_attention is another": (weights, config | {"mid_attention": False}, pixels),
-        "the key does not depend on all of config: channels are others": (weights, config | {"channels": config["channels"][::-1]}, pixels),
+        f"the key does not depend on config: {setting} is another": (
+            weights,
+            config | {setting: config[setting] + 1},
+            pixels,
+        ),
+        "the key does not depend on all of config: mid_attention is another": (
+            weights,
+            config | {"mid_attention": False},
+            pixels,
+        ),
+        "the key does not depend on all of config: channels are others": (
+            weights,
+            config | {"channels": config["channels"][::-1]},
+            pixels,
+        ),
         "the key does not depend on the pixels": (weights, config, 255 - pixels),
         "a single pixel is brighter, and the key stayed": (weights, config, brighter(pixels)),
         "the images have another order, and the key stayed": (weights, config, pixels[order]),
         "an image is gone, and the key stayed": (weights, config, pixels[:-1]),
-        "the images have another shape, and the key stayed: bytes do not tell": (weights, config, pixels.view(len(pixels), 3, 16, 12)),
-        "the pixels have another dtype, and the key stayed: bytes do not tell": (weights, config, pixels.view(torch.int8)),
+        "the images have another shape, and the key stayed: bytes do not tell": (
+            weights,
+            config,
+            pixels.view(len(pixels), 3, 16, 12),
+        ),
+        "the pixels have another dtype, and the key stayed: bytes do not tell": (
+            weights,
+            config,
+            pixels.view(torch.int8),
+        ),
     }
     for message, case in other.items():
         assert ex.latent_key(*case) != key, message
@@ -352,7 +434,10 @@ def changes(ex, rng: torch.Generator, key: str, weights: dict, config: dict, pix
 
 def check_img2img_start(ex, rng):
     z, eps = (normal(rng, *shape) for shape in 2 * [latent_shape(rng)])
-    for walked in (uniform(rng, 2.1, 2.4), uniform(rng, 2.6, 2.9)):  # steps, but for rounding; never half-way between two numbers
+    for walked in (
+        uniform(rng, 2.1, 2.4),
+        uniform(rng, 2.6, 2.9),
+    ):  # steps, but for rounding; never half-way between two numbers
         N = integer(rng, 8, 12)
         check_one_start(ex, z, eps, walked / N, *levels(rng, N))
         check_one_start(ex, z, eps, 1 - walked / N, *levels(rng, N))
@@ -366,7 +451,9 @@ def check_one_start(ex, z, eps, strength, alpha, sigma):
     assert isinstance(first, int), f"first should be a Python int, for range() and indices, not {type(first).__name__}"
     goal, asked = N - round(strength * N), f"of {N} steps at strength {strength:.3g}"
     wrong = {
-        "strength is the wrong way round: it is the share of the steps that are walked, not of those left out": round(strength * N),
+        "strength is the wrong way round: it is the share of the steps that are walked, not of those left out": round(
+            strength * N
+        ),
         "you cut off where you should round to the nearest": N - int(strength * N),
         "there are N + 1 levels, but N steps": N + 1 - round(strength * (N + 1)),
         "even at strength 0, yours walks a step": N - 1 if strength == 0 else goal,
@@ -385,10 +472,14 @@ def check_one_start(ex, z, eps, strength, alpha, sigma):
         "x is pure noise: nothing is left of the picture": eps,
         "alpha and sigma are swapped": sigma[goal] * z + alpha[goal] * eps,
         "the level is counted from the wrong end: entry 0 is the noisiest": at(N - goal),
-        "the noise is that of the level after the first step; it is that before, of level `first`": at(min(goal + 1, N)),
+        "the noise is that of the level after the first step; it is that before, of level `first`": at(
+            min(goal + 1, N)
+        ),
         "the noise is that of the level before": at(max(goal - 1, 0)),
-        "strength itself is taken for the noise level; the level is that of step `first`": (1 - strength) * z + strength * eps,
-        "strength itself is taken for sigma; the level is that of step `first`": (1 - strength**2) ** 0.5 * z + strength * eps,
+        "strength itself is taken for the noise level; the level is that of step `first`": (1 - strength) * z
+        + strength * eps,
+        "strength itself is taken for sigma; the level is that of step `first`": (1 - strength**2) ** 0.5 * z
+        + strength * eps,
         "you added noise to the whole of z: it has the factor alpha": z + sigma[goal] * eps,
         "you used variances where alpha and sigma belong": alpha[goal] ** 2 * z + sigma[goal] ** 2 * eps,
     }
@@ -399,10 +490,16 @@ class Decoder:
     """Mixes the channels into red, green and blue, a little brighter, and makes every place a square of pixels."""
 
     def __init__(self, rng: torch.Generator, channels: int):
-        self.mix, self.f, self.more = normal(rng, 3, channels) / channels**0.5, integer(rng, 2, 3), uniform(rng, 0.1, 0.3)
+        self.mix, self.f, self.more = (
+            normal(rng, 3, channels) / channels**0.5,
+            integer(rng, 2, 3),
+            uniform(rng, 0.1, 0.3),
+        )
 
     def __call__(self, z: Tensor) -> Tensor:
-        assert isinstance(z, Tensor) and z.dtype == torch.float32, "the decoder takes latents in float32; bytes come last"
+        assert isinstance(z, Tensor) and z.dtype == torch.float32, (
+            "the decoder takes latents in float32; bytes come last"
+        )
         image = torch.einsum("rc,bchw->brhw", self.mix, z) + self.more
         return image.repeat_interleave(self.f, 2).repeat_interleave(self.f, 3)
 
@@ -413,7 +510,10 @@ def to_bytes(images: Tensor) -> Tensor:
 
 def check_decode_picture(ex, rng):
     shape, scale = latent_shape(rng), uniform(rng, 0.3, 0.6)
-    decode, z = Decoder(rng, shape[1]), normal(rng, *shape) * uniform(rng, 0.3, 0.5)  # decoded, most of them within [-1, 1]
+    decode, z = (
+        Decoder(rng, shape[1]),
+        normal(rng, *shape) * uniform(rng, 0.3, 0.5),
+    )  # decoded, most of them within [-1, 1]
     image = decode(z / scale)
     low, raw = image.clamp(-1, 1), (image + 1) * 127.5
     wrong = {
@@ -422,7 +522,9 @@ def check_decode_picture(ex, rng):
         "you divided the image by scale; it is the latents that are scaled": to_bytes(decode(z) / scale),
         "latents were cut off at -1 and 1; only images are": to_bytes(decode(z.clamp(-1, 1) / scale)),
         "unscaled latents were cut off at -1 and 1; only images are": to_bytes(decode((z / scale).clamp(-1, 1))),
-        "what lies beyond [-1, 1] was not cut off, and went round: 256 is 0 in a byte": raw.round().to(torch.int64).remainder(256),
+        "what lies beyond [-1, 1] was not cut off, and went round: 256 is 0 in a byte": raw.round()
+        .to(torch.int64)
+        .remainder(256),
         "what lies beyond [-1, 1] was neither cut off nor rounded": raw.to(torch.int64).remainder(256),
         "the numbers were cut off, not rounded: .round() before .to(torch.uint8)": ((low + 1) * 127.5).floor(),
         "white should be 255: the factor is 127.5": ((low + 1) * 127).round(),
@@ -467,18 +569,31 @@ def check_one_walk(ex, rng, first, alpha, sigma):
     times = torch.linspace(3, 0.2, N)  # not the numbers of the steps
     got = call(ex.sample_latent, net, x, first, context, w, times, alpha, sigma)
     called, walked = len(net.x), N - first
-    assert all(len(seen) == 2 * len(x) for seen in net.x), "the network should be asked once a step, with both halves as one batch of 2B"
+    assert all(len(seen) == 2 * len(x) for seen in net.x), (
+        "the network should be asked once a step, with both halves as one batch of 2B"
+    )
     assert called != N or first == 0, f"the walk should begin with step first = {first}, not with step 0"
-    assert called == walked, f"from step {first} to the last of {N} are {walked} steps, and so as many calls; calls made: {called}"
+    assert called == walked, (
+        f"from step {first} to the last of {N} are {walked} steps, and so as many calls; calls made: {called}"
+    )
     assert all(torch.equal(text, context) for text in net.text), "the network should be given context as it is"
     for k, told in enumerate(net.t, first):
-        assert k == N - 1 or not (told == times[k + 1]).all(), "the network is told the time of the next level; at step k it is times[k]"
-        assert (told == times[k]).all(), f"at step {k} the network should be told times[{k}] = {times[k]:.3g}, not {told[0]:.3g}"
+        assert k == N - 1 or not (told == times[k + 1]).all(), (
+            "the network is told the time of the next level; at step k it is times[k]"
+        )
+        assert (told == times[k]).all(), (
+            f"at step {k} the network should be told times[{k}] = {times[k]:.3g}, not {told[0]:.3g}"
+        )
     if not walked:
         return expect(got, x, "where no step is left, x stays as it is")
 
     wrong = {"the latents came as 0 0 1 1; they should come as 0 1 0 1, as the captions do": x.repeat_interleave(2, 0)}
-    expect(net.x[0], torch.cat([x, x]), f"at step {first} the network should see all latents, and then all of them again", wrong)
+    expect(
+        net.x[0],
+        torch.cat([x, x]),
+        f"at step {first} the network should see all latents, and then all of them again",
+        wrong,
+    )
     step, seen = stepper(net, context, w, times, alpha, sigma), [both[: len(x)] for both in net.x]
     for k in range(1, walked):
         compare(net.x[k], step, seen[k - 1], first + k - 1, twice=True)

@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-  python -m pytest 04_latent_sd/exercises -x                    your exercises.py, up to the first failure
-  EXERCISES=mine.py python -m pytest 04_latent_sd/exercises     another file
+python -m pytest 04_latent_sd/exercises -x                    your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 04_latent_sd/exercises     another file
 """
 
 import math
@@ -47,7 +47,9 @@ def test_1_two_images(ex):
     assert not isinstance(got, torch.Tensor) or torch.isfinite(got).all(), (
         "your result holds NaN or infinity: logvar is a logarithm already, and may be 0 or below"
     )
-    assert not isinstance(got, torch.Tensor) or got.shape != (), "a single number for the whole batch; each image has its own KL, (B,)"
+    assert not isinstance(got, torch.Tensor) or got.shape != (), (
+        "a single number for the whole batch; each image has its own KL, (B,)"
+    )
     second = (3 - LOG4) / 2
     wrong = {
         "the 1/2 is missing": torch.tensor([9, 2 * second]),
@@ -57,19 +59,31 @@ def test_1_two_images(ex):
         "the sign is wrong: a KL is never below 0": -torch.tensor([4.5, second]),
         "the - 1 is missing: it makes the KL 0 where nothing is said": torch.tensor([5.5, second + 1]),
         "mean should be squared": torch.tensor([1.5, second]),
-        "you took exp(logvar) for the standard deviation; it is the variance": torch.tensor([4.5, (15 - 2 * LOG4) / 2]),
-        "you took the standard deviation, exp(logvar / 2), where the variance belongs": torch.tensor([4.5, (1 - LOG4) / 2]),
-        "this is the KL of the standard normal to the cloud; it is the other way round": torch.tensor([4.5, (LOG4 - 0.75) / 2]),
+        "you took exp(logvar) for the standard deviation; it is the variance": torch.tensor(
+            [4.5, (15 - 2 * LOG4) / 2]
+        ),
+        "you took the standard deviation, exp(logvar / 2), where the variance belongs": torch.tensor(
+            [4.5, (1 - LOG4) / 2]
+        ),
+        "this is the KL of the standard normal to the cloud; it is the other way round": torch.tensor(
+            [4.5, (LOG4 - 0.75) / 2]
+        ),
         "the sign of logvar is wrong: a small variance must cost": torch.tensor([4.5, (3 + LOG4) / 2]),
         "the mean is missing: mean^2": torch.tensor([0, second]),
         "var is missing: exp(logvar)": torch.tensor([3.5, (-2 - LOG4) / 2]),
     }
-    hint = "the first image's mean of 3 costs 9 / 2, the second's variance of 4 costs (4 - 1 - log 4) / 2, all else is 0"
+    hint = (
+        "the first image's mean of 3 costs 9 / 2, the second's variance of 4 costs (4 - 1 - log 4) / 2, all else is 0"
+    )
     expect(got, torch.tensor([4.5, second]), hint, wrong)
 
 
 def test_1_nothing_is_said(ex):
-    expect(call(ex.kl, latents(0, 0, C=4), latents(0, 0, C=4)), torch.zeros(2), "mean 0 and logvar 0 is the standard normal itself: a KL of 0")
+    expect(
+        call(ex.kl, latents(0, 0, C=4), latents(0, 0, C=4)),
+        torch.zeros(2),
+        "mean 0 and logvar 0 is the standard normal itself: a KL of 0",
+    )
 
 
 # ---------------------------------------------------------------------------------------- 2. reparameterise
@@ -79,10 +93,14 @@ def test_2_two_images(ex):
     mean, logvar, eps = latents(1, -2), latents(LOG4, -LOG4), latents(3, 3)  # of standard deviations 2 and 1/2
     got = call(ex.reparameterise, mean, logvar, eps)
     wrong = {
-        "you multiplied eps by the variance, exp(logvar); its root is the standard deviation": latents(1 + 12, -2 + 0.75),
+        "you multiplied eps by the variance, exp(logvar); its root is the standard deviation": latents(
+            1 + 12, -2 + 0.75
+        ),
         "you took logvar itself for the standard deviation": latents(1 + 3 * LOG4, -2 - 3 * LOG4),
         "std is exp(logvar / 2), not exp(2 logvar)": latents(1 + 48, -2 + 3 / 16),
-        "you halved the variance; it is logvar that is halved, for std is the root of the variance": latents(1 + 6, -2 + 0.375),
+        "you halved the variance; it is logvar that is halved, for std is the root of the variance": latents(
+            1 + 6, -2 + 0.375
+        ),
         "only eps is multiplied by std, not mean": latents(2 + 6, -1 + 1.5),
         "std is missing": latents(4, 1),
         "the sign of eps is wrong": latents(1 - 6, -2 - 1.5),
@@ -91,7 +109,12 @@ def test_2_two_images(ex):
     }
     own = "you draw noise of your own; it is given, as eps, so that the same eps gives the same latent"
     assert not isinstance(got, torch.Tensor) or torch.equal(got, ex.reparameterise(mean, logvar, eps)), own
-    expect(got, latents(1 + 2 * 3, -2 + 0.5 * 3), "the variances are 4 and 1/4, so the latents are 1 + 2 * 3 and -2 + 1/2 * 3", wrong)
+    expect(
+        got,
+        latents(1 + 2 * 3, -2 + 0.5 * 3),
+        "the variances are 4 and 1/4, so the latents are 1 + 2 * 3 and -2 + 1/2 * 3",
+        wrong,
+    )
 
 
 def test_2_the_encoder_learns(ex):
@@ -121,9 +144,13 @@ def scale_of(ex, *batches: torch.Tensor) -> torch.Tensor:
     try:
         got = ex.scaling_factor(lent(*batches))
     except (ZeroDivisionError, StopIteration) as problem:
-        raise AssertionError(f"{type(problem).__name__}: the batches come once, and cannot be gone through again") from None
+        raise AssertionError(
+            f"{type(problem).__name__}: the batches come once, and cannot be gone through again"
+        ) from None
     assert got is not None, "a number was expected here, not None: is a `return` missing?"
-    assert not isinstance(got, torch.Tensor) or got.numel() == 1, f"one number was expected for the whole set, not {tuple(got.shape)}"
+    assert not isinstance(got, torch.Tensor) or got.numel() == 1, (
+        f"one number was expected for the whole set, not {tuple(got.shape)}"
+    )
     assert math.isfinite(float(got)), "not a number: the batches come once, and cannot be gone through again"
     return torch.tensor(float(got))
 
@@ -153,15 +180,25 @@ def wave(middle: float, reach: float, B: int = 8, C: int = 2) -> torch.Tensor:
 
 def test_3_batches_differ_in_their_means(ex):
     got = scale_of(ex, wave(0, 1), wave(6, 2))  # -1, 1, 4, 8: their mean is 3, the squares from there 16, 4, 1, 25
-    wrong = wrong_scales(mean_of_stds=1.5, mean_of_variances=2.5**0.5, mean_of_scales=4 / 3, upside_down=11.5**-0.5, squared=11.5,
-                         no_mean=20.5**0.5, first=1, last=2)  # fmt: skip
+    wrong = wrong_scales(
+        mean_of_stds=1.5,
+        mean_of_variances=2.5**0.5,
+        mean_of_scales=4 / 3,
+        upside_down=11.5**-0.5,
+        squared=11.5,
+        no_mean=20.5**0.5,
+        first=1,
+        last=2,
+    )
     hint = "the components are -1, 1, 4 and 8, equally often; their variance is (16 + 4 + 1 + 25) / 4 = 11.5"
     expect(got, torch.tensor(11.5**-0.5), hint, wrong)
 
 
 def test_3_the_last_batch_is_small(ex):
     got = scale_of(ex, wave(1, 1, B=8), wave(9, 1, B=2))  # 0 and 2 in four fifths, 8 and 10 in one
-    wrong = wrong_scales(mean_of_stds=1, equal=17**0.5, kept=16.36**0.5, no_mean=18**0.5, upside_down=11.24**-0.5, squared=11.24)
+    wrong = wrong_scales(
+        mean_of_stds=1, equal=17**0.5, kept=16.36**0.5, no_mean=18**0.5, upside_down=11.24**-0.5, squared=11.24
+    )
     hint = "a fifth of the components lies around 9, the others around 1: their mean is 2.6, and their variance 1 + 0.8 * 1.6^2 + 0.2 * 6.4^2"
     expect(got, torch.tensor(11.24**-0.5), hint, wrong)
 
@@ -170,7 +207,12 @@ def test_3_one_number_for_all_channels(ex):
     batch = torch.cat([wave(-2, 1, C=1), wave(2, 3, C=1)], dim=1)  # variances 1 and 9 around the channels' own means
     got = scale_of(ex, batch, batch)
     wrong = wrong_scales(channels=2, each_channel=1.5, squared=9, upside_down=1 / 3)
-    expect(got, torch.tensor(1 / 3), "all channels together have the mean 0 and the variance (4 + 1 + 4 + 9) / 2 = 9", wrong)
+    expect(
+        got,
+        torch.tensor(1 / 3),
+        "all channels together have the mean 0 and the variance (4 + 1 + 4 + 9) / 2 = 9",
+        wrong,
+    )
 
 
 def test_3_far_from_zero(ex):
@@ -211,18 +253,24 @@ def test_4_two_levels(ex):
     wrong = {message: step_by_hand(z, -1)[0] for message, z in others.items()}
     wrong |= {
         "you noised first and scaled then, so that the noise is scaled, too": 0.5 * step_by_hand(3, -1)[0],
-        "alpha and sigma are swapped in x: it is alpha z + sigma eps": step_by_hand(1.5, -1, ((0.8, 0.6), (0.6, 0.8)))[0],
+        "alpha and sigma are swapped in x: it is alpha z + sigma eps": step_by_hand(1.5, -1, ((0.8, 0.6), (0.6, 0.8)))[
+            0
+        ],
         "x was noised with eps_z, which has drawn the latent: the other noise is eps": step_by_hand(1.5, 2)[0],
         "the two noises are swapped: eps_z draws the latent, eps noises it": step_by_hand(0.75, 2)[0],
         "you used variances where alpha and sigma belong": step_by_hand(1.5, -1, ((0.36, 0.64), (0.64, 0.36)))[0],
         "x and v are swapped": right_v,
-        "the levels went to the columns, not to the latents: give alpha and sigma the shape (B, 1, 1, 1)": right_x.transpose(0, 3),
+        "the levels went to the columns, not to the latents: give alpha and sigma the shape (B, 1, 1, 1)": right_x.transpose(
+            0, 3
+        ),
     }
     expect(x, right_x, "z = 0.5 (2 + 0.5 * 2) = 1.5, so x should be 0.6 * 1.5 - 0.8 and 0.8 * 1.5 - 0.6", wrong)
     wrong = {f"in v, {message}": step_by_hand(z, -1)[1] for message, z in others.items()}
     wrong |= {
         "v has the wrong sign: it is alpha eps - sigma z": -right_v,
-        "in v, alpha and sigma are swapped: it is alpha eps - sigma z": step_by_hand(1.5, -1, ((0.8, 0.6), (0.6, 0.8)))[1],
+        "in v, alpha and sigma are swapped: it is alpha eps - sigma z": step_by_hand(
+            1.5, -1, ((0.8, 0.6), (0.6, 0.8))
+        )[1],
         "in v, latent and noise are swapped: it is alpha eps - sigma z": step_by_hand(-1, 1.5)[1],
         "v is a difference: alpha eps - sigma z": step_by_hand(-1.5, -1)[1],
         "this is eps, but the network predicts v": eps,
@@ -235,7 +283,11 @@ def test_4_two_levels(ex):
 
 def encoder() -> tuple[dict, dict, torch.Tensor]:
     """Weights, settings and images that a key may be asked for."""
-    weights = {"conv.weight": torch.arange(1600.0).view(10, 10, 4, 4), "conv.bias": torch.arange(10.0), "norm.bias": torch.arange(10.0) + 5}
+    weights = {
+        "conv.weight": torch.arange(1600.0).view(10, 10, 4, 4),
+        "conv.bias": torch.arange(10.0),
+        "norm.bias": torch.arange(10.0) + 5,
+    }
     config = {"latent_channels": 4, "channels": (32, 64), "mid_attention": True, "scaling_factor": 0.5}
     return weights, config, (torch.arange(4 * 3 * 12 * 16) % 251).view(4, 3, 12, 16).to(torch.uint8)
 
@@ -258,26 +310,49 @@ def test_5_what_a_key_is(ex):
     weights, config, pixels = encoder()
     key = call(ex.latent_key, weights, config, pixels)
     found = repr(key) if isinstance(key, str) else type(key).__name__
-    assert isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key), f"32 hexadecimal digits were expected, as a text, not {found}"
-    assert "scaling_factor" in config and config == encoder()[1], "you changed config, which was only lent: make a copy without the entry"
+    assert isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key), (
+        f"32 hexadecimal digits were expected, as a text, not {found}"
+    )
+    assert "scaling_factor" in config and config == encoder()[1], (
+        "you changed config, which was only lent: make a copy without the entry"
+    )
     assert weights.keys() == encoder()[0].keys(), "you changed weights, which were only lent"
 
 
 def test_5_the_same_things_have_the_same_key(ex):
     weights, config, pixels = encoder()
     key, real = ex.latent_key(weights, config, pixels), hash
-    assert ex.latent_key(weights, config, pixels) == key, "asked twice for the same key, you give two: it depends on chance"
+    assert ex.latent_key(weights, config, pixels) == key, (
+        "asked twice for the same key, you give two: it depends on chance"
+    )
     with patch("builtins.hash", lambda value: real(value) ^ 1):  # what another process would do to texts
         another = ex.latent_key(weights, config, pixels)
-    assert another == key, "the key is another one in every process: Python's hash() of a text is salted. Take hashlib.sha256()"
+    assert another == key, (
+        "the key is another one in every process: Python's hash() of a text is salted. Take hashlib.sha256()"
+    )
     same = {
         "equal tensors, another key: it depends on where in memory they lie": encoder(),
-        "the key depends on the order of the weights: sort them by their names": (dict(reversed(weights.items())), config, pixels),
-        "the key depends on the order of the settings: json.dumps(..., sort_keys=True)": (weights, dict(reversed(config.items())), pixels),
-        "the key depends on the scaling factor, but the cache holds unscaled latents": (weights, config | {"scaling_factor": 0.6}, pixels),
+        "the key depends on the order of the weights: sort them by their names": (
+            dict(reversed(weights.items())),
+            config,
+            pixels,
+        ),
+        "the key depends on the order of the settings: json.dumps(..., sort_keys=True)": (
+            weights,
+            dict(reversed(config.items())),
+            pixels,
+        ),
+        "the key depends on the scaling factor, but the cache holds unscaled latents": (
+            weights,
+            config | {"scaling_factor": 0.6},
+            pixels,
+        ),
         "the key depends on how a tensor lies in memory: hash its numbers, not its storage": (
-            {name: elsewhere(tensor) for name, tensor in weights.items()}, config, elsewhere(pixels)),
-    }  # fmt: skip
+            {name: elsewhere(tensor) for name, tensor in weights.items()},
+            config,
+            elsewhere(pixels),
+        ),
+    }
     for message, case in same.items():
         assert ex.latent_key(*case) == key, message
 
@@ -286,15 +361,23 @@ def test_5_other_weights(ex):
     weights, config, pixels = encoder()
     key = ex.latent_key(weights, config, pixels)
     others = {
-        "the key does not depend on the weights' numbers": weights | {name: tensor + 1 for name, tensor in weights.items()},
-        "the key misses a change in the middle of a large tensor": weights | {"conv.weight": changed(weights["conv.weight"])},
-        "the key misses a small change: hash all bytes of a number": weights | {"conv.weight": changed(weights["conv.weight"], 1e-3)},
+        "the key does not depend on the weights' numbers": weights
+        | {name: tensor + 1 for name, tensor in weights.items()},
+        "the key misses a change in the middle of a large tensor": weights
+        | {"conv.weight": changed(weights["conv.weight"])},
+        "the key misses a small change: hash all bytes of a number": weights
+        | {"conv.weight": changed(weights["conv.weight"], 1e-3)},
         "two weights changed places, and the key stayed: hash the names together with the numbers": (
-            weights | {"conv.bias": weights["norm.bias"], "norm.bias": weights["conv.bias"]}),
-        "a weight has another name, and the key stayed": {name.replace("norm", "norm2"): tensor for name, tensor in weights.items()},
-        "a weight has another shape, and the key stayed: bytes do not tell": weights | {"conv.weight": weights["conv.weight"].view(40, 40)},
-        "a weight has another dtype, and the key stayed: bytes do not tell": weights | {"conv.bias": weights["conv.bias"].view(torch.int32)},
-    }  # fmt: skip
+            weights | {"conv.bias": weights["norm.bias"], "norm.bias": weights["conv.bias"]}
+        ),
+        "a weight has another name, and the key stayed": {
+            name.replace("norm", "norm2"): tensor for name, tensor in weights.items()
+        },
+        "a weight has another shape, and the key stayed: bytes do not tell": weights
+        | {"conv.weight": weights["conv.weight"].view(40, 40)},
+        "a weight has another dtype, and the key stayed: bytes do not tell": weights
+        | {"conv.bias": weights["conv.bias"].view(torch.int32)},
+    }
     for message, case in others.items():
         assert ex.latent_key(case, config, pixels) != key, message
 
@@ -324,17 +407,32 @@ def test_5_other_images(ex):
 
 # ----------------------------------------------------------------------------------------- 6. img2img_start
 
-ALPHA, SIGMA = torch.tensor([0.0, 5 / 13, 0.6, 0.96, 1.0]), torch.tensor([1.0, 12 / 13, 0.8, 0.28, 0.0])  # of a sampler of 4 steps
+ALPHA, SIGMA = (
+    torch.tensor([0.0, 5 / 13, 0.6, 0.96, 1.0]),
+    torch.tensor([1.0, 12 / 13, 0.8, 0.28, 0.0]),
+)  # of a sampler of 4 steps
 
 
 def test_6_which_step(ex):
     z, eps = latents(1), latents(2)
-    for N, strength, right in ((4, 0.8, 1), (4, 0.7, 1), (4, 0.3, 3), (4, 0.5, 2), (50, 0.58, 21), (4, 1.0, 0), (4, 0.0, 4)):
+    for N, strength, right in (
+        (4, 0.8, 1),
+        (4, 0.7, 1),
+        (4, 0.3, 3),
+        (4, 0.5, 2),
+        (50, 0.58, 21),
+        (4, 1.0, 0),
+        (4, 0.0, 4),
+    ):
         alpha = torch.linspace(0, 1, N + 1)
         first, _ = pair(call(ex.img2img_start, z, eps, strength, alpha, (1 - alpha**2).sqrt()), "first and x")
-        assert isinstance(first, int), f"first should be a Python int, for range() and indices, not {type(first).__name__}"
+        assert isinstance(first, int), (
+            f"first should be a Python int, for range() and indices, not {type(first).__name__}"
+        )
         wrong = {
-            "strength is the wrong way round: it is the share of the steps that are walked, not of those left out": round(strength * N),
+            "strength is the wrong way round: it is the share of the steps that are walked, not of those left out": round(
+                strength * N
+            ),
             "you cut off where you should round to the nearest": N - int(strength * N),
             "there are N + 1 levels, but N steps": N + 1 - round(strength * (N + 1)),
             "even at strength 0, yours walks a step": N - 1 if strength == 0 else right,
@@ -342,8 +440,12 @@ def test_6_which_step(ex):
             "one step too late": right + 1,
         }
         for message, value in wrong.items():
-            assert first != value or value == right, f"of {N} steps at strength {strength}, first should be {right}, not {first}: {message}"
-        assert first == right, f"of {N} steps at strength {strength}, {strength * N:g} are walked, and so first should be {right}, not {first}"
+            assert first != value or value == right, (
+                f"of {N} steps at strength {strength}, first should be {right}, not {first}: {message}"
+            )
+        assert first == right, (
+            f"of {N} steps at strength {strength}, {strength * N:g} are walked, and so first should be {right}, not {first}"
+        )
 
 
 def test_6_the_half_noised_picture(ex):
@@ -365,23 +467,35 @@ def test_6_the_half_noised_picture(ex):
 
 def test_6_both_ends(ex):
     z, eps = latents(1, 3), latents(2, 5)
-    expect(call(ex.img2img_start, z, eps, 0.0, ALPHA, SIGMA)[1], z, "at strength 0 nothing is walked, and x is z itself")
-    expect(call(ex.img2img_start, z, eps, 1.0, ALPHA, SIGMA)[1], eps, "at strength 1 all is walked, from pure noise: alpha_0 = 0 here")
+    expect(
+        call(ex.img2img_start, z, eps, 0.0, ALPHA, SIGMA)[1], z, "at strength 0 nothing is walked, and x is z itself"
+    )
+    expect(
+        call(ex.img2img_start, z, eps, 1.0, ALPHA, SIGMA)[1],
+        eps,
+        "at strength 1 all is walked, from pure noise: alpha_0 = 0 here",
+    )
 
 
 # ---------------------------------------------------------------------------------------- 7. decode_picture
 
 
 def decode(z: torch.Tensor) -> torch.Tensor:
-    """The first three channels are red, green and blue, at a tenth and a little brighter; every place becomes 2 x 2 pixels."""
-    assert isinstance(z, torch.Tensor) and z.dtype == torch.float32, "the decoder takes latents in float32; bytes come last"
+    """The first three channels are red, green and blue, at a tenth and a little brighter;
+    every place becomes 2 x 2 pixels.
+    """
+    assert isinstance(z, torch.Tensor) and z.dtype == torch.float32, (
+        "the decoder takes latents in float32; bytes come last"
+    )
     return z[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3) / 10 + 0.2
 
 
 def test_7_a_row_of_pixels(ex):
     row = torch.tensor([-17, -12.1, -7.53, -1.97, 1.7, 5.36, 8, 10.1])  # unscaled; decoded a tenth of it, and 0.2
     got = call(ex.decode_picture, 0.4 * row.repeat(2, 4, 1, 1), decode, 0.4)
-    assert not isinstance(got, torch.Tensor) or got.dtype == torch.uint8, f"pictures are bytes, torch.uint8, not {got.dtype}"
+    assert not isinstance(got, torch.Tensor) or got.dtype == torch.uint8, (
+        f"pictures are bytes, torch.uint8, not {got.dtype}"
+    )
 
     def picture(*bytes_: int) -> torch.Tensor:
         return torch.tensor(bytes_, dtype=torch.float32).repeat_interleave(2).repeat(2, 3, 2, 1)
@@ -389,12 +503,18 @@ def test_7_a_row_of_pixels(ex):
     wrong = {
         "you multiplied by scale; to undo the scaling, divide": picture(118, 128, 138, 149, 156, 164, 169, 174),
         "the scaling was not undone: divide by scale": picture(66, 91, 115, 143, 162, 180, 194, 205),
-        "you divided the image by scale; it is the latents that are scaled": picture(0, 37, 95, 166, 213, 255, 255, 255),
+        "you divided the image by scale; it is the latents that are scaled": picture(
+            0, 37, 95, 166, 213, 255, 255, 255
+        ),
         "latents were cut off at -1 and 1; only images are": picture(121, 121, 121, 128, 175, 185, 185, 185),
         "unscaled latents were cut off at -1 and 1; only images are": picture(140, 140, 140, 140, 166, 166, 166, 166),
-        "what lies beyond [-1, 1] was not cut off, and went round: 256 is 0 in a byte": picture(192, 255, 57, 128, 175, 221, 255, 26),
+        "what lies beyond [-1, 1] was not cut off, and went round: 256 is 0 in a byte": picture(
+            192, 255, 57, 128, 175, 221, 255, 26
+        ),
         "what lies beyond [-1, 1] was neither cut off nor rounded": picture(193, 255, 56, 127, 174, 221, 255, 25),
-        "the numbers were cut off, not rounded: .round() before .to(torch.uint8)": picture(0, 0, 56, 127, 174, 221, 255, 255),
+        "the numbers were cut off, not rounded: .round() before .to(torch.uint8)": picture(
+            0, 0, 56, 127, 174, 221, 255, 255
+        ),
         "white should be 255: the factor is 127.5": picture(0, 0, 57, 127, 174, 220, 254, 254),
         "256 is not a byte: the factor is 127.5": picture(0, 0, 57, 128, 175, 222, 255, 255),
         "you took images in [0, 1] for granted; they are in [-1, 1]": picture(0, 0, 0, 1, 94, 188, 255, 255),
@@ -416,7 +536,9 @@ class Network:
         self.x, self.t, self.text = [], [], []
 
     def __call__(self, x, t, text):
-        assert isinstance(t, torch.Tensor) and t.shape == (len(x),), f"{len(x)} latents need {len(x)} times t, as a tensor"
+        assert isinstance(t, torch.Tensor) and t.shape == (len(x),), (
+            f"{len(x)} latents need {len(x)} times t, as a tensor"
+        )
         assert len(text) == len(x), f"the network was given {len(x)} latents and {len(text)} captions"
         self.x.append(x.clone())
         self.t.append(t.tolist())
@@ -429,14 +551,20 @@ def captions(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).repeat(1, 2, 3)
 
 
-TIMES, A, S = torch.tensor([900.0, 500.0, 100.0]), torch.tensor([0.0, 0.6, 0.8, 1.0]), torch.tensor([1.0, 0.8, 0.6, 0.0])
+TIMES, A, S = (
+    torch.tensor([900.0, 500.0, 100.0]),
+    torch.tensor([0.0, 0.6, 0.8, 1.0]),
+    torch.tensor([1.0, 0.8, 0.6, 0.0]),
+)
 
 
 def test_8_one_step(ex):
     """From alpha = 0.8, sigma = 0.6 to the clean latent, which is z = 0.8 x - 0.6 v."""
     net = Network()
     got = call(ex.sample_latent, net, latents(1, 2), 2, captions(1, 1, 0.5, 0), 3.0, TIMES, A, S)
-    assert all(len(seen) == 4 for seen in net.x), "the network should be asked once a step, with both halves as one batch of 2B"
+    assert all(len(seen) == 4 for seen in net.x), (
+        "the network should be asked once a step, with both halves as one batch of 2B"
+    )
     assert len(net.x) != 3, "the walk should begin with step first = 2, not with step 0"
     assert len(net.x) == 1, f"of three steps, only the last is left from first = 2; calls made: {len(net.x)}"
     wrong = {"the latents came as 0 0 1 1; they should come as 0 1 0 1, as the captions do": latents(1, 1, 2, 2)}
@@ -464,8 +592,12 @@ def test_8_from_noise(ex):
     """w = 1: v is 1 all the way, and so x turns: from (0, 1) by the angle of the levels."""
     net = Network()
     got = call(ex.sample_latent, net, latents(0.5), 0, captions(7, 1), 1.0, TIMES, A, S)
-    assert all(len(seen) == 2 for seen in net.x), "the network should be asked once a step, with both halves as one batch of 2B"
-    assert len(net.x) == 3, f"three steps are walked from first = 0, and so the network is asked three times; calls made: {len(net.x)}"
+    assert all(len(seen) == 2 for seen in net.x), (
+        "the network should be asked once a step, with both halves as one batch of 2B"
+    )
+    assert len(net.x) == 3, (
+        f"three steps are walked from first = 0, and so the network is asked three times; calls made: {len(net.x)}"
+    )
     told = [t[0] for t in net.t]
     assert told == [900, 500, 100], f"the network should be told times[k] at step k, so 900, 500 and 100, not {told}"
     first = 0.6 * -1 + 0.8 * 0.5  # z = -1, eps = 0.5
@@ -473,11 +605,22 @@ def test_8_from_noise(ex):
     second = 0.8 * z + 0.6 * eps
     wrong = {
         "v was read with the wrong sign": latents(-0.6 + 0.5),
-        "v was read with the levels of the next step, alpha_(k+1)": latents(0.6 * (0.6 * 0.5 - 0.8) + 0.8 * (0.8 * 0.5 + 0.6)),
+        "v was read with the levels of the next step, alpha_(k+1)": latents(
+            0.6 * (0.6 * 0.5 - 0.8) + 0.8 * (0.8 * 0.5 + 0.6)
+        ),
         "the halves are swapped: the first B answers are uncond": latents(0.6 * -7 + 0.8 * 0.5),
     }
-    expect(net.x[1][:1], latents(first), "step 0 sees z = 0 x - 1 v = -1 and eps = x = 0.5, and remixes 0.6 z + 0.8 eps", wrong)
-    expect(net.x[2][:1], latents(second), "step 1 reads z = 0.6 x - 0.8 v and eps = 0.8 x + 0.6 v, and remixes 0.8 z + 0.6 eps")
+    expect(
+        net.x[1][:1],
+        latents(first),
+        "step 0 sees z = 0 x - 1 v = -1 and eps = x = 0.5, and remixes 0.6 z + 0.8 eps",
+        wrong,
+    )
+    expect(
+        net.x[2][:1],
+        latents(second),
+        "step 1 reads z = 0.6 x - 0.8 v and eps = 0.8 x + 0.6 v, and remixes 0.8 z + 0.6 eps",
+    )
     expect(got, latents(0.8 * second - 0.6), "the last step ends in z = 0.8 x - 0.6 v")
 
 

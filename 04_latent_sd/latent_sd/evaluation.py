@@ -36,17 +36,17 @@ SHOWN = 12  # prompts of each split in the grid
 
 
 def evaluate_model(
-    model: Path,                # a run folder or model folder
-    scales: Sequence[float],    # guidance scales to measure; none of them: the autoencoder alone
-    n: int,                     # prompts of each split, and images of each set
-    splits: Sequence[str],      # test, heldout
-    language: str,              # of the prompts: en, zh, both
-    config: SamplingConfig,     # everything else about sampling
-    data: Sequence[str],        # sets on which the autoencoder is measured; none of them: prompt adherence alone
+    model: Path,  # a run folder or model folder
+    scales: Sequence[float],  # guidance scales to measure; none of them: the autoencoder alone
+    n: int,  # prompts of each split, and images of each set
+    splits: Sequence[str],  # test, heldout
+    language: str,  # of the prompts: en, zh, both
+    config: SamplingConfig,  # everything else about sampling
+    data: Sequence[str],  # sets on which the autoencoder is measured; none of them: prompt adherence alone
     data_dir: Path,
-    out: Path | None,           # folder of the results, or the default one
+    out: Path | None,  # folder of the results, or the default one
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     """Measure a model, and print and save the tables and figures."""
     configs = [replace(config, guidance_scale=w) for w in dict.fromkeys(scales)]
     pipeline = open_checked(model, configs, data, splits, device)
@@ -55,8 +55,15 @@ def evaluate_model(
     if sets:
         measure_sets(pipeline, model, sets, out)
     if configs:
-        settings = {"model": model, "n": n, "language": language, "sampler": config.sampler, "rescale": config.rescale,
-                    "negative": config.negative_prompt, "seed": config.seed}  # fmt: skip
+        settings = {
+            "model": model,
+            "n": n,
+            "language": language,
+            "sampler": config.sampler,
+            "rescale": config.rescale,
+            "negative": config.negative_prompt,
+            "seed": config.seed,
+        }
         prompts = [make_prompts(split, n, language, pipeline.size) for split in dict.fromkeys(splits)]
         measure_text(pipeline, prompts, configs, settings, out)
 
@@ -66,7 +73,9 @@ def open_checked(
 ) -> TextToImagePipeline:
     """Open the model, and refuse what cannot be measured before anything is drawn."""
     if not configs and not data:
-        raise UserError("there is nothing to measure; give --data to measure the autoencoder, --scales to measure prompt adherence, or both")
+        raise UserError(
+            "there is nothing to measure; give --data to measure the autoencoder, --scales to measure prompt adherence, or both"
+        )
     if configs and not splits:
         raise UserError("give at least one of --splits, for instance --splits test")
     pipeline = open_latent_pipeline(model, pick_device(device))
@@ -77,7 +86,7 @@ def open_checked(
     return pipeline
 
 
-# ------------------------------------------------------------------------------------------------------- the autoencoder
+# ----------------------------------------------------------------------------------------------------- the autoencoder
 
 
 def load_sets(pipeline: TextToImagePipeline, names: Sequence[str], data_dir: Path, n: int) -> dict[str, Images]:
@@ -91,7 +100,12 @@ def load_sets(pipeline: TextToImagePipeline, names: Sequence[str], data_dir: Pat
 def measure_vae(pipeline: TextToImagePipeline, name: str, images: Images) -> Row:
     """PSNR of the reconstructions, and standard deviation of the scaled latents."""
     found = validate(pipeline.vae, images)
-    return {"set": name, "images": len(images), "psnr": found["psnr"], "scaled_std": pipeline.vae.cfg.scaling_factor * found["latent_std"]}
+    return {
+        "set": name,
+        "images": len(images),
+        "psnr": found["psnr"],
+        "scaled_std": pipeline.vae.cfg.scaling_factor * found["latent_std"],
+    }
 
 
 def measure_sets(pipeline: TextToImagePipeline, model: Path, sets: dict[str, Images], out: Path) -> None:
@@ -103,10 +117,12 @@ def measure_sets(pipeline: TextToImagePipeline, model: Path, sets: dict[str, Ima
     write_csv(out / "vae.csv", found)
 
 
-# ------------------------------------------------------------------------------------------------------ prompt adherence
+# ---------------------------------------------------------------------------------------------------- prompt adherence
 
 
-def measure_text(pipeline: TextToImagePipeline, prompts: list[Prompts], configs: Sequence[SamplingConfig], settings: Row, out: Path) -> None:
+def measure_text(
+    pipeline: TextToImagePipeline, prompts: list[Prompts], configs: Sequence[SamplingConfig], settings: Row, out: Path
+) -> None:
     """The table of accuracies, results.csv, and a grid of the images that were measured."""
     judge, splits, n = load_creature_classifier(), [p.split for p in prompts], len(prompts[0].captions)
     rows, shown = [], [p.real[:SHOWN] for p in prompts]
@@ -114,7 +130,9 @@ def measure_text(pipeline: TextToImagePipeline, prompts: list[Prompts], configs:
     def report(name: str, measured: list[Row]) -> None:
         rows.extend({"w": name, "split": split} | settings | row for split, row in zip(splits, measured, strict=True))
         print((f"{name:>16}" + "".join(table_columns(row) for row in measured)).rstrip(), flush=True)
-        write_csv(out / "results.csv", rows)  # after every scale, so that a stopped evaluation leaves what it has measured
+        write_csv(
+            out / "results.csv", rows
+        )  # after every scale, so that a stopped evaluation leaves what it has measured
 
     print(f"\n{n} prompts of creatures, {configs[0].sampler}\n\n{table_header(splits, 16)}")
     report("real", [measure_accuracy(judge, p, p.real) for p in prompts])
@@ -122,10 +140,15 @@ def measure_text(pipeline: TextToImagePipeline, prompts: list[Prompts], configs:
     report("chance", [{"accuracy": chance_accuracy(judge, p)["accuracy"]} for p in prompts])
     for config in configs:
         drawn = [draw_all(pipeline, p, config) for p in prompts]
-        report(f"{config.guidance_scale:g}", [measure_accuracy(judge, p, pixels) for p, pixels in zip(prompts, drawn, strict=True)])
+        report(
+            f"{config.guidance_scale:g}",
+            [measure_accuracy(judge, p, pixels) for p, pixels in zip(prompts, drawn, strict=True)],
+        )
         shown += [pixels[:SHOWN] for pixels in drawn]
     grid = viz.grid(to_float(torch.cat(shown)), min(SHOWN, n))
-    print(f"\nimages  {viz.save_picture(grid, out / 'grid.png')}  rows: real, then each w; {' and '.join(splits)} in turn")
+    print(
+        f"\nimages  {viz.save_picture(grid, out / 'grid.png')}  rows: real, then each w; {' and '.join(splits)} in turn"
+    )
     print(f"table   {out / 'results.csv'}")
 
 
@@ -142,4 +165,6 @@ def draw_all(pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingCo
 
 def reconstruct(pipeline: TextToImagePipeline, pixels: Tensor) -> Tensor:
     """Encoded and decoded. (N, 3, S, S) uint8 in and out"""
-    return torch.cat([to_bytes(pipeline.decode(pipeline.encode(to_float(pixels[batch])))) for batch in batches(len(pixels))])
+    return torch.cat(
+        [to_bytes(pipeline.decode(pipeline.encode(to_float(pixels[batch])))) for batch in batches(len(pixels))]
+    )

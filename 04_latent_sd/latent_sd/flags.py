@@ -24,12 +24,14 @@ class LatentModelFlags(TextToImageFlags):
     """Flags of train.py."""
 
     data: tuple[str, ...] = ("creatures", "dishes")
-    """Data sets, one or several that are trained on together: creatures, dishes, pokemon, or folders of images with captions."""
+    """Data sets, one or several that are trained on together:
+    creatures, dishes, pokemon, or folders of images with captions.
+    """
     size: int | None = None
     """Pixels a side; by default the size that the autoencoder was trained for."""
     vae: Path | None = None
-    """Autoencoder: a run of train_vae.py, a folder with one in it, or a checkpoint in one file; by default that of --start, or the
-    shipped one. It stays frozen."""
+    """Autoencoder: a run of train_vae.py, a folder with one in it, or a checkpoint in one file; by default that of
+    --start, or the shipped one. It stays frozen."""
     latents: Literal["cached", "on-the-fly"] = "cached"
     """Encoding of the images: once, into a file, or again in every epoch."""
     cache: Path = Path("runs/04_latent_sd/cache")
@@ -41,7 +43,9 @@ class LatentModelFlags(TextToImageFlags):
     start: Path | None = None
     """Run or folder whose U-Net, text encoder and --channels the training begins with."""
     schedule: str = "cosine"
-    """Noise schedule: cosine, linear, scaled_linear, linear_zero_snr, ..., one that a Stable Diffusion folder can store."""
+    """Noise schedule: cosine, linear, scaled_linear, linear_zero_snr, ...,
+    one that a Stable Diffusion folder can store.
+    """
     prediction: str = "v"
     """Prediction of the network: eps, x0 or v."""
     prompts: tuple[str, ...] = PROMPTS
@@ -70,10 +74,12 @@ class AutoencoderFlags(TrainingFlags):
     layers: int = 1
     """Residual blocks at each resolution."""
     start: Path | None = None
-    """Run or folder with an autoencoder of the same build, whose weights the training begins with. It may have learned at another
-    size: small images are learned from faster."""
+    """Run or folder with an autoencoder of the same build, whose weights the training begins with. It may have learned
+    at another size: small images are learned from faster."""
     decoder_only: bool = False
-    """Training of the decoder alone: better pictures from the same latents, so that U-Nets trained on the latents of --start stay usable."""
+    """Training of the decoder alone: better pictures from the same latents,
+    so that U-Nets trained on the latents of --start stay usable.
+    """
 
     error: Literal["l1", "l2", "huber"] = "l1"
     """Distance between reconstructions and images, pixel by pixel."""
@@ -84,7 +90,9 @@ class AutoencoderFlags(TrainingFlags):
     adversarial: float = 0.0
     """Weight of the adversarial term, relative to the gradient of the other terms, against blur as well; 0 is off."""
     adversarial_after: float = 0.5
-    """Share of the budget after which it joins: a discriminator learns nothing useful while reconstructions are still blurred."""
+    """Share of the budget after which it joins: a discriminator learns nothing useful while reconstructions are
+    still blurred.
+    """
     held_out: int = 200
     """Images of each set's test split to measure on."""
     sample_every: int | None = None

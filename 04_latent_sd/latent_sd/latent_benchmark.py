@@ -32,16 +32,16 @@ from latent_sd.latent_dataset import LatentData, OnTheFly, cached_latents, read_
 class BenchmarkConfig:
     """What is compared, and on what."""
 
-    vae: Path | None            # a run folder or model folder; None: an untrained autoencoder
-    data: tuple[str, ...]       # data sets
+    vae: Path | None  # a run folder or model folder; None: an untrained autoencoder
+    data: tuple[str, ...]  # data sets
     data_dir: Path
-    n: int                      # the first n images of each set
-    size: int | None            # pixels a side; None: the autoencoder's own, 64 without one
-    channels: tuple[int, ...]   # widths of the untrained autoencoder
+    n: int  # the first n images of each set
+    size: int | None  # pixels a side; None: the autoencoder's own, 64 without one
+    channels: tuple[int, ...]  # widths of the untrained autoencoder
     batch_size: int
     epochs: int
-    workers: tuple[int, ...]    # numbers of worker processes
-    start: str                  # their start method: auto, fork or spawn
+    workers: tuple[int, ...]  # numbers of worker processes
+    start: str  # their start method: auto, fork or spawn
     seed: int
     device: str
 
@@ -49,11 +49,11 @@ class BenchmarkConfig:
 class Job(NamedTuple):
     """What a measuring process is given: paths of files, and nothing large."""
 
-    vae: Path                # a folder
-    pixels: Path             # .npy
-    latents: Path            # the file of cached_latents
-    shape: tuple[int, ...]   # of the array in it
-    workers: int | None      # None: take the latents from the file
+    vae: Path  # a folder
+    pixels: Path  # .npy
+    latents: Path  # the file of cached_latents
+    shape: tuple[int, ...]  # of the array in it
+    workers: int | None  # None: take the latents from the file
     start: str
     device: str
     batch: int
@@ -66,18 +66,24 @@ class EncodingCost(NamedTuple):
 
     first: float  # seconds of the first epoch, in which worker processes start
     epoch: float  # seconds of a later one, the median
-    memory: int   # highest number of bytes
+    memory: int  # highest number of bytes
 
 
 def run_benchmark(config: BenchmarkConfig, json: Path | None = None) -> None:
-    """Measure every way in a process of its own, and print the table; write the numbers to a file, too, if one is given."""
+    """Measure every way in a process of its own, and print the table;
+    write the numbers to a file, too, if one is given.
+    """
     device = pick_device(config.device)
     if config.start == "fork" and device != "cpu":
-        raise UserError("--start fork cannot be used with a GPU, because a forked process cannot use its parent's connection to it; use --start spawn")
+        raise UserError(
+            "--start fork cannot be used with a GPU, because a forked process cannot use its parent's connection to it; use --start spawn"
+        )
     vae, images = open_both(config, device)
     side, f = images.size, vae.cfg.factor
-    print(f"{len(images):,} images of {images.channels} x {side} x {side}, latents {vae.cfg.latent_channels} x {side // f} x {side // f}, "
-          f"batches of {config.batch_size}, on {device}")  # fmt: skip
+    print(
+        f"{len(images):,} images of {images.channels} x {side} x {side}, latents {vae.cfg.latent_channels} x {side // f} x {side // f}, "
+        f"batches of {config.batch_size}, on {device}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         data = cached_latents(vae, images, Path(folder))
@@ -90,7 +96,10 @@ def run_benchmark(config: BenchmarkConfig, json: Path | None = None) -> None:
     report(costs, made, size, images.pixels.numel())
     if json:
         ways = {way: cost._asdict() for way, cost in costs.items()}
-        write_json(json, {"seconds_to_make": made, "bytes_of_file": size, "bytes_of_pixels": images.pixels.numel(), "ways": ways})
+        write_json(
+            json,
+            {"seconds_to_make": made, "bytes_of_file": size, "bytes_of_pixels": images.pixels.numel(), "ways": ways},
+        )
 
 
 def open_both(config: BenchmarkConfig, device: str) -> tuple[AutoencoderKL, Images]:
@@ -105,15 +114,28 @@ def open_both(config: BenchmarkConfig, device: str) -> tuple[AutoencoderKL, Imag
     return vae, images
 
 
-def write_job(config: BenchmarkConfig, device: str, vae: AutoencoderKL, images: Images, data: LatentData, folder: Path) -> Job:
+def write_job(
+    config: BenchmarkConfig, device: str, vae: AutoencoderKL, images: Images, data: LatentData, folder: Path
+) -> Job:
     """Everything as files, so that a new process holds what its way needs and nothing else."""
     save_vae(folder / "vae", vae)
     np.save(folder / "pixels.npy", images.pixels.numpy())
     start = start_method(device) if config.start == "auto" else config.start
-    return Job(folder / "vae", folder / "pixels.npy", data.path, data.table.shape, None, start, device, config.batch_size, config.epochs, config.seed)
+    return Job(
+        folder / "vae",
+        folder / "pixels.npy",
+        data.path,
+        data.table.shape,
+        None,
+        start,
+        device,
+        config.batch_size,
+        config.epochs,
+        config.seed,
+    )
 
 
-# ------------------------------------------------------------------------------------------------ in a process of its own
+# --------------------------------------------------------------------------------------------- in a process of its own
 
 
 def in_a_process(job: Job) -> EncodingCost:
@@ -174,14 +196,16 @@ class Memory(threading.Thread):
 
 
 def held(process: psutil.Process) -> int:
-    """Bytes of one process: PSS where the system reports it (a shared page is divided among its processes), else RSS."""
+    """Bytes of one process: PSS where the system reports it (a shared page is divided among its
+    processes), else RSS.
+    """
     try:
         return getattr(process.memory_full_info(), "pss", 0) or process.memory_info().rss
     except psutil.Error:  # it has ended meanwhile
         return 0
 
 
-# ----------------------------------------------------------------------------------------------------------- the report
+# ---------------------------------------------------------------------------------------------------------- the report
 
 
 def ratio(some: float, base: float) -> str:
@@ -194,8 +218,10 @@ def report(costs: dict[str, EncodingCost], made: float, size: int, pixels: int) 
     base = costs["from the file"]
     print(f"\n{'':32}{'first epoch':>12}{'an epoch':>11}{'ratio':>9}{'memory':>11}{'ratio':>7}")
     for way, cost in costs.items():
-        print(f"{way:32}{cost.first:>10.2f} s{cost.epoch:>9.3f} s{cost.epoch / base.epoch:>9.1f}{cost.memory / 1e6:>8.0f} MB"
-              f"{ratio(cost.memory, base.memory):>7}")  # fmt: skip
+        print(
+            f"{way:32}{cost.first:>10.2f} s{cost.epoch:>9.3f} s{cost.epoch / base.epoch:>9.1f}{cost.memory / 1e6:>8.0f} MB"
+            f"{ratio(cost.memory, base.memory):>7}"
+        )
     print(f"\nthe file: {size / 1e6:.2f} MB, {size / pixels:.2f} times the pixels as bytes, made once in {made:.2f} s")
     way, best = min(((way, cost) for way, cost in costs.items() if cost is not base), key=lambda found: found[1].epoch)
     if best.epoch > base.epoch:

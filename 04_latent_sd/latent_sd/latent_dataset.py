@@ -1,13 +1,15 @@
-"""Images as latents, for the training of a diffusion model: encoded once and kept in a file, or on the fly by worker processes.
+"""Images as latents, for the training of a diffusion model: encoded once and kept in a file, or on the fly by worker
+processes.
 
     data = cached_latents(vae, images, Path("runs/04_latent_sd/latents"))     # or
     data = OnTheFly(vae, images, workers=2, order=training_order(len(images), batch=32, seed=0))
     batch = data.batch(indices)        -> {"latent": (B, C, h, w), "std": (B, C, h, w)}
     z = sample(batch, draw)            -> (B, C, h, w), of unit variance over the whole set
 
-Both are the Data of common/training/loop.py and give the same numbers, the file to half precision; how an image is encoded, and `sample`, are
-in common/training/latents.py. The file costs the disk 4 bytes a latent value, and can know of no augmentation: an image is encoded once, never
-mirrored or cropped anew. On the fly costs an encoder's pass over every image in every epoch. benchmark_latents.py measures both.
+Both are the Data of common/training/loop.py and give the same numbers, the file to half precision; how an image is
+encoded, and `sample`, are in common/training/latents.py. The file costs the disk 4 bytes a latent value, and can know
+of no augmentation: an image is encoded once, never mirrored or cropped anew. On the fly costs an encoder's pass over
+every image in every epoch. benchmark_latents.py measures both.
 """
 
 import hashlib
@@ -34,7 +36,7 @@ from common.models.vae import AutoencoderKL, Gaussian
 from common.random import batch_indices
 from common.training.latents import BATCH, check_fit, encode, scaled
 
-# ------------------------------------------------------------------------------------------------------ once, in a file
+# ----------------------------------------------------------------------------------------------------- once, in a file
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class LatentData:
 def cached_latents(vae: AutoencoderKL, images: Images, folder: Path) -> LatentData:
     """Open the file of these images' latents; where there is none, encode them and write it, whole or not at all.
 
-    The name of the file is a hash of everything in it depends on, so a file made with other weights or for other images is never
-    opened. Where several processes train together, one has to come here before the others.
+    The name of the file is a hash of everything in it depends on, so a file made with other weights or for other
+    images is never opened. Where several processes train together, one has to come here before the others.
     """
     path = Path(folder) / f"latents-{fingerprint(vae, images)}.npy"
     if not path.exists():
@@ -79,16 +81,27 @@ def read_table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Map the file into memory; one that was cut off, or holds something else, is refused."""
     try:
         table = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError, SyntaxError) as problem:  # numpy's words for a damaged header or too few bytes
-        raise UserError(f"{path} cannot be read as latents ({explain(problem)}); delete it, and it will be made again") from problem
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        SyntaxError,
+    ) as problem:  # numpy's words for a damaged header or too few bytes
+        raise UserError(
+            f"{path} cannot be read as latents ({explain(problem)}); delete it, and it will be made again"
+        ) from problem
     if table.dtype != np.float16 or table.shape != shape or path.stat().st_size != table.offset + table.nbytes:
         found = f"{table.dtype} numbers of shape {table.shape} in {path.stat().st_size:,} bytes"
-        raise UserError(f"{path} holds {found}, not the latents {shape} in float16; delete it, and it will be made again")
+        raise UserError(
+            f"{path} holds {found}, not the latents {shape} in float16; delete it, and it will be made again"
+        )
     return table
 
 
 def half(z: Gaussian, first: int) -> np.ndarray:
-    """(B, C, h, w) twice -> (B, 2, C, h, w) float16, whose largest number is 65,504: what does not fit is refused, naming the image."""
+    """(B, C, h, w) twice -> (B, 2, C, h, w) float16, whose largest number is 65,504:
+    what does not fit is refused, naming the image.
+    """
     both = torch.stack(z, dim=1).to("cpu", torch.float16)
     broken = (~both.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if broken:
@@ -103,7 +116,9 @@ def half(z: Gaussian, first: int) -> np.ndarray:
 
 
 def fingerprint(vae: AutoencoderKL, images: Images) -> str:
-    """32 hexadecimal digits that change with the weights and build of the autoencoder, and with the images: their pixels and number."""
+    """32 hexadecimal digits that change with the weights and build of the autoencoder, and with the images:
+    their pixels and number.
+    """
     digest = hashlib.sha256(repr(replace(vae.cfg, scaling_factor=1.0)).encode())
     for name, weight in sorted(vae.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
@@ -113,28 +128,36 @@ def fingerprint(vae: AutoencoderKL, images: Images) -> str:
     return digest.hexdigest()[:32]
 
 
-# ----------------------------------------------------------------------------------------------------------- on the fly
+# ---------------------------------------------------------------------------------------------------------- on the fly
 
 
 class OnTheFly:
     """Latents of images that worker processes encode while the network trains.
 
     workers  how many processes; 0 encodes here, when asked, whatever is asked for
-    order    the indices of the batches that will be asked for, one after the other (training_order): workers encode ahead, and can
-             do so only if they know what comes next
+    order    the indices of the batches that will be asked for, one after the other (training_order): workers encode
+             ahead, and can do so only if they know what comes next
     device   where the workers encode
-    start    how a worker begins. "fork" copies this process as it stands: at once, and memory is shared until somebody writes to it.
-             But a process that has used CUDA must not be forked. The driver's connection to the GPU (its threads, its locks, its
-             mapped memory) belongs to the process that opened it; the copy holds the handles and none of the threads, and the
-             first call of the child ends with "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing,
-             you must use the 'spawn' start method". "spawn" begins a new Python instead, which imports torch again (seconds, and
-             some hundred MB for each worker) and opens a connection of its own. That is why everything given to a worker must be
-             picklable, why the program needs `if __name__ == "__main__"`, why the autoencoder travels on the CPU and goes to the
-             GPU in the worker, and why latents come back on the CPU. None takes fork where it is safe.
+    start    how a worker begins. "fork" copies this process as it stands: at once, and memory is shared until somebody
+             writes to it. But a process that has used CUDA must not be forked. The driver's connection to the GPU (its
+             threads, its locks, its mapped memory) belongs to the process that opened it; the copy holds the handles
+             and none of the threads, and the first call of the child ends with "Cannot re-initialize CUDA in forked
+             subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start method". "spawn" begins a new
+             Python instead, which imports torch again (seconds, and some hundred MB for each worker) and opens a
+             connection of its own. That is why everything given to a worker must be picklable, why the program needs
+             `if __name__ == "__main__"`, why the autoencoder travels on the CPU and goes to the GPU in the worker, and
+             why latents come back on the CPU. None takes fork where it is safe.
     """
 
-    def __init__(self, vae: AutoencoderKL, images: Images, workers: int = 0, order: Iterator[Tensor] | None = None,
-                 device: str = "cpu", start: str | None = None):  # fmt: skip
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        images: Images,
+        workers: int = 0,
+        order: Iterator[Tensor] | None = None,
+        device: str = "cpu",
+        start: str | None = None,
+    ):
         check_fit(vae, images)
         if workers and order is None:
             raise ValueError("worker processes encode ahead: they need the order of the batches")
@@ -173,7 +196,8 @@ class OnTheFly:
 class Encoding(Dataset):
     """The data set of a worker: a list of indices -> the same list, and the scaled latents of these images.
 
-    All that goes from process to process is an array of numpy: a tensor would take shared memory (common/data/sources/workers.py).
+    All that goes from process to process is an array of numpy: a tensor would take shared memory
+    (common/data/sources/workers.py).
     """
 
     def __init__(self, vae: AutoencoderKL, pixels: Tensor, device: str):
@@ -207,5 +231,7 @@ def start_method(device: str) -> str:
 
 
 def training_order(n: int, batch: int, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-    """The batches of common.training.loop.train from batch `first` on (steps done times --gradient-accumulation): which images, in which order."""
+    """The batches of common.training.loop.train from batch `first` on (steps done times --gradient-accumulation):
+    which images, in which order.
+    """
     return (batch_indices(n, batch * world, k, seed).chunk(world)[rank] for k in count(first))

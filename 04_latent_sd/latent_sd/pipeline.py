@@ -1,15 +1,17 @@
-"""A small Stable Diffusion (Rombach et al. 2022), written out: text, or an image and text, become images by way of latents.
+"""A small Stable Diffusion (Rombach et al. 2022), written out: text, or an image and text, become images by way of
+latents.
 
     pipeline = open_latent_diffusion(Path("04_latent_sd/pretrained"))
     pipeline.txt2img(["番茄炒蛋"] * 4, SamplingConfig(guidance_scale=5.0))                 -> (4, 3, S, S) in [-1, 1]
     pipeline.img2img(images, ["a red creature with wings"] * 4, strength=0.6)           -> the same, starting from these images
 
     noise ------------------------------------------------> x_T --.
-    image --encoder, times the scaling factor--> z0, noised: x_t --+--> U-Net, guided, step by step --> z --decoder, of z / factor--> image
-    prompts --text encoder----------------------------------------'
+    image --encoder, times the scaling factor--> z0, noised: x_t --+--> U-Net, guided, step by step --> z --decoder, of
+    z / factor--> image prompts --text encoder----------------------------------------'
 
-This file shows the algorithm for one batch. The programs use common/models/pipeline.py, which also splits prompts into batches,
-refuses wrong input, and serves models of pixels. tests/chapter_04/test_longhand_pipeline.py proves that both draw equal images.
+This file shows the algorithm for one batch. The programs use common/models/pipeline.py, which also splits prompts into
+batches, refuses wrong input, and serves models of pixels. tests/chapter_04/test_longhand_pipeline.py proves that both
+draw equal images.
 """
 
 from collections.abc import Sequence
@@ -41,8 +43,12 @@ class LatentDiffusion:
     prediction: str
     text_encoder: TextEncoder
 
-    def txt2img(self, prompts: Sequence[str], config: SamplingConfig = SamplingConfig(), latents: Tensor | None = None) -> Tensor:
-        """One image for each prompt, (N, C, S, S) in [-1, 1]. latents (N, c, h, w): to start from, instead of the noise of the seed"""
+    def txt2img(
+        self, prompts: Sequence[str], config: SamplingConfig = SamplingConfig(), latents: Tensor | None = None
+    ) -> Tensor:
+        """One image for each prompt, (N, C, S, S) in [-1, 1].
+        latents (N, c, h, w): to start from, instead of the noise of the seed
+        """
         levels = self.schedule.noise_levels(Sampler.parse(config.sampler).steps)
         side = (config.size or self.size) // self.vae.cfg.factor
         shape = (len(prompts), self.vae.cfg.latent_channels, side, side)
@@ -50,11 +56,18 @@ class LatentDiffusion:
         return self.decode(self.reverse(x, levels, prompts, config))
 
     def img2img(
-        self, images: Tensor, prompts: Sequence[str], strength: float, config: SamplingConfig = SamplingConfig(), noise: Tensor | None = None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        strength: float,
+        config: SamplingConfig = SamplingConfig(),
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """Images changed towards prompts (SDEdit, Meng et al. 2022): noised part of the way, then denoised with the prompt.
+        """Images changed towards prompts (SDEdit, Meng et al. 2022): noised part of the way, then denoised with the
+        prompt.
 
-        images (N, C, H, W) in [-1, 1], or (1, C, H, W) for all prompts; strength in (0, 1]; noise (N, c, h, w) instead of that of the seed
+        images (N, C, H, W) in [-1, 1], or (1, C, H, W) for all prompts; strength in (0, 1]; noise (N, c, h, w) instead
+        of that of the seed
         """
         levels = last_levels(self.schedule.noise_levels(Sampler.parse(config.sampler).steps), strength)
         z0 = self.encode(images).expand(len(prompts), -1, -1, -1)
@@ -63,17 +76,30 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def reverse(self, x: Tensor, levels: NoiseLevels, prompts: Sequence[str], config: SamplingConfig) -> Tensor:
-        """Denoise x (N, c, h, w) along the noise levels, guided by the prompts. Latents have no bounds, so x0 is not clipped."""
-        cond, uncond = ({"text": self.text_encoder(list(texts))} for texts in (prompts, [config.negative_prompt]))  # (N or 1, M, D)
+        """Denoise x (N, c, h, w) along the noise levels, guided by the prompts.
+        Latents have no bounds, so x0 is not clipped.
+        """
+        cond, uncond = (
+            {"text": self.text_encoder(list(texts))} for texts in (prompts, [config.negative_prompt])
+        )  # (N or 1, M, D)
         denoise = Guided(
-            self.unet.eval(), self.prediction, cond, uncond, config.guidance_scale, clip_x0=False, rescale=config.rescale, interval=config.interval
+            self.unet.eval(),
+            self.prediction,
+            cond,
+            uncond,
+            config.guidance_scale,
+            clip_x0=False,
+            rescale=config.rescale,
+            interval=config.interval,
         )
         *_, last = Sampler.parse(config.sampler).trajectory(denoise, x, levels, Noise(config.seed, 0))
         return last.x
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, c, H / f, W / f) of unit variance: the mode of the posterior, so that equal images have equal latents"""
+        """(B, C, H, W) in [-1, 1] -> (B, c, H / f, W / f) of unit variance:
+        the mode of the posterior, so that equal images have equal latents
+        """
         return self.vae.scale(self.vae.encode(images).mode())
 
     @torch.no_grad()

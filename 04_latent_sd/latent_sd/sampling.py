@@ -17,9 +17,17 @@ ROW_HEIGHT = 130  # pixels
 
 
 def draw_samples(
-    model: Path, prompts: Sequence[str], n: int, sweep: str | None, config: SamplingConfig, image: Path | None, strength: float, out: Path,
-    gif: bool, device: str,
-) -> None:  # fmt: skip
+    model: Path,
+    prompts: Sequence[str],
+    n: int,
+    sweep: str | None,
+    config: SamplingConfig,
+    image: Path | None,
+    strength: float,
+    out: Path,
+    gif: bool,
+    device: str,
+) -> None:
     """Draw n images of each prompt at each guidance scale of the sweep, by default at that of the config."""
     scales = parse_scales(sweep) if sweep else (config.guidance_scale,)
     pipeline = open_latent_pipeline(model, pick_device(device))

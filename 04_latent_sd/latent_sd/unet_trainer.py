@@ -1,4 +1,6 @@
-"""What train.py does once its flags are settled: images become latents, and a U-Net and its text encoder are trained on them."""
+"""What train.py does once its flags are settled:
+images become latents, and a U-Net and its text encoder are trained on them.
+"""
 
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
@@ -54,7 +56,9 @@ def train_model(flags: LatentModelFlags) -> None:
     schedule.noise_levels(sampler.steps)  # an impossible number of steps is refused now, not after the training
     device = pick_device(flags.device)
     vae = load_vae(start_of(flags, flags.vae), device)
-    start = open_latent_pipeline(start_of(flags, flags.start)) if flags.start else None  # a resumed run has its own copy
+    start = (
+        open_latent_pipeline(start_of(flags, flags.start)) if flags.start else None
+    )  # a resumed run has its own copy
     clip = open_clip(flags.text, device)  # models that cannot be opened are refused before any data are drawn
     size = flags.size or vae.cfg.size
     check_fit_before(vae, flags.data, size)
@@ -69,9 +73,13 @@ def train_model(flags: LatentModelFlags) -> None:
     accelerator = make_accelerator(flags.precision, device)
     sampling = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
 
-    loss = LatentTextLoss(schedule, flags.prediction, empty_text(encoder), flags.caption_dropout, vae, images, flags.run_dir)
+    loss = LatentTextLoss(
+        schedule, flags.prediction, empty_text(encoder), flags.caption_dropout, vae, images, flags.run_dir
+    )
     if flags.resume and (kept := checkpoints(flags.run_dir)):
-        loss.load_state_dict(load_checkpoint(kept[-1])["loss"])  # another autoencoder is refused before it encodes anything
+        loss.load_state_dict(
+            load_checkpoint(kept[-1])["loss"]
+        )  # another autoencoder is refused before it encodes anything
     with accelerator.main_process_first():  # the others find the file
         latents = make_latents(flags, vae, images, accelerator)
 
@@ -82,8 +90,11 @@ def train_model(flags: LatentModelFlags) -> None:
         return draw_validation(pipeline_of(state), flags.prompts, sampling, path, HEIGHT)
 
     def finish(state: State) -> dict[str, object]:
-        return {"plain, guided": draw(state, flags.run_dir / "samples.png"), **loss_curve_and_model(flags.run_dir),
-                "more pictures": f'python 04_latent_sd/sample.py "{flags.prompts[0]}" --model {flags.run_dir}'}  # fmt: skip
+        return {
+            "plain, guided": draw(state, flags.run_dir / "samples.png"),
+            **loss_curve_and_model(flags.run_dir),
+            "more pictures": f'python 04_latent_sd/sample.py "{flags.prompts[0]}" --model {flags.run_dir}',
+        }
 
     data = f"{' + '.join(flags.data)}: {len(images):,} images of {images.size}x{images.size} as latents {c} x {side} x {side}"
     with closing(latents) if isinstance(latents, OnTheFly) else nullcontext():
@@ -99,42 +110,64 @@ def train_model(flags: LatentModelFlags) -> None:
             save=lambda state, folder: save_pipeline(folder, pipeline_of(state)),
             draw=draw,
             finish=finish,
-            save_start=lambda folder: save_pipeline(folder, replace(start, vae=vae)) if start else save_vae(folder / "vae", vae),
+            save_start=lambda folder: (
+                save_pipeline(folder, replace(start, vae=vae)) if start else save_vae(folder / "vae", vae)
+            ),
             lr_scales=lr_scales(encoder),
         )
 
 
 def load_captioned(
-    names: Sequence[str], size: int, data_dir: Path, language: str | None = None, n: int | None = None, channels: int | None = None
+    names: Sequence[str],
+    size: int,
+    data_dir: Path,
+    language: str | None = None,
+    n: int | None = None,
+    channels: int | None = None,
 ) -> Images:
-    """All sets as one, with a caption for each image. Raises UserError for a set that has none. n: the first n images of each set"""
+    """All sets as one, with a caption for each image. Raises UserError for a set that has none.
+    n: the first n images of each set
+    """
     sets = [load(name, size, data_dir, language=language, n=n, channels=channels) for name in names]
     return joined([replace(images, captions=images.need_captions(language)) for images in sets])
 
 
-def make_latents(flags: LatentModelFlags, vae: AutoencoderKL, images: Images, accelerator: Accelerator) -> LatentData | OnTheFly:
-    """The latents from their file, or encoded on the fly in the order in which the training, or the rest of it, reads them."""
+def make_latents(
+    flags: LatentModelFlags, vae: AutoencoderKL, images: Images, accelerator: Accelerator
+) -> LatentData | OnTheFly:
+    """The latents from their file, or encoded on the fly in the order in which the training,
+    or the rest of it, reads them.
+    """
     if flags.latents == "cached":
         return cached_latents(vae, images, flags.cache)
     kept = checkpoints(flags.run_dir) if flags.resume else []
     first = int(kept[-1].stem.removeprefix("step-")) * flags.gradient_accumulation if kept else 0
-    order = training_order(len(images), flags.batch_size, flags.seed, first, accelerator.process_index, accelerator.num_processes)
+    order = training_order(
+        len(images), flags.batch_size, flags.seed, first, accelerator.process_index, accelerator.num_processes
+    )
     return OnTheFly(vae, images, flags.workers, order, str(accelerator.device))
 
 
 class LatentTextLoss:
-    """Chapter 2's loss, on latents. Checkpoints remember which latents (training.Stateful): a run does not continue with those of
-    another autoencoder, or of other images, because the U-Net has learned to denoise these."""
+    """Chapter 2's loss, on latents. Checkpoints remember which latents (training.Stateful): a run does not continue
+    with those of another autoencoder, or of other images, because the U-Net has learned to denoise these."""
 
     def __init__(
-        self, schedule: Schedule, prediction: str, empty: Tensor, caption_dropout: float, vae: AutoencoderKL, images: Images, run: Path | None = None
-    ):  # fmt: skip
+        self,
+        schedule: Schedule,
+        prediction: str,
+        empty: Tensor,
+        caption_dropout: float,
+        vae: AutoencoderKL,
+        images: Images,
+        run: Path | None = None,
+    ):
         self.schedule, self.prediction, self.caption_dropout, self.run = schedule, prediction, caption_dropout, run
         self.empty = empty  # the empty caption, (M,) token ids or (M, D) embeddings
         self.latents = {"made_by": fingerprint(vae, images), "scaling_factor": vae.cfg.scaling_factor}
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
-        z0, text = sample(batch, draw), batch["text"]          # (B, c, h, w), (B, M) or (B, M, D)
+        z0, text = sample(batch, draw), batch["text"]  # (B, c, h, w), (B, M) or (B, M, D)
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
         text = drop_captions(text, self.empty.to(text), draw.rand(len(z0)), self.caption_dropout)
         return LossTerms(diffusion_loss(net, self.schedule, self.prediction, z0, u, eps, text=text), u)
@@ -144,5 +177,7 @@ class LatentTextLoss:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state != self.latents:
-            raise UserError(f"{self.run} was trained on the latents of another autoencoder, or of other images, than it would continue with; "
-                            f"put back {self.run}/start/vae and the images as they were, or begin a new run")  # fmt: skip
+            raise UserError(
+                f"{self.run} was trained on the latents of another autoencoder, or of other images, than it would continue with; "
+                f"put back {self.run}/start/vae and the images as they were, or begin a new run"
+            )

@@ -37,7 +37,7 @@ from latent_sd.concat_dataset import load_all, some_of
 from latent_sd.flags import AutoencoderFlags
 
 CRITIC_LR = 2e-4  # of the discriminator, which has an optimizer of its own
-SOME = 256        # training images over which a checkpoint's scaling factor is measured; the last one sees them all
+SOME = 256  # training images over which a checkpoint's scaling factor is measured; the last one sees them all
 COLUMNS = ["step", "seconds", "psnr", "kl", "told_apart", "latent_std"]  # of quality.csv
 
 
@@ -68,7 +68,9 @@ def train_autoencoder(flags: AutoencoderFlags) -> None:
 
     def draw(state: State, path: Path) -> None:
         found = validate(state.ema, held_out, loss.critic)
-        row = {"step": state.step, "seconds": f"{state.seconds:.1f}"} | {name: f"{value:.6g}" for name, value in found.items()}
+        row = {"step": state.step, "seconds": f"{state.seconds:.1f}"} | {
+            name: f"{value:.6g}" for name, value in found.items()
+        }
         add_row(flags.run_dir / "quality.csv", row, COLUMNS)
         draw_sheet(state.ema, held_out, path)
         draw_traversal(state.ema, held_out, path.with_name(path.name.replace("step-", "traversal-")))
@@ -100,32 +102,38 @@ def start_from(vae: AutoencoderKL, other: AutoencoderKL, folder: Path) -> None:
     """Load the weights of an autoencoder of the same architecture; the size of its images may differ."""
     mine, theirs = (asdict(replace(cfg, size=0, scaling_factor=1.0)) for cfg in (vae.cfg, other.cfg))
     if unlike := [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if mine[name] != theirs[name]]:
-        raise UserError(f"the autoencoder in {folder} has another architecture ({'; '.join(unlike)}); leave out --start, or give its settings")
+        raise UserError(
+            f"the autoencoder in {folder} has another architecture ({'; '.join(unlike)}); leave out --start, or give its settings"
+        )
     vae.load_state_dict(other.state_dict())
 
 
 def keep_latents(vae: AutoencoderKL, scaling_factor: float) -> None:
-    """Train the decoder alone: the encoder is frozen and the scaling factor is that of --start, so the latents do not change."""
+    """Train the decoder alone: the encoder is frozen and the scaling factor is that of --start,
+    so the latents do not change.
+    """
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
     vae.cfg = replace(vae.cfg, scaling_factor=scaling_factor)
 
 
-# ------------------------------------------------------------------------------------------------------------- the loss
+# ------------------------------------------------------------------------------------------------------------ the loss
 
 
 class Critic:
     """A discriminator with an optimizer of its own, because common/training/loop.py has one network and one optimizer.
 
-    It takes its step inside the loss, on the images of the same batch. Its state is part of every checkpoint (Stateful), so a
-    resumed run is bit-equal with it, too.
+    It takes its step inside the loss, on the images of the same batch. Its state is part of every checkpoint
+    (Stateful), so a resumed run is bit-equal with it, too.
     """
 
     def __init__(self, images: Images, device: torch.device):
         self.net = PatchDiscriminator(images.channels).to(device)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), CRITIC_LR, betas=(0.5, 0.9))
         if images.size < self.net.smallest:
-            raise UserError(f"--adversarial needs images of at least {self.net.smallest} pixels a side, not {images.size}; leave it out")
+            raise UserError(
+                f"--adversarial needs images of at least {self.net.smallest} pixels a side, not {images.size}; leave it out"
+            )
 
     def learn(self, x: Tensor, y: Tensor) -> None:
         """One optimizer step of the discriminator on these images x and reconstructions y."""
@@ -139,14 +147,18 @@ class VAELoss:
 
     def __init__(self, flags: AutoencoderFlags, images: Images, accelerator: Accelerator):
         if flags.adversarial and accelerator.num_processes > 1:
-            raise UserError("--adversarial trains in one process only, because its discriminator is not synchronised; leave it out, or start without torchrun")
+            raise UserError(
+                "--adversarial trains in one process only, because its discriminator is not synchronised; leave it out, or start without torchrun"
+            )
         self.flags, self.progress = flags, 0.0  # the share of the budget used so far
-        self.perceptual = Perceptual(random_stages(images.channels)).to(accelerator.device) if flags.perceptual else None
+        self.perceptual = (
+            Perceptual(random_stages(images.channels)).to(accelerator.device) if flags.perceptual else None
+        )
         self.critic = Critic(images, accelerator.device) if flags.adversarial else None
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw) -> LossTerms:
-        x, flags = batch["image"], self.flags                  # (B, C, H, W)
-        vae = getattr(net, "module", net)                      # without what accelerate wraps around it
+        x, flags = batch["image"], self.flags  # (B, C, H, W)
+        vae = getattr(net, "module", net)  # without what accelerate wraps around it
         f = vae.cfg.factor
         if flags.flip:
             x = torch.where(draw.rand(len(x)).view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
@@ -154,12 +166,19 @@ class VAELoss:
         each = vae_loss(x, y, z, flags.error, flags.kl, self.perceptual, flags.perceptual).total  # (B,)
         if self.critic and self.progress >= flags.adversarial_after:
             self.critic.learn(x, y)
-            looks = adversarial_loss(self.critic.net, y)       # (B,)
-            each = each + flags.adversarial * adaptive_weight(each.mean(), looks.mean(), vae.decoder.conv_out.weight) * looks
-        return LossTerms(each, torch.zeros(len(x)))               # an autoencoder knows no noise levels: all count as the first
+            looks = adversarial_loss(self.critic.net, y)  # (B,)
+            each = (
+                each
+                + flags.adversarial * adaptive_weight(each.mean(), looks.mean(), vae.decoder.conv_out.weight) * looks
+            )
+        return LossTerms(each, torch.zeros(len(x)))  # an autoencoder knows no noise levels: all count as the first
 
     def state_dict(self) -> dict[str, Any]:
-        return {"net": self.critic.net.state_dict(), "optimizer": self.critic.optimizer.state_dict()} if self.critic else {}
+        return (
+            {"net": self.critic.net.state_dict(), "optimizer": self.critic.optimizer.state_dict()}
+            if self.critic
+            else {}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.critic:
@@ -167,11 +186,13 @@ class VAELoss:
             self.critic.optimizer.load_state_dict(state["optimizer"])
 
 
-# --------------------------------------------------------------------------------------------------------- measurements
+# -------------------------------------------------------------------------------------------------------- measurements
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in decibels: 10 log10(peak^2 / mean squared error), peak 2 for images in [-1, 1]. -> (B,)"""
+    """Peak signal-to-noise ratio in decibels: 10 log10(peak^2 / mean squared error),
+    peak 2 for images in [-1, 1]. -> (B,)
+    """
     mse = (x - y.clamp(-1, 1)).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / mse.clamp(min=1e-10))
 
@@ -190,11 +211,17 @@ def validate(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -
         x = to_float(pixels).to(device)
         z = vae.encode(x)
         y = vae.decode(z.mode())
-        apart = (critic.net(x) - critic.net(y)).flatten(1).mean(1) if critic else torch.full((len(x),), float("nan"), device=device)
+        apart = (
+            (critic.net(x) - critic.net(y)).flatten(1).mean(1)
+            if critic
+            else torch.full((len(x),), float("nan"), device=device)
+        )
         parts.append(torch.stack([psnr(x, y), kl_per_value(x, z), apart]))  # (3, B)
         latents.append(z.sample(noise_for(z.mean, len(latents))))
     names = ("psnr", "kl", "told_apart")
-    return dict(zip(names, torch.cat(parts, 1).mean(1).tolist(), strict=True)) | {"latent_std": float(torch.cat(latents).std(correction=0))}
+    return dict(zip(names, torch.cat(parts, 1).mean(1).tolist(), strict=True)) | {
+        "latent_std": float(torch.cat(latents).std(correction=0))
+    }
 
 
 def noise_for(mean: Tensor, k: int) -> Tensor:
@@ -203,7 +230,9 @@ def noise_for(mean: Tensor, k: int) -> Tensor:
 
 
 def with_scale(vae: AutoencoderKL, images: Images) -> AutoencoderKL:
-    """The same autoencoder with its scaling factor, measured over latents of these images that are sampled as in training."""
+    """The same autoencoder with its scaling factor,
+    measured over latents of these images that are sampled as in training.
+    """
     latents = [z.sample(noise_for(z.mean, k)).cpu() for k, z in enumerate(encode(vae, images))]
     vae.cfg = replace(vae.cfg, scaling_factor=measure_scaling_factor(torch.cat(latents)))
     return vae
@@ -215,29 +244,31 @@ def evenly(images: Images, n: int) -> Images:
     return Images(images.name, images.pixels[chosen])
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------ pictures
 
 
 @torch.no_grad()
 def draw_sheet(vae: AutoencoderKL, images: Images, path: Path, n: int = 16) -> Path:
     """Originals above, their reconstructions below, in pairs of rows."""
-    x = to_float(evenly(images, n).pixels)                       # (n, C, H, W)
+    x = to_float(evenly(images, n).pixels)  # (n, C, H, W)
     y = vae.decode(vae.encode(x.to(next(vae.parameters()).device)).mode()).cpu()
     columns = min(8, len(x))
-    rows = [half for pair in zip(x.split(columns), y.split(columns), strict=True) for half in pair if len(half) == columns]
+    rows = [
+        half for pair in zip(x.split(columns), y.split(columns), strict=True) for half in pair if len(half) == columns
+    ]
     return viz.save_picture(viz.grid(torch.cat(rows), columns, 480), path)
 
 
 @torch.no_grad()
 def draw_traversal(vae: AutoencoderKL, images: Images, path: Path, columns: int = 7, reach: float = 3.0) -> Path:
-    """What the latent channels mean: a row for each, in which that channel of one image is shifted everywhere by -reach to reach
-    of its standard deviations; the image in the middle is the plain reconstruction."""
+    """What the latent channels mean: a row for each, in which that channel of one image is shifted everywhere by
+    -reach to reach of its standard deviations; the image in the middle is the plain reconstruction."""
     some = to_float(evenly(images, BATCH).pixels).to(next(vae.parameters()).device)
-    latents = vae.encode(some).mode()                            # (B, C, h, w)
-    z, std = latents[:1], latents.std((0, 2, 3), correction=0)   # (1, C, h, w), (C,)
+    latents = vae.encode(some).mode()  # (B, C, h, w)
+    z, std = latents[:1], latents.std((0, 2, 3), correction=0)  # (1, C, h, w), (C,)
     shifts = torch.linspace(-reach, reach, columns).to(z)
-    direction = torch.diag(std)[:, None, :, None, None]          # (C rows, 1, C, 1, 1)
-    moved = z + shifts.view(-1, 1, 1, 1) * direction             # (C rows, columns, C, h, w)
+    direction = torch.diag(std)[:, None, :, None, None]  # (C rows, 1, C, 1, 1)
+    moved = z + shifts.view(-1, 1, 1, 1) * direction  # (C rows, columns, C, h, w)
     return viz.save_picture(viz.grid(vae.decode(moved.flatten(0, 1)), columns, 400), path)
 
 
@@ -263,8 +294,10 @@ def introduction(flags: AutoencoderFlags, images: Images, vae: AutoencoderKL, lo
     """What is trained on what."""
     f, c = vae.cfg.factor, vae.cfg.latent_channels
     side, weights = images.size // f, sum(p.numel() for p in vae.parameters())
-    first = (f"{' + '.join(flags.data)}: {len(images):,} images of {images.channels} x {images.size} x {images.size}; "
-             f"autoencoder with {weights:,} weights, f = {f}, latents {c} x {side} x {side}, on {device}")  # fmt: skip
+    first = (
+        f"{' + '.join(flags.data)}: {len(images):,} images of {images.channels} x {images.size} x {images.size}; "
+        f"autoencoder with {weights:,} weights, f = {f}, latents {c} x {side} x {side}, on {device}"
+    )
     if not loss.critic:
         return first
     weights = sum(p.numel() for p in loss.critic.net.parameters())
@@ -275,7 +308,9 @@ def report(vae: AutoencoderKL, held_out: Images, run: Path) -> dict[str, object]
     """Print the numbers of a finished autoencoder on test images, draw its pictures, and return where they are."""
     found, scale = validate(vae, held_out), vae.cfg.scaling_factor
     print(f"{len(held_out)} test images: PSNR {found['psnr']:.2f} dB, KL {found['kl']:.4f} nats a pixel value")
-    print(f"scaling factor {scale:.5f}; the scaled latents of test images have standard deviation {scale * found['latent_std']:.3f}")
+    print(
+        f"scaling factor {scale:.5f}; the scaled latents of test images have standard deviation {scale * found['latent_std']:.3f}"
+    )
     return {
         "reconstructions": draw_sheet(vae, held_out, run / "reconstructions.png"),
         "latent channels": draw_traversal(vae, held_out, run / "traversal.png"),

@@ -1,6 +1,8 @@
-"""The grader's randomised checks of chapter 5: sizes, weights and images are drawn anew, and compared with the solutions.
+"""The grader's randomised checks of chapter 5: sizes, weights and images are drawn anew, and compared with the
+solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
+mistake.
 """
 
 import math
@@ -28,7 +30,9 @@ def pair(got: object, what: str) -> tuple:
 
 
 def unchanged(name: str, lent: list[Tensor], before: list[Tensor]) -> None:
-    assert all(torch.equal(a, b) for a, b in zip(lent, before, strict=True)), f"you changed {name}, which you were only lent"
+    assert all(torch.equal(a, b) for a, b in zip(lent, before, strict=True)), (
+        f"you changed {name}, which you were only lent"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- exercises 1 and 2
@@ -44,17 +48,31 @@ def check_new_adapter(ex, rng):
     assert B.shape == (out, r), f"B should have the shape (out, r) = ({out}, {r}), not {tuple(B.shape)}"
     assert A.dtype == B.dtype == torch.float32, "A and B should be float32"
     assert A.requires_grad and B.requires_grad, "both A and B are trained: requires_grad_()"
-    assert A.is_leaf and B.is_leaf, "A and B should be leaves, which an optimizer takes: require the gradient last, when nothing more is computed"
-    assert A.any() or B.any(), "A and B are both zero, so the gradient of each is zero: the adapter would never learn anything"
+    assert A.is_leaf and B.is_leaf, (
+        "A and B should be leaves, which an optimizer takes: require the gradient last, when nothing more is computed"
+    )
+    assert A.any() or B.any(), (
+        "A and B are both zero, so the gradient of each is zero: the adapter would never learn anything"
+    )
     assert not (B @ A).any(), "B A is not zero: the model would be changed before it has learned anything"
     assert A.any(), "A should be random and B zero, not the other way round: that is how everyone's adapters begin"
     A = A.detach()
-    std, of = float(A.std()), {"1": 1.0, "1 / root of r": r**-0.5, "1 / root of in": width**-0.5, "that of the original code's uniform numbers": (3 * width) ** -0.5}
+    std, of = (
+        float(A.std()),
+        {
+            "1": 1.0,
+            "1 / root of r": r**-0.5,
+            "1 / root of in": width**-0.5,
+            "that of the original code's uniform numbers": (3 * width) ** -0.5,
+        },
+    )
     for name, value in of.items():
         assert abs(std / value - 1) > 0.1, f"the standard deviation of A is {name}; it should be 1 / r"
     assert abs(std * r - 1) < 0.1, f"at rank {r}, the standard deviation of A should be 1/{r}, not {std:.3g}"
     assert abs(float(A.mean())) < 0.15 / r, "the mean of A should be 0: torch.randn, not torch.rand"
-    assert float((A.abs() * r > 2).float().mean()) > 0.02, "the numbers of A are not Gaussian: with torch.randn, one in twenty lies beyond two deviations"
+    assert float((A.abs() * r > 2).float().mean()) > 0.02, (
+        "the numbers of A are not Gaussian: with torch.randn, one in twenty lies beyond two deviations"
+    )
     torch.manual_seed(integer(rng, 0, 2**30))
     again, other = ex.new_adapter(W, r, seeded(rng, seed))[0], ex.new_adapter(W, r, seeded(rng, seed + 1))[0]
     assert torch.equal(A, again), "the same seed gave two adapters: draw from rng, torch.randn(..., generator=rng)"
@@ -63,7 +81,10 @@ def check_new_adapter(ex, rng):
 
 def check_merge_adapters(ex, rng):
     one = integer(rng, 4, 6)
-    for out, width, ranks in ((one, one, (one,)), (integer(rng, 5, 6), integer(rng, 7, 8), (2, 3, 4))):  # square: A B exists, too
+    for out, width, ranks in (
+        (one, one, (one,)),
+        (integer(rng, 5, 6), integer(rng, 7, 8), (2, 3, 4)),
+    ):  # square: A B exists, too
         W, scales = normal(rng, out, width), [uniform(rng, 0.3, 0.8) + 0.7 * k for k in range(len(ranks))]
         adapters = [(normal(rng, r, width), normal(rng, out, r), uniform(rng, 2, 8)) for r in ranks]
         check_one_merge(ex, W, adapters, scales)
@@ -75,7 +96,13 @@ def check_merge_adapters(ex, rng):
 
 def check_one_merge(ex, W, adapters, scales):
     def added(factor, product=lambda A, B: B @ A) -> Tensor:
-        return sum((scale * factor(alpha, len(A)) * product(A, B) for (A, B, alpha), scale in zip(adapters, scales, strict=True)), torch.zeros_like(W))
+        return sum(
+            (
+                scale * factor(alpha, len(A)) * product(A, B)
+                for (A, B, alpha), scale in zip(adapters, scales, strict=True)
+            ),
+            torch.zeros_like(W),
+        )
 
     def rightly(alpha, r):
         return alpha / r
@@ -88,17 +115,21 @@ def check_one_merge(ex, W, adapters, scales):
         "you divided by the root of the rank; LoRA has 1 / r": W + added(lambda alpha, r: alpha / r**0.5),
         "you divided by the rank twice, or by its square": W + added(lambda alpha, r: alpha / r**2),
         "you divided by the width of the layer, not by the rank": W + added(lambda alpha, r: alpha / W.shape[1]),
-        "you divided by the number of the layer's outputs, not by the rank": W + added(lambda alpha, r: alpha / W.shape[0]),
+        "you divided by the number of the layer's outputs, not by the rank": W
+        + added(lambda alpha, r: alpha / W.shape[0]),
         "this is B A alone: where is W?": added(rightly),
         "the sign is wrong": W - added(rightly),
         "the mean of the adapters was added; it is their sum": W + added(rightly) / len(scales),
         "W loses what the adapters get: W is not multiplied by anything": (1 - sum(scales)) * W + added(rightly),
         "you divided by the sum of the scales; they need not add up to 1": W + added(rightly) / sum(scales),
         "the scale is missing": W + sum(alpha / len(A) * B @ A for A, B, alpha in adapters),
-        "only the first adapter is merged": W + scales[0] * adapters[0][2] / len(adapters[0][0]) * adapters[0][1] @ adapters[0][0],
-        "only the last adapter is merged": W + scales[-1] * adapters[-1][2] / len(adapters[-1][0]) * adapters[-1][1] @ adapters[-1][0],
+        "only the first adapter is merged": W
+        + scales[0] * adapters[0][2] / len(adapters[0][0]) * adapters[0][1] @ adapters[0][0],
+        "only the last adapter is merged": W
+        + scales[-1] * adapters[-1][2] / len(adapters[-1][0]) * adapters[-1][1] @ adapters[-1][0],
         "all adapters were given the first one's rank": W + added(lambda alpha, r: alpha / len(adapters[0][0])),
-        "the scales are in the wrong order": W + sum(s * alpha / len(A) * B @ A for (A, B, alpha), s in zip(adapters, scales[::-1], strict=True)),
+        "the scales are in the wrong order": W
+        + sum(s * alpha / len(A) * B @ A for (A, B, alpha), s in zip(adapters, scales[::-1], strict=True)),
     }
     if W.shape[0] == W.shape[1] == len(adapters[0][0]):
         wrong |= {
@@ -176,15 +207,26 @@ def check_accumulate(ex, rng):
     }
     got = call(ex.accumulate, error, weights, parts)
     expect(got, right, "this is not the gradient of the mean error over all images", wrong)
-    assert max(error.sizes) <= max(sizes), "the parts were put together; with the memory of one part, ask for the error of one part at a time"
+    assert max(error.sizes) <= max(sizes), (
+        "the parts were put together; with the memory of one part, ask for the error of one part at a time"
+    )
     assert error.sizes == sizes, f"of {K} parts the error should be asked {K} times, each part once, in their order"
-    assert error.most == 1, "backward() comes too late: it should free the memory of each part before the next one is looked at"
+    assert error.most == 1, (
+        "backward() comes too late: it should free the memory of each part before the next one is looked at"
+    )
 
 
 def check_averaged(ex, rng):
     shapes = [(integer(rng, 2, 4), integer(rng, 2, 4)), (integer(rng, 1, 5),), ()]
-    weights, averages = [normal(rng, *shape).requires_grad_() for shape in shapes], [normal(rng, *shape) for shape in shapes]
-    lent, held, trained, means = list(weights), list(weights), *([w.detach().clone() for w in some] for some in (weights, averages))
+    weights, averages = (
+        [normal(rng, *shape).requires_grad_() for shape in shapes],
+        [normal(rng, *shape) for shape in shapes],
+    )
+    lent, held, trained, means = (
+        list(weights),
+        list(weights),
+        *([w.detach().clone() for w in some] for some in (weights, averages)),
+    )
 
     def same(tensors, numbers) -> bool:
         return all(torch.equal(tensor.detach(), number) for tensor, number in zip(tensors, numbers, strict=True))
@@ -193,7 +235,9 @@ def check_averaged(ex, rng):
         before = torch.is_grad_enabled()
         try:
             with ex.averaged(lent, averages):
-                assert all(now is old for now, old in zip(lent, held, strict=True)), "you put new tensors into the list; write into the old ones, as copy_ does"
+                assert all(now is old for now, old in zip(lent, held, strict=True)), (
+                    "you put new tensors into the list; write into the old ones, as copy_ does"
+                )
                 assert same(held, means), "within the `with`, the weights should hold the averages"
                 assert same(averages, means), "the averages are only lent: they should stay as they are"
                 assert torch.is_grad_enabled() == before, (
@@ -202,20 +246,30 @@ def check_averaged(ex, rng):
                 if fails:
                     raise ZeroDivisionError
         except ZeroDivisionError:
-            assert same(held, trained), "where drawing fails, the weights stay the averages: put them back in `finally`"
+            assert same(held, trained), (
+                "where drawing fails, the weights stay the averages: put them back in `finally`"
+            )
         else:
             assert not fails, "an error within the `with` was swallowed: `finally` lets it pass, `except` does not"
-        assert all(now is old for now, old in zip(lent, held, strict=True)), "you put new tensors into the list; write into the old ones, as copy_ does"
-        assert not same(held, means), "afterwards the weights still hold the averages: was it the tensors that you kept, and not their numbers?"
+        assert all(now is old for now, old in zip(lent, held, strict=True)), (
+            "you put new tensors into the list; write into the old ones, as copy_ does"
+        )
+        assert not same(held, means), (
+            "afterwards the weights still hold the averages: was it the tensors that you kept, and not their numbers?"
+        )
         assert same(held, trained), "afterwards the weights should hold again what they held before"
         assert same(averages, means), "the averages are only lent: they should stay as they are"
         assert torch.is_grad_enabled() == before, "afterwards, gradients should be recorded as before"
-        assert all(weight.requires_grad and weight.is_leaf for weight in held), "the weights should go on requiring a gradient"
+        assert all(weight.requires_grad and weight.is_leaf for weight in held), (
+            "the weights should go on requiring a gradient"
+        )
 
 
 def check_prior_loss(ex, rng):
     subject, others = integer(rng, 2, 4), integer(rng, 5, 8)
-    kind = torch.cat([torch.zeros(subject), torch.ones(others)])[torch.randperm(subject + others, generator=rng)].bool()
+    kind = torch.cat([torch.zeros(subject), torch.ones(others)])[
+        torch.randperm(subject + others, generator=rng)
+    ].bool()
     prior = uniform(rng, 0.3, 0.7)
     base = torch.rand(len(kind), generator=rng) + 0.2 + kind.float()
     each = base.clone().requires_grad_()
@@ -223,18 +277,23 @@ def check_prior_loss(ex, rng):
     wrong = {
         "the prior's weight is on the subject": prior * mean + its,
         "the two groups are swapped: kind is True for images of the kind": its + prior * mean,
-        "this is one mean over all images; it should be a mean for each group": torch.where(kind, prior * base, base).mean(),
+        "this is one mean over all images; it should be a mean for each group": torch.where(
+            kind, prior * base, base
+        ).mean(),
         "these are sums; they should be means": base[~kind].sum() + prior * base[kind].sum(),
         "prior is missing": mean + its,
         "the whole was divided by 1 + prior": (mean + prior * its) / (1 + prior),
         "the whole was divided by 2": (mean + prior * its) / 2,
         "this is the subject alone": mean,
         "this is the kind alone": prior * its,
-        "this is a mixture, (1 - prior) of the subject; the subject keeps its weight of 1": (1 - prior) * mean + prior * its,
+        "this is a mixture, (1 - prior) of the subject; the subject keeps its weight of 1": (1 - prior) * mean
+        + prior * its,
     }
     got = call(ex.prior_loss, each, kind, prior)
     expect(got, mean + prior * its, "this is not the subject's mean + prior times that of its kind", wrong)
-    assert got.requires_grad, "no gradient reaches the network: compute with the tensor as it comes, with no item() and no detach()"
+    assert got.requires_grad, (
+        "no gradient reaches the network: compute with the tensor as it comes, with no item() and no detach()"
+    )
     (gradient,) = torch.autograd.grad(got, each)
     expect(gradient, torch.where(kind, prior / others, 1 / subject), "the gradient of the loss is wrong")
     nan = "with no image of a group, its mean is NaN; it should add nothing"
@@ -251,7 +310,9 @@ def check_prior_loss(ex, rng):
 def check_weigh_word(ex, rng):
     for w in (uniform(rng, 1.3, 2.0), uniform(rng, 0.6, 0.8), uniform(rng, 0.2, 0.4), 0.0, 1.0):
         M = integer(rng, 6, 8)
-        z, empty, hidden = (normal(rng, M, M) for _ in range(3))  # square, so that a weight could be laid along the wrong axis
+        z, empty, hidden = (
+            normal(rng, M, M) for _ in range(3)
+        )  # square, so that a weight could be laid along the wrong axis
         begin, number = integer(rng, 1, 3), integer(rng, 1, 2)
         word = torch.zeros(M, dtype=torch.bool)
         word[begin : begin + number] = True
@@ -273,10 +334,16 @@ def check_one_weight(ex, z, empty, hidden, word, w):
     both = (moved(z), moved(hidden))
     right = mixed(*both)
     wrong = {
-        "the vectors were multiplied, away from 0; they should move away from those of the empty prompt": mixed(s[:, None] * z, s[:, None] * hidden),
+        "the vectors were multiplied, away from 0; they should move away from those of the empty prompt": mixed(
+            s[:, None] * z, s[:, None] * hidden
+        ),
         "all vectors were moved, not only the word's": mixed(moved(z, w), moved(hidden, w)),
-        "the others were moved, and not the word": mixed(moved(z, torch.where(word, 1.0, w)[:, None]), moved(hidden, torch.where(word, 1.0, w)[:, None])),
-        "the weights went to the components, not to the tokens: give s the shape (M, 1)": mixed(moved(z, s), moved(hidden, s)),
+        "the others were moved, and not the word": mixed(
+            moved(z, torch.where(word, 1.0, w)[:, None]), moved(hidden, torch.where(word, 1.0, w)[:, None])
+        ),
+        "the weights went to the components, not to the tokens: give s the shape (M, 1)": mixed(
+            moved(z, s), moved(hidden, s)
+        ),
         "below 1, what the prompt is without the word must be mixed in": moved(z),
         "this is only what the prompt is without the word": moved(hidden),
         "what is without the word must be moved, too": mixed(moved(z), hidden),
@@ -291,7 +358,9 @@ def check_one_weight(ex, z, empty, hidden, word, w):
     }
     wrong = {message: value for message, value in wrong.items() if not close(value, right)}
     got = call(ex.weigh_word, z, empty, hidden, word, w)
-    assert not isinstance(got, Tensor) or torch.isfinite(got).all(), f"at weight {w:.3g} there is infinity or NaN in it"
+    assert not isinstance(got, Tensor) or torch.isfinite(got).all(), (
+        f"at weight {w:.3g} there is infinity or NaN in it"
+    )
     expect(got, right, f"at weight {w:.3g} these are not the moved (and, below 1, mixed) vectors", wrong)
 
 
@@ -306,8 +375,12 @@ def check_controlled(ex, rng):
     before = {name: [tensor.clone() for tensor in some] for name, some in given.items()}
     got = ex.controlled(*(list(some) for some in given.values()), strength)
     for name, some in given.items():
-        assert all(torch.equal(a, b) for a, b in zip(some, before[name], strict=True)), f"controlled changes {name}, which it was only lent"
-    assert isinstance(got, list), f"a list of tensors was expected here, not {type(got).__name__}: is a `return` missing?"
+        assert all(torch.equal(a, b) for a, b in zip(some, before[name], strict=True)), (
+            f"controlled changes {name}, which it was only lent"
+        )
+    assert isinstance(got, list), (
+        f"a list of tensors was expected here, not {type(got).__name__}: is a `return` missing?"
+    )
     assert len(got) == len(shapes), f"of {len(shapes)} features there should be as many new ones, not {len(got)}"
     for k, answer in enumerate(got):
         check_one_level(answer, *(before[name][k] for name in given), strength, last=before["residuals"][::-1][k])
@@ -317,26 +390,36 @@ def check_controlled(ex, rng):
         expect(new, old, "at strength 0 nothing of the ControlNet should be left, and all of the U-Net")
     asking = [kernel.clone().requires_grad_() for kernel in kernels]
     got = ex.controlled(features, residuals, asking, biases, 1.0)
-    assert all(new.requires_grad for new in got), "no gradient reaches the kernels: compute with the tensors as they come, with no detach() and no no_grad()"
+    assert all(new.requires_grad for new in got), (
+        "no gradient reaches the kernels: compute with the tensors as they come, with no detach() and no no_grad()"
+    )
     (gradient,) = torch.autograd.grad(got[0].sum(), asking[0])
-    expect(gradient, residuals[0].sum((0, 2, 3)).expand(len(biases[0]), -1)[..., None, None], "the gradient that reaches the kernels is wrong", atol=1e-3)
+    expect(
+        gradient,
+        residuals[0].sum((0, 2, 3)).expand(len(biases[0]), -1)[..., None, None],
+        "the gradient that reaches the kernels is wrong",
+        atol=1e-3,
+    )
 
 
 def check_one_level(got, f, r, K, b, strength, last):
     said = F.conv2d(r, K, b)
     wrong = {
-        "the kernel is transposed: F.conv2d takes channels out, channels in": f + strength * F.conv2d(r, K.transpose(0, 1), b),
+        "the kernel is transposed: F.conv2d takes channels out, channels in": f
+        + strength * F.conv2d(r, K.transpose(0, 1), b),
         "the biases are missing": f + strength * F.conv2d(r, K),
         "only the kernel's part is multiplied by strength, not the bias": f + F.conv2d(r, strength * K, b),
         "only the bias is multiplied by strength": f + F.conv2d(r, K, strength * b),
         "strength is missing": f + said,
         "the features are multiplied by strength, too; they stay as they are": strength * (f + said),
         "the features are multiplied by strength, and not what the ControlNet says": strength * f + said,
-        "this is a mixture, (1 - strength) of the features; they stay as they are": (1 - strength) * f + strength * said,
+        "this is a mixture, (1 - strength) of the features; they stay as they are": (1 - strength) * f
+        + strength * said,
         "the convolution is missing: the residuals were added as they are": f + strength * r,
         "the features are gone; what the ControlNet says is added to them": strength * said,
         "the convolution was given the features; it is for the residuals": f + strength * F.conv2d(f, K, b),
-        "the convolution was given features and residuals; it is for the residuals": f + strength * F.conv2d(f + r, K, b),
+        "the convolution was given features and residuals; it is for the residuals": f
+        + strength * F.conv2d(f + r, K, b),
         "the sign is wrong: it is added": f - strength * said,
         "what is below 0 was cut off; there is no activation here": f + strength * said.relu(),
     }
@@ -374,24 +457,43 @@ def scratched(rng: torch.Generator, B: int, h: int, w: int, f: int) -> Tensor:
     mask = torch.zeros(B, 1, f * h, f * w)
     mask[..., : f * 2, : f * 2] = 1
     for i in range(B):
-        mask[i, 0, f * integer(rng, 3, h - 1) + integer(rng, 1, f - 1), f * integer(rng, 3, w - 1) + integer(rng, 1, f - 1)] = 1
+        mask[
+            i,
+            0,
+            f * integer(rng, 3, h - 1) + integer(rng, 1, f - 1),
+            f * integer(rng, 3, w - 1) + integer(rng, 1, f - 1),
+        ] = 1
     return mask
 
 
 def check_inpaint(ex, rng):
-    B, C, h, w, f, N = integer(rng, 2, 3), 4, integer(rng, 5, 6), integer(rng, 7, 8), integer(rng, 2, 4), integer(rng, 3, 5)
+    B, C, h, w, f, N = (
+        integer(rng, 2, 3),
+        4,
+        integer(rng, 5, 6),
+        integer(rng, 7, 8),
+        integer(rng, 2, 4),
+        integer(rng, 3, 5),
+    )
     x, z, eps, walker = *(normal(rng, B, C, h, w) for _ in range(3)), Walker()
     mask, (alpha, sigma) = scratched(rng, B, h, w, f), levels(rng, N)
     got = call(ex.inpaint, walker, x, z, eps, mask, f, alpha, sigma)
-    assert walker.k == list(range(N)), f"of {N} steps, step should be asked for k = 0 to {N - 1}, once each, not for {' '.join(map(str, walker.k)) or 'none'}"
+    assert walker.k == list(range(N)), (
+        f"of {N} steps, step should be asked for k = 0 to {N - 1}, once each, not for {' '.join(map(str, walker.k)) or 'none'}"
+    )
     m = F.max_pool2d(mask, f)
-    wrong = {"the old picture was put back before the step, too early: it comes after it": m * x + (1 - m) * (alpha[0] * z + sigma[0] * eps)}
+    wrong = {
+        "the old picture was put back before the step, too early: it comes after it": m * x
+        + (1 - m) * (alpha[0] * z + sigma[0] * eps)
+    }
     expect(walker.x[0], x, "the first step should begin with x as it is given", wrong)
     seen = [*walker.x[1:], got]
     for k, state in enumerate(seen):
         check_one_state(state, walker.look(walker.x[k], k), z, eps, mask, f, k, alpha, sigma)
     known = (m == 0).expand_as(z)
-    assert torch.equal(got[known], z[known]), "at the end the old picture should be exactly z where it is known: alpha_N = 1, sigma_N = 0"
+    assert torch.equal(got[known], z[known]), (
+        "at the end the old picture should be exactly z where it is known: alpha_N = 1, sigma_N = 0"
+    )
 
 
 def check_one_state(got, drawn, z, eps, mask, f, k, alpha, sigma):
@@ -403,12 +505,22 @@ def check_one_state(got, drawn, z, eps, mask, f, k, alpha, sigma):
     known = alpha[k + 1] * z + sigma[k + 1] * eps
     wrong = {
         "the mask is the wrong way round: 1 is to be drawn anew": put(known, 1 - m),
-        "a thin scratch was missed: one of its f x f pixels is enough for a place to be drawn anew (F.max_pool2d)": put(known, F.interpolate(mask, z.shape[-2:])),
-        "the mask has greys in it: one of f x f pixels is enough for a place to be drawn anew, and wholly": put(known, F.avg_pool2d(mask, f)),
-        "a place should be drawn anew even if some of its pixels are known": put(known, (F.avg_pool2d(mask, f) == 1).float()),
-        "the old picture was not put back after the last step" if k == N - 1 else "the old picture was not put back after this step": drawn,
+        "a thin scratch was missed: one of its f x f pixels is enough for a place to be drawn anew (F.max_pool2d)": put(
+            known, F.interpolate(mask, z.shape[-2:])
+        ),
+        "the mask has greys in it: one of f x f pixels is enough for a place to be drawn anew, and wholly": put(
+            known, F.avg_pool2d(mask, f)
+        ),
+        "a place should be drawn anew even if some of its pixels are known": put(
+            known, (F.avg_pool2d(mask, f) == 1).float()
+        ),
+        "the old picture was not put back after the last step"
+        if k == N - 1
+        else "the old picture was not put back after this step": drawn,
         "the old picture was put in without noise; it must be as noisy as level k + 1": put(z),
-        "the old picture has the noise of level k, but step k leads to level k + 1": put(alpha[k] * z + sigma[k] * eps),
+        "the old picture has the noise of level k, but step k leads to level k + 1": put(
+            alpha[k] * z + sigma[k] * eps
+        ),
         "alpha and sigma are swapped": put(sigma[k + 1] * z + alpha[k + 1] * eps),
         "you used variances where alpha and sigma belong": put(alpha[k + 1] ** 2 * z + sigma[k + 1] ** 2 * eps),
         "noise was added to the whole of z: it has the factor alpha": put(z + sigma[k + 1] * eps),
@@ -416,7 +528,12 @@ def check_one_state(got, drawn, z, eps, mask, f, k, alpha, sigma):
     }
     right = put(known)
     wrong = {message: value for message, value in wrong.items() if not close(value, right)}
-    expect(got, right, f"after step {k} this is not m x + (1 - m) known (is it noise of your own? it is given, as eps)", wrong)
+    expect(
+        got,
+        right,
+        f"after step {k} this is not m x + (1 - m) known (is it noise of your own? it is given, as eps)",
+        wrong,
+    )
 
 
 EXERCISES = [

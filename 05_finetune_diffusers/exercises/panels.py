@@ -1,7 +1,7 @@
 """What chapter 5's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
-Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed: what is
-trained here is a matrix, or a single number, and pictures are painted by formulas.
+Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is
+needed: what is trained here is a matrix, or a single number, and pictures are painted by formulas.
 """
 
 import math
@@ -21,10 +21,22 @@ def grid(side: int) -> tuple[Tensor, Tensor]:
     return torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
 
 
-def tile(axis, image: Tensor, column: int, row: int, label: str, low: float, high: float, cmap: str = "viridis", side: int = 64) -> None:
+def tile(
+    axis,
+    image: Tensor,
+    column: int,
+    row: int,
+    label: str,
+    low: float,
+    high: float,
+    cmap: str = "viridis",
+    side: int = 64,
+) -> None:
     """One of several small pictures side by side; the label below it."""
     left, top = (side + 6) * column, -(side + 16) * row
-    axis.imshow(image, cmap=cmap, vmin=low, vmax=high, extent=(left, left + side, top - side, top), interpolation="nearest")
+    axis.imshow(
+        image, cmap=cmap, vmin=low, vmax=high, extent=(left, left + side, top - side, top), interpolation="nearest"
+    )
     axis.text(left + side / 2, top - side - 2, label, ha="center", va="top", fontsize=8)
 
 
@@ -52,7 +64,9 @@ def new_adapter(ex, right, axis):
             optimizer.step()
         axis.semilogy(errors, color=color, label=f"rank {rank}")
     axis.plot(0, 1, "*", color="black", markersize=11, zorder=3)
-    axis.set(xlabel="step", ylabel="error, relative", ylim=(1e-5, 3), title="all begin at the star: nothing is changed yet")
+    axis.set(
+        xlabel="step", ylabel="error, relative", ylim=(1e-5, 3), title="all begin at the star: nothing is changed yet"
+    )
     axis.legend(frameon=False, loc="lower left")
 
 
@@ -82,7 +96,9 @@ def accumulate(ex, right, axis):
         wrong = torch.stack([torch.autograd.grad(error(weights, part).mean(), weights)[0] for part in parts]).mean(0)
         axis.plot(*got, mark, color=BLUE, fillstyle="none", markersize=13)
         axis.plot(*wrong, mark, color=GREY, markersize=6, label="parts of " + ", ".join(map(str, sizes)))
-    axis.plot(*torch.autograd.grad(error(weights, images).mean(), weights)[0], "*", color="black", markersize=9, zorder=3)
+    axis.plot(
+        *torch.autograd.grad(error(weights, images).mean(), weights)[0], "*", color="black", markersize=9, zorder=3
+    )
     axis.set(xticks=[], yticks=[], title="blue: all on the star (grey: means of means)")
     axis.margins(0.35)
     axis.legend(frameon=False, fontsize=8, loc="best")
@@ -115,9 +131,13 @@ def prior_loss(ex, right, axis):
         kind = torch.tensor([False] * subject + [True] * others)
         best = []
         for prior in priors.tolist():
-            losses = torch.stack([ex.prior_loss(torch.where(kind, g**2, (g - 1) ** 2), kind, prior) for g in guesses[::10]])
+            losses = torch.stack(
+                [ex.prior_loss(torch.where(kind, g**2, (g - 1) ** 2), kind, prior) for g in guesses[::10]]
+            )
             best.append(float(guesses[::10][losses.argmin()]))
-        axis.plot(priors, best, mark, color=BLUE, fillstyle="none", label=f"{subject} of the subject, {others} of its kind")
+        axis.plot(
+            priors, best, mark, color=BLUE, fillstyle="none", label=f"{subject} of the subject, {others} of its kind"
+        )
     axis.plot(priors, 1 / (1 + priors), color=ORANGE, zorder=0)
     axis.set(xlabel="prior", ylabel="what is learned", title="a curve that does not mind how many there are")
     axis.legend(frameon=False, fontsize=8)
@@ -148,7 +168,9 @@ def controlled(ex, right, axis):
     blob, ring = torch.exp(-(x**2 + y**2) / 0.4), torch.exp(-(((x**2 + y**2).sqrt() - 0.6) ** 2) / 0.006)
     for row, (kernel, name) in enumerate(((0.0, "untrained"), (1.0, "trained"))):
         for column, strength in enumerate((0.0, 0.5, 1.0)):
-            (picture,) = ex.controlled([blob[None, None]], [ring[None, None]], [torch.full((1, 1, 1, 1), kernel)], [torch.zeros(1)], strength)
+            (picture,) = ex.controlled(
+                [blob[None, None]], [ring[None, None]], [torch.full((1, 1, 1, 1), kernel)], [torch.zeros(1)], strength
+            )
             tile(axis, picture[0, 0], column, row, f"{name}, {strength:g}", 0, 1.7)
     around(axis, 3, 2, "the ring comes with training, and with strength")
 
@@ -156,7 +178,10 @@ def controlled(ex, right, axis):
 def inpaint(ex, right, axis):
     """A model that knows only stripes, a picture with a sun, and a hole in it that leaves a scratch behind."""
     y, x = grid(32)
-    stripes, picture = torch.sign(torch.sin(9 * (x + y))) * 0.9, 1.6 * torch.exp(-((x - 0.3) ** 2 + (y + 0.3) ** 2) / 0.2) - 0.8
+    stripes, picture = (
+        torch.sign(torch.sin(9 * (x + y))) * 0.9,
+        1.6 * torch.exp(-((x - 0.3) ** 2 + (y + 0.3) ** 2) / 0.2) - 0.8,
+    )
     fine_y, fine_x = grid(128)
     mask = ((fine_x + 0.35) ** 2 + (fine_y - 0.35) ** 2 < 0.16).float()
     mask[:, 113] = 1
@@ -171,7 +196,9 @@ def inpaint(ex, right, axis):
         eps = (x - alpha[k] * stripes) / sigma[k]
         return alpha[k + 1] * stripes + sigma[k + 1] * eps
 
-    got = ex.inpaint(step, noise(1, 1, 32, 32), picture[None, None], noise(1, 1, 32, 32, seed=1), mask[None, None], 4, alpha, sigma)
+    got = ex.inpaint(
+        step, noise(1, 1, 32, 32), picture[None, None], noise(1, 1, 32, 32, seed=1), mask[None, None], 4, alpha, sigma
+    )
     frames = [(seen[k], f"level {k}") for k in (0, 3, 5, 6)] + [(got[0, 0], "level 8"), (picture, "before")]
     for place, (frame, label) in enumerate(frames):
         tile(axis, frame, place % 3, place // 3, label, -1.5, 1.5, "RdBu_r")

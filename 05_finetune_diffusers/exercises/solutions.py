@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F  # noqa: F401
 from torch import Tensor
 
-Adapter = tuple[Tensor, Tensor, float]         # A (r, in), B (out, r), alpha
-Error = Callable[[Tensor, Tensor], Tensor]     # (D,) weights, (n, ...) images -> (n,) error of each
-Step = Callable[[Tensor, int], Tensor]         # x at level k, k -> x at level k + 1
+Adapter = tuple[Tensor, Tensor, float]  # A (r, in), B (out, r), alpha
+Error = Callable[[Tensor, Tensor], Tensor]  # (D,) weights, (n, ...) images -> (n,) error of each
+Step = Callable[[Tensor, int], Tensor]  # x at level k, k -> x at level k + 1
 
 
 def new_adapter(W: Tensor, rank: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -30,8 +30,8 @@ def new_adapter(W: Tensor, rank: int, rng: torch.Generator) -> tuple[Tensor, Ten
 
     W' = W + alpha / r B A                                                    (Hu et al. 2021, section 4.1)
 
-    A is random, Gaussian with mean 0 and standard deviation 1 / r, and B is zero. So W' is W in the beginning, and training starts
-    with the model as it was.
+    A is random, Gaussian with mean 0 and standard deviation 1 / r, and B is zero. So W' is W in the beginning, and
+    training starts with the model as it was.
 
     W        (out, in) the frozen matrix
     rank     r
@@ -51,15 +51,16 @@ def merge_adapters(W: Tensor, adapters: list[Adapter], scales: list[float]) -> T
 
     W' = W + sum_k scale_k alpha_k / r_k B_k A_k
 
-    Each adapter brings its own rank and its own alpha, and is heard as loudly as its scale says: 0 is not at all, 1 as it was
-    trained, below 0 the opposite. Merged again with the scales' signs turned, W' becomes W.
+    Each adapter brings its own rank and its own alpha, and is heard as loudly as its scale says: 0 is not at all, 1 as
+    it was trained, below 0 the opposite. Merged again with the scales' signs turned, W' becomes W.
 
     W         (out, in)
     adapters  K triples A (r_k, in), B (out, r_k), alpha_k; K may be 0
     scales    K numbers
     returns   (out, in), a new matrix
 
-    Watch out: which is the product of shape (out, in), A B or B A? And the rank is in none of the arguments; where can you see it?
+    Watch out: which is the product of shape (out, in), A B or B A? And the rank is in none of the arguments; where can
+    you see it?
     """
     # --- solution
     for (A, B, alpha), scale in zip(adapters, scales, strict=True):
@@ -74,13 +75,15 @@ def accumulate(error: Error, weights: Tensor, parts: list[Tensor]) -> Tensor:
     g = d/dweights 1/N sum error_i                                            over all N images of all parts
 
     error    called as error(weights, part), answers (n,), one number for each image of the part
-    weights  (D,) requires a gradient; weights.grad may still hold what the step before has left there, and may be overwritten
+    weights  (D,) requires a gradient; weights.grad may still hold what the step before has left there, and may be
+             overwritten
     parts    tensors (n, ...); the last may have fewer images than the others
     returns  (D,) the gradient, the same as if all parts had been one batch
 
-    Watch out: the mean of the parts' means is another number where parts are not alike; then the images of a small part count for
-    more. (Large libraries had this wrong for years.) And call backward() part by part: it sets the memory of a part free. The sum of
-    all errors with one backward() at the end holds all parts at once, and nothing is won.
+    Watch out: the mean of the parts' means is another number where parts are not alike; then the images of a small
+    part count for more. (Large libraries had this wrong for years.) And call backward() part by part: it sets the
+    memory of a part free. The sum of all errors with one backward() at the end holds all parts at once, and nothing is
+    won.
     """
     # --- solution
     N = sum(len(part) for part in parts)
@@ -100,21 +103,23 @@ def write(weights: list[Tensor], values: list[Tensor]) -> None:
 
 @contextmanager
 def averaged(weights: list[Tensor], averages: list[Tensor]) -> Iterator[None]:
-    """Exercise 4. Borrow the averaged weights (EMA) for a validation picture, and go on training as if nothing had been.
+    """Exercise 4. Borrow the averaged weights (EMA) for a validation picture, and go on training as if nothing had
+    been.
 
         with averaged(weights, averages):     within, the network draws with the averages
             draw()
         ...                                   afterwards the weights are again what they were
 
-    Before `yield`: keep what the weights are, and copy the averages into them. After it: put back what you kept, and that even if
-    drawing fails (try: ... finally: ...), for a training may catch the error and go on.
+    Before `yield`: keep what the weights are, and copy the averages into them. After it: put back what you kept, and
+    that even if drawing fails (try: ... finally: ...), for a training may catch the error and go on.
 
-    weights   the network's own tensors, which require a gradient. Write into them (weight.copy_), for the optimizer and the network
-              hold these very tensors; new ones in the list would change nothing for them
+    weights   the network's own tensors, which require a gradient. Write into them (weight.copy_), for the optimizer
+              and the network hold these very tensors; new ones in the list would change nothing for them
     averages  as many, of the same shapes; they are only lent, and stay as they are
 
-    Watch out: kept = list(weights) keeps the tensors, not their numbers. A tensor that requires a gradient can be written into only
-    where no gradients are recorded, as write() above does; but whether they are within the `with` is the caller's own affair.
+    Watch out: kept = list(weights) keeps the tensors, not their numbers. A tensor that requires a gradient can be
+    written into only where no gradients are recorded, as write() above does; but whether they are within the `with` is
+    the caller's own affair.
     """
     # --- solution
     kept = [weight.detach().clone() for weight in weights]
@@ -129,15 +134,16 @@ def averaged(weights: list[Tensor], averages: list[Tensor]) -> Iterator[None]:
 def prior_loss(each: Tensor, kind: Tensor, prior: float) -> Tensor:
     """Exercise 5. DreamBooth's loss: learn this one creature, and do not forget what creatures are.
 
-    loss = mean over the subject's images of each + prior mean over the images of its kind of each     (Ruiz et al. 2022, eq. 2)
+    loss = mean over the subject's images of each + prior mean over the images of its kind of each     (Ruiz et al.
+    2022, eq. 2)
 
     each     (N,) error of each image, with its gradient
     kind     (N,) bool: True for an image of the kind, which the model drew itself; False for one of the subject
     prior    weight of prior preservation; 0 is off
     returns  a number, (), with its gradient
 
-    Watch out: two means, for the two groups may have different sizes, and the weight must not depend on them. And the mean of an
-    empty group is NaN: a group with no image adds nothing.
+    Watch out: two means, for the two groups may have different sizes, and the weight must not depend on them. And the
+    mean of an empty group is NaN: a group with no image adds nothing.
     """
     # --- solution
     means = [(weight, each[group].mean()) for weight, group in ((1.0, ~kind), (prior, kind)) if group.any()]
@@ -153,8 +159,9 @@ def weigh_word(z: Tensor, empty: Tensor, hidden: Tensor, word: Tensor, w: float)
     w >= 1:  moved(z)
     w < 1:   (moved(z) + r moved(hidden)) / (1 + r),   r = tan((1 - w) pi / 2)
 
-    A weight above 1 moves the word's vectors away from those of the empty prompt. A weight below 1 moves them nearer; and because the
-    other words have looked at this one, what they are without it is mixed in, all the more the smaller w is: at 1/2 half and half.
+    A weight above 1 moves the word's vectors away from those of the empty prompt. A weight below 1 moves them nearer;
+    and because the other words have looked at this one, what they are without it is mixed in, all the more the smaller
+    w is: at 1/2 half and half.
 
     z        (M, D) the text encoder's vectors of the prompt, one for each token
     empty    (M, D) those of the empty prompt
@@ -163,8 +170,8 @@ def weigh_word(z: Tensor, empty: Tensor, hidden: Tensor, word: Tensor, w: float)
     w        0 or more
     returns  (M, D)
 
-    Watch out: not w z, as in some other programs: that would move the vectors away from 0, which means nothing to the U-Net. And
-    to multiply vectors, a weight for each token needs the shape (M, 1).
+    Watch out: not w z, as in some other programs: that would move the vectors away from 0, which means nothing to the
+    U-Net. And to multiply vectors, a weight for each token needs the shape (M, 1).
     """
     # --- solution
     s = torch.where(word, w, 1.0)[:, None]  # (M, 1)
@@ -179,12 +186,15 @@ def weigh_word(z: Tensor, empty: Tensor, hidden: Tensor, word: Tensor, w: float)
 def controlled(
     features: list[Tensor], residuals: list[Tensor], kernels: list[Tensor], biases: list[Tensor], strength: float
 ) -> list[Tensor]:
-    """Exercise 7. How a ControlNet speaks to the U-Net that it was copied from: through convolutions that begin at zero.
+    """Exercise 7. How a ControlNet speaks to the U-Net that it was copied from: through convolutions that begin at
+    zero.
 
-    features_k + strength (K_k * residual_k + b_k)                            (Zhang et al. 2023, section 3.2; * is a convolution)
+    features_k + strength (K_k * residual_k + b_k)                            (Zhang et al. 2023, section 3.2; * is a
+    convolution)
 
-    The convolutions are 1 x 1: at each place a matrix, the same at all places. Their kernels and biases are zero before training, so
-    that the U-Net then draws exactly as it did; and yet they learn, for the gradient of a kernel is made of the residuals.
+    The convolutions are 1 x 1: at each place a matrix, the same at all places. Their kernels and biases are zero
+    before training, so that the U-Net then draws exactly as it did; and yet they learn, for the gradient of a kernel
+    is made of the residuals.
 
     features   tensors (B, C_k, h_k, w_k), what the U-Net's first half has to say at each resolution
     residuals  as many of the same shapes, what the ControlNet has
@@ -219,8 +229,9 @@ def inpaint(
     alpha, sigma  (N + 1,) the levels, noisiest first; alpha_N = 1, sigma_N = 0
     returns       (B, C, h, w) at level N. There, where m is 0, it is exactly z
 
-    Watch out: a thin scratch may miss the one pixel that shrinking by F.interpolate looks at; F.max_pool2d looks at all. And the
-    old picture must be as noisy as what stands beside it: an unnoised patch in a noisy picture is not what the network was trained on.
+    Watch out: a thin scratch may miss the one pixel that shrinking by F.interpolate looks at; F.max_pool2d looks at
+    all. And the old picture must be as noisy as what stands beside it: an unnoised patch in a noisy picture is not
+    what the network was trained on.
     """
     # --- solution
     m = F.max_pool2d(mask, f)

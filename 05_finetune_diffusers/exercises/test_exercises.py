@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-  python -m pytest 05_finetune_diffusers/exercises -x                    your exercises.py, up to the first failure
-  EXERCISES=mine.py python -m pytest 05_finetune_diffusers/exercises     another file
+python -m pytest 05_finetune_diffusers/exercises -x                    your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 05_finetune_diffusers/exercises     another file
 """
 
 import os
@@ -34,15 +34,23 @@ def pair(got: object, what: str) -> tuple:
 def test_1_shapes_and_gradients(ex):
     A, B = pair(call(ex.new_adapter, torch.ones(6, 5), 2, rng()), "A and B")
     assert isinstance(A, torch.Tensor) and isinstance(B, torch.Tensor), "A and B should be tensors"
-    assert A.shape == (2, 5), f"of a matrix (6, 5) and rank 2, A should have the shape (r, in) = (2, 5), not {tuple(A.shape)}"
-    assert B.shape == (6, 2), f"of a matrix (6, 5) and rank 2, B should have the shape (out, r) = (6, 2), not {tuple(B.shape)}"
+    assert A.shape == (2, 5), (
+        f"of a matrix (6, 5) and rank 2, A should have the shape (r, in) = (2, 5), not {tuple(A.shape)}"
+    )
+    assert B.shape == (6, 2), (
+        f"of a matrix (6, 5) and rank 2, B should have the shape (out, r) = (6, 2), not {tuple(B.shape)}"
+    )
     assert A.requires_grad and B.requires_grad, "both A and B are trained: requires_grad_()"
-    assert A.is_leaf and B.is_leaf, "A and B should be leaves, which an optimizer takes: require the gradient last, when nothing more is computed"
+    assert A.is_leaf and B.is_leaf, (
+        "A and B should be leaves, which an optimizer takes: require the gradient last, when nothing more is computed"
+    )
 
 
 def test_1_nothing_is_changed_and_all_can_be(ex):
     A, B = pair(ex.new_adapter(torch.ones(6, 5), 2, rng()), "A and B")
-    assert A.any() or B.any(), "A and B are both zero, so the gradient of each is zero: the adapter would never learn anything"
+    assert A.any() or B.any(), (
+        "A and B are both zero, so the gradient of each is zero: the adapter would never learn anything"
+    )
     assert not (B @ A).any(), "B A is not zero: the model would be changed before it has learned anything"
     assert A.any(), "A should be random and B zero, not the other way round: that is how everyone's adapters begin"
 
@@ -62,7 +70,9 @@ def test_1_one_seed_one_adapter(ex):
     torch.manual_seed(2)
     again, other = ex.new_adapter(torch.ones(6, 5), 2, rng(3))[0], ex.new_adapter(torch.ones(6, 5), 2, rng(4))[0]
     assert torch.equal(first, again), "the same seed gave two adapters: draw from rng, torch.randn(..., generator=rng)"
-    assert not torch.equal(first, other), "two seeds gave the same adapter: draw from rng, torch.randn(..., generator=rng)"
+    assert not torch.equal(first, other), (
+        "two seeds gave the same adapter: draw from rng, torch.randn(..., generator=rng)"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- 2. merge_adapters
@@ -73,7 +83,10 @@ PRODUCT = torch.tensor([[2.0, 20.0], [3.0, 30.0]])
 
 
 def test_2_one_adapter(ex):
-    A, B = torch.cat([ROW, torch.zeros(1, 2)]), torch.cat([COLUMN, torch.zeros(2, 1)], 1)  # of rank 2, half of it unused
+    A, B = (
+        torch.cat([ROW, torch.zeros(1, 2)]),
+        torch.cat([COLUMN, torch.zeros(2, 1)], 1),
+    )  # of rank 2, half of it unused
     got = call(ex.merge_adapters, W.clone(), [(A, B, 8.0)], [0.75])
     wrong = {
         "alpha is not divided by the rank": W + 0.75 * 8 * PRODUCT,
@@ -107,20 +120,29 @@ def test_2_none_and_several(ex):
         "at scale 0 an adapter should not be heard at all": W + PRODUCT + 5 * torch.eye(2),
         "the mean of the adapters was added; it is their sum": W + 2.5 * torch.eye(2),
     }
-    expect(got, W + 5 * torch.eye(2), "the first adapter at scale 0, the second at 5: W with 5 more on the diagonal", wrong)
+    expect(
+        got,
+        W + 5 * torch.eye(2),
+        "the first adapter at scale 0, the second at 5: W with 5 more on the diagonal",
+        wrong,
+    )
 
 
 def test_2_and_out_again(ex):
     adapters = [(ROW, COLUMN, 3.0), (torch.eye(2), torch.eye(2), 2.0)]
     merged = ex.merge_adapters(W.clone(), adapters, [0.5, 2.0])
-    expect(ex.merge_adapters(merged, adapters, [-0.5, -2.0]), W, "merged again with the signs turned, W' should become W")
+    expect(
+        ex.merge_adapters(merged, adapters, [-0.5, -2.0]), W, "merged again with the signs turned, W' should become W"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- 3. accumulate
 
 
 class SquaredError:
-    """(w x - 1)^2 of each number x of a part. Remembers what it was asked, and which answers have not yet been derived."""
+    """(w x - 1)^2 of each number x of a part.
+    Remembers what it was asked, and which answers have not yet been derived.
+    """
 
     def __init__(self):
         self.sizes, self.waiting, self.most = [], 0, 0
@@ -175,20 +197,29 @@ def test_3_what_is_left_of_the_step_before(ex):
 def test_3_one_part_at_a_time(ex):
     error, weights = SquaredError(), torch.tensor([2.0], requires_grad=True)
     ex.accumulate(error, weights, [torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([2.0])])
-    assert max(error.sizes) == 1, "the parts were put together; with the memory of one part, ask for the error of one part at a time"
+    assert max(error.sizes) == 1, (
+        "the parts were put together; with the memory of one part, ask for the error of one part at a time"
+    )
     assert error.sizes == [1, 1, 1], f"of three parts the error should be asked three times, not {len(error.sizes)}"
-    assert error.most == 1, "backward() comes too late: it should free the memory of each part before the next one is looked at"
+    assert error.most == 1, (
+        "backward() comes too late: it should free the memory of each part before the next one is looked at"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ 4. averaged
 
 
 def two_weights() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    return [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([[3.0]], requires_grad=True)], [torch.tensor([5.0, 6.0]), torch.tensor([[7.0]])]
+    return [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([[3.0]], requires_grad=True)], [
+        torch.tensor([5.0, 6.0]),
+        torch.tensor([[7.0]]),
+    ]
 
 
 def same(tensors, numbers) -> bool:
-    return all(torch.equal(tensor.detach(), torch.tensor(number)) for tensor, number in zip(tensors, numbers, strict=True))
+    return all(
+        torch.equal(tensor.detach(), torch.tensor(number)) for tensor, number in zip(tensors, numbers, strict=True)
+    )
 
 
 TRAINED, AVERAGES = ([1.0, 2.0], [[3.0]]), ([5.0, 6.0], [[7.0]])
@@ -198,13 +229,19 @@ def test_4_there_and_back(ex):
     weights, averages = two_weights()
     held = list(weights)
     with ex.averaged(weights, averages):
-        assert all(now is before for now, before in zip(weights, held, strict=True)), "you put new tensors into the list; write into the old ones, as copy_ does"
+        assert all(now is before for now, before in zip(weights, held, strict=True)), (
+            "you put new tensors into the list; write into the old ones, as copy_ does"
+        )
         assert same(held, AVERAGES), "within the `with`, the weights should hold the averages: 5, 6 and 7"
         assert same(averages, AVERAGES), "the averages are only lent: they should stay 5, 6 and 7"
-    assert not same(held, AVERAGES), "afterwards the weights still hold the averages: was it the tensors that you kept, and not their numbers?"
+    assert not same(held, AVERAGES), (
+        "afterwards the weights still hold the averages: was it the tensors that you kept, and not their numbers?"
+    )
     assert same(held, TRAINED), "afterwards the weights should be again 1, 2 and 3"
     assert same(averages, AVERAGES), "the averages are only lent: they should stay 5, 6 and 7"
-    assert all(weight.requires_grad and weight.is_leaf for weight in held), "the weights should go on requiring a gradient"
+    assert all(weight.requires_grad and weight.is_leaf for weight in held), (
+        "the weights should go on requiring a gradient"
+    )
 
 
 def test_4_if_drawing_fails(ex):
@@ -224,7 +261,9 @@ def test_4_gradients_within(ex):
         weights, averages = two_weights()
         with torch.set_grad_enabled(wanted):
             with ex.averaged(weights, averages):
-                assert torch.is_grad_enabled() == wanted, "whether gradients are recorded within the `with` is the caller's affair: `yield` outside of no_grad()"
+                assert torch.is_grad_enabled() == wanted, (
+                    "whether gradients are recorded within the `with` is the caller's affair: `yield` outside of no_grad()"
+                )
             assert torch.is_grad_enabled() == wanted, "afterwards, gradients should be recorded as before"
 
 
@@ -247,10 +286,21 @@ def test_5_two_of_one_and_three_of_the_other(ex):
         "this is a mixture, (1 - prior) of the subject; the subject keeps its weight of 1": 1 + 15,
     }
     wrong = {message: torch.tensor(float(value)) for message, value in wrong.items()}
-    expect(got, torch.tensor(17.0), "the subject's mean is (1 + 3) / 2, that of the kind (10 + 20 + 60) / 3: 2 + 0.5 * 30", wrong)
-    assert got.requires_grad, "no gradient reaches the network: compute with the tensor as it comes, with no item() and no detach()"
+    expect(
+        got,
+        torch.tensor(17.0),
+        "the subject's mean is (1 + 3) / 2, that of the kind (10 + 20 + 60) / 3: 2 + 0.5 * 30",
+        wrong,
+    )
+    assert got.requires_grad, (
+        "no gradient reaches the network: compute with the tensor as it comes, with no item() and no detach()"
+    )
     (gradient,) = torch.autograd.grad(got, each)
-    expect(gradient, torch.tensor([1 / 2, 1 / 6, 1 / 2, 1 / 6, 1 / 6]), "the gradient of each error should be 1/2 for the subject's, 0.5 / 3 for the kind's")
+    expect(
+        gradient,
+        torch.tensor([1 / 2, 1 / 6, 1 / 2, 1 / 6, 1 / 6]),
+        "the gradient of each error should be 1/2 for the subject's, 0.5 / 3 for the kind's",
+    )
 
 
 def test_5_an_empty_group(ex):
@@ -279,24 +329,42 @@ def prompt() -> list[torch.Tensor]:
 def test_6_louder(ex):
     got = call(ex.weigh_word, *prompt(), 2.0)
     wrong = {
-        "the vectors were multiplied, away from 0; they should move away from those of the empty prompt": [Z[0], Z[1], 2 * Z[2]],
+        "the vectors were multiplied, away from 0; they should move away from those of the empty prompt": [
+            Z[0],
+            Z[1],
+            2 * Z[2],
+        ],
         "all vectors were moved, not only the word's": EMPTY + 2 * (Z - EMPTY),
         "the others were moved, and not the word": [2 * Z[0] - EMPTY[0], 2 * Z[1] - EMPTY[1], Z[2]],
         "this moves towards the empty prompt: empty + s (v - empty)": [Z[0], Z[1], Z[2] + 2 * (EMPTY[2] - Z[2])],
-        "you added w times the difference to z itself; it is added to empty": [Z[0], Z[1], Z[2] + 2 * (Z[2] - EMPTY[2])],
-        "the weights went to the components, not to the tokens: give s the shape (M, 1)": EMPTY + torch.tensor([1.0, 1, 2]) * (Z - EMPTY),
+        "you added w times the difference to z itself; it is added to empty": [
+            Z[0],
+            Z[1],
+            Z[2] + 2 * (Z[2] - EMPTY[2]),
+        ],
+        "the weights went to the components, not to the tokens: give s the shape (M, 1)": EMPTY
+        + torch.tensor([1.0, 1, 2]) * (Z - EMPTY),
         "this is the prompt without weights": Z,
         "above 1, nothing of hidden should be mixed in": [HIDDEN[0], HIDDEN[1], 2 * HIDDEN[2] - EMPTY[2]],
-        "the plain prompt is taken for all other tokens, but the word's vector is w (v - empty): empty is missing": [Z[0], Z[1], 2 * (Z[2] - EMPTY[2])],
+        "the plain prompt is taken for all other tokens, but the word's vector is w (v - empty): empty is missing": [
+            Z[0],
+            Z[1],
+            2 * (Z[2] - EMPTY[2]),
+        ],
     }
-    wrong = {message: value if isinstance(value, torch.Tensor) else torch.stack(value) for message, value in wrong.items()}
+    wrong = {
+        message: value if isinstance(value, torch.Tensor) else torch.stack(value) for message, value in wrong.items()
+    }
     right = torch.tensor([[1.0, 0, 0], [2, 2, 2], [8, 8, 14]])
     expect(got, right, "at weight 2 only the word moves, from 5 5 8 away from 2 2 2, as far again: 8 8 14", wrong)
 
 
 def test_6_softer(ex):
     got = call(ex.weigh_word, *prompt(), 0.5)
-    moved, without = torch.tensor([[1.0, 0, 0], [2, 2, 2], [3.5, 3.5, 5]]), torch.tensor([[1.0, 0, 0], [4, 4, 2], [2.5, 2.5, 3]])
+    moved, without = (
+        torch.tensor([[1.0, 0, 0], [2, 2, 2], [3.5, 3.5, 5]]),
+        torch.tensor([[1.0, 0, 0], [4, 4, 2], [2.5, 2.5, 3]]),
+    )
     wrong = {
         "below 1, what the prompt is without the word must be mixed in": moved,
         "this is only what the prompt is without the word; at 1/2 it is half of it": without,
@@ -304,11 +372,15 @@ def test_6_softer(ex):
         "what is without the word must be moved, too": (moved + HIDDEN) / 2,
         "the unmoved vectors were mixed": (Z + HIDDEN) / 2,
     }
-    expect(got, (moved + without) / 2, "at weight 1/2, tan(pi / 4) = 1: half of moved(z), half of moved(hidden)", wrong)
+    expect(
+        got, (moved + without) / 2, "at weight 1/2, tan(pi / 4) = 1: half of moved(z), half of moved(hidden)", wrong
+    )
 
 
 def test_6_the_shares(ex):
-    got = call(ex.weigh_word, Z.clone(), Z.clone(), Z + 4, torch.tensor([False, False, False]), 2 / 3)  # nothing is moved, so only the mixture is seen
+    got = call(
+        ex.weigh_word, Z.clone(), Z.clone(), Z + 4, torch.tensor([False, False, False]), 2 / 3
+    )  # nothing is moved, so only the mixture is seen
     r = 3**-0.5
     wrong = {
         "w is the share of what is with the word; it should be 1 / (1 + r)": Z + 4 / 3,
@@ -337,12 +409,19 @@ def feature(*values: float) -> torch.Tensor:
 
 def two_levels() -> tuple[list, list, list, list]:
     kernel = torch.tensor([[1.0, 2.0], [0.0, 10.0]]).view(2, 2, 1, 1)
-    return [feature(1.0, 2.0), feature(3.0)], [feature(1.0, 1.0), feature(2.0)], [kernel, torch.full((1, 1, 1, 1), 5.0)], [torch.tensor([0.5, -1.0]), torch.zeros(1)]
+    return (
+        [feature(1.0, 2.0), feature(3.0)],
+        [feature(1.0, 1.0), feature(2.0)],
+        [kernel, torch.full((1, 1, 1, 1), 5.0)],
+        [torch.tensor([0.5, -1.0]), torch.zeros(1)],
+    )
 
 
 def test_7_two_levels(ex):
     got = ex.controlled(*two_levels(), 2.0)
-    assert isinstance(got, list) and len(got) == 2, "a list was expected here, of as many tensors as there are features: is a `return` missing?"
+    assert isinstance(got, list) and len(got) == 2, (
+        "a list was expected here, of as many tensors as there are features: is a `return` missing?"
+    )
     wrong = {
         "the kernel is transposed: F.conv2d takes channels out, channels in": feature(1 + 3.0, 2 + 22.0),
         "the biases are missing": feature(1 + 6.0, 2 + 20.0),
@@ -357,7 +436,12 @@ def test_7_two_levels(ex):
         "the convolution was given the features; it is for the residuals": feature(1 + 11.0, 2 + 38.0),
         "the sign is wrong: it is added": feature(1 - 7.0, 2 - 18.0),
     }
-    expect(got[0], feature(1 + 7.0, 2 + 18.0), "the kernel makes 3 and 10 of 1 and 1, the bias 3.5 and 9, strength 7 and 18; the features are 1 and 2", wrong)
+    expect(
+        got[0],
+        feature(1 + 7.0, 2 + 18.0),
+        "the kernel makes 3 and 10 of 1 and 1, the bias 3.5 and 9, strength 7 and 18; the features are 1 and 2",
+        wrong,
+    )
     expect(got[1], feature(3 + 20.0), "at the second level the kernel makes 10 of 2, strength 20; the feature is 3")
 
 
@@ -367,16 +451,24 @@ def test_7_untrained_it_is_not_heard_but_learns(ex):
     got = ex.controlled(features, residuals, kernels, [torch.zeros_like(bias) for bias in biases], 1.0)
     for new, old in zip(got, features, strict=True):
         expect(new.detach(), old, "with kernels and biases of zero the features should stay as they are")
-    assert got[0].requires_grad, "no gradient reaches the kernels: compute with the tensors as they come, with no detach() and no no_grad()"
+    assert got[0].requires_grad, (
+        "no gradient reaches the kernels: compute with the tensors as they come, with no detach() and no no_grad()"
+    )
     (gradient,) = torch.autograd.grad(got[0].sum(), kernels[0])
-    expect(gradient, torch.full((2, 2, 1, 1), 6.0), "the gradient of each kernel entry should be the sum of a residual's channel: 6 places of 1")
+    expect(
+        gradient,
+        torch.full((2, 2, 1, 1), 6.0),
+        "the gradient of each kernel entry should be the sum of a residual's channel: 6 places of 1",
+    )
 
 
 def test_7_nothing_is_overwritten(ex):
     given, kept = two_levels(), two_levels()
     ex.controlled(*given, 2.0)
     for name, now, before in zip(("features", "residuals", "kernels", "biases"), given, kept, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True)), f"controlled changes {name}, which it was only lent"
+        assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True)), (
+            f"controlled changes {name}, which it was only lent"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- 8. inpaint
@@ -426,7 +518,12 @@ def test_8_two_steps(ex):
         "the old picture is noise alone": halves(8.0, -0.8),
         "you used variances where alpha and sigma belong": halves(8.0, 3.6 - 0.64),
     }
-    expect(step.x[1], halves(8.0, 5.2), "at level 1 the left should be 7 + 1, the right 0.6 * 10 + 0.8 * -1 (is it noise of your own? it is given, as eps)", wrong)
+    expect(
+        step.x[1],
+        halves(8.0, 5.2),
+        "at level 1 the left should be 7 + 1, the right 0.6 * 10 + 0.8 * -1 (is it noise of your own? it is given, as eps)",
+        wrong,
+    )
     wrong = {
         "after the last step the old picture was not put back": halves(9.0, 6.2),
         "at the end the old picture has noise in it": halves(9.0, 5.2),
@@ -441,7 +538,10 @@ def test_8_a_thin_scratch(ex):
     got = call(ex.inpaint, Steps(), flat(7.0), flat(10.0), flat(-1.0), mask, 2, ALPHA, SIGMA)
     place = torch.tensor([[0.0, 0.0], [0.0, 1.0]]).view(1, 1, 2, 2)
     wrong = {
-        "a thin scratch was missed: one of its f x f pixels is enough for a place to be drawn anew (F.max_pool2d)": flat(10.0),
-        "the mask has greys in it: one of f x f pixels is enough for a place to be drawn anew, and wholly": 10 + place * ((5.2 + 0.25 * (8 - 5.2) + 1) - 10) / 4,
+        "a thin scratch was missed: one of its f x f pixels is enough for a place to be drawn anew (F.max_pool2d)": flat(
+            10.0
+        ),
+        "the mask has greys in it: one of f x f pixels is enough for a place to be drawn anew, and wholly": 10
+        + place * ((5.2 + 0.25 * (8 - 5.2) + 1) - 10) / 4,
     }
     expect(got, 10 + place * (9 - 10), "only the place with the scratched pixel is drawn anew, and it wholly", wrong)

@@ -1,4 +1,5 @@
-"""Reads adapters of every common format into one form: for each layer a product of two low-rank factors, up @ down, added to its weight.
+"""Reads adapters of every common format into one form: for each layer a product of two low-rank factors, up @ down,
+added to its weight.
 
     LoRA    B A                         kohya's scripts and the webui, three generations of diffusers, folders of PEFT
     LoCon   the same for convolutions   LyCORIS
@@ -7,8 +8,9 @@
     DoRA    m (W + B A) / |W + B A| - W     Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation"
     full    D                           the difference itself
 
-diffusers opens the first two in most of their names; it leaves out the m of a DoRA and refuses the others. In one form it opens them all,
-scales them and mixes them. The scale multiplies what is added, also for DoRA, so that 0 is the model without the adapter.
+diffusers opens the first two in most of their names; it leaves out the m of a DoRA and refuses the others. In one form
+it opens them all, scales them and mixes them. The scale multiplies what is added, also for DoRA, so that 0 is the
+model without the adapter.
 """
 
 import json
@@ -45,13 +47,26 @@ PARTS = {
 }  # fmt: skip
 KEY = re.compile(r"(?P<layer>.+?)\.(?:" + "|".join(f"(?P<{name}>{pattern})" for name, pattern in PARTS.items()) + ")")
 KINDS = "LoRA, LoCon, LoHa, LoKr, DoRA and full differences"
-PREFIXES = (("lora_unet_", "unet"), ("lycoris_", "unet"), ("unet_", "unet"), ("lora_te1_", "text_encoder"), ("lora_te_", "text_encoder"),
-            ("text_encoder_", "text_encoder"))  # fmt: skip - of the names of layers, with "_" for "."
-FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+PREFIXES = (
+    ("lora_unet_", "unet"),
+    ("lycoris_", "unet"),
+    ("unet_", "unet"),
+    ("lora_te1_", "text_encoder"),
+    ("lora_te_", "text_encoder"),
+    ("text_encoder_", "text_encoder"),
+)  # of the names of layers, with "_" for "."
+FILES = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+)
 
 
 class AdaptedLayer(NamedTuple):
-    """A layer that a file adapts: "unet" or "text_encoder", its name there, and the module; None if the model has no such layer."""
+    """A layer that a file adapts: "unet" or "text_encoder", its name there, and the module;
+    None if the model has no such layer.
+    """
 
     component: str
     name: str
@@ -60,14 +75,16 @@ class AdaptedLayer(NamedTuple):
 
 @dataclass
 class Adapter:
-    """What a file holds: {layer: {part: tensor}}, and the settings beside it, such as {"r": 4, "lora_alpha": 8}, by component."""
+    """What a file holds: {layer: {part: tensor}}, and the settings beside it, such as {"r": 4, "lora_alpha":
+    8}, by component.
+    """
 
     path: Path
     layers: dict[str, dict[str, Tensor]]
     settings: dict[str, dict[str, Any]]
 
 
-# ---------------------------------------------------------------------------------------------------------------- the file
+# ------------------------------------------------------------------------------------------------------------ the file
 
 
 def find_adapter(path: Path) -> Path:
@@ -76,10 +93,14 @@ def find_adapter(path: Path) -> Path:
         known = next((path / name for name in FILES if (path / name).exists()), None)
         found = [known] if known else sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
         if len(found) != 1:
-            raise UserError(f"{path} holds {len(found)} .safetensors files, where one adapter was expected; name the file itself")
+            raise UserError(
+                f"{path} holds {len(found)} .safetensors files, where one adapter was expected; name the file itself"
+            )
         return found[0]
     if not path.exists():
-        raise UserError(f"there is no file {path}; --use takes the file of a LoRA, or the folder of a run that made one")
+        raise UserError(
+            f"there is no file {path}; --use takes the file of a LoRA, or the folder of a run that made one"
+        )
     return path
 
 
@@ -96,17 +117,25 @@ def read_adapter(path: Path) -> Adapter:
     if not any(set(parts) - {"alpha"} for parts in layers.values()):
         kind = kind_of(state)
         advice = "" if "lora" in kind.name or not kind.advice else f"; {kind.advice}"
-        raise UserError(f"{path} holds no LoRA of a U-Net: it holds {kind.says}, where one of {KINDS} was expected{advice}")
+        raise UserError(
+            f"{path} holds no LoRA of a U-Net: it holds {kind.says}, where one of {KINDS} was expected{advice}"
+        )
     if others:
-        raise UserError(f"{path} cannot be read as a LoRA: it holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, "
-                        f"and what is read here are {KINDS}")  # fmt: skip
+        raise UserError(
+            f"{path} cannot be read as a LoRA: it holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, "
+            f"and what is read here are {KINDS}"
+        )
     return Adapter(path, layers, read_settings(path))
 
 
 def modern_name(name: str) -> str:
-    """'...attn1.processor.to_out_lora.up.weight' (diffusers 0.14 to 0.21) -> '...attn1.to_out.0.lora.up.weight'; others stay as they are."""
+    """'...attn1.processor.to_out_lora.up.weight' (diffusers 0.14 to 0.21) -> '...attn1.to_out.0.lora.up.weight';
+    others stay as they are.
+    """
     name = re.sub(r"self_attn\.to_(q|k|v|out)_lora\.", r"self_attn.\1_proj.lora.", name)
-    return re.sub(r"(\.processor)?\.(to_q|to_k|to_v|to_out)_lora\.", r".\2.lora.", name).replace(".to_out.lora.", ".to_out.0.lora.")
+    return re.sub(r"(\.processor)?\.(to_q|to_k|to_v|to_out)_lora\.", r".\2.lora.", name).replace(
+        ".to_out.lora.", ".to_out.0.lora."
+    )
 
 
 def read_settings(path: Path) -> dict[str, dict[str, Any]]:
@@ -125,13 +154,18 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, SafetensorError) as problem:
         raise UserError(f"the header of {path} cannot be read ({explain(problem)})") from problem
     header = header if isinstance(header, dict) else {}
-    return {name: {key.removeprefix(f"{name}."): value for key, value in header.items() if key.startswith(f"{name}.")} for name in ("unet", "text_encoder")}
+    return {
+        name: {key.removeprefix(f"{name}."): value for key, value in header.items() if key.startswith(f"{name}.")}
+        for name in ("unet", "text_encoder")
+    }
 
 
-# --------------------------------------------------------------------------------------------------------- one low-rank product
+# ------------------------------------------------------------------------------------------------ one low-rank product
 
 
-def low_rank_factors(parts: Mapping[str, Tensor], weight: Tensor, settings: Mapping[str, Any], name: str) -> tuple[Tensor, Tensor]:
+def low_rank_factors(
+    parts: Mapping[str, Tensor], weight: Tensor, settings: Mapping[str, Any], name: str
+) -> tuple[Tensor, Tensor]:
     """(down, up) of one layer, its factor alpha / rank included, for a weight (out, in) or (out, in, k, k)."""
     if "hada_w1_a" in parts:
         a1, b1, a2, b2 = (parts[f"hada_{part}"] for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
@@ -143,7 +177,9 @@ def low_rank_factors(parts: Mapping[str, Tensor], weight: Tensor, settings: Mapp
     elif "lokr_w2" in parts or "lokr_w2_a" in parts:
         first, second = (kronecker_factor(parts, number) for number in (1, 2))
         ranks = [parts[f"lokr_w{number}_b"].shape[0] for number in (2, 1) if f"lokr_w{number}_b" in parts]
-        if not ranks and "alpha" not in parts and "r" in settings:  # PEFT scales two whole factors as well, LyCORIS does not
+        if (
+            not ranks and "alpha" not in parts and "r" in settings
+        ):  # PEFT scales two whole factors as well, LyCORIS does not
             ranks = [pattern(settings, "rank_pattern", name, settings["r"])]
         factor = scaling(parts, ranks[0], settings, name) if ranks else 1.0
         first = first.reshape(*first.shape, *[1] * (second.ndim - 2))
@@ -159,7 +195,11 @@ def low_rank_factors(parts: Mapping[str, Tensor], weight: Tensor, settings: Mapp
     if "per_layer" in parts or "per_output" in parts:
         check_fit(down, up, weight, name)
         along_output = "per_output" in parts or parts["per_layer"].shape[0] == weight.shape[0]
-        down, up = exact_factors(decomposed(weight, factor * product(down, up), parts.get("per_output", parts.get("per_layer")), along_output))
+        down, up = exact_factors(
+            decomposed(
+                weight, factor * product(down, up), parts.get("per_output", parts.get("per_layer")), along_output
+            )
+        )
         return down, match_dimensions(up, weight)
     return down, factor * up
 
@@ -174,14 +214,23 @@ def scaling(parts: Mapping[str, Tensor], rank: int, settings: Mapping[str, Any],
 
 def pattern(settings: Mapping[str, Any], which: str, name: str, otherwise: float) -> float:
     """PEFT's settings for single layers: {"to_v": 2} is for all layers whose names end in to_v."""
-    return next((value for key, value in (settings.get(which) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name)), otherwise)
+    return next(
+        (value for key, value in (settings.get(which) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name)),
+        otherwise,
+    )
 
 
 def hadamard(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(A1 B1) * (A2 B2), element by element, is the product of the columns a1_i * a2_j and the rows b1_i * b2_j: of rank r1 r2."""
+    """(A1 B1) * (A2 B2), element by element, is the product of the columns a1_i * a2_j and the rows b1_i * b2_j:
+    of rank r1 r2.
+    """
     if a1.shape[1] * a2.shape[1] >= min(weight.shape[0], weight[0].numel()):
-        return exact_factors(((a1 @ b1) * (a2 @ b2)).reshape(len(a1), *weight.shape[1:]) if b1.shape[1] == weight[0].numel() else (a1 @ b1) * (a2 @ b2))
-    up = (a1[:, :, None] * a2[:, None, :]).flatten(1)       # (out, r1 r2)
+        return exact_factors(
+            ((a1 @ b1) * (a2 @ b2)).reshape(len(a1), *weight.shape[1:])
+            if b1.shape[1] == weight[0].numel()
+            else (a1 @ b1) * (a2 @ b2)
+        )
+    up = (a1[:, :, None] * a2[:, None, :]).flatten(1)  # (out, r1 r2)
     down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)  # (r1 r2, in k k)
     return down, up
 
@@ -207,7 +256,9 @@ def exact_factors(delta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def match_dimensions(matrix: Tensor, weight: Tensor) -> Tensor:
-    """The same numbers with as many dimensions as the weight. A down matrix (r, in k k) gets the kernel's, everything else kernels of 1 x 1."""
+    """The same numbers with as many dimensions as the weight.
+    A down matrix (r, in k k) gets the kernel's, everything else kernels of 1 x 1.
+    """
     if weight.ndim == 2:
         return matrix.flatten(1)
     if matrix.ndim == weight.ndim:
@@ -233,16 +284,22 @@ def check_fit(down: Tensor, up: Tensor, weight: Tensor, name: str) -> None:
     """Raises WidthMismatch with the first width that differs."""
     if down.shape[0] != up.shape[1]:
         raise ValueError(f"the ranks {down.shape[0]} and {up.shape[1]} differ")
-    for there, here in ((down.shape[1], weight.shape[1]), (up.shape[0], weight.shape[0]), (down.shape[2:], weight.shape[2:])):
+    for there, here in (
+        (down.shape[1], weight.shape[1]),
+        (up.shape[0], weight.shape[0]),
+        (down.shape[2:], weight.shape[2:]),
+    ):
         if there != here:
-            raise WidthMismatch(name, *(" x ".join(map(str, size)) if isinstance(size, torch.Size) else size for size in (there, here)))
+            raise WidthMismatch(
+                name, *(" x ".join(map(str, size)) if isinstance(size, torch.Size) else size for size in (there, here))
+            )
 
 
 class WidthMismatch(Exception):
     """An adapter for a layer of another width."""
 
 
-# ------------------------------------------------------------------------------------------------------------ into a model
+# -------------------------------------------------------------------------------------------------------- into a model
 
 
 def adaptable_layers(pipe: "StableDiffusionPipeline") -> dict[str, dict[str, tuple[str, nn.Module]]]:
@@ -251,8 +308,14 @@ def adaptable_layers(pipe: "StableDiffusionPipeline") -> dict[str, dict[str, tup
     for component in ("unet", "text_encoder"):
         network = getattr(pipe, component, None)
         named = network.named_modules() if isinstance(network, nn.Module) else ()
-        layers = ((name.replace(".base_layer", ""), module) for name, module in named if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name)
-        found[component] = {name.removeprefix("text_model.").replace(".", "_"): (name, module) for name, module in layers}
+        layers = (
+            (name.replace(".base_layer", ""), module)
+            for name, module in named
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name
+        )
+        found[component] = {
+            name.removeprefix("text_model.").replace(".", "_"): (name, module) for name, module in layers
+        }
     return found
 
 
@@ -265,13 +328,17 @@ def find_layer(written: str, known: dict[str, dict[str, tuple[str, nn.Module]]])
             if place := known[component].get(rest):
                 return AdaptedLayer(component, *place)
             if prefix:
-                return AdaptedLayer(component, re.sub(r"^(base_model\.model\.|unet\.|text_encoder\.)+", "", written).removeprefix(prefix), None)
+                return AdaptedLayer(
+                    component,
+                    re.sub(r"^(base_model\.model\.|unet\.|text_encoder\.)+", "", written).removeprefix(prefix),
+                    None,
+                )
     return AdaptedLayer("unet", written, None)
 
 
 def fit_to_model(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str, Tensor]:
-    """The adapter for this model, under the names that diffusers loads. An adapter of another U-Net is refused, naming the first layer that
-    differs; what was made for another text encoder is left out, and a warning says so."""
+    """The adapter for this model, under the names that diffusers loads. An adapter of another U-Net is refused, naming
+    the first layer that differs; what was made for another text encoder is left out, and a warning says so."""
     path, known = adapter.path, adaptable_layers(pipe)
     state: dict[str, Tensor] = {}
     left_out = []
@@ -281,7 +348,9 @@ def fit_to_model(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str,
             if layer.component == "text_encoder":
                 left_out.append(f"it has no layer {layer.name}")
                 continue
-            raise UserError(f"{path} was made for another model: it has an adapter for the layer {layer.name}, which this U-Net does not have")
+            raise UserError(
+                f"{path} was made for another model: it has an adapter for the layer {layer.name}, which this U-Net does not have"
+            )
         weight = layer.module.weight.detach().float().cpu()
         try:
             down, up = low_rank_factors(parts, weight, adapter.settings.get(layer.component, {}), layer.name)
@@ -291,19 +360,28 @@ def fit_to_model(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str,
             if layer.component == "text_encoder":
                 left_out.append(f"its {name} has a width of {here}, not {there}")
                 continue
-            raise UserError(f"{path} was made for another model: its adapter for {name} is for a width of {there}, and here the layer's is {here}; "
-                            "use it with the --model that it was trained on") from None  # fmt: skip
+            raise UserError(
+                f"{path} was made for another model: its adapter for {name} is for a width of {there}, and here the layer's is {here}; "
+                "use it with the --model that it was trained on"
+            ) from None
         except KeyError as problem:
-            raise UserError(f"{path} is not whole: its adapter for {layer.name} lacks {problem.args[0]} beside {', '.join(sorted(parts))}") from problem
+            raise UserError(
+                f"{path} is not whole: its adapter for {layer.name} lacks {problem.args[0]} beside {', '.join(sorted(parts))}"
+            ) from problem
         except (RuntimeError, ValueError, TypeError) as problem:
-            raise UserError(f"the adapter for {layer.name} in {path} has matrices that do not fit each other or its layer ({explain(problem)})") from problem
+            raise UserError(
+                f"the adapter for {layer.name} in {path} has matrices that do not fit each other or its layer ({explain(problem)})"
+            ) from problem
         prefix = f"{layer.component}.{layer.name}"
         state |= {f"{prefix}.lora_A.weight": down.contiguous(), f"{prefix}.lora_B.weight": up.contiguous()}
     if not state:
         raise UserError(f"{path} was made for the text encoder of another model: of this one {left_out[0]}")
     if left_out:
-        warnings.warn(f"{path} was made with another text encoder ({left_out[0]}): what it has for the text encoder, {len(left_out)} layers, is left out; "
-                      "what it has for the U-Net is used", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{path} was made with another text encoder ({left_out[0]}): what it has for the text encoder, {len(left_out)} layers, is left out; "
+            "what it has for the U-Net is used",
+            stacklevel=2,
+        )
     return state
 
 
@@ -318,11 +396,17 @@ def load_adapters(pipe: "StableDiffusionPipeline", paths: Sequence[Path]) -> lis
             raise UserError(f"diffusers cannot load the adapter in {path} ({explain(problem)})") from problem
         loaded, expected = adapted_layers(pipe, name), len(state) // 2
         if loaded != expected:
-            raise UserError(f"diffusers has loaded {loaded} of the {expected} layers in {path}, so the pictures would not show what it was trained on")
+            raise UserError(
+                f"diffusers has loaded {loaded} of the {expected} layers in {path}, so the pictures would not show what it was trained on"
+            )
     return names
 
 
 def adapted_layers(pipe: "StableDiffusionPipeline", name: str) -> int:
     """The number of layers at which the model, not the file, has this adapter."""
-    networks = (network for component in ("unet", "text_encoder") if isinstance(network := getattr(pipe, component, None), nn.Module))
+    networks = (
+        network
+        for component in ("unet", "text_encoder")
+        if isinstance(network := getattr(pipe, component, None), nn.Module)
+    )
     return sum(name in getattr(module, "lora_A", {}) for network in networks for module in network.modules())

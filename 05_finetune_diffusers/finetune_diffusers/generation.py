@@ -1,4 +1,6 @@
-"""Calls pipelines, whatever they are given, and draws pictures of prompts with several schedulers from the same noise."""
+"""Calls pipelines, whatever they are given, and draws pictures of prompts with several schedulers from
+the same noise.
+"""
 
 import sys
 import time
@@ -26,13 +28,15 @@ class PipelineSettings:
     """How a pipeline samples. The scheduler is set by `use_scheduler`; its name is for error messages."""
 
     scheduler: str
-    steps: int          # from pure noise; with a picture and a strength s only s of them are taken
-    guidance: float     # scale w; 1 is off
-    seed: int           # of the first picture; picture i has seed + i
+    steps: int  # from pure noise; with a picture and a strength s only s of them are taken
+    guidance: float  # scale w; 1 is off
+    seed: int  # of the first picture; picture i has seed + i
 
 
 def run_pipeline(pipe: DiffusionPipeline, settings: PipelineSettings, n: int, **inputs: Any) -> Tensor:
-    """n pictures, (n, 3, H, W) in [-1, 1] on the CPU. inputs: what the pipeline takes besides, in lists or tensors of n rows."""
+    """n pictures, (n, 3, H, W) in [-1, 1] on the CPU.
+    inputs: what the pipeline takes besides, in lists or tensors of n rows.
+    """
     with explain_step_errors(settings.scheduler):
         images = pipe(
             num_inference_steps=settings.steps,
@@ -47,24 +51,26 @@ def run_pipeline(pipe: DiffusionPipeline, settings: PipelineSettings, n: int, **
 def check_strength(steps: int, strength: float) -> None:
     """Refuse a strength that takes no step at all."""
     if int(steps * strength) < 1:
-        raise UserError(f"--strength {strength:g} of {steps} steps is less than one step; give more --steps, or more --strength")
+        raise UserError(
+            f"--strength {strength:g} of {steps} steps is less than one step; give more --steps, or more --strength"
+        )
 
 
 def generate(
-    prompts: Sequence[str],      # each prompt gets n pictures
-    model: str,                  # folder of a pipeline, run folder, file or hub id
-    schedulers: Sequence[str],   # a row of the contact sheet for each
-    steps: int,                  # of each scheduler
-    guidance: float,             # scale w; 1 is off
-    negative: str,               # negative prompt
-    n: int,                      # pictures of each prompt
-    size: str | None,            # "64" or "96x64" pixels; None is the model's own
-    seed: int,                   # of the first picture
-    image: Path | None,          # the picture to begin from, or None to begin from noise
-    strength: float,             # with an image: how far it is noised, above 0 to 1
-    low_memory: bool,            # slower, in less memory
-    out: Path,                   # folder of the pictures
-    device: str,                 # as --device
+    prompts: Sequence[str],  # each prompt gets n pictures
+    model: str,  # folder of a pipeline, run folder, file or hub id
+    schedulers: Sequence[str],  # a row of the contact sheet for each
+    steps: int,  # of each scheduler
+    guidance: float,  # scale w; 1 is off
+    negative: str,  # negative prompt
+    n: int,  # pictures of each prompt
+    size: str | None,  # "64" or "96x64" pixels; None is the model's own
+    seed: int,  # of the first picture
+    image: Path | None,  # the picture to begin from, or None to begin from noise
+    strength: float,  # with an image: how far it is noised, above 0 to 1
+    low_memory: bool,  # slower, in less memory
+    out: Path,  # folder of the pictures
+    device: str,  # as --device
 ) -> None:
     """Draw, and write each picture as a PNG and all of them as a contact sheet. Prints the cost of each row."""
     if not prompts:
@@ -84,7 +90,9 @@ def generate(
         for note in prompt_notes(pipe, prompt):
             print(f"note: {note}", file=sys.stderr)
     width, height = pixels or [native_size(pipe)] * 2
-    inputs: dict[str, Any] = {"image": [start] * n, "strength": strength} if start else {"width": width, "height": height}
+    inputs: dict[str, Any] = (
+        {"image": [start] * n, "strength": strength} if start else {"width": width, "height": height}
+    )
 
     rows, labels = [], []
     print(f"{'scheduler':14}{'steps':>7}{'network asked':>15}{'seconds a picture':>19}   prompt")
@@ -94,7 +102,9 @@ def generate(
         for k, prompt in enumerate(prompts, 1):
             began = time.perf_counter()
             with count_calls(network_of(pipe)) as calls, enough_memory(device, "--n or --size, or give --low-memory"):
-                rows.append(run_pipeline(pipe, settings, n, prompt=[prompt] * n, negative_prompt=[negative] * n, **inputs))
+                rows.append(
+                    run_pipeline(pipe, settings, n, prompt=[prompt] * n, negative_prompt=[negative] * n, **inputs)
+                )
             seconds = (time.perf_counter() - began) / n
             print(f"{scheduler:14}{steps:>7}{calls[0]:>15}{seconds:>19.2f}   {prompt or '(no words)'}")
             labels.append(" ".join([scheduler] * (len(schedulers) > 1) + [f"prompt {k}"] * (len(prompts) > 1)))

@@ -1,7 +1,7 @@
 """Pictures: between PIL and tensors, their sizes and seeds, and contact sheets.
 
-    images = checked_images(pipe(prompt, generator=generators(seed=0, n=1), output_type="pt").images, "dpm++")    # (1, 3, H, W) in [-1, 1]
-    contact_sheet(images[None], rows=[""], columns=["seed 0"]).save("red.png")
+images = checked_images(pipe(prompt, generator=generators(seed=0, n=1), output_type="pt").images, "dpm++")    # (1, 3,
+H, W) in [-1, 1] contact_sheet(images[None], rows=[""], columns=["seed 0"]).save("red.png")
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ from common.io.ranges import PIXELS
 
 
 def generators(seed: int, n: int) -> list[torch.Generator]:
-    """One generator per picture, with seeds seed, seed + 1, ..., so that a picture does not depend on the others in its batch.
+    """One generator per picture, with seeds seed, seed + 1, ..., so that a picture does not depend on the others in
+    its batch.
 
     They are on the CPU, so that a seed means the same picture on every device.
     """
@@ -38,13 +39,17 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def checked_images(result: Tensor, scheduler: str) -> Tensor:
-    """A pipeline's output for output_type="pt", (N, 3, H, W) in [0, 1] -> [-1, 1], float32 on the CPU. Raises UserError at NaN.
+    """A pipeline's output for output_type="pt", (N, 3, H, W) in [0, 1] -> [-1, 1], float32 on the CPU. Raises
+    UserError at NaN.
 
-    Euler ancestral with 3 steps of a cosine schedule gives NaN: it takes the root of a difference that rounding has made negative.
+    Euler ancestral with 3 steps of a cosine schedule gives NaN: it takes the root of a difference that rounding has
+    made negative.
     """
     images = result.float().cpu() * 2 - 1
     if not bool(images.isfinite().all()):
-        raise UserError(f"the sampled pictures hold NaN or infinity (scheduler '{scheduler}'); give other --steps, or another scheduler")
+        raise UserError(
+            f"the sampled pictures hold NaN or infinity (scheduler '{scheduler}'); give other --steps, or another scheduler"
+        )
     return images
 
 
@@ -60,7 +65,9 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
-def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str], height: int = 128, gap: int = 4) -> Image.Image:
+def contact_sheet(
+    images: Tensor, rows: Sequence[str], columns: Sequence[str], height: int = 128, gap: int = 4
+) -> Image.Image:
     """A contact sheet with its labels, on white.
 
     images         (R, C, 3, H, W) in [-1, 1]
@@ -76,7 +83,15 @@ def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str], h
     picture = Image.new("RGB", (left + len(columns) * (w + gap), top + len(rows) * (h + gap)), "white")
     draw = ImageDraw.Draw(picture)
     for j, label in enumerate(lines):
-        draw.multiline_text((left + j * (w + gap) + w / 2, top - 3), "\n".join(label), "black", font, anchor="md", align="center", spacing=2)
+        draw.multiline_text(
+            (left + j * (w + gap) + w / 2, top - 3),
+            "\n".join(label),
+            "black",
+            font,
+            anchor="md",
+            align="center",
+            spacing=2,
+        )
     for i, label in enumerate(rows):
         draw.text((left - 2 * gap, top + i * (h + gap) + h / 2), label, "black", font, anchor="rm")
         for j in range(len(columns)):

@@ -1,8 +1,8 @@
 """Find, check and open pipelines of diffusers.
 
-    pipe = open_pipeline("04_latent_sd/pretrained")                   a folder, a run folder, a file, or an id of the Hugging Face hub
-    use_scheduler(pipe, "dpm++")
-    images = pipe("a red creature", generator=generators(seed=0, n=1), output_type="pt").images
+pipe = open_pipeline("04_latent_sd/pretrained")                   a folder, a run folder, a file, or an id of the Hugging Face hub
+use_scheduler(pipe, "dpm++")
+images = pipe("a red creature", generator=generators(seed=0, n=1), output_type="pt").images
 """
 
 import warnings
@@ -32,30 +32,45 @@ from common.models.text.tokenizer import Tokenizer
 from finetune_diffusers.paths import PRETRAINED
 from finetune_diffusers.pixel_pipeline import open_pixels, pixel_folder
 
-Task = Literal["text", "image", "inpaint"]  # what is given: a prompt; a prompt and a picture; a prompt, a picture and a mask
+Task = Literal[
+    "text", "image", "inpaint"
+]  # what is given: a prompt; a prompt and a picture; a prompt, a picture and a mask
 AUTO = {"text": AutoPipelineForText2Image, "image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}
 
 
 def find_model(name: str | Path) -> Path:
     """The folder of a pipeline. name: a local folder, a run folder, a checkpoint in one file, or a hub id."""
     if not Path(name).exists() and Path(name).resolve() == PRETRAINED.resolve():
-        raise UserError(f"the course's own model is not in {PRETRAINED}; make it with 04_latent_sd/train.py, or name another with --model")
+        raise UserError(
+            f"the course's own model is not in {PRETRAINED}; make it with 04_latent_sd/train.py, or name another with --model"
+        )
     return find_pipeline(name)
 
 
-def open_pipeline(name: str | Path = PRETRAINED, task: Task = "text", device: str = "cpu", dtype: torch.dtype | None = None) -> DiffusionPipeline:
+def open_pipeline(
+    name: str | Path = PRETRAINED, task: Task = "text", device: str = "cpu", dtype: torch.dtype | None = None
+) -> DiffusionPipeline:
     """A pipeline for the task, in evaluation mode on the device.
 
-    dtype  of the weights; None is float32 on a CPU (half precision is many times slower there) and half precision on a GPU
+    dtype  of the weights; None is float32 on a CPU (half precision is many times slower there) and half precision on a
+           GPU
     """
     folder = find_model(name)
     check_task(folder, task)
-    half = torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    half = (
+        torch.bfloat16
+        if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        else torch.float16
+    )
     dtype = dtype or (half if device.startswith("cuda") else torch.float32)
     quiet()
     try:
         with without_future_warnings(), enough_memory(device, "a smaller model, or --device cpu"):
-            return AUTO[task].from_pretrained(folder, torch_dtype=dtype, variant=variant_in(folder), **absent_parts(folder)).to(device)
+            return (
+                AUTO[task]
+                .from_pretrained(folder, torch_dtype=dtype, variant=variant_in(folder), **absent_parts(folder))
+                .to(device)
+            )
     except UserError:
         raise
     except Exception as problem:  # each library raises its own exceptions
@@ -67,7 +82,9 @@ def open_for_training(name: str, device: str) -> StableDiffusionPipeline:
     root = pixel_folder(name)
     pipe = open_pixels(root, device) if root else open_pipeline(name, device=device, dtype=torch.float32)
     if type(pipe).__name__ != "StableDiffusionPipeline":
-        raise UserError(f"{name} holds a {type(pipe).__name__}; the trainings of this chapter take Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)")
+        raise UserError(
+            f"{name} holds a {type(pipe).__name__}; the trainings of this chapter take Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)"
+        )
     return pipe
 
 
@@ -85,29 +102,42 @@ def without_future_warnings() -> Iterator[None]:
         yield
 
 
-# -------------------------------------------------------------------------------------------------------- what is refused
+# ----------------------------------------------------------------------------------------------------- what is refused
 
 
 def absent_parts(folder: Path) -> dict[str, None]:
-    """Text encoders that the pipeline was saved without, such as the third of Stable Diffusion 3; diffusers needs to be told."""
-    return {name: None for name, kind in read_json(folder / INDEX).items() if name.startswith(("text_encoder", "tokenizer")) and kind == [None, None]}
+    """Text encoders that the pipeline was saved without, such as the third of Stable Diffusion 3;
+    diffusers needs to be told.
+    """
+    return {
+        name: None
+        for name, kind in read_json(folder / INDEX).items()
+        if name.startswith(("text_encoder", "tokenizer")) and kind == [None, None]
+    }
 
 
 def check_task(folder: Path, task: Task) -> None:
     """Refuse a model that cannot do the task, and say which program can."""
     kind = str(read_json(folder / INDEX).get("_class_name"))
     if not (folder / "text_encoder").is_dir():
-        raise UserError(f"{folder} holds a {kind} without a text encoder, so it takes no prompt; train_unconditional.py continues unconditional models")
+        raise UserError(
+            f"{folder} holds a {kind} without a text encoder, so it takes no prompt; train_unconditional.py continues unconditional models"
+        )
     if not (folder / "unet").is_dir() or not (folder / "vae").is_dir():
         return  # another build than Stable Diffusion's: its own pipeline knows what it can do
-    channels, latents = (channel_count(folder / part / "config.json", key) for part, key in (("unet", "in_channels"), ("vae", "latent_channels")))
+    channels, latents = (
+        channel_count(folder / part / "config.json", key)
+        for part, key in (("unet", "in_channels"), ("vae", "latent_channels"))
+    )
     if task != "inpaint" and channels == 2 * latents + 1:
         raise UserError(
             f"{folder} is an inpainting model: its U-Net has {channels} input channels ({latents} of the noisy picture, 1 of the mask, "
             f"{latents} of the masked picture), so it needs a picture and a mask; use restore.py, or a model with {latents} channels here"
         )
     if channels not in (latents, 2 * latents + 1):
-        raise UserError(f"the U-Net in {folder} has {channels} input channels; the programs of this chapter know {latents} and {2 * latents + 1}")
+        raise UserError(
+            f"the U-Net in {folder} has {channels} input channels; the programs of this chapter know {latents} and {2 * latents + 1}"
+        )
 
 
 def channel_count(path: Path, key: str) -> int:
@@ -120,7 +150,9 @@ def channel_count(path: Path, key: str) -> int:
 def need_unet(pipe: DiffusionPipeline, model: str) -> None:
     """Refuse newer models, whose network is a transformer, where a program reads the configuration of a U-Net."""
     if getattr(pipe, "unet", None) is None:
-        raise UserError(f"{model} holds a {type(pipe).__name__}, whose network is a transformer; this program knows models with a U-Net, and generate.py draws with both")
+        raise UserError(
+            f"{model} holds a {type(pipe).__name__}, whose network is a transformer; this program knows models with a U-Net, and generate.py draws with both"
+        )
 
 
 def prompt_notes(pipe: DiffusionPipeline, prompt: str) -> list[str]:
@@ -129,7 +161,7 @@ def prompt_notes(pipe: DiffusionPipeline, prompt: str) -> list[str]:
     return Tokenizer(backend, pipe.tokenizer.model_max_length, pipe.tokenizer.pad_token).remarks(prompt)
 
 
-# -------------------------------------------------------------------------------------------------------- an open pipeline
+# ---------------------------------------------------------------------------------------------------- an open pipeline
 
 
 def network_of(pipe: DiffusionPipeline) -> nn.Module:
@@ -145,7 +177,9 @@ def native_size(pipe: DiffusionPipeline) -> int:
 
 @contextmanager
 def count_calls(network: nn.Module) -> Iterator[list[int]]:
-    """Count the function evaluations of a network within this context, the cost of a sampler. Yields a list with one number."""
+    """Count the function evaluations of a network within this context, the cost of a sampler.
+    Yields a list with one number.
+    """
     count = [0]
 
     def add(*_: object) -> None:
@@ -160,6 +194,8 @@ def count_calls(network: nn.Module) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def reconstruct(vae: nn.Module, images: Tensor) -> Tensor:
-    """Images encoded and decoded again, which bounds what any latent can represent. (N, 3, H, W) in [-1, 1], on the CPU"""
+    """Images encoded and decoded again, which bounds what any latent can represent.
+    (N, 3, H, W) in [-1, 1], on the CPU
+    """
     latents = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mean for part in images.split(16)]
     return torch.cat([vae.decode(z, return_dict=False)[0].float().cpu() for z in latents]).clamp(-1, 1)

@@ -1,6 +1,7 @@
-"""Pixel models in a pipeline for latents: with an autoencoder that changes nothing, chapter 2's models are fine-tuned here, too.
+"""Pixel models in a pipeline for latents: with an autoencoder that changes nothing, chapter 2's models are fine-tuned
+here, too.
 
-    pipe = open_pixels(Path("02_cfg_pokemon/pretrained"), "cpu")     a StableDiffusionPipeline whose latents are images
+pipe = open_pixels(Path("02_cfg_pokemon/pretrained"), "cpu")     a StableDiffusionPipeline whose latents are images
 """
 
 from pathlib import Path
@@ -14,7 +15,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from common.errors import UserError, explain
 from common.models.pipeline_folder import INDEX, quiet
 
-PARTS = {"unet": UNet2DConditionModel, "scheduler": DDPMScheduler, "text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer}
+PARTS = {
+    "unet": UNet2DConditionModel,
+    "scheduler": DDPMScheduler,
+    "text_encoder": CLIPTextModel,
+    "tokenizer": CLIPTokenizer,
+}
 
 
 class IdentityVAE(nn.Module):
@@ -29,7 +35,9 @@ class IdentityVAE(nn.Module):
     def encode(self, images: Tensor) -> SimpleNamespace:
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=images, std=torch.zeros_like(images)))
 
-    def decode(self, latents: Tensor, return_dict: bool = False, generator: torch.Generator | None = None) -> tuple[Tensor]:
+    def decode(
+        self, latents: Tensor, return_dict: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor]:
         return (latents,)
 
     @property
@@ -45,7 +53,11 @@ def pixel_folder(name: str) -> Path | None:
     """The folder of a text-to-image model without an autoencoder, if the name leads to one."""
     local = Path(name).expanduser()
     for root in (local, local / "model"):
-        if all((root / part).is_dir() for part in PARTS) and not (root / "vae").exists() and not (root / INDEX).exists():
+        if (
+            all((root / part).is_dir() for part in PARTS)
+            and not (root / "vae").exists()
+            and not (root / INDEX).exists()
+        ):
             return root
     return None
 
@@ -58,10 +70,21 @@ def open_pixels(folder: Path, device: str) -> StableDiffusionPipeline:
     except Exception as problem:  # each library raises its own exceptions
         raise UserError(f"the model in {folder} cannot be opened ({explain(problem)})") from problem
     if parts["unet"].config.in_channels != 3:
-        raise UserError(f"the U-Net in {folder} has {parts['unet'].config.in_channels} input channels; without an autoencoder they should be 3, red, green and blue")
-    scheduler = parts.pop("scheduler")  # a pipeline for latents would turn off its clipping of x0, which is right for images
+        raise UserError(
+            f"the U-Net in {folder} has {parts['unet'].config.in_channels} input channels; without an autoencoder they should be 3, red, green and blue"
+        )
+    scheduler = parts.pop(
+        "scheduler"
+    )  # a pipeline for latents would turn off its clipping of x0, which is right for images
     usual = DDPMScheduler.from_config(scheduler.config, clip_sample=False, steps_offset=1)
-    pipe = StableDiffusionPipeline(**parts, scheduler=usual, vae=IdentityVAE(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline(
+        **parts,
+        scheduler=usual,
+        vae=IdentityVAE(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.register_modules(scheduler=scheduler)
     return pipe.to(device)
 

@@ -1,6 +1,6 @@
 """Repairs damaged pictures with img2img or inpainting, over a grid of settings, and measures each of them.
 
-    results = repair(pipe, damaged, RepairSettings("inpaint", strength=0.6, guidance=3.0, steps=30), "dpm++", seed=0)
+results = repair(pipe, damaged, RepairSettings("inpaint", strength=0.6, guidance=3.0, steps=30), "dpm++", seed=0)
 """
 
 import itertools
@@ -52,19 +52,19 @@ class OwnPicture(NamedTuple):
     """A picture of the user's, in place of drawn creatures."""
 
     path: Path
-    mask: Path | None      # white where the picture is to be repaired; None is everything, or where it is degraded
+    mask: Path | None  # white where the picture is to be repaired; None is everything, or where it is degraded
     prompt: str
-    damaged: bool          # already damaged, so that nothing is added, and the truth is not known
-    size: str | None       # "64" or "96x64" pixels; None is the model's own
+    damaged: bool  # already damaged, so that nothing is added, and the truth is not known
+    size: str | None  # "64" or "96x64" pixels; None is the model's own
 
 
 class DamagedImages(NamedTuple):
     """What there is to repair."""
 
-    damaged: Tensor        # (N, 3, H, W) in [-1, 1]
-    mask: Tensor           # (N, 1, H, W), 1 where it is to be repaired
-    prompts: list[str]     # N
-    truth: Tensor | None   # (N, 3, H, W), where it is known
+    damaged: Tensor  # (N, 3, H, W) in [-1, 1]
+    mask: Tensor  # (N, 1, H, W), 1 where it is to be repaired
+    prompts: list[str]  # N
+    truth: Tensor | None  # (N, 3, H, W), where it is known
 
 
 class Reference(NamedTuple):
@@ -75,15 +75,15 @@ class Reference(NamedTuple):
 
 
 def restore(
-    model: str,                        # folder of a pipeline, run folder, file or hub id
+    model: str,  # folder of a pipeline, run folder, file or hub id
     degradation: Degradation,
-    grid: Sequence[RepairSettings],    # settings to compare
-    picture: OwnPicture | None,        # None: drawn creatures
-    n: int,                            # creatures, or attempts at the picture
-    split: str,                        # of the creatures
-    scheduler: str,                    # short name
-    out: Path,                         # folder of the tables and pictures
-    device: str,                       # as --device
+    grid: Sequence[RepairSettings],  # settings to compare
+    picture: OwnPicture | None,  # None: drawn creatures
+    n: int,  # creatures, or attempts at the picture
+    split: str,  # of the creatures
+    scheduler: str,  # short name
+    out: Path,  # folder of the tables and pictures
+    device: str,  # as --device
 ) -> None:
     """Repair with every setting of the grid, measure, and write tables and pictures."""
     check_schedulers([scheduler])
@@ -106,12 +106,17 @@ def restore(
     print(time_and_memory(time.monotonic() - began, torch.device(device)))
 
 
-def make_grid(methods: Sequence[Method], steps: Sequence[int], guidance: Sequence[float], strength: Sequence[float]) -> list[RepairSettings]:
+def make_grid(
+    methods: Sequence[Method], steps: Sequence[int], guidance: Sequence[float], strength: Sequence[float]
+) -> list[RepairSettings]:
     """Every combination, in the order of the tables."""
-    return [RepairSettings(m, s, w, k) for m, k, w, s in itertools.product(dict.fromkeys(methods), steps, guidance, strength)]
+    return [
+        RepairSettings(m, s, w, k)
+        for m, k, w, s in itertools.product(dict.fromkeys(methods), steps, guidance, strength)
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------- what to repair
+# ------------------------------------------------------------------------------------------------------ what to repair
 
 
 def damaged_creatures(n: int, split: str, size: int, degradation: Degradation) -> DamagedImages:
@@ -158,16 +163,25 @@ def own_picture(
     return DamagedImages(degradation.corrupt(pixels, area), area, prompts, pixels)
 
 
-# ------------------------------------------------------------------------------------------------------------ repairing it
+# -------------------------------------------------------------------------------------------------------- repairing it
 
 
-def repair(pipe: DiffusionPipeline, work: DamagedImages, cell: RepairSettings, scheduler: str, seed: int, start: Tensor | None = None) -> Tensor:
+def repair(
+    pipe: DiffusionPipeline,
+    work: DamagedImages,
+    cell: RepairSettings,
+    scheduler: str,
+    seed: int,
+    start: Tensor | None = None,
+) -> Tensor:
     """(N, 3, H, W) in [-1, 1] on the CPU, with known pixels put back.
 
     start  what to begin from instead of the damaged pictures: pictures (N, 3, H, W) in [-1, 1], or latents
     """
     other, inputs = repair_call(pipe, work, cell, start)
-    result = run_pipeline(other, PipelineSettings(scheduler, cell.steps, cell.guidance, seed), len(work.prompts), **inputs)
+    result = run_pipeline(
+        other, PipelineSettings(scheduler, cell.steps, cell.guidance, seed), len(work.prompts), **inputs
+    )
     return keep_known(result, work.damaged, work.mask)
 
 
@@ -175,10 +189,14 @@ def repair_to_latents(pipe: DiffusionPipeline, work: DamagedImages, cell: Repair
     """The same without decoding, as another pipeline takes it for its `image`. (N, C, h, w)"""
     other, inputs = repair_call(pipe, work, cell, None)
     draws = generators(seed, len(work.prompts))
-    return other(num_inference_steps=cell.steps, guidance_scale=cell.guidance, generator=draws, output_type="latent", **inputs).images
+    return other(
+        num_inference_steps=cell.steps, guidance_scale=cell.guidance, generator=draws, output_type="latent", **inputs
+    ).images
 
 
-def repair_call(pipe: DiffusionPipeline, work: DamagedImages, cell: RepairSettings, start: Tensor | None) -> tuple[DiffusionPipeline, dict[str, Any]]:
+def repair_call(
+    pipe: DiffusionPipeline, work: DamagedImages, cell: RepairSettings, start: Tensor | None
+) -> tuple[DiffusionPipeline, dict[str, Any]]:
     """The pipeline of the method, and what it is given."""
     begin = work.damaged if start is None else start
     if begin.shape[1] == 3:
@@ -186,17 +204,25 @@ def repair_call(pipe: DiffusionPipeline, work: DamagedImages, cell: RepairSettin
     inputs: dict[str, Any] = {"prompt": work.prompts, "image": begin, "strength": cell.strength}
     if cell.method == "inpaint":
         height, width = work.damaged.shape[-2:]
-        return pipe, inputs | {"mask_image": grow_to_blocks(work.mask, pipe.vae_scale_factor), "height": height, "width": width}
+        return pipe, inputs | {
+            "mask_image": grow_to_blocks(work.mask, pipe.vae_scale_factor),
+            "height": height,
+            "width": width,
+        }
     other = as_task(pipe, "image")
     other.set_progress_bar_config(disable=True)
     return other, inputs
 
 
-def fitting(pipe: DiffusionPipeline, model: str, grid: Sequence[RepairSettings], work: DamagedImages) -> list[RepairSettings]:
+def fitting(
+    pipe: DiffusionPipeline, model: str, grid: Sequence[RepairSettings], work: DamagedImages
+) -> list[RepairSettings]:
     """The cells of the grid that this model can do and that differ from each other."""
     methods = {cell.method for cell in grid}
     if "img2img" in methods and pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
-        raise UserError(f"{model} is an inpainting model ({pipe.unet.config.in_channels} channels); give --method inpaint")
+        raise UserError(
+            f"{model} is an inpainting model ({pipe.unet.config.in_channels} channels); give --method inpaint"
+        )
     if methods == {"img2img", "inpaint"} and bool((work.mask > 0).all()):
         print("note: everything is to be repaired, so inpainting would be the same as img2img and is left out")
         return [cell for cell in grid if cell.method == "img2img"]
@@ -204,7 +230,13 @@ def fitting(pipe: DiffusionPipeline, model: str, grid: Sequence[RepairSettings],
 
 
 def study(
-    pipe: DiffusionPipeline, work: DamagedImages, grid: Sequence[RepairSettings], degradation: Degradation, scheduler: str, out: Path, device: str
+    pipe: DiffusionPipeline,
+    work: DamagedImages,
+    grid: Sequence[RepairSettings],
+    degradation: Degradation,
+    scheduler: str,
+    out: Path,
+    device: str,
 ) -> None:
     """Repair with every setting, measure, and write tables and pictures."""
     results, scores = {}, {}
@@ -215,13 +247,18 @@ def study(
         scores[cell] = measure(results[cell], work)
     references = make_references(pipe, work, degradation)
     best = report(scores, references, work)
-    rows = [{"method": label, "strength": "", "guidance": "", "steps": ""} | csv_columns(ref.measures) for label, ref in references.items()]
+    rows = [
+        {"method": label, "strength": "", "guidance": "", "steps": ""} | csv_columns(ref.measures)
+        for label, ref in references.items()
+    ]
     rows += [cell._asdict() | csv_columns(measures) for cell, measures in scores.items()]
     print(write_csv(out / "study.csv", rows))
     shown = {label: ref for label, ref in references.items() if label != AUTOENCODER}
     if work.truth is not None:
         print(plot_study(scores, shown, best, out / "study.png"))
-    columns = ({"the truth": work.truth} if work.truth is not None else {}) | {label: ref.pictures for label, ref in shown.items()}
+    columns = ({"the truth": work.truth} if work.truth is not None else {}) | {
+        label: ref.pictures for label, ref in shown.items()
+    }
     strengths = dict.fromkeys(cell.strength for cell in grid)
     columns |= {f"strength {s:g}": results[best._replace(strength=s)] for s in strengths}
     few = min(len(work.prompts), 6)
@@ -238,7 +275,8 @@ def measure(pictures: Tensor, work: DamagedImages) -> Measures:
 
 
 def make_references(pipe: DiffusionPipeline, work: DamagedImages, degradation: Degradation) -> dict[str, Reference]:
-    """What to compare with: the damaged pictures, a repair without a model, and the truth sent through the autoencoder.
+    """What to compare with: the damaged pictures, a repair without a model, and the truth sent through the
+    autoencoder.
 
     The last is what latents can represent of a picture at all; known pixels are put back there, too.
     """
@@ -249,51 +287,74 @@ def make_references(pipe: DiffusionPipeline, work: DamagedImages, degradation: D
     return {label: Reference(images, measure(images, work)) for label, images in pictures.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------ reporting it
+# -------------------------------------------------------------------------------------------------------- reporting it
 
 
-def plot_study(scores: dict[RepairSettings, Measures], references: dict[str, Reference], best: RepairSettings, path: Path) -> Path:
+def plot_study(
+    scores: dict[RepairSettings, Measures], references: dict[str, Reference], best: RepairSettings, path: Path
+) -> Path:
     """Every measure against the strength, a curve for each method and guidance scale, at the best number of steps."""
     strengths = sorted({cell.strength for cell in scores})
     kinds = dict.fromkeys((cell.method, cell.guidance) for cell in scores)
     panels, lines = {}, {}
     for name in ("psnr", "ssim", "perceptual"):
-        panels[name] = {f"{m}, w = {w:g}": [(s, scores[RepairSettings(m, s, w, best.steps)][name]) for s in strengths] for m, w in kinds}
+        panels[name] = {
+            f"{m}, w = {w:g}": [(s, scores[RepairSettings(m, s, w, best.steps)][name]) for s in strengths]
+            for m, w in kinds
+        }
         lines[name] = {label: float(ref.measures[name].mean()) for label, ref in references.items()}
     return plot_curves(panels, lines, f"strength ({best.steps} steps)", path)
 
 
-def report(scores: dict[RepairSettings, Measures], references: dict[str, Reference], work: DamagedImages) -> RepairSettings:
+def report(
+    scores: dict[RepairSettings, Measures], references: dict[str, Reference], work: DamagedImages
+) -> RepairSettings:
     """Print the tables; returns the best setting by PSNR (without a truth: the one in the middle)."""
     grid = list(scores)
     if work.truth is None:
         for cell in grid:
             moved = format_mean(scores[cell]["moved"], 3)
-            print(f"{cell.method}, strength {cell.strength:g}, w = {cell.guidance:g}, {cell.steps} steps: moved {moved}")
+            print(
+                f"{cell.method}, strength {cell.strength:g}, w = {cell.guidance:g}, {cell.steps} steps: moved {moved}"
+            )
         return grid[len(grid) // 2]
     digits = {"psnr": 2, "ssim": 3, "perceptual": 3}
-    print_table({"": label} | {name: format_mean(ref.measures[name], d) for name, d in digits.items()} for label, ref in references.items())
+    print_table(
+        {"": label} | {name: format_mean(ref.measures[name], d) for name, d in digits.items()}
+        for label, ref in references.items()
+    )
     for method, steps in dict.fromkeys((cell.method, cell.steps) for cell in grid):
         mine = [cell for cell in grid if (cell.method, cell.steps) == (method, steps)]
         for name, title in (("psnr", "PSNR in dB"), ("ssim", "SSIM")):
             print(f"\n{method}, {steps} steps: {title}, mean ± standard error over {len(work.prompts)} pictures")
             print_table(
-                {"guidance": f"w = {w:g}"} | {f"strength {c.strength:g}": format_mean(scores[c][name], digits[name]) for c in mine if c.guidance == w}
+                {"guidance": f"w = {w:g}"}
+                | {
+                    f"strength {c.strength:g}": format_mean(scores[c][name], digits[name])
+                    for c in mine
+                    if c.guidance == w
+                }
                 for w in dict.fromkeys(cell.guidance for cell in mine)
             )
     best = max(grid, key=lambda cell: float(scores[cell]["psnr"].mean()))
-    print(f"\nthe best of {len(grid)} settings (chosen on these same pictures): {best.method}, strength {best.strength:g}, "
-          f"w = {best.guidance:g}, {best.steps} steps")  # fmt: skip
+    print(
+        f"\nthe best of {len(grid)} settings (chosen on these same pictures): {best.method}, strength {best.strength:g}, "
+        f"w = {best.guidance:g}, {best.steps} steps"
+    )
     for label in ("damaged", "the old way"):
-        print(f"  PSNR against {label}: {format_mean(scores[best]['psnr'] - references[label].measures['psnr'])} dB, picture by picture")
+        print(
+            f"  PSNR against {label}: {format_mean(scores[best]['psnr'] - references[label].measures['psnr'])} dB, picture by picture"
+        )
     return best
 
 
-def compare_second_passes(pipe: DiffusionPipeline, work: DamagedImages, best: RepairSettings, least_steps: int, scheduler: str, seed: int) -> None:
+def compare_second_passes(
+    pipe: DiffusionPipeline, work: DamagedImages, best: RepairSettings, least_steps: int, scheduler: str, seed: int
+) -> None:
     """Print what a second, gentle pass after the first gives, handed on as pictures or as latents.
 
-    Latents save a decoding and an encoding, and what these lose: `output_type="latent"` gives them as the next pipeline's `image`
-    takes them.
+    Latents save a decoding and an encoding, and what these lose: `output_type="latent"` gives them as the next
+    pipeline's `image` takes them.
     """
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         return  # the second pass is img2img

@@ -1,7 +1,7 @@
 """Schedulers of diffusers by short names, for models that were trained with any of them.
 
-A scheduler decides how to sample, not what was learned, so any of them goes with any model of one kind. The table is light:
-programs refuse an unknown name before torch and diffusers are loaded.
+A scheduler decides how to sample, not what was learned, so any of them goes with any model of one kind. The table is
+light: programs refuse an unknown name before torch and diffusers are loaded.
 """
 
 import traceback
@@ -50,8 +50,8 @@ def check_schedulers(names: Sequence[str]) -> None:
 def make_scheduler(name: str, config: dict[str, Any]) -> Any:
     """A scheduler by name for a model that was trained as `config` (pipe.scheduler.config) says.
 
-    Settings that distinguish one name from another are removed from the configuration first. Otherwise they would stay for the
-    next scheduler, so that after dpm++-karras every scheduler had the sigmas of Karras et al. (2022).
+    Settings that distinguish one name from another are removed from the configuration first. Otherwise they would stay
+    for the next scheduler, so that after dpm++-karras every scheduler had the sigmas of Karras et al. (2022).
     """
     check_schedulers([name])
     import diffusers  # heavy, and the table above is needed for --help
@@ -59,7 +59,9 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
     kind, settings = SCHEDULERS[name]
     if config.get("prediction_type") == "flow_prediction" or ("shift" in config and "beta_schedule" not in config):
         if name not in FLOW_SCHEDULERS:
-            raise UserError(f"the model was trained for flow matching, where scheduler '{name}' is not defined; choose one of {', '.join(FLOW_SCHEDULERS)}")
+            raise UserError(
+                f"the model was trained for flow matching, where scheduler '{name}' is not defined; choose one of {', '.join(FLOW_SCHEDULERS)}"
+            )
         kind, settings = FLOW_SCHEDULERS[name]
         settings = settings | ({"flow_shift": config["shift"]} if settings else {})
     distinguishing = {key for _, others in SCHEDULERS.values() for key in others}
@@ -78,8 +80,9 @@ def use_scheduler(pipe: "DiffusionPipeline", name: str) -> None:
 def explain_step_errors(scheduler: str) -> Iterator[None]:
     """Turn the failure of a scheduler that counts its steps wrongly into a sentence.
 
-    With the spacing of Karras et al. (2022) and a cosine schedule, whose last steps are very steep, the first two timesteps are rounded
-    to the same number; diffusers (0.42) then begins at the second and runs out of steps at the end.
+    With the spacing of Karras et al. (2022) and a cosine schedule, whose last steps are very steep, the first two
+    timesteps are rounded to the same number; diffusers (0.42) then begins at the second and runs out of steps at the
+    end.
     """
     try:
         yield

@@ -4,11 +4,12 @@
   python 05_finetune_diffusers/studies/prompt_weighting.py "a blue creature with (big horns)0.4 and a long tail" --n 8
   python 05_finetune_diffusers/studies/prompt_weighting.py "a green creature with wings" --word wings --sweep 0 0.5 1 1.5 2
 
-word+ counts 1.1 times, word++ 1.1 x 1.1, word- 0.9 times, (several words)1.5 as much as it says. The text encoder turns a prompt into
-one vector for each token, and the prompt "" into vectors as well; a weight moves a token's vector away from that of the empty prompt,
-or towards it. That is all: ten lines, `weigh` in finetune_diffusers/prompt_weights.py. Stable Diffusion XL has two text encoders, each
-read before its last layer; their vectors are joined, and a pooled vector of the plain prompt goes with them. Writes pictures of the
-plain prompt, of Compel's and of ours, side by side.
+word+ counts 1.1 times, word++ 1.1 x 1.1, word- 0.9 times, (several words)1.5 as much as it says. The text encoder
+turns a prompt into one vector for each token, and the prompt "" into vectors as well; a weight moves a token's vector
+away from that of the empty prompt, or towards it. That is all: ten lines, `weigh` in
+finetune_diffusers/prompt_weights.py. Stable Diffusion XL has two text encoders, each read before its last layer; their
+vectors are joined, and a pooled vector of the plain prompt goes with them. Writes pictures of the plain prompt, of
+Compel's and of ours, side by side.
 """
 
 import sys

@@ -3,12 +3,13 @@
   python 05_finetune_diffusers/studies/strength.py
   python 05_finetune_diffusers/studies/strength.py --n 64 --strength 0.1 0.3 0.5 0.7 0.9 --guidance 1 3 9 27
 
-A creature that no model was trained on is redrawn by img2img as the prompt of ANOTHER creature says. A distance of pixels tells how far
-the picture moves. The course's classifier of creatures tells what it becomes, by those attributes only that the prompt names and the
-picture had otherwise: each of them now is as the prompt says (followed), as the picture was (kept), or neither.
+A creature that no model was trained on is redrawn by img2img as the prompt of ANOTHER creature says. A distance of
+pixels tells how far the picture moves. The course's classifier of creatures tells what it becomes, by those attributes
+only that the prompt names and the picture had otherwise: each of them now is as the prompt says (followed), as the
+picture was (kept), or neither.
 
-At strength 1 the same is drawn with ever more guidance, and the look of the pictures is measured beside that of the creatures
-themselves: saturation, clipped channels, and fine detail.
+At strength 1 the same is drawn with ever more guidance, and the look of the pictures is measured beside that of the
+creatures themselves: saturation, clipped channels, and fine detail.
 """
 
 import sys
@@ -54,7 +55,17 @@ def main(args: Args) -> None:
     from finetune_diffusers.evaluation.strength import strength_study
 
     strength_study(
-        args.model, args.strength, args.at_guidance, args.guidance, args.n, args.steps, args.scheduler, args.split, args.seed, args.out, args.device
+        args.model,
+        args.strength,
+        args.at_guidance,
+        args.guidance,
+        args.n,
+        args.steps,
+        args.scheduler,
+        args.split,
+        args.seed,
+        args.out,
+        args.device,
     )
 
 

@@ -1,6 +1,8 @@
-"""The grader's randomised checks of chapter 6: sizes, pictures and moves are drawn anew, and compared with the solutions.
+"""The grader's randomised checks of chapter 6: sizes, pictures and moves are drawn anew, and compared with the
+solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
+mistake.
 """
 
 import math
@@ -66,9 +68,15 @@ def check_one_move(ex, image: Tensor, dx: int, dy: int) -> None:
         assert not hole.all(), f"a camera that goes far enough sees nothing of the picture; yours stops: {problem}"
         raise
     wrong = {
-        "the picture moved the way the camera goes; where the camera goes right, things go left": seen_from(image, -dx, -dy).nan_to_num(0),
-        "y points down, so the camera goes up where dy < 0, and things go down": seen_from(image, dx, -dy).nan_to_num(0),
-        "x is the wrong way round: where the camera goes right, things go left": seen_from(image, -dx, dy).nan_to_num(0),
+        "the picture moved the way the camera goes; where the camera goes right, things go left": seen_from(
+            image, -dx, -dy
+        ).nan_to_num(0),
+        "y points down, so the camera goes up where dy < 0, and things go down": seen_from(image, dx, -dy).nan_to_num(
+            0
+        ),
+        "x is the wrong way round: where the camera goes right, things go left": seen_from(image, -dx, dy).nan_to_num(
+            0
+        ),
         "dx and dy are swapped: y runs along the axis before the last": seen_from(image, dy, dx).nan_to_num(0),
         "what has left at one edge came in at the other": image.roll((-dy, -dx), (1, 2)),
         "where nothing is seen it should be 0, mid-grey": found.nan_to_num(-1),
@@ -77,8 +85,9 @@ def check_one_move(ex, image: Tensor, dx: int, dy: int) -> None:
     wrong = {
         "the mask is the wrong way round: 1 is the hole, what has to be painted": (~hole).float(),
         "a pixel of the picture that is mid-grey itself is taken for a hole: the mask says where you look, not what is seen there": (
-            (goal[:1] == 0).float()),
-    }  # fmt: skip
+            (goal[:1] == 0).float()
+        ),
+    }
     hint = f"{where}: the mask should be 1 where the picture has no pixel, and only there"
     expect(mask, hole.float(), hint, different(wrong, hole.float()))
 
@@ -94,7 +103,9 @@ def check_composite(ex, rng):
     original, painted = picture(rng, C, H, W), picture(rng, C, H, W)
     for radius in (uniform(rng, 1.5, 3), float(integer(rng, 1, 3)), 0):
         check_one_composite(ex, original, painted, mask, radius)
-    nowhere = torch.where(mask > 0, painted, torch.tensor([NAN, math.inf])[torch.randint(2, painted.shape, generator=rng)])
+    nowhere = torch.where(
+        mask > 0, painted, torch.tensor([NAN, math.inf])[torch.randint(2, painted.shape, generator=rng)]
+    )
     known_pixels(ex.composite(original, nowhere, mask, 2.0), original, mask)
 
 
@@ -130,7 +141,9 @@ def check_one_composite(ex, original: Tensor, painted: Tensor, mask: Tensor, rad
         "the edge is hard: the new picture should fade in over radius + 1 pixels": mixed(mask),
         "original and painted are swapped": mixed(1 - soft),
         "the mask is the wrong way round: 1 is the hole": mixed((outside / (radius + 1)).clamp(max=1)),
-        "the soft edge lies on the known side; it should lie in the hole": mixed((1 - outside / (radius + 1)).clamp(min=0)),
+        "the soft edge lies on the known side; it should lie in the hole": mixed(
+            (1 - outside / (radius + 1)).clamp(min=0)
+        ),
         "soft goes on above 1: min(1, ...)": mixed(depth / (radius + 1)),
         "depth begins with 1, not with 0, at the edge of the hole": mixed(((depth - 1) / (radius + 1)).clamp(0, 1)),
         "this is the original, all of it": original,
@@ -175,37 +188,61 @@ def check_one_loss(ex, rng, B: int, D: int, dish: Tensor) -> None:
     L = scale.exp() * a @ b.T
     goal = loss(L)
     wrong = {
-        "only images look for their texts; texts must find their images as well: the softmax down the columns": losses(L, same, share).mean(),
-        "only texts look for their images; images must find their texts as well: the softmax along the rows": losses(L.T, same, share).mean(),
+        "only images look for their texts; texts must find their images as well: the softmax down the columns": losses(
+            L, same, share
+        ).mean(),
+        "only texts look for their images; images must find their texts as well: the softmax along the rows": losses(
+            L.T, same, share
+        ).mean(),
         "twice too much: take the mean of both sides": 2 * goal,
         "summed over the batch: take the mean over the pairs": B * goal,
         "summed over the batch and over both sides: take the mean, each time": 2 * B * goal,
         "the cosines were multiplied by logit_scale itself; it is a logarithm": loss(scale * a @ b.T),
-        "the cosines were divided by exp(logit_scale), but that is one over the temperature already": loss(a @ b.T / scale.exp()),
+        "the cosines were divided by exp(logit_scale), but that is one over the temperature already": loss(
+            a @ b.T / scale.exp()
+        ),
         "the cosines were divided by logit_scale; multiply by its exponential": loss(a @ b.T / scale),
         "the temperature is missing": loss(a @ b.T),
-        "these are products of vectors as long as they come, not cosines: make them unit vectors": loss(scale.exp() * images @ texts.T),
+        "these are products of vectors as long as they come, not cosines: make them unit vectors": loss(
+            scale.exp() * images @ texts.T
+        ),
         "only the images were made unit vectors": loss(scale.exp() * a @ texts.T),
         "only the texts were made unit vectors": loss(scale.exp() * images @ b.T),
         "the sign is wrong: a loss is never below 0": -goal,
-        "text i was taken for the only right one of image i, but some pairs are of the same dish": loss(L, torch.eye(B), minus=False),
-        "- log |P_i| is missing: where two are right, not even a perfect network could come to 0": loss(L, minus=False),
+        "text i was taken for the only right one of image i, but some pairs are of the same dish": loss(
+            L, torch.eye(B), minus=False
+        ),
+        "- log |P_i| is missing: where two are right, not even a perfect network could come to 0": loss(
+            L, minus=False
+        ),
         "the shares do not sum to 1: divide by |P_i|, the number of those that are right": loss(L, same),
         "the shares do not sum to 1 (divide by |P_i|), and - log |P_i| is missing": loss(L, same, minus=False),
         "this is the logarithm of the sum of the p that are right; it is the mean of their logarithms": (
-            -((L.softmax(1) * same).sum(1).log() + (L.T.softmax(1) * same).sum(1).log()).mean() / 2),
-    }  # fmt: skip
+            -((L.softmax(1) * same).sum(1).log() + (L.T.softmax(1) * same).sum(1).log()).mean() / 2
+        ),
+    }
     try:
         got = call(ex.clip_loss, images, texts, dish, scale)
     except IndexError as problem:
-        raise AssertionError(f"dish says which pairs belong together, not which column of L is right ({problem})") from None
-    assert not isinstance(got, Tensor) or got.dim() == 0, f"one number was expected for the whole batch, not {tuple(got.shape)}"
-    expect(got, goal, f"this is not the loss of {B} pairs of {len(dish.unique())} dishes, the mean of both sides", different(wrong, goal))
+        raise AssertionError(
+            f"dish says which pairs belong together, not which column of L is right ({problem})"
+        ) from None
+    assert not isinstance(got, Tensor) or got.dim() == 0, (
+        f"one number was expected for the whole batch, not {tuple(got.shape)}"
+    )
+    expect(
+        got,
+        goal,
+        f"this is not the loss of {B} pairs of {len(dish.unique())} dishes, the mean of both sides",
+        different(wrong, goal),
+    )
     given = [tensor.clone().requires_grad_() for tensor in (images, texts, scale)]
     loss = ex.clip_loss(given[0], given[1], dish, given[2])
     silent = "no gradient reaches {}: compute with the tensors as they come, with no item(), detach() or no_grad()"
     assert loss.requires_grad, silent.format("the networks")
-    for name, grad in zip(("images", "texts", "logit_scale"), torch.autograd.grad(loss, given, allow_unused=True), strict=True):
+    for name, grad in zip(
+        ("images", "texts", "logit_scale"), torch.autograd.grad(loss, given, allow_unused=True), strict=True
+    ):
         assert grad is not None, silent.format(name)
 
 
@@ -213,7 +250,9 @@ def check_one_loss(ex, rng, B: int, D: int, dish: Tensor) -> None:
 
 
 class Encoder:
-    """Mixes means over squares of pixels into c channels, and adds something: a grey picture is not 0. Counts how often it is asked."""
+    """Mixes means over squares of pixels into c channels, and adds something: a grey picture is not 0.
+    Counts how often it is asked.
+    """
 
     def __init__(self, rng: torch.Generator, c: int, f: int):
         self.mix, self.more, self.f, self.asked = normal(rng, c, 3, 1, 1), normal(rng, c), f, 0
@@ -222,7 +261,9 @@ class Encoder:
         return F.conv2d(F.avg_pool2d(images, self.f), self.mix, self.more)
 
     def __call__(self, images: Tensor) -> Tensor:
-        assert isinstance(images, Tensor) and images.dim() == 4 and images.shape[1] == 3, "encode takes images, (B, 3, H, W)"
+        assert isinstance(images, Tensor) and images.dim() == 4 and images.shape[1] == 3, (
+            "encode takes images, (B, 3, H, W)"
+        )
         self.asked += 1
         return self.look(images)
 
@@ -236,7 +277,9 @@ def holes(rng: torch.Generator, B: int, H: int, W: int) -> Tensor:
 
 
 def check_nine_channels(ex, rng):
-    width, c, B, h, w, f = (integer(rng, low, high) for low, high in ((10, 12), (4, 5), (2, 3), (6, 7), (8, 9), (2, 4)))
+    width, c, B, h, w, f = (
+        integer(rng, low, high) for low, high in ((10, 12), (4, 5), (2, 3), (6, 7), (8, 9), (2, 4))
+    )
     weight, x, encode = normal(rng, width, c, 3, 3), normal(rng, B, c, h, w), Encoder(rng, c, f)
     image, mask = picture(rng, B, 3, f * h, f * w), holes(rng, B, f * h, f * w)
     wide, got = pair(call(ex.nine_channels, weight, x, image, mask, encode), "weight and input")
@@ -254,7 +297,9 @@ def check_nine_channels(ex, rng):
         )
     expect(wide, right, "the weight should be the old one, and then zeros for the c + 1 new channels", wrong)
     half, _ = ex.nine_channels(weight.half(), x, image, mask, encode.look)
-    assert half.dtype == torch.float16, f"the new weight should be of the old one's dtype, torch.float16 here, not {half.dtype}"
+    assert half.dtype == torch.float16, (
+        f"the new weight should be of the old one's dtype, torch.float16 here, not {half.dtype}"
+    )
 
     small, known, leaked = mask[..., ::f, ::f], encode.look(torch.where(mask > 0, 0.0, image)), encode.look(image)
     pooled, most = F.avg_pool2d(mask, f), F.max_pool2d(mask, f)
@@ -264,17 +309,35 @@ def check_nine_channels(ex, rng):
         "the order is x, mask, known; yours is mask, x, known": (small, x, known),
         "the order is x, mask, known; yours is known, mask, x": (known, small, x),
         "the network sees the answer: empty the hole before you encode": (x, small, leaked),
-        "you encoded what is in the hole; the network should see what is around it": (x, small, encode.look(image * mask)),
+        "you encoded what is in the hole; the network should see what is around it": (
+            x,
+            small,
+            encode.look(image * mask),
+        ),
         "the latents were emptied, not the image: 0 is mid-grey in an image, but not in a latent, and the encoder has seen the hole": (
-            x, small, leaked * (1 - small)),
-        "the hole was filled with black; it should be mid-grey, 0": (x, small, encode.look(torch.where(mask > 0, -1.0, image))),
-        "the mask has greys in it: F.interpolate takes the nearest pixel if you ask for nothing else": (x, pooled, known),
+            x,
+            small,
+            leaked * (1 - small),
+        ),
+        "the hole was filled with black; it should be mid-grey, 0": (
+            x,
+            small,
+            encode.look(torch.where(mask > 0, -1.0, image)),
+        ),
+        "the mask has greys in it: F.interpolate takes the nearest pixel if you ask for nothing else": (
+            x,
+            pooled,
+            known,
+        ),
         "the mask has greys in it: F.interpolate takes the nearest pixel if you do not ask for bilinear": (
-            x, F.interpolate(mask, size=(h, w), mode="bilinear"), known),
+            x,
+            F.interpolate(mask, size=(h, w), mode="bilinear"),
+            known,
+        ),
         "the mask is 1 where any pixel is; for these networks it is F.interpolate's choice of one": (x, most, known),
         "the mask was turned round: 1 is the hole": (x, 1 - small, known),
         "the mask was taken to [-1, 1]; it stays 0 and 1": (x, 2 * small - 1, known),
-    }  # fmt: skip
+    }
     goal = torch.cat([x, small, known], 1)
     wrong = different({message: torch.cat(parts, 1) for message, parts in wrong.items()}, goal)
     expect(got, goal, "the input should be x, the mask, and the latents of the image with mid-grey in the hole", wrong)
@@ -315,14 +378,33 @@ def check_repaint_step(ex, rng):
 
 def check_resampling(ex, rng, k: int, U: int, alpha: Tensor, sigma: Tensor) -> None:
     shape, walker = (integer(rng, 2, 3), 4, integer(rng, 5, 6), integer(rng, 7, 8)), Walker()
-    x, z, eps_known, eps_back = normal(rng, *shape), normal(rng, *shape), normal(rng, U, *shape), normal(rng, U - 1, *shape)
+    x, z, eps_known, eps_back = (
+        normal(rng, *shape),
+        normal(rng, *shape),
+        normal(rng, U, *shape),
+        normal(rng, U - 1, *shape),
+    )
     mask = (torch.rand(shape[0], 1, *shape[2:], generator=rng) < 0.4).float()
     got = call(ex.repaint_step, walker, x, z, mask, k, alpha, sigma, eps_known, eps_back)
-    assert len(walker.k) == U, f"eps_known has {U} noises, so U = {U} and step is asked as often; calls made: {len(walker.k)}"
+    assert len(walker.k) == U, (
+        f"eps_known has {U} noises, so U = {U} and step is asked as often; calls made: {len(walker.k)}"
+    )
     assert set(walker.k) == {k}, f"step leads from level k to k + 1 each time, so it is told k = {k}, not {walker.k}"
     expect(walker.x[0], x, "step should be given x as it came")
     for u in range(1, U):
-        check_way_up(walker.x[u], walker.x[u - 1], walker, z, mask, k, alpha, sigma, eps_known[u - 1], eps_back[u - 1], eps_known[0])
+        check_way_up(
+            walker.x[u],
+            walker.x[u - 1],
+            walker,
+            z,
+            mask,
+            k,
+            alpha,
+            sigma,
+            eps_known[u - 1],
+            eps_back[u - 1],
+            eps_known[0],
+        )
     drawn = walker.look(walker.x[-1], k)
     goal = put(drawn, noised(z, eps_known[-1], alpha[k + 1], sigma[k + 1]), mask)
     r = alpha[k] / alpha[k + 1]
@@ -330,10 +412,19 @@ def check_resampling(ex, rng, k: int, U: int, alpha: Tensor, sigma: Tensor) -> N
     if U > 1:
         earlier = put(drawn, noised(z, eps_known[0], alpha[k + 1], sigma[k + 1]), mask)
         wrong["the known part has the noise of the first time; take eps_known[u]"] = earlier
-        wrong["after the last time it went back up once more; the result is at level k + 1"] = r * goal + (1 - r**2).sqrt() * eps_back[-1]
-    expect(got, goal, "this is not step's answer in the hole, and the picture at level k + 1 around it", different(wrong, goal))
+        wrong["after the last time it went back up once more; the result is at level k + 1"] = (
+            r * goal + (1 - r**2).sqrt() * eps_back[-1]
+        )
+    expect(
+        got,
+        goal,
+        "this is not step's answer in the hole, and the picture at level k + 1 around it",
+        different(wrong, goal),
+    )
     known = (mask == 0).expand_as(z)
-    assert k + 1 < len(alpha) - 1 or torch.equal(got[known], z[known]), "at level N, which is clean, what is known should be exactly z"
+    assert k + 1 < len(alpha) - 1 or torch.equal(got[known], z[known]), (
+        "at level N, which is clean, what is known should be exactly z"
+    )
 
 
 def put(hole: Tensor, around: Tensor, mask: Tensor) -> Tensor:
@@ -344,12 +435,18 @@ def noised(z: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
     return a * z + s * eps
 
 
-def known_wrongly(drawn: Tensor, z: Tensor, mask: Tensor, k: int, alpha: Tensor, sigma: Tensor, eps: Tensor) -> dict[str, Tensor]:
+def known_wrongly(
+    drawn: Tensor, z: Tensor, mask: Tensor, k: int, alpha: Tensor, sigma: Tensor, eps: Tensor
+) -> dict[str, Tensor]:
     a, s = alpha[k + 1], sigma[k + 1]
     return {
-        "the mask is the wrong way round: 1 is the hole here (in the paper 1 is what is known)": put(noised(z, eps, a, s), drawn, mask),
+        "the mask is the wrong way round: 1 is the hole here (in the paper 1 is what is known)": put(
+            noised(z, eps, a, s), drawn, mask
+        ),
         "the picture was put in without noise; it should be as noisy as level k + 1": put(drawn, z, mask),
-        "the picture has the noise of level k, but step(x, k) leads to level k + 1": put(drawn, noised(z, eps, alpha[k], sigma[k]), mask),
+        "the picture has the noise of level k, but step(x, k) leads to level k + 1": put(
+            drawn, noised(z, eps, alpha[k], sigma[k]), mask
+        ),
         "in the known part alpha and sigma are swapped": put(drawn, noised(z, eps, s, a), mask),
         "in the known part, noise was added to the whole of z: it has the factor alpha": put(drawn, z + s * eps, mask),
         "the known part was not put in": drawn,
@@ -381,7 +478,9 @@ def check_way_up(got: Tensor, before: Tensor, walker: Walker, z, mask, k, alpha,
         wrong["on the way up alpha_k / alpha_(k+1) is upside down"] = x / r + root * back
     for message, value in known_wrongly(drawn, z, mask, k, alpha, sigma, eps).items():
         wrong[message] = r * value + root * back
-    expect(got, goal, "the next time should begin with sqrt(1 - beta) x + sqrt(beta) eps_back[u]", different(wrong, goal))
+    expect(
+        got, goal, "the next time should begin with sqrt(1 - beta) x + sqrt(beta) eps_back[u]", different(wrong, goal)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ exercise 6
@@ -392,7 +491,11 @@ def check_zoom_scales(ex, rng):
         frames = integer(rng, 30, 41)
         check_one_zoom(ex, frames, first, last, uniform(rng, 0.15, 0.35))
     check_one_zoom(ex, integer(rng, 9, 12), 1.0, 3.0, 0.5)
-    expect(call(ex.zoom_scales, 2, 1.5, 4.0, 0.3), torch.tensor([1.5, 4.0]), "of two frames, the first has scale first, and the second last")
+    expect(
+        call(ex.zoom_scales, 2, 1.5, 4.0, 0.3),
+        torch.tensor([1.5, 4.0]),
+        "of two frames, the first has scale first, and the second last",
+    )
 
 
 def eased(t: Tensor, part: float) -> Tensor:
@@ -411,18 +514,23 @@ def check_one_zoom(ex, frames: int, first: float, last: float, part: float) -> N
     double, ahead = (torch.where(t > 0.5, 1 - half, half) for half in (double, ahead))
     there = torch.minimum(s, 1 - s)
     wrong = {
-        "the scale itself grows by equal amounts, which looks slower and slower: it should grow by equal factors": first + (last - first) * s,
+        "the scale itself grows by equal amounts, which looks slower and slower: it should grow by equal factors": first
+        + (last - first) * s,
         "the ends are not eased, and the scale grows by equal amounts": first + (last - first) * t,
         "the ends are not eased: s should start slowly": first * ratio**t,
         "this is 3t^2 - 2t^3, which has no constant speed anywhere": first * ratio ** (t * t * (3 - 2 * t)),
         "last / first is upside down": first / ratio**s,
         "it begins with last and ends with first": last / ratio**s,
-        "things grow by equal amounts (1 / scale); the scale should grow by equal factors": 1 / (1 / first + (1 / last - 1 / first) * s),
-        "the last frame does not arrive: it has number n - 1, so t = k / (n - 1)": first * ratio ** eased(torch.arange(frames) / frames, part),
+        "things grow by equal amounts (1 / scale); the scale should grow by equal factors": 1
+        / (1 / first + (1 / last - 1 / first) * s),
+        "the last frame does not arrive: it has number n - 1, so t = k / (n - 1)": first
+        * ratio ** eased(torch.arange(frames) / frames, part),
         "it goes back in the second half: s(t) = 1 - s(1 - t) there": first * ratio**there,
-        "only the beginning is eased: it should end gently, too, and at last": first * ratio ** torch.where(t < part, s, fast),
+        "only the beginning is eased: it should end gently, too, and at last": first
+        * ratio ** torch.where(t < part, s, fast),
         "v is missing, so the two halves do not meet": first * ratio ** torch.where(t > 0.5, 1 - there / v, there / v),
-        "a 2 is missing where it gets faster, v t^2 / (2 part): it jumps where the constant speed begins": first * ratio**double,
+        "a 2 is missing where it gets faster, v t^2 / (2 part): it jumps where the constant speed begins": first
+        * ratio**double,
         "where the speed is constant, part / 2 is missing: s(t) = v (t - part / 2)": first * ratio**ahead,
     }
     got, goal = call(ex.zoom_scales, frames, first, last, part), first * ratio**s
@@ -457,14 +565,19 @@ def expect_film(got: object, right: Tensor, hint: str, wrong: dict[str, Tensor])
 
 def check_pingpong(ex, shot: Tensor, m: int) -> None:
     back = shot.flip(0)
-    expect_film(call(ex.looped, shot, "pingpong", m), torch.cat([shot, back[1:-1]]), "there and back should be 0 1 ... T - 1 ... 2 1", {
-        "both ends stand still: T - 1 comes twice, and after the last 0 comes 0 again": torch.cat([shot, back]),
-        "the first frame is shown twice, at the end and when it begins again": torch.cat([shot, back[1:]]),
-        "the last frame is shown twice, on the way there and on the way back": torch.cat([shot, back[:-1]]),
-        "one frame too few on the way back": torch.cat([shot, back[1:-2]]),
-        "the way back goes the wrong way": torch.cat([shot, shot[1:-1]]),
-        "there is no way back": shot,
-    })  # fmt: skip
+    expect_film(
+        call(ex.looped, shot, "pingpong", m),
+        torch.cat([shot, back[1:-1]]),
+        "there and back should be 0 1 ... T - 1 ... 2 1",
+        {
+            "both ends stand still: T - 1 comes twice, and after the last 0 comes 0 again": torch.cat([shot, back]),
+            "the first frame is shown twice, at the end and when it begins again": torch.cat([shot, back[1:]]),
+            "the last frame is shown twice, on the way there and on the way back": torch.cat([shot, back[:-1]]),
+            "one frame too few on the way back": torch.cat([shot, back[1:-2]]),
+            "the way back goes the wrong way": torch.cat([shot, shot[1:-1]]),
+            "there is no way back": shot,
+        },
+    )
 
 
 def check_seamless(ex, shot: Tensor, m: int) -> None:
@@ -480,7 +593,9 @@ def check_seamless(ex, shot: Tensor, m: int) -> None:
     later = {
         "the dissolve goes the wrong way: the end goes out and the beginning comes in": dissolve(1 - w),
         "w begins with 0: the first of the dissolve is nothing but the end": dissolve(torch.arange(m) / m),
-        "w begins with 0 and ends with 1: in its first and last frame nothing dissolves": dissolve(torch.linspace(0, 1, m)),
+        "w begins with 0 and ends with 1: in its first and last frame nothing dissolves": dissolve(
+            torch.linspace(0, 1, m)
+        ),
         "w ends with 1: the last of the dissolve is nothing but the beginning": dissolve(torch.arange(1, m + 1) / m),
         "w is one half all the time; it should grow": dissolve(torch.full((m,), 0.5)),
         "there is no dissolve: the film goes on to the end of the shot, and there it is cut": out,
@@ -492,9 +607,13 @@ def check_seamless(ex, shot: Tensor, m: int) -> None:
     wrong |= {
         "the dissolve comes first; it should come last": torch.cat([dissolve(w), as_shot]),
         "there is no dissolve: a cut from the last frame to the first": shot[:n],
-        "the film begins with shot[0], but that has been used in the dissolve: begin with shot[m]": torch.cat([shot[:n], dissolve(w)]),
+        "the film begins with shot[0], but that has been used in the dissolve: begin with shot[m]": torch.cat(
+            [shot[:n], dissolve(w)]
+        ),
     }
-    hint = f"of {len(shot)} frames with a dissolve of {m}, this is not shot[{m}] to shot[{n - 1}] and then the dissolve"
+    hint = (
+        f"of {len(shot)} frames with a dissolve of {m}, this is not shot[{m}] to shot[{n - 1}] and then the dissolve"
+    )
     expect_film(call(ex.looped, shot, "seamless", m), goal, hint, wrong)
 
 
@@ -539,36 +658,55 @@ def means(pixels: Tensor, palette: Tensor, rounds: int) -> Tensor:
 
 
 def check_one_choice(ex, frames: Tensor, palette: Tensor, rounds: int) -> None:
-    pixels, each = frames.movedim(1, -1).reshape(-1, 3).float(), [frame.movedim(0, -1).reshape(-1, 3).float() for frame in frames]
+    pixels, each = (
+        frames.movedim(1, -1).reshape(-1, 3).float(),
+        [frame.movedim(0, -1).reshape(-1, 3).float() for frame in frames],
+    )
     got, index = pair(call(ex.one_palette, frames, palette, rounds), "the palette and the numbers")
     goal = means(pixels, palette, rounds)
     first = gaps(pixels, palette).square().sum(2).argmin(1)
     wrong = {
         "the palette stayed as it was": palette,
-        "in each round the pixels must look for the nearest colour anew (or is a round missing?)": moved_to_means(pixels, palette, first),
+        "in each round the pixels must look for the nearest colour anew (or is a round missing?)": moved_to_means(
+            pixels, palette, first
+        ),
         "that is one round too few": means(pixels, palette, max(0, rounds - 1)),
         "that is one round too many": means(pixels, palette, rounds + 1),
         "this is the first frame's own palette; it should be one for all": means(each[0], palette, rounds),
         "this is the last frame's own palette; it should be one for all": means(each[-1], palette, rounds),
-        "a colour that occurs twice should count twice: it is the mean over pixels": means(pixels.unique(dim=0), palette, rounds),
-        "a colour that no pixel belongs to became 0; it should stay as it is": goal * first.bincount(minlength=len(palette)).gt(0)[:, None],
+        "a colour that occurs twice should count twice: it is the mean over pixels": means(
+            pixels.unique(dim=0), palette, rounds
+        ),
+        "a colour that no pixel belongs to became 0; it should stay as it is": goal
+        * first.bincount(minlength=len(palette)).gt(0)[:, None],
         "red, green and blue were mixed up: they are on axis 1, and frames.reshape(-1, 3) makes pixels of three neighbours": (
-            means(frames.reshape(-1, 3).float(), palette, rounds)),
+            means(frames.reshape(-1, 3).float(), palette, rounds)
+        ),
         "the palette was rounded": goal.round(),
-    }  # fmt: skip
+    }
     if isinstance(got, Tensor) and got.shape == palette.shape:
-        assert not got.isnan().any(), "a colour that no pixel belongs to became NaN, the mean of nothing; it should stay as it is"
+        assert not got.isnan().any(), (
+            "a colour that no pixel belongs to became NaN, the mean of nothing; it should stay as it is"
+        )
     wrong = {message: value for message, value in wrong.items() if not close(value, goal, 0.1)}
     expect(got, goal, f"after {rounds} rounds this is not the palette", wrong, atol=0.1)
     check_numbers(index, frames, pixels, got, palette, first)
 
 
-def check_numbers(index: object, frames: Tensor, pixels: Tensor, palette: Tensor, before: Tensor, first: Tensor) -> None:
+def check_numbers(
+    index: object, frames: Tensor, pixels: Tensor, palette: Tensor, before: Tensor, first: Tensor
+) -> None:
     """Either of two colours that are nearly as near is accepted."""
     shape, distance = (len(frames), *frames.shape[2:]), gaps(pixels, palette)
     right = distance.square().sum(2).argmin(1)
     squares, known = distance.square().sum(2), range(len(palette))
-    if isinstance(index, Tensor) and index.shape == shape and index.dtype == torch.int64 and int(index.min()) in known and int(index.max()) in known:
+    if (
+        isinstance(index, Tensor)
+        and index.shape == shape
+        and index.dtype == torch.int64
+        and int(index.min()) in known
+        and int(index.max()) in known
+    ):
         chosen = squares.gather(1, index.reshape(-1, 1))[:, 0]
         if (chosen <= squares.amin(1) + 1).all():
             return
@@ -576,16 +714,26 @@ def check_numbers(index: object, frames: Tensor, pixels: Tensor, palette: Tensor
     wrong = {
         "this is the farthest colour": distance.square().sum(2).argmax(1),
         "red, green and blue were mixed up: they are on axis 1, and frames.reshape(-1, 3) makes pixels of three neighbours": (
-            gaps(mixed, palette).square().sum(2).argmin(1)),
+            gaps(mixed, palette).square().sum(2).argmin(1)
+        ),
         "this is the nearest in red alone": distance[..., 0].abs().argmin(1),
         "the differences were added with their signs: square them": distance.sum(2).argmin(1),
-        "this is the nearest in brightness; all three of red, green and blue should be near": distance.sum(2).abs().argmin(1),
-        "the largest of the three differences was looked at; it is the sum of their squares": distance.abs().amax(2).argmin(1),
+        "this is the nearest in brightness; all three of red, green and blue should be near": distance.sum(2)
+        .abs()
+        .argmin(1),
+        "the largest of the three differences was looked at; it is the sum of their squares": distance.abs()
+        .amax(2)
+        .argmin(1),
         "the differences themselves were added; it is their squares": distance.abs().sum(2).argmin(1),
         "the numbers are those of the palette before its last move: look for the nearest once more": first,
-    }  # fmt: skip
+    }
     wrong = {message: value.view(shape) for message, value in wrong.items() if not torch.equal(value, right)}
-    expect(index, right.view(shape), "these are not the numbers of the nearest colours of the palette that you give back", wrong)
+    expect(
+        index,
+        right.view(shape),
+        "these are not the numbers of the nearest colours of the palette that you give back",
+        wrong,
+    )
 
 
 EXERCISES = [

@@ -20,8 +20,8 @@ import torch.nn.functional as F  # noqa: F401
 from scipy.ndimage import distance_transform_edt  # noqa: F401
 from torch import Tensor
 
-Encode = Callable[[Tensor], Tensor]            # (B, 3, H, W) images -> (B, c, h, w) latents
-Step = Callable[[Tensor, int], Tensor]         # x at level k, k -> x at level k + 1
+Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) images -> (B, c, h, w) latents
+Step = Callable[[Tensor, int], Tensor]  # x at level k, k -> x at level k + 1
 
 
 def camera_move(image: Tensor, dx: int, dy: int) -> tuple[Tensor, Tensor]:
@@ -30,14 +30,15 @@ def camera_move(image: Tensor, dx: int, dy: int) -> tuple[Tensor, Tensor]:
     moved(y, x) = image(y + dy, x + dx),  mask(y, x) = 0                      where the picture has such a pixel
     moved(y, x) = 0,                      mask(y, x) = 1                      where it has none
 
-    Right is dx > 0: the camera goes right, so things go left, and something new comes in at the right edge. Down is dy > 0.
+    Right is dx > 0: the camera goes right, so things go left, and something new comes in at the right edge. Down is dy
+    > 0.
 
     image    (C, H, W)
     dx, dy   whole pixels, of any sign and size: a camera that goes far enough sees nothing of the picture
     returns  moved (C, H, W) and mask (1, H, W) float32
 
-    Watch out: torch.roll brings in at one edge what has left at the other. And the picture may have pixels of mid-grey itself:
-    the mask says where you look, not what you see there.
+    Watch out: torch.roll brings in at one edge what has left at the other. And the picture may have pixels of mid-grey
+    itself: the mask says where you look, not what you see there.
     """
     raise NotImplementedError("exercise 1: camera_move")
 
@@ -45,11 +46,13 @@ def camera_move(image: Tensor, dx: int, dy: int) -> tuple[Tensor, Tensor]:
 def composite(original: Tensor, painted: Tensor, mask: Tensor, radius: float) -> Tensor:
     """Exercise 2. Put the known pixels back, with a soft edge that lies inside the hole only.
 
-    soft   = min(1, depth / (radius + 1))                                     depth: how far a pixel is from the nearest known one
+    soft   = min(1, depth / (radius + 1))                                     depth: how far a pixel is from the
+           nearest known one
     result = original + soft (painted - original)                             in the hole
     result = original                                                         where the mask is 0, bit for bit
 
-    The outermost pixels of the hole have depth 1; from there the new picture fades in, and it is alone from depth radius + 1 on.
+    The outermost pixels of the hole have depth 1; from there the new picture fades in, and it is alone from depth
+    radius + 1 on.
 
     original  (C, H, W)
     painted   (C, H, W) what a network gave back; where the picture is known, it may hold anything, even NaN
@@ -58,29 +61,34 @@ def composite(original: Tensor, painted: Tensor, mask: Tensor, radius: float) ->
     returns   (C, H, W)
 
     Watch out: a blurred mask is no longer 0 on the known side of the edge. What measures depth is
-    distance_transform_edt(array): for each entry that is not 0 the distance to the nearest one that is. And what is to be the same
-    to the last bit is not computed but chosen: painted + (original - painted) is not original, and 0 times NaN is NaN.
+    distance_transform_edt(array): for each entry that is not 0 the distance to the nearest one that is. And what is to
+    be the same to the last bit is not computed but chosen: painted + (original - painted) is not original, and 0 times
+    NaN is NaN.
     """
     raise NotImplementedError("exercise 2: composite")
 
 
 def clip_loss(images: Tensor, texts: Tensor, dish: Tensor, logit_scale: Tensor) -> Tensor:
-    """Exercise 3. What teaches CLIP: each image finds its name, and each name its image, among all others of the batch.
+    """Exercise 3. What teaches CLIP: each image finds its name, and each name its image, among all others of the
+    batch.
 
     L_ij   = exp(logit_scale) cos(image_i, text_j)                            (Radford et al. 2021, figure 3)
     p_ij   = exp(L_ij) / sum_k exp(L_ik)                                      how much image i looks like text j
-    loss_i = -1/|P_i| sum_{j in P_i} log p_ij - log |P_i|                     P_i: all j with dish_j = dish_i, also i itself
+    loss_i = -1/|P_i| sum_{j in P_i} log p_ij - log |P_i|                     P_i: all j with dish_j = dish_i, also i
+    itself
 
-    The answer is the mean of loss_i over the batch; the same with the two sides swapped (p down the columns of L); and of these
-    two the mean. Where all dishes differ, P_i is i alone, and this is CLIP's own loss. In a batch with two plates of the same dish
-    either name is right for either plate (Khosla et al. 2020, L_out); with - log |P_i|, 0 is perfect all the same.
+    The answer is the mean of loss_i over the batch; the same with the two sides swapped (p down the columns of L); and
+    of these two the mean. Where all dishes differ, P_i is i alone, and this is CLIP's own loss. In a batch with two
+    plates of the same dish either name is right for either plate (Khosla et al. 2020, L_out); with - log |P_i|, 0 is
+    perfect all the same.
 
     images, texts  (B, D) as the networks give them, of any length (norm)
     dish           (B,) whole numbers: which dish a pair is of
     logit_scale    () one number that is learned, too: the logarithm of 1 / temperature
     returns        () one number
 
-    Watch out: a cosine has nothing to do with how long the vectors are. Which axis does the softmax run along, each time?
+    Watch out: a cosine has nothing to do with how long the vectors are. Which axis does the softmax run along, each
+    time?
     """
     raise NotImplementedError("exercise 3: clip_loss")
 
@@ -100,16 +108,26 @@ def nine_channels(weight: Tensor, x: Tensor, image: Tensor, mask: Tensor, encode
     encode   the autoencoder's encoder, called once, as encode(images)
     returns  the new weight (width, 2c + 1, 3, 3), of the same dtype, and the input (B, 2c + 1, h, w)
 
-    Watch out: the answer must not be seen: is the hole empty before the encoder looks? For latents the mask is shrunk to (h, w) by
-    F.interpolate as it is by default, which takes one pixel for each latent, so that it stays a mask of 0 and 1.
+    Watch out: the answer must not be seen: is the hole empty before the encoder looks? For latents the mask is shrunk
+    to (h, w) by F.interpolate as it is by default, which takes one pixel for each latent, so that it stays a mask of 0
+    and 1.
     """
     raise NotImplementedError("exercise 4: nine_channels")
 
 
 def repaint_step(
-    step: Step, x: Tensor, z: Tensor, mask: Tensor, k: int, alpha: Tensor, sigma: Tensor, eps_known: Tensor, eps_back: Tensor
+    step: Step,
+    x: Tensor,
+    z: Tensor,
+    mask: Tensor,
+    k: int,
+    alpha: Tensor,
+    sigma: Tensor,
+    eps_known: Tensor,
+    eps_back: Tensor,
 ) -> Tensor:
-    """Exercise 5. RePaint: go down one level, put in what is known, go back up, and again, until both sides of the edge agree.
+    """Exercise 5. RePaint: go down one level, put in what is known, go back up, and again, until both sides of the
+    edge agree.
 
     For u = 0 ... U - 1:                                                      (Lugmayr et al. 2022, algorithm 1)
       known = alpha_(k+1) z + sigma_(k+1) eps_known[u]                        the picture, as noisy as level k + 1
@@ -135,7 +153,8 @@ def repaint_step(
 def zoom_scales(frames: int, first: float, last: float, part: float) -> Tensor:
     """Exercise 6. A zoom without a jerk: it starts and ends gently, and between the two it always looks equally fast.
 
-    t        = k / (frames - 1)                                               from 0 for the first frame to 1 for the last
+    t        = k / (frames - 1)                                               from 0 for the first frame to 1 for the
+             last
     s(t)     = v t^2 / (2 part)                    for t < part               faster and faster
     s(t)     = v (t - part / 2)                    for part <= t <= 1/2       at the constant speed v = 1 / (1 - part)
     s(t)     = 1 - s(1 - t)                        for t > 1/2                the same backwards
@@ -146,8 +165,8 @@ def zoom_scales(frames: int, first: float, last: float, part: float) -> Tensor:
     part         of the time in which it gets faster, above 0 and at most 1/2
     returns      (frames,) float32, one scale for each frame
 
-    Watch out: from scale 1 to 2, things shrink to a half; from 2 to 3, only to two thirds. So a scale that grows by equal amounts
-    looks slower and slower. And of n frames, the last has number n - 1.
+    Watch out: from scale 1 to 2, things shrink to a half; from 2 to 3, only to two thirds. So a scale that grows by
+    equal amounts looks slower and slower. And of n frames, the last has number n - 1.
     """
     raise NotImplementedError("exercise 6: zoom_scales")
 
@@ -158,17 +177,19 @@ def looped(shot: Tensor, loop: str, m: int = 0) -> Tensor:
     "pingpong"  there and back: 0 1 2 ... T - 1 ... 2 1, and after that comes 0 again
     "seamless"  the end dissolves into the beginning while the camera moves on. With n = T - m frames in the film:
                 first  shot[m], shot[m + 1] ... shot[n - 1]                   as they are
-                then   (1 - w_k) shot[n + k] + w_k shot[k]                    for k = 0 ... m - 1,  w_k = (k + 1) / (m + 1)
+                then   (1 - w_k) shot[n + k] + w_k shot[k]                    for k = 0 ... m - 1,  w_k = (k + 1) / (m
+                       + 1)
 
-    Both sides of the dissolve move: shot[n + k] goes out, shot[k] comes in. After the last of them comes the first frame, shot[m].
+    Both sides of the dissolve move: shot[n + k] goes out, shot[k] comes in. After the last of them comes the first
+    frame, shot[m].
 
     shot     (T, C, H, W), T >= 2
     loop     "pingpong" or "seamless"
     m        frames of the dissolve, at least 1 and at most T / 2; of no interest to "pingpong"
     returns  "pingpong": (2 T - 2, C, H, W), "seamless": (T - m, C, H, W)
 
-    Watch out: a frame that is shown twice in a row is seen as a stop. In 0 1 2 3 3 2 1 0 there are two such stops, for after the
-    last frame comes the first. And if a w_k is 0 or 1, there is nothing to be seen of the other side.
+    Watch out: a frame that is shown twice in a row is seen as a stop. In 0 1 2 3 3 2 1 0 there are two such stops, for
+    after the last frame comes the first. And if a w_k is 0 or 1, there is nothing to be seen of the other side.
     """
     raise NotImplementedError("exercise 7: looped")
 
@@ -176,7 +197,8 @@ def looped(shot: Tensor, loop: str, m: int = 0) -> Tensor:
 def one_palette(frames: Tensor, palette: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
     """Exercise 8. A GIF has few colours. Choose them well, once for the whole film, and say which one each pixel gets.
 
-    `rounds` times:  1. every pixel of every frame belongs to the nearest colour: the k with the least |pixel - palette_k|^2, the
+    `rounds` times:  1. every pixel of every frame belongs to the nearest colour: the k with the least |pixel -
+                     palette_k|^2, the
                         sum over red, green and blue
                      2. every colour becomes the mean of its pixels           (k-means: Lloyd 1982)
     Then, once more: every pixel gets the nearest colour of the palette as it is now.
@@ -188,7 +210,8 @@ def one_palette(frames: Tensor, palette: Tensor, rounds: int) -> tuple[Tensor, T
     rounds   0 or more
     returns  the palette (K, 3) float32, not rounded, and the numbers of the colours, (N, H, W) int64
 
-    Watch out: with a palette of its own for each frame, the colours of things that stand still would flicker. frames.reshape(-1, 3)
-    is not a list of pixels: red, green and blue are on axis 1 (movedim). And the mean of nothing is NaN.
+    Watch out: with a palette of its own for each frame, the colours of things that stand still would flicker.
+    frames.reshape(-1, 3) is not a list of pixels: red, green and blue are on axis 1 (movedim). And the mean of nothing
+    is NaN.
     """
     raise NotImplementedError("exercise 8: one_palette")

@@ -1,8 +1,8 @@
 """What chapter 6's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
-Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is needed: dishes
-are drawn, what is painted into a hole is another dish, and the curves of panel 5 come from a Gaussian, whose ideal denoiser is
-known exactly.
+Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is
+needed: dishes are drawn, what is painted into a hole is another dish, and the curves of panel 5 come from a Gaussian,
+whose ideal denoiser is known exactly.
 """
 
 import math
@@ -15,7 +15,7 @@ from common.data.dishes.dataset import draw
 from common.io.pixels import to_bytes, to_float
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
-PAINT = to_float(torch.tensor([31, 119, 180])).view(3, 1, 1)                            # tab:blue
+PAINT = to_float(torch.tensor([31, 119, 180])).view(3, 1, 1)  # tab:blue
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -125,7 +125,9 @@ def repaint_step(ex, right, axis):
         a, s, a_next, s_next = alpha[k], sigma[k], alpha[k + 1], sigma[k + 1]
         x0 = x @ torch.linalg.solve(a**2 * C + s**2 * torch.eye(n), a * C)
         variance = (s**2 - (a / a_next * s_next) ** 2) * (s_next / s) ** 2
-        return a_next * x0 + (s_next**2 - variance).clamp(min=0).sqrt() * (x - a * x0) / s + variance.sqrt() * next(draws)
+        return (
+            a_next * x0 + (s_next**2 - variance).clamp(min=0).sqrt() * (x - a * x0) / s + variance.sqrt() * next(draws)
+        )
 
     curve = torch.linalg.cholesky(C) @ noise(n, seed=8)
     mask, z = torch.zeros(1, 1, 1, n), curve.view(1, 1, 1, n).expand(B, 1, 1, n)
@@ -135,7 +137,7 @@ def repaint_step(ex, right, axis):
     for k in range(N):
         more = noise(2, U, B, 1, 1, n, seed=100 + k)
         x = ex.repaint_step(step, x, z * (1 - mask), mask.expand(B, 1, 1, n), k, alpha, sigma, more[0], more[1, 1:])
-    to_hole = torch.linalg.solve(C[known][:, known], C[known][:, hole])                  # what the known part says of the hole
+    to_hole = torch.linalg.solve(C[known][:, known], C[known][:, hole])  # what the known part says of the hole
     mean, std = curve[known] @ to_hole, (C[hole][:, hole] - C[hole][:, known] @ to_hole).diagonal().sqrt()
     place = torch.arange(n)
     axis.fill_between(place[hole], mean - 2 * std, mean + 2 * std, color=ORANGE, alpha=0.35, linewidth=0)
@@ -148,10 +150,16 @@ def repaint_step(ex, right, axis):
 
 def zoom_scales(ex, right, axis):
     for first, last, color in ((1.0, 8.0, BLUE), (8.0, 1.0, "tab:green")):
-        axis.semilogy(ex.zoom_scales(25, first, last, 0.2), "o", color=color, markersize=4, label="zoom out" if last > first else "zoom in")
+        axis.semilogy(
+            ex.zoom_scales(25, first, last, 0.2),
+            "o",
+            color=color,
+            markersize=4,
+            label="zoom out" if last > first else "zoom in",
+        )
         start, end = (math.log(value) for value in (first, last))
         middle = [math.exp(start + (end - start) * s) for s in (0, 1)]
-        axis.plot([2.4, 21.6], middle, color=ORANGE, linewidth=1, zorder=0)             # v = 1.25: from t = 0.1 to 0.9
+        axis.plot([2.4, 21.6], middle, color=ORANGE, linewidth=1, zorder=0)  # v = 1.25: from t = 0.1 to 0.9
     axis.set(xlabel="frame", ylabel="scale", yticks=[1, 2, 4, 8], yticklabels=["1", "2", "4", "8"])
     axis.minorticks_off()
     axis.set_title("straight where each frame adds the same factor")
@@ -159,12 +167,12 @@ def zoom_scales(ex, right, axis):
 
 
 def looped(ex, right, axis):
-    strip = plate(96)[:, 46:50].mean(1, keepdim=True)                                   # (3, 1, 96)
-    shot = torch.stack([strip[..., 3 * k : 3 * k + 30] for k in range(22)])             # (22, 3, 1, 30)
+    strip = plate(96)[:, 46:50].mean(1, keepdim=True)  # (3, 1, 96)
+    shot = torch.stack([strip[..., 3 * k : 3 * k + 30] for k in range(22)])  # (22, 3, 1, 30)
     for left, loop, m in ((0, "pingpong", 0), (34, "seamless", 8)):
         film = ex.looped(shot, loop, m)
         times = 90 / len(film)
-        whole = film.repeat(math.ceil(times), 1, 1, 1)[:84, :, 0]                       # (84, 3, 30)
+        whole = film.repeat(math.ceil(times), 1, 1, 1)[:84, :, 0]  # (84, 3, 30)
         show(axis, whole.movedim(1, 0), left, 0, 30, 84)
         axis.text(left + 15, -86, loop, ha="center", va="top", fontsize=8)
         for start in range(0, 84, len(film)):

@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-  python -m pytest 06_inpaint_gif/exercises -x                    your exercises.py, up to the first failure
-  EXERCISES=mine.py python -m pytest 06_inpaint_gif/exercises     another file
+python -m pytest 06_inpaint_gif/exercises -x                    your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 06_inpaint_gif/exercises     another file
 """
 
 import math
@@ -49,7 +49,9 @@ def check_move(ex, dx: int, dy: int, right: tuple, wrong: dict[str, tuple]) -> N
     try:
         moved, mask = pair(call(ex.camera_move, table(*PICTURE), dx, dy), "moved and mask")
     except (RuntimeError, IndexError) as problem:
-        assert not goal.isnan().all(), f"a camera that goes far enough sees nothing of the picture; yours stops: {problem}"
+        assert not goal.isnan().all(), (
+            f"a camera that goes far enough sees nothing of the picture; yours stops: {problem}"
+        )
         raise
     hole = goal[:1].isnan()
     others = {message: table(*rows).nan_to_num(0) for message, rows in wrong.items()}
@@ -59,34 +61,78 @@ def check_move(ex, dx: int, dy: int, right: tuple, wrong: dict[str, tuple]) -> N
     wrong_masks = {
         "the mask is the wrong way round: 1 is the hole, what has to be painted": (~hole).float(),
         "a pixel of the picture that is mid-grey itself is taken for a hole: the mask says where you look, not what is seen there": (
-            (moved[:1] == 0).float()),
-    }  # fmt: skip
-    expect(mask, hole.float(), f"{where}: the mask should be 1 where the picture has no pixel, and only there", wrong_masks)
+            (moved[:1] == 0).float()
+        ),
+    }
+    expect(
+        mask,
+        hole.float(),
+        f"{where}: the mask should be 1 where the picture has no pixel, and only there",
+        wrong_masks,
+    )
 
 
 def test_1_right(ex):
-    check_move(ex, 1, 0, ("01 02 03 ..", "11 12 13 ..", "21 22 23 .."), {
-        "the picture moved the way the camera goes; where the camera goes right, things go left": (".. 00 01 02", ".. 10 11 12", ".. 20 21 22"),
-        "dx moved the rows: x runs along the last axis": ("10 11 12 13", "20 21 22 23", ".. .. .. .."),
-        "what has left at one edge came in at the other": ("01 02 03 00", "11 12 13 10", "21 22 23 20"),
-        "the edge goes on into the hole; it should be 0, mid-grey": ("01 02 03 03", "11 12 13 13", "21 22 23 23"),
-    })  # fmt: skip
+    check_move(
+        ex,
+        1,
+        0,
+        ("01 02 03 ..", "11 12 13 ..", "21 22 23 .."),
+        {
+            "the picture moved the way the camera goes; where the camera goes right, things go left": (
+                ".. 00 01 02",
+                ".. 10 11 12",
+                ".. 20 21 22",
+            ),
+            "dx moved the rows: x runs along the last axis": ("10 11 12 13", "20 21 22 23", ".. .. .. .."),
+            "what has left at one edge came in at the other": ("01 02 03 00", "11 12 13 10", "21 22 23 20"),
+            "the edge goes on into the hole; it should be 0, mid-grey": ("01 02 03 03", "11 12 13 13", "21 22 23 23"),
+        },
+    )
 
 
 def test_1_up(ex):
-    check_move(ex, 0, -1, (".. .. .. ..", "00 01 02 03", "10 11 12 13"), {
-        "y points down, so the camera goes up where dy < 0, and things go down": ("10 11 12 13", "20 21 22 23", ".. .. .. .."),
-        "dy moved the columns: y runs along the axis before the last": (".. 00 01 02", ".. 10 11 12", ".. 20 21 22"),
-        "what has left at one edge came in at the other": ("20 21 22 23", "00 01 02 03", "10 11 12 13"),
-    })  # fmt: skip
+    check_move(
+        ex,
+        0,
+        -1,
+        (".. .. .. ..", "00 01 02 03", "10 11 12 13"),
+        {
+            "y points down, so the camera goes up where dy < 0, and things go down": (
+                "10 11 12 13",
+                "20 21 22 23",
+                ".. .. .. ..",
+            ),
+            "dy moved the columns: y runs along the axis before the last": (
+                ".. 00 01 02",
+                ".. 10 11 12",
+                ".. 20 21 22",
+            ),
+            "what has left at one edge came in at the other": ("20 21 22 23", "00 01 02 03", "10 11 12 13"),
+        },
+    )
 
 
 def test_1_down_left(ex):
-    check_move(ex, -2, 1, (".. .. 10 11", ".. .. 20 21", ".. .. .. .."), {
-        "the picture moved the way the camera goes; where the camera goes left, things go right": (".. .. .. ..", "02 03 .. ..", "12 13 .. .."),
-        "y points down, so the camera goes down where dy > 0, and things go up": (".. .. .. ..", ".. .. 00 01", ".. .. 10 11"),
-        "dx and dy are swapped": (".. .. .. ..", ".. .. .. ..", "01 02 03 .."),
-    })  # fmt: skip
+    check_move(
+        ex,
+        -2,
+        1,
+        (".. .. 10 11", ".. .. 20 21", ".. .. .. .."),
+        {
+            "the picture moved the way the camera goes; where the camera goes left, things go right": (
+                ".. .. .. ..",
+                "02 03 .. ..",
+                "12 13 .. ..",
+            ),
+            "y points down, so the camera goes down where dy > 0, and things go up": (
+                ".. .. .. ..",
+                ".. .. 00 01",
+                ".. .. 10 11",
+            ),
+            "dx and dy are swapped": (".. .. .. ..", ".. .. .. ..", "01 02 03 .."),
+        },
+    )
 
 
 def test_1_not_at_all_and_far_away(ex):
@@ -107,7 +153,9 @@ def row(*values: float) -> torch.Tensor:
 def known_pixels(got: object, original: torch.Tensor, mask: torch.Tensor) -> None:
     """Are they the same to the last bit?"""
     __tracebackhide__ = True
-    assert isinstance(got, torch.Tensor), f"a tensor was expected here, not {type(got).__name__}: is a `return` missing?"
+    assert isinstance(got, torch.Tensor), (
+        f"a tensor was expected here, not {type(got).__name__}: is a `return` missing?"
+    )
     assert got.shape == original.shape, f"the shape should be {tuple(original.shape)}, not {tuple(got.shape)}"
     known = (mask == 0).expand_as(got)
     assert not got[known].isnan().any(), (
@@ -125,30 +173,52 @@ def test_2_a_strip(ex):
     mask = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1.0]).view(1, 1, 9)
     got = call(ex.composite, row(*[0] * 9), row(*[1] * 9), mask, 2)
     wrong = {
-        "the edge is hard: from the known pixels, depth counts 1, 2, 3, and the new picture fades in": row(0, 0, 0, 0, 1, 1, 1, 1, 1),
+        "the edge is hard: from the known pixels, depth counts 1, 2, 3, and the new picture fades in": row(
+            0, 0, 0, 0, 1, 1, 1, 1, 1
+        ),
         "original and painted are swapped": row(1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0),
         "the mask is the wrong way round: 1 is the hole": row(1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0, 0),
         "the soft edge lies on the known side; it should lie in the hole": row(0, 0, 1 / 3, 2 / 3, 1, 1, 1, 1, 1),
-        "you divided by radius: it is radius + 1, so that the new picture is alone from that depth on": row(0, 0, 0, 0, 1 / 2, 1, 1, 1, 1),
+        "you divided by radius: it is radius + 1, so that the new picture is alone from that depth on": row(
+            0, 0, 0, 0, 1 / 2, 1, 1, 1, 1
+        ),
         "soft goes on above 1: min(1, ...)": row(0, 0, 0, 0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3),
         "depth begins with 1, not with 0, at the edge of the hole": row(0, 0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1),
         "this is the original, all of it": row(*[0] * 9),
     }
-    if isinstance(got, torch.Tensor) and got.shape == (3, 1, 9) and not any(torch.allclose(got, value, atol=1e-3) for value in wrong.values()):
+    if (
+        isinstance(got, torch.Tensor)
+        and got.shape == (3, 1, 9)
+        and not any(torch.allclose(got, value, atol=1e-3) for value in wrong.values())
+    ):
         known_pixels(got, row(*[0] * 9), mask)
         first = float(got[0, 0, 4])
         assert not 0.45 < first < 0.9, (
             f"the outermost pixel of the hole is {first:.2g} of the new picture, which is still a jump: blurred and cut off?"
         )
-    expect(got, row(0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1), "with radius 2 the new picture should be 1/3, 2/3 and then 1 of what is seen", wrong)
+    expect(
+        got,
+        row(0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1),
+        "with radius 2 the new picture should be 1/3, 2/3 and then 1 of what is seen",
+        wrong,
+    )
 
 
 def test_2_a_square(ex):
     mask = torch.zeros(1, 7, 8)
     mask[:, 1:6, 1:6] = 1
     got = call(ex.composite, torch.full((3, 7, 8), 0.2), torch.full((3, 7, 8), 1.0), mask, 3)
-    depth = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 2, 2, 2, 1, 0, 0], [0, 1, 2, 3, 2, 1, 0, 0],
-                          [0, 1, 2, 2, 2, 1, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])  # fmt: skip
+    depth = torch.tensor(
+        [
+            [0, 0, 0, 0, 0, 0, 0, 0],
+            [0, 1, 1, 1, 1, 1, 0, 0],
+            [0, 1, 2, 2, 2, 1, 0, 0],
+            [0, 1, 2, 3, 2, 1, 0, 0],
+            [0, 1, 2, 2, 2, 1, 0, 0],
+            [0, 1, 1, 1, 1, 1, 0, 0],
+            [0, 0, 0, 0, 0, 0, 0, 0],
+        ]
+    )
     known_pixels(got, torch.full((3, 7, 8), 0.2), mask)
     hint = "the depths in a hole of 5 x 5 are 1 at the rim, then 2, and 3 in the middle; soft is a quarter of that"
     expect(got, (0.2 + 0.8 * depth / 4).repeat(3, 1, 1), hint)
@@ -156,12 +226,20 @@ def test_2_a_square(ex):
 
 def test_2_a_hard_edge(ex):
     mask = torch.tensor([1, 1, 0, 1.0]).view(1, 1, 4)
-    expect(call(ex.composite, row(1, 2, 3, 4), row(5, 6, 7, 8), mask, 0), row(5, 6, 3, 8), "with radius 0 the whole hole is the new picture")
+    expect(
+        call(ex.composite, row(1, 2, 3, 4), row(5, 6, 7, 8), mask, 0),
+        row(5, 6, 3, 8),
+        "with radius 0 the whole hole is the new picture",
+    )
 
 
 def test_2_known_pixels_to_the_last_bit(ex):
     rng = torch.Generator().manual_seed(0)
-    original, painted, mask = torch.rand(3, 8, 9, generator=rng), torch.rand(3, 8, 9, generator=rng) - 1, torch.zeros(1, 8, 9)
+    original, painted, mask = (
+        torch.rand(3, 8, 9, generator=rng),
+        torch.rand(3, 8, 9, generator=rng) - 1,
+        torch.zeros(1, 8, 9),
+    )
     mask[:, 2:5, 3:] = 1
     known_pixels(ex.composite(original, painted, mask, 1.5), original, mask)
     known_pixels(ex.composite(original, torch.where(mask > 0, painted, NAN), mask, 1.5), original, mask)
@@ -171,7 +249,9 @@ def test_2_known_pixels_to_the_last_bit(ex):
 
 
 def beaten(*ahead: float) -> float:
-    """The mean of -log p where there are two choices, and the right one is ahead by so much: p = 1 / (1 + exp(-ahead))."""
+    """The mean of -log p where there are two choices, and the right one is ahead by so much:
+    p = 1 / (1 + exp(-ahead)).
+    """
     return sum(math.log1p(math.exp(-a)) for a in ahead) / len(ahead)
 
 
@@ -189,23 +269,43 @@ def test_3_two_dishes(ex):
     try:
         got = call(ex.clip_loss, images, texts, torch.tensor([4, 9]), number(math.log(5)))
     except IndexError as problem:
-        raise AssertionError(f"dish says which pairs belong together, not which column of L is right ({problem})") from None
+        raise AssertionError(
+            f"dish says which pairs belong together, not which column of L is right ({problem})"
+        ) from None
     right, s = (beaten(5, 1) + beaten(2, 4)) / 2, math.log(5)
     wrong = {
-        "only images look for their texts; texts must find their images as well: the softmax down the columns": beaten(5, 1),
-        "only texts look for their images; images must find their texts as well: the softmax along the rows": beaten(2, 4),
+        "only images look for their texts; texts must find their images as well: the softmax down the columns": beaten(
+            5, 1
+        ),
+        "only texts look for their images; images must find their texts as well: the softmax along the rows": beaten(
+            2, 4
+        ),
         "twice too much: take the mean over the pairs, and the mean of both sides": 2 * right,
         "four times too much: take the mean over the pairs, and the mean of both sides": 4 * right,
-        "the cosines were multiplied by logit_scale itself; it is a logarithm": (beaten(s, s / 5) + beaten(s * 0.4, s * 0.8)) / 2,
-        "the cosines were divided by exp(logit_scale), but that is one over the temperature already": (beaten(0.2, 0.04) + beaten(0.08, 0.16)) / 2,
-        "the cosines were divided by logit_scale; multiply by its exponential": (beaten(1 / s, 0.2 / s) + beaten(0.4 / s, 0.8 / s)) / 2,
+        "the cosines were multiplied by logit_scale itself; it is a logarithm": (
+            beaten(s, s / 5) + beaten(s * 0.4, s * 0.8)
+        )
+        / 2,
+        "the cosines were divided by exp(logit_scale), but that is one over the temperature already": (
+            beaten(0.2, 0.04) + beaten(0.08, 0.16)
+        )
+        / 2,
+        "the cosines were divided by logit_scale; multiply by its exponential": (
+            beaten(1 / s, 0.2 / s) + beaten(0.4 / s, 0.8 / s)
+        )
+        / 2,
         "the temperature is missing": (beaten(1, 0.2) + beaten(0.4, 0.8)) / 2,
-        "these are products of vectors as long as they come, not cosines: make them unit vectors": (beaten(30, -2.5) + beaten(25.5, 2)) / 2,
+        "these are products of vectors as long as they come, not cosines: make them unit vectors": (
+            beaten(30, -2.5) + beaten(25.5, 2)
+        )
+        / 2,
         "only the images were made unit vectors": (beaten(15, -5) + beaten(6, 4)) / 2,
         "only the texts were made unit vectors": (beaten(10, 0.5) + beaten(8.5, 2)) / 2,
         "the sign is wrong: a loss is never below 0": -right,
     }
-    assert not isinstance(got, torch.Tensor) or got.dim() == 0, f"one number was expected for the whole batch, not {tuple(got.shape)}"
+    assert not isinstance(got, torch.Tensor) or got.dim() == 0, (
+        f"one number was expected for the whole batch, not {tuple(got.shape)}"
+    )
     hint = "times 5 the cosines are 5, 0 / 3, 4: images are right by 5 and 1, texts by 2 and 4, and so the loss is the mean of log(1 + exp(-those))"
     expect(got, number(right), hint, {message: number(value) for message, value in wrong.items()})
 
@@ -220,10 +320,14 @@ def test_3_two_plates_of_one_dish(ex):
 
     wrong = {
         "text i was taken for the only right one of image i, but two pairs are of the same dish": logs(2, 2.5, 2.5),
-        "- log |P_i| is missing: where two are right, not even a perfect network could come to 0": logs(8**0.5, 12.5**0.5, 2.5),
+        "- log |P_i| is missing: where two are right, not even a perfect network could come to 0": logs(
+            8**0.5, 12.5**0.5, 2.5
+        ),
         "the shares do not sum to 1: divide by |P_i|, the number of those that are right": logs(4, 6.25, 2.5),
         "the shares do not sum to 1 (divide by |P_i|), and - log |P_i| is missing": logs(8, 12.5, 2.5),
-        "this is the logarithm of the sum of the p that are right; it is the mean of their logarithms": logs(4 / 3, 5 / 3, 2.5),
+        "this is the logarithm of the sum of the p that are right; it is the mean of their logarithms": logs(
+            4 / 3, 5 / 3, 2.5
+        ),
     }
     hint = "the first image gives 1/2, 1/4, 1/4 to the three texts, of which two are right: its loss is (log 2 + log 4) / 2 - log 2"
     expect(got, logs(2**0.5, 12.5**0.5 / 2, 2.5), hint, wrong)
@@ -240,7 +344,9 @@ def test_3_everything_learns(ex):
     loss = ex.clip_loss(given[0], given[1], torch.tensor([0, 1]), given[2])
     silent = "no gradient reaches {}: compute with the tensors as they come, with no item(), detach() or no_grad()"
     assert isinstance(loss, torch.Tensor) and loss.requires_grad, silent.format("the networks")
-    for name, grad in zip(("images", "texts", "logit_scale"), torch.autograd.grad(loss, given, allow_unused=True), strict=True):
+    for name, grad in zip(
+        ("images", "texts", "logit_scale"), torch.autograd.grad(loss, given, allow_unused=True), strict=True
+    ):
         assert grad is not None, silent.format(name)
 
 
@@ -248,14 +354,21 @@ def test_3_everything_learns(ex):
 
 
 def encode(image: torch.Tensor) -> torch.Tensor:
-    """An encoder of sorts: red and green as means over 2 x 2 pixels, ten times as large, 1 more. (B, 3, H, W) -> (B, 2, h, w)"""
-    assert isinstance(image, torch.Tensor) and image.dim() == 4 and image.shape[1] == 3, "encode takes images, (B, 3, H, W)"
+    """An encoder of sorts: red and green as means over 2 x 2 pixels, ten times as large, 1 more.
+    (B, 3, H, W) -> (B, 2, h, w)
+    """
+    assert isinstance(image, torch.Tensor) and image.dim() == 4 and image.shape[1] == 3, (
+        "encode takes images, (B, 3, H, W)"
+    )
     return 10 * torch.nn.functional.avg_pool2d(image[:, :2], 2) + 1
 
 
 def test_4_the_weight(ex):
     weight = torch.arange(1.0, 109).view(6, 2, 3, 3)
-    wide, _ = pair(call(ex.nine_channels, weight, maps(3, 4), maps(1, 1, 1, h=4, w=6), torch.zeros(1, 1, 4, 6), encode), "weight and input")
+    wide, _ = pair(
+        call(ex.nine_channels, weight, maps(3, 4), maps(1, 1, 1, h=4, w=6), torch.zeros(1, 1, 4, 6), encode),
+        "weight and input",
+    )
     none = weight.new_zeros(6, 3, 3, 3)
     wrong = {
         "the old weights should come first, for the noisy latents do: then the zeros": torch.cat([none, weight], 1),
@@ -266,13 +379,22 @@ def test_4_the_weight(ex):
         assert not torch.equal(wide[:, :2], weight) or not wide[:, 2:].any(), (
             "the new weights should be 0: anything else changes at once what the network answers"
         )
-    expect(wide, torch.cat([weight, none], 1), "the weight should be the old one, and then zeros for the c + 1 new channels", wrong)
+    expect(
+        wide,
+        torch.cat([weight, none], 1),
+        "the weight should be the old one, and then zeros for the c + 1 new channels",
+        wrong,
+    )
     half, _ = ex.nine_channels(weight.half(), maps(3, 4), maps(1, 1, 1, h=4, w=6), torch.zeros(1, 1, 4, 6), encode)
-    assert half.dtype == torch.float16, f"the new weight should be of the old one's dtype, torch.float16 here, not {half.dtype}"
+    assert half.dtype == torch.float16, (
+        f"the new weight should be of the old one's dtype, torch.float16 here, not {half.dtype}"
+    )
 
 
 def test_4_the_input(ex):
-    """The hole is the left half, and a scratch in the latent at the right, which misses the pixel that stands for it."""
+    """The hole is the left half, and a scratch in the latent at the right,
+    which misses the pixel that stands for it.
+    """
     image, mask = maps(0.5, 0.1, -1, h=4, w=6), torch.zeros(1, 1, 4, 6)
     mask[..., :2], mask[..., 1, 5] = 1, 1
     asked = []
@@ -296,12 +418,21 @@ def test_4_the_input(ex):
         "the order is x, mask, known; yours is mask, x, known": torch.cat([small, x, known], 1),
         "the order is x, mask, known; yours is known, mask, x": torch.cat([known, small, x], 1),
         "the network sees the answer: empty the hole before you encode": torch.cat([x, small, leaked], 1),
-        "you encoded what is in the hole; the network should see what is around it": torch.cat([x, small, encode(image * mask)], 1),
+        "you encoded what is in the hole; the network should see what is around it": torch.cat(
+            [x, small, encode(image * mask)], 1
+        ),
         "the latents were emptied, not the image: 0 is mid-grey in an image, but not in a latent, and the encoder has seen the hole": (
-            torch.cat([x, small, leaked * (1 - small)], 1)),
-        "the hole was filled with black; it should be mid-grey, 0": torch.cat([x, small, encode(torch.where(mask > 0, -1.0, image))], 1),
-        "the mask has greys in it: F.interpolate takes the nearest pixel if you ask for nothing else": torch.cat([x, pooled, known], 1),
-        "the mask is 1 where any pixel is; for these networks it is F.interpolate's choice of one": torch.cat([x, most, known], 1),
+            torch.cat([x, small, leaked * (1 - small)], 1)
+        ),
+        "the hole was filled with black; it should be mid-grey, 0": torch.cat(
+            [x, small, encode(torch.where(mask > 0, -1.0, image))], 1
+        ),
+        "the mask has greys in it: F.interpolate takes the nearest pixel if you ask for nothing else": torch.cat(
+            [x, pooled, known], 1
+        ),
+        "the mask is 1 where any pixel is; for these networks it is F.interpolate's choice of one": torch.cat(
+            [x, most, known], 1
+        ),
         "the mask was turned round: 1 is the hole": torch.cat([x, 1 - small, known], 1),
         "the mask was taken to [-1, 1]; it stays 0 and 1": torch.cat([x, 2 * small - 1, known], 1),
     }
@@ -311,7 +442,10 @@ def test_4_the_input(ex):
 
 # ------------------------------------------------------------------------------------------ 5. repaint_step
 
-ALPHA, SIGMA = torch.tensor([0.0, 0.48, 0.8, 1.0]), torch.tensor([1.0, 0.7696**0.5, 0.6, 0.0])  # from level 1 to 2, sqrt(1 - beta) is 0.6
+ALPHA, SIGMA = (
+    torch.tensor([0.0, 0.48, 0.8, 1.0]),
+    torch.tensor([1.0, 0.7696**0.5, 0.6, 0.0]),
+)  # from level 1 to 2, sqrt(1 - beta) is 0.6
 
 
 class Step:
@@ -338,9 +472,13 @@ ONCE = "where the picture is known, it should be as noisy as level k + 1: 0.8 z 
 def known_wrongly(z: float, eps: float, hole: float) -> dict[str, torch.Tensor]:
     """In the hole z is 99 and the noise 0, which nobody should see."""
     return {
-        "the mask is the wrong way round: 1 is the hole here (in the paper 1 is what is known)": halves(0.8 * 99, hole),
+        "the mask is the wrong way round: 1 is the hole here (in the paper 1 is what is known)": halves(
+            0.8 * 99, hole
+        ),
         "the picture was put in without noise; it should be as noisy as level k + 1": halves(hole, z),
-        "the picture has the noise of level k, but step(x, k) leads to level k + 1": halves(hole, 0.48 * z + float(SIGMA[1]) * eps),
+        "the picture has the noise of level k, but step(x, k) leads to level k + 1": halves(
+            hole, 0.48 * z + float(SIGMA[1]) * eps
+        ),
         "in the known part alpha and sigma are swapped": halves(hole, 0.6 * z + 0.8 * eps),
         "in the known part, noise was added to the whole of z: it has the factor alpha": halves(hole, z + 0.6 * eps),
         "the known part was not put in": halves(hole, hole),
@@ -349,7 +487,9 @@ def known_wrongly(z: float, eps: float, hole: float) -> dict[str, torch.Tensor]:
 
 def test_5_once(ex):
     net, z = Step(), halves(99, 2)
-    got = call(ex.repaint_step, net, halves(1, 3), z, HALF, 1, ALPHA, SIGMA, halves(0, -1)[None], torch.zeros(0, 1, 2, 1, 4))
+    got = call(
+        ex.repaint_step, net, halves(1, 3), z, HALF, 1, ALPHA, SIGMA, halves(0, -1)[None], torch.zeros(0, 1, 2, 1, 4)
+    )
     assert net.k, "step was never asked"
     assert net.k[0] == 1, f"step should be told k = 1, not {net.k[0]}"
     assert len(net.k) == 1, f"eps_known has one noise, so U = 1 and step is asked once, not {len(net.k)} times"
@@ -358,8 +498,15 @@ def test_5_once(ex):
 
 
 def test_5_back_up(ex):
-    """After the first time there is 10 in the hole and 0.8 * 2 - 0.6 * 1 = 1 around it; on the way up it gets 0.6 of that, and 0.8 eps."""
-    net, z, eps_known, eps_back = Step(), halves(99, 2), torch.stack([halves(0, -1), halves(0, -2)]), halves(1, 2)[None]
+    """After the first time there is 10 in the hole and 0.8 * 2 - 0.6 * 1 = 1 around it;
+    on the way up it gets 0.6 of that, and 0.8 eps.
+    """
+    net, z, eps_known, eps_back = (
+        Step(),
+        halves(99, 2),
+        torch.stack([halves(0, -1), halves(0, -2)]),
+        halves(1, 2)[None],
+    )
     got = call(ex.repaint_step, net, halves(1, 3), z, HALF, 1, ALPHA, SIGMA, eps_known, eps_back)
     assert len(net.k) == 2, f"eps_known has two noises, so U = 2 and step is asked twice; calls made: {len(net.k)}"
     assert net.k == [1, 1], f"step leads from level k to k + 1 each time, so it is told k = 1 twice, not {net.k}"
@@ -371,7 +518,9 @@ def test_5_back_up(ex):
         "on the way up x was noised as if it were clean, alpha_k x + sigma_k eps": halves(4.8 + s, 0.48 + 2 * s),
         "on the way up the noise has the factor beta; its root is missing": halves(6 + 0.64, 0.6 + 1.28),
         "on the way up x has the factor 1 - beta; its root is missing": halves(3.6 + 0.8, 0.36 + 1.6),
-        "on the way up x was multiplied by 1 - beta and eps by beta; the roots are missing": halves(3.6 + 0.64, 0.36 + 1.28),
+        "on the way up x was multiplied by 1 - beta and eps by beta; the roots are missing": halves(
+            3.6 + 0.64, 0.36 + 1.28
+        ),
         "on the way up sigma_k eps is too much noise, for x has some already": halves(6 + s, 0.6 + 2 * s),
         "on the way up x must shrink: it has the factor sqrt(1 - beta)": halves(10.8, 1 + 1.6),
         "on the way up alpha_k / alpha_(k+1) is upside down": halves(10 / 0.6 + 0.8, 1 / 0.6 + 1.6),
@@ -380,9 +529,15 @@ def test_5_back_up(ex):
         "the factors of the way up are swapped": halves(8 + 0.6, 0.8 + 1.2),
     }
     wrong |= {message: 0.6 * value + 0.8 * eps_back[0] for message, value in known_wrongly(2, -1, 10).items()}
-    expect(net.x[1], halves(6.8, 0.6 + 1.6), "the second time should begin with 0.6 x + 0.8 eps_back[0], for 1 - beta = (0.48 / 0.8)^2", wrong)
+    expect(
+        net.x[1],
+        halves(6.8, 0.6 + 1.6),
+        "the second time should begin with 0.6 x + 0.8 eps_back[0], for 1 - beta = (0.48 / 0.8)^2",
+        wrong,
+    )
     wrong = {
-        "after the last time it went back up once more; the result is at level k + 1": 0.6 * halves(20, 0.4) + 0.8 * eps_back[0],
+        "after the last time it went back up once more; the result is at level k + 1": 0.6 * halves(20, 0.4)
+        + 0.8 * eps_back[0],
         "the known part has the noise of the first time; take eps_known[u]": halves(20, 1),
         "this is the result of the first time": halves(10, 1),
     }
@@ -392,8 +547,12 @@ def test_5_back_up(ex):
 
 def test_5_the_last_level(ex):
     z = halves(99, 2 / 3)
-    got = ex.repaint_step(Step(), halves(1, 3), z, HALF, 2, ALPHA, SIGMA, torch.stack([halves(0, 1), halves(0, -1)]), halves(1, 2)[None])
-    assert isinstance(got, torch.Tensor) and torch.equal(got[..., 2:], z[..., 2:]), "at level N, which is clean, what is known should be exactly z"
+    got = ex.repaint_step(
+        Step(), halves(1, 3), z, HALF, 2, ALPHA, SIGMA, torch.stack([halves(0, 1), halves(0, -1)]), halves(1, 2)[None]
+    )
+    assert isinstance(got, torch.Tensor) and torch.equal(got[..., 2:], z[..., 2:]), (
+        "at level N, which is clean, what is known should be exactly z"
+    )
 
 
 # ------------------------------------------------------------------------------------------- 6. zoom_scales
@@ -409,22 +568,31 @@ def test_6_zoom_out(ex):
 
     t, s = torch.linspace(0, 1, 11), torch.tensor([0, 4, 16, 35, 55, 75, 95, 115, 134, 146, 150]) / 150
     wrong = {
-        "the scale itself grows by equal amounts, which looks slower and slower: it should grow by equal factors": 1 + 3 * s,
+        "the scale itself grows by equal amounts, which looks slower and slower: it should grow by equal factors": 1
+        + 3 * s,
         "the ends are not eased, and the scale grows by equal amounts": 1 + 3 * t,
         "the ends are not eased: s should start slowly": 4**t,
         "this is 3t^2 - 2t^3, which has no constant speed anywhere": 4 ** (t * t * (3 - 2 * t)),
         "last / first is upside down": 4**-s,
         "it begins with last and ends with first": 4 ** (1 - s),
         "things grow by equal amounts (1 / scale); the scale should grow by equal factors": 1 / (1 - 0.75 * s),
-        "the last frame does not arrive: it has number n - 1, so t = k / (n - 1)": 4 ** eased(torch.arange(11) / 11, 0.25),
+        "the last frame does not arrive: it has number n - 1, so t = k / (n - 1)": 4
+        ** eased(torch.arange(11) / 11, 0.25),
         "it goes back in the second half: s(t) = 1 - s(1 - t) there": scales(0, 4, 16, 35, 55, 75, 55, 35, 16, 4, 0),
-        "only the beginning is eased: it should end gently, too, and at last": scales(0, 4, 16, 35, 55, 75, 95, 115, 135, 155, 175),
+        "only the beginning is eased: it should end gently, too, and at last": scales(
+            0, 4, 16, 35, 55, 75, 95, 115, 135, 155, 175
+        ),
         "v is missing, so the two halves do not meet": 4 ** torch.where(t > 0.5, 0.25 + 0.75 * s, 0.75 * s),
         "a 2 is missing where it gets faster, v t^2 / (2 part): it jumps where the constant speed begins": (
-            scales(0, 8, 32, 35, 55, 75, 95, 115, 118, 142, 150)),
-        "where the speed is constant, part / 2 is missing: s(t) = v (t - part / 2)": scales(0, 4, 16, 60, 80, 100, 70, 90, 134, 146, 150),
-    }  # fmt: skip
-    expect(got, 4**s, "s should be 0, 4, 16, 35, 55, 75, 95, 115, 134, 146 and 150, all of 150, and the scale 4^s", wrong)
+            scales(0, 8, 32, 35, 55, 75, 95, 115, 118, 142, 150)
+        ),
+        "where the speed is constant, part / 2 is missing: s(t) = v (t - part / 2)": scales(
+            0, 4, 16, 60, 80, 100, 70, 90, 134, 146, 150
+        ),
+    }
+    expect(
+        got, 4**s, "s should be 0, 4, 16, 35, 55, 75, 95, 115, 134, 146 and 150, all of 150, and the scale 4^s", wrong
+    )
 
 
 def eased(t: torch.Tensor, part: float) -> torch.Tensor:
@@ -436,11 +604,19 @@ def eased(t: torch.Tensor, part: float) -> torch.Tensor:
 def test_6_zoom_in(ex):
     """Five frames, part = 1/2: s = 0, 1/8, 1/2, 7/8, 1, and from 2 to 1/2 the scale is 2 / 4^s."""
     s = torch.tensor([0, 1, 4, 7, 8]) / 8
-    expect(call(ex.zoom_scales, 5, 2.0, 0.5, 0.5), 2 * 4**-s, "a zoom in from 2 to 1/2: s is 0, 1/8, 1/2, 7/8 and 1, and the scale 2 (1/4)^s")
+    expect(
+        call(ex.zoom_scales, 5, 2.0, 0.5, 0.5),
+        2 * 4**-s,
+        "a zoom in from 2 to 1/2: s is 0, 1/8, 1/2, 7/8 and 1, and the scale 2 (1/4)^s",
+    )
 
 
 def test_6_both_ends(ex):
-    expect(call(ex.zoom_scales, 2, 3.0, 5.0, 0.3), torch.tensor([3.0, 5.0]), "of two frames, the first has scale first, and the second last")
+    expect(
+        call(ex.zoom_scales, 2, 3.0, 5.0, 0.3),
+        torch.tensor([3.0, 5.0]),
+        "of two frames, the first has scale first, and the second last",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ 7. looped
@@ -454,7 +630,9 @@ def film(*values: float) -> torch.Tensor:
 def expect_film(got: object, right: tuple, hint: str, wrong: dict[str, tuple]) -> None:
     """A film of another length may be a well-known one, too."""
     __tracebackhide__ = True
-    assert isinstance(got, torch.Tensor), f"a tensor was expected here, not {type(got).__name__}: is a `return` missing?"
+    assert isinstance(got, torch.Tensor), (
+        f"a tensor was expected here, not {type(got).__name__}: is a `return` missing?"
+    )
     if got.shape != film(*right).shape:
         for message, values in wrong.items():
             assert got.shape != film(*values).shape or not torch.allclose(got, film(*values), atol=1e-4), message
@@ -464,35 +642,68 @@ def expect_film(got: object, right: tuple, hint: str, wrong: dict[str, tuple]) -
 
 def test_7_pingpong(ex):
     got = call(ex.looped, film(0, 1, 2, 3), "pingpong", 0)
-    expect_film(got, (0, 1, 2, 3, 2, 1), "there and back should be 0 1 2 3 2 1", {
-        "both ends stand still: 0 1 2 3 3 2 1 0, and then 0 again": (0, 1, 2, 3, 3, 2, 1, 0),
-        "the first frame is shown twice, at the end and when it begins again: 0 1 2 3 2 1 0": (0, 1, 2, 3, 2, 1, 0),
-        "the last frame is shown twice, 3 3, on the way there and on the way back": (0, 1, 2, 3, 3, 2, 1),
-        "one frame too few on the way back": (0, 1, 2, 3, 2),
-        "it comes back to 2 twice: the way back is 2 1": (0, 1, 2, 3, 1, 2),
-        "there is no way back": (0, 1, 2, 3),
-    })  # fmt: skip
-    expect_film(call(ex.looped, film(5, 6), "pingpong", 1), (5, 6), "of two frames, there and back is the two of them", {})
+    expect_film(
+        got,
+        (0, 1, 2, 3, 2, 1),
+        "there and back should be 0 1 2 3 2 1",
+        {
+            "both ends stand still: 0 1 2 3 3 2 1 0, and then 0 again": (0, 1, 2, 3, 3, 2, 1, 0),
+            "the first frame is shown twice, at the end and when it begins again: 0 1 2 3 2 1 0": (
+                0,
+                1,
+                2,
+                3,
+                2,
+                1,
+                0,
+            ),
+            "the last frame is shown twice, 3 3, on the way there and on the way back": (0, 1, 2, 3, 3, 2, 1),
+            "one frame too few on the way back": (0, 1, 2, 3, 2),
+            "it comes back to 2 twice: the way back is 2 1": (0, 1, 2, 3, 1, 2),
+            "there is no way back": (0, 1, 2, 3),
+        },
+    )
+    expect_film(
+        call(ex.looped, film(5, 6), "pingpong", 1), (5, 6), "of two frames, there and back is the two of them", {}
+    )
 
 
 def test_7_seamless(ex):
     """Eight frames, of which two are for the dissolve: w is 1/3, 2/3; 36 (1 - 1/3) + 0 = 24 and 49 / 3 + 2/3 = 17."""
     got = call(ex.looped, film(0, 1, 4, 9, 16, 25, 36, 49), "seamless", 2)
     as_shot = (4, 9, 16, 25)
-    expect_film(got, (*as_shot, 24, 17), "shot[2] to shot[5] should come as they are, then 2/3 * 36 + 1/3 * 0 and 1/3 * 49 + 2/3 * 1", {
-        "the dissolve goes the wrong way: the end goes out and the beginning comes in": (*as_shot, 12, 33),
-        "w begins with 0: the first of the dissolve is nothing but the end": (*as_shot, 36, 25),
-        "w begins with 0 and ends with 1: in its first and last frame nothing dissolves": (*as_shot, 36, 1),
-        "w ends with 1: the last of the dissolve is nothing but the beginning": (*as_shot, 18, 1),
-        "w is one half all the time; it should grow": (*as_shot, 18, 25),
-        "the dissolve comes first; it should come last": (24, 17, *as_shot),
-        "there is no dissolve: a cut from the last frame to the first": (0, 1, 4, 9, 16, 25),
-        "there is no dissolve: the film goes on to the end of the shot, and there it is cut": (*as_shot, 36, 49),
-        "the film begins with shot[0], but that has been used in the dissolve: begin with shot[m]": (0, 1, 4, 9, 16, 25, 24, 17),
-        "the beginning comes in backwards: shot[n + k] and shot[k] belong together": (*as_shot, 2 / 3 * 36 + 1 / 3, 49 / 3),
-        "the beginning stands still while it comes in: shot[k] moves on": (*as_shot, 24 + 4 / 3, 49 / 3 + 8 / 3),
-        "the end stands still while it goes out: shot[n + k] moves on": (*as_shot, 24, 12 + 2 / 3),
-    })  # fmt: skip
+    expect_film(
+        got,
+        (*as_shot, 24, 17),
+        "shot[2] to shot[5] should come as they are, then 2/3 * 36 + 1/3 * 0 and 1/3 * 49 + 2/3 * 1",
+        {
+            "the dissolve goes the wrong way: the end goes out and the beginning comes in": (*as_shot, 12, 33),
+            "w begins with 0: the first of the dissolve is nothing but the end": (*as_shot, 36, 25),
+            "w begins with 0 and ends with 1: in its first and last frame nothing dissolves": (*as_shot, 36, 1),
+            "w ends with 1: the last of the dissolve is nothing but the beginning": (*as_shot, 18, 1),
+            "w is one half all the time; it should grow": (*as_shot, 18, 25),
+            "the dissolve comes first; it should come last": (24, 17, *as_shot),
+            "there is no dissolve: a cut from the last frame to the first": (0, 1, 4, 9, 16, 25),
+            "there is no dissolve: the film goes on to the end of the shot, and there it is cut": (*as_shot, 36, 49),
+            "the film begins with shot[0], but that has been used in the dissolve: begin with shot[m]": (
+                0,
+                1,
+                4,
+                9,
+                16,
+                25,
+                24,
+                17,
+            ),
+            "the beginning comes in backwards: shot[n + k] and shot[k] belong together": (
+                *as_shot,
+                2 / 3 * 36 + 1 / 3,
+                49 / 3,
+            ),
+            "the beginning stands still while it comes in: shot[k] moves on": (*as_shot, 24 + 4 / 3, 49 / 3 + 8 / 3),
+            "the end stands still while it goes out: shot[n + k] moves on": (*as_shot, 24, 12 + 2 / 3),
+        },
+    )
 
 
 # ------------------------------------------------------------------------------------------- 8. one_palette
@@ -512,7 +723,10 @@ def test_8_the_nearest_colour(ex):
     """Two frames of 2 x 3 pixels, and no rounds."""
     palette = torch.tensor([[0, 0, 0], [200, 0, 0], [0, 200, 0], [100, 90, 110.0]])
     black, red, green, mauve = (20, 10, 0), (190, 30, 20), (60, 170, 30), (20, 60, 110)  # as the palette has them
-    blue, orange = (10, 0, 250), (210, 140, 0)  # 90, 90, 140 from mauve but 10, 0, 250 from black; 10, 140, 0 from red but 110, 50, 110 from mauve
+    blue, orange = (
+        (10, 0, 250),
+        (210, 140, 0),
+    )  # 90, 90, 140 from mauve but 10, 0, 250 from black; 10, 140, 0 from red but 110, 50, 110 from mauve
     shot = [[black, red, green], [mauve, blue, black]], [[green, green, orange], [black, red, mauve]]
     frames = torch.tensor(shot, dtype=torch.uint8).movedim(-1, 1)
     right = torch.tensor([[[0, 1, 2], [3, 3, 0]], [[2, 2, 1], [0, 1, 3]]])
@@ -526,34 +740,56 @@ def test_8_the_nearest_colour(ex):
     wrong = {
         "this is the farthest colour": nearest(pixels, lambda d: -d.square().sum(-1)),
         "red, green and blue were mixed up: they are on axis 1, and frames.reshape(-1, 3) makes pixels of three neighbours": nearest(
-            mixed, lambda d: d.square().sum(-1)),
+            mixed, lambda d: d.square().sum(-1)
+        ),
         "this is the nearest in red alone": nearest(pixels, lambda d: d[..., 0].abs()),
         "the differences were added with their signs: square them": nearest(pixels, lambda d: d.sum(-1)),
-        "this is the nearest in brightness; all three of red, green and blue should be near": nearest(pixels, lambda d: d.sum(-1).abs()),
-        "the largest of the three differences was looked at; it is the sum of their squares": nearest(pixels, lambda d: d.abs().amax(-1)),
+        "this is the nearest in brightness; all three of red, green and blue should be near": nearest(
+            pixels, lambda d: d.sum(-1).abs()
+        ),
+        "the largest of the three differences was looked at; it is the sum of their squares": nearest(
+            pixels, lambda d: d.abs().amax(-1)
+        ),
         "the differences themselves were added; it is their squares": nearest(pixels, lambda d: d.abs().sum(-1)),
-    }  # fmt: skip
+    }
     expect(index, right, f"the numbers should be {right.tolist()}", wrong)
 
 
 def test_8_one_round(ex):
-    """Over both frames, the dark pixels are 10 10 40 and 60: their mean is 30. The bright ones are 250, 240: 245. Nothing is near green."""
+    """Over both frames, the dark pixels are 10 10 40 and 60: their mean is 30. The bright ones are 250, 240: 245.
+    Nothing is near green.
+    """
     palette = torch.cat([colours(0, 255), torch.tensor([[0.0, 255, 0]])])
-    got, index = pair(call(ex.one_palette, greys((10, 10, 250), (40, 60, 240)), palette, 1), "the palette and the numbers")
+    got, index = pair(
+        call(ex.one_palette, greys((10, 10, 250), (40, 60, 240)), palette, 1), "the palette and the numbers"
+    )
     green = palette[2:]
     wrong = {
         "the palette stayed as it was": palette,
         "this is the first frame's own palette; it should be one for all": torch.cat([colours(10, 250), green]),
         "this is the last frame's own palette; it should be one for all": torch.cat([colours(50, 240), green]),
         "every frame moved the palette anew; all frames together should": torch.cat([colours(50, 240), green]),
-        "a colour that occurs twice should count twice: it is the mean over pixels": torch.cat([colours(110 / 3, 245), green]),
-        "a colour that no pixel belongs to became 0; it should stay as it is": torch.cat([colours(30, 245), 0 * green]),
+        "a colour that occurs twice should count twice: it is the mean over pixels": torch.cat(
+            [colours(110 / 3, 245), green]
+        ),
+        "a colour that no pixel belongs to became 0; it should stay as it is": torch.cat(
+            [colours(30, 245), 0 * green]
+        ),
         "the palette was rounded": torch.cat([colours(30, 245), green]).round(),
-        "this is the middle between the darkest and the brightest pixel; it should be the mean": torch.cat([colours(35, 245), green]),
+        "this is the middle between the darkest and the brightest pixel; it should be the mean": torch.cat(
+            [colours(35, 245), green]
+        ),
     }
     if isinstance(got, torch.Tensor) and got.shape == (3, 3):
-        assert not got[2].isnan().any(), "a colour that no pixel belongs to became NaN, the mean of nothing; it should stay as it is"
-    expect(got, torch.cat([colours(30, 245), green]), "black should become 30, the mean of 10 10 40 60, white 245, and green stay", wrong)
+        assert not got[2].isnan().any(), (
+            "a colour that no pixel belongs to became NaN, the mean of nothing; it should stay as it is"
+        )
+    expect(
+        got,
+        torch.cat([colours(30, 245), green]),
+        "black should become 30, the mean of 10 10 40 60, white 245, and green stay",
+        wrong,
+    )
     expect(index, torch.tensor([[[0, 0, 1]], [[0, 0, 1]]]), "10 10 40 60 should have number 0, and 250 240 number 1")
 
 
@@ -563,8 +799,16 @@ def test_8_two_rounds(ex):
     got, index = pair(call(ex.one_palette, frames, colours(0, 100), 1), "the palette and the numbers")
     hint = "after one round the palette should be 12 and 60, the means of 0 0 0 48 and 60 60"
     expect(got, colours(12, 60), hint, {"that is two rounds": colours(0, 56)})
-    wrong = {"the numbers are those of the palette before its last move: look for the nearest once more": torch.tensor([[[0, 0, 0]], [[0, 1, 1]]])}
+    wrong = {
+        "the numbers are those of the palette before its last move: look for the nearest once more": torch.tensor(
+            [[[0, 0, 0]], [[0, 1, 1]]]
+        )
+    }
     expect(index, torch.tensor([[[0, 0, 0]], [[1, 1, 1]]]), "48 is nearer to 60 than to 12", wrong)
     got, _ = ex.one_palette(frames, colours(0, 100), 2)
-    wrong = {"in the second round the pixels must look for the nearest colour anew (or is a round missing?)": colours(12, 60)}
+    wrong = {
+        "in the second round the pixels must look for the nearest colour anew (or is a round missing?)": colours(
+            12, 60
+        )
+    }
     expect(got, colours(0, 56), "in the second round 48 belongs to 60, so the palette should be 0 and 56", wrong)

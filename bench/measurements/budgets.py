@@ -27,8 +27,8 @@ class Budgets:
         return pick_precision(self.precision, "cpu")
 
     def file(self, name: str, minutes: float) -> Path:
-        """The file of samples. Its name holds all that the samples depend on, so that samples of other settings are
-        never reused.
+        """The file of samples. Its name holds all that the samples depend on,
+        so that samples of other settings are never reused.
         """
         settings = f"{self.resolved_precision}-seed{self.seed}-n{self.n}"
         return self.out / f"{self.data}-{minutes:g}min-{name.replace(' ', '-')}-{settings}.npy"

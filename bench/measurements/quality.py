@@ -71,8 +71,20 @@ def samples_of_course(budgets: Budgets) -> Files:
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
         print(f"train.py for {minutes:g} minutes", flush=True)
         common = ["--seed", budgets.seed, "--device", "cpu"]
-        run_python(TRAIN, "--data", budgets.data, "--data-dir", budgets.data_dir.resolve(), "--minutes", minutes,
-                   "--precision", budgets.precision, *common, "--out", folder)  # fmt: skip
+        run_python(
+            TRAIN,
+            "--data",
+            budgets.data,
+            "--data-dir",
+            budgets.data_dir.resolve(),
+            "--minutes",
+            minutes,
+            "--precision",
+            budgets.precision,
+            *common,
+            "--out",
+            folder,
+        )
         run_python(SAMPLE, "--model", folder, "--n", budgets.n, *common, "--npy", "--out", folder / "drawn.png")
         (folder / "drawn.npy").rename(path)
     return files

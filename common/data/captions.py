@@ -7,7 +7,19 @@ from common.errors import UserError
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 COLUMNS = {
-    "en": ("text", "caption", "prompt", "text_en", "caption_en", "en_text", "captions", "texts", "sentence", "sentences", "description"),
+    "en": (
+        "text",
+        "caption",
+        "prompt",
+        "text_en",
+        "caption_en",
+        "en_text",
+        "captions",
+        "texts",
+        "sentence",
+        "sentences",
+        "description",
+    ),
     "zh": ("text_zh", "caption_zh", "prompt_zh", "zh_text", "text_cn", "caption_cn"),
 }
 
@@ -21,7 +33,8 @@ class Texts:
     items    what to call each image in messages; empty where a number will do
     fault    why captions and images do not belong together, or ""
     default  the language where none is asked for; None is the first there is
-    several  {"en": all captions of each image}, for the languages in which any image has more than one; `by` holds the first of each
+    several  {"en": all captions of each image}, for the languages in which any image has more than one; `by` holds the
+             first of each
     """
 
     where: str
@@ -32,13 +45,17 @@ class Texts:
     several: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     def need(self, language: str | None = None) -> tuple[str, ...]:
-        """N captions in "en", "zh" or "both" (English for even indices, Chinese for odd ones), or a UserError that says why not."""
+        """N captions in "en", "zh" or "both" (English for even indices, Chinese for odd ones),
+        or a UserError that says why not.
+        """
         check_language(language)
         if self.fault:
             raise UserError(self.fault)
         language = language or self.default or next(iter(self.by), "en")
         if language == "both":
-            return tuple(pair[i % 2] for i, pair in enumerate(zip(self._complete("en"), self._complete("zh"), strict=True)))
+            return tuple(
+                pair[i % 2] for i, pair in enumerate(zip(self._complete("en"), self._complete("zh"), strict=True))
+            )
         return self._complete(language)
 
     def offered(self) -> tuple[str, ...] | None:
@@ -55,8 +72,10 @@ class Texts:
 
     def remarks(self) -> list[str]:
         """What a user should know of the captions."""
-        return [f"{sum(len(some) > 1 for some in texts):,} images have several {LANGUAGES[language]} captions, of which the first is used"
-                for language, texts in self.several.items()]  # fmt: skip
+        return [
+            f"{sum(len(some) > 1 for some in texts):,} images have several {LANGUAGES[language]} captions, of which the first is used"
+            for language, texts in self.several.items()
+        ]
 
     def _complete(self, language: str) -> tuple[str, ...]:
         if language not in self.by:
@@ -73,7 +92,11 @@ class Texts:
     def _lacks(self, language: str) -> str:
         if not self.by:
             columns = f"columns named {', '.join(COLUMNS['en'][:3])}, {COLUMNS['zh'][0]}, ..."
-            beside = ", and in NAME.txt, NAME.caption or NAME.json beside NAME.png" if self.where.startswith("the folder") else ""
+            beside = (
+                ", and in NAME.txt, NAME.caption or NAME.json beside NAME.png"
+                if self.where.startswith("the folder")
+                else ""
+            )
             return f"{self.where} has no captions; they are looked for in {columns}{beside}"
         other = next(iter(self.by))
         return (
@@ -115,7 +138,11 @@ def all_texts(row: dict, columns: Sequence[str]) -> tuple[str, ...]:
     """The captions in the first of these columns that has any. Some sets give several for an image, as a list."""
     for column in columns:
         value = row.get(column)
-        values = [whole(text) for text in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(text, (str, int, float)) and text == text]
+        values = [
+            whole(text)
+            for text in (value if isinstance(value, (list, tuple)) else [value])
+            if isinstance(text, (str, int, float)) and text == text
+        ]
         if any(values):
             return tuple(text for text in values if text)
     return ()

@@ -26,7 +26,9 @@ class Attributes:
 
     def of(self, i: int) -> dict[str, str]:
         """The attributes of one image: {"colour": "red", ...}."""
-        return {name: values[k] for name, values, k in zip(self.names, self.values, self.table[i].tolist(), strict=True)}
+        return {
+            name: values[k] for name, values, k in zip(self.names, self.values, self.table[i].tolist(), strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ class Images:
         """The same images in colour (3) or grey (1), as a network wants them."""
         if self.channels == channels:
             return self
-        return replace(self, pixels=tv.rgb_to_grayscale(self.pixels) if channels == 1 else self.pixels.expand(-1, channels, -1, -1).contiguous())
+        return replace(
+            self,
+            pixels=tv.rgb_to_grayscale(self.pixels)
+            if channels == 1
+            else self.pixels.expand(-1, channels, -1, -1).contiguous(),
+        )
 
     def first(self, n: int | None) -> "Images":
         """The first n of them, with all that belongs to them."""
@@ -111,9 +118,13 @@ class Images:
         if self.texts is not None:
             return self.texts.need(language)
         if self.captions is not None and language is not None:
-            raise UserError(f"the captions of {self.name} are not marked by language, so none can be chosen; leave out --language")
+            raise UserError(
+                f"the captions of {self.name} are not marked by language, so none can be chosen; leave out --language"
+            )
         if self.captions is None:
-            raise UserError(f"{self.name} has no captions; choose creatures, pokemon, or a folder of images with captions")
+            raise UserError(
+                f"{self.name} has no captions; choose creatures, pokemon, or a folder of images with captions"
+            )
         return self.captions
 
 

@@ -1,7 +1,7 @@
 """Data sets that are drawn: creatures and dishes. They need no file and no download.
 
-Every picture is a function of (seed, split, index): a set of 100 is the beginning of a set of 10,000, and the same picture can
-be drawn at any size. The table of attributes is the truth; pictures and captions are made from it.
+Every picture is a function of (seed, split, index): a set of 100 is the beginning of a set of 10,000, and the same
+picture can be drawn at any size. The table of attributes is the truth; pictures and captions are made from it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,10 +35,12 @@ class DrawnDataset:
     name             "creatures"
     size             default number of pixels a side
     values           {"colour": ("red", "orange", ...), ...}: the attributes of the table and their values
-    draw_attributes  (rng, held_out) -> attributes {"colour": "red", ...}; held_out asks for combinations kept from training
+    draw_attributes  (rng, held_out) -> attributes {"colour": "red", ...}; held_out asks for combinations kept from
+                     training
     draw_pose        rng -> all that varies in the picture of given attributes
     draw             (attributes, size, pose) -> (3, size, size) uint8
-    describe         (attributes, language, rng, mention) -> caption; mention: names of attributes, None chooses them at random
+    describe         (attributes, language, rng, mention) -> caption; mention: names of attributes, None chooses them
+                     at random
     check            attributes -> None; refuses values and combinations that there are not
     label            the attribute that is also the label of the pictures, if any
     """
@@ -99,7 +101,11 @@ class DrawnDataset:
         size = self.size if size is None else size
         self._check(split, n, size, seed, language)
         n = LENGTH[split] if n is None else n
-        need(4.0 * n * size * size, f"{n:,} {self.name} of {size} x {size} pixels", "the number of pictures, or their size")
+        need(
+            4.0 * n * size * size,
+            f"{n:,} {self.name} of {size} x {size} pixels",
+            "the number of pictures, or their size",
+        )
         pixels, rows = np.empty((n, 3, size, size), np.uint8), np.empty((n, len(self.values)), np.int64)
         for i in tqdm(range(n), f"drawing {self.name}", disable=n < 1000, leave=False):
             attributes, pose = self.sample(seed, split, i)

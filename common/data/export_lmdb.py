@@ -1,8 +1,8 @@
 """Write a data set into one LMDB file, which loads at once where drawing or decoding takes minutes.
 
-  python -m common.data.export_lmdb creatures creatures.lmdb --size 32
-  python -m common.data.export_lmdb path/to/photographs photographs.lmdb --size 64
-  python 01_ddpm_mnist/train.py --data photographs.lmdb
+python -m common.data.export_lmdb creatures creatures.lmdb --size 32
+python -m common.data.export_lmdb path/to/photographs photographs.lmdb --size 64
+python 01_ddpm_mnist/train.py --data photographs.lmdb
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,9 @@ class Args:
 
 def main(args: Args) -> None:
     if args.out.suffix != ".lmdb":
-        raise UserError(f"the name {args.out} must end in .lmdb, by which --data recognizes such a file; write {args.out.parent / (args.out.stem or 'data')}.lmdb")
+        raise UserError(
+            f"the name {args.out} must end in .lmdb, by which --data recognizes such a file; write {args.out.parent / (args.out.stem or 'data')}.lmdb"
+        )
 
     from common.data.registry import load, splits_of
     from common.data.sources.lmdb_dataset import write_lmdb
@@ -38,7 +40,9 @@ def main(args: Args) -> None:
     train = splits["train"]
     counts = " + ".join(f"{len(images)} {split}" for split, images in splits.items())
     languages = ", ".join(train.texts.by) if train.texts else ""
-    print(f"{args.out}: {counts} images of {train.size} x {train.size} pixels, captions: {languages or 'none'}, {args.out.stat().st_size:,} bytes")
+    print(
+        f"{args.out}: {counts} images of {train.size} x {train.size} pixels, captions: {languages or 'none'}, {args.out.stat().st_size:,} bytes"
+    )
 
 
 if __name__ == "__main__":

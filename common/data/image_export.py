@@ -14,7 +14,9 @@ from common.io.files import write_folder
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is there, and a name under which load() would look for a file."""
     if folder.suffix.lower() == ".lmdb":
-        raise UserError(f"{folder} ends in .lmdb, but a folder is written; choose another name, or use python -m common.data.export_lmdb")
+        raise UserError(
+            f"{folder} ends in .lmdb, but a folder is written; choose another name, or use python -m common.data.export_lmdb"
+        )
     if folder.exists():
         raise UserError(f"{folder} is there already; name a folder that is not")
 
@@ -43,11 +45,18 @@ def row_of(images: Images, i: int) -> dict[str, object]:
     row: dict[str, object] = {"file_name": f"{i:05d}.png"}
     if images.texts:
         row |= {COLUMNS[language][0]: texts[i] for language, texts in images.texts.by.items()}
-        row |= {COLUMNS[language][0]: list(texts[i]) for language, texts in images.texts.several.items() if len(texts[i]) > 1}
+        row |= {
+            COLUMNS[language][0]: list(texts[i])
+            for language, texts in images.texts.several.items()
+            if len(texts[i]) > 1
+        }
     if images.attributes:
         row |= images.attributes.of(i)
     if images.labels is not None:
-        row |= {"label": int(images.labels[i]), "name": images.classes[images.labels[i]] if images.classes else str(int(images.labels[i]))}
+        row |= {
+            "label": int(images.labels[i]),
+            "name": images.classes[images.labels[i]] if images.classes else str(int(images.labels[i])),
+        }
     return row
 
 

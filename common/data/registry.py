@@ -44,12 +44,13 @@ def load(
     n: int | None = None,
     channels: int | None = None,
 ) -> Images:
-    """A data set by name; or a path to a folder of images, parquet files or arrays, to an .lmdb, .npz, .parquet or .csv of pixels; or
-    hub:owner/name.
+    """A data set by name; or a path to a folder of images, parquet files or arrays, to an .lmdb, .npz, .parquet or
+    .csv of pixels; or hub:owner/name.
 
     size      pixels a side; None keeps the set's own size (64 for photographs, 32 for creatures)
     data_dir  where local copies are looked for, and where downloads go
-    split     "train" or "test" (creatures and dishes also "heldout"); where a folder has no test split of its own, every tenth image serves
+    split     "train" or "test" (creatures and dishes also "heldout"); where a folder has no test split of its own,
+              every tenth image serves
     language  of the captions: "en", "zh" or "both", half and half; a set that lacks them is refused.
               None takes the captions there are, if any
     n         only the first n images; creatures and dishes are drawn as many as that
@@ -80,8 +81,12 @@ def _load(name: str, size: int | None, data_dir: Path, split: str, n: int | None
     if os.path.isdir(path) or (os.path.isfile(path) and local.takes(path)):
         return local.load_local(path, path.name, split, size, photo_size, channels)
     if os.path.exists(path):
-        raise UserError(f"{name} is a file; --data takes a folder of images, an .lmdb, {', '.join(local.FILES)}, or one of {', '.join(NAMES)}")
-    raise UserError(f"unknown data '{name}': it is neither one of auto, {', '.join(NAMES)} nor an existing folder, .lmdb or hub:owner/name")
+        raise UserError(
+            f"{name} is a file; --data takes a folder of images, an .lmdb, {', '.join(local.FILES)}, or one of {', '.join(NAMES)}"
+        )
+    raise UserError(
+        f"unknown data '{name}': it is neither one of auto, {', '.join(NAMES)} nor an existing folder, .lmdb or hub:owner/name"
+    )
 
 
 def is_place(name: str) -> bool:

@@ -1,10 +1,11 @@
 """A small network that classifies all eleven attributes of a drawn creature, to evaluate text-to-image models.
 
-It tells whether a picture shows what its caption asks for. It is trained on creatures that no other program uses: of the train and
-the held-out split, under another seed than the course's 0, in their natural proportion of nine to one. So it has seen every
-combination, blue creatures of fire too, and has no bias towards combinations that belong to the train split. (A classifier that had
-never seen one might misread the flames of a blue creature, and the evaluated model would be blamed.) It is tested on the test and
-held-out splits of seed 0. Its weights are shipped, in fp16; `python -m common.evaluate.train_creature_classifier` trains it again.
+It tells whether a picture shows what its caption asks for. It is trained on creatures that no other program uses: of
+the train and the held-out split, under another seed than the course's 0, in their natural proportion of nine to one.
+So it has seen every combination, blue creatures of fire too, and has no bias towards combinations that belong to the
+train split. (A classifier that had never seen one might misread the flames of a blue creature, and the evaluated model
+would be blamed.) It is tested on the test and held-out splits of seed 0. Its weights are shipped, in fp16; `python -m
+common.evaluate.train_creature_classifier` trains it again.
 """
 
 import time
@@ -51,7 +52,9 @@ class CreatureClassifier(nn.Module):
             nn.Flatten(), nn.Dropout(0.1),                                  # (N, 1536)
             nn.Linear(96 * 4 * 4, FEATURES),                                # (N, 64)
         )  # fmt: skip
-        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, kinds) for name, kinds in zip(NAMES, KINDS, strict=True)})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(FEATURES, kinds) for name, kinds in zip(NAMES, KINDS, strict=True)}
+        )
 
     def features(self, x: Tensor) -> Tensor:
         """(N, 3, 32, 32) in [-1, 1] -> (N, 64); similar creatures have similar features"""
@@ -90,8 +93,8 @@ def load_creature_classifier(path: Path = CREATURE_WEIGHTS) -> CreatureClassifie
 
 @torch.no_grad()
 def classify(classifier: CreatureClassifier, images: Tensor, batch: int = 500) -> tuple[Tensor, list[Tensor]]:
-    """Images in [-1, 1] or uint8, (N, 3, S, S) -> features (N, 64), and the probabilities of each attribute's values, eleven times
-    (N, its number of values)."""
+    """Images in [-1, 1] or uint8, (N, 3, S, S) -> features (N, 64), and the probabilities of each attribute's values,
+    eleven times (N, its number of values)."""
     features = torch.cat([classifier.features(preprocess(part)) for part in images.split(batch)])
     return features, [logits.softmax(1) for logits in classifier.logits(features)]
 
@@ -107,7 +110,9 @@ def read_attributes(classifier: CreatureClassifier, images: Tensor) -> tuple[Ten
 
 
 def accuracy(read: Tensor, wanted: Tensor, mentioned: Tensor | None = None) -> float:
-    """Share of the wanted attributes that the pictures show. read, wanted: (N, 11); mentioned: (N, 11) bool, those that count; by default all."""
+    """Share of the wanted attributes that the pictures show.
+    read, wanted: (N, 11); mentioned: (N, 11) bool, those that count; by default all.
+    """
     return float((read == wanted)[_counted(wanted, mentioned)].cpu().double().mean())
 
 
@@ -128,8 +133,10 @@ def chance(read: Tensor, wanted: Tensor, mentioned: Tensor | None = None) -> Ten
     A model that draws as well but ignores its captions reaches it. NaN for an attribute that is never mentioned.
     """
     counted, n = _counted(wanted, mentioned), len(read)
-    others = [(torch.bincount(read[:, k], minlength=kinds)[wanted[:, k]] - (read[:, k] == wanted[:, k]).long()) / (n - 1)
-              for k, kinds in enumerate(KINDS)]  # share of the other n - 1 pictures that show the wanted value  # fmt: skip
+    others = [
+        (torch.bincount(read[:, k], minlength=kinds)[wanted[:, k]] - (read[:, k] == wanted[:, k]).long()) / (n - 1)
+        for k, kinds in enumerate(KINDS)
+    ]  # share of the other n - 1 pictures that show the wanted value
     return (torch.stack(others, 1).cpu().double() * counted).sum(0) / counted.cpu().double().sum(0)
 
 
@@ -139,31 +146,34 @@ def _counted(wanted: Tensor, mentioned: Tensor | None) -> Tensor:
 
 def mentioned_table(mentions: Sequence[Sequence[str]]) -> Tensor:
     """Names of the attributes that each caption mentions -> (N, 11) bool."""
-    return torch.tensor([[name in names for name in NAMES] for names in mentions], dtype=torch.bool).view(-1, len(NAMES))
+    return torch.tensor([[name in names for name in NAMES] for names in mentions], dtype=torch.bool).view(
+        -1, len(NAMES)
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------------ training
 
 
 def corrupt(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Make drawn creatures look as generated ones may: slightly shifted, blurred, noisy, tinted, too dark or too saturated.
+    """Make drawn creatures look as generated ones may: slightly shifted, blurred, noisy, tinted, too dark or too
+    saturated.
 
     (B, 3, S, S) in [-1, 1] -> the same, each image by other random amounts; half of them are not blurred.
     """
     B, _, S, _ = x.shape
     u = lambda *shape: torch.rand(shape, generator=rng)  # noqa: E731
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    blur = (u(B, 1, 1, 1) - 0.5).clamp(min=0) / 2                               # weight of each neighbour, 0 to 1/4
+    blur = (u(B, 1, 1, 1) - 0.5).clamp(min=0) / 2  # weight of each neighbour, 0 to 1/4
     x = (x + blur * (x.roll(1, 2) + x.roll(-1, 2))) / (1 + 2 * blur)
     x = (x + blur * (x.roll(1, 3) + x.roll(-1, 3))) / (1 + 2 * blur)
-    down, right = torch.randint(3, (2, B), generator=rng)                      # by at most a pixel
+    down, right = torch.randint(3, (2, B), generator=rng)  # by at most a pixel
     rows, columns = (start[:, None] + torch.arange(S) for start in (down, right))
     x = x[torch.arange(B)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)  # (B, 3, S, S)
     grey = x.mean(1, keepdim=True)
-    x = grey + (0.85 + 0.45 * u(B, 1, 1, 1)) * (x - grey)                       # saturation
-    x = (0.9 + 0.25 * u(B, 1, 1, 1)) * x + 0.12 * (2 * u(B, 1, 1, 1) - 1)       # contrast and brightness
-    x = x + 0.05 * (2 * u(B, 3, 1, 1) - 1)                                      # tint
-    x = x + 0.08 * u(B, 1, 1, 1) * torch.randn(x.shape, generator=rng)         # noise
+    x = grey + (0.85 + 0.45 * u(B, 1, 1, 1)) * (x - grey)  # saturation
+    x = (0.9 + 0.25 * u(B, 1, 1, 1)) * x + 0.12 * (2 * u(B, 1, 1, 1) - 1)  # contrast and brightness
+    x = x + 0.05 * (2 * u(B, 3, 1, 1) - 1)  # tint
+    x = x + 0.08 * u(B, 1, 1, 1) * torch.randn(x.shape, generator=rng)  # noise
     return x.clamp(-1, 1)
 
 
@@ -186,7 +196,9 @@ def train(n: int, epochs: int, batch_size: int, lr: float, seed: int) -> Creatur
 
 
 def check(classifier: CreatureClassifier) -> float:
-    """Print the accuracy of each attribute on creatures outside of the training set; returns the mean on the test split."""
+    """Print the accuracy of each attribute on creatures outside of the training set;
+    returns the mean on the test split.
+    """
     rows = {}
     for split in ("test", "heldout"):
         data = load_creatures(split, size=SIZE)
@@ -201,13 +213,19 @@ def check(classifier: CreatureClassifier) -> float:
 def train_and_save(path: Path, n: int, epochs: int, batch_size: int, lr: float, seed: int) -> None:
     """Train, print the accuracy, and save the weights if it is high enough."""
     if seed < 1:
-        raise UserError(f"--seed must be 1 or more, not {seed}: seed 0 draws the creatures that the classifier is tested on")
+        raise UserError(
+            f"--seed must be 1 or more, not {seed}: seed 0 draws the creatures that the classifier is tested on"
+        )
     if n < batch_size:
-        raise UserError(f"--n {n} creatures do not fill a batch of {batch_size}; give more of them, or a smaller --batch-size")
+        raise UserError(
+            f"--n {n} creatures do not fill a batch of {batch_size}; give more of them, or a smaller --batch-size"
+        )
     began = time.perf_counter()
     net = train(n, epochs, batch_size, lr, seed)
     round_to_half(net)
-    print(f"{epochs} passes over {n:,} creatures in {time.perf_counter() - began:.0f} s; on 1,000 unseen creatures of each split:")
+    print(
+        f"{epochs} passes over {n:,} creatures in {time.perf_counter() - began:.0f} s; on 1,000 unseen creatures of each split:"
+    )
     right = check(net)
     if right < ACCURACY:
         raise UserError(

@@ -1,7 +1,8 @@
-"""A small classifier of handwritten digits: its features are what the evaluator compares. The weights are shipped, in fp16.
+"""A small classifier of handwritten digits: its features are what the evaluator compares. The weights are shipped, in
+fp16.
 
-It describes an image by 64 features, whose distribution common/evaluate/distances.py compares, and by ten logits, one per digit.
-`python -m common.evaluate.train_digit_classifier` trains it again.
+It describes an image by 64 features, whose distribution common/evaluate/distances.py compares, and by ten logits, one
+per digit. `python -m common.evaluate.train_digit_classifier` trains it again.
 """
 
 import math
@@ -43,7 +44,9 @@ class DigitClassifier(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, CLASSES))
 
     def features(self, x: Tensor) -> Tensor:
-        """(N, 1, 28, 28) in [-1, 1] -> (N, 64), before the last ReLU, because the Frechet distance assumes Gaussians."""
+        """(N, 1, 28, 28) in [-1, 1] -> (N, 64), before the last ReLU,
+        because the Frechet distance assumes Gaussians.
+        """
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +132,9 @@ def train_and_save(path: Path, data_dir: Path, epochs: int, batch_size: int, lr:
     net = train(data_dir, epochs, batch_size, lr, seed)
     round_to_half(net)
     right = accuracy(net, test.pixels, cast(Tensor, test.labels))
-    print(f"{right:.2%} of the {len(test):,} test images are recognised, after {time.perf_counter() - began:.0f} s of training")
+    print(
+        f"{right:.2%} of the {len(test):,} test images are recognised, after {time.perf_counter() - began:.0f} s of training"
+    )
     if right < ACCURACY:
         raise UserError(
             f"the accuracy {right:.2%} is below the {ACCURACY:.0%} that evaluations need, so the weights are not saved; give more --epochs"

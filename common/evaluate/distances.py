@@ -1,7 +1,8 @@
 """Distances between two sets of features: the Frechet distance, the kernel distance, and their uncertainty.
 
-A set of features is (N, D) float64: N images, each described by D features of a network (here the 64 of digit_classifier.py).
-Both distances come from `torchmetrics`; this file feeds it features that are already computed, and adds the statistics.
+A set of features is (N, D) float64: N images, each described by D features of a network (here the 64 of
+digit_classifier.py). Both distances come from `torchmetrics`; this file feeds it features that are already computed,
+and adds the statistics.
 """
 
 import warnings
@@ -19,7 +20,9 @@ from common.random import EVALUATION, generator
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: 64 x 64 matrices are too small to share, and on a busy machine threads that wait for each other are ten times slower."""
+    """Compute on one thread: 64 x 64 matrices are too small to share,
+    and on a busy machine threads that wait for each other are ten times slower.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -29,7 +32,9 @@ def one_thread() -> Iterator[None]:
 
 
 class PrecomputedFeatures(nn.Module):
-    """The identity, in place of the network that torchmetrics applies to images: these features are computed already."""
+    """The identity, in place of the network that torchmetrics applies to images:
+    these features are computed already.
+    """
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -58,7 +63,9 @@ class Frechet:
         return float(self.metric.compute())
 
 
-def kernel_distance(features: Tensor, reference: Tensor, seed: int = 0, size: int | None = None, subsets: int = 30) -> tuple[float, float]:
+def kernel_distance(
+    features: Tensor, reference: Tensor, seed: int = 0, size: int | None = None, subsets: int = 30
+) -> tuple[float, float]:
     """The squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, known as KID (Binkowski et al. 2018).
 
     Unbiased, hence about zero for sets of one distribution, and below zero as often as above.
@@ -67,7 +74,9 @@ def kernel_distance(features: Tensor, reference: Tensor, seed: int = 0, size: in
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it keeps all features in memory, and says so
-        metric = KernelInceptionDistance(PrecomputedFeatures(features.shape[1]), subsets, size or min(len(features), len(reference)) // 2)
+        metric = KernelInceptionDistance(
+            PrecomputedFeatures(features.shape[1]), subsets, size or min(len(features), len(reference)) // 2
+        )
     metric.update(reference.cpu().double(), real=True)
     metric.update(features.cpu().double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics picks the subsets with the global generator
@@ -78,8 +87,8 @@ def kernel_distance(features: Tensor, reference: Tensor, seed: int = 0, size: in
 
 class Estimate(NamedTuple):
     value: float
-    sd: float    # standard deviation of the value over new draws of the samples
-    low: float   # 95 % interval
+    sd: float  # standard deviation of the value over new draws of the samples
+    low: float  # 95 % interval
     high: float
 
 
@@ -87,11 +96,11 @@ def bootstrap(statistic: Callable[[Tensor], float], features: Tensor, seed: int 
     """The statistic of the samples, and how much it would vary with other samples of the same number.
 
     Each resample draws N of the N samples with repetition. Repetitions reduce the variety of a set, so that resampled
-    Frechet distances are all too large, by about as much as N samples differ from infinitely many; only their spread is
-    useful. Therefore the value is that of the samples themselves, and the interval is the resamples' middle 95 %, shifted
-    so that their mean equals that value (and cut off at zero). It estimates how much other draws of N samples from the same
-    model would differ, with the same reference; it does not remove the floor. Compared with draws of real digits it is
-    conservative: the standard deviation was 1.1 to 1.6 times the true one.
+    Frechet distances are all too large, by about as much as N samples differ from infinitely many; only their spread
+    is useful. Therefore the value is that of the samples themselves, and the interval is the resamples' middle 95 %,
+    shifted so that their mean equals that value (and cut off at zero). It estimates how much other draws of N samples
+    from the same model would differ, with the same reference; it does not remove the floor. Compared with draws of
+    real digits it is conservative: the standard deviation was 1.1 to 1.6 times the true one.
     """
     value, rng = statistic(features), generator(EVALUATION, seed)
     again = [statistic(features[torch.randint(len(features), (len(features),), generator=rng)]) for _ in range(times)]
@@ -103,7 +112,8 @@ def bootstrap(statistic: Callable[[Tensor], float], features: Tensor, seed: int 
 def random_splits(features: Tensor, n: int, times: int, seed: int = 0) -> Iterator[Tensor]:
     """`times` random sets of n points: disjoint until all points are used up, then from a new permutation.
 
-    Sets that overlap resemble each other, so their standard deviation is then an underestimate. features: (N, D), n <= N.
+    Sets that overlap resemble each other, so their standard deviation is then an underestimate. features: (N, D), n <=
+    N.
     """
     rng, order = generator(EVALUATION, seed), torch.empty(0, dtype=torch.long)
     for _ in range(times):

@@ -1,7 +1,8 @@
 """Compare generated images with real ones, by the features of a small classifier of digits.
 
-Each distance stands beside its floor: the distance of as many real images. (A model that copied its training images would reach the
-floor, too: look at the images as well.) No number here is comparable with an FID, whose features are those of an Inception network.
+Each distance stands beside its floor: the distance of as many real images. (A model that copied its training images
+would reach the floor, too: look at the images as well.) No number here is comparable with an FID, whose features are
+those of an Inception network.
 """
 
 from typing import NamedTuple
@@ -23,23 +24,23 @@ DRAWS = 20  # sets of real images, for the floor
 class Report(NamedTuple):
     """What `evaluate` measures. `real`: as many real images as there are samples, compared with the same reference."""
 
-    n: int                                  # samples
-    reference: int                          # real images they are compared with
-    frechet: float                          # Frechet distance of the samples
-    frechet_sd: float                       # its bootstrap standard deviation
-    frechet_interval: tuple[float, float]   # its bootstrap interval, 95 %
-    frechet_real: float                     # the floor: mean over several draws of real images
-    frechet_real_sd: float                  # standard deviation between those draws
-    kid: float                              # kernel distance of the samples
-    kid_sd: float                           # standard deviation over subsets
-    kid_real: float                         # its floor, which is about zero
+    n: int  # samples
+    reference: int  # real images they are compared with
+    frechet: float  # Frechet distance of the samples
+    frechet_sd: float  # its bootstrap standard deviation
+    frechet_interval: tuple[float, float]  # its bootstrap interval, 95 %
+    frechet_real: float  # the floor: mean over several draws of real images
+    frechet_real_sd: float  # standard deviation between those draws
+    kid: float  # kernel distance of the samples
+    kid_sd: float  # standard deviation over subsets
+    kid_real: float  # its floor, which is about zero
     kid_real_sd: float
-    histogram: tuple[float, ...]            # share of the samples that are classified as 0, 1, ..., 9
+    histogram: tuple[float, ...]  # share of the samples that are classified as 0, 1, ..., 9
     histogram_real: tuple[float, ...]
-    confidence: float                       # mean probability of the most probable class
+    confidence: float  # mean probability of the most probable class
     confidence_real: float
-    confidence_noise: float                 # the same for pure noise
-    notes: tuple[str, ...]                  # limits of these numbers, as sentences
+    confidence_noise: float  # the same for pure noise
+    notes: tuple[str, ...]  # limits of these numbers, as sentences
 
     @property
     def ratio(self) -> float:
@@ -54,8 +55,9 @@ def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) ->
     reference  real images that the model was not trained on: the test split
     real       other real images, for the floor: the training split
 
-    Both sets are first brought to the samples' size, as a model's training images were. Where `real` is too small for two
-    disjoint draws of N images, fewer samples are used, and the notes say so. Raises UserError for what cannot be compared.
+    Both sets are first brought to the samples' size, as a model's training images were. Where `real` is too small for
+    two disjoint draws of N images, fewer samples are used, and the notes say so. Raises UserError for what cannot be
+    compared.
     """
     n, notes = check(samples, reference, real)
     return Evaluator(reference, real, samples.shape[-1], n, seed)(samples, tuple(notes))
@@ -64,8 +66,8 @@ def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) ->
 class Evaluator:
     """`evaluate` for many sets of n samples: what they are compared with is classified only once.
 
-    evaluator = Evaluator(reference, real, size, n); evaluator(samples) -> Report, where samples is (N, 1 or 3, size, size). Of more than n
-    samples, n are chosen, because distances compare at equal numbers only.
+    evaluator = Evaluator(reference, real, size, n); evaluator(samples) -> Report, where samples is (N, 1 or 3, size,
+    size). Of more than n samples, n are chosen, because distances compare at equal numbers only.
     """
 
     def __init__(self, reference: Images, real: Images, size: int, n: int, seed: int = 0) -> None:
@@ -79,7 +81,9 @@ class Evaluator:
             self.frechet = Frechet(self.features_reference)
             splits = list(random_splits(features_real, n, DRAWS, seed))
             self.frechet_real = torch.tensor([self.frechet(split) for split in splits])
-            self.kid_real = torch.tensor([kernel_distance(split, self.features_reference, seed)[0] for split in splits])
+            self.kid_real = torch.tensor(
+                [kernel_distance(split, self.features_reference, seed)[0] for split in splits]
+            )
 
     def __call__(self, samples: Tensor, notes: tuple[str, ...] = ()) -> Report:
         if len(samples) > self.n:
@@ -117,14 +121,20 @@ def check(samples: Tensor, reference: Images, real: Images) -> tuple[int, list[s
         raise UserError("the samples hold values that are not finite (NaN or infinity), so they are no images")
     n, notes = min(len(samples), len(real) // 2), []
     if min(n, len(reference)) < MIN_SAMPLES:
-        raise UserError(f"{len(samples)} samples, {len(reference)} reference and {len(real)} other real images are too few to "
-                        f"compare; at least {MIN_SAMPLES}, {MIN_SAMPLES} and {2 * MIN_SAMPLES} are needed, and 500 samples are a good number")  # fmt: skip
+        raise UserError(
+            f"{len(samples)} samples, {len(reference)} reference and {len(real)} other real images are too few to "
+            f"compare; at least {MIN_SAMPLES}, {MIN_SAMPLES} and {2 * MIN_SAMPLES} are needed, and 500 samples are a good number"
+        )
     if n < len(samples):
-        notes.append(f"only {n} of the {len(samples)} samples are used: {real.name} has just {len(real)} images for the floor")
+        notes.append(
+            f"only {n} of the {len(samples)} samples are used: {real.name} has just {len(real)} images for the floor"
+        )
     if min(n, len(reference)) <= FEATURES:
         notes.append(f"{min(n, len(reference))} images cannot fill {FEATURES} features: the distances are very rough")
     if reference.name != "mnist":
-        notes.append(f"the features are those of a classifier of MNIST digits: with {reference.name}, use them to compare models, no more")
+        notes.append(
+            f"the features are those of a classifier of MNIST digits: with {reference.name}, use them to compare models, no more"
+        )
     return n, notes
 
 

@@ -4,9 +4,9 @@
   python -m common.evaluate my_samples/ --data mnist                           a folder of PNGs
   python -m common.evaluate my_samples.npy --data mnist                        uint8, or floats in [-1, 1]
 
-It prints the Frechet and the kernel distance between samples and real images, each beside its floor: the distance of as many real
-images. (A model that copied its training images would reach the floor, too: look at the images as well.) The features are those of
-our own small classifier of digits, so no number here is comparable with an FID.
+It prints the Frechet and the kernel distance between samples and real images, each beside its floor: the distance of
+as many real images. (A model that copied its training images would reach the floor, too: look at the images as well.)
+The features are those of our own small classifier of digits, so no number here is comparable with an FID.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,11 @@
-"""Prompt adherence of a text-to-image model of creatures: which of the attributes that a caption names are in the image?
+"""Prompt adherence of a text-to-image model of creatures: which of the attributes that a caption names are in the
+image?
 
-A classifier that knows all creatures (creature_classifier.py) reads the attributes of each image; only those that the caption
-mentions count. Captions describe creatures that the model has not seen: `test`, and `heldout`, combinations of colour and element
-of which training held none. Every caption names both, so that a held-out prompt asks for a new combination. Two bounds stand
-beside each number: real images of the same captions (the upper one), and real images with each other's captions (chance).
+A classifier that knows all creatures (creature_classifier.py) reads the attributes of each image; only those that the
+caption mentions count. Captions describe creatures that the model has not seen: `test`, and `heldout`, combinations of
+colour and element of which training held none. Every caption names both, so that a held-out prompt asks for a new
+combination. Two bounds stand beside each number: real images of the same captions (the upper one), and real images
+with each other's captions (chance).
 
     accuracy     share of the mentioned attributes that are right, with a bootstrap 95 % interval over prompts
     all right    share of images in which every mentioned attribute is right
@@ -27,10 +29,10 @@ from common.evaluate.creature_classifier import CreatureClassifier, mentioned_ta
 from common.evaluate.distances import Estimate, bootstrap, one_thread
 from common.models.pipeline import TextToImagePipeline
 
-SEED = 0                       # of the creatures that captions are taken from: the course's own
+SEED = 0  # of the creatures that captions are taken from: the course's own
 ASKED = ("colour", "element")  # what every prompt mentions
-VARIANTS = 4                   # images of each of the prompts whose diversity is measured
-WIDTH = 46                     # characters that a split takes in the table
+VARIANTS = 4  # images of each of the prompts whose diversity is measured
+WIDTH = 46  # characters that a split takes in the table
 SPLITS = {"test": "test", "heldout": "held-out combinations"}
 
 Row = dict[str, Any]
@@ -40,12 +42,12 @@ class Prompts(NamedTuple):
     """Captions, and real images of what they describe."""
 
     split: str
-    captions: list[str]      # N
-    english: list[str]       # N, the same in English, for figures whose font has no Chinese
-    wanted: Tensor           # (N, 11) the attributes of the creatures that are described
-    mentioned: Tensor        # (N, 11) bool, which of them the captions mention
-    real: Tensor             # (N, 3, S, S) uint8, those creatures
-    variants: Tensor         # (VARIANTS, A, 3, S, S) uint8, for the first A prompts: other creatures that fit them as well
+    captions: list[str]  # N
+    english: list[str]  # N, the same in English, for figures whose font has no Chinese
+    wanted: Tensor  # (N, 11) the attributes of the creatures that are described
+    mentioned: Tensor  # (N, 11) bool, which of them the captions mention
+    real: Tensor  # (N, 3, S, S) uint8, those creatures
+    variants: Tensor  # (VARIANTS, A, 3, S, S) uint8, for the first A prompts: other creatures that fit them as well
 
 
 def make_prompts(split: str, n: int, language: str, size: int, with_variants: int = 0) -> Prompts:
@@ -73,7 +75,9 @@ def make_prompts(split: str, n: int, language: str, size: int, with_variants: in
         torch.tensor([CREATURE_IMAGES.to_row(attributes) for attributes, _ in found]),
         mentioned_table(named),
         torch.stack([torch.from_numpy(draw(attributes, size, pose)) for attributes, pose in found]),
-        torch.stack(variants).unflatten(0, (VARIANTS, A)) if variants else torch.empty(VARIANTS, 0, 3, size, size, dtype=torch.uint8),
+        torch.stack(variants).unflatten(0, (VARIANTS, A))
+        if variants
+        else torch.empty(VARIANTS, 0, 3, size, size, dtype=torch.uint8),
     )
 
 
@@ -86,11 +90,13 @@ def check_creature_size(name: object, pipeline: TextToImagePipeline) -> None:
         )
 
 
-# ----------------------------------------------------------------------------------------------------------- the numbers
+# --------------------------------------------------------------------------------------------------------- the numbers
 
 
 def measure_accuracy(judge: CreatureClassifier, prompts: Prompts, pixels: Tensor) -> Row:
-    """accuracy with its interval, all_right, pair, and the accuracy of each attribute. pixels (N, 3, S, S) uint8, one for each prompt"""
+    """accuracy with its interval, all_right, pair, and the accuracy of each attribute.
+    pixels (N, 3, S, S) uint8, one for each prompt
+    """
     read, _ = read_attributes(judge, pixels)
     right = (read == prompts.wanted) & prompts.mentioned
     accuracy = pooled_accuracy(right, prompts.mentioned)
@@ -104,25 +110,31 @@ def measure_accuracy(judge: CreatureClassifier, prompts: Prompts, pixels: Tensor
 
 
 def pooled_accuracy(right: Tensor, mentioned: Tensor) -> Estimate:
-    """The accuracy over all mentioned attributes. The bootstrap resamples prompts with everything they mention. Both (N, 11) bool"""
+    """The accuracy over all mentioned attributes. The bootstrap resamples prompts with everything they mention.
+    Both (N, 11) bool
+    """
     counts = torch.stack([right.sum(1), mentioned.sum(1)], 1).cpu().double()  # (N, 2)
     with one_thread():
         return bootstrap(lambda some: float(some[:, 0].sum() / some[:, 1].sum()), counts, times=1000)
 
 
 def chance_accuracy(judge: CreatureClassifier, prompts: Prompts) -> Row:
-    """What real creatures get with each other's captions, over all attributes and for each: the model draws well and ignores the text."""
+    """What real creatures get with each other's captions, over all attributes and for each:
+    the model draws well and ignores the text.
+    """
     each = classifier.chance(read_attributes(judge, prompts.real)[0], prompts.wanted, prompts.mentioned)  # (11,)
     counts = prompts.mentioned.cpu().double().sum(0)
     pooled = float((each.nan_to_num(0.0) * counts).sum() / counts.sum())
     return {"accuracy": pooled} | dict(zip(NAMES, each.tolist(), strict=True))
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
+# ----------------------------------------------------------------------------------------------------------- the table
 
 
 def table_header(splits: Sequence[str], left: int, *more: str) -> str:
-    """Two lines: the splits, and the columns of each. left: width of the first column; more: what stands at the end of each line"""
+    """Two lines: the splits, and the columns of each.
+    left: width of the first column; more: what stands at the end of each line
+    """
     above, below = more or ("", "")
     columns = f"{'accuracy':>10}{'(95 %)':>17}{'all right':>11}{'pair':>8}"
     titles = "".join(f"{SPLITS[split]:^{WIDTH}}" for split in splits)
@@ -130,7 +142,9 @@ def table_header(splits: Sequence[str], left: int, *more: str) -> str:
 
 
 def table_columns(row: Mapping[str, Any], suffix: str = "") -> str:
-    """The columns of one split. suffix "" is the model's own, or of the columns that end in it; what was not measured stays blank."""
+    """The columns of one split. suffix "" is the model's own, or of the columns that end in it;
+    what was not measured stays blank.
+    """
     if f"accuracy{suffix}" not in row:
         return " " * WIDTH
     if f"all_right{suffix}" not in row:

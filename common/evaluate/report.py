@@ -44,6 +44,9 @@ def table(report: Report, name: str) -> str:
     ]
     for digit, (share, real) in enumerate(zip(r.histogram, r.histogram_real, strict=True)):
         lines.append(f"{digit:>9}{share:>15.1%}{real:>8.1%}  {'#' * round(100 * share)}")
-    remarks = ["± is one standard deviation: of the samples' distances by resampling, of the floor between draws of real images",
-               "the confidence of the classifier says nothing alone; see what pure noise gets", *r.notes]  # fmt: skip
+    remarks = [
+        "± is one standard deviation: of the samples' distances by resampling, of the floor between draws of real images",
+        "the confidence of the classifier says nothing alone; see what pure noise gets",
+        *r.notes,
+    ]
     return "\n".join(lines + [""] + [f"note: {remark}" for remark in remarks])

@@ -1,4 +1,6 @@
-"""A sheet of samples: a row of images for each prompt and guidance scale, all from the same noise. The programs sample.py of chapters 2 and 4."""
+"""A sheet of samples: a row of images for each prompt and guidance scale, all from the same noise.
+The programs sample.py of chapters 2 and 4.
+"""
 
 import sys
 import time
@@ -20,7 +22,9 @@ def parse_scales(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"cannot read --sweep {text}; write guidance scales separated by commas, as in 1,2,4,8") from None
+        raise UserError(
+            f"cannot read --sweep {text}; write guidance scales separated by commas, as in 1,2,4,8"
+        ) from None
 
 
 def print_remarks(pipeline: TextToImagePipeline, prompts: Sequence[str]) -> None:
@@ -33,14 +37,14 @@ def print_remarks(pipeline: TextToImagePipeline, prompts: Sequence[str]) -> None
 def sample_sheet(
     pipeline: TextToImagePipeline,
     prompts: Sequence[str],
-    n: int,                        # images of each prompt at each scale
-    scales: Sequence[float],       # guidance scales, a row for each
-    config: SamplingConfig,        # everything else
-    out: Path,                     # the picture; its folder is made
-    row_height: int,               # pixels of a row
-    gif: bool = False,             # also write the reverse process beside it
-    image: Tensor | None = None,   # (1, C, H, W): start from it instead of noise; it is shown at the left of each row
-    strength: float = 0.6,         # how far that image is noised first
+    n: int,  # images of each prompt at each scale
+    scales: Sequence[float],  # guidance scales, a row for each
+    config: SamplingConfig,  # everything else
+    out: Path,  # the picture; its folder is made
+    row_height: int,  # pixels of a row
+    gif: bool = False,  # also write the reverse process beside it
+    image: Tensor | None = None,  # (1, C, H, W): start from it instead of noise; it is shown at the left of each row
+    strength: float = 0.6,  # how far that image is noised first
 ) -> None:
     """Draw the sheet, save it, and print where it is and what is in which row."""
     print_remarks(pipeline, [*prompts, *([config.negative_prompt] if config.negative_prompt else [])])
@@ -50,7 +54,10 @@ def sample_sheet(
     seconds = time.perf_counter() - began
 
     left = 0 if image is None else 1
-    frames = [torch.cat([row if image is None else torch.cat([image, row]) for row in parts]) for parts in zip(*drawn, strict=True)]
+    frames = [
+        torch.cat([row if image is None else torch.cat([image, row]) for row in parts])
+        for parts in zip(*drawn, strict=True)
+    ]
     height = row_height * len(rows)
     print(viz.save_picture(viz.grid(frames[-1], n + left, height), out))
     for number, (prompt, each) in enumerate(rows, 1):
@@ -61,10 +68,16 @@ def sample_sheet(
 
 
 def draw_frames(
-    pipeline: TextToImagePipeline, prompts: Sequence[str], config: SamplingConfig, every_step: bool = False, image: Tensor | None = None,
+    pipeline: TextToImagePipeline,
+    prompts: Sequence[str],
+    config: SamplingConfig,
+    every_step: bool = False,
+    image: Tensor | None = None,
     strength: float = 0.6,
-) -> list[Tensor]:  # fmt: skip
-    """The images (N, C, S, S) after every step of the reverse process, or a list of those after the last step alone."""
+) -> list[Tensor]:
+    """The images (N, C, S, S) after every step of the reverse process,
+    or a list of those after the last step alone.
+    """
     parts = []
     for batch in with_progress("drawing", batches(len(prompts)), unit="batch"):
         if image is None:

@@ -24,7 +24,9 @@ MODEL_SAMPLES = 500  # drawn from a model where --n is not given
 
 def read_samples(source: Path, n: int | None, sampler: str, seed: int, device: str) -> Tensor:
     """Samples from a folder of images, a .npy file, or a model. (N, C, S, S) floats in [-1, 1]"""
-    if source.is_dir() and any((source / part).exists() for part in ("unet", "model", "model_index.json", "config.json")):
+    if source.is_dir() and any(
+        (source / part).exists() for part in ("unet", "model", "model_index.json", "config.json")
+    ):
         return sample_model(source, n or MODEL_SAMPLES, sampler, seed, device)
     images = read_folder(source) if source.is_dir() else read_npy(source)
     if n is None or n == len(images):
@@ -39,14 +41,18 @@ def read_folder(folder: Path) -> Tensor:
     listing, tally = list_folder(folder), Tally()
     names = listing.pictures
     if not names:
-        raise UserError(f"{folder} holds neither images nor a model; give a folder of PNGs, a .npy or .npz file, or a model folder")
+        raise UserError(
+            f"{folder} holds neither images nor a model; give a folder of PNGs, a .npy or .npz file, or a model folder"
+        )
     sizes: dict[tuple[int, int], str] = {}
     for name in names:
         with suppress(UnreadableImage), opened(folder / name) as image:  # decode_all names the unreadable ones
             sizes.setdefault(image.size, name)
     if len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]
-        raise UserError(f"{folder / first} is {a[0]}x{a[1]} but {folder / second} is {b[0]}x{b[1]} pixels; the samples must all be of one size")
+        raise UserError(
+            f"{folder / first} is {a[0]}x{a[1]} but {folder / second} is {b[0]}x{b[1]} pixels; the samples must all be of one size"
+        )
     width, height = next(iter(sizes), (28, 28))
     if width != height:
         raise UserError(f"{folder / names[0]} is {width}x{height} pixels; the samples must be square")
@@ -57,13 +63,17 @@ def read_folder(folder: Path) -> Tensor:
 
 
 def read_npy(path: Path) -> Tensor:
-    """uint8, or floats in [-1, 1]; (N, H, W, C) or (N, C, H, W), in a .npy, or an .npz as other programs save samples."""
+    """uint8, or floats in [-1, 1]; (N, H, W, C) or (N, C, H, W), in a .npy,
+    or an .npz as other programs save samples.
+    """
     if path.suffix == ".npz":
         array = next(iter(read_npz(path).values())).images
         array = array[..., None] if array.ndim == 3 else array
         return from_array(path, array)
     if path.suffix != ".npy":
-        raise UserError(f"the name {path} does not end in .npy or .npz; SAMPLES takes a folder of PNGs, a .npy or .npz file, or a model folder")
+        raise UserError(
+            f"the name {path} does not end in .npy or .npz; SAMPLES takes a folder of PNGs, a .npy or .npz file, or a model folder"
+        )
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as problem:
@@ -76,7 +86,9 @@ def from_array(path: Path, array: np.ndarray) -> Tensor:
     if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] == array.shape[2]:
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3):
-        raise UserError(f"{path} has the shape {array.shape}; expected (N, H, W, C) or (N, C, H, W), where C is 1 or 3")
+        raise UserError(
+            f"{path} has the shape {array.shape}; expected (N, H, W, C) or (N, C, H, W), where C is 1 or 3"
+        )
     if array.dtype == np.uint8:
         return to_float(torch.from_numpy(np.ascontiguousarray(array)))
     if array.dtype.kind != "f":
@@ -85,9 +97,13 @@ def from_array(path: Path, array: np.ndarray) -> Tensor:
         raise UserError(f"{path} holds no images: its shape is {array.shape}")
     low, high = float(array.min()), float(array.max())
     if low < -1.01 or high > 1.01:
-        raise UserError(f"the floats in {path} run from {low:.3g} to {high:.3g}; expected [-1, 1], where -1 is black and 1 is white")
+        raise UserError(
+            f"the floats in {path} run from {low:.3g} to {high:.3g}; expected [-1, 1], where -1 is black and 1 is white"
+        )
     if low >= 0:
-        raise UserError(f"the floats in {path} run from {low:.3g} to {high:.3g}, so black is probably 0 there; expected [-1, 1], where -1 is black (save 2 x - 1)")
+        raise UserError(
+            f"the floats in {path} run from {low:.3g} to {high:.3g}, so black is probably 0 there; expected [-1, 1], where -1 is black (save 2 x - 1)"
+        )
     return torch.from_numpy(array.astype(np.float32)).clamp(-1, 1)
 
 

@@ -1,7 +1,7 @@
 """Train the classifier of creatures again, in about ten minutes on a CPU core of its own, or check its accuracy.
 
-  python -m common.evaluate.train_creature_classifier
-  python -m common.evaluate.train_creature_classifier --check-only        the accuracy of the shipped weights, by attribute
+python -m common.evaluate.train_creature_classifier
+python -m common.evaluate.train_creature_classifier --check-only        the accuracy of the shipped weights, by attribute
 """
 
 from dataclasses import dataclass

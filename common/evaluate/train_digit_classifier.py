@@ -1,6 +1,6 @@
 """Train the digit classifier of the evaluator again, in a few minutes on a CPU.
 
-  python -m common.evaluate.train_digit_classifier --data-dir data
+python -m common.evaluate.train_digit_classifier --data-dir data
 """
 
 from dataclasses import dataclass

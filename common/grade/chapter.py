@@ -1,7 +1,7 @@
 """Makes a chapter's files importable in its lesson, in whichever folder the kernel was started.
 
-JupyterLab starts a notebook's kernel in the notebook's folder; papermill, `%run` and VS Code (as it can be configured) start it
-elsewhere. So a lesson begins with
+JupyterLab starts a notebook's kernel in the notebook's folder; papermill, `%run` and VS Code (as it can be configured)
+start it elsewhere. So a lesson begins with
 
     from common.grade.chapter import open_chapter
     CHAPTER = open_chapter("01_ddpm_mnist")
@@ -20,8 +20,8 @@ COURSE = Path(__file__).resolve().parents[2]
 def open_chapter(name: str) -> Path:
     """Make the chapter's files importable by their names, and return the chapter's folder.
 
-    Chapters use the same names for different files (evaluate.py, sample.py), so in a kernel in which another chapter was
-    opened before, the files of that chapter are forgotten.
+    Chapters use the same names for different files (evaluate.py, sample.py), so in a kernel in which another chapter
+    was opened before, the files of that chapter are forgotten.
     """
     chapters = {folder.name: folder for folder in COURSE.glob("[0-9][0-9]_*") if folder.is_dir()}
     if name not in chapters:
@@ -30,5 +30,8 @@ def open_chapter(name: str) -> Path:
     for module, file in [(module, getattr(sys.modules[module], "__file__", None)) for module in list(sys.modules)]:
         if file and Path(file).resolve().parent in others:
             del sys.modules[module]
-    sys.path[:] = [str(chapters[name]), *(entry for entry in sys.path if Path(entry).resolve() not in chapters.values() or not entry)]
+    sys.path[:] = [
+        str(chapters[name]),
+        *(entry for entry in sys.path if Path(entry).resolve() not in chapters.values() or not entry),
+    ]
     return chapters[name]

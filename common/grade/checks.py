@@ -1,7 +1,7 @@
 """What the checks of an exercise are written with, and the verdict on one exercise.
 
-A check is a function of (submission, rng) that raises an AssertionError whose message teaches: it says what probably went
-wrong, not only that something did.
+A check is a function of (submission, rng) that raises an AssertionError whose message teaches: it says what probably
+went wrong, not only that something did.
 """
 
 import inspect
@@ -24,7 +24,7 @@ ROUNDS = 3  # of each randomised check
 
 @dataclass(frozen=True)
 class Exercise:
-    name: str                                           # of the function to write
+    name: str  # of the function to write
     points: int
     check: Callable[[ModuleType, torch.Generator], None]  # randomised; raises AssertionError
 
@@ -42,7 +42,9 @@ class Chapter(NamedTuple):
 
 
 def load(path: Path, name: str) -> ModuleType:
-    """Run a Python file, or the code cells of a notebook, as a new module, every time anew, leaving no compiled copy behind."""
+    """Run a Python file, or the code cells of a notebook, as a new module, every time anew,
+    leaving no compiled copy behind.
+    """
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
@@ -54,7 +56,9 @@ def load(path: Path, name: str) -> ModuleType:
 
 def load_chapter(folder: Path) -> Chapter:
     """folder: the chapter's exercises/."""
-    checks, solutions, tests = (load(folder / f"{name}.py", f"course_{name}") for name in ("checks", "solutions", "test_exercises"))
+    checks, solutions, tests = (
+        load(folder / f"{name}.py", f"course_{name}") for name in ("checks", "solutions", "test_exercises")
+    )
     return Chapter(checks.EXERCISES, solutions, tests)
 
 

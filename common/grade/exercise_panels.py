@@ -19,7 +19,9 @@ SECONDS = 10.0  # time limit of each exercise, whose panel takes a fraction of o
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """A time limit for the code in this context, in which os._exit only ends that code. (Windows has no such timer.)"""
+    """A time limit for the code in this context, in which os._exit only ends that code.
+    (Windows has no such timer.)
+    """
 
     def stop(*_: object) -> NoReturn:
         raise TimeoutError(f"your code did not end within {seconds:g} seconds")

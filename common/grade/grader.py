@@ -37,25 +37,44 @@ def exercises_of(chapter: str) -> Path:
     for name, folder in folders.items():
         if chapter in (name, name[:2], name[:2].lstrip("0")):
             return folder
-    raise UserError(f"there is no chapter '{chapter}' with exercises; choose one of {', '.join(name[:2] for name in folders)}")
+    raise UserError(
+        f"there is no chapter '{chapter}' with exercises; choose one of {', '.join(name[:2] for name in folders)}"
+    )
 
 
 class Worker:
-    """A process that checks exercises one after the other, from number `first` on. Killed on leaving the `with` block."""
+    """A process that checks exercises one after the other, from number `first` on.
+    Killed on leaving the `with` block.
+    """
 
     def __init__(self, folder: Path, submission: Path, seed: int, first: int) -> None:
         self.token = secrets.token_hex(16)
         self.answers: queue.Queue[dict] = queue.Queue()
-        self.request = {"token": self.token, "folder": str(folder), "submission": str(submission), "seed": seed, "first": first}
+        self.request = {
+            "token": self.token,
+            "folder": str(folder),
+            "submission": str(submission),
+            "seed": seed,
+            "first": first,
+        }
 
     def __enter__(self) -> "Worker":
-        self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # for files that the submission writes to the current folder
+        self.scratch = tempfile.TemporaryDirectory(
+            ignore_cleanup_errors=True
+        )  # for files that the submission writes to the current folder
         self.errors = tempfile.TemporaryFile()  # stderr of the worker itself; what the submission prints is discarded
         self.process = subprocess.Popen(
             [sys.executable, "-m", "common.grade.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, encoding="utf-8", errors="replace",
-            cwd=self.scratch.name, env=os.environ | {"PYTHONPATH": str(COURSE)}, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            cwd=self.scratch.name,
+            env=os.environ | {"PYTHONPATH": str(COURSE)},
+            start_new_session=True,
+        )
         with cast(IO[str], self.process.stdin) as pipe:
             pipe.write(json.dumps(self.request) + "\n")
         threading.Thread(target=self.listen, daemon=True).start()
@@ -80,7 +99,9 @@ class Worker:
             return reply["broken"]
         self.errors.seek(0)
         last = self.errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-        return "; ".join([f"no answer within {START:g} s" if "late" in reply else "the process ended without an answer", *last])
+        return "; ".join(
+            [f"no answer within {START:g} s" if "late" in reply else "the process ended without an answer", *last]
+        )
 
     def __exit__(self, *_: object) -> None:
         if hasattr(os, "killpg"):  # its children too, where the system knows groups of processes
@@ -110,7 +131,11 @@ def grade(folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0) 
             load_problem = failure(worker.answer(seconds), "problem", seconds)
             while number <= total:
                 reply = {} if load_problem else worker.answer(seconds)
-                message = f"the file cannot be loaded: {load_problem}" if load_problem else failure(reply, "message", seconds)
+                message = (
+                    f"the file cannot be loaded: {load_problem}"
+                    if load_problem
+                    else failure(reply, "message", seconds)
+                )
                 name, points = exercises[number - 1]
                 yield Result(number, name, 0 if message else points, points, message)
                 number += 1
@@ -137,7 +162,9 @@ def submission_of(given: Path | None, folder: Path) -> Path:
 
 
 def print_grades(chapter: str, submission: Path | None, seed: int, seconds: float, json_file: Path | None) -> None:
-    """Grade a submission, by default the chapter's exercises.py; print each result, and write all to json_file if given."""
+    """Grade a submission, by default the chapter's exercises.py;
+    print each result, and write all to json_file if given.
+    """
     folder = exercises_of(chapter)
     path = submission_of(submission, folder)
     if json_file and json_file.resolve() == path.resolve():

@@ -28,7 +28,9 @@ def chapter_folder(chapter: str) -> Path:
     for name, folder in folders.items():
         if chapter in (name, name[:2], name[:2].lstrip("0")):
             return folder
-    raise UserError(f"there is no chapter '{chapter}' with a lesson; choose one of {', '.join(name[:2] for name in folders)}")
+    raise UserError(
+        f"there is no chapter '{chapter}' with a lesson; choose one of {', '.join(name[:2] for name in folders)}"
+    )
 
 
 def read_source(folder: Path) -> NotebookNode:
@@ -39,7 +41,10 @@ def read_source(folder: Path) -> NotebookNode:
         "language_info": {"name": "python"},
     }
     for number, cell in enumerate(notebook.cells):
-        cell.id, cell.metadata = f"cell-{number:02d}", {}  # not random, so that a rebuilt notebook differs only where it should
+        cell.id, cell.metadata = (
+            f"cell-{number:02d}",
+            {},
+        )  # not random, so that a rebuilt notebook differs only where it should
     return notebook
 
 
@@ -53,7 +58,9 @@ def read_notebook(folder: Path) -> NotebookNode:
     except OSError:  # the command line says what a file system refuses
         raise
     except Exception as problem:  # nbformat's own error, JSON's, and more
-        raise UserError(f"{path} is no notebook ({explain(problem)}); make it again with: {command(folder)}") from problem
+        raise UserError(
+            f"{path} is no notebook ({explain(problem)}); make it again with: {command(folder)}"
+        ) from problem
 
 
 def command(folder: Path) -> str:
@@ -68,16 +75,22 @@ def execute(notebook: NotebookNode, folder: Path, seconds: int = SECONDS, start:
 
     Raises UserError for the first cell that fails, or takes longer than `seconds`.
     """
-    runner = ExecutePreprocessor(timeout=seconds, startup_timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True)
+    runner = ExecutePreprocessor(
+        timeout=seconds, startup_timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True
+    )
     try:
         notebook, _ = runner.preprocess(notebook, {"metadata": {"path": str(start or folder)}})
     except CellExecutionError as problem:
         failed = next(c for c in notebook.cells if any(o.output_type == "error" for o in c.get("outputs", [])))
-        raise UserError(f"a cell of {folder / 'lesson.py'} fails with {problem.ename} ({problem.evalue}):\n{failed.source}") from problem
+        raise UserError(
+            f"a cell of {folder / 'lesson.py'} fails with {problem.ename} ({problem.evalue}):\n{failed.source}"
+        ) from problem
     except CellTimeoutError as problem:
         raise UserError(f"a cell of {folder / 'lesson.py'} takes longer than {seconds} s") from problem
     except DeadKernelError as problem:
-        raise UserError(f"the Python process that ran the cells of {folder / 'lesson.py'} ended; was there enough memory?") from problem
+        raise UserError(
+            f"the Python process that ran the cells of {folder / 'lesson.py'} ended; was there enough memory?"
+        ) from problem
     notebook.metadata["language_info"] = {"name": "python"}  # without the version of this machine's Python
     return notebook
 
@@ -140,16 +153,24 @@ def write(notebook: NotebookNode, folder: Path) -> Path:
 
 
 def sync(folder: Path) -> Path:
-    """Write lesson.py's cells into lesson.ipynb and keep the outputs, which is right as long as no code has changed."""
+    """Write lesson.py's cells into lesson.ipynb and keep the outputs,
+    which is right as long as no code has changed.
+    """
     notebook = read_source(folder)
-    ours, built = ([cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, read_notebook(folder)))
+    ours, built = (
+        [cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, read_notebook(folder))
+    )
     for number, cell in enumerate(ours):
         if number == len(built) or meaning(cell.source) != meaning(built[number].source):
             first = (cell.source.splitlines() or [""])[0]
-            raise UserError(f"{folder.name}: the code of lesson.py has changed ({first}), so its outputs must be made anew: {command(folder)}")
+            raise UserError(
+                f"{folder.name}: the code of lesson.py has changed ({first}), so its outputs must be made anew: {command(folder)}"
+            )
         cell.outputs, cell.execution_count = built[number].outputs, built[number].execution_count
     if len(ours) < len(built):
-        raise UserError(f"{folder.name}: lesson.ipynb has {len(built) - len(ours)} code cells more than lesson.py; {command(folder)}")
+        raise UserError(
+            f"{folder.name}: lesson.ipynb has {len(built) - len(ours)} code cells more than lesson.py; {command(folder)}"
+        )
     return write(notebook, folder)
 
 
@@ -170,9 +191,13 @@ def check(folder: Path) -> None:
     for number, (a, b) in enumerate(zip(ours, built, strict=False), 1):
         if (a.cell_type, a.source) != (b.cell_type, b.source):
             first = (a.source.splitlines() or [""])[0]
-            raise UserError(f"{folder.name}: lesson.py and lesson.ipynb differ from cell {number} on ({first}); {command(folder)}")
+            raise UserError(
+                f"{folder.name}: lesson.py and lesson.ipynb differ from cell {number} on ({first}); {command(folder)}"
+            )
     if len(ours) != len(built):
-        raise UserError(f"{folder.name}: lesson.py has {len(ours)} cells, lesson.ipynb {len(built)}; {command(folder)}")
+        raise UserError(
+            f"{folder.name}: lesson.py has {len(ours)} cells, lesson.ipynb {len(built)}; {command(folder)}"
+        )
     code = [cell for cell in built if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         raise UserError(f"{folder.name}: lesson.ipynb was not executed from top to bottom; {command(folder)}")

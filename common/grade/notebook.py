@@ -1,8 +1,8 @@
 """Lessons: lesson.py is the source; lesson.ipynb is made from it, with the outputs of a real run.
 
-  python -m common.grade.notebook build 01      run every cell of lesson.py and write lesson.ipynb
-  python -m common.grade.notebook sync 01       take over changed text and comments, keep the outputs, and run no cell
-  python -m common.grade.notebook check 01      compare the cells of the two files
+python -m common.grade.notebook build 01      run every cell of lesson.py and write lesson.ipynb
+python -m common.grade.notebook sync 01       take over changed text and comments, keep the outputs, and run no cell
+python -m common.grade.notebook check 01      compare the cells of the two files
 """
 
 from dataclasses import dataclass

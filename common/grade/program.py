@@ -4,8 +4,8 @@
   python -m common.grade 01 --submission ada.py --json ada.json
   python -m common.grade 01 --submission ada.ipynb
 
-Each exercise must pass the learner's own tests (test_exercises.py) and randomised ones (checks.py). A mistake costs the points
-of its own exercise only, and so does a loop that never ends.
+Each exercise must pass the learner's own tests (test_exercises.py) and randomised ones (checks.py). A mistake costs
+the points of its own exercise only, and so does a loop that never ends.
 """
 
 from dataclasses import dataclass

@@ -36,7 +36,11 @@ def answered(text: str, names: set[str]) -> list[str]:
         body = ast.parse(text).body
     except (SyntaxError, ValueError):
         return ["something, though not yet valid Python"]
-    return [f.name for f in body if isinstance(f, ast.FunctionDef) and f.name in names and not isinstance(f.body[-1], ast.Raise)]
+    return [
+        f.name
+        for f in body
+        if isinstance(f, ast.FunctionDef) and f.name in names and not isinstance(f.body[-1], ast.Raise)
+    ]
 
 
 def write_stub(chapter: str, overwrite: bool) -> None:
@@ -46,6 +50,8 @@ def write_stub(chapter: str, overwrite: bool) -> None:
     names = set(re.findall(r'NotImplementedError\("exercise \d+: (\w+)"', stub))
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     if (kept := answered(old, names)) and not overwrite:
-        raise UserError(f"{path} already answers {', '.join(kept)}; save a copy of it, then add --overwrite to start afresh")
+        raise UserError(
+            f"{path} already answers {', '.join(kept)}; save a copy of it, then add --overwrite to start afresh"
+        )
     write_atomically(path, lambda file: file.write(stub.encode()))
     print(f"{path}: {len(names)} exercises")

@@ -16,7 +16,8 @@ class UnreadableSubmission(Exception):
 
 
 def read_code(path: Path) -> Iterator[CodeType]:
-    """The file as compiled code: one piece, or one for each code cell of a notebook. Raises UnreadableSubmission or SyntaxError.
+    """The file as compiled code: one piece, or one for each code cell of a notebook. Raises UnreadableSubmission or
+    SyntaxError.
 
     A piece of a notebook has the file name "PATH, code cell 3", which tracebacks show.
     """
@@ -36,7 +37,9 @@ def read_code(path: Path) -> Iterator[CodeType]:
     except (UnicodeDecodeError, SyntaxError) as problem:  # as SyntaxError where the bytes are within a string
         if isinstance(problem, SyntaxError) and "'utf-8' codec" not in problem.msg:
             raise
-        raise UnreadableSubmission("it is not Python code in UTF-8; save it as UTF-8, or hand in a notebook (.ipynb)") from problem
+        raise UnreadableSubmission(
+            "it is not Python code in UTF-8; save it as UTF-8, or hand in a notebook (.ipynb)"
+        ) from problem
 
 
 def code_cells(data: bytes) -> list[str]:
@@ -44,13 +47,19 @@ def code_cells(data: bytes) -> list[str]:
 
     try:
         cells = nbformat.reads(data.decode("utf-8-sig"), as_version=4).cells
-    except Exception as problem:  # nbformat's own errors, and whatever it meets in a file that only looks like a notebook
-        raise UnreadableSubmission(f"it is a damaged notebook (nbformat, Jupyter's reader, ends with {type(problem).__name__}); save it again") from problem
+    except (
+        Exception
+    ) as problem:  # nbformat's own errors, and whatever it meets in a file that only looks like a notebook
+        raise UnreadableSubmission(
+            f"it is a damaged notebook (nbformat, Jupyter's reader, ends with {type(problem).__name__}); save it again"
+        ) from problem
     return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
 def without_magics(source: str) -> str:
-    """A cell without what only IPython understands (%matplotlib inline, !pip, %%bash), with every line at its place."""
+    """A cell without what only IPython understands (%matplotlib inline, !pip, %%bash),
+    with every line at its place.
+    """
     first, _, rest = source.lstrip("\n").partition("\n")
     if first.startswith("%%"):
         source = "\n" * source.index(first) + "\n" + rest if first.split()[0] in TIMERS else ""

@@ -1,9 +1,11 @@
-"""Which values the settings of a JSON file may have, checked before anything is computed from them: files come from anywhere.
+"""Which values the settings of a JSON file may have, checked before anything is computed from them: files come from
+anywhere.
 
     check_values({"layers_per_block": "two"}, {"layers_per_block": Annotated[int, Range(1, 64)]}, "this U-Net")
     -> this U-Net sets layers_per_block = 'two', where a whole number from 1 to 64 was expected
 
-A rule is a type hint: int, float, bool, str, None, Any, Path, Literal, list[...], tuple[...], unions, and Annotated with a Range of common/io/ranges.py.
+A rule is a type hint: int, float, bool, str, None, Any, Path, Literal, list[...], tuple[...], unions, and Annotated
+with a Range of common/io/ranges.py.
 """
 
 import types
@@ -17,7 +19,16 @@ from common.io.ranges import Range, fits, marks, show
 Count = Annotated[int, Range(1, 65_536)]  # far more than any network has,
 Layers = Annotated[int, Range(1, 64)]  # and nothing that takes forever to build
 Share = Annotated[float, Range(0, 1)]
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", None: "null", type(None): "null", dict: "an object"}
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    None: "null",
+    type(None): "null",
+    dict: "an object",
+}
 
 
 def check_values(config: Mapping[str, Any], rules: Mapping[str, Any], whose: str) -> None:
@@ -28,11 +39,15 @@ def check_values(config: Mapping[str, Any], rules: Mapping[str, Any], whose: str
 
 
 def known_settings(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]], refuse: Callable[[str, object], Any]
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Sequence[Any]],
+    refuse: Callable[[str, object], Any],
 ) -> dict[str, Any]:
     """The settings that have defaults, with these where config leaves them out.
 
-    fixed   settings that are understood at these values only; refuse(key, value) is called with any other setting or value
+    fixed   settings that are understood at these values only; refuse(key, value) is called with any other setting or
+            value
     Keys that begin with an underscore are notes of the library that wrote the file.
     """
     for key, value in config.items():
@@ -46,7 +61,11 @@ def spelled(rule: Any) -> str:
     origin, parts = get_origin(rule), get_args(rule)
     if origin is Annotated:
         limit = next((mark for mark in marks(rule) if isinstance(mark, Range)), None)
-        between = f" {'above' if limit.above else 'from'} {show(limit.low)} {'and below' if limit.below else 'to'} {show(limit.high)}" if limit else ""
+        between = (
+            f" {'above' if limit.above else 'from'} {show(limit.low)} {'and below' if limit.below else 'to'} {show(limit.high)}"
+            if limit
+            else ""
+        )
         return spelled(parts[0]) + between
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(spelled, parts)))

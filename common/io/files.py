@@ -22,7 +22,8 @@ def keep_files(paths: dict[Path, str]) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call write(file) on a temporary neighbour, then rename it: readers see the old file or the new, never a part.
 
-    A device or a pipe, such as /dev/stdout, has no neighbour and is written to as it is. The target of a link is replaced, not the link.
+    A device or a pipe, such as /dev/stdout, has no neighbour and is written to as it is. The target of a link is
+    replaced, not the link.
     """
     temporary = None
     try:
@@ -55,7 +56,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], object]) -> Path:
-    """Call write(path) on a temporary neighbour, then give it the folder's name: readers see the old folder or the new, never a part."""
+    """Call write(path) on a temporary neighbour, then give it the folder's name:
+    readers see the old folder or the new, never a part.
+    """
     from safetensors import SafetensorError
 
     building = partial(folder)
@@ -67,7 +70,9 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> Path:
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk has many names
         if is_memory(problem):
             raise
-        raise UserError(f"cannot write {printable(str(folder))} ({explain(problem)}); what was saved before is untouched") from problem
+        raise UserError(
+            f"cannot write {printable(str(folder))} ({explain(problem)}); what was saved before is untouched"
+        ) from problem
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
@@ -81,8 +86,9 @@ def partial(folder: Path) -> Path:
 def exchange(building: Path, folder: Path) -> None:
     """Put `building`, which is whole, in the folder's place.
 
-    No system call replaces a folder that is not empty, so for an instant the old one is called NAME.old and the folder is missing.
-    Both are whole then: a process killed at that instant has lost nothing, and the next call puts the old folder back first.
+    No system call replaces a folder that is not empty, so for an instant the old one is called NAME.old and the folder
+    is missing. Both are whole then: a process killed at that instant has lost nothing, and the next call puts the old
+    folder back first.
     """
     old = folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():

@@ -2,7 +2,8 @@
 
     folder = cached("owner/name", "config.json") or download("owner/name@revision", choose, advice)
 
-HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids downloads, and HF_TOKEN or `hf auth login` gives access to gated and private repositories.
+HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids downloads, and HF_TOKEN or `hf auth login` gives access to gated and
+private repositories.
 """
 
 import os
@@ -30,17 +31,21 @@ MIRROR = "name a mirror in the environment variable HF_ENDPOINT"
 REACH_SECONDS = 3  # how long to wait for an answer before the network counts as missing
 
 
-# ------------------------------------------------------------------------------------------------------------ its address
+# --------------------------------------------------------------------------------------------------------- its address
 
 
 def endpoint(environment: Mapping[str, str] = os.environ) -> str:
-    """The hub's address: that of HF_ENDPOINT, with https:// where no scheme is written; an empty variable counts as none."""
+    """The hub's address: that of HF_ENDPOINT, with https:// where no scheme is written;
+    an empty variable counts as none.
+    """
     given = environment.get("HF_ENDPOINT", "").strip().rstrip("/")
     if not given:
         return PUBLIC
     address = given if "://" in given else f"https://{given}"
     if not ADDRESS.fullmatch(address):
-        raise UserError(f"the environment variable HF_ENDPOINT holds {given!r}, which is no address of a web server; write https://hf-mirror.com, or unset it")
+        raise UserError(
+            f"the environment variable HF_ENDPOINT holds {given!r}, which is no address of a web server; write https://hf-mirror.com, or unset it"
+        )
     return address
 
 
@@ -50,7 +55,9 @@ def shown_endpoint() -> str:
 
 
 def tidy_environment(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Write HF_ENDPOINT as the libraries expect it, before they are imported and read it. A wrong one is refused where it is used."""
+    """Write HF_ENDPOINT as the libraries expect it, before they are imported and read it.
+    A wrong one is refused where it is used.
+    """
     if "HF_ENDPOINT" in environment:
         with suppress(UserError):
             environment["HF_ENDPOINT"] = endpoint(environment)
@@ -60,7 +67,9 @@ def offline() -> bool:
     """Whether an environment variable forbids requests to the hub."""
     from huggingface_hub import constants
 
-    return constants.HF_HUB_OFFLINE or any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE)
+    return constants.HF_HUB_OFFLINE or any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE
+    )
 
 
 def silent() -> str | None:
@@ -72,7 +81,7 @@ def silent() -> str | None:
     return reason and f"{shown_endpoint()} {reason}"
 
 
-# --------------------------------------------------------------------------------------------------------- does it answer
+# ------------------------------------------------------------------------------------------------------ does it answer
 
 
 def reachable(url: str) -> bool:
@@ -81,7 +90,9 @@ def reachable(url: str) -> bool:
 
 
 def unanswered(url: str) -> str | None:
-    """Why a server gives no answer: "did not answer within 3 s", "did not answer (Connection refused)"; None if it answers."""
+    """Why a server gives no answer: "did not answer within 3 s", "did not answer (Connection refused)";
+    None if it answers.
+    """
     found: list[str | None] = []
 
     def ask() -> None:
@@ -111,7 +122,9 @@ def reason(problem: Exception) -> str:
 
 
 def through_proxy(url: str) -> str:
-    """' through the proxy http://proxy:3128' where the environment names one for this address; without its password."""
+    """' through the proxy http://proxy:3128' where the environment names one for this address;
+    without its password.
+    """
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if not proxy or not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
@@ -119,7 +132,7 @@ def through_proxy(url: str) -> str:
     return f" through the proxy {re.sub(r'//[^/@]*@', '//', proxy)}"
 
 
-# ------------------------------------------------------------------------------------------------------ cache and download
+# -------------------------------------------------------------------------------------------------- cache and download
 
 
 def split_id(name: str, example: str) -> tuple[str, str | None]:
@@ -142,13 +155,20 @@ def cached(name: str, *files: str, example: str = "owner/name") -> Path | None:
 
     repository, revision = split_id(name, example)
     try:  # with patterns, because without them a copy of less than the whole repository counts as none
-        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(files)))
+        folder = Path(
+            snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(files))
+        )
     except LocalEntryNotFoundError:
         return None
     return folder if any((folder / file).exists() for file in files) else None
 
 
-def download(name: str, choose: "Callable[[list[str], Callable[[str], Path]], list[str]]", advice: str, example: str = "owner/name") -> Path:
+def download(
+    name: str,
+    choose: "Callable[[list[str], Callable[[str], Path]], list[str]]",
+    advice: str,
+    example: str = "owner/name",
+) -> Path:
     """Download into the hub's cache what is missing there; returns the folder.
 
     choose  (names of all files, a function that fetches one of them) -> names of the files that are needed
@@ -172,17 +192,25 @@ def asking(what: str, name: str, advice: str) -> "Iterator[HfApi]":
     except UserError:
         raise
     except Exception as problem:  # the hub's own errors, those of its network library, OSError
-        raise UserError(f"'{name}' could not be downloaded from {shown_endpoint()} ({why(problem, name)}); {advice}") from problem
+        raise UserError(
+            f"'{name}' could not be downloaded from {shown_endpoint()} ({why(problem, name)}); {advice}"
+        ) from problem
 
 
 def why(problem: BaseException, name: str) -> str:
-    """The reason for a failed request, and what would help: accept the terms, log in, or correct the name or the revision."""
+    """The reason for a failed request, and what would help:
+    accept the terms, log in, or correct the name or the revision.
+    """
     from huggingface_hub import errors, get_token
 
     chain = [problem]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:  # libraries wrap the hub's errors
+    while (
+        cause := chain[-1].__cause__ or chain[-1].__context__
+    ) is not None and cause not in chain:  # libraries wrap the hub's errors
         chain.append(cause)
-    found = next((error for error in chain if isinstance(error, (errors.HfHubHTTPError, errors.EntryNotFoundError))), None)
+    found = next(
+        (error for error in chain if isinstance(error, (errors.HfHubHTTPError, errors.EntryNotFoundError))), None
+    )
     page, (repository, _, revision) = f"{shown_endpoint()}/", name.partition("@")
     status = getattr(getattr(found, "response", None), "status_code", None)
     login = "log in with `hf auth login`, or put a token in the environment variable HF_TOKEN"

@@ -1,17 +1,21 @@
-"""Settings of the process: environment variables that libraries read when they are imported, text streams, and the user.
+"""Settings of the process: environment variables that libraries read when they are imported, text streams, and the
+user.
 
-`common/__init__.py` calls `prepare_process`, so that these settings are made before `import torch`. What you set yourself stays.
+`common/__init__.py` calls `prepare_process`, so that these settings are made before `import torch`. What you set
+yourself stays.
 
-OMP_WAIT_POLICY, GOMP_SPINCOUNT  A thread that waits for another one sleeps after 1,000 rounds of a loop. By default it spins
-    300,000 rounds and so takes the core that the other thread needs: with two threads beside two busy processes, a training
-    step took 31 times as long as with one thread alone, and takes twice as long with this setting. With no spinning at all,
-    a second thread gains almost nothing on an idle machine (0.97 of one thread's time, instead of 0.69). (python -m bench.busy)
+OMP_WAIT_POLICY, GOMP_SPINCOUNT  A thread that waits for another one sleeps after 1,000 rounds of a loop. By default it
+                                 spins
+    300,000 rounds and so takes the core that the other thread needs: with two threads beside two busy processes, a
+    training step took 31 times as long as with one thread alone, and takes twice as long with this setting. With no
+    spinning at all, a second thread gains almost nothing on an idle machine (0.97 of one thread's time, instead of
+    0.69). (python -m bench.busy)
 PYTORCH_ENABLE_MPS_FALLBACK  An operation that Apple's MPS lacks runs on the CPU instead of ending the program.
 HF_ENDPOINT  An empty address of a mirror counts as none, and one without a scheme gets https://.
 
-Text goes in and out of a process in the encoding of the system. Chinese prompts and file names appear in this course, but not
-every system uses UTF-8: on Windows, piped output is in cp1252 or gbk, and in the POSIX locale of cron or ssh everything is ASCII.
-With `accept_any_text` and `restart_in_utf8` no program fails because of that.
+Text goes in and out of a process in the encoding of the system. Chinese prompts and file names appear in this course,
+but not every system uses UTF-8: on Windows, piped output is in cp1252 or gbk, and in the POSIX locale of cron or ssh
+everything is ASCII. With `accept_any_text` and `restart_in_utf8` no program fails because of that.
 """
 
 import codecs
@@ -46,9 +50,10 @@ def set_variables(environment: MutableMapping[str, str] = os.environ) -> None:
 def accept_any_text() -> None:
     """Let stdout and stderr print every string: a character that their encoding lacks is written as \\uXXXX.
 
-    The encoding itself stays, because the terminal or the pipe's reader expects it. Escapes are used (errors="backslashreplace")
-    because they keep different names different, whereas "replace" turns every Chinese name into question marks.
-    A stream that does not exist (a process without a console, `>&-`) is replaced by one that prints nowhere.
+    The encoding itself stays, because the terminal or the pipe's reader expects it. Escapes are used
+    (errors="backslashreplace") because they keep different names different, whereas "replace" turns every Chinese name
+    into question marks. A stream that does not exist (a process without a console, `>&-`) is replaced by one that
+    prints nowhere.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -59,11 +64,13 @@ def accept_any_text() -> None:
 
 
 def restart_in_utf8() -> None:
-    """Start this program again in Python's UTF-8 mode where the system's encoding cannot represent its arguments or file names.
+    """Start this program again in Python's UTF-8 mode where the system's encoding cannot represent its arguments or
+    file names.
 
-    This happens in two cases: the encoding is ASCII (a POSIX locale whose UTF-8 mode is switched off), or an argument is not
-    valid in it and came as lone surrogates. In UTF-8 mode arguments, file names and output are all UTF-8. Decoding the arguments
-    alone would not be enough: a file with a Chinese name could not be opened. Windows and macOS always use UTF-8 for names.
+    This happens in two cases: the encoding is ASCII (a POSIX locale whose UTF-8 mode is switched off), or an argument
+    is not valid in it and came as lone surrogates. In UTF-8 mode arguments, file names and output are all UTF-8.
+    Decoding the arguments alone would not be enough: a file with a Chinese name could not be opened. Windows and macOS
+    always use UTF-8 for names.
     """
     encoding = codecs.lookup(sys.getfilesystemencoding()).name
     if encoding == "utf-8" or os.environ.get("PYTHONUTF8") == "1" or not started_as_program(sys.orig_argv, sys.argv):
@@ -73,7 +80,9 @@ def restart_in_utf8() -> None:
 
 
 def started_as_program(original: list[str], argv: list[str]) -> bool:
-    """Whether the process was started as `python file arguments` or `python -m module arguments` (and is no notebook or test)."""
+    """Whether the process was started as `python file arguments` or `python -m module arguments` (and is no
+    notebook or test).
+    """
     before, own = original[: len(original) - len(argv)], original[len(original) - len(argv) :]
     return own[1:] == argv[1:] and (own[:1] == argv[:1] or before[-1:] == ["-m"])
 
@@ -84,10 +93,11 @@ def has_surrogates(text: str) -> bool:
 
 
 def name_unknown_user() -> None:
-    """Set USER where the user has no name, and HOME (to the folder for temporary files) where there is no home directory.
+    """Set USER where the user has no name, and HOME (to the folder for temporary files) where there is no home
+    directory.
 
-    A container started with `--user 1234` has no entry for that user. torch needs the user's name for its cache folder and fails
-    with "KeyError: getpwuid(): uid not found"; libraries that keep files need the home directory.
+    A container started with `--user 1234` has no entry for that user. torch needs the user's name for its cache folder
+    and fails with "KeyError: getpwuid(): uid not found"; libraries that keep files need the home directory.
     """
     try:
         getpass.getuser()

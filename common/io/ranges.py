@@ -1,11 +1,12 @@
-"""What each number on a command line may be. common.cli checks every flag of every program by its name, before main begins.
+"""What each number on a command line may be. common.cli checks every flag of every program by its name, before main
+begins.
 
 A flag of a program that means something else than elsewhere says so itself:
 
     strength: Annotated[float, Range(0, 10)] = 1.0
 
-A test checks that every number has a range. The upper limits are far above useful values; they exclude what no computer could hold or
-finish. What does not fit into the memory of this computer is refused by common/io/memory.py.
+A test checks that every number has a range. The upper limits are far above useful values; they exclude what no
+computer could hold or finish. What does not fit into the memory of this computer is refused by common/io/memory.py.
 """
 
 import math
@@ -21,7 +22,9 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Range:
-    """From low to high. above: low itself is excluded. below: high itself is excluded. usual: a value to try, where the flag has no default."""
+    """From low to high. above: low itself is excluded. below: high itself is excluded.
+    usual: a value to try, where the flag has no default.
+    """
 
     low: float
     high: float
@@ -32,11 +35,19 @@ class Range:
     unit: str = ""
 
     def __contains__(self, value: float) -> bool:
-        return (value > self.low if self.above else value >= self.low) and (value < self.high if self.below else value <= self.high)
+        return (value > self.low if self.above else value >= self.low) and (
+            value < self.high if self.below else value <= self.high
+        )
 
     def refusal(self, value: float) -> str:
         """What the value must be. NaN is on neither side of a bound."""
-        low = f"above {show(self.low)}" if self.above else f"{show(self.low)} or more" if self.low == 0 else f"at least {show(self.low)}"
+        low = (
+            f"above {show(self.low)}"
+            if self.above
+            else f"{show(self.low)} or more"
+            if self.low == 0
+            else f"at least {show(self.low)}"
+        )
         high = f"{'below' if self.below else 'at most'} {show(self.high)}"
         if self.high <= 1:
             return f"{low.replace('0 or more', 'at least 0')} and {high}"
@@ -59,10 +70,10 @@ def share(usual: float | None = None, hint: str = "") -> Range:
 MAY_BE_EMPTY = "may be empty"  # Annotated[tuple[...], MAY_BE_EMPTY]: no values at all mean something
 
 SEED = Range(0, 10**18 - 1, 0)
-STEPS = positive(10_000_000, 1000)       # of a training, which shows its progress
-SAMPLER_STEPS = positive(1000, 20)       # of a sampler: schedules have a thousand
+STEPS = positive(10_000_000, 1000)  # of a training, which shows its progress
+SAMPLER_STEPS = positive(1000, 20)  # of a sampler: schedules have a thousand
 PIXELS = Range(4, 4096, 64, unit=" pixels")
-COUNT = positive(1_000_000, 100)         # of pictures, points, prompts
+COUNT = positive(1_000_000, 100)  # of pictures, points, prompts
 SCALE = Range(0, 1000, 3, hint="1 is off")
 WEIGHT = Range(0, 1e6, 1, hint="0 is off")
 STRENGTH = Range(0, 1, 0.6, above=True)
@@ -99,25 +110,33 @@ RANGES = {
 
 
 def check_numbers(args: Any) -> None:
-    """Refuse every number of a program's Args that is outside its range, and every list that must not be empty, naming the flag."""
+    """Refuse every number of a program's Args that is outside its range, and every list that must not be empty,
+    naming the flag.
+    """
     hints = get_type_hints(type(args), include_extras=True)
     for field in fields(args):
         value, hint, flag = getattr(args, field.name), hints[field.name], "--" + field.name.replace("_", "-")
         if value == () and isinstance(field.default, tuple) and field.default and MAY_BE_EMPTY not in marks(hint):
-            raise UserError(f"{flag} needs at least one value, for instance {flag} {' '.join(quoted(each) for each in field.default[:2])}")
+            raise UserError(
+                f"{flag} needs at least one value, for instance {flag} {' '.join(quoted(each) for each in field.default[:2])}"
+            )
         limits = range_of(field.name, hint)
         if limits is None:
             continue
         for number in numbers(value):
             if number not in limits:
-                raise UserError(f"{flag} must be {limits.refusal(number)}, not {plain(number)}{limits.advice(next(numbers(field.default), None))}")
+                raise UserError(
+                    f"{flag} must be {limits.refusal(number)}, not {plain(number)}{limits.advice(next(numbers(field.default), None))}"
+                )
 
 
 def check_saved(args: Any, source: object) -> None:
     """Refuse settings that were read from a file and are not what a command line could have given."""
     for name, kind in get_type_hints(type(args)).items():
         if not fits(getattr(args, name), kind):
-            raise UserError(f"{source} sets {name} to {str(getattr(args, name))[:40]!r}, which is no value for it; the file was changed, or is damaged")
+            raise UserError(
+                f"{source} sets {name} to {str(getattr(args, name))[:40]!r}, which is no value for it; the file was changed, or is damaged"
+            )
     try:
         check_numbers(args)
     except UserError as problem:
@@ -125,7 +144,9 @@ def check_saved(args: Any, source: object) -> None:
 
 
 def fits(value: Any, rule: Any) -> bool:
-    """Whether a value of a JSON file is of this type. true is no number; a whole number is also a float; NaN is in no Range."""
+    """Whether a value of a JSON file is of this type.
+    true is no number; a whole number is also a float; NaN is in no Range.
+    """
     origin, parts = get_origin(rule), get_args(rule)
     if rule is Any:
         return True
@@ -138,8 +159,11 @@ def fits(value: Any, rule: Any) -> bool:
         return any(type(value) is type(part) and value == part for part in parts)
     if origin in (list, tuple):
         several = origin is list or parts[1:] == (...,)
-        return isinstance(value, (list, tuple)) and (all(fits(each, parts[0]) for each in value) if several else
-                                                     len(value) == len(parts) and all(map(fits, value, parts)))  # fmt: skip
+        return isinstance(value, (list, tuple)) and (
+            all(fits(each, parts[0]) for each in value)
+            if several
+            else len(value) == len(parts) and all(map(fits, value, parts))
+        )
     if rule in (None, type(None)):
         return value is None
     if rule is float:

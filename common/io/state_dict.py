@@ -19,7 +19,12 @@ from common.io.weight_files import DIFFUSERS, find_weights
 
 Net = TypeVar("Net", bound=nn.Module)
 
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the attention, until early 2023
+OLD_NAMES = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}  # of the attention, until early 2023
 OLD_NAME = re.compile(rf"(?P<where>(^|.*\.)attentions\.\d+\.)(?P<old>{'|'.join(OLD_NAMES)})(?P<end>\.(weight|bias))")
 PLAIN: list[Any] = [  # classes that hold values and run no code, which trainings store beside the weights: their settings
     argparse.Namespace,
@@ -35,7 +40,8 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def read_component(folder: Path, expected: str = DIFFUSERS) -> tuple[dict[str, torch.Tensor], Path]:
-    """The weights in a component's folder under today's names, in float32, and the file that they come from, for messages.
+    """The weights in a component's folder under today's names, in float32, and the file that they come from, for
+    messages.
 
     One file, shards or a variant, as safetensors or as a pickle: see common/io/weight_files.py.
     """
@@ -49,7 +55,10 @@ def read_component(folder: Path, expected: str = DIFFUSERS) -> tuple[dict[str, t
 def new_names(state: dict[str, Any]) -> dict[str, Any]:
     """A state dict whose attention has today's names: mid_block.attentions.0.query.weight becomes ...to_q.weight."""
     names = {key: OLD_NAME.fullmatch(key) for key in state}
-    return {found["where"] + OLD_NAMES[found["old"]] + found["end"] if (found := names[key]) else key: value for key, value in state.items()}
+    return {
+        found["where"] + OLD_NAMES[found["old"]] + found["end"] if (found := names[key]) else key: value
+        for key, value in state.items()
+    }
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -69,19 +78,25 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} cannot be read ({explain(problem)})") from problem
     except (SafetensorError, ValueError) as problem:
         kind = kind_of_file(path)
-        raise UserError(f"{path} holds no weights: {kind}" if kind else f"{path} is damaged ({explain(problem)})") from problem
+        raise UserError(
+            f"{path} holds no weights: {kind}" if kind else f"{path} is damaged ({explain(problem)})"
+        ) from problem
 
 
 def read_pickle(path: Path) -> Any:
     """What torch.save wrote: tensors, plain values and the classes in PLAIN. Code in the file is never run."""
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}" if not path.exists() else f"{path} is a folder, not a checkpoint file")
+        raise UserError(
+            f"there is no checkpoint {path}" if not path.exists() else f"{path} is a folder, not a checkpoint file"
+        )
     try:
         with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of archives and pickles that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError and more
-        raise UserError(f"{path} cannot be read as a checkpoint of weights: {why_unreadable(path, problem)}") from problem
+        raise UserError(
+            f"{path} cannot be read as a checkpoint of weights: {why_unreadable(path, problem)}"
+        ) from problem
 
 
 def tensors_of(value: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -92,12 +107,16 @@ def tensors_of(value: Any, path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} holds no state dict but a {type(value).__name__}")
     state = {key: each for key, each in value.items() if isinstance(key, str) and isinstance(each, torch.Tensor)}
     if not state:
-        raise UserError(f"{path} holds no state dict: there is no tensor under the names {', '.join(map(str, list(value)[:5])) or '(none)'}")
+        raise UserError(
+            f"{path} holds no state dict: there is no tensor under the names {', '.join(map(str, list(value)[:5])) or '(none)'}"
+        )
     return state
 
 
 def why_unreadable(path: Path, problem: Exception) -> str:
-    """The reason why torch.load refused a file, found in the file where torch names none. Too little memory is no fault of the file."""
+    """The reason why torch.load refused a file, found in the file where torch names none.
+    Too little memory is no fault of the file.
+    """
     if is_memory(problem):
         raise problem
     if (kind := kind_of_file(path)) is not None:
@@ -105,8 +124,10 @@ def why_unreadable(path: Path, problem: Exception) -> str:
     if isinstance(problem, OSError):
         return explain(problem)
     if found := re.search(r"GLOBAL ([\w.]+)", str(problem)):
-        return (f"it holds an object of {found[1]}, and only tensors and plain values are read, because other objects can run code; "
-                "where you trust the file, load it with torch and save its state dict alone")  # fmt: skip
+        return (
+            f"it holds an object of {found[1]}, and only tensors and plain values are read, because other objects can run code; "
+            "where you trust the file, load it with torch and save its state dict alone"
+        )
     if "TorchScript" in str(problem):
         return "it is a TorchScript archive, which holds code; save the state dict of the model instead"
     with open(path, "rb") as file:
@@ -128,16 +149,22 @@ def kind_of_file(path: Path) -> str | None:
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "it is a web page; download the file itself"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
-        return None if path.suffix == ".safetensors" else "it is in the format of safetensors, not in that of torch.save"
+        return (
+            None if path.suffix == ".safetensors" else "it is in the format of safetensors, not in that of torch.save"
+        )
     if path.suffix == ".safetensors" and head.startswith((b"PK", b"\x80")):
         return "it is in the format of torch.save, not in that of safetensors"
     return None
 
 
 class Uninitialised(TorchFunctionMode):
-    """Leaves out random initial values: for tensors without memory torch would first import its decompositions, which takes seconds."""
+    """Leaves out random initial values: for tensors without memory torch would first import its decompositions,
+    which takes seconds.
+    """
 
-    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
@@ -145,7 +172,9 @@ class Uninitialised(TorchFunctionMode):
 
 
 def build_strictly(make: Callable[[], Net], state: dict[str, torch.Tensor], source: Path | str) -> Net:
-    """A network with these weights. Names and shapes are compared before memory is asked for, so that no setting can ask for too much."""
+    """A network with these weights. Names and shapes are compared before memory is asked for,
+    so that no setting can ask for too much.
+    """
     with torch.device("meta"), Uninitialised():
         check_shapes(make().state_dict(), state, source)
     net = make()
@@ -160,8 +189,14 @@ def load_strictly(net: nn.Module, state: dict[str, torch.Tensor], source: Path |
 
 
 def check_shapes(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], source: Path | str) -> None:
-    wrong = [f"{key} is {tuple(state[key].shape)} there, {tuple(own[key].shape)} here" for key in own if key in state and state[key].shape != own[key].shape]
-    wrong += [f"{key} is missing" for key in own if key not in state] + [f"{key} is unknown" for key in state if key not in own]
+    wrong = [
+        f"{key} is {tuple(state[key].shape)} there, {tuple(own[key].shape)} here"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    wrong += [f"{key} is missing" for key in own if key not in state] + [
+        f"{key} is unknown" for key in state if key not in own
+    ]
     if wrong:
         more = f" (and {len(wrong) - 1} more differences)" if wrong[1:] else ""
         raise UserError(f"{source} holds weights of another architecture: {wrong[0]}{more}")

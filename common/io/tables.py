@@ -1,7 +1,7 @@
 """Tables: CSV files that the programs write, and the aligned columns that they print.
 
-A row is a mapping from column names to values, or a NamedTuple. Rows may have different columns: a table has the columns
-of all rows, in the order in which they first appear, and a cell that a row lacks is empty.
+A row is a mapping from column names to values, or a NamedTuple. Rows may have different columns: a table has the
+columns of all rows, in the order in which they first appear, and a cell that a row lacks is empty.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """Translate between our UNetConfig and the config.json of `diffusers`.
 
-Nothing is guessed: a setting that the course's U-Net does not have is refused by name, so that weights are never loaded into another
-network.
+Nothing is guessed: a setting that the course's U-Net does not have is refused by name, so that weights are never
+loaded into another network.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,21 @@ COMMON = {"sample_size": None, "down_block_types": None, "up_block_types": None,
           "block_out_channels": None, "layers_per_block": 2, "norm_num_groups": 32, "norm_eps": 1e-5, "dropout": 0.0,
           "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "num_class_embeds": None,
           "attention_head_dim": 8, "resnet_time_scale_shift": "default"}  # fmt: skip
-PLAIN = COMMON | {"mid_block_type": "UNetMidBlock2D", "in_channels": 3, "out_channels": 3, "add_attention": True, "attn_norm_num_groups": None}
-TEXT = COMMON | {"mid_block_type": "UNetMidBlock2DCrossAttn", "in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280,
-                 "use_linear_projection": False, "transformer_layers_per_block": 1}  # fmt: skip
+PLAIN = COMMON | {
+    "mid_block_type": "UNetMidBlock2D",
+    "in_channels": 3,
+    "out_channels": 3,
+    "add_attention": True,
+    "attn_norm_num_groups": None,
+}
+TEXT = COMMON | {
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "in_channels": 4,
+    "out_channels": 4,
+    "cross_attention_dim": 1280,
+    "use_linear_projection": False,
+    "transformer_layers_per_block": 1,
+}
 # What their values may be: far more than any network has, and nothing that would take forever to build.
 VALUES = {
     "sample_size": Count | list[Count] | None, "down_block_types": list[str], "up_block_types": list[str], "mid_block_type": str | None,
@@ -54,11 +66,15 @@ BLOCKS = {  # block types by (has text, has attention)
 
 
 def _refuse(key: str, value: object) -> NoReturn:
-    raise UserError(f"this U-Net sets {key} = {shown(value)}, which the course's U-Net does not have, so it is not loaded")
+    raise UserError(
+        f"this U-Net sets {key} = {shown(value)}, which the course's U-Net does not have, so it is not loaded"
+    )
 
 
 def unet_from_diffusers(config: dict[str, Any]) -> UNetConfig:
-    """The UNetConfig of a UNet2DModel's or UNet2DConditionModel's config.json. Raises UserError at a setting that it cannot express."""
+    """The UNetConfig of a UNet2DModel's or UNet2DConditionModel's config.json.
+    Raises UserError at a setting that it cannot express.
+    """
     kind = config.get("_class_name")
     if kind not in ("UNet2DModel", "UNet2DConditionModel"):
         _refuse("_class_name", kind)
@@ -66,7 +82,10 @@ def unet_from_diffusers(config: dict[str, Any]) -> UNetConfig:
     c = known_settings(config, TEXT if text else PLAIN, FIXED, _refuse)
     check_values(c, VALUES | ({"attention_head_dim": Count | list[Count]} if text else {}), "this U-Net")
     if len(c["block_out_channels"]) * c["layers_per_block"] * c.get("transformer_layers_per_block", 1) > LARGEST:
-        _refuse("block_out_channels, layers_per_block and transformer_layers_per_block, which multiply to more than", LARGEST)
+        _refuse(
+            "block_out_channels, layers_per_block and transformer_layers_per_block, which multiply to more than",
+            LARGEST,
+        )
     for key, holds in requirements(c, text):
         if not holds():
             _refuse(key, c[key])
@@ -95,7 +114,9 @@ def unet_from_diffusers(config: dict[str, Any]) -> UNetConfig:
 
 
 def heads_of(c: dict[str, Any]) -> list[int]:
-    """Attention heads at each level. In UNet2DConditionModel "attention_head_dim" is, by an old mistake kept for compatibility, their number."""
+    """Attention heads at each level.
+    In UNet2DConditionModel "attention_head_dim" is, by an old mistake kept for compatibility, their number.
+    """
     heads = c["attention_head_dim"]
     return list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(c["block_out_channels"])
 
@@ -105,7 +126,9 @@ def requirements(c: dict[str, Any], text: bool) -> list[tuple[str, Callable[[], 
     widths, groups = c["block_out_channels"], c["norm_num_groups"]
     n, attention = len(widths), ["Attn" in block for block in c["down_block_types"]]
     mid_attention = c.get("add_attention", True)
-    default_groups = 0 if c["resnet_time_scale_shift"] == "scale_shift" else groups  # of the attention's norm, where the file names none
+    default_groups = (
+        0 if c["resnet_time_scale_shift"] == "scale_shift" else groups
+    )  # of the attention's norm, where the file names none
 
     def heads_divide_widths() -> bool:  # otherwise diffusers would build attention that is narrower than the image
         divisors = heads_of(c) if text else [c["attention_head_dim"] or 1] * n
@@ -117,11 +140,17 @@ def requirements(c: dict[str, Any], text: bool) -> list[tuple[str, Callable[[], 
         ("down_block_types", lambda: len(c["down_block_types"]) == n),
         ("up_block_types", lambda: len(c["up_block_types"]) == n),
         ("norm_num_groups", lambda: not any(width % groups for width in widths)),
-        ("block_out_channels", lambda: widths[0] % 2 == 0 and widths[0] // 2 > c["freq_shift"]),  # the width of the timestep embedding
+        (
+            "block_out_channels",
+            lambda: widths[0] % 2 == 0 and widths[0] // 2 > c["freq_shift"],
+        ),  # the width of the timestep embedding
         ("down_block_types", lambda: list(c["down_block_types"]) == [BLOCKS["down"][text, a] for a in attention]),
         ("up_block_types", lambda: list(c["up_block_types"]) == [BLOCKS["up"][text, a] for a in reversed(attention)]),
         ("mid_block_type", lambda: c["mid_block_type"] == (TEXT if text else PLAIN)["mid_block_type"]),
-        ("attn_norm_num_groups", lambda: text or not mid_attention or (c["attn_norm_num_groups"] or default_groups) == groups),
+        (
+            "attn_norm_num_groups",
+            lambda: text or not mid_attention or (c["attn_norm_num_groups"] or default_groups) == groups,
+        ),
         ("attention_head_dim", lambda: not text or len(heads_of(c)) == n),
         ("attention_head_dim", heads_divide_widths),
     ]

@@ -2,8 +2,8 @@
 
     vae/config.json, vae/diffusion_pytorch_model.safetensors
 
-Nothing is guessed: a setting that the course's autoencoder does not have is refused by name, so that weights are never loaded into
-another network.
+Nothing is guessed: a setting that the course's autoencoder does not have is refused by name, so that weights are never
+loaded into another network.
 """
 
 from pathlib import Path
@@ -30,16 +30,38 @@ FIXED = {
 }  # fmt: skip
 
 # Settings that are translated, with the values that diffusers assumes where the file leaves them out.
-KNOWN = {"in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
-         "block_out_channels": [64], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32, "sample_size": 32,
-         "scaling_factor": 0.18215, "mid_block_add_attention": True}  # fmt: skip
-VALUES = {"in_channels": Count, "out_channels": Count, "latent_channels": Count, "layers_per_block": Layers, "norm_num_groups": Count,
-          "block_out_channels": list[Count], "down_block_types": list[str], "up_block_types": list[str], "sample_size": Count | list[Count] | None,
-          "scaling_factor": Annotated[float, Range(0, 1e6, above=True)], "mid_block_add_attention": bool}  # fmt: skip
+KNOWN = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 32,
+    "scaling_factor": 0.18215,
+    "mid_block_add_attention": True,
+}
+VALUES = {
+    "in_channels": Count,
+    "out_channels": Count,
+    "latent_channels": Count,
+    "layers_per_block": Layers,
+    "norm_num_groups": Count,
+    "block_out_channels": list[Count],
+    "down_block_types": list[str],
+    "up_block_types": list[str],
+    "sample_size": Count | list[Count] | None,
+    "scaling_factor": Annotated[float, Range(0, 1e6, above=True)],
+    "mid_block_add_attention": bool,
+}
 
 
 def _refuse(key: str, value: object) -> NoReturn:
-    raise UserError(f"this autoencoder sets {key} = {shown(value)}, which the course's autoencoder does not have, so it is not loaded")
+    raise UserError(
+        f"this autoencoder sets {key} = {shown(value)}, which the course's autoencoder does not have, so it is not loaded"
+    )
 
 
 def vae_from_diffusers(config: dict[str, Any]) -> VAEConfig:
@@ -97,7 +119,9 @@ def save_vae(folder: Path, vae: AutoencoderKL, dtype: torch.dtype = torch.float3
 
 
 def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:
-    """Open an autoencoder's folder, a run or Stable Diffusion folder that has one in it, or a file; float32, every key checked."""
+    """Open an autoencoder's folder, a run or Stable Diffusion folder that has one in it, or a file;
+    float32, every key checked.
+    """
     folder = Path(folder)
     if folder.is_file():
         folder = as_folder(folder, ("sd", "vae"))
@@ -105,6 +129,8 @@ def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:
         raise UserError(f"there is no folder {folder}; give a run folder, or a diffusers model folder")
     root = next((f for f in (folder / "vae", folder / "model" / "vae") if f.is_dir()), folder)
     if root == folder and not (root / "config.json").exists() and look_for_weights(root) is None:
-        raise UserError(f"{folder} holds no autoencoder: neither {folder}/config.json nor {folder}/vae nor {folder}/model/vae is there")
+        raise UserError(
+            f"{folder} holds no autoencoder: neither {folder}/config.json nor {folder}/vae nor {folder}/model/vae is there"
+        )
     cfg = vae_from_diffusers(read_json(root / "config.json"))
     return build_strictly(lambda: AutoencoderKL(cfg), *read_component(root, WEIGHTS)).eval().to(device)

@@ -1,9 +1,10 @@
 """Where the parts of a model lie: in a run folder, a folder of `diffusers`, a flat folder, or one file.
 
-    run/model/unet/config.json, run/model/scheduler/scheduler_config.json       a run of the course
-    model/unet/config.json, model/scheduler/scheduler_config.json               what diffusers writes
-    model/config.json, model/scheduler_config.json                              flat, as google/ddpm-cifar10-32
-    model.safetensors                                                           a checkpoint of Stable Diffusion in one file
+run/model/unet/config.json, run/model/scheduler/scheduler_config.json       a run of the course
+model/unet/config.json, model/scheduler/scheduler_config.json               what diffusers writes
+model/config.json, model/scheduler_config.json                              flat, as google/ddpm-cifar10-32
+model.safetensors                                                           a checkpoint of Stable Diffusion in one
+                                                                            file
 """
 
 from pathlib import Path
@@ -15,7 +16,9 @@ UNETS = ("UNet2DModel", "UNet2DConditionModel")
 
 
 def find_root(path: Path, kind: str = "a diffusers model") -> Path:
-    """The folder whose parts unet_folder and scheduler_file find: the folder itself, the `model` of a run, or what a file is converted to."""
+    """The folder whose parts unet_folder and scheduler_file find:
+    the folder itself, the `model` of a run, or what a file is converted to.
+    """
     if path.is_file():
         from common.models.single_file import as_folder
 
@@ -30,11 +33,15 @@ def find_root(path: Path, kind: str = "a diffusers model") -> Path:
                 return folder
             if folder.name == "unet" and (folder.parent / "scheduler").is_dir():
                 return folder.parent
-            raise UserError(f"{folder} holds a U-Net alone: scheduler_config.json, which says how it was trained, is neither there nor in "
-                            f"{folder.parent / 'scheduler'}; give the folder of {kind}")  # fmt: skip
+            raise UserError(
+                f"{folder} holds a U-Net alone: scheduler_config.json, which says how it was trained, is neither there nor in "
+                f"{folder.parent / 'scheduler'}; give the folder of {kind}"
+            )
     there = sorted(each.name for each in path.iterdir())
-    raise UserError(f"{path} holds no model: neither {path / 'unet'} nor {path / 'model' / 'unet'} is there, nor a config.json of a U-Net; "
-                    f"it holds {', '.join(there[:8]) or 'nothing'}")  # fmt: skip
+    raise UserError(
+        f"{path} holds no model: neither {path / 'unet'} nor {path / 'model' / 'unet'} is there, nor a config.json of a U-Net; "
+        f"it holds {', '.join(there[:8]) or 'nothing'}"
+    )
 
 
 def is_unet(folder: Path) -> bool:
@@ -50,4 +57,6 @@ def unet_folder(root: Path) -> Path:
 def scheduler_file(root: Path) -> Path:
     """The scheduler_config.json in a model's folder."""
     flat = root / "scheduler_config.json"
-    return flat if flat.exists() and not (root / "scheduler").is_dir() else root / "scheduler" / "scheduler_config.json"
+    return (
+        flat if flat.exists() and not (root / "scheduler").is_dir() else root / "scheduler" / "scheduler_config.json"
+    )

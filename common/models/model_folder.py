@@ -1,6 +1,6 @@
 """A model as a folder that `diffusers` opens unchanged.
 
-    model/model_index.json, model/unet/{config.json, diffusion_pytorch_model.safetensors}, model/scheduler/...
+model/model_index.json, model/unet/{config.json, diffusion_pytorch_model.safetensors}, model/scheduler/...
 """
 
 from collections.abc import Sequence
@@ -62,11 +62,17 @@ def load_unet(folder: Path) -> UNet:
 def start_from(net: UNet, other: UNet, folder: Path) -> None:
     """Copy the weights of a U-Net of the same build; the size of its images may differ."""
     if unlike := same_build(net, other):
-        raise UserError(f"the U-Net in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings")
+        raise UserError(
+            f"the U-Net in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings"
+        )
     net.load_state_dict(other.state_dict())
 
 
 def same_build(net: UNet, other: UNet, free: Sequence[str] = ("size",)) -> list[str]:
     """The settings in which two networks differ, without those of `free`."""
     mine, theirs = vars(net.cfg), vars(other.cfg)
-    return [f"{name} = {theirs[name]} against {mine[name]}" for name in mine if name not in free and mine[name] != theirs[name]]
+    return [
+        f"{name} = {theirs[name]} against {mine[name]}"
+        for name in mine
+        if name not in free and mine[name] != theirs[name]
+    ]

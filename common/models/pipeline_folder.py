@@ -17,7 +17,8 @@ TEXTS = (".json", ".txt", ".model", ".jinja")  # configurations and vocabularies
 
 
 def find_pipeline(name: str | Path) -> Path:
-    """The folder of a pipeline, its parts checked. name: a local folder, a run folder, or owner/name or owner/name@revision of the hub.
+    """The folder of a pipeline, its parts checked. name: a local folder, a run folder, or owner/name or
+    owner/name@revision of the hub.
 
     What the hub's cache holds is not downloaded again. Raises UserError that says what was looked for and what to do.
     """
@@ -32,29 +33,39 @@ def find_pipeline(name: str | Path) -> Path:
 
         return as_folder(local)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"there is no folder {name}; --model takes the folder of a diffusers pipeline, or a hub id such as {EXAMPLE}")
+        raise UserError(
+            f"there is no folder {name}; --model takes the folder of a diffusers pipeline, or a hub id such as {EXAMPLE}"
+        )
     folder = hub.cached(name, INDEX, example=EXAMPLE)
     if folder is None or missing_parts(folder):
-        folder = hub.download(name, needed_files, f"give a local folder with --model instead, or {hub.MIRROR}", EXAMPLE)
+        folder = hub.download(
+            name, needed_files, f"give a local folder with --model instead, or {hub.MIRROR}", EXAMPLE
+        )
         check_parts(folder)
     return folder
 
 
 def needed_files(files: list[str], fetch: Callable[[str], Path]) -> list[str]:
-    """The files of a repository that make up its pipeline: each part's configuration, and one of the sets of weights that there are."""
+    """The files of a repository that make up its pipeline:
+    each part's configuration, and one of the sets of weights that there are.
+    """
     if INDEX not in files:
-        raise UserError(f"there is no {INDEX} among the files of that repository ({some(files)}), so it holds no diffusers pipeline")
+        raise UserError(
+            f"there is no {INDEX} among the files of that repository ({some(files)}), so it holds no diffusers pipeline"
+        )
     wanted = [INDEX]
     for part in parts_of(read_json(fetch(INDEX))):
-        names = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/") and file.count("/") == 1]
+        names = [
+            file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/") and file.count("/") == 1
+        ]
         wanted += [f"{part}/{name}" for name in names if name.endswith(TEXTS) and ".index." not in name]
         wanted += [f"{part}/{name}" for name in chosen_files(names)]
     return wanted
 
 
 def quiet() -> None:
-    """Turn off the progress bars and log lines of diffusers and transformers. Errors reach the user as a UserError, and diffusers logs a missing .safetensors
-    file as an error even where it then opens the .bin."""
+    """Turn off the progress bars and log lines of diffusers and transformers. Errors reach the user as a UserError,
+    and diffusers logs a missing .safetensors file as an error even where it then opens the .bin."""
     import logging
 
     import diffusers
@@ -65,12 +76,16 @@ def quiet() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-# --------------------------------------------------------------------------------------------------------------- its parts
+# ----------------------------------------------------------------------------------------------------------- its parts
 
 
 def parts_of(index: dict) -> list[str]:
     """The parts that model_index.json names."""
-    return [name for name, kind in index.items() if not name.startswith("_") and isinstance(kind, list) and kind and kind[0] is not None]
+    return [
+        name
+        for name, kind in index.items()
+        if not name.startswith("_") and isinstance(kind, list) and kind and kind[0] is not None
+    ]
 
 
 def check_parts(folder: Path) -> None:
@@ -83,13 +98,19 @@ def check_parts(folder: Path) -> None:
         )
     missing = missing_parts(folder)
     if missing:
-        raise UserError(f"the pipeline in {folder} is not whole: {', '.join(missing)} is missing; copy or download it again")
+        raise UserError(
+            f"the pipeline in {folder} is not whole: {', '.join(missing)} is missing; copy or download it again"
+        )
 
 
 def what_is_there(folder: Path, there: list[str]) -> str:
     """What a folder without an index holds: one part of a pipeline, or other files."""
     if (folder / "config.json").exists() and (kind := read_json(folder / "config.json").get("_class_name")):
-        whole = f"; name the folder above it, {folder.resolve().parent}" if (folder.resolve().parent / INDEX).exists() else ""
+        whole = (
+            f"; name the folder above it, {folder.resolve().parent}"
+            if (folder.resolve().parent / INDEX).exists()
+            else ""
+        )
         return f"there is one part, a {kind}{whole}"
     return f"there is {some(there)}"
 
@@ -103,7 +124,9 @@ def missing_parts(folder: Path) -> list[str]:
     """What model_index.json names and the folder lacks: ["vae", "unet/config.json", "unet (weights)"]."""
     missing = []
     for name in parts_of(read_json(folder / INDEX)):
-        flat = folder / ("scheduler_config.json" if "scheduler" in name else "config.json")  # google/ddpm-cifar10-32 has all files in one folder
+        flat = folder / (
+            "scheduler_config.json" if "scheduler" in name else "config.json"
+        )  # google/ddpm-cifar10-32 has all files in one folder
         part = folder / name if (folder / name).is_dir() or not flat.exists() else folder
         files = {path.name for path in part.glob("*")}
         if not part.is_dir():
@@ -121,8 +144,20 @@ def weights_missing(part: Path, files: set[str]) -> list[str]:
     """What the weights of a part lack: all of them, or shards that their index names."""
     name, _ = choose(files) or (None, None)
     if name is None:
-        others = sorted(file for file in files if file.endswith((".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")))
-        found = f" under a name that diffusers knows, such as diffusion_pytorch_model.safetensors; there is {some(others)}" if others else ""
+        others = sorted(
+            file
+            for file in files
+            if file.endswith((".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx"))
+        )
+        found = (
+            f" under a name that diffusers knows, such as diffusion_pytorch_model.safetensors; there is {some(others)}"
+            if others
+            else ""
+        )
         return [f"{part.name} (weights{found})"]
     places = read_json(part / name).get("weight_map") if name.endswith(".json") else None
-    return sorted({f"{part.name}/{file}" for file in places.values() if str(file) not in files}) if isinstance(places, dict) else []
+    return (
+        sorted({f"{part.name}/{file}" for file in places.values() if str(file) not in files})
+        if isinstance(places, dict)
+        else []
+    )

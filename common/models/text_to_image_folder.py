@@ -1,7 +1,8 @@
 """Text-to-image models as folders that diffusers and transformers open unchanged.
 
-A model of pixels (chapter 2) is unet/, scheduler/, text_encoder/ and tokenizer/. A latent model (chapters 4 and 6) is the
-whole folder of a Stable Diffusion: vae/ and model_index.json too, so that StableDiffusionPipeline.from_pretrained opens it.
+A model of pixels (chapter 2) is unet/, scheduler/, text_encoder/ and tokenizer/. A latent model (chapters 4 and 6) is
+the whole folder of a Stable Diffusion: vae/ and model_index.json too, so that StableDiffusionPipeline.from_pretrained
+opens it.
 """
 
 from pathlib import Path
@@ -27,11 +28,14 @@ FILES = (
     "text_encoder/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json",
 )  # fmt: skip
 
-# -------------------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------------------------- writing
 
 
 def save_pipeline(
-    folder: Path, pipeline: TextToImagePipeline, dtype: torch.dtype = torch.float32, opened_by: str = "StableDiffusionPipeline"
+    folder: Path,
+    pipeline: TextToImagePipeline,
+    dtype: torch.dtype = torch.float32,
+    opened_by: str = "StableDiffusionPipeline",
 ) -> None:
     """Write the folder of a model, each file whole or not at all.
 
@@ -59,17 +63,25 @@ def ddim_config(schedule: Schedule, prediction: str) -> dict:
     check_schedule(schedule)
     config = scheduler_to_diffusers(schedule, prediction, clip_x0=False)
     del config["variance_type"]  # a setting of DDPM
-    return config | {"_class_name": "DDIMScheduler", "set_alpha_to_one": True, "steps_offset": 1}  # diffusers warns without the offset
+    return config | {
+        "_class_name": "DDIMScheduler",
+        "set_alpha_to_one": True,
+        "steps_offset": 1,
+    }  # diffusers warns without the offset
 
 
 def check_schedule(schedule: Schedule) -> None:
     """Refuse a schedule that scheduler_config.json of a Stable Diffusion folder cannot describe."""
     if not isinstance(schedule, DiscreteSchedule):
-        raise UserError(f"a Stable Diffusion folder has no place for the schedule '{schedule.name}'; choose cosine, linear, scaled_linear, ...")
+        raise UserError(
+            f"a Stable Diffusion folder has no place for the schedule '{schedule.name}'; choose cosine, linear, scaled_linear, ..."
+        )
 
 
 def model_index(opened_by: str, encoder: SmallText | CLIPTextEncoder) -> dict:
-    """The content of model_index.json: the parts of the model and their classes. [null, null] stands for a part that is absent."""
+    """The content of model_index.json: the parts of the model and their classes.
+    [null, null] stands for a part that is absent.
+    """
     text_model, tokenizer = "CLIPTextModel", "CLIPTokenizer"
     if isinstance(encoder, CLIPTextEncoder):
         text_model, tokenizer = type(encoder.network).__name__, type(encoder.hf_tokenizer).__name__
@@ -88,7 +100,7 @@ def model_index(opened_by: str, encoder: SmallText | CLIPTextEncoder) -> dict:
     }
 
 
-# -------------------------------------------------------------------------------------------------------------- opening
+# ------------------------------------------------------------------------------------------------------------- opening
 
 
 def open_pipeline(
@@ -96,7 +108,8 @@ def open_pipeline(
 ) -> TextToImagePipeline:
     """Any model of pixels or latents, with text or without, for drawing or inpainting; float32, every key checked.
 
-    folder        a run folder, a model folder, or a Stable Diffusion 1.x or 2.x folder or file. A safety checker is not opened
+    folder        a run folder, a model folder, or a Stable Diffusion 1.x or 2.x folder or file. A safety checker is
+                  not opened
     text_encoder  in place of the folder's own
     Raises UserError for a folder without a model, and for networks that were not made for each other.
     """
@@ -109,7 +122,9 @@ def open_pipeline(
         text_encoder = load_text(root).to(device).eval()
     check_channels(folder, unet, vae)
     if text_encoder and text_encoder.dim != unet.cfg.text_dim:
-        raise UserError(f"the text encoder in {folder} gives embeddings of width {text_encoder.dim}, but its U-Net expects {unet.cfg.text_dim}")
+        raise UserError(
+            f"the text encoder in {folder} gives embeddings of width {text_encoder.dim}, but its U-Net expects {unet.cfg.text_dim}"
+        )
     return TextToImagePipeline(unet, schedule, prediction, text_encoder, vae, clip_x0 if vae is None else False)
 
 
@@ -117,15 +132,21 @@ def open_pixel_pipeline(folder: Path, device: str | torch.device = "cpu") -> Tex
     """The same for a text-to-image model of grey or RGB pixels; another kind of model is refused."""
     pipeline = open_pipeline(folder, device)
     if pipeline.text_encoder is None:
-        raise UserError(f"{folder} holds a model that is not conditioned on text; sample from it with 01_ddpm_mnist/sample.py")
+        raise UserError(
+            f"{folder} holds a model that is not conditioned on text; sample from it with 01_ddpm_mnist/sample.py"
+        )
     channels = pipeline.unet.cfg.in_channels
     if pipeline.vae or channels not in (1, 3):
-        raise UserError(f"the U-Net in {folder} has {channels} input channels; this chapter samples grey or RGB images, with 1 channel or 3")
+        raise UserError(
+            f"the U-Net in {folder} has {channels} input channels; this chapter samples grey or RGB images, with 1 channel or 3"
+        )
     return pipeline
 
 
 def open_latent_pipeline(folder: Path, device: str | torch.device = "cpu") -> TextToImagePipeline:
-    """The same for a whole Stable Diffusion that draws from text; another kind of model, or a missing file, is refused."""
+    """The same for a whole Stable Diffusion that draws from text;
+    another kind of model, or a missing file, is refused.
+    """
     check_whole(folder)
     pipeline = open_pipeline(folder, device)
     if pipeline.is_inpainting:
@@ -147,20 +168,26 @@ def check_whole(folder: Path) -> None:
             "a model that works on pixels is sampled by sample.py of chapter 1 (without text) or 2 (with text)"
         )
     missing = [
-        file for file in FILES
-        if not (root / file).exists() and not (file.endswith(".safetensors") and look_for_weights((root / file).parent))
-    ]  # fmt: skip
+        file
+        for file in FILES
+        if not (root / file).exists()
+        and not (file.endswith(".safetensors") and look_for_weights((root / file).parent))
+    ]
     if missing:
         raise UserError(f"{root} is no whole Stable Diffusion folder: it lacks {', '.join(missing)}")
 
 
 def check_channels(folder: Path, unet: UNet, vae: AutoencoderKL | None) -> None:
-    """Refuse a U-Net that was not made for these latents: it takes c channels, or 2 c + 1 for inpainting, and returns c."""
+    """Refuse a U-Net that was not made for these latents:
+    it takes c channels, or 2 c + 1 for inpainting, and returns c.
+    """
     takes, gives = unet.cfg.in_channels, unet.cfg.out_channels
     if vae is None:
         fits = takes in (gives, 2 * gives + 1) or gives == 2 * takes  # twice as many with learned variance
         if not fits:
-            raise UserError(f"the U-Net in {folder} takes {takes} channels and gives {gives}, which no model of pixels does")
+            raise UserError(
+                f"the U-Net in {folder} takes {takes} channels and gives {gives}, which no model of pixels does"
+            )
     elif gives != (c := vae.cfg.latent_channels) or takes not in (c, 2 * c + 1):
         raise UserError(
             f"the autoencoder in {folder} makes latents with {c} channels, but its U-Net takes {takes} and gives {gives}; "

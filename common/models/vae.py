@@ -1,9 +1,11 @@
-"""An autoencoder to be read in one sitting (Kingma & Welling 2014; Rombach et al. 2022). Module names are those of `diffusers`.
+"""An autoencoder to be read in one sitting (Kingma & Welling 2014; Rombach et al. 2022). Module names are those of
+`diffusers`.
 
     image --encoder--> mean, logvar --sample--> z --decoder--> image
     (B, 3, H, W)      (B, 4, H / f, W / f)                    (B, 3, H, W)
 
-The diffusion model of chapter 4 works on z, which is f times smaller a side; the decoder turns the latents it generates into images.
+The diffusion model of chapter 4 works on z, which is f times smaller a side; the decoder turns the latents it
+generates into images.
 """
 
 from dataclasses import dataclass
@@ -21,16 +23,20 @@ LOGVAR_RANGE = -30.0, 20.0  # limits of the predicted log variance, so that exp(
 
 @dataclass(frozen=True)
 class VAEConfig:
-    size: int = 64                           # side of the training images in pixels, kept with the model; any multiple of `factor` runs
-    image_channels: int = 3                  # channels of the images, of the input and of the output
-    latent_channels: int = 4                 # channels of z
-    channels: tuple[int, ...] = (32, 64, 64)  # width of each resolution, highest resolution first; each step halves the image
-    layers: int = 1                          # residual blocks at each resolution of the encoder; the decoder has one more
-    mid_attention: bool = True               # attention at the lowest resolution
-    groups: int = 32                         # groups of every GroupNorm
-    scaling_factor: float = 1.0              # z times this has unit variance; measured after the training
+    size: int = 64  # side of the training images in pixels, kept with the model; any multiple of `factor` runs
+    image_channels: int = 3  # channels of the images, of the input and of the output
+    latent_channels: int = 4  # channels of z
+    channels: tuple[int, ...] = (
+        32,
+        64,
+        64,
+    )  # width of each resolution, highest resolution first; each step halves the image
+    layers: int = 1  # residual blocks at each resolution of the encoder; the decoder has one more
+    mid_attention: bool = True  # attention at the lowest resolution
+    groups: int = 32  # groups of every GroupNorm
+    scaling_factor: float = 1.0  # z times this has unit variance; measured after the training
 
-    eps: ClassVar[float] = 1e-6              # added to every GroupNorm's variance; diffusers has no setting for it either
+    eps: ClassVar[float] = 1e-6  # added to every GroupNorm's variance; diffusers has no setting for it either
 
     @property
     def factor(self) -> int:
@@ -38,13 +44,19 @@ class VAEConfig:
         return 2 ** (len(self.channels) - 1)
 
 
-def small_vae(size: int, image_channels: int, widths: tuple[int, ...], latent_channels: int = 4, layers: int = 1, groups: int = 8) -> VAEConfig:
+def small_vae(
+    size: int, image_channels: int, widths: tuple[int, ...], latent_channels: int = 4, layers: int = 1, groups: int = 8
+) -> VAEConfig:
     """The course's autoencoder for images of size x size pixels, one width for each resolution."""
     if not widths or any(width < groups or width % groups for width in widths):
-        raise UserError(f"--channels must be one or more multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}")
+        raise UserError(
+            f"--channels must be one or more multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}"
+        )
     cfg = VAEConfig(size, image_channels, latent_channels, widths, layers, groups=groups)
     if size < cfg.factor or size % cfg.factor:
-        raise UserError(f"{len(widths)} resolutions need images whose side is a multiple of {cfg.factor}, not {size} pixels; give fewer --channels, or another --size")
+        raise UserError(
+            f"{len(widths)} resolutions need images whose side is a multiple of {cfg.factor}, not {size} pixels; give fewer --channels, or another --size"
+        )
     return cfg
 
 
@@ -55,7 +67,9 @@ class Gaussian(NamedTuple):
     logvar: Tensor  # log of the variance
 
     def sample(self, eps: Tensor) -> Tensor:
-        """z = mean + std eps with eps standard normal, so that gradients reach mean and std (Kingma & Welling 2014, section 2.4)."""
+        """z = mean + std eps with eps standard normal, so that gradients reach mean and std (Kingma & Welling
+        2014, section 2.4).
+        """
         return self.mean + (self.logvar / 2).exp() * eps
 
     def mode(self) -> Tensor:
@@ -100,7 +114,9 @@ class UpsampleTwice(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Residual blocks, then half the resolution, except at the last level. (B, c_in, H, W) -> (B, c_out, H / 2, W / 2)"""
+    """Residual blocks, then half the resolution, except at the last level.
+    (B, c_in, H, W) -> (B, c_out, H / 2, W / 2)
+    """
 
     def __init__(self, cfg: VAEConfig, c_in: int, c_out: int, last: bool):
         super().__init__()
@@ -123,7 +139,9 @@ class DecoderBlock(nn.Module):
         return self.upsamplers(self.resnets(x))
 
 
-def make_blocks(Block: type[EncoderBlock] | type[DecoderBlock], cfg: VAEConfig, channels: tuple[int, ...]) -> nn.Sequential:
+def make_blocks(
+    Block: type[EncoderBlock] | type[DecoderBlock], cfg: VAEConfig, channels: tuple[int, ...]
+) -> nn.Sequential:
     """One block for each width, in the order in which the image passes them."""
     pairs = enumerate(pairwise(channels[:1] + channels), start=1)
     return nn.Sequential(*(Block(cfg, c_in, c_out, last=i == len(channels)) for i, (c_in, c_out) in pairs))
@@ -154,7 +172,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(last, 2 * cfg.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.down_blocks(self.conv_in(x)))   # (B, last, H / f, W / f)
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))  # (B, last, H / f, W / f)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -171,12 +189,14 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(first, cfg.image_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.up_blocks(self.mid_block(self.conv_in(z)))     # (B, first, f h, f w)
+        x = self.up_blocks(self.mid_block(self.conv_in(z)))  # (B, first, f h, f w)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 class AutoencoderKL(nn.Module):
-    """encode: image -> Gaussian over z; decode: z -> image; called as a whole: image, eps -> (reconstruction, Gaussian)."""
+    """encode: image -> Gaussian over z; decode: z -> image;
+    called as a whole: image, eps -> (reconstruction, Gaussian).
+    """
 
     def __init__(self, cfg: VAEConfig):
         super().__init__()
@@ -187,17 +207,23 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(cfg.latent_channels, cfg.latent_channels, 1)
 
     def encode(self, x: Tensor) -> Gaussian:
-        """(B, image_channels, H, W) in [-1, 1], H and W multiples of f -> Gaussian of (B, latent_channels, H / f, W / f)"""
+        """(B, image_channels, H, W) in [-1, 1], H and W multiples of f -> Gaussian of (B,
+        latent_channels, H / f, W / f)
+        """
         f, c = self.cfg.factor, self.cfg.image_channels
         if x.ndim != 4 or x.shape[1] != c or x.shape[2] % f or x.shape[3] % f:
-            raise UserError(f"the autoencoder takes images (N, {c}, H, W) with H and W multiples of {f}, not {tuple(x.shape)}")
+            raise UserError(
+                f"the autoencoder takes images (N, {c}, H, W) with H and W multiples of {f}, not {tuple(x.shape)}"
+            )
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return Gaussian(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, latent_channels, h, w), unscaled -> (B, image_channels, f h, f w), about [-1, 1]"""
         if z.ndim != 4 or z.shape[1] != self.cfg.latent_channels:
-            raise UserError(f"the autoencoder decodes latents (N, {self.cfg.latent_channels}, h, w), not {tuple(z.shape)}")
+            raise UserError(
+                f"the autoencoder decodes latents (N, {self.cfg.latent_channels}, h, w), not {tuple(z.shape)}"
+            )
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Gaussian]:

@@ -15,7 +15,8 @@ from common.errors import UserError
 
 
 class Budget:
-    """How much of the steps or minutes is used. The main process's clock counts for all, and a signal to any process stops all.
+    """How much of the steps or minutes is used. The main process's clock counts for all, and a signal to any process
+    stops all.
 
     seconds      of training so far, earlier parts of a resumed run included
     interrupted  a signal asked for the end
@@ -24,7 +25,13 @@ class Budget:
     def __init__(self, steps: int | None, minutes: float | None, seconds: float, accelerator: Accelerator):
         if (steps is None) == (minutes is None):
             raise UserError("give the budget either in steps or in minutes")
-        self.steps, self.minutes, self.seconds, self.accelerator, self.interrupted = steps, minutes, seconds, accelerator, False
+        self.steps, self.minutes, self.seconds, self.accelerator, self.interrupted = (
+            steps,
+            minutes,
+            seconds,
+            accelerator,
+            False,
+        )
         self.start = time.monotonic() - seconds
 
     def used(self, steps: float) -> float:
@@ -44,8 +51,9 @@ class Budget:
     def stop_on_signals(self) -> Iterator[None]:
         """Within this context a first signal sets `interrupted`; a second one ends the process at once.
 
-        Signals are Ctrl-C; SIGTERM, which `kill`, `docker stop`, systemd and Slurm send; and SIGHUP, which a closed terminal sends.
-        SIGHUP stays ignored where it is ignored (nohup). In a thread Python takes no handlers, so nothing is changed there.
+        Signals are Ctrl-C; SIGTERM, which `kill`, `docker stop`, systemd and Slurm send; and SIGHUP, which a closed
+        terminal sends. SIGHUP stays ignored where it is ignored (nohup). In a thread Python takes no handlers, so
+        nothing is changed there.
         """
         before: dict[int, Any] = {}  # kind of signal: the handler to put back
 

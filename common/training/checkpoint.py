@@ -42,7 +42,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoint {path} cannot be read: {why_unreadable(path, problem)}; {hint}") from problem
 
 
-# --------------------------------------------------------------------------------------------------------------- contents
+# ------------------------------------------------------------------------------------------------------------ contents
 
 
 @runtime_checkable
@@ -55,11 +55,18 @@ class Stateful(Protocol):
 
 
 def snapshot(
-    step: int, state: dict[str, Any], net: nn.Module, ema: AveragedModel, optimizer: torch.optim.Optimizer, loss: object, accelerator: Accelerator
+    step: int,
+    state: dict[str, Any],
+    net: nn.Module,
+    ema: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    loss: object,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """All that the next step depends on. Random numbers need no place here, because they follow from (seed, step).
 
-    state: what the loop knows after this step. It is kept because a process killed right after the checkpoint has not yet logged the step.
+    state: what the loop knows after this step. It is kept because a process killed right after the checkpoint has not
+    yet logged the step.
     """
     return {
         "step": step,
@@ -73,7 +80,12 @@ def snapshot(
 
 
 def restore(
-    run: Path, net: nn.Module, ema: AveragedModel, optimizer: torch.optim.Optimizer, loss: object, accelerator: Accelerator
+    run: Path,
+    net: nn.Module,
+    ema: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    loss: object,
+    accelerator: Accelerator,
 ) -> dict[str, Any] | None:
     """Load the newest checkpoint of the run, if it has one. Returns the state that snapshot() was given."""
     kept = checkpoints(run)

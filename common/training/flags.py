@@ -50,7 +50,9 @@ class RunFlags:
     out: Path | None = None
     """Run folder; by default a new one below runs/, named after the chapter and the data."""
     resume: Path | None = None
-    """Run folder to continue. Its settings apply; budget, device, sample pictures and the place of the data can be given anew."""
+    """Run folder to continue. Its settings apply; budget, device,
+    sample pictures and the place of the data can be given anew.
+    """
     save_every: int = 500
     """Steps between checkpoints."""
     seed: int = 0
@@ -69,7 +71,9 @@ class RunFlags:
 
 @dataclass(frozen=True)
 class TrainingFlags(RunFlags, OptimizationFlags, DataFlags):
-    """Flags of every program that trains with common/training/loop.py. (--help lists the fields of the last base first.)"""
+    """Flags of every program that trains with common/training/loop.py.
+    (--help lists the fields of the last base first.)
+    """
 
     sample_every: int | None = None
     """Steps between sample pictures; by default a tenth of the budget."""
@@ -89,7 +93,9 @@ class SampleFlags(TrainingFlags):
 
 @dataclass(frozen=True)
 class UNetFlags(TrainingFlags):
-    """Flags of a training that builds a U-Net. A program with both inherits them as `class Args(UNetFlags, SampleFlags)`."""
+    """Flags of a training that builds a U-Net.
+    A program with both inherits them as `class Args(UNetFlags, SampleFlags)`.
+    """
 
     channels: tuple[int, ...] | None = None
     """Width of the U-Net at each resolution, highest resolution first."""

@@ -1,8 +1,10 @@
 """Images as latents, for a diffusion model to learn from: what every training on latents shares.
 
-    z = sample(scaled(posterior, vae.cfg.scaling_factor), draw)      -> (B, c, h, w), of unit variance over the whole set
+    z = sample(scaled(posterior, vae.cfg.scaling_factor), draw)      -> (B, c, h, w), of unit variance over the whole
+    set
 
-Chapter 4 keeps what encode() gives in a file, or encodes on the fly, and weighs both ways; chapter 6 holds it in memory.
+Chapter 4 keeps what encode() gives in a file, or encodes on the fly, and weighs both ways; chapter 6 holds it in
+memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,9 @@ BATCH = 64  # images that the encoder sees at a time
 
 
 def sample(batch: dict[str, Tensor], draw: BatchRandom) -> Tensor:
-    """Latents for one training step. Every epoch draws others from what the encoder said; the same (seed, step) draws the same."""
+    """Latents for one training step.
+    Every epoch draws others from what the encoder said; the same (seed, step) draws the same.
+    """
     return batch["latent"] + batch["std"] * draw.randn(batch["latent"].shape)
 
 
@@ -32,8 +36,8 @@ def scaled(z: Gaussian, scale: float) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Images) -> Iterator[Gaussian]:
-    """Every image in its order, BATCH at a time, on the autoencoder's device. In float32 and not in mixed precision: encoders are
-    known to overflow in half precision, and a latent that is NaN once would be NaN in every epoch."""
+    """Every image in its order, BATCH at a time, on the autoencoder's device. In float32 and not in mixed precision:
+    encoders are known to overflow in half precision, and a latent that is NaN once would be NaN in every epoch."""
     check_fit(vae, images)
     device = next(vae.parameters()).device
     for pixels in images.pixels.split(BATCH):
@@ -47,7 +51,9 @@ def check_fit_before(vae: AutoencoderKL, names: Sequence[str], size: int, flag: 
 
 
 def check_fit(vae: AutoencoderKL, images: Images, flag: str = "--size") -> None:
-    """Refuse images that the autoencoder cannot take, before any process is started. flag: what may be wrong besides --data"""
+    """Refuse images that the autoencoder cannot take, before any process is started.
+    flag: what may be wrong besides --data
+    """
     f, c = vae.cfg.factor, vae.cfg.image_channels
     height, width = images.pixels.shape[2:]
     if images.channels != c or height % f or width % f:

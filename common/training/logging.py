@@ -21,7 +21,9 @@ COLUMNS = ["step", "loss", "lr", "grad_norm", "images_per_second", "seconds", *(
 
 
 def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = False) -> Generator[State, None, None]:
-    """Pass every State through, writing a row of metrics.csv for it. total: optimizer steps, where known in advance."""
+    """Pass every State through, writing a row of metrics.csv for it.
+    total: optimizer steps, where known in advance.
+    """
     log = None
     try:
         for state in states:
@@ -30,7 +32,9 @@ def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = 
                 log.write(state)
             except OSError as problem:
                 advice = "make room, then" if problem.errno == errno.ENOSPC else "when that is mended,"
-                raise UserError(f"cannot write {log.path} ({explain(problem)}); {advice} go on with --resume {out}") from problem
+                raise UserError(
+                    f"cannot write {log.path} ({explain(problem)}); {advice} go on with --resume {out}"
+                ) from problem
             yield state
     finally:
         if log:
@@ -48,7 +52,9 @@ class Due:
         if self.steps is not None:
             return state.step % self.steps == 0
         before = self.tenth
-        if before is None and state.step > 1:  # a resumed run: what was due after its last checkpoint may not have been done
+        if (
+            before is None and state.step > 1
+        ):  # a resumed run: what was due after its last checkpoint may not have been done
             before = int(10 * state.progress * (state.step - 1) / state.step + 1e-9)
         self.tenth = tenth = int(10 * state.progress + 1e-9)
         return before is not None and tenth > before
@@ -79,12 +85,23 @@ class RunLog:
     def write(self, state: State) -> None:
         rate = state.images / max(state.took, 1e-9)
         by_noise = loss_by_noise(state)
-        self.csv.writerow([state.step, repr(state.loss), f"{state.lr:.6g}", f"{state.grad_norm:.6g}", f"{rate:.1f}",
-                           f"{state.seconds:.3f}", *by_noise])  # fmt: skip
+        self.csv.writerow(
+            [
+                state.step,
+                repr(state.loss),
+                f"{state.lr:.6g}",
+                f"{state.grad_norm:.6g}",
+                f"{rate:.1f}",
+                f"{state.seconds:.3f}",
+                *by_noise,
+            ]
+        )
         self.file.flush()  # so that a checkpoint never knows of steps that the log does not
         self.board.add_scalar("loss", state.loss, state.step)
         self.board.add_scalar("lr", state.lr, state.step)
-        self.bar.set_postfix({"step": state.step, "loss": f"{state.loss:.4f}", "images/s": f"{rate:.0f}"}, refresh=False)
+        self.bar.set_postfix(
+            {"step": state.step, "loss": f"{state.loss:.4f}", "images/s": f"{rate:.0f}"}, refresh=False
+        )
         self.bar.update((state.step if self.total else int(100 * min(1.0, state.progress))) - self.bar.n)
 
     def close(self) -> None:

@@ -20,7 +20,14 @@ from torch.optim.swa_utils import AveragedModel
 from common.random import DROPOUT, BatchRandom, batch_indices, generator
 from common.training.budget import Budget
 from common.training.checkpoint import Stateful, checkpoints, restore, save_checkpoint, snapshot
-from common.training.optimization import check_finite, learning_rate, make_optimizer, need_memory, power_ema, set_learning_rate
+from common.training.optimization import (
+    check_finite,
+    learning_rate,
+    make_optimizer,
+    need_memory,
+    power_ema,
+    set_learning_rate,
+)
 
 
 # fmt: off

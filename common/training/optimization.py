@@ -20,7 +20,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def make_optimizer(name: str, net: nn.Module, lr: float, lr_scales: Mapping[str, float]) -> torch.optim.Optimizer:
-    """The optimizer of all weights. lr_scales: {prefix: factor} for weights whose names begin so; set_learning_rate multiplies by it."""
+    """The optimizer of all weights. lr_scales: {prefix: factor} for weights whose names begin so;
+    set_learning_rate multiplies by it.
+    """
     named = list(net.named_parameters())
     groups = [{"params": [p for key, p in named if not key.startswith(tuple(lr_scales))], "lr_scale": 1.0}]
     for prefix, scale in lr_scales.items():
@@ -43,7 +45,8 @@ def learning_rate(progress: float, peak: float, warmup: float) -> float:
 
 
 def power_ema(half_life: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average whose memory grows with the run: after k steps, weights half_life * k steps old count half.
+    """An exponential moving average whose memory grows with the run: after k steps, weights half_life * k steps old
+    count half.
 
     The result is the multi_avg_fn of torch's AveragedModel.
     """
@@ -72,7 +75,12 @@ class Diverged(UserError):
 
 
 def check_finite(
-    loss: float, grad_norm: float, step: int, lr: float, checkpoints: Callable[[], Sequence[Path]], accelerator: Accelerator
+    loss: float,
+    grad_norm: float,
+    step: int,
+    lr: float,
+    checkpoints: Callable[[], Sequence[Path]],
+    accelerator: Accelerator,
 ) -> None:
     """Stop before a NaN reaches the weights. (With fp16, an infinite gradient is a step that the scaler skips.)
 

@@ -1,8 +1,9 @@
 """What a run folder holds besides checkpoints, log and model, so that a run can be resumed from this folder alone.
 
-    config.json   every setting; paths are absolute, so that it does not matter where the command is typed
-    data.json     number and fingerprint of the training images, and of a frozen model where it stays outside the run folder
-    start/        the weights that the training begins with: an autoencoder, a text encoder, a U-Net
+config.json   every setting; paths are absolute, so that it does not matter where the command is typed
+data.json     number and fingerprint of the training images, and of a frozen model where it stays outside the run
+              folder
+start/        the weights that the training begins with: an autoencoder, a text encoder, a U-Net
 """
 
 import hashlib
@@ -38,12 +39,16 @@ def fingerprint(*parts: Any) -> str:
 
 
 def record_of(images: Tensor, *others: Any) -> dict[str, Any]:
-    """The content of data.json. images: (N, C, H, W) pixels; others: what belongs to them, such as captions and labels."""
+    """The content of data.json. images: (N, C, H, W) pixels;
+    others: what belongs to them, such as captions and labels.
+    """
     return {"images": len(images), "fingerprint": fingerprint(images, *others)}
 
 
 def check_record(flags: RunFlags, record: dict[str, Any]) -> None:
-    """Refuse to resume a run on other images, or beside another frozen model, than it was trained on. `record`: what there is now."""
+    """Refuse to resume a run on other images, or beside another frozen model, than it was trained on.
+    `record`: what there is now.
+    """
     path = flags.run_dir / "data.json"
     if not flags.resume or not path.exists():
         return
@@ -52,15 +57,24 @@ def check_record(flags: RunFlags, record: dict[str, Any]) -> None:
     where = " ".join(data) if isinstance(data, tuple) else data
     advice = "put them back as they were, or begin a new run"
     if known.get("images") != record["images"]:
-        raise UserError(f"{flags.run_dir} was trained on {known.get('images')} images, and {where or 'its data'} now holds {record['images']}; {advice}")
+        raise UserError(
+            f"{flags.run_dir} was trained on {known.get('images')} images, and {where or 'its data'} now holds {record['images']}; {advice}"
+        )
     if known.get("fingerprint") != record["fingerprint"]:
-        raise UserError(f"the {record['images']} images of {where or 'the run'} differ from those that {flags.run_dir} was trained on, or their captions or labels do; {advice}")
+        raise UserError(
+            f"the {record['images']} images of {where or 'the run'} differ from those that "
+            f"{flags.run_dir} was trained on, or their captions or labels do; {advice}"
+        )
     if known.get("model") != record.get("model"):
-        raise UserError(f"the weights in {settings['model']} differ from those beside which {flags.run_dir} was trained; give that model with --model, or begin a new run")
+        raise UserError(
+            f"the weights in {settings['model']} differ from those beside which {flags.run_dir} was trained; give that model with --model, or begin a new run"
+        )
 
 
 def keep_settings(flags: RunFlags, record: dict[str, Any], save_start: Callable[[Path], object] | None = None) -> None:
-    """Write what a resumed run needs; the settings last, because a folder with settings is a run. save_start(folder) writes start/."""
+    """Write what a resumed run needs; the settings last, because a folder with settings is a run.
+    save_start(folder) writes start/.
+    """
     writable_folder(flags.run_dir)
     if not flags.resume:
         if save_start:
@@ -70,7 +84,9 @@ def keep_settings(flags: RunFlags, record: dict[str, Any], save_start: Callable[
 
 
 def start_of(flags: RunFlags, given: Start) -> Start | Path:
-    """Where the weights are that the run begins with: a resumed run has its own copy (runs of older versions have it in model/)."""
+    """Where the weights are that the run begins with:
+    a resumed run has its own copy (runs of older versions have it in model/).
+    """
     folders = (flags.run_dir / "start", flags.run_dir / "model") if flags.resume else ()
     return next((folder for folder in folders if folder.is_dir()), given)
 
@@ -85,7 +101,10 @@ def absolute(name: str, value: Any) -> Any:
     """Paths as absolute ones. A word that names data or a model is a path where there is such a file or folder."""
     if isinstance(value, (tuple, list)):
         return [absolute(name, item) for item in value]
-    path = isinstance(value, Path) or (isinstance(value, str) and ((name == "data" and is_place(value)) or (name in ("model", "text") and value != "small")))
+    path = isinstance(value, Path) or (
+        isinstance(value, str)
+        and ((name == "data" and is_place(value)) or (name in ("model", "text") and value != "small"))
+    )
     if not path:
         return value
     there = Path(value).expanduser()

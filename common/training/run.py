@@ -1,7 +1,8 @@
-"""What every training program does around the loop: settings and log, the model and samples on the way, and a summary at the end.
+"""What every training program does around the loop: settings and log, the model and samples on the way, and a summary
+at the end.
 
-A chapter's trainer brings data, network and loss, and says how to save, what to draw and what to show at the end. Chapter 1 has the same
-steps written out (ddpm_mnist/trainer.py).
+A chapter's trainer brings data, network and loss, and says how to save, what to draw and what to show at the end.
+Chapter 1 has the same steps written out (ddpm_mnist/trainer.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +29,9 @@ def make_accelerator(precision: str, device: str) -> Accelerator:
 
 
 def image_channels(given: int | None, start: int | None) -> int | None:
-    """--image-channels, else the channels of the network that the run starts from, if they are those of colour or grey images."""
+    """--image-channels, else the channels of the network that the run starts from,
+    if they are those of colour or grey images.
+    """
     return given or (start if start in (1, 3) else None)
 
 
@@ -36,29 +39,40 @@ def train_config(flags: TrainingFlags, lr_scales: Mapping[str, float] | None = N
     """The settings of the loop, from settled flags."""
     assert flags.batch_size is not None and flags.lr is not None
     return TrainConfig(
-        out=flags.run_dir, steps=flags.steps, minutes=flags.minutes, batch_size=flags.batch_size, lr=flags.lr, lr_scales=lr_scales or {},
-        gradient_accumulation=flags.gradient_accumulation, save_every=flags.save_every, seed=flags.seed,
-    )  # fmt: skip
+        out=flags.run_dir,
+        steps=flags.steps,
+        minutes=flags.minutes,
+        batch_size=flags.batch_size,
+        lr=flags.lr,
+        lr_scales=lr_scales or {},
+        gradient_accumulation=flags.gradient_accumulation,
+        save_every=flags.save_every,
+        seed=flags.seed,
+    )
 
 
 def run_training(
-    program: str,                                          # its path, such as 02_cfg_pokemon/train.py
-    flags: TrainingFlags,                                  # settled (settings.settle)
+    program: str,  # its path, such as 02_cfg_pokemon/train.py
+    flags: TrainingFlags,  # settled (settings.settle)
     net: nn.Module,
     data: Data,
     loss: Loss,
     accelerator: Accelerator,
-    record: dict[str, Any],                                # of the data, for data.json (record.record_of)
-    introduction: str,                                     # printed before the first step
-    save: Callable[[State, Path], object],                 # writes the model, with the weights state.ema, into a folder
-    draw: Callable[[State, Path], object],                 # writes the samples of one moment to a file
-    finish: Callable[[State], Mapping[str, object]],       # draws and measures at the end; returns rows to print, {what: where}
-    save_start: Callable[[Path], object] | None = None,    # writes what the run begins with into a folder, for --resume
-    lr_scales: Mapping[str, float] | None = None,          # of the learning rate: see TrainConfig
+    record: dict[str, Any],  # of the data, for data.json (record.record_of)
+    introduction: str,  # printed before the first step
+    save: Callable[[State, Path], object],  # writes the model, with the weights state.ema, into a folder
+    draw: Callable[[State, Path], object],  # writes the samples of one moment to a file
+    finish: Callable[
+        [State], Mapping[str, object]
+    ],  # draws and measures at the end; returns rows to print, {what: where}
+    save_start: Callable[[Path], object] | None = None,  # writes what the run begins with into a folder, for --resume
+    lr_scales: Mapping[str, float] | None = None,  # of the learning rate: see TrainConfig
     on_step: Callable[[State], object] = lambda state: None,
-    draw_last: bool = False,                               # draw after the last step too, where --sample-every does not ask for it
+    draw_last: bool = False,  # draw after the last step too, where --sample-every does not ask for it
 ) -> None:
-    """Train to the end of the budget or to a signal. Every process trains; the main process alone writes, draws and prints."""
+    """Train to the end of the budget or to a signal.
+    Every process trains; the main process alone writes, draws and prints.
+    """
     states = train(net, data, loss, train_config(flags, lr_scales), accelerator, resume=flags.resume is not None)
     if not accelerator.is_main_process:
         for _ in states:

@@ -1,4 +1,6 @@
-"""The settings of a run. settle() completes the flags of a new run, or finds all settings of a run to resume in its folder."""
+"""The settings of a run. settle() completes the flags of a new run,
+or finds all settings of a run to resume in its folder.
+"""
 
 import os
 import re
@@ -29,10 +31,14 @@ FREE = (  # flags that can be given beside --resume: they do not change what is 
 
 @dataclass(frozen=True)
 class Presets:
-    """The defaults of a training for each kind of device: a preset (any dataclass) for each data set, and one for OTHER data."""
+    """The defaults of a training for each kind of device:
+    a preset (any dataclass) for each data set, and one for OTHER data.
+    """
 
     cpu: dict[Any, Any]  # two CPU cores
-    mps: dict[Any, Any]  # an Apple laptop with 8 GB of memory for everything; estimated from the memory of a training step, not measured
+    mps: dict[
+        Any, Any
+    ]  # an Apple laptop with 8 GB of memory for everything; estimated from the memory of a training step, not measured
     gpu: dict[Any, Any]  # one recent GPU (CUDA)
 
     def of(self, data: str | tuple[str, ...], device: str) -> Any:
@@ -80,12 +86,16 @@ def with_build(args: WithUNet) -> WithUNet:
     path = unet_folder(find_root(args.start)) / "config.json"
     widths = read_json(path).get("block_out_channels")
     if not isinstance(widths, list) or not widths or not all(type(width) is int and width > 0 for width in widths):
-        raise UserError(f"{path} does not say how wide its U-Net is: block_out_channels is {shown(widths)}, where a list of whole numbers was expected")
+        raise UserError(
+            f"{path} does not say how wide its U-Net is: block_out_channels is {shown(widths)}, where a list of whole numbers was expected"
+        )
     return replace(args, channels=tuple(widths))
 
 
 def with_folder(args: Run, default: str) -> Run:
-    """Choose the run folder where none is given: runs/<default>, numbered if that is taken. A folder that holds a run already is refused."""
+    """Choose the run folder where none is given: runs/<default>, numbered if that is taken.
+    A folder that holds a run already is refused.
+    """
     folder = args.out or free_folder(Path("runs") / default)
     if is_main_process() and (folder / "config.json").exists():
         raise UserError(f"{folder} already holds a run; continue it with --resume {folder}, or choose another --out")
@@ -100,28 +110,34 @@ def threads_used() -> int:
 
 
 def same_threads(threads: int | None, saved: int | None) -> int:
-    """The number of threads of a resumed run: `threads` where the command gives it, else the number that the run began with.
+    """The number of threads of a resumed run: `threads` where the command gives it, else the number that the run began
+    with.
 
     A line says so where the number differs from the run's, or from this machine's default.
     """
     chosen, usual = threads or saved or threads_used(), threads_used()
     if is_main_process():
         if saved not in (None, chosen):
-            print(f"the run began with {saved} threads and goes on with {chosen}; its weights may differ in the last digits from those of an uninterrupted run")
+            print(
+                f"the run began with {saved} threads and goes on with {chosen}; its weights may differ in the last digits from those of an uninterrupted run"
+            )
         elif chosen != usual:
-            print(f"the run began with {saved} threads and goes on with as many; by default this machine takes {usual} (--threads {usual})")
+            print(
+                f"the run began with {saved} threads and goes on with as many; by default this machine takes {usual} (--threads {usual})"
+            )
     use_threads(chosen)
     return chosen
 
 
-# -------------------------------------------------------------------------------------------------------------- resuming
+# ------------------------------------------------------------------------------------------------------------ resuming
 
 LATER = {"threads"}  # settings that older versions did not keep: their defaults hold
 CHECKPOINT = re.compile(r"(step|model)-(\d+)(\.pt)?")
 
 
 def resumed(args: Run, free: Sequence[str] = FREE) -> Run:
-    """The settings of the run in args.resume, and those of `free` that are given beside it. Any other flag must agree with the run.
+    """The settings of the run in args.resume, and those of `free` that are given beside it. Any other flag must agree
+    with the run.
 
     args.resume is the run folder, or something in it: model, config.json, the newest checkpoint.
     """
@@ -131,21 +147,37 @@ def resumed(args: Run, free: Sequence[str] = FREE) -> Run:
     saved = read_json(path)
     names = {f.name for f in fields(args)}
     if unknown := saved.keys() - names:
-        raise UserError(f"{path} has settings this program does not know: {', '.join(sorted(unknown))}; it may be a run of another program")
+        raise UserError(
+            f"{path} has settings this program does not know: {', '.join(sorted(unknown))}; it may be a run of another program"
+        )
     if missing := names - saved.keys() - LATER:
-        raise UserError(f"{path} does not hold the settings of a run of this program: {', '.join(sorted(missing))} is missing; it may be a run of another program")
+        raise UserError(
+            f"{path} does not hold the settings of a run of this program: {', '.join(sorted(missing))} is missing; it may be a run of another program"
+        )
     old = type(args)(**{name: from_json(value, kinds[name]) for name, value in saved.items()})
     check_saved(old, path)
-    given = {name: getattr(args, name) for name in sorted(given_flags(args) - {"resume"}) if (name, getattr(args, name)) != ("data", "auto")}
+    given = {
+        name: getattr(args, name)
+        for name in sorted(given_flags(args) - {"resume"})
+        if (name, getattr(args, name)) != ("data", "auto")
+    }
     refuse_changes(old, given, free, run)
-    budget = {"steps": None, "minutes": None} if {"steps", "minutes"} <= names and {"steps", "minutes"} & given.keys() else {}
-    settings = replace(old, **budget | {name: value for name, value in given.items() if name in free}, out=run, resume=run)
+    budget = (
+        {"steps": None, "minutes": None}
+        if {"steps", "minutes"} <= names and {"steps", "minutes"} & given.keys()
+        else {}
+    )
+    settings = replace(
+        old, **budget | {name: value for name, value in given.items() if name in free}, out=run, resume=run
+    )
     check_places(settings, given, path)
     return replace(settings, threads=same_threads(given.get("threads"), old.threads))
 
 
 def given_flags(args: RunFlags) -> set[str]:
-    """The flags that the command line names (cli.parse); of settings made in a program, those that differ from the defaults."""
+    """The flags that the command line names (cli.parse);
+    of settings made in a program, those that differ from the defaults.
+    """
     if (given := getattr(args, "given", None)) is not None:
         return set(given)
     return {f.name for f in fields(args) if getattr(args, f.name) != f.default}
@@ -154,12 +186,21 @@ def given_flags(args: RunFlags) -> set[str]:
 def refuse_changes(old: RunFlags, given: dict[str, Any], free: Sequence[str], run: Path) -> None:
     """Refuse flags that would change what is learned; one that repeats the run's own setting is fine."""
     if "out" in given and resolved(given["out"]) != resolved(run):
-        raise UserError(f"--out {given['out']} is not the folder of the run {run}, and a resumed run continues in its own folder; remove --out")
+        raise UserError(
+            f"--out {given['out']} is not the folder of the run {run}, and a resumed run continues in its own folder; remove --out"
+        )
     own = {name: getattr(old, name) for name in given if name not in free and name != "out"}
-    changed = {name: value for name, value in own.items() if given[name] != value and resolved(given[name]) != resolved(value)}
+    changed = {
+        name: value for name, value in own.items() if given[name] != value and resolved(given[name]) != resolved(value)
+    }
     if changed:
-        flags = [f"--{name.replace('_', '-')} is {spelled(given[name])} here and {spelled(value)} in the run" for name, value in changed.items()]
-        raise UserError(f"{run} keeps the settings that it began with, but {', '.join(flags)}; leave {'it' if len(flags) == 1 else 'them'} out, or begin a new run")
+        flags = [
+            f"--{name.replace('_', '-')} is {spelled(given[name])} here and {spelled(value)} in the run"
+            for name, value in changed.items()
+        ]
+        raise UserError(
+            f"{run} keeps the settings that it began with, but {', '.join(flags)}; leave {'it' if len(flags) == 1 else 'them'} out, or begin a new run"
+        )
 
 
 def spelled(value: Any) -> str:
@@ -181,25 +222,44 @@ def check_places(args: RunFlags, given: dict[str, Any], path: Path) -> None:
         values = getattr(args, name, None)
         for value in values if isinstance(values, tuple) else (values,):
             if name not in given and value is not None and is_place(str(value)) and not Path(value).exists():
-                raise UserError(f"{path} names --{name} {value}, and there is no such file or folder here; "
-                                f"give its place beside --resume, for instance --{name} path/to/{Path(value).name}")  # fmt: skip
+                raise UserError(
+                    f"{path} names --{name} {value}, and there is no such file or folder here; "
+                    f"give its place beside --resume, for instance --{name} path/to/{Path(value).name}"
+                )
 
 
 def run_folder(path: Path) -> Path:
-    """The run folder that a path leads to: itself, or the folder that holds it. A checkpoint must be the newest of its run."""
+    """The run folder that a path leads to: itself, or the folder that holds it.
+    A checkpoint must be the newest of its run.
+    """
     above = list(Path(os.path.abspath(path)).parents)[:3]
-    run = path if (path / "config.json").is_file() and is_run(path) else next((folder for folder in above if is_run(folder)), None)
+    run = (
+        path
+        if (path / "config.json").is_file() and is_run(path)
+        else next((folder for folder in above if is_run(folder)), None)
+    )
     if run is None:
-        raise UserError(f"{path} is no run folder: {path / 'config.json'} is missing, or does not hold the settings of a run")
+        raise UserError(
+            f"{path} is no run folder: {path / 'config.json'} is missing, or does not hold the settings of a run"
+        )
     if not os.path.lexists(path):
         raise UserError(f"there is no {path}; give the run folder: --resume {run}")
     inside = Path(os.path.abspath(path)).relative_to(os.path.abspath(run)).parts
     named = next((CHECKPOINT.fullmatch(part) for part in inside if CHECKPOINT.fullmatch(part)), None)
-    newest = max((found for other in (*run.glob("checkpoints/step-*"), *run.glob("model-*.pt")) if (found := CHECKPOINT.fullmatch(other.name))),
-                 key=lambda found: int(found[2]), default=None)  # fmt: skip
+    newest = max(
+        (
+            found
+            for other in (*run.glob("checkpoints/step-*"), *run.glob("model-*.pt"))
+            if (found := CHECKPOINT.fullmatch(other.name))
+        ),
+        key=lambda found: int(found[2]),
+        default=None,
+    )
     if named and newest and int(named[2]) != int(newest[2]):
-        raise UserError(f"{named[0]} is not the newest checkpoint of {run}, which is {newest[0]}; go on from that one with --resume {run}, "
-                        "or move the newer ones away first")  # fmt: skip
+        raise UserError(
+            f"{named[0]} is not the newest checkpoint of {run}, which is {newest[0]}; go on from that one with --resume {run}, "
+            "or move the newer ones away first"
+        )
     return run
 
 

@@ -1,9 +1,10 @@
-"""What the trainings of text-to-image models share: a text encoder, captions as token ids or embeddings, validation images.
+"""What the trainings of text-to-image models share: a text encoder, captions as token ids or embeddings, validation
+images.
 
-    encoder = make_text_encoder(captions, dim=96)                     a transformer that is trained along, or ...
-    encoder = make_text_encoder(captions, clip=clip, cache=folder)    ... a frozen CLIP whose embeddings are computed once
-    data = Captioned(images, captions, encoder)                       batch(indices) -> {"image": ..., "text": ...}
-    net = ConditionalUNet(unet, trainable(encoder))
+encoder = make_text_encoder(captions, dim=96)                     a transformer that is trained along, or ...
+encoder = make_text_encoder(captions, clip=clip, cache=folder)    ... a frozen CLIP whose embeddings are computed once
+data = Captioned(images, captions, encoder)                       batch(indices) -> {"image": ..., "text": ...}
+net = ConditionalUNet(unet, trainable(encoder))
 """
 
 from collections.abc import Sequence
@@ -35,10 +36,15 @@ def open_clip(text: str, device: str) -> CLIPTextEncoder | None:
 
 
 def make_text_encoder(
-    captions: Sequence[str], dim: int, start: TextToImagePipeline | None = None, clip: CLIPTextEncoder | None = None,
+    captions: Sequence[str],
+    dim: int,
+    start: TextToImagePipeline | None = None,
+    clip: CLIPTextEncoder | None = None,
     cache: Path = Path("runs/text_cache"),
-) -> Encoder:  # fmt: skip
-    """The CLIP if there is one; else the trainable encoder of the model to start from, with its tokens; else a new one of this width."""
+) -> Encoder:
+    """The CLIP if there is one; else the trainable encoder of the model to start from, with its tokens;
+    else a new one of this width.
+    """
     if clip:
         return CachedTextEncoder(clip, captions, cache)
     if start and isinstance(start.text_encoder, SmallText):
@@ -56,8 +62,12 @@ def trainable(encoder: Encoder) -> SmallText | None:
     return encoder if isinstance(encoder, SmallText) else None
 
 
-def make_network(cfg: UNetConfig, encoder: Encoder, start: TextToImagePipeline | None = None, folder: Path | None = None) -> ConditionalUNet:
-    """An untrained U-Net, or one with the weights of `start`, which was opened from `folder`; with the encoder if that is trained."""
+def make_network(
+    cfg: UNetConfig, encoder: Encoder, start: TextToImagePipeline | None = None, folder: Path | None = None
+) -> ConditionalUNet:
+    """An untrained U-Net, or one with the weights of `start`, which was opened from `folder`;
+    with the encoder if that is trained.
+    """
     unet = zero_init(UNet(cfg))
     if start and folder:
         start_from(unet, start.unet, folder)
@@ -69,14 +79,22 @@ class Captioned:
 
     def __init__(self, data: Data, captions: Sequence[str], encoder: Encoder):
         self.data, self.captions, self.encoder = data, captions, encoder
-        self.token_ids = encoder.tokenizer(captions) if isinstance(encoder, SmallText) else None  # (N, M), computed once
+        self.token_ids = (
+            encoder.tokenizer(captions) if isinstance(encoder, SmallText) else None
+        )  # (N, M), computed once
 
     def __len__(self) -> int:
         return len(self.data)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The batch of the data, and "text": (B, M) token ids for a trained encoder, (B, M, D) embeddings of a frozen one"""
-        some = self.token_ids[indices] if self.token_ids is not None else self.encoder([self.captions[i] for i in indices.tolist()])
+        """The batch of the data, and "text": (B, M) token ids for a trained encoder, (B, M,
+        D) embeddings of a frozen one
+        """
+        some = (
+            self.token_ids[indices]
+            if self.token_ids is not None
+            else self.encoder([self.captions[i] for i in indices.tolist()])
+        )
         return self.data.batch(indices) | {"text": some}
 
 
@@ -86,14 +104,20 @@ def empty_text(encoder: Encoder) -> Tensor:
 
 
 def introduction(data: str, net: ConditionalUNet, text: str, device: str, prompts: Sequence[str]) -> str:
-    """What is trained on what, and which column of the sample pictures belongs to which prompt. text: the flag --text"""
+    """What is trained on what, and which column of the sample pictures belongs to which prompt.
+    text: the flag --text
+    """
     unet, encoder = (sum(p.numel() for p in part.parameters()) if part else 0 for part in (net.unet, net.text_encoder))
     read_by = f"read by a transformer with {encoder:,}" if encoder else f"read by the frozen {text}"
     first = f"{data}; U-Net with {unet:,} weights, captions {read_by}, on {device}"
     return "\n".join([first, *(f"  picture {i}: {prompt or '(no words)'}" for i, prompt in enumerate(prompts, 1))])
 
 
-def draw_validation(pipeline: TextToImagePipeline, prompts: Sequence[str], config: SamplingConfig, path: Path, height: int) -> Path:
-    """The fixed prompts without guidance (w = 1) above, with guidance below, from the same noise. height: pixels of the picture"""
+def draw_validation(
+    pipeline: TextToImagePipeline, prompts: Sequence[str], config: SamplingConfig, path: Path, height: int
+) -> Path:
+    """The fixed prompts without guidance (w = 1) above, with guidance below, from the same noise.
+    height: pixels of the picture
+    """
     rows = [pipeline.txt2img(prompts, replace(config, guidance_scale=w)) for w in (1.0, config.guidance_scale)]
     return viz.save_picture(viz.grid(torch.cat(rows), len(prompts), height), path)

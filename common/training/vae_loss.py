@@ -1,9 +1,11 @@
 """What an autoencoder is trained on: give the image back, from a z that says no more than it must.
 
-    loss = reconstruction + kl_weight * KL [+ perceptual_weight * perceptual] [+ w * adversarial]     (Rombach et al. 2022, eq. 25)
+    loss = reconstruction + kl_weight * KL [+ perceptual_weight * perceptual] [+ w * adversarial]     (Rombach et al.
+    2022, eq. 25)
 
-Reconstruction alone gives sharp images and a z nobody can sample; KL alone a z of pure noise. Pixel errors forgive blur, for
-the mean of all plausible details costs least: the last two terms are there against it, and both may be left out.
+Reconstruction alone gives sharp images and a z nobody can sample; KL alone a z of pure noise. Pixel errors forgive
+blur, for the mean of all plausible details costs least: the last two terms are there against it, and both may be left
+out.
 """
 
 from collections.abc import Iterable
@@ -21,9 +23,9 @@ from common.errors import UserError
 from common.models.vae import Gaussian
 from common.random import generator
 
-KL_WEIGHT = 1e-6      # Rombach et al. 2022, appendix G: just enough to keep z from growing
+KL_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G: just enough to keep z from growing
 LARGEST_WEIGHT = 1e4  # that the adversarial term can get
-PERCEPTUAL = 0x1915   # the place of the perceptual network's random numbers: the same network in every run
+PERCEPTUAL = 0x1915  # the place of the perceptual network's random numbers: the same network in every run
 
 
 class Parts(NamedTuple):
@@ -32,13 +34,18 @@ class Parts(NamedTuple):
     pixels: Tensor
     kl: Tensor
     perceptual: Tensor  # zero where there is no such term
-    total: Tensor       # their weighted sum: what is minimised
+    total: Tensor  # their weighted sum: what is minimised
 
 
 def vae_loss(
-    x: Tensor, y: Tensor, z: Gaussian,
-    error: str = "l1", kl_weight: float = KL_WEIGHT, perceptual: "Perceptual | None" = None, perceptual_weight: float = 1.0,
-) -> Parts:  # fmt: skip
+    x: Tensor,
+    y: Tensor,
+    z: Gaussian,
+    error: str = "l1",
+    kl_weight: float = KL_WEIGHT,
+    perceptual: "Perceptual | None" = None,
+    perceptual_weight: float = 1.0,
+) -> Parts:
     """The error of one training batch, image by image.
 
     x, y    (B, C, H, W) image and reconstruction
@@ -61,8 +68,9 @@ def reconstruction(x: Tensor, y: Tensor, error: str = "l1") -> Tensor:
 def kl_per_value(x: Tensor, z: Gaussian) -> Tensor:
     """KL of z to a standard normal, in nats for each pixel value of the image. -> (B,)
 
-    Divided like the pixels' error, so that their balance does not depend on the size of the image. With error l2 and weight w
-    the sum is, up to a factor, the bound of Kingma & Welling 2014 (eq. 7) for pixels with Gaussian noise of variance w / 2.
+    Divided like the pixels' error, so that their balance does not depend on the size of the image. With error l2 and
+    weight w the sum is, up to a factor, the bound of Kingma & Welling 2014 (eq. 7) for pixels with Gaussian noise of
+    variance w / 2.
     """
     return z.kl() / x[0].numel()
 
@@ -75,11 +83,12 @@ class Perceptual(nn.Module):
 
         sum over stages of the mean over places of |f(x) - f(y)|^2,  features f scaled to length one at each place
 
-    stages: modules to be applied one after the other, each a place to compare; random_stages(...) or part of a trained network.
-    They are frozen.
-    With random weights this is not LPIPS, which needs a network trained on a million photographs, and human judgements: it
-    knows nothing of objects, nor of what people notice. It compares edges and their surroundings at a few scales. Beside a
-    change of brightness with the same squared error it makes a blur dear, and that is all that is asked of it here.
+    stages: modules to be applied one after the other, each a place to compare; random_stages(...) or part of a trained
+    network. They are frozen.
+    With random weights this is not LPIPS, which needs a network trained on a million photographs, and human
+    judgements: it knows nothing of objects, nor of what people notice. It compares edges and their surroundings at a
+    few scales. Beside a change of brightness with the same squared error it makes a blur dear, and that is all that is
+    asked of it here.
     """
 
     def __init__(self, stages: Iterable[nn.Module]):
@@ -93,7 +102,9 @@ class Perceptual(nn.Module):
         """(B, C, H, W), (B, C, H, W) -> (B,); gradients go to y alone"""
         with torch.no_grad():
             goals = self.features(x)
-        distances = ((f - goal).square().sum(1).flatten(1).mean(1) for f, goal in zip(self.features(y), goals, strict=True))
+        distances = (
+            (f - goal).square().sum(1).flatten(1).mean(1) for f, goal in zip(self.features(y), goals, strict=True)
+        )
         return reduce(torch.add, distances)
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -101,7 +112,9 @@ class Perceptual(nn.Module):
         found = []
         for stage in self.stages:
             x = stage(x)
-            found.append(x / (x.square().sum(1, keepdim=True) + 1e-4).sqrt())  # added inside: the root's slope stays finite at zero
+            found.append(
+                x / (x.square().sum(1, keepdim=True) + 1e-4).sqrt()
+            )  # added inside: the root's slope stays finite at zero
         return found
 
 
@@ -109,9 +122,9 @@ class Perceptual(nn.Module):
 def random_stages(channels: int, widths: tuple[int, ...] = (16, 32, 64, 64)) -> list[nn.Sequential]:
     """Convolutions with fixed random weights (He et al. 2015), each stage at half the resolution of the one before.
 
-    The filters of the first sum to zero, so that they see edges and no brightness: with plain ones it was left to chance, of
-    twelve networks, whether a blur counted more than a change of brightness. The generator is the function's own: always the
-    same network for the same arguments, and no other random number changes.
+    The filters of the first sum to zero, so that they see edges and no brightness: with plain ones it was left to
+    chance, of twelve networks, whether a blur counted more than a change of brightness. The generator is the
+    function's own: always the same network for the same arguments, and no other random number changes.
     """
     draw, stages = generator(PERCEPTUAL, channels, *widths), []
     for i, (c_in, c_out) in enumerate(pairwise((channels, *widths))):
@@ -128,7 +141,8 @@ def random_stages(channels: int, widths: tuple[int, ...] = (16, 32, 64, 64)) -> 
 
 
 class PatchDiscriminator(nn.Module):
-    """Whether each patch of an image looks real: positive for yes (Isola et al. 2017, section 3.2.2). (B, C, H, W) -> (B, 1, h, w)
+    """Whether each patch of an image looks real: positive for yes (Isola et al. 2017, section 3.2.2). (B, C, H, W) ->
+    (B, 1, h, w)
 
     Of patches, not of the whole: the reconstruction already looks after what is where, and what it lacks is texture.
     GroupNorm instead of the paper's BatchNorm, so that no image is judged by its neighbours in the batch.
@@ -140,33 +154,45 @@ class PatchDiscriminator(nn.Module):
         net: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(layers):
             c_in, c_out, stride = width * min(2**i, 8), width * min(2 ** (i + 1), 8), 2 if i < layers - 1 else 1
-            net += [nn.Conv2d(c_in, c_out, 4, stride, padding=1, bias=False), nn.GroupNorm(groups, c_out), nn.LeakyReLU(0.2)]
+            net += [
+                nn.Conv2d(c_in, c_out, 4, stride, padding=1, bias=False),
+                nn.GroupNorm(groups, c_out),
+                nn.LeakyReLU(0.2),
+            ]
         self.net = nn.Sequential(*net, nn.Conv2d(c_out, 1, 4, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) < self.smallest:
-            raise UserError(f"the discriminator needs images of at least {self.smallest} pixels a side, not {x.shape[2]} x {x.shape[3]}")
+            raise UserError(
+                f"the discriminator needs images of at least {self.smallest} pixels a side, not {x.shape[2]} x {x.shape[3]}"
+            )
         return self.net(x)
 
 
 def discriminator_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Hinge loss (Lim & Ye 2017): E[max(0, 1 - D(x))] / 2 + E[max(0, 1 + D(y))] / 2. For the discriminator's own step. -> (B,)"""
+    """Hinge loss (Lim & Ye 2017): E[max(0, 1 - D(x))] / 2 + E[max(0, 1 + D(y))] / 2.
+    For the discriminator's own step. -> (B,)
+    """
     real, fake = net(x), net(y.detach())  # detached: the autoencoder learns nothing from it
     return (F.relu(1 - real) + F.relu(1 + fake)).flatten(1).mean(1) / 2
 
 
 def adversarial_loss(net: nn.Module, y: Tensor) -> Tensor:
-    """-E[D(y)]: the autoencoder wants its images to look real. The discriminator gets no gradient. (B, C, H, W) -> (B,)"""
+    """-E[D(y)]: the autoencoder wants its images to look real. The discriminator gets no gradient.
+    (B, C, H, W) -> (B,)
+    """
     fixed = {name: p.detach() for name, p in net.named_parameters()}
     return -functional_call(net, fixed, (y,)).flatten(1).mean(1)
 
 
 def adaptive_weight(others: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-    """The weight at which the adversarial loss moves the decoder's last layer as much as the other terms do (Esser et al. 2021, eq. 7):
+    """The weight at which the adversarial loss moves the decoder's last layer as much as the other terms do (Esser et
+    al. 2021, eq. 7):
 
         w = |grad of others| / (|grad of adversarial| + 1e-6)
 
-    others, adversarial: scalars; last: vae.decoder.conv_out.weight. A plain number to whoever multiplies by it: no gradient. -> ()
+    others, adversarial: scalars; last: vae.decoder.conv_out.weight. A plain number to whoever multiplies by it: no
+    gradient. -> ()
     """
     grad = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (others, adversarial)]
     return (grad[0] / (grad[1] + 1e-6)).clamp(max=LARGEST_WEIGHT).detach()

@@ -1,4 +1,6 @@
-"""Chapter 1 writes DDPM out by the paper; `common` writes it as one case of something general. Here the two are equal."""
+"""Chapter 1 writes DDPM out by the paper; `common` writes it as one case of something general.
+Here the two are equal.
+"""
 
 import pytest
 import torch
@@ -36,7 +38,9 @@ def test_noising_in_one_shot(both):
     longhand, schedule = both
     x0, eps = pictures(), torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([1, 2, 100, 200])
-    torch.testing.assert_close(longhand.noise(x0, t, eps), add_noise(x0, eps, schedule.at(t).like(x0)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        longhand.noise(x0, t, eps), add_noise(x0, eps, schedule.at(t).like(x0)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_one_shot_is_many_small_steps(both):
@@ -46,7 +50,9 @@ def test_one_shot_is_many_small_steps(both):
     mean, variance = one, 0 * one
     for t in range(1, longhand.T + 1):
         mean = longhand.forward_step(mean, t, 0 * one)
-        variance = longhand.forward_step(variance.sqrt(), t, 0 * one) ** 2 + longhand.forward_step(0 * one, t, one) ** 2
+        variance = (
+            longhand.forward_step(variance.sqrt(), t, 0 * one) ** 2 + longhand.forward_step(0 * one, t, one) ** 2
+        )
         if t in (1, 50, 150, 200):
             at = torch.tensor([t])
             torch.testing.assert_close(mean, longhand.noise(one, at, 0 * one), rtol=1e-3, atol=1e-4)
@@ -93,10 +99,17 @@ def test_the_whole_chain(both):
 
     g = torch.Generator().manual_seed(4)
     x = torch.randn(shape, generator=g)
-    ours = ddpm(Denoiser(model, "eps", clip_x0=False), x, schedule.noise_levels(200), lambda k, like: torch.randn(shape, generator=g))
+    ours = ddpm(
+        Denoiser(model, "eps", clip_x0=False),
+        x,
+        schedule.noise_levels(200),
+        lambda k, like: torch.randn(shape, generator=g),
+    )
     for i, (theirs, mine) in enumerate(zip(chain, ours, strict=True)):
         scale = theirs.abs().max()
-        torch.testing.assert_close(mine.x / scale, theirs / scale, rtol=0, atol=1e-3, msg=lambda m, i=i: f"step {i}: {m}")
+        torch.testing.assert_close(
+            mine.x / scale, theirs / scale, rtol=0, atol=1e-3, msg=lambda m, i=i: f"step {i}: {m}"
+        )
     assert len(chain) == 200
 
 

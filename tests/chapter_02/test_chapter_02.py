@@ -35,8 +35,27 @@ from common.training.text_conditioning import Captioned, empty_text, make_networ
 from helpers.programs import run_main
 
 TRAIN, SAMPLE, ABLATIONS = (f"02_cfg_pokemon/{name}.py" for name in ("train", "sample", "ablations"))
-TINY = ["--n", 24, "--size", 16, "--channels", 8, 16, "--text-dim", 32, "--batch-size", 8, "--device", "cpu", "--precision", "no",
-        "--sampler", "ddim:2", "--sample-every", 100]  # fmt: skip
+TINY = [
+    "--n",
+    24,
+    "--size",
+    16,
+    "--channels",
+    8,
+    16,
+    "--text-dim",
+    32,
+    "--batch-size",
+    8,
+    "--device",
+    "cpu",
+    "--precision",
+    "no",
+    "--sampler",
+    "ddim:2",
+    "--sample-every",
+    100,
+]
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
 TEXT_ENCODER = "model/text_encoder/model.safetensors"
 
@@ -58,14 +77,24 @@ def tiny_pipeline(seed: int = 0):
     """A network that answers something, without training."""
     torch.manual_seed(seed)
     encoder = small_text(["a red creature", "a blue creature with wings"], dim=32, heads=1)
-    return TextToImagePipeline(UNet(text_unet(16, 3, (8, 16), 32)).eval(), make_schedule("cosine"), "v", encoder.eval(), clip_x0=True)
+    return TextToImagePipeline(
+        UNet(text_unet(16, 3, (8, 16), 32)).eval(), make_schedule("cosine"), "v", encoder.eval(), clip_x0=True
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------------ training
 
 
 def test_a_run_leaves_everything(run):
-    for name in ("config.json", "metrics.csv", "samples.png", "loss.png", UNET, TEXT_ENCODER, "model/tokenizer/vocab.json"):
+    for name in (
+        "config.json",
+        "metrics.csv",
+        "samples.png",
+        "loss.png",
+        UNET,
+        TEXT_ENCODER,
+        "model/tokenizer/vocab.json",
+    ):
         assert (run / name).exists(), name
     saved = json.loads((run / "config.json").read_text())
     assert saved["data"] == "creatures" and saved["channels"] == [8, 16] and saved["caption_dropout"] == 0.1
@@ -120,8 +149,12 @@ def test_a_frozen_clip_can_read(tmp_path, monkeypatch):
     save_text(tmp_path / "clip", encoder)
     run_main(TRAIN, *TINY, "--steps", 2, "--text", tmp_path / "clip", "--out", tmp_path / "run")
     kept = CLIPTextEncoder(str(tmp_path / "run" / "model"))
-    torch.testing.assert_close(kept(["a red creature"])[0, :40], CLIPTextEncoder(str(tmp_path / "clip"))(["a red creature"])[0, :40])
-    assert open_pixel_pipeline(tmp_path / "run").txt2img(["a red creature"], SamplingConfig(sampler="ddim:2")).shape == (1, 3, 16, 16)
+    torch.testing.assert_close(
+        kept(["a red creature"])[0, :40], CLIPTextEncoder(str(tmp_path / "clip"))(["a red creature"])[0, :40]
+    )
+    assert open_pixel_pipeline(tmp_path / "run").txt2img(
+        ["a red creature"], SamplingConfig(sampler="ddim:2")
+    ).shape == (1, 3, 16, 16)
     assert list((tmp_path / "runs" / "02_cfg_pokemon" / "text_cache").glob("text-*.safetensors"))
 
 
@@ -144,17 +177,28 @@ def test_a_captioned_folder_and_what_is_wrong_with_it(tmp_path, command_line):
     assert code == 2 and "caption" in err and not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--caption-dropout", 1], "--caption-dropout"), (["--prompts"], "--prompts needs"), (["--guidance", -1], "--guidance"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
-    (["--data", "nothing"], "unknown data"), (["--text", "./nowhere"], "there is no folder"), (["--prediction", "magic"], "magic"),
-    (["--language", "zh", "--data", "digits"], "caption"), (["--data", "digits"], "caption")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--caption-dropout", 1], "--caption-dropout"),
+        (["--prompts"], "--prompts needs"),
+        (["--guidance", -1], "--guidance"),
+        (["--steps", 4, "--minutes", 1], "not both"),
+        (["--n", 0], "--n"),
+        (["--data", "nothing"], "unknown data"),
+        (["--text", "./nowhere"], "there is no folder"),
+        (["--prediction", "magic"], "magic"),
+        (["--language", "zh", "--data", "digits"], "caption"),
+        (["--data", "digits"], "caption"),
+    ],
+)
 def test_what_training_refuses(flags, says, tmp_path, command_line):
     code, _, err = command_line(TRAIN, *TINY, *flags, "--out", tmp_path / "run")
     assert code == 2 and says in err and "Traceback" not in err
     assert not (tmp_path / "run").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------------------------- drawing
 
 
 def test_without_guidance_the_pipeline_is_the_plain_denoiser():
@@ -162,14 +206,23 @@ def test_without_guidance_the_pipeline_is_the_plain_denoiser():
     text = pipeline.text_encoder(["a red creature"])
     denoise = Denoiser(pipeline.unet, "v", clip_x0=True, text=text)
     *_, last = Sampler.parse("ddim:3").run(denoise, pipeline.schedule, (1, 3, 16, 16), 5, 0)
-    torch.testing.assert_close(pipeline.txt2img(["a red creature"], SamplingConfig(1, sampler="ddim:3", seed=5)), last.x)
+    torch.testing.assert_close(
+        pipeline.txt2img(["a red creature"], SamplingConfig(1, sampler="ddim:3", seed=5)), last.x
+    )
 
 
 def test_pictures_follow_the_words_the_scale_and_the_seed():
     pipeline, config = tiny_pipeline(), SamplingConfig(8, sampler="ddim:2")
     same = pipeline.txt2img(["a red creature"], config)
     assert torch.equal(same, pipeline.txt2img(["a red creature"], config))
-    changes = ({"guidance_scale": 2}, {"seed": 1}, {"negative_prompt": "wings"}, {"rescale": 0.7}, {"clip_x0": "dynamic"}, {"interval": (0.5, 2.0)})
+    changes = (
+        {"guidance_scale": 2},
+        {"seed": 1},
+        {"negative_prompt": "wings"},
+        {"rescale": 0.7},
+        {"clip_x0": "dynamic"},
+        {"interval": (0.5, 2.0)},
+    )
     others = [pipeline.txt2img(["a blue creature"], config)]
     others += [pipeline.txt2img(["a red creature"], dataclasses.replace(config, **change)) for change in changes]
     assert all(float((other - same).abs().max()) > 1e-4 for other in others)
@@ -177,8 +230,14 @@ def test_pictures_follow_the_words_the_scale_and_the_seed():
 
 def test_picture_i_begins_with_the_same_noise_whatever_stands_beside_it(monkeypatch):
     monkeypatch.setattr(pipeline_module, "BATCH_SIZE", 2)
-    pipeline, config = tiny_pipeline(), SamplingConfig(0, sampler="ddim:1")  # w = 0 ignores the prompts: the noise alone decides
-    a, b = pipeline.txt2img(["a red creature"] * 4, config), pipeline.txt2img(["x", "y", "z", "a blue creature"], config)
+    pipeline, config = (
+        tiny_pipeline(),
+        SamplingConfig(0, sampler="ddim:1"),
+    )  # w = 0 ignores the prompts: the noise alone decides
+    a, b = (
+        pipeline.txt2img(["a red creature"] * 4, config),
+        pipeline.txt2img(["x", "y", "z", "a blue creature"], config),
+    )
     torch.testing.assert_close(a, b)
     assert float((a[0] - a[2]).abs().max()) > 1e-4  # and every batch has its own
 
@@ -210,10 +269,19 @@ def test_sample_draws_rows_and_says_what_they_are(run, tmp_path, command_line):
     assert code == 0 and "is cut before" in err
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    ([], "give a prompt"), (["a", "--guidance", -1], "guidance"), (["a", "--sweep", "1;2"], "--sweep"), (["a", "--n", 0], "--n"),
-    (["a", "--sampler", "magic:3"], "magic"), (["a", "--rescale", 2], "rescale"), (["a", "--interval", 2, 1], "interval"),
-    (["a", "--model", "nowhere"], "there is no folder")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "give a prompt"),
+        (["a", "--guidance", -1], "guidance"),
+        (["a", "--sweep", "1;2"], "--sweep"),
+        (["a", "--n", 0], "--n"),
+        (["a", "--sampler", "magic:3"], "magic"),
+        (["a", "--rescale", 2], "rescale"),
+        (["a", "--interval", 2, 1], "interval"),
+        (["a", "--model", "nowhere"], "there is no folder"),
+    ],
+)
 def test_what_sampling_refuses(flags, says, run, tmp_path, command_line):
     model = [] if "--model" in flags else ["--model", run]
     code, _, err = command_line(SAMPLE, *flags, *model, "--out", tmp_path / "a.png")
@@ -233,12 +301,33 @@ def test_models_that_do_not_fit(run, tmp_path, trained_run):
 
 
 def test_a_training_begins_with_the_weights_of_another(run, tmp_path):
-    """At another size, and with its tokenizer, though other captions would have made another; its text encoder learns slowly."""
-    run_main(TRAIN, *TINY, "--size", 24, "--n", 5, "--seed", 1, "--start", run, "--steps", 1, "--lr", 1e-6, "--out", tmp_path / "a")
+    """At another size, and with its tokenizer, though other captions would have made another;
+    its text encoder learns slowly.
+    """
+    run_main(
+        TRAIN,
+        *TINY,
+        "--size",
+        24,
+        "--n",
+        5,
+        "--seed",
+        1,
+        "--start",
+        run,
+        "--steps",
+        1,
+        "--lr",
+        1e-6,
+        "--out",
+        tmp_path / "a",
+    )
     for name in (UNET, TEXT_ENCODER):
         old, new = load_file(run / name), load_file(tmp_path / "a" / name)
         assert old.keys() == new.keys() and all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old)
-    assert (tmp_path / "a/model/tokenizer/vocab.json").read_bytes() == (run / "model/tokenizer/vocab.json").read_bytes()
+    assert (tmp_path / "a/model/tokenizer/vocab.json").read_bytes() == (
+        run / "model/tokenizer/vocab.json"
+    ).read_bytes()
     assert open_pixel_pipeline(tmp_path / "a").size == 24
 
 
@@ -252,7 +341,11 @@ def test_a_run_that_was_started_from_another_continues_without_it(run, tmp_path)
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--channels", 8, 24], "another build .channels = "), (["--layers", 2], "layers = 1 against 2"), (["--text-dim", 64], None)],
+    [
+        (["--channels", 8, 24], "another build .channels = "),
+        (["--layers", 2], "layers = 1 against 2"),
+        (["--text-dim", 64], None),
+    ],
 )
 def test_a_start_of_another_build(run, tmp_path, command_line, flags, words):
     """Named, and nothing is left behind; but --text-dim follows the text encoder that is taken over."""
@@ -279,7 +372,9 @@ def test_a_start_that_is_not_there(tmp_path, command_line):
 
 
 class CaptionsDecide(torch.nn.Module):
-    """Knows the picture of every caption, here one number for each first token: the perfect network where words decide everything."""
+    """Knows the picture of every caption, here one number for each first token:
+    the perfect network where words decide everything.
+    """
 
     def __init__(self):
         super().__init__()
@@ -292,8 +387,17 @@ class CaptionsDecide(torch.nn.Module):
 def test_the_loss_of_right_and_wrong_captions():
     """With the right caption, such a network has no error; with another's, the difference of the two images."""
     values = {"dark": -1.0, "light": 1.0, "": 0.0}
-    pipeline = TextToImagePipeline(CaptionsDecide(), make_schedule("cosine"), "x0", lambda texts: torch.tensor([[[values[text]]] for text in texts]))
-    images = Images("two", torch.tensor([0, 255, 0, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 8), captions=("dark", "light") * 2)
+    pipeline = TextToImagePipeline(
+        CaptionsDecide(),
+        make_schedule("cosine"),
+        "x0",
+        lambda texts: torch.tensor([[[values[text]]] for text in texts]),
+    )
+    images = Images(
+        "two",
+        torch.tensor([0, 255, 0, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 8),
+        captions=("dark", "light") * 2,
+    )
     found = caption_losses(pipeline, images)
     assert set(found) == {"right", "nothing", "wrong"} and all(len(values) == len(BANDS) for values in found.values())
     for name, expected in (("right", 0.0), ("nothing", 1.0), ("wrong", 4.0)):
@@ -307,7 +411,7 @@ def test_it_prints_a_line_for_each_band(run, command_line):
     assert code == 2 and "at least 2" in err
 
 
-# ------------------------------------------------------------------------------------------------- augmentation, ablations
+# --------------------------------------------------------------------------------------------- augmentation, ablations
 
 
 def test_augmentation():
@@ -348,8 +452,15 @@ def test_a_study_continues_where_it_stopped(study, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "SETTINGS", ablations.SETTINGS | {"channels": (8, 16), "n": 24})
     monkeypatch.setattr(ablations, "SCALES", dict.fromkeys(ablations.SCALES, (1.0, 2.0)))
     monkeypatch.setattr(ablations, "REMEDIES", {"rescale 0.7": {"rescale": 0.7}})
-    monkeypatch.setattr(ablations, "STUDIES", {"brightness": {"as it is": {}, "turned": {"augment": "turn"}}, "size": {"8 images": {"n": 8}},
-                                               "epochs": {"2 epochs": {"n": 32, "epochs": 2}}})  # fmt: skip
+    monkeypatch.setattr(
+        ablations,
+        "STUDIES",
+        {
+            "brightness": {"as it is": {}, "turned": {"augment": "turn"}},
+            "size": {"8 images": {"n": 8}},
+            "epochs": {"2 epochs": {"n": 32, "epochs": 2}},
+        },
+    )
     monkeypatch.setattr(memorization, "TEST", 20)
     flags = [study, "--steps", 2, "--n", 3, "--out", tmp_path, "--device", "cpu"]
     run_main(ABLATIONS, *flags)

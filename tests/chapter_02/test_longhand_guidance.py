@@ -1,4 +1,6 @@
-"""Classifier-free guidance: which captions are dropped, what the network is asked, and what becomes of its two answers."""
+"""Classifier-free guidance: which captions are dropped, what the network is asked,
+and what becomes of its two answers.
+"""
 
 import math
 
@@ -56,7 +58,11 @@ def test_dropped_captions_become_the_empty_one_and_the_others_stay():
     assert not torch.equal(TEXT[0], EMPTY[0])  # and the batch that was lent is as it was
     ids, mask = torch.arange(6).view(3, 2), torch.ones(3, 2, dtype=torch.bool)
     assert drop_captions(ids, torch.tensor([7, 8]), u, 0.1).tolist() == [[7, 8], [2, 3], [7, 8]]
-    assert drop_captions(mask, torch.tensor([True, False]), u, 0.1).tolist() == [[True, False], [True, True], [True, False]]
+    assert drop_captions(mask, torch.tensor([True, False]), u, 0.1).tolist() == [
+        [True, False],
+        [True, True],
+        [True, False],
+    ]
 
 
 def test_none_and_all():
@@ -75,12 +81,12 @@ def dropped(step: int, seed: int = 0, B: int = 16, share: float = 0.2, **more) -
 
 
 def test_share_and_independence():
-    table = torch.stack([dropped(step) for step in range(2000)])        # (steps, B)
+    table = torch.stack([dropped(step) for step in range(2000)])  # (steps, B)
     assert float(table.mean()) == pytest.approx(0.2, abs=3 * math.sqrt(0.2 * 0.8 / table.numel()))
     assert ((table.mean(0) - 0.2).abs() < 4 * math.sqrt(0.2 * 0.8 / 2000)).all()  # at every place of the batch
-    correlation = torch.corrcoef(table.T) - torch.eye(16)               # between places; 4.5 sd of 120 of them
+    correlation = torch.corrcoef(table.T) - torch.eye(16)  # between places; 4.5 sd of 120 of them
     assert correlation.abs().max() < 4.5 / math.sqrt(2000)
-    assert len(set(table.sum(1).tolist())) > 5                          # not the same number at every step
+    assert len(set(table.sum(1).tolist())) > 5  # not the same number at every step
 
 
 def test_the_same_seed_and_step_drop_the_same_captions():
@@ -104,13 +110,24 @@ def test_the_two_ways_of_writing_w():
     assert (guide(torch.zeros(1), torch.ones(1), 3.0), guide(torch.ones(1), torch.zeros(1), 3.0)) == (3, -2)
 
 
-PAIRS = [("eps", "linear"), ("x0", "cosine"), ("v", "linear_zero_snr"), ("flow", "flow"), ("edm", "edm"), ("v", "edm"), ("eps", "flow")]
+PAIRS = [
+    ("eps", "linear"),
+    ("x0", "cosine"),
+    ("v", "linear_zero_snr"),
+    ("flow", "flow"),
+    ("edm", "edm"),
+    ("v", "edm"),
+    ("eps", "flow"),
+]
 
 
 @pytest.mark.parametrize(("prediction", "schedule"), PAIRS)
 def test_guiding_the_answers_is_guiding_x0_or_eps_or_v(prediction, schedule):
     net, w = Network(), 4.0
-    alone = {name: Denoiser(net, prediction, clip_x0=False, text=text) for name, text in (("uncond", EMPTY.expand_as(TEXT)), ("cond", TEXT))}
+    alone = {
+        name: Denoiser(net, prediction, clip_x0=False, text=text)
+        for name, text in (("uncond", EMPTY.expand_as(TEXT)), ("cond", TEXT))
+    }
     guided = Guided(net, prediction, COND, UNCOND, w, clip_x0=False)
     for level in make_schedule(schedule).noise_levels(6):
         if level.sigma == 0 or (level.alpha == 0 and prediction == "eps"):  # pure noise tells nothing of the image
@@ -118,12 +135,17 @@ def test_guiding_the_answers_is_guiding_x0_or_eps_or_v(prediction, schedule):
         got, (uncond, cond) = guided(X, level), [alone[name](X, level) for name in ("uncond", "cond")]
         torch.testing.assert_close(got.x0, guide(uncond.x0, cond.x0, w), rtol=1e-7, atol=1e-7)
         torch.testing.assert_close(got.eps, guide(uncond.eps, cond.eps, w), rtol=1e-7, atol=1e-7)
-        v, v_uncond, v_cond = (level.alpha * predicted.eps - level.sigma * predicted.x0 for predicted in (got, uncond, cond))
+        v, v_uncond, v_cond = (
+            level.alpha * predicted.eps - level.sigma * predicted.x0 for predicted in (got, uncond, cond)
+        )
         torch.testing.assert_close(v, guide(v_uncond, v_cond, w), rtol=1e-7, atol=1e-7)
 
 
 def test_clipping_comes_after_guiding():
-    halves = {c: [Denoiser(Network(), "v", c, text=text)(X, MIDDLE).x0 for text in (EMPTY.expand_as(TEXT), TEXT)] for c in (True, False)}
+    halves = {
+        c: [Denoiser(Network(), "v", c, text=text)(X, MIDDLE).x0 for text in (EMPTY.expand_as(TEXT), TEXT)]
+        for c in (True, False)
+    }
     free = guide(*halves[False], 5.0)
     assert free.abs().max() > 1.5
     got = Guided(Network(), "v", COND, UNCOND, 5.0, clip_x0=True)(X, MIDDLE)
@@ -160,14 +182,18 @@ def test_a_negative_prompt_takes_the_place_of_the_empty_one():
     for texts in (negative, others):  # one for all images, or one for each
         net = Network()
         got = Guided(net, "x0", COND, {"text": texts}, 2.0, clip_x0=False)(X, MIDDLE).x0
-        assert torch.equal(net.text[0], torch.cat([texts.expand_as(TEXT), TEXT]))  # the empty caption is not asked at all
+        assert torch.equal(
+            net.text[0], torch.cat([texts.expand_as(TEXT), TEXT])
+        )  # the empty caption is not asked at all
         time = torch.full((3,), MIDDLE.time)
         away = Network()(X, time, texts.expand_as(TEXT))
         close(got, away + 2.0 * (Network()(X, time, TEXT) - away))
 
 
 def test_guidance_within_an_interval_only():
-    """In sigma / alpha, above the lower end and up to the upper one; elsewhere the conditional answer alone, at half the work."""
+    """In sigma / alpha, above the lower end and up to the upper one;
+    elsewhere the conditional answer alone, at half the work.
+    """
     for name in ("cosine", "flow", "edm", "linear_zero_snr"):
         levels = list(make_schedule(name).noise_levels(9))[:-1]
         ratios = [level.sigma / level.alpha if level.alpha else math.inf for level in levels]
@@ -195,13 +221,16 @@ def test_a_network_with_learned_variance():
         close(got.x0, Guided(Network(), "eps", COND, UNCOND, w)(X, MIDDLE).x0)
 
 
-@pytest.mark.parametrize(("flags", "sentence"), [
-    ({"w": -1.0}, "the guidance scale must be 0 or more and finite, not -1"),
-    ({"w": math.nan}, "guidance scale must be"),
-    ({"w": 2.0, "rescale": 1.5}, "rescale must be between 0 and 1, not 1.5"),
-    ({"w": 2.0, "interval": (2.0, 1.0)}, "low < high"),
-    ({"w": 2.0, "interval": (-1.0, 1.0)}, "low < high"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"w": -1.0}, "the guidance scale must be 0 or more and finite, not -1"),
+        ({"w": math.nan}, "guidance scale must be"),
+        ({"w": 2.0, "rescale": 1.5}, "rescale must be between 0 and 1, not 1.5"),
+        ({"w": 2.0, "interval": (2.0, 1.0)}, "low < high"),
+        ({"w": 2.0, "interval": (-1.0, 1.0)}, "low < high"),
+    ],
+)
 def test_user_errors(flags, sentence):
     with pytest.raises(UserError, match=sentence):
         Guided(Network(), "eps", COND, UNCOND, **flags)
@@ -231,7 +260,9 @@ def test_each_image_is_as_strong_as_its_conditional_answer():
     guided = guide(uncond, cond, 6.0)
     close(rescale(guided, cond, 1.0).flatten(1).std(1), cond.flatten(1).std(1))
     assert torch.equal(rescale(guided, cond, 0.0), guided)
-    assert torch.equal(rescale(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), 0.7), torch.zeros(2, 1, 4, 4))  # and not NaN
+    assert torch.equal(
+        rescale(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), 0.7), torch.zeros(2, 1, 4, 4)
+    )  # and not NaN
 
 
 def test_rescaling_is_of_the_networks_answer():
@@ -242,7 +273,7 @@ def test_rescaling_is_of_the_networks_answer():
         close(read(got), rescale(guide(uncond, cond, 5.0), cond, 0.7))
 
 
-# ------------------------------------------------------------------------------------------------------ whole samplings
+# ----------------------------------------------------------------------------------------------------- whole samplings
 
 
 def test_a_whole_sampling_written_by_hand():
@@ -263,7 +294,9 @@ def test_a_whole_sampling_written_by_hand():
 
 
 class Gaussian:
-    """The exact denoiser of data N(text, 1), which says x0: E[x0 | x] = text + alpha (x - alpha text) / (alpha^2 + sigma^2)."""
+    """The exact denoiser of data N(text, 1), which says x0:
+    E[x0 | x] = text + alpha (x - alpha text) / (alpha^2 + sigma^2).
+    """
 
     def __init__(self):
         self.level = None
@@ -276,7 +309,8 @@ class Gaussian:
 
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
 def test_guided_samples_of_two_gaussians_overshoot_exactly_w_times(sampler):
-    """All pictures N(0, 1), those of the caption N(m, 1): the gradients add up to those of N(w m, 1), whatever the level.
+    """All pictures N(0, 1), those of the caption N(m, 1): the gradients add up to those of N(w m, 1), whatever the
+    level.
 
     That is what guidance samples, then: neither what was asked for nor anything there is.
     """

@@ -34,8 +34,27 @@ from latent_sd import latent_dataset as latent
 from latent_sd import vae_trainer as fit_vae
 
 TRAIN, BENCHMARK = "04_latent_sd/train_vae.py", "04_latent_sd/benchmark_latents.py"
-TINY = ["--data", "creatures", "--n", 24, "--size", 16, "--channels", 8, 16, "--batch-size", 8, "--held-out", 8, "--device", "cpu", "--precision", "no",
-        "--sample-every", 100]  # fmt: skip
+TINY = [
+    "--data",
+    "creatures",
+    "--n",
+    24,
+    "--size",
+    16,
+    "--channels",
+    8,
+    16,
+    "--batch-size",
+    8,
+    "--held-out",
+    8,
+    "--device",
+    "cpu",
+    "--precision",
+    "no",
+    "--sample-every",
+    100,
+]
 ALL_TERMS = ["--perceptual", 0.1, "--adversarial", 0.5, "--adversarial-after", 0.3]
 WEIGHTS, CONFIG = "model/vae/diffusion_pytorch_model.safetensors", "model/vae/config.json"
 
@@ -65,11 +84,20 @@ def rows_of(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-# -------------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------------ training
 
 
 def test_a_run_leaves_everything(run):
-    for name in ("config.json", "metrics.csv", "samples/step-000002.png", "samples/traversal-000002.png", "curves.png", "traversal.png", WEIGHTS, CONFIG):
+    for name in (
+        "config.json",
+        "metrics.csv",
+        "samples/step-000002.png",
+        "samples/traversal-000002.png",
+        "curves.png",
+        "traversal.png",
+        WEIGHTS,
+        CONFIG,
+    ):
         assert (run / name).exists(), name
     saved = json.loads((run / "config.json").read_text())
     assert saved["data"] == ["creatures"] and saved["channels"] == [8, 16] and saved["adversarial"] == 0.5
@@ -80,19 +108,25 @@ def test_a_run_leaves_everything(run):
 
 
 def test_diffusers_opens_it_with_the_measured_scaling_factor(run, images):
-    """The same reconstruction by their module and by ours; and scaled by it, the training set's latents have unit variance."""
+    """The same reconstruction by their module and by ours;
+    and scaled by it, the training set's latents have unit variance.
+    """
     theirs, ours = Theirs.from_pretrained(run / "model" / "vae"), load_vae(run)
     assert theirs.config.scaling_factor == ours.cfg.scaling_factor != 1
     x = images.batch(torch.arange(24))["image"]
     with torch.no_grad():
         z = ours.encode(x)
         torch.testing.assert_close(ours.decode(z.mode()), theirs(x, sample_posterior=False).sample, atol=1e-5, rtol=0)
-        other = z.sample(torch.randn(z.mean.shape, generator=torch.Generator().manual_seed(7)))  # not the noise it was measured with
+        other = z.sample(
+            torch.randn(z.mean.shape, generator=torch.Generator().manual_seed(7))
+        )  # not the noise it was measured with
     assert float(ours.scale(other).std()) == pytest.approx(1, abs=0.02)
 
 
 def test_a_resumed_run_is_the_same_run(run, tmp_path):
-    """Thrown back to its checkpoint of step 3, where the discriminator has learned for one step, it ends with the same bytes."""
+    """Thrown back to its checkpoint of step 3, where the discriminator has learned for one step,
+    it ends with the same bytes.
+    """
     again = tmp_path / "run"
     shutil.copytree(run, again)
     (again / "checkpoints" / "step-00000006.pt").unlink()
@@ -146,17 +180,31 @@ def test_several_sets_are_one():
     assert torch.equal(both.pixels[3:], load("dishes", 16, n=3).pixels)
     mixed = pictures.load_all(("creatures", "digits"), 16, Path("data"), n=3)  # grey beside colour is colour
     assert torch.equal(mixed.pixels[3:], load("digits", 16, n=3).pixels.expand(-1, 3, -1, -1))
-    with pytest.raises(UserError, match="cannot be trained on together: creatures has 16x16 pixels, digits has 8x8 pixels; give one --size"):
+    with pytest.raises(
+        UserError,
+        match="cannot be trained on together: creatures has 16x16 pixels, digits has 8x8 pixels; give one --size",
+    ):
         pictures.joined([load("creatures", 16, n=3), load("digits", n=3)])
     assert len(pictures.some_of(("digits",), 8, Path("data"), "test", 10**6)) < 10**4  # no more than there are
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--kl", -1], "--kl must be 0 or more"), (["--perceptual", -0.1], "--perceptual"), (["--adversarial", "nan"], "--adversarial must"),
-    (["--adversarial-after", 1], "--adversarial-after"), (["--steps", 4, "--minutes", 1], "not both"), (["--n", 0], "--n"),
-    (["--held-out", 0], "--held-out"), (["--data", "nothing"], "unknown data"), (["--image-channels", 1, "--start", "nowhere"], "there is no folder nowhere"),
-    (["--size", 18, "--channels", 8, 8, 16], "multiple of 4"), (["--channels", 12], "multiples of 8"),
-    (["--data", "digits", "--size", 8, "--adversarial", 1], "at least 12 pixels")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--kl", -1], "--kl must be 0 or more"),
+        (["--perceptual", -0.1], "--perceptual"),
+        (["--adversarial", "nan"], "--adversarial must"),
+        (["--adversarial-after", 1], "--adversarial-after"),
+        (["--steps", 4, "--minutes", 1], "not both"),
+        (["--n", 0], "--n"),
+        (["--held-out", 0], "--held-out"),
+        (["--data", "nothing"], "unknown data"),
+        (["--image-channels", 1, "--start", "nowhere"], "there is no folder nowhere"),
+        (["--size", 18, "--channels", 8, 8, 16], "multiple of 4"),
+        (["--channels", 12], "multiples of 8"),
+        (["--data", "digits", "--size", 8, "--adversarial", 1], "at least 12 pixels"),
+    ],
+)
 def test_what_training_refuses(flags, says, tmp_path, command_line):
     code, _, err = command_line(TRAIN, *TINY, *flags, "--out", tmp_path / "run")
     assert code == 2 and says in err and err.startswith("error: ") and "Traceback" not in err
@@ -164,20 +212,28 @@ def test_what_training_refuses(flags, says, tmp_path, command_line):
 
 
 def test_it_can_start_from_another_autoencoder(run, tmp_path, command_line):
-    """With a rate of next to nothing, the weights stay those that it started from, at another size of the images, too."""
+    """With a rate of next to nothing, the weights stay those that it started from,
+    at another size of the images, too.
+    """
     flags = [a for a in TINY if a != "--size"]
     flags.remove(16)
     run_main(TRAIN, *flags, "--size", 32, "--lr", 1e-12, "--steps", 1, "--start", run, "--out", tmp_path / "next")
     old, new = (load_vae(folder).state_dict() for folder in (run, tmp_path / "next"))
     assert all(torch.allclose(old[key], new[key], atol=1e-6) for key in old)
     torch.manual_seed(0)
-    assert not torch.allclose(old["encoder.conv_in.weight"], AutoencoderKL(load_vae(run).cfg).encoder.conv_in.weight, atol=1e-3)
-    code, _, err = command_line(TRAIN, *TINY[:6], "--channels", 16, 16, "--steps", 1, "--start", run, "--out", tmp_path / "other")
+    assert not torch.allclose(
+        old["encoder.conv_in.weight"], AutoencoderKL(load_vae(run).cfg).encoder.conv_in.weight, atol=1e-3
+    )
+    code, _, err = command_line(
+        TRAIN, *TINY[:6], "--channels", 16, 16, "--steps", 1, "--start", run, "--out", tmp_path / "other"
+    )
     assert code == 2 and "channels = (8, 16) against (16, 16)" in err
 
 
 def test_the_decoder_alone(run, tmp_path, command_line):
-    """Latents are bit for bit what they were, the scaling factor too, also after a resume; and the decoder has learned."""
+    """Latents are bit for bit what they were, the scaling factor too, also after a resume;
+    and the decoder has learned.
+    """
     flags = [*TINY, "--decoder-only", "--out", tmp_path / "next"]
     run_main(TRAIN, *flags, "--start", run, "--steps", 2, "--save-every", 2)
     run_main(TRAIN, "--resume", tmp_path / "next", "--steps", 4, "--device", "cpu")
@@ -200,7 +256,7 @@ def test_a_run_is_not_overwritten(run, command_line):
     assert code == 2 and "already holds a run" in err
 
 
-# ------------------------------------------------------------------------------------------------------ latents in a file
+# --------------------------------------------------------------------------------------------------- latents in a file
 
 
 def test_the_file_holds_what_the_encoder_says(vae, images, tmp_path, monkeypatch):
@@ -227,7 +283,9 @@ def test_a_file_is_stale_after_any_change(vae, images, tmp_path):
     pixels[7, 0, 3, 3] ^= 1
     for other in (dataclasses.replace(images, pixels=pixels), images.first(23), images.resized(20)):
         assert latent.cached_latents(vae, other, tmp_path).path != path
-    assert latent.cached_latents(vae, dataclasses.replace(images, name="moved"), tmp_path).path == path  # a folder may have another name
+    assert (
+        latent.cached_latents(vae, dataclasses.replace(images, name="moved"), tmp_path).path == path
+    )  # a folder may have another name
     for net in (vae.encoder.conv_in, vae.quant_conv):
         with torch.no_grad():
             net.bias[0] += 1e-3
@@ -252,11 +310,19 @@ def save_npy(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda path: path.write_bytes(path.read_bytes()[:-10]), lambda path: path.write_bytes(path.read_bytes() + b"more"),
-    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:40]), lambda path: path.write_bytes(b"a foreign file" * 99),
-    lambda path: save_npy(path, np.zeros((24, 2, 4, 4, 4), np.float16)), lambda path: save_npy(path, np.zeros((24, 2, 4, 8, 8), np.float32)),
-    lambda path: save_npy(path, np.array([{"a": 1}], dtype=object))])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-10]),
+        lambda path: path.write_bytes(path.read_bytes() + b"more"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:40]),
+        lambda path: path.write_bytes(b"a foreign file" * 99),
+        lambda path: save_npy(path, np.zeros((24, 2, 4, 4, 4), np.float16)),
+        lambda path: save_npy(path, np.zeros((24, 2, 4, 8, 8), np.float32)),
+        lambda path: save_npy(path, np.array([{"a": 1}], dtype=object)),
+    ],
+)
 def test_a_damaged_or_foreign_file_is_refused(damage, vae, images, tmp_path):
     path = latent.cached_latents(vae, images, tmp_path).path
     damage(path)
@@ -268,15 +334,22 @@ def test_a_damaged_or_foreign_file_is_refused(damage, vae, images, tmp_path):
 
 
 @pytest.mark.parametrize("channel", [0, -1])  # of the mean, of the log variance
-@pytest.mark.parametrize(("bad", "sentence"), [
-    (float("nan"), "the autoencoder gives NaN or infinite latents for image 0"), (float("inf"), "the autoencoder gives NaN or infinite latents for image 0"),
-    (1e6, "the latents of image 0 do not fit into half precision")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (float("nan"), "the autoencoder gives NaN or infinite latents for image 0"),
+        (float("inf"), "the autoencoder gives NaN or infinite latents for image 0"),
+        (1e6, "the latents of image 0 do not fit into half precision"),
+    ],
+)
 def test_what_half_precision_cannot_hold_is_never_written(bad, sentence, channel, vae, images, tmp_path, monkeypatch):
     """1e6 is a fine number until it is stored in 16 bits."""
     with torch.no_grad():
         vae.quant_conv.bias[channel] = bad
     if channel:  # which the autoencoder keeps within bounds
-        monkeypatch.setattr(latent, "encode", lambda *_: [Gaussian(torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), bad))])
+        monkeypatch.setattr(
+            latent, "encode", lambda *_: [Gaussian(torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), bad))]
+        )
     with pytest.raises(UserError, match=sentence):
         latent.cached_latents(vae, images, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -304,7 +377,7 @@ def test_half_a_file_never_stands_under_its_name(vae, images, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-# -------------------------------------------------------------------------------------------------------------- on the fly
+# ---------------------------------------------------------------------------------------------------------- on the fly
 
 
 def test_on_the_fly_is_what_the_file_says(vae, images, tmp_path):
@@ -339,7 +412,9 @@ def test_workers_feed_the_training_loop(vae, images, tmp_path):
 
 
 def test_workers_leave_signals_to_the_training(vae, images):
-    """The terminal sends it to all processes. Were a worker ended by it, the training could not end its step and save."""
+    """The terminal sends it to all processes.
+    Were a worker ended by it, the training could not end its step and save.
+    """
     order = latent.training_order(24, 8, seed=3)
     data, expected = latent.OnTheFly(vae, images, 1, order, start="fork"), latent.training_order(24, 8, seed=3)
     for _ in range(4):
@@ -359,7 +434,9 @@ def test_workers_know_what_comes_next_or_nothing_goes(vae, images):
 
 
 def test_each_of_several_processes_has_its_share_of_the_order():
-    """Together the batches of one process with the batch twice as large, from the batch on that a resumed run begins with."""
+    """Together the batches of one process with the batch twice as large,
+    from the batch on that a resumed run begins with.
+    """
     whole = latent.training_order(24, 8, seed=3, first=5)
     shares = [latent.training_order(24, 4, seed=3, first=5, rank=rank, world=2) for rank in range(2)]
     for _ in range(4):
@@ -378,7 +455,10 @@ def test_a_spawned_worker(vae, images):
 def test_how_workers_begin(monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    assert latent.start_method("cpu") == "fork" and latent.start_method("cuda") == latent.start_method("cuda:1") == "spawn"
+    assert (
+        latent.start_method("cpu") == "fork"
+        and latent.start_method("cuda") == latent.start_method("cuda:1") == "spawn"
+    )
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # this process has used the GPU, for whatever
     assert latent.start_method("cpu") == "spawn"
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
@@ -395,24 +475,57 @@ def test_images_that_do_not_fit(size, vae, images):
         latent.OnTheFly(vae, Images("grey", images.pixels[:, :1]))
 
 
-# ------------------------------------------------------------------------------------------------------------- both, timed
+# --------------------------------------------------------------------------------------------------------- both, timed
 
 
 def test_a_comparison_with_nothing(capsys):
     """A file that takes no memory of its own once made the report divide by zero."""
-    latent_benchmark.report({"from the file": latent_benchmark.EncodingCost(0.1, 0.1, 0), "on the fly": latent_benchmark.EncodingCost(1.0, 1.0, 10**6)}, 1.0, 100, 100)
+    latent_benchmark.report(
+        {
+            "from the file": latent_benchmark.EncodingCost(0.1, 0.1, 0),
+            "on the fly": latent_benchmark.EncodingCost(1.0, 1.0, 10**6),
+        },
+        1.0,
+        100,
+        100,
+    )
     assert capsys.readouterr().out.count(" -") >= 2
 
 
 def test_the_comparison(tmp_path, command_line, monkeypatch):
     """All but the fresh process for every way, which costs seconds each to begin."""
     monkeypatch.setattr(latent_benchmark, "in_a_process", latent_benchmark.measure)
-    flags = ["--data", "creatures", "--n", 16, "--size", 16, "--channels", 8, 16, "--batch-size", 8, "--device", "cpu", "--epochs", 2]
-    code, said, err = command_line(BENCHMARK, *flags, "--workers", 0, 1, "--start", "fork", "--json", tmp_path / "found.json")
+    flags = [
+        "--data",
+        "creatures",
+        "--n",
+        16,
+        "--size",
+        16,
+        "--channels",
+        8,
+        16,
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+        "--epochs",
+        2,
+    ]
+    code, said, err = command_line(
+        BENCHMARK, *flags, "--workers", 0, 1, "--start", "fork", "--json", tmp_path / "found.json"
+    )
     assert code == 0, err
-    assert "from the file" in said and "on the fly, no workers" in said and "on the fly, 1 worker (fork)" in said and "the file: " in said
+    assert (
+        "from the file" in said
+        and "on the fly, no workers" in said
+        and "on the fly, 1 worker (fork)" in said
+        and "the file: " in said
+    )
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["bytes_of_pixels"] == 16 * 3 * 16 * 16 and found["bytes_of_file"] == 128 + 16 * 2 * 4 * 8 * 8 * 2  # f = 2: more than the pixels
+    assert (
+        found["bytes_of_pixels"] == 16 * 3 * 16 * 16 and found["bytes_of_file"] == 128 + 16 * 2 * 4 * 8 * 8 * 2
+    )  # f = 2: more than the pixels
     assert all(cost["memory"] > 10**7 and cost["epoch"] > 0 for cost in found["ways"].values())
 
 
@@ -426,19 +539,48 @@ def test_memory_is_looked_at_once_at_least():
 
 
 def test_the_verdict(capsys):
-    costs = {"from the file": latent_benchmark.EncodingCost(0.2, 0.1, 10**8), "slow": latent_benchmark.EncodingCost(5, 3.0, 10**9), "fast": latent_benchmark.EncodingCost(9, 2.1, 2 * 10**8)}
+    costs = {
+        "from the file": latent_benchmark.EncodingCost(0.2, 0.1, 10**8),
+        "slow": latent_benchmark.EncodingCost(5, 3.0, 10**9),
+        "fast": latent_benchmark.EncodingCost(9, 2.1, 2 * 10**8),
+    }
     latent_benchmark.report(costs, 7.0, 10**6, 3 * 10**6)
     said = capsys.readouterr().out
-    assert "0.33 times the pixels" in said and "against the fastest other way (fast) it is paid for after 4 epochs" in said
+    assert (
+        "0.33 times the pixels" in said
+        and "against the fastest other way (fast) it is paid for after 4 epochs" in said
+    )
     latent_benchmark.report({**costs, "fast": latent_benchmark.EncodingCost(1, 0.05, 1)}, 7.0, 10**6, 10**6)
     assert "saves no time against fast" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--vae", "nowhere"], "there is no folder"), (["--data", "nothing"], "unknown data"), (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"),
-    (["--epochs", 1], "--epochs"), (["--workers", -1], "--workers"), (["--n", 0], "--n"), (["--data"], "--data needs at least one")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--vae", "nowhere"], "there is no folder"),
+        (["--data", "nothing"], "unknown data"),
+        (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"),
+        (["--epochs", 1], "--epochs"),
+        (["--workers", -1], "--workers"),
+        (["--n", 0], "--n"),
+        (["--data"], "--data needs at least one"),
+    ],
+)
 def test_what_the_comparison_refuses(flags, says, tmp_path, command_line):
-    code, _, err = command_line(BENCHMARK, "--data", "creatures", "--n", 4, "--size", 16, "--device", "cpu", "--json", tmp_path / "a.json", *flags)
+    code, _, err = command_line(
+        BENCHMARK,
+        "--data",
+        "creatures",
+        "--n",
+        4,
+        "--size",
+        16,
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "a.json",
+        *flags,
+    )
     assert code == 2 and says in err and err.startswith("error: ") and "Traceback" not in err
     assert not (tmp_path / "a.json").exists()
 

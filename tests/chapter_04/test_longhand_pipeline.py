@@ -1,4 +1,6 @@
-"""Chapter 4's pipeline is written out; the programs use the one of common/models/pipeline.py. Both draw equal images."""
+"""Chapter 4's pipeline is written out; the programs use the one of common/models/pipeline.py.
+Both draw equal images.
+"""
 
 import dataclasses
 
@@ -30,9 +32,14 @@ CONFIGS = {
 def both() -> tuple[longhand.LatentDiffusion, TextToImagePipeline]:
     torch.manual_seed(0)
     vae = AutoencoderKL(dataclasses.replace(small_vae(16, 3, (8, 16)), scaling_factor=1.7)).eval()
-    unet, encoder = UNet(text_unet(8, 4, (8, 16), 32)).eval(), small_text(2 * PROMPTS[:2], dim=32, heads=1, length=24).eval()
+    unet, encoder = (
+        UNet(text_unet(8, 4, (8, 16), 32)).eval(),
+        small_text(2 * PROMPTS[:2], dim=32, heads=1, length=24).eval(),
+    )
     schedule = make_schedule("cosine")
-    return longhand.LatentDiffusion(vae, unet, schedule, "v", encoder), TextToImagePipeline(unet, schedule, "v", encoder, vae)
+    return longhand.LatentDiffusion(vae, unet, schedule, "v", encoder), TextToImagePipeline(
+        unet, schedule, "v", encoder, vae
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -47,16 +54,23 @@ def test_equal_images_from_an_image(name, strength, both):
     ours, commons = both
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     for given in (images, images[:1]):
-        assert torch.equal(ours.img2img(given, PROMPTS, strength, CONFIGS[name]), commons.img2img(given, PROMPTS, strength, CONFIGS[name]))
+        assert torch.equal(
+            ours.img2img(given, PROMPTS, strength, CONFIGS[name]),
+            commons.img2img(given, PROMPTS, strength, CONFIGS[name]),
+        )
 
 
 def test_equal_images_from_given_latents_and_noise(both):
     ours, commons = both
     given = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(ours.txt2img(PROMPTS, CONFIGS["default"], latents=given), commons.txt2img(PROMPTS, CONFIGS["default"], latents=given))
+    assert torch.equal(
+        ours.txt2img(PROMPTS, CONFIGS["default"], latents=given),
+        commons.txt2img(PROMPTS, CONFIGS["default"], latents=given),
+    )
     images = torch.zeros(1, 3, 16, 16)
     assert torch.equal(
-        ours.img2img(images, PROMPTS, 0.5, CONFIGS["default"], noise=given), commons.img2img(images, PROMPTS, 0.5, CONFIGS["default"], noise=given)
+        ours.img2img(images, PROMPTS, 0.5, CONFIGS["default"], noise=given),
+        commons.img2img(images, PROMPTS, 0.5, CONFIGS["default"], noise=given),
     )
 
 

@@ -8,14 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.io.files import read_json, write_json
-from helpers.finetune_programs import (
-    CONTROLNET,
-    DREAMBOOTH,
-    FEW,
-    FINETUNE,
-    LORA,
-    TINY,
-)
+from helpers.finetune_programs import CONTROLNET, DREAMBOOTH, FEW, FINETUNE, LORA, TINY
 from helpers.programs import run_main
 from helpers.tiny_pipeline import write_tiny_pipeline
 
@@ -40,7 +33,10 @@ def inpainter(model, tmp_path_factory) -> Path:
     state["conv_in.weight"] = torch.cat([state["conv_in.weight"], 0.1 * torch.randn(16, 5, 3, 3)], 1)
     save_file(state, weights, metadata={"format": "pt"})
     write_json(folder / "unet" / "config.json", read_json(folder / "unet" / "config.json") | {"in_channels": 9})
-    write_json(folder / "model_index.json", read_json(folder / "model_index.json") | {"_class_name": "StableDiffusionInpaintPipeline"})
+    write_json(
+        folder / "model_index.json",
+        read_json(folder / "model_index.json") | {"_class_name": "StableDiffusionInpaintPipeline"},
+    )
     return folder
 
 
@@ -52,14 +48,27 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tuned(base) -> Path:
     """A run of finetune.py. Read only."""
-    run_main(FINETUNE, *TINY, "--model", base, "--gradient-accumulation", 2, "--prompts", "a red creature", "--out", base.parent / "tuned")
+    run_main(
+        FINETUNE,
+        *TINY,
+        "--model",
+        base,
+        "--gradient-accumulation",
+        2,
+        "--prompts",
+        "a red creature",
+        "--out",
+        base.parent / "tuned",
+    )
     return base.parent / "tuned"
 
 
 @pytest.fixture(scope="session")
 def adapted(base) -> Path:
     """A run of lora.py. Read only."""
-    run_main(LORA, *TINY, "--model", base, "--rank", 4, "--prompts", "a red creature", "--out", base.parent / "adapted")
+    run_main(
+        LORA, *TINY, "--model", base, "--rank", 4, "--prompts", "a red creature", "--out", base.parent / "adapted"
+    )
     return base.parent / "adapted"
 
 

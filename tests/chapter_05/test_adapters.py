@@ -1,4 +1,6 @@
-"""Adapter files of chapter 5 in the forms that people have: read into one, and compared with plain diffusers and with peft."""
+"""Adapter files of chapter 5 in the forms that people have:
+read into one, and compared with plain diffusers and with peft.
+"""
 
 import json
 import warnings
@@ -32,12 +34,18 @@ def pipe(model) -> StableDiffusionPipeline:
 
 
 def layers(network: nn.Module, ends: tuple[str, ...]) -> dict[str, Tensor]:
-    return {name: module.weight for name, module in network.named_modules() if name.endswith(ends) and hasattr(module, "weight")}
+    return {
+        name: module.weight
+        for name, module in network.named_modules()
+        if name.endswith(ends) and hasattr(module, "weight")
+    }
 
 
 def pair(weight: Tensor, rank: int = R) -> tuple[Tensor, Tensor]:
     """(down, up) that change a layer visibly."""
-    return torch.randn(rank, *weight.shape[1:]) * 0.2, torch.randn(weight.shape[0], rank, *[1] * (weight.ndim - 2)) * 0.2
+    return torch.randn(rank, *weight.shape[1:]) * 0.2, torch.randn(
+        weight.shape[0], rank, *[1] * (weight.ndim - 2)
+    ) * 0.2
 
 
 def kohya(found: dict[str, Tensor], prefix: str = "lora_unet_") -> dict[str, Tensor]:
@@ -55,13 +63,18 @@ def old_names(found: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, weight in found.items():
         block, last = name.removesuffix(".0").rsplit(".", 1)
         down, up = pair(weight)
-        state |= {f"unet.{block}.processor.{last}_lora.down.weight": down, f"unet.{block}.processor.{last}_lora.up.weight": up}
+        state |= {
+            f"unet.{block}.processor.{last}_lora.down.weight": down,
+            f"unet.{block}.processor.{last}_lora.up.weight": up,
+        }
     return state
 
 
 def answer(pipe: StableDiffusionPipeline) -> Tensor:
     """What the U-Net predicts for one prompt, through the text encoder."""
-    ids = pipe.tokenizer("a red creature", padding="max_length", max_length=64, truncation=True, return_tensors="pt").input_ids
+    ids = pipe.tokenizer(
+        "a red creature", padding="max_length", max_length=64, truncation=True, return_tensors="pt"
+    ).input_ids
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return pipe.unet(x, 500, pipe.text_encoder(ids).last_hidden_state).sample
@@ -69,7 +82,9 @@ def answer(pipe: StableDiffusionPipeline) -> Tensor:
 
 def save(state: dict[str, Tensor], path: Path, **metadata) -> Path:
     tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
-    torch.save(tensors, path) if path.suffix == ".bin" else save_file(tensors, path, metadata={"format": "pt"} | metadata)
+    torch.save(tensors, path) if path.suffix == ".bin" else save_file(
+        tensors, path, metadata={"format": "pt"} | metadata
+    )
     return path
 
 
@@ -83,27 +98,39 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------- what plain diffusers opens as well
+# ---------------------------------------------------------------------------------- what plain diffusers opens as well
 
 
 def form(kind: str, pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
     torch.manual_seed(0)
     attention = layers(pipe.unet, ENDS)
-    words = {name if name.startswith("text_model.") else f"text_model.{name}": weight
-             for name, weight in layers(pipe.text_encoder, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")).items()}  # fmt: skip
+    words = {
+        name if name.startswith("text_model.") else f"text_model.{name}": weight
+        for name, weight in layers(pipe.text_encoder, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")).items()
+    }
     old = old_names(attention)
-    pairs = {f"{name}.lora_{end}.weight": value for name, weight in attention.items() for end, value in zip("AB", pair(weight), strict=True)}
+    pairs = {
+        f"{name}.lora_{end}.weight": value
+        for name, weight in attention.items()
+        for end, value in zip("AB", pair(weight), strict=True)
+    }
     return {
-        "kohya": kohya(attention), "locon": kohya(attention | layers(pipe.unet, (".conv1", ".conv2"))), "old": old,
-        "older": {name.removeprefix("unet."): value for name, value in old.items()}, "new": {f"unet.{name}": value for name, value in pairs.items()},
-        "with text": kohya(attention) | kohya(words, "lora_te_"), "text": kohya(words, "lora_te_"),
-    }[kind]  # fmt: skip
+        "kohya": kohya(attention),
+        "locon": kohya(attention | layers(pipe.unet, (".conv1", ".conv2"))),
+        "old": old,
+        "older": {name.removeprefix("unet."): value for name, value in old.items()},
+        "new": {f"unet.{name}": value for name, value in pairs.items()},
+        "with text": kohya(attention) | kohya(words, "lora_te_"),
+        "text": kohya(words, "lora_te_"),
+    }[kind]
 
 
 KINDS = ("kohya", "locon", "old", "older", "new", "with text", "text")
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [*((kind, ".safetensors") for kind in KINDS), ("old", ".bin"), ("with text", ".bin")])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [*((kind, ".safetensors") for kind in KINDS), ("old", ".bin"), ("with text", ".bin")]
+)
 def test_the_same_as_plain_diffusers(pipe, model, tmp_path, kind, suffix):
     path = save(form(kind, pipe), tmp_path / f"adapter{suffix}")
     before, mine = answer(pipe), used(pipe, path)
@@ -119,17 +146,30 @@ def test_the_same_as_plain_diffusers(pipe, model, tmp_path, kind, suffix):
 
 def test_half_of_a_text_encoder(pipe, tmp_path):
     """Adapters of q and v alone, which diffusers cannot name ("Could not automatically infer state dict type")."""
-    words = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in layers(pipe.text_encoder, ("q_proj", "v_proj")).items()}
+    words = {
+        f"text_model.{name.removeprefix('text_model.')}": weight
+        for name, weight in layers(pipe.text_encoder, ("q_proj", "v_proj")).items()
+    }
     path = save(kohya(layers(pipe.unet, ENDS)) | kohya(words, "lora_te_"), tmp_path / "te.safetensors")
     adapters.load_adapters(pipe, [path])
-    assert adapters.adapted_layers(pipe, "1-te") == len(words) + len(layers(StableDiffusionPipeline.from_pretrained(pipe.name_or_path).unet, ENDS))
+    assert adapters.adapted_layers(pipe, "1-te") == len(words) + len(
+        layers(StableDiffusionPipeline.from_pretrained(pipe.name_or_path).unet, ENDS)
+    )
 
 
 def test_what_is_for_another_text_encoder_is_left_out_and_said(pipe, tmp_path):
     unet = kohya(layers(pipe.unet, ENDS))
-    wide = kohya({"text_model.encoder.layers.0.self_attn.q_proj": torch.zeros(768, 768), "text_model.encoder.layers.9.mlp.fc1": torch.zeros(9, 9)}, "lora_te_")
+    wide = kohya(
+        {
+            "text_model.encoder.layers.0.self_attn.q_proj": torch.zeros(768, 768),
+            "text_model.encoder.layers.9.mlp.fc1": torch.zeros(9, 9),
+        },
+        "lora_te_",
+    )
     save(unet, tmp_path / "unet.safetensors")
-    with pytest.warns(UserWarning, match=r"another text encoder \(its .*q_proj has a width of 32, not 768\).* 2 layers, is left out"):
+    with pytest.warns(
+        UserWarning, match=r"another text encoder \(its .*q_proj has a width of 32, not 768\).* 2 layers, is left out"
+    ):
         mine = used(pipe, save(unet | wide, tmp_path / "wide.safetensors"))
     other = StableDiffusionPipeline.from_pretrained(pipe.name_or_path)
     close(mine, used(other, tmp_path / "unet.safetensors"))
@@ -139,7 +179,9 @@ def test_what_is_for_another_text_encoder_is_left_out_and_said(pipe, tmp_path):
 
 def test_several_forms_at_once(pipe, tmp_path):
     """One with a text encoder's part and one without, mixed."""
-    paths = [save(form(kind, pipe), tmp_path / f"{kind.replace(' ', '-')}.safetensors") for kind in ("with text", "old")]
+    paths = [
+        save(form(kind, pipe), tmp_path / f"{kind.replace(' ', '-')}.safetensors") for kind in ("with text", "old")
+    ]
     before = answer(pipe)
     names = adapters.load_adapters(pipe, paths)
     pipe.set_adapters(names, [0.0, 0.0])
@@ -148,7 +190,7 @@ def test_several_forms_at_once(pipe, tmp_path):
     close(answer(pipe), used(StableDiffusionPipeline.from_pretrained(pipe.name_or_path), paths[1]))
 
 
-# --------------------------------------------------------------------------------------------- what diffusers does not open
+# ---------------------------------------------------------------------------------------- what diffusers does not open
 
 
 def by_peft(model: Path, config) -> tuple[UNet2DConditionModel, dict[str, Tensor]]:
@@ -205,7 +247,9 @@ def test_files_of_lycoris(pipe, model, tmp_path, kind):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_dora_of_kohya(pipe, tmp_path, axis):
-    """Each row (or column, as LyCORIS has it by default) of W + B A gets the length of dora_scale; the scale mixes with the model's own weight."""
+    """Each row (or column, as LyCORIS has it by default) of W + B A gets the length of dora_scale;
+    the scale mixes with the model's own weight.
+    """
     torch.manual_seed(0)
     attention = {name: weight.detach().clone() for name, weight in layers(pipe.unet, ENDS).items()}
     state = kohya(attention)
@@ -229,8 +273,12 @@ def test_differences_and_tucker(pipe, tmp_path):
     state = {}
     for name, weight in convs.items():
         key, (out, into) = f"lora_unet_{name.replace('.', '_')}", weight.shape[:2]
-        state |= {f"{key}.lora_up.weight": torch.randn(out, R, 1, 1), f"{key}.lora_down.weight": torch.randn(R, into, 1, 1),
-                  f"{key}.lora_mid.weight": 0.1 * torch.randn(R, R, 3, 3), f"{key}.alpha": torch.tensor(ALPHA)}  # fmt: skip
+        state |= {
+            f"{key}.lora_up.weight": torch.randn(out, R, 1, 1),
+            f"{key}.lora_down.weight": torch.randn(R, into, 1, 1),
+            f"{key}.lora_mid.weight": 0.1 * torch.randn(R, R, 3, 3),
+            f"{key}.alpha": torch.tensor(ALPHA),
+        }
     (name, weight), *_ = layers(pipe.unet, (".to_q",)).items()
     state[f"lora_unet_{name.replace('.', '_')}.diff"] = change = 0.1 * torch.randn_like(weight)
     by_hand = StableDiffusionPipeline.from_pretrained(pipe.name_or_path)
@@ -238,7 +286,9 @@ def test_differences_and_tucker(pipe, tmp_path):
     for conv in convs:
         key = f"lora_unet_{conv.replace('.', '_')}"
         up, down, mid = (state[f"{key}.lora_{part}.weight"] for part in ("up", "down", "mid"))
-        by_hand.unet.get_submodule(conv).weight.data += ALPHA / R * torch.einsum("or,rskl,si->oikl", up.flatten(1), mid, down.flatten(1))
+        by_hand.unet.get_submodule(conv).weight.data += (
+            ALPHA / R * torch.einsum("or,rskl,si->oikl", up.flatten(1), mid, down.flatten(1))
+        )
     close(used(pipe, save(state, tmp_path / "a.safetensors")), answer(by_hand))
 
 
@@ -246,7 +296,11 @@ def test_alpha_in_the_header_of_a_file(pipe, tmp_path):
     """Where diffusers keeps rank and alpha since 0.34."""
     attention = layers(pipe.unet, (".to_q",))
     torch.manual_seed(0)
-    pairs = {f"unet.{name}.lora_{end}.weight": value for name, weight in attention.items() for end, value in zip("AB", pair(weight), strict=True)}
+    pairs = {
+        f"unet.{name}.lora_{end}.weight": value
+        for name, weight in attention.items()
+        for end, value in zip("AB", pair(weight), strict=True)
+    }
     about = json.dumps({"unet.r": R, "unet.lora_alpha": 2 * R, "unet.alpha_pattern": {}})
     mine = used(pipe, save(pairs, tmp_path / "a.safetensors", lora_adapter_metadata=about))
     other = StableDiffusionPipeline.from_pretrained(pipe.name_or_path)
@@ -254,7 +308,7 @@ def test_alpha_in_the_header_of_a_file(pipe, tmp_path):
     close(mine, used(other, save(doubled, tmp_path / "b.safetensors")))
 
 
-# ------------------------------------------------------------------------------------------------------------- what is none
+# -------------------------------------------------------------------------------------------------------- what is none
 
 
 def test_refusals_name_what_was_found(pipe, tmp_path):
@@ -266,18 +320,33 @@ def test_refusals_name_what_was_found(pipe, tmp_path):
 
     (name, weight), *_ = layers(pipe.unet, (".to_q",)).items()
     key, (down, up) = f"lora_unet_{name.replace('.', '_')}", pair(weight)
-    refused({"model.diffusion_model.input_blocks.0.0.weight": down, "first_stage_model.decoder.conv_in.weight": up}, "it holds a .*, where one of LoRA")
+    refused(
+        {"model.diffusion_model.input_blocks.0.0.weight": down, "first_stage_model.decoder.conv_in.weight": up},
+        "it holds a .*, where one of LoRA",
+    )
     refused({"emb_params": torch.zeros(2, 8)}, "a textual inversion")
-    refused({f"{key}.oft_blocks": down, f"{key}.lora_down.weight": down}, "it holds .*oft_blocks, and what is read here are LoRA")
+    refused(
+        {f"{key}.oft_blocks": down, f"{key}.lora_down.weight": down},
+        "it holds .*oft_blocks, and what is read here are LoRA",
+    )
     refused({f"{key}.lora_down.weight": down}, f"not whole: its adapter for {name} lacks up beside down")
-    refused({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up[:-1]}, f"another model: its adapter for {name} is for a width of")
+    refused(
+        {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up[:-1]},
+        f"another model: its adapter for {name} is for a width of",
+    )
     refused({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up[:, :-1]}, "the ranks 3 and 2 differ")
-    refused({f"{key}x.lora_down.weight": down, f"{key}x.lora_up.weight": up}, "has an adapter for the layer .*to_qx, which this U-Net does not have")
+    refused(
+        {f"{key}x.lora_down.weight": down, f"{key}x.lora_up.weight": up},
+        "has an adapter for the layer .*to_qx, which this U-Net does not have",
+    )
     refused({f"{key}.hada_w1_a": up, f"{key}.hada_w1_b": down}, "lacks hada_w2_a")
     folder = tmp_path / "peft"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
-    save({f"base_model.model.{name}.lora_A.weight": down, f"base_model.model.{name}.lora_B.weight": up}, folder / "adapter_model.safetensors")
+    save(
+        {f"base_model.model.{name}.lora_A.weight": down, f"base_model.model.{name}.lora_B.weight": up},
+        folder / "adapter_model.safetensors",
+    )
     with pytest.raises(UserError, match="describes an adapter of kind IA3"):
         adapters.load_adapters(pipe, [adapters.find_adapter(folder)])
 

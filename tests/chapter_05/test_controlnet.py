@@ -19,16 +19,14 @@ from finetune_diffusers.data.latent_dataset import encode
 from finetune_diffusers.training import controlnet
 from finetune_diffusers.training.loss import latent_denoising
 from finetune_diffusers.training.trainer import Tuner
-from helpers.finetune_programs import (
-    CONTROLNET,
-    draw,
-    plain,
-)
+from helpers.finetune_programs import CONTROLNET, draw, plain
 from helpers.programs import load_program, run_main
 
 
 def test_an_untrained_controlnet_is_not_heard(base):
-    """Its convolutions begin at zero. And it takes edges of the size of the images, f = 4 times that of the latents."""
+    """Its convolutions begin at zero.
+    And it takes edges of the size of the images, f = 4 times that of the latents.
+    """
     pipe = plain(base)
     net = controlnet.new_controlnet(pipe.unet, pipe.vae_scale_factor, 0)
     assert net.config.conditioning_embedding_out_channels == (16, 32, 64)
@@ -52,7 +50,9 @@ def test_a_trained_controlnet_opens_in_plain_diffusers_and_is_heard(base, contro
     found = json.loads((controlled / "results.json").read_text())
     assert set(found["measures"]) == {"without control", "with control"}
     for measures in found["measures"].values():
-        strict, tolerant = (measures[f"agreement of edges, {how} (F1)"]["value"] for how in ("to the pixel", "one pixel aside counts"))
+        strict, tolerant = (
+            measures[f"agreement of edges, {how} (F1)"]["value"] for how in ("to the pixel", "one pixel aside counts")
+        )
         assert 0 <= strict <= tolerant <= 1
     assert found["cost"]["trained"] == found["cost"]["weights"] == sum(p.numel() for p in net.parameters())
     assert (controlled / "samples" / "step-000003.png").exists()
@@ -73,7 +73,11 @@ def test_the_unet_beside_a_controlnet_is_frozen(base, tmp_path):
         pass
     assert all(torch.equal(a, b) for a, b in zip(before, pipe.unet.parameters(), strict=True))
     moved = {name for (name, p), old in zip(net.named_parameters(), start, strict=True) if not torch.equal(p, old)}
-    assert {"controlnet_mid_block.weight", "controlnet_cond_embedding.conv_in.weight", "mid_block.resnets.0.conv1.weight"} <= moved
+    assert {
+        "controlnet_mid_block.weight",
+        "controlnet_cond_embedding.conv_in.weight",
+        "mid_block.resnets.0.conv1.weight",
+    } <= moved
 
 
 def test_a_resumed_controlnet_is_the_same(controlled, tmp_path):
@@ -88,8 +92,31 @@ def test_a_resumed_controlnet_is_the_same(controlled, tmp_path):
 
 def test_a_controlnet_is_used_on_ones_own_pictures(base, controlled, tmp_path, command_line):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "mine.png")
-    flags = ["--model", base, "--size", 32, "--sample-steps", 1, "--device", "cpu", "--measure", 2, "--use", controlled]
-    code, said, err = command_line(CONTROLNET, *flags, "--image", tmp_path / "mine.png", "--prompts", "a red one", "a blue one", "--sheet", tmp_path / "a.png")
+    flags = [
+        "--model",
+        base,
+        "--size",
+        32,
+        "--sample-steps",
+        1,
+        "--device",
+        "cpu",
+        "--measure",
+        2,
+        "--use",
+        controlled,
+    ]
+    code, said, err = command_line(
+        CONTROLNET,
+        *flags,
+        "--image",
+        tmp_path / "mine.png",
+        "--prompts",
+        "a red one",
+        "a blue one",
+        "--sheet",
+        tmp_path / "a.png",
+    )
     assert code == 0 and "agreement of edges" in said and (tmp_path / "a.png").exists(), err
     code, said, err = command_line(CONTROLNET, *flags, "--sheet", tmp_path / "b.png")
     assert code == 0 and (tmp_path / "b.png").exists() and "edges of another picture agree by 0." in said, err

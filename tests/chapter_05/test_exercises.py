@@ -1,4 +1,6 @@
-"""The solutions of chapter 5's exercises are the same mathematics as the tools: peft, accelerate, diffusers, Compel and our own programs."""
+"""The solutions of chapter 5's exercises are the same mathematics as the tools:
+peft, accelerate, diffusers, Compel and our own programs.
+"""
 
 import diffusers
 import pytest
@@ -40,13 +42,18 @@ def test_adapters_are_those_of_peft():
     net, W = nn.Sequential(nn.Linear(300, 8)), numbers(8, 300)
     net[0].weight.data.copy_(W)
     for name, rank, alpha in (("a", 4, 6.0), ("b", 2, 1.0)):
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=["0"]), net, name)
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=["0"]), net, name
+        )
         A, B = solutions.new_adapter(W, rank, torch.Generator().manual_seed(0))
         theirs = net[0].lora_A[name].weight, net[0].lora_B[name].weight
         assert A.shape == theirs[0].shape and B.shape == theirs[1].shape and not theirs[1].any() and not B.any()
         assert float(A.detach().std()) == pytest.approx(float(theirs[0].detach().std()), rel=0.15)
         theirs[1].data.normal_()
-    adapters = [(net[0].lora_A[name].weight.data, net[0].lora_B[name].weight.data, alpha) for name, alpha in (("a", 6.0), ("b", 1.0))]
+    adapters = [
+        (net[0].lora_A[name].weight.data, net[0].lora_B[name].weight.data, alpha)
+        for name, alpha in (("a", 6.0), ("b", 1.0))
+    ]
     net[0].set_adapter(["a", "b"])
     for name, scale in (("a", 0.5), ("b", 2.0)):
         net[0].set_scale(name, scale)
@@ -98,7 +105,13 @@ def test_averages_come_and_go_as_in_diffusers():
 
 def test_the_prior_loss_is_twice_the_mean_over_dreambooths_pairs():
     def some(n):
-        return CaptionedLatents(torch.zeros(n, 1, 1, 1), torch.zeros(n, 1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(n, dtype=torch.long), torch.zeros(1, 1))
+        return CaptionedLatents(
+            torch.zeros(n, 1, 1, 1),
+            torch.zeros(n, 1, 1, 1),
+            torch.zeros(1, 1, 1),
+            torch.zeros(n, dtype=torch.long),
+            torch.zeros(1, 1),
+        )
 
     weight = PriorPairs(some(3), some(5), prior=0.7).batch(torch.arange(6))["weight"]
     each = numbers(12).square()
@@ -109,7 +122,10 @@ def test_the_prior_loss_is_twice_the_mean_over_dreambooths_pairs():
 def test_prompt_weights_are_those_of_compel(pipe, w):
     words, tokenizer, encoder = [("a", 1.0), ("red", w), ("creature", 1.0)], pipe.tokenizer, pipe.text_encoder
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text, _ in words]
-    row, place = [tokenizer.bos_token_id, *sum(ids, []), tokenizer.eos_token_id], range(1 + len(ids[0]), 1 + len(ids[0]) + len(ids[1]))
+    row, place = (
+        [tokenizer.bos_token_id, *sum(ids, []), tokenizer.eos_token_id],
+        range(1 + len(ids[0]), 1 + len(ids[0]) + len(ids[1])),
+    )
     z, hidden = (prompt_weights.encode_tokens(encoder, row, tokenizer, at)[0] for at in (range(0), place))
     empty = prompt_weights.encode_tokens(encoder, [row[0], row[-1]], tokenizer)[0]
     word = torch.zeros(len(z), dtype=torch.bool)
@@ -140,13 +156,26 @@ def test_a_controlnet_speaks_as_in_diffusers(pipe):
 def test_inpainting_is_that_of_diffusers(pipe):
     """Which looks at one pixel of each block of the mask: it is given whole blocks, as our restore.py does."""
     scheduler = make_scheduler("ddim", dict(pipe.scheduler.config))
-    other = diffusers.StableDiffusionInpaintPipeline(**pipe.components | {"scheduler": scheduler}, requires_safety_checker=False)
+    other = diffusers.StableDiffusionInpaintPipeline(
+        **pipe.components | {"scheduler": scheduler}, requires_safety_checker=False
+    )
     other.set_progress_bar_config(disable=True)
     picture, noise, mask = numbers(1, 3, 64, 64).clamp(-1, 1), numbers(1, 4, 16, 16, seed=1), torch.zeros(1, 1, 64, 64)
     mask[..., 10:30, 17:40] = mask[..., 3, :] = 1
     seed = torch.Generator().manual_seed
-    theirs = other("a red creature", image=(picture + 1) / 2, mask_image=grow_to_blocks(mask, 4), strength=1.0, guidance_scale=1.0, num_inference_steps=5,
-                   latents=noise, generator=seed(5), output_type="latent", height=64, width=64).images  # fmt: skip
+    theirs = other(
+        "a red creature",
+        image=(picture + 1) / 2,
+        mask_image=grow_to_blocks(mask, 4),
+        strength=1.0,
+        guidance_scale=1.0,
+        num_inference_steps=5,
+        latents=noise,
+        generator=seed(5),
+        output_type="latent",
+        height=64,
+        width=64,
+    ).images
 
     z, text = other._encode_vae_image(picture, seed(5)), other.encode_prompt(["a red creature"], "cpu", 1, False)[0]
     scheduler.set_timesteps(5)

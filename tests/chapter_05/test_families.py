@@ -1,4 +1,6 @@
-"""What one program of chapter 5 takes, its neighbours take or refuse by name: every program with models of every family."""
+"""What one program of chapter 5 takes, its neighbours take or refuse by name:
+every program with models of every family.
+"""
 
 import importlib
 from pathlib import Path
@@ -21,53 +23,97 @@ PROMPT = "a red creature"
 @pytest.fixture(scope="module")
 def families(tmp_path_factory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("families")
-    return {"xl": write_tiny_xl(place / "xl"), "ddpm": write_tiny_ddpm(place / "ddpm"), "flow": write_tiny_flow(place / "flow")}
+    return {
+        "xl": write_tiny_xl(place / "xl"),
+        "ddpm": write_tiny_ddpm(place / "ddpm"),
+        "flow": write_tiny_flow(place / "flow"),
+    }
 
 
 QUICK = {"generate": [PROMPT, "--n", 1, "--steps", 2], "studies/prompt_weighting": ["a red++ creature", "--n", 1, "--steps", 2],
          "restore": ["--n", 2, "--steps", 2, "--strength", 1, "--guidance", 3, "--method", "img2img"],
          "finetune": ["--steps", 1, "--n", 8], "lora": ["--steps", 1, "--n", 8], "dreambooth": ["--steps", 1], "controlnet": ["--steps", 1, "--n", 8],
          "train_unconditional": ["--steps", 1, "--data", "digits", "--n", 16, "--batch-size", 4]}  # fmt: skip
-TAKES = {("generate", "xl"), ("generate", "flow"), ("studies/prompt_weighting", "xl"), ("restore", "xl"), ("train_unconditional", "ddpm")}
+TAKES = {
+    ("generate", "xl"),
+    ("generate", "flow"),
+    ("studies/prompt_weighting", "xl"),
+    ("restore", "xl"),
+    ("train_unconditional", "ddpm"),
+}
 
 
 @pytest.mark.parametrize("family", ["xl", "ddpm", "flow"])
 @pytest.mark.parametrize("program", QUICK)
 def test_every_program_takes_every_family_or_names_it(families, tmp_path, command_line, program, family):
     flags = ["--scheduler", "euler"] if (program, family) == ("generate", "flow") else []
-    code, _, err = command_line(f"{HERE}/{program}.py", *QUICK[program], *flags, "--model", families[family], "--device", "cpu", "--out", tmp_path / "out")
+    code, _, err = command_line(
+        f"{HERE}/{program}.py",
+        *QUICK[program],
+        *flags,
+        "--model",
+        families[family],
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out",
+    )
     if (program, family) in TAKES:
         assert code == 0, err
     else:
         last = err.strip().splitlines()[-1]
         assert code == 2 and last.startswith("error: ") and "Traceback" not in err, err
-        assert "Pipeline" in last or "inpaint" in last or "conditioned" in last or "UNet2D" in last, last  # it says what it found
+        assert "Pipeline" in last or "inpaint" in last or "conditioned" in last or "UNet2D" in last, (
+            last
+        )  # it says what it found
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++", "unipc"])
 def test_schedulers_of_flow_matching(families, scheduler):
-    """One after the other, as --compare does; each integrates the same equation, so with many steps all end at the same latents."""
+    """One after the other, as --compare does; each integrates the same equation,
+    so with many steps all end at the same latents.
+    """
     pipe = open_pipeline(families["flow"])
     pipe.set_progress_bar_config(disable=True)
     ends = []
     for name in ("euler", "dpm++", scheduler):
         use_scheduler(pipe, name)
-        ends.append(pipe(PROMPT, num_inference_steps=100, width=32, height=32, generator=torch.Generator().manual_seed(0), output_type="latent").images)
+        ends.append(
+            pipe(
+                PROMPT,
+                num_inference_steps=100,
+                width=32,
+                height=32,
+                generator=torch.Generator().manual_seed(0),
+                output_type="latent",
+            ).images
+        )
     assert (ends[2] - ends[0]).abs().max() < 0.05 * ends[0].abs().max()
 
 
 def test_schedulers_that_flow_matching_lacks(families, command_line):
-    code, _, err = command_line(f"{HERE}/generate.py", PROMPT, "--n", 1, "--model", families["flow"], "--scheduler", "ddim", "--device", "cpu")
-    assert code == 2 and "trained for flow matching, where scheduler 'ddim' is not defined; choose one of euler, dpm++, unipc" in err
+    code, _, err = command_line(
+        f"{HERE}/generate.py", PROMPT, "--n", 1, "--model", families["flow"], "--scheduler", "ddim", "--device", "cpu"
+    )
+    assert (
+        code == 2
+        and "trained for flow matching, where scheduler 'ddim' is not defined; choose one of euler, dpm++, unipc"
+        in err
+    )
 
 
 def test_weights_of_xl_are_compels(families):
     """Both encoders, read before their last layers, and the pooled vector."""
     pipe = open_pipeline(families["xl"])
     prompt = "a (red)1.5 creature with (horns)0.4"
-    theirs, ours = prompt_weights.embed_by_compel(pipe, prompt), prompt_weights.embed_by_hand(pipe, prompt_weights.read_weights(prompt))
+    theirs, ours = (
+        prompt_weights.embed_by_compel(pipe, prompt),
+        prompt_weights.embed_by_hand(pipe, prompt_weights.read_weights(prompt)),
+    )
     torch.testing.assert_close(theirs.tokens, ours.tokens, atol=1e-5, rtol=0)
-    assert (theirs.pooled - ours.pooled).abs().max() > 0.01  # Compel pools "(red)1.5" with its brackets, we the words alone
+    assert (
+        theirs.pooled - ours.pooled
+    ).abs().max() > 0.01  # Compel pools "(red)1.5" with its brackets, we the words alone
     plain = prompt_weights.embed_by_hand(pipe, [(PROMPT, 1.0)])
     by_pipe, _, pooled, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, device="cpu")
     torch.testing.assert_close(plain.tokens, by_pipe, atol=1e-5, rtol=0)
@@ -75,9 +121,14 @@ def test_weights_of_xl_are_compels(families):
     torch.testing.assert_close(prompt_weights.embed_by_compel(pipe, PROMPT).pooled, pooled, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("program", "module", "flags"), [
-    ("02_cfg_pokemon/train.py", "cfg_pokemon.trainer", ["--text", "some/encoder"]), ("04_latent_sd/train.py", "latent_sd.unet_trainer", ["--text", "some/encoder"]),
-    ("04_latent_sd/train_vae.py", "latent_sd.vae_trainer", ["--start", "nowhere"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("program", "module", "flags"),
+    [
+        ("02_cfg_pokemon/train.py", "cfg_pokemon.trainer", ["--text", "some/encoder"]),
+        ("04_latent_sd/train.py", "latent_sd.unet_trainer", ["--text", "some/encoder"]),
+        ("04_latent_sd/train_vae.py", "latent_sd.vae_trainer", ["--start", "nowhere"]),
+    ],
+)
 def test_models_are_refused_before_data_are_drawn(tmp_path, monkeypatch, command_line, program, module, flags):
     """Drawing takes a minute; whether a model can be opened is known before."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

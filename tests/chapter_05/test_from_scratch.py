@@ -20,17 +20,28 @@ from common.io.pixels import to_float
 from common.models.model_folder import load_model
 from finetune_diffusers.data.augmentation import Augmented
 from finetune_diffusers.training.unconditional_trainer import UnconditionalTrainer, new_scheduler, new_unet
-from helpers.finetune_programs import (
-    MEMORY,
-    MNIST,
-    PACKAGE,
-    TRAIN,
-    refused,
-    table,
-)
+from helpers.finetune_programs import MEMORY, MNIST, PACKAGE, TRAIN, refused, table
 from helpers.programs import load_program, run_main, run_program
 
-QUICK = ["--n", 20, "--size", 16, "--channels", 8, 16, "--batch-size", 8, "--sample-steps", 2, "--sample-every", 100, "--device", "cpu", "--precision", "no"]
+QUICK = [
+    "--n",
+    20,
+    "--size",
+    16,
+    "--channels",
+    8,
+    16,
+    "--batch-size",
+    8,
+    "--sample-steps",
+    2,
+    "--sample-every",
+    100,
+    "--device",
+    "cpu",
+    "--precision",
+    "no",
+]
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
 
 
@@ -56,11 +67,15 @@ def test_the_result_opens_in_diffusers_and_in_the_course(trained):
     assert (trained / "samples.png").exists() and len(set(losses(trained))) == 5
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-00000003", "step-00000005"]
     raw = load_file(trained / "checkpoints" / "step-00000005" / "model.safetensors")
-    assert any(not torch.equal(raw[name], value) for name, value in load_file(trained / UNET).items())  # what is saved is the average
+    assert any(
+        not torch.equal(raw[name], value) for name, value in load_file(trained / UNET).items()
+    )  # what is saved is the average
 
 
 def counted(run: Path) -> dict[str, int]:
-    """What a run says that it cost, where all weights are trained: four bytes for each number, and Adam keeps two for each weight."""
+    """What a run says that it cost, where all weights are trained:
+    four bytes for each number, and Adam keeps two for each weight.
+    """
     cost = read_json(run / "results.json")["cost"]
     n = cost["trained"]
     assert n == cost["weights"] and cost["weight_bytes"] == cost["gradient_bytes"] == cost["average_bytes"] == 4 * n
@@ -75,7 +90,12 @@ def test_costs_side_by_side(trained, tmp_path, command_line):
     head, line, first, second = ([cell.strip() for cell in row.strip("|").split("|")] for row in out.splitlines())
     assert code == 0 and len(head) == len(line) == len(first) == len(second) == 7 and second == ["other", *first[1:]]
     n, kept = cost["trained"], 12 * cost["trained"] + cost["optimizer_bytes"]
-    assert first[1] == f"{n:,} of {n:,}" and first[2] == f"{kept / 1e3:.1f} kB" and first[5] == "5" and first[6].endswith("B")
+    assert (
+        first[1] == f"{n:,} of {n:,}"
+        and first[2] == f"{kept / 1e3:.1f} kB"
+        and first[5] == "5"
+        and first[6].endswith("B")
+    )
     assert "results.json, which a training" in refused(command_line(MEMORY, tmp_path))
     (run / "results.json").write_text('{"cost": {"magic": 1}}')
     assert "does not say what the run cost" in refused(command_line(MEMORY, run))
@@ -100,10 +120,40 @@ def test_a_damaged_checkpoint(trained, tmp_path, command_line):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """torchrun with 4 images in each of two processes, against 8 in one; `accelerate launch` on a CPU would have started one."""
-    flags = [*QUICK[:4], "--channels", 8, 16, "--sample-steps", 1, "--sample-every", 100, "--device", "cpu", "--precision", "no", "--steps", 5]
+    """torchrun with 4 images in each of two processes, against 8 in one;
+    `accelerate launch` on a CPU would have started one.
+    """
+    flags = [
+        *QUICK[:4],
+        "--channels",
+        8,
+        16,
+        "--sample-steps",
+        1,
+        "--sample-every",
+        100,
+        "--device",
+        "cpu",
+        "--precision",
+        "no",
+        "--steps",
+        5,
+    ]
     run_main(TRAIN, *flags, "--batch-size", 8, "--out", tmp_path / "one")
-    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--", TRAIN, *flags, "--batch-size", 4, "--out", tmp_path / "two")
+    done = run_program(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        "--",
+        TRAIN,
+        *flags,
+        "--batch-size",
+        4,
+        "--out",
+        tmp_path / "two",
+    )
     assert done.returncode == 0 and done.stdout.count("2 process(es)") == 1, done.stdout + done.stderr
     one, two = ([float(loss) for loss in losses(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-4) and len(set(one)) == 5
@@ -113,8 +163,29 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 def test_a_model_of_chapter_1_goes_on_unchanged(tmp_path, command_line):
-    code, out, _ = command_line(TRAIN, "--model", MNIST, "--data", "digits", "--n", 8, "--batch-size", 4, "--steps", 1, "--lr", 1e-9, "--sample-steps", 1, "--device", "cpu",
-                                "--precision", "no", "--out", tmp_path / "run")  # fmt: skip
+    code, out, _ = command_line(
+        TRAIN,
+        "--model",
+        MNIST,
+        "--data",
+        "digits",
+        "--n",
+        8,
+        "--batch-size",
+        4,
+        "--steps",
+        1,
+        "--lr",
+        1e-9,
+        "--sample-steps",
+        1,
+        "--device",
+        "cpu",
+        "--precision",
+        "no",
+        "--out",
+        tmp_path / "run",
+    )
     assert code == 0 and "8 images of 1x28x28" in out
     before, after = (load_model(folder) for folder in (MNIST, tmp_path / "run"))
     assert before.prediction == after.prediction and torch.equal(before.schedule.alpha, after.schedule.alpha)
@@ -151,13 +222,17 @@ def test_each_image_has_its_own_luck():
 def test_batches_go_on_anywhere_and_no_epoch_is_like_another(tmp_path):
     kind = load_program(TRAIN).Args
     args, images = kind(batch_size=4, steps=1, out=tmp_path), load("creatures", 16, n=12)
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0))
+    accelerator = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0)
+    )
     unet = new_unet((8, 8), images, seed=0)
     trainer = UnconditionalTrainer(unet, new_scheduler("v_prediction"), images, ("flip", "crop"), 0, args, accelerator)
     nine = list(islice(trainer.batches(0), 9))  # three epochs
     assert [k for k, _ in nine] == list(range(9))
     for start in (2, 3, 7):
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(islice(trainer.batches(start), 2), nine[start:], strict=False))
+        assert all(
+            torch.equal(a, b) for (_, a), (_, b) in zip(islice(trainer.batches(start), 2), nine[start:], strict=False)
+        )
     plain = {tuple(image.flatten().tolist()) for _, batch in nine for image in batch}
     assert len(plain) > 30  # shifted and mirrored anew in each epoch, so hardly an image comes twice
     orders = [torch.cat([batch.mean((1, 2, 3)) for _, batch in nine[i : i + 3]]).argsort().tolist() for i in (0, 3, 6)]
@@ -177,21 +252,53 @@ def test_models_that_it_cannot_train(model, tmp_path, command_line):
     assert "finetune.py continues models that read text" in refused(command_line(TRAIN, "--model", model, *flags))
     folder = Path(shutil.copytree(MNIST, tmp_path / "labels"))
     config = read_json(folder / "unet" / "config.json")
-    for change, says in (({"num_class_embeds": 10}, "is class-conditional"), ({"out_channels": 2}, "2 output channels, as with a learned variance")):
+    for change, says in (
+        ({"num_class_embeds": 10}, "is class-conditional"),
+        ({"out_channels": 2}, "2 output channels, as with a learned variance"),
+    ):
         write_json(folder / "unet" / "config.json", config | change)
         assert says in refused(command_line(TRAIN, "--model", folder, *flags))
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--steps", 0], "--steps"), (["--ema", 1], "--ema"), (["--channels", 7], "multiples of 8"), (["--batch-size", 21], "do not fill a batch of 21"),
-    (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"), (["--data", "nothing"], "unknown data"), (["--resume", "nowhere"], "config.json"),
-    (["--scheduler", "magic"], "unknown scheduler"), (["--lr", 100, "--steps", 30], "smaller --lr"), (["--lr", 1e9], "--lr must be at most 100")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--steps", 0], "--steps"),
+        (["--ema", 1], "--ema"),
+        (["--channels", 7], "multiples of 8"),
+        (["--batch-size", 21], "do not fill a batch of 21"),
+        (["--size", 18, "--channels", 8, 8, 8], "multiple of 4"),
+        (["--data", "nothing"], "unknown data"),
+        (["--resume", "nowhere"], "config.json"),
+        (["--scheduler", "magic"], "unknown scheduler"),
+        (["--lr", 100, "--steps", 30], "smaller --lr"),
+        (["--lr", 1e9], "--lr must be at most 100"),
+    ],
+)
 def test_what_train_unconditional_refuses(flags, says, tmp_path, command_line):
     assert says in refused(command_line(TRAIN, *QUICK, *flags, "--out", tmp_path / "out"))
 
 
-SMALL = ["--n", 100, "--size", 16, "--dim", 8, "--mults", 1, 2, "--samples", 4, "--sample-steps", 2, "--save-every", 2, "--device", "cpu"]
+SMALL = [
+    "--n",
+    100,
+    "--size",
+    16,
+    "--dim",
+    8,
+    "--mults",
+    1,
+    2,
+    "--samples",
+    4,
+    "--sample-steps",
+    2,
+    "--save-every",
+    2,
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +312,17 @@ def folder_of_png(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("objective", ["pred_v", "pred_noise", "pred_x0"])
 def test_the_step_by_hand_is_the_packages(folder_of_png, tmp_path, objective, command_line):
-    code, out, _ = command_line(PACKAGE, "--data", folder_of_png, *SMALL[2:], "--objective", objective, "--by-hand-only", "--out", tmp_path / "out")
+    code, out, _ = command_line(
+        PACKAGE,
+        "--data",
+        folder_of_png,
+        *SMALL[2:],
+        "--objective",
+        objective,
+        "--by-hand-only",
+        "--out",
+        tmp_path / "out",
+    )
     ours, theirs = re.search(r"their mean is (\S+); .* says (\S+)", out).groups()
     assert code == 0 and float(ours) == pytest.approx(float(theirs), rel=1e-5) and float(ours) > 0.01
     assert not (tmp_path / "out").exists()
@@ -215,14 +332,24 @@ def test_the_package_trains_and_goes_on(tmp_path, command_line):
     code, out, _ = command_line(PACKAGE, *SMALL, "--steps", 3, "--out", tmp_path / "run")
     assert code == 0 and "100 images of creatures written" in out and "half precision off" in out
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "images", "config.json", "data.json", "model-1.pt", "sample-1.png", "model-2.pt", "results.json", "samples.png"}  # fmt: skip
+        "images",
+        "config.json",
+        "data.json",
+        "model-1.pt",
+        "sample-1.png",
+        "model-2.pt",
+        "results.json",
+        "samples.png",
+    }
     assert counted(tmp_path / "run")["device"] == "cpu" and "memory of the process, peak" in out
     code, out, _ = command_line(PACKAGE, "--resume", tmp_path / "run", "--steps", 4)
     assert code == 0 and "steps 3 to 4" in out
     state = torch.load(tmp_path / "run" / "model-2.pt", weights_only=True)
     assert state["step"] == 4 and "sample-2.png" in {path.name for path in (tmp_path / "run").iterdir()}
     (tmp_path / "run" / "model-2.pt").write_bytes(b"half")
-    assert "delete it to go on from model-1.pt" in refused(command_line(PACKAGE, "--resume", tmp_path / "run", "--steps", 5))
+    assert "delete it to go on from model-1.pt" in refused(
+        command_line(PACKAGE, "--resume", tmp_path / "run", "--steps", 5)
+    )
 
 
 def test_the_guards_are_the_packages_own(folder_of_png, tmp_path):
@@ -240,10 +367,20 @@ def test_the_guards_are_the_packages_own(folder_of_png, tmp_path):
     Trainer(process, str(folder_of_png), results_folder=str(tmp_path / "out"), calculate_fid=False)
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--batch-size", 5, "--gradient-accumulation", 3], "5 x --gradient-accumulation 3 = 15"), (["--samples", 5], "square number"), (["--n", 99], "needs at least 100 images"),
-    (["--size", 18, "--mults", 1, 2, 4], "multiple of 4"), (["--dim", 9], "--dim"), (["--ema", 1], "--ema"), (["--data", "nothing"], "unknown data"),
-    (["--resume", "nowhere"], "config.json"), (["--sample-steps", 1001], "--sample-steps")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--batch-size", 5, "--gradient-accumulation", 3], "5 x --gradient-accumulation 3 = 15"),
+        (["--samples", 5], "square number"),
+        (["--n", 99], "needs at least 100 images"),
+        (["--size", 18, "--mults", 1, 2, 4], "multiple of 4"),
+        (["--dim", 9], "--dim"),
+        (["--ema", 1], "--ema"),
+        (["--data", "nothing"], "unknown data"),
+        (["--resume", "nowhere"], "config.json"),
+        (["--sample-steps", 1001], "--sample-steps"),
+    ],
+)
 def test_what_the_package_program_refuses(flags, says, tmp_path, command_line):
     assert says in refused(command_line(PACKAGE, *SMALL, *flags, "--out", tmp_path / "out"))
 

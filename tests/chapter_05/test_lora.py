@@ -12,13 +12,7 @@ from common.errors import UserError
 from finetune_diffusers import adapters
 from finetune_diffusers.training import lora
 from finetune_diffusers.training.flags import ATTENTION
-from helpers.finetune_programs import (
-    LORA,
-    TINY,
-    UNET,
-    draw,
-    plain,
-)
+from helpers.finetune_programs import LORA, TINY, UNET, draw, plain
 from helpers.programs import run_main
 
 
@@ -31,7 +25,9 @@ def test_a_lora_opens_in_plain_diffusers_and_changes_the_picture(base, adapted):
     before = draw(pipe)
     pipe.load_lora_weights(adapted, weight_name=adapter(adapted).name)
     assert np.abs(draw(pipe) - before).max() > 1e-3
-    assert np.array_equal(draw(pipe, cross_attention_kwargs={"scale": 0.0}), before)  # at scale 0 it is the model itself, to the bit
+    assert np.array_equal(
+        draw(pipe, cross_attention_kwargs={"scale": 0.0}), before
+    )  # at scale 0 it is the model itself, to the bit
     pipe.unload_lora_weights()
     assert np.array_equal(draw(pipe), before)
     assert adapter(adapted).stat().st_size < 0.2 * (base / UNET).stat().st_size
@@ -41,15 +37,39 @@ def test_a_lora_is_the_average_of_what_was_trained(base, adapted):
     """Opened by diffusers, its layers hold the averaged weights, and its alpha is known."""
     pipe = plain(base)
     pipe.load_lora_weights(adapted, weight_name=adapter(adapted).name, adapter_name="default")
-    average = torch.load(adapted / "checkpoints" / "step-00000004" / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
+    average = torch.load(adapted / "checkpoints" / "step-00000004" / "custom_checkpoint_1.pkl", weights_only=True)[
+        "shadow_params"
+    ]
     loaded = [weight for name, weight in pipe.unet.named_parameters() if "lora_" in name]
     assert len(loaded) == len(average) and all(torch.equal(a, b) for a, b in zip(loaded, average, strict=True))
     config = pipe.unet.peft_config["default"]
-    assert config.r == 4 and config.lora_alpha == 4 and set(config.target_modules) >= {"to_q", "to_k"} or config.target_modules
+    assert (
+        config.r == 4
+        and config.lora_alpha == 4
+        and set(config.target_modules) >= {"to_q", "to_k"}
+        or config.target_modules
+    )
 
 
 def test_alpha_reaches_the_file(base, tmp_path):
-    run_main(LORA, *TINY, "--model", base, "--steps", 1, "--rank", 2, "--alpha", 6, "--warmup", 0, "--measure", 0, "--out", tmp_path / "run")
+    run_main(
+        LORA,
+        *TINY,
+        "--model",
+        base,
+        "--steps",
+        1,
+        "--rank",
+        2,
+        "--alpha",
+        6,
+        "--warmup",
+        0,
+        "--measure",
+        0,
+        "--out",
+        tmp_path / "run",
+    )
     pipe = plain(base)
     pipe.load_lora_weights(tmp_path / "run", weight_name="creatures-woodcut.safetensors", adapter_name="a")
     assert pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.scaling["a"] == 3
@@ -88,8 +108,24 @@ def test_several_adapters_are_mixed(base, adapted, tmp_path, command_line):
     other = tmp_path / "other.safetensors"
     weights = load_file(adapter(adapted))
     save_file({name: torch.randn_like(weight) for name, weight in weights.items()}, other)
-    flags = ["--model", base, "--size", 32, "--sample-steps", 1, "--device", "cpu", "--style", "none", "--prompts", "a red creature", "a blue one"]
-    code, said, err = command_line(LORA, "--use", adapted, other, "--scale", 0, 1, *flags, "--sheet", tmp_path / "a.png")
+    flags = [
+        "--model",
+        base,
+        "--size",
+        32,
+        "--sample-steps",
+        1,
+        "--device",
+        "cpu",
+        "--style",
+        "none",
+        "--prompts",
+        "a red creature",
+        "a blue one",
+    ]
+    code, said, err = command_line(
+        LORA, "--use", adapted, other, "--scale", 0, 1, *flags, "--sheet", tmp_path / "a.png"
+    )
     assert code == 0, err
     assert said.count("a row:") == 4 and "1 creatures-woodcut + 0 other" in said
     code, said, err = command_line(LORA, "--use", adapted, "--scale", 0, 0.5, 1, *flags, "--sheet", tmp_path / "b.png")
@@ -110,8 +146,12 @@ def test_adapters_that_do_not_fit(base, adapted, tmp_path):
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(1)}, other)
     (tmp_path / "broken.safetensors").write_bytes(b"not this")
-    for path, says in ((wide, "for a width of"), (foreign, "third_block"), (other, "no LoRA of a U-Net: it holds .*, where one of LoRA, LoCon"),
-                       (tmp_path / "broken.safetensors", "is damaged")):  # fmt: skip
+    for path, says in (
+        (wide, "for a width of"),
+        (foreign, "third_block"),
+        (other, "no LoRA of a U-Net: it holds .*, where one of LoRA, LoCon"),
+        (tmp_path / "broken.safetensors", "is damaged"),
+    ):
         with pytest.raises(UserError, match=says):
             adapters.load_adapters(plain(base), [path])
     with pytest.raises(UserError, match="there is no file"):

@@ -13,14 +13,7 @@ from common.io.files import write_json
 from finetune_diffusers import models
 from finetune_diffusers.images import generators
 from finetune_diffusers.schedulers import SCHEDULERS, make_scheduler
-from helpers.finetune_programs import (
-    GENERATE,
-    MNIST,
-    PROMPT,
-    RESTORE,
-    refused,
-    silent,
-)
+from helpers.finetune_programs import GENERATE, MNIST, PROMPT, RESTORE, refused, silent
 from helpers.programs import ROOT
 
 
@@ -30,10 +23,18 @@ def pipe(model):
     return silent(models.open_pipeline(model))
 
 
-@pytest.mark.parametrize(("gone", "named"), [
-    ("model_index.json", "model_index.json is missing"), ("vae", "vae is missing"), ("scheduler/scheduler_config.json", "scheduler/config.json"),
-    ("unet/config.json", "unet/config.json"), ("unet/diffusion_pytorch_model.safetensors", r"unet \(weights\)"),
-    ("text_encoder/model.safetensors", r"text_encoder \(weights\)"), ("tokenizer/vocab.json", r"tokenizer \(vocabulary\)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ("model_index.json", "model_index.json is missing"),
+        ("vae", "vae is missing"),
+        ("scheduler/scheduler_config.json", "scheduler/config.json"),
+        ("unet/config.json", "unet/config.json"),
+        ("unet/diffusion_pytorch_model.safetensors", r"unet \(weights\)"),
+        ("text_encoder/model.safetensors", r"text_encoder \(weights\)"),
+        ("tokenizer/vocab.json", r"tokenizer \(vocabulary\)"),
+    ],
+)
 def test_what_is_missing_is_named(copy, gone, named):
     path = copy / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -84,7 +85,9 @@ def test_damaged_weights(copy, command_line):
 
 def test_models_for_other_tasks(inpainter, command_line, tmp_path):
     flags = ["--device", "cpu", "--out", tmp_path]
-    assert "inpainting model: its U-Net has 9 input channels" in refused(command_line(GENERATE, PROMPT, "--model", inpainter, *flags))
+    assert "inpainting model: its U-Net has 9 input channels" in refused(
+        command_line(GENERATE, PROMPT, "--model", inpainter, *flags)
+    )
     assert "takes no prompt" in refused(command_line(GENERATE, PROMPT, "--model", MNIST, *flags))
     assert "--method inpaint" in refused(command_line(RESTORE, "--model", inpainter, "--n", 1, *flags))
     with pytest.raises(UserError, match="5 input channels"):
@@ -116,12 +119,18 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "dpm++-karras"])
 def test_every_scheduler_draws(model, pipe, name):
-    other = StableDiffusionPipeline(**pipe.components | {"scheduler": make_scheduler(name, dict(pipe.scheduler.config))}, requires_safety_checker=False)
+    other = StableDiffusionPipeline(
+        **pipe.components | {"scheduler": make_scheduler(name, dict(pipe.scheduler.config))},
+        requires_safety_checker=False,
+    )
     with models.count_calls(other.unet) as asked:
         latents = silent(other)(PROMPT, num_inference_steps=4, generator=generators(0, 1), output_type="latent").images
     assert latents.isfinite().all() and latents.std() > 0.1
     assert asked == [{"heun": 7, "pndm": 5}.get(name, 4)]
-    assert other.scheduler.config.prediction_type == "v_prediction" and other.scheduler.config.timestep_spacing == "trailing"
+    assert (
+        other.scheduler.config.prediction_type == "v_prediction"
+        and other.scheduler.config.timestep_spacing == "trailing"
+    )
 
 
 def test_a_scheduler_leaves_no_trace(pipe):
@@ -130,13 +139,49 @@ def test_a_scheduler_leaves_no_trace(pipe):
     fresh = dict(make_scheduler("dpm++", trained).config)
     for before in ("dpm++-karras", "dpm++-sde", "pndm"):
         after = make_scheduler("dpm++", dict(make_scheduler(before, trained).config))
-        assert {key: value for key, value in after.config.items() if not key.startswith("_")} == {k: v for k, v in fresh.items() if not k.startswith("_")}
+        assert {key: value for key, value in after.config.items() if not key.startswith("_")} == {
+            k: v for k, v in fresh.items() if not k.startswith("_")
+        }
 
 
 def test_a_scheduler_that_cannot_walk_this_schedule(model, tmp_path, command_line):
-    err = refused(command_line(GENERATE, PROMPT, "--model", model, "--scheduler", "dpm++-karras", "--n", 1, "--steps", 4, "--device", "cpu", "--out", tmp_path))
+    err = refused(
+        command_line(
+            GENERATE,
+            PROMPT,
+            "--model",
+            model,
+            "--scheduler",
+            "dpm++-karras",
+            "--n",
+            1,
+            "--steps",
+            4,
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path,
+        )
+    )
     assert "'dpm++-karras' cannot take so many steps on this model's noise schedule" in err
-    err = refused(command_line(GENERATE, PROMPT, "--model", model, "--scheduler", "euler-a", "--n", 1, "--steps", 3, "--device", "cpu", "--out", tmp_path))
+    err = refused(
+        command_line(
+            GENERATE,
+            PROMPT,
+            "--model",
+            model,
+            "--scheduler",
+            "euler-a",
+            "--n",
+            1,
+            "--steps",
+            3,
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path,
+        )
+    )
     assert "NaN" in err and not list(tmp_path.iterdir())
 
 

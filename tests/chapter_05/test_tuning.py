@@ -1,4 +1,6 @@
-"""What finetune.py, lora.py, dreambooth.py and controlnet.py share: the loss, the trainer, styles; full fine-tuning, and refusals."""
+"""What finetune.py, lora.py, dreambooth.py and controlnet.py share: the loss, the trainer, styles;
+full fine-tuning, and refusals.
+"""
 
 import json
 import shutil
@@ -31,18 +33,7 @@ from finetune_diffusers.pixel_pipeline import open_pixels
 from finetune_diffusers.training import dreambooth
 from finetune_diffusers.training.loss import LatentDenoising, latent_denoising, min_snr_weights
 from finetune_diffusers.training.trainer import Tuner
-from helpers.finetune_programs import (
-    CONTROLNET,
-    DREAMBOOTH,
-    FEW,
-    FINETUNE,
-    LORA,
-    TINY,
-    UNET,
-    draw,
-    plain,
-    rows,
-)
+from helpers.finetune_programs import CONTROLNET, DREAMBOOTH, FEW, FINETUNE, LORA, TINY, UNET, draw, plain, rows
 from helpers.programs import ROOT, load_program, run_main, run_program
 
 
@@ -118,9 +109,16 @@ def test_captions_are_dropped_and_errors_weighed():
 
 def test_a_pair_is_one_of_the_subject_and_one_of_its_kind_by_turns():
     """By turns, for noise levels are dealt out in the order of the rows."""
+
     def some(n, offset):
         place = torch.arange(n) + offset
-        return CaptionedLatents(place.float().view(n, 1, 1, 1), torch.zeros(n, 1, 1, 1), place.float().view(n, 1, 1), torch.arange(n), torch.zeros(1, 1))
+        return CaptionedLatents(
+            place.float().view(n, 1, 1, 1),
+            torch.zeros(n, 1, 1, 1),
+            place.float().view(n, 1, 1),
+            torch.arange(n),
+            torch.zeros(1, 1),
+        )
 
     pairs = PriorPairs(some(3, 0), some(5, 100), prior=0.5)
     assert len(pairs) == 15
@@ -145,9 +143,9 @@ def test_agreement_of_edges():
     wanted = torch.zeros(4, 1, 16, 16)
     wanted[:, :, 8] = 1
     found = torch.zeros(4, 1, 16, 16)
-    found[0, :, 8], found[1, :, 9], found[2, :, 12] = 1, 1, 1      # the same, a pixel aside, elsewhere, nothing
+    found[0, :, 8], found[1, :, 9], found[2, :, 12] = 1, 1, 1  # the same, a pixel aside, elsewhere, nothing
     assert agreement(found, wanted).tolist() == [1, 1, 0, 0]
-    found[0, :, 2] = 1                                             # as many again, where none belong: precision 1/2, recall 1
+    found[0, :, 2] = 1  # as many again, where none belong: precision 1/2, recall 1
     assert float(agreement(found, wanted)[0]) == pytest.approx(2 / 3)
     assert float(agreement(wanted * 0, wanted * 0)[0]) == 1
 
@@ -156,7 +154,9 @@ def test_agreement_of_edges():
 def test_a_style_is_unmistakable(name):
     style, images = styles.STYLES[name], load("creatures", 32, n=4)
     styled = styles.styled_pixels(style, images.pixels)
-    assert styles.stray(style, to_float(styled)).max() < 0.01 < 0.15 < styles.stray(style, to_float(images.pixels)).min()
+    assert (
+        styles.stray(style, to_float(styled)).max() < 0.01 < 0.15 < styles.stray(style, to_float(images.pixels)).min()
+    )
     others = [styles.stray(other, to_float(styled)).min() for key, other in styles.STYLES.items() if key != name]
     assert min(others) > 0.05
     assert to_float(styled).std((2, 3)).amax(1).min() > 0.2  # and it is not one flat colour
@@ -167,21 +167,35 @@ def test_a_style_is_unmistakable(name):
 def test_the_subject_is_always_itself():
     """As the judge of creatures sees it, in every pose; and its scarf is what no other has."""
     portraits, others = to_float(styles.portraits(6, 64)), to_float(load("creatures", 64, n=20).pixels)
-    assert float(evaluators.subject_attributes(portraits).mean()) > 0.9 > 0.6 > float(evaluators.subject_attributes(others).mean())
+    assert (
+        float(evaluators.subject_attributes(portraits).mean())
+        > 0.9
+        > 0.6
+        > float(evaluators.subject_attributes(others).mean())
+    )
     assert float(evaluators.scarf_share(portraits).min()) > 0.02 > float(evaluators.scarf_share(others).mean())
     assert len({tuple(p.flatten().tolist()) for p in portraits}) == 6
     assert float(evaluators.variety(others).mean()) > float(evaluators.variety(portraits).mean())
 
 
 def test_a_run_leaves_everything(tuned):
-    for name in ("config.json", "metrics.csv", "before_after.png", "samples/step-000003.png", "results.json", "model/model_index.json"):
+    for name in (
+        "config.json",
+        "metrics.csv",
+        "before_after.png",
+        "samples/step-000003.png",
+        "results.json",
+        "model/model_index.json",
+    ):
         assert (tuned / name).exists(), name
     found = json.loads((tuned / "results.json").read_text())
     assert set(found["measures"]) == {"base", "tuned"} and len(found["measures"]["tuned"]) == 3
     cost, weights = found["cost"], load_file(tuned / "model" / UNET)
     n = sum(w.numel() for w in weights.values())
     assert cost["trained"] == cost["weights"] == n
-    assert cost["gradient_bytes"] == cost["average_bytes"] == 4 * n and 8 * n <= cost["optimizer_bytes"] < 8 * n + 10_000
+    assert (
+        cost["gradient_bytes"] == cost["average_bytes"] == 4 * n and 8 * n <= cost["optimizer_bytes"] < 8 * n + 10_000
+    )
     assert cost["peak"] >= cost["before"] > 10_000_000
     assert [row["step"] for row in rows(tuned)] == ["1", "2", "3", "4"]
 
@@ -191,7 +205,10 @@ def test_the_unet_learns_and_all_else_is_frozen(base, tuned):
     assert before.keys() == after.keys()
     assert sum(not torch.equal(before[key], after[key]) for key in before) > 0.9 * len(before)
     for part in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
-        old, new = ({key.removeprefix("text_model."): value for key, value in load_file(root / part).items()} for root in (base, tuned / "model"))
+        old, new = (
+            {key.removeprefix("text_model."): value for key, value in load_file(root / part).items()}
+            for root in (base, tuned / "model")
+        )
         assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in old), part
     assert (draw(plain(tuned / "model")) != draw(plain(base))).any()
 
@@ -204,7 +221,9 @@ def test_a_resumed_run_is_the_same_run(tuned, tmp_path):
     shutil.rmtree(again / "model")
     run_main(FINETUNE, "--resume", again, "--device", "cpu")
     assert (again / "model" / UNET).read_bytes() == (tuned / "model" / UNET).read_bytes()
-    numbers = [[(row["step"], row["loss"], row["lr"], row["grad_norm"]) for row in rows(run)] for run in (again, tuned)]
+    numbers = [
+        [(row["step"], row["loss"], row["lr"], row["grad_norm"]) for row in rows(run)] for run in (again, tuned)
+    ]
     assert numbers[0] == numbers[1]
 
 
@@ -214,7 +233,9 @@ def test_what_is_saved_is_the_average(tuned):
     last, saved = load_file(checkpoint / "trained.safetensors"), load_file(tuned / "model" / UNET)
     assert any(not torch.equal(last[key], saved[key]) for key in saved)
     average = torch.load(checkpoint / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
-    assert all(torch.equal(a, saved[name]) for a, name in zip(average, plain(tuned / "model").unet.state_dict(), strict=True))
+    assert all(
+        torch.equal(a, saved[name]) for a, name in zip(average, plain(tuned / "model").unet.state_dict(), strict=True)
+    )
 
 
 def tuner_of(base: Path, out: Path, **flags):
@@ -223,8 +244,16 @@ def tuner_of(base: Path, out: Path, **flags):
     pipe = plain(base)
     n, (M, D) = 4, (64, 32)
     torch.manual_seed(0)
-    data = CaptionedLatents(torch.randn(n, 4, 8, 8), torch.zeros(n, 4, 8, 8), torch.randn(2, M, D), torch.tensor([0, 1, 0, 1]), torch.zeros(M, D))
-    args = load_program(FINETUNE).Args(**{"steps": 2, "batch_size": 4, "lr": 1e-2, "out": out, "precision": "no"} | flags)
+    data = CaptionedLatents(
+        torch.randn(n, 4, 8, 8),
+        torch.zeros(n, 4, 8, 8),
+        torch.randn(2, M, D),
+        torch.tensor([0, 1, 0, 1]),
+        torch.zeros(M, D),
+    )
+    args = load_program(FINETUNE).Args(
+        **{"steps": 2, "batch_size": 4, "lr": 1e-2, "out": out, "precision": "no"} | flags
+    )
     if args.checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=args.gradient_accumulation)
@@ -254,7 +283,11 @@ def test_the_average_comes_and_goes(base, tmp_path):
     trained = unet.conv_in.weight.detach().clone()
     with tuner.averaged():
         average = unet.conv_in.weight.detach().clone()
-    assert torch.equal(unet.conv_in.weight, trained) and not torch.equal(average, trained) and not torch.equal(average, start)
+    assert (
+        torch.equal(unet.conv_in.weight, trained)
+        and not torch.equal(average, trained)
+        and not torch.equal(average, start)
+    )
 
 
 def test_training_stops_before_a_nan(base, tmp_path):
@@ -271,28 +304,60 @@ def test_a_model_of_pixels_fine_tunes_unchanged(tmp_path):
     torch.manual_seed(0)
     save_pixels(tmp_path / "pixels", Model(UNet(text_unet(16, 3, (8, 16), 32)), make_schedule("cosine"), "v", True))
     save_text(tmp_path / "pixels", small_text(["a red creature", "a blue creature with wings"], dim=32, heads=1))
-    run_main(FINETUNE, *TINY, "--model", tmp_path / "pixels", "--size", 16, "--steps", 2, "--prompts", "a red creature", "--out", tmp_path / "run")
+    run_main(
+        FINETUNE,
+        *TINY,
+        "--model",
+        tmp_path / "pixels",
+        "--size",
+        16,
+        "--steps",
+        2,
+        "--prompts",
+        "a red creature",
+        "--out",
+        tmp_path / "run",
+    )
     before, after = load_model(tmp_path / "pixels").net, load_model(tmp_path / "run").net
-    assert before.cfg == after.cfg and any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
-    ids = [load_text(folder).tokenizer(["a blue creature"]) for folder in (tmp_path / "pixels", tmp_path / "run" / "model")]
+    assert before.cfg == after.cfg and any(
+        not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)
+    )
+    ids = [
+        load_text(folder).tokenizer(["a blue creature"])
+        for folder in (tmp_path / "pixels", tmp_path / "run" / "model")
+    ]
     assert torch.equal(*ids)
 
 
 def test_a_model_of_pixels_keeps_its_scheduler(recwarn):
-    """A pipeline for latents turns the clipping of x0 off, with a notice. Images are in [-1, 1], so here it stays on, and nothing is said."""
+    """A pipeline for latents turns the clipping of x0 off, with a notice.
+    Images are in [-1, 1], so here it stays on, and nothing is said.
+    """
     recwarn.clear()
     pipe = open_pixels(ROOT / "02_cfg_pokemon" / "pretrained", "cpu")
     assert pipe.scheduler.config.clip_sample and pipe.scheduler.config.steps_offset == 0
     assert not [str(warning.message) for warning in recwarn if "configuration file" in str(warning.message)]
 
 
-@pytest.mark.parametrize(("program", "flags"), [
-    (LORA, ["--n", 6, "--lr", 1e-2, "--rank", 2]), (DREAMBOOTH, ["--lr", 1e-3, "--poses", 3, "--class-images", 4])], ids=["lora", "dreambooth"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [(LORA, ["--n", 6, "--lr", 1e-2, "--rank", 2]), (DREAMBOOTH, ["--lr", 1e-3, "--poses", 3, "--class-images", 4])],
+    ids=["lora", "dreambooth"],
+)
 def test_two_processes_learn_as_one(program, flags, base, tmp_path):
-    """torchrun on two CPU processes, two images each, against one process with four. Of DreamBooth only one draws the pictures of the kind."""
+    """torchrun on two CPU processes, two images each, against one process with four.
+    Of DreamBooth only one draws the pictures of the kind.
+    """
     flags = [*FEW, *flags, "--model", base, "--measure", 0, "--prompts", "a red creature", "--sample-every", 100]
     run_main(program, *flags, "--batch-size", 4, "--out", tmp_path / "one")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--"]  # after --, for it would take --n for an option of its own
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        "--",
+    ]  # after --, for it would take --n for an option of its own
     done = run_program(*torchrun, program, *flags, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("before and after") == 1  # one of them talks
@@ -301,7 +366,8 @@ def test_two_processes_learn_as_one(program, flags, base, tmp_path):
     assert len(list((tmp_path / "two" / "checkpoints" / "step-00000004").glob("random_states_*.pkl"))) == 2
 
 
-# ------------------------------------------------------------------------------------------------------------- DreamBooth
+# ---------------------------------------------------------------------------------------------------------- DreamBooth
+
 
 def test_dreambooth_keeps_its_class_images_and_resumes_exactly(dreamt, tmp_path):
     pictures = sorted((dreamt / "class_images").glob("*.png"))
@@ -312,7 +378,9 @@ def test_dreambooth_keeps_its_class_images_and_resumes_exactly(dreamt, tmp_path)
     shutil.rmtree(again / "model")
     run_main(DREAMBOOTH, "--resume", again, "--device", "cpu")
     assert (again / "model" / UNET).read_bytes() == (dreamt / "model" / UNET).read_bytes()
-    assert sorted((again / "class_images").glob("*.png"))[0].stat().st_mtime == pictures[0].stat().st_mtime  # they were not drawn again
+    assert (
+        sorted((again / "class_images").glob("*.png"))[0].stat().st_mtime == pictures[0].stat().st_mtime
+    )  # they were not drawn again
     found = json.loads((dreamt / "results.json").read_text())["measures"]
     assert {"scarf in 'a sks creature'", "scarf in 'a creature'", "variety of 'a creature'"} < found["tuned"].keys()
 
@@ -321,7 +389,22 @@ def test_dreambooth_as_a_lora_of_ones_own_pictures_without_prior(base, tmp_path)
     (tmp_path / "mine").mkdir()
     for i, portrait in enumerate(styles.portraits(3, 32)):
         Image.fromarray(portrait.permute(1, 2, 0).numpy()).save(tmp_path / "mine" / f"{i}.png")
-    flags = ["--model", base, "--subject", tmp_path / "mine", "--word", "zwx", "--prior", 0, "--rank", 2, "--measure", 0, "--prompts", "a {}"]
+    flags = [
+        "--model",
+        base,
+        "--subject",
+        tmp_path / "mine",
+        "--word",
+        "zwx",
+        "--prior",
+        0,
+        "--rank",
+        2,
+        "--measure",
+        0,
+        "--prompts",
+        "a {}",
+    ]
     run_main(DREAMBOOTH, *FEW, *flags, "--out", tmp_path / "run")
     assert not (tmp_path / "run" / "class_images").exists()
     pipe = plain(base)
@@ -332,27 +415,45 @@ def test_dreambooth_as_a_lora_of_ones_own_pictures_without_prior(base, tmp_path)
 
 def test_how_a_word_is_spelled(base):
     pipe = plain(base)
-    assert "is not in the vocabulary" in dreambooth.spelling(pipe, "sks") and "s + k + s" in dreambooth.spelling(pipe, "sks")
+    assert "is not in the vocabulary" in dreambooth.spelling(pipe, "sks") and "s + k + s" in dreambooth.spelling(
+        pipe, "sks"
+    )
     assert "one token" in dreambooth.spelling(pipe, "red")
     without = SimpleNamespace(tokenizer=SimpleNamespace(tokenize=lambda word: ["<unk>"], unk_token="<unk>"))
     with pytest.raises(UserError, match="cannot write"):
         dreambooth.spelling(without, "sks")
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------ refusals
 
 
 def test_help_waits_for_nothing_heavy():
-    modules = "import sys; sys.path.insert(0, '05_finetune_diffusers'); import finetune, lora, dreambooth, controlnet; "
-    done = run_program("-c", modules + "print([m for m in ('torch', 'diffusers', 'peft', 'transformers', 'numpy') if m in sys.modules])")
+    modules = (
+        "import sys; sys.path.insert(0, '05_finetune_diffusers'); import finetune, lora, dreambooth, controlnet; "
+    )
+    done = run_program(
+        "-c",
+        modules + "print([m for m in ('torch', 'diffusers', 'peft', 'transformers', 'numpy') if m in sys.modules])",
+    )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("program", [FINETUNE, LORA, DREAMBOOTH, CONTROLNET])
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--steps", 0], "--steps"), (["--caption-dropout", 1], "--caption-dropout"), (["--ema", 1.5], "--ema"), (["--min-snr", -1], "--min-snr"),
-    (["--scheduler", "magic"], "unknown scheduler"), (["--size", 30], "multiple of 8"), (["--optimizer", "8bit"], "8bit"),
-    (["--model", "./nowhere"], "there is no folder"), (["--resume", "nowhere"], "config.json"), (["--device", "cuda:7"], "the device 'cuda:7' cannot be used")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--steps", 0], "--steps"),
+        (["--caption-dropout", 1], "--caption-dropout"),
+        (["--ema", 1.5], "--ema"),
+        (["--min-snr", -1], "--min-snr"),
+        (["--scheduler", "magic"], "unknown scheduler"),
+        (["--size", 30], "multiple of 8"),
+        (["--optimizer", "8bit"], "8bit"),
+        (["--model", "./nowhere"], "there is no folder"),
+        (["--resume", "nowhere"], "config.json"),
+        (["--device", "cuda:7"], "the device 'cuda:7' cannot be used"),
+    ],
+)
 def test_what_all_refuse(program, flags, says, base, tmp_path, command_line):
     model = [] if "--model" in flags else ["--model", base]
     code, _, err = command_line(program, *model, *FEW, *flags, "--out", tmp_path / "run")
@@ -361,24 +462,46 @@ def test_what_all_refuse(program, flags, says, base, tmp_path, command_line):
 
 
 @pytest.mark.parametrize("program", [FINETUNE, LORA, CONTROLNET])
-def test_a_set_without_test_images_is_refused_before_anything_is_encoded(program, base, tmp_path, monkeypatch, command_line):
+def test_a_set_without_test_images_is_refused_before_anything_is_encoded(
+    program, base, tmp_path, monkeypatch, command_line
+):
     for name in ("train", "extra"):
         (tmp_path / "set" / name).mkdir(parents=True)
-    rows = [{"file_name": f"{split}/{i}.png", "text": "a red one", "split": split} for split in ("train", "extra") for i in range(2)]
+    rows = [
+        {"file_name": f"{split}/{i}.png", "text": "a red one", "split": split}
+        for split in ("train", "extra")
+        for i in range(2)
+    ]
     for row in rows:
         Image.new("RGB", (32, 32)).save(tmp_path / "set" / row["file_name"])
     (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(latent_dataset, "encode_images", lambda *_, **__: pytest.fail("encoded"))
-    code, _, err = command_line(program, "--model", base, *FEW, "--data", tmp_path / "set", "--measure", 2, "--out", tmp_path / "run")
+    code, _, err = command_line(
+        program, "--model", base, *FEW, "--data", tmp_path / "set", "--measure", 2, "--out", tmp_path / "run"
+    )
     assert code == 2 and "has no split 'test'" in err, err
 
 
-@pytest.mark.parametrize(("program", "flags", "says"), [
-    (FINETUNE, ["--data", "nothing"], "unknown data"), (FINETUNE, ["--data", "digits"], "no captions"), (FINETUNE, ["--n", 0], "--n"),
-    (LORA, ["--rank", 0], "--rank"), (LORA, ["--targets", "nothing", "--n", 2, "--measure", 0], "no layer"), (LORA, ["--use", "nowhere.safetensors"], "no file"),
-    (DREAMBOOTH, ["--word", ""], "--word"), (DREAMBOOTH, ["--subject", "nowhere"], "no folder"), (DREAMBOOTH, ["--prior", -1], "--prior"),
-    (CONTROLNET, ["--threshold", 0], "--threshold"), (CONTROLNET, ["--image", "a.png"], "--use"), (CONTROLNET, ["--use", "nowhere"], "no ControlNet"),
-    (CONTROLNET, ["--prompts", "a red one", "--use", "nowhere"], "--image"), (CONTROLNET, ["--measure", 0], "--measure"), (CONTROLNET, ["--measure", 0, "--use", "nowhere"], "--measure")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("program", "flags", "says"),
+    [
+        (FINETUNE, ["--data", "nothing"], "unknown data"),
+        (FINETUNE, ["--data", "digits"], "no captions"),
+        (FINETUNE, ["--n", 0], "--n"),
+        (LORA, ["--rank", 0], "--rank"),
+        (LORA, ["--targets", "nothing", "--n", 2, "--measure", 0], "no layer"),
+        (LORA, ["--use", "nowhere.safetensors"], "no file"),
+        (DREAMBOOTH, ["--word", ""], "--word"),
+        (DREAMBOOTH, ["--subject", "nowhere"], "no folder"),
+        (DREAMBOOTH, ["--prior", -1], "--prior"),
+        (CONTROLNET, ["--threshold", 0], "--threshold"),
+        (CONTROLNET, ["--image", "a.png"], "--use"),
+        (CONTROLNET, ["--use", "nowhere"], "no ControlNet"),
+        (CONTROLNET, ["--prompts", "a red one", "--use", "nowhere"], "--image"),
+        (CONTROLNET, ["--measure", 0], "--measure"),
+        (CONTROLNET, ["--measure", 0, "--use", "nowhere"], "--measure"),
+    ],
+)
 def test_what_one_refuses(program, flags, says, base, tmp_path, command_line):
     code, _, err = command_line(program, "--model", base, *FEW, *flags, "--out", tmp_path / "run")
     assert code == 2 and says in err and "Traceback" not in err, err

@@ -66,7 +66,23 @@ def nine(sd, tmp_path_factory) -> Path:
 def dish_run(sd, clip_folder, tmp_path_factory) -> Path:
     """A run of four steps of train_text2dish.py. Read only."""
     folder = tmp_path_factory.mktemp("text2dish") / "run"
-    run_main(TRAIN_DISH, *TINY_RUN, "--n", 8, "--model", sd, "--clip", clip_folder, "--backend", "transformers", "--names", "番茄炒蛋", "", "--out", folder)
+    run_main(
+        TRAIN_DISH,
+        *TINY_RUN,
+        "--n",
+        8,
+        "--model",
+        sd,
+        "--clip",
+        clip_folder,
+        "--backend",
+        "transformers",
+        "--names",
+        "番茄炒蛋",
+        "",
+        "--out",
+        folder,
+    )
     return folder
 
 

@@ -18,12 +18,7 @@ from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.unet import UNet
 from common.models.unet_config import text_unet
 from common.random import Noise
-from helpers.chapter_06 import (
-    QUICK,
-    photograph,
-    right_hole,
-    tiny_clip,
-)
+from helpers.chapter_06 import QUICK, photograph, right_hole, tiny_clip
 from helpers.tiny_pipeline import write_tiny_pipeline
 from inpaint_gif.animation.camera import CameraPath, Move, paint
 from inpaint_gif.animation.canvas import FilmCanvas
@@ -33,7 +28,17 @@ from inpaint_gif.inpainting import backends
 from inpaint_gif.inpainting.edge_fill import FILLS
 from inpaint_gif.inpainting.repaint import jump_schedule, renoised, repaint
 
-KINDS = ["inpaint", "repaint of names", "repaint of captions", "repaint of pixels", "controlnet", "diffusers", "diffusers without a mask", "nearest", "reflect"]
+KINDS = [
+    "inpaint",
+    "repaint of names",
+    "repaint of captions",
+    "repaint of pixels",
+    "controlnet",
+    "diffusers",
+    "diffusers without a mask",
+    "nearest",
+    "reflect",
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,11 @@ def opened(nine, sd, dish_run, pixel_model, control_run, clip):
     def make(kind: str, **settings):
         model = models[kind] and str(models[kind])
         more = {"controlnet": str(control_run)} if kind == "controlnet" else {}
-        return backends.open_backend(backends.BackendConfig(kind.split()[0], model, sampling=QUICK, clip=clip, jump=2, times=2, **more, **settings))
+        return backends.open_backend(
+            backends.BackendConfig(
+                kind.split()[0], model, sampling=QUICK, clip=clip, jump=2, times=2, **more, **settings
+            )
+        )
 
     return make
 
@@ -70,7 +79,9 @@ def write_other(folder: Path) -> str:
 
 
 def test_the_nine_channels_paint_what_diffusers_paints(nine):
-    """StableDiffusionInpaintPipeline, from the same noise, to the picture. Its encoder draws latents: here from a cloud without width."""
+    """StableDiffusionInpaintPipeline, from the same noise, to the picture.
+    Its encoder draws latents: here from a cloud without width.
+    """
     pipe = StableDiffusionInpaintPipeline.from_pretrained(nine)
     pipe.set_progress_bar_config(disable=True)
     ours = open_model(nine)
@@ -78,14 +89,38 @@ def test_the_nine_channels_paint_what_diffusers_paints(nine):
     with torch.no_grad():
         for conv in (pipe.vae.quant_conv, ours.vae.quant_conv):
             conv.weight[c:], conv.bias[c:] = 0.0, -30.0
-    image, mask, prompt, how = photograph(), right_hole(columns=18), "番茄炒蛋", SamplingConfig(guidance_scale=3.0, sampler="ddim:4", negative_prompt="米饭")
+    image, mask, prompt, how = (
+        photograph(),
+        right_hole(columns=18),
+        "番茄炒蛋",
+        SamplingConfig(guidance_scale=3.0, sampler="ddim:4", negative_prompt="米饭"),
+    )
     noise = initial_noise(ours.noise_levels(how), (1, c, 16, 16), Noise(5))
-    theirs = pipe(prompt, image=(image[None] + 1) / 2, mask_image=mask[None], height=64, width=64, strength=1.0, num_inference_steps=4, guidance_scale=3.0,
-                  negative_prompt="米饭", latents=noise, generator=torch.Generator().manual_seed(0), output_type="pt").images[0] * 2 - 1  # fmt: skip
+    theirs = (
+        pipe(
+            prompt,
+            image=(image[None] + 1) / 2,
+            mask_image=mask[None],
+            height=64,
+            width=64,
+            strength=1.0,
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            negative_prompt="米饭",
+            latents=noise,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).images[0]
+        * 2
+        - 1
+    )
     painted = backends.InpaintBackend(ours, how)(image, mask, prompt, 5)
     torch.testing.assert_close(painted, theirs, atol=2e-4, rtol=0)
     assert painted.std() > 0.05
-    for other in (backends.InpaintBackend(ours, how)(photograph(1), mask, prompt, 5), backends.InpaintBackend(ours, how)(image, right_hole(columns=30), prompt, 5)):
+    for other in (
+        backends.InpaintBackend(ours, how)(photograph(1), mask, prompt, 5),
+        backends.InpaintBackend(ours, how)(image, right_hole(columns=30), prompt, 5),
+    ):
         assert (other - painted).abs().max() > 1e-3  # picture and mask matter
 
 
@@ -105,7 +140,16 @@ def test_repaint_draws_what_goes_with_the_known():
     known, mask = torch.tensor([1.5, 0.0]).expand(n, 1, 1, 2), torch.tensor([0.0, 1.0]).expand(n, 1, 1, 2)
     error = {}
     for times in (1, 6):
-        *_, last = repaint(gaussian_pair(rho), torch.randn(n, 1, 1, 2, generator=torch.Generator().manual_seed(0)), path, known, mask, Noise(1), 5, times)
+        *_, last = repaint(
+            gaussian_pair(rho),
+            torch.randn(n, 1, 1, 2, generator=torch.Generator().manual_seed(0)),
+            path,
+            known,
+            mask,
+            Noise(1),
+            5,
+            times,
+        )
         assert torch.equal(last.x[..., 0], known[..., 0])  # to the last bit
         other = last.x[..., 1]
         error[times] = abs(float(other.mean()) - 1.5 * rho)
@@ -119,7 +163,9 @@ def test_back_to_noise_is_where_the_schedule_says():
     now, then = (next(iter(schedule.noise_levels(10).after(k))) for k in (8, 3))
     x = now.alpha * x0 + now.sigma * torch.randn(20000)
     back = renoised(x, now, then, torch.randn(20000))
-    assert float(back.mean()) == pytest.approx(then.alpha * 0.7, abs=0.03) and float(back.std()) == pytest.approx(then.sigma, rel=0.03)
+    assert float(back.mean()) == pytest.approx(then.alpha * 0.7, abs=0.03) and float(back.std()) == pytest.approx(
+        then.sigma, rel=0.03
+    )
 
 
 def test_a_latent_is_missing_if_any_of_its_pixels_is():
@@ -131,7 +177,9 @@ def test_a_latent_is_missing_if_any_of_its_pixels_is():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_engine_leaves_known_pixels_as_they_are(kind, opened):
-    """Through a chain of moves: at each keyframe what was seen is there to the last bit, and all the rest is painted."""
+    """Through a chain of moves: at each keyframe what was seen is there to the last bit,
+    and all the rest is painted.
+    """
     engine, picture = opened(kind), photograph()
     way = CameraPath.plan(Move.parse("up-right:1,zoom-out:1"), 64, 64)
     plane = FilmCanvas(picture)
@@ -150,7 +198,10 @@ def test_every_engine_leaves_known_pixels_as_they_are(kind, opened):
 def test_a_picture_of_the_other_kind_is_refused(opened):
     """A model of grey pictures, say, and a dish in colours."""
     for kind in ("inpaint", "repaint of pixels"):
-        with pytest.raises(UserError, match=r"this model paints pictures with three channels \(colour\), and the picture has one channel \(grey\)"):
+        with pytest.raises(
+            UserError,
+            match=r"this model paints pictures with three channels \(colour\), and the picture has one channel \(grey\)",
+        ):
             opened(kind)(photograph()[:1], right_hole(), "", 0)
 
 
@@ -181,10 +232,15 @@ def test_other_sizes_are_painted_at_the_engines_own(opened):
 
 @pytest.mark.parametrize("settings", [{"native": 64}, {"native": 32}, {"native": 64, "crop": 8}])
 def test_colours_are_matched_at_whatever_size_is_painted(settings):
-    """An engine that paints everything darker is put right along the edge, also where its picture comes back through another size."""
+    """An engine that paints everything darker is put right along the edge,
+    also where its picture comes back through another size.
+    """
     image, mask = torch.full((3, 64, 64), 0.5), right_hole()
     darker = lambda image, mask, prompt, seed: torch.full_like(image, 0.1)  # noqa: E731
-    plain, matched = (backends.CompositedBackend(darker, **settings, blur=0, match=match)(image, mask, "", 0) for match in (False, True))
+    plain, matched = (
+        backends.CompositedBackend(darker, **settings, blur=0, match=match)(image, mask, "", 0)
+        for match in (False, True)
+    )
     assert plain[:, :, 48:].sub(0.1).abs().max() < 1e-3
     assert matched[:, :, 48].sub(0.5).abs().max() < 0.1 and torch.equal(matched[:, :, :48], image[:, :, :48])
 
@@ -207,7 +263,9 @@ def test_repaint_walks_a_short_way_again_too(dish_run, clip, monkeypatch):
 def test_a_softened_edge_begins_with_the_colours_next_to_it():
     white = lambda image, mask, prompt, seed: torch.ones_like(image)  # noqa: E731
     image, mask = torch.full((3, 64, 64), -1.0), right_hole()
-    hard, soft = (backends.CompositedBackend(white, blur=blur, match=False)(image, mask, "", 0)[0, 32] for blur in (0.0, 3.0))
+    hard, soft = (
+        backends.CompositedBackend(white, blur=blur, match=False)(image, mask, "", 0)[0, 32] for blur in (0.0, 3.0)
+    )
     assert hard[48] == 1 and torch.equal(soft[:48], hard[:48]) and soft[48] == pytest.approx(-0.5) and soft[52] == 1
 
 
@@ -227,19 +285,39 @@ def test_wrong_models_are_refused(nine, sd, dish_run, control_run, clip, tmp_pat
     refused("has no network", "reflect", str(sd))
     refused("has no ControlNet; leave out", "reflect", None, str(control_run))
     refused("no ControlNet of diffusers: there is no .*config.json", "controlnet", str(sd), str(tmp_path))
-    refused("does not fit this model: its block_out_channels", "controlnet", write_other(tmp_path / "wide"), str(control_run))
+    refused(
+        "does not fit this model: its block_out_channels",
+        "controlnet",
+        write_other(tmp_path / "wide"),
+        str(control_run),
+    )
     refused("unknown engine", "magic")
     refused("0 or more", "reflect", crop=-1)
     refused("holds no pipeline: model_index.json is missing", "diffusers", str(tmp_path))
-    refused("no scheduler for the sampler dpmpp_2s; choose a --sampler of ddim", "diffusers", str(nine), sampling=SamplingConfig(sampler="dpmpp_2s:4"))
+    refused(
+        "no scheduler for the sampler dpmpp_2s; choose a --sampler of ddim",
+        "diffusers",
+        str(nine),
+        sampling=SamplingConfig(sampler="dpmpp_2s:4"),
+    )
     for steps in (0, 1001):
-        refused(f"--sampler ddim:{steps} must take 1 to 1000 steps with the model in", "diffusers", str(nine), sampling=SamplingConfig(sampler=f"ddim:{steps}"))
+        refused(
+            f"--sampler ddim:{steps} must take 1 to 1000 steps with the model in",
+            "diffusers",
+            str(nine),
+            sampling=SamplingConfig(sampler=f"ddim:{steps}"),
+        )
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     refused("not in the hub's cache, and http://127.0.0.1:9 did not answer", "diffusers", "nobody/nothing")
     monkeypatch.setitem(backends.DEFAULTS, "inpaint", tmp_path / "missing")
     refused("missing is missing; give the network .* --engine reflect", "inpaint")
     refused("trained with another CLIP", "repaint", str(dish_run), clip=ChineseCLIP(tiny_clip(seed=1), "transformers"))
-    refused("vectors of 24 numbers, but this CLIP .* gives 16", "repaint", str(dish_run), clip=ChineseCLIP(tiny_clip(16), "transformers"))
+    refused(
+        "vectors of 24 numbers, but this CLIP .* gives 16",
+        "repaint",
+        str(dish_run),
+        clip=ChineseCLIP(tiny_clip(16), "transformers"),
+    )
 
     def changed(source: Path, part: str, **values) -> str:
         folder = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"

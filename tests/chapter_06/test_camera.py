@@ -8,12 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from common.errors import UserError
-from helpers.chapter_06 import (
-    SIZE,
-    film_of,
-    scene,
-    texture,
-)
+from helpers.chapter_06 import SIZE, film_of, scene, texture
 from inpaint_gif.animation import camera, writers
 from inpaint_gif.animation.camera import CameraPath, Move, MoveStep, paint, render_frames
 from inpaint_gif.animation.canvas import KERNELS, FilmCanvas, Window
@@ -25,7 +20,9 @@ from inpaint_gif.inpainting import edge_fill
 @pytest.mark.parametrize("shift", [(0, 0), (1, 0), (0, 1.6), (-2.37, 0), (0.31, 0.22), (2.5, -3.3), (5, 4)])
 @pytest.mark.parametrize("growth", [0, 0.02, -0.03])
 def test_motion_is_measured_as_it_was_made(shift, growth):
-    """Seen through a window that stands elsewhere and covers less, what is there is exactly as far away and as large as it should be."""
+    """Seen through a window that stands elsewhere and covers less,
+    what is there is exactly as far away and as large as it should be.
+    """
     before, after = Window(3, 1), Window(3 - shift[0] / (1 + growth), 1 - shift[1] / (1 + growth), 1 / (1 + growth))
     found, grown = motion(*(scene(window, waves=300, fine=2) for window in (before, after)))
     assert found == pytest.approx(shift, abs=0.1 if growth else 0.03) and grown == pytest.approx(growth, abs=0.001)
@@ -67,15 +64,19 @@ def test_chain_does_one_move_after_the_other():
     frames, path, keyframes = film_of("right,zoom-out,up", 29)
     assert [k.stop.name for k in keyframes] == ["right", "right", "zoom-out", "zoom-out", "up", "up"]
     ends = np.cumsum(path.lengths) / path.lengths.sum() * 28
-    seen = {name: [motion(frames[k], frames[k + 1]) for k in range(28) if start <= k and k + 1 <= end]
-            for name, start, end in (("right", 0, ends[1]), ("zoom-out", ends[1], ends[3]), ("up", ends[3], 28))}  # fmt: skip
+    seen = {
+        name: [motion(frames[k], frames[k + 1]) for k in range(28) if start <= k and k + 1 <= end]
+        for name, start, end in (("right", 0, ends[1]), ("zoom-out", ends[1], ends[3]), ("up", ends[3], 28))
+    }
     assert all(len(pairs) > 1 for pairs in seen.values())
     assert all(shift[0] < -1 and abs(shift[1]) < 0.2 for shift, _ in seen["right"])
     assert all(growth < -0.02 for _, growth in seen["zoom-out"])
     assert all(shift[1] > 1 and abs(shift[0]) < 0.2 for shift, _ in seen["up"])
 
 
-@pytest.mark.parametrize("text", [*camera.MOVES, "ring:8", "right:3,zoom-out,down-left", "zoom-in,right", "zoom-out,zoom-in"])
+@pytest.mark.parametrize(
+    "text", [*camera.MOVES, "ring:8", "right:3,zoom-out,down-left", "zoom-in,right", "zoom-out,zoom-in"]
+)
 def test_film_is_the_scene_if_the_engine_paints_the_scene(text):
     """The whole chain, against the truth: windows, resampling, masks, order of painting, joints between pictures."""
     path = CameraPath.plan(Move.parse(text), SIZE, SIZE)
@@ -137,11 +138,17 @@ def test_masks_are_what_is_not_seen_and_the_rest_is_kept(text):
     assert first.new == pytest.approx(0.25, abs=0.025)  # whole pixels: not exactly
 
 
-@pytest.mark.parametrize(("name", "kept", "shown"), [
-    ("right", np.s_[:, :, 16:], np.s_[:, :, :-16]), ("left", np.s_[:, :, :-16], np.s_[:, :, 16:]),
-    ("down", np.s_[:, 16:], np.s_[:, :-16]), ("up", np.s_[:, :-16], np.s_[:, 16:]),
-    ("down-right", np.s_[:, 9:, 9:], np.s_[:, :-9, :-9]), ("up-left", np.s_[:, :-9, :-9], np.s_[:, 9:, 9:]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kept", "shown"),
+    [
+        ("right", np.s_[:, :, 16:], np.s_[:, :, :-16]),
+        ("left", np.s_[:, :, :-16], np.s_[:, :, 16:]),
+        ("down", np.s_[:, 16:], np.s_[:, :-16]),
+        ("up", np.s_[:, :-16], np.s_[:, 16:]),
+        ("down-right", np.s_[:, 9:, 9:], np.s_[:, :-9, :-9]),
+        ("up-left", np.s_[:, :-9, :-9], np.s_[:, 9:, 9:]),
+    ],
+)
 def test_a_moved_picture_is_the_picture_bit_for_bit(name, kept, shown):
     picture = texture()
     first = next(paint(FilmCanvas(picture), CameraPath.plan(Move.parse(name), SIZE, SIZE), edge_fill.nearest))
@@ -159,7 +166,12 @@ def test_zoom_in_ends_with_the_picture_and_a_way_back_finds_what_it_left():
 
 def test_corners_are_painted_only_where_a_slanting_way_needs_them():
     stops = CameraPath.plan(Move.parse("down-right:1,right:1"), SIZE, SIZE).stops()
-    assert [(s.name, s.corner) for s in stops] == [("down-right", False), ("down-right", True), ("down-right", True), ("right", False)]
+    assert [(s.name, s.corner) for s in stops] == [
+        ("down-right", False),
+        ("down-right", True),
+        ("down-right", True),
+        ("right", False),
+    ]
     canvas, path = FilmCanvas(texture()), CameraPath.plan(Move.parse("down-right:1"), SIZE, SIZE)
     with pytest.raises(ValueError, match="is not painted"):
         list(render_frames(canvas, path, [0.5]))
@@ -168,7 +180,9 @@ def test_corners_are_painted_only_where_a_slanting_way_needs_them():
 def test_picture_need_not_be_square():
     frames, path, keyframes = film_of("up-right,zoom-out:1,ring", 7, picture=texture()[:, :40])
     assert frames[0].shape == (3, 40, 64)
-    assert keyframes[0].new == pytest.approx(0.25, abs=0.02) and path.segments[0].end.x == -path.segments[0].end.y  # 45 degrees
+    assert (
+        keyframes[0].new == pytest.approx(0.25, abs=0.02) and path.segments[0].end.x == -path.segments[0].end.y
+    )  # 45 degrees
 
 
 def test_engines_get_prompt_and_a_seed_of_their_own():
@@ -196,10 +210,20 @@ def test_eases_go_from_start_to_end(ease):
     assert ease != "ends" or np.ptp(speed[21:79]) < 1e-9  # the same speed for most of the time
 
 
-@pytest.mark.parametrize(("text", "loop"), [
-    ("right", "pingpong"), ("zoom-in", "pingpong"), ("ring", "seamless"), ("right,left", "seamless"), ("up", "seamless"),
-    ("zoom-out:3", "seamless"), ("right:5", "round"), ("up:8", "round"), ("down-left:9", "round"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "loop"),
+    [
+        ("right", "pingpong"),
+        ("zoom-in", "pingpong"),
+        ("ring", "seamless"),
+        ("right,left", "seamless"),
+        ("up", "seamless"),
+        ("zoom-out:3", "seamless"),
+        ("right:5", "round"),
+        ("up:8", "round"),
+        ("down-left:9", "round"),
+    ],
+)
 def test_loops_have_no_jump_from_the_last_frame_to_the_first(text, loop):
     soft = torch.from_numpy(gaussian_filter(texture().numpy(), (0, 3, 3))) * 2
     frames, _, _ = film_of(text, 16, loop, picture=soft.clamp(-1, 1))
@@ -243,12 +267,20 @@ def test_moves_as_a_chinese_keyboard_writes_them():
     assert str(Move.parse("right：3，zoom-out、ring")) == str(Move.parse("right:3,zoom-out,ring"))
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("sideways", "unknown camera move 'sideways'; choose one of up, down, left, right, up-left.*ring"),
-    ("", "unknown camera move ''"), ("right,,up", "unknown camera move ''"),
-    ("right:x", "whole number of keyframes"), ("right:", "whole number"), ("right:0", "1 to 64"), ("right:65", "1 to 64"),
-    ("right:-1", "whole number"), ("ring:6", "4, 8, 12"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sideways", "unknown camera move 'sideways'; choose one of up, down, left, right, up-left.*ring"),
+        ("", "unknown camera move ''"),
+        ("right,,up", "unknown camera move ''"),
+        ("right:x", "whole number of keyframes"),
+        ("right:", "whole number"),
+        ("right:0", "1 to 64"),
+        ("right:65", "1 to 64"),
+        ("right:-1", "whole number"),
+        ("ring:6", "4, 8, 12"),
+    ],
+)
 def test_moves_that_are_none(text, message):
     with pytest.raises(UserError, match=message):
         Move.parse(text)
@@ -256,27 +288,33 @@ def test_moves_that_are_none(text, message):
 
 def test_moves_are_read_as_they_are_written():
     move = Move.parse(" Right:3, zoom_out ,ring")
-    assert move.steps == (MoveStep("right", 3), MoveStep("zoom-out", 2), MoveStep("ring", 4)) and str(move) == "right:3,zoom-out:2,ring:4"
+    assert (
+        move.steps == (MoveStep("right", 3), MoveStep("zoom-out", 2), MoveStep("ring", 4))
+        and str(move) == "right:3,zoom-out:2,ring:4"
+    )
     assert len(camera.MOVES) == 11 and Move.parse(str(move)) == move
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: FilmCanvas(torch.zeros(3, 8, 64)), "at least 16 pixels"),
-    (lambda: FilmCanvas(torch.zeros(64, 64)), "1 or 3"),
-    (lambda: FilmCanvas(texture() * 200), "from -1 to 1"),
-    (lambda: FilmCanvas(texture() * float("nan")), "from -1 to 1"),
-    (lambda: FilmCanvas(texture(), "nearest"), "unknown kernel"),
-    (lambda: CameraPath.plan(Move.parse("up"), 64, 64, new_fraction=0.9), "0.01 to 0.75"),
-    (lambda: CameraPath.plan(Move.parse("up:3"), 64, 64).around(), "write up:5 or more"),
-    (lambda: CameraPath.plan(Move.parse("ring"), 64, 64).around(), "straight to one side"),
-    (lambda: frame_times(1), "at least 2"),
-    (lambda: frame_times(8, "forever"), "unknown loop"),
-    (lambda: frame_times(8, ease="bounce"), "unknown ease"),
-    (lambda: frame_times(8, "seamless", dissolve=5), "1 to 4"),
-    (lambda: writers.check_memory(100_000, 512, 512), "GiB of memory.*at most --frames 390"),
-    (lambda: writers.check_memory(24, 64, 64, budget=1000), "a smaller --size"),
-    (lambda: writers.milliseconds(3, 0), "--fps must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FilmCanvas(torch.zeros(3, 8, 64)), "at least 16 pixels"),
+        (lambda: FilmCanvas(torch.zeros(64, 64)), "1 or 3"),
+        (lambda: FilmCanvas(texture() * 200), "from -1 to 1"),
+        (lambda: FilmCanvas(texture() * float("nan")), "from -1 to 1"),
+        (lambda: FilmCanvas(texture(), "nearest"), "unknown kernel"),
+        (lambda: CameraPath.plan(Move.parse("up"), 64, 64, new_fraction=0.9), "0.01 to 0.75"),
+        (lambda: CameraPath.plan(Move.parse("up:3"), 64, 64).around(), "write up:5 or more"),
+        (lambda: CameraPath.plan(Move.parse("ring"), 64, 64).around(), "straight to one side"),
+        (lambda: frame_times(1), "at least 2"),
+        (lambda: frame_times(8, "forever"), "unknown loop"),
+        (lambda: frame_times(8, ease="bounce"), "unknown ease"),
+        (lambda: frame_times(8, "seamless", dissolve=5), "1 to 4"),
+        (lambda: writers.check_memory(100_000, 512, 512), "GiB of memory.*at most --frames 390"),
+        (lambda: writers.check_memory(24, 64, 64, budget=1000), "a smaller --size"),
+        (lambda: writers.milliseconds(3, 0), "--fps must be"),
+    ],
+)
 def test_bad_input_is_told_in_a_sentence(call, message):
     with pytest.raises(UserError, match=message):
         call()

@@ -13,11 +13,7 @@ from cn_clip.clip.model import convert_state_dict
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from helpers.chapter_06 import (
-    CONVERT_CLIP,
-    WEIGHTS,
-    wide,
-)
+from helpers.chapter_06 import CONVERT_CLIP, WEIGHTS, wide
 from inpaint_gif.clip import formats, model
 from inpaint_gif.clip.model import ChineseCLIP, find_checkpoint, load_clip
 
@@ -36,7 +32,9 @@ def broken(state, change) -> dict:
 def test_a_checkpoint_as_cn_clips_training_writes_it(tmp_path, images):
     """With `module.` before each name and other things in it; no sizes, and the vocabulary beside it."""
     checkpoint = wide()
-    state = {f"module.{key}": value for key, value in checkpoint.state.items()} | {"module.bert.pooler.dense.weight": torch.zeros(2, 2)}
+    state = {f"module.{key}": value for key, value in checkpoint.state.items()} | {
+        "module.bert.pooler.dense.weight": torch.zeros(2, 2)
+    }
     torch.save({"epoch": 3, "step": 9, "name": "x", "state_dict": state, "optimizer": {}}, tmp_path / "epoch3.pt")
     (tmp_path / "vocab.txt").write_text("\n".join(checkpoint.vocab), encoding="utf-8")
     clip = model.ChineseCLIP(formats.read_checkpoint(tmp_path / "epoch3.pt"), "transformers")
@@ -69,22 +67,46 @@ def test_layouts_of_folders(layout, checkpoint, checkpoint_folder, tmp_path):
     made = find_checkpoint(str(target))
     tolerance = 2e-3 if "fp16" in layout else 0
     assert made.state.keys() == checkpoint.state.keys()
-    assert all(torch.allclose(made.state[key], checkpoint.state[key], atol=tolerance, rtol=tolerance) for key in checkpoint.state)
+    assert all(
+        torch.allclose(made.state[key], checkpoint.state[key], atol=tolerance, rtol=tolerance)
+        for key in checkpoint.state
+    )
 
 
-@pytest.mark.parametrize("layout", ["plain", "flash", "image", "prefixed", "namespace", "half", "compiled", "other key", "no key", "old file", "safetensors"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "plain",
+        "flash",
+        "image",
+        "prefixed",
+        "namespace",
+        "half",
+        "compiled",
+        "other key",
+        "no key",
+        "old file",
+        "safetensors",
+    ],
+)
 def test_layouts_of_checkpoints(layout, tmp_path, command_line):
     """Each becomes a folder that holds the same weights. A result that is not whole is never reported as success."""
     checkpoint, out = wide(), tmp_path / "out"
     state = {
         "flash": flash(checkpoint.state),
         "image": {key.replace("attn.in_proj_", "attn.Wqkv."): value for key, value in checkpoint.state.items()},
-        "prefixed": {f"module.{key}": value for key, value in flash(checkpoint.state).items()} | {"module.bert.pooler.dense.bias": torch.zeros(8)},
+        "prefixed": {f"module.{key}": value for key, value in flash(checkpoint.state).items()}
+        | {"module.bert.pooler.dense.bias": torch.zeros(8)},
         "half": {key: value.half() for key, value in checkpoint.state.items()},
         "compiled": {f"module._orig_mod.{key}": value for key, value in checkpoint.state.items()},
     }.get(layout, checkpoint.state)
-    assert layout != "flash" or (set(state) ^ set(checkpoint.state) and not any("in_proj" in key or "query" in key for key in state))
-    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-5, "betas": (0.9, 0.98), "params": [0]}]}
+    assert layout != "flash" or (
+        set(state) ^ set(checkpoint.state) and not any("in_proj" in key or "query" in key for key in state)
+    )
+    optimizer = {
+        "state": {0: {"step": torch.tensor(3.0)}},
+        "param_groups": [{"lr": 1e-5, "betas": (0.9, 0.98), "params": [0]}],
+    }
     whole = {"epoch": 3, "step": 300, "name": "x", "state_dict": state, "optimizer": optimizer}
     whole |= {"args": argparse.Namespace(lr=1e-5, vision_model="ViT-B-16")} if layout == "namespace" else {}
     whole = {"other key": {"model": state, "epoch": 1}, "no key": state}.get(layout, whole)
@@ -97,37 +119,74 @@ def test_layouts_of_checkpoints(layout, tmp_path, command_line):
     code, said, err = command_line(CONVERT_CLIP, "--clip", file, "--out", out)
     assert code == 0 and "cn_clip and transformers differ by" in said, err
     made = find_checkpoint(str(out))
-    assert made.config == checkpoint.config and made.vocab == checkpoint.vocab and made.state.keys() == checkpoint.state.keys()
+    assert (
+        made.config == checkpoint.config
+        and made.vocab == checkpoint.vocab
+        and made.state.keys() == checkpoint.state.keys()
+    )
     tolerance = 2e-3 if layout == "half" else 0
-    assert all(torch.allclose(made.state[key], checkpoint.state[key], atol=tolerance, rtol=tolerance) for key in checkpoint.state)
+    assert all(
+        torch.allclose(made.state[key], checkpoint.state[key], atol=tolerance, rtol=tolerance)
+        for key in checkpoint.state
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.pop("visual.transformer.resblocks.1.attn.in_proj_bias"), "another architecture: .*bias is missing"),
+        (
+            lambda s: s.pop("visual.transformer.resblocks.1.attn.in_proj_bias"),
+            "another architecture: .*bias is missing",
+        ),
         (lambda s: s.update({"visual.extra": torch.zeros(1)}), "another architecture: visual.extra is unknown"),
-        (lambda s: s.update({"visual.transformer.resblocks.0.attn.in_proj_weight": torch.zeros(5, 64)}), "another architecture"),
-        (lambda s: s.update({"visual.transformer.resblocks.0.attn.Wqkv.weight": torch.zeros(()), "bert.encoder.layer.0.attention.self.Wqkv.bias": torch.zeros(1)}),
-         "wrong number of dimensions|another architecture"),
-        (lambda s: s.update({"visual.conv1.weight": torch.zeros(4)}), "holds no Chinese CLIP: visual.conv1.weight or another"),
-        (lambda s: s["visual.proj"].__setitem__((0, 0), float("nan")), "holds infinite numbers or NaN, first in visual.proj"),
+        (
+            lambda s: s.update({"visual.transformer.resblocks.0.attn.in_proj_weight": torch.zeros(5, 64)}),
+            "another architecture",
+        ),
+        (
+            lambda s: s.update(
+                {
+                    "visual.transformer.resblocks.0.attn.Wqkv.weight": torch.zeros(()),
+                    "bert.encoder.layer.0.attention.self.Wqkv.bias": torch.zeros(1),
+                }
+            ),
+            "wrong number of dimensions|another architecture",
+        ),
+        (
+            lambda s: s.update({"visual.conv1.weight": torch.zeros(4)}),
+            "holds no Chinese CLIP: visual.conv1.weight or another",
+        ),
+        (
+            lambda s: s["visual.proj"].__setitem__((0, 0), float("nan")),
+            "holds infinite numbers or NaN, first in visual.proj",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_not_converted(change, sentence, tmp_path, command_line):
     checkpoint = wide()
-    torch.save({"state_dict": broken({key: value.clone() for key, value in checkpoint.state.items()}, change)}, tmp_path / "x.pt")
+    torch.save(
+        {"state_dict": broken({key: value.clone() for key, value in checkpoint.state.items()}, change)},
+        tmp_path / "x.pt",
+    )
     (tmp_path / "vocab.txt").write_text("\n".join(checkpoint.vocab), encoding="utf-8")
     for out in (tmp_path / "out", tmp_path / "out.pt"):
         code, said, err = command_line(CONVERT_CLIP, "--clip", tmp_path / "x.pt", "--out", out)
-        assert code == 2 and said == "" and re.search(sentence, err) and "Traceback" not in err and not out.exists(), err
+        assert code == 2 and said == "" and re.search(sentence, err) and "Traceback" not in err and not out.exists(), (
+            err
+        )
 
 
 def test_heads_that_the_weights_do_not_tell(checkpoint, tmp_path, recwarn):
-    """The sizes of a model that was never published may be in a file beside it; without one, a warning says what is assumed."""
+    """The sizes of a model that was never published may be in a file beside it;
+    without one, a warning says what is assumed.
+    """
     torch.save({"state_dict": checkpoint.state}, tmp_path / "x.pt")
     (tmp_path / "vocab.txt").write_text("\n".join(checkpoint.vocab), encoding="utf-8")
-    assert formats.read_checkpoint(tmp_path / "x.pt").config.text_num_attention_heads == 1 != checkpoint.config.text_num_attention_heads
+    assert (
+        formats.read_checkpoint(tmp_path / "x.pt").config.text_num_attention_heads
+        == 1
+        != checkpoint.config.text_num_attention_heads
+    )
     assert "does not say how wide its attention heads are" in str(recwarn.pop().message)
     (tmp_path / "cn_clip.json").write_text(json.dumps(asdict(checkpoint.config)))
     assert formats.read_checkpoint(tmp_path / "x.pt").config == checkpoint.config and not recwarn
@@ -136,10 +195,16 @@ def test_heads_that_the_weights_do_not_tell(checkpoint, tmp_path, recwarn):
 
 
 def test_the_vocabulary_that_fits_is_taken(tmp_path):
-    """The one beside the checkpoint before the one that cn_clip brings along, whatever its line ends; one that does not fit is refused."""
+    """The one beside the checkpoint before the one that cn_clip brings along, whatever its line ends;
+    one that does not fit is refused.
+    """
     checkpoint = wide()
     torch.save({"state_dict": checkpoint.state}, tmp_path / "x.pt")
-    for text in ("\n".join(checkpoint.vocab), "\r\n".join(checkpoint.vocab) + "\r\n\r\n", "\ufeff" + "\n".join(checkpoint.vocab) + "\n"):
+    for text in (
+        "\n".join(checkpoint.vocab),
+        "\r\n".join(checkpoint.vocab) + "\r\n\r\n",
+        "\ufeff" + "\n".join(checkpoint.vocab) + "\n",
+    ):
         (tmp_path / "vocab.txt").write_bytes(text.encode())
         assert find_checkpoint(str(tmp_path / "x.pt")).vocab == checkpoint.vocab
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")
@@ -163,7 +228,9 @@ def test_a_published_name_is_taken_from_cn_clips_cache(tmp_path, monkeypatch):
 def test_a_published_name_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "CACHE", tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"ViT-B-16 needs clip_cn_vit-b-16.pt, which is not in .* did not answer .* --clip pretrained"):
+    with pytest.raises(
+        UserError, match=r"ViT-B-16 needs clip_cn_vit-b-16.pt, which is not in .* did not answer .* --clip pretrained"
+    ):
         load_clip("ViT-B-16")
 
 
@@ -201,18 +268,46 @@ def test_wrong_files_are_refused(checkpoint, checkpoint_folder, tmp_path):
     refused(copied(projection_dim=48), "weights of another architecture: .*projection.* there, .* here")
     refused(copied(vision_config__intermediate_size=100), "intermediate_size 100 in its vision_config; .* has 256")
     refused(copied(vision_config__num_hidden_layers=10**8), "tensors cannot be 100,000,000 layers")
-    refused(copied(vision_config__intermediate_size=4 * 10**6, vision_config__hidden_size=10**6, vision_config__num_attention_heads=1),
-            "weights of another architecture")  # fmt: skip
+    refused(
+        copied(
+            vision_config__intermediate_size=4 * 10**6,
+            vision_config__hidden_size=10**6,
+            vision_config__num_attention_heads=1,
+        ),
+        "weights of another architecture",
+    )
     refused(copied(vision_config__hidden_act="gelu"), "hidden_act gelu in its vision_config; .* quick_gelu")
     refused(copied(text_config__num_attention_heads=5), "describes no Chinese CLIP|multiple of 5")
-    refused(copied(vision_config__num_attention_heads=0), "num_attention_heads 0 in its vision_config|describes no Chinese CLIP|must be a multiple")
-    refused(copied(text_config__hidden_act="quick_gelu"), "text_hidden_act is 'quick_gelu'; cn_clip has gelu, gelu_new, relu, swish")
-    for sizes in ({"text_hidden_act": 3}, {"vision_layers": 2.5}, {"vision_width": None}, {"vocab_size": "many"}):  # then the weights are asked
+    refused(
+        copied(vision_config__num_attention_heads=0),
+        "num_attention_heads 0 in its vision_config|describes no Chinese CLIP|must be a multiple",
+    )
+    refused(
+        copied(text_config__hidden_act="quick_gelu"),
+        "text_hidden_act is 'quick_gelu'; cn_clip has gelu, gelu_new, relu, swish",
+    )
+    for sizes in (
+        {"text_hidden_act": 3},
+        {"vision_layers": 2.5},
+        {"vision_width": None},
+        {"vocab_size": "many"},
+    ):  # then the weights are asked
         own = {"config": asdict(checkpoint.config) | sizes, "vocab": list(checkpoint.vocab)}
-        assert find_checkpoint(str(pickled({"state_dict": checkpoint.state} | own))).config == formats.config_from_weights(checkpoint.state, "a test")
+        assert find_checkpoint(
+            str(pickled({"state_dict": checkpoint.state} | own))
+        ).config == formats.config_from_weights(checkpoint.state, "a test")
     own = {"config": asdict(checkpoint.config) | {"vision_layers": -1}, "vocab": list(checkpoint.vocab)}
     refused(pickled({"state_dict": checkpoint.state} | own), "another architecture")
-    refused(pickled({"state_dict": checkpoint.state, "config": asdict(checkpoint.config), "vocab": [[1]] * len(checkpoint.vocab)}), "is no list of texts")
+    refused(
+        pickled(
+            {
+                "state_dict": checkpoint.state,
+                "config": asdict(checkpoint.config),
+                "vocab": [[1]] * len(checkpoint.vocab),
+            }
+        ),
+        "is no list of texts",
+    )
     broken = copied()
     (broken / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
     refused(broken, f"has 4 tokens, but its weights are for {checkpoint.config.vocab_size}")
@@ -220,10 +315,16 @@ def test_wrong_files_are_refused(checkpoint, checkpoint_folder, tmp_path):
     refused(pickled({"state_dict": {"layer.weight": torch.zeros(1)}}), "holds no Chinese CLIP: among its 1 weights")
     refused(pickled([1, 2]), "holds no state dict")
     (tmp_path / "text.pt").write_text("hello")
-    refused(tmp_path / "text.pt", "cannot be read as a checkpoint of weights: it is damaged, or torch.save has not written it")
+    refused(
+        tmp_path / "text.pt",
+        "cannot be read as a checkpoint of weights: it is damaged, or torch.save has not written it",
+    )
     less = dict(wide().state)
     del less["visual.transformer.resblocks.1.ln_2.bias"]
-    refused(pickled({"state_dict": less, "vocab": list(checkpoint.vocab)}), "another architecture: .*layer_norm2.bias is missing")
+    refused(
+        pickled({"state_dict": less, "vocab": list(checkpoint.vocab)}),
+        "another architecture: .*layer_norm2.bias is missing",
+    )
     with pytest.raises(UserError, match="unknown backend 'back'"):
         load_clip(checkpoint_folder, "back")
 
@@ -236,7 +337,9 @@ def test_convert_there_and_back(clip_run, tmp_path, command_line):
     assert code == 0, err
     assert (tmp_path / "folder/model.safetensors").read_bytes() == (clip_run / WEIGHTS).read_bytes()
     code, _, err = command_line(CONVERT_CLIP, "--clip", clip_run, "--out", tmp_path / "half", "--half")
-    assert code == 0 and (tmp_path / "half/model.safetensors").stat().st_size < 0.6 * (clip_run / WEIGHTS).stat().st_size, err
+    assert (
+        code == 0 and (tmp_path / "half/model.safetensors").stat().st_size < 0.6 * (clip_run / WEIGHTS).stat().st_size
+    ), err
     whole, half = (load_clip(path, "transformers").encode_text(["番茄炒蛋"]) for path in (clip_run, tmp_path / "half"))
     torch.testing.assert_close(whole, half, atol=2e-3, rtol=0)
     code, _, err = command_line(CONVERT_CLIP, "--clip", clip_run, "--out", tmp_path / "clip.pt")
@@ -264,7 +367,9 @@ def test_convert_writes_nothing_where_the_libraries_differ(clip_run, tmp_path, c
 
 
 def test_numbers_too_large_for_half_precision(checkpoint, tmp_path):
-    large = checkpoint._replace(state=checkpoint.state | {"text_projection": checkpoint.state["text_projection"] + 1e5})
+    large = checkpoint._replace(
+        state=checkpoint.state | {"text_projection": checkpoint.state["text_projection"] + 1e5}
+    )
     with pytest.raises(UserError, match="text_projection.weight of a test holds numbers too large for half precision"):
         formats.save_folder(tmp_path / "half", large, torch.float16)
     assert not (tmp_path / "half").exists()

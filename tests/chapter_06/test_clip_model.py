@@ -18,13 +18,7 @@ from common.data.dishes.captions import names_of
 from common.data.dishes.menu import DISHES
 from common.errors import UserError
 from common.models.text.encoders import CLIPTextEncoder
-from helpers.chapter_06 import (
-    TEXTS,
-    attributes_of,
-    shaken,
-    small_config,
-    small_vocab,
-)
+from helpers.chapter_06 import TEXTS, attributes_of, shaken, small_config, small_vocab
 from helpers.programs import ROOT, load_program
 from inpaint_gif.clip import dish_names, formats, model
 from inpaint_gif.clip.formats import CLIPCheckpoint, CLIPConfig
@@ -34,13 +28,17 @@ from inpaint_gif.clip.model import ChineseCLIP, load_clip, preprocess, trim_padd
 def published_config(**changes) -> CLIPConfig:
     """The sizes of ViT-B-16, as cn_clip describes it."""
     configs = Path(cn_clip.__file__).parent / "clip" / "model_configs"
-    sizes = [json.loads((configs / f"{name}.json").read_text()) for name in ("ViT-B-16", "RoBERTa-wwm-ext-base-chinese")]
+    sizes = [
+        json.loads((configs / f"{name}.json").read_text()) for name in ("ViT-B-16", "RoBERTa-wwm-ext-base-chinese")
+    ]
     return CLIPConfig(**sizes[0] | sizes[1] | changes)
 
 
 def test_the_folder_is_the_model_that_transformers_opens(checkpoint, checkpoint_folder, images):
     theirs = transformers.ChineseCLIPModel.from_pretrained(checkpoint_folder, dtype=torch.float32).eval()
-    tokens = transformers.AutoTokenizer.from_pretrained(checkpoint_folder)(TEXTS[:4], padding=True, return_tensors="pt")
+    tokens = transformers.AutoTokenizer.from_pretrained(checkpoint_folder)(
+        TEXTS[:4], padding=True, return_tensors="pt"
+    )
     ours = ChineseCLIP(checkpoint, "transformers")
     with torch.no_grad():
         texts = F.normalize(theirs.get_text_features(**tokens).pooler_output, dim=-1)
@@ -68,7 +66,9 @@ def test_from_cn_clip_to_transformers(images):
     words = small_vocab()
     torch.manual_seed(3)
     theirs = shaken(CLIP(**asdict(small_config(words))), 3)
-    theirs.tokenizer = model.CnCLIPNetwork(CLIPCheckpoint(small_config(words), theirs.state_dict(), words, "a test"), 52).tokenizer
+    theirs.tokenizer = model.CnCLIPNetwork(
+        CLIPCheckpoint(small_config(words), theirs.state_dict(), words, "a test"), 52
+    ).tokenizer
     ours = ChineseCLIP(CLIPCheckpoint(small_config(words), theirs.state_dict(), words, "a test"), "transformers")
     with torch.no_grad():
         texts = F.normalize(theirs.encode_text(ours.network.ids(TEXTS)), dim=-1)
@@ -79,15 +79,20 @@ def test_from_cn_clip_to_transformers(images):
 
 
 def test_the_published_geometry_in_both_libraries():
-    """ViT-B-16 with random weights, 224 pixels and the whole vocabulary. Two layers of each network instead of twelve: the whole model
-    needs more than 2 GB here."""
+    """ViT-B-16 with random weights, 224 pixels and the whole vocabulary. Two layers of each network instead of twelve:
+    the whole model needs more than 2 GB here."""
     words, shape = model.package_vocab(), published_config(vision_layers=2, text_num_hidden_layers=2)
     torch.manual_seed(0)
-    state = shaken(transformers.ChineseCLIPModel(transformers.ChineseCLIPConfig(**shape.to_transformers())), scale=0.05).state_dict()
+    state = shaken(
+        transformers.ChineseCLIPModel(transformers.ChineseCLIPConfig(**shape.to_transformers())), scale=0.05
+    ).state_dict()
     checkpoint = CLIPCheckpoint(shape, formats.from_transformers(state), words, "a test")
     assert formats.config_from_weights(checkpoint.state, "a test") == shape
     pictures = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    first, second = (torch.cat([clip.encode_text(TEXTS), clip.encode_image(pictures)]) for clip in (ChineseCLIP(checkpoint, backend) for backend in model.BACKENDS))
+    first, second = (
+        torch.cat([clip.encode_text(TEXTS), clip.encode_image(pictures)])
+        for clip in (ChineseCLIP(checkpoint, backend) for backend in model.BACKENDS)
+    )
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
     assert (first[0] - first[1]).abs().max() > 1e-3 and (first[-1] - first[-2]).abs().max() > 1e-3
 
@@ -119,7 +124,9 @@ def test_names_of_weights_go_there_and_back(checkpoint):
     from cn_clip.clip.model import CLIP
 
     born = CLIP(**asdict(checkpoint.config)).state_dict()
-    assert {key: value.shape for key, value in born.items()} == {key: value.shape for key, value in checkpoint.state.items()}
+    assert {key: value.shape for key, value in born.items()} == {
+        key: value.shape for key, value in checkpoint.state.items()
+    }
     back = formats.from_transformers(formats.to_transformers(checkpoint.state))
     assert back.keys() == checkpoint.state.keys()
     assert all(torch.equal(back[key], checkpoint.state[key]) for key in back)
@@ -140,7 +147,11 @@ def test_both_tokenizers_cut_alike(checkpoint):
     """On odd texts, all names of the menu, and every caption of a set: with our vocabulary, and with cn_clip's own."""
     rng = np.random.default_rng(0)
     captions = [text for dish in DISHES for text in dish_names.captions_of(attributes_of(dish), 2, rng)]
-    texts = [*TEXTS, *captions, *(name for dish in DISHES for language in ("zh", "en") for name in names_of(dish, language))]
+    texts = [
+        *TEXTS,
+        *captions,
+        *(name for dish in DISHES for language in ("zh", "en") for name in names_of(dish, language)),
+    ]
     first, second = model.CnCLIPNetwork(checkpoint, 52), model.TransformersNetwork(checkpoint, 52)
     assert torch.equal(first.ids(texts), second.ids(texts))
     from cn_clip.clip import tokenize
@@ -151,7 +162,9 @@ def test_both_tokenizers_cut_alike(checkpoint):
 
 
 def test_pictures_are_prepared_as_cn_clip_does():
-    """Resized with PIL's bicubic curve, coloured as CLIP wants them; ours goes through floats, theirs through bytes."""
+    """Resized with PIL's bicubic curve, coloured as CLIP wants them;
+    ours goes through floats, theirs through bytes.
+    """
     from cn_clip.clip import image_transform
 
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
@@ -189,7 +202,10 @@ def test_without_cn_clip_its_installation_is_named(checkpoint_folder, monkeypatc
     """Before anything is read; the second backend computes all the same."""
     monkeypatch.setattr(model, "cn_clip_installed", lambda: False)
     for name in (checkpoint_folder, "ViT-B-16", "no-such-name"):
-        with pytest.raises(UserError, match=f"cn_clip is not installed; install it with {model.INSTALL}, or use --backend transformers"):
+        with pytest.raises(
+            UserError,
+            match=f"cn_clip is not installed; install it with {model.INSTALL}, or use --backend transformers",
+        ):
             load_clip(name)
     assert load_clip(checkpoint_folder, "transformers").encode_text(["米饭"]).shape == (1, 24)
     assert (ROOT / model.INSTALL.split()[-1]).exists()
@@ -198,7 +214,10 @@ def test_without_cn_clip_its_installation_is_named(checkpoint_folder, monkeypatc
 def test_a_cn_clip_that_cannot_be_imported(checkpoint, monkeypatch):
     """As beside version 2 of flash_attn, where cn_clip looks for a module of version 1."""
     monkeypatch.setitem(sys.modules, "cn_clip.clip.model", None)
-    with pytest.raises(UserError, match=r"cn_clip is installed, but cannot be imported \(.*cn_clip.clip.model.*\); use --backend transformers"):
+    with pytest.raises(
+        UserError,
+        match=r"cn_clip is installed, but cannot be imported \(.*cn_clip.clip.model.*\); use --backend transformers",
+    ):
         ChineseCLIP(checkpoint)
 
 

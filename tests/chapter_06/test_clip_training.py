@@ -19,7 +19,16 @@ from common.data.dishes.captions import names_of
 from common.data.dishes.menu import DISHES
 from common.errors import UserError
 from common.random import BatchRandom
-from helpers.chapter_06 import EVALUATE_CLIP, TINY_CLIP, TRAIN_CLIP, WEIGHTS, attributes_of, small_config, small_vocab, unit
+from helpers.chapter_06 import (
+    EVALUATE_CLIP,
+    TINY_CLIP,
+    TRAIN_CLIP,
+    WEIGHTS,
+    attributes_of,
+    small_config,
+    small_vocab,
+    unit,
+)
 from helpers.programs import load_program, run_main
 from inpaint_gif.clip import dish_names, formats, loss, model, retrieval, trainer
 from inpaint_gif.clip.flags import CLIPFlags
@@ -33,7 +42,9 @@ def double_loop(images, texts, dish, scale) -> list[float]:
     for i in range(n):
         total = 0.0
         for mine, others in ((images, texts), (texts, images)):
-            scores = [scale * sum(float(a) * float(b) for a, b in zip(mine[i], others[j], strict=True)) for j in range(n)]
+            scores = [
+                scale * sum(float(a) * float(b) for a, b in zip(mine[i], others[j], strict=True)) for j in range(n)
+            ]
             whole = math.log(sum(math.exp(s) for s in scores))
             right = [j for j in range(n) if dish[j] == dish[i]]
             total += -sum(scores[j] - whole for j in right) / len(right) - math.log(len(right))
@@ -47,7 +58,9 @@ def menu_clip() -> ChineseCLIP:
     shape = small_config(words)
     torch.manual_seed(0)
     net = transformers.ChineseCLIPModel(transformers.ChineseCLIPConfig(**shape.to_transformers()))
-    return ChineseCLIP(CLIPCheckpoint(shape, formats.from_transformers(net.state_dict()), words, "a test"), "transformers")
+    return ChineseCLIP(
+        CLIPCheckpoint(shape, formats.from_transformers(net.state_dict()), words, "a test"), "transformers"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +92,9 @@ def test_loss_is_clips_where_all_dishes_differ():
 
 
 def test_the_same_dish_is_no_negative():
-    """Two plates of one dish with the same vector: nothing to improve, where CLIP's own loss would push them apart for ever."""
+    """Two plates of one dish with the same vector: nothing to improve,
+    where CLIP's own loss would push them apart for ever.
+    """
     x = torch.eye(4)[[0, 0, 1, 2]].requires_grad_()
     dish = torch.tensor([0, 0, 1, 2])
     losses = loss.contrastive_loss(x, x.detach(), dish, torch.tensor(50.0))
@@ -122,18 +137,28 @@ def test_vocabulary_knows_its_captions_and_nothing_else(checkpoint):
 
 
 def test_orders():
-    """What is on the menu is served in silence; for everything else there is a sentence, and the best that can be done."""
+    """What is on the menu is served in silence; for everything else there is a sentence,
+    and the best that can be done.
+    """
     clip = menu_clip()
     plain = dish_names.parse_dish_name(clip, " 番茄炒蛋 ")
     assert (plain.name, plain.dish, plain.remarks) == ("番茄炒蛋", "番茄炒蛋", ()) and plain.nearest[0][1] > 0.5
-    assert dish_names.parse_dish_name(clip, "土鸡蛋炒番茄").dish == dish_names.parse_dish_name(clip, "番茄炒鸡蛋").dish == "番茄炒蛋"
+    assert (
+        dish_names.parse_dish_name(clip, "土鸡蛋炒番茄").dish
+        == dish_names.parse_dish_name(clip, "番茄炒鸡蛋").dish
+        == "番茄炒蛋"
+    )
     english = dish_names.parse_dish_name(clip, "peking duck")
     assert (english.name, english.dish) == ("北京烤鸭", "北京烤鸭") and "is read as 北京烤鸭" in english.remarks[0]
     secret = dish_names.parse_dish_name(clip, "抄手")  # no character of it is known, but the menu knows the name
     assert (secret.name, secret.dish) == ("馄饨", "馄饨") and "read as 馄饨" in secret.remarks[0]
     unknown = dish_names.parse_dish_name(clip, "炸龘龘")
     assert unknown.dish is None and unknown.name == "炸龘龘" and len(unknown.nearest) == 3
-    assert "never read 龘," in unknown.remarks[0] and "best effort" in unknown.remarks[1] and unknown.nearest[0][0] in unknown.remarks[1]
+    assert (
+        "never read 龘," in unknown.remarks[0]
+        and "best effort" in unknown.remarks[1]
+        and unknown.nearest[0][0] in unknown.remarks[1]
+    )
     foreign = dish_names.parse_dish_name(clip, "pizza")
     assert "is not Chinese" in foreign.remarks[0] and foreign.dish is None
     assert any("cut before" in remark for remark in dish_names.parse_dish_name(clip, "番茄" * 30).remarks)
@@ -143,8 +168,10 @@ def test_orders():
 
 def test_nearest_dishes_are_nearest():
     clip = menu_clip()
-    cosines = {dish: float(F.normalize(clip.encode_text(names).mean(0), dim=0) @ clip.encode_text(["炒蛋"])[0])
-               for dish, names in dish_names.LEARNED.items()}  # fmt: skip
+    cosines = {
+        dish: float(F.normalize(clip.encode_text(names).mean(0), dim=0) @ clip.encode_text(["炒蛋"])[0])
+        for dish, names in dish_names.LEARNED.items()
+    }
     best = sorted(cosines, key=cosines.get, reverse=True)[:3]
     assert [dish for dish, _ in dish_names.nearest_dishes(clip, "炒蛋")] == best
 
@@ -154,10 +181,14 @@ def test_ranks_against_sorting():
     places = [sorted(range(9), key=lambda k: -float(queries[i] @ keys[k])).index(int(right[i])) for i in range(40)]
     assert retrieval.ranks(queries, keys, right).tolist() == places
     result = retrieval.retrieval_accuracy(queries, keys, right, times=200)
-    assert result.top1.value == pytest.approx(np.mean([p < 1 for p in places])) and result.top5.value == pytest.approx(np.mean([p < 5 for p in places]))
+    assert result.top1.value == pytest.approx(np.mean([p < 1 for p in places])) and result.top5.value == pytest.approx(
+        np.mean([p < 5 for p in places])
+    )
     assert result.top1.low < result.top1.value < result.top1.high and (result.queries, result.choices) == (40, 9)
     same = torch.ones(1, 6) / 6**0.5
-    assert retrieval.ranks(same, same.expand(4, -1), torch.tensor([2])).tolist() == [3]  # who says the same of all has named nothing
+    assert retrieval.ranks(same, same.expand(4, -1), torch.tensor([2])).tolist() == [
+        3
+    ]  # who says the same of all has named nothing
 
 
 def test_the_smaller_question():
@@ -177,7 +208,15 @@ def test_centres():
 
 
 def test_a_run_leaves_everything(clip_run):
-    for name in ("config.json", "metrics.csv", "found.png", WEIGHTS, "model/config.json", "model/cn_clip.json", "model/vocab.txt"):
+    for name in (
+        "config.json",
+        "metrics.csv",
+        "found.png",
+        WEIGHTS,
+        "model/config.json",
+        "model/cn_clip.json",
+        "model/vocab.txt",
+    ):
         assert (clip_run / name).exists(), name
     with open(clip_run / "quality.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -212,13 +251,23 @@ def test_both_halves_and_the_temperature_learn(clip_run):
     after = find_checkpoint(str(clip_run)).state
     assert before.keys() == after.keys()
     moved = [key for key in before if not torch.equal(before[key], after[key])]
-    assert {"logit_scale", "visual.conv1.weight", "visual.proj", "text_projection", "bert.embeddings.word_embeddings.weight"} <= set(moved)
+    assert {
+        "logit_scale",
+        "visual.conv1.weight",
+        "visual.proj",
+        "text_projection",
+        "bert.embeddings.word_embeddings.weight",
+    } <= set(moved)
     assert float(before["logit_scale"]) == pytest.approx(math.log(1 / 0.07)) and len(moved) > 0.9 * len(before)
 
 
 def test_pictures_of_ones_own_are_learned(photographs, tmp_path, command_line):
-    """From a folder: its captions make the vocabulary, equal captions belong together, and after 80 steps each is told from the rest."""
-    code, out, err = command_line(TRAIN_CLIP, "--data", photographs, *TINY_CLIP, "--lr", 3e-3, "--steps", 80, "--out", tmp_path / "run")
+    """From a folder: its captions make the vocabulary, equal captions belong together,
+    and after 80 steps each is told from the rest.
+    """
+    code, out, err = command_line(
+        TRAIN_CLIP, "--data", photographs, *TINY_CLIP, "--lr", 3e-3, "--steps", 80, "--out", tmp_path / "run"
+    )
     assert code == 0, err
     assert "54 pictures of 3 things" in out and "held-out names" not in out
     assert "100.0% are nearest to their own name, of 3" in out
@@ -226,8 +275,21 @@ def test_pictures_of_ones_own_are_learned(photographs, tmp_path, command_line):
     assert code == 0 and "100.0 %" in out and "3 captions" in out, err
 
     # fine-tuning: it starts where the first clip_run ended, sizes and vocabulary included
-    code, out, err = command_line(TRAIN_CLIP, "--data", photographs, "--start", tmp_path / "run", "--steps", 1, "--lr", 1e-9, "--out", tmp_path / "more",
-                                  "--device", "cpu")  # fmt: skip
+    code, out, err = command_line(
+        TRAIN_CLIP,
+        "--data",
+        photographs,
+        "--start",
+        tmp_path / "run",
+        "--steps",
+        1,
+        "--lr",
+        1e-9,
+        "--out",
+        tmp_path / "more",
+        "--device",
+        "cpu",
+    )
     assert code == 0, err
     first, second = (find_checkpoint(str(tmp_path / name)) for name in ("run", "more"))
     assert second.config == first.config and second.vocab == first.vocab
@@ -236,13 +298,17 @@ def test_pictures_of_ones_own_are_learned(photographs, tmp_path, command_line):
 
 def test_characters_are_hidden_but_never_the_frame():
     ids = torch.tensor([[2, 9, 8, 7, 3, 0, 0], [2, 9, 3, 0, 0, 0, 0]]).repeat(500, 1)
-    hidden = trainer.hide_characters(ids, torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)), 0.25, unknown=1, end=3)
+    hidden = trainer.hide_characters(
+        ids, torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)), 0.25, unknown=1, end=3
+    )
     inside = ids > 3
     assert torch.equal(hidden[~inside], ids[~inside])
     assert 0.2 < float((hidden[inside] == 1).float().mean()) < 0.3
     assert torch.equal(hidden[inside & (hidden != 1)], ids[inside & (hidden != 1)])
     assert torch.equal(trainer.hide_characters(ids, torch.rand(ids.shape), 0.0, unknown=1, end=3), ids)
-    assert set(trainer.hide_characters(ids, torch.zeros(ids.shape), 0.5, unknown=100, end=3)[inside].tolist()) == {100}  # its place in the published vocabulary
+    assert set(trainer.hide_characters(ids, torch.zeros(ids.shape), 0.5, unknown=100, end=3)[inside].tolist()) == {
+        100
+    }  # its place in the published vocabulary
 
 
 def test_pictures_are_seen_anew():
@@ -251,12 +317,16 @@ def test_pictures_are_seen_anew():
     x[:, :, 12:20, 12:20] = 1.0
     seen = trainer.augment(x, BatchRandom(0, 0))
     assert seen.shape == x.shape and float(seen.min()) >= -1 and float(seen.max()) <= 1
-    assert torch.equal(seen, trainer.augment(x, BatchRandom(0, 0))) and not torch.equal(seen, trainer.augment(x, BatchRandom(0, 1)))
+    assert torch.equal(seen, trainer.augment(x, BatchRandom(0, 0))) and not torch.equal(
+        seen, trainer.augment(x, BatchRandom(0, 1))
+    )
     assert float((seen[0] - seen[1]).abs().max()) > 0.1
     bright = (seen.mean(1) > 0.2).flatten(1).sum(1)
     assert int(bright.min()) > 30 and int(bright.max()) < 200  # 64 pixels, nearer or further
     plain = torch.zeros(64, 3, 32, 32)
-    assert 0.05 < float((trainer.augment(plain, BatchRandom(0, 0))).abs().amax((1, 2, 3)).mean()) < 0.3  # light and tint alone
+    assert (
+        0.05 < float((trainer.augment(plain, BatchRandom(0, 0))).abs().amax((1, 2, 3)).mean()) < 0.3
+    )  # light and tint alone
 
 
 def test_a_step_may_look_at_some_patches_only(checkpoint, images):
@@ -268,8 +338,14 @@ def test_a_step_may_look_at_some_patches_only(checkpoint, images):
     every = torch.stack([torch.randperm(16) for _ in range(5)])
     torch.testing.assert_close(net.encode_image(pixels, every), whole, atol=1e-5, rtol=1e-5)
     half = trainer.random_patches(BatchRandom(0, 0), 5, checkpoint.config, 0.5)
-    assert half.shape == (5, 8) and all(len(set(row)) == 8 and max(row) < 16 for row in half.tolist()) and half.unique(dim=0).shape[0] == 5
-    only = pixels.clone().unfold(2, 8, 8).unfold(3, 8, 8).reshape(5, 3, 16, 8, 8)  # what is not looked at changes nothing
+    assert (
+        half.shape == (5, 8)
+        and all(len(set(row)) == 8 and max(row) < 16 for row in half.tolist())
+        and half.unique(dim=0).shape[0] == 5
+    )
+    only = (
+        pixels.clone().unfold(2, 8, 8).unfold(3, 8, 8).reshape(5, 3, 16, 8, 8)
+    )  # what is not looked at changes nothing
     hidden = torch.ones(5, 16).scatter_(1, half, 0.0).bool()
     only[hidden[:, None].expand(-1, 3, -1)] = 7.0
     other = only.view(5, 3, 4, 4, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(5, 3, 32, 32)
@@ -315,11 +391,16 @@ def test_sizes_that_do_not_fit_are_refused_before_pictures_are_drawn(monkeypatch
 
 
 def test_evaluate(clip_run, tmp_path, command_line):
-    code, out, err = command_line(EVALUATE_CLIP, "--clip", clip_run, "--n", 30, "--out", tmp_path / "figures.json", "--backend", "transformers")
+    code, out, err = command_line(
+        EVALUATE_CLIP, "--clip", clip_run, "--n", 30, "--out", tmp_path / "figures.json", "--backend", "transformers"
+    )
     assert code == 0, err
     results = json.loads((tmp_path / "figures.json").read_text())["results"]
-    assert list(results) == [f"{what}, {n} dishes" for what in ("pictures of test", "pictures of heldout", "learned names", "held-out names")
-                             for n in (80, 40)]  # fmt: skip
+    assert list(results) == [
+        f"{what}, {n} dishes"
+        for what in ("pictures of test", "pictures of heldout", "learned names", "held-out names")
+        for n in (80, 40)
+    ]
     assert results["held-out names, 80 dishes"]["queries"] == len(dish_names.HELD_OUT)
     assert results["pictures of test, 80 dishes"]["queries"] == 30 > results["pictures of test, 40 dishes"]["queries"]
     assert all(name in out for name in results)
@@ -330,7 +411,10 @@ def test_evaluate(clip_run, tmp_path, command_line):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--batch-size", 1], "--batch-size must be at least 2, not 1; a picture is compared with the names of the others"),
+        (
+            ["--batch-size", 1],
+            "--batch-size must be at least 2, not 1; a picture is compared with the names of the others",
+        ),
         (["--seed", -1], "--seed must be 0 or more"),
         (["--unknown", 1], "--unknown must be"),
         (["--keep", 0], "--keep must be above 0"),
@@ -345,5 +429,14 @@ def test_evaluate(clip_run, tmp_path, command_line):
     ],
 )
 def test_bad_input(flags, sentence, tmp_path, command_line):
-    code, _, err = command_line(TRAIN_CLIP, "--n", 2, "--held-out", 2, "--device", "cpu", *(flags if "--resume" in flags else [*flags, "--out", tmp_path / "run"]))
+    code, _, err = command_line(
+        TRAIN_CLIP,
+        "--n",
+        2,
+        "--held-out",
+        2,
+        "--device",
+        "cpu",
+        *(flags if "--resume" in flags else [*flags, "--out", tmp_path / "run"]),
+    )
     assert code == 2 and sentence in err and "Traceback" not in err

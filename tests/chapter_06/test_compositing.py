@@ -1,6 +1,5 @@
 """Masks, soft edges, compositing, seams, and the fills that need no network."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -55,7 +54,9 @@ def test_seam():
     mask = torch.zeros(1, SIZE, SIZE)
     mask[..., 40:] = 1
     natural = [compositing.seam(texture(seed=s), mask) for s in range(12)]
-    hard = [compositing.seam(compositing.overlay(texture(seed=s), texture(seed=s + 50), mask), mask) for s in range(12)]
+    hard = [
+        compositing.seam(compositing.overlay(texture(seed=s), texture(seed=s + 50), mask), mask) for s in range(12)
+    ]
     assert np.mean(natural) == pytest.approx(1, abs=0.1) and max(natural) < 1.5 < 3 < min(hard)
     flat = torch.zeros(3, SIZE, SIZE)
     assert compositing.seam(flat, mask) == 1 and compositing.seam(flat + mask, mask) > 50
@@ -73,7 +74,9 @@ def test_cropped_inpainting_changes_nothing_but_the_mask(size, padding):
 
     def red(image, hole, prompt, seed):
         seen.append((image.shape, hole.shape, set(hole.unique().tolist()), prompt, seed))
-        return torch.tensor([1.0, -1, -1])[:, None, None].expand_as(image) * hole - (1 - hole)  # and it spoils the rest
+        return torch.tensor([1.0, -1, -1])[:, None, None].expand_as(image) * hole - (
+            1 - hole
+        )  # and it spoils the rest
 
     result = compositing.inpaint_cropped(red, picture, mask, "葱", 5, size, padding)
     known = (mask == 0).expand(3, -1, -1)

@@ -25,13 +25,24 @@ from inpaint_gif.training.flags import HoleFlags
 
 @pytest.mark.parametrize("which", ["dish", "hole", "control"])
 def test_a_resumed_run_is_the_same_run(which, request, tmp_path):
-    """Thrown back to its checkpoint of step 2, it ends with the same bytes; what it began with may be gone, if it does not work beside it."""
+    """Thrown back to its checkpoint of step 2, it ends with the same bytes;
+    what it began with may be gone, if it does not work beside it.
+    """
     run, again = request.getfixturevalue(f"{which}_run"), tmp_path / "run"
     shutil.copytree(run, again)
     (again / "checkpoints" / "step-00000004.pt").unlink()
-    settings, gone = json.loads((again / "config.json").read_text()), {"dish": ("model", "clip"), "hole": ("model",), "control": ()}[which]
+    settings, gone = (
+        json.loads((again / "config.json").read_text()),
+        {"dish": ("model", "clip"), "hole": ("model",), "control": ()}[which],
+    )
     (again / "config.json").write_text(json.dumps(settings | dict.fromkeys(gone, "nowhere")))
-    run_main({"dish": TRAIN_DISH, "hole": TRAIN_INPAINT, "control": TRAIN_CONTROLNET}[which], "--resume", again, "--device", "cpu")
+    run_main(
+        {"dish": TRAIN_DISH, "hole": TRAIN_INPAINT, "control": TRAIN_CONTROLNET}[which],
+        "--resume",
+        again,
+        "--device",
+        "cpu",
+    )
     weights = UNET if which != "control" else Path(UNET).name
     assert (again / "model" / weights).read_bytes() == (run / "model" / weights).read_bytes()
 
@@ -40,8 +51,13 @@ def test_a_run_of_inpaint_leaves_everything(hole_run, sd):
     for name in ("config.json", "metrics.csv", "samples.png", "loss.png", f"model/{UNET}", "model/model_index.json"):
         assert (hole_run / name).exists(), name
     before, after = (load_file(folder / UNET) for folder in (sd, hole_run / "model"))
-    assert after["conv_in.weight"].shape[1] == 9 and after["conv_in.weight"][:, 4:].abs().max() > 0  # it begins to look
-    assert sum(not torch.equal(before[key], after[key]) for key in before if key != "conv_in.weight") > 0.9 * len(before) - 1
+    assert (
+        after["conv_in.weight"].shape[1] == 9 and after["conv_in.weight"][:, 4:].abs().max() > 0
+    )  # it begins to look
+    assert (
+        sum(not torch.equal(before[key], after[key]) for key in before if key != "conv_in.weight")
+        > 0.9 * len(before) - 1
+    )
     assert open_model(hole_run).is_inpainting
 
 
@@ -56,11 +72,15 @@ def test_a_widened_network_is_the_network_it_was(sd):
 def test_the_inpainting_loss_shows_one_of_the_holes(sd):
     flags, begun = HoleFlags(model=sd, holes=2, windows=2), open_model(sd)
     views, captions = holes.load_views(flags, 64, "train", 6, 2)
-    assert views.shape == (12, 3, 64, 64) and len(captions) == 12 and [c.isascii() for c in captions] == [False, True] * 6
+    assert (
+        views.shape == (12, 3, 64, 64) and len(captions) == 12 and [c.isascii() for c in captions] == [False, True] * 6
+    )
     data, given = inpaint.encode_views(begun, views, captions, 2, 0), {}
     batch = data.batch(torch.arange(12))
     assert batch["holes"].shape == (12, 2, 5, 16, 16) and set(batch["holes"][:, :, 0].unique().tolist()) <= {0.0, 1.0}
-    expected = backends.inpainting_channels(begun, views[:1].float() / 127.5 - 1, hole_masks.random_holes(24, 64, 64, 0)[:1].float())
+    expected = backends.inpainting_channels(
+        begun, views[:1].float() / 127.5 - 1, hole_masks.random_holes(24, 64, 64, 0)[:1].float()
+    )
     torch.testing.assert_close(batch["holes"][0, 0], expected[0], atol=5e-3, rtol=2e-3)
     torch.testing.assert_close(batch["text"], begun.text_encoder(captions).detach(), atol=5e-3, rtol=2e-3)
 
@@ -82,7 +102,9 @@ def test_scenes_hold_their_picture():
         assert np.abs(inner - outer).mean() < 25  # the table goes on
     views = scenes.drawn_views("train", 3, 32, 2)
     assert views.shape == (6, 3, 32, 32) and torch.equal(views, scenes.drawn_views("train", 3, 32, 2))
-    assert not torch.equal(views[0], views[1]) and not torch.equal(views, scenes.drawn_views("train", 3, 32, 2, seed=1))
+    assert not torch.equal(views[0], views[1]) and not torch.equal(
+        views, scenes.drawn_views("train", 3, 32, 2, seed=1)
+    )
 
 
 def test_holes_are_of_every_kind():
@@ -90,7 +112,9 @@ def test_holes_are_of_every_kind():
     share = some.float().mean((1, 2, 3))
     assert some.shape == (400, 1, 32, 32) and set(some.unique().tolist()) == {0, 1} and share.min() > 0
     assert 0.01 < float((share == 1).float().mean()) < 0.12
-    assert torch.equal(some, hole_masks.random_holes(400, 32, 32, 7)) and not torch.equal(some, hole_masks.random_holes(400, 32, 32, 8))
+    assert torch.equal(some, hole_masks.random_holes(400, 32, 32, 7)) and not torch.equal(
+        some, hole_masks.random_holes(400, 32, 32, 8)
+    )
     path = CameraPath.plan(Move.parse("right:1"), 32, 32, 0.25)
     seen = FilmCanvas(torch.zeros(1, 32, 32)).render(path.stops()[0].window)[1]
     assert any(torch.equal(hole, (~seen).float()) for hole in hole_masks.camera_holes(32, 32))
@@ -98,10 +122,21 @@ def test_holes_are_of_every_kind():
 
 def test_a_run_of_controlnet_leaves_everything(control_run, sd):
     """It has learned to speak; the model that listens is what it was."""
-    for name in ("config.json", "metrics.csv", "samples.png", "loss.png", "model/config.json", f"model/{Path(UNET).name}"):
+    for name in (
+        "config.json",
+        "metrics.csv",
+        "samples.png",
+        "loss.png",
+        "model/config.json",
+        f"model/{Path(UNET).name}",
+    ):
         assert (control_run / name).exists(), name
     state = load_file(control_run / "model" / Path(UNET).name)
-    spoken = [value for key, value in state.items() if key.startswith(("controlnet_down_blocks", "controlnet_mid_block")) and key.endswith("weight")]
+    spoken = [
+        value
+        for key, value in state.items()
+        if key.startswith(("controlnet_down_blocks", "controlnet_mid_block")) and key.endswith("weight")
+    ]
     assert spoken and all(value.abs().max() > 0 for value in spoken)
     saved = torch.load(control_run / "checkpoints" / "step-00000004.pt", weights_only=True)
     assert all(key.startswith("controlnet.") for key in saved["net"])
@@ -114,10 +149,14 @@ def test_what_a_controlnet_is_shown():
 
 
 def test_a_controlnet_is_heard(control_run, sd):
-    """The pipeline of diffusers gives it the picture as it was shown in training; without a word from it another picture comes."""
+    """The pipeline of diffusers gives it the picture as it was shown in training;
+    without a word from it another picture comes.
+    """
     engine = backends.open_controlnet(str(sd), str(control_run), QUICK)
     heard, real = [], engine.pipe.controlnet.forward
-    engine.pipe.controlnet.forward = lambda *args, **kwargs: heard.append(kwargs["controlnet_cond"]) or real(*args, **kwargs)
+    engine.pipe.controlnet.forward = lambda *args, **kwargs: (
+        heard.append(kwargs["controlnet_cond"]) or real(*args, **kwargs)
+    )
     image, mask = photograph(), right_hole()
     painted = engine(image, mask, "米饭", 0)
     torch.testing.assert_close(heard[0][:1], backends.controlnet_image(image[None], mask[None]))
@@ -131,7 +170,10 @@ def test_a_controlnet_is_heard(control_run, sd):
 def test_diffusers_opens_what_was_trained(hole_run):
     pipe = AutoPipelineForInpainting.from_pretrained(hole_run / "model")
     assert type(pipe).__name__ == "StableDiffusionInpaintPipeline" and pipe.unet.config.in_channels == 9
-    assert pipe.scheduler.config.prediction_type == "v_prediction" and pipe.scheduler.config.timestep_spacing == "trailing"
+    assert (
+        pipe.scheduler.config.prediction_type == "v_prediction"
+        and pipe.scheduler.config.timestep_spacing == "trailing"
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +194,9 @@ def test_diffusers_opens_what_was_trained(hole_run):
         (TRAIN_CONTROLNET, ["--model", "NINE"], "cannot have a ControlNet: it lacks a U-Net that takes no mask"),
     ],
 )
-def test_trainings_refuse_what_cannot_be(program, flags, sentence, nine, sd, clip_folder, pixel_model, tmp_path, command_line):
+def test_trainings_refuse_what_cannot_be(
+    program, flags, sentence, nine, sd, clip_folder, pixel_model, tmp_path, command_line
+):
     named = {"NINE": nine, "PIXELS": pixel_model}
     flags = [named.get(flag, flag) for flag in flags]
     given = {"--model": sd, **({"--clip": clip_folder} if program == TRAIN_DISH else {})}

@@ -22,14 +22,35 @@ from inpaint_gif.training.flags import HoleFlags
 
 
 def films(dish_run, nine, tmp_path) -> list:
-    return ["--dish", dish_run, "--model", nine, "--engine", "inpaint", "--sampler", "ddim:2", "--device", "cpu", "--candidates", 2,
-            "--frames", 6]  # fmt: skip
+    return [
+        "--dish",
+        dish_run,
+        "--model",
+        nine,
+        "--engine",
+        "inpaint",
+        "--sampler",
+        "ddim:2",
+        "--device",
+        "cpu",
+        "--candidates",
+        2,
+        "--frames",
+        6,
+    ]
 
 
 def test_help_waits_for_nothing_heavy():
-    programs = sorted(path.stem for path in (ROOT / "06_inpaint_gif").glob("*.py") if "    run(main, Args)\n" in path.read_text(encoding="utf-8"))
+    programs = sorted(
+        path.stem
+        for path in (ROOT / "06_inpaint_gif").glob("*.py")
+        if "    run(main, Args)\n" in path.read_text(encoding="utf-8")
+    )
     assert "make_gif" in programs and len(programs) >= 9
-    done = run_program("-c", f"import sys; sys.path.insert(0, '06_inpaint_gif'); import {', '.join(programs)}; sys.exit('torch' in sys.modules)")
+    done = run_program(
+        "-c",
+        f"import sys; sys.path.insert(0, '06_inpaint_gif'); import {', '.join(programs)}; sys.exit('torch' in sys.modules)",
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -37,7 +58,9 @@ def test_help_waits_for_nothing_heavy():
 def test_shipped_painters_leave_no_edge(name, shipped):
     """A seam of 1 is invisible, a hard edge 2 and more; and the hole holds what could be there."""
     test = holes.hole_test_set(HoleFlags(), 64, 24)
-    found = metrics.edge_metrics(backends.open_backend(backends.BackendConfig(name, sampling=SamplingConfig(2.0))), test)
+    found = metrics.edge_metrics(
+        backends.open_backend(backends.BackendConfig(name, sampling=SamplingConfig(2.0))), test
+    )
     plain = metrics.edge_metrics(FILLS["reflect"], test)
     assert found.seam.value < 1.5 and found.exact and found.error.value < plain.error.value
 
@@ -45,7 +68,13 @@ def test_shipped_painters_leave_no_edge(name, shipped):
 @pytest.mark.parametrize("move", ["up-left", "zoom-out"])
 def test_shipped_films_go_where_they_were_told_to(move, shipped):
     picture = shipped[0].txt2img(["番茄炒蛋"])[0]
-    found = metrics.direction_accuracy(picture, move, backends.open_backend(backends.BackendConfig("inpaint", sampling=SamplingConfig(2.0))), "番茄炒蛋", frames=12)
+    found = metrics.direction_accuracy(
+        picture,
+        move,
+        backends.open_backend(backends.BackendConfig("inpaint", sampling=SamplingConfig(2.0))),
+        "番茄炒蛋",
+        frames=12,
+    )
     assert found.right == found.frames == 11 and found.exact
 
 
@@ -53,15 +82,28 @@ def test_what_is_shipped_stays_small():
     """Whoever clones the course downloads all of it."""
     files = [path for path in (ROOT / "06_inpaint_gif").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") <= 14e6
-    assert sum(path.stat().st_size for path in files if path.suffix in (".gif", ".webp", ".png", ".mp4", ".jpg")) <= 6e6
+    assert (
+        sum(path.stat().st_size for path in files if path.suffix in (".gif", ".webp", ".png", ".mp4", ".jpg")) <= 6e6
+    )
 
 
-@pytest.mark.parametrize(("suffix", "camera_move"), [(".gif", "zoom-out"), (".webp", "right:1,zoom-out:1"), (".png", "ring"), (".mp4", "up-left")])
+@pytest.mark.parametrize(
+    ("suffix", "camera_move"),
+    [(".gif", "zoom-out"), (".webp", "right:1,zoom-out:1"), (".png", "ring"), (".mp4", "up-left")],
+)
 def test_a_film(suffix, camera_move, dish_run, nine, tmp_path, command_line):
     out = tmp_path / f"film{suffix}"
-    code, said, err = command_line(MAKE_GIF, "土鸡蛋炒番茄", "--camera", camera_move, "--out", out, *films(dish_run, nine, tmp_path))
+    code, said, err = command_line(
+        MAKE_GIF, "土鸡蛋炒番茄", "--camera", camera_move, "--out", out, *films(dish_run, nine, tmp_path)
+    )
     assert code == 0, err
-    assert out.exists() and (tmp_path / "film-sheet.png").exists() and "6 frames of 192 x 192" in said and "seams:" in said and "best effort" not in err
+    assert (
+        out.exists()
+        and (tmp_path / "film-sheet.png").exists()
+        and "6 frames of 192 x 192" in said
+        and "seams:" in said
+        and "best effort" not in err
+    )
     if suffix != ".mp4":
         with Image.open(out) as picture:
             assert picture.n_frames == 6 and picture.size == (192, 192)
@@ -71,7 +113,18 @@ def test_a_film(suffix, camera_move, dish_run, nine, tmp_path, command_line):
 
 def test_films_are_functions_of_their_seed(dish_run, nine, tmp_path, command_line):
     def made(name, *flags) -> bytes:
-        code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *films(dish_run, nine, tmp_path), "--enlarge", 1, "--camera", "left:1", "--out", tmp_path / name, *flags)
+        code, _, err = command_line(
+            MAKE_GIF,
+            "番茄炒蛋",
+            *films(dish_run, nine, tmp_path),
+            "--enlarge",
+            1,
+            "--camera",
+            "left:1",
+            "--out",
+            tmp_path / name,
+            *flags,
+        )
         assert code == 0, err
         return (tmp_path / name).read_bytes()
 
@@ -80,11 +133,33 @@ def test_films_are_functions_of_their_seed(dish_run, nine, tmp_path, command_lin
     assert made("d.gif", "--loop", "once", "--max-kb", 8) != first and (tmp_path / "d.gif").stat().st_size <= 8_000
 
 
-@pytest.mark.parametrize("engine", [["--engine", "repaint", "--jump", 1, "--resample", 2], ["--engine", "reflect"], ["--model", "SD", "--controlnet", "RUN"]])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ["--engine", "repaint", "--jump", 1, "--resample", 2],
+        ["--engine", "reflect"],
+        ["--model", "SD", "--controlnet", "RUN"],
+    ],
+)
 def test_films_without_an_inpainting_network(engine, dish_run, sd, control_run, tmp_path, command_line):
     engine = [{"SD": sd, "RUN": control_run}.get(flag, flag) for flag in engine]
-    flags = ["--dish", dish_run, "--sampler", "ddim:2", "--device", "cpu", "--candidates", 1, "--frames", 4, "--enlarge", 1]
-    code, out, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, *engine, "--camera", "left:1", "--size", 96, "--out", tmp_path / "film.gif")
+    flags = [
+        "--dish",
+        dish_run,
+        "--sampler",
+        "ddim:2",
+        "--device",
+        "cpu",
+        "--candidates",
+        1,
+        "--frames",
+        4,
+        "--enlarge",
+        1,
+    ]
+    code, out, err = command_line(
+        MAKE_GIF, "番茄炒蛋", *flags, *engine, "--camera", "left:1", "--size", 96, "--out", tmp_path / "film.gif"
+    )
     assert code == 0 and "enlarged to 96 x 96" in out and "4 frames of 96 x 96" in out, err
 
 
@@ -92,8 +167,21 @@ def test_a_film_never_takes_the_place_of_the_picture_it_was_made_from(tmp_path, 
     for name, out in (("plate.png", "plate.png"), ("film-sheet.png", "film.gif")):
         Image.new("RGB", (48, 48), "red").save(tmp_path / name)
         before = (tmp_path / name).read_bytes()
-        code, _, err = command_line(MAKE_GIF, "我的菜", "--image", tmp_path / name, "--engine", "reflect", "--frames", 4, "--out", tmp_path / out)
-        assert code == 2 and re.search("would (be written|write) over", err) and (tmp_path / name).read_bytes() == before
+        code, _, err = command_line(
+            MAKE_GIF,
+            "我的菜",
+            "--image",
+            tmp_path / name,
+            "--engine",
+            "reflect",
+            "--frames",
+            4,
+            "--out",
+            tmp_path / out,
+        )
+        assert (
+            code == 2 and re.search("would (be written|write) over", err) and (tmp_path / name).read_bytes() == before
+        )
 
 
 def test_as_many_frames_as_it_says_do(tmp_path, command_line, monkeypatch):
@@ -113,8 +201,22 @@ def test_as_many_frames_as_it_says_do(tmp_path, command_line, monkeypatch):
 
 def test_a_picture_of_ones_own_needs_no_network(tmp_path, command_line):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)).save(tmp_path / "plate.png")
-    code, out, err = command_line(MAKE_GIF, "我的菜", "--image", tmp_path / "plate.png", "--engine", "reflect", "--camera", "right", "--size", 48, "--frames", 4,
-                                  "--out", tmp_path / "film.gif")  # fmt: skip
+    code, out, err = command_line(
+        MAKE_GIF,
+        "我的菜",
+        "--image",
+        tmp_path / "plate.png",
+        "--engine",
+        "reflect",
+        "--camera",
+        "right",
+        "--size",
+        48,
+        "--frames",
+        4,
+        "--out",
+        tmp_path / "film.gif",
+    )
     assert code == 0 and "4 frames of 144 x 144" in out, err
 
 
@@ -122,9 +224,27 @@ def test_a_model_goes_through_diffusers(dish_run, sd, tmp_path, command_line, mo
     """With --model alone; it is told the English name."""
     told = []
     real = backends.DiffusersBackend.__call__
-    monkeypatch.setattr(backends.DiffusersBackend, "__call__", lambda self, image, mask, prompt, seed: told.append(prompt) or real(self, image, mask, prompt, seed))
-    flags = ["--dish", dish_run, "--model", sd, "--sampler", "ddim:2", "--device", "cpu", "--candidates", 1, "--frames", 3,
-             "--camera", "down:1"]  # fmt: skip
+    monkeypatch.setattr(
+        backends.DiffusersBackend,
+        "__call__",
+        lambda self, image, mask, prompt, seed: told.append(prompt) or real(self, image, mask, prompt, seed),
+    )
+    flags = [
+        "--dish",
+        dish_run,
+        "--model",
+        sd,
+        "--sampler",
+        "ddim:2",
+        "--device",
+        "cpu",
+        "--candidates",
+        1,
+        "--frames",
+        3,
+        "--camera",
+        "down:1",
+    ]
     code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, "--out", tmp_path / "film.gif")
     assert code == 0 and told == ["tomato and scrambled eggs"], err
     code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, "--size", 36, "--out", tmp_path / "film.gif")
@@ -149,7 +269,9 @@ def test_without_cn_clip_its_installation_is_named(dish_run, nine, tmp_path, com
     monkeypatch.setattr(model, "cn_clip_installed", lambda: False)
     flags = [*films(dish_run, nine, tmp_path), "--camera", "left:1", "--out", tmp_path / "film.gif"]
     code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *flags)
-    assert code == 2 and model.INSTALL in err and "--backend transformers" in err and not (tmp_path / "film.gif").exists()
+    assert (
+        code == 2 and model.INSTALL in err and "--backend transformers" in err and not (tmp_path / "film.gif").exists()
+    )
     code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, "--backend", "transformers")
     assert code == 0, err
 
@@ -184,8 +306,14 @@ def test_without_cn_clip_its_installation_is_named(dish_run, nine, tmp_path, com
         (["米饭", "--colours", 3, "--image", "PLATE", "--engine", "reflect"], "4 to 256 colours"),
         (["米饭", "--fps", 60, "--image", "PLATE", "--engine", "reflect"], "not show more than 50 frames a second"),
         (["米饭", "--max-kb", "inf", "--image", "PLATE", "--engine", "reflect"], "--max-kb must be at most"),
-        (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "FOLDER"], "is a folder; give --out the name of a file"),
-        (["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "PLATE/film.gif"], "plate.png is a file, no folder that can be written to"),
+        (
+            ["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "FOLDER"],
+            "is a folder; give --out the name of a file",
+        ),
+        (
+            ["米饭", "--image", "PLATE", "--engine", "reflect", "--out", "PLATE/film.gif"],
+            "plate.png is a file, no folder that can be written to",
+        ),
     ],
 )
 def test_bad_input(flags, sentence, tmp_path, command_line):
@@ -195,16 +323,33 @@ def test_bad_input(flags, sentence, tmp_path, command_line):
     folder.mkdir()
     named = {"PLATE": plate, "FOLDER": folder, "PLATE/film.gif": plate / "film.gif"}
     flags = [named.get(flag, flag) for flag in flags]
-    code, out, err = command_line(MAKE_GIF, *flags, *([] if "--out" in flags else ["--out", tmp_path / "film.gif"]), "--device", "cpu")
+    code, out, err = command_line(
+        MAKE_GIF, *flags, *([] if "--out" in flags else ["--out", tmp_path / "film.gif"]), "--device", "cpu"
+    )
     assert code == 2 and re.search(sentence, err) and "Traceback" not in err, err
     assert not out and sorted(tmp_path.rglob("*")) == [folder, plate]
 
 
-@pytest.mark.parametrize(("kind", "sentence"), [("nine", "paints into holes, so it cannot draw"), ("pixels", "reads no text, so it cannot draw")])
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [("nine", "paints into holes, so it cannot draw"), ("pixels", "reads no text, so it cannot draw")],
+)
 def test_what_cannot_draw_a_dish_is_refused(kind, sentence, nine, pixel_model, clip_folder, tmp_path, command_line):
     """By whoever is given it as --dish."""
-    flags = ["--dish", {"nine": nine, "pixels": pixel_model}[kind], "--clip", clip_folder, "--backend", "transformers", "--device", "cpu"]
-    for program, more in ((MAKE_GIF, ["米饭", "--engine", "reflect", "--out", tmp_path / "film.gif"]), ("06_inpaint_gif/evaluate_gif.py", ["--engines", "reflect"])):
+    flags = [
+        "--dish",
+        {"nine": nine, "pixels": pixel_model}[kind],
+        "--clip",
+        clip_folder,
+        "--backend",
+        "transformers",
+        "--device",
+        "cpu",
+    ]
+    for program, more in (
+        (MAKE_GIF, ["米饭", "--engine", "reflect", "--out", tmp_path / "film.gif"]),
+        ("06_inpaint_gif/evaluate_gif.py", ["--engines", "reflect"]),
+    ):
         code, _, err = command_line(program, *more, *flags)
         assert code == 2 and sentence in err and "Traceback" not in err, err
     assert not list(tmp_path.iterdir())
@@ -212,18 +357,46 @@ def test_what_cannot_draw_a_dish_is_refused(kind, sentence, nine, pixel_model, c
 
 def test_a_name_of_any_length_names_a_file():
     assert render.file_name("土鸡蛋 炒番茄/") == "土鸡蛋-炒番茄" and render.file_name("🍅") == "dish"
-    assert set(render.file_name("番" * 300)) == {"番"} and len(f"{render.file_name('番' * 300)}-sheet.png.partial".encode()) < 150
+    assert (
+        set(render.file_name("番" * 300)) == {"番"}
+        and len(f"{render.file_name('番' * 300)}-sheet.png.partial".encode()) < 150
+    )
 
 
 def test_evaluation_tells_all_three(dish_run, nine, tmp_path, command_line):
-    code, out, err = command_line("06_inpaint_gif/evaluate_gif.py", "--dish", dish_run, "--inpaint", nine, "--backend", "transformers", "--sampler", "ddim:1",
-                                  "--engines", "reflect", "inpaint", "--n", 3, "--frames", 5, "--device", "cpu", "--out", tmp_path / "figures.json")  # fmt: skip
+    code, out, err = command_line(
+        "06_inpaint_gif/evaluate_gif.py",
+        "--dish",
+        dish_run,
+        "--inpaint",
+        nine,
+        "--backend",
+        "transformers",
+        "--sampler",
+        "ddim:1",
+        "--engines",
+        "reflect",
+        "inpaint",
+        "--n",
+        3,
+        "--frames",
+        5,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "figures.json",
+    )
     assert code == 0, err
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"dishes", "holes", "moves"} <= figures.keys() and set(figures["moves"]) == set(camera.MOVES)
     assert all(move["exact"] and move["frames"] == 4 for move in figures["moves"].values())
-    assert all(0 <= found["top1"]["value"] <= 1 for found in figures["dishes"].values()) and len(figures["dishes"]) == 6
-    assert figures["holes"]["inpaint"]["exact"] and figures["holes"]["reflect"]["error"]["value"] < figures["holes"]["inpaint"]["error"]["value"]
+    assert (
+        all(0 <= found["top1"]["value"] <= 1 for found in figures["dishes"].values()) and len(figures["dishes"]) == 6
+    )
+    assert (
+        figures["holes"]["inpaint"]["exact"]
+        and figures["holes"]["reflect"]["error"]["value"] < figures["holes"]["inpaint"]["error"]["value"]
+    )
     assert "untouched" in out and "zoom-in" in out
 
 
@@ -232,6 +405,12 @@ def test_the_judge_of_directions():
     for name in ("right", "up-left", "zoom-out", "zoom-in", "ring"):
         found = metrics.direction_accuracy(picture, name, FILLS["reflect"], "", frames=13)
         assert found.right >= 11 and found.exact, (name, found)
-    assert not metrics.moves_as_requested("left", 0, 4, np.array([-1.0, 0.0]), 0.0) and metrics.moves_as_requested("left", 0, 4, np.array([1.0, 0.1]), 0.0)
-    assert not metrics.moves_as_requested("up", 0, 4, np.array([1.0, 1.0]), 0.0)  # half-way between two directions is neither
-    assert metrics.moves_as_requested("zoom-out", 0, 4, np.zeros(2), -0.02) and not metrics.moves_as_requested("zoom-out", 0, 4, np.zeros(2), 0.02)
+    assert not metrics.moves_as_requested("left", 0, 4, np.array([-1.0, 0.0]), 0.0) and metrics.moves_as_requested(
+        "left", 0, 4, np.array([1.0, 0.1]), 0.0
+    )
+    assert not metrics.moves_as_requested(
+        "up", 0, 4, np.array([1.0, 1.0]), 0.0
+    )  # half-way between two directions is neither
+    assert metrics.moves_as_requested("zoom-out", 0, 4, np.zeros(2), -0.02) and not metrics.moves_as_requested(
+        "zoom-out", 0, 4, np.zeros(2), 0.02
+    )

@@ -20,7 +20,9 @@ def test_regions_and_stages_are_the_plain_thing_where_all_say_the_same(dish_run)
     how = SamplingConfig(guidance_scale=3.0, sampler="heun:3")
     plain = drawer.guided(["米饭"], how)
     progress = regional_prompts.progress_along(drawer.noise_levels(how))
-    shares = regional_prompts.region_weights([regional_prompts.Region.parse("right:x"), regional_prompts.Region.parse("0.1,0.2,0.5,0.9:y")], 16, 16)
+    shares = regional_prompts.region_weights(
+        [regional_prompts.Region.parse("right:x"), regional_prompts.Region.parse("0.1,0.2,0.5,0.9:y")], 16, 16
+    )
     torch.testing.assert_close(sum(shares), torch.ones(1, 1, 16, 16))
     both = regional_prompts.in_regions([(plain, share) for share in shares])
     staged = regional_prompts.in_stages([(0.0, both), (0.5, plain)], progress)
@@ -32,7 +34,9 @@ def test_regions_and_stages_are_the_plain_thing_where_all_say_the_same(dish_run)
 
 
 def test_each_place_is_told_its_own():
-    """With denoisers that know one colour each, the picture is made of these colours, each at its place and in its time."""
+    """With denoisers that know one colour each, the picture is made of these colours,
+    each at its place and in its time.
+    """
     path = make_schedule("cosine").noise_levels(10)
     level = next(iter(path.after(3)))
 
@@ -46,8 +50,12 @@ def test_each_place_is_told_its_own():
     torch.testing.assert_close(level.alpha * guess.x0 + level.sigma * guess.eps, x)
     soft = regional_prompts.region_weights([regional_prompts.Region.parse("right:x")], 8, 8, soft=4.0)[1][0, 0, 0]
     assert soft[0] == 0 and soft[-1] == 1 and (soft.diff() >= 0).all() and 0 < soft[3] < soft[4] < 1
-    over = regional_prompts.region_weights([regional_prompts.Region.parse("left:x"), regional_prompts.Region.parse("middle:y")], 8, 8, soft=0.0)
-    assert over[2][0, 0, 4, 3] == 1 and over[1][0, 0, 4, 3] == 0 and over[1][0, 0, 0, 0] == 1  # the later lies on the earlier
+    over = regional_prompts.region_weights(
+        [regional_prompts.Region.parse("left:x"), regional_prompts.Region.parse("middle:y")], 8, 8, soft=0.0
+    )
+    assert (
+        over[2][0, 0, 4, 3] == 1 and over[1][0, 0, 4, 3] == 0 and over[1][0, 0, 0, 0] == 1
+    )  # the later lies on the earlier
 
     progress = regional_prompts.progress_along(path)
     shares = [progress(level) for level in list(path)[:-1]]
@@ -59,9 +67,36 @@ def test_each_place_is_told_its_own():
 
 
 def test_control_from_the_command_line(dish_run, sd, nine, pixel_model, tmp_path, command_line):
-    program, common = GENERATE, ["--n", 2, "--sampler", "ddim:4", "--device", "cpu", "--backend", "transformers", "--out", tmp_path / "rows.png"]
-    code, _, err = command_line(program, "番茄炒蛋", "--model", dish_run, "--region", "right:米饭", "--then", "0.5:葱油生菜", "--guidance", "8>2",
-                                "--keep", tmp_path / "one.png", *common)  # fmt: skip
+    program, common = (
+        GENERATE,
+        [
+            "--n",
+            2,
+            "--sampler",
+            "ddim:4",
+            "--device",
+            "cpu",
+            "--backend",
+            "transformers",
+            "--out",
+            tmp_path / "rows.png",
+        ],
+    )
+    code, _, err = command_line(
+        program,
+        "番茄炒蛋",
+        "--model",
+        dish_run,
+        "--region",
+        "right:米饭",
+        "--then",
+        "0.5:葱油生菜",
+        "--guidance",
+        "8>2",
+        "--keep",
+        tmp_path / "one.png",
+        *common,
+    )
     assert code == 0, err
     with Image.open(tmp_path / "one.png") as kept, Image.open(tmp_path / "rows.png") as rows:
         assert kept.size == (64, 64) and rows.size == (2 * 134, 2 * 134)
@@ -86,5 +121,7 @@ def test_control_from_the_command_line(dish_run, sd, nine, pixel_model, tmp_path
         (["--keep", tmp_path / "one.avi"], "cannot tell the kind of picture from the name one.avi"),
     ):
         (tmp_path / "rows.png").unlink(missing_ok=True)
-        code, _, err = command_line(program, "番茄炒蛋", *([] if "--model" in flags else ["--model", dish_run]), *flags, *common)
+        code, _, err = command_line(
+            program, "番茄炒蛋", *([] if "--model" in flags else ["--model", dish_run]), *flags, *common
+        )
         assert code == 2 and sentence in err and "Traceback" not in err and not (tmp_path / "rows.png").exists(), err

@@ -34,19 +34,37 @@ def test_a_name_becomes_its_vector_and_a_zero(clip):
 
 
 def test_the_fingerprint_knows_who_reads(clip, tmp_path):
-    """Other weights or words of the text half are another reader; half precision and the image half are of no importance."""
+    """Other weights or words of the text half are another reader;
+    half precision and the image half are of no importance.
+    """
     checkpoint, known = clip.checkpoint, clip_fingerprint(clip.checkpoint)
     formats.save_folder(tmp_path, checkpoint, torch.float16)
     assert clip_fingerprint(formats.read_folder(tmp_path)) == known
     key = "bert.encoder.layer.0.output.dense.bias"
     assert clip_fingerprint(checkpoint._replace(state=checkpoint.state | {key: checkpoint.state[key] + 0.01})) != known
     assert clip_fingerprint(checkpoint._replace(vocab=(*checkpoint.vocab[:-1], "?"))) != known
-    assert clip_fingerprint(checkpoint._replace(state=checkpoint.state | {"visual.proj": checkpoint.state["visual.proj"] + 1})) == known
+    assert (
+        clip_fingerprint(
+            checkpoint._replace(state=checkpoint.state | {"visual.proj": checkpoint.state["visual.proj"] + 1})
+        )
+        == known
+    )
 
 
 def test_a_run_of_text2dish_leaves_everything(dish_run, clip, sd):
-    for name in ("config.json", "metrics.csv", "samples.png", "loss.png", "recognised.json", f"model/{UNET}", "model/vae/config.json",
-                 "model/scheduler/scheduler_config.json", "model/text2dish.json", "model/clip/config.json", "model/clip/vocab.txt"):  # fmt: skip
+    for name in (
+        "config.json",
+        "metrics.csv",
+        "samples.png",
+        "loss.png",
+        "recognised.json",
+        f"model/{UNET}",
+        "model/vae/config.json",
+        "model/scheduler/scheduler_config.json",
+        "model/text2dish.json",
+        "model/clip/config.json",
+        "model/clip/vocab.txt",
+    ):
         assert (dish_run / name).exists(), name
     assert set(json.loads((dish_run / "recognised.json").read_text())) == {"learned names", "held-out names"}
     drawer = open_model(dish_run)
@@ -73,9 +91,15 @@ def test_pictures_follow_names_scale_and_seed(dish_run):
             if "attn2" in name:
                 weight *= 3  # four steps teach nobody to listen
     same = drawer.txt2img(["番茄炒蛋"], how)
-    assert same.shape == (1, 3, 64, 64) and same.abs().max() <= 1 and torch.equal(same, drawer.txt2img(["番茄炒蛋"], how))
-    others = [drawer.txt2img(["米饭"], how), drawer.txt2img(["番茄炒蛋"], SamplingConfig(guidance_scale=2.0, sampler="ddim:2")), drawer.txt2img(["番茄炒蛋"], replace(how, seed=1)),
-              drawer.txt2img(["番茄炒蛋"], replace(how, negative_prompt="米饭"))]  # fmt: skip
+    assert (
+        same.shape == (1, 3, 64, 64) and same.abs().max() <= 1 and torch.equal(same, drawer.txt2img(["番茄炒蛋"], how))
+    )
+    others = [
+        drawer.txt2img(["米饭"], how),
+        drawer.txt2img(["番茄炒蛋"], SamplingConfig(guidance_scale=2.0, sampler="ddim:2")),
+        drawer.txt2img(["番茄炒蛋"], replace(how, seed=1)),
+        drawer.txt2img(["番茄炒蛋"], replace(how, negative_prompt="米饭")),
+    ]
     assert all((other - same).abs().max() > 1e-4 for other in others)
     many = drawer.txt2img(["番茄炒蛋"] * 33, SamplingConfig(guidance_scale=1.0, sampler="ddim:1"))
     assert len(many) == 33 and (many[0] - many[32]).abs().max() > 1e-3  # the second batch has its own noise
@@ -117,9 +141,35 @@ def test_own_photographs_with_chinese_captions(sd, clip_folder, tmp_path):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i:02}.png")
         rows.append(json.dumps({"file_name": f"{i:02}.png", "text": ("米饭", "番茄汤")[i % 2]}, ensure_ascii=False))
     (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    run_main(TRAIN_DISH, *TINY_RUN, "--data", folder, "--model", sd, "--clip", clip_folder, "--backend", "transformers", "--names", "米饭", "--out", tmp_path / "a")
+    run_main(
+        TRAIN_DISH,
+        *TINY_RUN,
+        "--data",
+        folder,
+        "--model",
+        sd,
+        "--clip",
+        clip_folder,
+        "--backend",
+        "transformers",
+        "--names",
+        "米饭",
+        "--out",
+        tmp_path / "a",
+    )
     export_lmdb.main(export_lmdb.Args(str(folder), tmp_path / "photographs.lmdb"))
-    run_main(TRAIN_INPAINT, *TINY_RUN, "--data", tmp_path / "photographs.lmdb", "--windows", 1, "--model", sd, "--out", tmp_path / "b")
+    run_main(
+        TRAIN_INPAINT,
+        *TINY_RUN,
+        "--data",
+        tmp_path / "photographs.lmdb",
+        "--windows",
+        1,
+        "--model",
+        sd,
+        "--out",
+        tmp_path / "b",
+    )
     assert (tmp_path / "a" / "model" / UNET).exists() and (tmp_path / "b" / "model" / UNET).exists()
     assert not (tmp_path / "a" / "recognised.json").exists()
 

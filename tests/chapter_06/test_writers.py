@@ -9,10 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from common.errors import UserError
-from helpers.chapter_06 import (
-    film_of,
-    texture,
-)
+from helpers.chapter_06 import film_of, texture
 from inpaint_gif.animation import writers
 
 
@@ -57,7 +54,10 @@ def test_mp4_without_its_package(frames, tmp_path, monkeypatch):
 
 def test_film_that_plays_once(frames, tmp_path):
     for suffix in (".gif", ".webp", ".png"):
-        assert Image.open(writers.write_film(frames, tmp_path / f"film{suffix}", loop=False).path).info.get("loop", 1) == 1
+        assert (
+            Image.open(writers.write_film(frames, tmp_path / f"film{suffix}", loop=False).path).info.get("loop", 1)
+            == 1
+        )
 
 
 def local_palettes(data: bytes) -> int:
@@ -80,14 +80,18 @@ def test_gif_palettes_and_dithers(frames, tmp_path):
     errors, sizes = {}, {}
     for palette in writers.PALETTES:
         for dither in writers.DITHERS:
-            written = writers.write_gif(frames, tmp_path / f"{palette}-{dither}.gif", colours=32, palette=palette, dither=dither)
+            written = writers.write_gif(
+                frames, tmp_path / f"{palette}-{dither}.gif", colours=32, palette=palette, dither=dither
+            )
             assert local_palettes(written.path.read_bytes()) == (0 if palette == "global" else 7)
             picture, pixels = Image.open(written.path), writers.to_pixels(frames)
             shown = []
             for k in range(8):
                 picture.seek(k)
                 shown.append(np.asarray(picture.convert("RGB"), float))
-            blurred = [gaussian_filter(np.stack(x).astype(float), (0, 2, 2, 0)) for x in (shown, pixels)]  # what the eye sees
+            blurred = [
+                gaussian_filter(np.stack(x).astype(float), (0, 2, 2, 0)) for x in (shown, pixels)
+            ]  # what the eye sees
             errors[palette, dither] = np.abs(blurred[0] - blurred[1]).mean()
             sizes[palette, dither] = written.bytes
     for palette in writers.PALETTES:
@@ -113,14 +117,23 @@ def test_contact_sheet():
     keyframes = film_of("right:2,down-right:1")[2]
     sheet = writers.contact_sheet(texture(), keyframes, height=64, columns=3)
     assert sheet.size == (6 + 3 * 70, 6 + 16 + 70 + 2 * (16 + 3 * 70 + 6))  # five things in two rows
-    assert sheet.getpixel((6 + 60, 22 + 70 + 22 + 70 + 30)) == (255, 255, 255)  # the mask: white is repaint, at the right
+    assert sheet.getpixel((6 + 60, 22 + 70 + 22 + 70 + 30)) == (
+        255,
+        255,
+        255,
+    )  # the mask: white is repaint, at the right
     assert sheet.getpixel((6 + 20, 22 + 70 + 22 + 70 + 30)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("writers.avi", {}, "end it in .gif"), ("writers.gif", {"fps": 60}, "50 frames a second"), ("writers.gif", {"colours": 500}, "4 to 256"),
-    ("writers.gif", {"palette": "nice"}, "one of global, frame"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("writers.avi", {}, "end it in .gif"),
+        ("writers.gif", {"fps": 60}, "50 frames a second"),
+        ("writers.gif", {"colours": 500}, "4 to 256"),
+        ("writers.gif", {"palette": "nice"}, "one of global, frame"),
+    ],
+)
 def test_films_that_cannot_be(frames, tmp_path, name, options, message):
     with pytest.raises(UserError, match=message):
         writers.write_film(frames, tmp_path / name, **options)

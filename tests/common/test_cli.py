@@ -60,7 +60,10 @@ def flags(*more: object) -> list[object]:
         (["--layers", 0], "--layers must be above 0"),
         (["--save-every", 0], "--save-every must be above 0"),
         (["--sample-every", -1], "--sample-every must be above 0"),
-        (["--device", "abacus"], "the device 'abacus' cannot be used .there is no such type.; use --device auto or cpu"),
+        (
+            ["--device", "abacus"],
+            "the device 'abacus' cannot be used .there is no such type.; use --device auto or cpu",
+        ),
         (["--device", "cuda:99"], "the device 'cuda:99' cannot be used"),
         (["--channels", 8, 12], "--channels must be one or more multiples of 8, not 8 12"),
         (["--channels", 8, 8, 8, 8], "4 resolutions need images of at least 16 pixels a side, not 8"),
@@ -68,7 +71,10 @@ def flags(*more: object) -> list[object]:
         (["--prediction", "noise"], "unknown prediction 'noise'; choose one of eps"),
         (["--schedule", "edm"], "schedule 'edm' and prediction 'v' do not go together"),
         (["--prediction", "flow"], "do not go together"),
-        (["--sampler", "euler:20"], "cannot read the sampler 'euler:20': there is none called 'euler'; write name:steps"),
+        (
+            ["--sampler", "euler:20"],
+            "cannot read the sampler 'euler:20': there is none called 'euler'; write name:steps",
+        ),
         (["--sampler", "ddim:5000"], "1 to 1000 steps, not 5000"),
         (["--sampler", "ddim:50:eta=2"], "eta must be between 0 and 1, not 2"),
         (["--sampler", "ddpm:5:variance=learned"], "this training learns no variance"),
@@ -94,7 +100,9 @@ def test_train_refuses_folders_without_images(command_line, tmp_path):
 
 def test_train_refuses_labels_where_there_are_none(command_line, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert "--class-conditional needs labels" in refused(command_line(TRAIN, *flags("--data", tmp_path, "--class-conditional")))
+    assert "--class-conditional needs labels" in refused(
+        command_line(TRAIN, *flags("--data", tmp_path, "--class-conditional"))
+    )
 
 
 def test_train_refuses_a_folder_it_cannot_write(command_line, tmp_path):
@@ -134,7 +142,9 @@ def test_resume_refuses(command_line, trained_run, tmp_path):
         assert said in refused(command_line(TRAIN, "--resume", run)), text
 
 
-@pytest.mark.parametrize(("given", "named"), [(["--stpes", 5], "--stpes"), (["--steps", "many"], "many"), (["--precision", "fp8"], "fp8")])
+@pytest.mark.parametrize(
+    ("given", "named"), [(["--stpes", 5], "--stpes"), (["--steps", "many"], "many"), (["--precision", "fp8"], "fp8")]
+)
 def test_flags_that_do_not_exist_or_cannot_be_read(command_line, given, named):
     """tyro says these, in its own box, and proposes what was meant."""
     code, _, err = command_line(TRAIN, *given)
@@ -180,7 +190,9 @@ def test_a_real_process_ends_with_code_2_and_one_line():
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
 def test_sample_refuses(command_line, trained_run, given, said):
-    message = refused(command_line(SAMPLE, "--model", trained_run, "--n", 2, "--sampler", "ddim:2", "--device", "cpu", *given))
+    message = refused(
+        command_line(SAMPLE, "--model", trained_run, "--n", 2, "--sampler", "ddim:2", "--device", "cpu", *given)
+    )
     with pytest.raises(UserError, match=said):
         raise UserError(message)
 
@@ -189,19 +201,31 @@ def test_sample_refuses_a_damaged_model(command_line, trained_run, tmp_path):
     shutil.copytree(trained_run / "model", tmp_path / "model")
     weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert "diffusion_pytorch_model.safetensors is damaged" in refused(command_line(SAMPLE, "--model", tmp_path / "model"))
+    assert "diffusion_pytorch_model.safetensors is damaged" in refused(
+        command_line(SAMPLE, "--model", tmp_path / "model")
+    )
 
 
 def test_sample_refuses_a_place_it_cannot_write(command_line, trained_run, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot write" in refused(command_line(SAMPLE, "--model", trained_run, "--n", 2, "--sampler", "ddim:2", "--out", tmp_path / "file/a.png"))
+    assert "cannot write" in refused(
+        command_line(SAMPLE, "--model", trained_run, "--n", 2, "--sampler", "ddim:2", "--out", tmp_path / "file/a.png")
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- good input
 
 
 def test_training_leaves_what_it_promises(trained_run):
-    for name in ("config.json", "metrics.csv", "samples.png", "strip.png", "process.gif", "loss.png", "model/model_index.json"):
+    for name in (
+        "config.json",
+        "metrics.csv",
+        "samples.png",
+        "strip.png",
+        "process.gif",
+        "loss.png",
+        "model/model_index.json",
+    ):
         assert (trained_run / name).stat().st_size > 0, name
     assert len(list((trained_run / "samples").glob("*.png"))) >= 9  # at each tenth of the budget
     assert len(list(trained_run.glob("events.out.tfevents.*"))) == 1
@@ -217,15 +241,49 @@ def test_training_leaves_what_it_promises(trained_run):
     [
         ["--schedule", "flow", "--prediction", "flow", "--sampler", "dpmpp_2m:4"],
         ["--schedule", "edm", "--prediction", "edm", "--sampler", "heun:4"],
-        ["--schedule", "linear", "--prediction", "eps", "--sampler", "ddpm:4", "--gradient-accumulation", 2, "--layers", 2],
-        ["--schedule", "sigmoid", "--prediction", "x0", "--sampler", "dpmpp_2s:4", "--flip", "True", "--precision", "bf16"],
+        [
+            "--schedule",
+            "linear",
+            "--prediction",
+            "eps",
+            "--sampler",
+            "ddpm:4",
+            "--gradient-accumulation",
+            2,
+            "--layers",
+            2,
+        ],
+        [
+            "--schedule",
+            "sigmoid",
+            "--prediction",
+            "x0",
+            "--sampler",
+            "dpmpp_2s:4",
+            "--flip",
+            "True",
+            "--precision",
+            "bf16",
+        ],
     ],
     ids=lambda given: given[1],
 )
 def test_train_then_sample(command_line, tmp_path, given):
     code, out, err = command_line(TRAIN, *flags("--out", tmp_path / "run", *given))
     assert code == 0 and str(tmp_path / "run" / "samples.png") in out, err
-    code, out, err = command_line(SAMPLE, "--model", tmp_path / "run", "--n", 3, "--sampler", "ddim:3", "--out", tmp_path / "s.png", "--device", "cpu")
+    code, out, err = command_line(
+        SAMPLE,
+        "--model",
+        tmp_path / "run",
+        "--n",
+        3,
+        "--sampler",
+        "ddim:3",
+        "--out",
+        tmp_path / "s.png",
+        "--device",
+        "cpu",
+    )
     assert code == 0 and (tmp_path / "s.png").exists(), err
 
 
@@ -246,7 +304,21 @@ def test_training_goes_on_from_another_model(trained_run, tmp_path):
     """With its weights, as wide as it is; and --resume needs the other model no more."""
     other, run = shutil.copytree(trained_run, tmp_path / "other"), tmp_path / "run"
     widths = TINY.index("--channels")
-    run_main(TRAIN, *TINY[:widths], *TINY[widths + 3 :], "--seed", 1, "--start", other, "--steps", 1, "--lr", 1e-6, "--out", run)
+    run_main(
+        TRAIN,
+        *TINY[:widths],
+        *TINY[widths + 3 :],
+        "--seed",
+        1,
+        "--start",
+        other,
+        "--steps",
+        1,
+        "--lr",
+        1e-6,
+        "--out",
+        run,
+    )
     old, new = (load_file(folder / "model/unet/diffusion_pytorch_model.safetensors") for folder in (other, run))
     assert old.keys() == new.keys() and all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old)
     shutil.rmtree(other)
@@ -260,7 +332,10 @@ def test_a_run_that_was_killed_at_once_begins_where_it_began(trained_run, tmp_pa
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.rmtree(tmp_path / "run" / "model")
     run_main(TRAIN, "--resume", tmp_path / "run", "--device", "cpu")
-    old, new = (load_file(folder / "model/unet/diffusion_pytorch_model.safetensors") for folder in (trained_run, tmp_path / "run"))
+    old, new = (
+        load_file(folder / "model/unet/diffusion_pytorch_model.safetensors")
+        for folder in (trained_run, tmp_path / "run")
+    )
     assert all(float((old[key] - new[key]).abs().max()) < 1e-5 for key in old)
 
 
@@ -290,7 +365,7 @@ def test_a_disk_that_fills_up_between_checkpoints(command_line, tmp_path, monkey
         (["--layers", 2], "another build (layers = 1 against 2); leave out --start, or give its settings"),
         (["--class-conditional"], "another build (classes = None against 10)"),
         (["--start", "nowhere"], "there is no folder nowhere"),
-        (["--prediction", "eps"], "has learned to predict v, and this run trains eps; give --prediction v"),
+        (["--prediction", "eps"], "predicts v, not eps; give --prediction v"),
     ],
 )
 def test_train_refuses_to_start_from(command_line, trained_run, tmp_path, given, said):
@@ -325,7 +400,20 @@ def test_runs_without_a_name_never_meet(command_line, tmp_path, monkeypatch):
 
 
 def test_sample_gives_as_many_as_asked(command_line, trained_run, tmp_path):
-    ask = ["--model", trained_run, "--n", 5, "--batch-size", 2, "--sampler", "ddim:3", "--device", "cpu", "--npy", "--gif"]
+    ask = [
+        "--model",
+        trained_run,
+        "--n",
+        5,
+        "--batch-size",
+        2,
+        "--sampler",
+        "ddim:3",
+        "--device",
+        "cpu",
+        "--npy",
+        "--gif",
+    ]
     assert command_line(SAMPLE, *ask, "--out", tmp_path / "a.png")[0] == 0
     assert command_line(SAMPLE, *ask, "--out", tmp_path / "b.png")[0] == 0
     assert command_line(SAMPLE, *ask, "--seed", 1, "--out", tmp_path / "c.png")[0] == 0
@@ -337,7 +425,7 @@ def test_sample_gives_as_many_as_asked(command_line, trained_run, tmp_path):
         assert gif.n_frames > 1
 
 
-# ---------------------------------------------------------------------------------------------------- the manners of cli
+# -------------------------------------------------------------------------------------------------- the manners of cli
 
 
 @pytest.mark.parametrize(
@@ -356,7 +444,10 @@ def test_torch_and_torchvision_must_belong_together(monkeypatch, torch_version, 
     if fits:
         cli.check_versions()
     else:
-        with pytest.raises(UserError, match=f"torch {torch_version} and torchvision {vision_version} were not built for each other.*requirements.txt"):
+        with pytest.raises(
+            UserError,
+            match=f"torch {torch_version} and torchvision {vision_version} were not built for each other.*requirements.txt",
+        ):
             cli.check_versions()
 
 
@@ -367,7 +458,9 @@ def test_a_mismatch_is_a_refusal(command_line, monkeypatch):
 
 @pytest.mark.parametrize("program", [TRAIN, SAMPLE])
 def test_help_does_not_wait_for_torch(program):
-    """It answers at once because nothing heavy is imported; that is what is asserted, for clocks lie on busy machines."""
+    """It answers at once because nothing heavy is imported;
+    that is what is asserted, for clocks lie on busy machines.
+    """
     code = f"""
 import runpy, sys
 sys.argv = [{program!r}, "--help"]
@@ -409,6 +502,13 @@ def test_help_into_a_pipe_that_nobody_reads():
     """As `train.py --help | head -1` does: no traceback."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, TRAIN, "--help"], cwd=ROOT, env=environment(), stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, TRAIN, "--help"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(writer)
     assert done.stderr == ""

@@ -27,17 +27,38 @@ def caught(call) -> BaseException:
 @pytest.mark.parametrize(
     ("problem", "said"),
     [
-        (failure(errno.EACCES), "cannot open or write a.png (Permission denied); change its permissions, or name another"),
-        (failure(errno.ENOSPC, None), "cannot open or write a file (No space left on device); make room on the disk, or choose another place"),
+        (
+            failure(errno.EACCES),
+            "cannot open or write a.png (Permission denied); change its permissions, or name another",
+        ),
+        (
+            failure(errno.ENOSPC, None),
+            "cannot open or write a file (No space left on device); make room on the disk, or choose another place",
+        ),
         (failure(errno.EISDIR), "cannot open or write a.png (Is a directory)"),
-        (failure(errno.EACCES, "\udcff"), r"cannot open or write \udcff (Permission denied); change its permissions, or name another"),
-        (MemoryError("Unable to allocate 8 TiB"), "there is not enough memory (Unable to allocate 8 TiB); lower --batch-size"),
+        (
+            failure(errno.EACCES, "\udcff"),
+            r"cannot open or write \udcff (Permission denied); change its permissions, or name another",
+        ),
+        (
+            MemoryError("Unable to allocate 8 TiB"),
+            "there is not enough memory (Unable to allocate 8 TiB); lower --batch-size",
+        ),
         (failure(errno.ENOMEM), "there is not enough memory (Cannot allocate memory); lower --batch-size"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "there is not enough memory (CUDA out of memory); lower --batch-size"),
-        (OverflowError("int too large to convert to float"), "a number is too large to compute with (int too large to convert to float)"),
-        (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), r"a text holds characters that are no Unicode (\udcff); write it again"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "there is not enough memory (CUDA out of memory); lower --batch-size",
+        ),
+        (
+            OverflowError("int too large to convert to float"),
+            "a number is too large to compute with (int too large to convert to float)",
+        ),
+        (
+            UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"),
+            r"a text holds characters that are no Unicode (\udcff); write it again",
+        ),
     ],
-)  # fmt: skip
+)
 def test_sentence(problem, said):
     assert sentence(problem, "--batch-size") == said
 
@@ -67,8 +88,18 @@ def test_a_fault_of_the_program_has_none():
     def endless():
         endless()
 
-    for problem in (KeyError("a"), TypeError("a"), ValueError("a"), RuntimeError("shape"), AssertionError(), OSError("no errno"), IndexError(),
-                    failure(errno.ECONNREFUSED), UnicodeEncodeError("cp1252", "番", 0, 1, "character maps to <undefined>"), caught(endless)):  # fmt: skip
+    for problem in (
+        KeyError("a"),
+        TypeError("a"),
+        ValueError("a"),
+        RuntimeError("shape"),
+        AssertionError(),
+        OSError("no errno"),
+        IndexError(),
+        failure(errno.ECONNREFUSED),
+        UnicodeEncodeError("cp1252", "番", 0, 1, "character maps to <undefined>"),
+        caught(endless),
+    ):
         assert sentence(problem) is None, problem
 
 
@@ -82,8 +113,16 @@ def test_enough_memory():
 @pytest.mark.parametrize(
     ("problem", "code", "said"),
     [
-        (failure(errno.EACCES), 2, "error: cannot open or write a.png (Permission denied); change its permissions, or name another\n"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 2, "lower --batch-size, --size, --n\n"),
+        (
+            failure(errno.EACCES),
+            2,
+            "error: cannot open or write a.png (Permission denied); change its permissions, or name another\n",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            2,
+            "lower --batch-size, --size, --n\n",
+        ),
     ],
 )
 def test_a_program_ends_with_the_sentence(command_line, monkeypatch, problem, code, said):
@@ -114,7 +153,9 @@ def test_a_device_is_written_to_and_stays_a_device(tmp_path):
     with pytest.raises(UserError, match=r"cannot write /dev/full \(No space left on device\)"):
         write_json(Path("/dev/full"), {"a": 1})
     write_json(Path("/dev/null"), {"a": 1})
-    with pytest.raises(UserError, match=r"/dev/full \(No space left on device\)"):  # the system finds no such path, but a folder would be made on the way
+    with pytest.raises(
+        UserError, match=r"/dev/full \(No space left on device\)"
+    ):  # the system finds no such path, but a folder would be made on the way
         write_json(tmp_path / "x" / ("../" * 20) / "dev" / "full", {"a": 1})
     assert Path("/dev/full").is_char_device() and Path("/dev/null").is_char_device()
     assert not list(Path("/dev").glob("*.partial"))
@@ -138,6 +179,7 @@ def test_what_cannot_be_written(tmp_path, monkeypatch, name):
 
 def test_an_input_is_never_written_over(command_line, monkeypatch, tmp_path):
     """Also where its name is made up only later."""
+
     def main(args):
         write_atomically(args.model / "a.png", lambda file: file.write(b"new"))
 
@@ -147,7 +189,9 @@ def test_an_input_is_never_written_over(command_line, monkeypatch, tmp_path):
     main.__module__ = module.__name__
     monkeypatch.setattr(module, "main", main)
     code, _, err = command_line("04_latent_sd/sample.py", "a", "--model", ".", "--image", "a.png")
-    assert code == 2 and "a.png would be written over, but --image reads it; choose another place for the output" in err
+    assert (
+        code == 2 and "a.png would be written over, but --image reads it; choose another place for the output" in err
+    )
     assert (tmp_path / "a.png").read_bytes() == b"old"
 
 
@@ -158,16 +202,22 @@ def test_json_that_is_nested_too_deeply(tmp_path, text):
         read_json(tmp_path / "a.json")
 
 
-# ------------------------------------------------------------------------------------------------- answers of a learner
+# ------------------------------------------------------------------------------------------------ answers of a learner
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [("import os\nos._exit(0)", "SystemExit"), ("exit()", "SystemExit"), ("while True:\n    pass", "your code did not end within 0.2 seconds")],
-)  # fmt: skip
+    [
+        ("import os\nos._exit(0)", "SystemExit"),
+        ("exit()", "SystemExit"),
+        ("while True:\n    pass", "your code did not end within 0.2 seconds"),
+    ],
+)
 def test_an_answer_cannot_end_the_drawing(tmp_path, command_line, monkeypatch, answer, said):
     monkeypatch.setattr("common.grade.exercise_panels.SECONDS", 0.2)
     (tmp_path / "mine.py").write_text(answer)
-    code, out, err = command_line("common/grade/show_exercises.py", "01", "--submission", tmp_path / "mine.py", "--out", tmp_path / "a.png")
+    code, out, err = command_line(
+        "common/grade/show_exercises.py", "01", "--submission", tmp_path / "mine.py", "--out", tmp_path / "a.png"
+    )
     assert code == 0 and said in out and (tmp_path / "a.png").exists(), err
     assert os._exit.__name__ == "_exit"

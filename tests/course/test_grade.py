@@ -1,4 +1,6 @@
-"""The grader: the solutions score full marks, the blank stub none, each classic mistake costs its own exercise and no other."""
+"""The grader: the solutions score full marks, the blank stub none,
+each classic mistake costs its own exercise and no other.
+"""
 
 import json
 import os
@@ -19,9 +21,13 @@ from common.grade.checks import expect, load, load_chapter, verdict
 from common.grade.grader import COURSE, exercises_of, grade
 from common.grade.stubs import strip
 
-NUMBERS = sorted(folder.parent.name[:2] for folder in COURSE.glob("[0-9][0-9]_*/exercises") if (folder / "checks.py").exists())
+NUMBERS = sorted(
+    folder.parent.name[:2] for folder in COURSE.glob("[0-9][0-9]_*/exercises") if (folder / "checks.py").exists()
+)
 CHAPTERS = {number: load_chapter(exercises_of(number)) for number in NUMBERS}
-BANKS = {number: load(Path(__file__).parent / f"mistakes/chapter_{number}.py", f"mistakes_{number}") for number in NUMBERS}
+BANKS = {
+    number: load(Path(__file__).parent / f"mistakes/chapter_{number}.py", f"mistakes_{number}") for number in NUMBERS
+}
 MISTAKES = [(n, *mistake) for n in NUMBERS for mistake in BANKS[n].MISTAKES]
 OTHER_WAYS = [(n, *way) for n in NUMBERS for way in BANKS[n].OTHER_WAYS]
 
@@ -70,7 +76,9 @@ def test_a_mistake_costs_its_exercise_and_no_other(case):
 def test_public_tests_alone_and_hidden_checks_alone_catch_it(case):
     number, exercise, _, _, function = case
     chapter = CHAPTERS[number]
-    only_public = chapter._replace(exercises=[replace(e, check=lambda submission, rng: None) for e in chapter.exercises])
+    only_public = chapter._replace(
+        exercises=[replace(e, check=lambda submission, rng: None) for e in chapter.exercises]
+    )
     only_hidden = chapter._replace(tests=ModuleType("no_tests"))
     k = [e.name for e in chapter.exercises].index(exercise) + 1
     for part, seed in ((only_public, 0), (only_hidden, 0), (only_hidden, 1)):
@@ -84,7 +92,9 @@ def test_public_tests_alone_and_hidden_checks_alone_catch_it(case):
 def test_another_right_way_scores_full_marks(case):
     number, exercise, _, function = case
     for seed in range(3):
-        assert not any(verdicts(number, {exercise: function}, seed).values()), verdicts(number, {exercise: function}, seed)
+        assert not any(verdicts(number, {exercise: function}, seed).values()), verdicts(
+            number, {exercise: function}, seed
+        )
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -112,13 +122,17 @@ def test_chapter_1_agrees_with_the_longhand_and_with_common():
         expect(s.reverse_step(x, k, eps, z, alpha_bar), step, f"step {k}", atol=1e-3)
     short = longhand.DDPM(torch.linspace(0.02, 0.3, 20))
     *_, image = short.sample(lambda x, t: x.sin(), x.shape, torch.Generator().manual_seed(1))
-    got = s.sample(lambda x, t: x.sin(), x.shape, short.alpha_bar, list(range(1, 21)), torch.Generator().manual_seed(1))
+    got = s.sample(
+        lambda x, t: x.sin(), x.shape, short.alpha_bar, list(range(1, 21)), torch.Generator().manual_seed(1)
+    )
     expect(got, image, "sample", atol=1e-3)
     expect(s.time_embedding(t, 32), timestep_embedding(t, 32, sin_first=True), "embedding", atol=1e-3)
 
 
 def test_chapter_2_agrees_with_the_longhand_and_with_common():
-    """The solutions are the same mathematics as guidance.py, the course's attention and thresholding, and SciPy's Wilson interval."""
+    """The solutions are the same mathematics as guidance.py, the course's attention and thresholding,
+    and SciPy's Wilson interval.
+    """
     from scipy.stats import binomtest
 
     from common.diffusion.denoiser import threshold
@@ -131,8 +145,16 @@ def test_chapter_2_agrees_with_the_longhand_and_with_common():
     def numbers(*shape, seed=0):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-    s, longhand = CHAPTERS["02"].solutions, load(COURSE / "02_cfg_pokemon/cfg_pokemon/guidance.py", "longhand_guidance")
-    x, text, empty, u = numbers(4, 3, 5, 6), numbers(4, 2, 7, seed=1), numbers(2, 7, seed=2), torch.tensor([0.05, 0.5, 0.15, 0.9])
+    s, longhand = (
+        CHAPTERS["02"].solutions,
+        load(COURSE / "02_cfg_pokemon/cfg_pokemon/guidance.py", "longhand_guidance"),
+    )
+    x, text, empty, u = (
+        numbers(4, 3, 5, 6),
+        numbers(4, 2, 7, seed=1),
+        numbers(2, 7, seed=2),
+        torch.tensor([0.05, 0.5, 0.15, 0.9]),
+    )
     same(s.caption_dropout(text, empty, u, 0.2), longhand.drop_captions(text, empty, u, 0.2))
 
     torch.manual_seed(0)
@@ -145,7 +167,9 @@ def test_chapter_2_agrees_with_the_longhand_and_with_common():
         return (x + text.mean((1, 2)).view(-1, 1, 1, 1)).sin() + t.view(-1, 1, 1, 1) / 1000
 
     known = {"a cat": text[0], "a dog": text[1], "wings": text[2], "": text[3]}
-    context = s.negative_prompt(lambda texts: torch.stack([known[each] for each in texts]), ["a cat", "a dog"], ["wings", None])
+    context = s.negative_prompt(
+        lambda texts: torch.stack([known[each] for each in texts]), ["a cat", "a dog"], ["wings", None]
+    )
     uncond, cond = context.chunk(2)
     level = make_schedule("cosine").at(torch.tensor(400))
     level = level._replace(alpha=float(level.alpha), sigma=float(level.sigma), time=float(level.time))
@@ -163,7 +187,9 @@ def test_chapter_2_agrees_with_the_longhand_and_with_common():
 
 
 def test_chapter_3_agrees_with_common():
-    """The solutions are the same mathematics as the course's schedules, predictions, weights and samplers. (slerp is not in common.)"""
+    """The solutions are the same mathematics as the course's schedules, predictions, weights and samplers.
+    (slerp is not in common.)
+    """
     from common.diffusion.denoiser import target, to_x0_eps
     from common.diffusion.losses import GAMMA, loss_weight
     from common.diffusion.samplers import ddim, dpmpp_2m, heun
@@ -176,7 +202,11 @@ def test_chapter_3_agrees_with_common():
         x0 = (x + level.sigma).cos()
         return x0, (x - level.alpha * x0) / level.sigma
 
-    s, schedule, path = CHAPTERS["03"].solutions, DiscreteSchedule(linear_betas()), DiscreteSchedule(linear_betas()).noise_levels(7)
+    s, schedule, path = (
+        CHAPTERS["03"].solutions,
+        DiscreteSchedule(linear_betas()),
+        DiscreteSchedule(linear_betas()).noise_levels(7),
+    )
     x, eps, z = torch.randn(3, 4, 1, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times = (path.levels.time.long() + 1).tolist()  # T ... 0
     levels = [s.Level(level.alpha, level.sigma) for level in path]
@@ -187,7 +217,9 @@ def test_chapter_3_agrees_with_common():
     for eta in (0.0, 0.6, 1.0):
         state = x
         for k, step in enumerate(ddim(denoise, x, path, eta, noise=lambda k, x: k * z)):
-            state = s.ddim_step(state, denoise(state, levels[k])[1], times[k], times[k + 1], eta, (k + 1) * z, schedule.alpha_bar)
+            state = s.ddim_step(
+                state, denoise(state, levels[k])[1], times[k], times[k + 1], eta, (k + 1) * z, schedule.alpha_bar
+            )
             same(state, step.x)
     state = x
     for k, step in enumerate(heun(denoise, x, path)):
@@ -206,7 +238,10 @@ def test_chapter_3_agrees_with_common():
     same((noisy, v), (add_noise(x, eps, images), target("v", x, eps, images)))
     same(s.v_prediction(noisy, v, some.alpha, some.sigma, back=True), tuple(to_x0_eps("v", v, noisy, images)))
     for prediction in ("eps", "x0", "v"):
-        same(s.snr_weight(some.alpha, some.sigma, GAMMA, prediction), loss_weight("min_snr", prediction, NoiseLevel(0, some.alpha, some.sigma)))
+        same(
+            s.snr_weight(some.alpha, some.sigma, GAMMA, prediction),
+            loss_weight("min_snr", prediction, NoiseLevel(0, some.alpha, some.sigma)),
+        )
 
 
 def test_chapter_4_agrees_with_common():
@@ -223,7 +258,10 @@ def test_chapter_4_agrees_with_common():
     def numbers(*shape, seed=0):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-    s, latent = CHAPTERS["04"].solutions, load(COURSE / "04_latent_sd/latent_sd/latent_dataset.py", "chapter_4s_latents")
+    s, latent = (
+        CHAPTERS["04"].solutions,
+        load(COURSE / "04_latent_sd/latent_sd/latent_dataset.py", "chapter_4s_latents"),
+    )
     z, eps, eps_z, logvar = (numbers(4, 3, 5, 6, seed=seed) for seed in range(4))
     cloud = Gaussian(3 * z, logvar)
     same(s.kl(*cloud), cloud.kl())
@@ -233,7 +271,9 @@ def test_chapter_4_agrees_with_common():
 
     schedule = DiscreteSchedule(linear_zero_snr_betas())
     level = schedule.at(torch.tensor([1, 100, 500, 1000])).like(z)
-    x, v = s.noisy_latent(cloud.mean, (logvar / 2).exp(), scale, eps_z, eps, level.alpha.flatten(), level.sigma.flatten())
+    x, v = s.noisy_latent(
+        cloud.mean, (logvar / 2).exp(), scale, eps_z, eps, level.alpha.flatten(), level.sigma.flatten()
+    )
     scaled = latent.scaled(cloud, scale)
     drawn = scaled["latent"] + scaled["std"] * eps_z
     same((x, v), (add_noise(drawn, eps, level), target("v", drawn, eps, level)))
@@ -318,7 +358,9 @@ def test_answers_are_not_overwritten(tmp_path, monkeypatch):
 
 
 def command(*args, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "common.grade", *map(str, args)], capture_output=True, text=True, cwd=COURSE, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "common.grade", *map(str, args)], capture_output=True, text=True, cwd=COURSE, **options
+    )
 
 
 def answers(**replaced: str) -> str:
@@ -340,19 +382,24 @@ NASTY = {  # name: (body, word of the message)
         "import os\n"
         "    open(OUT, 'w').write('{\"points\": 18}')\n"
         "    for fd in range(30):\n"
-        "        try: os.write(fd, b'\\n{\"message\": \"\"}\\n unfinished')\n"
+        '        try: os.write(fd, b\'\\n{"message": ""}\\n unfinished\')\n'
         "        except OSError: pass\n"
         "    os._exit(0)",
         "stopped without an answer",
     ),
-    "reverse_step": ("\n    try: input()\n    except EOFError: raise KeyboardInterrupt from None", "KeyboardInterrupt"),
+    "reverse_step": (
+        "\n    try: input()\n    except EOFError: raise KeyboardInterrupt from None",
+        "KeyboardInterrupt",
+    ),
     "sample": ("torch.set_default_device('meta'); raise ValueError('x' * 10_000)", "ValueError: xxx"),
     "training_step": ("globals().pop('training_step')", "no function named training_step"),
 }
 
 
 def test_a_nasty_submission_loses_only_what_it_spoils(tmp_path):
-    """Exits, a false score on every channel, an endless loop, a crash, waiting for the keyboard, settings changed for others."""
+    """Exits, a false score on every channel, an endless loop, a crash, waiting for the keyboard,
+    settings changed for others.
+    """
     file, out = tmp_path / "nasty.py", tmp_path / "out.json"
     bodies = {name: body for name, (body, _) in NASTY.items()}
     file.write_text(answers(**bodies).replace("OUT", repr(str(out))).replace("def training_step", "def trainingstep"))
@@ -380,20 +427,28 @@ def test_the_same_seed_gives_the_same_checks(tmp_path):
     chapter, seen = CHAPTERS["01"], []
     for seed in (5, 5, 6):
         submission = load(exercises_of("01") / "solutions.py", "submission")
-        rightly, drawn = submission.add_noise, []
-        submission.add_noise = lambda x0, t, eps, alpha_bar: drawn.append(float(x0.sum())) or rightly(x0, t, eps, alpha_bar)  # noqa: B023
+        drawn = []
+
+        def noticing(x0, t, eps, alpha_bar, rightly=submission.add_noise, drawn=drawn):
+            drawn.append(float(x0.sum()))
+            return rightly(x0, t, eps, alpha_bar)
+
+        submission.add_noise = noticing
         verdict(chapter, 2, submission, seed)
         seen.append(drawn)
     assert seen[0] == seen[1] != seen[2]
 
 
-@pytest.mark.parametrize(("args", "sentence"), [
-    (["77"], "there is no chapter '77'"),
-    (["01", "--submission", "nowhere.py"], "there is no file nowhere.py"),
-    (["01", "--submission", "common"], "common is a folder"),
-    (["1", "--seconds", "-1"], "--seconds must be above 0"),
-    (["01", "--sed", "3"], "--sed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["77"], "there is no chapter '77'"),
+        (["01", "--submission", "nowhere.py"], "there is no file nowhere.py"),
+        (["01", "--submission", "common"], "common is a folder"),
+        (["1", "--seconds", "-1"], "--seconds must be above 0"),
+        (["01", "--sed", "3"], "--sed"),
+    ],
+)
 def test_user_errors_are_one_sentence(args, sentence):
     done = command(*args)
     assert done.returncode == 2
@@ -419,21 +474,37 @@ def test_a_checking_process_that_cannot_begin_says_why(tmp_path, monkeypatch):
     (tmp_path / "common" / "grade" / "worker.py").write_text("raise ImportError('no torch here')", encoding="utf-8")
     folder = exercises_of("01")
     monkeypatch.setattr(grader, "COURSE", tmp_path)
-    with pytest.raises(UserError, match="cannot be run .the process ended without an answer; ImportError: no torch here"):
+    with pytest.raises(
+        UserError, match="cannot be run .the process ended without an answer; ImportError: no torch here"
+    ):
         next(grade(folder, tmp_path / "mine.py"))
 
 
 def test_help_imports_nothing_heavy():
     code = "import sys, common.grade, common.grade.strip_solutions; print(sorted({'torch', 'numpy', 'pytest'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=COURSE).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=COURSE).stdout.strip() == "[]"
+    )
 
 
 def test_the_learners_tests_run_under_pytest(tmp_path):
     """They pick the file from the environment, and a failure shows its teaching sentence."""
     file = tmp_path / "mine.py"
     file.write_text(solutions_text("01").replace("(1 - a).sqrt() * eps\n", "(1 - a) * eps\n"))
-    pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "test_1 or test_2", "01_ddpm_mnist/exercises"]
-    done = subprocess.run(pytest_run, capture_output=True, text=True, cwd=COURSE, env=os.environ | {"EXERCISES": str(file)})
+    pytest_run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "test_1 or test_2",
+        "01_ddpm_mnist/exercises",
+    ]
+    done = subprocess.run(
+        pytest_run, capture_output=True, text=True, cwd=COURSE, env=os.environ | {"EXERCISES": str(file)}
+    )
     assert "1 failed, 3 passed" in done.stdout and done.returncode == 1
     assert "did you use 1 - alpha_bar where its square root belongs?" in done.stdout
     assert "FAILED 01_ddpm_mnist/exercises/test_exercises.py::test_2_how_much_noise" in done.stdout
@@ -451,11 +522,20 @@ def test_every_exercise_has_a_panel_and_those_not_solved_say_so(number, tmp_path
     assert all(callable(getattr(panels, exercise.name)) for exercise in CHAPTERS[number].exercises)
     file, out, titles = tmp_path / "mine.py", tmp_path / "picture.png", []
     first_solution = solutions_text(number).split("# --- solution\n")[1].split("# --- end")[0].strip()
-    file.write_text(re.sub(r'raise NotImplementedError\("exercise 1: .*', lambda _: first_solution, strip(solutions_text(number))))
+    file.write_text(
+        re.sub(r'raise NotImplementedError\("exercise 1: .*', lambda _: first_solution, strip(solutions_text(number)))
+    )
     save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *args, **kw: titles.extend(
-        axis.get_title() for axis in figure.axes) or save(figure, *args, **kw))  # fmt: skip
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda figure, *args, **kw: (
+            titles.extend(axis.get_title() for axis in figure.axes) or save(figure, *args, **kw)
+        ),
+    )
     show.main(show.Args(number, submission=file, out=out))
-    assert [i for i, title in enumerate(titles) if title and "not solved yet" not in title] == [0]  # an axis without exercise has no title
+    assert [i for i, title in enumerate(titles) if title and "not solved yet" not in title] == [
+        0
+    ]  # an axis without exercise has no title
     colours = {colour for _, colour in Image.open(out).convert("RGB").crop((0, 0, 337, 292)).getcolors(100_000)}
     assert (31, 119, 180) in colours  # the curve

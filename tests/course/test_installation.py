@@ -1,4 +1,6 @@
-"""What an installation holds: no direct dependency is missing or unused, every version is pinned, and settings precede torch."""
+"""What an installation holds: no direct dependency is missing or unused, every version is pinned,
+and settings precede torch.
+"""
 
 import ast
 import os
@@ -13,8 +15,14 @@ import pytest
 from helpers.programs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts)]
-OWN = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES} | {"bench", "exercises", "mistakes", "tests"}
+SOURCES = [
+    path for path in sorted(ROOT.rglob("*.py")) if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts)
+]
+OWN = (
+    {path.stem for path in SOURCES}
+    | {path.parent.name for path in SOURCES}
+    | {"bench", "exercises", "mistakes", "tests"}
+)
 NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are there
     "ipykernel": "the kernel that executes the lessons",
     "jupyterlab": "opens the lessons",
@@ -25,8 +33,20 @@ NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are t
     "timm": "needed by cn_clip",
 }
 OPTIONAL = {"bitsandbytes"}  # imported where a user asks for it; without it the program says how to install it
-TORCH_USERS = {"torch", "torchvision", "accelerate", "datasets", "diffusers", "transformers", "compel", "peft", "torchmetrics", "cn_clip",
-               "denoising_diffusion_pytorch", "safetensors"}  # fmt: skip
+TORCH_USERS = {
+    "torch",
+    "torchvision",
+    "accelerate",
+    "datasets",
+    "diffusers",
+    "transformers",
+    "compel",
+    "peft",
+    "torchmetrics",
+    "cn_clip",
+    "denoising_diffusion_pytorch",
+    "safetensors",
+}
 
 
 def normal(name: str) -> str:
@@ -111,12 +131,21 @@ SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTORCH_ENABLE_MPS_FALLBACK")
 def test_settings_are_made_and_the_users_own_win(given, expected):
     code = f"import common, os; print(*(os.environ.get(name) for name in {SETTINGS}))"
     environment = {key: value for key, value in os.environ.items() if key not in SETTINGS} | given
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert ran.stdout.split() == expected
 
 
-ENTRIES = [path for path in SOURCES if path.parent.name[:2].isdigit() and '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")]
-ENTRIES += [ROOT / "tests" / "conftest.py", *sorted(ROOT.glob("0*/lesson.py"))]  # python -m common.x imports common before all else
+ENTRIES = [
+    path
+    for path in SOURCES
+    if path.parent.name[:2].isdigit() and '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
+]
+ENTRIES += [
+    ROOT / "tests" / "conftest.py",
+    *sorted(ROOT.glob("0*/lesson.py")),
+]  # python -m common.x imports common before all else
 
 
 @pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -20,7 +20,11 @@ NAMED = re.compile(r"\b((?:common|bench|tests|0[1-9]_\w+)/[\w/-]+\.py)\b")
 def links(path: Path) -> list[str]:
     """The targets of a page's links, without those to other sites."""
     text = path.read_text(encoding="utf-8")
-    text = CODE.sub("", text) if path.suffix == ".md" else "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    text = (
+        CODE.sub("", text)
+        if path.suffix == ".md"
+        else "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    )
     return [target for target in LINK.findall(text) if not re.match(r"[a-z]+:", target)]
 
 

@@ -1,4 +1,6 @@
-"""The lessons: each notebook holds the cells of its source, runs from top to bottom, and is fit to be read on the web."""
+"""The lessons: each notebook holds the cells of its source, runs from top to bottom,
+and is fit to be read on the web.
+"""
 
 import ast
 import base64
@@ -82,7 +84,7 @@ def test_lesson_runs(folder):
     assert [pictures(cell) for cell in run.cells] == [pictures(cell) for cell in built.cells]
 
 
-# ----------------------------------------------------------------------------------------------- opened from any folder
+# ---------------------------------------------------------------------------------------------- opened from any folder
 
 
 def code_of(folder) -> list[str]:
@@ -99,18 +101,30 @@ def test_a_lesson_finds_its_files_wherever_its_kernel_starts(folder, start, tmp_
     names = {}
     exec(first, names)
     assert names["CHAPTER"] == folder
-    imported = {node.module if isinstance(node, ast.ImportFrom) else alias.name for node in ast.walk(ast.parse("\n".join(others)))
-                if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
+    imported = {
+        node.module if isinstance(node, ast.ImportFrom) else alias.name
+        for node in ast.walk(ast.parse("\n".join(others)))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
     tops = {name.split(".")[0] for name in imported}
     files = {name: (folder / f"{name}.py", folder / name / "__init__.py") for name in tops}
-    own = {name: next(file for file in some if file.exists()) for name, some in files.items() if any(file.exists() for file in some)}
+    own = {
+        name: next(file for file in some if file.exists())
+        for name, some in files.items()
+        if any(file.exists() for file in some)
+    }
     assert own and {name: Path(PathFinder.find_spec(name).origin) for name in own} == own
 
 
 @pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
 def test_a_lesson_names_no_path_that_depends_on_where_its_kernel_starts(folder):
     calls = [node for node in ast.walk(ast.parse("\n".join(code_of(folder)))) if isinstance(node, ast.Call)]
-    fixed = [ast.unparse(call) for call in calls if getattr(call.func, "id", "") in ("Path", "open") and isinstance(call.args[0], ast.Constant)]
+    fixed = [
+        ast.unparse(call)
+        for call in calls
+        if getattr(call.func, "id", "") in ("Path", "open") and isinstance(call.args[0], ast.Constant)
+    ]
     assert fixed == []
 
 
@@ -174,14 +188,24 @@ def tiny_build(tmp_path_factory):
 def test_words_change_without_a_run(tmp_path, tiny_build):
     shutil.copy(tiny_build / "lesson.ipynb", tmp_path)
     old = lessons.read_notebook(tmp_path)
-    lesson(tmp_path, TINY.replace("# Words", "# Other words").replace("6 * 7", "# the answer\n6*7") + "\n# %% [markdown]\n# The end\n")
+    lesson(
+        tmp_path,
+        TINY.replace("# Words", "# Other words").replace("6 * 7", "# the answer\n6*7")
+        + "\n# %% [markdown]\n# The end\n",
+    )
     with pytest.raises(UserError, match="differ"):
         lessons.check(tmp_path)
     lessons.sync(tmp_path)
     lessons.check(tmp_path)
     new = lessons.read_notebook(tmp_path)
-    assert [cell.outputs for cell in new.cells[1:3]] == [cell.outputs for cell in old.cells[1:]] and new.cells[1].outputs
-    for source in (TINY.replace("6 * 7", "6 * 8"), TINY + "\n# %%\nprint(1)\n", TINY[: TINY.index("# %%\nimport matplotlib")]):
+    assert [cell.outputs for cell in new.cells[1:3]] == [cell.outputs for cell in old.cells[1:]] and new.cells[
+        1
+    ].outputs
+    for source in (
+        TINY.replace("6 * 7", "6 * 8"),
+        TINY + "\n# %%\nprint(1)\n",
+        TINY[: TINY.index("# %%\nimport matplotlib")],
+    ):
         before = (tmp_path / "lesson.ipynb").read_bytes()
         with pytest.raises(UserError, match="common.grade.notebook build"):
             lessons.sync(lesson(tmp_path, source))

@@ -1,4 +1,6 @@
-"""Habits of the code that a linter does not know: standard terms, distinct names, typed parameters, short core files."""
+"""Habits of the code that a linter does not know:
+standard terms, distinct names, typed parameters, short core files.
+"""
 
 import ast
 from collections import defaultdict
@@ -85,8 +87,11 @@ OURS = sorted({*PACKAGES, *PROGRAMS, *(path for path in SOURCES if label(path).s
 
 def texts(path: Path) -> list[tuple[int, str]]:
     """Docstrings and help texts, which are the strings that stand alone as a statement, each with its line."""
-    return [(node.lineno, node.value.value) for node in ast.walk(tree(path))
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)]  # fmt: skip
+    return [
+        (node.lineno, node.value.value)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=label)
@@ -96,7 +101,9 @@ def test_help_texts_are_noun_phrases(path):
 
 
 def bound_names(path: Path) -> list[tuple[int, str]]:
-    """Every name that a file gives to something: classes, functions, parameters, variables, fields, attributes, aliases of imports."""
+    """Every name that a file gives to something: classes, functions, parameters, variables, fields, attributes,
+    aliases of imports.
+    """
     names = []
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
@@ -114,15 +121,28 @@ def bound_names(path: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", OURS, ids=label)
 def test_names_are_the_fields_own(path):
-    private = {name: term for name, term in PRIVATE.items() if name not in ("pick", "luck") or not label(path).startswith(DRAWING)}
-    assert [f"line {line}: {name}, better {private[name]}" for line, name in bound_names(path) if name in private] == []
+    private = {
+        name: term
+        for name, term in PRIVATE.items()
+        if name not in ("pick", "luck") or not label(path).startswith(DRAWING)
+    }
+    assert [
+        f"line {line}: {name}, better {private[name]}" for line, name in bound_names(path) if name in private
+    ] == []
 
 
 @pytest.mark.parametrize("path", OURS, ids=label)
 def test_flags_are_named_as_in_diffusers(path):
-    fields = [(field.lineno, field.target.id) for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef) and "Args" in node.name
-              for field in node.body if isinstance(field, ast.AnnAssign)]  # fmt: skip
-    assert [f"line {line}: {name}, better {PRIVATE_FLAGS[name]}" for line, name in fields if name in PRIVATE_FLAGS] == []
+    fields = [
+        (field.lineno, field.target.id)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef) and "Args" in node.name
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
+    ]
+    assert [
+        f"line {line}: {name}, better {PRIVATE_FLAGS[name]}" for line, name in fields if name in PRIVATE_FLAGS
+    ] == []
 
 
 def test_no_two_classes_share_a_name():
@@ -140,9 +160,13 @@ def test_no_two_classes_share_a_name():
 @pytest.mark.parametrize("path", PACKAGES, ids=label)
 def test_args_have_a_type(path):
     """A function takes what it needs by name; where it needs all flags of a program, it says whose."""
-    untyped = [f"{node.name}, line {node.lineno}" for node in ast.walk(tree(path))
-               if isinstance(node, ast.FunctionDef) and node.name != "__torch_function__"  # whose parameters torch names
-               for arg in node.args.posonlyargs + node.args.args + node.args.kwonlyargs if arg.arg == "args" and arg.annotation is None]  # fmt: skip
+    untyped = [
+        f"{node.name}, line {node.lineno}"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef) and node.name != "__torch_function__"  # whose parameters torch names
+        for arg in node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        if arg.arg == "args" and arg.annotation is None
+    ]
     assert untyped == []
 
 

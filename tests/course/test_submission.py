@@ -14,8 +14,17 @@ from common.grade.submission import without_magics
 
 def notebook(*cells: str, **changes) -> str:
     """Markdown between the code, sources as lists of lines: as Jupyter writes them."""
-    code = [{"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None,
-             "source": cell.splitlines(keepends=True)} for i, cell in enumerate(cells)]  # fmt: skip
+    code = [
+        {
+            "cell_type": "code",
+            "id": f"c{i}",
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+            "source": cell.splitlines(keepends=True),
+        }
+        for i, cell in enumerate(cells)
+    ]
     words = {"cell_type": "markdown", "id": "words", "metadata": {}, "source": ["# My answers"]}
     return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [words, *code]} | changes)
 
@@ -41,7 +50,12 @@ def test_a_notebook_is_graded_as_its_code(tmp_path):
     solutions = (exercises_of("01") / "solutions.py").read_text(encoding="utf-8")
     first, second = solutions.split("\n\n\ndef ", 1)
     path = tmp_path / "answers.ipynb"
-    path.write_text(notebook("%matplotlib inline\n!pip list", first, "%%time\ndef " + second, "%%bash\nls", "alpha_bars?\ndisplay(1)"), encoding="utf-8")
+    path.write_text(
+        notebook(
+            "%matplotlib inline\n!pip list", first, "%%time\ndef " + second, "%%bash\nls", "alpha_bars?\ndisplay(1)"
+        ),
+        encoding="utf-8",
+    )
     results = list(grade(exercises_of("01"), path))
     assert len(results) == 8 and {result.message for result in results} == {""}
     for name in ("answers.py", "answers.py.txt"):  # whatever its name
@@ -53,7 +67,10 @@ def test_a_notebook_is_graded_as_its_code(tmp_path):
     ("cells", "message"),
     [
         (["x = 1", "\n1 / 0"], "your code stopped in line 2 of code cell 2 with ZeroDivisionError: division by zero"),
-        (["def f():\n    return y", "%time\nf()"], "your code stopped in line 2 of code cell 1 with NameError: name 'y' is not defined"),
+        (
+            ["def f():\n    return y", "%time\nf()"],
+            "your code stopped in line 2 of code cell 1 with NameError: name 'y' is not defined",
+        ),
         (["x = 1", "%matplotlib inline\ndef f(:\n"], "line 2 of code cell 2: invalid syntax"),
         (["x = 1", "assert x == 2, 'words'"], "your code stopped in line 1 of code cell 2 with AssertionError: words"),
     ],
@@ -65,12 +82,21 @@ def test_the_cell_that_fails_is_named(tmp_path, cells, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (notebook("x = 1")[:-40], "it is a damaged notebook (nbformat, Jupyter's reader, ends with NotJSONError); save it again"),
-        (notebook(cells=5), "it is a damaged notebook (nbformat, Jupyter's reader, ends with TypeError); save it again"),
+        (
+            notebook("x = 1")[:-40],
+            "it is a damaged notebook (nbformat, Jupyter's reader, ends with NotJSONError); save it again",
+        ),
+        (
+            notebook(cells=5),
+            "it is a damaged notebook (nbformat, Jupyter's reader, ends with TypeError); save it again",
+        ),
         (archive(), "it is a zip archive; unpack it, and hand in the Python file or the notebook in it"),
         (b"\x89PNG\r\n\x1a\n\0\0", "it is not text; hand in a Python file (.py) or a notebook (.ipynb)"),
         (b"%PDF-1.4\n%\xe2\xe3\n", "it is not Python code in UTF-8; save it as UTF-8, or hand in a notebook (.ipynb)"),
-        ("x = '番茄'\n".encode("gbk"), "it is not Python code in UTF-8; save it as UTF-8, or hand in a notebook (.ipynb)"),
+        (
+            "x = '番茄'\n".encode("gbk"),
+            "it is not Python code in UTF-8; save it as UTF-8, or hand in a notebook (.ipynb)",
+        ),
         ("x = 1\ndef f(:\n", "line 2: invalid syntax"),
         ("x = 1\n1 / 0\n", "your code stopped in line 2 with ZeroDivisionError: division by zero"),
         ("x = 1\r\n".encode("utf-16"), ""),

@@ -63,7 +63,9 @@ def claims(text: str, language: str) -> set[tuple[str, str]]:
         return rest
 
     text = re.sub(r"\b(?:without|no)\b[^,;]*" if language == "en" else "没有[^，]*", absent, text)
-    known = [(w, n, v) for n, vs in (ENGLISH if language == "en" else CHINESE).items() for v, ws in vs.items() for w in ws]
+    known = [
+        (w, n, v) for n, vs in (ENGLISH if language == "en" else CHINESE).items() for v, ws in vs.items() for w in ws
+    ]
     for words, name, value in sorted(known, key=lambda k: -len(k[0])):
         pattern = rf"\b{words}\b" if language == "en" else words
         if re.search(pattern, text):

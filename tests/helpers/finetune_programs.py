@@ -12,12 +12,33 @@ from finetune_diffusers.images import to_tensor
 from helpers.programs import ROOT
 
 HERE = "05_finetune_diffusers"
-GENERATE, RESTORE, TRAIN, PACKAGE = (f"{HERE}/{name}.py" for name in ("generate", "restore", "train_unconditional", "ddpm_package"))
+GENERATE, RESTORE, TRAIN, PACKAGE = (
+    f"{HERE}/{name}.py" for name in ("generate", "restore", "train_unconditional", "ddpm_package")
+)
 STRENGTH, WEIGHTS, MEMORY = (f"{HERE}/studies/{name}.py" for name in ("strength", "prompt_weighting", "memory"))
-FINETUNE, LORA, DREAMBOOTH, CONTROLNET = (f"{HERE}/{name}.py" for name in ("finetune", "lora", "dreambooth", "controlnet"))
+FINETUNE, LORA, DREAMBOOTH, CONTROLNET = (
+    f"{HERE}/{name}.py" for name in ("finetune", "lora", "dreambooth", "controlnet")
+)
 PROMPT = "a red creature with wings"
 MNIST = ROOT / "01_ddpm_mnist" / "pretrained"
-FEW = ["--size", 32, "--batch-size", 2, "--steps", 4, "--save-every", 2, "--sample-every", 3, "--sample-steps", 1, "--device", "cpu", "--precision", "no"]
+FEW = [
+    "--size",
+    32,
+    "--batch-size",
+    2,
+    "--steps",
+    4,
+    "--save-every",
+    2,
+    "--sample-every",
+    3,
+    "--sample-steps",
+    1,
+    "--device",
+    "cpu",
+    "--precision",
+    "no",
+]
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TINY = [*FEW, "--n", 6, "--measure", 2, "--lr", 1e-2]
 
@@ -56,4 +77,6 @@ def draw(pipe, **more) -> np.ndarray:
     """One small picture of a prompt, always from the same noise."""
     silent(pipe)
     generator = torch.Generator().manual_seed(1)
-    return pipe("a red creature", height=32, width=32, num_inference_steps=2, generator=generator, output_type="np", **more).images
+    return pipe(
+        "a red creature", height=32, width=32, num_inference_steps=2, generator=generator, output_type="np", **more
+    ).images

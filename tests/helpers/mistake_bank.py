@@ -1,15 +1,16 @@
-"""A bank of wrong solutions, and of right ones that are not the course's: what tests/course/test_grade.py feeds to the graders.
+"""A bank of wrong solutions, and of right ones that are not the course's: what tests/course/test_grade.py feeds to the
+graders.
 
-    bank = Bank()
+bank = Bank()
 
-    @bank.mistake("what is wrong", "words that the grader's message must hold")
-    def name_of_the_exercise(...): ...
+@bank.mistake("what is wrong", "words that the grader's message must hold")
+def name_of_the_exercise(...): ...
 """
 
 
 class Bank:
     def __init__(self):
-        self.MISTAKES = []    # (exercise, what, says, function)
+        self.MISTAKES = []  # (exercise, what, says, function)
         self.OTHER_WAYS = []  # (exercise, what, function)
 
     def mistake(self, what: str, says: str):

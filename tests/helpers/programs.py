@@ -15,18 +15,39 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, SAMPLE = "01_ddpm_mnist/train.py", "01_ddpm_mnist/sample.py"
-TINY = ["--data", "digits", "--size", "8", "--channels", "8", "16", "--batch-size", "8",
-        "--device", "cpu", "--precision", "no", "--sampler", "ddim:4"]  # fmt: skip
+TINY = [
+    "--data",
+    "digits",
+    "--size",
+    "8",
+    "--channels",
+    "8",
+    "16",
+    "--batch-size",
+    "8",
+    "--device",
+    "cpu",
+    "--precision",
+    "no",
+    "--sampler",
+    "ddim:4",
+]
 
-for chapter in sorted(ROOT.glob("0[1-9]_*")):  # as `python 01_ddpm_mnist/train.py` does: a program finds the package beside it
+for chapter in sorted(
+    ROOT.glob("0[1-9]_*")
+):  # as `python 01_ddpm_mnist/train.py` does: a program finds the package beside it
     sys.path.append(str(chapter))
 
 torch.set_num_threads(1)  # networks this small only wait for each other's threads
-os.environ["OMP_NUM_THREADS"] = "1"  # also for processes started here, and so that no program chooses by how busy the machine is
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # also for processes started here, and so that no program chooses by how busy the machine is
+)
 
 
 def load_program(path: str) -> ModuleType:
-    """A program of a chapter as a module, for instance "01_ddpm_mnist/train.py": chapters have programs of the same names."""
+    """A program of a chapter as a module, for instance "01_ddpm_mnist/train.py":
+    chapters have programs of the same names.
+    """
     name = "program_" + path.removesuffix(".py").replace("/", "_")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, ROOT / path)
@@ -48,7 +69,14 @@ def run_main(program: str, *flags: object) -> None:
 
 def run_program(*command: object, timeout: float = 600) -> subprocess.CompletedProcess:
     """Run `python command...` from the project's folder and wait for it."""
-    return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def environment() -> dict[str, str]:

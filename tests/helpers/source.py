@@ -6,8 +6,18 @@ from pathlib import Path
 
 from helpers.programs import ROOT
 
-CHAPTERS = {folder.name: next(each.parent.name for each in folder.glob("*/__init__.py")) for folder in sorted(ROOT.glob("0[1-9]_*"))}  # folder: package
-NOT_OURS = {".venv", ".git", "runs", "build", "data", "__pycache__"}  # top-level folders that may appear beside the sources
+CHAPTERS = {
+    folder.name: next(each.parent.name for each in folder.glob("*/__init__.py"))
+    for folder in sorted(ROOT.glob("0[1-9]_*"))
+}  # folder: package
+NOT_OURS = {
+    ".venv",
+    ".git",
+    "runs",
+    "build",
+    "data",
+    "__pycache__",
+}  # top-level folders that may appear beside the sources
 
 
 def own_files(pattern: str) -> list[Path]:
@@ -30,18 +40,24 @@ def label(path: Path) -> str:
 
 
 def module_name(path: Path) -> str:
-    """common/io/files.py -> common.io.files; 01_ddpm_mnist/ddpm_mnist/trainer.py -> ddpm_mnist.trainer; 01_ddpm_mnist/train.py -> 01_ddpm_mnist:train."""
+    """common/io/files.py -> common.io.files; 01_ddpm_mnist/ddpm_mnist/trainer.py -> ddpm_mnist.trainer;
+    01_ddpm_mnist/train.py -> 01_ddpm_mnist:train.
+    """
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     if parts[-1] == "__init__":
         parts.pop()
     if parts[0] in CHAPTERS:
         chapter, *parts = parts
-        return ".".join(parts) if parts[0] == CHAPTERS[chapter] else f"{chapter}:{parts[-1]}"  # programs and exercises are imported by bare name
+        return (
+            ".".join(parts) if parts[0] == CHAPTERS[chapter] else f"{chapter}:{parts[-1]}"
+        )  # programs and exercises are imported by bare name
     return ".".join(parts)
 
 
 def imported(node: ast.AST) -> set[str]:
-    """The modules that one import statement names, with `from a import b` as both a and a.b; of any other node, none."""
+    """The modules that one import statement names, with `from a import b` as both a and a.b;
+    of any other node, none.
+    """
     if isinstance(node, ast.Import):
         return {alias.name for alias in node.names}
     if isinstance(node, ast.ImportFrom):
@@ -62,11 +78,19 @@ def imports_at_top(path: Path) -> set[str]:
 
 def is_program(path: Path) -> bool:
     """Whether a file is started from the command line: it ends with the call run(main, Args)."""
-    return any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree(path).body)
+    return any(
+        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree(path).body
+    )
 
 
 SOURCES = own_files("*.py")
-SHARED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "common"]  # common, and the package of each chapter:
-PACKAGES = SHARED + [path for path in SOURCES if len(path.relative_to(ROOT).parts) > 2 and path.relative_to(ROOT).parts[1] in CHAPTERS.values()]
+SHARED = [
+    path for path in SOURCES if path.relative_to(ROOT).parts[0] == "common"
+]  # common, and the package of each chapter:
+PACKAGES = SHARED + [
+    path
+    for path in SOURCES
+    if len(path.relative_to(ROOT).parts) > 2 and path.relative_to(ROOT).parts[1] in CHAPTERS.values()
+]
 CHAPTER_PROGRAMS = [path for path in SOURCES if path.parent.name in CHAPTERS and path.name != "lesson.py"]
 PROGRAMS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "tests" and is_program(path)]

@@ -1,4 +1,6 @@
-"""Tiny pipelines of other families than Stable Diffusion 1.x and 2.x, with random weights: what people name with --model as well."""
+"""Tiny pipelines of other families than Stable Diffusion 1.x and 2.x, with random weights:
+what people name with --model as well.
+"""
 
 from pathlib import Path
 
@@ -16,19 +18,48 @@ def write_tiny_xl(folder: Path) -> Path:
     torch.manual_seed(0)
     save_text(folder, small_text(2 * WORDS, dim=32, layers=1, heads=2, length=64))
     words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    text = CLIPTextConfig(vocab_size=len(words), hidden_size=32, intermediate_size=37, projection_dim=32, num_attention_heads=4, num_hidden_layers=2,
-                          max_position_embeddings=64, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id)  # fmt: skip
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=37,
+        projection_dim=32,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        max_position_embeddings=64,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+    )
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64), layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=80, cross_attention_dim=64, norm_num_groups=8,
-    )  # fmt: skip
-    vae = AutoencoderKL(block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                        norm_num_groups=8, sample_size=32)  # fmt: skip
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=80,
+        cross_attention_dim=64,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        sample_size=32,
+    )
     StableDiffusionXLPipeline(
-        vae=vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text), tokenizer=words, tokenizer_2=words, unet=unet,
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=words,
+        tokenizer_2=words,
+        unet=unet,
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return folder
 
 
@@ -36,29 +67,76 @@ def write_tiny_ddpm(folder: Path) -> Path:
     """A diffusion model of pixels without text."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    unet = UNet2DModel(sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
-                       down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))  # fmt: skip
+    unet = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
     return folder
 
 
 def write_tiny_flow(folder: Path) -> Path:
-    """Stable Diffusion 3: a transformer, trained for flow matching. Its third text encoder is left out, as in its smaller downloads."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    """Stable Diffusion 3: a transformer, trained for flow matching.
+    Its third text encoder is left out, as in its smaller downloads.
+    """
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(0)
     write_tiny_pipeline(folder)
     words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    text = CLIPTextConfig(vocab_size=len(words), hidden_size=32, intermediate_size=37, projection_dim=32, num_attention_heads=4, num_hidden_layers=2,
-                          max_position_embeddings=77, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id)  # fmt: skip
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=37,
+        projection_dim=32,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        max_position_embeddings=77,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+    )
     words.model_max_length = 77
-    transformer = SD3Transformer2DModel(sample_size=16, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
-                                        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4)  # fmt: skip
-    vae = AutoencoderKL(block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                        norm_num_groups=8, sample_size=32, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06)  # fmt: skip
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        sample_size=32,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+    )
     StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=CLIPTextModelWithProjection(text), tokenizer=words,
-        text_encoder_2=CLIPTextModelWithProjection(text), tokenizer_2=words, text_encoder_3=None, tokenizer_3=None,
-    ).save_pretrained(folder / "flow")  # fmt: skip
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=CLIPTextModelWithProjection(text),
+        tokenizer=words,
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer_2=words,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    ).save_pretrained(folder / "flow")
     return folder / "flow"

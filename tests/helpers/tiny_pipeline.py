@@ -24,8 +24,9 @@ SIZE, LATENT, TOKENS = 64, 16, 64
 def write_tiny_pipeline(folder: Path, seed: int = 0) -> Path:
     """Write a folder that StableDiffusionPipeline.from_pretrained opens with no part missing; returns the folder.
 
-    Geometry of 04_latent_sd/pretrained: images of 64x64, latents of 4x16x16 (f = 4), 64 tokens, v-prediction, cosine schedule,
-    trailing spacing. The weights are random and a function of the seed: pictures are colourful mud, and the text matters to them.
+    Geometry of 04_latent_sd/pretrained: images of 64x64, latents of 4x16x16 (f = 4), 64 tokens, v-prediction, cosine
+    schedule, trailing spacing. The weights are random and a function of the seed: pictures are colourful mud, and the
+    text matters to them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -36,22 +37,27 @@ def write_tiny_pipeline(folder: Path, seed: int = 0) -> Path:
             shake(network)
     save_model(folder, Model(unet, make_schedule("cosine"), "v", False))
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    write_json(scheduler, read_json(scheduler) | {"steps_offset": 1})  # without it diffusers says that the file is outdated
+    write_json(
+        scheduler, read_json(scheduler) | {"steps_offset": 1}
+    )  # without it diffusers says that the file is outdated
     save_vae(folder / "vae", vae)
     save_text(folder, text)
-    write_json(folder / "model_index.json", {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": VERSION,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-    })  # fmt: skip
+    write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": VERSION,
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+        },
+    )
     return folder
 
 

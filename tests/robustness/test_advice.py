@@ -1,4 +1,6 @@
-"""Error messages advise flags that exist: in a chapter, those of its own programs, or of another chapter that the message names."""
+"""Error messages advise flags that exist: in a chapter, those of its own programs,
+or of another chapter that the message names.
+"""
 
 import ast
 import re
@@ -22,8 +24,14 @@ def trees(folder: Path) -> dict[Path, ast.Module]:
 @cache
 def flags(folder: Path) -> set[str]:
     """The names of all fields of all classes, which the flags are made from."""
-    fields = {node.target.id for tree in trees(folder).values() for cls in ast.walk(tree) if isinstance(cls, ast.ClassDef)
-              for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
+    fields = {
+        node.target.id
+        for tree in trees(folder).values()
+        for cls in ast.walk(tree)
+        if isinstance(cls, ast.ClassDef)
+        for node in cls.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
     return {name.replace("_", "-") for name in fields}
 
 
@@ -33,7 +41,11 @@ def advised(folder: Path) -> set[tuple[str, str, str]]:
     for path, tree in trees(folder).items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
-                words = " ".join(part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str))
+                words = " ".join(
+                    part.value
+                    for part in ast.walk(node)
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                )
                 found |= {(flag, f"{path.relative_to(ROOT)}:{node.lineno}", words) for flag in FLAG.findall(words)}
     return found
 
@@ -47,5 +59,9 @@ def test_flags_in_messages_exist(folder):
     found = advised(folder)
     assert found, "the test looks at something"
     others = {chapter.name: flags(chapter) for chapter in CHAPTERS}
-    wrong = {where: flag for flag, where, words in found if flag not in known.union(*(others[name] for name in others if name in words))}
+    wrong = {
+        where: flag
+        for flag, where, words in found
+        if flag not in known.union(*(others[name] for name in others if name in words))
+    }
     assert wrong == {}

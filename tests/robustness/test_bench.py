@@ -1,4 +1,6 @@
-"""The programs in bench/: what they set up is run at tiny size, and the commands that they would run are parsed by their programs."""
+"""The programs in bench/: what they set up is run at tiny size,
+and the commands that they would run are parsed by their programs.
+"""
 
 from pathlib import Path
 
@@ -6,7 +8,15 @@ import pytest
 import torch
 
 from bench import harness
-from bench.measurements import busy_machine, ddim_loops, ddp_package, quality, step_figures, training_step, waiting_time
+from bench.measurements import (
+    busy_machine,
+    ddim_loops,
+    ddp_package,
+    quality,
+    step_figures,
+    training_step,
+    waiting_time,
+)
 from bench.measurements.budgets import Budgets
 from bench.measurements.step_config import StepConfig
 from common import cli
@@ -62,7 +72,10 @@ def test_step_measures_memory_in_processes_of_its_own(commands):
 
 
 def test_step_runs_the_training_program(commands, tmp_path):
-    assert step_figures.measure_train_program(StepConfig(), tmp_path, seconds=30) == {"train.py, peak memory in MB": 101.0, "train.py, images/s": 20.0}
+    assert step_figures.measure_train_program(StepConfig(), tmp_path, seconds=30) == {
+        "train.py, peak memory in MB": 101.0,
+        "train.py, images/s": 20.0,
+    }
     assert commands[0][0] == "01_ddpm_mnist/train.py"
 
 
@@ -88,7 +101,19 @@ def test_sampling_time_reads_what_the_program_prints(commands, capsys):
 
 
 def test_sample_prints_what_sampling_time_reads(command_line, trained_run, tmp_path):
-    _, out, _ = command_line("01_ddpm_mnist/sample.py", "--model", trained_run, "--n", 1, "--sampler", "ddim:1", "--device", "cpu", "--out", tmp_path / "one.png")
+    _, out, _ = command_line(
+        "01_ddpm_mnist/sample.py",
+        "--model",
+        trained_run,
+        "--n",
+        1,
+        "--sampler",
+        "ddim:1",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "one.png",
+    )
     assert waiting_time.seconds_in(out) >= 0
 
 

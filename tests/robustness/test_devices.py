@@ -1,9 +1,11 @@
-"""No float64 on an accelerator, and no tensor on the wrong device: Apple's MPS has no float64, and CI has no accelerator.
+"""No float64 on an accelerator, and no tensor on the wrong device: Apple's MPS has no float64, and CI has no
+accelerator.
 
-The accelerator is faked. Under FakeTensorMode tensors have a shape, a type and a device but no numbers, and so no device is needed; a
-dispatch mode looks at the tensors of every operation. Reading a number (`.item()`) from a fake tensor raises an error, so a sampler or a
-loss that waits for the device in its inner loop fails here as well. Schedules are made outside: their float64 tables stay on the CPU.
-The device is called "lazy", since that is one of the names for which autograd works without the device itself.
+The accelerator is faked. Under FakeTensorMode tensors have a shape, a type and a device but no numbers, and so no
+device is needed; a dispatch mode looks at the tensors of every operation. Reading a number (`.item()`) from a fake
+tensor raises an error, so a sampler or a loss that waits for the device in its inner loop fails here as well.
+Schedules are made outside: their float64 tables stay on the CPU. The device is called "lazy", since that is one of the
+names for which autograd works without the device itself.
 """
 
 import re
@@ -25,7 +27,14 @@ from common.diffusion.guidance import Guided
 from common.diffusion.losses import ERRORS, WEIGHT_NAMES, diffusion_loss
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.samplers import SAMPLERS, ddim_inverse
-from common.diffusion.schedules import SCHEDULES, DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevels, make_schedule
+from common.diffusion.schedules import (
+    SCHEDULES,
+    DiscreteSchedule,
+    EDMSchedule,
+    FlowSchedule,
+    NoiseLevels,
+    make_schedule,
+)
 from common.errors import UserError
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.conditional import ConditionalUNet
@@ -73,7 +82,9 @@ class NoFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given, made = ([x for x in tree_iter(tensors) if isinstance(x, Tensor)] for tensors in ((args, kwargs), result))
+        given, made = (
+            [x for x in tree_iter(tensors) if isinstance(x, Tensor)] for tensors in ((args, kwargs), result)
+        )
         for tensor in made:
             if tensor.device.type != "cpu" and tensor.dtype in DOUBLE:
                 raise AssertionError(f"{func} makes {tensor.dtype} on {tensor.device}")
@@ -178,7 +189,7 @@ def test_the_fake_accelerator_notices_other_devices_and_waiting(accelerator):
         float(torch.zeros(2, device=DEVICE).sum())
 
 
-# ----------------------------------------------------------------------------------------------------------------- losses
+# -------------------------------------------------------------------------------------------------------------- losses
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), PAIRS)
@@ -186,19 +197,31 @@ def test_losses(accelerator, schedule, prediction):
     schedule, net = TABLES[schedule], tiny_net()
     for error in ERRORS:
         for weight in WEIGHT_NAMES:
-            each = diffusion_loss(net, schedule, prediction, images(4, 1, 8, 8), FakeBatchRandom().rand(4), FakeBatchRandom().randn((4, 1, 8, 8)), error, weight)
+            each = diffusion_loss(
+                net,
+                schedule,
+                prediction,
+                images(4, 1, 8, 8),
+                FakeBatchRandom().rand(4),
+                FakeBatchRandom().randn((4, 1, 8, 8)),
+                error,
+                weight,
+            )
             checked(each, net.weight)
 
 
 def test_learned_variance(accelerator):
     net, draw = net_for(1, 2), FakeBatchRandom()
     for prediction in ("eps", "x0", "v"):
-        each = diffusion_loss(net, TABLES["cosine"], prediction, images(4, 1, 8, 8), draw.rand(4), draw.randn((4, 1, 8, 8)))
+        each = diffusion_loss(
+            net, TABLES["cosine"], prediction, images(4, 1, 8, 8), draw.rand(4), draw.randn((4, 1, 8, 8))
+        )
         checked(each, net.conv_in.weight)
 
 
 def test_loss_of_chapter_1(accelerator):
     from ddpm_mnist.trainer import make_loss
+
     loss = make_loss(TABLES["cosine"], "v", flip=True, class_conditional=True)
     batch = {"image": images(4, 1, 8, 8), "label": torch.zeros(4, dtype=torch.long, device=DEVICE)}
     checked(loss(net_for(classes=10), batch, FakeBatchRandom()).per_sample)
@@ -207,11 +230,15 @@ def test_loss_of_chapter_1(accelerator):
 @pytest.mark.parametrize("augment", ["none", "mirror", "jitter", "turn"])
 def test_loss_of_chapter_2(accelerator, augment):
     from cfg_pokemon.trainer import TextLoss
+
     encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
     net = on_accelerator(lambda: ConditionalUNet(UNet(text_unet(8, 3, (8, 16), 32)), encoder))
     loss = TextLoss(TABLES["cosine"], "v", encoder.tokenizer([""])[0], 0.1, augment)
     token_ids = torch.zeros(4, 64, dtype=torch.long, device=DEVICE)
-    checked(loss(net, {"image": images(4, 3, 8, 8), "text": token_ids}, FakeBatchRandom()).per_sample, *encoder.parameters())
+    checked(
+        loss(net, {"image": images(4, 3, 8, 8), "text": token_ids}, FakeBatchRandom()).per_sample,
+        *encoder.parameters(),
+    )
 
 
 def test_losses_of_the_autoencoder(accelerator):
@@ -232,26 +259,55 @@ def test_losses_of_the_autoencoder(accelerator):
 
 def test_the_loss_of_chapter_4s_autoencoder_as_it_is_trained(accelerator):
     from latent_sd import vae_trainer as fit
+
     vae = on_accelerator(lambda: AutoencoderKL(small_vae(16, 3, (8, 16))))
-    args = SimpleNamespace(flip=True, latent_channels=vae.cfg.latent_channels, error="l1", kl=1e-6, perceptual=0.5, adversarial=0.5, adversarial_after=0.0)
+    args = SimpleNamespace(
+        flip=True,
+        latent_channels=vae.cfg.latent_channels,
+        error="l1",
+        kl=1e-6,
+        perceptual=0.5,
+        adversarial=0.5,
+        adversarial_after=0.0,
+    )
     loss = object.__new__(fit.VAELoss)
-    loss.flags, loss.progress, loss.perceptual = args, 1.0, on_accelerator(lambda: Perceptual([torch.nn.Conv2d(3, 8, 3)]))
+    loss.flags, loss.progress, loss.perceptual = (
+        args,
+        1.0,
+        on_accelerator(lambda: Perceptual([torch.nn.Conv2d(3, 8, 3)])),
+    )
     critic = on_accelerator(lambda: PatchDiscriminator(3))
-    loss.critic = SimpleNamespace(net=critic, learn=lambda x, y: checked(discriminator_loss(critic, x, y), *critic.parameters()))
+    loss.critic = SimpleNamespace(
+        net=critic, learn=lambda x, y: checked(discriminator_loss(critic, x, y), *critic.parameters())
+    )
     checked(loss(vae, {"image": images(2, 3, 16, 16)}, FakeBatchRandom()).per_sample, vae.decoder.conv_out.weight)
 
 
 def test_perceptual_stages_are_made_on_the_cpu_and_move():
-    assert {p.device.type for stage in random_stages(3) for p in stage.parameters()} == {"cpu"}  # the same network on every device
+    assert {p.device.type for stage in random_stages(3) for p in stage.parameters()} == {
+        "cpu"
+    }  # the same network on every device
 
 
 def test_loss_of_chapter_4(accelerator):
     from latent_sd.unet_trainer import LatentTextLoss
+
     encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
     net = on_accelerator(lambda: ConditionalUNet(UNet(text_unet(8, 4, (8, 16), 32)), encoder))
-    loss = object.__new__(LatentTextLoss)  # its fingerprint of the autoencoder reads numbers, once, before the training
-    loss.schedule, loss.prediction, loss.caption_dropout, loss.empty = TABLES["cosine"], "v", 0.1, encoder.tokenizer([""])[0]
-    batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "text": torch.zeros(4, 64, dtype=torch.long, device=DEVICE)}
+    loss = object.__new__(
+        LatentTextLoss
+    )  # its fingerprint of the autoencoder reads numbers, once, before the training
+    loss.schedule, loss.prediction, loss.caption_dropout, loss.empty = (
+        TABLES["cosine"],
+        "v",
+        0.1,
+        encoder.tokenizer([""])[0],
+    )
+    batch = {
+        "latent": images(4, 4, 8, 8),
+        "std": images(4, 4, 8, 8),
+        "text": torch.zeros(4, 64, dtype=torch.long, device=DEVICE),
+    }
     checked(loss(net, batch, FakeBatchRandom()).per_sample)
 
 
@@ -262,7 +318,9 @@ def test_loss_of_chapter_5(accelerator, kind):
     from finetune_diffusers.training.loss import LatentDenoising, min_snr_weights
 
     scheduler = DDPMScheduler(prediction_type=kind)
-    loss = LatentDenoising(scheduler, min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, text, batch: net(x))
+    loss = LatentDenoising(
+        scheduler, min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, text, batch: net(x)
+    )
     batch = {"mean": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "text": images(4, 3, 8), "weight": images(4)}
     net = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
     checked(loss(net, batch, FakeBatchRandom()).per_sample, net.weight)
@@ -285,7 +343,10 @@ def test_chapter_5s_controlnet_beside_its_network(accelerator):
 
     conv = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
     net = lambda x, t, words, controlnet_cond, return_dict: ((), conv(x) + controlnet_cond.mean())  # noqa: E731
-    unet = lambda x, t, words, down_block_additional_residuals, mid_block_additional_residual, return_dict: (x + mid_block_additional_residual,)  # noqa: E731
+
+    def unet(x, t, words, down_block_additional_residuals, mid_block_additional_residual, return_dict):
+        return (x + mid_block_additional_residual,)
+
     answer = predict_with_controlnet(unet, SimpleNamespace(autocast=nullcontext))
     batch = {"edges": torch.zeros(4, 1, 64, 64, dtype=torch.uint8, device=DEVICE)}
     y = answer(net, images(4, 4, 8, 8), torch.zeros(4, dtype=torch.long, device=DEVICE), images(4, 3, 8), batch)
@@ -297,12 +358,23 @@ def test_losses_of_chapter_6(accelerator):
     from inpaint_gif.training.holes import hole_loss
     from inpaint_gif.training.text2dish import NameLoss
 
-    model = SimpleNamespace(schedule=TABLES["cosine"], prediction="v", text_encoder=lambda texts: torch.zeros(len(texts), 2, 8))
-    batch = {"latent": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "text": images(4, 2, 8), "image": images(4, 3, 32, 32), "embeddings": images(4, 2, 8)}
+    model = SimpleNamespace(
+        schedule=TABLES["cosine"], prediction="v", text_encoder=lambda texts: torch.zeros(len(texts), 2, 8)
+    )
+    batch = {
+        "latent": images(4, 4, 8, 8),
+        "std": images(4, 4, 8, 8),
+        "text": images(4, 2, 8),
+        "image": images(4, 3, 32, 32),
+        "embeddings": images(4, 2, 8),
+    }
     channels, masks = images(4, 2, 5, 8, 8), torch.zeros(4, 2, 1, 32, 32, dtype=torch.bool, device=DEVICE)
     answer = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
     net = lambda x, t, **condition: answer(x)  # noqa: E731
-    inpainting, controlled = hole_loss(model, 0.1, lambda batch, hole: {"extra": hole}), hole_loss(model, 0.1, control_condition)
+    inpainting, controlled = (
+        hole_loss(model, 0.1, lambda batch, hole: {"extra": hole}),
+        hole_loss(model, 0.1, control_condition),
+    )
     checked(inpainting(net, batch | {"holes": channels}, FakeBatchRandom()).per_sample, answer.weight)
     checked(controlled(net, batch | {"holes": masks}, FakeBatchRandom()).per_sample, answer.weight)
     loss = object.__new__(NameLoss)  # as above
@@ -315,37 +387,49 @@ def test_loss_of_chapter_6s_clip(accelerator):
     from inpaint_gif.clip.trainer import augment, hide_characters
 
     x = augment(images(4, 3, 32, 32), FakeBatchRandom())
-    ids = hide_characters(torch.ones(4, 5, dtype=torch.long, device=DEVICE), FakeBatchRandom().rand(20).view(4, 5), 0.2, 1, 3)
+    ids = hide_characters(
+        torch.ones(4, 5, dtype=torch.long, device=DEVICE), FakeBatchRandom().rand(20).view(4, 5), 0.2, 1, 3
+    )
     vectors = torch.nn.functional.normalize(images(4, 8) + 1, dim=-1)
     per_sample = contrastive_loss(vectors, vectors, torch.arange(4, device=DEVICE), inverse_temperature(images()))
     assert x.device == ids.device == per_sample.device == DEVICE
 
 
-# --------------------------------------------------------------------------------------------------------------- samplers
+# ------------------------------------------------------------------------------------------------------------ samplers
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), [("cosine", "v"), ("linear_zero_snr", "v"), ("edm", "edm"), ("flow", "flow")])
+@pytest.mark.parametrize(
+    ("schedule", "prediction"), [("cosine", "v"), ("linear_zero_snr", "v"), ("edm", "edm"), ("flow", "flow")]
+)
 @pytest.mark.parametrize("name", SAMPLERS)
 @torch.no_grad()
 def test_samplers(accelerator, name, schedule, prediction):
-    *_, last = Sampler.parse(f"{name}:3").run(Denoiser(tiny_net(), prediction), TABLES[schedule], (2, 1, 8, 8), 0, device=DEVICE)
+    *_, last = Sampler.parse(f"{name}:3").run(
+        Denoiser(tiny_net(), prediction), TABLES[schedule], (2, 1, 8, 8), 0, device=DEVICE
+    )
     assert (last.x.device, last.x.dtype) == (DEVICE, torch.float32)
 
 
 @torch.no_grad()
 def test_sampler_with_options_and_learned_variance(accelerator):
     for text, out in (("ddim:3:eta=0.5", 1), ("ddpm:3:variance=large", 1), ("ddpm:3:variance=learned", 2)):
-        *_, last = Sampler.parse(text).run(Denoiser(tiny_net(out), "eps"), TABLES["cosine"], (2, 1, 8, 8), 0, device=DEVICE)
+        *_, last = Sampler.parse(text).run(
+            Denoiser(tiny_net(out), "eps"), TABLES["cosine"], (2, 1, 8, 8), 0, device=DEVICE
+        )
         assert last.x.device == DEVICE
 
 
 @torch.no_grad()
 def test_inversion(accelerator):
-    *_, last = ddim_inverse(Denoiser(tiny_net(), "v", clip_x0=False), images(2, 1, 8, 8), TABLES["cosine"].noise_levels(3))
+    *_, last = ddim_inverse(
+        Denoiser(tiny_net(), "v", clip_x0=False), images(2, 1, 8, 8), TABLES["cosine"].noise_levels(3)
+    )
     assert last.x.device == DEVICE
 
 
-@pytest.mark.parametrize("options", [{}, {"rescale": 0.7}, {"interval": (0.3, 5.0)}, {"clip_x0": "dynamic"}, {"w": lambda level: 2.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"rescale": 0.7}, {"interval": (0.3, 5.0)}, {"clip_x0": "dynamic"}, {"w": lambda level: 2.0}]
+)
 @torch.no_grad()
 def test_guidance(accelerator, options):
     guided = Guided(tiny_net(), "v", {"text": images(2, 5, 16)}, {"text": images(1, 5, 16)}, **{"w": 5.0, **options})
@@ -368,14 +452,16 @@ def test_chapter_3s_own_solvers_and_interpolations(accelerator):
     assert last.device == solvers.slerp(x, last, 0.3).device == DEVICE
     denoise_unclipped, a = Denoiser(net, "v", clip_x0=False), images(1, 1, 8, 8)
     for method in METHODS:
-        made = interpolate(method, Denoiser(net, "v"), denoise_unclipped, schedule.noise_levels(4), a, a + 1, [0.0, 0.5, 1.0], 0.5, 0)
+        made = interpolate(
+            method, Denoiser(net, "v"), denoise_unclipped, schedule.noise_levels(4), a, a + 1, [0.0, 0.5, 1.0], 0.5, 0
+        )
         assert (len(made), made.device) == (3, DEVICE)
     plain = SimpleNamespace(noise_levels=schedule.noise_levels, alpha_bar=alpha_bar)
     *_, step = ddpm_naive(3, Denoiser(net, "v"), plain, (2, 1, 8, 8), Noise(0), DEVICE)
     assert step.x.device == DEVICE
 
 
-# -------------------------------------------------------------------------------------------------------------- pipelines
+# ----------------------------------------------------------------------------------------------------------- pipelines
 
 
 def models(extra: int = 0) -> dict:
@@ -391,12 +477,17 @@ def test_latent_pipeline(accelerator, monkeypatch):
     parts = models()
     made = TextToImagePipeline(parts["unet"], TABLES["cosine"], "v", parts["encoder"], parts["vae"])
     side, prompts = made.vae.cfg.factor * 8, ["a red creature"] * 2
-    for config in (SamplingConfig(sampler="dpmpp_2m:2", size=side), SamplingConfig(sampler="ddpm:2", rescale=0.7, size=side)):
+    for config in (
+        SamplingConfig(sampler="dpmpp_2m:2", size=side),
+        SamplingConfig(sampler="ddpm:2", rescale=0.7, size=side),
+    ):
         *_, last = made.txt2img_steps(prompts, config)
         assert last.x.device == DEVICE
     *_, last = made.img2img_steps(torch.zeros(1, 3, side, side), prompts, 0.5, SamplingConfig(sampler="ddim:4"))
     assert last.x.device == DEVICE
-    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)  # whether all is finite is read once for each batch, after the sampling
+    monkeypatch.setattr(
+        Tensor, "__bool__", lambda tensor: True
+    )  # whether all is finite is read once for each batch, after the sampling
     assert made.decode(last.x).device.type == "cpu"
 
 
@@ -405,11 +496,15 @@ def test_inpainting_and_repaint(accelerator):
 
     parts, schedule, config = models(5), TABLES["cosine"], SamplingConfig(sampler="ddim:3")
     made = TextToImagePipeline(parts["unet"], schedule, "v", parts["encoder"], parts["vae"])
-    *_, last = made.from_noise(made.guided(["a red creature"] * 2, config, images(1, 5, 8, 8)), 2, (8, 8), config, Noise(0))
+    *_, last = made.from_noise(
+        made.guided(["a red creature"] * 2, config, images(1, 5, 8, 8)), 2, (8, 8), config, Noise(0)
+    )
     assert last.x.device == DEVICE
 
     denoise, mask = Denoiser(tiny_net(), "v"), images(1, 1, 8, 8)
-    *_, last = repaint.repaint(denoise, images(1, 1, 8, 8), schedule.noise_levels(4), images(1, 1, 8, 8), mask, Noise(0), 2, 2)
+    *_, last = repaint.repaint(
+        denoise, images(1, 1, 8, 8), schedule.noise_levels(4), images(1, 1, 8, 8), mask, Noise(0), 2, 2
+    )
     assert last.x.device == DEVICE
 
 
@@ -427,18 +522,31 @@ def test_regional_prompts(accelerator, monkeypatch):
 
 
 def test_a_pipeline_of_pixels(accelerator, monkeypatch):
-    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)  # whether all is finite is read once for each batch, after the sampling
-    encoder, net = on_accelerator(lambda: small_text(["a red creature"], dim=32)), on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32)))
+    monkeypatch.setattr(
+        Tensor, "__bool__", lambda tensor: True
+    )  # whether all is finite is read once for each batch, after the sampling
+    encoder, net = (
+        on_accelerator(lambda: small_text(["a red creature"], dim=32)),
+        on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32))),
+    )
     pipeline = TextToImagePipeline(net, TABLES["cosine"], "v", encoder)
-    assert pipeline.txt2img(["a red creature"] * 2, SamplingConfig(sampler="ddim:2:eta=1", clip_x0="dynamic")).device.type == "cpu"
+    assert (
+        pipeline.txt2img(["a red creature"] * 2, SamplingConfig(sampler="ddim:2:eta=1", clip_x0="dynamic")).device.type
+        == "cpu"
+    )
 
 
 def test_the_losses_that_chapter_2_compares_are_computed_on_the_device(accelerator, monkeypatch):
     from cfg_pokemon.caption_sensitivity import BANDS, caption_losses
 
-    encoder, net = on_accelerator(lambda: small_text(["a red creature"], dim=32)), on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32)))
+    encoder, net = (
+        on_accelerator(lambda: small_text(["a red creature"], dim=32)),
+        on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32))),
+    )
     data = Images("pictures", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), captions=("a", "b"))
-    monkeypatch.setattr(Tensor, "__float__", lambda tensor: float(tensor.device == DEVICE))  # a sum is read once for each batch
+    monkeypatch.setattr(
+        Tensor, "__float__", lambda tensor: float(tensor.device == DEVICE)
+    )  # a sum is read once for each batch
     found = caption_losses(TextToImagePipeline(net, TABLES["cosine"], "v", encoder), data)
     assert found["right"] == found["wrong"] == [0.5] * len(BANDS)
 
@@ -447,18 +555,26 @@ def test_the_losses_that_chapter_2_compares_are_computed_on_the_device(accelerat
 def test_text_encoders_of_transformers(accelerator):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 50}
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "vocab_size": 50,
+    }
     network = on_accelerator(lambda: CLIPTextModel(CLIPTextConfig(**small)).eval())
     assert network(input_ids=torch.ones(2, 7, dtype=torch.long, device=DEVICE)).last_hidden_state.device == DEVICE
 
 
-# ------------------------------------------------------------------------------------------------------------- evaluators
+# ---------------------------------------------------------------------------------------------------------- evaluators
 
 ALLOWED = {"common/diffusion/schedules.py", "common/random.py"}  # their tables are made on the CPU and stay there
 
 
 def test_evaluators_leave_the_device_before_they_become_float64():
-    """Evaluators read numbers, which a fake tensor has none of; so their source is looked at: .cpu() comes before .double()."""
+    """Evaluators read numbers, which a fake tensor has none of;
+    so their source is looked at: .cpu() comes before .double().
+    """
     found, direct = 0, re.compile(r"(?<!\.cpu\(\))\.double\(\)|\.to\([^()]*float64[^()]*\)|\.type\(torch\.float64\)")
     for path in [*(ROOT / "common").rglob("*.py"), *ROOT.glob("0*/**/*.py")]:
         name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
@@ -471,13 +587,15 @@ def test_evaluators_leave_the_device_before_they_become_float64():
 def test_evaluators_take_pictures_from_the_device(accelerator):
     from common.evaluate import creature_classifier, digit_classifier
 
-    features, classes = digit_classifier.classify(on_accelerator(digit_classifier.DigitClassifier).eval(), images(2, 1, 28, 28))
+    features, classes = digit_classifier.classify(
+        on_accelerator(digit_classifier.DigitClassifier).eval(), images(2, 1, 28, 28)
+    )
     assert features.device.type == classes.device.type == "cpu"
     creatures = on_accelerator(creature_classifier.CreatureClassifier).eval()
     assert creature_classifier.classify(creatures, images(2, 3, 32, 32))[0].device == DEVICE
 
 
-# ------------------------------------------------------------------------------------------------- choosing, and measuring
+# --------------------------------------------------------------------------------------------- choosing, and measuring
 
 
 @pytest.fixture
@@ -512,7 +630,9 @@ def test_a_numbered_gpu_is_for_one_process(two_gpus, monkeypatch):
 
 def test_auto_takes_the_cpu_where_the_device_gives_no_memory(monkeypatch):
     def zeros(*shape, device):
-        raise RuntimeError("MPS backend out of memory (MPS allocated: 0 bytes, max allowed: 7.93 GB). Tried to allocate 256 bytes on private pool.")
+        raise RuntimeError(
+            "MPS backend out of memory (MPS allocated: 0 bytes, max allowed: 7.93 GB). Tried to allocate 256 bytes on private pool."
+        )
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -532,6 +652,7 @@ def test_precision(monkeypatch, device, precision):
 
 def test_memory_of_apples_gpu_is_read_from_its_allocator(monkeypatch):
     from finetune_diffusers.training import memory_usage as cost
+
     for name, value in (("current_allocated_memory", 3), ("driver_allocated_memory", 5), ("empty_cache", None)):
         monkeypatch.setattr(torch.mps, name, lambda value=value: value)
     mps, watched = torch.device("mps"), cost.Cost(weights=1)

@@ -18,7 +18,9 @@ SAMPLE, TRAINING = "01_ddpm_mnist/sample.py", "01_ddpm_mnist/train.py"
 def test_a_sample_of_all_calls():
     """The same 200 every time; a fault is printed with the number that --replay takes."""
     command = [sys.executable, "tests/robustness/fuzz/run.py", "--n", "200", "--seed", "0"]
-    done = subprocess.run(command, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all 200" in done.stdout
 
@@ -58,7 +60,7 @@ def call(*words: str, must_refuse: bool = False, out: str = "") -> fuzz.Call:
         (call(), -9, "", "fault"),
         (call(), -9, "drawing ...\n", "fault"),
     ],
-)  # fmt: skip
+)
 def test_the_verdict(made, code, err, verdict, tmp_path):
     (tmp_path / "a.png").write_text("")
     assert run.verdict_of(made, code, "", err, tmp_path)[0] == verdict
@@ -67,12 +69,18 @@ def test_the_verdict(made, code, err, verdict, tmp_path):
 @pytest.mark.parametrize(
     ("source", "verdict"),
     [
-        ("from common.cli import run\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Args:\n    n: int = 1\ndef main(args):\n    {}['a']\nrun(main, Args)", "fault"),
-        ("from common.errors import UserError\nimport sys\nprint('error: a', file=sys.stderr)\nsys.exit(2)", "refused"),
+        (
+            "from common.cli import run\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Args:\n    n: int = 1\ndef main(args):\n    {}['a']\nrun(main, Args)",
+            "fault",
+        ),
+        (
+            "from common.errors import UserError\nimport sys\nprint('error: a', file=sys.stderr)\nsys.exit(2)",
+            "refused",
+        ),
         ("open('/proc/nothing', 'w')", "fault"),
         ("print('done')", "accepted"),
     ],
-)  # fmt: skip
+)
 def test_a_call_from_end_to_end(source, verdict, tmp_path, monkeypatch):
     """In a child of this process, as the fuzz does it."""
     (tmp_path / "course").mkdir()

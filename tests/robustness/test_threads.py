@@ -12,8 +12,12 @@ from common.io.files import read_json, write_json
 from common.training.settings import resumed, with_folder
 from helpers.programs import ROOT, TRAIN, load_program
 
-PROGRAMS = sorted(str(path.relative_to(ROOT)) for folder in ("0*_*", "common") for path in ROOT.glob(f"{folder}/**/*.py")
-                  if "run(main, Args)" in path.read_text(encoding="utf-8"))  # fmt: skip
+PROGRAMS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("0*_*", "common")
+    for path in ROOT.glob(f"{folder}/**/*.py")
+    if "run(main, Args)" in path.read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +73,9 @@ def test_numbers_that_are_refused(monkeypatch, capsys, given):
 
 def settled(tmp_path, **given):
     """Settings of a new run of chapter 1, as its folder holds them."""
-    args = with_folder(load_program(TRAIN).Args(data="digits", channels=(8, 16), steps=1, out=tmp_path / "run", **given), "chapter")
+    args = with_folder(
+        load_program(TRAIN).Args(data="digits", channels=(8, 16), steps=1, out=tmp_path / "run", **given), "chapter"
+    )
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "config.json", {field.name: getattr(args, field.name) for field in fields(args)})
     return args
@@ -97,9 +103,9 @@ def test_other_threads_for_a_resumed_run(tmp_path, capsys):
     assert "its weights may differ in the last digits" in capsys.readouterr().out
 
 
-
-
-@pytest.mark.parametrize(("cores", "busy_percent", "threads"), [(2, 50.0, 1), (2, 100.0, 1), (8, 30.0, 6), (8, 2.0, None), (1, 100.0, None)])
+@pytest.mark.parametrize(
+    ("cores", "busy_percent", "threads"), [(2, 50.0, 1), (2, 100.0, 1), (8, 30.0, 6), (8, 2.0, None), (1, 100.0, None)]
+)
 def test_by_default_only_free_cores_are_used(monkeypatch, capsys, cores, busy_percent, threads):
     import psutil
 

@@ -1,4 +1,6 @@
-"""A data set for a DataLoader, with augmentation by torchvision: flipped, shifted, recoloured, each image in its own way."""
+"""A data set for a DataLoader, with augmentation by torchvision:
+flipped, shifted, recoloured, each image in its own way.
+"""
 
 from collections.abc import Sequence
 
@@ -14,8 +16,8 @@ from common.random import TRAINING, generator
 class Augmented(Dataset):
     """augmented[i] -> {"image": (C, S, S) float32 in [-1, 1]}.
 
-    What chance does to image i in an epoch depends on (seed, epoch, i) alone: not on the workers, nor on what was drawn before, so
-    that a resumed run sees what an uninterrupted one would have seen. Call set_epoch before each.
+    What chance does to image i in an epoch depends on (seed, epoch, i) alone: not on the workers, nor on what was
+    drawn before, so that a resumed run sees what an uninterrupted one would have seen. Call set_epoch before each.
     """
 
     def __init__(self, images: Images, augment: Sequence[str], seed: int):
@@ -35,9 +37,11 @@ class Augmented(Dataset):
 
 
 def make_transform(augment: Sequence[str], size: int) -> v2.Transform:
-    """flip: mirrored or not. crop: shifted by up to a sixteenth, the border mirrored. jitter: brightness, contrast, saturation and hue.
+    """flip: mirrored or not. crop: shifted by up to a sixteenth, the border mirrored. jitter: brightness, contrast,
+    saturation and hue.
 
-    What is done to the training images, the model learns to draw: jitter at its full strength would give off-colour samples.
+    What is done to the training images, the model learns to draw: jitter at its full strength would give off-colour
+    samples.
     """
     steps = {
         "flip": v2.RandomHorizontalFlip(),

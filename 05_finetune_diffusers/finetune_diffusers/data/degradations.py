@@ -25,10 +25,10 @@ class Degradation:
     """What is done to pictures, and where."""
 
     kind: Literal["mosaic", "noise", "scratch"] = "mosaic"
-    block: int = 8        # side in pixels of the mosaic's blocks
+    block: int = 8  # side in pixels of the mosaic's blocks
     fraction: float = 0.6  # fraction of each side that the mosaic covers
-    noise: float = 0.4    # standard deviation
-    scratches: int = 6    # scratches per picture
+    noise: float = 0.4  # standard deviation
+    scratches: int = 6  # scratches per picture
     seed: int = 0
 
     def mask(self, n: int, height: int, width: int) -> Tensor:
@@ -52,7 +52,9 @@ class Degradation:
         if self.kind == "mosaic":
             worse = mosaic(images, self.block)
         elif self.kind == "noise":
-            worse = (images + self.noise * torch.randn(images.shape, generator=generator(EVALUATION, self.seed))).clamp(-1, 1)
+            worse = (
+                images + self.noise * torch.randn(images.shape, generator=generator(EVALUATION, self.seed))
+            ).clamp(-1, 1)
         else:
             worse = torch.ones_like(images)
         return torch.where(mask > 0, worse, images)
@@ -62,8 +64,9 @@ class Degradation:
 
         mosaic   bicubic interpolation between the blocks' means
         noise    a Gaussian blur
-        scratch  the biharmonic equation, solved from the pixels around each scratch (Damelin & Hoang 2018). On 32 held-out creatures
-                 of 64 x 64 with six scratches it reaches 29.8 dB, and the mean of the neighbours, filled in from the edges, 28.4 dB.
+        scratch  the biharmonic equation, solved from the pixels around each scratch (Damelin & Hoang 2018). On 32
+                 held-out creatures of 64 x 64 with six scratches it reaches 29.8 dB, and the mean of the neighbours,
+                 filled in from the edges, 28.4 dB.
         """
         size = list(damaged.shape[-2:])
         if self.kind == "mosaic":
@@ -96,14 +99,18 @@ def mosaic(images: Tensor, block: int) -> Tensor:
 def fill_smoothly(image: Tensor, holes: Tensor) -> Tensor:
     """(C, H, W) with the biharmonic interpolation of its surroundings where `holes` (H, W) is above 0."""
     pixels = image.permute(1, 2, 0).cpu().double().numpy()
-    return torch.from_numpy(np.ascontiguousarray(inpaint_biharmonic(pixels, holes.numpy() > 0, channel_axis=-1))).permute(2, 0, 1).float()
+    return (
+        torch.from_numpy(np.ascontiguousarray(inpaint_biharmonic(pixels, holes.numpy() > 0, channel_axis=-1)))
+        .permute(2, 0, 1)
+        .float()
+    )
 
 
 def grow_to_blocks(mask: Tensor, factor: int) -> Tensor:
     """The mask grown to whole blocks of factor x factor pixels.
 
-    Latents are that much smaller a side, and diffusers shrinks a mask by looking at one pixel of each block: a thin scratch that
-    misses it would not be repainted. Pixels that the mask gains are put back afterwards by `keep_known`.
+    Latents are that much smaller a side, and diffusers shrinks a mask by looking at one pixel of each block: a thin
+    scratch that misses it would not be repainted. Pixels that the mask gains are put back afterwards by `keep_known`.
     """
     blocks = F.max_pool2d(mask, factor, ceil_mode=True)
     return F.interpolate(blocks, scale_factor=factor)[..., : mask.shape[-2], : mask.shape[-1]]

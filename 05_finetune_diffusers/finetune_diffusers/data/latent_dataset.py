@@ -1,11 +1,12 @@
-"""Captioned images as latents and text embeddings, computed once before the training, because the networks that compute them are frozen.
+"""Captioned images as latents and text embeddings, computed once before the training, because the networks that
+compute them are frozen.
 
     data = encode(pipe, images, captions)
     data.batch(indices)  -> {"mean": (B, C, h, w), "std": (B, C, h, w), "text": (B, M, D)}
 
-The autoencoder returns a distribution, so both its mean and its standard deviation are kept, and every step samples other latents from
-it. Everything is held in memory: 10,000 images of 64 x 64 with f = 4 take 82 MB, 833 images of 512 x 512 with f = 8 take 109 MB and
-their captions 197 MB.
+The autoencoder returns a distribution, so both its mean and its standard deviation are kept, and every step samples
+other latents from it. Everything is held in memory: 10,000 images of 64 x 64 with f = 4 take 82 MB, 833 images of 512
+x 512 with f = 8 take 109 MB and their captions 197 MB.
 """
 
 from collections.abc import Sequence
@@ -47,15 +48,19 @@ class CaptionedLatents:
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         columns = {name: column[indices] for name, column in self.extra.items()}
-        return {"mean": self.mean[indices], "std": self.std[indices], "text": self.text[self.caption[indices]]} | columns
+        return {
+            "mean": self.mean[indices],
+            "std": self.std[indices],
+            "text": self.text[self.caption[indices]],
+        } | columns
 
 
 @dataclass(frozen=True)
 class PriorPairs:
     """For DreamBooth: each item is an image of the subject and one of its kind, whose error weighs `prior` as much.
 
-    A batch of B pairs has 2B rows, subject and kind by turns: BatchRandom.stratified gives out noise levels in the order of the rows, so
-    one kind after the other would give all the low levels to the subject.
+    A batch of B pairs has 2B rows, subject and kind by turns: BatchRandom.stratified gives out noise levels in the
+    order of the rows, so one kind after the other would give all the low levels to the subject.
     """
 
     subject: CaptionedLatents
@@ -68,24 +73,30 @@ class PriorPairs:
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         subject, kind = self.subject.batch(indices % len(self.subject)), self.kind.batch(indices // len(self.subject))
         weight = torch.tensor([1.0, self.prior]).repeat(len(indices))
-        return {name: torch.stack([subject[name], kind[name]], 1).flatten(0, 1) for name in subject} | {"weight": weight}
+        return {name: torch.stack([subject[name], kind[name]], 1).flatten(0, 1) for name in subject} | {
+            "weight": weight
+        }
 
 
-def encode(pipe: StableDiffusionPipeline, images: Images, captions: Sequence[str], quiet: bool = False, **extra: Tensor) -> CaptionedLatents:
+def encode(
+    pipe: StableDiffusionPipeline, images: Images, captions: Sequence[str], quiet: bool = False, **extra: Tensor
+) -> CaptionedLatents:
     """Encode each image with the pipeline's autoencoder and each caption with its text encoder."""
     distinct = sorted({"", *captions})
     text = encode_texts(pipe, distinct)
     mean, std = encode_images(pipe, images.pixels, quiet)
     place = {caption: i for i, caption in enumerate(distinct)}
-    return CaptionedLatents(mean, std, text, torch.tensor([place[caption] for caption in captions]), text[place[""]], extra)
+    return CaptionedLatents(
+        mean, std, text, torch.tensor([place[caption] for caption in captions]), text[place[""]], extra
+    )
 
 
 @torch.no_grad()
 def encode_images(pipe: StableDiffusionPipeline, pixels: Tensor, quiet: bool = False) -> tuple[Tensor, Tensor]:
     """(N, 3, H, W) uint8 -> mean and standard deviation of their latents, (N, C, h, w) float32 on the CPU.
 
-    In float32 and not in mixed precision: encoders are known to overflow in half precision, and a latent that is NaN once would be
-    NaN in every epoch.
+    In float32 and not in mixed precision: encoders are known to overflow in half precision, and a latent that is NaN
+    once would be NaN in every epoch.
     """
     vae, means, stds = pipe.vae, [], []
     shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -96,7 +107,9 @@ def encode_images(pipe: StableDiffusionPipeline, pixels: Tensor, quiet: bool = F
     mean, std = torch.cat(means), torch.cat(stds)
     broken = (~(mean + std).isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if broken:
-        raise UserError(f"the autoencoder encodes image {broken[0]} to NaN or infinity ({len(broken)} such images); remove these images from the data")
+        raise UserError(
+            f"the autoencoder encodes image {broken[0]} to NaN or infinity ({len(broken)} such images); remove these images from the data"
+        )
     return mean, std
 
 

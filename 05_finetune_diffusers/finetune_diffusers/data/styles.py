@@ -1,7 +1,8 @@
-"""What a model has never seen, drawn by the course: four styles, which any picture can be put into, and one particular creature.
+"""What a model has never seen, drawn by the course: four styles, which any picture can be put into, and one particular
+creature.
 
-A style is two inks and a rule that says how much of the second is in each pixel. So every pixel of a picture in that style lies on the
-line between two colours, and the distance from that line tells how far a picture is from the style.
+A style is two inks and a rule that says how much of the second is in each pixel. So every pixel of a picture in that
+style lies on the line between two colours, and the distance from that line tells how far a picture is from the style.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +24,11 @@ from finetune_diffusers.data.edges import gradient
 
 BATCH = 256  # images at a time, so that only a part of a large set is ever held as floats
 
-# ----------------------------------------------------------------------------------------------------------------- styles
+# -------------------------------------------------------------------------------------------------------------- styles
 
 
 class DrawnStyle(NamedTuple):
-    words: str                        # "in the style of a blueprint"
+    words: str  # "in the style of a blueprint"
     words_zh: str
     dark: tuple[float, float, float]  # red, green, blue of the two inks, in [-1, 1]
     light: tuple[float, float, float]
@@ -100,8 +101,8 @@ def in_style(style: DrawnStyle | None, images: Images) -> Images:
 
 
 def stray(style: DrawnStyle, images: Tensor) -> Tensor:
-    """How far the colours of each picture are from the line between the style's two inks: root mean square over its pixels, in
-    the units of images (black to white is 2 in each channel). (B, 3, H, W) in [-1, 1] -> (B,)"""
+    """How far the colours of each picture are from the line between the style's two inks: root mean square over its
+    pixels, in the units of images (black to white is 2 in each channel). (B, 3, H, W) in [-1, 1] -> (B,)"""
     dark, light = inks(style, images)
     along = light - dark
     share = ((images - dark) * along).sum(1, keepdim=True) / along.square().sum(1, keepdim=True)
@@ -109,11 +110,21 @@ def stray(style: DrawnStyle, images: Tensor) -> Tensor:
     return (images - nearest).square().mean((1, 2, 3)).sqrt()
 
 
-# ---------------------------------------------------------------------------------------------------------------- subject
+# ------------------------------------------------------------------------------------------------------------- subject
 
 # One creature that is always the same: no training picture has its scarf, and no caption a word for it.
-SUBJECT = {"colour": "orange", "body": "pear", "element": "fairy", "tail": "curly", "ears": "rabbit", "wings": "none", "horns": "none",
-           "pattern": "belly", "eyes": "two", "mood": "happy"}  # fmt: skip
+SUBJECT = {
+    "colour": "orange",
+    "body": "pear",
+    "element": "fairy",
+    "tail": "curly",
+    "ears": "rabbit",
+    "wings": "none",
+    "horns": "none",
+    "pattern": "belly",
+    "eyes": "two",
+    "mood": "happy",
+}
 WALLS = ("cream", "sky", "mint", "rose", "lilac")
 SCARF, FRINGE = (0.10, 0.32, 0.30), (0.16, 0.78, 0.70)  # its outline, and its wool
 
@@ -132,7 +143,10 @@ def portrait(wall: str, size: int, pose: Sequence[float]) -> np.ndarray:
     backdrop(picture, wall)
     scatter(picture, SUBJECT["element"], BEHIND, shift[0:4])
     figure(picture, attributes, shift[4:14])
-    scarf(posed(picture, tilt=0.09 * shift[4], squash=0.05 * shift[5], aside=0.02 * shift[6]), BUILDS[SUBJECT["body"]].side)
+    scarf(
+        posed(picture, tilt=0.09 * shift[4], squash=0.05 * shift[5], aside=0.02 * shift[6]),
+        BUILDS[SUBJECT["body"]].side,
+    )
     scatter(picture, SUBJECT["element"], IN_FRONT, shift[14:20])
     return np.rint(picture.rgb.reshape(3, size, fine, size, fine).mean((2, 4)) * 255).astype(np.uint8)
 

@@ -11,7 +11,8 @@ from common.io.ranges import Range
 from finetune_diffusers.paths import OUT
 from finetune_diffusers.training.memory_usage import Cost, format_bytes
 
-# What a program leaves for others to open: the first of these that a run folder has. The newest milestone is that of the package.
+# What a program leaves for others to open: the first of these that a run folder has. The newest milestone is that of
+# the package.
 RESULTS = ("*.safetensors", "model/unet/*.safetensors", "controlnet/*.safetensors", "model-*.pt")
 HEAD = ("run", "weights trained", "weights, gradients, optimizer, average", "peak memory", "time", "steps", "file")
 
@@ -20,7 +21,9 @@ def print_costs(runs: Sequence[Path]) -> None:
     """A table in Markdown, a row for each run folder; without any, for all in runs/05_finetune_diffusers."""
     runs = runs or sorted(path.parent for path in OUT.glob("*/results.json"))
     if not runs:
-        raise UserError(f"no folder in {OUT} holds a results.json, which a training writes at its end; make one, for instance with: python 05_finetune_diffusers/lora.py")
+        raise UserError(
+            f"no folder in {OUT} holds a results.json, which a training writes at its end; make one, for instance with: python 05_finetune_diffusers/lora.py"
+        )
     for cells in (HEAD, ["---"] * len(HEAD), *map(cost_row, runs)):
         print("| " + " | ".join(cells) + " |")
 
@@ -36,10 +39,20 @@ def cost_row(folder: Path) -> list[str]:
     except (KeyError, TypeError) as problem:
         raise UserError(f"{path} does not say what the run cost ({explain(problem)})") from problem
     rules = {name: kind if kind is str else number for name, kind in get_type_hints(Cost).items()}
-    check_values(vars(cost) | {"seconds": seconds, "steps": steps}, rules | {"seconds": number, "steps": number}, str(path))
+    check_values(
+        vars(cost) | {"seconds": seconds, "steps": steps}, rules | {"seconds": number, "steps": number}, str(path)
+    )
     minutes, rest = divmod(round(seconds), 60)
     weights, peak = f"{cost.trained:,} of {cost.weights:,}", f"{format_bytes(cost.peak)} ({cost.device})"
-    return [folder.name, weights, format_bytes(cost.kept), peak, f"{minutes} min {rest} s", f"{steps:,}", result_size(folder)]
+    return [
+        folder.name,
+        weights,
+        format_bytes(cost.kept),
+        peak,
+        f"{minutes} min {rest} s",
+        f"{steps:,}",
+        result_size(folder),
+    ]
 
 
 def result_size(folder: Path) -> str:

@@ -1,9 +1,9 @@
 """What a training is measured by: the same prompts, noises and test images before and after it.
 
-    evaluator = StyleEvaluator(sampling, ...)
-    evaluator.evaluate("base")     ... and after the training
-    evaluator.evaluate("tuned")
-    print(evaluator.table())
+evaluator = StyleEvaluator(sampling, ...)
+evaluator.evaluate("base")     ... and after the training
+evaluator.evaluate("tuned")
+print(evaluator.table())
 """
 
 from abc import ABC, abstractmethod
@@ -34,15 +34,16 @@ from finetune_diffusers.schedulers import make_scheduler
 from finetune_diffusers.training.flags import DRAWN, CaptionedFlags, TuningFlags
 from finetune_diffusers.training.loss import LatentDenoising
 
-COLUMNS = 8     # pictures in a sheet of edges
-REPEATS = 8     # noise levels and noises at which each test image is tried
+COLUMNS = 8  # pictures in a sheet of edges
+REPEATS = 8  # noise levels and noises at which each test image is tried
 NOISES = 1_000_003  # a seed apart from that of the training, which uses other noises
-BATCH = 16      # pictures drawn at a time
+BATCH = 16  # pictures drawn at a time
 
 
 @dataclass
 class ValidationSampler:
-    """Draws one picture of each prompt with a pipeline in training, in evaluation mode and with the scheduler of --scheduler.
+    """Draws one picture of each prompt with a pipeline in training, in evaluation mode and with the scheduler of
+    --scheduler.
 
     Picture i has seed args.seed + i, whatever its prompt.
     """
@@ -60,12 +61,31 @@ class ValidationSampler:
         pipe.scheduler = make_scheduler(args.scheduler, dict(trained.config))
         pipe.unet.eval()
         try:
-            with torch.no_grad(), self.accelerator.autocast(), enough_memory(str(pipe.device), "--measure, or the number of --prompts"):
+            with (
+                torch.no_grad(),
+                self.accelerator.autocast(),
+                enough_memory(str(pipe.device), "--measure, or the number of --prompts"),
+            ):
                 for i in range(0, len(prompts), BATCH):
                     part = list(prompts[i : i + BATCH])
-                    rows = {name: value[i : i + BATCH] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-                    parts.append(pipe(part, height=self.size, width=self.size, num_inference_steps=args.sample_steps, guidance_scale=args.guidance,
-                                      generator=generators(args.seed + i, len(part)), output_type="pt", **rows).images.float().cpu())  # fmt: skip
+                    rows = {
+                        name: value[i : i + BATCH] if isinstance(value, Tensor) else value
+                        for name, value in inputs.items()
+                    }
+                    parts.append(
+                        pipe(
+                            part,
+                            height=self.size,
+                            width=self.size,
+                            num_inference_steps=args.sample_steps,
+                            guidance_scale=args.guidance,
+                            generator=generators(args.seed + i, len(part)),
+                            output_type="pt",
+                            **rows,
+                        )
+                        .images.float()
+                        .cpu()
+                    )
         finally:
             pipe.scheduler = trained
             pipe.unet.train(training)
@@ -73,7 +93,8 @@ class ValidationSampler:
 
 
 class TuningEvaluator(ABC):
-    """Measures at several stages of a training: {"base": {"denoising error": Estimate, ...}, "tuned": ...}, and the pictures of each.
+    """Measures at several stages of a training: {"base": {"denoising error": Estimate, ...}, "tuned": ...}, and the
+    pictures of each.
 
     prompts  the validation prompts, drawn at every stage
 
@@ -134,13 +155,22 @@ def format_estimate(e: Estimate | None) -> str:
     return "" if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
-# ------------------------------------------------------------------------------------------------------------------ style
+# --------------------------------------------------------------------------------------------------------------- style
 
 
 class StyleEvaluator(TuningEvaluator):
-    """For a training on captioned pictures, put into a style or not. plain: test pictures without the style, where it measures"""
+    """For a training on captioned pictures, put into a style or not.
+    plain: test pictures without the style, where it measures
+    """
 
-    def __init__(self, sampler: ValidationSampler, prompts: Sequence[str], style: DrawnStyle | None, loss: LatentDenoising, plain: Images | None):
+    def __init__(
+        self,
+        sampler: ValidationSampler,
+        prompts: Sequence[str],
+        style: DrawnStyle | None,
+        loss: LatentDenoising,
+        plain: Images | None,
+    ):
         super().__init__(sampler, [styled_caption(style, prompt) if style else prompt for prompt in prompts])
         self.style, self.loss = style, loss
         if plain is not None:
@@ -150,8 +180,12 @@ class StyleEvaluator(TuningEvaluator):
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         found = {"denoising error of test images": mean_estimate(self.test_losses())}
         if self.style:
-            found["stray from the style, asked for"] = mean_estimate(stray(self.style, self.sampler(self.styled.captions)))
-            found["stray from the style, not asked for"] = mean_estimate(stray(self.style, self.sampler(self.plain.captions)))
+            found["stray from the style, asked for"] = mean_estimate(
+                stray(self.style, self.sampler(self.styled.captions))
+            )
+            found["stray from the style, not asked for"] = mean_estimate(
+                stray(self.style, self.sampler(self.plain.captions))
+            )
         return found
 
     @torch.no_grad()
@@ -161,10 +195,14 @@ class StyleEvaluator(TuningEvaluator):
         batch = {name: column.to(device) for name, column in self.test.batch(torch.arange(len(self.test))).items()}
         loss = replace(self.loss, caption_dropout=0.0)
         draws = [BatchRandom(NOISES + self.sampler.args.seed, k, device=device) for k in range(REPEATS)]
-        orders = [torch.randperm(len(self.test), generator=draw.generator, device=device) for draw in draws]  # levels are given out in order
+        orders = [
+            torch.randperm(len(self.test), generator=draw.generator, device=device) for draw in draws
+        ]  # levels are given out in order
         with self.sampler.accelerator.autocast():
             per_sample = [
-                loss(pipe.unet, {name: column[order] for name, column in batch.items()}, draw).per_sample[order.argsort()]
+                loss(pipe.unet, {name: column[order] for name, column in batch.items()}, draw).per_sample[
+                    order.argsort()
+                ]
                 for order, draw in zip(orders, draws, strict=True)
             ]
         return torch.stack(per_sample).mean(0).float().cpu()
@@ -176,8 +214,12 @@ class StyleEvaluator(TuningEvaluator):
         return f"(pictures in the style, only through the autoencoder, stray by {format_estimate(best)})"
 
 
-def styled_images(args: CaptionedFlags, style: DrawnStyle | None, size: int, main_process: bool) -> tuple[Images, Images | None]:
-    """(training pictures in the style, test pictures without it where this process measures): loaded, or refused, before any are encoded."""
+def styled_images(
+    args: CaptionedFlags, style: DrawnStyle | None, size: int, main_process: bool
+) -> tuple[Images, Images | None]:
+    """(training pictures in the style, test pictures without it where this process measures):
+    loaded, or refused, before any are encoded.
+    """
     images = load_captioned(args, size, n=args.n)
     plain = test_images(args, size) if args.measure and main_process else None
     return in_style(style, images), plain
@@ -189,7 +231,7 @@ def test_images(args: CaptionedFlags, size: int) -> Images:
     return images.first(min(args.measure, len(images)))
 
 
-# ---------------------------------------------------------------------------------------------------------------- subject
+# ------------------------------------------------------------------------------------------------------------- subject
 
 
 class SubjectEvaluator(TuningEvaluator):
@@ -215,7 +257,9 @@ class SubjectEvaluator(TuningEvaluator):
 
 
 def subject_attributes(images: Tensor) -> Tensor:
-    """Share of the drawn subject's attributes that the classifier of creatures sees in each picture. (N, 3, S, S) -> (N,)"""
+    """Share of the drawn subject's attributes that the classifier of creatures sees in each picture.
+    (N, 3, S, S) -> (N,)
+    """
     places = [NAMES.index(name) for name in SUBJECT]
     wanted = torch.tensor([VALUES[place].index(SUBJECT[NAMES[place]]) for place in places])
     return (read_attributes(load_creature_classifier(), images)[0][:, places] == wanted).cpu().double().mean(1)
@@ -234,13 +278,14 @@ def variety(images: Tensor) -> Tensor:
     return distance.sum(1) / max(1, len(images) - 1)
 
 
-# ------------------------------------------------------------------------------------------------------------------ edges
+# --------------------------------------------------------------------------------------------------------------- edges
 
 
 class EdgeEvaluator(TuningEvaluator):
     """For a ControlNet: do the edges of the pictures lie where they were wanted?
 
-    sampler    of a pipeline with the ControlNet; evaluate("without control") and evaluate("with control") draw from the same noise
+    sampler    of a pipeline with the ControlNet; evaluate("without control") and evaluate("with control") draw from
+               the same noise
     images     test images whose edges are wanted and whose captions are the prompts
     threshold  of the edges
     strength   conditioning scale of the ControlNet
@@ -254,7 +299,11 @@ class EdgeEvaluator(TuningEvaluator):
         self.wanted = edges(self.images, threshold)
 
     def draw(self, stage: str) -> Tensor:
-        return self.sampler(self.prompts, image=self.wanted.expand(-1, 3, -1, -1), controlnet_conditioning_scale=0.0 if stage == self.WITHOUT else self.strength)
+        return self.sampler(
+            self.prompts,
+            image=self.wanted.expand(-1, 3, -1, -1),
+            controlnet_conditioning_scale=0.0 if stage == self.WITHOUT else self.strength,
+        )
 
     def validation_pictures(self) -> Tensor:
         few = self.wanted[:COLUMNS].expand(-1, 3, -1, -1)
@@ -262,18 +311,30 @@ class EdgeEvaluator(TuningEvaluator):
 
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         found = edges(pictures, self.threshold)
-        return {f"agreement of edges, {how} (F1)": mean_estimate(agreement(found, self.wanted, tolerance))
-                for tolerance, how in enumerate(("to the pixel", "one pixel aside counts"))}  # fmt: skip
+        return {
+            f"agreement of edges, {how} (F1)": mean_estimate(agreement(found, self.wanted, tolerance))
+            for tolerance, how in enumerate(("to the pixel", "one pixel aside counts"))
+        }
 
     def references(self) -> str:
-        """Lines are so dense in small pictures that those of any two agree; and no picture can have what the autoencoder loses."""
+        """Lines are so dense in small pictures that those of any two agree;
+        and no picture can have what the autoencoder loses.
+        """
         again = edges(reconstruct(self.sampler.pipe.vae, self.images), self.threshold)
-        worst, best = (" and ".join(format_estimate(mean_estimate(agreement(found, self.wanted, tolerance))) for tolerance in (0, 1))
-                       for found in (self.wanted.roll(1, 0), again))  # fmt: skip
+        worst, best = (
+            " and ".join(
+                format_estimate(mean_estimate(agreement(found, self.wanted, tolerance))) for tolerance in (0, 1)
+            )
+            for found in (self.wanted.roll(1, 0), again)
+        )
         return f"(edges of another picture agree by {worst}; those of the same one, only through the autoencoder, by {best})"
 
     def contact_sheet(self, path: Path) -> Path:
         """Edges wanted, the pictures drawn without and with them, and the pictures that the edges were taken from."""
-        rows = {"edges wanted": 2 * self.wanted.expand(-1, 3, -1, -1) - 1, **self.pictures, "their origin": self.images}
+        rows = {
+            "edges wanted": 2 * self.wanted.expand(-1, 3, -1, -1) - 1,
+            **self.pictures,
+            "their origin": self.images,
+        }
         some = torch.stack([images[:COLUMNS] for images in rows.values()])
         return save_picture(contact_sheet(some, list(rows), prompt_labels(self.prompts[:COLUMNS])), path)

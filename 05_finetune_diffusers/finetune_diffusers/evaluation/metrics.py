@@ -19,8 +19,8 @@ def similarity(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
     psnr        peak signal-to-noise ratio in dB; larger is closer
     ssim        structural similarity (Wang et al. 2004), at most 1
-    perceptual  distance in the features of a fixed random network (common.training.vae_loss.Perceptual); built like LPIPS, but not
-                fitted to what people notice; smaller is closer
+    perceptual  distance in the features of a fixed random network (common.training.vae_loss.Perceptual); built like
+                LPIPS, but not fitted to what people notice; smaller is closer
     """
     images = images.clamp(-1, 1)
     perceptual = Perceptual(random_stages(images.shape[1]))
@@ -71,16 +71,23 @@ def format_mean(values: Tensor, digits: int = 2) -> str:
 
 def csv_columns(measures: dict[str, Tensor]) -> dict[str, float]:
     """{"psnr": (N,)} -> {"psnr": mean, "psnr_error": its standard error}"""
-    return {key: number for name, values in measures.items() for key, number in zip((name, f"{name}_error"), mean_and_error(values), strict=True)}
+    return {
+        key: number
+        for name, values in measures.items()
+        for key, number in zip((name, f"{name}_error"), mean_and_error(values), strict=True)
+    }
 
 
 Curve = list[tuple[float, Tensor]]  # (x, values of the pictures)
 
 
-def plot_curves(panels: dict[str, dict[str, Curve]], lines: dict[str, dict[str, float]], x: str, path: Path, log: bool = False) -> Path:
+def plot_curves(
+    panels: dict[str, dict[str, Curve]], lines: dict[str, dict[str, float]], x: str, path: Path, log: bool = False
+) -> Path:
     """One panel for each measure, in it one curve for each name: the mean at each x with its standard error.
 
-    panels  {"psnr": {"img2img, w = 3": [(x, values of the pictures), ...]}}; a curve with the name of its panel needs no legend
+    panels  {"psnr": {"img2img, w = 3": [(x, values of the pictures), ...]}}; a curve with the name of its panel needs
+            no legend
     lines   {"psnr": {"the mosaic": 21.3}}: levels to compare with, dashed
     """
     figure = Figure(figsize=(4.2 * len(panels) + 1.4, 3.6), layout="constrained")
@@ -88,9 +95,20 @@ def plot_curves(panels: dict[str, dict[str, Curve]], lines: dict[str, dict[str, 
         for name, points in named.items():
             means, errors = zip(*(mean_and_error(values) for _, values in points), strict=True)
             label = "" if name == measure else name
-            axis.errorbar([at for at, _ in points], means, errors, marker="o", markersize=3.5, capsize=2, linewidth=1.2, label=label)
+            axis.errorbar(
+                [at for at, _ in points],
+                means,
+                errors,
+                marker="o",
+                markersize=3.5,
+                capsize=2,
+                linewidth=1.2,
+                label=label,
+            )
         for k, (name, level) in enumerate(lines.get(measure, {}).items()):
-            axis.axhline(level, color=f"{0.25 + 0.2 * k:.2f}", linestyle=("--", ":", "-.")[k % 3], linewidth=1.2, label=name)
+            axis.axhline(
+                level, color=f"{0.25 + 0.2 * k:.2f}", linestyle=("--", ":", "-.")[k % 3], linewidth=1.2, label=name
+            )
         axis.set(xlabel=x, ylabel=measure)
         if log:
             axis.set_xscale("log")
@@ -98,7 +116,9 @@ def plot_curves(panels: dict[str, dict[str, Curve]], lines: dict[str, dict[str, 
             axis.set(xticks=ticks, xticklabels=[f"{at:g}" for at in ticks])
             axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     if handles:
         figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right center")
     return save_figure(figure, path)

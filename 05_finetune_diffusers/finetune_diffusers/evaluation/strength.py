@@ -1,4 +1,6 @@
-"""What strength and guidance do in img2img, measured on drawn creatures that are redrawn as other creatures' captions say."""
+"""What strength and guidance do in img2img, measured on drawn creatures that are redrawn as other
+creatures' captions say.
+"""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +16,12 @@ from common.cli import pick_device
 from common.data import load
 from common.data.creatures.dataset import mentioned
 from common.errors import enough_memory
-from common.evaluate.creature_classifier import CreatureClassifier, load_creature_classifier, mentioned_table, read_attributes
+from common.evaluate.creature_classifier import (
+    CreatureClassifier,
+    load_creature_classifier,
+    mentioned_table,
+    read_attributes,
+)
 from common.io.pixels import to_float
 from common.io.tables import print_table, write_csv
 from common.viz import save_picture
@@ -25,33 +32,33 @@ from finetune_diffusers.models import native_size, open_pipeline
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
 from finetune_diffusers.training.memory_usage import time_and_memory
 
-BY_STRENGTH = ("moved", "kept", "followed")                      # measures that strengths are compared by
-BY_GUIDANCE = ("followed", "saturation", "clipped", "detail")    # measures that guidance scales are compared by
+BY_STRENGTH = ("moved", "kept", "followed")  # measures that strengths are compared by
+BY_GUIDANCE = ("followed", "saturation", "clipped", "detail")  # measures that guidance scales are compared by
 Measures = dict[str, Tensor]  # by name, each (N,)
 
 
 class CrossedPairs(NamedTuple):
     """Pictures, each with the prompt of another one."""
 
-    images: Tensor       # (N, 3, H, W) in [-1, 1]
-    prompts: list[str]   # N
-    had: Tensor          # (N, 11) attributes of the pictures
-    wanted: Tensor       # (N, 11) attributes of the creatures that the prompts describe
-    asked: Tensor        # (N, 11) bool: named in the prompt, and different in the picture
+    images: Tensor  # (N, 3, H, W) in [-1, 1]
+    prompts: list[str]  # N
+    had: Tensor  # (N, 11) attributes of the pictures
+    wanted: Tensor  # (N, 11) attributes of the creatures that the prompts describe
+    asked: Tensor  # (N, 11) bool: named in the prompt, and different in the picture
 
 
 def strength_study(
-    model: str,                   # folder of a pipeline that draws creatures
-    strengths: Sequence[float],   # compared at the scale at_guidance
+    model: str,  # folder of a pipeline that draws creatures
+    strengths: Sequence[float],  # compared at the scale at_guidance
     at_guidance: float,
-    scales: Sequence[float],      # guidance scales, compared at strength 1
-    n: int,                       # pictures in each cell
-    steps: int,                   # from pure noise
-    scheduler: str,               # short name
-    split: str,                   # of the creatures
-    seed: int,                    # of the first picture
-    out: Path,                    # folder of the tables and pictures
-    device: str,                  # as --device
+    scales: Sequence[float],  # guidance scales, compared at strength 1
+    n: int,  # pictures in each cell
+    steps: int,  # from pure noise
+    scheduler: str,  # short name
+    split: str,  # of the creatures
+    seed: int,  # of the first picture
+    out: Path,  # folder of the tables and pictures
+    device: str,  # as --device
 ) -> None:
     """Redraw at every strength and every guidance scale, measure, and write tables, plots and contact sheets."""
     check_schedulers([scheduler])
@@ -75,13 +82,20 @@ def strength_study(
     print_means(by_guidance, "strength 1", "guidance", BY_GUIDANCE, real, n)
     rows = [{"strength": s, "guidance": w} | csv_columns(measures) for (s, w), measures in seen.items()]
     print(write_csv(out / "strength.csv", [*rows, {"strength": "real creatures", "guidance": ""} | csv_columns(real)]))
-    panels = {name: {name: [(s, measures[name]) for s, measures in sorted(by_strength.items())]} for name in BY_STRENGTH}
+    panels = {
+        name: {name: [(s, measures[name]) for s, measures in sorted(by_strength.items())]} for name in BY_STRENGTH
+    }
     print(plot_curves(panels, {}, "strength", out / "strength.png"))
-    panels = {name: {name: [(w, measures[name]) for w, measures in sorted(by_guidance.items())]} for name in BY_GUIDANCE}
+    panels = {
+        name: {name: [(w, measures[name]) for w, measures in sorted(by_guidance.items())]} for name in BY_GUIDANCE
+    }
     lines = {name: {"real creatures": float(real[name].mean())} for name in BY_GUIDANCE if name in real}
     print(plot_curves(panels, lines, "guidance scale", out / "guidance.png", log=True))
     few = min(n, 5)
-    for name, columns in (("strengths", {f"{s:g}": drawn[s, at_guidance] for s in strengths}), ("scales", {f"w = {w:g}": drawn[1.0, w] for w in scales})):
+    for name, columns in (
+        ("strengths", {f"{s:g}": drawn[s, at_guidance] for s in strengths}),
+        ("scales", {f"w = {w:g}": drawn[1.0, w] for w in scales}),
+    ):
         columns = {"the picture": pairs.images} | columns
         table = torch.stack([images[:few] for images in columns.values()], 1)
         print(save_picture(contact_sheet(table, [""] * few, list(columns), height=96), out / f"{name}.png"))
@@ -96,12 +110,16 @@ def make_pairs(n: int, split: str, size: int) -> CrossedPairs:
     order = torch.arange(n).roll(-1)
     had, named = images.attributes.table, mentioned_table([mentioned(0, split, i) for i in range(n)])
     wanted = had[order]
-    return CrossedPairs(to_float(images.pixels), [images.captions[i] for i in order], had, wanted, named[order] & (wanted != had))
+    return CrossedPairs(
+        to_float(images.pixels), [images.captions[i] for i in order], had, wanted, named[order] & (wanted != had)
+    )
 
 
 def redraw(pipe: DiffusionPipeline, pairs: CrossedPairs, strength: float, settings: PipelineSettings) -> Tensor:
     """img2img of every picture with its prompt. (N, 3, H, W) in [-1, 1] on the CPU"""
-    return run_pipeline(pipe, settings, len(pairs.prompts), prompt=pairs.prompts, image=(pairs.images + 1) / 2, strength=strength)
+    return run_pipeline(
+        pipe, settings, len(pairs.prompts), prompt=pairs.prompts, image=(pairs.images + 1) / 2, strength=strength
+    )
 
 
 def measure(classifier: CreatureClassifier, images: Tensor, pairs: CrossedPairs) -> Measures:
@@ -116,10 +134,14 @@ def measure(classifier: CreatureClassifier, images: Tensor, pairs: CrossedPairs)
     }
 
 
-def print_means(rows: dict[float, Measures], where: str, axis: str, names: tuple[str, ...], real: Measures, n: int) -> None:
+def print_means(
+    rows: dict[float, Measures], where: str, axis: str, names: tuple[str, ...], real: Measures, n: int
+) -> None:
     """One line for each value of the axis: mean ± standard error."""
     print(f"\n{where}: mean ± standard error over {n} pictures")
-    table = [{axis: f"{at:g}"} | {name: format_mean(measures[name], 3) for name in names} for at, measures in rows.items()]
+    table = [
+        {axis: f"{at:g}"} | {name: format_mean(measures[name], 3) for name in names} for at, measures in rows.items()
+    ]
     if real:
         table.append({axis: "real"} | {name: format_mean(real[name], 3) if name in real else "" for name in names})
     print_table(table)

@@ -1,4 +1,6 @@
-"""Checkpoints of accelerate in a run folder, checkpoints/step-00000500: written whole or not at all, and only the newest are kept."""
+"""Checkpoints of accelerate in a run folder, checkpoints/step-00000500:
+written whole or not at all, and only the newest are kept.
+"""
 
 import re
 import shutil
@@ -29,8 +31,8 @@ class Progress:
 def save_state(accelerator: Accelerator, run: Path, step: int) -> None:
     """Save everything that accelerate has prepared or registered, and delete older checkpoints.
 
-    All processes call it, because each writes its own random states; the main process removes leftovers before, and moves the folder
-    to its place.
+    All processes call it, because each writes its own random states; the main process removes leftovers before, and
+    moves the folder to its place.
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
     if accelerator.num_processes == 1:

@@ -1,4 +1,6 @@
-"""ControlNet (Zhang et al. 2023): a copy of the U-Net's first half learns where edges should be; the U-Net itself stays as it is."""
+"""ControlNet (Zhang et al. 2023): a copy of the U-Net's first half learns where edges should be;
+the U-Net itself stays as it is.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +28,18 @@ from finetune_diffusers.training.loss import Predict, latent_denoising
 from finetune_diffusers.training.trainer import Tuner
 from finetune_diffusers.training.tuning import checked_record, introduce, setup, train_and_report
 
-WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}  # of the network that shrinks edges f times; the last is diffusers' own
-SAME_BUILD = ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block")  # settings that a ControlNet shares with its U-Net
+WIDTHS = {
+    1: (16,),
+    2: (16, 32),
+    4: (16, 32, 64),
+    8: (16, 32, 96, 256),
+}  # of the network that shrinks edges f times; the last is diffusers' own
+SAME_BUILD = (
+    "block_out_channels",
+    "cross_attention_dim",
+    "in_channels",
+    "layers_per_block",
+)  # settings that a ControlNet shares with its U-Net
 
 
 def train_controlnet(args: CaptionedFlags, threshold: float, strength: float, presets: SizePresets) -> None:
@@ -53,16 +65,22 @@ def train_controlnet(args: CaptionedFlags, threshold: float, strength: float, pr
     def save() -> dict[str, Path]:
         return {"ControlNet": write_folder(args.out / "controlnet", net.save_pretrained)}
 
-    train_and_report(run, trainer, evaluator, record, save, (EdgeEvaluator.WITHOUT, EdgeEvaluator.WITH), "controlnet.py")
+    train_and_report(
+        run, trainer, evaluator, record, save, (EdgeEvaluator.WITHOUT, EdgeEvaluator.WITH), "controlnet.py"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ the network
+# --------------------------------------------------------------------------------------------------------- the network
 
 
 def new_controlnet(unet: UNet2DConditionModel, f: int, seed: int) -> ControlNetModel:
-    """A copy of the U-Net's first half and middle, with zero convolutions at its outputs, and a network that shrinks edges f times."""
+    """A copy of the U-Net's first half and middle, with zero convolutions at its outputs,
+    and a network that shrinks edges f times.
+    """
     if f not in WIDTHS:
-        raise UserError(f"the model's autoencoder downsamples images {f} times; a ControlNet can be made for {', '.join(map(str, WIDTHS))}")
+        raise UserError(
+            f"the model's autoencoder downsamples images {f} times; a ControlNet can be made for {', '.join(map(str, WIDTHS))}"
+        )
     torch.manual_seed(seed)
     try:
         return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS[f])
@@ -72,17 +90,28 @@ def new_controlnet(unet: UNet2DConditionModel, f: int, seed: int) -> ControlNetM
 
 def with_controlnet(pipe: StableDiffusionPipeline, net: ControlNetModel) -> StableDiffusionControlNetPipeline:
     """The same networks, and the ControlNet, in the pipeline for it."""
-    return StableDiffusionControlNetPipeline(**pipe.components | {"controlnet": net.to(pipe.device)}, requires_safety_checker=False)
+    return StableDiffusionControlNetPipeline(
+        **pipe.components | {"controlnet": net.to(pipe.device)}, requires_safety_checker=False
+    )
 
 
 def predict_with_controlnet(unet: UNet2DConditionModel, accelerator: Accelerator) -> Predict:
-    """How the loss predicts: the ControlNet takes noisy latents, text and edges, and adds residuals to the features of the frozen U-Net."""
+    """How the loss predicts: the ControlNet takes noisy latents, text and edges,
+    and adds residuals to the features of the frozen U-Net.
+    """
 
     def predict(net: nn.Module, x: Tensor, t: Tensor, text: Tensor, batch: dict[str, Tensor]) -> Tensor:
         wanted = batch["edges"].float().expand(-1, 3, -1, -1)  # (B, 3, H, W) of zeros and ones
         down, middle = net(x, t, text, controlnet_cond=wanted, return_dict=False)
         with accelerator.autocast():
-            return unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle, return_dict=False)[0]
+            return unet(
+                x,
+                t,
+                text,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+                return_dict=False,
+            )[0]
 
     return predict
 
@@ -92,17 +121,17 @@ def edges_of(pixels: Tensor, threshold: float) -> Tensor:
     return torch.cat([edges(to_float(part), threshold).to(torch.uint8) for part in pixels.split(256)])
 
 
-# --------------------------------------------------------------------------------------------------------------------- use
+# ----------------------------------------------------------------------------------------------------------------- use
 
 
 def draw_with_controlnet(
     args: CaptionedFlags,
-    folder: Path,             # of a run, or of the ControlNet
-    pictures: Sequence[Path], # whose edges are wanted; none: test images
-    prompts: Sequence[str],   # each is drawn along the edges of each picture
-    threshold: float,         # of the edges
-    strength: float,          # conditioning scale
-    sheet: Path,              # where the contact sheet goes
+    folder: Path,  # of a run, or of the ControlNet
+    pictures: Sequence[Path],  # whose edges are wanted; none: test images
+    prompts: Sequence[str],  # each is drawn along the edges of each picture
+    threshold: float,  # of the edges
+    strength: float,  # conditioning scale
+    sheet: Path,  # where the contact sheet goes
 ) -> None:
     """Draw along edges, without and with the ControlNet, and measure how well they are followed."""
     device = pick_device(args.device)
@@ -124,25 +153,35 @@ def open_controlnet(folder: Path, unet: UNet2DConditionModel, f: int) -> Control
     """The ControlNet of a run, or of a folder of diffusers; refused if it was made for another U-Net."""
     root = folder / "controlnet" if (folder / "controlnet").is_dir() else folder
     if not (root / "config.json").exists():
-        raise UserError(f"{folder} holds no ControlNet: {root / 'config.json'} is missing; --use takes the folder of a run of controlnet.py")
+        raise UserError(
+            f"{folder} holds no ControlNet: {root / 'config.json'} is missing; --use takes the folder of a run of controlnet.py"
+        )
     try:
         net = ControlNetModel.from_pretrained(root, variant=find_weights(root).variant)
     except Exception as problem:  # diffusers, safetensors and torch raise their own exceptions
         raise UserError(f"the ControlNet in {root} cannot be opened ({explain(problem)})") from problem
     for name in SAME_BUILD:
         there, here = net.config[name], unet.config[name]
-        if (list(there) if isinstance(there, (list, tuple)) else there) != (list(here) if isinstance(here, (list, tuple)) else here):
-            raise UserError(f"the ControlNet in {root} does not fit this U-Net: its {name} is {there}, that of the U-Net {here}; give the --model it was trained on")
+        if (list(there) if isinstance(there, (list, tuple)) else there) != (
+            list(here) if isinstance(here, (list, tuple)) else here
+        ):
+            raise UserError(
+                f"the ControlNet in {root} does not fit this U-Net: its {name} is {there}, that of the U-Net {here}; give the --model it was trained on"
+            )
     shrinks = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
     if shrinks != f:
-        raise UserError(f"the ControlNet in {root} does not fit this model: it downsamples edges {shrinks} times, and the autoencoder images {f} times")
+        raise UserError(
+            f"the ControlNet in {root} does not fit this model: it downsamples edges {shrinks} times, and the autoencoder images {f} times"
+        )
     return net.requires_grad_(False).eval()
 
 
 def own_images(paths: Sequence[Path], prompts: Sequence[str], size: int) -> Images:
     """Every picture with every prompt."""
     if not prompts:
-        raise UserError('--prompts is missing: give what to draw along the edges, for instance --prompts "a green creature"')
+        raise UserError(
+            '--prompts is missing: give what to draw along the edges, for instance --prompts "a green creature"'
+        )
     pictures = [tv.center_crop(picture, min(picture.size)) for picture in map(open_rgb, paths)]
     pixels = [to_bytes(to_tensor(picture.resize((size, size)))) for picture in pictures for _ in prompts]
     return Images("your pictures", torch.stack(pixels), captions=tuple(prompts) * len(pictures))

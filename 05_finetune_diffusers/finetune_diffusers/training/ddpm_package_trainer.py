@@ -1,4 +1,6 @@
-"""The package denoising_diffusion_pytorch: a folder of images, one training step by hand, and the package's Trainer made exact."""
+"""The package denoising_diffusion_pytorch: a folder of images, one training step by hand,
+and the package's Trainer made exact.
+"""
 
 import hashlib
 import os
@@ -36,7 +38,7 @@ from common.viz import grid, save_picture
 from finetune_diffusers.training.flags import BaseFlags
 from finetune_diffusers.training.memory_usage import Cost, total
 
-LEAST_IMAGES = 100                        # below this the package's Trainer refuses to work
+LEAST_IMAGES = 100  # below this the package's Trainer refuses to work
 SUFFIXES = ("jpg", "jpeg", "png", "tiff")  # of the files that it sees, written like that
 LOWER = "--batch-size (raise --gradient-accumulation as much), --size, --dim or --samples"
 
@@ -46,26 +48,28 @@ class ImageFolder:
     """The images of the training: a folder, or a data set by name."""
 
     data: str
-    data_dir: Path   # of local copies and downloads
-    size: int        # side in pixels
-    n: int | None    # of a data set, only the first n images
+    data_dir: Path  # of local copies and downloads
+    size: int  # side in pixels
+    n: int | None  # of a data set, only the first n images
 
 
 @dataclass(frozen=True)
 class PackageNetwork:
     """The package's network inside its diffusion process."""
 
-    size: int = 16                                           # side of the images in pixels
-    dim: int = 16                                            # width at full resolution
-    mults: tuple[int, ...] = (1, 2, 4)                       # width at each resolution, in units of dim
+    size: int = 16  # side of the images in pixels
+    dim: int = 16  # width at full resolution
+    mults: tuple[int, ...] = (1, 2, 4)  # width at each resolution, in units of dim
     objective: Literal["pred_v", "pred_noise", "pred_x0"] = "pred_v"
     schedule: Literal["sigmoid", "cosine", "linear"] = "sigmoid"
-    sample_steps: int = 25                                   # DDIM steps of a sample; 1000 is DDPM
+    sample_steps: int = 25  # DDIM steps of a sample; 1000 is DDPM
 
 
 def open_folder(source: ImageFolder, run: Path, resume: bool) -> Path:
-    """The folder of images that the Trainer will read. A data set is written into the run's folder, once; so is a folder in which the
-    Trainer would not see what the course sees: other kinds of files, hidden files, links, suffixes in capitals."""
+    """The folder of images that the Trainer will read. A data set is written into the run's folder, once; so is a
+    folder in which the Trainer would not see what the course sees: other kinds of files, hidden files, links, suffixes
+    in capitals.
+    """
     given, folder = Path(source.data), run / "images"
     listing = list_folder(given) if given.is_dir() and given.suffix != ".lmdb" else None
     if listing and listing.pictures and seen_by_package(given) == set(listing.paths(listing.pictures)):
@@ -83,7 +87,9 @@ def open_folder(source: ImageFolder, run: Path, resume: bool) -> Path:
 
 
 def open_images(source: ImageFolder, listing: Listing | None) -> Images:
-    """All pictures of a folder, as the package takes them where it reads one itself; of any other set, its training split."""
+    """All pictures of a folder, as the package takes them where it reads one itself;
+    of any other set, its training split.
+    """
     if not listing or not listing.pictures:
         return load(source.data, source.size, source.data_dir, n=source.n, channels=3)
     tally, name = Tally(), Path(source.data).name
@@ -101,7 +107,9 @@ def seen_by_package(folder: Path) -> set[Path]:
 def check_number(n: int, where: Path) -> None:
     """Refuse fewer images than the package does."""
     if n < LEAST_IMAGES:
-        raise UserError(f"the package's Trainer needs at least {LEAST_IMAGES} images (10,000 are better), and {where} holds {n}; give more images")
+        raise UserError(
+            f"the package's Trainer needs at least {LEAST_IMAGES} images (10,000 are better), and {where} holds {n}; give more images"
+        )
 
 
 def make_diffusion(network: PackageNetwork, seed: int) -> GaussianDiffusion:
@@ -123,41 +131,52 @@ def make_diffusion(network: PackageNetwork, seed: int) -> GaussianDiffusion:
 
 @torch.no_grad()
 def step_by_hand(diffusion: GaussianDiffusion, folder: Path, seed: int) -> float:
-    """What diffusion(images) does when it is called, line by line, printed. Returns the loss, which is the package's own."""
+    """What diffusion(images) does when it is called, line by line, printed.
+    Returns the loss, which is the package's own.
+    """
     size, objective = diffusion.image_size[0], diffusion.objective
-    images = torch.stack([Dataset(folder, size, convert_image_to="RGB")[i] for i in range(8)])        # (B, 3, S, S) in [0, 1]
+    images = torch.stack(
+        [Dataset(folder, size, convert_image_to="RGB")[i] for i in range(8)]
+    )  # (B, 3, S, S) in [0, 1]
     draw = generator(EVALUATION, seed)
-    print(f"\none step by hand: {len(images)} images, {tuple(images.shape)}, from {images.min():.2f} to {images.max():.2f}")
+    print(
+        f"\none step by hand: {len(images)} images, {tuple(images.shape)}, from {images.min():.2f} to {images.max():.2f}"
+    )
     x0 = 2 * images - 1
     print(f"  1  brought to [-1, 1]          mean {x0.mean():+.3f}")
-    t = torch.randint(1000, (len(x0),), generator=draw)                                               # (B,)
+    t = torch.randint(1000, (len(x0),), generator=draw)  # (B,)
     print(f"  2  a moment for each           t = {' '.join(map(str, t.tolist()))}")
     eps = torch.randn(x0.shape, generator=draw)
     print(f"  3  noise                       deviation {eps.std():.3f}")
-    alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (diffusion.sqrt_alphas_cumprod, diffusion.sqrt_one_minus_alphas_cumprod))
+    alpha, sigma = (
+        table[t].view(-1, 1, 1, 1)
+        for table in (diffusion.sqrt_alphas_cumprod, diffusion.sqrt_one_minus_alphas_cumprod)
+    )
     x = alpha * x0 + sigma * eps
     print(f"  4  x = alpha x0 + sigma eps    alpha = {' '.join(f'{a:.2f}' for a in alpha.flatten())}")
     prediction = diffusion.model(x, t)
     target = {"pred_noise": eps, "pred_x0": x0, "pred_v": alpha * eps - sigma * x0}[objective]
-    print(f"  5  the network answers         {objective[5:]}, deviation {prediction.std():.3f}; it should be {target.std():.3f}")
-    per_sample = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1) * diffusion.loss_weight[t]   # (B,)
+    print(
+        f"  5  the network answers         {objective[5:]}, deviation {prediction.std():.3f}; it should be {target.std():.3f}"
+    )
+    per_sample = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1) * diffusion.loss_weight[t]  # (B,)
     print(f"  6  squared error               {' '.join(f'{e:.2f}' for e in per_sample)}")
     theirs = diffusion.p_losses(x0, t, noise=eps)
     print(f"their mean is {per_sample.mean():.6f}; diffusion.p_losses(x0, t, noise=eps) says {theirs:.6f}\n")
     return float(per_sample.mean())
 
 
-# ------------------------------------------------------------------------------------------------------------ the Trainer
+# --------------------------------------------------------------------------------------------------------- the Trainer
 
 
 def train_with_package(
-    args: BaseFlags,               # settled
+    args: BaseFlags,  # settled
     source: ImageFolder,
     network: PackageNetwork,
-    flip: bool,                    # mirror images at random
+    flip: bool,  # mirror images at random
     amp: Literal["auto", "yes", "no"],  # half precision; auto is on a GPU
-    samples: int,                  # pictures in each sample, a square number
-    by_hand_only: bool,            # show the step, and train nothing
+    samples: int,  # pictures in each sample, a square number
+    by_hand_only: bool,  # show the step, and train nothing
 ) -> None:
     """Show one step by hand, let the package train, and show what its averaged network draws."""
     pick_device(args.device)
@@ -192,22 +211,30 @@ def train_with_package(
     first = load_milestone(trainer, args.out) if args.resume else 0
     weights = sum(p.numel() for p in diffusion.parameters())
     cost, began = Cost(trained=weights, weights=weights), time.perf_counter()
-    print(f"{len(trainer.ds):,} images of {network.size}x{network.size}; {weights:,} weights; {args.batch_size * args.gradient_accumulation} images "
-          f"per step; half precision {'on' if half else 'off'}; steps {first} to {args.steps} on {trainer.device}")  # fmt: skip
+    print(
+        f"{len(trainer.ds):,} images of {network.size}x{network.size}; {weights:,} weights; {args.batch_size * args.gradient_accumulation} images "
+        f"per step; half precision {'on' if half else 'off'}; steps {first} to {args.steps} on {trainer.device}"
+    )
     with enough_memory(str(trainer.device), LOWER):
         try:
-            with cost.watching(0, trainer.device):  # the package's loop cannot be interrupted, so the samples at its milestones are watched as well
+            with cost.watching(
+                0, trainer.device
+            ):  # the package's loop cannot be interrupted, so the samples at its milestones are watched as well
                 trainer.train_to(args.steps, args.seed)
         finally:
             trainer.accelerator.end_training()  # a process that ends while its group still listens may abort instead
         if not all(bool(p.isfinite().all()) for p in diffusion.parameters()):
-            raise UserError(f"the weights are no longer numbers: the training has diverged; begin again with a smaller --lr (it was {args.lr:g})")
+            raise UserError(
+                f"the weights are no longer numbers: the training has diverged; begin again with a smaller --lr (it was {args.lr:g})"
+            )
         if trainer.step < args.steps:
-            print(f"stopped after step {trainer.step}; continue with: python 05_finetune_diffusers/ddpm_package.py --resume {args.out}")
+            print(
+                f"stopped after step {trainer.step}; continue with: python 05_finetune_diffusers/ddpm_package.py --resume {args.out}"
+            )
             return
         report_cost(cost, trainer, {"seconds": time.perf_counter() - began, "steps": args.steps - first}, args.out)
         torch.manual_seed(generator(SAMPLING, args.seed).initial_seed())
-        images = trainer.ema.ema_model.sample(batch_size=samples)     # (N, 3, S, S) in [0, 1]
+        images = trainer.ema.ema_model.sample(batch_size=samples)  # (N, 3, S, S) in [0, 1]
     print(save_picture(grid(images.cpu() * 2 - 1, round(samples**0.5), 384), args.out / "samples.png"))
 
 
@@ -216,10 +243,12 @@ class Stopped(Exception):
 
 
 class ExactTrainer(PackageTrainer):
-    """The package's Trainer, whose random numbers in step k are a function of (seed, k), as in common/training/loop.py.
+    """The package's Trainer, whose random numbers in step k are a function of (seed, k), as in
+    common/training/loop.py.
 
-    The Trainer shuffles, mirrors and adds noise with the global generator, which no milestone holds. Here its loader seeds that
-    generator for every batch, so a run resumed at a milestone ends with the same weights as one that never stopped.
+    The Trainer shuffles, mirrors and adds noise with the global generator, which no milestone holds. Here its loader
+    seeds that generator for every batch, so a run resumed at a milestone ends with the same weights as one that never
+    stopped.
     """
 
     def train_to(self, steps: int, seed: int) -> None:
@@ -233,13 +262,30 @@ class ExactTrainer(PackageTrainer):
             self.save(self.step // self.save_and_sample_every + 1)  # the last, shorter stretch
 
     def batches(self, seed: int, budget: Budget) -> Iterator[Tensor]:
-        """(B, 3, H, W) in [0, 1]: the images of one batch after the other, of this process. Every epoch has a new order."""
-        rank, world, parts = self.accelerator.process_index, self.accelerator.num_processes, self.gradient_accumulate_every
-        order = (batch_indices(len(self.ds), self.batch_size, k, seed).chunk(world)[rank] for k in count(self.step * parts))
+        """(B, 3, H, W) in [0, 1]: the images of one batch after the other, of this process.
+        Every epoch has a new order.
+        """
+        rank, world, parts = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.gradient_accumulate_every,
+        )
+        order = (
+            batch_indices(len(self.ds), self.batch_size, k, seed).chunk(world)[rank] for k in count(self.step * parts)
+        )
         plan = ([(k, i) for i in indices.tolist()] for k, indices in enumerate(order, self.step * parts))
-        workers = min(4, os.cpu_count() or 1) if self.device.type == "cuda" else 0  # on a CPU they would take it from the training
-        loader = DataLoader(Mirrored(self.ds, seed), batch_sampler=plan, num_workers=workers, collate_fn=as_arrays, worker_init_fn=leave_signals,
-                            generator=torch.Generator(), timeout=PATIENCE if workers else 0)  # fmt: skip
+        workers = (
+            min(4, os.cpu_count() or 1) if self.device.type == "cuda" else 0
+        )  # on a CPU they would take it from the training
+        loader = DataLoader(
+            Mirrored(self.ds, seed),
+            batch_sampler=plan,
+            num_workers=workers,
+            collate_fn=as_arrays,
+            worker_init_fn=leave_signals,
+            generator=torch.Generator(),
+            timeout=PATIENCE if workers else 0,
+        )
         for k, images in enumerate(started(loader, "--device cpu"), self.step * parts):
             if k % parts == 0:
                 budget.update()
@@ -282,7 +328,9 @@ def record_of_folder(folder: Path) -> dict[str, object]:
 
 
 def report_cost(cost: Cost, trainer: ExactTrainer, more: dict[str, float], run: Path) -> None:
-    """Print and write the memory that the training held. (Its gradients are gone by now; there was one for each weight.)"""
+    """Print and write the memory that the training held.
+    (Its gradients are gone by now; there was one for each weight.)
+    """
     cost.count(trainer.model.parameters(), trainer.opt.optimizer, trainer.ema.ema_model.parameters())
     cost.gradient_bytes = total(p for p in trainer.model.parameters() if p.requires_grad)
     print(f"\nmemory\n{cost.table()}\n")

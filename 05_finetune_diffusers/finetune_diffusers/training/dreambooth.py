@@ -1,4 +1,6 @@
-"""DreamBooth (Ruiz et al. 2022): a few pictures of one subject, a rare word for it, and pictures of its kind against forgetting."""
+"""DreamBooth (Ruiz et al. 2022): a few pictures of one subject, a rare word for it,
+and pictures of its kind against forgetting.
+"""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,28 +31,34 @@ from finetune_diffusers.training.tuning import RunContext, checked_record, intro
 class Subject:
     """What the model is to learn, and what it is called."""
 
-    word: str            # means nothing yet: "sks"
-    kind: str            # a word that the model knows: "creature"
+    word: str  # means nothing yet: "sks"
+    kind: str  # a word that the model knows: "creature"
     folder: Path | None  # a few pictures of one thing; None is a drawn creature
-    poses: int           # pictures of the drawn creature
+    poses: int  # pictures of the drawn creature
 
     def fill(self, prompt: str) -> str:
-        """"a {} on a mint background" -> "a sks creature on a mint background"; anything else in braces is left as it is."""
+        """ "a {} on a mint background" -> "a sks creature on a mint background";
+        anything else in braces is left as it is.
+        """
         return prompt.replace("{kind}", self.kind).replace("{}", f"{self.word} {self.kind}")
 
     def images(self, size: int, seed: int) -> Images:
         """The few pictures, each with the caption "a sks creature"."""
-        images = load(str(self.folder), size, channels=3) if self.folder else Images("the drawn creature", portraits(self.poses, size, seed))
+        images = (
+            load(str(self.folder), size, channels=3)
+            if self.folder
+            else Images("the drawn creature", portraits(self.poses, size, seed))
+        )
         return replace(images, captions=(self.fill("a {}"),) * len(images))
 
 
 def dreambooth(
     args: TuningFlags,
     subject: Subject,
-    prompts: Sequence[str],   # for validation; {} stands for the word and the kind, {kind} for the kind alone
-    prior: float,             # weight of prior preservation; 0 is off
-    class_images: int,        # pictures of the kind that the model draws before it is trained
-    rank: int,                # of a LoRA in place of all weights; 0 is all weights
+    prompts: Sequence[str],  # for validation; {} stands for the word and the kind, {kind} for the kind alone
+    prior: float,  # weight of prior preservation; 0 is off
+    class_images: int,  # pictures of the kind that the model draws before it is trained
+    rank: int,  # of a LoRA in place of all weights; 0 is all weights
     presets: SizePresets,
 ) -> None:
     """Train on the subject, and save the whole pipeline or the adapter."""
@@ -61,7 +69,13 @@ def dreambooth(
     if not run.quiet:
         print(spelling(pipe, subject.word))
     sample = ValidationSampler(pipe, args, run.size, run.accelerator)
-    evaluator = SubjectEvaluator(sample, list(map(subject.fill, prompts)), subject.fill("a {}"), subject.fill("a {kind}"), subject.folder is None)
+    evaluator = SubjectEvaluator(
+        sample,
+        list(map(subject.fill, prompts)),
+        subject.fill("a {}"),
+        subject.fill("a {kind}"),
+        subject.folder is None,
+    )
     evaluator.evaluate("base")
     data = latents = encode(pipe, images, images.captions, run.quiet)
     if prior:
@@ -87,7 +101,9 @@ def dreambooth(
 
 
 def make_class_images(run: RunContext[Any], caption: str, n: int, draw: Callable[[list[str]], Tensor]) -> Images:
-    """n pictures that the model draws of "a creature" before it is trained. Kept in the run folder, so that a resumed run finds the same."""
+    """n pictures that the model draws of "a creature" before it is trained.
+    Kept in the run folder, so that a resumed run finds the same.
+    """
     folder = run.args.out / "class_images"
     if not run.quiet and not (run.args.resume and folder.exists()):
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before its first step
@@ -102,7 +118,9 @@ def spelling(pipe: StableDiffusionPipeline, word: str) -> str:
     tokens = pipe.tokenizer.tokenize(word)
     pieces = [token.removesuffix("</w>") for token in tokens]
     if pipe.tokenizer.unk_token in tokens:
-        raise UserError(f"the model's vocabulary cannot write the word '{word}'; choose another --word, of plain letters")
+        raise UserError(
+            f"the model's vocabulary cannot write the word '{word}'; choose another --word, of plain letters"
+        )
     if len(tokens) == 1:
         return f"note: '{word}' is one token, so the model may know it, and what it knows may mix with the subject"
     return f"'{word}' is not in the vocabulary as a whole: it is read as {len(pieces)} pieces, {' + '.join(pieces)}"

@@ -1,4 +1,6 @@
-"""The flags that this chapter's trainings share, and how those left open are filled. Nothing heavy is imported here."""
+"""The flags that this chapter's trainings share, and how those left open are filled.
+Nothing heavy is imported here.
+"""
 
 import importlib.util
 from dataclasses import dataclass, replace
@@ -58,7 +60,9 @@ class TuningFlags(TrainerFlags):
     """Flags of the trainings of a text-to-image model."""
 
     model: str = str(PRETRAINED)
-    """Stable Diffusion folder, run folder with one in it, checkpoint in one file, or hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    """Stable Diffusion folder, run folder with one in it, checkpoint in one file,
+    or hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5.
+    """
     size: int | None = None
     """Side of the images in pixels; by default the model's own."""
 
@@ -75,7 +79,9 @@ class TuningFlags(TrainerFlags):
     optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
     """fused: AdamW in one kernel. 8bit: its state in a quarter of the memory (bitsandbytes, on a GPU)."""
     checkpointing: bool = False
-    """Gradient checkpointing: compute activations twice instead of keeping them; less memory, about a third more time."""
+    """Gradient checkpointing: compute activations twice instead of keeping them;
+    less memory, about a third more time.
+    """
     min_snr: float = 5.0
     """Gamma of min-SNR weighting (Hang et al. 2023); 0 weighs all noise levels alike."""
     caption_dropout: float = 0.1
@@ -138,15 +144,24 @@ def checked(args: Tuning) -> Tuning:
         raise UserError(f"--size must be a multiple of 8 pixels, not {args.size}")
     check_schedulers([args.scheduler])
     if args.optimizer == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--optimizer 8bit needs the package bitsandbytes, which is not installed (pip install bitsandbytes); "
-                        "or give --optimizer fused")  # fmt: skip
+        raise UserError(
+            "--optimizer 8bit needs the package bitsandbytes, which is not installed (pip install bitsandbytes); "
+            "or give --optimizer fused"
+        )
     return resumed(args, (*FREE, "model")) if args.resume else args
 
 
 def settled(args: Tuning, name: str, presets: SizePresets, unet: "nn.Module", device: str) -> Tuning:
-    """Fill what was left open, and choose the run folder, so that --resume needs nothing but that folder. name: of the folder"""
+    """Fill what was left open, and choose the run folder, so that --resume needs nothing but that folder.
+    name: of the folder
+    """
     preset = presets.small if sum(p.numel() for p in unet.parameters()) < SMALL else presets.large
-    if preset is presets.large and device.startswith("mps") and args.batch_size is None and args.gradient_accumulation == 1:
+    if (
+        preset is presets.large
+        and device.startswith("mps")
+        and args.batch_size is None
+        and args.gradient_accumulation == 1
+    ):
         # a laptop's memory holds one image's activations; a step sees as many images
         args = replace(args, batch_size=1, gradient_accumulation=preset.batch_size)
     steps = args.steps or preset.steps

@@ -1,4 +1,6 @@
-"""LoRA (Hu et al. 2021): beside some frozen matrices W of the U-Net, a product of two thin ones is learned: W + scale B A."""
+"""LoRA (Hu et al. 2021): beside some frozen matrices W of the U-Net, a product of two thin ones is learned:
+W + scale B A.
+"""
 
 import itertools
 import os
@@ -33,10 +35,10 @@ from finetune_diffusers.training.tuning import checked_record, introduce, setup,
 def train_lora(
     args: CaptionedFlags,
     style_name: str,
-    prompts: Sequence[str],    # for validation
-    rank: int,                 # width of the two thin matrices
-    alpha: float | None,       # the product is multiplied by alpha / rank; None is the rank
-    targets: Sequence[str],    # ends of the names of the layers that get an adapter
+    prompts: Sequence[str],  # for validation
+    rank: int,  # width of the two thin matrices
+    alpha: float | None,  # the product is multiplied by alpha / rank; None is the rank
+    targets: Sequence[str],  # ends of the names of the layers that get an adapter
     presets: SizePresets,
 ) -> None:
     """Train adapters on captioned images in a style, and save them in one file."""
@@ -62,17 +64,22 @@ def train_lora(
     train_and_report(run, trainer, evaluator, record, save, ("with LoRA",), "lora.py")
 
 
-# ------------------------------------------------------------------------------------------------- an adapter and its file
+# --------------------------------------------------------------------------------------------- an adapter and its file
 
 
 def check_targets(unet: nn.Module, targets: Sequence[str]) -> None:
     """Refuse targets that no layer's name ends in."""
     if not any(name.endswith(target) for target in targets for name, _ in unet.named_modules()):
-        raise UserError(f"no layer of this U-Net has a name that ends in {' or '.join(targets)}; usual are --targets {' '.join(ATTENTION)}")
+        raise UserError(
+            f"no layer of this U-Net has a name that ends in {' or '.join(targets)}; usual are --targets {' '.join(ATTENTION)}"
+        )
 
 
-def add_adapter(unet: nn.Module, rank: int, alpha: float | None, targets: Sequence[str], seed: int, precision: str = "no") -> int:
-    """Add adapters to a frozen U-Net: A random, B zero, so that nothing is changed yet. Returns the number of layers that have one.
+def add_adapter(
+    unet: nn.Module, rank: int, alpha: float | None, targets: Sequence[str], seed: int, precision: str = "no"
+) -> int:
+    """Add adapters to a frozen U-Net: A random, B zero, so that nothing is changed yet. Returns the number of layers
+    that have one.
 
     precision  "fp16" or "bf16": the frozen weights are kept in it, only the adapters in float32
     """
@@ -80,9 +87,13 @@ def add_adapter(unet: nn.Module, rank: int, alpha: float | None, targets: Sequen
     torch.manual_seed(seed)
     unet.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
     try:
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)))
+        unet.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets))
+        )
     except ValueError as problem:  # peft has no adapter for a layer of this kind
-        raise UserError(f"the layers --targets {' '.join(targets)} cannot have adapters ({explain(problem)})") from problem
+        raise UserError(
+            f"the layers --targets {' '.join(targets)} cannot have adapters ({explain(problem)})"
+        ) from problem
     cast_training_params(unet, dtype=torch.float32)
     return sum(name.endswith("lora_A") for name, _ in unet.named_modules())
 
@@ -94,7 +105,9 @@ def save_adapter(unet: nn.Module, path: Path) -> Path:
     try:
         shutil.rmtree(building, ignore_errors=True)  # left by a run that was killed
         building.mkdir(parents=True)
-        StableDiffusionPipeline.save_lora_weights(building, layers, weight_name=path.name, **_collate_lora_metadata({"unet": unet}))
+        StableDiffusionPipeline.save_lora_weights(
+            building, layers, weight_name=path.name, **_collate_lora_metadata({"unet": unet})
+        )
         os.replace(building / path.name, path)
     except OSError as problem:
         raise UserError(f"cannot write {path} ({problem.strerror})") from problem
@@ -103,16 +116,16 @@ def save_adapter(unet: nn.Module, path: Path) -> Path:
     return path
 
 
-# --------------------------------------------------------------------------------------------------------------------- use
+# ----------------------------------------------------------------------------------------------------------------- use
 
 
 def draw_with_adapters(
     args: TuningFlags,
-    adapters: Sequence[Path],   # files, run folders, or folders of PEFT
-    scales: Sequence[float],    # 0 is the model without them
+    adapters: Sequence[Path],  # files, run folders, or folders of PEFT
+    scales: Sequence[float],  # 0 is the model without them
     style_name: str,
     prompts: Sequence[str],
-    sheet: Path,                # where the contact sheet goes
+    sheet: Path,  # where the contact sheet goes
 ) -> None:
     """Draw the prompts at every scale; with two adapters at every pair of scales, with more all at the same."""
     device = pick_device(args.device)
@@ -121,7 +134,9 @@ def draw_with_adapters(
     names = load_adapters(pipe, paths)
     style = read_style(style_name)
     prompts = [styled_caption(style, prompt) if style else prompt for prompt in prompts]
-    mixes = list(itertools.product(scales, repeat=2)) if len(names) == 2 else [(scale,) * len(names) for scale in scales]
+    mixes = (
+        list(itertools.product(scales, repeat=2)) if len(names) == 2 else [(scale,) * len(names) for scale in scales]
+    )
     sample, rows = ValidationSampler(pipe, args, args.size or native_size(pipe), Accelerator(cpu=device == "cpu")), []
     for mix in mixes:
         pipe.set_adapters(names, list(mix))

@@ -1,7 +1,7 @@
 """The losses of the chapter: denoising of latents with text and min-SNR weighting, and denoising of plain images.
 
-    loss = LatentDenoising(...)
-    loss(net, batch, draws).per_sample           (B,) the error of each image
+loss = LatentDenoising(...)
+loss(net, batch, draws).per_sample           (B,) the error of each image
 """
 
 from collections.abc import Callable
@@ -18,14 +18,17 @@ from finetune_diffusers.data.latent_dataset import CaptionedLatents
 from finetune_diffusers.schedulers import make_scheduler
 from finetune_diffusers.training.flags import TuningFlags
 
-Predict = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor]  # (net, x, t, text, batch) -> (B, C, h, w)
+Predict = Callable[
+    [nn.Module, Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor
+]  # (net, x, t, text, batch) -> (B, C, h, w)
 
 
 def min_snr_weights(scheduler: DDPMScheduler, gamma: float) -> Tensor:
-    """Weight of the squared error at each noise level (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting"). (T,)
+    """Weight of the squared error at each noise level (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR
+    Weighting"). (T,)
 
-    With SNR = alpha^2 / sigma^2, the error of x0 is to weigh min(SNR, gamma). An error of eps is one of x0 times the square
-    root of SNR, an error of v one times the square root of SNR + 1, so:
+    With SNR = alpha^2 / sigma^2, the error of x0 is to weigh min(SNR, gamma). An error of eps is one of x0 times the
+    square root of SNR, an error of v one times the square root of SNR + 1, so:
 
         prediction   sample (x0)        epsilon                  v
         weight       min(SNR, gamma)    min(SNR, gamma) / SNR    min(SNR, gamma) / (SNR + 1)
@@ -54,7 +57,8 @@ def predict_with_unet(net: nn.Module, x: Tensor, t: Tensor, text: Tensor, batch:
 
 @dataclass
 class LatentDenoising:
-    """The loss of a text-conditional denoiser of latents, which finetune.py, lora.py, dreambooth.py and controlnet.py minimise.
+    """The loss of a text-conditional denoiser of latents, which finetune.py, lora.py, dreambooth.py and controlnet.py
+    minimise.
 
     scheduler        how the model was trained: its noise levels, and what it predicts
     weights          (T,) weight of the error at each noise level
@@ -70,21 +74,25 @@ class LatentDenoising:
     predict: Predict = predict_with_unet
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draws: BatchRandom) -> LossTerms:
-        x0 = batch["mean"] + batch["std"] * draws.randn(batch["mean"].shape)                    # (B, C, h, w)
+        x0 = batch["mean"] + batch["std"] * draws.randn(batch["mean"].shape)  # (B, C, h, w)
         u, eps = draws.stratified(len(x0)), draws.randn(x0.shape)
-        t = (u * len(self.weights)).long()                                                      # (B,)
+        t = (u * len(self.weights)).long()  # (B,)
         dropped = draws.rand(len(x0)) < self.caption_dropout
-        text = torch.where(dropped[:, None, None], self.empty.to(x0.device), batch["text"])     # (B, M, D)
+        text = torch.where(dropped[:, None, None], self.empty.to(x0.device), batch["text"])  # (B, M, D)
         x = self.scheduler.add_noise(x0, eps, t)
         error = self.predict(net, x, t, text, batch).float() - target(self.scheduler, x0, eps, t)
         per_sample = self.weights.to(t.device)[t] * error.square().flatten(1).mean(1)
         return LossTerms(per_sample * batch["weight"] if "weight" in batch else per_sample, u)
 
 
-def latent_denoising(pipe: StableDiffusionPipeline, data: CaptionedLatents, args: TuningFlags, predict: Predict = predict_with_unet) -> LatentDenoising:
+def latent_denoising(
+    pipe: StableDiffusionPipeline, data: CaptionedLatents, args: TuningFlags, predict: Predict = predict_with_unet
+) -> LatentDenoising:
     """The loss for a pipeline's model."""
     scheduler = make_scheduler("ddpm", dict(pipe.scheduler.config))
-    return LatentDenoising(scheduler, min_snr_weights(scheduler, args.min_snr), data.empty, args.caption_dropout, predict)
+    return LatentDenoising(
+        scheduler, min_snr_weights(scheduler, args.min_snr), data.empty, args.caption_dropout, predict
+    )
 
 
 @dataclass
@@ -94,9 +102,9 @@ class ImageDenoising:
     scheduler: DDPMScheduler
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draws: BatchRandom) -> LossTerms:
-        x0 = batch["image"]                                                                     # (B, C, H, W)
+        x0 = batch["image"]  # (B, C, H, W)
         u, eps = draws.stratified(len(x0)), draws.randn(x0.shape)
-        t = (u * self.scheduler.config.num_train_timesteps).long()                              # (B,)
+        t = (u * self.scheduler.config.num_train_timesteps).long()  # (B,)
         x = self.scheduler.add_noise(x0, eps, t)
         prediction = net(x, t, return_dict=False)[0].float()
         return LossTerms((prediction - target(self.scheduler, x0, eps, t)).square().flatten(1).mean(1), u)

@@ -1,8 +1,9 @@
 """What a training costs in memory: counted where it can be counted, measured where it cannot.
 
-Weights, gradients, the optimizer's state and the average are tensors, so their bytes are counted. What a step needs beside them
-(activations above all) shows only in the most that is held at one moment: on a GPU torch keeps that record itself, on a CPU the system does
-for the whole process, Python and its libraries included. `studies/memory.py` shows several runs in one table.
+Weights, gradients, the optimizer's state and the average are tensors, so their bytes are counted. What a step needs
+beside them (activations above all) shows only in the most that is held at one moment: on a GPU torch keeps that record
+itself, on a CPU the system does for the whole process, Python and its libraries included. `studies/memory.py` shows
+several runs in one table.
 """
 
 import resource
@@ -23,19 +24,21 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Cost:
     """Bytes, and numbers of weights."""
 
-    trained: int = 0       # weights that are trained
-    weights: int = 0       # weights of the network, frozen ones too
+    trained: int = 0  # weights that are trained
+    weights: int = 0  # weights of the network, frozen ones too
     weight_bytes: int = 0
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
     average_bytes: int = 0
-    before: int = 0        # held before the first step
-    peak: int = 0          # held at the worst moment of the first steps
+    before: int = 0  # held before the first step
+    peak: int = 0  # held at the worst moment of the first steps
     device: str = "cpu"
 
     @contextmanager
     def watching(self, number: int, device: torch.device) -> Iterator[None]:
-        """Record the peak of step `number` of this process (0, 1, ...), if it is one of the first, without what is done between steps."""
+        """Record the peak of step `number` of this process (0, 1, ...), if it is one of the first,
+        without what is done between steps.
+        """
         if number >= WATCHED:
             yield
             return
@@ -47,7 +50,11 @@ class Cost:
 
     def count(self, weights: Iterable[Tensor], optimizer: torch.optim.Optimizer, averages: Iterable[Tensor]) -> None:
         """What is kept from step to step, once there has been one: before it the optimizer has no state."""
-        self.weight_bytes, self.optimizer_bytes, self.average_bytes = total(weights), optimizer_bytes(optimizer), total(averages)
+        self.weight_bytes, self.optimizer_bytes, self.average_bytes = (
+            total(weights),
+            optimizer_bytes(optimizer),
+            total(averages),
+        )
 
     @property
     def kept(self) -> int:
@@ -55,9 +62,15 @@ class Cost:
 
     def table(self) -> str:
         held = "memory of the process" if self.device == "cpu" else "GPU memory"
-        rows = [("weights trained", f"{self.trained:,} of {self.weights:,} ({self.trained / self.weights:.1%})"),
-                ("weights", format_bytes(self.weight_bytes)), ("gradients", format_bytes(self.gradient_bytes)), ("optimizer", format_bytes(self.optimizer_bytes)),
-                ("average", format_bytes(self.average_bytes)), (f"{held}, before", format_bytes(self.before)), (f"{held}, peak", format_bytes(self.peak))]  # fmt: skip
+        rows = [
+            ("weights trained", f"{self.trained:,} of {self.weights:,} ({self.trained / self.weights:.1%})"),
+            ("weights", format_bytes(self.weight_bytes)),
+            ("gradients", format_bytes(self.gradient_bytes)),
+            ("optimizer", format_bytes(self.optimizer_bytes)),
+            ("average", format_bytes(self.average_bytes)),
+            (f"{held}, before", format_bytes(self.before)),
+            (f"{held}, peak", format_bytes(self.peak)),
+        ]
         return "\n".join(f"  {name:30} {value}" for name, value in rows)
 
     def as_json(self) -> dict:
@@ -83,7 +96,9 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin a new record. Where the system does not let us (anything but Linux), it is that of the whole process's life."""
+    """Begin a new record. Where the system does not let us (anything but Linux),
+    it is that of the whole process's life.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -91,7 +106,9 @@ def reset_peak(device: torch.device) -> None:
         torch.mps.empty_cache()
         return
     with suppress(OSError):
-        RESET.write_text("5", encoding="ascii")  # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
+        RESET.write_text(
+            "5", encoding="ascii"
+        )  # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
 
 
 def held(device: torch.device) -> int:
@@ -115,5 +132,12 @@ def _status(name: str) -> int | None:
     """A line such as "VmHWM:  812345 kB" of Linux's own account of this process."""
     if not STATUS.exists():
         return None
-    words = next((line.split() for line in STATUS.read_text(encoding="utf-8", errors="replace").splitlines() if line.startswith(f"{name}:")), None)
+    words = next(
+        (
+            line.split()
+            for line in STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.startswith(f"{name}:")
+        ),
+        None,
+    )
     return 1024 * int(words[1]) if words else None

@@ -4,8 +4,9 @@
     for state in trainer.run(): ...           a State after every optimizer step
     with trainer.averaged(): ...              within, the network holds the averaged weights
 
-As in common/training/loop.py everything random in step k is a function of (seed, k), so a resumed run is bit-equal to one that never
-stopped. A subclass says where batch k comes from; the programs differ in what they train and on what, not in how.
+As in common/training/loop.py everything random in step k is a function of (seed, k), so a resumed run is bit-equal to
+one that never stopped. A subclass says where batch k comes from; the programs differ in what they train and on what,
+not in how.
 """
 
 import time
@@ -48,13 +49,21 @@ class Trainer(ABC):
         self.net, self.loss, self.args, self.accelerator, self.lower = net, loss, args, accelerator, lower
         self.progress = Progress()
         self.weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
-        self.cost = Cost(trained=sum(p.numel() for p in self.weights.values()), weights=sum(p.numel() for p in net.parameters()))
+        self.cost = Cost(
+            trained=sum(p.numel() for p in self.weights.values()), weights=sum(p.numel() for p in net.parameters())
+        )
 
-    def prepare(self, optimizer: torch.optim.Optimizer, lr_schedule: str, warmup: float, ema_power: float, *loaders: Any) -> list[Any]:
-        """Hand everything to accelerate, and load the newest checkpoint where the run is resumed. Returns the prepared loaders."""
+    def prepare(
+        self, optimizer: torch.optim.Optimizer, lr_schedule: str, warmup: float, ema_power: float, *loaders: Any
+    ) -> list[Any]:
+        """Hand everything to accelerate, and load the newest checkpoint where the run is resumed.
+        Returns the prepared loaders.
+        """
         args, accelerator = self.args, self.accelerator
         rises = round(warmup * args.steps)
-        self.rates = get_scheduler(lr_schedule, optimizer, num_warmup_steps=rises, num_training_steps=args.steps)  # not prepared: it would step once a process
+        self.rates = get_scheduler(
+            lr_schedule, optimizer, num_warmup_steps=rises, num_training_steps=args.steps
+        )  # not prepared: it would step once a process
         self.ema = EMAModel(self.weights.values(), args.ema, use_ema_warmup=True, power=ema_power, foreach=True)
         self.net, self.optimizer, *prepared = accelerator.prepare(self.net.to(accelerator.device), optimizer, *loaders)
         accelerator.register_for_checkpointing(self.rates, self.ema, self.progress)
@@ -94,8 +103,20 @@ class Trainer(ABC):
                 done = budget.interrupted or progress.step == args.steps
                 saved = done or progress.step % args.save_every == 0
                 images = args.batch_size * args.gradient_accumulation * accelerator.num_processes
-                yield State(progress.step, mean, losses, lr, norm, images, budget.seconds, time.perf_counter() - began,
-                            progress.step / args.steps, self.ema, saved, done)  # fmt: skip
+                yield State(
+                    progress.step,
+                    mean,
+                    losses,
+                    lr,
+                    norm,
+                    images,
+                    budget.seconds,
+                    time.perf_counter() - began,
+                    progress.step / args.steps,
+                    self.ema,
+                    saved,
+                    done,
+                )
                 if saved:  # after its row of the log is written
                     save_state(accelerator, args.out, progress.step)
                 if done:
@@ -110,14 +131,18 @@ class Trainer(ABC):
             k = self.progress.step * args.gradient_accumulation + part
             batch = self.batch(k)
             torch.manual_seed(generator(DROPOUT, args.seed, k, rank).initial_seed())
-            with accelerator.accumulate(self.net):  # processes exchange gradients, and the optimizer steps, at the last part only
+            with accelerator.accumulate(
+                self.net
+            ):  # processes exchange gradients, and the optimizer steps, at the last part only
                 losses = self.loss(self.net, batch, BatchRandom(args.seed, k, rank, world, accelerator.device))
                 accelerator.backward(losses.per_sample.mean())  # divides by --gradient-accumulation
                 parts.append(LossTerms(losses.per_sample.detach(), losses.u))
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(list(self.weights.values()), args.clip))
                     mean = float(torch.cat([part.per_sample for part in parts]).mean())
-                    check_finite(mean, norm, self.progress.step + 1, args.lr, lambda: saved_states(args.out), accelerator)
+                    check_finite(
+                        mean, norm, self.progress.step + 1, args.lr, lambda: saved_states(args.out), accelerator
+                    )
                 self.optimizer.step()
                 self.cost.gradient_bytes = total(p.grad for p in self.weights.values() if p.grad is not None)
                 self.optimizer.zero_grad()
@@ -135,11 +160,12 @@ class Trainer(ABC):
 
 
 class Tuner(Trainer):
-    """The trainer of finetune.py, lora.py, dreambooth.py and controlnet.py. Checkpoints hold trained weights only, so those of a LoRA are small.
+    """The trainer of finetune.py, lora.py, dreambooth.py and controlnet.py. Checkpoints hold trained weights only, so
+    those of a LoRA are small.
 
-    data is encoded once and held in memory, so a batch is a function of its number. Where accelerate's users draw their batches from
-    a DataLoader, the same takes a seedable sampler, skip_first_batches, and random states restored after the skip: see
-    unconditional_trainer.py.
+    data is encoded once and held in memory, so a batch is a function of its number. Where accelerate's users draw
+    their batches from a DataLoader, the same takes a seedable sampler, skip_first_batches, and random states restored
+    after the skip: see unconditional_trainer.py.
     """
 
     LOWER = "--batch-size (raise --gradient-accumulation as much), --size, try --checkpointing or --optimizer 8bit, or train a LoRA (lora.py)"
@@ -160,15 +186,23 @@ class Tuner(Trainer):
         """Save the trained weights in place of the whole network, which accelerate would save."""
         weights.clear()
         if self.accelerator.is_main_process:
-            save_file({name: weight.detach().cpu().contiguous() for name, weight in self.weights.items()}, Path(folder) / TRAINED)
+            save_file(
+                {name: weight.detach().cpu().contiguous() for name, weight in self.weights.items()},
+                Path(folder) / TRAINED,
+            )
 
     def _load_weights(self, models: list[nn.Module], folder: str) -> None:
         models.clear()
         saved = load_file(Path(folder) / TRAINED)
-        wrong = sorted(name for name in saved.keys() | self.weights.keys()
-                       if name not in saved or name not in self.weights or saved[name].shape != self.weights[name].shape)  # fmt: skip
+        wrong = sorted(
+            name
+            for name in saved.keys() | self.weights.keys()
+            if name not in saved or name not in self.weights or saved[name].shape != self.weights[name].shape
+        )
         if wrong:
-            raise UserError(f"{folder} is the checkpoint of another network: {wrong[0]} differs (and {len(wrong) - 1} more)")
+            raise UserError(
+                f"{folder} is the checkpoint of another network: {wrong[0]} differs (and {len(wrong) - 1} more)"
+            )
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(saved[name])

@@ -1,8 +1,8 @@
 """What the trainings of text-to-image models share: opening the model, and running, logging and reporting a training.
 
-    run = setup(args, "lora-creatures", PRESETS)
-    ... what is trained, on what data, and how it is evaluated
-    train_and_report(run, trainer, evaluator, record, save, ...)
+run = setup(args, "lora-creatures", PRESETS)
+... what is trained, on what data, and how it is evaluated
+train_and_report(run, trainer, evaluator, record, save, ...)
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class RunContext(Generic[Tuning]):
     args: Tuning
     pipe: StableDiffusionPipeline  # float32, nothing in it requires a gradient
     accelerator: Accelerator
-    size: int                      # side of the images in pixels
+    size: int  # side of the images in pixels
 
     @property
     def quiet(self) -> bool:
@@ -52,7 +52,9 @@ def setup(args: Tuning, name: str, presets: SizePresets) -> RunContext[Tuning]:
     if args.optimizer == "8bit" and not device.startswith("cuda"):
         raise UserError(f"--optimizer 8bit works on CUDA only, not on {device}; use --optimizer fused")
     precision = pick_precision(args.precision, device)
-    accelerator = Accelerator(gradient_accumulation_steps=args.gradient_accumulation, mixed_precision=precision, cpu=device == "cpu")
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation, mixed_precision=precision, cpu=device == "cpu"
+    )
     pipe = open_for_training(args.model, str(accelerator.device))
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
@@ -66,12 +68,16 @@ def setup(args: Tuning, name: str, presets: SizePresets) -> RunContext[Tuning]:
     size = args.size or native_size(pipe)
     if size % pipe.vae_scale_factor:  # refused before any images are read
         f = pipe.vae_scale_factor
-        raise UserError(f"the autoencoder downsamples images {f} times; give a --size that is a multiple of {f}, not {size}")
+        raise UserError(
+            f"the autoencoder downsamples images {f} times; give a --size that is a multiple of {f}, not {size}"
+        )
     return RunContext(args, pipe, accelerator, size)
 
 
 def checked_record(run: RunContext[Any], images: Images) -> dict[str, Any]:
-    """A record of the model and the images, for data.json; a resumed run with others is refused. Call it before the model is changed."""
+    """A record of the model and the images, for data.json; a resumed run with others is refused.
+    Call it before the model is changed.
+    """
     pipe = run.pipe
     record = record_of(images.pixels, images.captions) | {"model": fingerprint(pipe.unet, pipe.vae, pipe.text_encoder)}
     check_record(run.args, record)
@@ -84,23 +90,34 @@ def introduce(run: RunContext[Any], images: Images, what: str) -> None:
         return
     args, pipe, size = run.args, run.pipe, images.size
     weights, side = sum(p.numel() for p in pipe.unet.parameters()), size // pipe.vae_scale_factor
-    print(f"{images.name}: {len(images):,} images of {size}x{size}, latents of {side}x{side}; {args.model}: {weights:,} weights, {what}, on {run.accelerator.device}")
+    print(
+        f"{images.name}: {len(images):,} images of {size}x{size}, latents of {side}x{side}; "
+        f"{args.model}: {weights:,} weights, {what}, on {run.accelerator.device}"
+    )
     images_per_step = args.batch_size * args.gradient_accumulation * run.accelerator.num_processes
-    print(f'{args.steps} steps of {images_per_step} images, learning rate {args.lr:g}; the first caption is "{images.captions[0]}"')
+    print(
+        f'{args.steps} steps of {images_per_step} images, learning rate {args.lr:g}; the first caption is "{images.captions[0]}"'
+    )
     if longer := count_truncated(pipe, images.captions):
-        print(f"note: {longer} of {len(images):,} captions have more than {pipe.tokenizer.model_max_length} tokens, and their ends are not read")
+        print(
+            f"note: {longer} of {len(images):,} captions have more than {pipe.tokenizer.model_max_length} tokens, and their ends are not read"
+        )
 
 
 def train_and_report(
     run: RunContext[Any],
     trainer: Tuner,
     evaluator: TuningEvaluator,
-    record: dict[str, Any],               # what checked_record() returned
-    save: Callable[[], dict[str, Path]],  # writes what was learned, with the averaged weights in the network; {what it is: where}
-    stages: tuple[str, ...],              # evaluated at the end
-    program: str,                         # "lora.py", to resume with
+    record: dict[str, Any],  # what checked_record() returned
+    save: Callable[
+        [], dict[str, Path]
+    ],  # writes what was learned, with the averaged weights in the network; {what it is: where}
+    stages: tuple[str, ...],  # evaluated at the end
+    program: str,  # "lora.py", to resume with
 ) -> None:
-    """Train to the end with a log and validation pictures, then save, evaluate and report. Other processes only train."""
+    """Train to the end with a log and validation pictures, then save, evaluate and report.
+    Other processes only train.
+    """
     if run.quiet:
         for _ in trainer.run():  # the main process alone writes and draws
             pass
@@ -115,7 +132,8 @@ def train_and_report(
 
 
 def follow(run: RunContext[Any], trainer: Tuner, evaluator: TuningEvaluator) -> State | None:
-    """Run the training to its end: each step is logged, and validation pictures are drawn with the averaged weights as it goes.
+    """Run the training to its end: each step is logged, and validation pictures are drawn with the averaged weights as
+    it goes.
 
     Returns the last State; None where nothing was left to do.
     """
@@ -126,18 +144,30 @@ def follow(run: RunContext[Any], trainer: Tuner, evaluator: TuningEvaluator) -> 
                 with trainer.averaged():
                     pictures = evaluator.validation_pictures()
                 labels = prompt_labels(evaluator.prompts[: len(pictures)])
-                save_picture(contact_sheet(pictures[None], [""], labels), run.args.out / "samples" / f"step-{state.step:06d}.png")
+                save_picture(
+                    contact_sheet(pictures[None], [""], labels),
+                    run.args.out / "samples" / f"step-{state.step:06d}.png",
+                )
     return state
 
 
 def report(
-    run: RunContext[Any], trainer: Tuner, evaluator: TuningEvaluator, state: State | None, program: str, results: dict[str, Path]
+    run: RunContext[Any],
+    trainer: Tuner,
+    evaluator: TuningEvaluator,
+    state: State | None,
+    program: str,
+    results: dict[str, Path],
 ) -> None:
     """Print and write what was measured, what it cost, and where things are."""
     args, step, seconds = run.args, trainer.progress.step, trainer.progress.seconds
     if step < args.steps:
         print(f"stopped after step {step}; continue with: python 05_finetune_diffusers/{program} --resume {args.out}")
-    print(f"{step} steps in {seconds:.0f} s of training" if state else f"nothing was left to do: all {step} steps are done")
+    print(
+        f"{step} steps in {seconds:.0f} s of training"
+        if state
+        else f"nothing was left to do: all {step} steps are done"
+    )
     pictures = {"before and after": evaluator.contact_sheet(args.out / "before_after.png")}
     if table := evaluator.table():
         print(f"\nmeasured on {args.measure} pictures, with 95 % intervals\n{table}")
@@ -145,7 +175,13 @@ def report(
             print(f"  {references}")
     if state:
         print(f"\nmemory\n{trainer.cost.table()}\n")
-    measures = {stage: {name: estimate._asdict() for name, estimate in found.items()} for stage, found in evaluator.found.items()}
-    write_json(args.out / "results.json", {"measures": measures, "cost": trainer.cost.as_json(), "seconds": seconds, "steps": step})
+    measures = {
+        stage: {name: estimate._asdict() for name, estimate in found.items()}
+        for stage, found in evaluator.found.items()
+    }
+    write_json(
+        args.out / "results.json",
+        {"measures": measures, "cost": trainer.cost.as_json(), "seconds": seconds, "steps": step},
+    )
     for what, path in (pictures | results).items():
         print(f"{what:18} {path}")

@@ -4,8 +4,10 @@ A resumed run is bit-equal to one that never stopped because of
 
     a seedable sampler      so that epoch e has the same order whenever it begins
     skip_first_batches      so that a resumed epoch goes on where it was
-    random numbers by place so that noise and augmentation of a step do not depend on what was drawn before it (common/random.py)
-    everything registered   network, optimizer and loader by prepare(); rates, average and progress by register_for_checkpointing()
+    random numbers by place so that noise and augmentation of a step do not depend on what was drawn before it
+    (common/random.py)
+    everything registered   network, optimizer and loader by prepare(); rates, average and progress by
+                            register_for_checkpointing()
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +43,7 @@ from finetune_diffusers.training.flags import TrainerFlags
 from finetune_diffusers.training.loss import ImageDenoising
 from finetune_diffusers.training.trainer import RATES, Trainer
 
-WARMUP = 0.05    # share of the steps
+WARMUP = 0.05  # share of the steps
 LOWER = "--batch-size (raise --gradient-accumulation as much), --size or --channels"
 
 
@@ -50,11 +52,11 @@ class ImageData:
     """The images of the training."""
 
     name: str
-    folder: Path               # of local copies and downloads
-    n: int | None              # only the first n
-    size: int | None           # side in pixels; None is the model's, or 32
-    augment: Sequence[str]     # flip, crop, jitter
-    workers: int               # processes that prepare images
+    folder: Path  # of local copies and downloads
+    n: int | None  # only the first n
+    size: int | None  # side in pixels; None is the model's, or 32
+    augment: Sequence[str]  # flip, crop, jitter
+    workers: int  # processes that prepare images
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class NewNetwork:
     """A network that is trained from scratch."""
 
     channels: tuple[int, ...]  # width at each resolution, highest resolution first
-    prediction: str            # v_prediction or epsilon
+    prediction: str  # v_prediction or epsilon
 
 
 def train_unconditional(args: TrainerFlags, source: ImageData, network: NewNetwork, model: str | None) -> None:
@@ -70,14 +72,19 @@ def train_unconditional(args: TrainerFlags, source: ImageData, network: NewNetwo
     quiet()
     device = pick_device(args.device)
     accelerator = Accelerator(
-        mixed_precision=pick_precision(args.precision, device), cpu=device == "cpu",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(args.gradient_accumulation, sync_with_dataloader=False),  # steps span epochs
+        mixed_precision=pick_precision(args.precision, device),
+        cpu=device == "cpu",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            args.gradient_accumulation, sync_with_dataloader=False
+        ),  # steps span epochs
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-    )  # fmt: skip
+    )
     if accelerator.num_processes > 1:  # the main process chose a free folder first
         args = replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
     unet, scheduler = open_model(start_of(args, model)) if model else (None, new_scheduler(network.prediction))
-    images = load(source.name, source.size or (unet.config.sample_size if unet else None) or 32, source.folder, n=source.n)
+    images = load(
+        source.name, source.size or (unet.config.sample_size if unet else None) or 32, source.folder, n=source.n
+    )
     unet = unet or new_unet(network.channels, images, args.seed)
     images = images.in_channels(unet.config.in_channels)
     record = record_of(images.pixels)
@@ -91,8 +98,10 @@ def train_unconditional(args: TrainerFlags, source: ImageData, network: NewNetwo
         return
     keep_settings(args, record, DDPMPipeline(unet, scheduler).save_pretrained if model else None)
     weights, kind = sum(p.numel() for p in unet.parameters()), f"{images.channels}x{images.size}x{images.size}"
-    print(f"{source.name}: {len(images):,} images of {kind}, {', '.join(source.augment) or 'not'} augmented; "
-          f"{weights:,} weights{f' from {model}' if model else ''}; {accelerator.num_processes} process(es) on {accelerator.device}")  # fmt: skip
+    print(
+        f"{source.name}: {len(images):,} images of {kind}, {', '.join(source.augment) or 'not'} augmented; "
+        f"{weights:,} weights{f' from {model}' if model else ''}; {accelerator.num_processes} process(es) on {accelerator.device}"
+    )
     follow(trainer)
 
 
@@ -104,17 +113,23 @@ def follow(trainer: "UnconditionalTrainer") -> None:
         for state in states:
             if state.saved:
                 with trainer.averaged() as unet:
-                    write_folder(args.out / "model", DDPMPipeline(unet=unet, scheduler=trainer.scheduler).save_pretrained)
+                    write_folder(
+                        args.out / "model", DDPMPipeline(unet=unet, scheduler=trainer.scheduler).save_pretrained
+                    )
             if due(state) and not state.done:
                 save_picture(grid(trainer.samples(16), 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
     if state is not None and state.step < args.steps:
-        print(f"stopped after step {state.step}; continue with: python 05_finetune_diffusers/train_unconditional.py --resume {args.out}")
+        print(
+            f"stopped after step {state.step}; continue with: python 05_finetune_diffusers/train_unconditional.py --resume {args.out}"
+        )
         return
     finish(trainer, trained=state is not None)
 
 
 def finish(trainer: "UnconditionalTrainer", trained: bool) -> None:
-    """The measurements and the pictures at the end. A resumed run with no step left makes them as well: it may have been killed in between."""
+    """The measurements and the pictures at the end.
+    A resumed run with no step left makes them as well: it may have been killed in between.
+    """
     out, steps, seconds = trainer.args.out, trainer.progress.step, trainer.progress.seconds
     if trained:
         print(f"\nmemory\n{trainer.cost.table()}\n")
@@ -127,24 +142,38 @@ def finish(trainer: "UnconditionalTrainer", trained: bool) -> None:
     print(f"{out / 'model'}: for DDPMPipeline.from_pretrained, or --model here; {steps} steps in {seconds:.0f} s")
 
 
-# -------------------------------------------------------------------------------------------------------------- the parts
+# ----------------------------------------------------------------------------------------------------------- the parts
 
 
 def new_unet(channels: tuple[int, ...], images: Images, seed: int) -> UNet2DModel:
     """From scratch: attention at the lowest resolution only, as in chapter 1."""
     n = len(channels)
     if images.size % 2 ** (n - 1):
-        raise UserError(f"{n} resolutions need images whose side is a multiple of {2 ** (n - 1)}, not {images.size}; give another --size or fewer --channels")
+        raise UserError(
+            f"{n} resolutions need images whose side is a multiple of {2 ** (n - 1)}, not {images.size}; give another --size or fewer --channels"
+        )
     torch.manual_seed(seed)
-    return zero_outputs(UNet2DModel(
-        sample_size=images.size, in_channels=images.channels, out_channels=images.channels, layers_per_block=1, norm_num_groups=8, attn_norm_num_groups=8,
-        block_out_channels=channels, attention_head_dim=None, resnet_time_scale_shift="scale_shift",
-        down_block_types=("DownBlock2D",) * (n - 1) + ("AttnDownBlock2D",), up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (n - 1),
-    ))  # fmt: skip
+    return zero_outputs(
+        UNet2DModel(
+            sample_size=images.size,
+            in_channels=images.channels,
+            out_channels=images.channels,
+            layers_per_block=1,
+            norm_num_groups=8,
+            attn_norm_num_groups=8,
+            block_out_channels=channels,
+            attention_head_dim=None,
+            resnet_time_scale_shift="scale_shift",
+            down_block_types=("DownBlock2D",) * (n - 1) + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (n - 1),
+        )
+    )
 
 
 def zero_outputs(unet: UNet2DModel) -> UNet2DModel:
-    """Initialise every residual block as the identity, and the whole network as zero: calmer and faster to train. diffusers does not do it."""
+    """Initialise every residual block as the identity, and the whole network as zero: calmer and faster to train.
+    diffusers does not do it.
+    """
     last = [part.conv2 for part in unet.modules() if isinstance(part, ResnetBlock2D)] + [unet.conv_out]
     last += [part.to_out[0] for part in unet.modules() if isinstance(part, Attention)]
     for layer in last:
@@ -164,14 +193,23 @@ def open_model(name: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     unet, scheduler = unet_folder(folder), scheduler_file(folder)
     config = read_json(unet / "config.json") if (unet / "config.json").exists() else {}
     if config.get("_class_name") != "UNet2DModel":
-        raise UserError(f"{folder} holds no UNet2DModel but a {config.get('_class_name') or 'pipeline without a U-Net'}; finetune.py continues models that read text")
+        raise UserError(
+            f"{folder} holds no UNet2DModel but a {config.get('_class_name') or 'pipeline without a U-Net'}; finetune.py continues models that read text"
+        )
     if config.get("num_class_embeds"):
-        raise UserError(f"{folder} is class-conditional; this program trains without labels, 01_ddpm_mnist/train.py --class-conditional with them")
+        raise UserError(
+            f"{folder} is class-conditional; this program trains without labels, 01_ddpm_mnist/train.py --class-conditional with them"
+        )
     inputs, outputs = config.get("in_channels", 3), config.get("out_channels", 3)
     if inputs != outputs:
-        raise UserError(f"the network in {folder} has {inputs} input and {outputs} output channels, as with a learned variance; this program trains networks with as many of both")
+        raise UserError(
+            f"the network in {folder} has {inputs} input and {outputs} output channels, as with a learned variance; "
+            "this program trains networks with as many of both"
+        )
     if "beta_schedule" not in read_json(scheduler):
-        raise UserError(f"the scheduler in {folder} has no beta_schedule; this program continues models with the noise schedule of a DDPMScheduler")
+        raise UserError(
+            f"the scheduler in {folder} has no beta_schedule; this program continues models with the noise schedule of a DDPMScheduler"
+        )
     try:
         with without_future_warnings():
             net = UNet2DModel.from_pretrained(unet, torch_dtype=torch.float32, variant=find_weights(unet).variant)
@@ -185,34 +223,57 @@ def open_model(name: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
 def check_fit(images_per_step: int, processes: int, images: Images, unet: UNet2DModel) -> None:
     """Refuse images that do not fit the network, or the batch."""
     if unet.config.in_channels not in (1, 3):
-        raise UserError(f"this network draws images with {unet.config.in_channels} channels; this program trains on grey (1) and colour (3) images")
+        raise UserError(
+            f"this network draws images with {unet.config.in_channels} channels; this program trains on grey (1) and colour (3) images"
+        )
     halvings = 2 ** (len(unet.config.block_out_channels) - 1)
     if images.size % halvings:
-        raise UserError(f"this network halves images {len(unet.config.block_out_channels) - 1} times, so --size must be a multiple of {halvings}, not {images.size}")
+        raise UserError(
+            f"this network halves images {len(unet.config.block_out_channels) - 1} times, so --size must be a multiple of {halvings}, not {images.size}"
+        )
     if len(images) < images_per_step:
-        raise UserError(f"{len(images)} images do not fill a batch of {images_per_step // processes} in {processes} process(es); give a smaller --batch-size, or more images")
+        raise UserError(
+            f"{len(images)} images do not fill a batch of {images_per_step // processes} in {processes} process(es); "
+            "give a smaller --batch-size, or more images"
+        )
 
 
-# --------------------------------------------------------------------------------------------------------------- the loop
+# ------------------------------------------------------------------------------------------------------------ the loop
 
 
 class UnconditionalTrainer(Trainer):
     """The trainer whose batches come from a DataLoader, and which draws samples without a pipeline."""
 
     def __init__(
-        self, unet: UNet2DModel, scheduler: DDPMScheduler, images: Images, augment: Sequence[str], workers: int, args: TrainerFlags,
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        images: Images,
+        augment: Sequence[str],
+        workers: int,
+        args: TrainerFlags,
         accelerator: Accelerator,
-    ):  # fmt: skip
+    ):
         super().__init__(unet, ImageDenoising(scheduler), args, accelerator, LOWER)
         self.scheduler, self.dataset = scheduler, Augmented(images, augment, args.seed)
-        loader = DataLoader(self.dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=workers,
-                            collate_fn=as_arrays, worker_init_fn=leave_signals, timeout=PATIENCE if workers else 0)  # fmt: skip
+        loader = DataLoader(
+            self.dataset,
+            args.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            collate_fn=as_arrays,
+            worker_init_fn=leave_signals,
+            timeout=PATIENCE if workers else 0,
+        )
         optimizer = torch.optim.AdamW(unet.parameters(), args.lr)
         (self.loader,) = self.prepare(optimizer, RATES["cosine"], WARMUP, 3 / 4, loader)
         self.stream = self.batches(self.progress.step * args.gradient_accumulation)
 
     def batches(self, k: int) -> Iterator[tuple[int, Tensor]]:
-        """(number, images) of batch k, k + 1, ..., through as many epochs as are asked for. Images are (B, C, H, W) in [-1, 1]."""
+        """(number, images) of batch k, k + 1, ..., through as many epochs as are asked for.
+        Images are (B, C, H, W) in [-1, 1].
+        """
         epoch, skip = divmod(k, len(self.loader))
         while True:
             self.dataset.set_epoch(epoch)
@@ -228,21 +289,30 @@ class UnconditionalTrainer(Trainer):
         return {"image": images}
 
     def samples(self, n: int) -> Tensor:
-        """n pictures of the averaged network, (n, C, S, S). Picture i has seed args.seed + i: the same noise as training goes on."""
+        """n pictures of the averaged network, (n, C, S, S).
+        Picture i has seed args.seed + i: the same noise as training goes on.
+        """
         scheduler = make_scheduler(self.args.scheduler, dict(self.scheduler.config))
         draws = generators(self.args.seed, n)
         with self.averaged() as unet:
-            return sample(unet.eval(), scheduler, self.dataset.pixels.shape[-1], self.args.sample_steps, draws, self.args.scheduler in STOCHASTIC)
+            return sample(
+                unet.eval(),
+                scheduler,
+                self.dataset.pixels.shape[-1],
+                self.args.sample_steps,
+                draws,
+                self.args.scheduler in STOCHASTIC,
+            )
 
 
 @torch.no_grad()
 def sample(
     unet: UNet2DModel,
-    scheduler: DDPMScheduler,         # or any other of diffusers
-    size: int,                        # side in pixels
+    scheduler: DDPMScheduler,  # or any other of diffusers
+    size: int,  # side in pixels
     steps: int,
-    draws: list[torch.Generator],     # one for each picture, for its first noise and for what its scheduler adds
-    stochastic: bool,                 # whether the scheduler adds noise at every step
+    draws: list[torch.Generator],  # one for each picture, for its first noise and for what its scheduler adds
+    stochastic: bool,  # whether the scheduler adds noise at every step
 ) -> Tensor:
     """The reverse process in five lines of diffusers; its pipelines do nothing else. (n, C, size, size) in [-1, 1]"""
     device, shape = next(unet.parameters()).device, (unet.config.in_channels, size, size)

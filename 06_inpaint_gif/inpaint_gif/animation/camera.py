@@ -1,19 +1,19 @@
 """Camera moves: the path of the camera, the keyframes to paint along it, and the frames of the film.
 
-`right` means that the camera moves right: the content moves to the left, and new content enters at the right edge. The same holds
-for all moves; y points down.
+`right` means that the camera moves right: the content moves to the left, and new content enters at the right edge. The
+same holds for all moves; y points down.
 
   up, down, left, right                     along an edge
   up-left, up-right, down-left, down-right  at 45 degrees
   zoom-out                                  the camera backs off: everything shrinks, new content enters on all sides
   zoom-in                                   the camera comes nearer: everything grows, the edges leave the picture
-  ring                                      once round a circle, clockwise on the screen, from its topmost point; it starts
-                                            to the right and ends where it started
+  ring                                      once round a circle, clockwise on the screen, from its topmost point; it
+                                            starts to the right and ends where it started
 
 A chain is written with commas, "right,zoom-out"; "right:3" is three keyframes long.
 
-The given picture is the nearest view of the whole path, because a nearer one would need details that the picture does not have.
-So `zoom-in` is painted backwards, away from the picture, and the film ends with the picture.
+The given picture is the nearest view of the whole path, because a nearer one would need details that the picture does
+not have. So `zoom-in` is painted backwards, away from the picture, and the film ends with the picture.
 """
 
 import math
@@ -29,8 +29,16 @@ from inpaint_gif.animation.canvas import FilmCanvas, Window
 from inpaint_gif.inpainting.compositing import overlay
 from inpaint_gif.inpainting.interface import InpaintingBackend
 
-PANS = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0),
-        "up-left": (-1, -1), "up-right": (1, -1), "down-left": (-1, 1), "down-right": (1, 1)}  # fmt: skip
+PANS = {
+    "up": (0, -1),
+    "down": (0, 1),
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up-left": (-1, -1),
+    "up-right": (1, -1),
+    "down-left": (-1, 1),
+    "down-right": (1, 1),
+}
 ZOOMS = {"zoom-in": -1, "zoom-out": 1}
 MOVES = (*PANS, *ZOOMS, "ring")
 KEYFRAMES = 2  # default length of a step
@@ -48,11 +56,15 @@ class MoveStep:
 
     def __post_init__(self):
         if self.name not in MOVES:
-            raise UserError(f"unknown camera move '{self.name}'; choose one of {', '.join(MOVES)}, or a chain as in right,zoom-out")
+            raise UserError(
+                f"unknown camera move '{self.name}'; choose one of {', '.join(MOVES)}, or a chain as in right,zoom-out"
+            )
         if not 1 <= self.keyframes <= MOST_KEYFRAMES:
             raise UserError(f"{self.name} must go 1 to {MOST_KEYFRAMES} keyframes far, not {self.keyframes}")
         if self.name == "ring" and self.keyframes % 4:
-            raise UserError(f"ring needs 4, 8, 12, ... keyframes, one for each quarter or part of it, not {self.keyframes}")
+            raise UserError(
+                f"ring needs 4, 8, 12, ... keyframes, one for each quarter or part of it, not {self.keyframes}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "MoveStep":
@@ -107,13 +119,17 @@ class Segment:
     def length(self, height: int, width: int) -> float:
         """Displacement of the content along the segment, in pixels, as the mean over all pixels."""
         if self.turn:
-            return abs(self.turn) * math.hypot(self.start.x - self.centre[0], self.start.y - self.centre[1]) / self.start.scale
+            return (
+                abs(self.turn)
+                * math.hypot(self.start.x - self.centre[0], self.start.y - self.centre[1])
+                / self.start.scale
+            )
         across = math.hypot(self.end.x - self.start.x, self.end.y - self.start.y) / self.start.scale
         return across + abs(math.log(self.end.scale / self.start.scale)) * mean_radius(height, width)
 
     def corners(self) -> tuple[Window, ...]:
-        """Windows onto the parts that a diagonal segment passes and that lie in neither keyframe: from A to B both squares C come
-        into view.
+        """Windows onto the parts that a diagonal segment passes and that lie in neither keyframe: from A to B both
+        squares C come into view.
 
             +-----+ C
             | A   |--+
@@ -126,14 +142,18 @@ class Segment:
 
 
 def rotated(window: Window, centre: tuple[float, float], angle: float) -> Window:
-    """Move the window around the centre, clockwise on the screen (y points down), without turning the window itself."""
+    """Move the window around the centre, clockwise on the screen (y points down),
+    without turning the window itself.
+    """
     x, y = window.x - centre[0], window.y - centre[1]
     cos, sin = math.cos(angle), math.sin(angle)
     return replace(window, x=centre[0] + x * cos - y * sin, y=centre[1] + x * sin + y * cos)
 
 
 def mean_radius(height: int, width: int) -> float:
-    """Mean distance of a pixel from the centre. A zoom by a ratio 1 + e moves the pixels by e times this distance on average."""
+    """Mean distance of a pixel from the centre.
+    A zoom by a ratio 1 + e moves the pixels by e times this distance on average.
+    """
     y, x = np.arange(height) + 0.5 - height / 2, np.arange(width) + 0.5 - width / 2
     return float(np.hypot(y[:, None], x).mean())
 
@@ -148,8 +168,8 @@ def reach(dx: float, dy: float, height: int, width: int, new_fraction: float) ->
 
 
 def segments_of(step: MoveStep, start: Window, height: int, width: int, new_fraction: float) -> Iterator[Segment]:
-    """The segments of a step; each ends where this fraction of the picture is new. Pans, and the margin that a zoom adds, are rounded
-    to whole pixels, so that pans need no resampling and no pixel is half new."""
+    """The segments of a step; each ends where this fraction of the picture is new. Pans, and the margin that a zoom
+    adds, are rounded to whole pixels, so that pans need no resampling and no pixel is half new."""
     if step.name in PANS:
         dx, dy = PANS[step.name]
         pixels = max(1, round(reach(dx, dy, height, width, new_fraction))) * start.scale
@@ -166,7 +186,9 @@ def segments_of(step: MoveStep, start: Window, height: int, width: int, new_frac
             start = end
     else:
         turn = 2 * math.pi / step.keyframes
-        radius = reach(math.sin(turn), 1 - math.cos(turn), height, width, new_fraction) * start.scale  # for the first keyframe
+        radius = (
+            reach(math.sin(turn), 1 - math.cos(turn), height, width, new_fraction) * start.scale
+        )  # for the first keyframe
         centre, first = (start.x, start.y + radius), start
         for k in range(1, step.keyframes + 1):
             end = rotated(first, centre, k * turn) if k < step.keyframes else first
@@ -203,7 +225,9 @@ class CameraPath:
     def plan(cls, move: Move, height: int, width: int, new_fraction: float = 0.25) -> "CameraPath":
         """Plan the path of a move. new_fraction: the part of each keyframe that is new, from 0.01 to 0.75."""
         if not 0.01 <= new_fraction <= 0.75:
-            raise UserError(f"--new-fraction, the part of a keyframe that is new, must be from 0.01 to 0.75, not {new_fraction:g}")
+            raise UserError(
+                f"--new-fraction, the part of a keyframe that is new, must be from 0.01 to 0.75, not {new_fraction:g}"
+            )
 
         def segments_from(window: Window) -> list[Segment]:
             segments = []
@@ -213,7 +237,9 @@ class CameraPath:
 
         keyframes = [Window(), *(segment.end for segment in segments_from(Window()))]
         scales = [round(math.log(window.scale), 6) for window in keyframes]
-        home = scales.index(min(scales))  # the nearest view is the picture: choose the start so that the path passes it
+        home = scales.index(
+            min(scales)
+        )  # the nearest view is the picture: choose the start so that the path passes it
         x, y, scale = keyframes[home].x, keyframes[home].y, keyframes[home].scale
         return cls(tuple(segments_from(Window(-x / scale, -y / scale, 1 / scale))), home, height, width)
 
@@ -228,8 +254,10 @@ class CameraPath:
         return self.round or self.segments[-1].end.same_as(self.segments[0].start)
 
     def around(self) -> "CameraPath":
-        """The same path on a periodic plane: a second copy of the picture lies at its end, so that a straight camera arrives where it
-        started. The part between the copies is painted from both ends; the last window, where they meet, shows both sides."""
+        """The same path on a periodic plane: a second copy of the picture lies at its end, so that a straight camera
+        arrives where it started. The part between the copies is painted from both ends; the last window, where they
+        meet, shows both sides.
+        """
         segment = self.segments[0]
         if segment.name not in PANS or len({segment.name for segment in self.segments}) > 1:
             raise UserError(
@@ -253,14 +281,18 @@ class CameraPath:
         return np.array([segment.length(self.height, self.width) for segment in self.segments])
 
     def at(self, t: float) -> Window:
-        """The window at t, from 0 to 1. Equal steps of t displace the content by equal amounts, in pans and in zooms."""
+        """The window at t, from 0 to 1. Equal steps of t displace the content by equal amounts,
+        in pans and in zooms.
+        """
         passed = np.concatenate([[0.0], np.cumsum(self.lengths)])
         distance = min(max(t, 0.0), 1.0) * passed[-1]
         k = min(int(np.searchsorted(passed, distance, side="right")) - 1, len(self.segments) - 1)
         return self.segments[k].at(float((distance - passed[k]) / self.lengths[k]))
 
     def stops(self) -> list[Stop]:
-        """Windows to paint in this order: forwards from the picture to the end, then backwards from it to the start."""
+        """Windows to paint in this order: forwards from the picture to the end,
+        then backwards from it to the start.
+        """
         if self.round:
             return self.stops_around()
         onwards = [(segment, segment.end) for segment in self.segments[self.home :]]
@@ -272,7 +304,9 @@ class CameraPath:
         return stops
 
     def stops_around(self) -> list[Stop]:
-        """The same for a periodic path: alternately from the start and from the end, until one window in the middle closes the gap."""
+        """The same for a periodic path: alternately from the start and from the end,
+        until one window in the middle closes the gap.
+        """
         name = self.segments[0].name
         corners = [Stop(name, window, corner=True) for segment in self.segments for window in segment.corners()]
         ahead = [Stop(name, segment.end) for segment in self.segments[:-1]]
@@ -306,7 +340,9 @@ class Keyframe:
         return float(self.mask.mean())
 
 
-def paint(canvas: FilmCanvas, path: CameraPath, backend: InpaintingBackend, prompt: str = "", seed: int = 0) -> Iterator[Keyframe]:
+def paint(
+    canvas: FilmCanvas, path: CameraPath, backend: InpaintingBackend, prompt: str = "", seed: int = 0
+) -> Iterator[Keyframe]:
     """Paint everything that the camera will show, one keyframe after another, and add it to the canvas.
 
     Painted parts are never painted again, so a camera that returns finds the same content.
@@ -328,7 +364,9 @@ def checked_output(painted: Tensor, like: Tensor) -> Tensor:
     if painted.shape != like.shape:
         raise ValueError(f"the backend was given {tuple(like.shape)} and gave back {tuple(painted.shape)}")
     if not painted.isfinite().all():
-        raise UserError("the inpainting engine returned NaN or infinite values; try a smaller guidance scale, or another model")
+        raise UserError(
+            "the inpainting engine returned NaN or infinite values; try a smaller guidance scale, or another model"
+        )
     return painted.detach().to(like).clamp(-1, 1)
 
 
@@ -338,9 +376,13 @@ def keyframe_seed(seed: int, k: int) -> int:
 
 
 def render_frames(canvas: FilmCanvas, path: CameraPath, times: Sequence[float]) -> Iterator[Tensor]:
-    """The frames of the film, each (C, H, W), at these times of the path (timing.frame_times). The canvas must be painted."""
+    """The frames of the film, each (C, H, W), at these times of the path (timing.frame_times).
+    The canvas must be painted.
+    """
     for time in times:
         image, seen = canvas.render(path.at(time))
         if not seen.all():
-            raise ValueError(f"at {time:.3f} of the path the canvas is not painted; call paint(canvas, path, ...) first")
+            raise ValueError(
+                f"at {time:.3f} of the path the canvas is not painted; call paint(canvas, path, ...) first"
+            )
         yield image

@@ -1,8 +1,8 @@
 """The canvas: a plane with all painted pictures, which is rendered through a window at any position and scale.
 
-The unit of the plane is a pixel of the first picture; its centre is (0, 0), x points right and y points down. All pictures have the
-same number of pixels, but each may cover a larger or smaller part of the plane. A window may lie at fractions of a pixel. It is never
-rotated, so resampling is separable: first along rows, then along columns.
+The unit of the plane is a pixel of the first picture; its centre is (0, 0), x points right and y points down. All
+pictures have the same number of pixels, but each may cover a larger or smaller part of the plane. A window may lie at
+fractions of a pixel. It is never rotated, so resampling is separable: first along rows, then along columns.
 """
 
 import math
@@ -77,8 +77,12 @@ def taps(n: int, window: float, scale: float, picture: float, picture_scale: flo
     ratio = 1.0 if abs(ratio - 1) < CLOSE / n else ratio
     shift = (window - picture) / picture_scale
     shift = float(round(shift)) if abs(shift - round(shift)) < CLOSE else shift
-    at = (torch.arange(n, dtype=torch.float64) + 0.5 - n / 2) * ratio + n / 2 + shift  # (n,) centres, in the picture's pixels
-    stretch = max(1.0, ratio)  # antialiasing: a pixel that covers several is their mean; without it small details flicker
+    at = (
+        (torch.arange(n, dtype=torch.float64) + 0.5 - n / 2) * ratio + n / 2 + shift
+    )  # (n,) centres, in the picture's pixels
+    stretch = max(
+        1.0, ratio
+    )  # antialiasing: a pixel that covers several is their mean; without it small details flicker
     reach = math.ceil(radius * stretch)
     index = at.floor().long()[:, None] + torch.arange(-reach, reach + 1)  # (n, T)
     weight = filter_function((index + 0.5 - at[:, None]) / stretch) * ((index >= 0) & (index < n))
@@ -95,7 +99,8 @@ def resample(image: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 
 class FilmCanvas:
-    """Painted pictures in the plane. The finest lies on top; among equally fine ones the oldest, because later ones contain copies of it.
+    """Painted pictures in the plane. The finest lies on top; among equally fine ones the oldest, because later ones
+    contain copies of it.
 
     picture  (C, H, W) in [-1, 1]; it covers the window (0, 0, 1)
     kernel   "bilinear", "bicubic" or "lanczos"
@@ -114,10 +119,12 @@ class FilmCanvas:
         return self.layers[0].image.shape
 
     def add(self, window: Window, image: Tensor, copy: bool = False) -> None:
-        """Add a picture. A copy of existing content goes below all others: it only joins pictures whose edges touch, where a pixel
-        lies half in one picture and half in the other and would be visible in neither."""
+        """Add a picture. A copy of existing content goes below all others: it only joins pictures whose edges touch,
+        where a pixel lies half in one picture and half in the other and would be visible in neither."""
         self.layers.append(CanvasLayer(window, image.detach().float().cpu().clamp(-1, 1), copy))
-        self.layers.sort(key=lambda layer: (layer.copy, round(math.log(layer.window.scale), 6)))  # a stable sort keeps older layers above
+        self.layers.sort(
+            key=lambda layer: (layer.copy, round(math.log(layer.window.scale), 6))
+        )  # a stable sort keeps older layers above
 
     def render(self, window: Window) -> tuple[Tensor, Tensor]:
         """Render the window: (image (C, H, W), seen (1, H, W) bool).
@@ -126,7 +133,9 @@ class FilmCanvas:
         """
         for layer in self.layers:
             if layer.window.same_as(window):
-                return layer.image.clone(), torch.ones_like(layer.image[:1], dtype=torch.bool)  # as painted, bit for bit
+                return layer.image.clone(), torch.ones_like(
+                    layer.image[:1], dtype=torch.bool
+                )  # as painted, bit for bit
         channels, height, width = self.shape
         hidden = torch.zeros(height, width, dtype=torch.bool)  # covered by the layers above
         visible = []
@@ -144,7 +153,9 @@ class FilmCanvas:
             here = inside > -CLOSE * width
             weight = torch.where(seen[box], (inside / FEATHER).clamp(0, 1), 1.0) * here
             part = image[:, *box]
-            part.copy_(torch.lerp(part, resample(picture, rows, columns), weight.float()))  # exact where both are equal
+            part.copy_(
+                torch.lerp(part, resample(picture, rows, columns), weight.float())
+            )  # exact where both are equal
             seen[box] |= here
         return image.clamp(-1, 1), seen[None]
 
@@ -168,6 +179,8 @@ def check_picture(picture: Tensor) -> None:
     if picture.ndim != 3 or picture.shape[0] not in (1, 3):
         raise UserError(f"the picture must be (1 or 3, height, width), not {tuple(picture.shape)}")
     if min(picture.shape[1:]) < 16:
-        raise UserError(f"the picture must be at least 16 pixels high and wide, not {picture.shape[1]} x {picture.shape[2]}")
+        raise UserError(
+            f"the picture must be at least 16 pixels high and wide, not {picture.shape[1]} x {picture.shape[2]}"
+        )
     if not picture.is_floating_point() or not picture.isfinite().all() or picture.abs().max() > 1 + CLOSE:
         raise UserError("the picture must hold numbers from -1 to 1; common.io.pixels.to_float makes them from bytes")

@@ -1,7 +1,7 @@
 """Motion between two frames, measured in the pictures themselves by phase correlation (Kuglin & Hines 1975).
 
-A shift of a picture is a phase ramp in its Fourier transform. The normalized cross-power spectrum of two frames keeps the phase alone;
-its inverse transform has a peak, and the position of the peak is the shift of the content.
+A shift of a picture is a phase ramp in its Fourier transform. The normalized cross-power spectrum of two frames keeps
+the phase alone; its inverse transform has a peak, and the position of the peak is the shift of the content.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from skimage.registration import phase_cross_correlation
 from torch import Tensor
 
 CUTOFF = 0.15  # of the low-pass filter, in cycles per pixel; without it the error is ten times as large, 0.12 pixels instead of 0.01
-MARGIN = 6     # pixels at the border that no block touches
+MARGIN = 6  # pixels at the border that no block touches
 
 
 def phase_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -19,15 +19,18 @@ def phase_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     cross = spectrum_b * spectrum_a.conj()
     fy, fx = np.fft.fftfreq(a.shape[0])[:, None], np.fft.fftfreq(a.shape[1])
     phase = cross / (np.abs(cross) + 1e-9) * np.exp(-(fy**2 + fx**2) / CUTOFF**2)
-    shift, _, _ = phase_cross_correlation(phase, np.ones_like(phase), space="fourier", normalization=None, upsample_factor=50)
+    shift, _, _ = phase_cross_correlation(
+        phase, np.ones_like(phase), space="fourier", normalization=None, upsample_factor=50
+    )
     return shift[::-1]
 
 
 def motion(a: Tensor, b: Tensor) -> tuple[np.ndarray, float]:
-    """(shift of the whole in pixels, growth about the centre), fitted to the phase correlations of nine blocks. a, b (C, H, W), H = W
+    """(shift of the whole in pixels, growth about the centre), fitted to the phase correlations of nine blocks. a, b
+    (C, H, W), H = W
 
-    A first estimate from the whole picture places the blocks of b where the content has moved to: blocks at fixed positions would
-    underestimate the motion.
+    A first estimate from the whole picture places the blocks of b where the content has moved to: blocks at fixed
+    positions would underestimate the motion.
     """
     a, b = a.mean(0).numpy(), b.mean(0).numpy()
     size, half = a.shape[0], a.shape[0] // 2 - 4

@@ -43,12 +43,12 @@ SIZE = 64  # pixels a side of a given image, if --size is not given
 class DishConfig:
     """The first picture: drawn from the name of a dish, or given."""
 
-    name: str                           # as the user typed it
-    image: Path | None = None           # a given picture; then nothing is drawn
-    model: Path | None = None           # a run of train_text2dish.py; by default the shipped one
-    clip: str | None = None             # what load_clip opens; by default the CLIP that the model was trained with
-    clip_backend: str = "cn_clip"       # library that computes the embeddings
-    candidates: int = 4                 # number of pictures, of which the CLIP chooses one
+    name: str  # as the user typed it
+    image: Path | None = None  # a given picture; then nothing is drawn
+    model: Path | None = None  # a run of train_text2dish.py; by default the shipped one
+    clip: str | None = None  # what load_clip opens; by default the CLIP that the model was trained with
+    clip_backend: str = "cn_clip"  # library that computes the embeddings
+    candidates: int = 4  # number of pictures, of which the CLIP chooses one
     sampling: SamplingConfig = SamplingConfig()
 
 
@@ -56,11 +56,11 @@ class DishConfig:
 class PaintingConfig:
     """How keyframes are painted; None is a default that depends on the other fields."""
 
-    engine: str | None = None           # one of backends.ENGINES
+    engine: str | None = None  # one of backends.ENGINES
     model: str | None = None
     controlnet: str | None = None
-    prompt: str | None = None           # by default the name of the dish, in English for models that are not of this course
-    guidance: float | None = None       # by default 2, or 7.5 for models that are not of this course
+    prompt: str | None = None  # by default the name of the dish, in English for models that are not of this course
+    guidance: float | None = None  # by default 2, or 7.5 for models that are not of this course
     sampler: str = "dpmpp_2m:20"
     mask_blur: float = BLUR
     padding_mask_crop: int | None = None
@@ -74,7 +74,9 @@ class PaintingConfig:
 
     @property
     def foreign(self) -> bool:
-        """Whether the painting model is most likely not one of this course: then it reads English, and needs more guidance."""
+        """Whether the painting model is most likely not one of this course:
+        then it reads English, and needs more guidance.
+        """
         return self.chosen_engine == "diffusers" or (self.chosen_engine == "controlnet" and self.model is not None)
 
 
@@ -83,11 +85,11 @@ class CameraConfig:
     """The path of the camera, and its timing."""
 
     move: Move
-    new_fraction: float = 0.25          # part of each keyframe that is new
+    new_fraction: float = 0.25  # part of each keyframe that is new
     frames: int = 24
-    loop: str = "pingpong"              # one of timing.LOOPS
-    ease: str = "linear"                # one of timing.EASES
-    size: int | None = None             # pixels a side of the keyframes; by default that of the first picture
+    loop: str = "pingpong"  # one of timing.LOOPS
+    ease: str = "linear"  # one of timing.EASES
+    size: int | None = None  # pixels a side of the keyframes; by default that of the first picture
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ class FileConfig:
 
     out: Path
     fps: float = 12.0
-    enlarge: int = 3                    # factor between keyframes and the film
+    enlarge: int = 3  # factor between keyframes and the film
     max_kb: float | None = None
-    colours: int = 256                  # this and the two below: GIF only
+    colours: int = 256  # this and the two below: GIF only
     palette: str = "global"
     dither: str = "ordered"
 
@@ -132,7 +134,9 @@ def default_file(name: str, camera: str) -> Path:
 
 
 def file_name(text: str) -> str:
-    """The part of a text that fits into a file name. File systems allow 255 bytes, and a Chinese character takes three."""
+    """The part of a text that fits into a file name.
+    File systems allow 255 bytes, and a Chinese character takes three.
+    """
     return re.sub(r"[^\w-]+", "-", text.strip()).strip("-").encode()[:100].decode(errors="ignore") or "dish"
 
 
@@ -147,7 +151,9 @@ def check_film(cfg: FilmConfig) -> None:
         raise UserError("--image gives a picture and --dish a model that draws one; give only one of them")
     check_timing(camera.frames, camera.loop, camera.ease)
     if file.out.suffix.lower() not in writers.WRITERS:
-        raise UserError(f"cannot tell the kind of film from the name {file.out.name}; end it in {', '.join(writers.WRITERS)}")
+        raise UserError(
+            f"cannot tell the kind of film from the name {file.out.name}; end it in {', '.join(writers.WRITERS)}"
+        )
     check_place(file.out)
     if dish.image and dish.image.resolve() in (file.out.resolve(), file.sheet.resolve()):
         raise UserError(f"the film or its sheet would be written over {dish.image}; choose another --out")
@@ -180,7 +186,9 @@ def make_film(cfg: FilmConfig) -> None:
     for remark in models.query.remarks if models.query else ():
         print(f"note: {remark}", file=sys.stderr)
     size = cfg.camera.size or (models.pipeline.size if models.pipeline else SIZE)
-    path = plan_path(cfg.camera, size, cfg.file.enlarge)  # a film that needs too much memory is refused before anything is drawn
+    path = plan_path(
+        cfg.camera, size, cfg.file.enlarge
+    )  # a film that needs too much memory is refused before anything is drawn
     backend = open_painter(cfg, models.clip)
     picture = first_picture(cfg, models, size)
 
@@ -269,14 +277,26 @@ def open_painter(cfg: FilmConfig, clip: ChineseCLIP | None) -> CompositedBackend
     engine = painting.chosen_engine
     model = str(dish) if engine == "repaint" and dish and not painting.model else painting.model
     guidance = (7.5 if painting.foreign else 2.0) if painting.guidance is None else painting.guidance
-    return open_backend(BackendConfig(
-        engine, model, painting.controlnet, SamplingConfig(guidance, sampler=painting.sampler), cfg.device, clip,
-        painting.padding_mask_crop, painting.mask_blur, painting.jump, painting.resample,
-    ))  # fmt: skip
+    return open_backend(
+        BackendConfig(
+            engine,
+            model,
+            painting.controlnet,
+            SamplingConfig(guidance, sampler=painting.sampler),
+            cfg.device,
+            clip,
+            painting.padding_mask_crop,
+            painting.mask_blur,
+            painting.jump,
+            painting.resample,
+        )
+    )
 
 
 def painting_prompt(cfg: FilmConfig, query: DishQuery | None) -> str:
-    """The prompt of the painting model: the name, and for models that are not of this course its English translation, if there is one."""
+    """The prompt of the painting model: the name, and for models that are not of this course its English translation,
+    if there is one.
+    """
     if cfg.painting.prompt is not None:
         return cfg.painting.prompt
     name = query.name if query else " ".join(cfg.dish.name.split())
@@ -285,7 +305,9 @@ def painting_prompt(cfg: FilmConfig, query: DishQuery | None) -> str:
 
 
 def first_picture(cfg: FilmConfig, models: Models, size: int) -> Tensor:
-    """The given image, or the drawn candidate whose CLIP embedding is nearest to the name. (C, size, size) in [-1, 1]"""
+    """The given image, or the drawn candidate whose CLIP embedding is nearest to the name.
+    (C, size, size) in [-1, 1]
+    """
     dish = cfg.dish
     if models.pipeline is None or models.clip is None or models.query is None:
         pixels, _ = decode_all([dish.image], size, channels=3)
@@ -293,5 +315,7 @@ def first_picture(cfg: FilmConfig, models: Models, size: int) -> Tensor:
     name, own = models.query.name, models.pipeline.size
     drawn = models.pipeline.txt2img([name] * dish.candidates, replace(dish.sampling, seed=cfg.seed))
     best = int((models.clip.encode_image(drawn) @ models.clip.encode_text([name])[0]).argmax())
-    print(f"{name}: picture {best + 1} of {dish.candidates}" + (f", enlarged to {size} x {size}" if size > own else ""))
+    print(
+        f"{name}: picture {best + 1} of {dish.candidates}" + (f", enlarged to {size} x {size}" if size > own else "")
+    )
     return resized(drawn[best], (size, size))

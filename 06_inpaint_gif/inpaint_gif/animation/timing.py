@@ -2,9 +2,10 @@
 
   once       from the start to the end
   pingpong   to the end and back
-  seamless   a path that returns to its start (a ring; "right,left") is repeated; in any other the end of the film dissolves into its
-             beginning while the camera moves on
-  round      for a camera that moves straight to one side: the plane is periodic, and the camera arrives at its start (CameraPath.around)
+  seamless   a path that returns to its start (a ring; "right,left") is repeated; in any other the end of the film
+             dissolves into its beginning while the camera moves on
+  round      for a camera that moves straight to one side: the plane is periodic, and the camera arrives at its start
+             (CameraPath.around)
 
 A loop of n frames shows its first frame once; the first frame is one step further than the last.
 """
@@ -39,7 +40,9 @@ def smooth(t: float) -> float:
 EASES: dict[str, Callable[[float], float]] = {"linear": linear, "ends": ends, "smooth": smooth}
 
 
-def frame_times(frames: int, loop: str = "once", ease: str = "linear", returns: bool = False, dissolve: int | None = None) -> list[float]:
+def frame_times(
+    frames: int, loop: str = "once", ease: str = "linear", returns: bool = False, dissolve: int | None = None
+) -> list[float]:
     """The times, from 0 to 1, at which to render the path; `close_loop` makes the film from these frames.
 
     frames    frames of the finished film
@@ -60,11 +63,11 @@ def frame_times(frames: int, loop: str = "once", ease: str = "linear", returns: 
 
 
 def close_loop(rendered: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
-    """The finished film of `frames` frames, from the frames at `frame_times`. If there are more, the first and the last ones
-    dissolve into each other.
+    """The finished film of `frames` frames, from the frames at `frame_times`. If there are more, the first and the
+    last ones dissolve into each other.
 
-    With m additional frames, the film is frames m..n-1 as rendered, then m frames in which n + k fades out and k fades in. The last
-    of them is nearly frame m - 1, and frame m follows it: the loop is closed, and the camera never stops.
+    With m additional frames, the film is frames m..n-1 as rendered, then m frames in which n + k fades out and k fades
+    in. The last of them is nearly frame m - 1, and frame m follows it: the loop is closed, and the camera never stops.
     """
     rendered = list(rendered)
     more = len(rendered) - frames

@@ -6,8 +6,8 @@ A GIF has at most 256 colours, so its quality depends on the palette and on dith
            frame   one palette per frame: smaller error in each frame, but flat areas flicker, and the file is larger
   dither   none     smooth gradients become steps; smallest file
            ordered  a fixed pattern of 8 x 8 pixels hides the steps and does not move with the content
-           floyd    error diffusion (Floyd and Steinberg 1976): best in a single picture, but in a film its noise changes from frame to
-                    frame and compresses badly
+           floyd    error diffusion (Floyd and Steinberg 1976): best in a single picture, but in a film its noise
+                    changes from frame to frame and compresses badly
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -49,68 +49,115 @@ class FilmFile:
         return f"{self.path} ({self.frames} frames of {self.width} x {self.height}, {self.bytes / 1000:.0f} kB{note})"
 
 
-def write_film(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None,
-               **options: Any) -> FilmFile:  # fmt: skip
-    """Write the film in the format of the suffix: .gif, .webp, .png or .apng, .mp4. The write_ functions list the options."""
+def write_film(
+    frames: Sequence[Tensor],
+    path: Path,
+    fps: float = 12,
+    loop: bool = True,
+    max_bytes: int | None = None,
+    **options: Any,
+) -> FilmFile:
+    """Write the film in the format of the suffix: .gif, .webp, .png or .apng, .mp4.
+    The write_ functions list the options.
+    """
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         raise UserError(f"cannot tell the kind of film from the name {path.name}; end it in {', '.join(WRITERS)}")
     return writer(frames, path, fps=fps, loop=loop, max_bytes=max_bytes, **options)
 
 
-def write_gif(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None,
-              colours: int = 256, palette: str = "global", dither: str = "ordered") -> FilmFile:  # fmt: skip
-    """Write a GIF. frames: each (C, H, W) in [-1, 1]. To stay below max_bytes, first colours are reduced, then the size."""
+def write_gif(
+    frames: Sequence[Tensor],
+    path: Path,
+    fps: float = 12,
+    loop: bool = True,
+    max_bytes: int | None = None,
+    colours: int = 256,
+    palette: str = "global",
+    dither: str = "ordered",
+) -> FilmFile:
+    """Write a GIF. frames: each (C, H, W) in [-1, 1].
+    To stay below max_bytes, first colours are reduced, then the size.
+    """
     durations = check_gif(len(frames), fps, colours, palette, dither)
 
     def encode(pixels: np.ndarray, colours: int) -> bytes:
         pictures = quantized(pixels, colours, palette, dither)
         ends: dict[str, Any] = {"loop": 0} if loop else {}
         if palette == "global":
-            ends["palette"] = bytes(pictures[0].getpalette())  # otherwise Pillow writes the same palette for every frame
+            ends["palette"] = bytes(
+                pictures[0].getpalette()
+            )  # otherwise Pillow writes the same palette for every frame
         return encode_animation(pictures, "GIF", duration=durations, optimize=False, disposal=1, **ends)
 
     fewer = [n for n in (128, 64, 32) if n < colours]
     return fit(frames, path, encode, max_bytes, "colours", [colours, *fewer])
 
 
-def check_gif(frames: int, fps: float, colours: int = 256, palette: str = "global", dither: str = "ordered") -> list[int]:
-    """Duration of each frame in milliseconds; options that a GIF cannot have are refused, also before any frame exists."""
+def check_gif(
+    frames: int, fps: float, colours: int = 256, palette: str = "global", dither: str = "ordered"
+) -> list[int]:
+    """Duration of each frame in milliseconds; options that a GIF cannot have are refused,
+    also before any frame exists.
+    """
     if palette not in PALETTES or dither not in DITHERS:
         raise UserError(f"the palette must be one of {', '.join(PALETTES)} and the dither one of {', '.join(DITHERS)}")
     if not 4 <= colours <= 256:
         raise UserError(f"a GIF has 4 to 256 colours, not {colours}")
     durations = milliseconds(frames, fps, unit=10)  # a GIF counts in hundredths of a second
     if min(durations, default=20) < 20:
-        raise UserError(f"a GIF cannot show more than 50 frames a second, not {fps:g}; choose a smaller --fps, or .webp or .mp4")
+        raise UserError(
+            f"a GIF cannot show more than 50 frames a second, not {fps:g}; choose a smaller --fps, or .webp or .mp4"
+        )
     return durations
 
 
-def write_webp(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None,
-               quality: int = 85, lossless: bool = False) -> FilmFile:  # fmt: skip
-    """Write an animated WebP: all colours in a small file. To stay below max_bytes, first quality is reduced, then the size."""
+def write_webp(
+    frames: Sequence[Tensor],
+    path: Path,
+    fps: float = 12,
+    loop: bool = True,
+    max_bytes: int | None = None,
+    quality: int = 85,
+    lossless: bool = False,
+) -> FilmFile:
+    """Write an animated WebP: all colours in a small file.
+    To stay below max_bytes, first quality is reduced, then the size.
+    """
     durations = milliseconds(len(frames), fps)
 
     def encode(pixels: np.ndarray, quality: int) -> bytes:
         pictures = [Image.fromarray(frame) for frame in pixels]
-        return encode_animation(pictures, "WEBP", duration=durations, loop=0 if loop else 1, quality=quality, lossless=lossless, method=4)
+        return encode_animation(
+            pictures, "WEBP", duration=durations, loop=0 if loop else 1, quality=quality, lossless=lossless, method=4
+        )
 
     lower = [] if lossless else [q for q in (70, 50, 30) if q < quality]
     return fit(frames, path, encode, max_bytes, "quality", [quality, *lower])
 
 
-def write_apng(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None) -> FilmFile:
+def write_apng(
+    frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None
+) -> FilmFile:
     """Write an animated PNG: all colours without loss, a large file. To stay below max_bytes, the size is reduced."""
     durations = milliseconds(len(frames), fps)
 
     def encode(pixels: np.ndarray, _: int) -> bytes:
-        return encode_animation([Image.fromarray(frame) for frame in pixels], "PNG", duration=durations, loop=0 if loop else 1)
+        return encode_animation(
+            [Image.fromarray(frame) for frame in pixels], "PNG", duration=durations, loop=0 if loop else 1
+        )
 
     return fit(frames, path, encode, max_bytes, "quality", [100])
 
 
-def write_mp4(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None,
-              quality: int = 18) -> FilmFile:  # fmt: skip
+def write_mp4(
+    frames: Sequence[Tensor],
+    path: Path,
+    fps: float = 12,
+    loop: bool = True,
+    max_bytes: int | None = None,
+    quality: int = 18,
+) -> FilmFile:
     """Write H.264 with half the colour resolution. The format stores no `loop`; the player decides.
 
     quality  x264's rate factor: 18 is nearly without loss, 6 more halve the file
@@ -125,9 +172,17 @@ def write_mp4(frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool 
         params = ["-crf", str(quality), "-preset", "slow", "-movflags", "+faststart", "-threads", "2"]
         try:
             return imageio.imwrite(
-                "<bytes>", pixels, extension=".mp4", plugin="FFMPEG", fps=fps, codec="libx264", quality=None,
-                macro_block_size=2, output_params=params, ffmpeg_log_level="error",
-            )  # fmt: skip
+                "<bytes>",
+                pixels,
+                extension=".mp4",
+                plugin="FFMPEG",
+                fps=fps,
+                codec="libx264",
+                quality=None,
+                macro_block_size=2,
+                output_params=params,
+                ffmpeg_log_level="error",
+            )
         except (OSError, RuntimeError) as problem:
             raise UserError(
                 f"ffmpeg could not write {path.name} ({explain(problem)}); end the name in .gif or .webp instead"
@@ -152,9 +207,17 @@ def check_ffmpeg() -> None:
 WRITERS = {".gif": write_gif, ".webp": write_webp, ".png": write_apng, ".apng": write_apng, ".mp4": write_mp4}
 
 
-def fit(frames: Sequence[Tensor], path: Path, encode: Callable[[np.ndarray, int], bytes], max_bytes: int | None,
-        name: str, settings: Sequence[int]) -> FilmFile:  # fmt: skip
-    """Write the film with the first of these settings that stays below max_bytes, at full size if possible, else at smaller sizes."""
+def fit(
+    frames: Sequence[Tensor],
+    path: Path,
+    encode: Callable[[np.ndarray, int], bytes],
+    max_bytes: int | None,
+    name: str,
+    settings: Sequence[int],
+) -> FilmFile:
+    """Write the film with the first of these settings that stays below max_bytes, at full size if possible,
+    else at smaller sizes.
+    """
     pixels = to_pixels(frames)
     smallest = None
     for scale in SCALES:
@@ -163,8 +226,15 @@ def fit(frames: Sequence[Tensor], path: Path, encode: Callable[[np.ndarray, int]
             data = encode(small, setting)
             smallest = min(smallest or len(data), len(data))
             if max_bytes is None or len(data) <= max_bytes:
-                reduced = [f"{setting} instead of {settings[0]} {name}" if name == "colours" else f"{name} {setting} instead of {settings[0]}"] \
-                    if setting != settings[0] else []  # fmt: skip
+                reduced = (
+                    [
+                        f"{setting} instead of {settings[0]} {name}"
+                        if name == "colours"
+                        else f"{name} {setting} instead of {settings[0]}"
+                    ]
+                    if setting != settings[0]
+                    else []
+                )
                 reduced += [f"{scale:.0%} of its size"] if scale < 1 else []
                 note = f"to stay below {max_bytes} bytes: " + ", ".join(reduced) if reduced else ""
                 write_atomically(path, lambda file, data=data: file.write(data))
@@ -195,8 +265,8 @@ def shrunk(pixels: np.ndarray, scale: float) -> np.ndarray:
 
 
 def milliseconds(frames: int, fps: float, unit: int = 1) -> list[int]:
-    """Duration of each frame in milliseconds, as whole multiples of `unit`, so that the whole film has the right length: at 24 frames
-    per second the frames of a GIF last 40, 40, 40, 40, 50 ... ms."""
+    """Duration of each frame in milliseconds, as whole multiples of `unit`, so that the whole film has the right
+    length: at 24 frames per second the frames of a GIF last 40, 40, 40, 40, 50 ... ms."""
     if not 0.1 <= fps <= 120:
         raise UserError(f"--fps must be from 0.1 to 120, not {fps:g}")
     moments = [round(k * 1000 / fps / unit) for k in range(frames + 1)]
@@ -210,7 +280,11 @@ def quantized(pixels: np.ndarray, colours: int, palette: str = "global", dither:
     for frame in pixels:
         own = shared or chosen_palette(frame, colours)
         if dither == "ordered":
-            frame = np.clip(frame + bayer_pattern(frame.shape[0], frame.shape[1], palette_step(own)), 0, 255).round().astype(np.uint8)
+            frame = (
+                np.clip(frame + bayer_pattern(frame.shape[0], frame.shape[1], palette_step(own)), 0, 255)
+                .round()
+                .astype(np.uint8)
+            )
         spread = Image.Dither.FLOYDSTEINBERG if dither == "floyd" else Image.Dither.NONE
         result.append(Image.fromarray(frame).quantize(palette=own, dither=spread))
     return result
@@ -247,7 +321,8 @@ def bayer_pattern(height: int, width: int, step: float) -> np.ndarray:
 def check_memory(frames: int, height: int, width: int, keyframes: int = 0, budget: int = MEMORY) -> int:
     """Bytes of memory that a film needs; more than the budget is refused before anything is painted.
 
-    Each frame is held as float32, as bytes, and twice more while it is encoded; each keyframe as three float32 pictures.
+    Each frame is held as float32, as bytes, and twice more while it is encoded; each keyframe as three float32
+    pictures.
     """
     need = frames * height * width * 3 * (4 + 1 + 2) + keyframes * height * width * 3 * 4 * 3
     if need > budget:
@@ -260,10 +335,13 @@ def check_memory(frames: int, height: int, width: int, keyframes: int = 0, budge
     return need
 
 
-def contact_sheet(picture: Tensor, keyframes: Iterable[Keyframe], height: int = 128, columns: int = 8, gap: int = 6) -> Image.Image:
+def contact_sheet(
+    picture: Tensor, keyframes: Iterable[Keyframe], height: int = 128, columns: int = 8, gap: int = 6
+) -> Image.Image:
     """The picture, and below it for each painted window: the known part, the mask, the result.
 
-    The title of each names its move and the fraction that is new; a + marks a corner. Windows that needed no painting are left out.
+    The title of each names its move and the fraction that is new; a + marks a corner. Windows that needed no painting
+    are left out.
     height   height of one tile in pixels; tiles are enlarged by a whole factor to about this height
     columns  windows in a row
     """
@@ -281,7 +359,9 @@ def contact_sheet(picture: Tensor, keyframes: Iterable[Keyframe], height: int = 
         for j, tile in enumerate(tiles):
             pixels = to_bytes(tile).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
             corner = (left, top + head + j * (tall + gap))
-            write.rectangle((corner[0] - 1, corner[1] - 1, corner[0] + wide, corner[1] + tall), outline="grey")  # the border of white tiles
+            write.rectangle(
+                (corner[0] - 1, corner[1] - 1, corner[0] + wide, corner[1] + tall), outline="grey"
+            )  # the border of white tiles
             sheet.paste(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.NEAREST), corner)
 
     place("the picture", [picture], gap, gap)

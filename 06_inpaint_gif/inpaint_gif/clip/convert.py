@@ -1,4 +1,6 @@
-"""Conversion of a Chinese CLIP between its two formats, and the proof that both libraries compute the same embeddings."""
+"""Conversion of a Chinese CLIP between its two formats,
+and the proof that both libraries compute the same embeddings.
+"""
 
 from pathlib import Path
 
@@ -15,11 +17,15 @@ FILES = (".pth", ".bin", ".ckpt", ".safetensors")  # suffixes that are unlikely 
 
 
 def convert(name: str, out: Path | None, half: bool) -> None:
-    """Write the other format of what load_clip calls `name`: a checkpoint if `out` ends in .pt, else a folder. half: in float16"""
+    """Write the other format of what load_clip calls `name`: a checkpoint if `out` ends in .pt, else a folder.
+    half: in float16
+    """
     if out is None:
         raise UserError("say where the other form goes: --out clip.pt for cn_clip, --out FOLDER for transformers")
     if out.suffix in FILES:
-        raise UserError(f"--out {out} is neither a folder for transformers nor a checkpoint for cn_clip, which ends in .pt")
+        raise UserError(
+            f"--out {out} is neither a folder for transformers nor a checkpoint for cn_clip, which ends in .pt"
+        )
     if half and out.suffix == ".pt":
         raise UserError("--half is for a folder; a checkpoint for cn_clip is stored in single precision")
     if out.exists() and (out.suffix == ".pt" or not out.is_dir() or any(out.iterdir())):
@@ -36,7 +42,9 @@ def convert(name: str, out: Path | None, half: bool) -> None:
 
 
 def compare_backends(checkpoint: CLIPCheckpoint) -> None:
-    """Load the weights strictly in transformers and, if it is installed, in cn_clip; refuse weights whose embeddings differ."""
+    """Load the weights strictly in transformers and, if it is installed, in cn_clip;
+    refuse weights whose embeddings differ.
+    """
     if not cn_clip_installed():
         sample_embeddings(checkpoint, "transformers")
         print(f"cn_clip is not installed, so the two libraries were not compared; to do so: {INSTALL}")

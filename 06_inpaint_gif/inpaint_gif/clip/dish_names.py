@@ -1,7 +1,8 @@
 """Names of dishes: names for training, held-out names for testing, and the parsing of a name that a user types.
 
-Most dishes of the menu have several names. If a dish has two or more other names, the last of them is held out: no training caption
-contains it. So training uses 番茄炒蛋, 西红柿炒鸡蛋 and 土鸡蛋炒番茄, and 番茄炒鸡蛋 measures generalization to an unseen name.
+Most dishes of the menu have several names. If a dish has two or more other names, the last of them is held out: no
+training caption contains it. So training uses 番茄炒蛋, 西红柿炒鸡蛋 and 土鸡蛋炒番茄, and 番茄炒鸡蛋 measures generalization to an unseen
+name.
 """
 
 import re
@@ -28,17 +29,25 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"  # always in the vocabulary, be
 
 
 def held_out_names() -> dict[str, str]:
-    """{dish: its held-out name}. A name that is part of a longer name of the same dish cannot be held out, so it is left out here."""
+    """{dish: its held-out name}. A name that is part of a longer name of the same dish cannot be held out,
+    so it is left out here.
+    """
     last = {dish: entry.also[-1] for dish, entry in DISHES.items() if len(entry.also) > 1}
-    return {dish: name for dish, name in last.items() if not any(name in other != name for other in names_of(dish, "zh"))}
+    return {
+        dish: name for dish, name in last.items() if not any(name in other != name for other in names_of(dish, "zh"))
+    }
 
 
 HELD_OUT = held_out_names()
-LEARNED: dict[str, tuple[str, ...]] = {dish: tuple(n for n in names_of(dish, "zh") if n != HELD_OUT.get(dish)) for dish in DISHES}
+LEARNED: dict[str, tuple[str, ...]] = {
+    dish: tuple(n for n in names_of(dish, "zh") if n != HELD_OUT.get(dish)) for dish in DISHES
+}
 
 
 def captions_of(attributes: Mapping[str, str], number: int, rng: np.random.Generator) -> list[str]:
-    """Captions of one picture, none with the held-out name: alternately a name alone, and a name with vessel, table and so on."""
+    """Captions of one picture, none with the held-out name:
+    alternately a name alone, and a name with vessel, table and so on.
+    """
     held_out, captions = HELD_OUT.get(attributes["dish"]), []
     while len(captions) < number:
         text = describe(attributes, "zh", rng, () if len(captions) % 2 == 0 else None)
@@ -48,10 +57,11 @@ def captions_of(attributes: Mapping[str, str], number: int, rng: np.random.Gener
 
 
 def vocabulary(texts: Sequence[str]) -> tuple[str, ...]:
-    """All tokens of these texts: each Chinese character or punctuation mark, and each letter of other words, with ## before it
-    inside a word, as in BERT. Every other character becomes [UNK].
+    """All tokens of these texts: each Chinese character or punctuation mark, and each letter of other words, with ##
+    before it inside a word, as in BERT. Every other character becomes [UNK].
 
-    The 21,128 tokens of the published models would need 5 MB of weights here, and nearly all of them would never be trained.
+    The 21,128 tokens of the published models would need 5 MB of weights here, and nearly all of them would never be
+    trained.
     """
     clean, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     pieces = {c for letter in LETTERS for c in (letter, f"##{letter}")}
@@ -67,7 +77,9 @@ def vocabulary(texts: Sequence[str]) -> tuple[str, ...]:
 def name_embeddings(clip: ChineseCLIP, names: Names) -> Tensor:
     """One unit vector per label: the normalized mean of the embeddings of its names. (C, D)"""
     vectors = clip.encode_text([name for some in names.values() for name in some])
-    return F.normalize(torch.stack([part.mean(0) for part in vectors.split([len(some) for some in names.values()])]), dim=-1)
+    return F.normalize(
+        torch.stack([part.mean(0) for part in vectors.split([len(some) for some in names.values()])]), dim=-1
+    )
 
 
 @dataclass(frozen=True)
@@ -91,12 +103,16 @@ class DishQuery:
 def dish_of(text: str) -> str | None:
     """The dish of the menu that has this name, in Chinese or English; None if there is none."""
     wanted = text.strip().casefold()
-    names = {name.casefold(): dish for dish in DISHES for language in ("zh", "en") for name in names_of(dish, language)}
+    names = {
+        name.casefold(): dish for dish in DISHES for language in ("zh", "en") for name in names_of(dish, language)
+    }
     return names.get(wanted)
 
 
 def parse_dish_name(clip: ChineseCLIP, text: str) -> DishQuery:
-    """Look a name up on the menu and in the CLIP. Any text but an empty one is accepted; `remarks` says what the CLIP cannot use."""
+    """Look a name up on the menu and in the CLIP.
+    Any text but an empty one is accepted; `remarks` says what the CLIP cannot use.
+    """
     name = " ".join(text.split())
     if not name:
         raise UserError("the name of the dish is empty; give one in Chinese, for instance 番茄炒蛋")
@@ -105,15 +121,21 @@ def parse_dish_name(clip: ChineseCLIP, text: str) -> DishQuery:
         remarks.append(f"{name} is read as {dish}, its name on the menu")
         name, unknown = dish, []
     if not CHINESE.search(name):
-        remarks.append(f"'{name}' is not Chinese, and Chinese names are what this CLIP has learned; try one such as 番茄炒蛋")
+        remarks.append(
+            f"'{name}' is not Chinese, and Chinese names are what this CLIP has learned; try one such as 番茄炒蛋"
+        )
     elif unknown:
         remarks.append(f"this CLIP has never read {'、'.join(unknown)}, so for it the name says that much less")
     if rest := clip.tokenizer.rest(name):
-        remarks.append(f"the name is longer than the {clip.length - 2} characters that are read; it is cut before '{rest}'")
+        remarks.append(
+            f"the name is longer than the {clip.length - 2} characters that are read; it is cut before '{rest}'"
+        )
     nearest = nearest_dishes(clip, name)
     if dish is None:
         close = "、".join(f"{other} ({cosine:.2f})" for other, cosine in nearest)
-        remarks.append(f"{name} is not one of the {len(DISHES)} dishes on the menu, so the picture is a best effort; nearest to it are {close}")
+        remarks.append(
+            f"{name} is not one of the {len(DISHES)} dishes on the menu, so the picture is a best effort; nearest to it are {close}"
+        )
     return DishQuery(text, name, dish, nearest, tuple(remarks))
 
 
@@ -121,4 +143,7 @@ def nearest_dishes(clip: ChineseCLIP, name: str, number: int = NEAREST) -> tuple
     """The dishes of the menu nearest to a name, by the cosine between their embeddings."""
     cosines = name_embeddings(clip, LEARNED) @ clip.encode_text([name])[0]
     best = cosines.topk(number)
-    return tuple((list(LEARNED)[i], round(value, 4)) for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+    return tuple(
+        (list(LEARNED)[i], round(value, 4))
+        for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    )

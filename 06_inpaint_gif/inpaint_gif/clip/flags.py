@@ -45,7 +45,9 @@ class CLIPFlags(TrainingFlags):
     augment: bool = True
     """Random rotation, zoom, shift, mirroring, lighting and blur of the images."""
 
-    batch_size: Annotated[int | None, Range(2, 65_536, 96, hint="a picture is compared with the names of the others")] = None
+    batch_size: Annotated[
+        int | None, Range(2, 65_536, 96, hint="a picture is compared with the names of the others")
+    ] = None
     """Pairs per batch and process; each process contrasts its own."""
     held_out: int = 400
     """Number of images of the test split to measure on."""
@@ -70,5 +72,9 @@ class CLIPPreset:
 CLIP_PRESETS = Presets(
     cpu={OTHER: CLIPPreset(minutes=15)},  # one core
     mps={OTHER: CLIPPreset(minutes=15, width=192, layers=6, text_width=192, text_layers=3, dim=192, batch_size=192)},
-    gpu={OTHER: CLIPPreset(minutes=10, width=256, layers=6, size=96, text_width=256, text_layers=4, dim=256, batch_size=512)},
+    gpu={
+        OTHER: CLIPPreset(
+            minutes=10, width=256, layers=6, size=96, text_width=256, text_layers=4, dim=256, batch_size=512
+        )
+    },
 )

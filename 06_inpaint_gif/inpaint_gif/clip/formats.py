@@ -1,10 +1,13 @@
-"""The two checkpoint formats of a Chinese CLIP: that of the package cn_clip, and that of ChineseCLIPModel in `transformers`.
+"""The two checkpoint formats of a Chinese CLIP: that of the package cn_clip, and that of ChineseCLIPModel in
+`transformers`.
 
-    cn_clip        CLIP(**sizes), a checkpoint clip_cn_vit-b-16.pt with {"state_dict": ...}, weights visual.* and bert.*
+    cn_clip        CLIP(**sizes), a checkpoint clip_cn_vit-b-16.pt with {"state_dict": ...}, weights visual.* and
+                   bert.*
     transformers   a folder: config.json, model.safetensors, vocab.txt; weights vision_model.* and text_model.*
 
-Both compute the same (Yang et al. 2022, Chinese CLIP: a vision transformer and a BERT that meet in one space), so a CLIPConfig, the
-weights under cn_clip's names and the vocabulary define a model. Every reader in this file returns a CLIPCheckpoint with these three.
+Both compute the same (Yang et al. 2022, Chinese CLIP: a vision transformer and a BERT that meet in one space), so a
+CLIPConfig, the weights under cn_clip's names and the vocabulary define a model. Every reader in this file returns a
+CLIPCheckpoint with these three.
 """
 
 import re
@@ -35,11 +38,11 @@ WEIGHTS, VOCAB, SIZES = "model.safetensors", "vocab.txt", "cn_clip.json"
 class CLIPConfig:
     """The architecture of a model: the arguments of cn_clip.clip.model.CLIP, under its names."""
 
-    embed_dim: int                     # D, the dimension of the joint embedding space
-    image_resolution: int              # pixels a side
+    embed_dim: int  # D, the dimension of the joint embedding space
+    image_resolution: int  # pixels a side
     vision_layers: int
     vision_width: int
-    vision_patch_size: int             # pixels a side
+    vision_patch_size: int  # pixels a side
     vocab_size: int
     text_hidden_size: int
     text_intermediate_size: int
@@ -67,38 +70,60 @@ class CLIPConfig:
     def to_transformers(self) -> dict[str, Any]:
         """config.json of a ChineseCLIPModel."""
         text = {
-            "vocab_size": self.vocab_size, "hidden_size": self.text_hidden_size, "intermediate_size": self.text_intermediate_size,
-            "num_hidden_layers": self.text_num_hidden_layers, "num_attention_heads": self.text_num_attention_heads,
-            "max_position_embeddings": self.text_max_position_embeddings, "type_vocab_size": self.text_type_vocab_size,
-            "hidden_act": self.text_hidden_act, "hidden_dropout_prob": self.text_hidden_dropout_prob,
-            "attention_probs_dropout_prob": self.text_attention_probs_dropout_prob, "initializer_range": self.text_initializer_range,
-            "layer_norm_eps": 1e-12, "pad_token_id": 0,
-        }  # fmt: skip
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.text_hidden_size,
+            "intermediate_size": self.text_intermediate_size,
+            "num_hidden_layers": self.text_num_hidden_layers,
+            "num_attention_heads": self.text_num_attention_heads,
+            "max_position_embeddings": self.text_max_position_embeddings,
+            "type_vocab_size": self.text_type_vocab_size,
+            "hidden_act": self.text_hidden_act,
+            "hidden_dropout_prob": self.text_hidden_dropout_prob,
+            "attention_probs_dropout_prob": self.text_attention_probs_dropout_prob,
+            "initializer_range": self.text_initializer_range,
+            "layer_norm_eps": 1e-12,
+            "pad_token_id": 0,
+        }
         vision = {
-            "hidden_size": self.vision_width, "intermediate_size": 4 * self.vision_width, "num_hidden_layers": self.vision_layers,
-            "num_attention_heads": self.vision_width // self.vision_head_width, "image_size": self.image_resolution,
-            "patch_size": self.vision_patch_size, "projection_dim": self.embed_dim, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-        }  # fmt: skip
-        return {"model_type": "chinese_clip", "architectures": ["ChineseCLIPModel"], "projection_dim": self.embed_dim,
-                "text_config": text, "vision_config": vision}  # fmt: skip
+            "hidden_size": self.vision_width,
+            "intermediate_size": 4 * self.vision_width,
+            "num_hidden_layers": self.vision_layers,
+            "num_attention_heads": self.vision_width // self.vision_head_width,
+            "image_size": self.image_resolution,
+            "patch_size": self.vision_patch_size,
+            "projection_dim": self.embed_dim,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        }
+        return {
+            "model_type": "chinese_clip",
+            "architectures": ["ChineseCLIPModel"],
+            "projection_dim": self.embed_dim,
+            "text_config": text,
+            "vision_config": vision,
+        }
 
 
 class CLIPCheckpoint(NamedTuple):
     """A model read from either format."""
 
     config: CLIPConfig
-    state: State            # float32, under cn_clip's names
+    state: State  # float32, under cn_clip's names
     vocab: tuple[str, ...]  # token k is vocab[k]
-    source: str             # the file or folder that it was read from, for messages
+    source: str  # the file or folder that it was read from, for messages
 
 
-# ------------------------------------------------------------------------------------------------ reading the architecture
+# -------------------------------------------------------------------------------------------- reading the architecture
 
 
 def config_from_transformers(config: dict[str, Any], source: str) -> CLIPConfig:
-    """Read the architecture from the config.json of a ChineseCLIPModel; missing entries have the defaults of `transformers`."""
+    """Read the architecture from the config.json of a ChineseCLIPModel;
+    missing entries have the defaults of `transformers`.
+    """
     if config.get("model_type") != "chinese_clip":
-        raise UserError(f"{source} holds a model of kind {config.get('model_type')!r}; a Chinese CLIP has model_type 'chinese_clip'")
+        raise UserError(
+            f"{source} holds a model of kind {config.get('model_type')!r}; a Chinese CLIP has model_type 'chinese_clip'"
+        )
     from transformers import ChineseCLIPConfig
 
     try:
@@ -107,55 +132,98 @@ def config_from_transformers(config: dict[str, Any], source: str) -> CLIPConfig:
         raise UserError(f"{source} describes no Chinese CLIP ({explain(problem)})") from problem
     text, vision = whole.text_config, whole.vision_config
     cfg = CLIPConfig(
-        embed_dim=whole.projection_dim, image_resolution=vision.image_size, vision_layers=vision.num_hidden_layers,
-        vision_width=vision.hidden_size, vision_patch_size=vision.patch_size, vision_head_width=vision.hidden_size // max(1, vision.num_attention_heads),
-        vocab_size=text.vocab_size, text_hidden_size=text.hidden_size, text_intermediate_size=text.intermediate_size,
-        text_num_attention_heads=text.num_attention_heads, text_num_hidden_layers=text.num_hidden_layers,
-        text_max_position_embeddings=text.max_position_embeddings, text_type_vocab_size=text.type_vocab_size,
-        text_hidden_act=text.hidden_act, text_hidden_dropout_prob=text.hidden_dropout_prob,
-        text_attention_probs_dropout_prob=text.attention_probs_dropout_prob, text_initializer_range=text.initializer_range,
-    )  # fmt: skip
+        embed_dim=whole.projection_dim,
+        image_resolution=vision.image_size,
+        vision_layers=vision.num_hidden_layers,
+        vision_width=vision.hidden_size,
+        vision_patch_size=vision.patch_size,
+        vision_head_width=vision.hidden_size // max(1, vision.num_attention_heads),
+        vocab_size=text.vocab_size,
+        text_hidden_size=text.hidden_size,
+        text_intermediate_size=text.intermediate_size,
+        text_num_attention_heads=text.num_attention_heads,
+        text_num_hidden_layers=text.num_hidden_layers,
+        text_max_position_embeddings=text.max_position_embeddings,
+        text_type_vocab_size=text.type_vocab_size,
+        text_hidden_act=text.hidden_act,
+        text_hidden_dropout_prob=text.hidden_dropout_prob,
+        text_attention_probs_dropout_prob=text.attention_probs_dropout_prob,
+        text_initializer_range=text.initializer_range,
+    )
     wanted = cfg.to_transformers()
     for part, given in (("text_config", text), ("vision_config", vision)):
         for key, value in wanted[part].items():
             if key != "projection_dim" and getattr(given, key) != value:
-                raise UserError(f"{source} has {key} {getattr(given, key)} in its {part}; a model that cn_clip can build has {value}")
+                raise UserError(
+                    f"{source} has {key} {getattr(given, key)} in its {part}; a model that cn_clip can build has {value}"
+                )
     return cfg
 
 
 def config_from_weights(state: State, source: str) -> CLIPConfig:
     """Infer the architecture from the weights of a cn_clip checkpoint, which contains no configuration.
 
-    The weights do not determine the width of an attention head. It is 64 in every published model, except 80 in the image network of ViT-H-14.
+    The weights do not determine the width of an attention head. It is 64 in every published model, except 80 in the
+    image network of ViT-H-14.
     """
     if "visual.layer1.0.conv1.weight" in state:
-        raise UserError(f"{source} encodes images with a ResNet, as RN50 does; this chapter reads vision transformers, such as ViT-B-16")
-    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "text_projection", "bert.embeddings.word_embeddings.weight",
-              "bert.embeddings.position_embeddings.weight", "bert.encoder.layer.0.intermediate.dense.weight")  # fmt: skip
+        raise UserError(
+            f"{source} encodes images with a ResNet, as RN50 does; this chapter reads vision transformers, such as ViT-B-16"
+        )
+    needed = (
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "visual.proj",
+        "text_projection",
+        "bert.embeddings.word_embeddings.weight",
+        "bert.embeddings.position_embeddings.weight",
+        "bert.encoder.layer.0.intermediate.dense.weight",
+    )
     if missing := [key for key in needed if key not in state]:
         raise UserError(f"{source} holds no Chinese CLIP: among its {len(state)} weights there is no {missing[0]}")
-    if state["visual.conv1.weight"].ndim != 4 or state["text_projection"].ndim != 2 or any(state[key].ndim < 1 for key in needed):
-        raise UserError(f"{source} holds no Chinese CLIP: visual.conv1.weight or another weight has the wrong number of dimensions")
+    if (
+        state["visual.conv1.weight"].ndim != 4
+        or state["text_projection"].ndim != 2
+        or any(state[key].ndim < 1 for key in needed)
+    ):
+        raise UserError(
+            f"{source} holds no Chinese CLIP: visual.conv1.weight or another weight has the wrong number of dimensions"
+        )
     (width, _, patch, _), hidden = state["visual.conv1.weight"].shape, state["text_projection"].shape[0]
     grid = round(max(0, len(state["visual.positional_embedding"]) - 1) ** 0.5)
     if width not in PUBLISHED_WIDTHS or hidden not in PUBLISHED_WIDTHS:
-        warnings.warn(f"{source} does not say how wide its attention heads are; the 64 of the published models is assumed. "
-                      f"If that is wrong, put the sizes of the model beside it, in {SIZES}", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{source} does not say how wide its attention heads are; the 64 of the published models is assumed. "
+            f"If that is wrong, put the sizes of the model beside it, in {SIZES}",
+            stacklevel=2,
+        )
     return CLIPConfig(
-        embed_dim=state["text_projection"].shape[1], image_resolution=grid * patch, vision_layers=depth(state, r"visual\.transformer\.resblocks\."),
-        vision_width=width, vision_patch_size=patch, vision_head_width=80 if width == 1280 else min(64, width),
-        vocab_size=len(state["bert.embeddings.word_embeddings.weight"]), text_hidden_size=hidden,
+        embed_dim=state["text_projection"].shape[1],
+        image_resolution=grid * patch,
+        vision_layers=depth(state, r"visual\.transformer\.resblocks\."),
+        vision_width=width,
+        vision_patch_size=patch,
+        vision_head_width=80 if width == 1280 else min(64, width),
+        vocab_size=len(state["bert.embeddings.word_embeddings.weight"]),
+        text_hidden_size=hidden,
         text_intermediate_size=len(state["bert.encoder.layer.0.intermediate.dense.weight"]),
-        text_num_attention_heads=max(1, hidden // 64), text_num_hidden_layers=depth(state, r"bert\.encoder\.layer\."),
+        text_num_attention_heads=max(1, hidden // 64),
+        text_num_hidden_layers=depth(state, r"bert\.encoder\.layer\."),
         text_max_position_embeddings=len(state["bert.embeddings.position_embeddings.weight"]),
-    )  # fmt: skip
+    )
 
 
 def config_from_sizes(stored: Any, beside: Path) -> CLIPConfig | None:
-    """Read the architecture from the arguments of CLIP, stored in a checkpoint or in a file beside it; None if neither has them."""
+    """Read the architecture from the arguments of CLIP, stored in a checkpoint or in a file beside it;
+    None if neither has them.
+    """
     sizes = stored if isinstance(stored, dict) else read_json(beside) if beside.exists() else {}
     names = {f.name: f.type for f in fields(CLIPConfig)}
-    if not sizes or not sizes.keys() <= names.keys() or not all(isinstance(value, FIELD_TYPES[names[key]]) for key, value in sizes.items()):
+    if (
+        not sizes
+        or not sizes.keys() <= names.keys()
+        or not all(isinstance(value, FIELD_TYPES[names[key]]) for key, value in sizes.items())
+    ):
         return None
     try:
         return CLIPConfig(**sizes)
@@ -180,11 +248,24 @@ PUBLISHED_WIDTHS = (768, 1024, 1280)  # of the image and text networks of every 
 FLASH_IMAGE = re.compile(r"(visual\.transformer\.resblocks\.\d+\.attn\.)Wqkv\.(weight|bias)")
 FLASH_QKV = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.Wqkv\.(weight|bias)")
 FLASH_OUT = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.out_proj\.(weight|bias)")
-TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}  # (in, out) is (out, in) there
-PREFIXES = {"visual.ln_pre.": "vision_model.pre_layrnorm.", "visual.ln_post.": "vision_model.post_layernorm.", "bert.": "text_model."}
+TRANSPOSED = {
+    "visual.proj": "visual_projection.weight",
+    "text_projection": "text_projection.weight",
+}  # (in, out) is (out, in) there
+PREFIXES = {
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "bert.": "text_model.",
+}
 BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
 TRANSFORMERS_BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-IN_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
+IN_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
 QKV = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
 TRANSFORMERS_QKV = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
@@ -211,7 +292,9 @@ def _without_flash(state: State) -> Iterator[tuple[str, Tensor]]:
 
 
 def to_transformers(state: State) -> State:
-    """cn_clip's names -> those of ChineseCLIPModel. There queries, keys and values are three matrices, here one stack of them."""
+    """cn_clip's names -> those of ChineseCLIPModel.
+    There queries, keys and values are three matrices, here one stack of them.
+    """
     return dict(_to_transformers(state))
 
 
@@ -229,8 +312,14 @@ def _to_transformers(state: State) -> Iterator[tuple[str, Tensor]]:
 
 
 def from_transformers(state: State) -> State:
-    """The names of ChineseCLIPModel -> cn_clip's: the inverse. What cn_clip has no use for, counters and a pooler, is left out."""
-    state = {key: value for key, value in state.items() if not key.endswith("position_ids") and "text_model.pooler." not in key}
+    """The names of ChineseCLIPModel -> cn_clip's: the inverse.
+    What cn_clip has no use for, counters and a pooler, is left out.
+    """
+    state = {
+        key: value
+        for key, value in state.items()
+        if not key.endswith("position_ids") and "text_model.pooler." not in key
+    }
     back, stacks = dict(_from_transformers(state)), {}
     for key, value in state.items():
         if found := TRANSFORMERS_QKV.fullmatch(key):
@@ -264,15 +353,26 @@ def renamed(key: str, names: dict[str, str], prefixes: dict[str, str]) -> str:
 
 
 def read_checkpoint(path: Path, vocab: Sequence[str] | None = None) -> CLIPCheckpoint:
-    """A .pt file: published by cn_clip, fine-tuned with it, or written by save_checkpoint; or a .safetensors file of the same weights.
+    """A .pt file: published by cn_clip, fine-tuned with it, or written by save_checkpoint; or a .safetensors file of
+    the same weights.
 
     vocab: used if neither the file nor its folder has a vocabulary
     """
     saved = read_weights(path) if path.suffix == ".safetensors" else read_pickle(path)
     state = {plain(key): value for key, value in tensors(saved, path).items()}
-    state = without_flash({key: value for key, value in state.items() if not key.startswith("bert.pooler.") and not key.endswith("position_ids")})
+    state = without_flash(
+        {
+            key: value
+            for key, value in state.items()
+            if not key.startswith("bert.pooler.") and not key.endswith("position_ids")
+        }
+    )
     cfg = config_from_sizes(saved.get("config"), path.parent / SIZES) or config_from_weights(state, str(path))
-    choices = [tuple(choice) for choice in (saved.get("vocab"), read_vocab(path.parent), vocab) if isinstance(choice, (list, tuple)) and choice]
+    choices = [
+        tuple(choice)
+        for choice in (saved.get("vocab"), read_vocab(path.parent), vocab)
+        if isinstance(choice, (list, tuple)) and choice
+    ]
     fitting = [choice for choice in choices if len(choice) == cfg.vocab_size] + choices
     return validated(CLIPCheckpoint(cfg, state, fitting[0] if fitting else (), str(path)))
 
@@ -291,7 +391,11 @@ def plain(key: str) -> str:
 
 def save_checkpoint(path: Path, checkpoint: CLIPCheckpoint) -> None:
     """Write a .pt file in cn_clip's format, with two entries more: its architecture and its vocabulary."""
-    saved = {"state_dict": {key: value.contiguous() for key, value in checkpoint.state.items()}, "config": asdict(checkpoint.config), "vocab": list(checkpoint.vocab)}
+    saved = {
+        "state_dict": {key: value.contiguous() for key, value in checkpoint.state.items()},
+        "config": asdict(checkpoint.config),
+        "vocab": list(checkpoint.vocab),
+    }
     write_atomically(path, lambda file: torch.save(saved, file))
 
 
@@ -320,33 +424,63 @@ def read_vocab(folder: Path) -> tuple[str, ...] | None:
 def validated(checkpoint: CLIPCheckpoint) -> CLIPCheckpoint:
     """Refuse weights that are not finite, and sizes or a vocabulary that do not belong to them."""
     if broken := [key for key, value in checkpoint.state.items() if not value.isfinite().all()]:
-        raise UserError(f"{checkpoint.source} holds infinite numbers or NaN, first in {broken[0]}; choose another checkpoint")
+        raise UserError(
+            f"{checkpoint.source} holds infinite numbers or NaN, first in {broken[0]}; choose another checkpoint"
+        )
     layers = max(checkpoint.config.vision_layers, checkpoint.config.text_num_hidden_layers)
     if layers > len(checkpoint.state):  # so that no file can ask for more than it holds
-        raise UserError(f"{checkpoint.source} holds weights of another architecture: {len(checkpoint.state)} tensors cannot be {layers:,} layers")
+        raise UserError(
+            f"{checkpoint.source} holds weights of another architecture: {len(checkpoint.state)} tensors cannot be {layers:,} layers"
+        )
     if not checkpoint.vocab:
-        raise UserError(f"{checkpoint.source} comes without a vocabulary; put the {VOCAB} that it was trained with beside it")
+        raise UserError(
+            f"{checkpoint.source} comes without a vocabulary; put the {VOCAB} that it was trained with beside it"
+        )
     if len(checkpoint.vocab) != checkpoint.config.vocab_size:
-        raise UserError(f"the vocabulary of {checkpoint.source} has {len(checkpoint.vocab)} tokens, but its weights are for {checkpoint.config.vocab_size}; "
-                        f"put the {VOCAB} that it was trained with beside it")  # fmt: skip
+        raise UserError(
+            f"the vocabulary of {checkpoint.source} has {len(checkpoint.vocab)} tokens, but its weights are for {checkpoint.config.vocab_size}; "
+            f"put the {VOCAB} that it was trained with beside it"
+        )
     if not all(isinstance(token, str) for token in checkpoint.vocab):
         raise UserError(f"the vocabulary of {checkpoint.source} is no list of texts")
     if checkpoint.vocab[0] != SPECIAL[0] or not set(SPECIAL[:4]) <= set(checkpoint.vocab):
-        raise UserError(f"the vocabulary of {checkpoint.source} must begin with {SPECIAL[0]} and hold {', '.join(SPECIAL[1:4])}")
+        raise UserError(
+            f"the vocabulary of {checkpoint.source} must begin with {SPECIAL[0]} and hold {', '.join(SPECIAL[1:4])}"
+        )
     return checkpoint
 
 
 def save_folder(folder: Path, checkpoint: CLIPCheckpoint, dtype: torch.dtype = torch.float32) -> None:
-    """Write a folder that ChineseCLIPModel, AutoTokenizer and ChineseCLIPProcessor open, and cn_clip's arguments in SIZES."""
+    """Write a folder that ChineseCLIPModel, AutoTokenizer and ChineseCLIPProcessor open,
+    and cn_clip's arguments in SIZES.
+    """
     cfg = checkpoint.config
-    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in to_transformers(checkpoint.state).items()}
+    weights = {
+        key: value.detach().to("cpu", dtype).contiguous() for key, value in to_transformers(checkpoint.state).items()
+    }
     if beyond := [key for key, value in weights.items() if not value.isfinite().all()]:
-        raise UserError(f"{beyond[0]} of {checkpoint.source} holds numbers too large for half precision; store it in single precision")
+        raise UserError(
+            f"{beyond[0]} of {checkpoint.source} holds numbers too large for half precision; store it in single precision"
+        )
     side = {"height": cfg.image_resolution, "width": cfg.image_resolution}
-    processor = {"image_processor_type": "ChineseCLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side, "resample": 3,
-             "do_center_crop": False, "do_rescale": True, "do_normalize": True, "image_mean": MEAN, "image_std": STD}  # fmt: skip
-    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": cfg.text_max_position_embeddings,
-             **{f"{name.strip('[]').lower()}_token": name for name in SPECIAL}}  # fmt: skip
+    processor = {
+        "image_processor_type": "ChineseCLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": side,
+        "resample": 3,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
+    }
+    tokenizer = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": cfg.text_max_position_embeddings,
+        **{f"{name.strip('[]').lower()}_token": name for name in SPECIAL},
+    }
     write_json(folder / "config.json", cfg.to_transformers())
     write_json(folder / SIZES, asdict(cfg))
     write_json(folder / "preprocessor_config.json", processor)

@@ -1,10 +1,12 @@
-"""A Chinese CLIP: embeddings of Chinese texts and of images in one space, computed by the package cn_clip or by `transformers`.
+"""A Chinese CLIP: embeddings of Chinese texts and of images in one space, computed by the package cn_clip or by
+`transformers`.
 
     clip = load_clip("pretrained")
     clip.encode_text(["番茄炒蛋", "米饭"])      # (2, D) unit vectors
     clip.encode_image(images)                 # (B, D) unit vectors, of images in [-1, 1]
 
-Two backends compute the embeddings: cn_clip, the default, and `transformers`. Both read the same weights, and their embeddings differ by about 1e-7.
+Two backends compute the embeddings: cn_clip, the default, and `transformers`. Both read the same weights, and their
+embeddings differ by about 1e-7.
 """
 
 import importlib.util
@@ -61,11 +63,13 @@ def preprocess(images: Tensor, size: int) -> Tensor:
 
 
 def trim_padding(ids: Tensor) -> Tensor:
-    """Remove the columns that are padding in every row, (B, M) -> (B, m). The attention mask hides padding, so only the time changes."""
+    """Remove the columns that are padding in every row, (B, M) -> (B, m).
+    The attention mask hides padding, so only the time changes.
+    """
     return ids[:, : int((ids != 0).sum(1).max())]
 
 
-# --------------------------------------------------------------------------------------------------------------- backends
+# ------------------------------------------------------------------------------------------------------------ backends
 
 
 class CnCLIPNetwork(nn.Module):
@@ -79,7 +83,9 @@ class CnCLIPNetwork(nn.Module):
             file.write_text("\n".join(checkpoint.vocab) + "\n", encoding="utf-8")
             self.tokenizer = FullTokenizer(str(file))
         self.length = length
-        self.clip = build_strictly(lambda: CLIP(**asdict(checkpoint.config), tokenizer=self.tokenizer), checkpoint.state, checkpoint.source)
+        self.clip = build_strictly(
+            lambda: CLIP(**asdict(checkpoint.config), tokenizer=self.tokenizer), checkpoint.state, checkpoint.source
+        )
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         """Token ids, (B, length), as from cn_clip.clip.tokenize, which supports cn_clip's own vocabulary only."""
@@ -124,7 +130,9 @@ def build_transformers_clip(checkpoint: CLIPCheckpoint) -> nn.Module:
 
 
 def bert_tokenizer(vocab: Sequence[str], length: int) -> Tokenizer:
-    """BERT's tokenizer with this vocabulary, in the course's interface: begin, one token per Chinese character, end, padding."""
+    """BERT's tokenizer with this vocabulary, in the course's interface:
+    begin, one token per Chinese character, end, padding.
+    """
     from transformers import BertTokenizer
 
     backend = BertTokenizer(vocab={token: i for i, token in enumerate(vocab)}).backend_tokenizer
@@ -132,7 +140,7 @@ def bert_tokenizer(vocab: Sequence[str], length: int) -> Tokenizer:
     return Tokenizer(backend, length, SPECIAL[0])
 
 
-# -------------------------------------------------------------------------------------------------------- the public class
+# ---------------------------------------------------------------------------------------------------- the public class
 
 
 class ChineseCLIP:
@@ -149,8 +157,14 @@ class ChineseCLIP:
         self.backend, self.checkpoint = check_backend(backend), checkpoint
         self.dim, self.size = checkpoint.config.embed_dim, checkpoint.config.image_resolution
         self.length = min(length, checkpoint.config.text_max_position_embeddings)
-        self.network = {"cn_clip": CnCLIPNetwork, "transformers": TransformersNetwork}[self.backend](checkpoint, self.length).requires_grad_(False).eval()
-        self.tokenizer = bert_tokenizer(checkpoint.vocab, self.length)  # finds unknown and cut characters with either backend
+        self.network = (
+            {"cn_clip": CnCLIPNetwork, "transformers": TransformersNetwork}[self.backend](checkpoint, self.length)
+            .requires_grad_(False)
+            .eval()
+        )
+        self.tokenizer = bert_tokenizer(
+            checkpoint.vocab, self.length
+        )  # finds unknown and cut characters with either backend
         self.device = torch.device("cpu")
 
     def to(self, device: str | torch.device) -> "ChineseCLIP":
@@ -170,19 +184,34 @@ class ChineseCLIP:
         if not len(texts):
             return torch.zeros(0, self.dim, device=self.device)
         ids = self.network.ids(list(texts))
-        return torch.cat([F.normalize(self.network.text(trim_padding(part).to(self.device)).float(), dim=-1) for part in ids.split(batch)])
+        return torch.cat(
+            [
+                F.normalize(self.network.text(trim_padding(part).to(self.device)).float(), dim=-1)
+                for part in ids.split(batch)
+            ]
+        )
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, batch: int = 128) -> Tensor:
         """Images in [-1, 1], (B, 1 or 3, H, W) of any size -> (B, D) unit vectors."""
-        parts = [preprocess(part.to(self.device).float(), self.size) for part in images.split(batch)] if len(images) else []
+        parts = (
+            [preprocess(part.to(self.device).float(), self.size) for part in images.split(batch)]
+            if len(images)
+            else []
+        )
         vectors = [F.normalize(self.network.image(part).float(), dim=-1) for part in parts]
         return torch.cat(vectors) if vectors else torch.zeros(0, self.dim, device=self.device)
 
     def unknown(self, text: str) -> list[str]:
         """Characters of a text without a token, each once; CLIP reads all of them as [UNK]."""
-        return list(dict.fromkeys(c for c in text if not c.isspace() and set(self.tokenizer.backend.encode(c, add_special_tokens=False).tokens) & {"[UNK]"}))
-
+        return list(
+            dict.fromkeys(
+                c
+                for c in text
+                if not c.isspace()
+                and set(self.tokenizer.backend.encode(c, add_special_tokens=False).tokens) & {"[UNK]"}
+            )
+        )
 
 
 def check_backend(name: str) -> str:
@@ -191,7 +220,9 @@ def check_backend(name: str) -> str:
     if name not in BACKENDS:
         raise UserError(f"unknown backend '{name}'; choose one of {', '.join(BACKENDS)}")
     if name == BACKENDS[0] and not cn_clip_installed():
-        raise UserError(f"cn_clip is not installed; install it with {INSTALL}, or use --backend transformers, which reads the same weights")
+        raise UserError(
+            f"cn_clip is not installed; install it with {INSTALL}, or use --backend transformers, which reads the same weights"
+        )
     return name
 
 
@@ -205,20 +236,25 @@ def import_cn_clip() -> tuple[type, type]:
         from cn_clip.clip.bert_tokenizer import FullTokenizer
         from cn_clip.clip.model import CLIP
     except ImportError as problem:
-        raise UserError(f"cn_clip is installed, but cannot be imported ({explain(problem)}); use --backend transformers, which reads the same weights") from problem
+        raise UserError(
+            f"cn_clip is installed, but cannot be imported ({explain(problem)}); use --backend transformers, which reads the same weights"
+        ) from problem
     return FullTokenizer, CLIP
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_clip(name: str | Path = "pretrained", backend: str = BACKENDS[0], device: str | torch.device = "cpu") -> ChineseCLIP:
+def load_clip(
+    name: str | Path = "pretrained", backend: str = BACKENDS[0], device: str | torch.device = "cpu"
+) -> ChineseCLIP:
     """Open a Chinese CLIP.
 
     name     "pretrained", the shipped one
-             a folder: a run of train_clip.py, or any Chinese CLIP in the format of `transformers`; or its hub id, owner/name
-             a checkpoint .pt of cn_clip, fine-tuned or not, with or without FlashAttention; or its state dict as .safetensors
-             one of PUBLISHED, such as "ViT-B-16": cn_clip's own, from its cache, else downloaded (190 MB to 1.9 GB)
+             a folder: a run of train_clip.py, or any Chinese CLIP in the format of `transformers`; or its hub id,
+             owner/name a checkpoint .pt of cn_clip, fine-tuned or not, with or without FlashAttention; or its state
+             dict as .safetensors one of PUBLISHED, such as "ViT-B-16": cn_clip's own, from its cache, else downloaded
+             (190 MB to 1.9 GB)
     backend  one of BACKENDS
     """
     backend = check_backend(backend)  # before anything is read or downloaded
@@ -230,24 +266,36 @@ def find_checkpoint(name: str) -> CLIPCheckpoint:
     path = Path(name).expanduser()
     if name == "pretrained":
         if not (PRETRAINED / "config.json").exists():
-            raise UserError(f"{PRETRAINED} is missing; train it with python 06_inpaint_gif/train_clip.py, and give the run folder instead")
+            raise UserError(
+                f"{PRETRAINED} is missing; train it with python 06_inpaint_gif/train_clip.py, and give the run folder instead"
+            )
         return read_folder(PRETRAINED)
     if name in PUBLISHED:
         return read_checkpoint(*published_checkpoint(name))
     if name == "RN50":
-        raise UserError(f"RN50 is a ResNet, and this chapter reads vision transformers; choose one of {', '.join(PUBLISHED)}")
+        raise UserError(
+            f"RN50 is a ResNet, and this chapter reads vision transformers; choose one of {', '.join(PUBLISHED)}"
+        )
     if path.suffix.lower() in (".pt", ".pth", ".safetensors"):
         return read_checkpoint(path, package_vocab())
     if path.is_file():
-        raise UserError(f"{path} is a file, and its name does not end in .pt, .pth or .safetensors, as that of a checkpoint does")
+        raise UserError(
+            f"{path} is a file, and its name does not end in .pt, .pth or .safetensors, as that of a checkpoint does"
+        )
     if path.is_dir():
-        folder = next((f for f in (path, path / "model") if (f / "config.json").exists() and look_for_weights(f)), None)
+        folder = next(
+            (f for f in (path, path / "model") if (f / "config.json").exists() and look_for_weights(f)), None
+        )
         if folder is None:
-            raise UserError(f"{path} holds no Chinese CLIP: config.json and {WEIGHTS} were expected there or in its subfolder model")
+            raise UserError(
+                f"{path} holds no Chinese CLIP: config.json and {WEIGHTS} were expected there or in its subfolder model"
+            )
         return read_folder(folder)
     if "/" not in name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         known = ", ".join(("pretrained", *PUBLISHED))
-        raise UserError(f"there is no CLIP '{name}'; give a folder, a checkpoint .pt or .safetensors, a hub id such as {PUBLISHED['ViT-B-16'][0]}, or one of {known}")
+        raise UserError(
+            f"there is no CLIP '{name}'; give a folder, a checkpoint .pt or .safetensors, a hub id such as {PUBLISHED['ViT-B-16'][0]}, or one of {known}"
+        )
     return read_folder(find_encoder(name)[0])
 
 

@@ -1,9 +1,11 @@
-"""A Chinese CLIP as the text encoder of a diffusion model, and folders of models that are conditioned on its embeddings.
+"""A Chinese CLIP as the text encoder of a diffusion model, and folders of models that are conditioned on its
+embeddings.
 
     pipeline = open_model(Path("06_inpaint_gif/pretrained/text2dish"))
     pipeline.txt2img(["番茄炒蛋"] * 4, SamplingConfig(guidance_scale=5))            # (4, 3, S, S) in [-1, 1]
 
-Such a folder records in CLIP_RECORD which CLIP it was trained with, because the embeddings of another one mean nothing to its U-Net.
+Such a folder records in CLIP_RECORD which CLIP it was trained with, because the embeddings of another one mean nothing
+to its U-Net.
 """
 
 import hashlib
@@ -31,9 +33,10 @@ OTHER_CLIP = (
 class CLIPNameEncoder:
     """Encodes a name as two tokens for cross-attention: its CLIP embedding, and a zero vector.
 
-    With a single token, softmax over it is 1 at every pixel, so the same vector would be added to plate and table alike. The zero token
-    adds nothing, so each pixel can attend to the name as much as it needs. The empty name is two zero tokens. CLIP embeddings have
-    length 1; they are multiplied by sqrt(D), so that their components have the scale that the U-Net expects.
+    With a single token, softmax over it is 1 at every pixel, so the same vector would be added to plate and table
+    alike. The zero token adds nothing, so each pixel can attend to the name as much as it needs. The empty name is two
+    zero tokens. CLIP embeddings have length 1; they are multiplied by sqrt(D), so that their components have the scale
+    that the U-Net expects.
     """
 
     def __init__(self, clip: ChineseCLIP):
@@ -55,8 +58,8 @@ def name_tokens(embeddings: Tensor) -> Tensor:
 
 
 def clip_fingerprint(checkpoint: CLIPCheckpoint) -> str:
-    """32 hexadecimal digits of everything that text embeddings depend on, rounded to half precision, so that a CLIP stored in half
-    precision has the fingerprint of its original."""
+    """32 hexadecimal digits of everything that text embeddings depend on, rounded to half precision, so that a CLIP
+    stored in half precision has the fingerprint of its original."""
     digest = hashlib.sha256("\n".join(checkpoint.vocab).encode())
     for name, weight in sorted(checkpoint.state.items()):
         if name.startswith("bert.") or name == "text_projection":
@@ -65,10 +68,12 @@ def clip_fingerprint(checkpoint: CLIPCheckpoint) -> str:
     return digest.hexdigest()[:32]
 
 
-# --------------------------------------------------------------------------------------------------------------- folders
+# ------------------------------------------------------------------------------------------------------------- folders
 
 
-def open_model(folder: Path, device: str | torch.device = "cpu", clip: ChineseCLIP | None = None) -> TextToImagePipeline:
+def open_model(
+    folder: Path, device: str | torch.device = "cpu", clip: ChineseCLIP | None = None
+) -> TextToImagePipeline:
     """Open a run folder, or a folder or file of Stable Diffusion; every key is checked.
 
     clip  text encoder of a model with a CLIP_RECORD; by default the CLIP in its folder, else the shipped one
@@ -116,7 +121,9 @@ def check_clip(root: Path, clip: ChineseCLIP) -> None:
     """Refuse a CLIP that the model in this folder was not trained with."""
     known, source = read_json(root / CLIP_RECORD), clip.checkpoint.source
     if known.get("dim") != clip.dim:
-        raise UserError(f"{root} reads vectors of {known.get('dim')} numbers, but this CLIP ({source}) gives {clip.dim}. {OTHER_CLIP}")
+        raise UserError(
+            f"{root} reads vectors of {known.get('dim')} numbers, but this CLIP ({source}) gives {clip.dim}. {OTHER_CLIP}"
+        )
     if known.get("clip") != clip_fingerprint(clip.checkpoint):
         raise UserError(
             f"{root} was trained with another CLIP ({known.get('trained_with')}), "

@@ -1,4 +1,6 @@
-"""Retrieval accuracy of a CLIP in both directions: each image to its nearest dish name, each name to the nearest images."""
+"""Retrieval accuracy of a CLIP in both directions:
+each image to its nearest dish name, each name to the nearest images.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +19,9 @@ FORTY = tuple(list(LEARNED)[::2])  # every other dish of the menu, for a smaller
 
 
 class RetrievalAccuracy(NamedTuple):
-    """Shares of queries whose right answer is the nearest key (top1) or among the five nearest (top5), with 95 % bootstrap intervals."""
+    """Shares of queries whose right answer is the nearest key (top1) or among the five nearest (top5),
+    with 95 % bootstrap intervals.
+    """
 
     top1: Estimate
     top5: Estimate
@@ -26,9 +30,11 @@ class RetrievalAccuracy(NamedTuple):
 
 
 def ranks(queries: Tensor, keys: Tensor, right: Tensor) -> Tensor:
-    """Number of keys nearer to each query than its right key; ties count against it. queries (N, D), keys (C, D), right (N,) -> (N,)"""
-    cosines = queries @ keys.T                                # (N, C)
-    own = cosines.gather(1, right[:, None])                   # (N, 1)
+    """Number of keys nearer to each query than its right key; ties count against it.
+    queries (N, D), keys (C, D), right (N,) -> (N,)
+    """
+    cosines = queries @ keys.T  # (N, C)
+    own = cosines.gather(1, right[:, None])  # (N, 1)
     return (cosines >= own).sum(1) - 1
 
 
@@ -44,7 +50,9 @@ def top1_accuracy(queries: Tensor, keys: Tensor, right: Tensor) -> float:
     return float((ranks(queries, keys, right) == 0).cpu().double().mean())
 
 
-def classify_images(vectors: Tensor, dish: Tensor, names: Tensor, only: Sequence[int] | None = None) -> RetrievalAccuracy:
+def classify_images(
+    vectors: Tensor, dish: Tensor, names: Tensor, only: Sequence[int] | None = None
+) -> RetrievalAccuracy:
     """Accuracy of assigning each image to the dish with the nearest name.
 
     vectors (N, D) of images, dish (N,), names (C, D); only: indices of the dishes to use, None for all
@@ -52,12 +60,18 @@ def classify_images(vectors: Tensor, dish: Tensor, names: Tensor, only: Sequence
     return retrieval_accuracy(*restricted(vectors, names, dish, only))
 
 
-def classify_names(names: Tensor, dish: Tensor, pictures: Tensor, only: Sequence[int] | None = None) -> RetrievalAccuracy:
-    """Accuracy of assigning each name to the dish with the nearest images. names (N, D), dish (N,), pictures (C, D) from `centroids`."""
+def classify_names(
+    names: Tensor, dish: Tensor, pictures: Tensor, only: Sequence[int] | None = None
+) -> RetrievalAccuracy:
+    """Accuracy of assigning each name to the dish with the nearest images.
+    names (N, D), dish (N,), pictures (C, D) from `centroids`.
+    """
     return retrieval_accuracy(*restricted(names, pictures, dish, only))
 
 
-def restricted(queries: Tensor, keys: Tensor, right: Tensor, only: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+def restricted(
+    queries: Tensor, keys: Tensor, right: Tensor, only: Sequence[int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Keep only these keys, and the queries whose right answer is one of them; `right` is renumbered."""
     if only is None:
         return queries, keys, right
@@ -91,11 +105,15 @@ def held_out_queries(clip: ChineseCLIP) -> tuple[Tensor, Tensor]:
 def learned_queries(clip: ChineseCLIP) -> tuple[Tensor, Tensor]:
     """The same for the names of the training captions."""
     right = [k for k, names in enumerate(LEARNED.values()) for _ in names]
-    return clip.encode_text([name for names in LEARNED.values() for name in names]), torch.tensor(right, device=clip.device)
+    return clip.encode_text([name for names in LEARNED.values() for name in names]), torch.tensor(
+        right, device=clip.device
+    )
 
 
 def evaluate_dishes(clip: ChineseCLIP, sets: dict[str, Images]) -> dict[str, RetrievalAccuracy]:
-    """All accuracies that this chapter reports on drawn dishes. sets: {"test": ..., "heldout": ...}, with the dish as label."""
+    """All accuracies that this chapter reports on drawn dishes.
+    sets: {"test": ..., "heldout": ...}, with the dish as label.
+    """
     names, forty, result = name_embeddings(clip, LEARNED), [list(LEARNED).index(dish) for dish in FORTY], {}
     vectors = {split: image_embeddings(clip, images) for split, images in sets.items()}
     for split, images in sets.items():
@@ -108,7 +126,9 @@ def evaluate_dishes(clip: ChineseCLIP, sets: dict[str, Images]) -> dict[str, Ret
     pictures = centroids(vectors["test"], sets["test"].labels.to(names.device), len(LEARNED))
     for what, queries in (("learned names", learned_queries(clip)), ("held-out names", held_out_queries(clip))):
         for only in (None, forty):
-            result[f"{what}, {len(names) if only is None else len(only)} dishes"] = classify_names(*queries, pictures, only)
+            result[f"{what}, {len(names) if only is None else len(only)} dishes"] = classify_names(
+                *queries, pictures, only
+            )
     return result
 
 
@@ -116,7 +136,9 @@ def evaluate_dishes(clip: ChineseCLIP, sets: dict[str, Images]) -> dict[str, Ret
 
 
 def caption_queries(clip: ChineseCLIP, images: Images, known: Names) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments of `retrieval_accuracy` for any captioned set: each image is to find its own caption among all in `known`."""
+    """Arguments of `retrieval_accuracy` for any captioned set:
+    each image is to find its own caption among all in `known`.
+    """
     order = {caption: k for k, caption in enumerate(known)}
     right = torch.tensor([order[caption] for caption in images.captions], device=clip.device)
     return image_embeddings(clip, images), name_embeddings(clip, known), right

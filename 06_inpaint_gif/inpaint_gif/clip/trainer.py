@@ -1,4 +1,6 @@
-"""Training of a Chinese CLIP (train_clip.py): images of dishes and their names, contrasted until each finds the other."""
+"""Training of a Chinese CLIP (train_clip.py): images of dishes and their names,
+contrasted until each finds the other.
+"""
 
 import math
 from collections.abc import Sequence
@@ -42,9 +44,9 @@ from inpaint_gif.clip.model import (
 from inpaint_gif.clip.retrieval import caption_queries, centroids, held_out_queries, image_embeddings, top1_accuracy
 
 DISHES = 6000  # default of --n: 75 of each dish
-VARIANTS = 8   # captions of each drawn dish; a step uses one of them
-HEAD = 32      # width of an attention head
-ROWS = 8       # names in the picture at the end
+VARIANTS = 8  # captions of each drawn dish; a step uses one of them
+HEAD = 32  # width of an attention head
+ROWS = 8  # names in the picture at the end
 COLUMNS = ["step", "seconds", "loss", "temperature", "pictures_top1", "names_top1"]  # of quality.csv
 
 
@@ -80,12 +82,20 @@ def train_clip(flags: CLIPFlags) -> None:
         return {"what they find": found, "model": flags.run_dir / "model", "more figures": command}
 
     run_training(
-        "06_inpaint_gif/train_clip.py", flags, net, CaptionedImages(images, tokenizer), make_loss(flags, checkpoint),
-        accelerator, record, introduction(flags, images, checkpoint, tokenizer, device),
+        "06_inpaint_gif/train_clip.py",
+        flags,
+        net,
+        CaptionedImages(images, tokenizer),
+        make_loss(flags, checkpoint),
+        accelerator,
+        record,
+        introduction(flags, images, checkpoint, tokenizer, device),
         save=lambda state, folder: save_folder(folder, averaged_checkpoint(state.ema, checkpoint)),
-        draw=lambda state, path: None, finish=finish, on_step=measure_if_due,
+        draw=lambda state, path: None,
+        finish=finish,
+        on_step=measure_if_due,
         save_start=(lambda folder: save_folder(folder, begun)) if begun else None,
-    )  # fmt: skip
+    )
 
 
 def check_architecture(flags: CLIPFlags) -> None:
@@ -103,7 +113,9 @@ def without_architecture(flags: CLIPFlags) -> CLIPFlags:
     return replace(flags, **dict.fromkeys(ARCHITECTURE))
 
 
-def introduction(flags: CLIPFlags, images: "CLIPTrainingSet", checkpoint: CLIPCheckpoint, tokenizer: Tokenizer, device: str) -> str:
+def introduction(
+    flags: CLIPFlags, images: "CLIPTrainingSet", checkpoint: CLIPCheckpoint, tokenizer: Tokenizer, device: str
+) -> str:
     weights, cfg = sum(value.numel() for value in checkpoint.state.values()), checkpoint.config
     unread = sorted({c for some in images.captions for text in some for c in tokenizer.unknown(text)})
     lines = [
@@ -113,7 +125,9 @@ def introduction(flags: CLIPFlags, images: "CLIPTrainingSet", checkpoint: CLIPCh
     if images.drawn:
         lines.append(f"names kept for testing: {'、'.join(HELD_OUT.values())}")
     if unread:
-        lines.append(f"{len(unread)} characters of the captions are unknown to it, among them {'、'.join(unread[:10])}")
+        lines.append(
+            f"{len(unread)} characters of the captions are unknown to it, among them {'、'.join(unread[:10])}"
+        )
     return "\n".join(lines)
 
 
@@ -146,9 +160,13 @@ def load_training_set(flags: CLIPFlags, size: int) -> CLIPTrainingSet:
     if flags.data == "dishes":
         n = flags.n or DISHES
         train, test = load("dishes", size, split="train", n=n), load("dishes", size, split="test", n=flags.held_out)
-        captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, flags.seed, "train", i)) for i in range(n)]
+        captions = [
+            captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, flags.seed, "train", i)) for i in range(n)
+        ]
         return CLIPTrainingSet(train, captions, LEARNED, test)
-    asked = {"train": flags.n, "test": flags.held_out} if flags.data in DRAWN else {}  # no more are drawn than are used
+    asked = (
+        {"train": flags.n, "test": flags.held_out} if flags.data in DRAWN else {}
+    )  # no more are drawn than are used
     train, test = (
         with_chinese_captions(load(flags.data, size, flags.data_dir, split, n=asked.get(split), channels=3))
         for split in ("train", "test")
@@ -156,7 +174,9 @@ def load_training_set(flags: CLIPFlags, size: int) -> CLIPTrainingSet:
     train, test = train.first(flags.n), test.first(min(flags.held_out, len(test)))
     order = {caption: k for k, caption in enumerate(dict.fromkeys(train.captions + test.captions))}
     train, test = (labelled_by_caption(images, order) for images in (train, test))
-    return CLIPTrainingSet(train, [(caption,) for caption in train.captions], {caption: (caption,) for caption in order}, test)
+    return CLIPTrainingSet(
+        train, [(caption,) for caption in train.captions], {caption: (caption,) for caption in order}, test
+    )
 
 
 def with_chinese_captions(images: Images) -> Images:
@@ -175,8 +195,8 @@ class CaptionedImages:
 
     def __init__(self, images: CLIPTrainingSet, tokenizer: Tokenizer):
         self.images = images.train
-        ids = tokenizer([text for some in images.captions for text in some])                               # (N K, M)
-        self.ids = trim_padding(ids).view(len(self.images), len(images.captions[0]), -1).to(torch.int32)     # (N, K, M)
+        ids = tokenizer([text for some in images.captions for text in some])  # (N K, M)
+        self.ids = trim_padding(ids).view(len(self.images), len(images.captions[0]), -1).to(torch.int32)  # (N, K, M)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -187,25 +207,36 @@ class CaptionedImages:
         return {"image": to_float(pixels), "ids": self.ids[indices].long(), "dish": dishes}
 
 
-# ------------------------------------------------------------------------------------------------- the network and its loss
+# -------------------------------------------------------------------------------------------- the network and its loss
 
 
 def new_config(flags: CLIPFlags, vocabulary_size: int) -> CLIPConfig:
     """The architecture that the flags ask for."""
     return CLIPConfig(
-        embed_dim=flags.dim, image_resolution=flags.size, vision_layers=flags.layers, vision_width=flags.width,
-        vision_patch_size=flags.patch, vision_head_width=HEAD, vocab_size=vocabulary_size, text_hidden_size=flags.text_width,
-        text_intermediate_size=4 * flags.text_width, text_num_attention_heads=flags.text_width // HEAD,
-        text_num_hidden_layers=flags.text_layers, text_max_position_embeddings=LENGTH,
-        text_initializer_range=0.02 * (768 / flags.text_width) ** 0.5,  # BERT's 0.02 is for width 768; at 128 all texts would begin alike
-    )  # fmt: skip
+        embed_dim=flags.dim,
+        image_resolution=flags.size,
+        vision_layers=flags.layers,
+        vision_width=flags.width,
+        vision_patch_size=flags.patch,
+        vision_head_width=HEAD,
+        vocab_size=vocabulary_size,
+        text_hidden_size=flags.text_width,
+        text_intermediate_size=4 * flags.text_width,
+        text_num_attention_heads=flags.text_width // HEAD,
+        text_num_hidden_layers=flags.text_layers,
+        text_max_position_embeddings=LENGTH,
+        text_initializer_range=0.02
+        * (768 / flags.text_width) ** 0.5,  # BERT's 0.02 is for width 768; at 128 all texts would begin alike
+    )
 
 
 def new_checkpoint(flags: CLIPFlags, vocab: tuple[str, ...]) -> CLIPCheckpoint:
     """An untrained model with this architecture and vocabulary."""
     config = new_config(flags, len(vocab))
     torch.manual_seed(flags.seed)
-    net = ChineseCLIPModel(ChineseCLIPConfig(**config.to_transformers(), logit_scale_init_value=math.log(1 / flags.temperature)))
+    net = ChineseCLIPModel(
+        ChineseCLIPConfig(**config.to_transformers(), logit_scale_init_value=math.log(1 / flags.temperature))
+    )
     return CLIPCheckpoint(config, from_transformers(net.state_dict()), vocab, "a new model")
 
 
@@ -217,7 +248,9 @@ class DualEncoder(nn.Module):
         self.clip = clip
 
     def forward(self, pixels: Tensor, ids: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) preprocessed images and (B, M) token ids -> (B, D) and (B, D) unit vectors, and 1 / temperature"""
+        """(B, 3, H, W) preprocessed images and (B, M) token ids -> (B, D) and (B, D) unit vectors,
+        and 1 / temperature
+        """
         texts = self.clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
         images = F.normalize(self.encode_image(pixels, kept).float(), dim=-1)
         return images, F.normalize(texts.float(), dim=-1), inverse_temperature(self.clip.logit_scale)
@@ -225,9 +258,11 @@ class DualEncoder(nn.Module):
     def encode_image(self, pixels: Tensor, kept: Tensor | None) -> Tensor:
         """The image encoder, (B, D). kept (B, K): indices of the patches to use, None for all"""
         vision = self.clip.vision_model
-        x = vision.embeddings(pixels)        # (B, 1 + N, W): the class token, the patches
+        x = vision.embeddings(pixels)  # (B, 1 + N, W): the class token, the patches
         if kept is not None:
-            x = torch.cat([x[:, :1], x[:, 1:].gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1)   # (B, 1 + K, W)
+            x = torch.cat(
+                [x[:, :1], x[:, 1:].gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1
+            )  # (B, 1 + K, W)
         x = vision.encoder(inputs_embeds=vision.pre_layrnorm(x)).last_hidden_state
         return self.clip.visual_projection(vision.post_layernorm(x[:, 0]))
 
@@ -235,20 +270,27 @@ class DualEncoder(nn.Module):
 def averaged_checkpoint(net: DualEncoder, checkpoint: CLIPCheckpoint) -> CLIPCheckpoint:
     """The weights of a trained network as a checkpoint; the temperature has the limit that the loss applies."""
     state = {key: value.detach().cpu().clone() for key, value in from_transformers(net.clip.state_dict()).items()}
-    return checkpoint._replace(state=state | {"logit_scale": inverse_temperature(state["logit_scale"]).log()}, source="this run")
+    return checkpoint._replace(
+        state=state | {"logit_scale": inverse_temperature(state["logit_scale"]).log()}, source="this run"
+    )
 
 
 def make_loss(flags: CLIPFlags, checkpoint: CLIPCheckpoint):
     """The contrastive loss of a batch, with augmented images and one random caption for each."""
-    unknown, end = checkpoint.vocab.index("[UNK]"), checkpoint.vocab.index("[SEP]")  # 1 and 3 in ours, 100 and 102 in the published vocabulary
+    unknown, end = (
+        checkpoint.vocab.index("[UNK]"),
+        checkpoint.vocab.index("[SEP]"),
+    )  # 1 and 3 in ours, 100 and 102 in the published vocabulary
 
     def loss(net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
-        x, ids = batch["image"], one_of_each(batch["ids"], draw)                              # (B, C, H, W), (B, M)
+        x, ids = batch["image"], one_of_each(batch["ids"], draw)  # (B, C, H, W), (B, M)
         ids = hide_characters(ids, draw.rand(ids.numel()).view(ids.shape), flags.unknown, unknown, end)
         x = augment(x, draw) if flags.augment else x
         kept = random_patches(draw, len(x), checkpoint.config, flags.keep)
         images, texts, scale = net(preprocess(x, checkpoint.config.image_resolution), trim_padding(ids), kept)
-        return LossTerms(contrastive_loss(images, texts, batch["dish"], scale), torch.zeros(len(x)))  # there are no noise levels: u is 0
+        return LossTerms(
+            contrastive_loss(images, texts, batch["dish"], scale), torch.zeros(len(x))
+        )  # there are no noise levels: u is 0
 
     return loss
 
@@ -262,8 +304,8 @@ def one_of_each(options: Tensor, draw: BatchRandom) -> Tensor:
 def random_patches(draw: BatchRandom, n: int, config: CLIPConfig, keep: float) -> Tensor | None:
     """A random choice of patches for each image: indices (n, K), or None for all.
 
-    With half of the patches a step costs about half, and the network does not depend on single patches (Li et al. 2023, FLIP;
-    mask_ratio in cn_clip).
+    With half of the patches a step costs about half, and the network does not depend on single patches (Li et al.
+    2023, FLIP; mask_ratio in cn_clip).
     """
     patches = (config.image_resolution // config.vision_patch_size) ** 2
     number = max(1, round(keep * patches))
@@ -271,7 +313,9 @@ def random_patches(draw: BatchRandom, n: int, config: CLIPConfig, keep: float) -
 
 
 def hide_characters(ids: Tensor, u: Tensor, share: float, unknown: int, end: int) -> Tensor:
-    """Replace characters by [UNK] where u < share, so that its embedding is trained; never begin, end or padding. ids, u (B, M)"""
+    """Replace characters by [UNK] where u < share, so that its embedding is trained;
+    never begin, end or padding. ids, u (B, M)
+    """
     inside = (ids != 0) & (ids != end)
     inside[:, 0] = False
     return torch.where(inside & (u < share), unknown, ids)
@@ -283,22 +327,26 @@ def augment(x: Tensor, draw: BatchRandom) -> Tensor:
     Blur is included because this CLIP is to classify images that a small diffusion model has drawn.
     """
     n = len(x)
-    u = draw.rand(9 * n).view(n, 9)                                            # each in [0, 1)
-    angle, zoom = 1.0 * (u[:, 0] - 0.5), 1.5 ** (u[:, 1] - 0.75)               # within 29 degrees; 0.74 to 1.11 of it in view
+    u = draw.rand(9 * n).view(n, 9)  # each in [0, 1)
+    angle, zoom = 1.0 * (u[:, 0] - 0.5), 1.5 ** (u[:, 1] - 0.75)  # within 29 degrees; 0.74 to 1.11 of it in view
     mirror = torch.where(u[:, 2] < 0.5, -1.0, 1.0)
     x = affine(x, angle, zoom, 0.2 * (u[:, 3:5] - 0.5), mirror, outside="reflection")
     light, contrast = 0.3 * (u[:, 5] - 0.5), 0.75 + 0.5 * u[:, 6]
     tint = 0.12 * (draw.rand(n * x.shape[1]).view(n, -1) - 0.5)
     x = x * contrast.view(-1, 1, 1, 1) + light.view(-1, 1, 1, 1) + tint[:, :, None, None]
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
-    return torch.where(u[:, 7].view(-1, 1, 1, 1) < 0.3, torch.lerp(x, blurred, u[:, 8].view(-1, 1, 1, 1)), x).clamp(-1, 1)
+    return torch.where(u[:, 7].view(-1, 1, 1, 1) < 0.3, torch.lerp(x, blurred, u[:, 8].view(-1, 1, 1, 1)), x).clamp(
+        -1, 1
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- measurements
 
 
 def measure(clip: ChineseCLIP, images: CLIPTrainingSet) -> dict[str, float]:
-    """The columns of quality.csv: accuracies on test images and held-out names; evaluate_clip.py measures more, with intervals."""
+    """The columns of quality.csv: accuracies on test images and held-out names;
+    evaluate_clip.py measures more, with intervals.
+    """
     result = {"temperature": 1 / clip.scale}
     if not images.drawn:
         return result | {"pictures_top1": top1_accuracy(*caption_queries(clip, images.test, images.names))}
@@ -313,16 +361,20 @@ def measure(clip: ChineseCLIP, images: CLIPTrainingSet) -> dict[str, float]:
 def print_quality(row: dict[str, str], images: CLIPTrainingSet) -> None:
     """Print the last row of quality.csv in sentences."""
     print(f"temperature {float(row['temperature']):.3f}")
-    print(f"{len(images.test)} test pictures: {float(row['pictures_top1']):.1%} are nearest to their own name, of {len(images.names)}")
+    print(
+        f"{len(images.test)} test pictures: {float(row['pictures_top1']):.1%} are nearest to their own name, of {len(images.names)}"
+    )
     if images.drawn:
-        print(f"{len(HELD_OUT)} held-out names: {float(row['names_top1']):.1%} are nearest to pictures of their own dish, of {len(LEARNED)}")
+        print(
+            f"{len(HELD_OUT)} held-out names: {float(row['names_top1']):.1%} are nearest to pictures of their own dish, of {len(LEARNED)}"
+        )
 
 
 def draw_retrieved(clip: ChineseCLIP, images: CLIPTrainingSet, path: Path, columns: int = 8) -> Path:
     """A row for each of some names: the nearest test images, the nearest first. The names are printed."""
     names = (list(HELD_OUT.values()) if images.drawn else list(dict.fromkeys(images.test.captions)))[:ROWS]
     print("\n".join(f"  row {k}: {name}" for k, name in enumerate(names, 1)))
-    cosines = clip.encode_text(names) @ image_embeddings(clip, images.test).T                   # (names, images)
+    cosines = clip.encode_text(names) @ image_embeddings(clip, images.test).T  # (names, images)
     columns = min(columns, len(images.test))
-    chosen = cosines.topk(columns).indices.cpu()                                               # (names, columns)
+    chosen = cosines.topk(columns).indices.cpu()  # (names, columns)
     return viz.save_picture(viz.grid(to_float(images.test.pixels[chosen.flatten()]), columns), path)

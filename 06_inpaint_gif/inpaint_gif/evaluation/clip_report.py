@@ -13,7 +13,9 @@ from inpaint_gif.clip.retrieval import RetrievalAccuracy, caption_queries, evalu
 from inpaint_gif.clip.trainer import with_chinese_captions
 
 
-def evaluate(name: str, backend: str, data: str, data_dir: Path, n: int, ask: Sequence[str], out: Path | None, device: str) -> None:
+def evaluate(
+    name: str, backend: str, data: str, data_dir: Path, n: int, ask: Sequence[str], out: Path | None, device: str
+) -> None:
     """Print the accuracies of a CLIP and write them as JSON; with `ask` only print the dishes nearest to these names.
 
     name     what load_clip opens
@@ -24,7 +26,9 @@ def evaluate(name: str, backend: str, data: str, data_dir: Path, n: int, ask: Se
     if out and out.suffix != ".json":
         raise UserError(f"--out must end in .json, not {out.name}")
     clip = load_clip(name, backend, device)
-    print(f"{name} through {clip.backend}: {clip.dim} dimensions, {clip.size} x {clip.size} pixels, temperature {1 / clip.scale:.3f}")
+    print(
+        f"{name} through {clip.backend}: {clip.dim} dimensions, {clip.size} x {clip.size} pixels, temperature {1 / clip.scale:.3f}"
+    )
     if ask:
         print_nearest(clip, ask)
         return
@@ -47,7 +51,9 @@ def measure(clip: ChineseCLIP, data: str, data_dir: Path, n: int) -> dict[str, R
     if data == "dishes":
         size = max(16, min(clip.size, 256))
         return evaluate_dishes(clip, {split: load("dishes", size, split=split, n=n) for split in ("test", "heldout")})
-    test, rest = (with_chinese_captions(load(data, clip.size, data_dir, split, channels=3)) for split in ("test", "train"))
+    test, rest = (
+        with_chinese_captions(load(data, clip.size, data_dir, split, channels=3)) for split in ("test", "train")
+    )
     known = {caption: (caption,) for caption in dict.fromkeys(test.captions + rest.captions)}
     queries = caption_queries(clip, test.first(min(n, len(test))), known)
     return {f"pictures of {data}, {len(known)} captions": retrieval_accuracy(*queries)}

@@ -59,7 +59,9 @@ def evaluate(cfg: GIFEvaluation, out: Path | None) -> None:
         raise UserError(f"--out must end in .json, not {out.name}")
     folder = cfg.model or DEFAULTS["repaint"]
     if not folder.exists():
-        raise UserError(f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish")
+        raise UserError(
+            f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish"
+        )
     clip = load_clip_for(folder, cfg.device, cfg.clip, cfg.clip_backend)
     pipeline = open_model(folder, cfg.device, clip)
     classifier = load_clip(cfg.classifier, cfg.clip_backend, cfg.device) if cfg.classifier else clip
@@ -82,7 +84,9 @@ def open_backends(cfg: GIFEvaluation, folder: Path, clip: ChineseCLIP) -> dict[s
     models = {"inpaint": cfg.inpaint and str(cfg.inpaint), "repaint": str(folder)}
     controlnets = {"controlnet": cfg.controlnet and str(cfg.controlnet)}
     return {
-        engine: open_backend(BackendConfig(engine, models.get(engine), controlnets.get(engine), cfg.painting, cfg.device, clip))
+        engine: open_backend(
+            BackendConfig(engine, models.get(engine), controlnets.get(engine), cfg.painting, cfg.device, clip)
+        )
         for engine in cfg.engines
     }
 
@@ -110,13 +114,17 @@ def report_holes(cfg: GIFEvaluation, size: int, backends: Mapping[str, Inpaintin
     return {"untouched": {"seam": floor._asdict()}, **result}
 
 
-def report_moves(cfg: GIFEvaluation, pipeline: TextToImagePipeline, backends: Mapping[str, InpaintingBackend]) -> dict[str, Any]:
+def report_moves(
+    cfg: GIFEvaluation, pipeline: TextToImagePipeline, backends: Mapping[str, InpaintingBackend]
+) -> dict[str, Any]:
     name, backend = next(iter(backends.items()))
     picture, result = pipeline.txt2img([DISH], cfg.drawing)[0], {}
     print(f"\n{'move':12}  frames that go the right way ({name})    known pixels  seconds")
     for move in MOVES:
         d = direction_accuracy(picture, move, backend, DISH, cfg.frames, cfg.seed)
-        print(f"{move:12}  {d.right:3} of {d.frames:3}{'':29}  {'exact' if d.exact else 'CHANGED':12}  {d.seconds:.1f}")
+        print(
+            f"{move:12}  {d.right:3} of {d.frames:3}{'':29}  {'exact' if d.exact else 'CHANGED':12}  {d.seconds:.1f}"
+        )
         result[move] = d._asdict()
     return result
 

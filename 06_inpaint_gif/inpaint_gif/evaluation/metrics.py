@@ -1,4 +1,6 @@
-"""The measurements of evaluate_gif.py: recognition of drawn dishes, visibility of edges, and the direction of camera moves."""
+"""The measurements of evaluate_gif.py: recognition of drawn dishes, visibility of edges,
+and the direction of camera moves.
+"""
 
 import math
 import time
@@ -32,10 +34,11 @@ ANGLE = 30.0  # largest error of a measured direction, in degrees; the direction
 def recognition_accuracy(
     pipeline: TextToImagePipeline, classifier: ChineseCLIP, config: SamplingConfig, n: int
 ) -> dict[str, RetrievalAccuracy]:
-    """Accuracy of a CLIP on drawn dishes, each assigned to the dish with the nearest name, among all dishes and among 40.
+    """Accuracy of a CLIP on drawn dishes, each assigned to the dish with the nearest name, among all dishes and among
+    40.
 
-    It is measured on n pictures of each dish drawn from a learned name and from a held-out name, and on the drawings of the test split,
-    which are the upper limit of this classifier.
+    It is measured on n pictures of each dish drawn from a learned name and from a held-out name, and on the drawings
+    of the test split, which are the upper limit of this classifier.
     """
     order, names, result = list(LEARNED), name_embeddings(classifier, LEARNED), {}
     forty = [order.index(dish) for dish in FORTY]
@@ -47,7 +50,9 @@ def recognition_accuracy(
         sets[f"drawn by the model {what}"] = (classifier.encode_image(pipeline.txt2img(prompts, config)), labels)
     for what, (embeddings, labels) in sets.items():
         for only in (None, forty):
-            result[f"{what}, {len(names) if only is None else len(only)} dishes"] = classify_images(embeddings, labels, names, only)
+            result[f"{what}, {len(names) if only is None else len(only)} dishes"] = classify_images(
+                embeddings, labels, names, only
+            )
     return result
 
 
@@ -77,7 +82,9 @@ def edge_metrics(backend: InpaintingBackend, test: HoleTestSet, seed: int = 0) -
         exact &= torch.equal(result[known], image[known])
         seams.append(seam(result, mask))
         errors.append(float((result - image).abs().sum() / (mask.sum() * len(image))))
-    return EdgeMetrics(mean_estimate(seams), mean_estimate(errors), bool(exact), (time.perf_counter() - began) / len(test.images))
+    return EdgeMetrics(
+        mean_estimate(seams), mean_estimate(errors), bool(exact), (time.perf_counter() - began) / len(test.images)
+    )
 
 
 def untouched_seam(test: HoleTestSet) -> Estimate:
@@ -110,7 +117,11 @@ def direction_accuracy(
     picture: Tensor, move: str, backend: InpaintingBackend, prompt: str, frames: int = 24, seed: int = 0
 ) -> DirectionAccuracy:
     """Make a film of one move, and measure the motion between successive frames."""
-    began, path, canvas = time.perf_counter(), CameraPath.plan(Move.parse(move), *picture.shape[1:]), FilmCanvas(picture)
+    began, path, canvas = (
+        time.perf_counter(),
+        CameraPath.plan(Move.parse(move), *picture.shape[1:]),
+        FilmCanvas(picture),
+    )
     keyframes = list(paint(canvas, path, backend, prompt, seed))
     film = list(render_frames(canvas, path, frame_times(frames)))
     pairs = zip(film, film[1:], strict=False)
@@ -121,7 +132,9 @@ def direction_accuracy(
 
 
 def moves_as_requested(move: str, k: int, n: int, shift: np.ndarray, growth: float) -> bool:
-    """Whether the content of pair k of n moves as this move requires: against the camera, or growing or shrinking in a zoom."""
+    """Whether the content of pair k of n moves as this move requires:
+    against the camera, or growing or shrinking in a zoom.
+    """
     if move in ZOOMS:
         return growth * -ZOOMS[move] > 0
     if move == "ring":

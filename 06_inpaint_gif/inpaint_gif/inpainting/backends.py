@@ -1,13 +1,16 @@
 """The inpainting backends behind one interface (interface.py): backend(image, mask, prompt, seed) -> image.
 
-  inpaint    an inpainting U-Net (train_inpaint.py), which takes the mask and the known latents beside the noisy latents
-  repaint    RePaint with any diffusion model of latents or pixels, with text or without, that was not trained for inpainting
+  inpaint    an inpainting U-Net (train_inpaint.py), which takes the mask and the known latents beside the noisy
+             latents
+  repaint    RePaint with any diffusion model of latents or pixels, with text or without, that was not trained for
+             inpainting
   controlnet a text-to-image model with a ControlNet that sees the picture with its hole (train_controlnet.py)
-  diffusers  any Stable Diffusion for inpainting, as a folder, a file or a hub id, through diffusers' AutoPipelineForInpainting
+  diffusers  any Stable Diffusion for inpainting, as a folder, a file or a hub id, through diffusers'
+             AutoPipelineForInpainting
   nearest, reflect    no network: they continue the edge of the hole (edge_fill.py)
 
-All return a whole picture. CompositedBackend fits it in: colours are matched to the known pixels along the edge, the edge is
-softened on its inner side, and every known pixel is restored exactly.
+All return a whole picture. CompositedBackend fits it in: colours are matched to the known pixels along the edge, the
+edge is softened on its inner side, and every known pixel is restored exactly.
 """
 
 from collections.abc import Sequence
@@ -51,7 +54,9 @@ BLUR = 1.0  # pixels over which the edge of the hole is softened
 
 @dataclass(frozen=True)
 class InpaintBackend:
-    """Stable Diffusion's inpainting (Rombach et al. 2022, section 4.5): U-Net([noisy latents, mask, latents of the masked image])."""
+    """Stable Diffusion's inpainting (Rombach et al.
+    2022, section 4.5): U-Net([noisy latents, mask, latents of the masked image]).
+    """
 
     pipeline: TextToImagePipeline
     config: SamplingConfig = SamplingConfig()
@@ -81,8 +86,8 @@ def channel_words(channels: int) -> str:
 
 
 def inpainting_channels(pipeline: TextToImagePipeline, images: Tensor, masks: Tensor) -> Tensor:
-    """The channels of an inpainting U-Net beside the noisy latents, as in diffusers: the mask at the resolution of the latents, and
-    the latents of the image with mid-grey in the hole.
+    """The channels of an inpainting U-Net beside the noisy latents, as in diffusers: the mask at the resolution of the
+    latents, and the latents of the image with mid-grey in the hole.
 
     images (B, C, H, W), masks (B, 1, H, W) -> (B, 1 + c, h, w)
     """
@@ -92,7 +97,9 @@ def inpainting_channels(pipeline: TextToImagePipeline, images: Tensor, masks: Te
 
 @dataclass(frozen=True)
 class RepaintBackend:
-    """RePaint (repaint.py) in the latents or pixels of any model. A schedule shorter than `jump` is resampled as a whole."""
+    """RePaint (repaint.py) in the latents or pixels of any model.
+    A schedule shorter than `jump` is resampled as a whole.
+    """
 
     pipeline: TextToImagePipeline
     config: SamplingConfig = SamplingConfig()
@@ -109,8 +116,8 @@ class RepaintBackend:
         return self.pipeline.decode(last.x)[0]
 
     def known(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Latents of the picture, (1, c, h, w). The hole is filled with the colours of its edge before encoding, because a grey hole
-        would change the latents next to it."""
+        """Latents of the picture, (1, c, h, w). The hole is filled with the colours of its edge before encoding,
+        because a grey hole would change the latents next to it."""
         return self.pipeline.encode((image if (mask > 0).all() else nearest(image, mask))[None])
 
 
@@ -136,10 +143,19 @@ class DiffusersBackend:
         scale = scale if isinstance(scale, (int, float)) else 1.0  # diffusers takes no function of the noise level
         image3 = image.expand(3, -1, -1)
         output = self.pipe(
-            prompt=prompt, negative_prompt=self.config.negative_prompt, image=(image3[None] + 1) / 2, mask_image=mask[None],
-            height=height, width=width, strength=1.0, num_inference_steps=Sampler.parse(self.config.sampler).steps, guidance_scale=scale,
-            generator=torch.Generator().manual_seed(seed), output_type="pt", **self.extra_inputs(image3, mask),
-        )  # fmt: skip
+            prompt=prompt,
+            negative_prompt=self.config.negative_prompt,
+            image=(image3[None] + 1) / 2,
+            mask_image=mask[None],
+            height=height,
+            width=width,
+            strength=1.0,
+            num_inference_steps=Sampler.parse(self.config.sampler).steps,
+            guidance_scale=scale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="pt",
+            **self.extra_inputs(image3, mask),
+        )
         if any(getattr(output, "nsfw_content_detected", None) or []):
             raise UserError("the model's safety checker withheld a picture; try another --seed, or another --prompt")
         painted = output.images[0].float().cpu() * 2 - 1
@@ -158,7 +174,9 @@ class ControlNetBackend(DiffusersBackend):
 
 
 def controlnet_image(images: Tensor, masks: Tensor) -> Tensor:
-    """Input of the ControlNet, (B, C, H, W): colours from 0 to 1, and -1 in the hole, as in lllyasviel/control_v11p_sd15_inpaint."""
+    """Input of the ControlNet, (B, C, H, W): colours from 0 to 1, and -1 in the hole, as in
+    lllyasviel/control_v11p_sd15_inpaint.
+    """
     return torch.where(masks > 0.5, -1.0, (images + 1) / 2)
 
 
@@ -180,7 +198,9 @@ def open_controlnet(model: str, controlnet: str, config: SamplingConfig, device:
     """Open a text-to-image model and a ControlNet that was trained for it: folders or hub ids."""
     folder = controlnet_folder(controlnet)
     try:
-        net = diffusers.ControlNetModel.from_pretrained(folder, variant=find_weights(folder).variant, local_files_only=True)
+        net = diffusers.ControlNetModel.from_pretrained(
+            folder, variant=find_weights(folder).variant, local_files_only=True
+        )
     except Exception as problem:  # OSError, ValueError, the hub's and safetensors' own
         raise UserError(f"the ControlNet in {controlnet} cannot be opened ({explain(problem)})") from problem
     pipe = open_pipe(diffusers.StableDiffusionControlNetInpaintPipeline, model, config, device, controlnet=net)
@@ -239,7 +259,9 @@ def controlnet_folder(name: str) -> Path:
         )
     folder = hub.cached(name, "config.json")
     if folder is None or not choose(file.name for file in folder.iterdir()):
-        folder = hub.download(name, lambda files, _: ["config.json", *chosen_files(files)], f"give a local folder, or {hub.MIRROR}")
+        folder = hub.download(
+            name, lambda files, _: ["config.json", *chosen_files(files)], f"give a local folder, or {hub.MIRROR}"
+        )
     return folder
 
 
@@ -279,7 +301,9 @@ class CompositedBackend:
         if self.match:
             painted = matched(image, painted, mask)
         if self.blur:
-            painted = overlay(nearest(image, mask), painted, feathered(mask, self.blur))  # fades from the colours of the edge
+            painted = overlay(
+                nearest(image, mask), painted, feathered(mask, self.blur)
+            )  # fades from the colours of the edge
         return overlay(image, painted, mask)
 
 
@@ -290,16 +314,16 @@ class CompositedBackend:
 class BackendConfig:
     """Everything that open_backend needs to know."""
 
-    engine: str = "inpaint"             # one of ENGINES
-    model: str | None = None            # folder, file or hub id of its network; by default the shipped one
-    controlnet: str | None = None       # the same for the ControlNet of the engine controlnet
+    engine: str = "inpaint"  # one of ENGINES
+    model: str | None = None  # folder, file or hub id of its network; by default the shipped one
+    controlnet: str | None = None  # the same for the ControlNet of the engine controlnet
     sampling: SamplingConfig = SamplingConfig()
     device: str = "cpu"
-    clip: ChineseCLIP | None = None     # text encoder of a model of train_text2dish.py
-    crop: int | None = None             # see CompositedBackend
-    blur: float = BLUR                  # see CompositedBackend
-    jump: int = JUMP                    # RePaint: see jump_schedule
-    times: int = TIMES                  # RePaint: see jump_schedule
+    clip: ChineseCLIP | None = None  # text encoder of a model of train_text2dish.py
+    crop: int | None = None  # see CompositedBackend
+    blur: float = BLUR  # see CompositedBackend
+    jump: int = JUMP  # RePaint: see jump_schedule
+    times: int = TIMES  # RePaint: see jump_schedule
 
 
 def open_backend(cfg: BackendConfig) -> CompositedBackend:
@@ -307,7 +331,9 @@ def open_backend(cfg: BackendConfig) -> CompositedBackend:
     check_backend_config(cfg)
     if cfg.engine in FILLS:
         return CompositedBackend(FILLS[cfg.engine], None, cfg.crop, 0.0, match=False)
-    open_network = {"diffusers": open_diffusers_backend, "controlnet": open_controlnet_backend}.get(cfg.engine, open_course_backend)
+    open_network = {"diffusers": open_diffusers_backend, "controlnet": open_controlnet_backend}.get(
+        cfg.engine, open_course_backend
+    )
     backend, native = open_network(cfg)
     return CompositedBackend(backend, native, cfg.crop, cfg.blur)
 
@@ -317,14 +343,18 @@ def check_backend_config(cfg: BackendConfig) -> None:
     if cfg.engine not in ENGINES:
         raise UserError(f"unknown engine '{cfg.engine}'; choose one of {', '.join(ENGINES)}")
     if cfg.controlnet and cfg.engine != "controlnet":
-        raise UserError(f"the engine {cfg.engine} has no ControlNet; leave out --controlnet, or choose --engine controlnet")
+        raise UserError(
+            f"the engine {cfg.engine} has no ControlNet; leave out --controlnet, or choose --engine controlnet"
+        )
     for flag, value in (("mask-blur", cfg.blur), ("padding-mask-crop", cfg.crop)):
         if value is not None and not 0 <= value < float("inf"):  # refuses nan, too
             raise UserError(f"--{flag} must be 0 or more, not {value:g}")
     if cfg.engine in FILLS and cfg.model:
         raise UserError(f"the engine {cfg.engine} has no network; leave out --model, or choose another --engine")
     if cfg.engine == "diffusers" and not cfg.model:
-        raise UserError("--engine diffusers needs --model: the folder or hub id of a Stable Diffusion inpainting model")
+        raise UserError(
+            "--engine diffusers needs --model: the folder or hub id of a Stable Diffusion inpainting model"
+        )
 
 
 def open_diffusers_backend(cfg: BackendConfig) -> tuple[InpaintingBackend, None]:

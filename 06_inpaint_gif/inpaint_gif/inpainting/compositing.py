@@ -1,4 +1,5 @@
-"""Masks: 1 (white) is repainted, 0 (black) is kept. Soft edges, compositing, inpainting at the model's own size, and seams.
+"""Masks: 1 (white) is repainted, 0 (black) is kept. Soft edges, compositing, inpainting at the model's own size, and
+seams.
 
 All functions follow one rule: where a mask is 0, the result is bit for bit the original.
 """
@@ -20,7 +21,8 @@ GREY_LEVEL = 2 / 255  # the smallest difference that a byte can hold, in [-1, 1]
 
 
 def overlay(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
-    """original + mask (painted - original), and exactly `original` where the mask is 0, exactly `painted` where it is 1.
+    """original + mask (painted - original), and exactly `original` where the mask is 0, exactly `painted` where it is
+    1.
 
     original, painted  (C, H, W)
     mask               (1, H, W) in [0, 1]; between 0 and 1 it blends
@@ -30,8 +32,8 @@ def overlay(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
 
 
 def blurred(mask: Tensor, radius: float) -> Tensor:
-    """The mask with a soft edge on both sides, from a Gaussian with this standard deviation in pixels. Near the edge it is no longer 0
-    where it was 0, so compositing with it changes known pixels."""
+    """The mask with a soft edge on both sides, from a Gaussian with this standard deviation in pixels. Near the edge
+    it is no longer 0 where it was 0, so compositing with it changes known pixels."""
     return gaussian(mask.float(), radius).clamp(0, 1)
 
 
@@ -55,14 +57,17 @@ def feathered(mask: Tensor, radius: float) -> Tensor:
 def matched(original: Tensor, painted: Tensor, mask: Tensor, width: float = 8.0) -> Tensor:
     """`painted`, with its colours corrected towards the original along the edge of the mask.
 
-    A latent model reproduces even the known part with slightly different colours, which would be visible as a line after pasting. The
-    difference on the known side of the edge is extrapolated into the hole and fades out over `width` pixels.
+    A latent model reproduces even the known part with slightly different colours, which would be visible as a line
+    after pasting. The difference on the known side of the edge is extrapolated into the hole and fades out over
+    `width` pixels.
     """
     if not (mask > 0).any() or (mask > 0).all():
         return painted
     known = (mask == 0).float()
     weight = gaussian(known, width / 2)
-    smooth = gaussian((original - painted) * known, width / 2) / weight.clamp(min=1e-3)  # (C, H, W), its mean over known pixels
+    smooth = gaussian((original - painted) * known, width / 2) / weight.clamp(
+        min=1e-3
+    )  # (C, H, W), its mean over known pixels
     fade = torch.from_numpy(np.exp(-distance_to_known(mask) / width)).float()
     return torch.where(mask > 0, (painted + smooth * fade).clamp(-1, 1), painted)
 
@@ -96,8 +101,8 @@ class Box:
 
 
 def box_around(mask: Tensor, padding: int, ratio: float) -> Box | None:
-    """The smallest box of this ratio, width / height, around all white pixels and `padding` pixels more, cut to the image. None if the
-    mask is black."""
+    """The smallest box of this ratio, width / height, around all white pixels and `padding` pixels more, cut to the
+    image. None if the mask is black."""
     rows, columns = (mask[0] > 0).any(1).nonzero().flatten(), (mask[0] > 0).any(0).nonzero().flatten()
     if not len(rows):
         return None
@@ -116,9 +121,18 @@ def widened(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
     return start, start + length
 
 
-def inpaint_cropped(backend: InpaintingBackend, image: Tensor, mask: Tensor, prompt: str, seed: int, size: tuple[int, int],
-                    padding: int = 32, join: Callable[[Tensor, Tensor, Tensor], Tensor] = overlay) -> Tensor:  # fmt: skip
-    """Inpaint only the surroundings of the mask, enlarged (or shrunk) to the size the model was made for, and paste them back.
+def inpaint_cropped(
+    backend: InpaintingBackend,
+    image: Tensor,
+    mask: Tensor,
+    prompt: str,
+    seed: int,
+    size: tuple[int, int],
+    padding: int = 32,
+    join: Callable[[Tensor, Tensor, Tensor], Tensor] = overlay,
+) -> Tensor:
+    """Inpaint only the surroundings of the mask, enlarged (or shrunk) to the size the model was made for, and paste
+    them back.
 
     image    (C, H, W) in [-1, 1], of any size
     mask     (1, H, W)
@@ -132,7 +146,9 @@ def inpaint_cropped(backend: InpaintingBackend, image: Tensor, mask: Tensor, pro
     if box is None:
         return image
     part, hole = box.of(image), box.of(mask)
-    small_hole = interpolate((hole > 0).float()[None], size, mode="area")[0] if (box.height, box.width) != size else hole
+    small_hole = (
+        interpolate((hole > 0).float()[None], size, mode="area")[0] if (box.height, box.width) != size else hole
+    )
     painted = backend(resized(part, size), (small_hole > 0).float(), prompt, seed)  # white if any part of it was
     result = image.clone()
     box.of(result).copy_(join(part, resized(painted.to(image), (box.height, box.width)), hole))
@@ -150,21 +166,24 @@ def check_size(height: int, width: int, multiple: int) -> None:
     """Refuse a size that is not a multiple of the network's factor."""
     if height % multiple or width % multiple or min(height, width) < multiple:
         good = [max(multiple, round(n / multiple) * multiple) for n in (height, width)]
-        raise UserError(f"--size {height} x {width} must be divisible by {multiple} for this model; try {good[0]} x {good[1]}")
+        raise UserError(
+            f"--size {height} x {width} must be divisible by {multiple} for this model; try {good[0]} x {good[1]}"
+        )
 
 
 def seam(image: Tensor, mask: Tensor, near: int = 8) -> float:
     """Visibility of the edge of the mask: the jump of the picture across it, relative to jumps nearby.
 
-    For four pixels in a row or column, a b c d, the jump in their middle is |c - b - ((b - a) + (d - c)) / 2|: the step from b
-    to c that the slopes on both sides do not explain. The result is
+    For four pixels in a row or column, a b c d, the jump in their middle is |c - b - ((b - a) + (d - c)) / 2|: the
+    step from b to c that the slopes on both sides do not explain. The result is
 
         mean jump across the edge / mean jump within `near` pixels of it, on both sides
 
-    1 is an invisible edge, a hard edge is 2 and more. The value of a single picture is noisy, because lines of the picture may lie on
-    the edge: over 320 pairs of a drawn dish of 64 pixels and a camera mask, the untouched pictures have a median of 1.1, and nine in
-    ten lie between 0.6 and 1.9 (4.3, and 2.2 to 8.8, if the hole holds another dish). Compare means over many pictures with those of
-    untouched ones. Jumps below one grey level count as one; without an edge the result is 1.
+    1 is an invisible edge, a hard edge is 2 and more. The value of a single picture is noisy, because lines of the
+    picture may lie on the edge: over 320 pairs of a drawn dish of 64 pixels and a camera mask, the untouched pictures
+    have a median of 1.1, and nine in ten lie between 0.6 and 1.9 (4.3, and 2.2 to 8.8, if the hole holds another
+    dish). Compare means over many pictures with those of untouched ones. Jumps below one grey level count as one;
+    without an edge the result is 1.
     """
     white = mask[0] > 0
     sums, counts = {True: 0.0, False: 0.0}, {True: 0, False: 0}

@@ -1,4 +1,6 @@
-"""Draw a row of images without control, and rows from the same noise with regions, stages and a changing guidance scale."""
+"""Draw a row of images without control, and rows from the same noise with regions,
+stages and a changing guidance scale.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -62,7 +64,9 @@ class ControlledDrawing:
     soft: float
 
 
-def parse_controls(guidance: str, regions: Sequence[str], stages: Sequence[str], sweep_then: str | None) -> tuple[Control, ...]:
+def parse_controls(
+    guidance: str, regions: Sequence[str], stages: Sequence[str], sweep_then: str | None
+) -> tuple[Control, ...]:
     """Read the flags of generate.py. Raises UserError for what cannot be read or combined."""
     if sweep_then is not None and (stages or regions):
         raise UserError("--sweep-then replaces --then and --region; leave those out")
@@ -80,16 +84,22 @@ def check_pictures(out: Path, keep: Path | None) -> None:
     kinds = (".png", ".jpg", ".jpeg", ".webp")
     for picture in (out, keep):
         if picture and picture.suffix.lower() not in kinds:
-            raise UserError(f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(kinds)}")
+            raise UserError(
+                f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(kinds)}"
+            )
     if keep and keep.resolve() == out.resolve():
         raise UserError(f"--keep {keep} would be written over the rows of --out; choose another name")
 
 
-def open_drawing_model(folder: Path | None, device: str, clip_name: str | None, clip_backend: str) -> TextToImagePipeline:
+def open_drawing_model(
+    folder: Path | None, device: str, clip_name: str | None, clip_backend: str
+) -> TextToImagePipeline:
     """The model of this folder, by default the shipped one, which must be able to draw from text."""
     shipped = DEFAULTS["repaint"]
     if folder is None and not shipped.exists():
-        raise UserError(f"{shipped} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --model")
+        raise UserError(
+            f"{shipped} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --model"
+        )
     folder = folder or shipped
     clip = load_clip_for(folder, device, clip_name, clip_backend) if uses_clip(folder) else None
     pipeline = open_model(folder, device, clip)
@@ -98,7 +108,9 @@ def open_drawing_model(folder: Path | None, device: str, clip_name: str | None, 
 
 
 def draw_rows(pipeline: TextToImagePipeline, drawing: ControlledDrawing, out: Path, keep: Path | None) -> list[Path]:
-    """Write a row without control and one row for each control; `keep` gets the first controlled image. Returns the files."""
+    """Write a row without control and one row for each control; `keep` gets the first controlled image.
+    Returns the files.
+    """
     plain = Control((drawing.controls[0].guidance[0],) * 2)
     rows = [draw_row(pipeline, drawing, control) for control in (plain, *drawing.controls)]
     written = [viz.save_picture(viz.grid(torch.cat(rows), drawing.n, 130 * len(rows)), out)]
@@ -113,7 +125,9 @@ def draw_row(pipeline: TextToImagePipeline, drawing: ControlledDrawing, control:
     config = replace(drawing.sampling, guidance_scale=first)
     levels, side = pipeline.noise_levels(config), pipeline.size // pipeline.factor
     progress = progress_along(levels)
-    guided = replace(config, guidance_scale=changing_scale(first, last_scale, progress)) if first != last_scale else config
+    guided = (
+        replace(config, guidance_scale=changing_scale(first, last_scale, progress)) if first != last_scale else config
+    )
 
     def prompted(prompt: str):
         return pipeline.guided([prompt] * drawing.n, guided)

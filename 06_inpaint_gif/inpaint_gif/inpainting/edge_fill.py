@@ -18,11 +18,16 @@ def nearest(image: Tensor, mask: Tensor, prompt: str = "", seed: int = 0) -> Ten
 
 
 def reflect(image: Tensor, mask: Tensor, prompt: str = "", seed: int = 0) -> Tensor:
-    """Every pixel to repaint takes the colour of its mirror image in the edge of the hole, or of the known pixel nearest to it."""
+    """Every pixel to repaint takes the colour of its mirror image in the edge of the hole,
+    or of the known pixel nearest to it.
+    """
     rows, columns = nearest_known(mask)
     height, width = rows.shape
     y, x = torch.arange(height)[:, None], torch.arange(width)
-    behind_y, behind_x = bounced(2 * rows - y, height), bounced(2 * columns - x, width)  # a pixel's distance behind the edge
+    behind_y, behind_x = (
+        bounced(2 * rows - y, height),
+        bounced(2 * columns - x, width),
+    )  # a pixel's distance behind the edge
     return image[:, rows[behind_y, behind_x], columns[behind_y, behind_x]]
 
 

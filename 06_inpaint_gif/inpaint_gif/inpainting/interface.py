@@ -1,4 +1,6 @@
-"""The one interface of everything that paints into a hole: networks, pipelines of diffusers, and fills without a network."""
+"""The one interface of everything that paints into a hole:
+networks, pipelines of diffusers, and fills without a network.
+"""
 
 from typing import Protocol
 

@@ -1,9 +1,12 @@
-"""Control during sampling: different prompts in different regions, and prompts and guidance that change from step to step.
+"""Control during sampling: different prompts in different regions, and prompts and guidance that change from step to
+step.
 
 A sampler only calls a function (x, level) -> (x0, eps). Several such denoisers are combined into one:
 
-    regions   each region has its own prompt; where two overlap, their predictions are averaged (Bar-Tal et al. 2023, MultiDiffusion)
-    stages    another prompt from some fraction of the steps on: early steps settle the layout, later ones details (Hertz et al. 2022)
+    regions   each region has its own prompt; where two overlap, their predictions are averaged (Bar-Tal et al. 2023,
+              MultiDiffusion)
+    stages    another prompt from some fraction of the steps on: early steps settle the layout, later ones details
+              (Hertz et al. 2022)
     guidance  a guidance scale that changes with the noise level (Kynkaanniemi et al. 2024)
 """
 
@@ -103,7 +106,7 @@ def parse_guidance(text: str) -> tuple[float, float]:
 
 def progress_along(levels: NoiseLevels) -> Progress:
     """The fraction of the steps that are done at a noise level, interpolated linearly between the given levels."""
-    times = levels.levels.time[:-1].numpy()                       # the last level is the picture itself
+    times = levels.levels.time[:-1].numpy()  # the last level is the picture itself
     done = np.arange(len(times)) / len(times)
     order = np.argsort(times)
     return lambda level: float(np.interp(float(level.time), times[order], done[order]))
@@ -115,7 +118,9 @@ def changing_scale(first: float, last: float, progress: Progress) -> Callable[[N
 
 
 def in_stages(stages: Sequence[tuple[float, Denoise]], progress: Progress) -> Denoise:
-    """Use each denoiser in its stage. stages: (fraction of the steps at which it begins, denoiser); the first begins at 0."""
+    """Use each denoiser in its stage.
+    stages: (fraction of the steps at which it begins, denoiser); the first begins at 0.
+    """
     stages = sorted(stages, key=lambda stage: stage[0])
     if stages[0][0] > 0:
         raise ValueError("the first stage must begin at 0")
@@ -127,7 +132,9 @@ def in_stages(stages: Sequence[tuple[float, Denoise]], progress: Progress) -> De
 
 
 def in_regions(parts: Sequence[tuple[Denoise, Tensor]]) -> Denoise:
-    """Average the predictions of denoisers, each for the whole picture, with weights (1, 1, h, w) whose sum is above 0."""
+    """Average the predictions of denoisers, each for the whole picture, with weights (1, 1, h,
+    w) whose sum is above 0.
+    """
     total = sum(weight for _, weight in parts)
     if not (total > 0).all():
         raise ValueError("some pixel belongs to no region")
@@ -154,7 +161,9 @@ def region_weights(regions: Sequence[Region], height: int, width: int, soft: flo
 
 
 def soft_box(box: tuple[float, float, float, float], height: int, width: int, soft: float) -> Tensor:
-    """1 inside, 0 outside, a linear slope over `soft` latents at each edge that is not a border of the picture. (h, w)"""
+    """1 inside, 0 outside, a linear slope over `soft` latents at each edge that is not a border of the
+    picture. (h, w)
+    """
     left, top, right, bottom = box
     sides = []
     for n, low, high in ((height, top, bottom), (width, left, right)):

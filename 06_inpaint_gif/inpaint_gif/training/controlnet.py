@@ -1,4 +1,6 @@
-"""Training of the ControlNet (train_controlnet.py): a copy of the U-Net's encoder learns to guide it with a picture and its hole."""
+"""Training of the ControlNet (train_controlnet.py):
+a copy of the U-Net's encoder learns to guide it with a picture and its hole.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +37,18 @@ WIDTHS = {  # {f: widths of the network that reduces the picture f times}; the l
 
 
 class ControlledUNet(nn.Module):
-    """The ControlNet and the frozen U-Net. A list hides the U-Net from parameters(), so that only the ControlNet is trained."""
+    """The ControlNet and the frozen U-Net.
+    A list hides the U-Net from parameters(), so that only the ControlNet is trained.
+    """
 
     def __init__(self, controlnet: ControlNetModel, unet: UNet2DConditionModel):
         super().__init__()
         self.controlnet, self.frozen = controlnet, [unet]
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor, control: Tensor) -> Tensor:
-        """(B, c, h, w) noisy latents, (B,) timesteps, (B, M, D) text, (B, 3, H, W) picture with hole -> (B, c, h, w)"""
+        """(B, c, h, w) noisy latents, (B,) timesteps, (B, M, D) text, (B, 3, H,
+        W) picture with hole -> (B, c, h, w)
+        """
         down, middle = self.controlnet(x, t, text, controlnet_cond=control, return_dict=False)
         features = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return self.frozen[0](x, t, text, return_dict=False, **features)[0]
@@ -67,7 +73,9 @@ def train_controlnet(flags: HoleFlags) -> None:
     sampling = SamplingConfig(flags.guidance, sampler=flags.sampler)
 
     def draw(state: State, path: Path) -> Path | None:
-        if not (flags.run_dir / "model").is_dir():  # diffusers opens the saved ControlNet; the first save may come later
+        if not (
+            flags.run_dir / "model"
+        ).is_dir():  # diffusers opens the saved ControlNet; the first save may come later
             return None
         return draw_holes(flags, sampling, state.ema.controlnet, test, device, path)
 
@@ -76,14 +84,24 @@ def train_controlnet(flags: HoleFlags) -> None:
         curve = loss_curve_and_model(flags.run_dir)
         return {
             "test holes": draw_holes(flags, sampling, None, test, device, flags.run_dir / "samples.png"),
-            "loss curve": curve["loss curve"], "ControlNet": curve["model"], "a film": film,
-        }  # fmt: skip
+            "loss curve": curve["loss curve"],
+            "ControlNet": curve["model"],
+            "a film": film,
+        }
 
     run_training(
-        "06_inpaint_gif/train_controlnet.py", flags, net, data, hole_loss(pipeline, flags.caption_dropout, control_condition),
-        accelerator, record, introduction(flags, views, net, unet, device),
-        save=lambda state, folder: state.ema.controlnet.save_pretrained(folder), draw=draw, finish=finish,
-    )  # fmt: skip
+        "06_inpaint_gif/train_controlnet.py",
+        flags,
+        net,
+        data,
+        hole_loss(pipeline, flags.caption_dropout, control_condition),
+        accelerator,
+        record,
+        introduction(flags, views, net, unet, device),
+        save=lambda state, folder: state.ema.controlnet.save_pretrained(folder),
+        draw=draw,
+        finish=finish,
+    )
 
 
 def control_condition(batch: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
@@ -131,8 +149,8 @@ class ControlNetDataset:
     """Latents, the pictures they come from, holes and captions, as the training loop reads them."""
 
     latents: LatentTable
-    views: Tensor    # (N, C, H, W) uint8
-    holes: Tensor    # (N, K, 1, H, W) uint8
+    views: Tensor  # (N, C, H, W) uint8
+    holes: Tensor  # (N, K, 1, H, W) uint8
     captions: CaptionTable
 
     def __len__(self) -> int:
@@ -140,21 +158,33 @@ class ControlNetDataset:
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """{"latent", "std": (B, c, h, w), "image": (B, C, H, W), "holes": (B, K, 1, H, W), "text": (B, M, D)}"""
-        others = {"image": to_float(self.views[indices]), "holes": self.holes[indices], "text": self.captions.batch(indices)[:, 0]}
+        others = {
+            "image": to_float(self.views[indices]),
+            "holes": self.holes[indices],
+            "text": self.captions.batch(indices)[:, 0],
+        }
         return self.latents.batch(indices) | others
 
 
-def encode_views(pipeline: TextToImagePipeline, views: Tensor, captions: list[str], holes: int, seed: int) -> ControlNetDataset:
+def encode_views(
+    pipeline: TextToImagePipeline, views: Tensor, captions: list[str], holes: int, seed: int
+) -> ControlNetDataset:
     masks = random_holes(holes * len(views), *views.shape[2:], seed).unflatten(0, (len(views), holes))
-    return ControlNetDataset(encode_images(pipeline.vae, Images("views", views)), views, masks, encode_text(pipeline, captions))
+    return ControlNetDataset(
+        encode_images(pipeline.vae, Images("views", views)), views, masks, encode_text(pipeline, captions)
+    )
 
 
 def draw_holes(
     flags: HoleFlags, sampling: SamplingConfig, net: ControlNetModel | None, test: HoleTestSet, device: str, path: Path
 ) -> Path:
-    """Inpaint the test holes with diffusers' pipeline and save the comparison. net: the current weights, None for the saved ones"""
+    """Inpaint the test holes with diffusers' pipeline and save the comparison.
+    net: the current weights, None for the saved ones
+    """
     backend = open_controlnet(str(flags.model), str(flags.run_dir), sampling, device)
     if net is not None:
         backend.pipe.register_modules(controlnet=net.eval())
-    painted = torch.stack([backend(*parts, flags.seed) for parts in zip(test.images, test.masks, test.captions, strict=True)])
+    painted = torch.stack(
+        [backend(*parts, flags.seed) for parts in zip(test.images, test.masks, test.captions, strict=True)]
+    )
     return save_comparison(test, painted, path)

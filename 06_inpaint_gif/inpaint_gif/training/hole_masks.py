@@ -1,10 +1,11 @@
-"""Masks for training: the holes of camera moves and other holes, so that the network does not depend on the shape of the hole.
+"""Masks for training: the holes of camera moves and other holes, so that the network does not depend on the shape of
+the hole.
 
-    camera   the hole of a random move: a strip, an angle, a frame
-    strip    one to three sides of the picture, of different depths
-    box      one to three rectangles
-    brush    thick strokes
-    all      the whole picture, so that the network still draws whole pictures, as the model does from which it starts
+camera   the hole of a random move: a strip, an angle, a frame
+strip    one to three sides of the picture, of different depths
+box      one to three rectangles
+brush    thick strokes
+all      the whole picture, so that the network still draws whole pictures, as the model does from which it starts
 """
 
 from functools import lru_cache

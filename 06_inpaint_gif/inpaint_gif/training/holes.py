@@ -1,4 +1,6 @@
-"""What the trainings of the inpainting U-Net and of the ControlNet share: windows onto pictures, their captions, loss and test holes."""
+"""What the trainings of the inpainting U-Net and of the ControlNet share:
+windows onto pictures, their captions, loss and test holes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,21 +32,29 @@ from inpaint_gif.training.latent_dataset import CaptionTable, encode_captions, t
 from inpaint_gif.training.scenes import drawn_views, views_of
 
 SCENES = 2000  # default of --n
-SHOWN = 8      # test windows in the sample pictures
+SHOWN = 8  # test windows in the sample pictures
 
 
-def load_views(flags: HoleFlags, size: int, split: str, n: int | None = None, windows: int | None = None) -> tuple[Tensor, list[str]]:
-    """Windows onto pictures, (N, C, size, size) uint8, and a caption for each: of drawn dishes alternately Chinese and English."""
+def load_views(
+    flags: HoleFlags, size: int, split: str, n: int | None = None, windows: int | None = None
+) -> tuple[Tensor, list[str]]:
+    """Windows onto pictures, (N, C, size, size) uint8, and a caption for each:
+    of drawn dishes alternately Chinese and English.
+    """
     windows = windows or flags.windows
     if flags.data == "dishes":
         n = n or flags.n or SCENES
         dishes = [(dish(0, split, i)[0], generator(CAPTION, flags.seed, split, i)) for i in range(n)]
-        captions = [describe(attributes, ("zh", "en")[k % 2], rng) for attributes, rng in dishes for k in range(windows)]
+        captions = [
+            describe(attributes, ("zh", "en")[k % 2], rng) for attributes, rng in dishes for k in range(windows)
+        ]
         return drawn_views(split, n, size, windows, flags.seed), captions
     drawn = (n or flags.n) if flags.data in DRAWN else None  # no more are drawn than are used
     images = load(flags.data, 2 * size, flags.data_dir, split, n=drawn, channels=3)
     images = images.first(min(n or flags.n or len(images), len(images)))
-    return views_of(images, size, windows, flags.seed), [text for text in images.need_captions() for _ in range(windows)]
+    return views_of(images, size, windows, flags.seed), [
+        text for text in images.need_captions() for _ in range(windows)
+    ]
 
 
 @torch.no_grad()
@@ -57,20 +67,23 @@ def encode_text(pipeline: TextToImagePipeline, captions: list[str]) -> CaptionTa
     return encode_captions(encoded, [(caption,) for caption in captions])
 
 
-Condition = Callable[[dict[str, Tensor], Tensor], dict[str, Any]]  # (batch, one hole for each image) -> arguments of the network
+Condition = Callable[
+    [dict[str, Tensor], Tensor], dict[str, Any]
+]  # (batch, one hole for each image) -> arguments of the network
 
 
 def hole_loss(pipeline: TextToImagePipeline, caption_dropout: float, condition: Condition) -> Loss:
     """The diffusion loss, with one of its holes for each image and with captions dropped at random.
 
-    The batch holds "latent" and "std", "text" (B, M, D), and "holes" (B, K, ...), of which `condition` gets one for each image.
+    The batch holds "latent" and "std", "text" (B, M, D), and "holes" (B, K, ...), of which `condition` gets one for
+    each image.
     """
     with torch.no_grad():
-        empty = pipeline.text_encoder([""])[0].cpu()                                       # (M, D)
+        empty = pipeline.text_encoder([""])[0].cpu()  # (M, D)
 
     def loss(net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
-        z0, text = sample(batch, draw), batch["text"]                                      # (B, c, h, w), (B, M, D)
-        hole = one_of_each(batch["holes"], draw)                                           # (B, ...)
+        z0, text = sample(batch, draw), batch["text"]  # (B, c, h, w), (B, M, D)
+        hole = one_of_each(batch["holes"], draw)  # (B, ...)
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
         text = drop_captions(text, empty.to(text), draw.rand(len(z0)), caption_dropout)
         arguments = {"text": text, **condition(batch, hole)}
@@ -84,7 +97,7 @@ class HoleTestSet:
     """Windows onto pictures of the test split, with the holes of camera moves, and captions."""
 
     images: Tensor  # (N, C, H, W) in [-1, 1]
-    masks: Tensor   # (N, 1, H, W)
+    masks: Tensor  # (N, 1, H, W)
     captions: list[str]
 
 

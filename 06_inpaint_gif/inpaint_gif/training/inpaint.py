@@ -1,4 +1,6 @@
-"""Training of the inpainting U-Net (train_inpaint.py): windows with holes become latents, and the widened U-Net learns to fill them."""
+"""Training of the inpainting U-Net (train_inpaint.py):
+windows with holes become latents, and the widened U-Net learns to fill them.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,15 +56,26 @@ def train_inpaint(flags: HoleFlags) -> None:
 
     def finish(state: State) -> dict[str, object]:
         film = f'python 06_inpaint_gif/make_gif.py "番茄炒蛋" --engine inpaint --model {flags.run_dir}'
-        return {"test holes": draw(state, flags.run_dir / "samples.png"), **loss_curve_and_model(flags.run_dir), "a film": film}
+        return {
+            "test holes": draw(state, flags.run_dir / "samples.png"),
+            **loss_curve_and_model(flags.run_dir),
+            "a film": film,
+        }
 
     run_training(
-        "06_inpaint_gif/train_inpaint.py", flags, ConditionalUNet(pipeline.unet), data,
+        "06_inpaint_gif/train_inpaint.py",
+        flags,
+        ConditionalUNet(pipeline.unet),
+        data,
         hole_loss(pipeline, flags.caption_dropout, lambda batch, hole: {"extra": hole}),
-        accelerator, record, introduction(flags, views, pipeline, device),
-        save=lambda state, folder: save_inpaint(folder, trained(state)), draw=draw, finish=finish,
+        accelerator,
+        record,
+        introduction(flags, views, pipeline, device),
+        save=lambda state, folder: save_inpaint(folder, trained(state)),
+        draw=draw,
+        finish=finish,
         save_start=lambda folder: save_inpaint(folder, pipeline),
-    )  # fmt: skip
+    )
 
 
 def introduction(flags: HoleFlags, views: Tensor, pipeline: TextToImagePipeline, device: str) -> str:
@@ -93,11 +106,13 @@ def starting_model(flags: HoleFlags, device: str) -> TextToImagePipeline:
 
 
 def widened(unet: UNet) -> UNet:
-    """The same network with input channels for a mask and c latents more; their weights are zero, so its output is unchanged."""
+    """The same network with input channels for a mask and c latents more;
+    their weights are zero, so its output is unchanged.
+    """
     c = unet.cfg.in_channels
     wide = UNet(replace(unet.cfg, in_channels=2 * c + 1))
     state = unet.state_dict()
-    old = state["conv_in.weight"]                                                          # (width, c, 3, 3)
+    old = state["conv_in.weight"]  # (width, c, 3, 3)
     wide.load_state_dict(state | {"conv_in.weight": torch.cat([old, old.new_zeros(len(old), c + 1, 3, 3)], dim=1)})
     return wide
 
@@ -115,7 +130,7 @@ class HoleDataset:
     """Latents, masks with the latents of the masked images, and captions, as the training loop reads them."""
 
     latents: LatentTable
-    holes: Tensor    # (N, K, 1 + c, h, w) float16: see inpainting_channels
+    holes: Tensor  # (N, K, 1 + c, h, w) float16: see inpainting_channels
     captions: CaptionTable
 
     def __len__(self) -> int:
@@ -123,12 +138,19 @@ class HoleDataset:
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """{"latent", "std": (B, c, h, w), "holes": (B, K, 1 + c, h, w), "text": (B, M, D)}"""
-        return self.latents.batch(indices) | {"holes": self.holes[indices].float(), "text": self.captions.batch(indices)[:, 0]}
+        return self.latents.batch(indices) | {
+            "holes": self.holes[indices].float(),
+            "text": self.captions.batch(indices)[:, 0],
+        }
 
 
 @torch.no_grad()
-def encode_views(pipeline: TextToImagePipeline, views: Tensor, captions: list[str], holes: int, seed: int) -> HoleDataset:
-    """Everything that the training needs, encoded once; otherwise every epoch would encode every masked image again."""
+def encode_views(
+    pipeline: TextToImagePipeline, views: Tensor, captions: list[str], holes: int, seed: int
+) -> HoleDataset:
+    """Everything that the training needs, encoded once;
+    otherwise every epoch would encode every masked image again.
+    """
     masks = random_holes(holes * len(views), *views.shape[2:], seed).view(len(views), holes, 1, *views.shape[2:])
     batches = zip(views.split(BATCH), masks.split(BATCH), strict=True)
     encoded = []
@@ -136,10 +158,14 @@ def encode_views(pipeline: TextToImagePipeline, views: Tensor, captions: list[st
         repeated = to_float(some).repeat_interleave(holes, 0)
         channels = to_half(inpainting_channels(pipeline, repeated, mask.flatten(0, 1).float()))
         encoded.append(channels.unflatten(0, (len(some), holes)))
-    return HoleDataset(encode_images(pipeline.vae, Images("views", views)), torch.cat(encoded), encode_text(pipeline, captions))
+    return HoleDataset(
+        encode_images(pipeline.vae, Images("views", views)), torch.cat(encoded), encode_text(pipeline, captions)
+    )
 
 
-def draw_holes(pipeline: TextToImagePipeline, sampling: SamplingConfig, seed: int, test: HoleTestSet, path: Path) -> Path:
+def draw_holes(
+    pipeline: TextToImagePipeline, sampling: SamplingConfig, seed: int, test: HoleTestSet, path: Path
+) -> Path:
     """Inpaint the test holes and save the comparison."""
     painted = InpaintBackend(pipeline, sampling).paint(test.images, test.masks, test.captions, seed)
     return save_comparison(test, painted, path)

@@ -17,7 +17,9 @@ from common.training.latents import BATCH, encode, scaled
 
 
 class LatentTable(NamedTuple):
-    """Mean and standard deviation of the posterior of each image, times the scaling factor. Each (N, c, h, w) float16"""
+    """Mean and standard deviation of the posterior of each image, times the scaling factor.
+    Each (N, c, h, w) float16
+    """
 
     mean: Tensor
     std: Tensor
@@ -54,7 +56,9 @@ class CaptionTable(NamedTuple):
 def encode_captions(encode_texts: Callable[[list[str]], Tensor], captions: Sequence[Sequence[str]]) -> CaptionTable:
     """Encode each different caption once. captions: K for each image"""
     number = {text: i for i, text in enumerate(dict.fromkeys(text for some in captions for text in some))}
-    return CaptionTable(encode_texts(list(number)), torch.tensor([[number[text] for text in some] for some in captions]))
+    return CaptionTable(
+        encode_texts(list(number)), torch.tensor([[number[text] for text in some] for some in captions])
+    )
 
 
 def to_half(z: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Training images for camera moves: random windows onto a scene, in which the table continues beyond the edges of the picture.
+"""Training images for camera moves: random windows onto a scene, in which the table continues beyond the edges of the
+picture.
 
-An inpainting network for a camera must be trained on its views: a plate that is cut at one side, an empty part of the table, a dish far
-away. A drawn dish fills its picture, so none of these appear in it. But the table is drawn from formulas without edges, so it can be
-drawn at any width, with the picture in the middle.
+An inpainting network for a camera must be trained on its views: a plate that is cut at one side, an empty part of the
+table, a dish far away. A drawn dish fills its picture, so none of these appear in it. But the table is drawn from
+formulas without edges, so it can be drawn at any width, with the picture in the middle.
 """
 
 from collections.abc import Mapping
@@ -20,19 +21,23 @@ from common.data.dishes.ingredients.relief import RED, Relief
 from common.data.dishes.tableware.tables import lay_table
 from common.data.dishes.tableware.vessels import lay_vessel
 
-SIDES = 2         # side of a scene, in sides of the picture
-DARKEST = 0.7     # lower bound of the vignette; inside the picture it is not reached
-FURTHEST = 1.8    # largest side of a window, in sides of the picture
-STREAM = 4        # of the random numbers of windows (common.data.drawn has its own streams)
+SIDES = 2  # side of a scene, in sides of the picture
+DARKEST = 0.7  # lower bound of the vignette; inside the picture it is not reached
+FURTHEST = 1.8  # largest side of a window, in sides of the picture
+STREAM = 4  # of the random numbers of windows (common.data.drawn has its own streams)
 
 
 def wide_scene(attributes: Mapping[str, str], size: int, pose: int) -> np.ndarray:
-    """The dish with the table around it: (3, SIDES size, SIDES size) uint8, the middle of which is draw(attributes, size, pose)."""
+    """The dish with the table around it: (3, SIDES size, SIDES size) uint8,
+    the middle of which is draw(attributes, size, pose).
+    """
     rng = np.random.default_rng(pose)  # the same random numbers for table and vessel as in `draw`
     factor = max(2, -(-FINEST // size))
     relief = blank(size * factor)
     lay_table(relief, attributes["table"], rng.random(6).tolist())
-    light = 1.04 - 0.16 * (relief.x - relief.y + 0.2) - 0.25 * (relief.x**2 + relief.y**2)  # the same formula as in lay_table
+    light = (
+        1.04 - 0.16 * (relief.x - relief.y + 0.2) - 0.25 * (relief.x**2 + relief.y**2)
+    )  # the same formula as in lay_table
     relief.field[RED] *= np.maximum(light, DARKEST) / light
     lay_vessel(relief, attributes["vessel"], attributes["glaze"], rng.random(6).tolist())  # for its shadow
     scene = np.rint(shrunk(relief.lit(), factor) * 255).astype(np.uint8)
@@ -58,11 +63,18 @@ def view(scene: Tensor, size: int, u: np.ndarray, furthest: float = FURTHEST) ->
     side = min(height, width, round(size * furthest ** u[0]))
     position = np.clip(0.5 + 1.6 * (u[1:] - 0.5), 0, 1)  # sometimes at the very edge, which is two keyframes away
     top, left = (int(round(s * (whole - side))) for s, whole in zip(position, (height, width), strict=True))
-    return tv.resize(scene[:, top : top + side, left : left + side], [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    return tv.resize(
+        scene[:, top : top + side, left : left + side],
+        [size, size],
+        interpolation=tv.InterpolationMode.BICUBIC,
+        antialias=True,
+    )
 
 
 def drawn_views(split: str, n: int, size: int, windows: int = 1, seed: int = 0) -> Tensor:
-    """Random windows onto each of n drawn scenes; several, because drawing a scene is slow. (n windows, 3, size, size) uint8"""
+    """Random windows onto each of n drawn scenes; several, because drawing a scene is slow.
+    (n windows, 3, size, size) uint8
+    """
     views = torch.empty(n, windows, 3, size, size, dtype=torch.uint8)
     for i in tqdm(range(n), "drawing scenes", disable=n < 200, leave=False):
         attributes, pose = dish(0, split, i)
@@ -74,8 +86,13 @@ def drawn_views(split: str, n: int, size: int, windows: int = 1, seed: int = 0) 
 
 def views_of(images: Images, size: int, windows: int = 1, seed: int = 0) -> Tensor:
     """The same for pictures without surroundings, such as photographs: windows onto parts of them."""
-    return torch.stack([view(pixels, size, window_numbers(seed, images.name, i * windows + k), images.size / size)
-                        for i, pixels in enumerate(images.pixels) for k in range(windows)])  # fmt: skip
+    return torch.stack(
+        [
+            view(pixels, size, window_numbers(seed, images.name, i * windows + k), images.size / size)
+            for i, pixels in enumerate(images.pixels)
+            for k in range(windows)
+        ]
+    )
 
 
 def window_numbers(seed: int, name: str, i: int) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Training of the text-to-dish model (train_text2dish.py): a U-Net on latents, conditioned on the CLIP embeddings of dish names."""
+"""Training of the text-to-dish model (train_text2dish.py):
+a U-Net on latents, conditioned on the CLIP embeddings of dish names.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,15 +38,24 @@ from common.training.run import loss_curve_and_model, make_accelerator, run_trai
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, captions_of, name_embeddings
 from inpaint_gif.clip.formats import save_folder
 from inpaint_gif.clip.model import ChineseCLIP, load_clip
-from inpaint_gif.clip.name_encoder import CLIP_RECORD, CLIPNameEncoder, clip_fingerprint, name_tokens, write_clip_record
+from inpaint_gif.clip.name_encoder import (
+    CLIP_RECORD,
+    CLIPNameEncoder,
+    clip_fingerprint,
+    name_tokens,
+    write_clip_record,
+)
 from inpaint_gif.clip.retrieval import top1_accuracy
 from inpaint_gif.clip.trainer import one_of_each, with_chinese_captions
 from inpaint_gif.training.flags import Text2DishFlags
 from inpaint_gif.training.latent_dataset import CaptionTable, LatentTable, encode_captions, encode_images
 
-DISHES = 8000   # default of --n: 100 of each dish
-VARIANTS = 8    # captions of each drawn dish; a step uses one of them
-TEXT_WEIGHTS = ("attn2.to_k", "attn2.to_v")  # weights that depend on the text encoder, so those of another one are of no use
+DISHES = 8000  # default of --n: 100 of each dish
+VARIANTS = 8  # captions of each drawn dish; a step uses one of them
+TEXT_WEIGHTS = (
+    "attn2.to_k",
+    "attn2.to_v",
+)  # weights that depend on the text encoder, so those of another one are of no use
 
 
 def train_text2dish(flags: Text2DishFlags) -> None:
@@ -76,15 +87,24 @@ def train_text2dish(flags: Text2DishFlags) -> None:
         return pictures | {"a film": f'python 06_inpaint_gif/make_gif.py "{flags.names[0]}" --dish {flags.run_dir}'}
 
     run_training(
-        "06_inpaint_gif/train_text2dish.py", flags, ConditionalUNet(pipeline.unet), data,
+        "06_inpaint_gif/train_text2dish.py",
+        flags,
+        ConditionalUNet(pipeline.unet),
+        data,
         NameLoss(pipeline, clip, flags.caption_dropout, flags.run_dir),
-        accelerator, record, introduction(flags, images, pipeline, clip, device),
-        save=lambda state, folder: save_text2dish(folder, trained(state)), draw=draw, finish=finish,
+        accelerator,
+        record,
+        introduction(flags, images, pipeline, clip, device),
+        save=lambda state, folder: save_text2dish(folder, trained(state)),
+        draw=draw,
+        finish=finish,
         save_start=lambda folder: save_text2dish(folder, pipeline),
-    )  # fmt: skip
+    )
 
 
-def introduction(flags: Text2DishFlags, images: Images, pipeline: TextToImagePipeline, clip: ChineseCLIP, device: str) -> str:
+def introduction(
+    flags: Text2DishFlags, images: Images, pipeline: TextToImagePipeline, clip: ChineseCLIP, device: str
+) -> str:
     c, side = pipeline.latent_channels, images.size // pipeline.factor
     begun = "untrained" if flags.scratch else f"begun from {flags.model}"
     lines = [
@@ -114,10 +134,14 @@ class NameDataset:
 
 
 def load_captioned(flags: Text2DishFlags, size: int) -> tuple[Images, Sequence[Sequence[str]]]:
-    """Images and the captions of each: drawn dishes with names but the held-out ones, or images with their own caption."""
+    """Images and the captions of each: drawn dishes with names but the held-out ones,
+    or images with their own caption.
+    """
     if flags.data == "dishes":
         n = flags.n or DISHES
-        captions = [captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, flags.seed, "train", i)) for i in range(n)]
+        captions = [
+            captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, flags.seed, "train", i)) for i in range(n)
+        ]
         return load("dishes", size, n=n), captions
     drawn = flags.n if flags.data in DRAWN else None
     images = with_chinese_captions(load(flags.data, size, flags.data_dir, n=drawn, channels=3)).first(flags.n)
@@ -176,7 +200,9 @@ def new_unet(flags: Text2DishFlags, vae: AutoencoderKL, clip: ChineseCLIP) -> UN
 def copy_weights(unet: UNet, other: UNet) -> None:
     """Copy the weights of a U-Net of the same architecture, except TEXT_WEIGHTS."""
     if unlike := same_build(unet, other, free=("size", "text_dim")):
-        raise UserError(f"the U-Net of --model has another architecture ({'; '.join(unlike)}); choose another --model, or --scratch")
+        raise UserError(
+            f"the U-Net of --model has another architecture ({'; '.join(unlike)}); choose another --model, or --scratch"
+        )
     state = {key: value for key, value in other.state_dict().items() if not any(part in key for part in TEXT_WEIGHTS)}
     unet.load_state_dict(state, strict=False)
 
@@ -184,7 +210,8 @@ def copy_weights(unet: UNet, other: UNet) -> None:
 class NameLoss:
     """The diffusion loss, conditioned on one of the names of each image, or at random on none.
 
-    Checkpoints contain the fingerprint of the CLIP (loop.Stateful), because the embeddings of another one mean nothing to the U-Net.
+    Checkpoints contain the fingerprint of the CLIP (loop.Stateful), because the embeddings of another one mean nothing
+    to the U-Net.
     """
 
     def __init__(self, pipeline: TextToImagePipeline, clip: ChineseCLIP, caption_dropout: float, run_dir: Path):
@@ -193,8 +220,8 @@ class NameLoss:
         self.models = {"clip": clip_fingerprint(clip.checkpoint), "scaling_factor": pipeline.vae.cfg.scaling_factor}
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
-        z0 = sample(batch, draw)                                   # (B, c, h, w)
-        embedding = one_of_each(batch["embeddings"], draw)         # (B, D)
+        z0 = sample(batch, draw)  # (B, c, h, w)
+        embedding = one_of_each(batch["embeddings"], draw)  # (B, D)
         u, eps = draw.stratified(len(z0)), draw.randn(z0.shape)
         embedding = drop_captions(embedding, torch.zeros_like(embedding[0]), draw.rand(len(z0)), self.caption_dropout)
         per_sample = diffusion_loss(net, self.schedule, self.prediction, z0, u, eps, text=name_tokens(embedding))
@@ -230,8 +257,12 @@ def draw_names(pipeline: TextToImagePipeline, flags: Text2DishFlags, path: Path)
     return viz.save_picture(viz.grid(torch.cat(rows), len(flags.names), 260), path)
 
 
-def recognition_rate(pipeline: TextToImagePipeline, clip: ChineseCLIP, names: dict[str, str], config: SamplingConfig) -> float:
-    """Share of drawn pictures that the CLIP assigns to the right dish of the whole menu. names: {dish: name to draw}"""
+def recognition_rate(
+    pipeline: TextToImagePipeline, clip: ChineseCLIP, names: dict[str, str], config: SamplingConfig
+) -> float:
+    """Share of drawn pictures that the CLIP assigns to the right dish of the whole menu.
+    names: {dish: name to draw}
+    """
     pictures = clip.encode_image(pipeline.txt2img(list(names.values()), config))
     right = torch.tensor([list(LEARNED).index(d) for d in names], device=pictures.device)
     return top1_accuracy(pictures, name_embeddings(clip, LEARNED), right)

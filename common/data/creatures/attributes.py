@@ -24,7 +24,8 @@ VALUES = tuple(ATTRIBUTES.values())
 COMBINATIONS = int(np.prod([len(values) for values in VALUES], dtype=np.int64))
 
 # Each element lacks one colour: no blue creature of fire is ever trained on, no red one of water. A model that draws
-# one combines two things that it was only trained on apart. One colour of ten for each element is a tenth of all combinations.
+# one combines two things that it was only trained on apart. One colour of ten for each element is a tenth of all
+# combinations.
 NEVER_TOGETHER: dict[str, str] = {
     "fire": "blue",
     "water": "red",

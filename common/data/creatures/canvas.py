@@ -41,7 +41,9 @@ class Canvas:
         return Canvas(self.x[rows, columns], self.y[rows, columns], self.rgb[:, rows, columns], self.pixel)
 
     def cover(self, distance: Array, blur: float = 0) -> Array:
-        """How much of each pixel lies inside a shape, 0 to 1; the edge is one pixel wide, or `blur` if that is wider."""
+        """How much of each pixel lies inside a shape, 0 to 1;
+        the edge is one pixel wide, or `blur` if that is wider.
+        """
         share = distance * (-1 / max(self.pixel, blur))
         share += 0.5
         np.maximum(share, 0, out=share)

@@ -193,7 +193,9 @@ MENTION_RATE = {
 MENTION_RATE_OF_NONE = 0.25
 
 
-def describe(attributes: Mapping[str, str], language: str, rng: np.random.Generator, mention: Sequence[str] | None = None) -> str:
+def describe(
+    attributes: Mapping[str, str], language: str, rng: np.random.Generator, mention: Sequence[str] | None = None
+) -> str:
     """A caption for a creature.
 
     attributes  the name of a value for each attribute
@@ -215,7 +217,11 @@ def describe(attributes: Mapping[str, str], language: str, rng: np.random.Genera
 def choose_mention(attributes: Mapping[str, str], rng: np.random.Generator) -> list[str]:
     """The attributes that a caption will speak of; at least one."""
     luck = rng.random(len(NAMES))
-    said = [n for n, u in zip(NAMES, luck, strict=True) if u < (MENTION_RATE_OF_NONE if attributes[n] == "none" else MENTION_RATE[n])]
+    said = [
+        n
+        for n, u in zip(NAMES, luck, strict=True)
+        if u < (MENTION_RATE_OF_NONE if attributes[n] == "none" else MENTION_RATE[n])
+    ]
     return said or ["colour"]
 
 
@@ -226,11 +232,18 @@ def english(found: dict[str, list[str]], rng: np.random.Generator) -> str:
     has = [listed(found["part"], ", ", " and ")] if found["part"] else []
     lacks = [" or ".join(found["lacks"])] if found["lacks"] else []
     if style == "tags":
-        bare = [words.removeprefix("on ").removeprefix("an ").removeprefix("a ") for words in found["part"] + found["around"]]
+        bare = [
+            words.removeprefix("on ").removeprefix("an ").removeprefix("a ")
+            for words in found["part"] + found["around"]
+        ]
         without = [f"no {words.removeprefix('a ')}" for words in found["lacks"]]
         return ", ".join([*found["adjective"], noun, *bare, *without])
     if style == "sentence" and found["adjective"]:
-        tail = [f"it has {w}" for w in has] + [f"it has no {w.replace('a tail', 'tail')}" for w in lacks] + found["around"]
+        tail = (
+            [f"it has {w}" for w in has]
+            + [f"it has no {w.replace('a tail', 'tail')}" for w in lacks]
+            + found["around"]
+        )
         return "; ".join([f"this {noun} is {listed(found['adjective'], ', ', ' and ')}", *tail])
     whole = with_article(" ".join([*found["adjective"], noun]))
     whole += "".join(f" with {w}" for w in has) + "".join(f"{' but' if has else ''} without {w}" for w in lacks)

@@ -1,4 +1,6 @@
-"""One creature from its attributes: the same at every size, because it is a drawing in coordinates and not in pixels."""
+"""One creature from its attributes: the same at every size,
+because it is a drawing in coordinates and not in pixels.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +14,9 @@ from common.data.creatures.parts import EARS_BEHIND, EARS_IN_FRONT, HORNS, TAILS
 from common.data.creatures.shapes import box, capsule, circle, ellipse, together
 
 POSE = 20  # numbers in [0, 1) that vary what is no attribute: tilt, proportions, gaze, tint; 0.5 is the middle
-FINEST = 64  # smaller pictures are drawn with at least so many points a side and averaged, so that thin lines stay thin
+FINEST = (
+    64  # smaller pictures are drawn with at least so many points a side and averaged, so that thin lines stay thin
+)
 SCALE = 1.07  # of creatures in the picture
 GROUND = 0.125  # height of the ground in the picture
 
@@ -84,7 +88,9 @@ def figure(picture: Canvas, a: Mapping[str, str], shift: list[float]) -> None:
     outline = body(c, a["body"])
     c.outlined(outline, shaded(c, paint, build), paint.line)
     pattern(c, outline, a["pattern"], build, paint)
-    c.fill(ellipse(c.x + 0.5 * build.side, c.y - build.top + 0.075, 0.055, 0.03), (1.0, 1.0, 1.0), opacity=0.55, blur=0.04)
+    c.fill(
+        ellipse(c.x + 0.5 * build.side, c.y - build.top + 0.075, 0.055, 0.03), (1.0, 1.0, 1.0), opacity=0.55, blur=0.04
+    )
     middle = c.crop((-0.4, 0.4), (0.05, 0.23))
     arms = capsule(np.abs(middle.x), middle.y, (build.side - 0.02, 0.165), (build.side + 0.025, 0.125), 0.03, 0.034)
     middle.outlined(arms, paint.main, paint.line, 0.017)
@@ -133,8 +139,10 @@ def shaded(c: Canvas, paint: Paint, build: Build) -> np.ndarray:
     """The skin as light from the upper left sees it. (3, H, W)"""
     light = 0.5 + 0.9 * (c.y - 0.5 * build.top) - 0.6 * c.x
     np.clip(light, 0, 1, out=light)
-    dark, bright = (np.array(mix(paint.main, end, share), np.float32)[:, None, None]
-                    for end, share in ((paint.line, 0.18), ((1.0, 1.0, 1.0), 0.14)))  # fmt: skip
+    dark, bright = (
+        np.array(mix(paint.main, end, share), np.float32)[:, None, None]
+        for end, share in ((paint.line, 0.18), ((1.0, 1.0, 1.0), 0.14))
+    )
     return dark + light * (bright - dark)
 
 
@@ -150,6 +158,13 @@ def pattern(c: Canvas, outline: np.ndarray, kind: str, build: Build, paint: Pain
         c.fill(np.maximum(inside, bands), paint.mark)
     elif kind == "spots":
         w, t = build.side, build.top
-        places = ((-0.72, 0.33, 0.05), (-0.2, 0.16, 0.046), (0.42, 0.2, 0.05), (0.8, 0.44, 0.046), (-0.42, 0.86, 0.046), (0.34, 0.9, 0.052))
+        places = (
+            (-0.72, 0.33, 0.05),
+            (-0.2, 0.16, 0.046),
+            (0.42, 0.2, 0.05),
+            (0.8, 0.44, 0.046),
+            (-0.42, 0.86, 0.046),
+            (0.34, 0.9, 0.052),
+        )
         dots = together(*(circle(c.x - u * w, c.y - v * t, r) for u, v, r in places))
         c.fill(np.maximum(inside, dots), paint.light)

@@ -41,7 +41,9 @@ def open_eye(c: Canvas, r: float, p: Paint, gaze: tuple[float, float]) -> None:
 
 
 def brow(c: Canvas, r: float, p: Paint, side: float) -> None:
-    """Skin over the upper part of an eye, and a dark brow that falls towards the nose; side: -1 left, 0 middle, 1 right."""
+    """Skin over the upper part of an eye, and a dark brow that falls towards the nose;
+    side: -1 left, 0 middle, 1 right.
+    """
     slope = 0.6 * (c.x * side if side else np.abs(c.x))
     above = (c.y - 0.32 * r - slope) / 1.17
     lid = circle(c.x, c.y, r + 0.014)
@@ -55,7 +57,10 @@ def closed_eye(c: Canvas, r: float, p: Paint) -> None:
     c.fill(np.maximum(ring(c.x, c.y - 0.25 * r, 0.72 * r, 0.028), c.y - 0.1 * r), DARK)
     x = np.abs(c.x)
     lashes = (((0, -0.47), (0, -0.80)), ((0.42, -0.33), (0.66, -0.60)))
-    c.fill(together(*(capsule(x, c.y, (a * r, b * r), (d * r, e * r), 0.1 * r, 0.07 * r) for (a, b), (d, e) in lashes)), DARK)
+    c.fill(
+        together(*(capsule(x, c.y, (a * r, b * r), (d * r, e * r), 0.1 * r, 0.07 * r) for (a, b), (d, e) in lashes)),
+        DARK,
+    )
 
 
 def mouth(c: Canvas, mood: str) -> None:

@@ -67,17 +67,26 @@ def ghost(c: Canvas, r: float) -> None:
 def fairy(c: Canvas, r: float) -> None:
     x, y = np.abs(c.x), c.y
     heart = together(
-        capsule(x, y, (0.42 * r, 0.3 * r), (0.0, -0.8 * r), 0.5 * r, 0.06 * r), circle(x - 0.42 * r, y - 0.3 * r, 0.5 * r)
+        capsule(x, y, (0.42 * r, 0.3 * r), (0.0, -0.8 * r), 0.5 * r, 0.06 * r),
+        circle(x - 0.42 * r, y - 0.3 * r, 0.5 * r),
     )
     c.outlined(heart, (1.0, 0.36, 0.62), (0.66, 0.08, 0.34), 0.12 * r)
     c.fill(ellipse(c.x + 0.42 * r, c.y - 0.42 * r, 0.2 * r, 0.14 * r), (1.0, 0.85, 0.92))
 
 
 MOTIFS = {
-    "fire": fire, "water": water, "grass": grass, "electric": electric, "ice": ice, "rock": rock, "ghost": ghost, "fairy": fairy,
-}  # fmt: skip
+    "fire": fire,
+    "water": water,
+    "grass": grass,
+    "electric": electric,
+    "ice": ice,
+    "rock": rock,
+    "ghost": ghost,
+    "fairy": fairy,
+}
 
-# Where motifs stand (x, y, r): large ones in the lower corners, before the creature, and small ones floating in the upper.
+# Where motifs stand (x, y, r): large ones in the lower corners, before the creature, and small ones floating in the
+# upper.
 IN_FRONT = ((0.135, 0.135, 0.105), (0.285, 0.065, 0.058), (0.875, 0.13, 0.095))
 BEHIND = ((0.105, 0.86, 0.066), (0.90, 0.885, 0.058))
 

@@ -35,7 +35,7 @@ class Build:
     foot: float  # distance of a foot from the middle
 
 
-# ---------------------------------------------------------------------------------------------------------------- wings
+# --------------------------------------------------------------------------------------------------------------- wings
 
 
 def feathered(c: Canvas, b: Build, p: Paint) -> None:
@@ -48,9 +48,13 @@ def feathered(c: Canvas, b: Build, p: Paint) -> None:
 def bat(c: Canvas, b: Build, p: Paint) -> None:
     x, y = np.abs(c.x) - b.shoulder + 0.03, c.y - 0.62 * b.eyes - 0.08
     skin = polygon(x, y, [(0, 0.07), (0.12, 0.22), (0.27, 0.13), (0.245, -0.085), (0.0, -0.09)])
-    bites = together(circle(x - 0.19, y + 0.125, 0.075), circle(x - 0.07, y + 0.135, 0.065), circle(x - 0.30, y - 0.005, 0.055))
+    bites = together(
+        circle(x - 0.19, y + 0.125, 0.075), circle(x - 0.07, y + 0.135, 0.065), circle(x - 0.30, y - 0.005, 0.055)
+    )
     c.outlined(np.maximum(skin, -bites), (0.42, 0.20, 0.50), (0.16, 0.06, 0.22), 0.014)
-    bones = together(capsule(x, y, (0, 0.06), (0.12, 0.20), 0.012, 0.01), capsule(x, y, (0.12, 0.2), (0.145, -0.07), 0.01, 0.006))
+    bones = together(
+        capsule(x, y, (0, 0.06), (0.12, 0.20), 0.012, 0.01), capsule(x, y, (0.12, 0.2), (0.145, -0.07), 0.01, 0.006)
+    )
     c.fill(bones, (0.72, 0.45, 0.80))
 
 
@@ -63,25 +67,41 @@ def butterfly(c: Canvas, b: Build, p: Paint) -> None:
     c.fill(spots, (1.0, 0.93, 0.45))
 
 
-# ---------------------------------------------------------------------------------------------------------------- tails
+# --------------------------------------------------------------------------------------------------------------- tails
 
 
 def long_tail(c: Canvas, b: Build, p: Paint) -> None:
     s = b.side
-    path = [(s + x, y) for x, y in ((-0.06, 0.09), (0.03, 0.06), (0.10, 0.065), (0.145, 0.11), (0.15, 0.18), (0.135, 0.25), (0.15, 0.32), (0.185, 0.35))]
+    path = [
+        (s + x, y)
+        for x, y in (
+            (-0.06, 0.09),
+            (0.03, 0.06),
+            (0.10, 0.065),
+            (0.145, 0.11),
+            (0.15, 0.18),
+            (0.135, 0.25),
+            (0.15, 0.32),
+            (0.185, 0.35),
+        )
+    ]
     c.outlined(rope(c.x, c.y, path, 0.042, 0.024), p.main, p.line)
 
 
 def curly_tail(c: Canvas, b: Build, p: Paint) -> None:
     x, y = c.x - b.side - 0.095, c.y - 0.18
     angles = np.radians(np.linspace(-110, 360, 16))
-    path = [(float(r * np.cos(a)), float(r * np.sin(a))) for a, r in zip(angles, np.linspace(0.115, 0.02, 16), strict=True)]
+    path = [
+        (float(r * np.cos(a)), float(r * np.sin(a))) for a, r in zip(angles, np.linspace(0.115, 0.02, 16), strict=True)
+    ]
     c.outlined(rope(x, y, [(-0.15, -0.09), *path], 0.030, 0.016), p.main, p.line, 0.014)
 
 
 def bushy_tail(c: Canvas, b: Build, p: Paint) -> None:
     x, y = c.x - b.side, c.y - 0.07
-    brush = together(capsule(x, y, (-0.04, 0), (0.095, 0.10), 0.05, 0.108), capsule(x, y, (0.095, 0.10), (0.11, 0.27), 0.108, 0.015))
+    brush = together(
+        capsule(x, y, (-0.04, 0), (0.095, 0.10), 0.05, 0.108), capsule(x, y, (0.095, 0.10), (0.11, 0.27), 0.108, 0.015)
+    )
     c.outlined(brush, p.main, p.line)
     tip = 0.145 + 0.02 * np.cos(x * 90) - y  # a wavy edge, above which the fur is light
     c.fill(np.maximum(brush, tip), CREAM)
@@ -89,11 +109,13 @@ def bushy_tail(c: Canvas, b: Build, p: Paint) -> None:
 
 def pointed_tail(c: Canvas, b: Build, p: Paint) -> None:
     x, y = c.x - b.side, c.y - 0.07
-    c.outlined(rope(x, y, [(-0.05, 0.02), (0.06, 0.0), (0.12, 0.05), (0.125, 0.14)], 0.03, 0.02), p.main, p.line, 0.016)
+    c.outlined(
+        rope(x, y, [(-0.05, 0.02), (0.06, 0.0), (0.12, 0.05), (0.125, 0.14)], 0.03, 0.02), p.main, p.line, 0.016
+    )
     c.outlined(polygon(x, y, [(0.035, 0.13), (0.215, 0.13), (0.13, 0.27)]), p.mark, p.line, 0.018)
 
 
-# ----------------------------------------------------------------------------------------------------------------- ears
+# ---------------------------------------------------------------------------------------------------------------- ears
 
 INNER_EAR = (1.0, 0.68, 0.72)
 
@@ -121,7 +143,7 @@ def dog_ears(c: Canvas, b: Build, p: Paint) -> None:
     c.outlined(capsule(x, y, (0.0, 0.03), (0.105, -0.13), 0.045, 0.072), p.mark, p.line)
 
 
-# ---------------------------------------------------------------------------------------------------------------- horns
+# --------------------------------------------------------------------------------------------------------------- horns
 
 IVORY, IVORY_LINE = (1.0, 0.93, 0.72), (0.52, 0.38, 0.18)
 
@@ -136,7 +158,12 @@ def one_horn(c: Canvas, b: Build, p: Paint) -> None:
 
 def two_horns(c: Canvas, b: Build, p: Paint) -> None:
     x, y = np.abs(c.x), c.y - b.top
-    c.outlined(rope(x, y, [(0.06, -0.03), (0.095, 0.04), (0.095, 0.10), (0.065, 0.145)], 0.042, 0.008), IVORY, IVORY_LINE, 0.017)
+    c.outlined(
+        rope(x, y, [(0.06, -0.03), (0.095, 0.04), (0.095, 0.10), (0.065, 0.145)], 0.042, 0.008),
+        IVORY,
+        IVORY_LINE,
+        0.017,
+    )
 
 
 def antennae(c: Canvas, b: Build, p: Paint) -> None:

@@ -1,7 +1,7 @@
 """Draw a sheet of creatures, to look at the data before training on them.
 
-  python -m common.data.creatures --n 100 --size 64 --out sheet.png
-  python -m common.data.creatures --split heldout --captions --language zh
+python -m common.data.creatures --n 100 --size 64 --out sheet.png
+python -m common.data.creatures --split heldout --captions --language zh
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """Shapes as signed distances: below zero inside, above zero outside, in the unit of the coordinates.
 
-Each function takes coordinates x, y (arrays of one shape) and gives the distance of every point to the edge. Two shapes
-together are the smaller of their distances, one shape cut by another the larger. (Inigo Quilez, "2D distance functions".)
+Each function takes coordinates x, y (arrays of one shape) and gives the distance of every point to the edge. Two
+shapes together are the smaller of their distances, one shape cut by another the larger. (Inigo Quilez, "2D distance
+functions".)
 """
 
 import numpy as np
@@ -15,7 +16,9 @@ def circle(x: Array, y: Array, r: float) -> Array:
 
 
 def ellipse(x: Array, y: Array, rx: float, ry: float) -> Array:
-    """An ellipse with half axes rx, ry; the distance is of first order, which is exact where it matters, at the edge."""
+    """An ellipse with half axes rx, ry; the distance is of first order,
+    which is exact where it matters, at the edge.
+    """
     k = np.sqrt((x / rx) ** 2 + (y / ry) ** 2)
     gradient = np.sqrt((x / rx**2) ** 2 + (y / ry**2) ** 2)
     return k * (k - 1) / (gradient + 1e-6)

@@ -1,4 +1,6 @@
-"""The attributes of a dish (its name, style, vessel, glaze and table), and the pairs of values that training never sees together."""
+"""The attributes of a dish (its name, style, vessel, glaze and table),
+and the pairs of values that training never sees together.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +23,9 @@ UNGLAZED = ("steamer", "clay pot")
 
 # Each dish misses one table, the next dish of the menu the next one: a sixth of all combinations. A model that draws
 # 番茄炒蛋 on wood combines two things that it was only trained on apart.
-NEVER_TOGETHER: dict[str, str] = {dish: ATTRIBUTES["table"][i % len(ATTRIBUTES["table"])] for i, dish in enumerate(DISHES)}
+NEVER_TOGETHER: dict[str, str] = {
+    dish: ATTRIBUTES["table"][i % len(ATTRIBUTES["table"])] for i, dish in enumerate(DISHES)
+}
 
 
 def is_held_out(attributes: Mapping[str, str]) -> bool:
@@ -36,7 +40,9 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
     if attributes["style"] != dish.style:
         raise UserError(f"{attributes['dish']} is {dish.style}, not {attributes['style']}")
     if (attributes["vessel"] in UNGLAZED) != (attributes["glaze"] == "none"):
-        raise UserError(f"a {attributes['vessel']} cannot have glaze '{attributes['glaze']}': a steamer and a clay pot have glaze 'none', and no other vessel has")
+        raise UserError(
+            f"a {attributes['vessel']} cannot have glaze '{attributes['glaze']}': a steamer and a clay pot have glaze 'none', and no other vessel has"
+        )
 
 
 def choose(choices: Sequence[str], u: float) -> str:
@@ -44,12 +50,16 @@ def choose(choices: Sequence[str], u: float) -> str:
 
 
 def draw_attributes(rng: np.random.Generator, held_out: bool) -> dict[str, str]:
-    """A dish, one of its vessels, a glaze and a table, uniformly; drawn again until the combination is of the kind wanted."""
+    """A dish, one of its vessels, a glaze and a table, uniformly;
+    drawn again until the combination is of the kind wanted.
+    """
     while True:
         u = rng.random(4)
         name = choose(ATTRIBUTES["dish"], u[0])
         vessel = choose(DISHES[name].vessels, u[1])
         glaze = "none" if vessel in UNGLAZED else choose(ATTRIBUTES["glaze"][:-1], u[2])
-        attributes = dict(zip(NAMES, (name, DISHES[name].style, vessel, glaze, choose(ATTRIBUTES["table"], u[3])), strict=True))
+        attributes = dict(
+            zip(NAMES, (name, DISHES[name].style, vessel, glaze, choose(ATTRIBUTES["table"], u[3])), strict=True)
+        )
         if is_held_out(attributes) == held_out:
             return attributes

@@ -11,7 +11,12 @@ from common.data.dishes.attributes import NAMES, check_attributes
 from common.data.dishes.menu import DISHES
 from common.data.drawn import check_description, choose
 
-MENTION_RATE = {"style": 0.25, "vessel": 0.75, "glaze": 0.45, "table": 0.6}  # how often a caption speaks of it; of the dish, always
+MENTION_RATE = {
+    "style": 0.25,
+    "vessel": 0.75,
+    "glaze": 0.45,
+    "table": 0.6,
+}  # how often a caption speaks of it; of the dish, always
 
 STYLES = {
     "stir-fried": ("stir-fried", "炒菜"), "braised": ("braised", "炖菜"), "steamed": ("steamed", "蒸菜"), "boiled": ("boiled", "煮菜"),
@@ -25,7 +30,12 @@ VESSELS = {  # English, Chinese, the Chinese measure word
     "steamer": (("bamboo steamer", "steamer"), ("蒸笼", "竹蒸笼"), "笼"),
     "clay pot": (("clay pot",), ("砂锅",), "锅"),
 }
-GLAZES = {"white": ("white", "白瓷"), "blue-and-white": ("blue-and-white", "青花"), "celadon": ("celadon", "青瓷"), "black": ("black", "黑瓷")}
+GLAZES = {
+    "white": ("white", "白瓷"),
+    "blue-and-white": ("blue-and-white", "青花"),
+    "celadon": ("celadon", "青瓷"),
+    "black": ("black", "黑瓷"),
+}
 TABLES = {
     "wood": ("a wooden table", "木桌"),
     "linen": ("a linen tablecloth", "亚麻桌布"),
@@ -36,7 +46,9 @@ TABLES = {
 }
 
 
-def describe(attributes: Mapping[str, str], language: str, rng: np.random.Generator, mention: Sequence[str] | None = None) -> str:
+def describe(
+    attributes: Mapping[str, str], language: str, rng: np.random.Generator, mention: Sequence[str] | None = None
+) -> str:
     """A caption for a dish.
 
     attributes  the name of a value for each attribute
@@ -47,7 +59,11 @@ def describe(attributes: Mapping[str, str], language: str, rng: np.random.Genera
     check_description("a dish", NAMES, language, mention)
     name = choose(names_of(attributes["dish"], language), rng)
     luck = rng.random(len(MENTION_RATE))  # drawn in any case: the words do not depend on what is mentioned
-    said = [n for n, u in zip(MENTION_RATE, luck, strict=True) if u < MENTION_RATE[n]] if mention is None else list(mention)
+    said = (
+        [n for n, u in zip(MENTION_RATE, luck, strict=True) if u < MENTION_RATE[n]]
+        if mention is None
+        else list(mention)
+    )
     if attributes["glaze"] == "none":
         said = [n for n in said if n != "glaze"]
     return (english if language == "en" else chinese)(name, attributes, said, rng) if said else name
@@ -60,7 +76,11 @@ def names_of(dish: str, language: str) -> tuple[str, ...]:
 
 def english(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Generator) -> str:
     """a white plate of NAME on a wooden table, top view / NAME in a clay pot / NAME, soup, bowl, marble table"""
-    form, vessel, view = choose(("of", "of", "in", "tags"), rng), choose(VESSELS[a["vessel"]][0], rng), choose(("", "", ", top view"), rng)
+    form, vessel, view = (
+        choose(("of", "of", "in", "tags"), rng),
+        choose(VESSELS[a["vessel"]][0], rng),
+        choose(("", "", ", top view"), rng),
+    )
     glaze = f"{GLAZES[a['glaze']][0]} " if "glaze" in said else ""
     container = glaze + vessel if "vessel" in said or glaze else ""
     table = TABLES[a["table"]][0] if "table" in said else ""
@@ -83,7 +103,11 @@ def with_article(words: str) -> str:
 
 def chinese(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Generator) -> str:
     """一盘NAME，木桌 / 白瓷盘里的NAME / 木桌上的一碗NAME / NAME，汤羹，青花碗，大理石桌"""
-    form, vessel, view = choose(("measure", "measure", "in", "tags"), rng), choose(VESSELS[a["vessel"]][1], rng), choose(("", "", "，俯拍"), rng)
+    form, vessel, view = (
+        choose(("measure", "measure", "in", "tags"), rng),
+        choose(VESSELS[a["vessel"]][1], rng),
+        choose(("", "", "，俯拍"), rng),
+    )
     glaze = GLAZES[a["glaze"]][1] if "glaze" in said else ""
     container = glaze + (vessel.removesuffix("子") if glaze else vessel) if "vessel" in said or glaze else ""
     table = TABLES[a["table"]][1] if "table" in said else ""

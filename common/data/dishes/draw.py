@@ -65,7 +65,9 @@ def flood(relief: Relief, area: Area, liquid: Flood, luck: list[float]) -> None:
     relief.field[GLOSS] += wet * (0.85 - relief.field[GLOSS])
 
 
-def lay_food(relief: Relief, area: Area, layer: FoodLayer, coat: tuple[Colour, float] | None, rng: np.random.Generator) -> None:
+def lay_food(
+    relief: Relief, area: Area, layer: FoodLayer, coat: tuple[Colour, float] | None, rng: np.random.Generator
+) -> None:
     """All pieces of a layer, in their order."""
     places = LAYOUTS[layer.how](layer, rng)
     n = len(places.u)

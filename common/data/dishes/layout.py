@@ -1,6 +1,7 @@
 """Where the pieces of a dish go: heaped, in a ring, in rows, packed in a steamer, strewn on top.
 
-All of it in the unit disc, which the vessel then stretches: the places of a dish are the same at any size of the picture.
+All of it in the unit disc, which the vessel then stretches: the places of a dish are the same at any size of the
+picture.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class FoodLayer:
 
 @dataclass(frozen=True)
 class Flood:
-    """A liquid up to a level. level: 0 the floor of the vessel, 1 its brim; clear: how deep one sees, in picture widths."""
+    """A liquid up to a level. level: 0 the floor of the vessel, 1 its brim;
+    clear: how deep one sees, in picture widths.
+    """
 
     colour: Colour
     level: float
@@ -40,7 +43,9 @@ class Flood:
 
 @dataclass
 class Places:
-    """u, v in the unit disc; turn in radians; lift of the ground, 0 at the rim to 1 in the middle of a heap; kind of each."""
+    """u, v in the unit disc; turn in radians; lift of the ground,
+    0 at the rim to 1 in the middle of a heap; kind of each.
+    """
 
     u: Array
     v: Array
@@ -97,7 +102,13 @@ def fan(layer: FoodLayer, rng: np.random.Generator) -> Places:
     u = layer.wide * (1.5 * (along + 0.5) / np.ceil(n / rows) - 0.75)
     v = layer.wide * (0.0 if rows == 1 else 1.0) * (row - (rows - 1) / 2) * 0.52
     turn = 1.57 + 0.16 * (rng.random(n) - 0.5) + (rng.random() < 0.5) * 0.3
-    return Places(u + 0.02 * rng.random(n), v + 0.03 * rng.random(n), turn + 0 * u, 0.15 + 0.35 * along / n, np.sort(dealt(layer, rng)))
+    return Places(
+        u + 0.02 * rng.random(n),
+        v + 0.03 * rng.random(n),
+        turn + 0 * u,
+        0.15 + 0.35 * along / n,
+        np.sort(dealt(layer, rng)),
+    )
 
 
 def pack(layer: FoodLayer, rng: np.random.Generator) -> Places:

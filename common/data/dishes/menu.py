@@ -1,4 +1,6 @@
-"""The menu: every dish with its names, how it is cooked, what it is served in, and what lies on the plate, bottom first."""
+"""The menu: every dish with its names, how it is cooked, what it is served in,
+and what lies on the plate, bottom first.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,7 +58,7 @@ OIL, CLEAR = (0.90, 0.80, 0.42), (0.93, 0.84, 0.58)
 CARAMEL = ((0.62, 0.22, 0.05), 0.55)
 
 DISHES: dict[str, Dish] = {
-    # -------------------------------------------------------------------------------------------------------- stir-fried
+    # ------------------------------------------------------------------------------------------------------ stir-fried
     "番茄炒蛋": Dish(("西红柿炒鸡蛋", "土鸡蛋炒番茄", "番茄炒鸡蛋"), ("tomato and scrambled eggs", "stir-fried tomato and eggs"), "stir-fried", PLATES,
         (sauce(TOMATO), heap(egg=20, tomato=17), top(scallion=10))),
     "葱油生菜": Dish(("清炒生菜", "白灼生菜"), ("lettuce in scallion oil",), "stir-fried", PLATES,
@@ -99,7 +101,7 @@ DISHES: dict[str, Dish] = {
         (sauce(OIL, 0.3), heap(bean_sprout=80, chive=8))),
     "家常豆腐": Dish(("红烧豆腐",), ("home-style fried tofu",), "stir-fried", PLATES,
         (sauce(BROWN), heap(fried_tofu=22, pepper_chunk=8, red_chunk=7, fungus=4))),
-    # ---------------------------------------------------------------------------------------------- braised, in dark sauce
+    # ------------------------------------------------------------------------------------------ braised, in dark sauce
     "麻婆豆腐": Dish(("麻辣豆腐",), ("mapo tofu",), "braised", ("bowl", "round plate", "clay pot"),
         (heap(tofu=25), sauce(RED_OIL, 0.9, 1.0, 0.006), top(red_oil=12), top(mince=34, scallion=22)), ((0.97, 0.46, 0.12), 0.25)),
     "红烧肉": Dish(("东坡肉", "毛氏红烧肉"), ("red-braised pork belly",), "braised", (*DEEP, "round plate"),
@@ -116,7 +118,7 @@ DISHES: dict[str, Dish] = {
     "红烧鱼": Dish(("红烧鲤鱼", "红烧鲫鱼"), ("red-braised fish",), "braised", OVAL,
         (sauce((0.42, 0.16, 0.04), 0.6, 1.0), one(brown_fish=1), top(scallion=16, chopped_chili=10, wide=0.7))),
     "卤蛋": Dish(("茶叶蛋", "卤鸡蛋"), ("soy-braised eggs",), "braised", ("round plate", "bowl"), (sauce(SOY, 0.5), pack(brown_egg=8), top(scallion=5))),
-    # ------------------------------------------------------------------------------------------------------------ steamed
+    # --------------------------------------------------------------------------------------------------------- steamed
     "清蒸鱼": Dish(("清蒸鲈鱼",), ("steamed fish",), "steamed", OVAL,
         (sauce((0.55, 0.34, 0.12), 0.5, 1.0), one(fish=1), top(scallion_shred=26, ginger=9, red_pepper=3, wide=0.6, scale=0.8))),
     "蒜蓉粉丝扇贝": Dish(("蒜蓉扇贝",), ("steamed scallops with garlic and vermicelli",), "steamed", ROUND, (flower(scallop=7),)),
@@ -129,7 +131,7 @@ DISHES: dict[str, Dish] = {
     "虾饺": Dish(("水晶虾饺",), ("crystal shrimp dumplings",), "steamed", ("steamer",), (flower(shrimp_dumpling=7),)),
     "粽子": Dish(("肉粽",), ("rice dumplings in bamboo leaves",), "steamed", PLATES, (pack(zongzi=4, wide=0.95),)),
     "米饭": Dish(("白米饭", "大米饭"), ("steamed rice",), "steamed", ("bowl",), (one(white_mound=1), heap(rice=230))),
-    # ------------------------------------------------------------------------------------------------------------- boiled
+    # ---------------------------------------------------------------------------------------------------------- boiled
     "白灼虾": Dish(("水煮大虾", "盐水虾"), ("poached shrimp",), "boiled", ROUND, (ring(shrimp=11, wide=1.12), ring(shrimp=6, wide=0.66), one(dip=1))),
     "白切鸡": Dish(("白斩鸡",), ("white-cut chicken",), "boiled", PLATES, (sauce(OIL, 0.3), fan(white_chicken=15), top(scallion=12, ginger=4, wide=0.6))),
     "饺子": Dish(("水饺", "猪肉水饺"), ("boiled dumplings",), "boiled", PLATES, (heap(dumpling=19),)),
@@ -146,7 +148,7 @@ DISHES: dict[str, Dish] = {
     "馄饨": Dish(("云吞", "抄手"), ("wonton soup",), "boiled", ("bowl",),
         (heap(wonton=13), broth(CLEAR, 0.016, 0.85), top(scallion=14, seaweed=2, wide=0.8))),
     "汤圆": Dish(("元宵",), ("sweet rice balls in syrup",), "boiled", ("bowl",), (pack(rice_ball=11), broth((0.90, 0.80, 0.62), 0.05, 0.75), float_(goji=7, wide=0.8))),
-    # --------------------------------------------------------------------------------------------------------------- soup
+    # ------------------------------------------------------------------------------------------------------------ soup
     "西红柿鸡蛋汤": Dish(("番茄蛋花汤", "番茄鸡蛋汤"), ("tomato and egg drop soup",), "soup", DEEP,
         (heap(tomato=10, wide=0.9), broth((0.95, 0.50, 0.16), 0.022), float_(egg_ribbon=18, wide=0.95, scale=0.85), float_(tomato=5, scallion=12, wide=0.85))),
     "紫菜蛋花汤": Dish(("紫菜汤", "紫菜鸡蛋汤"), ("seaweed and egg drop soup",), "soup", DEEP,
@@ -166,7 +168,7 @@ DISHES: dict[str, Dish] = {
     "皮蛋瘦肉粥": Dish(("瘦肉粥",), ("congee with pork and century egg",), "soup", ("bowl",),
         (broth((0.95, 0.93, 0.87), 0.003), float_(century_egg=8, pork_shred=12, wide=0.85), float_(scallion=12))),
     "小米粥": Dish(("小米稀饭",), ("millet porridge",), "soup", ("bowl",), (broth((0.97, 0.71, 0.26), 0.003), float_(millet=210, wide=1.05), float_(jujube=3, wide=0.4))),
-    # --------------------------------------------------------------------------------------------------------------- cold
+    # ------------------------------------------------------------------------------------------------------------ cold
     "拍黄瓜": Dish(("凉拌黄瓜", "蒜泥黄瓜"), ("smashed cucumber salad",), "cold", PLATES,
         (sauce((0.62, 0.42, 0.16), 0.35), heap(cucumber_chunk=28), top(garlic=24, chili_ring=9))),
     "皮蛋豆腐": Dish(("松花蛋拌豆腐",), ("tofu with century egg",), "cold", ROUND,
@@ -180,7 +182,7 @@ DISHES: dict[str, Dish] = {
     "口水鸡": Dish(("红油鸡块",), ("chicken in chili oil",), "cold", ("bowl", "round plate"),
         (sauce(RED_OIL, 0.9, 1.0, 0.005), fan(white_chicken=12), top(red_oil=9), top(peanut=13, sesame=40, scallion=10, wide=0.8))),
     "糖醋藕片": Dish(("凉拌藕片", "炒藕片"), ("lotus root slices",), "cold", PLATES, (sauce(OIL, 0.25), heap(lotus=17), top(chili_ring=6, scallion=6))),
-    # --------------------------------------------------------------------------------------------------- fried and roasted
+    # ----------------------------------------------------------------------------------------------- fried and roasted
     "蛋炒饭": Dish(("扬州炒饭", "鸡蛋炒饭"), ("egg fried rice",), "fried", ("round plate", "bowl"),
         (one(gold_mound=1), heap(fried_rice=190, egg_bits=40, pea=16, carrot_dice=14), top(scallion=16))),
     "糖醋里脊": Dish(("糖醋肉",), ("sweet and sour pork",), "fried", PLATES, (sauce((0.88, 0.32, 0.05), 0.45), heap(sweet_pork=34), top(sesame=60))),

@@ -1,7 +1,7 @@
 """Draw a sheet of dishes, to look at the data before training on them.
 
-  python -m common.data.dishes --n 64 --size 96 --out sheet.png
-  python -m common.data.dishes --split heldout --captions --language zh --name-only
+python -m common.data.dishes --n 64 --size 96 --out sheet.png
+python -m common.data.dishes --split heldout --captions --language zh --name-only
 """
 
 from dataclasses import dataclass

@@ -27,20 +27,28 @@ class UnreadableImage(ValueError):
 
 @contextmanager
 def opened(file: File) -> Iterator[Image.Image]:
-    """The picture in a file, not yet decoded. Every error within this context, also while decoding, becomes UnreadableImage."""
+    """The picture in a file, not yet decoded.
+    Every error within this context, also while decoding, becomes UnreadableImage.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are refused; these are photographs
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # twice as many pixels are refused; these are photographs
             with Image.open(file, formats=formats()) as image:
                 yield image
-    except Exception as problem:  # decoders raise OSError, ValueError, SyntaxError, struct.error, DecompressionBombError and more
+    except (
+        Exception
+    ) as problem:  # decoders raise OSError, ValueError, SyntaxError, struct.error, DecompressionBombError and more
         if is_memory(problem):
             raise
         raise UnreadableImage(explain(problem)) from problem
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """A picture file as RGB: turned as the camera noted, transparency on white. A UserError says why it cannot be opened."""
+    """A picture file as RGB: turned as the camera noted, transparency on white.
+    A UserError says why it cannot be opened.
+    """
     if not os.path.exists(path):
         raise UserError(f"there is no file {path}")
     try:
@@ -51,12 +59,16 @@ def open_rgb(path: Path) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Red, green and blue, 8 bits each. The rotation noted by a camera is applied, and transparency is put on white."""
+    """Red, green and blue, 8 bits each.
+    The rotation noted by a camera is applied, and transparency is put on white.
+    """
     return flattened(image).convert("RGB")
 
 
 def flattened(image: Image.Image) -> Image.Image:
-    """The picture in the mode "L" if all of it is grey, else in "RGB"; turned as the camera noted, transparency on white."""
+    """The picture in the mode "L" if all of it is grey, else in "RGB";
+    turned as the camera noted, transparency on white.
+    """
     grey = is_grey(image)
     image = in_bytes(ImageOps.exif_transpose(image), image.format)
     if has_alpha(image):
@@ -66,8 +78,12 @@ def flattened(image: Image.Image) -> Image.Image:
 
 
 def in_bytes(image: Image.Image, file_format: str | None) -> Image.Image:
-    """16 bits a value as 8, which Pillow would cut off at 255. Other wide numbers are refused, because no file says which of them is white."""
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM")  # to whose 65,535 Pillow scales a .pgm
+    """16 bits a value as 8, which Pillow would cut off at 255.
+    Other wide numbers are refused, because no file says which of them is white.
+    """
+    sixteen = image.mode.startswith("I;16") or (
+        image.mode == "I" and file_format == "PPM"
+    )  # to whose 65,535 Pillow scales a .pgm
     if image.mode in ("I", "F") and not sixteen:
         raise ValueError("its pixels are 32-bit numbers without a stated range; save it with 8 or 16 bits")
     return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)) if sixteen else image
@@ -97,7 +113,8 @@ def decode_all(
 
     open_file  gives the i-th, where the images lie in no files of their own; paths are then what to call them
     channels   1 or 3; None is 1 where all pictures are grey, those of `others` too, else 3
-    others     further pictures of the set, such as those of its other split; opened only where they decide about the channels
+    others     further pictures of the set, such as those of its other split; opened only where they decide about the
+               channels
     tally      counts and names those that cannot be read
     """
     if size < 4:
@@ -109,7 +126,9 @@ def decode_all(
         try:
             with opened(open_file(i) if open_file else path) as image:
                 image = flattened(image)
-                image = ImageOps.fit(image.convert("L") if channels == 1 else image, (size, size), Image.Resampling.BICUBIC)
+                image = ImageOps.fit(
+                    image.convert("L") if channels == 1 else image, (size, size), Image.Resampling.BICUBIC
+                )
                 array = np.asarray(image)
                 pixels[len(kept)] = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
                 grey &= array.ndim == 2

@@ -38,7 +38,11 @@ HUB_SETS = {
         folders=("butterflies",),
     ),
     "oxford_flowers": HubSet(
-        ids=("nkirschi/oxford-flowers", "nelorth/oxford-flowers", "huggan/flowers-102-categories"),  # the first two: one set, moved
+        ids=(
+            "nkirschi/oxford-flowers",
+            "nelorth/oxford-flowers",
+            "huggan/flowers-102-categories",
+        ),  # the first two: one set, moved
         folders=("oxford_flowers", "flowers"),
     ),
 }
@@ -52,7 +56,9 @@ def load_named(name: str, data_dir: Path, split: str, size: int, channels: int |
     local = data_dir if itself else first_existing(*places)
     if local:
         return load_local(local, name, split, size, size, channels)
-    advice = f"put a copy in {places[0]} or name another folder with --data-dir (or use --data creatures, which is drawn)"
+    advice = (
+        f"put a copy in {places[0]} or name another folder with --data-dir (or use --data creatures, which is drawn)"
+    )
     return _from_hub(name, HUB_SETS[name].ids, split, size, channels, f"{name} is not in {data_dir}", advice)
 
 
@@ -61,22 +67,32 @@ def load_hub(name: str, split: str, size: int, channels: int | None = None) -> I
     wanted = name.removeprefix(PREFIX)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", wanted):
         raise UserError(f"'{name}' names no set of the hub; type {PREFIX}owner/name, or {PREFIX}owner/name@revision")
-    return _from_hub(wanted, (wanted,), split, size, channels, f"{wanted} is a set of the hub", "give the path of a copy")
+    return _from_hub(
+        wanted, (wanted,), split, size, channels, f"{wanted} is a set of the hub", "give the path of a copy"
+    )
 
 
-def _from_hub(name: str, ids: tuple[str, ...], split: str, size: int, channels: int | None, what: str, advice: str) -> Images:
+def _from_hub(
+    name: str, ids: tuple[str, ...], split: str, size: int, channels: int | None, what: str, advice: str
+) -> Images:
     """The first of several ids that can be had. With no network, what an earlier run left in the hub's cache."""
     silence, reasons, unfit = hub.silent(), [], []
     for hub_id in ids:
         try:
             return from_rows(name, f"{hub_id} of the hub", _fetch(hub_id, not silence), split, size, channels)
-        except Exception as problem:  # the hub's own errors, those of its network library, pyarrow's; and columns we cannot use
+        except (
+            Exception
+        ) as problem:  # the hub's own errors, those of its network library, pyarrow's; and columns we cannot use
             reasons.append(f"{hub_id.split('@')[0]} ({hub.why(problem, hub_id)})")
             unfit += reasons[-1:] if isinstance(problem, UserError) else []
     advice += f", or {hub.MIRROR}"
     if silence:
         names = ", ".join(hub_id.split("@")[0] for hub_id in ids)
-        found = f"the copy in the hub's cache cannot be used ({'; '.join(unfit)})" if unfit else f"not in the hub's cache ({names})"
+        found = (
+            f"the copy in the hub's cache cannot be used ({'; '.join(unfit)})"
+            if unfit
+            else f"not in the hub's cache ({names})"
+        )
         raise UserError(f"{what}, {found}, and {silence}; {advice}")
     raise UserError(f"{what}, and could not be had from {hub.endpoint()}: {'; '.join(reasons)}; {advice}")
 
@@ -92,7 +108,9 @@ def _fetch(hub_id: str, online: bool) -> Any:
 
 @contextmanager
 def _mode(online: bool) -> Iterator[None]:
-    """With no network, `datasets` is told so: it goes to its cache at once, where it would else try, wait and try again."""
+    """With no network, `datasets` is told so: it goes to its cache at once, where it would else try,
+    wait and try again.
+    """
     import datasets.config
 
     before = datasets.config.HF_HUB_OFFLINE

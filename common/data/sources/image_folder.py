@@ -1,4 +1,6 @@
-"""Any folder of images: folders named as splits or classes, tables of metadata, captions beside the images, or nothing of these."""
+"""Any folder of images: folders named as splits or classes, tables of metadata, captions beside the images,
+or nothing of these.
+"""
 
 import json
 import os
@@ -26,12 +28,15 @@ from common.data.sources.listing import (
     list_folder,
     split_named,
     suffix_of,
-)  # fmt: skip
+)
 from common.data.sources.tables import KINDS, Table, read_table, read_text
 from common.errors import UserError, explain
 
 METADATA = re.compile(r"metadata\.(jsonl|ndjson|csv|tsv|json|parquet)", re.IGNORECASE)
-OTHER_TABLES = re.compile(r"(meta|captions?|labels?|prompts?|texts?|data|dataset|index|annotations?|train|test|val|valid|validation)([-_.].*)?", re.IGNORECASE)
+OTHER_TABLES = re.compile(
+    r"(meta|captions?|labels?|prompts?|texts?|data|dataset|index|annotations?|train|test|val|valid|validation)([-_.].*)?",
+    re.IGNORECASE,
+)
 BESIDE = (".txt", ".caption", ".json")  # captions of NAME.png: NAME.txt, NAME.caption, NAME.json, or NAME.png.txt, ...
 CLASSES = "classes.txt"
 LABELS = ("label", "labels", "class", "category")
@@ -45,11 +50,14 @@ class Metadata(NamedTuple):
     tables: tuple[str, ...]  # files that the rows came from
 
 
-def load_folder(folder: Path, size: int, split: str = "train", channels: int | None = None, listing: Listing | None = None) -> Images:
-    """All images below a folder, centre-cropped to a square and resized to size x size; grey where all of them are, else RGB.
+def load_folder(
+    folder: Path, size: int, split: str = "train", channels: int | None = None, listing: Listing | None = None
+) -> Images:
+    """All images below a folder, centre-cropped to a square and resized to size x size; grey where all of them are,
+    else RGB.
 
-    The splits are those of a column `split`, else folders named train, test, validation, ...; where there is neither, the test split is
-    every tenth image in the order of the file names.
+    The splits are those of a column `split`, else folders named train, test, validation, ...; where there is neither,
+    the test split is every tenth image in the order of the file names.
     """
     listing = listing or list_folder(folder)
     names = listing.pictures
@@ -67,7 +75,13 @@ def load_folder(folder: Path, size: int, split: str = "train", channels: int | N
     rows = [captions.row(name, meta.rows.get(name, {})) for name in kept_names]
     bare_names = (name for name in names if not all_texts(meta.rows.get(name, {}), COLUMNS["en"]))
     beside = {file for file in map(captions.beside, bare_names) if file}
-    texts = Texts(f"the folder {folder}", read_texts(rows), tuple(kept_names), _mismatch(listing, names, meta, captions), several=read_several(rows))
+    texts = Texts(
+        f"the folder {folder}",
+        read_texts(rows),
+        tuple(kept_names),
+        _mismatch(listing, names, meta, captions),
+        several=read_several(rows),
+    )
     tally.left_out += listing.holds({*names, *meta.tables, *beside, *([CLASSES] if CLASSES in listing.files else [])})
     bare = sum(not any(all_texts(row, columns) for columns in COLUMNS.values()) for row in rows)
     if 0 < bare < len(rows):
@@ -79,14 +93,18 @@ def load_folder(folder: Path, size: int, split: str = "train", channels: int | N
 
 def no_pictures(listing: Listing) -> str:
     held = described(listing.holds())
-    return f"there is no image in {listing.folder} (looked for {COMMON_KINDS} and other kinds that Pillow opens)" + (f"; it holds {held}" if held else "")
+    return f"there is no image in {listing.folder} (looked for {COMMON_KINDS} and other kinds that Pillow opens)" + (
+        f"; it holds {held}" if held else ""
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- metadata
+# ------------------------------------------------------------------------------------------------------------ metadata
 
 
 def read_metadata(listing: Listing, tally: Tally) -> Metadata:
-    """The rows of every metadata.* below the folder, and of tables with other usual names; several rows for one picture become one."""
+    """The rows of every metadata.* below the folder, and of tables with other usual names;
+    several rows for one picture become one.
+    """
     names = Names(listing.pictures, listing.folder.resolve().name)
     found: dict[str, dict] = {}
     lost: list[tuple[str, Path]] = []
@@ -118,7 +136,9 @@ def read_metadata(listing: Listing, tally: Tally) -> Metadata:
 
 
 def tables_of(listing: Listing) -> list[tuple[str, bool]]:
-    """(file, whether it must be readable): one metadata.* of each folder; where the outermost one has none, tables of other usual names."""
+    """(file, whether it must be readable): one metadata.* of each folder;
+    where the outermost one has none, tables of other usual names.
+    """
     by_folder: dict[str, list[str]] = {}
     for name in listing.files:
         folder, _, file = name.rpartition("/")
@@ -128,30 +148,49 @@ def tables_of(listing: Listing) -> list[tuple[str, bool]]:
     if "" in by_folder:
         return first
     pictures = {os.path.splitext(name)[0] for name in listing.pictures}
-    others = [name for name in listing.files if name.count("/") < 2 and suffix_of(name) in KINDS and OTHER_TABLES.fullmatch(Path(name).stem)]
-    return first + [(name, False) for name in others if os.path.splitext(name)[0] not in pictures and os.path.dirname(name) not in by_folder]
+    others = [
+        name
+        for name in listing.files
+        if name.count("/") < 2 and suffix_of(name) in KINDS and OTHER_TABLES.fullmatch(Path(name).stem)
+    ]
+    return first + [
+        (name, False)
+        for name in others
+        if os.path.splitext(name)[0] not in pictures and os.path.dirname(name) not in by_folder
+    ]
 
 
 def no_file_column(table: Table) -> str:
     there = f"its columns are {', '.join(table.columns[:10])}" if table.columns else "it is empty"
-    return f"{table.path} cannot be read (no row names a file; {there}); every row needs a file_name (or image, file, path), beside it text for a caption and label for a class"
+    return (
+        f"{table.path} cannot be read (no row names a file; {there}); every row needs a file_name (or image, file, path), "
+        "beside it text for a caption and label for a class"
+    )
 
 
 def match(table: Table, names: Names, file: str) -> list[tuple[str | None, str, dict]]:
     """(the picture, its name as written, the cells) of each row. Names that lead out of the folder are refused."""
     base, found = file.rpartition("/")[0], []
     inner = f"{base}/{Path(file).stem}".strip("/")  # train.csv may speak of the files in train/
-    bases = (inner, base) if any(name.startswith(inner + "/") for name in names.files) and not METADATA.fullmatch(Path(file).name) else (base,)
+    bases = (
+        (inner, base)
+        if any(name.startswith(inner + "/") for name in names.files) and not METADATA.fullmatch(Path(file).name)
+        else (base,)
+    )
     for where, cells in table.rows:
         written = cells.get(table.file_column)
         if isinstance(written, dict):  # as datasets writes an image
             written = written.get("path") or written.get("file_name")
         if isinstance(written, bool) or not isinstance(written, (str, int)) or not str(written).strip():
-            raise UserError(f"{table.path} cannot be read ({where} has no name in the column {table.file_column}); every row needs a file_name")
+            raise UserError(
+                f"{table.path} cannot be read ({where} has no name in the column {table.file_column}); every row needs a file_name"
+            )
         try:
             picture = next(filter(None, (names.find(str(written), base) for base in bases)), None)
         except Outside as problem:
-            raise UserError(f"{table.path}, {where}: {written} {problem}; name files inside {table.path.parent}, relative to it") from None
+            raise UserError(
+                f"{table.path}, {where}: {written} {problem}; name files inside {table.path.parent}, relative to it"
+            ) from None
         found.append((picture, str(written), cells))
     return found
 
@@ -160,7 +199,9 @@ def joined(first: dict, more: dict) -> dict:
     """Two rows about one picture: all their captions, and what else the first one says."""
     captions = {}
     for columns in COLUMNS.values():
-        some, others = ([(c, text) for c in columns if c in row for text in all_texts(row, (c,))] for row in (first, more))
+        some, others = (
+            [(c, text) for c in columns if c in row for text in all_texts(row, (c,))] for row in (first, more)
+        )
         if some or others:
             captions[(some or others)[0][0]] = list(dict.fromkeys(text for _, text in some + others))
     return more | first | captions
@@ -170,7 +211,9 @@ def joined(first: dict, more: dict) -> dict:
 
 
 def _of_split(folder: Path, names: Sequence[str], rows: dict[str, dict], split: str, tally: Tally) -> list[str]:
-    """By the column `split` where every image has one; else by folders named as splits; else every tenth is for testing."""
+    """By the column `split` where every image has one; else by folders named as splits;
+    else every tenth is for testing.
+    """
     given = [rows.get(name, {}).get("split") for name in names]
     level = level_of_splits(names)
     if all(given):
@@ -183,7 +226,9 @@ def _of_split(folder: Path, names: Sequence[str], rows: dict[str, dict], split: 
         splits = [str(split_named(name.split("/")[level])) for name in names]
         found = ", ".join(sorted({name.split("/")[level] for name in names}))
         if split == "train" and "train" not in splits and len(set(splits)) > 1:
-            raise UserError(f"{folder} holds the splits {found} and none for training; name the folder that training takes, for instance --data {folder}/train")
+            raise UserError(
+                f"{folder} holds the splits {found} and none for training; name the folder that training takes, for instance --data {folder}/train"
+            )
         chosen = choose_split(str(folder), splits, split)
         tally.note(f"its folders are splits: {found}")
     else:
@@ -209,12 +254,19 @@ def _of_split(folder: Path, names: Sequence[str], rows: dict[str, dict], split: 
     return kept
 
 
-def _labels(folder: Path, names: Sequence[str], chosen: Sequence[str], rows: dict[str, dict]) -> tuple[Tensor | None, tuple[str, ...]]:
-    """From the column `label`, else from the first folder in the path, else none. classes.txt may name the classes 0, 1, ...
+def _labels(
+    folder: Path, names: Sequence[str], chosen: Sequence[str], rows: dict[str, dict]
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """From the column `label`, else from the first folder in the path, else none. classes.txt may name the classes 0,
+    1, ...
 
     The classes are those of all names, so that every split numbers them alike.
     """
-    given = {name: next((row[c] for c in LABELS if row.get(c) not in (None, "")), None) for name in names for row in [rows.get(name, {})]}
+    given = {
+        name: next((row[c] for c in LABELS if row.get(c) not in (None, "")), None)
+        for name in names
+        for row in [rows.get(name, {})]
+    }
     if all(isinstance(label, (str, int, float)) for label in given.values()):
         classes = _text_of(folder / CLASSES).splitlines()
         if classes and all(str(label).isdecimal() and int(str(label)) < len(classes) for label in given.values()):
@@ -230,7 +282,7 @@ def _labels(folder: Path, names: Sequence[str], chosen: Sequence[str], rows: dic
     return (tensor([order.index(parents[name]) for name in chosen]), tuple(order)) if len(order) > 1 else (None, ())
 
 
-# ------------------------------------------------------------------------------------------------------------- captions
+# ------------------------------------------------------------------------------------------------------------ captions
 
 
 class _Captions:
@@ -241,7 +293,15 @@ class _Captions:
 
     def beside(self, name: str) -> str | None:
         stems = (os.path.splitext(name)[0], name)
-        return next((stem + suffix for suffix in BESIDE for stem in stems if stem + suffix in self.files and stem + suffix != CLASSES), None)
+        return next(
+            (
+                stem + suffix
+                for suffix in BESIDE
+                for stem in stems
+                if stem + suffix in self.files and stem + suffix != CLASSES
+            ),
+            None,
+        )
 
     def row(self, name: str, row: dict) -> dict:
         """What is known of a picture; where its row holds no caption, those of the file beside it."""
@@ -255,7 +315,9 @@ class _Captions:
         try:
             cells = json.loads(text)
         except (ValueError, RecursionError) as problem:
-            raise UserError(f"{self.folder / file} cannot be read as JSON ({explain(problem)}); correct it, or take it out") from None
+            raise UserError(
+                f"{self.folder / file} cannot be read as JSON ({explain(problem)}); correct it, or take it out"
+            ) from None
         return row | (cells if isinstance(cells, dict) else {})
 
 
@@ -266,7 +328,10 @@ def _mismatch(listing: Listing, names: Sequence[str], meta: Metadata, captions: 
         closed = [name for name, _ in meta.lost if there.find(name) and not is_picture(name)]
         if closed:
             kind = next(iter(kinds(closed)))
-            return f"{len(closed)} of {total} files that {path} names are of a kind that cannot be opened here ({kind}), the first is {closed[0]}; convert them to .png or .jpg"
+            return (
+                f"{len(closed)} of {total} files that {path} names are of a kind that cannot be opened here ({kind}), "
+                f"the first is {closed[0]}; convert them to .png or .jpg"
+            )
         return f"{len(meta.lost)} of {total} files that {path} names are not in {listing.folder}, the first is {first}; add them, or delete their rows"
     bare = [name for name in names if meta.rows and name not in meta.rows and captions.beside(name) is None]
     if bare:

@@ -17,11 +17,48 @@ from urllib.parse import unquote
 
 from common.errors import UserError, listed
 
-SYSTEM_NAMES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "recycler", "system volume information", "lost+found", "__pycache__",
-                "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"}  # fmt: skip
-UNFINISHED = (".partial", ".part", ".crdownload", ".download", ".tmp", ".temp", "~")  # downloads and copies that were not completed
-NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "FITS", "WMF", "EPS", "MPEG", "IPTC", "GBR", "PIXAR"}  # Pillow knows the name, but has no decoder, or calls a program
-PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}  # picture kinds that Pillow reads through these
+SYSTEM_NAMES = {
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost+found",
+    "__pycache__",
+    "thumbs.db",
+    "ehthumbs.db",
+    "ehthumbs_vista.db",
+    "desktop.ini",
+    "icon\r",
+}
+UNFINISHED = (
+    ".partial",
+    ".part",
+    ".crdownload",
+    ".download",
+    ".tmp",
+    ".temp",
+    "~",
+)  # downloads and copies that were not completed
+NOT_PICTURES = {
+    "BUFR",
+    "GRIB",
+    "HDF5",
+    "FITS",
+    "WMF",
+    "EPS",
+    "MPEG",
+    "IPTC",
+    "GBR",
+    "PIXAR",
+}  # Pillow knows the name, but has no decoder, or calls a program
+PLUGINS = {
+    ".heic": "pillow-heif",
+    ".heif": "pillow-heif",
+    ".hif": "pillow-heif",
+    ".jxl": "pillow-jxl-plugin",
+}  # picture kinds that Pillow reads through these
 COMMON_KINDS = ".png, .jpg, .webp, .bmp, .gif, .tiff"  # for messages; suffixes() has them all
 
 
@@ -54,14 +91,15 @@ def is_picture(name: str) -> bool:
     return suffix_of(name) in suffixes()
 
 
-# -------------------------------------------------------------------------------------------------------------- listing
+# ------------------------------------------------------------------------------------------------------------- listing
 
 
 @dataclass(frozen=True)
 class Listing:
     """The files below a folder.
 
-    files  every file that is not hidden, relative to the folder, "/" between its parts, in one order on all file systems
+    files  every file that is not hidden, relative to the folder, "/" between its parts, in one order on all file
+           systems
     links  links that were not followed: what they point to is missing, or is listed already
     """
 
@@ -85,7 +123,9 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """All files below the folder. Links to folders are followed; each real folder is listed once, so that circles end."""
+    """All files below the folder. Links to folders are followed;
+    each real folder is listed once, so that circles end.
+    """
     files: list[str] = []
     links: list[tuple[str, str]] = []
     broken: list[str] = []
@@ -132,14 +172,21 @@ def is_hidden(name: str) -> bool:
 
 
 def order(name: str) -> list[str]:
-    """The key that files are sorted by: folder by folder, and composed letters as one, however the file system writes them."""
+    """The key that files are sorted by: folder by folder, and composed letters as one,
+    however the file system writes them.
+    """
     return (name if name.isascii() else unicodedata.normalize("NFC", name)).split("/")
 
 
 def kinds(names: Iterable[str]) -> Counter:
     """Files by suffix, with a reason where there is one: {".heic: needs pillow-heif": 3, ".md": 1}."""
     found = Counter(suffix_of(name) for name in names)
-    return Counter({(f"{s}: needs {PLUGINS[s]}" if s in PLUGINS else s or "without a suffix"): n for s, n in sorted(found.items())})
+    return Counter(
+        {
+            (f"{s}: needs {PLUGINS[s]}" if s in PLUGINS else s or "without a suffix"): n
+            for s, n in sorted(found.items())
+        }
+    )
 
 
 def described(counts: Counter) -> str:
@@ -147,7 +194,7 @@ def described(counts: Counter) -> str:
     return listed([f"{n} {kind}" for kind, n in counts.items() if n], 6)
 
 
-# ---------------------------------------------------------------------------------------------------------------- names
+# --------------------------------------------------------------------------------------------------------------- names
 
 
 class Outside(ValueError):
@@ -157,9 +204,9 @@ class Outside(ValueError):
 class Names:
     """Finds the files of a folder by names written elsewhere, where they may look different.
 
-    Tried in this order: as it is written; with "/" between folders and without "./"; with any letter case, Unicode form and blanks at
-    its ends; with %20 and the like decoded; without the name of the folder itself; by the end of its path; without its suffix. The last
-    five only where one file fits.
+    Tried in this order: as it is written; with "/" between folders and without "./"; with any letter case, Unicode
+    form and blanks at its ends; with %20 and the like decoded; without the name of the folder itself; by the end of
+    its path; without its suffix. The last five only where one file fits.
     """
 
     def __init__(self, files: Sequence[str], folder: str = ""):
@@ -179,13 +226,18 @@ class Names:
         return grouped((os.path.splitext(key)[0], name) for key, names in self.endings.items() for name in names)
 
     def find(self, written: str, base: str = "") -> str | None:
-        """The file that is meant, or None. base: the folder that the name is relative to. Raises Outside for names beyond the whole folder."""
+        """The file that is meant, or None. base: the folder that the name is relative to.
+        Raises Outside for names beyond the whole folder.
+        """
         if (joined := f"{base}/{written}" if base else written) in self.exact:
             return joined
         ways = [tidy(written, base)]
         if "%" in written:
             ways.append(tidy(unquote(written), base))
-        if self.folder and (head := written.strip().replace("\\", "/").removeprefix("./").partition("/"))[0] == self.folder:
+        if (
+            self.folder
+            and (head := written.strip().replace("\\", "/").removeprefix("./").partition("/"))[0] == self.folder
+        ):
             ways.append(head[2])
         for way in ways:
             if way in self.exact:
@@ -198,7 +250,11 @@ class Names:
             tail = plain(way.removeprefix(below))
             last = tail.rsplit("/", 1)[-1]
             near = [name for name in self.endings.get(last, []) if plain(name).endswith("/" + tail)]
-            bare = [name for name in self.stems.get(last, []) if ("/" + os.path.splitext(plain(name))[0]).endswith("/" + tail)]
+            bare = [
+                name
+                for name in self.stems.get(last, [])
+                if ("/" + os.path.splitext(plain(name))[0]).endswith("/" + tail)
+            ]
             for names in (near, bare):
                 if found := only([name for name in names if name.startswith(below)]):
                     return found
@@ -217,7 +273,9 @@ def only(names: Sequence[str]) -> str | None:
 
 
 def tidy(written: str, base: str = "") -> str:
-    """A name with "/" between folders, joined to its base, with "." and ".." worked out. Raises Outside where it leaves the folder."""
+    """A name with "/" between folders, joined to its base, with "." and ".." worked out.
+    Raises Outside where it leaves the folder.
+    """
     name = written.strip().replace("\\", "/")
     if name.startswith("/") or re.match(r"[a-zA-Z]:|file:", name):
         raise Outside("is an absolute path")
@@ -238,10 +296,21 @@ def plain(name: str) -> str:
     return "/".join(part.strip() for part in name.casefold().split("/"))
 
 
-# --------------------------------------------------------------------------------------------------------------- splits
+# -------------------------------------------------------------------------------------------------------------- splits
 
-SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test", "validation": "validation", "valid": "validation",
-               "val": "validation", "dev": "validation", "eval": "validation", "evaluation": "validation", "heldout": "heldout"}  # fmt: skip
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
+    "heldout": "heldout",
+}
 
 
 def split_named(name: str) -> str | None:
@@ -250,13 +319,18 @@ def split_named(name: str) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that is part of a file's name, or None: "train-00000-of-00002.parquet", "x_train" -> "train"; "mnist_test.csv" -> "test"."""
-    found = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", PurePosixPath(name.lower()).stem) if word in SPLIT_NAMES}
+    """The split that is part of a file's name, or None: "train-00000-of-00002.parquet", "x_train" -> "train";
+    "mnist_test.csv" -> "test".
+    """
+    found = {
+        SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", PurePosixPath(name.lower()).stem) if word in SPLIT_NAMES
+    }
     return found.pop() if len(found) == 1 else None
 
 
 def level_of_splits(names: Sequence[str]) -> int | None:
-    """The depth at which all pictures lie in folders named as splits: 0 for train/a.png, test/b.png; None where there is none.
+    """The depth at which all pictures lie in folders named as splits: 0 for train/a.png, test/b.png; None where there
+    is none.
 
     A folder named "test" beside one named "cat" is a class: folders are splits only where all of them are.
     """
@@ -268,7 +342,8 @@ def level_of_splits(names: Sequence[str]) -> int | None:
 
 
 def choose_split(where: str, available: Iterable[str], split: str, tenth: bool = True) -> str | None:
-    """Which of the available splits is used as `split`. None, if tenth allows it: there is only one, of which every tenth item is for testing.
+    """Which of the available splits is used as `split`. None, if tenth allows it: there is only one, of which every
+    tenth item is for testing.
 
     "test" may also be a validation split, as many sets have one instead.
     """
@@ -282,7 +357,7 @@ def choose_split(where: str, available: Iterable[str], split: str, tenth: bool =
     raise UserError(f"{where} has no split '{split}'; it has {', '.join(there)}")
 
 
-# --------------------------------------------------------------------------------------------------------------- report
+# -------------------------------------------------------------------------------------------------------------- report
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""A set in one LMDB file: images as PNG, captions in every language, labels, attributes. Written by common.data.export_lmdb.
+"""A set in one LMDB file: images as PNG, captions in every language, labels, attributes. Written by
+common.data.export_lmdb.
 
-  header            JSON: format, and for each split its length and all that is said once
-  train/image/0     the PNG of the first image of the split "train"
-  train/row/0       JSON: {"label": 3, "attributes": [1, 0, 4], "en": "a caption", "zh": "...", "item": "0001.jpg"}, what there is of it;
-                    "several": {"en": ["a caption", "another"]} where an image has more than one
+header            JSON: format, and for each split its length and all that is said once
+train/image/0     the PNG of the first image of the split "train"
+train/row/0       JSON: {"label": 3, "attributes": [1, 0, 4], "en": "a caption", "zh": "...", "item": "0001.jpg"}, what
+                  there is of it; "several": {"en": ["a caption", "another"]} where an image has more than one
 """
 
 import json
@@ -41,7 +42,10 @@ def write_lmdb(path: Path, splits: dict[str, Images]) -> None:
         temporary.unlink(missing_ok=True)  # of a run that was killed
         records = list(_records(splits))
         room = sum(2 * len(value) + 16_384 for _, value in records) + 2**20  # of the address space, not of the disk
-        with lmdb.open(str(temporary), map_size=room, subdir=False, lock=False) as file, file.begin(write=True) as transaction:
+        with (
+            lmdb.open(str(temporary), map_size=room, subdir=False, lock=False) as file,
+            file.begin(write=True) as transaction,
+        ):
             for key, value in records:
                 transaction.put(key.encode(), value)
         check_written(temporary, path, splits)
@@ -55,15 +59,21 @@ def write_lmdb(path: Path, splits: dict[str, Images]) -> None:
 
 
 def check_written(file: Path, path: Path, splits: dict[str, Images]) -> None:
-    """Read back the header and the last record of every split, because some network disks lose writes without an error."""
+    """Read back the header and the last record of every split,
+    because some network disks lose writes without an error.
+    """
     try:
         with _opened(file) as get:
             lengths = {split: said["n"] for split, said in _header(file, get("header"))["splits"].items()}
             last = [get(f"{split}/{kind}/{n - 1}") for split, n in lengths.items() for kind in ("image", "row") if n]
     except UserError as problem:
-        raise UserError(f"cannot write {path}: what was written cannot be read back ({problem}); choose a folder on another disk") from problem
+        raise UserError(
+            f"cannot write {path}: what was written cannot be read back ({problem}); choose a folder on another disk"
+        ) from problem
     if lengths != {split: len(images) for split, images in splits.items()} or not all(last):
-        raise UserError(f"cannot write {path}: records are missing in what was written; choose a folder on another disk")
+        raise UserError(
+            f"cannot write {path}: records are missing in what was written; choose a folder on another disk"
+        )
 
 
 def _records(splits: dict[str, Images]) -> Iterator[tuple[str, bytes]]:
@@ -95,7 +105,11 @@ def _row(images: Images, i: int) -> dict:
     if images.texts:
         row |= {language: texts[i] for language, texts in images.texts.by.items()}
         row |= {"item": images.texts.items[i]} if images.texts.items else {}
-        row |= {"several": {language: texts[i] for language, texts in images.texts.several.items()}} if images.texts.several else {}
+        row |= (
+            {"several": {language: texts[i] for language, texts in images.texts.several.items()}}
+            if images.texts.several
+            else {}
+        )
     return row
 
 
@@ -108,7 +122,9 @@ def to_png(pixels: torch.Tensor) -> bytes:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")  # names of files may hold bytes that are no text
+    return json.dumps(value, ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )  # names of files may hold bytes that are no text
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -117,7 +133,9 @@ def _json(value: object) -> bytes:
 def read_lmdb(path: Path, split: str = "train") -> Images:
     """One split of a file that write_lmdb wrote, bit for bit what was written."""
     if not path.is_file():
-        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; an LMDB of images is one file, {MADE}")
+        raise UserError(
+            f"{path} is {'a folder' if path.is_dir() else 'missing'}; an LMDB of images is one file, {MADE}"
+        )
     with _opened(path) as get:
         header = _header(path, get("header"))
         if split not in header["splits"]:
@@ -149,7 +167,9 @@ def _opened(path: Path) -> Iterator:
             # Pages that the file promises but has not would kill this process as it reads them: look before.
             promised = (file.info()["last_pgno"] + 1) * file.stat()["psize"]
             if path.stat().st_size < promised:
-                raise UserError(f"{path} is truncated: {path.stat().st_size} bytes of {promised}; copy it again, or {MADE}")
+                raise UserError(
+                    f"{path} is truncated: {path.stat().st_size} bytes of {promised}; copy it again, or {MADE}"
+                )
             with file.begin() as transaction:
                 yield lambda key: transaction.get(key.encode(), b"")
     except UserError:
@@ -181,6 +201,10 @@ def _assemble(said: dict, pixels: torch.Tensor, rows: list[dict]) -> Images:
     if texts:
         by = {language: tuple(row[language] for row in rows) for language in LANGUAGES if language in texts["by"]}
         items = tuple(row["item"] for row in rows) if texts["items"] else ()
-        several = {language: tuple(tuple(row["several"][language]) for row in rows) for language in texts.get("several", ())}
+        several = {
+            language: tuple(tuple(row["several"][language]) for row in rows) for language in texts.get("several", ())
+        }
         texts = Texts(**texts | {"by": by, "items": items, "several": several})
-    return Images(said["name"], pixels, labels, tuple(said["classes"]), attributes=attributes, texts=texts).in_language(None)
+    return Images(
+        said["name"], pixels, labels, tuple(said["classes"]), attributes=attributes, texts=texts
+    ).in_language(None)

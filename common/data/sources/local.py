@@ -1,4 +1,6 @@
-"""Loads a folder or a file of data by its content: pictures, parquet or arrow files, arrays, tables of pixels, MNIST's own files."""
+"""Loads a folder or a file of data by its content:
+pictures, parquet or arrow files, arrays, tables of pixels, MNIST's own files.
+"""
 
 import os
 from pathlib import Path
@@ -12,7 +14,9 @@ from common.errors import UserError
 FILES = (".npz", ".csv", ".parquet")  # kinds that --data takes as single files
 
 
-def load_local(path: Path, name: str, split: str, size: int | None, photo_size: int, channels: int | None = None) -> Images:
+def load_local(
+    path: Path, name: str, split: str, size: int | None, photo_size: int, channels: int | None = None
+) -> Images:
     """The set in a folder or a file.
 
     size        pixels a side of sets that have a size of their own, such as MNIST's; None keeps it
@@ -24,7 +28,9 @@ def load_local(path: Path, name: str, split: str, size: int | None, photo_size: 
     files, pictures = listing.files, listing.pictures
     if "dataset_dict.json" in files or {"dataset_info.json", "state.json"} <= set(files):
         return rows.load_saved(listing, name, split, photo_size, channels)
-    parquet = tuple(file for file in listing.with_suffix(".parquet") if os.path.basename(file).lower() != "metadata.parquet")
+    parquet = tuple(
+        file for file in listing.with_suffix(".parquet") if os.path.basename(file).lower() != "metadata.parquet"
+    )
     if parquet and (not pictures or images_inside(listing, parquet) >= len(pictures)):
         return rows.load_parquet(listing, parquet, name, split, photo_size, channels)
     if pictures:
@@ -43,7 +49,9 @@ def load_file(path: Path, split: str, size: int | None, photo_size: int, channel
     if suffix_of(path.name) == ".parquet":
         return rows.load_parquet(listing, listing.files, path.stem, split, photo_size, channels)
     if suffix_of(path.name) == ".csv" and not arrays.is_pixel_table(path):
-        raise UserError(f"{path} is no table of pixels (a label and the values of a square image in each row); if it names pictures, give the folder that it lies in")
+        raise UserError(
+            f"{path} is no table of pixels (a label and the values of a square image in each row); if it names pictures, give the folder that it lies in"
+        )
     return arrays.load_arrays(listing, path.name, path.stem, split, size, channels)
 
 
@@ -56,7 +64,9 @@ def images_inside(listing: Listing, parquet: tuple[str, ...]) -> int:
     for file in parquet:
         try:
             with ParquetFile(listing.folder / file) as opened:
-                kinds = [field.type for field in opened.schema_arrow if field.name.strip().lower() in rows.IMAGE_COLUMNS]
+                kinds = [
+                    field.type for field in opened.schema_arrow if field.name.strip().lower() in rows.IMAGE_COLUMNS
+                ]
                 total += opened.metadata.num_rows * any(not pyarrow.types.is_string(kind) for kind in kinds)
         except (OSError, pyarrow.ArrowException):  # a damaged one is not read for its pictures
             continue

@@ -1,4 +1,6 @@
-"""Reads masks: white where a picture is to be repainted, or painted on a transparent layer, or erased from the picture."""
+"""Reads masks: white where a picture is to be repainted, or painted on a transparent layer,
+or erased from the picture.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,16 +12,16 @@ from common.data.sources.decoding import UnreadableImage, has_alpha, in_bytes, o
 from common.errors import UserError
 
 MIDDLE = 128  # from here on a grey is white: what a scanner or JPEG leaves of black stays black
-NEAR = 24     # greys so near to 0 or 255, and colours so near to each other, are the same
+NEAR = 24  # greys so near to 0 or 255, and colours so near to each other, are the same
 ADVICE = "white where it is to be repainted, black elsewhere"
 
 
 class Mask(NamedTuple):
     """A mask, and how it was interpreted."""
 
-    image: Image.Image    # mode "L": 255 is repaint, 0 is keep
-    share: float          # of the picture that is repainted
-    how: str              # what was taken for the hole
+    image: Image.Image  # mode "L": 255 is repaint, 0 is keep
+    share: float  # of the picture that is repainted
+    how: str  # what was taken for the hole
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -29,8 +31,9 @@ class Mask(NamedTuple):
 def read_mask(path: Path, soft: bool = False) -> Mask:
     """The region of a picture that is to be repainted.
 
-    It is what is white in a mask without transparency, the strokes on a transparent layer (unless they are black), and the transparent
-    part of a picture. soft: keep greys, as at the edge of a blurred mask, instead of a threshold in the middle
+    It is what is white in a mask without transparency, the strokes on a transparent layer (unless they are black), and
+    the transparent part of a picture. soft: keep greys, as at the edge of a blurred mask, instead of a threshold in
+    the middle
     """
     if not path.exists():
         raise UserError(f"there is no file {path}")
@@ -52,11 +55,15 @@ def read_mask(path: Path, soft: bool = False) -> Mask:
         raise UserError(f"the mask {path} leaves nothing to repaint: it is {lightest}; make it {ADVICE}")
     if hole.mean() > 0.9:
         notes.append(f"the mask {path} covers nearly the whole picture; if the other part was meant, invert it")
-    return Mask(Image.fromarray(values if soft else hole.astype(np.uint8) * 255), float(hole.mean()), how, tuple(notes))
+    return Mask(
+        Image.fromarray(values if soft else hole.astype(np.uint8) * 255), float(hole.mean()), how, tuple(notes)
+    )
 
 
 def of_layer(path: Path, colours: np.ndarray, greys: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, str]:
-    """(values, what was taken for the hole) of a mask that is clear in part. colours (H, W, 3), greys and alpha (H, W)"""
+    """(values, what was taken for the hole) of a mask that is clear in part.
+    colours (H, W, 3), greys and alpha (H, W)
+    """
     seen = alpha >= MIDDLE
     if not seen.any():
         raise UserError(f"the mask {path} is transparent everywhere; make it {ADVICE}")
@@ -65,10 +72,16 @@ def of_layer(path: Path, colours: np.ndarray, greys: np.ndarray, alpha: np.ndarr
     mostly = seen.mean() > 0.5
     if spread <= NEAR and not black.any() and (white.any() or not mostly):
         return alpha, "what is painted on the transparent layer"
-    if (black | white).sum() > 0.98 * seen.sum() and white.any():  # a mask in black and white, of which a part was left clear
+    if (
+        black | white
+    ).sum() > 0.98 * seen.sum() and white.any():  # a mask in black and white, of which a part was left clear
         return (greys.astype(int) * alpha // 255).astype(np.uint8), "what is white; transparent counts as black"
     if mostly:
         return 255 - alpha, "what is transparent"
     if black.sum() > 0.98 * seen.sum():
-        raise UserError(f"the mask {path} is painted in black on a transparent layer, which can mean either part; make it {ADVICE}")
-    raise UserError(f"the mask {path} shows several colours on a transparent layer, which can mean either part; make it {ADVICE}")
+        raise UserError(
+            f"the mask {path} is painted in black on a transparent layer, which can mean either part; make it {ADVICE}"
+        )
+    raise UserError(
+        f"the mask {path} shows several colours on a transparent layer, which can mean either part; make it {ADVICE}"
+    )

@@ -1,4 +1,6 @@
-"""Images, labels and captions from the rows of a `datasets` set: of the hub, of parquet files, or of a folder that save_to_disk wrote."""
+"""Images, labels and captions from the rows of a `datasets` set:
+of the hub, of parquet files, or of a folder that save_to_disk wrote.
+"""
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -13,22 +15,44 @@ from common.data.sources.decoding import File, decode_all
 from common.data.sources.listing import Listing, Names, Outside, Tally, choose_split, split_in, split_named
 from common.errors import UserError, explain
 
-IMAGE_COLUMNS = ("image", "img", "picture", "photo", "images", "jpg", "png", "pixel_values", "bytes", "image_bytes", "image_path", "file_name", "path")
+IMAGE_COLUMNS = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "images",
+    "jpg",
+    "png",
+    "pixel_values",
+    "bytes",
+    "image_bytes",
+    "image_path",
+    "file_name",
+    "path",
+)
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
 
 
-def load_parquet(listing: Listing, files: tuple[str, ...], name: str, split: str, size: int, channels: int | None) -> Images:
-    """A folder of parquet files, as the hub serves them or as pandas writes them. Their names say which split each belongs to."""
+def load_parquet(
+    listing: Listing, files: tuple[str, ...], name: str, split: str, size: int, channels: int | None
+) -> Images:
+    """A folder of parquet files, as the hub serves them or as pandas writes them.
+    Their names say which split each belongs to.
+    """
     from datasets import load_dataset
 
     tally = Tally()
     parts: dict[str, list[str]] = {}
     for file in files:
-        parts.setdefault(split_in(file) or split_named(Path(file).parent.name) or "train", []).append(str(listing.folder / file))
+        parts.setdefault(split_in(file) or split_named(Path(file).parent.name) or "train", []).append(
+            str(listing.folder / file)
+        )
     try:
         sets = load_dataset("parquet", data_files=parts)
     except Exception as problem:  # pyarrow and datasets each raise their own
-        raise UserError(f"the parquet files in {listing.folder} cannot be read ({explain(problem)}); download them again") from problem
+        raise UserError(
+            f"the parquet files in {listing.folder} cannot be read ({explain(problem)}); download them again"
+        ) from problem
     tally.left_out += listing.holds(files)
     return from_rows(name, str(listing.folder), sets, split, size, channels, listing, tally)
 
@@ -40,12 +64,24 @@ def load_saved(listing: Listing, name: str, split: str, size: int, channels: int
     try:
         sets = load_from_disk(str(listing.folder))
     except Exception as problem:
-        raise UserError(f"the set that `datasets` saved in {listing.folder} cannot be read ({explain(problem)}); save it again") from problem
-    return from_rows(name, str(listing.folder), sets if isinstance(sets, dict) else {"train": sets}, split, size, channels, listing)
+        raise UserError(
+            f"the set that `datasets` saved in {listing.folder} cannot be read ({explain(problem)}); save it again"
+        ) from problem
+    return from_rows(
+        name, str(listing.folder), sets if isinstance(sets, dict) else {"train": sets}, split, size, channels, listing
+    )
 
 
-def from_rows(name: str, where: str, sets: Mapping, split: str, size: int, channels: int | None = None, listing: Listing | None = None,
-              tally: Tally | None = None) -> Images:  # fmt: skip
+def from_rows(
+    name: str,
+    where: str,
+    sets: Mapping,
+    split: str,
+    size: int,
+    channels: int | None = None,
+    listing: Listing | None = None,
+    tally: Tally | None = None,
+) -> Images:
     """Images, labels and captions from the splits of a `datasets` set, whose columns are found by their names.
 
     listing  the folder that it lies in, where it is a local copy: files that it names must lie there
@@ -55,10 +91,25 @@ def from_rows(name: str, where: str, sets: Mapping, split: str, size: int, chann
     column, open_picture = _image_column(where, rows, listing)
     files = [undecoded(some, column) for some in (rows, *rest)]
     others = ((lambda part=part, i=i: open_picture(part[i][column])) for part in files[1:] for i in range(len(part)))
-    pixels, kept = decode_all([f"row {i} of {where}" for i in range(len(rows))], size, lambda i: open_picture(files[0][i][column]), channels, others, tally)
+    pixels, kept = decode_all(
+        [f"row {i} of {where}" for i in range(len(rows))],
+        size,
+        lambda i: open_picture(files[0][i][column]),
+        channels,
+        others,
+        tally,
+    )
     labels, classes = _labels(rows.select(kept), rest)
-    words = [{key.strip().lower(): value for key, value in row.items()} for row in rows.select(kept).select_columns(_text_columns(rows)).to_list()]
-    texts = Texts(f"{where} (columns {', '.join(rows.column_names)})", read_texts(words), tuple(f"row {i}" for i in kept), several=read_several(words))
+    words = [
+        {key.strip().lower(): value for key, value in row.items()}
+        for row in rows.select(kept).select_columns(_text_columns(rows)).to_list()
+    ]
+    texts = Texts(
+        f"{where} (columns {', '.join(rows.column_names)})",
+        read_texts(words),
+        tuple(f"row {i}" for i in kept),
+        several=read_several(words),
+    )
     tally.notes += texts.remarks()
     tally.tell(name, len(kept), split)
     return Images(name, pixels, labels, classes, texts=texts).in_language(None)
@@ -73,7 +124,9 @@ def undecoded(rows: Any, column: str) -> Any:
 
 
 def _of_split(where: str, sets: Mapping, split: str, tally: Tally) -> tuple:
-    """(the rows of the split, the rows of the other splits); where there is only one, every tenth row is for testing."""
+    """(the rows of the split, the rows of the other splits);
+    where there is only one, every tenth row is for testing.
+    """
     names = {key: split_named(str(key)) or str(key) for key in sets}
     if "train" not in names.values():  # the first one is trained on, whatever its name
         names[next(iter(names))] = "train"
@@ -94,7 +147,9 @@ def _of_split(where: str, sets: Mapping, split: str, tally: Tally) -> tuple:
 
 
 def _image_column(where: str, rows: Any, listing: Listing | None) -> tuple[str, Callable[[object], File]]:
-    """(the column of pictures, how one of its cells is opened): an Image of `datasets`, or what pandas leaves of one."""
+    """(the column of pictures, how one of its cells is opened):
+    an Image of `datasets`, or what pandas leaves of one.
+    """
     from datasets import Image
 
     names = Names(listing.files, listing.folder.resolve().name) if listing else None
@@ -102,12 +157,18 @@ def _image_column(where: str, rows: Any, listing: Listing | None) -> tuple[str, 
     for name in IMAGE_COLUMNS:
         feature = rows.features.get(by_name.get(name, name))
         kind = getattr(feature, "dtype", "")
-        if isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature) or kind in ("binary", "large_binary", "binary_view"):
+        if (
+            isinstance(feature, Image)
+            or (isinstance(feature, dict) and "bytes" in feature)
+            or kind in ("binary", "large_binary", "binary_view")
+        ):
             return by_name[name], lambda cell: _file(cell, where, listing, names)
         if kind in ("string", "large_string") and names is not None:  # the files lie beside the table
             return by_name[name], lambda cell: _file({"path": cell}, where, listing, names)
-    raise UserError(f"{where} has no column of images named {', '.join(IMAGE_COLUMNS[:4])}, ... that holds the bytes of picture files; "
-                    f"its columns are {', '.join(f'{column} ({_kind(feature)})' for column, feature in rows.features.items())}")  # fmt: skip
+    raise UserError(
+        f"{where} has no column of images named {', '.join(IMAGE_COLUMNS[:4])}, ... that holds the bytes of picture files; "
+        f"its columns are {', '.join(f'{column} ({_kind(feature)})' for column, feature in rows.features.items())}"
+    )
 
 
 def _kind(feature: object) -> str:
@@ -117,7 +178,8 @@ def _kind(feature: object) -> str:
 def _file(picture: object, where: str, listing: Listing | None, names: Names | None) -> File:
     """An undecoded image {"bytes": ..., "path": ...} or its bytes; an empty one is found to be no image.
 
-    A path alone, in a local copy, names a file below its folder; in a set of the hub, one that `datasets` has downloaded.
+    A path alone, in a local copy, names a file below its folder; in a set of the hub, one that `datasets` has
+    downloaded.
     """
     if isinstance(picture, bytes):
         return BytesIO(picture)
@@ -130,7 +192,9 @@ def _file(picture: object, where: str, listing: Listing | None, names: Names | N
     try:
         found = names.find(path)
     except Outside as problem:
-        raise UserError(f"{where} names the file {path}, which {problem}; give a copy that holds its pictures") from None
+        raise UserError(
+            f"{where} names the file {path}, which {problem}; give a copy that holds its pictures"
+        ) from None
     if found is None:
         raise FileNotFoundError(f"there is no {path} in {listing.folder}")
     return listing.folder / found

@@ -1,4 +1,6 @@
-"""Tables beside pictures: JSON, JSON lines, CSV in its dialects, parquet; in the encodings that editors and spreadsheets write."""
+"""Tables beside pictures: JSON, JSON lines, CSV in its dialects, parquet;
+in the encodings that editors and spreadsheets write.
+"""
 
 import csv
 import io
@@ -11,13 +13,27 @@ from common.data.sources.listing import is_picture
 from common.errors import UserError, explain
 
 KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".parquet", ".txt")  # .txt is a CSV by another name
-FILE_COLUMNS = ("file_name", "filename", "file", "image", "img", "image_path", "image_file", "image_name", "path", "file_path", "filepath", "picture", "photo",
-                "image_id")  # fmt: skip
+FILE_COLUMNS = (
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "img",
+    "image_path",
+    "image_file",
+    "image_name",
+    "path",
+    "file_path",
+    "filepath",
+    "picture",
+    "photo",
+    "image_id",
+)
 DELIMITERS = (",", ";", "\t", "|")
 
 
 class Row(NamedTuple):
-    where: str   # "line 23" or "row 23", for messages
+    where: str  # "line 23" or "row 23", for messages
     cells: dict  # by column, whose names are in small letters
 
 
@@ -43,15 +59,21 @@ def read_table(path: Path) -> Table:
     try:
         rows = read_json(path, text) if path.suffix.lower() in (".jsonl", ".ndjson", ".json") else read_csv(path, text)
     except RecursionError:
-        raise UserError(f"{path} cannot be read (its brackets are nested too deeply); write one flat object for each picture") from None
-    return Table(path, [Row(where, {column_name(key): value for key, value in cells.items()}) for where, cells in rows], encoding)
+        raise UserError(
+            f"{path} cannot be read (its brackets are nested too deeply); write one flat object for each picture"
+        ) from None
+    return Table(
+        path,
+        [Row(where, {column_name(key): value for key, value in cells.items()}) for where, cells in rows],
+        encoding,
+    )
 
 
 def column_name(key: object) -> str:
     return str(key).strip().lower().replace(" ", "_").replace("-", "_")
 
 
-# ----------------------------------------------------------------------------------------------------------------- text
+# ---------------------------------------------------------------------------------------------------------------- text
 
 
 def read_text(path: Path) -> tuple[str, str]:
@@ -63,12 +85,22 @@ def read_text(path: Path) -> tuple[str, str]:
     try:
         return decoded(raw)
     except ValueError:
-        raise UserError(f"{path} cannot be read as text: it is neither UTF-8, UTF-16, GB18030 nor Windows-1252; save it as UTF-8") from None
+        raise UserError(
+            f"{path} cannot be read as text: it is neither UTF-8, UTF-16, GB18030 nor Windows-1252; save it as UTF-8"
+        ) from None
 
 
 def decoded(raw: bytes) -> tuple[str, str]:
-    """(text, encoding): by the mark at its beginning, else the first of UTF-8, UTF-16, GB18030 and Windows-1252 that fits."""
-    for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+    """(text, encoding): by the mark at its beginning, else the first of UTF-8, UTF-16,
+    GB18030 and Windows-1252 that fits.
+    """
+    for mark, name in (
+        (b"\xef\xbb\xbf", "utf-8-sig"),
+        (b"\xff\xfe\0\0", "utf-32"),
+        (b"\0\0\xfe\xff", "utf-32"),
+        (b"\xff\xfe", "utf-16"),
+        (b"\xfe\xff", "utf-16"),
+    ):
         if raw.startswith(mark):
             return raw.decode(name), "UTF-8" if name == "utf-8-sig" else name.upper()
     if raw.count(0) > len(raw) / 4:  # every other byte of western text in UTF-16
@@ -90,7 +122,7 @@ def decoded(raw: bytes) -> tuple[str, str]:
         return text, "GB18030"
 
 
-# ----------------------------------------------------------------------------------------------------------------- JSON
+# ---------------------------------------------------------------------------------------------------------------- JSON
 
 
 def read_json(path: Path, text: str) -> list[tuple[str, dict]]:
@@ -102,7 +134,9 @@ def read_json(path: Path, text: str) -> list[tuple[str, dict]]:
     if isinstance(value, dict):
         value = rows_of_object(value)
     if not isinstance(value, list):
-        raise UserError(f"{path} cannot be read (it holds {kind_of(value)}); write a list of objects, one for each picture")
+        raise UserError(
+            f"{path} cannot be read (it holds {kind_of(value)}); write a list of objects, one for each picture"
+        )
     return [(f"row {i}", an_object(path, f"row {i}", row)) for i, row in enumerate(value, 1)]
 
 
@@ -114,11 +148,15 @@ def parse(path: Path, text: str, line: int | None = None) -> object:
         form = "every line is one JSON object" if line else "the file is one JSON list of objects"
         raise UserError(f"{path} cannot be read ({place}: {problem.msg}); {form}, each with a file_name") from None
     except ValueError as problem:  # a number of too many digits
-        raise UserError(f"{path} cannot be read ({f'line {line}: ' if line else ''}{explain(problem)}); correct the file") from None
+        raise UserError(
+            f"{path} cannot be read ({f'line {line}: ' if line else ''}{explain(problem)}); correct the file"
+        ) from None
 
 
 def rows_of_object(value: dict) -> object:
-    """The rows in one object: of {column: values}, of {file: {...}} or {file: caption}, or of {"anything": [{...}, ...]}."""
+    """The rows in one object: of {column: values}, of {file: {...}} or {file: caption}, or of {"anything":
+    [{...}, ...]}.
+    """
     columns = {key: cells for key, cells in value.items() if column_name(key) in FILE_COLUMNS}
     lists = [cells for cells in value.values() if isinstance(cells, list)]
     if columns and all(isinstance(cells, (dict, list)) for cells in value.values()):  # as pandas writes a frame
@@ -133,7 +171,9 @@ def rows_of_object(value: dict) -> object:
 
 def an_object(path: Path, where: str, row: object) -> dict:
     if not isinstance(row, dict):
-        raise UserError(f"{path} cannot be read ({where} holds {kind_of(row)}); every row is an object with a file_name")
+        raise UserError(
+            f"{path} cannot be read ({where} holds {kind_of(row)}); every row is an object with a file_name"
+        )
     return row
 
 
@@ -142,11 +182,13 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-# ------------------------------------------------------------------------------------------------------------------ CSV
+# ----------------------------------------------------------------------------------------------------------------- CSV
 
 
 def read_csv(path: Path, text: str) -> list[tuple[str, dict]]:
-    """A header and rows, with commas, semicolons, tabs or bars between cells. Without a header: files and their captions."""
+    """A header and rows, with commas, semicolons, tabs or bars between cells.
+    Without a header: files and their captions.
+    """
     if "\0" in text:
         raise UserError(f"{path} cannot be read (it holds zero bytes); save it as a table of text")
     first = next((line for line in text.split("\n") if line.strip()), "")
@@ -164,13 +206,19 @@ def read_csv(path: Path, text: str) -> list[tuple[str, dict]]:
                     rows.append((where, dict(zip(header, cells, strict=False))))
                 continue
             if any(cell.strip() for cell in cells[len(header) :]):
-                raise UserError(f"{path} cannot be read ({where} has {len(cells)} cells and the header {len(header)}); "
-                                f"put a text that holds {delimiter!r} in quotation marks")  # fmt: skip
+                raise UserError(
+                    f"{path} cannot be read ({where} has {len(cells)} cells and the header {len(header)}); "
+                    f"put a text that holds {delimiter!r} in quotation marks"
+                )
             rows.append((where, dict(zip(header, cells, strict=False))))
         if any("\n" in cell for cell in (cells if header else ())) and is_open(text, delimiter):
-            raise UserError(f"{path} cannot be read ({where}: a quotation mark is opened and never closed); correct that line")
+            raise UserError(
+                f"{path} cannot be read ({where}: a quotation mark is opened and never closed); correct that line"
+            )
     except csv.Error as problem:
-        raise UserError(f"{path} cannot be read (line {reader.line_num}: {explain(problem)}); correct that line") from problem
+        raise UserError(
+            f"{path} cannot be read (line {reader.line_num}: {explain(problem)}); correct that line"
+        ) from problem
     return rows
 
 

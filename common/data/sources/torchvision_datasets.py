@@ -20,7 +20,9 @@ from common.io.hub import REACH_SECONDS, reachable
 STALLED_SECONDS = 20  # a download that brings nothing for so long is given up
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-IDX_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx([13])-ubyte(\.gz)?", re.IGNORECASE)  # Kaggle's copies have a dot
+IDX_NAME = re.compile(
+    r"(train|t10k)-(images|labels)[-.]idx([13])-ubyte(\.gz)?", re.IGNORECASE
+)  # Kaggle's copies have a dot
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -35,7 +37,7 @@ def digits(data_dir: Path, split: str) -> Images:
     return Images("digits", pixels[keep], torch.from_numpy(bunch.target).long()[keep], DIGITS)
 
 
-# ------------------------------------------------------------------------------------------------- MNIST and its family
+# ------------------------------------------------------------------------------------------------ MNIST and its family
 
 
 def mnist(data_dir: Path, split: str) -> Images:
@@ -82,7 +84,9 @@ def read_mnist(name: str, base: Path, split: str, classes: tuple[str, ...], tall
 
 
 def _idx_file(base: Path, split: str, kind: str) -> Path | None:
-    """train-images-idx3-ubyte or train-images.idx3-ubyte, plain or .gz; or in a folder of that name, as some programs unpack it."""
+    """train-images-idx3-ubyte or train-images.idx3-ubyte, plain or .gz;
+    or in a folder of that name, as some programs unpack it.
+    """
     stem, dimensions = f"{'t10k' if split == 'test' else 'train'}-{kind}", 3 if kind == "images" else 1
     names = [f"{stem}{dot}idx{dimensions}-ubyte{suffix}" for dot in "-." for suffix in ("", ".gz")]
     folders = [base, *(base / name for name in names)]
@@ -108,7 +112,9 @@ def read_idx(path: Path) -> np.ndarray:
     shape = np.frombuffer(raw, ">i4", raw[3], offset=4) if len(raw) >= 4 + 4 * raw[3] else (-1,)
     data = raw[4 + 4 * raw[3] :]
     if len(data) != np.prod(shape, dtype=np.int64):
-        raise UserError(f"{path} is truncated: {len(data)} bytes of data where its header promises {tuple(map(int, shape))}")
+        raise UserError(
+            f"{path} is truncated: {len(data)} bytes of data where its header promises {tuple(map(int, shape))}"
+        )
     return np.frombuffer(bytearray(data), np.uint8).reshape(shape)
 
 
@@ -130,7 +136,9 @@ def cifar10(data_dir: Path, split: str) -> Images:
     except (RuntimeError, OSError, EOFError, ValueError) as problem:
         raise UserError(f"{copy} is damaged ({explain(problem)}); delete it and download again") from problem
     Tally().tell("cifar10", len(data.targets), split)
-    return Images("cifar10", torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets), CIFAR10)
+    return Images(
+        "cifar10", torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets), CIFAR10
+    )
 
 
 def _parquet(folder: Path, split: str) -> Images:
@@ -142,7 +150,9 @@ def _parquet(folder: Path, split: str) -> Images:
     except Exception as problem:  # pyarrow, PIL and datasets each raise their own
         raise UserError(f"the CIFAR-10 copy in {folder} cannot be read ({explain(problem)})") from problem
     Tally().tell("cifar10", len(pixels), split)
-    return Images("cifar10", torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows["label"][:]), CIFAR10)
+    return Images(
+        "cifar10", torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows["label"][:]), CIFAR10
+    )
 
 
 def flowers102(data_dir: Path, split: str, size: int, channels: int | None = None) -> Images:
@@ -172,7 +182,9 @@ def _download(torchvision_name: str, data_dir: Path, url: str) -> None:
     """Download through torchvision, after a short look whether the server answers at all."""
     advice = "put a copy there, or name another folder with --data-dir (or use --data digits, which is embedded)"
     if not reachable(url):
-        raise UserError(f"{torchvision_name} is not in {data_dir}, and {url} did not answer within {REACH_SECONDS} s; {advice}")
+        raise UserError(
+            f"{torchvision_name} is not in {data_dir}, and {url} did not answer within {REACH_SECONDS} s; {advice}"
+        )
     import torchvision.datasets
 
     before = socket.getdefaulttimeout()
@@ -180,6 +192,8 @@ def _download(torchvision_name: str, data_dir: Path, url: str) -> None:
     try:
         getattr(torchvision.datasets, torchvision_name)(str(data_dir), download=True)
     except (OSError, RuntimeError) as problem:
-        raise UserError(f"{torchvision_name} could not be downloaded to {data_dir} ({explain(problem)}); {advice}") from problem
+        raise UserError(
+            f"{torchvision_name} could not be downloaded to {data_dir} ({explain(problem)}); {advice}"
+        ) from problem
     finally:
         socket.setdefaulttimeout(before)

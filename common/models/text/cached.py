@@ -18,14 +18,17 @@ from common.models.text.encoders import CLIPTextEncoder
 class CachedTextEncoder:
     """cached(captions) -> (B, M, D) float32, like the encoder itself up to half precision.
 
-    The file's name is a hash of everything that the embeddings depend on: weights, tokenizer, length, captions. It holds 2 N M D
-    bytes for N different captions: 1 GB for 10,000 captions of 77 tokens of width 650. Other captions, such as prompts that a user
-    types later, are computed when they are asked for. Raises UserError for an encoder with trainable weights.
+    The file's name is a hash of everything that the embeddings depend on: weights, tokenizer, length, captions. It
+    holds 2 N M D bytes for N different captions: 1 GB for 10,000 captions of 77 tokens of width 650. Other captions,
+    such as prompts that a user types later, are computed when they are asked for. Raises UserError for an encoder with
+    trainable weights.
     """
 
     def __init__(self, encoder: CLIPTextEncoder, captions: Sequence[str], folder: Path, batch: int = 64):
         if any(parameter.requires_grad for parameter in encoder.parameters()):
-            raise UserError("only a frozen text encoder can be cached, because one that is trained changes with every step")
+            raise UserError(
+                "only a frozen text encoder can be cached, because one that is trained changes with every step"
+            )
         self.encoder, self.dim, self.length, self.tokenizer = encoder, encoder.dim, encoder.length, encoder.tokenizer
         distinct = sorted({"", *captions})
         self.path = Path(folder) / f"text-{fingerprint(encoder, distinct)}.safetensors"
@@ -48,7 +51,9 @@ class CachedTextEncoder:
         device = next(self.encoder.parameters()).device
         if all(caption in self.row for caption in captions):
             return self.table[[self.row[caption] for caption in captions]].float().to(device)
-        return torch.cat([self([c]) if c in self.row else half(self.encoder([c])).float().to(device) for c in captions])
+        return torch.cat(
+            [self([c]) if c in self.row else half(self.encoder([c])).float().to(device) for c in captions]
+        )
 
     def remarks(self, prompt: str) -> list[str]:
         return self.encoder.remarks(prompt)

@@ -35,7 +35,7 @@ class TextEncoder(Protocol):
     def remarks(self, prompt: str) -> list[str]: ...  # warnings for the user: empty, cut off, unknown words
 
 
-# -------------------------------------------------------------------------------------------------------- trained by us
+# ------------------------------------------------------------------------------------------------------- trained by us
 
 
 class SmallText(nn.Module):
@@ -64,7 +64,9 @@ class SmallText(nn.Module):
         return self.tokenizer.remarks(prompt)
 
 
-def small_text(captions: Sequence[str], dim: int = 128, layers: int = 2, heads: int = 4, length: int = 64) -> SmallText:
+def small_text(
+    captions: Sequence[str], dim: int = 128, layers: int = 2, heads: int = 4, length: int = 64
+) -> SmallText:
     """An untrained encoder whose vocabulary is that of the captions."""
     tokenizer = train_tokenizer(captions, length)
     bos, eos = tokenizer.id(BOS), tokenizer.id(EOS)
@@ -72,10 +74,14 @@ def small_text(captions: Sequence[str], dim: int = 128, layers: int = 2, heads: 
     return SmallText(tokenizer, TextTransformer(cfg))
 
 
-# --------------------------------------------------------------------------------------------------------------- frozen
+# -------------------------------------------------------------------------------------------------------------- frozen
 
-LOADERS = {"clip_text_model": "CLIPTextModel", "clip": "CLIPModel",
-           "chinese_clip_text_model": "ChineseCLIPTextModel", "chinese_clip": "ChineseCLIPModel"}  # fmt: skip
+LOADERS = {
+    "clip_text_model": "CLIPTextModel",
+    "clip": "CLIPModel",
+    "chinese_clip_text_model": "ChineseCLIPTextModel",
+    "chinese_clip": "ChineseCLIPModel",
+}
 
 
 class CLIPTextEncoder(nn.Module):
@@ -107,7 +113,8 @@ class CLIPTextEncoder(nn.Module):
     def forward(self, captions: Sequence[str] | Tensor) -> Tensor:
         """captions: texts, or their token ids (B, M)"""
         token_ids = captions if isinstance(captions, Tensor) else self.token_ids(captions)
-        # Chinese CLIP has bidirectional attention and was trained with a padding mask; CLIP needs no mask (see TextTransformer).
+        # Chinese CLIP has bidirectional attention and was trained with a padding mask; CLIP needs no mask (see
+        # TextTransformer).
         mask = token_ids.ne(self.tokenizer.pad_id).long() if self.chinese else None
         return self.network(input_ids=token_ids, attention_mask=mask).last_hidden_state.float()
 
@@ -127,7 +134,9 @@ def load_network(folder: Path) -> Any:
     extra = {"add_pooling_layer": False} if kind == "chinese_clip_text_model" else {}
     variant = find_weights(folder, WEIGHTS).variant
     try:
-        network, found = loader.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, variant=variant, **extra)
+        network, found = loader.from_pretrained(
+            folder, output_loading_info=True, dtype=torch.float32, variant=variant, **extra
+        )
     except Exception as problem:  # OSError, RuntimeError, SafetensorError, and errors of its configuration
         raise UserError(f"the text encoder in {folder} cannot be opened ({explain(problem)})") from problem
     if found["missing_keys"]:
@@ -146,21 +155,26 @@ def open_tokenizer(folder: Path, length: int) -> tuple[Any, Tokenizer]:
         raise UserError(f"the tokenizer in {folder} cannot be opened ({explain(problem)})") from problem
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# --------------------------------------------------------------------------------------------------------------- files
 
 
 def save_text(folder: Path, encoder: SmallText | CLIPTextEncoder, dtype: torch.dtype = torch.float32) -> None:
-    """Write `tokenizer/` and `text_encoder/` of a diffusers model, for CLIPTokenizer and CLIPTextModel.from_pretrained."""
+    """Write `tokenizer/` and `text_encoder/` of a diffusers model, for CLIPTokenizer and
+    CLIPTextModel.from_pretrained.
+    """
     if isinstance(encoder, CLIPTextEncoder):
         encoder.network.save_pretrained(folder / "text_encoder")
         encoder.hf_tokenizer.save_pretrained(folder / "tokenizer")
         return
     encoder.tokenizer.save(folder / "tokenizer")
     write_json(folder / "text_encoder" / "config.json", text_to_transformers(encoder.transformer.cfg))
-    # In files the keys begin with text_model, as in every Stable Diffusion folder; older releases of transformers require it.
+    # In files the keys begin with text_model, as in every Stable Diffusion folder; older releases of transformers
+    # require it.
     state = encoder.transformer.state_dict()
     state = {f"text_model.{key}": value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
-    write_atomically(folder / "text_encoder" / WEIGHTS, lambda file: file.write(save(state, metadata={"format": "pt"})))
+    write_atomically(
+        folder / "text_encoder" / WEIGHTS, lambda file: file.write(save(state, metadata={"format": "pt"}))
+    )
 
 
 def load_text(folder: Path) -> SmallText | CLIPTextEncoder:
@@ -168,7 +182,9 @@ def load_text(folder: Path) -> SmallText | CLIPTextEncoder:
     folder = Path(folder)
     found = parts(folder)
     if found is None or found == (folder, folder):
-        raise UserError(f"{folder} holds no text encoder: {folder / 'text_encoder'} and {folder / 'tokenizer'} were expected")
+        raise UserError(
+            f"{folder} holds no text encoder: {folder / 'text_encoder'} and {folder / 'tokenizer'} were expected"
+        )
     config = read_json(folder / "text_encoder" / "config.json")
     if str(config.get("model_type")).startswith("chinese_clip"):
         return CLIPTextEncoder(str(folder))
@@ -180,5 +196,7 @@ def load_transformer(folder: Path, config: dict) -> TextTransformer:
     """In float32, every key checked."""
     cfg = text_from_transformers(config)
     weights, source = read_component(folder, WEIGHTS)
-    weights = {key.removeprefix("text_model."): value for key, value in weights.items() if not key.endswith("position_ids")}
+    weights = {
+        key.removeprefix("text_model."): value for key, value in weights.items() if not key.endswith("position_ids")
+    }
     return build_strictly(lambda: TextTransformer(cfg), weights, source)

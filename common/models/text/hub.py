@@ -8,11 +8,20 @@ from common.io import hub
 from common.io.weight_files import TRANSFORMERS, chosen_files, look_for_weights
 
 EXAMPLE = "openai/clip-vit-base-patch32"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
 
 
 def find_encoder(name: str) -> tuple[Path, Path]:
-    """(folder of the text encoder, folder of its tokenizer) for a local folder or a hub id; downloads only what is missing."""
+    """(folder of the text encoder, folder of its tokenizer) for a local folder or a hub id;
+    downloads only what is missing.
+    """
     local = Path(name).expanduser()
     if local.is_dir():
         return parts(local) or _incomplete(local)
@@ -22,12 +31,18 @@ def find_encoder(name: str) -> tuple[Path, Path]:
 
 
 def parts(folder: Path) -> tuple[Path, Path] | None:
-    """Both in one folder (a CLIP model), or in the two subfolders of a diffusers model; None where something is missing."""
+    """Both in one folder (a CLIP model), or in the two subfolders of a diffusers model;
+    None where something is missing.
+    """
     encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
     if not encoder.is_dir():
         encoder = tokenizer = folder
     has_vocabulary = any((tokenizer / file).exists() for file in ("tokenizer.json", "vocab.json", "vocab.txt"))
-    return (encoder, tokenizer) if has_vocabulary and (encoder / "config.json").exists() and look_for_weights(encoder) else None
+    return (
+        (encoder, tokenizer)
+        if has_vocabulary and (encoder / "config.json").exists() and look_for_weights(encoder)
+        else None
+    )
 
 
 def _incomplete(folder: Path) -> NoReturn:
@@ -43,7 +58,9 @@ def _cached(name: str) -> tuple[Path, Path] | None:
 
 
 def _downloaded(name: str) -> tuple[Path, Path]:
-    folder = hub.download(name, lambda files, _: wanted(files), f"give a local folder instead, or {hub.MIRROR}", EXAMPLE)
+    folder = hub.download(
+        name, lambda files, _: wanted(files), f"give a local folder instead, or {hub.MIRROR}", EXAMPLE
+    )
     return parts(folder) or _incomplete(folder)
 
 
@@ -53,4 +70,7 @@ def wanted(files: list[str]) -> list[str]:
     encoder, tokenizer = ("text_encoder/", "tokenizer/") if split else ("", "")
     own = [file.removeprefix(encoder) for file in files if file.startswith(encoder)]
     names = ["config.json", *chosen_files(own)]
-    return [*(encoder + file for file in names), *(tokenizer + file for file in TOKENIZER if tokenizer + file in files)]
+    return [
+        *(encoder + file for file in names),
+        *(tokenizer + file for file in TOKENIZER if tokenizer + file in files),
+    ]

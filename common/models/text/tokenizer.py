@@ -1,11 +1,12 @@
 """Captions to numbers: a small tokenizer of CLIP's kind, trained on the captions, in English and Chinese.
 
-A text is cut into words, a word into UTF-8 bytes, and then neighbours are joined by a list of merges, the first in the list
-first (byte-pair encoding: Sennrich et al. 2016; Radford et al. 2021). So a frequent word is one token, a word never seen falls
-into pieces, and nothing is ever outside the vocabulary. </w> marks the last piece of a word.
+A text is cut into words, a word into UTF-8 bytes, and then neighbours are joined by a list of merges, the first in the
+list first (byte-pair encoding: Sennrich et al. 2016; Radford et al. 2021). So a frequent word is one token, a word
+never seen falls into pieces, and nothing is ever outside the vocabulary. </w> marks the last piece of a word.
 
-Chinese writes no spaces, so to CLIP a whole clause is one word; merges learned on it would make one token of "a red round
-little monster", and the network could never meet the red in it elsewhere. Here a Chinese character is always one token.
+Chinese writes no spaces, so to CLIP a whole clause is one word; merges learned on it would make one token of "a red
+round little monster", and the network could never meet the red in it elsewhere. Here a Chinese character is always one
+token.
 """
 
 import json
@@ -27,7 +28,8 @@ from common.io.files import read_json, write_atomically, write_json
 
 Merge = tuple[str, str]
 
-# One thread: captions are short, and learning merges on several is slower; it also keeps the library's threads out of data workers.
+# One thread: captions are short, and learning merges on several is slower; it also keeps the library's threads out of
+# data workers.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 BOS, EOS, END = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -56,8 +58,12 @@ class Tokenizer:
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         if isinstance(captions, str):
-            raise TypeError("give a list of captions; a lone string would be read as one caption for each of its letters")
-        return torch.tensor([encoding.ids for encoding in self.backend.encode_batch(list(captions))]).reshape(-1, self.length)
+            raise TypeError(
+                "give a list of captions; a lone string would be read as one caption for each of its letters"
+            )
+        return torch.tensor([encoding.ids for encoding in self.backend.encode_batch(list(captions))]).reshape(
+            -1, self.length
+        )
 
     @property
     def size(self) -> int:
@@ -88,17 +94,31 @@ class Tokenizer:
         if not caption.strip():
             return ["the prompt is empty: the picture will be unconditional"]
         unknown, rest = self.unknown(caption), self.rest(caption)
-        remarks = [f"unknown words: {', '.join(unknown)} (spelled in pieces, so they may mean little)"] if unknown else []
-        return remarks + ([f"the prompt has more than {self.length} tokens and is cut before '{rest}'"] if rest else [])
+        remarks = (
+            [f"unknown words: {', '.join(unknown)} (spelled in pieces, so they may mean little)"] if unknown else []
+        )
+        return remarks + (
+            [f"the prompt has more than {self.length} tokens and is cut before '{rest}'"] if rest else []
+        )
 
     # ---------------------------------------------------------------------------------------------------------- files
 
     def save(self, folder: Path) -> None:
-        """Write the files of a Stable Diffusion tokenizer, which CLIPTokenizer.from_pretrained(folder) opens. CLIP's kind only."""
+        """Write the files of a Stable Diffusion tokenizer, which CLIPTokenizer.from_pretrained(folder) opens.
+        CLIP's kind only.
+        """
         model = json.loads(self.backend.to_str())["model"]
         merges = "".join(f"{a} {b}\n" for a, b in model["merges"])
-        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, "bos_token": BOS, "eos_token": EOS,
-                    "unk_token": EOS, "pad_token": self.pad, "do_lower_case": True, "add_prefix_space": False}  # fmt: skip
+        settings = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": self.length,
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "unk_token": EOS,
+            "pad_token": self.pad,
+            "do_lower_case": True,
+            "add_prefix_space": False,
+        }
         write_json(folder / "vocab.json", model["vocab"])
         write_atomically(folder / "merges.txt", lambda file: file.write(f"#version: 0.2\n{merges}".encode()))
         write_json(folder / "tokenizer_config.json", settings)
@@ -117,7 +137,9 @@ def load_tokenizer(folder: Path, longest: int = 77) -> Tokenizer:
     except UserError:
         raise
     except Exception as problem:  # the tokenizers library knows only Exception
-        raise UserError(f"the tokenizer in {folder} cannot be opened as that of a CLIP ({explain(problem)})") from problem
+        raise UserError(
+            f"the tokenizer in {folder} cannot be opened as that of a CLIP ({explain(problem)})"
+        ) from problem
 
 
 def _read_merges(folder: Path) -> tuple[dict[str, int], list]:
@@ -127,7 +149,9 @@ def _read_merges(folder: Path) -> tuple[dict[str, int], list]:
     if not (folder / "merges.txt").exists():
         raise UserError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt are there")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    return read_json(folder / "vocab.json"), [pair(line.split(" ")) for line in lines[lines[0].startswith("#version"):] if line]
+    return read_json(folder / "vocab.json"), [
+        pair(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line
+    ]
 
 
 def pair(parts: Sequence[str]) -> Merge:
@@ -141,11 +165,17 @@ def pair(parts: Sequence[str]) -> Merge:
 
 def clip_backend(vocab: dict[str, int], merges: list[Merge]) -> tokenizers.Tokenizer:
     """CLIP's way from text to ids, as in `transformers.CLIPTokenizer`."""
-    backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges, end_of_word_suffix=END, continuing_subword_prefix="", unk_token=EOS))
-    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    backend = tokenizers.Tokenizer(
+        BPE(vocab=vocab, merges=merges, end_of_word_suffix=END, continuing_subword_prefix="", unk_token=EOS)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     split_words = pre_tokenizers.Split(Regex(CUT), behavior="removed", invert=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([split_words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    backend.post_processor = processors.RobertaProcessing((EOS, vocab[EOS]), (BOS, vocab[BOS]), trim_offsets=False, add_prefix_space=False)
+    backend.post_processor = processors.RobertaProcessing(
+        (EOS, vocab[EOS]), (BOS, vocab[BOS]), trim_offsets=False, add_prefix_space=False
+    )
     backend.add_special_tokens([BOS, EOS])
     return backend
 
@@ -177,13 +207,21 @@ def spell(character: str) -> Iterator[Merge]:
 def learn_merges(texts: Sequence[str], size: int, min_count: int) -> list[Merge]:
     """Byte-pair encoding: join the most frequent pair of neighbours, again and again.
 
-    Of equally frequent pairs the trainer takes that with the smaller numbers, and it numbers a letter at the end of a word when
-    it comes upon one, in the order of a hash table: differently in every process. Declared beforehand, as special tokens (which
-    are numbered first), they have the same numbers always; a run that is resumed must find its own tokens again.
+    Of equally frequent pairs the trainer takes that with the smaller numbers, and it numbers a letter at the end of a
+    word when it comes upon one, in the order of a hash table: differently in every process. Declared beforehand, as
+    special tokens (which are numbered first), they have the same numbers always; a run that is resumed must find its
+    own tokens again.
     """
     learner = clip_backend(vocabulary([]), [])
-    trainer = BpeTrainer(vocab_size=size, min_frequency=min_count, end_of_word_suffix=END, continuing_subword_prefix="",
-                         initial_alphabet=LETTERS, special_tokens=vocabulary_of_letters(), show_progress=False)  # fmt: skip
+    trainer = BpeTrainer(
+        vocab_size=size,
+        min_frequency=min_count,
+        end_of_word_suffix=END,
+        continuing_subword_prefix="",
+        initial_alphabet=LETTERS,
+        special_tokens=vocabulary_of_letters(),
+        show_progress=False,
+    )
     learner.train_from_iterator(texts, trainer)
     return [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
 

@@ -2,7 +2,8 @@
 
     ids --token + position embedding--> | LayerNorm, attention | LayerNorm, MLP | ... | LayerNorm --> embeddings
 
-Module names are those of `transformers.CLIPTextModel`, so weights load both ways. It is what Stable Diffusion reads prompts with.
+Module names are those of `transformers.CLIPTextModel`, so weights load both ways. It is what Stable Diffusion reads
+prompts with.
 """
 
 import math
@@ -31,15 +32,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 class TextConfig:
     """The defaults are those of `transformers.CLIPTextConfig`, so a setting left out of a file means the same here."""
 
-    vocab: int = 49408              # number of tokens that have an embedding
-    length: int = 77                # tokens a text may have at most (M)
-    dim: int = 512                  # width of an embedding (D)
+    vocab: int = 49408  # number of tokens that have an embedding
+    length: int = 77  # tokens a text may have at most (M)
+    dim: int = 512  # width of an embedding (D)
     layers: int = 12
     heads: int = 8
-    hidden: int = 2048              # width inside the MLP
+    hidden: int = 2048  # width inside the MLP
     activation: str = "quick_gelu"
-    eps: float = 1e-5               # of every LayerNorm
-    bos: int | None = 49406         # ids of the special tokens: begin, end, and padding; the transformer itself does not use them
+    eps: float = 1e-5  # of every LayerNorm
+    bos: int | None = (
+        49406  # ids of the special tokens: begin, end, and padding; the transformer itself does not use them
+    )
     eos: int | None = 49407
     pad: int | None = 1
 
@@ -54,7 +57,9 @@ class CausalAttention(nn.Module):
         self.v_proj, self.out_proj = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, heads, M, D / heads)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -110,17 +115,20 @@ class TextLayers(nn.Module):
 class TextTransformer(nn.Module):
     """(B, M) token ids -> (B, M, D) embeddings; M is at most cfg.length.
 
-    There is no mask for the padding. Attention is causal and the padding comes last, so it does not affect the embeddings of words;
-    the padding tokens attend to the words before them, and a U-Net's cross-attention sees their embeddings like any others. An
-    attention mask could hide them. Stable Diffusion was trained without one, and so is every model here: the padding then serves as
-    a summary of the sentence, and a mask added after training would change what the U-Net has learned to use.
+    There is no mask for the padding. Attention is causal and the padding comes last, so it does not affect the
+    embeddings of words; the padding tokens attend to the words before them, and a U-Net's cross-attention sees their
+    embeddings like any others. An attention mask could hide them. Stable Diffusion was trained without one, and so is
+    every model here: the padding then serves as a summary of the sentence, and a mask added after training would
+    change what the U-Net has learned to use.
     """
 
     def __init__(self, cfg: TextConfig):
         super().__init__()
         if cfg.dim % cfg.heads:
             near = [max(1, cfg.dim // cfg.heads) * cfg.heads, (cfg.dim // cfg.heads + 1) * cfg.heads]
-            raise UserError(f"a width of {cfg.dim} cannot be divided among {cfg.heads} attention heads; try a width of {near[0]} or {near[1]}")
+            raise UserError(
+                f"a width of {cfg.dim} cannot be divided among {cfg.heads} attention heads; try a width of {near[0]} or {near[1]}"
+            )
         self.cfg = cfg
         self.embeddings = TextEmbeddings(cfg)
         self.encoder = TextLayers(cfg)
@@ -130,9 +138,10 @@ class TextTransformer(nn.Module):
     def initialise(self) -> None:
         """Small weights in the layers, as in GPT-2 and CLIP: at first an embedding depends mostly on its own token.
 
-        The embeddings begin large, where those of CLIP begin at 0.02. One step of Adam moves a weight by up to the learning rate,
-        which is 2e-3 here, and at first all tokens move in the same direction. Small embeddings soon become alike, and then captions
-        do not distinguish images: with 0.02, a U-Net of creatures had learned nothing from its captions when with 1 it knew colours.
+        The embeddings begin large, where those of CLIP begin at 0.02. One step of Adam moves a weight by up to the
+        learning rate, which is 2e-3 here, and at first all tokens move in the same direction. Small embeddings soon
+        become alike, and then captions do not distinguish images: with 0.02, a U-Net of creatures had learned nothing
+        from its captions when with 1 it knew colours.
         """
         nn.init.normal_(self.embeddings.token_embedding.weight, std=1.0)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=0.5)
@@ -158,14 +167,31 @@ VALUES = {
     "layers": Annotated[int, Range(1, 256)], "heads": Annotated[int, Range(1, 65_536)], "hidden": Annotated[int, Range(1, 1_000_000)],
     "activation": str, "eps": Annotated[float, Range(0, 1)], "bos": int | None, "eos": int | None, "pad": int | None,
 }  # fmt: skip
-FIXED = {"model_type": ("clip_text_model",), "attention_dropout": (0,), "dropout": (0,), "use_attention_mask": (None, False)}
-WITHOUT_EFFECT = ("architectures", "dtype", "torch_dtype", "transformers_version", "initializer_factor", "initializer_range",
-                  "projection_dim")  # fmt: skip
+FIXED = {
+    "model_type": ("clip_text_model",),
+    "attention_dropout": (0,),
+    "dropout": (0,),
+    "use_attention_mask": (None, False),
+}
+WITHOUT_EFFECT = (
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "initializer_factor",
+    "initializer_range",
+    "projection_dim",
+)
 
 
 def text_to_transformers(cfg: TextConfig) -> dict:
     """The config.json that makes `transformers.CLIPTextModel` build the same network, and run it in float32."""
-    head = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "dtype": "float32", "attention_dropout": 0.0}
+    head = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "dtype": "float32",
+        "attention_dropout": 0.0,
+    }
     return head | {NAMES[key]: value for key, value in asdict(cfg).items()}
 
 
@@ -174,7 +200,14 @@ def text_from_transformers(config: dict) -> TextConfig:
     ours = {theirs: name for name, theirs in NAMES.items()}
     check_values(config, {NAMES[name]: rule for name, rule in VALUES.items()}, "this text encoder")
     for key, value in {"model_type": None, **config}.items():
-        refused = key not in ours and key not in WITHOUT_EFFECT and not key.startswith("_") and value not in FIXED.get(key, ())
+        refused = (
+            key not in ours
+            and key not in WITHOUT_EFFECT
+            and not key.startswith("_")
+            and value not in FIXED.get(key, ())
+        )
         if refused or (key == "hidden_act" and value not in ACTIVATIONS):
-            raise UserError(f"this text encoder sets {key} = {shown(value)}, which the course's text encoder does not support")
+            raise UserError(
+                f"this text encoder sets {key} = {shown(value)}, which the course's text encoder does not support"
+            )
     return TextConfig(**{ours[key]: value for key, value in config.items() if key in ours})

@@ -33,7 +33,9 @@ def write_folder(folder: Path, rows: list[dict], kind: str = "jsonl") -> Path:
     for k in range(len(rows)):
         Image.new("RGB", (8, 8), (k, k, k)).save(folder / f"{k:03d}.png")
     if kind == "jsonl":
-        (folder / "metadata.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        (folder / "metadata.jsonl").write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
     else:
         with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -50,7 +52,13 @@ def same(a: Images, b: Images) -> bool:
     """Everything that a program can see of them, but the name."""
     tables = [x.attributes and x.attributes.table.tolist() for x in (a, b)]
     labels = [x.labels if x.labels is None else x.labels.tolist() for x in (a, b)]
-    return torch.equal(a.pixels, b.pixels) and labels[0] == labels[1] and a.classes == b.classes and a.captions == b.captions and tables[0] == tables[1]
+    return (
+        torch.equal(a.pixels, b.pixels)
+        and labels[0] == labels[1]
+        and a.classes == b.classes
+        and a.captions == b.captions
+        and tables[0] == tables[1]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- languages
@@ -80,7 +88,9 @@ def test_a_column_named_text_may_be_chinese(tmp_path):
     """Sets of Chinese origin call their only column text."""
     folder = str(write_folder(tmp_path / "dishes", [{"text": "宫保鸡丁"}, {"text": "番茄炒蛋, hot"}]))
     assert load(folder, 8).captions == load(folder, 8, language="zh").captions == ("宫保鸡丁", "番茄炒蛋, hot")
-    with pytest.raises(UserError, match="the folder .*dishes has no English captions, only Chinese ones.*--language zh"):
+    with pytest.raises(
+        UserError, match="the folder .*dishes has no English captions, only Chinese ones.*--language zh"
+    ):
         load(folder, 8, language="en")
     assert mostly_chinese(["红色的狗"]) and not mostly_chinese(["caption 0, 红色"]) and not mostly_chinese([])
 
@@ -88,7 +98,10 @@ def test_a_column_named_text_may_be_chinese(tmp_path):
 @pytest.mark.parametrize("language", ["zh", "both"])
 def test_a_folder_that_lacks_a_language_is_refused_by_name(tmp_path, language):
     folder = str(write_folder(tmp_path / "dogs", [{"text": "a dog"}] * 3))
-    with pytest.raises(UserError, match="dogs has no Chinese captions, only English ones; add a column text_zh, or ask for --language en"):
+    with pytest.raises(
+        UserError,
+        match="dogs has no Chinese captions, only English ones; add a column text_zh, or ask for --language en",
+    ):
         load(folder, 8, language=language)
 
 
@@ -100,7 +113,10 @@ def test_an_unknown_language():
 
 def test_creatures_speak_as_they_do_elsewhere():
     for language in ("en", "zh", "both"):
-        assert load("creatures", 16, language=language, n=5).captions == load_creatures("train", 5, 16, language=language).captions
+        assert (
+            load("creatures", 16, language=language, n=5).captions
+            == load_creatures("train", 5, 16, language=language).captions
+        )
     assert load("creatures", 16, n=5).captions == load_creatures("train", 5, 16).captions  # their default is both
 
 
@@ -115,7 +131,14 @@ def test_sets_without_words_say_so():
 
 def test_captions_of_other_kinds():
     """A list holds several captions of one image; numbers are words too; null and blanks are nothing."""
-    rows = [{"text": [" first ", "second"]}, {"caption": 7}, {"text": None, "prompt": "third"}, {"text": "  "}, {"text": {"a": 1}}, {"text": []}]
+    rows = [
+        {"text": [" first ", "second"]},
+        {"caption": 7},
+        {"text": None, "prompt": "third"},
+        {"text": "  "},
+        {"text": {"a": 1}},
+        {"text": []},
+    ]
     assert read_texts(rows) == {"en": ("first", "7", "third", "", "", "")}
     assert read_texts([{"label": 1}, {}]) == {}
 
@@ -127,10 +150,17 @@ def test_the_first_n(tmp_path):
     folder = str(write_folder(tmp_path, [row | {"label": k % 3} for k, row in enumerate(bilingual(9))]))
     whole, four = load(folder, 8, language="both"), load(folder, 8, language="both", n=4)
     assert len(four) == len(four.captions) == len(four.labels) == len(four.texts.items) == 4
-    assert four.captions == whole.captions[:4] and torch.equal(four.pixels, whole.pixels[:4]) and torch.equal(four.labels, whole.labels[:4])
+    assert (
+        four.captions == whole.captions[:4]
+        and torch.equal(four.pixels, whole.pixels[:4])
+        and torch.equal(four.labels, whole.labels[:4])
+    )
     assert four.need_captions("zh") == whole.need_captions("zh")[:4]
     assert torch.equal(four.batch(torch.tensor([3, 1]))["image"], whole.batch(torch.tensor([3, 1]))["image"])
-    assert same(load("digits", n=1498), load("digits")) and load("digits", n=3).labels.tolist() == load("digits").labels[:3].tolist()
+    assert (
+        same(load("digits", n=1498), load("digits"))
+        and load("digits", n=3).labels.tolist() == load("digits").labels[:3].tolist()
+    )
 
 
 def test_creatures_are_drawn_as_many_as_that(monkeypatch):
@@ -138,7 +168,9 @@ def test_creatures_are_drawn_as_many_as_that(monkeypatch):
     assert same(few, more.first(3)) and len(more.attributes.table) == 6
     drawn = []
     loader = sys.modules["common.data.registry"]  # whose name in the package is that of its function
-    monkeypatch.setattr(loader, "load_creatures", lambda split, n, size, language: drawn.append(n) or load_creatures(split, 2, 16))
+    monkeypatch.setattr(
+        loader, "load_creatures", lambda split, n, size, language: drawn.append(n) or load_creatures(split, 2, 16)
+    )
     load("creatures", 16, n=2)
     assert drawn == [2]  # not 10,000, of which two are kept
 
@@ -152,7 +184,7 @@ def test_n_out_of_range(tmp_path):
             load(name, 16, n=0)
 
 
-# --------------------------------------------------------------------------------- captions that are not what they seem
+# -------------------------------------------------------------------------------- captions that are not what they seem
 
 
 def refusal(folder: Path, language: str | None = "en") -> str:
@@ -170,7 +202,11 @@ def test_empty_captions(tmp_path, empty, language):
     rows = [{"text": EN.format(k)} for k in range(6)]
     rows[2]["text"] = rows[4]["text"] = empty
     message = refusal(write_folder(tmp_path / "dogs", rows), language)
-    assert "2 of 6 images in the folder" in message and "no English caption" in message and "the first is 002.png" in message
+    assert (
+        "2 of 6 images in the folder" in message
+        and "no English caption" in message
+        and "the first is 002.png" in message
+    )
     assert load(str(tmp_path / "dogs"), 8).captions is None  # for those who can do without
 
 
@@ -187,7 +223,9 @@ def test_text_files_that_are_missing(tmp_path):
     (tmp_path / "metadata.jsonl").unlink()
     assert "has no captions; they are looked for in columns named text, caption" in refusal(tmp_path)
     for k in (0, 2):
-        (tmp_path / f"{k:03d}.txt").write_text(f"\ufeff{EN.format(k)}\n", encoding="utf-8")  # as a Windows editor writes it
+        (tmp_path / f"{k:03d}.txt").write_text(
+            f"\ufeff{EN.format(k)}\n", encoding="utf-8"
+        )  # as a Windows editor writes it
     assert "1 of 3 images" in refusal(tmp_path) and "the first is 001.png" in refusal(tmp_path)
     (tmp_path / "001.txt").write_text(EN.format(1))
     assert load(str(tmp_path), 8, language="en").captions == tuple(EN.format(k) for k in range(3))
@@ -198,8 +236,14 @@ def test_metadata_that_names_files_that_are_not_there(tmp_path):
     for k in (1, 4):
         (tmp_path / f"{k:03d}.png").unlink()
     message = refusal(tmp_path)
-    assert "2 of 6 files that" in message and "metadata.jsonl names are not in" in message and "the first is 001.png" in message
-    assert load(str(tmp_path), 8).captions == tuple(EN.format(k) for k in (0, 2, 3, 5))  # enough for those who only look
+    assert (
+        "2 of 6 files that" in message
+        and "metadata.jsonl names are not in" in message
+        and "the first is 001.png" in message
+    )
+    assert load(str(tmp_path), 8).captions == tuple(
+        EN.format(k) for k in (0, 2, 3, 5)
+    )  # enough for those who only look
 
 
 def test_images_without_a_row(tmp_path):
@@ -231,7 +275,9 @@ def test_a_csv_with_a_cell_too_large(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub of our own: hub.sets maps ids to what load_dataset gives, or to an exception; hub.asked lists what was asked for."""
+    """A hub of our own: hub.sets maps ids to what load_dataset gives, or to an exception;
+    hub.asked lists what was asked for.
+    """
     import datasets
 
     class Hub:
@@ -247,7 +293,10 @@ def hub(monkeypatch, tmp_path):
     fake = Hub()
     fake.sets, fake.asked = {}, []
     monkeypatch.setattr("datasets.load_dataset", fake.load_dataset)
-    monkeypatch.setattr("common.io.hub.unanswered", lambda url: fake.asked.append(url) or (None if fake.online else "did not answer within 3 s"))
+    monkeypatch.setattr(
+        "common.io.hub.unanswered",
+        lambda url: fake.asked.append(url) or (None if fake.online else "did not answer within 3 s"),
+    )
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     return fake
@@ -285,7 +334,9 @@ def test_the_next_id_is_tried(tmp_path, hub):
     hub.sets[THIRD[0]] = {"train": rows_of(text=["a dog"] * 12)}
     assert load("pokemon", 8, tmp_path, language="en").captions == ("a dog",) * 11
     assert [asked[0] for asked in hub.asked[1:]] == [FIRST[0], SECOND[0], THIRD[0]]
-    with pytest.raises(UserError, match=rf"{THIRD[0]}.* \(columns image, text\) has no Chinese captions, only English ones"):
+    with pytest.raises(
+        UserError, match=rf"{THIRD[0]}.* \(columns image, text\) has no Chinese captions, only English ones"
+    ):
         load("pokemon", 8, tmp_path, language="zh")
 
 
@@ -294,7 +345,11 @@ def test_no_id_can_be_had(tmp_path, hub):
     with pytest.raises(UserError) as problem:
         load("pokemon", 8, tmp_path)
     message = str(problem.value)
-    assert f"{FIRST[0]} (Dataset '{FIRST[0]}' doesn't exist)" in message and "its columns are scan (PIL.Image.Image), text (string)" in message and THIRD[0] in message
+    assert (
+        f"{FIRST[0]} (Dataset '{FIRST[0]}' doesn't exist)" in message
+        and "its columns are scan (PIL.Image.Image), text (string)" in message
+        and THIRD[0] in message
+    )
     assert f"put a copy in {tmp_path / 'pokemon'}" in message and "HF_ENDPOINT" in message and "\n" not in message
 
 
@@ -302,9 +357,14 @@ def test_no_network(tmp_path, hub, monkeypatch):
     """What was loaded once is in the hub's cache; else one sentence, at once."""
     hub.online = False
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
-    with pytest.raises(UserError, match=r"pokemon is not in .*, not in the hub's cache .*https://mirror.example did not answer within 3 s; put"):
+    with pytest.raises(
+        UserError,
+        match=r"pokemon is not in .*, not in the hub's cache .*https://mirror.example did not answer within 3 s; put",
+    ):
         load("pokemon", 8, tmp_path)
-    assert hub.asked[0] == "https://mirror.example" and all(offline for _, _, offline in hub.asked[1:])  # datasets asks nobody
+    assert hub.asked[0] == "https://mirror.example" and all(
+        offline for _, _, offline in hub.asked[1:]
+    )  # datasets asks nobody
     hub.sets[SECOND[0]] = {"train": rows_of(text=["a dog"] * 12)}
     assert load("pokemon", 8, tmp_path).captions == ("a dog",) * 11
     import datasets
@@ -329,7 +389,9 @@ def test_any_set_of_the_hub(hub):
     for name in ("hub:cats", "hub:a/b/c", "hub:", "hub:../cats/x"):
         with pytest.raises(UserError, match=f"'{name}' names no set of the hub; type hub:owner/name"):
             load(name)
-    with pytest.raises(UserError, match=r"a/b is a set of the hub, and could not be had from .*: a/b \(Dataset 'a/b' doesn't exist\)"):
+    with pytest.raises(
+        UserError, match=r"a/b is a set of the hub, and could not be had from .*: a/b \(Dataset 'a/b' doesn't exist\)"
+    ):
         load("hub:a/b")
 
 
@@ -339,7 +401,10 @@ def test_labels_and_splits_of_the_hub():
     rows = rows_of(4, label=[1, 0, 1, 2]).cast_column("label", datasets.ClassLabel(names=["rose", "iris", "daisy"]))
     sets = {"train": rows, "test": rows.select([3])}
     train, test = (from_rows("x", "a/b", sets, split, 8) for split in ("train", "test"))
-    assert (train.labels.tolist(), train.classes) == ([1, 0, 1, 2], ("rose", "iris", "daisy")) and test.labels.tolist() == [2]
+    assert (train.labels.tolist(), train.classes) == (
+        [1, 0, 1, 2],
+        ("rose", "iris", "daisy"),
+    ) and test.labels.tolist() == [2]
     plain = from_rows("x", "a/b", {"train": rows_of(3, label=["wolf", "cat", "wolf"])}, "train", 8)
     assert (plain.labels.tolist(), plain.classes) == ([1, 0, 1], ("cat", "wolf"))
     unknown = rows_of(2, label=[-1, -1]).cast_column("label", datasets.ClassLabel(names=["a"]))
@@ -350,7 +415,10 @@ def test_a_column_that_only_names_images():
     import datasets
 
     rows = datasets.Dataset.from_dict({"image": ["http://a/b.png"], "text": ["a"]})
-    with pytest.raises(UserError, match="a/b has no column of images named image, img.* that holds the bytes of picture files; its columns are image \\(string\\), text"):
+    with pytest.raises(
+        UserError,
+        match="a/b has no column of images named image, img.* that holds the bytes of picture files; its columns are image \\(string\\), text",
+    ):
         from_rows("x", "a/b", {"train": rows}, "train", 8)
 
 
@@ -390,7 +458,19 @@ def test_a_local_copy_in_parquet_files(tmp_path, nobody, monkeypatch, by_name):
     (folder / "data").mkdir(parents=True)
     rows_of(12, text=["a dog"] * 12).to_parquet(folder / "data/train-00000-of-00001.parquet")
     images = load("pokemon" if by_name else str(folder), 8, tmp_path, language="en")
-    assert images.captions == ("a dog",) * 11 and images.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
+    assert images.captions == ("a dog",) * 11 and images.pixels[:, 0, 0, 0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        10,
+        11,
+    ]
     (folder / "data/train-00000-of-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="the parquet files in .*pokemon cannot be read"):
         load("pokemon", 8, tmp_path)
@@ -412,7 +492,11 @@ def full(n: int = 7, channels: int = 3) -> Images:
     r = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (n, channels, 9, 9), generator=r, dtype=torch.uint8)
     attributes = Attributes(torch.arange(n)[:, None] % 2, ("colour",), (("red", "green"),))
-    texts = Texts("the folder of full", {"en": tuple(map(EN.format, range(n))), "zh": tuple(map(ZH.format, range(n)))}, tuple(map(str, range(n))))
+    texts = Texts(
+        "the folder of full",
+        {"en": tuple(map(EN.format, range(n))), "zh": tuple(map(ZH.format, range(n)))},
+        tuple(map(str, range(n))),
+    )
     return Images("full", pixels, torch.arange(n) % 3, ("a", "b", "c"), texts.need(), attributes, texts)
 
 
@@ -424,7 +508,9 @@ def test_lmdb_gives_back_what_was_written(tmp_path, channels):
     back = load(str(tmp_path / "deep/er/full.lmdb"))
     assert same(images, back) and back.texts == images.texts and back.name == "full"
     assert (back.attributes.names, back.attributes.values) == (images.attributes.names, images.attributes.values)
-    assert load(str(tmp_path / "deep/er/full.lmdb"), split="test", language="zh").captions == tuple(map(ZH.format, range(2)))
+    assert load(str(tmp_path / "deep/er/full.lmdb"), split="test", language="zh").captions == tuple(
+        map(ZH.format, range(2))
+    )
     assert load(str(tmp_path / "deep/er/full.lmdb"), 16, n=3).pixels.shape == (3, channels, 16, 16)
     with pytest.raises(UserError, match="full.lmdb has no split 'heldout'; it holds train, test"):
         load(str(tmp_path / "deep/er/full.lmdb"), split="heldout")
@@ -439,7 +525,9 @@ def test_a_cache_is_as_good_as_the_set(tmp_path, capsys):
     assert "18 train + 2 test images of 8 x 8 pixels, captions: en, zh" in capsys.readouterr().out
     for split in ("train", "test"):
         assert same(load(str(folder), 8, split=split), load(str(out), split=split))
-    with pytest.raises(UserError, match="1 of 18 images in the folder .*dogs have no Chinese caption .*the first is 004.png"):
+    with pytest.raises(
+        UserError, match="1 of 18 images in the folder .*dogs have no Chinese caption .*the first is 004.png"
+    ):
         load(str(out), language="both")
     (folder / "000.png").unlink()
     export_lmdb.main(export_lmdb.Args(str(folder), out, size=8))  # written anew, over the old one
@@ -467,7 +555,10 @@ def test_a_truncated_lmdb(tmp_path, keep):
     write_lmdb(tmp_path / "a.lmdb", {"train": full(100)})
     raw = (tmp_path / "a.lmdb").read_bytes()
     (tmp_path / "b.lmdb").write_bytes(raw[:keep])
-    with pytest.raises(UserError, match=r"b.lmdb is (no LMDB file|damaged|truncated: \d+ bytes of \d+).*python -m common.data.export_lmdb"):
+    with pytest.raises(
+        UserError,
+        match=r"b.lmdb is (no LMDB file|damaged|truncated: \d+ bytes of \d+).*python -m common.data.export_lmdb",
+    ):
         load(str(tmp_path / "b.lmdb"))
 
 
@@ -486,11 +577,22 @@ def test_files_that_only_look_like_it(tmp_path):
 
     (tmp_path / "text.lmdb").write_text("not a database, whatever its name says")
     (tmp_path / "folder.lmdb").mkdir()
-    for name, key, value in (("other", b"length", b"3"), ("newer", b"header", json.dumps({"format": FORMAT + "1"}).encode())):
-        with lmdb.open(str(tmp_path / f"{name}.lmdb"), subdir=False, lock=False) as file, file.begin(write=True) as transaction:
+    for name, key, value in (
+        ("other", b"length", b"3"),
+        ("newer", b"header", json.dumps({"format": FORMAT + "1"}).encode()),
+    ):
+        with (
+            lmdb.open(str(tmp_path / f"{name}.lmdb"), subdir=False, lock=False) as file,
+            file.begin(write=True) as transaction,
+        ):
             transaction.put(key, value)
-    reasons = {"text": "is no LMDB file", "folder": "is a folder", "missing": "is missing", "other": "is an LMDB file of another kind",
-               "newer": "is an LMDB file of another kind"}  # fmt: skip
+    reasons = {
+        "text": "is no LMDB file",
+        "folder": "is a folder",
+        "missing": "is missing",
+        "other": "is an LMDB file of another kind",
+        "newer": "is an LMDB file of another kind",
+    }
     for name, reason in reasons.items():
         with pytest.raises(UserError, match=f"{name}.lmdb {reason}.*python -m common.data.export_lmdb DATA OUT.lmdb"):
             load(str(tmp_path / f"{name}.lmdb"))
@@ -503,12 +605,16 @@ def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch):
     write_lmdb(path, {"train": full(3)})
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("common.data.sources.lmdb_dataset.to_png", lambda pixels: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "common.data.sources.lmdb_dataset.to_png", lambda pixels: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             write_lmdb(path, {"train": full(5)})
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(UserError, match="cannot write .*a.lmdb .No space left on device.; what was there before is untouched"):
+        with pytest.raises(
+            UserError, match="cannot write .*a.lmdb .No space left on device.; what was there before is untouched"
+        ):
             write_lmdb(path, {"train": full(5)})
     with monkeypatch.context() as patch:
         patch.setattr("lmdb.open", lambda *_, **__: (_ for _ in ()).throw(lmdb.DiskError("full")))
@@ -520,10 +626,19 @@ def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch):
     assert len(read_lmdb(path)) == 5 and [p.name for p in tmp_path.iterdir()] == ["a.lmdb"]
 
 
-@pytest.mark.parametrize(("lost", "said"), [("header", "cannot be read back"), ("test/image/1", "records are missing"), ("train/row/4", "records are missing")])
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("header", "cannot be read back"),
+        ("test/image/1", "records are missing"),
+        ("train/row/4", "records are missing"),
+    ],
+)
 def test_a_file_that_lost_a_write_is_not_reported_as_written(lost, said, tmp_path, monkeypatch):
     records = lmdb_dataset._records
-    monkeypatch.setattr(lmdb_dataset, "_records", lambda splits: (record for record in records(splits) if record[0] != lost))
+    monkeypatch.setattr(
+        lmdb_dataset, "_records", lambda splits: (record for record in records(splits) if record[0] != lost)
+    )
     with pytest.raises(UserError, match=f"cannot write .*a.lmdb: .*{said}"):
         write_lmdb(tmp_path / "a.lmdb", {"train": full(5), "test": full(2)})
     assert not list(tmp_path.iterdir())
@@ -541,8 +656,13 @@ def test_where_a_cache_cannot_go(tmp_path):
 
 
 def test_what_was_exported_comes_back(tmp_path, capsys):
-    """All of it, though folders of others keep every tenth image for testing; and the classes that the first few do not show."""
-    source = write_folder(tmp_path / "source", [row | {"label": k // 10, "name": f"kind {k // 10}"} for k, row in enumerate(bilingual(40))])
+    """All of it, though folders of others keep every tenth image for testing;
+    and the classes that the first few do not show.
+    """
+    source = write_folder(
+        tmp_path / "source",
+        [row | {"label": k // 10, "name": f"kind {k // 10}"} for k, row in enumerate(bilingual(40))],
+    )
     export_folder.main(export_folder.Args(str(source), tmp_path / "out", size=8, n=25))
     assert f"{tmp_path / 'out'}: 25 images of 8 x 8 pixels" in capsys.readouterr().out
     for language in ("en", "zh", "both"):
@@ -556,13 +676,17 @@ def test_what_was_exported_comes_back(tmp_path, capsys):
 def test_grey_pictures_come_back_grey(tmp_path):
     image_export.export(load("digits", n=30), tmp_path / "digits")
     back = load(str(tmp_path / "digits"), 8)
-    assert torch.equal(back.pixels, load("digits", n=30).pixels) and torch.equal(back.labels, load("digits", n=30).labels)
+    assert torch.equal(back.pixels, load("digits", n=30).pixels) and torch.equal(
+        back.labels, load("digits", n=30).labels
+    )
 
 
 def test_attributes_can_be_read_in_an_export(tmp_path):
     creatures = load("creatures", 16, n=2)
     image_export.export(creatures, tmp_path / "creatures")
-    rows = [json.loads(line) for line in (tmp_path / "creatures/metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "creatures/metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert all(creatures.attributes.of(k).items() <= row.items() for k, row in enumerate(rows))
     assert load(str(tmp_path / "creatures"), 16, language="both").captions == creatures.captions
 
@@ -578,7 +702,9 @@ def test_an_export_goes_only_to_a_new_folder(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out is there already"):
         image_export.export(full(2), tmp_path / "out")
-    monkeypatch.setattr("common.data.image_export.to_png", lambda pixels: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "common.data.image_export.to_png", lambda pixels: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(UserError, match="cannot write .*new .No space left on device"):
         image_export.export(full(2), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -588,7 +714,9 @@ def test_an_export_goes_only_to_a_new_folder(tmp_path, monkeypatch):
 
 
 def test_every_tenth():
-    assert [i for i in range(25) if in_split(i, 25, "test")] == [9, 19] and sum(in_split(i, 25, "train") for i in range(25)) == 23
+    assert [i for i in range(25) if in_split(i, 25, "test")] == [9, 19] and sum(
+        in_split(i, 25, "train") for i in range(25)
+    ) == 23
     assert all(in_split(i, 9, split) for i in range(9) for split in ("train", "test"))
 
 
@@ -598,7 +726,11 @@ def test_no_column_stands_for_two_languages():
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     for path in (ROOT / "common/data").rglob("*.py"):
-        top = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        top = [
+            node
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
         names = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
         assert not names & {"datasets", "lmdb", "huggingface_hub", "sklearn"}, path

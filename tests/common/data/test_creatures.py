@@ -39,9 +39,23 @@ def test_the_set_is_the_one_that_was_published():
     """Shipped weights were trained on these: whoever changes the order of random draws must notice."""
     attributes, pose = creature(0, "train", 0)
     assert list(attributes.values()) == [
-        "red", "round", "rock", "bushy", "rabbit", "feathered", "antennae", "spots", "three", "sleepy", "rose"]  # fmt: skip
+        "red",
+        "round",
+        "rock",
+        "bushy",
+        "rabbit",
+        "feathered",
+        "antennae",
+        "spots",
+        "three",
+        "sleepy",
+        "rose",
+    ]
     assert pose[:2] == pytest.approx([0.63696169, 0.26978671], abs=1e-8)
-    assert caption(0, "train", 1, "en") == "a smiling pear-shaped pink little monster with two eyes and cat ears, water type"
+    assert (
+        caption(0, "train", 1, "en")
+        == "a smiling pear-shaped pink little monster with two eyes and cat ears, water type"
+    )
     assert caption(0, "train", 1, "zh") == "一只笑眯眯的粉色梨形小怪物，有两只眼睛和猫耳朵，水属性"
 
 
@@ -58,19 +72,24 @@ def test_a_tenth_of_all_combinations_is_held_out():
     pairs = list(itertools.product(ATTRIBUTES["colour"], ATTRIBUTES["element"]))
     held = [(c, e) for c, e in pairs if is_held_out({**PLAIN, "colour": c, "element": e})]
     assert len(held) / len(pairs) == 0.1 and sorted(e for _, e in held) == sorted(ATTRIBUTES["element"])
-    assert set(NEVER_TOGETHER) == set(ATTRIBUTES["element"]) and set(NEVER_TOGETHER.values()) <= set(ATTRIBUTES["colour"])
+    assert set(NEVER_TOGETHER) == set(ATTRIBUTES["element"]) and set(NEVER_TOGETHER.values()) <= set(
+        ATTRIBUTES["colour"]
+    )
     assert ("blue", "fire") in held
 
 
 def test_held_out_combinations_are_only_in_their_split():
-    pairs = {split: {(a["colour"], a["element"]) for a in (creature(0, split, i)[0] for i in range(600))} for split in LENGTH}
+    pairs = {
+        split: {(a["colour"], a["element"]) for a in (creature(0, split, i)[0] for i in range(600))}
+        for split in LENGTH
+    }
     unseen = {(colour, element) for element, colour in NEVER_TOGETHER.items()}
     assert not pairs["train"] & unseen and not pairs["test"] & unseen
     assert pairs["heldout"] == unseen
     assert len(pairs["train"]) == 72  # all other pairs are trained on
 
 
-# ---------------------------------------------------------------------------------------------------------- the pictures
+# -------------------------------------------------------------------------------------------------------- the pictures
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
@@ -157,7 +176,9 @@ def test_the_pose_varies_every_number_of_it_and_no_more_than_gently():
     middle = draw(PLAIN, 64).astype(int)
     assert np.array_equal(middle, draw(PLAIN, 64, [0.5] * POSE))
     for k in range(POSE):
-        moved = [np.abs(draw(PLAIN, 64, [0.5] * k + [end] + [0.5] * (POSE - k - 1)) - middle).mean() for end in (0, 0.999)]
+        moved = [
+            np.abs(draw(PLAIN, 64, [0.5] * k + [end] + [0.5] * (POSE - k - 1)) - middle).mean() for end in (0, 0.999)
+        ]
         assert 0 < max(moved) < 20, k  # one end may be cut off, where a colour is as bright as can be
 
 
@@ -201,10 +222,23 @@ def test_edges_are_one_pixel_wide():
 
 def test_the_reader_of_captions_reads():
     """The judge of the next tests is itself judged, on sentences written here."""
-    said = claims("a happy little fire creature with two horns but without wings or a tail, on a sky blue background", "en")
-    assert said == {("mood", "happy"), ("element", "fire"), ("horns", "two"), ("wings", "none"), ("tail", "none"), ("background", "sky")}
+    said = claims(
+        "a happy little fire creature with two horns but without wings or a tail, on a sky blue background", "en"
+    )
+    assert said == {
+        ("mood", "happy"),
+        ("element", "fire"),
+        ("horns", "two"),
+        ("wings", "none"),
+        ("tail", "none"),
+        ("background", "sky"),
+    }
     assert claims("一只蓝色小怪兽，有一对触角，没有角和触角，淡紫色背景", "zh") == {
-        ("colour", "blue"), ("horns", "antennae"), ("horns", "none"), ("background", "lilac")}  # fmt: skip
+        ("colour", "blue"),
+        ("horns", "antennae"),
+        ("horns", "none"),
+        ("background", "lilac"),
+    }
     with pytest.raises(AssertionError, match="what is 'hat'"):
         claims("a red creature with a hat", "en")
 
@@ -228,7 +262,9 @@ def test_every_value_is_said_as_it_is(language):
                 rng = np.random.default_rng([k, i])
                 attributes = {**creature(2, "test", i)[0], name: value}
                 mention = [name, *(NAMES[j] for j in (rng.random(3) * len(NAMES)).astype(int))]
-                assert claims(describe(attributes, language, rng, mention), language) == {(n, attributes[n]) for n in mention}
+                assert claims(describe(attributes, language, rng, mention), language) == {
+                    (n, attributes[n]) for n in mention
+                }
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -241,7 +277,9 @@ def test_another_table_makes_another_caption(language):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_captions_vary(language):
     a = {**PLAIN, "wings": "feathered"}
-    assert len({describe(a, language, np.random.default_rng(i), ("colour", "wings", "element")) for i in range(100)}) > 15
+    assert (
+        len({describe(a, language, np.random.default_rng(i), ("colour", "wings", "element")) for i in range(100)}) > 15
+    )
     lengths = [len(claims(caption(0, "train", i, language), language)) for i in range(100)]
     assert min(lengths) <= 4 and max(lengths) >= 8  # some leave much out
 
@@ -266,8 +304,14 @@ def test_a_creature_of_which_nothing_was_to_be_said():
 def test_a_creature_of_no_kind():
     """A wrong value must not be left out in silence, as if the part were not there."""
     for wrong in ({"wings": "eagle"}, {"pattern": None}):
-        for use in (lambda a: draw(a, 16), CREATURE_IMAGES.to_row, lambda a: describe(a, "en", np.random.default_rng(0))):
-            with pytest.raises(UserError, match=r"(wings|pattern) of a creature must be one of (none|plain), .*, not '(eagle|None)'"):
+        for use in (
+            lambda a: draw(a, 16),
+            CREATURE_IMAGES.to_row,
+            lambda a: describe(a, "en", np.random.default_rng(0)),
+        ):
+            with pytest.raises(
+                UserError, match=r"(wings|pattern) of a creature must be one of (none|plain), .*, not '(eagle|None)'"
+            ):
                 use({**PLAIN, **wrong})
     with pytest.raises(UserError, match="background of a creature must be one of cream, .*, not 'None'"):
         draw({name: PLAIN[name] for name in NAMES if name != "background"}, 16)

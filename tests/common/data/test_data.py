@@ -72,7 +72,9 @@ def test_batches_are_floats_with_labels():
     batch = data.batch(torch.tensor([3, 1, 3]))
     assert batch["image"].shape == (3, 1, 8, 8) and batch["image"].dtype == torch.float32
     assert batch["image"].min() >= -1 and batch["image"].max() <= 1
-    assert torch.equal(batch["image"][0], to_float(data.pixels[3])) and torch.equal(batch["label"], data.labels[[3, 1, 3]])
+    assert torch.equal(batch["image"][0], to_float(data.pixels[3])) and torch.equal(
+        batch["label"], data.labels[[3, 1, 3]]
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- named sets
@@ -90,7 +92,9 @@ def test_digits_are_embedded_and_split():
 @pytest.mark.parametrize("size", [8, 12, 16])
 def test_sizes(size):
     data = load("digits", size)
-    assert data.pixels.shape[1:] == (1, size, size) and data.pixels.dtype == torch.uint8 and len(data.labels) == len(data)
+    assert (
+        data.pixels.shape[1:] == (1, size, size) and data.pixels.dtype == torch.uint8 and len(data.labels) == len(data)
+    )
     assert float(data.pixels.float().mean()) == pytest.approx(float(load("digits").pixels.float().mean()), rel=0.05)
 
 
@@ -244,9 +248,14 @@ def test_class_folders(tmp_path):
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_metadata(tmp_path, kind):
     paths = write_images(tmp_path, 3)
-    rows = [{"file_name": path.name, "text": f"caption {k}, 红色", "label": label} for k, (path, label) in enumerate(zip(paths, "bab", strict=True))]
+    rows = [
+        {"file_name": path.name, "text": f"caption {k}, 红色", "label": label}
+        for k, (path, label) in enumerate(zip(paths, "bab", strict=True))
+    ]
     if kind == "jsonl":
-        (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+        (tmp_path / "metadata.jsonl").write_text(
+            "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8"
+        )
     else:
         with (tmp_path / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -259,22 +268,39 @@ def test_metadata(tmp_path, kind):
 
 def test_numbered_labels_keep_their_order(tmp_path):
     paths = write_images(tmp_path, 3)
-    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": p.name, "label": label}) for p, label in zip(paths, (10, 9, 2), strict=True)))
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join(
+            json.dumps({"file_name": p.name, "label": label}) for p, label in zip(paths, (10, 9, 2), strict=True)
+        )
+    )
     data = load(str(tmp_path), 8)
     assert data.classes == ("2", "9", "10") and data.labels.tolist() == [2, 1, 0]
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("{not json", r"\(line 1, column 2: Expecting property name.*every line is one JSON object, each with a file_name"),
-    ('{"file_name": "000.png"}\n\n{"file_name": "001.png', r"\(line 3, column 15: Unterminated string"),
-    ('[{"file_name": "000.png"},\n{"file_name": }]', r"\(line 2, column 15: Expecting value.*one JSON list of objects"),
-    ('{"text": "no file name"}', r"\(no row names a file; its columns are text\); every row needs a file_name \(or image, file, path\)"),
-    ('{"file_name": "000.png"}\n{"text": "no file name"}', r"\(line 2 has no name in the column file_name\)"),
-    ('{"file_name": ["000.png"]}', r"\(line 1 has no name in the column file_name\)"),
-    ("[1, 2]", r"\(row 1 holds a number\); every row is an object with a file_name"),
-    ("[" * 100_000, r"\(its brackets are nested too deeply\)"),
-    ("1" * 5000, r"\(line 1: Exceeds the limit"),
-    ("", r"\(no row names a file; it is empty\)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "{not json",
+            r"\(line 1, column 2: Expecting property name.*every line is one JSON object, each with a file_name",
+        ),
+        ('{"file_name": "000.png"}\n\n{"file_name": "001.png', r"\(line 3, column 15: Unterminated string"),
+        (
+            '[{"file_name": "000.png"},\n{"file_name": }]',
+            r"\(line 2, column 15: Expecting value.*one JSON list of objects",
+        ),
+        (
+            '{"text": "no file name"}',
+            r"\(no row names a file; its columns are text\); every row needs a file_name \(or image, file, path\)",
+        ),
+        ('{"file_name": "000.png"}\n{"text": "no file name"}', r"\(line 2 has no name in the column file_name\)"),
+        ('{"file_name": ["000.png"]}', r"\(line 1 has no name in the column file_name\)"),
+        ("[1, 2]", r"\(row 1 holds a number\); every row is an object with a file_name"),
+        ("[" * 100_000, r"\(its brackets are nested too deeply\)"),
+        ("1" * 5000, r"\(line 1: Exceeds the limit"),
+        ("", r"\(no row names a file; it is empty\)"),
+    ],
+)
 def test_unreadable_metadata(tmp_path, text, says):
     write_images(tmp_path, 3)
     (tmp_path / "metadata.jsonl").write_text(text)
@@ -290,8 +316,16 @@ def test_captions_beside_the_images(tmp_path):
     assert load(str(tmp_path), 8).captions is None  # captions for some are no captions
 
 
-@pytest.mark.parametrize(("text", "encoding", "name"), [("红色的猫", "gbk", "GB18030"), ("红色的猫", "utf-16", "UTF-16"), ("a red cat", "utf-16-le", "UTF-16-LE"),
-                                                        ("un café créé", "cp1252", "Windows-1252"), ("cafés", "cp1252", "Windows-1252")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "encoding", "name"),
+    [
+        ("红色的猫", "gbk", "GB18030"),
+        ("红色的猫", "utf-16", "UTF-16"),
+        ("a red cat", "utf-16-le", "UTF-16-LE"),
+        ("un café créé", "cp1252", "Windows-1252"),
+        ("cafés", "cp1252", "Windows-1252"),
+    ],
+)
 def test_captions_in_other_encodings(tmp_path, capsys, text, encoding, name):
     """As editors write them; what was recognised is said."""
     for path in write_images(tmp_path, 3):
@@ -310,7 +344,10 @@ def test_kinds_of_files(tmp_path, suffix):
     assert [round(v / 10) for v in data.pixels.float().mean((1, 2, 3)).tolist()] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("L", 200), ("1", 1), ("I;16", 65535), ("CMYK", (0, 0, 0, 0)), ("LA", (9, 0)), ("RGBA", (9, 9, 9, 0))])
+@pytest.mark.parametrize(
+    ("mode", "colour"),
+    [("L", 200), ("1", 1), ("I;16", 65535), ("CMYK", (0, 0, 0, 0)), ("LA", (9, 0)), ("RGBA", (9, 9, 9, 0))],
+)
 def test_modes_and_transparency(tmp_path, mode, colour):
     """Whatever the mode, three channels; what is transparent shows white."""
     path = tmp_path / f"a.{'tif' if mode == 'CMYK' else 'png'}"
@@ -362,7 +399,9 @@ def test_one_bad_image_is_skipped_and_named(tmp_path, capsys):
     paths = write_images(tmp_path, 20)
     paths[4].write_bytes(paths[4].read_bytes()[:40])
     data = load(str(tmp_path), 8)
-    assert re.search(r"17 read, 1 left out \(1 that cannot be read\); .*; unreadable: .*004.png \(.+\)\n$", capsys.readouterr().err)
+    assert re.search(
+        r"17 read, 1 left out \(1 that cannot be read\); .*; unreadable: .*004.png \(.+\)\n$", capsys.readouterr().err
+    )
     assert len(data) == 17 and data.pixels[:5, 0, 0, 0].tolist() == [0, 10, 20, 30, 50]  # none takes its place
 
 
@@ -373,7 +412,9 @@ def test_labels_and_captions_stay_with_their_images(tmp_path, capsys):
     (tmp_path / "a/003.png").write_bytes(b"")
     data = load(str(tmp_path), 8)
     assert "003.png" in capsys.readouterr().err
-    for grey, label, caption in zip(data.pixels[:, 0, 0, 0].tolist(), data.labels.tolist(), data.captions, strict=True):
+    for grey, label, caption in zip(
+        data.pixels[:, 0, 0, 0].tolist(), data.labels.tolist(), data.captions, strict=True
+    ):
         assert caption == f"{data.classes[label]}{grey // 10}"
 
 
@@ -475,7 +516,9 @@ def test_nobody_answers(monkeypatch, tmp_path):
     ask = classics_module.reachable
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(classics_module, "reachable", lambda url: ask(f"http://127.0.0.1:{closed.getsockname()[1]}/"))
+        monkeypatch.setattr(
+            classics_module, "reachable", lambda url: ask(f"http://127.0.0.1:{closed.getsockname()[1]}/")
+        )
         assert auto(tmp_path)[0] == "digits"
 
 

@@ -1,4 +1,6 @@
-"""Dishes: the same one wherever it is drawn, each to be told from the others, and no caption that says what is not so."""
+"""Dishes: the same one wherever it is drawn, each to be told from the others,
+and no caption that says what is not so.
+"""
 
 import itertools
 import re
@@ -25,7 +27,13 @@ def served(name: str, index: int = 0, **change: str) -> dict[str, str]:
     vessels = DISHES[name].vessels
     vessel = change.get("vessel", vessels[index % len(vessels)])
     glaze = "none" if vessel in UNGLAZED else ATTRIBUTES["glaze"][index % 4]
-    return {"dish": name, "style": DISHES[name].style, "vessel": vessel, "glaze": glaze, "table": ATTRIBUTES["table"][index % 6]} | change
+    return {
+        "dish": name,
+        "style": DISHES[name].style,
+        "vessel": vessel,
+        "glaze": glaze,
+        "table": ATTRIBUTES["table"][index % 6],
+    } | change
 
 
 def drawn(seed: int, split: str, index: int, size: int) -> np.ndarray:
@@ -39,7 +47,10 @@ def drawn(seed: int, split: str, index: int, size: int) -> np.ndarray:
 def test_the_set_is_the_one_that_was_published():
     """Shipped weights were trained on these: whoever changes the menu or the order of random draws must notice."""
     attributes, pose = dish(0, "train", 0)
-    assert list(attributes.values()) == ["芹菜炒香干", "stir-fried", "round plate", "white", "marble"] and pose == 2735729615
+    assert (
+        list(attributes.values()) == ["芹菜炒香干", "stir-fried", "round plate", "white", "marble"]
+        and pose == 2735729615
+    )
     assert caption(0, "train", 1, "en") == "seaweed and egg drop soup, bowl, linen tablecloth"
     assert caption(0, "train", 1, "zh") == "紫菜蛋花汤，大碗，亚麻桌布"
 
@@ -50,8 +61,21 @@ def test_the_menu():
     assert len(DISHES) >= 48 and len(names["zh"]) > 120
     for language in names.values():
         assert len(set(language)) == len(language)
-    assert all(re.fullmatch("[\u4e00-\u9fff]{2,7}", name) for name in names["zh"]) and all(name.isascii() for name in names["en"])
-    for name in ("番茄炒蛋", "土鸡蛋炒番茄", "西红柿炒鸡蛋", "葱油生菜", "米饭", "麻婆豆腐", "宫保鸡丁", "西红柿鸡蛋汤", "皮蛋豆腐", "烤鸭"):
+    assert all(re.fullmatch("[\u4e00-\u9fff]{2,7}", name) for name in names["zh"]) and all(
+        name.isascii() for name in names["en"]
+    )
+    for name in (
+        "番茄炒蛋",
+        "土鸡蛋炒番茄",
+        "西红柿炒鸡蛋",
+        "葱油生菜",
+        "米饭",
+        "麻婆豆腐",
+        "宫保鸡丁",
+        "西红柿鸡蛋汤",
+        "皮蛋豆腐",
+        "烤鸭",
+    ):
         assert name in names["zh"]
     assert names_of("番茄炒蛋", "zh")[:3] == ("番茄炒蛋", "西红柿炒鸡蛋", "土鸡蛋炒番茄")
 
@@ -90,7 +114,7 @@ def test_everything_is_served_in_what_it_is_served_in():
         assert (a["glaze"] == "none") == (a["vessel"] in ("steamer", "clay pot"))
 
 
-# ---------------------------------------------------------------------------------------------------------- the pictures
+# -------------------------------------------------------------------------------------------------------- the pictures
 
 
 def test_the_same_dish_at_every_size():
@@ -117,7 +141,9 @@ def test_every_dish_in_every_of_its_vessels():
 
 
 def features(image: np.ndarray) -> np.ndarray:
-    """What of its colours and where: a histogram of the food's colours, root taken, and how rough it is. For 32 x 32 pixels."""
+    """What of its colours and where: a histogram of the food's colours, root taken, and how rough it is.
+    For 32 x 32 pixels.
+    """
     food = image[:, 8:24, 8:24].astype(float)
     bins = (food // 43).astype(int)
     counts = np.bincount((36 * bins[0] + 6 * bins[1] + bins[2]).ravel(), minlength=216)
@@ -133,7 +159,9 @@ def menu() -> np.ndarray:
 
 
 def test_dishes_are_told_apart(menu):
-    """Among all dishes, the mean of four pictures' features is nearest to the other two of the same dish, four times in five."""
+    """Among all dishes, the mean of four pictures' features is nearest to the other two of the same dish,
+    four times in five.
+    """
     found = np.array([[features(image) for image in images] for images in menu])  # (dishes, 6, features)
     centres, others = found[:, :4].mean(1), found[:, 4:]
     distance = np.linalg.norm(others[:, :, None] - centres, axis=-1)  # (dishes, 2, dishes)
@@ -201,7 +229,7 @@ def test_points_of_a_spiral_fill_the_disc():
     assert nearest.min() > 0.02 and abs(points.mean()) < 0.03
 
 
-# ---------------------------------------------------------------------------------------------------------- the captions
+# -------------------------------------------------------------------------------------------------------- the captions
 
 # Written here and not taken from captions.py, so that the captions have a second look at the program.
 ENGLISH = {
@@ -225,7 +253,9 @@ GLUE = {"en": r"\b(?:an?|of|on|in|top view)\b|[,\s]", "zh": "里的|上的|俯�
 
 
 def claims(text: str, language: str) -> set[tuple[str, str]]:
-    """Everything a caption says, as (attribute, value), ("vessel", "plate") for any plate; fails at words that say nothing known."""
+    """Everything a caption says, as (attribute, value), ("vessel", "plate") for any plate;
+    fails at words that say nothing known.
+    """
     found = set()
     known = [(name, "dish", d) for d in DISHES for name in names_of(d, language)]
     for words, _, value in sorted(known, key=lambda k: -len(k[0])):
@@ -233,7 +263,9 @@ def claims(text: str, language: str) -> set[tuple[str, str]]:
             found.add(("dish", value))
             text = text.replace(words, " ", 1)
             break
-    values = [(w, n, v) for n, vs in (ENGLISH if language == "en" else CHINESE).items() for v, ws in vs.items() for w in ws]
+    values = [
+        (w, n, v) for n, vs in (ENGLISH if language == "en" else CHINESE).items() for v, ws in vs.items() for w in ws
+    ]
     for words, name, value in sorted(values, key=lambda k: -len(k[0])):
         if words in text:
             found.add((name, value))
@@ -284,7 +316,9 @@ def test_the_name_alone():
         name = caption(1, "train", i, "zh", mention=())
         assert name in names_of(dish(1, "train", i)[0]["dish"], "zh")
     rng = np.random.default_rng(0)
-    assert {describe(TOMATO_EGG, "zh", rng, ()) for _ in range(60)} == set(names_of("番茄炒蛋", "zh"))  # all its names occur
+    assert {describe(TOMATO_EGG, "zh", rng, ()) for _ in range(60)} == set(
+        names_of("番茄炒蛋", "zh")
+    )  # all its names occur
     data = load_dishes(n=3, size=16, language="zh", mention=())
     assert data.captions == tuple(caption(0, "train", i, "zh", ()) for i in range(3))
 

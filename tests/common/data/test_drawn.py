@@ -33,7 +33,10 @@ class Case(NamedTuple):
         return self.set.draw(attributes, size, pose)
 
 
-CASES = [Case(CREATURE_IMAGES, creature_attributes, creature_program), Case(DISH_IMAGES, dish_attributes, dish_program)]
+CASES = [
+    Case(CREATURE_IMAGES, creature_attributes, creature_program),
+    Case(DISH_IMAGES, dish_attributes, dish_program),
+]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.set.name)
@@ -100,10 +103,14 @@ def test_the_usual_lengths_and_sizes():
 
 def test_attributes_stay_with_their_images(case):
     data = case.set.load(n=4, size=16)
-    assert data.attributes.table.shape == (4, len(case.attributes.NAMES)) and data.attributes.table.dtype == torch.int64
+    assert (
+        data.attributes.table.shape == (4, len(case.attributes.NAMES)) and data.attributes.table.dtype == torch.int64
+    )
     assert data.attributes.of(2) == case.set.sample(0, "train", 2)[0]
     small = data.resized(8)
-    assert small.pixels.shape == (4, 3, 8, 8) and small.attributes is data.attributes and small.captions == data.captions
+    assert (
+        small.pixels.shape == (4, 3, 8, 8) and small.attributes is data.attributes and small.captions == data.captions
+    )
     assert load("digits").attributes is None
 
 

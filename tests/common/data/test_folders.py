@@ -27,7 +27,9 @@ def write(folder: Path, *names: str, mode: str = "RGB", first: int = 0) -> Path:
     """A picture of one colour for each name; the k-th has value first + k."""
     for k, name in enumerate(names, first):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (k, k, k)).convert(mode).save(folder / name, None if "." in Path(name).name else "PNG")
+        Image.new("RGB", (8, 8), (k, k, k)).convert(mode).save(
+            folder / name, None if "." in Path(name).name else "PNG"
+        )
     return folder
 
 
@@ -47,7 +49,10 @@ def test_folders_that_are_splits(tmp_path, capsys):
     train, test, valid = (load(str(tmp_path), 8, split=split) for split in ("train", "test", "validation"))
     assert (values(train), train.labels.tolist(), train.classes) == ([0, 2, 1], [0, 0, 1], ("cat", "dog"))
     assert (values(test), test.labels.tolist(), test.classes) == ([3], [1], ("cat", "dog")) and values(valid) == [4]
-    assert f"{tmp_path.name} (train): 3 read, 0 left out; its folders are splits: test, train, valid; other splits: test (1), validation (1)" in capsys.readouterr().err
+    assert (
+        f"{tmp_path.name} (train): 3 read, 0 left out; its folders are splits: test, train, valid; other splits: test (1), validation (1)"
+        in capsys.readouterr().err
+    )
     with pytest.raises(UserError, match="has no split 'bogus'"):
         load(str(tmp_path), 8, split="bogus")
 
@@ -55,7 +60,9 @@ def test_folders_that_are_splits(tmp_path, capsys):
 def test_metadata_in_each_split(tmp_path):
     for split, text in (("train", "a cat"), ("test", "a dog")):
         write(tmp_path / split, "0.png", "1.png")
-        (tmp_path / split / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{k}.png", "text": f"{text} {k}"}) + "\n" for k in range(2)))
+        (tmp_path / split / "metadata.jsonl").write_text(
+            "".join(json.dumps({"file_name": f"{k}.png", "text": f"{text} {k}"}) + "\n" for k in range(2))
+        )
     assert load(str(tmp_path), 8, language="en").captions == ("a cat 0", "a cat 1")
     assert load(str(tmp_path), 8, split="test", language="en").captions == ("a dog 0", "a dog 1")
 
@@ -63,7 +70,9 @@ def test_metadata_in_each_split(tmp_path):
 def test_one_table_for_all_splits(tmp_path):
     write(tmp_path, "train/0.png", "val/0.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\ntrain/0.png,a cat\nval/0.png,a dog\n")
-    assert load(str(tmp_path), 8, language="en").captions == ("a cat",) and load(str(tmp_path), 8, split="test", language="en").captions == ("a dog",)
+    assert load(str(tmp_path), 8, language="en").captions == ("a cat",) and load(
+        str(tmp_path), 8, split="test", language="en"
+    ).captions == ("a dog",)
 
 
 def test_tables_named_as_splits(tmp_path):
@@ -71,12 +80,17 @@ def test_tables_named_as_splits(tmp_path):
     write(tmp_path, "train/0.png", "test/0.png")
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text(f"image,caption\n0.png,of {split}\n")
-    assert load(str(tmp_path), 8, language="en").captions == ("of train",) and load(str(tmp_path), 8, split="test", language="en").captions == ("of test",)
+    assert load(str(tmp_path), 8, language="en").captions == ("of train",) and load(
+        str(tmp_path), 8, split="test", language="en"
+    ).captions == ("of test",)
 
 
 def test_a_validation_split_serves_as_test(tmp_path, capsys):
     write(tmp_path, "train/0.png", "val/1.png")
-    assert values(load(str(tmp_path), 8, split="test")) == [1] and "the split validation serves as test" in capsys.readouterr().err
+    assert (
+        values(load(str(tmp_path), 8, split="test")) == [1]
+        and "the split validation serves as test" in capsys.readouterr().err
+    )
 
 
 def test_a_train_folder_alone(tmp_path, capsys):
@@ -93,7 +107,10 @@ def test_splits_without_one_for_training(tmp_path):
 
 def test_a_class_called_test(tmp_path, capsys):
     write(tmp_path, "cat/0.png", "test/1.png")
-    assert load(str(tmp_path), 8).classes == ("cat", "test") and "folders named test are no splits here" in capsys.readouterr().err
+    assert (
+        load(str(tmp_path), 8).classes == ("cat", "test")
+        and "folders named test are no splits here" in capsys.readouterr().err
+    )
 
 
 def test_classes_that_one_split_lacks_keep_their_numbers(tmp_path):
@@ -102,7 +119,9 @@ def test_classes_that_one_split_lacks_keep_their_numbers(tmp_path):
     assert load(str(tmp_path / "a"), 8, split="test").labels.tolist() == [1]
     write(tmp_path / "b", "0.png", "1.png")
     (tmp_path / "b/metadata.csv").write_text("file_name,label,split\n0.png,ant,training\n1.png,bee,testing\n")
-    assert load(str(tmp_path / "b"), 8, split="test").labels.tolist() == [1] and load(str(tmp_path / "b"), 8).classes == ("ant", "bee")
+    assert load(str(tmp_path / "b"), 8, split="test").labels.tolist() == [1] and load(
+        str(tmp_path / "b"), 8
+    ).classes == ("ant", "bee")
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -111,7 +130,11 @@ ROWS = [{"file_name": name, "text": f"a cat, {k}"} for k, name in enumerate(NAME
 
 
 def csv_of(delimiter: str, header: str = "file_name,text") -> str:
-    return header.replace(",", delimiter) + "\n" + "".join(f'{row["file_name"]}{delimiter}"{row["text"]}"\n' for row in ROWS)
+    return (
+        header.replace(",", delimiter)
+        + "\n"
+        + "".join(f'{row["file_name"]}{delimiter}"{row["text"]}"\n' for row in ROWS)
+    )
 
 
 TABLES = {
@@ -140,10 +163,22 @@ def test_tables_in_every_form(tmp_path, name, capsys):
     assert "4 read, 0 left out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("encoding", "said"), [("gbk", "GB18030"), ("gb18030", "GB18030"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16-LE"), ("utf-32", "UTF-32"),
-                                               ("utf-8-sig", ""), ("utf-8", "")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("gbk", "GB18030"),
+        ("gb18030", "GB18030"),
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16-LE"),
+        ("utf-32", "UTF-32"),
+        ("utf-8-sig", ""),
+        ("utf-8", ""),
+    ],
+)
 def test_tables_in_other_encodings(tmp_path, encoding, said, capsys):
-    (write(tmp_path, "0.png", "1.png") / "metadata.csv").write_bytes("file_name,text\r\n0.png,番茄炒蛋\r\n1.png,宫保鸡丁\r\n".encode(encoding))
+    (write(tmp_path, "0.png", "1.png") / "metadata.csv").write_bytes(
+        "file_name,text\r\n0.png,番茄炒蛋\r\n1.png,宫保鸡丁\r\n".encode(encoding)
+    )
     assert load(str(tmp_path), 8).captions == ("番茄炒蛋", "宫保鸡丁")
     err = capsys.readouterr().err
     assert f"metadata.csv was read as {said}" in err if said else "was read as" not in err
@@ -159,20 +194,31 @@ def test_a_parquet_table_of_names(tmp_path):
         load(str(tmp_path), 8)
 
 
-@pytest.mark.parametrize("written", ["pictures\\{}", "./pictures/{}", " pictures/{} ", "PICTURES/{}", "pictures%2F{}", "{}", "set/pictures/{}"])
+@pytest.mark.parametrize(
+    "written",
+    ["pictures\\{}", "./pictures/{}", " pictures/{} ", "PICTURES/{}", "pictures%2F{}", "{}", "set/pictures/{}"],
+)
 def test_names_written_elsewhere(tmp_path, written):
     folder = write(tmp_path / "set", *(f"pictures/été {name}" for name in NAMES))
-    rows = [{"file_name": written.format(unicodedata.normalize("NFD", f"été {name}")), "text": f"cat {k}"} for k, name in enumerate(NAMES)]
+    rows = [
+        {"file_name": written.format(unicodedata.normalize("NFD", f"été {name}")), "text": f"cat {k}"}
+        for k, name in enumerate(NAMES)
+    ]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert load(str(folder), 8, language="en").captions == tuple(f"cat {k}" for k in range(4))
 
 
-@pytest.mark.parametrize("written", ["{}/secret.png", "../secret.png", "x/../../secret.png", "..\\secret.png", "C:\\secret.png", "file:///secret.png"])
+@pytest.mark.parametrize(
+    "written",
+    ["{}/secret.png", "../secret.png", "x/../../secret.png", "..\\secret.png", "C:\\secret.png", "file:///secret.png"],
+)
 def test_files_outside_the_folder_are_refused_by_name(tmp_path, written):
     write(tmp_path, "secret.png")
     folder = write(tmp_path / "set", "0.png")
     written = written.format(tmp_path)
-    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n' + json.dumps({"file_name": written, "text": "b"}))
+    (folder / "metadata.jsonl").write_text(
+        '{"file_name": "0.png", "text": "a"}\n' + json.dumps({"file_name": written, "text": "b"})
+    )
     with pytest.raises(UserError) as problem:
         load(str(folder), 8)
     assert f"metadata.jsonl, line 2: {written} " in str(problem.value) and "name files inside" in str(problem.value)
@@ -185,10 +231,16 @@ def test_a_table_may_name_files_of_a_neighbour_folder(tmp_path):
     assert load(str(tmp_path), 8, language="en").captions == ("a cat",)
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("name;words\nzero;a\n", r"no row names a file; its columns are name, words"), ("file_name,text\n0.png,a red, fat cat\n", "line 2 has 3 cells and the header 2.*quotation marks"),
-    ("file_name,text\n,a cat\n", "line 2 has no name in the column file_name"), ("a,b\0c\n", "zero bytes"),
-    ('file_name,text\n0.png,"a cat\n1.png,a dog\n', "line 2: a quotation mark is opened and never closed")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name;words\nzero;a\n", r"no row names a file; its columns are name, words"),
+        ("file_name,text\n0.png,a red, fat cat\n", "line 2 has 3 cells and the header 2.*quotation marks"),
+        ("file_name,text\n,a cat\n", "line 2 has no name in the column file_name"),
+        ("a,b\0c\n", "zero bytes"),
+        ('file_name,text\n0.png,"a cat\n1.png,a dog\n', "line 2: a quotation mark is opened and never closed"),
+    ],
+)
 def test_tables_that_cannot_be_read(tmp_path, text, says):
     (write(tmp_path, "0.png") / "metadata.csv").write_text(text)
     with pytest.raises(UserError, match=says):
@@ -209,21 +261,33 @@ def test_unreadable_metadata_is_one_sentence(tmp_path, monkeypatch):
     write(tmp_path, "0.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png"}')
     real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) if path.name != "metadata.jsonl" else (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(
+        Path,
+        "read_bytes",
+        lambda path: (
+            real(path)
+            if path.name != "metadata.jsonl"
+            else (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        ),
+    )
     with pytest.raises(UserError, match="metadata.jsonl cannot be read .Permission denied."):
         load(str(tmp_path), 8)
 
 
 def test_nan_is_an_empty_cell(tmp_path):
     write(tmp_path, "0.png", "1.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n{"file_name": "1.png", "text": NaN}\n')
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "0.png", "text": "a"}\n{"file_name": "1.png", "text": NaN}\n'
+    )
     with pytest.raises(UserError, match="1 of 2 images .* have no English caption"):
         load(str(tmp_path), 8, language="en")
 
 
 def test_strings_that_hold_line_separators_stay_whole(tmp_path):
     write(tmp_path, "0.png")
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a\u2028b"}, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "0.png", "text": "a\u2028b"}, ensure_ascii=False), encoding="utf-8"
+    )
     assert read_table(tmp_path / "metadata.jsonl").rows[0].cells["text"] == "a\u2028b"
 
 
@@ -236,7 +300,10 @@ def test_captions_beside_the_images(tmp_path, suffix, capsys):
     for k in range(4):
         text = json.dumps({"caption": f"cat {k}"}) if suffix == ".json" else f"cat {k}\n"
         (tmp_path / f"{k}{suffix}").write_text(text)
-    assert load(str(tmp_path), 8, language="en").captions == tuple(f"cat {k}" for k in range(4)) and "0 left out" in capsys.readouterr().err
+    assert (
+        load(str(tmp_path), 8, language="en").captions == tuple(f"cat {k}" for k in range(4))
+        and "0 left out" in capsys.readouterr().err
+    )
 
 
 def test_what_has_no_caption_is_said(tmp_path, capsys):
@@ -247,7 +314,10 @@ def test_what_has_no_caption_is_said(tmp_path, capsys):
     assert load(str(tmp_path), 8).captions is None
     assert "4 read, 2 left out (1 .caption, 1 .md); 3 of 4 have no caption" in capsys.readouterr().err
     (tmp_path / "1.caption").unlink()
-    with pytest.raises(UserError, match="has no captions; they are looked for in columns named text, .* and in NAME.txt, NAME.caption or NAME.json beside NAME.png"):
+    with pytest.raises(
+        UserError,
+        match="has no captions; they are looked for in columns named text, .* and in NAME.txt, NAME.caption or NAME.json beside NAME.png",
+    ):
         load(str(tmp_path), 8, language="en")
 
 
@@ -258,7 +328,9 @@ def test_several_captions_for_a_picture(tmp_path, way, capsys):
     if way == "rows":
         (folder / "captions.txt").write_text("image,caption\n0.png,a\n0.png,b\n1.png,c\n0.png,a\n")
     elif way == "list":
-        (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": ["a", "b"]}\n{"file_name": "1.png", "text": "c"}\n')
+        (folder / "metadata.jsonl").write_text(
+            '{"file_name": "0.png", "text": ["a", "b"]}\n{"file_name": "1.png", "text": "c"}\n'
+        )
     else:
         (folder / "0.txt").write_text("a\n\nb\n")
         (folder / "1.txt").write_text("c")
@@ -281,12 +353,17 @@ def test_a_name_that_is_no_text_can_be_cached_and_a_caption_is_mended(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(os.fsencode(folder) + b"/\xff.png", "PNG")
-    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "\udcff.png", "text": "a \ud800 cat \ud83d\ude00"}))
+    (folder / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "\udcff.png", "text": "a \ud800 cat \ud83d\ude00"})
+    )
     images = load(str(folder), 8, language="en")
     assert images.captions == ("a \ufffd cat \U0001f600",)
     write_lmdb(tmp_path / "set.lmdb", {"train": images})
     image_export.export(images, tmp_path / "out")
-    assert read_lmdb(tmp_path / "set.lmdb").texts == images.texts and load(str(tmp_path / "out"), 8).captions == images.captions
+    assert (
+        read_lmdb(tmp_path / "set.lmdb").texts == images.texts
+        and load(str(tmp_path / "out"), 8).captions == images.captions
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -299,10 +376,18 @@ def test_pictures_by_all_their_suffixes(tmp_path, suffix, capsys):
     if suffix in (".avif", ".jp2") and not features.check({".avif": "avif", ".jp2": "jpg_2000"}[suffix]):
         pytest.skip("this Pillow was built without that decoder")
     for k in range(2):
-        Image.new("RGB", (16, 16), (100, 100, 100)).save(tmp_path / f"{k}{suffix}", {".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix))
-    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{k}{suffix}", "text": "a cat"}) + "\n" for k in range(2)))
+        Image.new("RGB", (16, 16), (100, 100, 100)).save(
+            tmp_path / f"{k}{suffix}", {".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix)
+        )
+    (tmp_path / "metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": f"{k}{suffix}", "text": "a cat"}) + "\n" for k in range(2))
+    )
     images = load(str(tmp_path), 8, language="en")
-    assert len(images) == 2 and images.pixels.float().mean() == pytest.approx(100, abs=3) and "2 read, 0 left out" in capsys.readouterr().err
+    assert (
+        len(images) == 2
+        and images.pixels.float().mean() == pytest.approx(100, abs=3)
+        and "2 read, 0 left out" in capsys.readouterr().err
+    )
 
 
 def test_kinds_that_cannot_be_opened_are_said(tmp_path, monkeypatch, capsys):
@@ -315,7 +400,10 @@ def test_kinds_that_cannot_be_opened_are_said(tmp_path, monkeypatch, capsys):
     load(str(tmp_path), 8)
     assert "1 read, 1 left out (1 .heic: needs pillow-heif)" in capsys.readouterr().err
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n1.heic,b\n")
-    with pytest.raises(UserError, match=r"1 of 2 files that .* names are of a kind that cannot be opened here \(.heic: needs pillow-heif\), the first is 1.heic; convert"):
+    with pytest.raises(
+        UserError,
+        match=r"1 of 2 files that .* names are of a kind that cannot be opened here \(.heic: needs pillow-heif\), the first is 1.heic; convert",
+    ):
         load(str(tmp_path), 8, language="en")
     (tmp_path / "0.png").unlink()
     with pytest.raises(UserError, match="there is no image in .*; it holds 1 .csv, 1 .heic: needs pillow-heif"):
@@ -325,13 +413,19 @@ def test_kinds_that_cannot_be_opened_are_said(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "P"])
 def test_grey_stays_grey(tmp_path, mode):
     for k in range(12):
-        image = Image.fromarray(np.full((8, 8), 257 * 20 * k, np.uint16)) if mode == "I;16" else Image.new("L", (8, 8), 20 * k).convert(mode)
+        image = (
+            Image.fromarray(np.full((8, 8), 257 * 20 * k, np.uint16))
+            if mode == "I;16"
+            else Image.new("L", (8, 8), 20 * k).convert(mode)
+        )
         image.save(tmp_path / f"{k:02d}.png")
     train, test = load(str(tmp_path), 8), load(str(tmp_path), 8, split="test")
     assert (train.channels, test.channels) == (1, 1) and values(test) == ([255] if mode == "1" else [180])
     colour = load(str(tmp_path), 8, channels=3)
     assert torch.equal(colour.pixels, train.pixels.expand(-1, 3, -1, -1))
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "09.png")  # one colour picture, in the other split: still one number of channels
+    Image.new("RGB", (8, 8), "red").save(
+        tmp_path / "09.png"
+    )  # one colour picture, in the other split: still one number of channels
     assert load(str(tmp_path), 8).channels == load(str(tmp_path), 8, split="test").channels == 3
     assert load(str(tmp_path), 8, split="test", channels=1).pixels.unique().tolist() == [76]  # its luminance
 
@@ -362,14 +456,23 @@ def bomb() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_decompression_bombs(tmp_path):
     from common.evaluate.samples import read_folder
 
     (tmp_path / "a.png").write_bytes(bomb())
-    for read in (lambda: load(str(tmp_path), 8), lambda: read_folder(tmp_path), lambda: decode_all([tmp_path / "a.png"], 8)):
+    for read in (
+        lambda: load(str(tmp_path), 8),
+        lambda: read_folder(tmp_path),
+        lambda: decode_all([tmp_path / "a.png"], 8),
+    ):
         with pytest.raises(UserError, match="1 of 1 images cannot be read.*exceeds limit"):
             read()
 
@@ -387,10 +490,12 @@ def test_evaluation_reads_npz(tmp_path):
 
     x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", arr_0=x, arr_1=np.arange(3))
-    assert torch.equal(((read_npy(tmp_path / "a.npz") + 1) * 127.5).round().byte(), torch.from_numpy(x).permute(0, 3, 1, 2))
+    assert torch.equal(
+        ((read_npy(tmp_path / "a.npz") + 1) * 127.5).round().byte(), torch.from_numpy(x).permute(0, 3, 1, 2)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- other forms of sets
+# ------------------------------------------------------------------------------------------------- other forms of sets
 
 
 def encoded(k: int, mode: str = "RGB") -> bytes:
@@ -403,13 +508,19 @@ def encoded(k: int, mode: str = "RGB") -> bytes:
 def test_parquet_that_pandas_wrote(tmp_path, kind):
     import pandas as pd
 
-    cells = {"bytes and path": lambda k: {"bytes": encoded(k), "path": None}, "bytes": encoded, "paths": lambda k: f"hidden\\{k}.bin",
-             "paths in a dict": lambda k: {"bytes": None, "path": f"./hidden/{k}.bin"}}  # fmt: skip
+    cells = {
+        "bytes and path": lambda k: {"bytes": encoded(k), "path": None},
+        "bytes": encoded,
+        "paths": lambda k: f"hidden\\{k}.bin",
+        "paths in a dict": lambda k: {"bytes": None, "path": f"./hidden/{k}.bin"},
+    }
     (tmp_path / "data").mkdir()
     (tmp_path / "hidden").mkdir()
     for k in range(12):
         (tmp_path / f"hidden/{k}.bin").write_bytes(encoded(k))
-    pd.DataFrame([{"image": cells[kind](k), "text": f"cat {k}"} for k in range(12)]).to_parquet(tmp_path / "data/part-0.parquet")
+    pd.DataFrame([{"image": cells[kind](k), "text": f"cat {k}"} for k in range(12)]).to_parquet(
+        tmp_path / "data/part-0.parquet"
+    )
     images = load(str(tmp_path), 8, language="en")
     assert images.captions == tuple(f"cat {k}" for k in values(images)) and len(images) == 11
     assert load(str(tmp_path / "data/part-0.parquet"), 8).captions == images.captions if "bytes" in kind else True
@@ -431,7 +542,10 @@ def test_parquet_without_pictures_says_what_there_is(tmp_path):
     import pandas as pd
 
     pd.DataFrame([{"image": 3, "text": "a"}]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"has no column of images named image, img, picture, photo, ... that holds the bytes .*its columns are image \(int64\), text \((large_)?string\)"):
+    with pytest.raises(
+        UserError,
+        match=r"has no column of images named image, img, picture, photo, ... that holds the bytes .*its columns are image \(int64\), text \((large_)?string\)",
+    ):
         load(str(tmp_path), 8)
 
 
@@ -441,7 +555,9 @@ def test_a_picture_beside_parquet_files_does_not_replace_them(tmp_path):
 
     write(tmp_path, "logo.png", first=99)
     for split, first in (("train", 0), ("test", 4)):
-        pd.DataFrame([{"image": {"bytes": encoded(first + k), "path": None}} for k in range(3)]).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+        pd.DataFrame([{"image": {"bytes": encoded(first + k), "path": None}} for k in range(3)]).to_parquet(
+            tmp_path / f"{split}-00000-of-00001.parquet"
+        )
     assert values(load(str(tmp_path), 8)) == [0, 1, 2] and values(load(str(tmp_path), 8, split="test")) == [4, 5, 6]
 
 
@@ -451,7 +567,9 @@ def test_what_save_to_disk_wrote(tmp_path, splits, capsys):
 
     def rows(first: int) -> datasets.Dataset:
         pictures = [Image.new("L", (8, 8), first + k) for k in range(12)]
-        return datasets.Dataset.from_dict({"image": pictures, "text": [f"cat {first + k}" for k in range(12)]}).cast_column("image", datasets.Image())
+        return datasets.Dataset.from_dict(
+            {"image": pictures, "text": [f"cat {first + k}" for k in range(12)]}
+        ).cast_column("image", datasets.Image())
 
     if splits:
         datasets.DatasetDict({"train": rows(0), "validation": rows(50)}).save_to_disk(tmp_path / "saved")
@@ -487,7 +605,11 @@ def test_arrays_in_npz(tmp_path, name):
     for place in (tmp_path, tmp_path / "set.npz"):
         train, test = load(str(place)), load(str(place), split="test")
         assert torch.equal(train.pixels[:, 0], torch.from_numpy(PIXELS)) and torch.equal(test.pixels, train.pixels[:3])
-        assert train.labels.tolist() == LABELS.tolist() and test.labels.tolist() == [0, 1, 2] and train.classes == ("0", "1", "2")
+        assert (
+            train.labels.tolist() == LABELS.tolist()
+            and test.labels.tolist() == [0, 1, 2]
+            and train.classes == ("0", "1", "2")
+        )
     assert load(str(tmp_path), 8).size == 8 and load(str(tmp_path), channels=3).channels == 3
 
 
@@ -495,16 +617,31 @@ def test_arrays_of_other_shapes(tmp_path):
     colour = np.random.default_rng(0).integers(0, 256, (20, 6, 10, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", colour)
     images = load(str(tmp_path / "a.npz"))
-    assert torch.equal(images.pixels, torch.from_numpy(colour).permute(0, 3, 1, 2)[[i for i in range(20) if i % 10 != 9]][..., 2:8]) and images.labels is None
+    assert (
+        torch.equal(
+            images.pixels,
+            torch.from_numpy(colour).permute(0, 3, 1, 2)[[i for i in range(20) if i % 10 != 9]][..., 2:8],
+        )
+        and images.labels is None
+    )
     np.savez(tmp_path / "b.npz", colour.transpose(0, 3, 1, 2)[..., 2:8].reshape(20, -1))
     assert torch.equal(load(str(tmp_path / "b.npz")).pixels, images.pixels)
 
 
-@pytest.mark.parametrize(("arrays", "says"), [
-    ({"x": np.zeros(3)}, r"holds no array of images .*it holds x \(3,\)"), ({}, "it holds nothing"), ({"x": np.array([{}], object)}, "cannot be read as arrays"),
-    ({"x": np.full((2, 4, 4), np.nan)}, "not all finite"), ({"x": np.full((2, 4, 4), 300.5)}, "run from 300.5 to 300.5"), ({"x": np.zeros((2, 17), np.uint8)}, "no square image"),
-    ({"x": np.zeros((2, 4, 4), "U3")}, "<U3 values"), ({"a": np.zeros((2, 4, 4)), "b": np.zeros((2, 4, 4))}, "several arrays of images for the split train: a, b"),
-    ({"x": np.zeros((2, 4, 4, 7), np.uint8)}, r"of the shape \(2, 4, 4, 7\)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"x": np.zeros(3)}, r"holds no array of images .*it holds x \(3,\)"),
+        ({}, "it holds nothing"),
+        ({"x": np.array([{}], object)}, "cannot be read as arrays"),
+        ({"x": np.full((2, 4, 4), np.nan)}, "not all finite"),
+        ({"x": np.full((2, 4, 4), 300.5)}, "run from 300.5 to 300.5"),
+        ({"x": np.zeros((2, 17), np.uint8)}, "no square image"),
+        ({"x": np.zeros((2, 4, 4), "U3")}, "<U3 values"),
+        ({"a": np.zeros((2, 4, 4)), "b": np.zeros((2, 4, 4))}, "several arrays of images for the split train: a, b"),
+        ({"x": np.zeros((2, 4, 4, 7), np.uint8)}, r"of the shape \(2, 4, 4, 7\)"),
+    ],
+)
 def test_arrays_that_are_no_set(tmp_path, arrays, says):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=says):
@@ -524,10 +661,17 @@ def test_arrays_larger_than_the_memory_are_not_unpacked(tmp_path, monkeypatch):
 @pytest.mark.parametrize("header", ["label,", "", "only pixels", "label last"])
 def test_tables_of_pixels(tmp_path, header):
     names, flat = [f"pixel{i}" for i in range(36)], PIXELS.reshape(20, 36)
-    lines = [",".join(map(str, ([] if header == "only pixels" else [label]) + row.tolist())) for label, row in zip(LABELS, flat, strict=True)]
+    lines = [
+        ",".join(map(str, ([] if header == "only pixels" else [label]) + row.tolist()))
+        for label, row in zip(LABELS, flat, strict=True)
+    ]
     if header == "label last":
         lines = [",".join(map(str, [*row.tolist(), label])) for label, row in zip(LABELS, flat, strict=True)]
-    first = {"label,": ",".join(["label", *names]), "only pixels": ",".join(names), "label last": ",".join([*names, "class"])}.get(header)
+    first = {
+        "label,": ",".join(["label", *names]),
+        "only pixels": ",".join(names),
+        "label last": ",".join([*names, "class"]),
+    }.get(header)
     for part, rows in (("train", lines), ("test", lines[:3])):
         (tmp_path / f"mnist_{part}.csv").write_text("\n".join(([first] if first else []) + rows) + "\n")
     train, test = load(str(tmp_path)), load(str(tmp_path), split="test")
@@ -559,7 +703,10 @@ def test_mnist_as_kaggle_has_it(tmp_path, dot, nested, by_name, monkeypatch):
             path.write_bytes(bytes([0, 0, 8, data.ndim]) + struct.pack(f">{data.ndim}i", *data.shape) + data.tobytes())
     for split, n in (("train", 20), ("test", 3)):
         images = load("mnist", data_dir=tmp_path, split=split) if by_name else load(str(tmp_path), split=split)
-        assert torch.equal(images.pixels[:, 0], torch.from_numpy(PIXELS[:n])) and images.labels.tolist() == LABELS[:n].tolist()
+        assert (
+            torch.equal(images.pixels[:, 0], torch.from_numpy(PIXELS[:n]))
+            and images.labels.tolist() == LABELS[:n].tolist()
+        )
 
 
 def test_splits_that_do_not_exist_are_refused_everywhere(tmp_path):

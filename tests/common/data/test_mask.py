@@ -47,7 +47,13 @@ CASES = {
     "white on clear white": (drawn("RGBA", (255, 255, 255, 0), (255, 255, 255, 255)), "what is painted"),
     "red on clear": (drawn("RGBA", (0, 0, 0, 0), (255, 0, 0, 255)), "what is painted"),
     "grey with alpha": (drawn("LA", (0, 0), (255, 255)), "what is painted"),
-    "black and white, clear in part": (Image.alpha_composite(drawn("RGBA", (0, 0, 0, 0), (0, 0, 0, 255), (0, 0, 63, 60)), drawn("RGBA", (0, 0, 0, 0), (255, 255, 255, 255))), "what is white;"),
+    "black and white, clear in part": (
+        Image.alpha_composite(
+            drawn("RGBA", (0, 0, 0, 0), (0, 0, 0, 255), (0, 0, 63, 60)),
+            drawn("RGBA", (0, 0, 0, 0), (255, 255, 255, 255)),
+        ),
+        "what is white;",
+    ),
     "a hole in a photo": (rubbed_out(photo()), "what is transparent"),
     "a hole in black": (rubbed_out(Image.new("RGB", (64, 64))), "what is transparent"),
 }
@@ -82,12 +88,26 @@ def test_a_soft_mask_where_one_is_wanted(tmp_path):
     assert set(np.unique(hard.image)) == {0, 255} and hard.share == pytest.approx(HOLE.mean(), rel=0.15)
 
 
-@pytest.mark.parametrize(("image", "says"), [
-    (drawn("RGBA", (0, 0, 0, 0), (0, 0, 0, 255)), "painted in black on a transparent layer, which can mean either part"),
-    (Image.new("RGBA", (64, 64)), "transparent everywhere"),
-    (Image.alpha_composite(drawn("RGBA", (0, 0, 0, 0), (255, 0, 0, 255)), drawn("RGBA", (0, 0, 0, 0), (0, 0, 255, 255), (0, 0, 9, 9))), "several colours on a transparent layer"),
-    (drawn("L", 0, 100), "nowhere lighter than grey 100 of 255"), (Image.new("L", (64, 64)), "nowhere lighter than grey 0"),
-    (Image.fromarray(np.zeros((8, 8), np.float32)), "32-bit numbers")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (
+            drawn("RGBA", (0, 0, 0, 0), (0, 0, 0, 255)),
+            "painted in black on a transparent layer, which can mean either part",
+        ),
+        (Image.new("RGBA", (64, 64)), "transparent everywhere"),
+        (
+            Image.alpha_composite(
+                drawn("RGBA", (0, 0, 0, 0), (255, 0, 0, 255)),
+                drawn("RGBA", (0, 0, 0, 0), (0, 0, 255, 255), (0, 0, 9, 9)),
+            ),
+            "several colours on a transparent layer",
+        ),
+        (drawn("L", 0, 100), "nowhere lighter than grey 100 of 255"),
+        (Image.new("L", (64, 64)), "nowhere lighter than grey 0"),
+        (Image.fromarray(np.zeros((8, 8), np.float32)), "32-bit numbers"),
+    ],
+)
 def test_masks_that_say_nothing(tmp_path, image, says):
     path = tmp_path / ("mask.tif" if image.mode == "F" else "mask.png")
     image.save(path)

@@ -30,8 +30,15 @@ class Squares(Dataset):
 
 
 def loader(fault=None, **more) -> DataLoader:
-    return DataLoader(Squares(fault), 2, num_workers=1, collate_fn=as_arrays, worker_init_fn=leave_signals, multiprocessing_context="fork",
-                      **{"timeout": 60} | more)  # fmt: skip
+    return DataLoader(
+        Squares(fault),
+        2,
+        num_workers=1,
+        collate_fn=as_arrays,
+        worker_init_fn=leave_signals,
+        multiprocessing_context="fork",
+        **{"timeout": 60} | more,
+    )
 
 
 def no_shared_memory(*_, **__):
@@ -61,9 +68,15 @@ def hang():
     signal.pause()
 
 
-@pytest.mark.parametrize(("fault", "more", "says"), [
-    (fail, {}, "this picture cannot be read"), (end_at_once, {}, "DataLoader worker"), (hang, {"timeout": 1}, "timed out"), (no_shared_memory, {}, "--shm-size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "more", "says"),
+    [
+        (fail, {}, "this picture cannot be read"),
+        (end_at_once, {}, "DataLoader worker"),
+        (hang, {"timeout": 1}, "timed out"),
+        (no_shared_memory, {}, "--shm-size"),
+    ],
+)
 def test_a_worker_that_fails_ends_the_run_in_a_sentence(fault, more, says):
     with pytest.raises(UserError) as problem:
         list(started(loader(fault, **more)))
@@ -94,12 +107,16 @@ def test_workers_leave_signals_to_the_training(kind):
     first = next(batches)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, kind)
-    assert torch.equal(as_tensors(next(batches))["image"][:, 0], torch.tensor([4.0, 9.0])) and first["image"].shape == (2, 3)
+    assert torch.equal(as_tensors(next(batches))["image"][:, 0], torch.tensor([4.0, 9.0])) and first[
+        "image"
+    ].shape == (2, 3)
 
 
 def test_a_worker_ends_some_seconds_after_sigterm(monkeypatch):
     monkeypatch.setattr(workers, "GRACE", 1)
-    process = multiprocessing.get_context("fork").Process(target=lambda: (leave_signals(0), ready.set(), signal.pause(), signal.pause()))
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: (leave_signals(0), ready.set(), signal.pause(), signal.pause())
+    )
     ready = multiprocessing.get_context("fork").Event()
     process.start()
     ready.wait(60)

@@ -46,7 +46,10 @@ def test_the_targets_are_those_of_the_papers():
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_noising_and_velocity_of_diffusers(name):
     x0, eps = pictures(1)
-    schedule, theirs = make_schedule(name), DDPMScheduler(beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[name])
+    schedule, theirs = (
+        make_schedule(name),
+        DDPMScheduler(beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[name]),
+    )
     t = torch.tensor([1, 2, 500, 1000])  # the paper's t; diffusers counts from zero
     level = schedule.at(t).like(x0)
     torch.testing.assert_close(add_noise(x0, eps, level), theirs.add_noise(x0, eps, t - 1), rtol=1e-4, atol=1e-5)
@@ -77,7 +80,9 @@ def test_edm_preconditioning_of_the_paper_and_of_diffusers(sigma):
 
     theirs = EDMEulerScheduler()
     torch.testing.assert_close(theirs.precondition_inputs(x, sigma), c_in * x)
-    torch.testing.assert_close(theirs.precondition_outputs(x, F(c_in * x, c_noise.expand(2)), sigma), predicted.x0, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        theirs.precondition_outputs(x, F(c_in * x, c_noise.expand(2)), sigma), predicted.x0, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_edm_asks_for_an_answer_of_unit_variance():
@@ -105,8 +110,10 @@ def test_the_denoiser_reads_a_perfect_network(prediction):
 def test_clipping_keeps_the_picture_made_of_its_parts():
     level = NoiseLevel(10, 0.6, 0.8)
     x = torch.linspace(-3, 3, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
+
     def net(x, t):
         return 0.1 * x
+
     clipped, free = Denoiser(net, "eps")(x, level), Denoiser(net, "eps", clip_x0=False)(x, level)
     assert free.x0.abs().max() > 1 and clipped.x0.abs().max() == 1
     torch.testing.assert_close(clipped.x0, free.x0.clamp(-1, 1))
@@ -115,9 +122,15 @@ def test_clipping_keeps_the_picture_made_of_its_parts():
 
 
 def test_dynamic_thresholding():
-    """As diffusers has it, image by image; an image within [-1, 1] is left alone, the brightest pixels of another are not all white."""
-    x0 = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1.0, 3.0]).view(3, 1, 1, 1)
-    theirs = DDPMScheduler(thresholding=True, sample_max_value=1000.0)._threshold_sample(x0)  # left at 1, theirs only clips
+    """As diffusers has it, image by image; an image within [-1, 1] is left alone,
+    the brightest pixels of another are not all white.
+    """
+    x0 = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1.0, 3.0]).view(
+        3, 1, 1, 1
+    )
+    theirs = DDPMScheduler(thresholding=True, sample_max_value=1000.0)._threshold_sample(
+        x0
+    )  # left at 1, theirs only clips
     torch.testing.assert_close(threshold(x0), theirs, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(threshold(x0)[0], x0[0])
     assert float(threshold(x0)[2].abs().max()) == 1 and float((threshold(x0)[2].abs() == 1).float().mean()) < 0.02
@@ -126,7 +139,9 @@ def test_dynamic_thresholding():
     level = NoiseLevel(10, 0.6, 0.8)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
     predicted = Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0="dynamic")(x, level)
-    torch.testing.assert_close(predicted.x0, threshold(Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0=False)(x, level).x0))
+    torch.testing.assert_close(
+        predicted.x0, threshold(Denoiser(lambda x, t: 0.1 * x, "eps", clip_x0=False)(x, level).x0)
+    )
     torch.testing.assert_close(add_noise(predicted.x0, predicted.eps, level), x)
 
 
@@ -174,7 +189,9 @@ def test_the_loss_is_zero_for_a_perfect_network():
     u = torch.tensor([0.1, 0.3, 0.6, 0.9])
     for schedule, prediction in (("cosine", "v"), ("edm", "edm"), ("flow", "flow")):
         level = make_schedule(schedule).sample_levels(u).like(x0)
-        errors = diffusion_loss(lambda *_, y=target(prediction, x0, eps, level): y, make_schedule(schedule), prediction, x0, u, eps)
+        errors = diffusion_loss(
+            lambda *_, y=target(prediction, x0, eps, level): y, make_schedule(schedule), prediction, x0, u, eps
+        )
         assert errors.shape == (4,) and errors.max() < 1e-10
 
 
@@ -189,10 +206,14 @@ def test_pairs_of_schedule_and_prediction():
             if schedule.endswith("zero_snr") and prediction == "eps":
                 with pytest.raises(UserError, match="ends at pure noise.*choose v or x0"):
                     check_pair(schedule, prediction)
-            elif (schedule if schedule in ("edm", "flow") else "") == (prediction if prediction in ("edm", "flow") else ""):
+            elif (schedule if schedule in ("edm", "flow") else "") == (
+                prediction if prediction in ("edm", "flow") else ""
+            ):
                 check_pair(schedule, prediction)
             else:
-                with pytest.raises(UserError, match=f"schedule '{schedule}' and prediction '{prediction}' do not go together"):
+                with pytest.raises(
+                    UserError, match=f"schedule '{schedule}' and prediction '{prediction}' do not go together"
+                ):
                     check_pair(schedule, prediction)
     with pytest.raises(UserError, match="unknown prediction 'magic'"):
         check_pair("cosine", "magic")

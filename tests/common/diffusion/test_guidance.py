@@ -1,4 +1,6 @@
-"""common/diffusion/guidance.py: what chapter 2 writes out longhand, to the last bit; and two things that it has no use for."""
+"""common/diffusion/guidance.py: what chapter 2 writes out longhand, to the last bit;
+and two things that it has no use for.
+"""
 
 import math
 
@@ -27,14 +29,21 @@ class Network:
         self.shown.append(x)
         words = (text * torch.arange(1, 1 + text.shape[1])[:, None]).mean((1, 2)).view(-1, 1, 1, 1)
         y = torch.tanh(x + words) + words * torch.cos(x.roll(1, -1) + t.view(-1, 1, 1, 1) / 500)
-        return torch.cat([y, y.sin()], 1)[:, : self.answers] + y[:, 4:].sum(1, keepdim=True)  # what is joined to x counts, too
+        return torch.cat([y, y.sin()], 1)[:, : self.answers] + y[:, 4:].sum(
+            1, keepdim=True
+        )  # what is joined to x counts, too
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-X, TEXT, EMPTY, EXTRA = numbers(3, 4, 6, 5), numbers(3, 2, 6, seed=1), numbers(1, 2, 6, seed=2), numbers(3, 5, 6, 5, seed=3)
+X, TEXT, EMPTY, EXTRA = (
+    numbers(3, 4, 6, 5),
+    numbers(3, 2, 6, seed=1),
+    numbers(1, 2, 6, seed=2),
+    numbers(3, 5, 6, 5, seed=3),
+)
 COND, UNCOND = {"text": TEXT}, {"text": EMPTY}
 LEVELS = [level for level in make_schedule("linear_zero_snr").noise_levels(7) if level.sigma > 0]
 MIDDLE = LEVELS[3]
@@ -47,15 +56,19 @@ def same(got, expected) -> None:
     assert got.variance is None or torch.equal(got.variance, expected.variance)
 
 
-# -------------------------------------------------------------------------------------------------- chapter 2's, exactly
+# ------------------------------------------------------------------------------------------------ chapter 2's, exactly
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "edm", "flow"])
 @pytest.mark.parametrize("w", [0.0, 0.5, 1.0, 5.0])
-@pytest.mark.parametrize("more", [{}, {"clip_x0": False}, {"clip_x0": "dynamic", "rescale": 0.7}, {"interval": (0.5, 3.0), "rescale": 1.0}])
+@pytest.mark.parametrize(
+    "more", [{}, {"clip_x0": False}, {"clip_x0": "dynamic", "rescale": 0.7}, {"interval": (0.5, 3.0), "rescale": 1.0}]
+)
 def test_every_prediction_is_that_of_chapter_2(prediction, w, more):
     for answers in (4, 8):  # with a learned variance, too
-        mine, theirs = (module.Guided(Network(answers), prediction, COND, UNCOND, w, **more) for module in (guidance, longhand))
+        mine, theirs = (
+            module.Guided(Network(answers), prediction, COND, UNCOND, w, **more) for module in (guidance, longhand)
+        )
         for level in LEVELS:
             same(mine(X, level), theirs(X, level))
 
@@ -64,7 +77,9 @@ def test_so_are_the_parts():
     u, ids = BatchRandom(0, 0).rand(3), torch.arange(6).view(3, 2)
     for share in (0.0, float(u.median()), 1.0):
         for batch, empty in ((TEXT, EMPTY[0]), (ids, torch.tensor([7, 8]))):
-            assert torch.equal(guidance.drop_captions(batch, empty, u, share), longhand.drop_captions(batch, empty, u, share))
+            assert torch.equal(
+                guidance.drop_captions(batch, empty, u, share), longhand.drop_captions(batch, empty, u, share)
+            )
     uncond, cond = numbers(2, 3, 4, 6, 5)
     assert torch.equal(guidance.guide(uncond, cond, 3.7), longhand.guide(uncond, cond, 3.7))
     assert torch.equal(guidance.rescale(uncond, cond, 0.7), longhand.rescale(uncond, cond, 0.7))
@@ -72,9 +87,17 @@ def test_so_are_the_parts():
     assert torch.equal(guidance.rescale(flat, flat, 0.7), flat)  # and not NaN
 
 
-@pytest.mark.parametrize("flags", [
-    {"w": -1.0}, {"w": math.nan}, {"w": math.inf}, {"w": 2.0, "rescale": 1.5}, {"w": 2.0, "interval": (2.0, 1.0)}, {"w": 2.0, "interval": (-1.0, 1.0)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"w": -1.0},
+        {"w": math.nan},
+        {"w": math.inf},
+        {"w": 2.0, "rescale": 1.5},
+        {"w": 2.0, "interval": (2.0, 1.0)},
+        {"w": 2.0, "interval": (-1.0, 1.0)},
+    ],
+)
 def test_so_are_its_refusals(flags):
     said = []
     for module in (guidance, longhand):
@@ -88,7 +111,7 @@ def test_so_are_its_refusals(flags):
         guidance.drop_captions(TEXT, EMPTY[0], torch.zeros(3), 1.5)
 
 
-# ------------------------------------------------------------------------------------------- more than the noisy picture
+# ----------------------------------------------------------------------------------------- more than the noisy picture
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 4.0])
@@ -103,7 +126,10 @@ def test_extra_channels_are_joined_whenever_the_network_is_asked(w):
 
 
 def test_one_extra_for_all_images():
-    several, one = (guidance.Guided(Network(), "v", COND, UNCOND, 4.0, extra=extra) for extra in (EXTRA[:1].expand(3, -1, -1, -1), EXTRA[:1]))
+    several, one = (
+        guidance.Guided(Network(), "v", COND, UNCOND, 4.0, extra=extra)
+        for extra in (EXTRA[:1].expand(3, -1, -1, -1), EXTRA[:1])
+    )
     same(one(X, MIDDLE), several(X, MIDDLE))
 
 
@@ -115,7 +141,9 @@ def test_the_extra_channels_are_not_scaled_with_the_noise():
 
 
 def test_an_inpainting_network_of_nine_channels():
-    """Four noisy, one of the mask, four of what is to stay; two asked one after the other are the two asked at once."""
+    """Four noisy, one of the mask, four of what is to stay;
+    two asked one after the other are the two asked at once.
+    """
     from dataclasses import replace
 
     torch.manual_seed(0)
@@ -128,11 +156,13 @@ def test_an_inpainting_network_of_nine_channels():
 
     with torch.no_grad():
         predicted = guidance.Guided(net, "eps", {"text": text}, {"text": empty}, 3.0, False, extra=extra)(x, MIDDLE)
-        halves = [Denoiser(Joined(), "eps", False, text=words)(x, MIDDLE).eps for words in (empty.expand_as(text), text)]
+        halves = [
+            Denoiser(Joined(), "eps", False, text=words)(x, MIDDLE).eps for words in (empty.expand_as(text), text)
+        ]
     torch.testing.assert_close(predicted.eps, guidance.guide(*halves, 3.0), rtol=1e-3, atol=1e-4)
 
 
-# --------------------------------------------------------------------------------------------------- guidance over time
+# -------------------------------------------------------------------------------------------------- guidance over time
 
 
 def test_a_scale_that_changes_on_the_way():
@@ -146,16 +176,23 @@ def test_a_scale_that_changes_on_the_way():
     net = Network()
     moving = guidance.Guided(net, "v", COND, UNCOND, w, clip_x0=False, rescale=0.3)
     for level, number in zip(LEVELS, (0.0, 1.0, 2.5, 4.0, 1.0, 3.0, 0.5), strict=True):
-        same(moving(X, level), guidance.Guided(Network(), "v", COND, UNCOND, number, clip_x0=False, rescale=0.3)(X, level))
+        same(
+            moving(X, level),
+            guidance.Guided(Network(), "v", COND, UNCOND, number, clip_x0=False, rescale=0.3)(X, level),
+        )
         assert len(net.shown[-1]) == (3 if number in (0, 1) else 6)  # where one half is enough, it is asked alone
     assert asked == LEVELS
 
 
 def test_outside_the_interval_the_function_is_not_asked():
     ratios = [level.sigma / level.alpha if level.alpha else math.inf for level in LEVELS]
-    moving = guidance.Guided(Network(), "v", COND, UNCOND, lambda level: 3.0 if level == MIDDLE else NEVER, interval=(ratios[4], ratios[3]))
+    moving = guidance.Guided(
+        Network(), "v", COND, UNCOND, lambda level: 3.0 if level == MIDDLE else NEVER, interval=(ratios[4], ratios[3])
+    )
     for level in LEVELS:
-        same(moving(X, level), guidance.Guided(Network(), "v", COND, UNCOND, 3.0 if level == MIDDLE else 1.0)(X, level))
+        same(
+            moving(X, level), guidance.Guided(Network(), "v", COND, UNCOND, 3.0 if level == MIDDLE else 1.0)(X, level)
+        )
 
 
 @pytest.mark.parametrize("bad", [-0.5, math.nan, math.inf])

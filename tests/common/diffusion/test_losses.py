@@ -81,7 +81,10 @@ def test_p2_of_the_paper():
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow", "edm"])
 def test_a_weight_means_the_same_whatever_is_predicted(prediction, weight):
     """The same error of x0 costs the same, whatever the network predicts."""
-    level = NoiseLevel(torch.zeros(3), *(torch.tensor(c, dtype=torch.float64).view(3, 1, 1, 1) for c in ((0.95, 0.6, 0.1), (0.3, 0.8, 0.995))))
+    level = NoiseLevel(
+        torch.zeros(3),
+        *(torch.tensor(c, dtype=torch.float64).view(3, 1, 1, 1) for c in ((0.95, 0.6, 0.1), (0.3, 0.8, 0.995))),
+    )
     x0, eps = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wrong_x0 = x0 + 0.1
     wrong_eps = (add_noise(x0, eps, level) - level.alpha * wrong_x0) / level.sigma
@@ -98,13 +101,17 @@ def test_weights_are_finite_where_nothing_is_left_of_the_image():
         assert float(loss_weight(weight, "v", level)) == 0
 
 
-# ----------------------------------------------------------------------------------------------------- learned variance
+# ---------------------------------------------------------------------------------------------------- learned variance
 
 
 def test_the_divergence_of_gaussians():
-    mean1, log_var1, mean2, log_var2 = torch.randn(4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean1, log_var1, mean2, log_var2 = torch.randn(
+        4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(normal(mean1, (log_var1 / 2).exp()), normal(mean2, (log_var2 / 2).exp()))
+    expected = torch.distributions.kl_divergence(
+        normal(mean1, (log_var1 / 2).exp()), normal(mean2, (log_var2 / 2).exp())
+    )
     torch.testing.assert_close(gaussian_kl(mean1, log_var1, mean2, log_var2), expected)
 
 
@@ -144,7 +151,7 @@ def test_a_perfect_guess_costs_nothing_with_the_smaller_variance(prediction):
     for t in (2, 100, 900):
         assert bits(schedule, t, v=-1, prediction=prediction) == pytest.approx(0, abs=1e-4)
     assert bits(schedule, 2, v=1) > 0.1  # beta_2 is much more than beta_tilde_2
-    assert bits(schedule, 1, v=-1) > 0   # the last step must still choose one of 256 grey values
+    assert bits(schedule, 1, v=-1) > 0  # the last step must still choose one of 256 grey values
 
 
 def test_the_more_wrong_the_guess_the_more_variance_is_best():
@@ -175,7 +182,9 @@ def test_the_hybrid_loss_is_the_simple_one_plus_a_thousandth_of_the_bound():
     bound = vlb_term(schedule, "eps", x0, x, 0.4 * x, (0.3 * x).tanh(), level)
     hybrid = diffusion_loss(net, schedule, "eps", x0, u, eps)
     torch.testing.assert_close(hybrid.detach(), simple + 0.001 * 100 * bound)
-    alone = torch.autograd.grad(diffusion_loss(lambda x, t: weight[0] * x, schedule, "eps", x0, u, eps).mean(), weight)[0]
+    alone = torch.autograd.grad(
+        diffusion_loss(lambda x, t: weight[0] * x, schedule, "eps", x0, u, eps).mean(), weight
+    )[0]
     both = torch.autograd.grad(hybrid.mean(), weight)[0]
     assert float(both[0]) == pytest.approx(float(alone[0]), rel=1e-4) and abs(float(both[1])) > 1e-6 and alone[1] == 0
 

@@ -40,9 +40,15 @@ def test_sampler_strings(text, expected):
     assert Sampler.parse(str(expected)) == expected
 
 
-@pytest.mark.parametrize(("text", "says"), [("eulr:30", "none called 'eulr'"), ("ddim:fifty", "after ddim comes a number of steps, not 'fifty'"),
-                                            ("ddpm:50:variance=big", "variance is small, large or learned"),
-                                            ("ddim:50:steps=3", "'steps=3' means nothing after ddim:50")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("eulr:30", "none called 'eulr'"),
+        ("ddim:fifty", "after ddim comes a number of steps, not 'fifty'"),
+        ("ddpm:50:variance=big", "variance is small, large or learned"),
+        ("ddim:50:steps=3", "'steps=3' means nothing after ddim:50"),
+    ],
+)
 def test_a_malformed_sampler_string_is_told_what_was_understood(text, says):
     with pytest.raises(UserError, match=says):
         Sampler.parse(text)
@@ -61,8 +67,26 @@ def test_the_number_of_evaluations_is_counted_rightly(text):
     assert len(evaluated) == sampler.evaluations
 
 
-@pytest.mark.parametrize("text", ["", "ddim", "ddim:", "ddim:fifty", "ddim:-5", "ddim:5.5", "euler:20", "ddim:50:0.5",
-                                  "ddim:50:eta=", "ddim:50:eta=0.5:x", "ddim:50:eta=0.5:eta=1", "DDIM_50_0.5", "DDIM_x", "ddim:50:eta=1.2.3", "ddim:50:eta=."])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ddim",
+        "ddim:",
+        "ddim:fifty",
+        "ddim:-5",
+        "ddim:5.5",
+        "euler:20",
+        "ddim:50:0.5",
+        "ddim:50:eta=",
+        "ddim:50:eta=0.5:x",
+        "ddim:50:eta=0.5:eta=1",
+        "DDIM_50_0.5",
+        "DDIM_x",
+        "ddim:50:eta=1.2.3",
+        "ddim:50:eta=.",
+    ],
+)
 def test_malformed_sampler_strings(text):
     with pytest.raises(UserError, match="cannot read the sampler.*ddim:50"):
         Sampler.parse(text)
@@ -78,7 +102,9 @@ def test_eta_where_it_does_not_belong():
         Sampler.parse("ddim:18:variance=large")
 
 
-@pytest.mark.parametrize("text", ["ddim:5", "ddim:5:eta=1", "ddpm:5", "heun:5", "dpmpp_2m:5", "dpmpp_2s:5", "euler_a:5", "sde:5"])
+@pytest.mark.parametrize(
+    "text", ["ddim:5", "ddim:5:eta=1", "ddpm:5", "heun:5", "dpmpp_2m:5", "dpmpp_2s:5", "euler_a:5", "sde:5"]
+)
 def test_same_seed_same_picture(text):
     sampler, schedule = Sampler.parse(text), make_schedule("cosine")
     frames = [sampler.frames(denoise, schedule, SHAPE, seed) for seed in (4, 4, 5)]

@@ -21,8 +21,26 @@ from diffusers import (
 
 from common.diffusion.denoiser import Denoiser, Prediction
 from common.diffusion.sampler_spec import Sampler
-from common.diffusion.samplers import SAMPLERS, ddim, ddim_inverse, ddpm, dpmpp_2m, dpmpp_2s, euler_a, heun, initial_noise, sde
-from common.diffusion.schedules import DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseLevel, NoiseLevels, make_schedule
+from common.diffusion.samplers import (
+    SAMPLERS,
+    ddim,
+    ddim_inverse,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2s,
+    euler_a,
+    heun,
+    initial_noise,
+    sde,
+)
+from common.diffusion.schedules import (
+    DiscreteSchedule,
+    EDMSchedule,
+    FlowSchedule,
+    NoiseLevel,
+    NoiseLevels,
+    make_schedule,
+)
 from common.errors import UserError
 from common.random import Noise
 
@@ -65,17 +83,32 @@ def random_case(seed: int, steps_divide_T: bool) -> dict:
     r = random.Random(seed)
     T = r.choice([60, 240, 1000])
     counts = [n for n in range(2, 61) if n <= T // 2 and (T % n == 0 or not steps_divide_T)]
-    return {"T": T, "steps": r.choice(counts), "betas": r.choice(list(THEIR_BETAS)), "prediction": r.choice(list(THEIR_PREDICTIONS)),
-            "clip": r.random() < 0.5, "spacing": r.choice(["trailing", "leading"])}  # fmt: skip
+    return {
+        "T": T,
+        "steps": r.choice(counts),
+        "betas": r.choice(list(THEIR_BETAS)),
+        "prediction": r.choice(list(THEIR_PREDICTIONS)),
+        "clip": r.random() < 0.5,
+        "spacing": r.choice(["trailing", "leading"]),
+    }
 
 
 def settings(case: dict) -> tuple[DiscreteSchedule, dict, Denoiser, NoiseLevels]:
     """Our side of a case, and the keyword arguments of the scheduler that is to agree."""
     schedule = make_schedule(case["betas"], case["T"])
-    theirs = {"num_train_timesteps": case["T"], "beta_schedule": THEIR_BETAS[case["betas"]],
-              "beta_start": float(schedule.betas[0]), "beta_end": float(schedule.betas[-1]),
-              "prediction_type": THEIR_PREDICTIONS[case["prediction"]]}  # fmt: skip
-    return schedule, theirs, Denoiser(network, case["prediction"], case["clip"]), schedule.noise_levels(case["steps"], case["spacing"])
+    theirs = {
+        "num_train_timesteps": case["T"],
+        "beta_schedule": THEIR_BETAS[case["betas"]],
+        "beta_start": float(schedule.betas[0]),
+        "beta_end": float(schedule.betas[-1]),
+        "prediction_type": THEIR_PREDICTIONS[case["prediction"]],
+    }
+    return (
+        schedule,
+        theirs,
+        Denoiser(network, case["prediction"], case["clip"]),
+        schedule.noise_levels(case["steps"], case["spacing"]),
+    )
 
 
 # --------------------------------------------------------------------------------------------- equal to diffusers
@@ -84,8 +117,8 @@ def settings(case: dict) -> tuple[DiscreteSchedule, dict, Denoiser, NoiseLevels]
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(8))
 def test_ddim(seed, eta):
-    """Step counts that divide T: for others diffusers' DDIM looks for the next level at t - T // steps, which is not the
-    next step it visits (and with linspace never is); the update rule is the same, the levels are not."""
+    """Step counts that divide T: for others diffusers' DDIM looks for the next level at t - T // steps, which is not
+    the next step it visits (and with linspace never is); the update rule is the same, the levels are not."""
     case = random_case(seed, steps_divide_T=True)
     schedule, config, denoise, path = settings(case)
     theirs = in_double(DDIMScheduler(**config, clip_sample=case["clip"], timestep_spacing=case["spacing"]), schedule)
@@ -117,11 +150,16 @@ def test_ddpm_respaced_to_any_number_of_steps(seed, spacing, monkeypatch):
     """diffusers' DDPM takes the next step it visits, as we do: so here steps need not divide T."""
     case = random_case(seed, steps_divide_T=False) | {"spacing": spacing}
     schedule, config, denoise, path = settings(case)
-    theirs = in_double(DDPMScheduler(**config, clip_sample=case["clip"], timestep_spacing=spacing, variance_type="fixed_small"), schedule)
+    theirs = in_double(
+        DDPMScheduler(**config, clip_sample=case["clip"], timestep_spacing=spacing, variance_type="fixed_small"),
+        schedule,
+    )
     theirs.set_timesteps(case["steps"])
     x = pure_noise()
     for i, (t, mine) in enumerate(zip(theirs.timesteps, ddpm(denoise, x, path, noise_source), strict=True)):
-        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, x=x, **__: noise_source(i + 1, x))
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, x=x, **__: noise_source(i + 1, x)
+        )
         x = theirs.step(network(x, t), int(t), x).prev_sample
         assert relative(mine.x, x) < 1e-9, (case, i)
 
@@ -131,9 +169,14 @@ def test_ddpm_full_chain(prediction, monkeypatch):
     """All T steps, no respacing: algorithm 2 of the paper."""
     schedule = make_schedule("linear", 50)
     theirs = in_double(DDPMScheduler(50, prediction_type=THEIR_PREDICTIONS[prediction]), schedule)
-    x, mine = pure_noise(), list(ddpm(Denoiser(network, prediction), pure_noise(), schedule.noise_levels(50), noise_source))
+    x, mine = (
+        pure_noise(),
+        list(ddpm(Denoiser(network, prediction), pure_noise(), schedule.noise_levels(50), noise_source)),
+    )
     for i, t in enumerate(range(49, -1, -1)):
-        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, x=x, **__: noise_source(i + 1, x))
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, x=x, **__: noise_source(i + 1, x)
+        )
         x = theirs.step(network(x, t), t, x).prev_sample
         assert relative(mine[i].x, x) < 1e-9
     assert len(mine) == 50
@@ -146,7 +189,10 @@ def test_variances_of_ddpm(seed, variance, monkeypatch):
     case = random_case(seed, steps_divide_T=False)
     schedule, config, _, path = settings(case)
     kind = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}[variance]
-    theirs = in_double(DDPMScheduler(**config, clip_sample=case["clip"], timestep_spacing=case["spacing"], variance_type=kind), schedule)
+    theirs = in_double(
+        DDPMScheduler(**config, clip_sample=case["clip"], timestep_spacing=case["spacing"], variance_type=kind),
+        schedule,
+    )
     theirs.set_timesteps(case["steps"])
 
     def net(x, t):
@@ -156,7 +202,9 @@ def test_variances_of_ddpm(seed, variance, monkeypatch):
     x, option = pure_noise(), None if variance == "learned" else variance  # None is learned if the network predicts it
     steps = ddpm(Denoiser(net, case["prediction"], case["clip"]), x, path, noise_source, option)
     for i, (t, mine) in enumerate(zip(theirs.timesteps, steps, strict=True)):
-        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, x=x, **__: noise_source(i + 1, x))
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, x=x, **__: noise_source(i + 1, x)
+        )
         x = theirs.step(net(x, t), int(t), x).prev_sample
         assert relative(mine.x, x) < 1e-9, (case, i)
 
@@ -169,20 +217,32 @@ def test_a_learned_variance_that_is_not_there():
 @pytest.mark.parametrize("prediction", THEIR_PREDICTIONS)
 @pytest.mark.parametrize("seed", range(6))
 def test_euler_ancestral(seed, prediction, monkeypatch):
-    """Theirs works with alpha = 1 on x / alpha; ours on the network's own x. Their levels are float32, hence the tolerance."""
+    """Theirs works with alpha = 1 on x / alpha; ours on the network's own x.
+    Their levels are float32, hence the tolerance.
+    """
     case = random_case(seed, steps_divide_T=True)
     schedule, config, _, path = settings(case)
-    theirs = EulerAncestralDiscreteScheduler(**config | {"prediction_type": THEIR_PREDICTIONS[prediction]}, timestep_spacing=case["spacing"],
-                                             steps_offset=0)  # fmt: skip
+    theirs = EulerAncestralDiscreteScheduler(
+        **config | {"prediction_type": THEIR_PREDICTIONS[prediction]}, timestep_spacing=case["spacing"], steps_offset=0
+    )
     theirs.set_timesteps(case["steps"])
     alpha = float(path.levels.alpha[0])
     x = pure_noise() / alpha
     if prediction == "x0":  # diffusers refuses it here ("not implemented yet: sample"), so it is given eps instead
         theirs.register_to_config(prediction_type="epsilon")
-    mine = last(euler_a(Denoiser(network, "eps" if prediction == "x0" else prediction, clip_x0=False), pure_noise(), path, noise_source))
+    mine = last(
+        euler_a(
+            Denoiser(network, "eps" if prediction == "x0" else prediction, clip_x0=False),
+            pure_noise(),
+            path,
+            noise_source,
+        )
+    )
     for i, t in enumerate(theirs.timesteps):
-        monkeypatch.setattr("diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
-                            lambda *_, i=i, x=x, **__: noise_source(i + 1, x))  # fmt: skip
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
+            lambda *_, i=i, x=x, **__: noise_source(i + 1, x),
+        )
         x = theirs.step(network(theirs.scale_model_input(x, t).double(), t), t, x.float()).prev_sample
     assert relative(mine, x.double()) < 1e-4, case
 
@@ -209,15 +269,28 @@ def path_over(timesteps, schedule: DiscreteSchedule) -> NoiseLevels:
 @pytest.mark.parametrize("seed", range(10))
 def test_dpm_solver_pp_2m(seed):
     """Order 2, midpoint. Its levels are float32, hence the tolerance. lower_order_final: the last step, to the clean
-    image, is first order; ours is too, whatever the number of steps (diffusers only below 15, hence final_sigmas_type zero)."""
-    spacing = ["trailing", "leading", "linspace"][seed % 3]  # trailing is sometimes a step too long where steps do not divide T
+    image, is first order; ours is too, whatever the number of steps (diffusers only below 15, hence final_sigmas_type
+    zero).
+    """
+    spacing = ["trailing", "leading", "linspace"][
+        seed % 3
+    ]  # trailing is sometimes a step too long where steps do not divide T
     case = random_case(seed, steps_divide_T=spacing == "trailing") | {"spacing": spacing}
     schedule, config, _, _ = settings(case)
-    theirs = DPMSolverMultistepScheduler(**config, timestep_spacing=case["spacing"], algorithm_type="dpmsolver++", solver_order=2,
-                                         solver_type="midpoint", lower_order_final=True, final_sigmas_type="zero")  # fmt: skip
+    theirs = DPMSolverMultistepScheduler(
+        **config,
+        timestep_spacing=case["spacing"],
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        lower_order_final=True,
+        final_sigmas_type="zero",
+    )
     theirs.set_timesteps(case["steps"])
     x = pure_noise()
-    mine = last(dpmpp_2m(Denoiser(network, case["prediction"], clip_x0=False), x, path_over(theirs.timesteps, schedule)))
+    mine = last(
+        dpmpp_2m(Denoiser(network, case["prediction"], clip_x0=False), x, path_over(theirs.timesteps, schedule))
+    )
     for t in theirs.timesteps:
         x = theirs.step(network(x, t), t, x).prev_sample
     assert relative(mine, x) < 1e-4, case
@@ -228,8 +301,14 @@ def test_dpm_solver_pp_2s(steps):
     """diffusers looks at the next of its levels where we look half-way; with levels even in lambda these are the same
     place. It makes two levels of one of our steps, and ends with one step of first order to the clean image."""
     schedule = make_schedule("linear", 1000)
-    theirs = DPMSolverSinglestepScheduler(1000, use_exponential_sigmas=True, solver_order=2, algorithm_type="dpmsolver++",
-                                          lower_order_final=True, final_sigmas_type="zero")  # fmt: skip
+    theirs = DPMSolverSinglestepScheduler(
+        1000,
+        use_exponential_sigmas=True,
+        solver_order=2,
+        algorithm_type="dpmsolver++",
+        lower_order_final=True,
+        final_sigmas_type="zero",
+    )
     theirs.set_timesteps(2 * steps + 1)
     sigmas = theirs.sigmas.double()[0 : 2 * steps + 1 : 2]  # of alpha = 1; ours are sigma / alpha
     alpha = (1 + sigmas**2) ** -0.5
@@ -313,14 +392,22 @@ def exact(x: torch.Tensor, now: NoiseLevel, then: NoiseLevel) -> torch.Tensor:
 
 
 def even_path(schedule, steps: int) -> NoiseLevels:
-    """Levels even in lambda with a little noise left at the end: the setting in which orders of convergence are stated.
-    (The last step to no noise at all is exact for a constant prediction and would only blur the measurement.)"""
+    """Levels even in lambda with a little noise left at the end: the setting in which orders of convergence are
+    stated. (The last step to no noise at all is exact for a constant prediction and would only blur the
+    measurement.)
+    """
     levels = [schedule.at_lam(lam) for lam in np.linspace(-2.0, 3.0, steps + 1)]
-    return NoiseLevels(NoiseLevel(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule)
+    return NoiseLevels(
+        NoiseLevel(*(torch.tensor(column, dtype=torch.float64) for column in zip(*levels, strict=True))), schedule
+    )
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "edm", "flow"])
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (heun, 2), (dpmpp_2m, 2), (dpmpp_2s, 2)], ids=lambda p: getattr(p, "__name__", str(p)))
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [(ddim, 1), (heun, 2), (dpmpp_2m, 2), (dpmpp_2s, 2)],
+    ids=lambda p: getattr(p, "__name__", str(p)),
+)
 def test_order_of_convergence(sampler, order, schedule):
     schedule = make_schedule(schedule)
     x = torch.linspace(-1.5, 1.5, 5, dtype=torch.float64).reshape(-1, 1, 1, 1)
@@ -347,20 +434,27 @@ def ideal_of_mixture(x: torch.Tensor, level: NoiseLevel) -> Prediction:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "edm", "flow", "linear_zero_snr"])
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (heun, 2), (dpmpp_2m, 2), (dpmpp_2s, 2)], ids=lambda p: getattr(p, "__name__", str(p)))
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [(ddim, 1), (heun, 2), (dpmpp_2m, 2), (dpmpp_2s, 2)],
+    ids=lambda p: getattr(p, "__name__", str(p)),
+)
 def test_order_of_convergence_on_a_mixture(sampler, order, schedule):
     """No formula for the path here: a path of many more steps stands in for it."""
     schedule = make_schedule(schedule)
     x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64).reshape(-1, 1, 1, 1)
     true = last(heun(ideal_of_mixture, x, even_path(schedule, 4000)))
-    errors = [float((last(sampler(ideal_of_mixture, x, even_path(schedule, steps))) - true).abs().max()) for steps in (80, 160, 320)]
+    errors = [
+        float((last(sampler(ideal_of_mixture, x, even_path(schedule, steps))) - true).abs().max())
+        for steps in (80, 160, 320)
+    ]
     measured = [math.log2(a / b) for a, b in pairwise(errors)]
     assert measured[-1] == pytest.approx(order, abs=0.2), (measured, errors)
 
 
 def deviation_after(sampler, path: NoiseLevels) -> float:
-    """The exact standard deviation that a random sampler gives Gaussian data: each of its steps is linear in picture and noise,
-    so two evaluations determine it, without random numbers."""
+    """The exact standard deviation that a random sampler gives Gaussian data: each of its steps is linear in picture
+    and noise, so two evaluations determine it, without random numbers."""
     one, nothing = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
     def ideal_of_zero_mean(x, level):
@@ -370,7 +464,10 @@ def deviation_after(sampler, path: NoiseLevels) -> float:
     levels = list(path)
     variance = marginal_std(levels[0]) ** 2
     for now, then in pairwise(levels):
-        short = NoiseLevels(NoiseLevel(*(torch.tensor(pair, dtype=torch.float64) for pair in zip(now, then, strict=True))), path.schedule)
+        short = NoiseLevels(
+            NoiseLevel(*(torch.tensor(pair, dtype=torch.float64) for pair in zip(now, then, strict=True))),
+            path.schedule,
+        )
         keeps = float(last(sampler(ideal_of_zero_mean, one, short, noise=lambda k, x: nothing)))
         adds = float(last(sampler(ideal_of_zero_mean, nothing, short, noise=lambda k, x: one)))
         variance = keeps**2 * variance + adds**2
@@ -430,8 +527,8 @@ def sample_gaussian(name: str, steps: int, sampler=ddpm, **options) -> torch.Ten
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize(("steps", "tolerance"), [(1000, 0.03), (250, 0.06), (50, 0.2)])
 def test_ddpm_reproduces_mean_and_deviation(name, steps, tolerance):
-    """20,000 numbers: the mean is known to 0.002, the standard deviation to 0.5 %. Fewer and longer steps lose a little of it,
-    because beta_tilde is the least noise a step may add."""
+    """20,000 numbers: the mean is known to 0.002, the standard deviation to 0.5 %. Fewer and longer steps lose a
+    little of it, because beta_tilde is the least noise a step may add."""
     x = sample_gaussian(name, steps)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.01)
     assert float(x.std()) == pytest.approx(STD, rel=tolerance)
@@ -453,16 +550,22 @@ def test_respacing_is_not_jumping():
     x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wrong = naive_jump(ideal, x, make_schedule("linear").noise_levels(50), noise_source)
     assert float(wrong.std()) > 2 * STD
-    full = naive_jump(ideal, x, make_schedule("linear").noise_levels(1000), noise_source)  # with every step it is the right chain
+    full = naive_jump(
+        ideal, x, make_schedule("linear").noise_levels(1000), noise_source
+    )  # with every step it is the right chain
     assert float(full.std()) == pytest.approx(STD, rel=0.03)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", ["cosine", "edm", "flow"])
 def test_any_eta_keeps_the_distribution(name, eta):
-    """Song et al. 2021, theorem 1: eta changes the trajectory, not the distribution of the samples. (On every schedule, not only DDPM's.)"""
+    """Song et al. 2021, theorem 1: eta changes the trajectory, not the distribution of the samples.
+    (On every schedule, not only DDPM's.)
+    """
     path = make_schedule(name).noise_levels(250)
-    x = float(path.levels.sigma[0]) * torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = float(path.levels.sigma[0]) * torch.randn(
+        20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     x = last(ddim(ideal, x, path, eta, noise_source))
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.015)
     assert float(x.std()) == pytest.approx(STD, rel=0.06)
@@ -475,7 +578,9 @@ def test_ddim_with_eta_one_is_ddpm():
         torch.testing.assert_close(a.x, b.x, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("sampler", [lambda *a: ddim(*a, 0.7, noise_source), lambda *a: ddpm(*a, noise_source)], ids=["ddim", "ddpm"])
+@pytest.mark.parametrize(
+    "sampler", [lambda *a: ddim(*a, 0.7, noise_source), lambda *a: ddpm(*a, noise_source)], ids=["ddim", "ddpm"]
+)
 def test_the_last_step_adds_no_noise(sampler):
     """The sample is the network's last prediction of the clean image, exactly."""
     steps = list(sampler(Denoiser(network, "v"), pure_noise(), make_schedule("cosine").noise_levels(10)))
@@ -496,7 +601,10 @@ def test_every_sampler_on_every_schedule_and_its_contract(sampler, name):
     steps = list(Sampler(sampler, 6).run(denoise, schedule, SHAPE, 0))
     assert [step.i for step in steps] == list(range(6))
     assert all(torch.isfinite(step.x).all() and step.x.shape == step.x0.shape == SHAPE for step in steps)
-    evaluations = {"heun": 11, "dpmpp_2s": 10 if name == "flow" else 11}  # flow begins at pure noise, which has no half-way
+    evaluations = {
+        "heun": 11,
+        "dpmpp_2s": 10 if name == "flow" else 11,
+    }  # flow begins at pure noise, which has no half-way
     assert len(evaluated) == evaluations.get(sampler, 6)
     assert all(level.sigma > 0 for level in evaluated)  # no sampler evaluates at the clean image
     if sampler != "sde":  # whose first steps are far too long here
@@ -522,4 +630,6 @@ def test_the_fresh_noise_is_not_the_noise_one_began_with():
     path = make_schedule("cosine").noise_levels(5)
     x = initial_noise(path, SHAPE, Noise(3))
     assert all(not torch.equal(Noise(3)(k, x), x) for k in range(1, 6))
-    assert float(initial_noise(make_schedule("edm").noise_levels(5), (1000, 1, 1, 1), Noise(0)).std()) == pytest.approx(80, rel=0.1)
+    assert float(
+        initial_noise(make_schedule("edm").noise_levels(5), (1000, 1, 1, 1), Noise(0)).std()
+    ) == pytest.approx(80, rel=0.1)

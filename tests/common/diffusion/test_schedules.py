@@ -24,7 +24,12 @@ from common.diffusion.schedules import (
 )
 from common.errors import UserError
 
-THEIR_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "sigmoid_beta": "sigmoid"}
+THEIR_NAMES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "cosine": "squaredcos_cap_v2",
+    "sigmoid_beta": "sigmoid",
+}
 
 
 # ------------------------------------------------------------------------------------- equal to trusted libraries
@@ -51,7 +56,12 @@ def test_betas_of_denoising_diffusion_pytorch(name, theirs, T):
 def test_the_steps_visited_are_those_of_diffusers(name, spacing):
     """Also where steps does not divide T. (With trailing spacing diffusers sometimes adds a step too many, t = -1.)"""
     r = random.Random(spacing + name)
-    for T, steps in [(1000, 1), (1000, 50), (1000, 1000), *((T, r.randint(2, T)) for T in (50, 333, 1000) for _ in range(15))]:
+    for T, steps in [
+        (1000, 1),
+        (1000, 50),
+        (1000, 1000),
+        *((T, r.randint(2, T)) for T in (50, 333, 1000) for _ in range(15)),
+    ]:
         theirs = DDIMScheduler(T, beta_schedule=THEIR_NAMES[name], timestep_spacing=spacing)
         theirs.set_timesteps(steps)
         path = make_schedule(name, T).noise_levels(steps, spacing)
@@ -118,7 +128,9 @@ def test_discrete_schedules_preserve_variance_and_only_add_noise(name, T):
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
 def test_zero_terminal_snr(name):
-    """Lin et al. 2023, algorithm 1, as diffusers has it: the first step stays, the last leaves nothing, twice changes nothing."""
+    """Lin et al. 2023, algorithm 1, as diffusers has it:
+    the first step stays, the last leaves nothing, twice changes nothing.
+    """
     betas = BETAS[name](1000)
     mine = zero_terminal_snr(betas)
     torch.testing.assert_close(mine, rescale_zero_terminal_snr(betas), rtol=1e-9, atol=1e-12)
@@ -134,8 +146,14 @@ def test_solvers_may_look_anywhere_on_a_schedule_that_ends_in_pure_noise():
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear"])
 def test_a_rescaled_schedule_of_diffusers_is_read(name):
-    config = {"_class_name": "DDIMScheduler", "beta_schedule": name, "beta_start": 0.0009, "beta_end": 0.015,
-              "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}  # fmt: skip
+    config = {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": name,
+        "beta_start": 0.0009,
+        "beta_end": 0.015,
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+    }
     schedule, prediction, _ = scheduler_from_diffusers(config)
     theirs = DDIMScheduler.from_config(config)
     torch.testing.assert_close(schedule.alpha_bar[1:], theirs.alphas_cumprod.double(), rtol=5e-4, atol=1e-6)
@@ -151,7 +169,9 @@ def test_how_guesses_are_clipped_is_kept(clip):
     theirs = DDPMScheduler.from_config(config).config
     assert (theirs.clip_sample, theirs.thresholding) == (clip is True, clip == "dynamic")
     with pytest.raises(UserError, match="dynamic_thresholding_ratio"):
-        scheduler_from_diffusers(config | {"thresholding": True, "sample_max_value": 1000.0, "dynamic_thresholding_ratio": 0.9})
+        scheduler_from_diffusers(
+            config | {"thresholding": True, "sample_max_value": 1000.0, "dynamic_thresholding_ratio": 0.9}
+        )
     assert scheduler_from_diffusers(config | {"thresholding": True, "sample_max_value": 1.0})[2] is True
 
 
@@ -233,7 +253,9 @@ def test_drawing_stands_the_ends_of_the_range(name, dtype):
 def test_drawing_follows_the_distributions_of_the_papers():
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     log_sigma = make_schedule("edm").sample_levels(u).sigma.log()
-    assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=1e-3) and float(log_sigma.std()) == pytest.approx(1.2, abs=1e-2)
+    assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=1e-3) and float(log_sigma.std()) == pytest.approx(
+        1.2, abs=1e-2
+    )
     t = make_schedule("flow").sample_levels(u).sigma
     logit = (t / (1 - t)).log()
     assert float(logit.mean()) == pytest.approx(0, abs=1e-3) and float(logit.std()) == pytest.approx(1, abs=1e-2)
@@ -290,7 +312,9 @@ def test_schedulers_we_cannot_honour_are_refused_by_name(change, named):
         scheduler_from_diffusers(dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"} | change)
 
 
-@pytest.mark.parametrize(("kind", "clips"), [("DDPMScheduler", True), ("DDIMScheduler", True), ("PNDMScheduler", False)])
+@pytest.mark.parametrize(
+    ("kind", "clips"), [("DDPMScheduler", True), ("DDIMScheduler", True), ("PNDMScheduler", False)]
+)
 def test_what_a_short_configuration_leaves_out(kind, clips):
     """Old folders name only what differs from the defaults of diffusers."""
     schedule, prediction, clip_x0 = scheduler_from_diffusers({"_class_name": kind, "beta_schedule": "linear"})

@@ -70,13 +70,22 @@ def painter(tmp_path_factory):
     """A model that has learned nothing, 16 x 16 pixels."""
     torch.manual_seed(0)
     encoder = small_text([caption(0, "train", i) for i in range(40)], dim=16, layers=1, heads=2, length=32)
-    cfg = UNetConfig(size=16, in_channels=3, out_channels=3, channels=(8, 16), attention=(False, True), heads=(2, 2), text_dim=16, groups=4)
+    cfg = UNetConfig(
+        size=16,
+        in_channels=3,
+        out_channels=3,
+        channels=(8, 16),
+        attention=(False, True),
+        heads=(2, 2),
+        text_dim=16,
+        groups=4,
+    )
     folder = tmp_path_factory.mktemp("painter") / "model"
     save_pipeline(folder, TextToImagePipeline(UNet(cfg), make_schedule("cosine"), "v", encoder, clip_x0=True))
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------------ the judge
+# ----------------------------------------------------------------------------------------------------------- the judge
 
 
 @pytest.mark.parametrize("split", ["test", "heldout"])
@@ -88,16 +97,22 @@ def test_the_judge_knows_creatures_that_it_never_saw(judge, creatures, split):
     assert float(right.mean()) > 0.97 and float(right.min()) > 0.85
     assert float(probability[read == data.attributes.table].mean()) > 0.95
     wrong = read != data.attributes.table
-    assert not wrong.any() or float(probability[wrong].mean()) < float(probability[~wrong].mean())  # it knows when it guesses
+    assert not wrong.any() or float(probability[wrong].mean()) < float(
+        probability[~wrong].mean()
+    )  # it knows when it guesses
 
 
 def test_the_judge_forgives_what_generated_pictures_look_like(judge, creatures):
     data = creatures["test"]
-    assert accuracy(read_attributes(judge, corrupt(to_float(data.pixels), generator(5)))[0], data.attributes.table) > 0.96
+    assert (
+        accuracy(read_attributes(judge, corrupt(to_float(data.pixels), generator(5)))[0], data.attributes.table) > 0.96
+    )
 
 
 def test_a_held_out_pair_is_judged_by_the_picture_alone(judge, creatures):
-    """A judge without held-out creatures in its training might deny what it had never seen: here colour and element are as sure."""
+    """A judge without held-out creatures in its training might deny what it had never seen:
+    here colour and element are as sure.
+    """
     k = [NAMES.index("colour"), NAMES.index("element")]
     for data in creatures.values():
         assert accuracy(read_attributes(judge, data.pixels)[0][:, k], data.attributes.table[:, k]) > 0.985
@@ -124,10 +139,20 @@ def test_the_weights_are_small_and_half_precision(judge, tmp_path):
     assert CREATURE_WEIGHTS.stat().st_size < 700_000
     assert {v.dtype for v in load_file(CREATURE_WEIGHTS).values() if v.is_floating_point()} == {torch.float16}
     save_weights(judge, tmp_path / "again.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(judge.state_dict().values(), load_creature_classifier(tmp_path / "again.safetensors").state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            judge.state_dict().values(),
+            load_creature_classifier(tmp_path / "again.safetensors").state_dict().values(),
+            strict=True,
+        )
+    )
     (tmp_path / "half.safetensors").write_bytes(CREATURE_WEIGHTS.read_bytes()[:1000])
     for broken in ("half.safetensors", "missing.safetensors"):
-        with pytest.raises(UserError, match=f"{broken}, cannot be loaded .* train it again: python -m common.evaluate.train_creature_classifier"):
+        with pytest.raises(
+            UserError,
+            match=f"{broken}, cannot be loaded .* train it again: python -m common.evaluate.train_creature_classifier",
+        ):
             load_creature_classifier(tmp_path / broken)
 
 
@@ -158,15 +183,17 @@ def test_the_judges_program(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="is below the 98% that evaluations need"):  # it learned next to nothing
         main(Args(weights, n=40, epochs=1, batch_size=16))
     assert not weights.exists()
-    for wrong, said in (({"seed": 0}, "seed 0 draws the creatures that the classifier is tested on"),
-                        ({"n": 100}, "100 creatures do not fill a batch of 128")):  # fmt: skip
+    for wrong, said in (
+        ({"seed": 0}, "seed 0 draws the creatures that the classifier is tested on"),
+        ({"n": 100}, "100 creatures do not fill a batch of 128"),
+    ):
         with pytest.raises(UserError, match=said):
             main(Args(weights, **wrong))
     with pytest.raises(UserError, match=r"w.safetensors, cannot be loaded"):
         main(Args(weights, check_only=True))
 
 
-# ------------------------------------------------------------------------------------------------- what captions speak of
+# ---------------------------------------------------------------------------------------------- what captions speak of
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -175,7 +202,9 @@ def test_mentioned_is_what_a_reader_finds_in_the_caption(split, language):
     """The reader of test_creatures, written without a look at the program that writes captions."""
     for i in range(150):
         attributes = creature(0, split, i)[0]
-        assert claims(caption(0, split, i, language), language) == {(name, attributes[name]) for name in mentioned(0, split, i)}
+        assert claims(caption(0, split, i, language), language) == {
+            (name, attributes[name]) for name in mentioned(0, split, i)
+        }
 
 
 def test_mentioned_depends_on_its_place_alone():
@@ -185,19 +214,20 @@ def test_mentioned_depends_on_its_place_alone():
     assert table.shape == (4, 11) and [NAMES[k] for k in table[2].nonzero().flatten()] == mentioned(3, "test", 2)
 
 
-# ----------------------------------------------------------------------------------------------------------- the shares
+# ---------------------------------------------------------------------------------------------------------- the shares
 
 
 def test_shares_by_hand():
     wanted = torch.zeros(2, 11, dtype=torch.int64)
     read, said = wanted.clone(), torch.zeros(2, 11, dtype=torch.bool)
-    read[0, 0] = read[1, 1] = 1          # two mistakes, one of them nobody asked about
+    read[0, 0] = read[1, 1] = 1  # two mistakes, one of them nobody asked about
     said[0, :4] = said[1, 2:6] = True
     assert accuracy(read, wanted, said) == 7 / 8 and accuracy(read, wanted) == 20 / 22
     each = accuracies(read, wanted, said)
     assert each[:6].tolist() == [0, 1, 1, 1, 1, 1] and each[6:].isnan().all()
     assert all_right(read, wanted, said).tolist() == [False, True] and not all_right(read, wanted).any()
-    # each picture with the other's caption: the second is right about colour, the first about all that the second asks for
+    # each picture with the other's caption: the second is right about colour, the first about all that the second asks
+    # for
     assert chance(read, wanted, said)[:6].tolist() == [1, 0, 1, 1, 1, 1]
 
 
@@ -216,7 +246,9 @@ def test_perfect_pictures_are_perfect_and_shuffled_ones_are_at_chance(judge, pro
     assert perfect["accuracy"] > 0.97 and perfect["pair"] > 0.95 and perfect["all_right"] > 0.7
     assert perfect["accuracy_low"] <= perfect["accuracy"] <= perfect["accuracy_high"] <= 1
     assert perfect == {key.removesuffix("_real"): value for key, value in known.items() if key.endswith("_real")}
-    assert shuffled["accuracy"] == pytest.approx(known["accuracy_chance"], abs=0.12) and shuffled["accuracy_high"] < 0.5
+    assert (
+        shuffled["accuracy"] == pytest.approx(known["accuracy_chance"], abs=0.12) and shuffled["accuracy_high"] < 0.5
+    )
     assert shuffled["pair"] < 0.2 and shuffled["brightness"] == pytest.approx(perfect["brightness"], abs=1e-6)
 
 
@@ -225,8 +257,14 @@ def test_darker_paler_and_uniform_pictures_are_told(judge, prompts):
     grey = real.float().mean(1, keepdim=True).expand_as(real).to(torch.uint8)
     plain, darker, pale = (evaluation.measure(judge, prompts, p, prompts.variants) for p in (real, dark, grey))
     assert darker["brightness"] == pytest.approx(plain["brightness"] / 2, abs=0.01)
-    assert pale["saturation"] == 0 < plain["saturation"] and pale["brightness"] == pytest.approx(plain["brightness"], abs=0.01)
-    assert evaluation.measure(judge, prompts, real, prompts.variants[:1].expand_as(prompts.variants))["diversity"] == 0 < plain["diversity"]
+    assert pale["saturation"] == 0 < plain["saturation"] and pale["brightness"] == pytest.approx(
+        plain["brightness"], abs=0.01
+    )
+    assert (
+        evaluation.measure(judge, prompts, real, prompts.variants[:1].expand_as(prompts.variants))["diversity"]
+        == 0
+        < plain["diversity"]
+    )
     assert evaluation.measure(judge, prompts, torch.full_like(real, 255), prompts.variants)["burnt"] == 1
 
 
@@ -240,7 +278,7 @@ def test_the_interval_is_about_right():
     assert found.value == 0.75 and found.sd == pytest.approx(math.sqrt(0.75 * 0.25 / 400), rel=0.1)
 
 
-# ----------------------------------------------------------------------------------------------------------- the prompts
+# --------------------------------------------------------------------------------------------------------- the prompts
 
 
 def test_every_prompt_asks_for_a_combination():
@@ -251,7 +289,9 @@ def test_every_prompt_asks_for_a_combination():
         assert all(is_held_out(row) == (split == "heldout") for row in rows)
         assert 5 < sum(text.isascii() for text in p.captions) < 25 and all(text.isascii() for text in p.english)
         for text, row, said in zip(p.captions, rows, p.mentioned, strict=True):
-            assert claims(text, "en" if text.isascii() else "zh") == {(n, row[n]) for n, is_said in zip(NAMES, said, strict=True) if is_said}
+            assert claims(text, "en" if text.isascii() else "zh") == {
+                (n, row[n]) for n, is_said in zip(NAMES, said, strict=True) if is_said
+            }
         assert p.real.shape == (30, 3, 16, 16) and p.variants.shape == (VARIANTS, evaluation.WITH_VARIANTS, 3, 16, 16)
 
 
@@ -273,18 +313,43 @@ def rows_of(folder):
 
 
 def test_evaluate_measures_every_scale(command_line, painter, tmp_path, monkeypatch):
-    flags = ["--model", painter, "--n", 12, "--sampler", "ddim:2", "--out", tmp_path, "--device", "cpu", "--per-attribute"]
+    flags = [
+        "--model",
+        painter,
+        "--n",
+        12,
+        "--sampler",
+        "ddim:2",
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--per-attribute",
+    ]
     code, out, err = command_line(EVALUATE, *flags, "--scales", 0, 3)
     assert code == 0, err
     rows = rows_of(tmp_path)
     assert [(row["w"], row["split"]) for row in rows] == [(w, s) for w in ("0.0", "3.0") for s in ("test", "heldout")]
     for row in rows:
-        for key in ("accuracy", "accuracy_low", "accuracy_high", "all_right", "pair", "brightness", "saturation", "burnt", "diversity", "colour"):
+        for key in (
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "all_right",
+            "pair",
+            "brightness",
+            "saturation",
+            "burnt",
+            "diversity",
+            "colour",
+        ):
             assert 0 <= float(row[key]) <= 1 and 0 <= float(row[f"{key}_real"]) <= 1, key
         assert float(row["accuracy"]) < 0.5 < float(row["accuracy_real"]) and float(row["accuracy_chance"]) < 0.4
         assert (row["n"], row["sampler"], row["clip"], row["rescale"]) == ("12", "ddim:2", "static", "0.0")
         assert set(NAMES) <= row.keys()
-    assert all(word in out for word in ("held-out combinations", "real", "chance", "brightness", "background", "w = 3"))
+    assert all(
+        word in out for word in ("held-out combinations", "real", "chance", "brightness", "background", "w = 3")
+    )
     for name in ("plot.png", "grid.png"):
         assert np.asarray(Image.open(tmp_path / name)).std() > 10
 
@@ -303,21 +368,59 @@ def test_the_cures_reach_the_sampler(command_line, painter, tmp_path, monkeypatc
         return torch.zeros(len(captions), 3, 16, 16, dtype=torch.uint8)
 
     monkeypatch.setattr(evaluation, "draw", draw)
-    code, out, err = command_line(EVALUATE, "--model", painter, "--n", 2, "--scales", 4, "--splits", "heldout", "--rescale", 0.7, "--clip", "none",
-                                  "--interval", 0.2, 5, "--negative", "红色", "--seed", 3, "--device", "cpu", "--out", tmp_path)  # fmt: skip
+    code, out, err = command_line(
+        EVALUATE,
+        "--model",
+        painter,
+        "--n",
+        2,
+        "--scales",
+        4,
+        "--splits",
+        "heldout",
+        "--rescale",
+        0.7,
+        "--clip",
+        "none",
+        "--interval",
+        0.2,
+        5,
+        "--negative",
+        "红色",
+        "--seed",
+        3,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path,
+    )
     assert code == 0, err
     (used,) = seen
-    assert (used.guidance_scale, used.rescale, used.clip_x0, used.interval, used.negative_prompt, used.seed) == (4, 0.7, False, (0.2, 5), "红色", 3)
+    assert (used.guidance_scale, used.rescale, used.clip_x0, used.interval, used.negative_prompt, used.seed) == (
+        4,
+        0.7,
+        False,
+        (0.2, 5),
+        "红色",
+        3,
+    )
     assert "rescale=0.7,clip=none,interval=0.2-5,negative=红色,seed=3" in out
-    assert [(row["split"], row["negative"], row["interval_high"]) for row in rows_of(tmp_path)] == [("heldout", "红色", "5.0")]
+    assert [(row["split"], row["negative"], row["interval_high"]) for row in rows_of(tmp_path)] == [
+        ("heldout", "红色", "5.0")
+    ]
 
 
 def test_a_prompt_begins_with_the_same_noise_whatever_the_scale(painter):
     opened = open_pixel_pipeline(painter)
-    one, other, again = (evaluation.draw(opened, ["a red monster"] * 3, SamplingConfig(w, sampler="ddim:1"), "") for w in (1.0, 1.5, 1.0))
+    one, other, again = (
+        evaluation.draw(opened, ["a red monster"] * 3, SamplingConfig(w, sampler="ddim:1"), "")
+        for w in (1.0, 1.5, 1.0)
+    )
     assert torch.equal(one, again) and not torch.equal(one[0], one[1])
     assert torch.equal(one, to_bytes(opened.txt2img(["a red monster"] * 3, SamplingConfig(1.0, sampler="ddim:1"))))
-    assert float((one.float() - other.float()).abs().mean()) < 0.2 * float((one[0].float() - one[1].float()).abs().mean())
+    assert float((one.float() - other.float()).abs().mean()) < 0.2 * float(
+        (one[0].float() - one[1].float()).abs().mean()
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,26 +441,35 @@ def test_evaluate_refuses(command_line, painter, tmp_path, flags, said):
     assert code == 2 and said in err and "Traceback" not in err and not (tmp_path / "out").exists()
 
 
-# --------------------------------------------------------------------------------------------------------- memorization.py
+# ----------------------------------------------------------------------------------------------------- memorization.py
 
 
 def test_copies_are_caught_and_fresh_creatures_are_not(judge):
-    train, unseen, test, fresh = (load_creatures(split, n, seed=seed).pixels
-                                  for split, n, seed in (("train", 120, 0), ("train", 120, 2), ("test", 200, 0), ("test", 100, 5)))  # fmt: skip
+    train, unseen, test, fresh = (
+        load_creatures(split, n, seed=seed).pixels
+        for split, n, seed in (("train", 120, 0), ("train", 120, 2), ("test", 200, 0), ("test", 100, 5))
+    )
     copies = (train[:100].float() * 0.97 + 2).to(torch.uint8)
     for name, view in memorization.views(judge).items():
         copied, distance, index = memorization.compare(*(view(x) for x in (copies, test, train, unseen)))
         assert copied["too_near"] > 0.95 and copied["nearer"] > 0.97, name
-        assert float((index == torch.arange(100)).double().mean()) > 0.95 and float(distance.max()) < copied["median_test"]
+        assert (
+            float((index == torch.arange(100)).double().mean()) > 0.95
+            and float(distance.max()) < copied["median_test"]
+        )
         honest, *_ = memorization.compare(*(view(x) for x in (fresh, test, train, unseen)))
         assert honest["too_near"] < 0.06 and 0.3 < honest["nearer"] < 0.7, name
         assert honest["nearer_test"] == pytest.approx(0.5, abs=0.12)
 
 
 def test_smooth_pictures_are_nearer_to_everything_but_blends_to_what_was_seen():
-    """Why there are two questions: an average of like creatures is near to seen and unseen ones, half a copy to a seen one."""
-    train, unseen, others, test = (memorization.blurred(load_creatures(split, 120, seed=seed).pixels)
-                                   for split, seed in (("train", 0), ("train", 2), ("train", 3), ("test", 0)))  # fmt: skip
+    """Why there are two questions: an average of like creatures is near to seen and unseen ones,
+    half a copy to a seen one.
+    """
+    train, unseen, others, test = (
+        memorization.blurred(load_creatures(split, 120, seed=seed).pixels)
+        for split, seed in (("train", 0), ("train", 2), ("train", 3), ("test", 0))
+    )
     alike = others[torch.cdist(test, others).topk(8, largest=False).indices].mean(1)
     smooth, half = (memorization.compare(x, test, train, unseen)[0] for x in (alike, 0.5 * train + 0.5 * test))
     for found in (smooth, half):
@@ -367,16 +479,35 @@ def test_smooth_pictures_are_nearer_to_everything_but_blends_to_what_was_seen():
 
 def test_distances_by_hand():
     black, white = torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
-    distance, index = memorization.nearest(memorization.blurred(black), memorization.blurred(torch.cat([white, black, white])))
+    distance, index = memorization.nearest(
+        memorization.blurred(black), memorization.blurred(torch.cat([white, black, white]))
+    )
     assert (float(distance), int(index)) == (pytest.approx(0, abs=1e-6), 1)
-    assert float(memorization.nearest(memorization.blurred(black), memorization.blurred(white))[0]) == pytest.approx(1, abs=1e-5)
+    assert float(memorization.nearest(memorization.blurred(black), memorization.blurred(white))[0]) == pytest.approx(
+        1, abs=1e-5
+    )
     assert memorization.nearer(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([2.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
 
 
 def test_memorization_runs(command_line, painter, tmp_path, monkeypatch):
     monkeypatch.setattr(memorization, "TEST", 60)
-    code, out, err = command_line(MEMORIZATION, "--model", painter, "--n", 9, "--n-train", 30, "--prompts", "train", "--sampler", "ddim:2",
-                                  "--device", "cpu", "--out", tmp_path)  # fmt: skip
+    code, out, err = command_line(
+        MEMORIZATION,
+        "--model",
+        painter,
+        "--n",
+        9,
+        "--n-train",
+        30,
+        "--prompts",
+        "train",
+        "--sampler",
+        "ddim:2",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path,
+    )
     assert code == 0, err
     found = json.loads((tmp_path / "memorization.json").read_text())
     assert found["n_train"] == 30 and found["own_picture"].keys() == {"pixels", "features"}
@@ -396,9 +527,14 @@ def test_memorization_runs(command_line, painter, tmp_path, monkeypatch):
     ],
 )
 def test_memorization_refuses(command_line, painter, tmp_path, flags, said):
-    code, _, err = command_line(MEMORIZATION, "--model", painter, "--n", 4, "--out", tmp_path, "--device", "cpu", *flags)
+    code, _, err = command_line(
+        MEMORIZATION, "--model", painter, "--n", 4, "--out", tmp_path, "--device", "cpu", *flags
+    )
     assert code == 2 and re.search(said, err) and "Traceback" not in err
 
 
 def test_values_of_the_table_are_those_of_the_heads(judge):
-    assert list(judge.heads) == list(NAMES) and [head.out_features for head in judge.heads.values()] == [len(v) for v in VALUES] == KINDS
+    assert (
+        list(judge.heads) == list(NAMES)
+        and [head.out_features for head in judge.heads.values()] == [len(v) for v in VALUES] == KINDS
+    )

@@ -33,7 +33,9 @@ from helpers.programs import run_program
 @pytest.fixture(scope="module")
 def digits() -> tuple[Images, Images]:
     """The embedded digits with a margin, as MNIST has one: (test, train), 12x12 pixels."""
-    return tuple(Images(s.name, F.pad(s.pixels, (2, 2, 2, 2)), s.labels) for s in (load("digits", split="test"), load("digits")))
+    return tuple(
+        Images(s.name, F.pad(s.pixels, (2, 2, 2, 2)), s.labels) for s in (load("digits", split="test"), load("digits"))
+    )
 
 
 def cloud(n: int, d: int, *place: int) -> torch.Tensor:
@@ -142,7 +144,9 @@ def test_shipped_classifier_reads_digits_it_has_never_seen(digits):
     assert not net.training and all(p.dtype == torch.float32 for p in net.parameters())
     assert accuracy(net, digits[1].pixels, digits[1].labels) > 0.9
     features, classes = classify(net, digits[0].pixels)
-    assert features.shape == (len(digits[0]), FEATURES) and torch.allclose(classes.sum(1), torch.ones(len(classes)).double())
+    assert features.shape == (len(digits[0]), FEATURES) and torch.allclose(
+        classes.sum(1), torch.ones(len(classes)).double()
+    )
 
 
 def test_shipped_classifier_on_mnist():
@@ -160,7 +164,7 @@ def test_damaged_classifier_weights_are_named(tmp_path):
         load_digit_classifier(tmp_path / "cnn.safetensors")
 
 
-# -------------------------------------------------------------------------------------------------------- the evaluator
+# ------------------------------------------------------------------------------------------------------- the evaluator
 
 
 def real_samples(digits, n=200) -> torch.Tensor:
@@ -244,20 +248,30 @@ def test_nan_is_refused(digits):
 def test_table_shows_every_number(digits):
     report = evaluate(real_samples(digits, 100), *digits)
     text = table(report, "digits")
-    for number in (f"n = {report.n} ", f"{report.reference:,}", f"{report.frechet:.2f} ± {report.frechet_sd:.2f}",
-                   f"{report.frechet_real:.2f} ± {report.frechet_real_sd:.2f}", f"ratio {report.ratio:.1f}",
-                   f"{report.kid:.4f} ± {report.kid_sd:.4f}", f"{report.frechet_interval[0]:.2f} to {report.frechet_interval[1]:.2f}",
-                   f"{report.confidence:.3f}", f"{report.confidence_noise:.3f}", *report.notes):  # fmt: skip
+    for number in (
+        f"n = {report.n} ",
+        f"{report.reference:,}",
+        f"{report.frechet:.2f} ± {report.frechet_sd:.2f}",
+        f"{report.frechet_real:.2f} ± {report.frechet_real_sd:.2f}",
+        f"ratio {report.ratio:.1f}",
+        f"{report.kid:.4f} ± {report.kid_sd:.4f}",
+        f"{report.frechet_interval[0]:.2f} to {report.frechet_interval[1]:.2f}",
+        f"{report.confidence:.3f}",
+        f"{report.confidence_noise:.3f}",
+        *report.notes,
+    ):
         assert number in text
 
 
-# -------------------------------------------------------------------------------------------------- reading the samples
+# ------------------------------------------------------------------------------------------------- reading the samples
 
 
 def write_pngs(folder: Path, pixels: torch.Tensor) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(pixels):
-        Image.fromarray(image.permute(1, 2, 0).numpy().squeeze(-1) if len(image) == 1 else image.permute(1, 2, 0).numpy()).save(folder / f"{i:04}.png")
+        Image.fromarray(
+            image.permute(1, 2, 0).numpy().squeeze(-1) if len(image) == 1 else image.permute(1, 2, 0).numpy()
+        ).save(folder / f"{i:04}.png")
     return folder
 
 
@@ -294,7 +308,10 @@ def test_n_chooses_at_random_but_repeatably(tmp_path, digits):
         (np.zeros((40, 8, 8, 4), np.uint8), "has the shape"),
         (np.zeros((40, 8, 8, 1), np.int64), "holds int64"),
         (np.linspace(0, 255, 40 * 64).reshape(40, 8, 8, 1), r"run from 0 to 255"),
-        (np.linspace(0, 1, 40 * 64).reshape(40, 8, 8, 1), r"run from 0 to 1, so black is probably 0 there; expected \[-1, 1\]"),
+        (
+            np.linspace(0, 1, 40 * 64).reshape(40, 8, 8, 1),
+            r"run from 0 to 1, so black is probably 0 there; expected \[-1, 1\]",
+        ),
         (np.zeros((0, 8, 8, 1), np.float32), r"holds no images: its shape is"),
         (np.array([{}]), "cannot be read as an array"),
     ],
@@ -327,7 +344,16 @@ def test_folders_that_are_no_samples(tmp_path, digits):
 
 def test_a_model_folder_is_sampled_class_by_class(tmp_path):
     torch.manual_seed(0)
-    cfg = UNetConfig(size=8, in_channels=1, out_channels=1, channels=(8, 8), attention=(False, False), layers=1, groups=4, classes=10)
+    cfg = UNetConfig(
+        size=8,
+        in_channels=1,
+        out_channels=1,
+        channels=(8, 8),
+        attention=(False, False),
+        layers=1,
+        groups=4,
+        classes=10,
+    )
     model = Model(UNet(cfg).eval(), make_schedule("cosine"), "v", True)
     save_model(tmp_path / "model", model)
     samples = read_samples(tmp_path, 70, "ddim:2", 5, "cpu")  # a run folder; more than one batch
@@ -339,7 +365,7 @@ def test_a_model_folder_is_sampled_class_by_class(tmp_path):
         read_samples(tmp_path, 70, "magic", 0, "cpu")
 
 
-# ------------------------------------------------------------------------------------------------------ the command line
+# ---------------------------------------------------------------------------------------------------- the command line
 
 
 def test_command_on_a_folder_of_pngs(tmp_path, digits):

@@ -1,4 +1,6 @@
-"""Configurations from anywhere: every setting with every kind of wrong value is refused in one sentence, or means a network that can be built."""
+"""Configurations from anywhere: every setting with every kind of wrong value is refused in one sentence,
+or means a network that can be built.
+"""
 
 import json
 import math
@@ -22,8 +24,37 @@ from common.models.vae import AutoencoderKL, small_vae
 from common.training.settings import with_build
 from helpers.programs import load_program
 
-WRONG = [None, [], {}, "", "x", -1, 0, 1, 3, 1.5, math.nan, math.inf, 10**12, -(10**30), 10**400, [[]], [None], ["x"], [1], [0], [-8, 8], [10**9, 10**9],
-         [1.5, 2], [True, True], True, False, {"a": 1}, "9" * 5000, "a\nb\x1b[31m"]  # fmt: skip
+WRONG = [
+    None,
+    [],
+    {},
+    "",
+    "x",
+    -1,
+    0,
+    1,
+    3,
+    1.5,
+    math.nan,
+    math.inf,
+    10**12,
+    -(10**30),
+    10**400,
+    [[]],
+    [None],
+    ["x"],
+    [1],
+    [0],
+    [-8, 8],
+    [10**9, 10**9],
+    [1.5, 2],
+    [True, True],
+    True,
+    False,
+    {"a": 1},
+    "9" * 5000,
+    "a\nb\x1b[31m",
+]
 
 
 def build(kind, config):
@@ -41,9 +72,15 @@ READERS = {
     "unet": (lambda c: build(UNet, unet_from_diffusers(c)), unet_to_diffusers(small_unet(8, 1, (8, 16), 1))),
     "text unet": (lambda c: build(UNet, unet_from_diffusers(c)), unet_to_diffusers(text_unet(8, 1, (32, 64), 32))),
     "vae": (lambda c: build(AutoencoderKL, vae_from_diffusers(c)), vae_to_diffusers(small_vae(16, 3, (8, 16), 4))),
-    "text": (lambda c: build(TextTransformer, text_from_transformers(c)), text_to_transformers(TextConfig(100, 16, 32, 2, 2, 64))),
+    "text": (
+        lambda c: build(TextTransformer, text_from_transformers(c)),
+        text_to_transformers(TextConfig(100, 16, 32, 2, 2, 64)),
+    ),
     "linear": (sampled, scheduler_to_diffusers(make_schedule("linear"), "eps", True)),
-    "dynamic": (sampled, scheduler_to_diffusers(make_schedule("cosine"), "v", "dynamic") | {"dynamic_thresholding_ratio": 0.995}),
+    "dynamic": (
+        sampled,
+        scheduler_to_diffusers(make_schedule("cosine"), "v", "dynamic") | {"dynamic_thresholding_ratio": 0.995},
+    ),
     "zero SNR": (sampled, scheduler_to_diffusers(make_schedule("linear_zero_snr"), "v", False)),
     "flow": (sampled, scheduler_to_diffusers(make_schedule("flow"), "flow", False)),
     "edm": (sampled, scheduler_to_diffusers(make_schedule("edm"), "edm", False)),
@@ -78,31 +115,70 @@ def test_settings_that_are_left_out(name):
             assert str(problem).isprintable()
 
 
-@pytest.mark.parametrize(("name", "change", "says"), [
-    ("unet", {"norm_num_groups": 3}, "norm_num_groups = 3"),
-    ("text unet", {"norm_num_groups": 7}, "norm_num_groups = 7"),
-    ("unet", {"layers_per_block": 64, "block_out_channels": [8] * 40, "down_block_types": ["DownBlock2D"] * 40, "up_block_types": ["UpBlock2D"] * 40}, "multiply to more than"),
-    ("unet", {"block_out_channels": [9, 18], "norm_num_groups": 9}, "block_out_channels"),
-    ("vae", {"scaling_factor": "0.18215"}, "scaling_factor = '0.18215', where a number above 0 to 1e\\+06 was expected"),
-    ("vae", {"norm_num_groups": 5}, "norm_num_groups = 5"),
-    ("linear", {"num_train_timesteps": 0, "trained_betas": None}, "num_train_timesteps = 0, where a whole number from 1 to 100,000 was expected"),
-    ("linear", {"beta_schedule": ["linear"]}, "beta_schedule = .'linear'., where a text was expected"),
-    ("zero SNR", {"trained_betas": [0.5]}, "trained_betas"),
-    ("edm", {"sigma_min": 90.0}, "sigma_min = 90.0"),
-    ("text", {"num_attention_heads": 5}, "5 attention heads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("unet", {"norm_num_groups": 3}, "norm_num_groups = 3"),
+        ("text unet", {"norm_num_groups": 7}, "norm_num_groups = 7"),
+        (
+            "unet",
+            {
+                "layers_per_block": 64,
+                "block_out_channels": [8] * 40,
+                "down_block_types": ["DownBlock2D"] * 40,
+                "up_block_types": ["UpBlock2D"] * 40,
+            },
+            "multiply to more than",
+        ),
+        ("unet", {"block_out_channels": [9, 18], "norm_num_groups": 9}, "block_out_channels"),
+        (
+            "vae",
+            {"scaling_factor": "0.18215"},
+            "scaling_factor = '0.18215', where a number above 0 to 1e\\+06 was expected",
+        ),
+        ("vae", {"norm_num_groups": 5}, "norm_num_groups = 5"),
+        (
+            "linear",
+            {"num_train_timesteps": 0, "trained_betas": None},
+            "num_train_timesteps = 0, where a whole number from 1 to 100,000 was expected",
+        ),
+        ("linear", {"beta_schedule": ["linear"]}, "beta_schedule = .'linear'., where a text was expected"),
+        ("zero SNR", {"trained_betas": [0.5]}, "trained_betas"),
+        ("edm", {"sigma_min": 90.0}, "sigma_min = 90.0"),
+        ("text", {"num_attention_heads": 5}, "5 attention heads"),
+    ],
+)
 def test_what_is_said(name, change, says):
     read, config = READERS[name]
     with pytest.raises(UserError, match=says):
         read(config | change)
 
 
-@pytest.mark.parametrize(("value", "rule", "fitting"), [
-    (1, int, True), (True, int, False), (1.0, int, False), (1, float, True), (True, float, False), (math.nan, Annotated[float, Range(0, 1)], False), (10**400, float, True),
-    (10**400, Annotated[float, Range(0, 1)], False), (5, Annotated[int, Range(1, 4)], False), (4, Annotated[int, Range(1, 4)] | None, True),
-    (None, int | None, True), ([1, 2], list[int], True), ([1, "2"], list[int], False), ((1, 2), tuple[int, ...], True), ((1, 2, 3), tuple[int, int], False),
-    (0, Literal[0, 1], True), (False, Literal[0, 1], False), ([], Literal[0, 1], False), ("a", str, True), ({}, dict, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "rule", "fitting"),
+    [
+        (1, int, True),
+        (True, int, False),
+        (1.0, int, False),
+        (1, float, True),
+        (True, float, False),
+        (math.nan, Annotated[float, Range(0, 1)], False),
+        (10**400, float, True),
+        (10**400, Annotated[float, Range(0, 1)], False),
+        (5, Annotated[int, Range(1, 4)], False),
+        (4, Annotated[int, Range(1, 4)] | None, True),
+        (None, int | None, True),
+        ([1, 2], list[int], True),
+        ([1, "2"], list[int], False),
+        ((1, 2), tuple[int, ...], True),
+        ((1, 2, 3), tuple[int, int], False),
+        (0, Literal[0, 1], True),
+        (False, Literal[0, 1], False),
+        ([], Literal[0, 1], False),
+        ("a", str, True),
+        ({}, dict, True),
+    ],
+)
 def test_types(value, rule, fitting):
     assert fits(value, rule) == fitting
     assert spelled(rule)
@@ -120,10 +196,27 @@ def test_the_widths_of_a_start(widths, tmp_path):
         with_build(train.Args(start=tmp_path))
 
 
-@pytest.mark.parametrize("change", [
-    {"seconds": [1]}, {"seconds": math.nan}, {"seconds": math.inf}, {"seconds": "3"}, {"steps": None}, {"steps": -1}, {"steps": {}}, {"cost": 3}, {"cost": []},
-    {"cost": {"peak": "x"}}, {"cost": {"peak": [1]}}, {"cost": {"peak": math.nan}}, {"cost": {"trained": math.inf}}, {"cost": {"device": 3}}, {"cost": {"unknown": 1}},
-    {"cost": {"weights": True}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": [1]},
+        {"seconds": math.nan},
+        {"seconds": math.inf},
+        {"seconds": "3"},
+        {"steps": None},
+        {"steps": -1},
+        {"steps": {}},
+        {"cost": 3},
+        {"cost": []},
+        {"cost": {"peak": "x"}},
+        {"cost": {"peak": [1]}},
+        {"cost": {"peak": math.nan}},
+        {"cost": {"trained": math.inf}},
+        {"cost": {"device": 3}},
+        {"cost": {"unknown": 1}},
+        {"cost": {"weights": True}},
+    ],
+)
 def test_damaged_results(change, tmp_path, command_line):
     """What a training wrote at its end, and somebody changed."""
     good = {"cost": {"trained": 1, "weights": 2, "peak": 3}, "seconds": 61.5, "steps": 4}

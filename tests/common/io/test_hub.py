@@ -1,4 +1,6 @@
-"""The one look-up of the Hugging Face hub, against a hub on this computer: mirrors, gates, logins, revisions; and pipelines from there."""
+"""The one look-up of the Hugging Face hub, against a hub on this computer: mirrors, gates, logins, revisions;
+and pipelines from there.
+"""
 
 import hashlib
 import json
@@ -53,13 +55,22 @@ class FakeHub:
         if files is None:
             return self.send(request, 404, X_Error_Code="RepoNotFound")
         if path.startswith("/api") and ("/revision/" not in path or path.split("/revision/")[1] in ("main", COMMIT)):
-            tree = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()]
+            tree = [
+                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                for n, b in files.items()
+            ]
             info = {"_id": "0", "id": name, "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
-            return self.send(request, 200, json.dumps(tree if "/tree/" in path else info).encode(), Content_Type="application/json")
+            return self.send(
+                request, 200, json.dumps(tree if "/tree/" in path else info).encode(), Content_Type="application/json"
+            )
         file = path.split("/resolve/")[-1].partition("/")[2]
         if path.startswith("/api") or file not in files:
-            return self.send(request, 404, X_Error_Code="RevisionNotFound" if path.startswith("/api") else "EntryNotFound")
-        return self.send(request, 200, files[file], ETag=f'"{hashlib.sha1(files[file]).hexdigest()}"', X_Repo_Commit=COMMIT)
+            return self.send(
+                request, 404, X_Error_Code="RevisionNotFound" if path.startswith("/api") else "EntryNotFound"
+            )
+        return self.send(
+            request, 200, files[file], ETag=f'"{hashlib.sha1(files[file]).hexdigest()}"', X_Repo_Commit=COMMIT
+        )
 
     @staticmethod
     def send(request, status: int, body: bytes = b"", **headers) -> None:
@@ -99,13 +110,22 @@ def refused(name: str) -> str:
     return str(problem.value)
 
 
-# ------------------------------------------------------------------------------------------------------------ its address
+# --------------------------------------------------------------------------------------------------------- its address
 
 
-@pytest.mark.parametrize(("given", "address"), [
-    (None, hub.PUBLIC), ("", hub.PUBLIC), ("  ", hub.PUBLIC), ("hf-mirror.com", "https://hf-mirror.com"), ("https://hf-mirror.com/", "https://hf-mirror.com"),
-    ("http://127.0.0.1:8931", "http://127.0.0.1:8931"), ("https://a.b/hub/", "https://a.b/hub"), ("mirror.lan:8080", "https://mirror.lan:8080"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        (None, hub.PUBLIC),
+        ("", hub.PUBLIC),
+        ("  ", hub.PUBLIC),
+        ("hf-mirror.com", "https://hf-mirror.com"),
+        ("https://hf-mirror.com/", "https://hf-mirror.com"),
+        ("http://127.0.0.1:8931", "http://127.0.0.1:8931"),
+        ("https://a.b/hub/", "https://a.b/hub"),
+        ("mirror.lan:8080", "https://mirror.lan:8080"),
+    ],
+)
 def test_endpoint(given, address):
     environment = {} if given is None else {"HF_ENDPOINT": given}
     assert hub.endpoint(environment) == address
@@ -115,7 +135,9 @@ def test_endpoint(given, address):
 
 @pytest.mark.parametrize("given", ["hf mirror.com", "ftp://a.b", "https://", "https://a.b?x=1"])
 def test_an_endpoint_that_is_no_address(given):
-    with pytest.raises(UserError, match="HF_ENDPOINT holds .* no address of a web server; write https://hf-mirror.com"):
+    with pytest.raises(
+        UserError, match="HF_ENDPOINT holds .* no address of a web server; write https://hf-mirror.com"
+    ):
         hub.endpoint({"HF_ENDPOINT": given})
     environment = {"HF_ENDPOINT": given}
     hub.tidy_environment(environment)  # says nothing yet: a program may never need the hub
@@ -155,23 +177,33 @@ def test_why_there_is_no_answer(monkeypatch):
     assert hub.through_proxy("http://hub.example") == ""
 
 
-# --------------------------------------------------------------------------------------------------------- what it refuses
+# ----------------------------------------------------------------------------------------------------- what it refuses
 
 
 def test_a_gated_model_wants_its_terms_accepted_and_a_login(fake, monkeypatch):
     fake.refusals = {"owner/name": (401, "GatedRepo"), "owner/other": (403, "GatedRepo")}
     said = refused("owner/name")
-    assert f"accept its terms on {fake.address}/owner/name, then log in with `hf auth login`, or put a token" in said and "HF_TOKEN" in said
+    assert (
+        f"accept its terms on {fake.address}/owner/name, then log in with `hf auth login`, or put a token" in said
+        and "HF_TOKEN" in said
+    )
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     assert "then use a token of the account that accepted them" in refused("owner/other")
 
 
-@pytest.mark.parametrize(("status", "code", "said"), [
-    (404, "RepoNotFound", "no such repository is visible there: check the name; if it is private, log in with `hf auth login`"),
-    (401, "RepoNotFound", "no such repository is visible there"),
-    (403, "", "the answer was 403, no access: log in with `hf auth login`"),
-    (429, "", "the answer was 429, too many requests: wait some minutes, or log in"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (
+            404,
+            "RepoNotFound",
+            "no such repository is visible there: check the name; if it is private, log in with `hf auth login`",
+        ),
+        (401, "RepoNotFound", "no such repository is visible there"),
+        (403, "", "the answer was 403, no access: log in with `hf auth login`"),
+        (429, "", "the answer was 429, too many requests: wait some minutes, or log in"),
+    ],
+)
 def test_other_refusals(fake, status, code, said):
     fake.refusals = {"owner/name": (status, code)}
     assert said in refused("owner/name")
@@ -203,7 +235,7 @@ def test_a_gated_data_set(fake, monkeypatch):
     assert f"accept its terms on {fake.address}/datasets/owner/set, then log in" in hub.why(outer, "owner/set")
 
 
-# ------------------------------------------------------------------------------------------------------ pipelines of the hub
+# ------------------------------------------------------------------------------------------------ pipelines of the hub
 
 
 def served(model: Path) -> dict[str, bytes]:
@@ -212,11 +244,18 @@ def served(model: Path) -> dict[str, bytes]:
 
 def test_a_pipeline_is_downloaded_once_without_what_it_does_not_need(fake, model):
     files = served(model)
-    extra = {"v1-5.safetensors": b"gigabytes", "unet/diffusion_pytorch_model.bin": b"old", "unet/diffusion_pytorch_model.fp16.safetensors": b"half",
-             "unet/model.onnx": b"other", "vae/run.py": b"code"}  # fmt: skip
+    extra = {
+        "v1-5.safetensors": b"gigabytes",
+        "unet/diffusion_pytorch_model.bin": b"old",
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"half",
+        "unet/model.onnx": b"other",
+        "vae/run.py": b"code",
+    }
     fake.repositories["some/model"] = files | extra
     folder = find_pipeline("some/model")
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(files) and not missing_parts(folder)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(
+        files
+    ) and not missing_parts(folder)
     asked = len(fake.asked)
     assert find_pipeline("some/model") == folder and len(fake.asked) == asked  # from the cache
 
@@ -237,10 +276,12 @@ def test_revisions(fake, model):
 
 def test_a_repository_that_is_no_pipeline(fake):
     fake.repositories["some/lora"] = {"lora.safetensors": b"x", "README.md": b"y"}
-    assert "no model_index.json among the files of that repository (lora.safetensors, README.md)" in refused("some/lora")
+    assert "no model_index.json among the files of that repository (lora.safetensors, README.md)" in refused(
+        "some/lora"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- file names
+# ---------------------------------------------------------------------------------------------------------- file names
 
 
 def test_sets_of_weights(tmp_path):
@@ -249,14 +290,42 @@ def test_sets_of_weights(tmp_path):
     half = [f"{name}-0000{i}-of-00002.fp16.safetensors" for i in (1, 2)] + [f"{name}.safetensors.index.fp16.json"]
     new = [f"{name}.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
     assert chosen_files(["config.json", *shards]) == [shards[2], *shards[:2]]
-    assert chosen_files(half) == [half[2], *half[:2]] and chosen_files([*new, f"{name}.fp16.safetensors.index.json"])[1:] == new
-    mixed = ["model.safetensors", "pytorch_model.bin", "model.non_ema.safetensors", "config.json", "model.onnx", "training_args.bin", "sd.ckpt"]
+    assert (
+        chosen_files(half) == [half[2], *half[:2]]
+        and chosen_files([*new, f"{name}.fp16.safetensors.index.json"])[1:] == new
+    )
+    mixed = [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "model.non_ema.safetensors",
+        "config.json",
+        "model.onnx",
+        "training_args.bin",
+        "sd.ckpt",
+    ]
     assert chosen_files(mixed) == ["model.safetensors"] and chosen_files(["config.json", "sd.ckpt"]) == []
-    index = json.dumps({"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIM"], "safety_checker": [None, None]})
-    files = ["model_index.json", "unet/config.json", *(f"unet/{n}" for n in shards + half), "scheduler/scheduler_config.json", "safety_checker/config.json"]
+    index = json.dumps(
+        {
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "scheduler": ["diffusers", "DDIM"],
+            "safety_checker": [None, None],
+        }
+    )
+    files = [
+        "model_index.json",
+        "unet/config.json",
+        *(f"unet/{n}" for n in shards + half),
+        "scheduler/scheduler_config.json",
+        "safety_checker/config.json",
+    ]
     (tmp_path / "model_index.json").write_text(index)
     wanted = needed_files(files, lambda name: tmp_path / name)
-    assert set(wanted) == {"model_index.json", "unet/config.json", *(f"unet/{n}" for n in shards), "scheduler/scheduler_config.json"}
+    assert set(wanted) == {
+        "model_index.json",
+        "unet/config.json",
+        *(f"unet/{n}" for n in shards),
+        "scheduler/scheduler_config.json",
+    }
 
 
 def test_messages_do_not_show_the_password_of_a_mirror(monkeypatch):

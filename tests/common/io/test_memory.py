@@ -23,7 +23,11 @@ def test_what_is_free_is_positive_and_less_than_all():
 
 def test_the_least_counts(small_machine, tmp_path, monkeypatch):
     assert memory.free_memory() == GIB or memory.free_memory() < GIB
-    for name, text in (("memory.max", f"{GIB}\n"), ("memory.current", f"{GIB // 2}\n"), ("memory.stat", "anon 5\ninactive_file 1024\n")):
+    for name, text in (
+        ("memory.max", f"{GIB}\n"),
+        ("memory.current", f"{GIB // 2}\n"),
+        ("memory.stat", "anon 5\ninactive_file 1024\n"),
+    ):
         (tmp_path / name).write_text(text)
     assert memory.of_a_container(tmp_path / "memory.max", tmp_path / "memory.current") == GIB // 2 + 1024
     (tmp_path / "memory.max").write_text("max\n")
@@ -33,12 +37,17 @@ def test_the_least_counts(small_machine, tmp_path, monkeypatch):
 
 def test_need(small_machine):
     memory.need(GIB // 4, "a little", "--n")
-    with pytest.raises(UserError, match=r"a lot need at least 4.0 GiB of memory, and 1.0 GiB are free on cpu; lower --n"):
+    with pytest.raises(
+        UserError, match=r"a lot need at least 4.0 GiB of memory, and 1.0 GiB are free on cpu; lower --n"
+    ):
         memory.need(4 * GIB, "a lot", "--n")
 
 
 def test_a_set_that_does_not_fit(small_machine):
-    with pytest.raises(UserError, match="1,000,000 creatures of 64 x 64 pixels need at least .* lower the number of pictures, or their size"):
+    with pytest.raises(
+        UserError,
+        match="1,000,000 creatures of 64 x 64 pixels need at least .* lower the number of pictures, or their size",
+    ):
         load_creatures("train", 1_000_000, 64)
 
 
@@ -56,5 +65,7 @@ def test_weights_are_not_counted_for_each_image(monkeypatch):
     found = []
     monkeypatch.setattr(memory, "need", lambda size, *_: found.append(size))
     net = nn.Linear(1024, 1024, bias=False)
-    memory.need_for_batch(lambda batch: net(batch["image"]).sum(), {"image": torch.ones(2048, 1024)}, list(net.parameters()), "cpu")
+    memory.need_for_batch(
+        lambda batch: net(batch["image"]).sum(), {"image": torch.ones(2048, 1024)}, list(net.parameters()), "cpu"
+    )
     assert found == [2048 * 4 * 1024 + 3 * 4 * 1024 * 1024]  # every image, and three times the weights

@@ -18,10 +18,14 @@ from helpers.programs import ROOT, environment
 NAMES = "番茄炒蛋🍅 ± ᾱ → É \udcff"  # Chinese, an emoji, signs that programs print, and a byte of a file name that is not valid UTF-8
 FOLDERS = ["bench", "common", *sorted(path.name for path in ROOT.glob("0[0-9]_*"))]
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # as cron or ssh can have it: everything is ASCII
+POSIX = {
+    "LC_ALL": "POSIX",
+    "PYTHONCOERCECLOCALE": "0",
+    "PYTHONUTF8": "0",
+}  # as cron or ssh can have it: everything is ASCII
 
 
-# --------------------------------------------------------------------------------------------------------------- output
+# -------------------------------------------------------------------------------------------------------------- output
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -72,9 +76,16 @@ for program in sys.argv[1:]:
 
 def programs(folder: str) -> list[str]:
     """All programs in a folder, as files, or as modules where they belong to the package."""
-    files = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == folder and "run(main, Args)" in path.read_text(encoding="utf-8")]
+    files = [
+        path
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] == folder and "run(main, Args)" in path.read_text(encoding="utf-8")
+    ]
     names = [path.relative_to(ROOT).as_posix() for path in files]
-    return [name.removesuffix(".py").removesuffix("/__main__").replace("/", ".") if folder == "common" else name for name in names]
+    return [
+        name.removesuffix(".py").removesuffix("/__main__").replace("/", ".") if folder == "common" else name
+        for name in names
+    ]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -82,19 +93,31 @@ def test_help_of_every_program_in_a_narrow_encoding(folder):
     """Many quote Chinese examples."""
     found = programs(folder)
     assert found
-    done = subprocess.run([sys.executable, "-c", HELP, *found], cwd=ROOT, env=environment() | {"PYTHONIOENCODING": "cp1252"}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *found],
+        cwd=ROOT,
+        env=environment() | {"PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr.decode()
-    assert [line for line in done.stdout.decode("cp1252").splitlines() if line.startswith("ended")] == [f"ended {name} 0" for name in found]
+    assert [line for line in done.stdout.decode("cp1252").splitlines() if line.startswith("ended")] == [
+        f"ended {name} 0" for name in found
+    ]
 
 
 def test_a_program_prints_what_its_output_cannot_show(tmp_path):
     flags = ["-m", "common.data.dishes", "--n", 2, "--captions", "--out", tmp_path / "番茄.png"]
-    done = subprocess.run([sys.executable, *map(str, flags)], cwd=ROOT, env=environment() | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, flags)],
+        cwd=ROOT,
+        env=environment() | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
     assert done.returncode == 0 and b"\\u" in done.stdout, done.stderr.decode()
     assert (tmp_path / "番茄.png").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------ arguments
+# ----------------------------------------------------------------------------------------------------------- arguments
 
 PROGRAM = '''"""A program."""
 from dataclasses import dataclass
@@ -130,7 +153,9 @@ def test_arguments_and_file_names_in_a_posix_locale(tmp_path, as_module):
     (tmp_path / "菜").mkdir()
     start = ["-m", "program"] if as_module else ["program.py"]
     env = environment() | POSIX | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    done = subprocess.run([sys.executable, *start, "番茄炒蛋", "--out", "菜/名.txt"], cwd=tmp_path, env=env, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, *start, "番茄炒蛋", "--out", "菜/名.txt"], cwd=tmp_path, env=env, capture_output=True
+    )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode("utf-8") == "番茄炒蛋 ['名.txt']\n"
     assert (tmp_path / "菜/名.txt").read_text(encoding="utf-8") == "番茄炒蛋"
@@ -142,7 +167,9 @@ def restarts(monkeypatch):
 
     def call(original: list[str], argv: list[str], name: str, **variables: str):
         commands = []
-        monkeypatch.setattr(os, "execve", lambda path, command, env: commands.append((path, command, env["PYTHONUTF8"])))
+        monkeypatch.setattr(
+            os, "execve", lambda path, command, env: commands.append((path, command, env["PYTHONUTF8"]))
+        )
         monkeypatch.setattr(sys, "orig_argv", original)
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.setattr(sys, "getfilesystemencoding", lambda: name)
@@ -161,15 +188,21 @@ def test_when_a_program_starts_again(restarts):
     program = ["python", "-u", "x.py", lost], ["x.py", lost]
     assert restarts(*program, "gbk") == again
     assert restarts(*program, "ANSI_X3.4-1968") == again
-    assert restarts(["python", "-m", "common.grade", "01"], ["/there/common/grade/grader.py", "01"], "ascii")[1][3:] == ["-m", "common.grade", "01"]
+    assert restarts(["python", "-m", "common.grade", "01"], ["/there/common/grade/grader.py", "01"], "ascii")[1][
+        3:
+    ] == ["-m", "common.grade", "01"]
     assert restarts(["python", "x.py", "番"], ["x.py", "番"], "gbk") is None  # GBK could decode it
     assert restarts(*program, "utf-8") is None  # not valid UTF-8: a restart would not help
     assert restarts(*program, "ascii", PYTHONUTF8="1") is None  # was tried
-    for original in (["python", "-m", "pytest", "-q"], ["python", "-m", "ipykernel_launcher", "-f", lost], ["python", "-c", "code"]):
+    for original in (
+        ["python", "-m", "pytest", "-q"],
+        ["python", "-m", "ipykernel_launcher", "-f", lost],
+        ["python", "-c", "code"],
+    ):
         assert restarts(original, ["x.py", lost], "ascii") is None, "a test or a notebook is not started again"
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# --------------------------------------------------------------------------------------------------------------- files
 
 
 def without_encoding(tree: ast.AST) -> list[int]:
@@ -177,20 +210,38 @@ def without_encoding(tree: ast.AST) -> list[int]:
     found = []
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        owner = call.func.value.id if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) else ""
+        owner = (
+            call.func.value.id
+            if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)
+            else ""
+        )
         keys = {keyword.arg: keyword.value for keyword in call.keywords}
-        modes = [a.value for a in [*call.args, *filter(None, [keys.get("mode")])] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        modes = [
+            a.value
+            for a in [*call.args, *filter(None, [keys.get("mode")])]
+            if isinstance(a, ast.Constant) and isinstance(a.value, str)
+        ]
         binary = any("b" in mode and len(mode) <= 3 for mode in modes)
-        opens = (name in ("read_text", "write_text", "fdopen") and isinstance(call.func, ast.Attribute)) or (name == "open" and owner not in ("Image", "lmdb", "os", "webbrowser"))
-        decodes = any(isinstance(keys.get(key), ast.Constant) and keys[key].value is True for key in ("text", "universal_newlines"))
+        opens = (name in ("read_text", "write_text", "fdopen") and isinstance(call.func, ast.Attribute)) or (
+            name == "open" and owner not in ("Image", "lmdb", "os", "webbrowser")
+        )
+        decodes = any(
+            isinstance(keys.get(key), ast.Constant) and keys[key].value is True
+            for key in ("text", "universal_newlines")
+        )
         if (opens and not binary or decodes) and "encoding" not in keys and None not in keys:
             found.append(call.lineno)
     return found
 
 
 def test_text_is_read_and_written_as_utf8():
-    assert without_encoding(ast.parse("open(p)\np.open('rb')\np.read_text()\nrun(text=True)\nopen(p, encoding='utf-8')\nImage.open(p)")) == [1, 3, 4]
-    lines = {path.relative_to(ROOT).as_posix(): without_encoding(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES}
+    assert without_encoding(
+        ast.parse("open(p)\np.open('rb')\np.read_text()\nrun(text=True)\nopen(p, encoding='utf-8')\nImage.open(p)")
+    ) == [1, 3, 4]
+    lines = {
+        path.relative_to(ROOT).as_posix(): without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+        for path in SOURCES
+    }
     assert {name: found for name, found in lines.items() if found} == {}
 
 

@@ -12,8 +12,12 @@ from common.errors import UserError
 from common.io.ranges import MAY_BE_EMPTY, RANGES, Range, check_number, check_saved, leaves, numbers, range_of
 from helpers.programs import ROOT, load_program
 
-PROGRAMS = sorted(str(path.relative_to(ROOT)) for folder in ("0*_*", "common", "bench") for path in ROOT.glob(f"{folder}/**/*.py")
-                  if "run(main, Args)" in path.read_text(encoding="utf-8"))  # fmt: skip
+PROGRAMS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("0*_*", "common", "bench")
+    for path in ROOT.glob(f"{folder}/**/*.py")
+    if "run(main, Args)" in path.read_text(encoding="utf-8")
+)
 
 
 def test_there_are_programs():
@@ -27,8 +31,12 @@ def test_every_number_has_a_range_and_a_default_inside_it(program):
     for field in fields(args_type):
         if {int, float} & set(leaves(hints[field.name])):
             limits = range_of(field.name, hints[field.name])
-            assert limits, f"{program}: --{field.name} has no range; add it to common/io/ranges.py, or say Annotated[..., Range(...)]"
-            assert all(number in limits for number in numbers(field.default)), f"{program}: the default of --{field.name} is outside its range"
+            assert limits, (
+                f"{program}: --{field.name} has no range; add it to common/io/ranges.py, or say Annotated[..., Range(...)]"
+            )
+            assert all(number in limits for number in numbers(field.default)), (
+                f"{program}: the default of --{field.name} is outside its range"
+            )
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -68,19 +76,28 @@ class Args:
         (["--scales"], "--scales needs at least one value, for instance --scales 1 2"),
         (["--interval", "nan", "inf"], "--interval must be 0 or more, not nan; 0 is usual"),
         (["--n", "9" * 400], r"--n must be at most 1,000,000, not 99999999999999999999... (400 digits); 64 is usual"),
-        (["--prompt", "\udcff"], r"argument 2 is no text in this system's encoding (\udcff); type it again, or use a UTF-8 locale"),
+        (
+            ["--prompt", "\udcff"],
+            r"argument 2 is no text in this system's encoding (\udcff); type it again, or use a UTF-8 locale",
+        ),
         (["--json", ""], "--json is empty; name a file or a folder"),
         (["--json", "out.png"], "--json would write over out.png, which --out names; choose another --json"),
-        (["--json", "./x/../out.png"], "--json would write over x/../out.png, which --out names; choose another --json"),
+        (
+            ["--json", "./x/../out.png"],
+            "--json would write over x/../out.png, which --out names; choose another --json",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refused(given, said):
     with pytest.raises(UserError) as problem:
         cli.parse(Args, given)
     assert str(problem.value) == said
 
 
-@pytest.mark.parametrize("given", [[], ["--nothing"], ["--interval", "0", "inf"], ["--lr", "0.1"], ["--prompt", ""], ["--prompt", "番茄" * 9000]])
+@pytest.mark.parametrize(
+    "given",
+    [[], ["--nothing"], ["--interval", "0", "inf"], ["--lr", "0.1"], ["--prompt", ""], ["--prompt", "番茄" * 9000]],
+)
 def test_accepted(given):
     assert isinstance(cli.parse(Args, given), Args)
 
@@ -91,8 +108,13 @@ def test_an_output_that_is_an_input(tmp_path, monkeypatch):
     (tmp_path / "a.gif").write_bytes(b"film")
     (tmp_path / "link.png").symlink_to("a.png")
     (tmp_path / "set").mkdir()
-    for given in (["--image", "a.png", "--out", "a.png"], ["--image", "a.png", "--out", "link.png"], ["--image", "link.png", "--json", "a.png"],
-                  ["--image", "a.gif", "--out", "a.png", "--gif"], ["--data", "set", "--out", "set"]):  # fmt: skip
+    for given in (
+        ["--image", "a.png", "--out", "a.png"],
+        ["--image", "a.png", "--out", "link.png"],
+        ["--image", "link.png", "--json", "a.png"],
+        ["--image", "a.gif", "--out", "a.png", "--gif"],
+        ["--data", "set", "--out", "set"],
+    ):
         with pytest.raises(UserError, match="would write over .* which --(image|data) names; choose another"):
             cli.parse(Args, given)
     cli.parse(Args, ["--image", "a.png", "--out", "b.png"])
@@ -107,9 +129,15 @@ def test_a_name_with_a_value():
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"lr": "fast"}, "sets lr to 'fast'"), ({"n": True}, "sets n to 'True'"), ({"data": 7}, "sets data to '7'"), ({"scales": ("a",)}, "sets scales to"),
-     ({"lr": math.nan}, "is damaged, or was changed: --lr must be above 0, not nan"), ({"n": None}, "sets n to 'None'")],
-)  # fmt: skip
+    [
+        ({"lr": "fast"}, "sets lr to 'fast'"),
+        ({"n": True}, "sets n to 'True'"),
+        ({"data": 7}, "sets data to '7'"),
+        ({"scales": ("a",)}, "sets scales to"),
+        ({"lr": math.nan}, "is damaged, or was changed: --lr must be above 0, not nan"),
+        ({"n": None}, "sets n to 'None'"),
+    ],
+)
 def test_settings_from_a_file(changed, said):
     check_saved(Args(lr=1), "config.json")
     with pytest.raises(UserError, match=said):
@@ -119,7 +147,11 @@ def test_settings_from_a_file(changed, said):
 def test_a_name_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    for name, said in (("a" * 300 + ".png", "has a name of 304 characters"), ("file/a.png", "is a file, no folder"), ("file/b/a.png", "is a file, no folder")):
+    for name, said in (
+        ("a" * 300 + ".png", "has a name of 304 characters"),
+        ("file/a.png", "is a file, no folder"),
+        ("file/b/a.png", "is a file, no folder"),
+    ):
         with pytest.raises(UserError, match=said):
             cli.parse(Args, ["--out", name])
     cli.parse(Args, ["--out", "new/folder/a.png", "--json", "file"])

@@ -14,7 +14,9 @@ class Result(NamedTuple):
 
 
 def test_csv_reads_back(tmp_path):
-    path = write_csv(tmp_path / "new" / "results.csv", [{"name": "番茄炒蛋, hot", "error": 0.1 + 0.2}, {"name": "b", "seed": 3}])
+    path = write_csv(
+        tmp_path / "new" / "results.csv", [{"name": "番茄炒蛋, hot", "error": 0.1 + 0.2}, {"name": "b", "seed": 3}]
+    )
     assert path.read_bytes().startswith(b"name,error,seed\r\n")
     assert read_csv(path) == [
         {"name": "番茄炒蛋, hot", "error": "0.30000000000000004", "seed": ""},

@@ -1,4 +1,6 @@
-"""Stable Diffusion in one file: tiny random models under the names of CompVis must be the same models as the folders they came from."""
+"""Stable Diffusion in one file: tiny random models under the names of CompVis must be the same models as the folders
+they came from.
+"""
 
 import json
 import re
@@ -28,14 +30,31 @@ from common.models.text_to_image_folder import open_latent_pipeline
 CAPTIONS = ["a red round creature", "a blue tall creature with horns", "一只红色的小怪兽"] * 2
 LEVELS, LAYERS = 4, 2
 
-# ------------------------------------------------------------------------- the names of CompVis, from those of diffusers
+# ----------------------------------------------------------------------- the names of CompVis, from those of diffusers
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
-          "conv_shortcut": "skip_connection"}  # fmt: skip
-UNET_ENDS = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-             "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
 
 
 def unet_name(key: str) -> str:
@@ -73,15 +92,22 @@ def vae_name(key: str) -> str:
 
 def vae_as_compvis(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
     state = {vae_name(key): value for key, value in vae.state_dict().items()}
-    return {key: value[..., None, None] if ".attn_1." in key and value.ndim == 2 else value for key, value in state.items()}
+    return {
+        key: value[..., None, None] if ".attn_1." in key and value.ndim == 2 else value for key, value in state.items()
+    }
 
 
 def open_clip(text: CLIPTextModel) -> dict[str, torch.Tensor]:
     """OpenCLIP's names, with one more layer behind those that are read."""
     state = {key.removeprefix("text_model."): value for key, value in text.state_dict().items()}
-    new = {"token_embedding.weight": state["embeddings.token_embedding.weight"], "positional_embedding": state["embeddings.position_embedding.weight"],
-           "ln_final.weight": state["final_layer_norm.weight"], "ln_final.bias": state["final_layer_norm.bias"],
-           "text_projection": torch.eye(text.config.hidden_size), "logit_scale": torch.tensor(1.0)}  # fmt: skip
+    new = {
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+        "text_projection": torch.eye(text.config.hidden_size),
+        "logit_scale": torch.tensor(1.0),
+    }
     for i in range(text.config.num_hidden_layers):
         for end in ("weight", "bias"):
             for theirs, ours in OPEN_CLIP.items():
@@ -103,7 +129,7 @@ def as_compvis(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
     return {key: value.contiguous() for key, value in (state | text).items()}
 
 
-# ------------------------------------------------------------------------------------------------------------ tiny models
+# --------------------------------------------------------------------------------------------------------- tiny models
 
 
 @pytest.fixture(scope="module")
@@ -114,18 +140,49 @@ def words(tmp_path_factory) -> Path:
     return folder
 
 
-def make_pipe(words: Path, second: bool = False, channels: int = 4, prediction: str = "epsilon") -> StableDiffusionPipeline:
+def make_pipe(
+    words: Path, second: bool = False, channels: int = 4, prediction: str = "epsilon"
+) -> StableDiffusionPipeline:
     """The geometry of Stable Diffusion 1.5 or 2.1, some channels wide, with random weights."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(words / "tokenizer")
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=1,
-                                        max_position_embeddings=16, hidden_act="gelu" if second else "quick_gelu", bos_token_id=0, eos_token_id=1))  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            max_position_embeddings=16,
+            hidden_act="gelu" if second else "quick_gelu",
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
     widths = (64, 128, 128, 128) if second else (32, 64, 64, 64)
-    unet = UNet2DConditionModel(sample_size=8, in_channels=channels, block_out_channels=widths, cross_attention_dim=64,
-                                attention_head_dim=[width // 64 for width in widths] if second else 8, use_linear_projection=second)  # fmt: skip
-    vae = AutoencoderKL(block_out_channels=(32, 32, 64, 64), down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-                        layers_per_block=2, sample_size=64)  # fmt: skip
-    scheduler = PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1, prediction_type=prediction)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        block_out_channels=widths,
+        cross_attention_dim=64,
+        attention_head_dim=[width // 64 for width in widths] if second else 8,
+        use_linear_projection=second,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+        sample_size=64,
+    )
+    scheduler = PNDMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
     kind = StableDiffusionPipeline if channels == 4 else StableDiffusionInpaintPipeline
     return kind(vae, text.eval(), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
 
@@ -148,20 +205,47 @@ def assert_same_networks(pipe: StableDiffusionPipeline, folder: Path) -> None:
     for part in ("unet", "vae", "text_encoder"):
         mine, other = getattr(pipe, part).state_dict(), getattr(theirs, part).state_dict()
         assert mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine), part
-    for part, names in (("unet", ("attention_head_dim", "use_linear_projection", "down_block_types", "up_block_types", "cross_attention_dim")),
-                        ("vae", ("scaling_factor", "block_out_channels", "latent_channels")), ("text_encoder", ("hidden_act", "num_attention_heads"))):  # fmt: skip
+    for part, names in (
+        (
+            "unet",
+            (
+                "attention_head_dim",
+                "use_linear_projection",
+                "down_block_types",
+                "up_block_types",
+                "cross_attention_dim",
+            ),
+        ),
+        ("vae", ("scaling_factor", "block_out_channels", "latent_channels")),
+        ("text_encoder", ("hidden_act", "num_attention_heads")),
+    ):
         for name in names:
-            here, there = ((list(v) if isinstance(v, tuple) else v) for v in (getattr(each, part).config.to_dict()[name] if part == "text_encoder" else getattr(each, part).config[name] for each in (pipe, theirs)))
+            here, there = (
+                (list(v) if isinstance(v, tuple) else v)
+                for v in (
+                    getattr(each, part).config.to_dict()[name]
+                    if part == "text_encoder"
+                    else getattr(each, part).config[name]
+                    for each in (pipe, theirs)
+                )
+            )
             assert here == there, name
 
 
 def draw(pipe: StableDiffusionPipeline) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    return pipe("a red creature", num_inference_steps=2, generator=torch.Generator().manual_seed(3), height=64, width=64, output_type="pt").images
+    return pipe(
+        "a red creature",
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(3),
+        height=64,
+        width=64,
+        output_type="pt",
+    ).images
 
 
-# ----------------------------------------------------------------------------------------------------------------- tests
+# --------------------------------------------------------------------------------------------------------------- tests
 
 
 @pytest.mark.parametrize("form", ["safetensors", "ckpt", "half"])
@@ -176,27 +260,45 @@ def test_the_first_stable_diffusion(form, first, beside):
         save_file({key: value.half() for key, value in state.items()} if form == "half" else state, path)
     folder = as_folder(path)
     if form == "half":
-        assert {value.dtype for value in load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").values()} == {torch.float16}
+        assert {
+            value.dtype for value in load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").values()
+        } == {torch.float16}
         torch.testing.assert_close(load_model(path).net.conv_in.weight, first.unet.conv_in.weight, rtol=0, atol=1e-3)
         return
     assert_same_networks(first, folder)
     first.save_pretrained(beside / "folder")
-    torch.testing.assert_close(draw(StableDiffusionPipeline.from_pretrained(folder)), draw(StableDiffusionPipeline.from_pretrained(beside / "folder")))
+    torch.testing.assert_close(
+        draw(StableDiffusionPipeline.from_pretrained(folder)),
+        draw(StableDiffusionPipeline.from_pretrained(beside / "folder")),
+    )
     config = SamplingConfig(sampler="ddim:2", size=64)
-    assert torch.equal(open_latent_pipeline(path).txt2img(["a red creature"], config), open_latent_pipeline(beside / "folder").txt2img(["a red creature"], config))
+    assert torch.equal(
+        open_latent_pipeline(path).txt2img(["a red creature"], config),
+        open_latent_pipeline(beside / "folder").txt2img(["a red creature"], config),
+    )
     assert as_folder(path) == folder  # the second time nothing is converted
 
 
 def test_old_text_encoder_names(first, beside):
     """Some files of 2022 have no text_model in the names of the text encoder, and keep its position ids."""
     state = {key.replace("transformer.text_model.", "transformer."): value for key, value in as_compvis(first).items()}
-    save_file(state | {"cond_stage_model.transformer.embeddings.position_ids": torch.arange(16)[None]}, beside / "old.safetensors")
+    save_file(
+        state | {"cond_stage_model.transformer.embeddings.position_ids": torch.arange(16)[None]},
+        beside / "old.safetensors",
+    )
     assert_same_networks(first, as_folder(beside / "old.safetensors"))
 
 
-@pytest.mark.parametrize(("named", "expected"), [
-    ({}, "v_prediction"), ({"metadata": {"modelspec.prediction_type": "epsilon"}}, "epsilon"), ({"yaml": "v"}, "v_prediction"), ({"yaml": "eps"}, "epsilon"),
-    ({"key": "v_pred"}, "v_prediction")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({}, "v_prediction"),
+        ({"metadata": {"modelspec.prediction_type": "epsilon"}}, "epsilon"),
+        ({"yaml": "v"}, "v_prediction"),
+        ({"yaml": "eps"}, "epsilon"),
+        ({"key": "v_pred"}, "v_prediction"),
+    ],
+)
 def test_the_second_stable_diffusion(named, expected, words, beside, capsys):
     """OpenCLIP, linear projections, heads 64 wide; what it predicts is looked for where the community writes it."""
     pipe = make_pipe(words, second=True)
@@ -217,29 +319,45 @@ def test_an_inpainting_file(words, beside):
     pipe = make_pipe(words, channels=9)
     save_file(as_compvis(pipe), beside / "holes.safetensors")
     assert_same_networks(pipe, as_folder(beside / "holes.safetensors"))
-    assert json.loads((as_folder(beside / "holes.safetensors") / "model_index.json").read_text())["_class_name"] == "StableDiffusionInpaintPipeline"
+    assert (
+        json.loads((as_folder(beside / "holes.safetensors") / "model_index.json").read_text())["_class_name"]
+        == "StableDiffusionInpaintPipeline"
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_an_autoencoder_alone(prefix, first, beside):
     """As vae-ft-mse-840000-ema-pruned.ckpt, where the weights of its loss lie beside it."""
-    state = {prefix + key: value.contiguous() for key, value in vae_as_compvis(first.vae).items()} | {"loss.logvar": torch.zeros(1)}
+    state = {prefix + key: value.contiguous() for key, value in vae_as_compvis(first.vae).items()} | {
+        "loss.logvar": torch.zeros(1)
+    }
     torch.save({"state_dict": state}, beside / "vae.ckpt")
     ours = load_vae(beside / "vae.ckpt").state_dict()
     assert all(torch.equal(value, ours[key]) for key, value in first.vae.state_dict().items())
-    with pytest.raises(UserError, match=r"vae.ckpt holds an autoencoder alone, where a checkpoint of Stable Diffusion 1.x or 2.x was expected"):
+    with pytest.raises(
+        UserError,
+        match=r"vae.ckpt holds an autoencoder alone, where a checkpoint of Stable Diffusion 1.x or 2.x was expected",
+    ):
         as_folder(beside / "vae.ckpt")
 
 
 def test_weights_that_are_missing(first, beside):
     state = as_compvis(first)
-    for lost, says in (("first_stage_model.", "without an autoencoder"), ("cond_stage_model.", "without a text encoder"),
-                       ("model.diffusion_model.input_blocks.2.0.in_layers.2.bias", "down_blocks.0.resnets.1.conv1.bias is missing"),
-                       ("first_stage_model.encoder.conv_in.weight", "weights of its autoencoder cannot be converted .encoder.conv_in.weight is missing"),
-                       ("cond_stage_model.transformer.text_model.encoder.layers.1.mlp", "encoder.layers.1.mlp.fc1.weight is missing"),
-                       ("cond_stage_model.transformer.text_model.embeddings", "weights of its text encoder cannot be converted"),
-                       ("model.diffusion_model.input_blocks", "weights of its U-Net cannot be converted")):  # fmt: skip
-        save_file({key: value for key, value in state.items() if not key.startswith(lost)}, beside / "part.safetensors")
+    for lost, says in (
+        ("first_stage_model.", "without an autoencoder"),
+        ("cond_stage_model.", "without a text encoder"),
+        ("model.diffusion_model.input_blocks.2.0.in_layers.2.bias", "down_blocks.0.resnets.1.conv1.bias is missing"),
+        (
+            "first_stage_model.encoder.conv_in.weight",
+            "weights of its autoencoder cannot be converted .encoder.conv_in.weight is missing",
+        ),
+        ("cond_stage_model.transformer.text_model.encoder.layers.1.mlp", "encoder.layers.1.mlp.fc1.weight is missing"),
+        ("cond_stage_model.transformer.text_model.embeddings", "weights of its text encoder cannot be converted"),
+        ("model.diffusion_model.input_blocks", "weights of its U-Net cannot be converted"),
+    ):
+        save_file(
+            {key: value for key, value in state.items() if not key.startswith(lost)}, beside / "part.safetensors"
+        )
         with pytest.raises(UserError, match=says) as problem:
             as_folder(beside / "part.safetensors")
         assert "\n" not in str(problem.value)
@@ -252,48 +370,71 @@ def test_without_a_tokenizer(first, beside, monkeypatch):
     monkeypatch.setattr("common.io.hub.unanswered", lambda url: "did not answer within 3 s")
     monkeypatch.setattr("common.models.single_file.in_cache", lambda name: None)
     save_file(as_compvis(first), beside / "a.safetensors")
-    with pytest.raises(UserError, match="put a folder named tokenizer, from any Stable Diffusion folder, beside") as problem:
+    with pytest.raises(
+        UserError, match="put a folder named tokenizer, from any Stable Diffusion folder, beside"
+    ) as problem:
         as_folder(beside / "a.safetensors")
     assert "\n" not in str(problem.value)
 
 
-@pytest.mark.parametrize(("names", "kind", "says"), [
-    (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "lora", "LoRA"),
-    (["unet.down_blocks.0.attn1.processor.to_q_lora.down.weight"], "lora", "LoRA"),
-    (["base_model.model.attn.to_q.lora_A.weight"], "lora", "LoRA"),
-    (["lora_unet_mid_block.hada_w1_a"], "lora", "LoRA"),
-    (["emb_params"], "inversion", "textual inversion"),
-    (["<cat-toy>"], "inversion", "textual inversion"),
-    (["control_model.time_embed.0.weight", "control_model.a", "control_model.b"], "controlnet", "ControlNet"),
-    (["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.a", "time_embedding.b"], "controlnet", "ControlNet"),
-    (["conditioner.embedders.0.transformer.a", "model.diffusion_model.b", "first_stage_model.c"], "other", "Stable Diffusion XL"),
-    (["model.diffusion_model.joint_blocks.0.a", "b", "c"], "other", "Stable Diffusion 3"),
-    (["double_blocks.0.img_attn.a", "b", "c"], "other", "FLUX"),
-    (["down_blocks.0.resnets.0.a", "time_embedding.linear_1.weight", "c"], "diffusers-unet", "U-Net under the names of diffusers"),
-    (["encoder.down_blocks.0.a", "b", "c"], "diffusers-vae", "autoencoder under the names of diffusers"),
-    (["input_blocks.0.0.weight", "b", "c"], "unet", "U-Net alone"),
-    (["text_model.embeddings.token_embedding.weight", "b", "c"], "text", "text encoder alone"),
-    (["layer.weight", "layer.bias", "head.weight"], "unknown", "the first are head.weight, layer.bias"),
-    (["linear.weight"], "unknown", "the first are linear.weight"),  # few and small, but no word
-    (["mean", "std"], "unknown", "the first are mean, std"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "kind", "says"),
+    [
+        (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "lora", "LoRA"),
+        (["unet.down_blocks.0.attn1.processor.to_q_lora.down.weight"], "lora", "LoRA"),
+        (["base_model.model.attn.to_q.lora_A.weight"], "lora", "LoRA"),
+        (["lora_unet_mid_block.hada_w1_a"], "lora", "LoRA"),
+        (["emb_params"], "inversion", "textual inversion"),
+        (["<cat-toy>"], "inversion", "textual inversion"),
+        (["control_model.time_embed.0.weight", "control_model.a", "control_model.b"], "controlnet", "ControlNet"),
+        (
+            ["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.a", "time_embedding.b"],
+            "controlnet",
+            "ControlNet",
+        ),
+        (
+            ["conditioner.embedders.0.transformer.a", "model.diffusion_model.b", "first_stage_model.c"],
+            "other",
+            "Stable Diffusion XL",
+        ),
+        (["model.diffusion_model.joint_blocks.0.a", "b", "c"], "other", "Stable Diffusion 3"),
+        (["double_blocks.0.img_attn.a", "b", "c"], "other", "FLUX"),
+        (
+            ["down_blocks.0.resnets.0.a", "time_embedding.linear_1.weight", "c"],
+            "diffusers-unet",
+            "U-Net under the names of diffusers",
+        ),
+        (["encoder.down_blocks.0.a", "b", "c"], "diffusers-vae", "autoencoder under the names of diffusers"),
+        (["input_blocks.0.0.weight", "b", "c"], "unet", "U-Net alone"),
+        (["text_model.embeddings.token_embedding.weight", "b", "c"], "text", "text encoder alone"),
+        (["layer.weight", "layer.bias", "head.weight"], "unknown", "the first are head.weight, layer.bias"),
+        (["linear.weight"], "unknown", "the first are linear.weight"),  # few and small, but no word
+        (["mean", "std"], "unknown", "the first are mean, std"),
+    ],
+)
 def test_what_a_file_holds(names, kind, says, tmp_path):
     """A file of another kind is refused with what it is."""
     state = {name: torch.zeros(2, 768 if name.startswith("<") else 2) for name in names}
     assert kind_of(state).name == kind
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=f"x.safetensors holds .*{says}.*, where a checkpoint of Stable Diffusion 1.x or 2.x was expected") as problem:
+    with pytest.raises(
+        UserError,
+        match=f"x.safetensors holds .*{says}.*, where a checkpoint of Stable Diffusion 1.x or 2.x was expected",
+    ) as problem:
         load_model(tmp_path / "x.safetensors")
     assert "\n" not in str(problem.value)
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("notes.txt", b"words", "is a file, and no file of weights by its name"),
-    ("a.safetensors", b"", "the file is empty"),
-    ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
-    ("a.ckpt", b"<!doctype html><p>log in", "a web page"),
-    ("a.ckpt", b"\x80\x04rubbish", "damaged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("notes.txt", b"words", "is a file, and no file of weights by its name"),
+        ("a.safetensors", b"", "the file is empty"),
+        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        ("a.ckpt", b"<!doctype html><p>log in", "a web page"),
+        ("a.ckpt", b"\x80\x04rubbish", "damaged"),
+    ],
+)
 def test_files_that_are_no_weights(name, content, says, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
@@ -322,10 +463,19 @@ def test_a_checkpoint_of_a_run_and_a_part_of_a_folder(first, beside):
 
 
 def test_shapes_of_another_kind(first, beside):
-    """Every shape that a configuration is inferred from, changed to another: one sentence, or the strict comparison of shapes."""
+    """Every shape that a configuration is inferred from, changed to another:
+    one sentence, or the strict comparison of shapes.
+    """
     state = as_compvis(first)
-    names = [name for name in state if re.search(r"input_blocks\.(0\.0|1\.1\.transformer_blocks\.0\.attn2\.to_k)\.weight|out\.2\.weight|token_embedding"
-                                                 r"|position_embedding|layers\.0\.mlp\.fc1\.weight|encoder\.conv_in\.weight|post_quant_conv\.weight", name)]  # fmt: skip
+    names = [
+        name
+        for name in state
+        if re.search(
+            r"input_blocks\.(0\.0|1\.1\.transformer_blocks\.0\.attn2\.to_k)\.weight|out\.2\.weight|token_embedding"
+            r"|position_embedding|layers\.0\.mlp\.fc1\.weight|encoder\.conv_in\.weight|post_quant_conv\.weight",
+            name,
+        )
+    ]
     assert len(names) == 8
     for name in names:
         for value in (torch.zeros(()), torch.zeros(3), torch.zeros(0, 0), torch.zeros(1, 2, 3, 4, 5)):

@@ -36,8 +36,20 @@ CAPTIONS = [
     "一只蓝色的圆滚滚的小怪兽，长着翅膀和小耳朵",
     "一只绿色的小怪兽，有角，火属性",
 ]
-STRANGE = ["", "  ", "A  RED\tcreature\n with   Wings!!", "pokémon café ＡＢＣ", "🐉 dragon №7 1234", "红creature色 the blue一只", "don't it's we'll",
-           "<|endoftext|> red", "龘龘 zebra", "…—“quoted”", "e\u0301 combining", "한국어 かな"]  # fmt: skip
+STRANGE = [
+    "",
+    "  ",
+    "A  RED\tcreature\n with   Wings!!",
+    "pokémon café ＡＢＣ",
+    "🐉 dragon №7 1234",
+    "红creature色 the blue一只",
+    "don't it's we'll",
+    "<|endoftext|> red",
+    "龘龘 zebra",
+    "…—“quoted”",
+    "e\u0301 combining",
+    "한국어 かな",
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +78,12 @@ def words(tokenizer, caption):
 # --------------------------------------------------------------------------------------------------------- transformer
 
 CONFIGS = [
-    TextConfig(vocab=90, length=11, dim=16, layers=1, heads=1, hidden=24, activation="quick_gelu", bos=88, eos=89, pad=89),
-    TextConfig(vocab=50, length=7, dim=24, layers=3, heads=4, hidden=96, activation="gelu", eps=1e-3, bos=3, eos=2, pad=0),
+    TextConfig(
+        vocab=90, length=11, dim=16, layers=1, heads=1, hidden=24, activation="quick_gelu", bos=88, eos=89, pad=89
+    ),
+    TextConfig(
+        vocab=50, length=7, dim=24, layers=3, heads=4, hidden=96, activation="gelu", eps=1e-3, bos=3, eos=2, pad=0
+    ),
     TextConfig(vocab=70, length=16, dim=32, layers=2, heads=8, hidden=40, activation="gelu", bos=None, eos=69, pad=1),
 ]
 
@@ -84,7 +100,9 @@ def test_transformer_is_clips(cfg):
     torch.testing.assert_close(ours(ids[:, :5]), theirs(input_ids=ids[:, :5]).last_hidden_state, atol=1e-5, rtol=0)
 
     shaken(theirs)
-    back = TextTransformer(text_from_transformers(theirs.config.to_diff_dict() | {"model_type": "clip_text_model"})).eval()
+    back = TextTransformer(
+        text_from_transformers(theirs.config.to_diff_dict() | {"model_type": "clip_text_model"})
+    ).eval()
     assert back.cfg == cfg
     back.load_state_dict(theirs.state_dict(), strict=True)
     torch.testing.assert_close(back(ids), theirs(input_ids=ids).last_hidden_state, atol=1e-5, rtol=0)
@@ -114,7 +132,9 @@ def test_untrained_embeddings_tell_tokens_apart():
 
 
 def test_words_stay_apart_when_all_are_pulled_one_way():
-    """A hundred steps of AdamW at the course's rate: embeddings that begin small (0.02) end with a mean cosine of 0.5 between words."""
+    """A hundred steps of AdamW at the course's rate:
+    embeddings that begin small (0.02) end with a mean cosine of 0.5 between words.
+    """
     torch.manual_seed(0)
     net = TextTransformer(TextConfig(vocab=40, length=8, dim=32, layers=2, heads=2, hidden=64))
     ids, direction = torch.randint(0, 40, (64, 8)), torch.randn(32)
@@ -130,11 +150,22 @@ def test_words_stay_apart_when_all_are_pulled_one_way():
 def test_settings_left_out_mean_what_transformers_means():
     assert text_from_transformers({"model_type": "clip_text_model"}) == TextConfig()
     theirs = transformers.CLIPTextConfig().to_dict()
-    assert text_from_transformers({key: theirs[key] for key in theirs if key in text_to_transformers(TextConfig())}) == TextConfig()
+    assert (
+        text_from_transformers({key: theirs[key] for key in theirs if key in text_to_transformers(TextConfig())})
+        == TextConfig()
+    )
 
 
-@pytest.mark.parametrize("setting", [{"attention_dropout": 0.1}, {"hidden_act": "relu"}, {"model_type": "bert"},
-                                     {"use_attention_mask": True}, {"rope_theta": 10000}])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"attention_dropout": 0.1},
+        {"hidden_act": "relu"},
+        {"model_type": "bert"},
+        {"use_attention_mask": True},
+        {"rope_theta": 10000},
+    ],
+)
 def test_unsupported_settings_are_refused_by_name(setting):
     with pytest.raises(UserError, match=next(iter(setting))):
         text_from_transformers(text_to_transformers(TextConfig()) | setting)
@@ -144,7 +175,9 @@ def test_refusals_of_shape(tokenizer):
     with pytest.raises(UserError, match="try a width of 8 or 12"):
         TextTransformer(TextConfig(dim=10, heads=4, layers=1))
     with pytest.raises(UserError, match="tokens"):
-        SmallText(tokenizer, TextTransformer(TextConfig(vocab=tokenizer.size - 1, length=40, dim=8, heads=1, layers=1)))
+        SmallText(
+            tokenizer, TextTransformer(TextConfig(vocab=tokenizer.size - 1, length=40, dim=8, heads=1, layers=1))
+        )
     with pytest.raises(UserError, match="a length of 40, but the text encoder has .* a length of 39"):
         SmallText(tokenizer, TextTransformer(TextConfig(vocab=tokenizer.size, length=39, dim=8, heads=1, layers=1)))
 
@@ -180,8 +213,10 @@ def test_the_same_captions_give_the_same_tokenizer(tokenizer):
 
 def test_every_process_learns_the_same_tokenizer():
     """Many pairs are equally frequent here; the order of a hash table must not decide which is joined first."""
-    code = ("import hashlib; from common.data.creatures.dataset import caption; from common.models.text.tokenizer import train_tokenizer; "
-            "print(hashlib.sha256(train_tokenizer([caption(0, 'train', i) for i in range(24)]).backend.to_str().encode()).hexdigest())")  # fmt: skip
+    code = (
+        "import hashlib; from common.data.creatures.dataset import caption; from common.models.text.tokenizer import train_tokenizer; "
+        "print(hashlib.sha256(train_tokenizer([caption(0, 'train', i) for i in range(24)]).backend.to_str().encode()).hexdigest())"
+    )
     assert len({run_program("-c", code).stdout for _ in range(3)}) == 1
 
 
@@ -221,7 +256,9 @@ def test_transformers_opens_the_tokenizer(tokenizer, tmp_path):
     for loader in (transformers.CLIPTokenizer, transformers.AutoTokenizer):
         theirs = loader.from_pretrained(tmp_path / "tokenizer")
         assert type(theirs) is transformers.CLIPTokenizer and theirs.model_max_length == 40
-        assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == tuple(tokenizer.id(t) for t in (BOS, EOS, EOS))
+        assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == tuple(
+            tokenizer.id(t) for t in (BOS, EOS, EOS)
+        )
         ids = theirs(texts, padding="max_length", truncation=True, max_length=40, return_tensors="pt").input_ids
         assert torch.equal(ids, tokenizer(texts))
     theirs.save_pretrained(tmp_path / "one_file")
@@ -276,13 +313,20 @@ def test_small_text_is_trained(encoder):
     twin = copy.deepcopy(encoder)  # as for averaged weights
     assert torch.equal(twin(["a red creature"]), encoder(["a red creature"]))
     cfg = encoder.transformer.cfg
-    assert (cfg.vocab, cfg.bos, cfg.eos, cfg.pad) == (encoder.tokenizer.size, cfg.vocab - 2, cfg.vocab - 1, cfg.vocab - 1)
+    assert (cfg.vocab, cfg.bos, cfg.eos, cfg.pad) == (
+        encoder.tokenizer.size,
+        cfg.vocab - 2,
+        cfg.vocab - 1,
+        cfg.vocab - 1,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_transformers_opens_the_folder(encoder, tmp_path, dtype):
     save_text(tmp_path, encoder, dtype)
-    assert load_file(tmp_path / "text_encoder" / "model.safetensors")["text_model.final_layer_norm.weight"].dtype == dtype
+    assert (
+        load_file(tmp_path / "text_encoder" / "model.safetensors")["text_model.final_layer_norm.weight"].dtype == dtype
+    )
     theirs, found = transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder", output_loading_info=True)
     tokens = transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert not found["missing_keys"] and not found["unexpected_keys"] and theirs.dtype == torch.float32
@@ -292,8 +336,12 @@ def test_transformers_opens_the_folder(encoder, tmp_path, dtype):
     assert torch.equal(ids, ours.token_ids(CAPTIONS)) and torch.equal(ids, encoder.token_ids(CAPTIONS))
     out = theirs(input_ids=ids)
     torch.testing.assert_close(ours(CAPTIONS), out.last_hidden_state, atol=1e-5, rtol=0)
-    torch.testing.assert_close(ours(CAPTIONS), encoder(CAPTIONS), atol=1e-6 if dtype == torch.float32 else 3e-2, rtol=0)
-    end = (ids == tokens.eos_token_id).int().argmax(dim=1)  # transformers finds the end of each caption with the ids we wrote
+    torch.testing.assert_close(
+        ours(CAPTIONS), encoder(CAPTIONS), atol=1e-6 if dtype == torch.float32 else 3e-2, rtol=0
+    )
+    end = (
+        (ids == tokens.eos_token_id).int().argmax(dim=1)
+    )  # transformers finds the end of each caption with the ids we wrote
     torch.testing.assert_close(out.pooler_output, out.last_hidden_state[torch.arange(12), end])
 
 
@@ -328,7 +376,7 @@ def test_damaged_folders_are_refused(encoder, tmp_path):
         load_text(tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------------------- frozen
+# -------------------------------------------------------------------------------------------------------------- frozen
 
 
 @pytest.fixture
@@ -360,7 +408,14 @@ def test_clip_from_a_diffusers_folder(encoder, clip_folder):
 def test_clip_from_a_whole_clip_model(encoder, clip_folder, tmp_path):
     torch.manual_seed(4)
     text = text_to_transformers(encoder.transformer.cfg)
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
     whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     whole.save_pretrained(tmp_path / "whole")
     shutil.copytree(clip_folder / "tokenizer", tmp_path / "whole", dirs_exist_ok=True)
@@ -378,10 +433,25 @@ def chinese_folder(tmp_path):
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(vocab), encoding="utf-8")
     transformers.BertTokenizer.from_pretrained(folder).save_pretrained(folder)
-    text = {"vocab_size": len(vocab), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "max_position_embeddings": 64}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
-    model = transformers.ChineseCLIPModel(transformers.ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    text = {
+        "vocab_size": len(vocab),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    model = transformers.ChineseCLIPModel(
+        transformers.ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    )
     shaken(model).save_pretrained(folder)
     return folder
 
@@ -420,7 +490,11 @@ def test_wrong_encoders_are_refused(encoder, clip_folder, tmp_path):
         CLIPTextEncoder(str(clip_folder))
     config.write_text(good)
     path = clip_folder / "text_encoder" / "model.safetensors"
-    save_file({key: value for key, value in load_file(path).items() if "fc1.bias" not in key}, path, metadata={"format": "pt"})
+    save_file(
+        {key: value for key, value in load_file(path).items() if "fc1.bias" not in key},
+        path,
+        metadata={"format": "pt"},
+    )
     with pytest.raises(UserError, match="fc1.bias"):
         CLIPTextEncoder(str(clip_folder))
     path.unlink()
@@ -428,7 +502,7 @@ def test_wrong_encoders_are_refused(encoder, clip_folder, tmp_path):
         CLIPTextEncoder(str(clip_folder))
 
 
-# ------------------------------------------------------------------------------------------------------------------ hub
+# ----------------------------------------------------------------------------------------------------------------- hub
 
 
 def test_an_unreachable_hub_is_one_sentence(nowhere):
@@ -453,12 +527,30 @@ def test_the_cache_of_the_hub_comes_first(encoder, clip_folder, nowhere):
 
 
 def test_only_the_text_encoder_is_downloaded():
-    pipeline = ["model_index.json", "v1-5.safetensors", "unet/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
-                "text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors", "text_encoder/pytorch_model.bin",
-                "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"]  # fmt: skip
-    assert hub.wanted(pipeline) == ["text_encoder/config.json", "text_encoder/model.safetensors",
-                                    "tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]  # fmt: skip
-    assert hub.wanted(["config.json", "pytorch_model.bin", "vocab.txt", "flax_model.msgpack"]) == ["config.json", "pytorch_model.bin", "vocab.txt"]
+    pipeline = [
+        "model_index.json",
+        "v1-5.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+    ]
+    assert hub.wanted(pipeline) == [
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+    ]
+    assert hub.wanted(["config.json", "pytorch_model.bin", "vocab.txt", "flax_model.msgpack"]) == [
+        "config.json",
+        "pytorch_model.bin",
+        "vocab.txt",
+    ]
 
 
 @pytest.fixture
@@ -481,13 +573,25 @@ def mirror(clip_folder, nowhere, monkeypatch):
         def do_GET(self):
             path = self.path.split("?")[0]
             if path.startswith("/api/models/some/model"):
-                info = {"_id": "0", "id": "some/model", "sha": "1" * 40, "siblings": [{"rfilename": name} for name in files]}
-                tree = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()]
-                return self.answer(200, json.dumps(tree if "/tree/" in path else info).encode(), Content_Type="application/json")
+                info = {
+                    "_id": "0",
+                    "id": "some/model",
+                    "sha": "1" * 40,
+                    "siblings": [{"rfilename": name} for name in files],
+                }
+                tree = [
+                    {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                    for n, b in files.items()
+                ]
+                return self.answer(
+                    200, json.dumps(tree if "/tree/" in path else info).encode(), Content_Type="application/json"
+                )
             name = path.split(f"/resolve/{'1' * 40}/")[-1]
             if path.startswith("/some/model/resolve/") and name in files:
                 asked.append(name)
-                return self.answer(200, files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"', X_Repo_Commit="1" * 40)
+                return self.answer(
+                    200, files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"', X_Repo_Commit="1" * 40
+                )
             return self.answer(404, X_Error_Code="RepoNotFound" if path.startswith("/api") else "")
 
         do_HEAD = do_GET
@@ -505,15 +609,20 @@ def mirror(clip_folder, nowhere, monkeypatch):
 
 def test_a_mirror_is_honoured(mirror, encoder, monkeypatch):
     torch.testing.assert_close(CLIPTextEncoder("some/model")(CAPTIONS), encoder(CAPTIONS), atol=1e-5, rtol=0)
-    assert set(mirror) == {"text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt",
-                           "tokenizer/tokenizer_config.json"}  # fmt: skip
+    assert set(mirror) == {
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+    }
     with pytest.raises(UserError, match="could not be downloaded"):
         CLIPTextEncoder("some/other")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert CLIPTextEncoder("some/model").dim == 16  # from the cache now
 
 
-# --------------------------------------------------------------------------------------------------------------- cached
+# -------------------------------------------------------------------------------------------------------------- cached
 
 
 def files(folder: Path):

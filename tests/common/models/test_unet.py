@@ -100,8 +100,20 @@ def test_the_random_configurations_throw_every_switch():
     """Otherwise the test above would be about less than it says."""
     for text in (False, True):
         configs = [random_config(seed, text) for seed in range(20)]
-        for name in ("channels", "attention", "layers", "classes", "scale_shift", "groups", "eps", "sin_first", "freq_shift",
-                     "symmetric_padding", "in_channels", *(("heads", "depth", "linear_projection") if text else ("head_dim", "mid_attention"))):  # fmt: skip
+        for name in (
+            "channels",
+            "attention",
+            "layers",
+            "classes",
+            "scale_shift",
+            "groups",
+            "eps",
+            "sin_first",
+            "freq_shift",
+            "symmetric_padding",
+            "in_channels",
+            *(("heads", "depth", "linear_projection") if text else ("head_dim", "mid_attention")),
+        ):
             assert len({getattr(cfg, name) for cfg in configs}) > 1, name
         assert any(cfg.in_channels == 9 for cfg in configs)
 
@@ -133,7 +145,14 @@ def test_each_setting_changes_the_output():
     net = UNet(cfg).eval()
     with torch.no_grad():
         base = net(**given)
-        for change in ({"sin_first": True}, {"freq_shift": 1}, {"head_dim": 4}, {"eps": 1e-2}, {"groups": 2}, {"symmetric_padding": False}):
+        for change in (
+            {"sin_first": True},
+            {"freq_shift": 1},
+            {"head_dim": 4},
+            {"eps": 1e-2},
+            {"groups": 2},
+            {"symmetric_padding": False},
+        ):
             other = UNet(replace(cfg, **change)).eval()
             other.load_state_dict(net.state_dict())
             assert not torch.allclose(other(**given), base, atol=1e-6), change
@@ -166,27 +185,60 @@ def test_full_size_stable_diffusion_has_the_same_weights(name):
 def test_configuration_file_of_stable_diffusion_1():
     """The settings as Stable Diffusion 1.x ships them: written by an old release, many left to their defaults."""
     config = {
-        "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.2.2", "act_fn": "silu", "attention_head_dim": 8,
-        "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": False, "cross_attention_dim": 768,
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "downsample_padding": 1, "flip_sin_to_cos": True,
-        "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05,
-        "norm_num_groups": 32, "out_channels": 4, "sample_size": 64, "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    }  # fmt: skip
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.2.2",
+        "act_fn": "silu",
+        "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": False,
+        "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "sample_size": 64,
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    }
     assert unet_from_diffusers(config) == UNetConfig(**STABLE_DIFFUSION_1)
 
 
 def test_configuration_file_in_the_style_of_the_ddpm_paper():
     """Sine first, a shifted frequency and padding on two sides only: as the paper's own CIFAR-10 weights need them."""
     config = {
-        "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": None,
-        "block_out_channels": [128, 256, 256, 256], "center_input_sample": False,
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"], "downsample_padding": 0,
-        "flip_sin_to_cos": False, "freq_shift": 1, "in_channels": 3, "layers_per_block": 2, "mid_block_scale_factor": 1,
-        "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 32, "time_embedding_type": "positional",
+        "_class_name": "UNet2DModel",
+        "_diffusers_version": "0.0.4",
+        "act_fn": "silu",
+        "attention_head_dim": None,
+        "block_out_channels": [128, 256, 256, 256],
+        "center_input_sample": False,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "in_channels": 3,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 32,
+        "time_embedding_type": "positional",
         "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    }  # fmt: skip
+    }
     cfg = unet_from_diffusers(config)
-    assert (cfg.sin_first, cfg.freq_shift, cfg.symmetric_padding, cfg.head_dim, cfg.eps) == (True, 1, False, None, 1e-6)
+    assert (cfg.sin_first, cfg.freq_shift, cfg.symmetric_padding, cfg.head_dim, cfg.eps) == (
+        True,
+        1,
+        False,
+        None,
+        1e-6,
+    )
     with torch.device("meta"):
         ours, theirs = UNet(cfg).state_dict(), build_theirs(config).state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}

@@ -1,4 +1,6 @@
-"""Our autoencoder is the AutoencoderKL of `diffusers`: same keys, same shapes, same outputs. And its loss does what it says."""
+"""Our autoencoder is the AutoencoderKL of `diffusers`: same keys, same shapes, same outputs.
+And its loss does what it says.
+"""
 
 import copy
 import json
@@ -81,7 +83,7 @@ def agree(ours: AutoencoderKL, theirs: Theirs) -> None:
     torch.testing.assert_close(mine.kl(), other.kl(), rtol=1e-5, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ the same as diffusers
+# ----------------------------------------------------------------------------------------------- the same as diffusers
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -122,7 +124,10 @@ def test_each_setting_changes_the_output():
 
 def test_full_size_stable_diffusion_has_the_same_weights():
     with torch.device("meta"):  # shapes only, no memory
-        ours, theirs = AutoencoderKL(STABLE_DIFFUSION_1).state_dict(), build_theirs(vae_to_diffusers(STABLE_DIFFUSION_1)).state_dict()
+        ours, theirs = (
+            AutoencoderKL(STABLE_DIFFUSION_1).state_dict(),
+            build_theirs(vae_to_diffusers(STABLE_DIFFUSION_1)).state_dict(),
+        )
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
     assert sum(value.numel() for value in ours.values()) == 83_653_863
 
@@ -130,10 +135,18 @@ def test_full_size_stable_diffusion_has_the_same_weights():
 def test_configuration_file_of_stable_diffusion_1():
     """As Stable Diffusion 1.x ships it: written by an old release, without the scaling factor that it needs."""
     config = {
-        "_class_name": "AutoencoderKL", "_diffusers_version": "0.2.2", "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4, "in_channels": 3, "latent_channels": 4, "layers_per_block": 2,
-        "out_channels": 3, "sample_size": 512, "up_block_types": ["UpDecoderBlock2D"] * 4,
-    }  # fmt: skip
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.2.2",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "out_channels": 3,
+        "sample_size": 512,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
     assert vae_from_diffusers(config) == STABLE_DIFFUSION_1
 
 
@@ -180,7 +193,7 @@ def test_no_setting_of_diffusers_is_unknown_to_us():
     assert cfg == vae_from_diffusers({"_class_name": "AutoencoderKL"})
 
 
-# ---------------------------------------------------------------------------------------------------------- model folders
+# ------------------------------------------------------------------------------------------------------- model folders
 
 
 def test_there_and_back(folder):
@@ -240,7 +253,11 @@ def test_the_attention_of_old_checkpoints(folder):
 
 def test_other_names_stay_as_they_are():
     """Only the attention was renamed: a stray `key` elsewhere is for load_strictly to refuse."""
-    names = {"encoder.key.weight": 1, "decoder.mid_block.attentions.0.keys.weight": 2, "decoder.mid_block.attentions.0.group_norm.weight": 3}
+    names = {
+        "encoder.key.weight": 1,
+        "decoder.mid_block.attentions.0.keys.weight": 2,
+        "decoder.mid_block.attentions.0.group_norm.weight": 3,
+    }
     assert new_names(names) == names
 
 
@@ -249,7 +266,10 @@ def test_other_names_stay_as_they_are():
     [
         ({"block_out_channels": [16, 16]}, r"encoder.conv_in.weight is \(8, 1, 3, 3\) there, \(16, 1, 3, 3\) here"),
         ({"layers_per_block": 2}, "encoder.down_blocks.0.resnets.1.norm1.weight is missing"),
-        ({"mid_block_add_attention": False}, "decoder.mid_block.attentions.0.group_norm.bias is unknown .and 19 more differences"),
+        (
+            {"mid_block_add_attention": False},
+            "decoder.mid_block.attentions.0.group_norm.bias is unknown .and 19 more differences",
+        ),
         ({"latent_channels": 3}, "conv_out.weight is"),
     ],
 )
@@ -282,7 +302,7 @@ def test_folders_that_hold_no_autoencoder(folder, tmp_path):
         load_vae(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------ the Gaussian
+# -------------------------------------------------------------------------------------------------------- the Gaussian
 
 
 def test_kl_is_that_of_torch():
@@ -317,7 +337,7 @@ def test_the_log_variance_is_clamped(said, kept):
         assert torch.equal(vae.encode(normal(1, 1, 8, 8)).logvar, torch.full((1, 2, 4, 4), kept))
 
 
-# -------------------------------------------------------------------------------------------------------- use, and misuse
+# ----------------------------------------------------------------------------------------------------- use, and misuse
 
 
 @pytest.mark.parametrize("channels", [(8,), (8, 16), (8, 8, 16), (8, 8, 8, 8)])
@@ -361,15 +381,20 @@ def test_latents_that_do_not_fit():
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [((64, 3, ()), "--channels must be one or more multiples of 8, not none"), ((64, 3, (32, 12)), "multiples of 8, not 32 12"), ((64, 3, (0,)), "multiples of 8"),
-     ((30, 3, (8, 8, 8)), "a multiple of 4, not 30 pixels"), ((0, 3, (8, 8)), "a multiple of 2, not 0 pixels")],
-)  # fmt: skip
+    [
+        ((64, 3, ()), "--channels must be one or more multiples of 8, not none"),
+        ((64, 3, (32, 12)), "multiples of 8, not 32 12"),
+        ((64, 3, (0,)), "multiples of 8"),
+        ((30, 3, (8, 8, 8)), "a multiple of 4, not 30 pixels"),
+        ((0, 3, (8, 8)), "a multiple of 2, not 0 pixels"),
+    ],
+)
 def test_autoencoders_that_cannot_be(arguments, named):
     with pytest.raises(UserError, match=named):
         small_vae(*arguments)
 
 
-# ----------------------------------------------------------------------------------------------------------------- losses
+# -------------------------------------------------------------------------------------------------------------- losses
 
 
 def pair(channels: int = 1, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -393,10 +418,17 @@ def test_the_loss_is_the_sum_of_its_parts():
 
 
 def test_images_do_not_mix_in_the_loss():
-    """The error of an image is its own: the mean over a batch is then the mean over any parts of it, as accumulation needs."""
+    """The error of an image is its own: the mean over a batch is then the mean over any parts of it,
+    as accumulation needs.
+    """
     (x, y), z, perceptual = pair(), some_gaussian(), Perceptual(random_stages(1))
     whole = vae_loss(x, y, z, perceptual=perceptual).total
-    alone = [vae_loss(x[i : i + 1], y[i : i + 1], Gaussian(z.mean[i : i + 1], z.logvar[i : i + 1]), perceptual=perceptual).total for i in range(3)]
+    alone = [
+        vae_loss(
+            x[i : i + 1], y[i : i + 1], Gaussian(z.mean[i : i + 1], z.logvar[i : i + 1]), perceptual=perceptual
+        ).total
+        for i in range(3)
+    ]
     torch.testing.assert_close(whole, torch.cat(alone))
 
 
@@ -411,12 +443,16 @@ def test_with_no_kl_weight_the_variance_is_free_and_with_one_it_is_not():
 
 
 def test_the_bound_of_kingma_and_welling():
-    """l2 with weight w is -2 s^2 times the bound per pixel value, less a constant, for pixels of variance s^2 = w / 2."""
+    """l2 with weight w is -2 s^2 times the bound per pixel value, less a constant,
+    for pixels of variance s^2 = w / 2.
+    """
     (x, y), z, w = pair(), some_gaussian(), 0.08
     s = (w / 2) ** 0.5
     constant = Normal(0.0, s).log_prob(torch.tensor(0.0))
     bound = Normal(y, s).log_prob(x).sum((1, 2, 3)) - z.kl()
-    torch.testing.assert_close(vae_loss(x, y, z, "l2", w).total, -2 * s**2 * (bound / 256 - constant), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        vae_loss(x, y, z, "l2", w).total, -2 * s**2 * (bound / 256 - constant), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_losses_refuse_what_they_cannot_compare():
@@ -444,7 +480,7 @@ def test_a_few_steps_of_training():
     assert last[1e-6][1] > 0.5 and last[100.0][1] < 0.005  # from 0.04
 
 
-# ------------------------------------------------------------------------------------------------------------- perceptual
+# ---------------------------------------------------------------------------------------------------------- perceptual
 
 
 def digits(size: int = 32) -> torch.Tensor:
@@ -496,7 +532,9 @@ def test_the_perceptual_network_is_fixed_and_its_gradient_goes_to_the_reconstruc
     assert [p for p in perceptual.parameters() if p.requires_grad or p.grad is not None] == []
     assert not any(module.training for module in perceptual.modules())
     now = perceptual.stages.state_dict()
-    assert all(torch.equal(value, now[key]) for key, value in torch.nn.ModuleList(before).state_dict().items())  # BatchNorm's averages too
+    assert all(
+        torch.equal(value, now[key]) for key, value in torch.nn.ModuleList(before).state_dict().items()
+    )  # BatchNorm's averages too
 
 
 def test_the_perceptual_gradient_is_finite_in_flat_pictures():
@@ -505,7 +543,7 @@ def test_the_perceptual_gradient_is_finite_in_flat_pictures():
     assert y.grad.isfinite().all() and y.grad.abs().max() > 0
 
 
-# ------------------------------------------------------------------------------------------------------------ adversarial
+# --------------------------------------------------------------------------------------------------------- adversarial
 
 
 def test_the_hinge_by_hand():
@@ -527,7 +565,9 @@ def test_the_discriminator_looks_at_patches(layers):
     for stride in [1, 1] + [2] * layers:
         field = (field - 1) * stride + 4
     x = normal(1, 1, 96, 96).requires_grad_()
-    conv_only = torch.nn.Sequential(*[m for m in net.net if not isinstance(m, torch.nn.GroupNorm)])  # a norm sees the whole image
+    conv_only = torch.nn.Sequential(
+        *[m for m in net.net if not isinstance(m, torch.nn.GroupNorm)]
+    )  # a norm sees the whole image
     y = conv_only(x)
     y[0, 0, y.shape[2] // 2, y.shape[3] // 2].backward()
     assert (x.grad[0, 0].abs().sum(0) > 0).sum() == field
@@ -552,7 +592,11 @@ def test_each_step_moves_its_own_network_only():
     assert all(p.grad is None for p in net.parameters())
     assert all(p.requires_grad for p in net.parameters())
     # but for the key's bias: softmax does not see what is added to all keys alike
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for name, p in vae.named_parameters() if not name.endswith("to_k.bias"))
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0
+        for name, p in vae.named_parameters()
+        if not name.endswith("to_k.bias")
+    )
 
 
 def test_the_discriminator_learns_and_the_autoencoder_learns_to_please_it():
@@ -576,7 +620,11 @@ def test_the_discriminator_learns_and_the_autoencoder_learns_to_please_it():
 def test_the_adaptive_weight_makes_both_gradients_equal():
     vae, net, x = make_vae(replace(CFG, size=16)).train(), PatchDiscriminator(1, 8), normal(2, 1, 16, 16)
     y, z = vae(x, normal(2, 2, 8, 8))
-    last, others, adversarial = vae.decoder.conv_out.weight, vae_loss(x, y, z).total.mean(), adversarial_loss(net, y).mean()
+    last, others, adversarial = (
+        vae.decoder.conv_out.weight,
+        vae_loss(x, y, z).total.mean(),
+        adversarial_loss(net, y).mean(),
+    )
     w = adaptive_weight(others, adversarial, last)
     assert w.shape == () and not w.requires_grad and last.grad is None
     grads = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (others, w * adversarial)]

@@ -82,12 +82,16 @@ def test_the_pipeline_draws_our_pictures(tmp_path, schedule, prediction):
     save_model(tmp_path, make_model(schedule=schedule, prediction=prediction))
     pipeline = DDPMPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(batch_size=2, num_inference_steps=8, generator=torch.Generator().manual_seed(5), output_type="np").images
+    theirs = pipeline(
+        batch_size=2, num_inference_steps=8, generator=torch.Generator().manual_seed(5), output_type="np"
+    ).images
 
     model, g, shape = load_model(tmp_path), torch.Generator().manual_seed(5), (2, 1, 8, 8)
     x = torch.randn(shape, generator=g)
     path = model.schedule.noise_levels(8)
-    *_, step = ddpm(Denoiser(model.net, model.prediction, model.clip_x0), x, path, lambda k, like: torch.randn(shape, generator=g))
+    *_, step = ddpm(
+        Denoiser(model.net, model.prediction, model.clip_x0), x, path, lambda k, like: torch.randn(shape, generator=g)
+    )
     ours = (step.x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(ours, torch.from_numpy(theirs).float(), rtol=0, atol=1e-3)
     assert theirs.std() > 0.05
@@ -185,7 +189,10 @@ def test_weights_that_are_no_weights(folder, content, found):
     ("change", "named"),
     [
         ({"block_out_channels": [16, 16]}, r"conv_in.weight is \(8, 1, 3, 3\) there, \(16, 1, 3, 3\) here"),
-        ({"layers_per_block": 2}, r"up_blocks.0.resnets.1.norm1.weight is \(24,\) there, \(32,\) here .and 67 more differences"),
+        (
+            {"layers_per_block": 2},
+            r"up_blocks.0.resnets.1.norm1.weight is \(24,\) there, \(32,\) here .and 67 more differences",
+        ),
         ({"add_attention": False}, "is unknown"),
         ({"num_class_embeds": 10}, "class_embedding.weight is missing"),
     ],
@@ -198,13 +205,17 @@ def test_weights_of_another_architecture(folder, change, named):
     assert one_sentence(problem)
 
 
-# ------------------------------------------------------------------------------------- files that torch.save has written
+# ----------------------------------------------------------------------------------- files that torch.save has written
 
 
 def test_settings_beside_the_weights_are_read(tmp_path):
     """Trainings store their Namespace and paths beside the weights: classes that hold values and run no code."""
     for zipped in (True, False):
-        whole = {"w": torch.arange(3.0), "args": argparse.Namespace(lr=1e-5, data=Path("a/b")), "more": types.SimpleNamespace(n=1)}
+        whole = {
+            "w": torch.arange(3.0),
+            "args": argparse.Namespace(lr=1e-5, data=Path("a/b")),
+            "more": types.SimpleNamespace(n=1),
+        }
         torch.save(whole, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
         found = read_pickle(tmp_path / "x.pt")
         assert torch.equal(found["w"], whole["w"]) and found["args"].lr == 1e-5 and found["more"].n == 1
@@ -258,8 +269,16 @@ def test_what_torch_load_refuses_is_named(tmp_path):
         (EOFError(), "EOFError"),
         (ValueError(" \n "), "ValueError"),
         (FileNotFoundError(2, "No such file or directory", "/a/b"), "No such file or directory"),
-        (pickle.UnpicklingError("Weights only load failed. Advice. WeightsUnpickler error: \n\nUnsupported operand 60\n\nMore."), "Unsupported operand 60"),
-        (pickle.UnpicklingError("Weights only load failed. Advice.\n\n\nThe module is blocked.\n\nMore."), "The module is blocked"),
+        (
+            pickle.UnpicklingError(
+                "Weights only load failed. Advice. WeightsUnpickler error: \n\nUnsupported operand 60\n\nMore."
+            ),
+            "Unsupported operand 60",
+        ),
+        (
+            pickle.UnpicklingError("Weights only load failed. Advice.\n\n\nThe module is blocked.\n\nMore."),
+            "The module is blocked",
+        ),
         (OSError("a message of the hub"), "a message of the hub"),
     ],
 )
@@ -296,7 +315,9 @@ def test_a_half_written_checkpoint(tmp_path, part):
     path = save_checkpoint(tmp_path, some_state(10))
     raw = path.read_bytes()
     path.write_bytes(raw[: int(part * len(raw))])
-    with pytest.raises(UserError, match=r"step-00000010.pt cannot be read: .*delete it and resume from step-00000005.pt") as problem:
+    with pytest.raises(
+        UserError, match=r"step-00000010.pt cannot be read: .*delete it and resume from step-00000005.pt"
+    ) as problem:
         load_checkpoint(path)
     assert one_sentence(problem)
 
@@ -320,7 +341,10 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     path.parent.mkdir()
     for write in (lambda: torch.save(Planted(), path), lambda: path.write_bytes(pickle.dumps(Planted()))):
         write()
-        with pytest.raises(UserError, match="cannot be read: it (holds an object of .*mkdir|is damaged, or torch.save has not written it)"):
+        with pytest.raises(
+            UserError,
+            match="cannot be read: it (holds an object of .*mkdir|is damaged, or torch.save has not written it)",
+        ):
             load_checkpoint(path)
         with pytest.raises(UserError, match="cannot be read as a checkpoint of weights"):
             read_pickle(path)
@@ -370,7 +394,10 @@ def full_disk(limit: int = 2000):
 def test_a_full_disk_loses_no_earlier_file(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, lambda file: file.write(b"before"))
-    with full_disk(), pytest.raises(UserError, match="cannot write .*file .*the file that is there stays as it was") as problem:
+    with (
+        full_disk(),
+        pytest.raises(UserError, match="cannot write .*file .*the file that is there stays as it was") as problem,
+    ):
         write_atomically(path, lambda file: file.write(b"x" * 5000))
     assert one_sentence(problem)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

@@ -14,8 +14,16 @@ from common.training import settings
 from common.training.settings import OTHER, Presets, with_preset
 from helpers.programs import load_program
 
-PROGRAMS = ["01_ddpm_mnist/train.py", "02_cfg_pokemon/train.py", "04_latent_sd/train.py", "04_latent_sd/train_vae.py", "06_inpaint_gif/train_clip.py",
-            "06_inpaint_gif/train_text2dish.py", "06_inpaint_gif/train_inpaint.py", "06_inpaint_gif/train_controlnet.py"]  # fmt: skip
+PROGRAMS = [
+    "01_ddpm_mnist/train.py",
+    "02_cfg_pokemon/train.py",
+    "04_latent_sd/train.py",
+    "04_latent_sd/train_vae.py",
+    "06_inpaint_gif/train_clip.py",
+    "06_inpaint_gif/train_text2dish.py",
+    "06_inpaint_gif/train_inpaint.py",
+    "06_inpaint_gif/train_controlnet.py",
+]
 LAPTOP = 3e9  # bytes: of 8 GB, half is for the system and other programs, and Python with torch takes about 1 GB
 
 
@@ -29,7 +37,11 @@ def test_every_kind_of_device_has_a_preset_for_every_data_set(program):
     assert presets.cpu.keys() == presets.mps.keys() == presets.gpu.keys() and OTHER in presets.cpu
     assert presets.mps != presets.cpu and presets.mps != presets.gpu
     names = {field.name for field in fields(load_program(program).Args)}
-    assert all(asdict(preset).keys() <= names for table in (presets.cpu, presets.mps, presets.gpu) for preset in table.values())
+    assert all(
+        asdict(preset).keys() <= names
+        for table in (presets.cpu, presets.mps, presets.gpu)
+        for preset in table.values()
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -42,12 +54,17 @@ def test_a_laptop_lies_between_a_cpu_and_a_gpu(program):
             assert sum(cpu.channels) <= sum(mps.channels) <= sum(gpu.channels)
 
 
-@pytest.mark.parametrize(("device", "kind"), [("cpu", "cpu"), ("mps", "mps"), ("mps:0", "mps"), ("cuda", "gpu"), ("cuda:1", "gpu")])
+@pytest.mark.parametrize(
+    ("device", "kind"), [("cpu", "cpu"), ("mps", "mps"), ("mps:0", "mps"), ("cuda", "gpu"), ("cuda:1", "gpu")]
+)
 def test_the_device_chooses(monkeypatch, device, kind):
     monkeypatch.setattr(settings, "pick_device", lambda name: name)
     program = load_program(PROGRAMS[0])
     for data, key in (("mnist", "mnist"), ("path/to/faces", OTHER)):
-        filled, preset = with_preset(program.Args(data=data, device=device), program.PRESETS), getattr(program.PRESETS, kind)[key]
+        filled, preset = (
+            with_preset(program.Args(data=data, device=device), program.PRESETS),
+            getattr(program.PRESETS, kind)[key],
+        )
         assert {name: getattr(filled, name) for name in asdict(preset)} == asdict(preset)
 
 
@@ -59,11 +76,12 @@ def test_what_is_given_stays(monkeypatch):
     assert filled.channels == program.PRESETS.mps["mnist"].channels
 
 
-# -------------------------------------------------------------------------------------------------------- a laptop's memory
+# --------------------------------------------------------------------------------------------------- a laptop's memory
 
 
 def bytes_of_a_step(make_net, *inputs: tuple[int, ...]) -> int:
-    """What a training step keeps at least: weights, gradients, AdamW's two averages and the EMA, and what backward needs.
+    """What a training step keeps at least: weights, gradients, AdamW's two averages and the EMA, and what backward
+    needs.
 
     Fake tensors have sizes and no numbers, so nothing is computed. inputs: shapes.
     """
@@ -86,7 +104,9 @@ def bytes_of_a_step(make_net, *inputs: tuple[int, ...]) -> int:
 
 
 def test_the_estimate_counts_what_is_kept():
-    small, large = (bytes_of_a_step(lambda: UNet(small_unet(16, 1, (16, 32))), (batch, 1, 16, 16), (batch,)) for batch in (1, 9))
+    small, large = (
+        bytes_of_a_step(lambda: UNet(small_unet(16, 1, (16, 32))), (batch, 1, 16, 16), (batch,)) for batch in (1, 9)
+    )
     assert small < large < 9 * small
     by_hand = bytes_of_a_step(lambda: torch.nn.Linear(10, 20), (3, 10))
     assert by_hand >= 5 * 4 * (10 * 20 + 20) + 4 * 3 * 10
@@ -100,7 +120,9 @@ def test_chapter_1_fits_a_laptop(data):
     assert bytes_of_a_step(lambda: UNet(small_unet(size, 3, preset.channels)), shape, (preset.batch_size,)) < LAPTOP
 
 
-@pytest.mark.parametrize(("program", "channels", "size"), [("02_cfg_pokemon/train.py", 3, None), ("04_latent_sd/train.py", 4, 16)])
+@pytest.mark.parametrize(
+    ("program", "channels", "size"), [("02_cfg_pokemon/train.py", 3, None), ("04_latent_sd/train.py", 4, 16)]
+)
 def test_text_to_image_fits_a_laptop(program, channels, size):
     for preset in presets_of(program).mps.values():
         side, B = size or preset.size, preset.batch_size
@@ -128,12 +150,13 @@ def test_the_autoencoder_fits_a_laptop():
         assert bytes_of_a_step(lambda: Reconstruct(small_vae(preset.size, 3, preset.channels)), shape) < LAPTOP  # noqa: B023
 
 
-# ------------------------------------------------------------------------------------------------------------- chapter 5
+# ----------------------------------------------------------------------------------------------------------- chapter 5
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
 def test_chapter_5_takes_one_image_at_a_time_where_memory_is_short(monkeypatch, tmp_path, device):
     from finetune_diffusers.training import flags
+
     small, large = flags.Preset(6, 16, 1e-3), flags.Preset(20, 4, 1e-5)
     args = flags.CaptionedFlags(out=tmp_path / "run")
     network = lambda n: SimpleNamespace(parameters=lambda: [torch.empty(n, device="meta")])  # noqa: E731

@@ -1,8 +1,8 @@
 """A run that was killed at any moment and resumed ends with the very same bytes as one that never stopped.
 
 Two kinds of tests. Some start the command itself, as a user does. The others want many deaths at chosen moments, and a
-fresh process spends seconds importing torch; so this file is also a program: it imports everything once and then forks a
-child for every life of a run (`python tests/common/training/test_resume.py lives.json`).
+fresh process spends seconds importing torch; so this file is also a program: it imports everything once and then forks
+a child for every life of a run (`python tests/common/training/test_resume.py lives.json`).
 """
 
 import csv
@@ -22,7 +22,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parents[2]))  # this file is also a program, and pytest's path is not that of a program
+sys.path.append(
+    str(Path(__file__).parents[2])
+)  # this file is also a program, and pytest's path is not that of a program
 
 from common.io.files import write_folder
 from common.training.checkpoint import checkpoints
@@ -30,7 +32,12 @@ from helpers.programs import ROOT, TINY, TRAIN, environment, run_main, run_progr
 
 STEPS = 30
 FLAGS = [*TINY, "--steps", str(STEPS), "--save-every", "7", "--sample-every", "100"]
-FINAL = ["model/unet/diffusion_pytorch_model.safetensors", "model/unet/config.json", "model/scheduler/scheduler_config.json", "samples.png"]
+FINAL = [
+    "model/unet/diffusion_pytorch_model.safetensors",
+    "model/unet/config.json",
+    "model/scheduler/scheduler_config.json",
+    "samples.png",
+]
 
 
 # ------------------------------------------------------------------------------------------- the program: many lives
@@ -41,7 +48,9 @@ def die(how: str = "SIGKILL") -> None:
 
 
 def arrange_death(moment: str, n: int, how: str) -> None:
-    """Let this process get a signal at a chosen moment: in the n-th step of this life, or around its n-th checkpoint."""
+    """Let this process get a signal at a chosen moment:
+    in the n-th step of this life, or around its n-th checkpoint.
+    """
     import torch
 
     import common.training.loop
@@ -125,7 +134,10 @@ if __name__ == "__main__":
 def rows(run: Path) -> list[dict]:
     """metrics.csv without the columns that tell the time."""
     with (run / "metrics.csv").open(newline="") as file:
-        return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
+        return [
+            {key: row[key] for key in row if key not in ("seconds", "images_per_second")}
+            for row in csv.DictReader(file)
+        ]
 
 
 def same(run: Path, other: Path) -> None:
@@ -142,7 +154,11 @@ KILLS = {
     "before the first checkpoint": [("in a step", 1), ("in a step", 5)],
     "in the middle of writing a checkpoint": [("half-written", 1), ("half-written", 2), ("half-written", 1)],
     "a checkpoint written but not yet named": [("before the rename", 2), ("before the rename", 1)],
-    "a checkpoint named but its row not yet logged": [("after the rename", 1), ("after the rename", 1), ("after the rename", 2)],
+    "a checkpoint named but its row not yet logged": [
+        ("after the rename", 1),
+        ("after the rename", 1),
+        ("after the rename", 2),
+    ],
     "after the last checkpoint, before the pictures": [("after the rename", 5)],
     "while the log is being cut": [("in a step", 10), ("cutting the log", 1)],
     "Ctrl-C": [("in a step", 4, "SIGINT"), ("in a step", 9, "SIGINT"), ("after the rename", 1, "SIGINT")],
@@ -205,11 +221,16 @@ def test_ctrl_c_says_how_to_go_on(families):
 def test_a_partial_file_left_behind_does_no_harm(families):
     """kill -9 in the middle of writing leaves one; it is neither read nor in the way."""
     run, _, _ = families["in the middle of writing a checkpoint"]
-    assert [path.name for path in sorted((run / "checkpoints").glob("*.pt"))] == ["step-00000028.pt", "step-00000030.pt"]
+    assert [path.name for path in sorted((run / "checkpoints").glob("*.pt"))] == [
+        "step-00000028.pt",
+        "step-00000030.pt",
+    ]
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    """Return when the condition holds. A process that ends before that fails the test; one that hangs is for the runner's limit."""
+    """Return when the condition holds.
+    A process that ends before that fails the test; one that hangs is for the runner's limit.
+    """
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -220,8 +241,14 @@ def test_the_command_itself(families, tmp_path):
     run = tmp_path / "run"
 
     def begin(*flags: object) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, TRAIN, *map(str, flags)], cwd=ROOT, env=environment(), text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, TRAIN, *map(str, flags)],
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     process = begin(*FLAGS, "--out", run)
     wait_for(lambda: list((run / "checkpoints").glob("*.pt")), process)
@@ -244,7 +271,7 @@ def test_the_command_itself(families, tmp_path):
     same(run, families["whole"][0])
 
 
-# ------------------------------------------------------------------------ flags and paths beside --resume, in this process
+# -------------------------------------------------------------------- flags and paths beside --resume, in this process
 
 
 @pytest.fixture
@@ -306,9 +333,26 @@ def test_resume_notices_other_pictures(change, folder_run, command_line):
     assert {"one more": "now holds 4", "one less": "now holds 2", "another": "differ from those"}[change] in said
 
 
-@pytest.mark.parametrize("flags", [["--lr", 0.5], ["--batch-size", 9], ["--seed", 4], ["--channels", 8, 8], ["--no-class-conditional"], ["--flip", True], ["--schedule", "linear"],
-                                   ["--prediction", "eps"], ["--size", 9], ["--gradient-accumulation", 2], ["--layers", 3], ["--precision", "bf16"], ["--out", "elsewhere"],
-                                   ["--start", "01_ddpm_mnist/pretrained"]], ids=lambda flags: flags[0])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--lr", 0.5],
+        ["--batch-size", 9],
+        ["--seed", 4],
+        ["--channels", 8, 8],
+        ["--no-class-conditional"],
+        ["--flip", True],
+        ["--schedule", "linear"],
+        ["--prediction", "eps"],
+        ["--size", 9],
+        ["--gradient-accumulation", 2],
+        ["--layers", 3],
+        ["--precision", "bf16"],
+        ["--out", "elsewhere"],
+        ["--start", "01_ddpm_mnist/pretrained"],
+    ],
+    ids=lambda flags: flags[0],
+)
 def test_flags_that_would_change_what_is_learned_are_refused(flags, run, command_line):
     if flags == ["--no-class-conditional"]:
         (run / "config.json").write_text(json.dumps(settings_of(run) | {"class_conditional": True}))
@@ -318,7 +362,22 @@ def test_flags_that_would_change_what_is_learned_are_refused(flags, run, command
 
 def test_flags_that_repeat_the_runs_settings_are_fine(run):
     """Also a default that is typed out, and the run folder by another name."""
-    run_main(TRAIN, "--resume", run, *TINY, "--steps", 12, "--seed", 0, "--gradient-accumulation", 1, "--schedule", "cosine", "--out", run / ".." / "run")
+    run_main(
+        TRAIN,
+        "--resume",
+        run,
+        *TINY,
+        "--steps",
+        12,
+        "--seed",
+        0,
+        "--gradient-accumulation",
+        1,
+        "--schedule",
+        "cosine",
+        "--out",
+        run / ".." / "run",
+    )
 
 
 def test_a_default_that_is_typed_out_counts_as_given(run, command_line):
@@ -327,15 +386,48 @@ def test_a_default_that_is_typed_out_counts_as_given(run, command_line):
 
 
 def test_flags_that_may_change_are_applied_and_kept(run):
-    run_main(TRAIN, "--resume", run, "--steps", 14, "--sampler", "ddim:3", "--save-every", 1, "--sample-every", 7, "--device", "cpu")
+    run_main(
+        TRAIN,
+        "--resume",
+        run,
+        "--steps",
+        14,
+        "--sampler",
+        "ddim:3",
+        "--save-every",
+        1,
+        "--sample-every",
+        7,
+        "--device",
+        "cpu",
+    )
     kept = settings_of(run)
-    assert (kept["steps"], kept["sampler"], kept["save_every"], kept["sample_every"], kept["device"]) == (14, "ddim:3", 1, 7, "cpu")
-    assert [path.stem for path in checkpoints(run)] == ["step-00000013", "step-00000014"] and (run / "samples" / "step-000014.png").exists()
+    assert (kept["steps"], kept["sampler"], kept["save_every"], kept["sample_every"], kept["device"]) == (
+        14,
+        "ddim:3",
+        1,
+        7,
+        "cpu",
+    )
+    assert [path.stem for path in checkpoints(run)] == ["step-00000013", "step-00000014"] and (
+        run / "samples" / "step-000014.png"
+    ).exists()
     run_main(TRAIN, "--resume", run, "--minutes", 0.001)
     assert (settings_of(run)["steps"], settings_of(run)["minutes"]) == (None, 0.001)
 
 
-@pytest.mark.parametrize("part", ["checkpoints/step-00000012.pt", "checkpoints", "config.json", "model", "model/unet", "model/unet/config.json", "samples.png"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "checkpoints/step-00000012.pt",
+        "checkpoints",
+        "config.json",
+        "model",
+        "model/unet",
+        "model/unet/config.json",
+        "samples.png",
+    ],
+)
 def test_resume_from_a_part_of_the_run(part, run):
     run_main(TRAIN, "--resume", run / part, "--steps", 13)
     assert checkpoints(run)[-1].stem == "step-00000013"
@@ -343,7 +435,11 @@ def test_resume_from_a_part_of_the_run(part, run):
 
 def test_a_checkpoint_must_be_the_newest(run, command_line):
     said = refused(command_line(TRAIN, "--resume", run / "checkpoints" / "step-00000010.pt"))
-    assert "step-00000010.pt is not the newest checkpoint" in said and "step-00000012.pt" in said and f"--resume {run}" in said
+    assert (
+        "step-00000010.pt is not the newest checkpoint" in said
+        and "step-00000012.pt" in said
+        and f"--resume {run}" in said
+    )
     assert "there is no" in refused(command_line(TRAIN, "--resume", run / "checkpoints" / "step-00000099.pt"))
     assert "is no run folder" in refused(command_line(TRAIN, "--resume", run.parent))
 

@@ -119,7 +119,10 @@ def test_every_image_at_most_once_an_epoch(n, size):
     if n > size:
         assert seen[0] != seen[1] != seen[2]
     again = torch.cat([batch_indices(n, size, place, seed=4) for place in range(per_epoch)]).tolist()
-    assert again == seen[0] and torch.cat([batch_indices(n, size, place, seed=5) for place in range(per_epoch)]).tolist() != seen[0]
+    assert (
+        again == seen[0]
+        and torch.cat([batch_indices(n, size, place, seed=5) for place in range(per_epoch)]).tolist() != seen[0]
+    )
 
 
 def test_fewer_images_than_a_batch():
@@ -133,7 +136,9 @@ def test_processes_share_what_one_would_have_drawn():
         whole = draw(BatchRandom(3, 17), 8)
         parts = [draw(BatchRandom(3, 17, rank, world=4), 2) for rank in range(4)]
         assert torch.equal(torch.cat(parts), whole)
-        assert not torch.equal(draw(BatchRandom(3, 18), 8), whole) and not torch.equal(draw(BatchRandom(4, 17), 8), whole)
+        assert not torch.equal(draw(BatchRandom(3, 18), 8), whole) and not torch.equal(
+            draw(BatchRandom(4, 17), 8), whole
+        )
 
 
 def test_stratified_draws_meet_every_noise_level():
@@ -145,7 +150,10 @@ def test_stratified_draws_meet_every_noise_level():
 
 
 def test_places_have_their_own_randomness():
-    numbers = [int(torch.randint(2**40, (1,), generator=generator(*place))) for place in ((0, 0), (0, 1), (1, 0), (2, 0), (0, 2), (1, 1))]
+    numbers = [
+        int(torch.randint(2**40, (1,), generator=generator(*place)))
+        for place in ((0, 0), (0, 1), (1, 0), (2, 0), (0, 2), (1, 1))
+    ]
     assert len(set(numbers)) == len(numbers)
 
 
@@ -186,7 +194,12 @@ def test_the_gradient_is_clipped(tmp_path):
     """Ten times the loss, the same step: only the direction counts once the norm is above the limit."""
     nets = little_net(), little_net()
     for net, factor in zip(nets, (10.0, 100.0), strict=True):
-        states = start(tmp_path / str(factor), net, lambda *args, factor=factor: plain_loss(*args)._replace(per_sample=factor * plain_loss(*args).per_sample), clip=1e-3)
+        states = start(
+            tmp_path / str(factor),
+            net,
+            lambda *args, factor=factor: plain_loss(*args)._replace(per_sample=factor * plain_loss(*args).per_sample),
+            clip=1e-3,
+        )
         norms = [state.grad_norm for state in states]
     assert norms[0] > 1  # the norm reported is that before clipping
     torch.testing.assert_close(weights(nets[0]), weights(nets[1]), rtol=1e-3, atol=1e-4)
@@ -196,8 +209,10 @@ def test_accumulation_is_one_larger_batch(tmp_path):
     """2 x 4 images against 1 x 8: the images are the same ones (32 of them, which 8 divides). The random numbers are
     drawn batch by batch and so are not the same, wherefore this loss uses none."""
     one, two = little_net(), little_net()
-    losses = [[state.loss for state in start(tmp_path / str(n), net, plain_loss, batch_size=8 // n, gradient_accumulation=n)]
-              for n, net in ((1, one), (2, two))]  # fmt: skip
+    losses = [
+        [state.loss for state in start(tmp_path / str(n), net, plain_loss, batch_size=8 // n, gradient_accumulation=n)]
+        for n, net in ((1, one), (2, two))
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(weights(one), weights(two), rtol=1e-4, atol=1e-6)
 
@@ -235,7 +250,9 @@ def test_a_budget_in_minutes(tmp_path, monkeypatch):
     states = list(start(tmp_path, little_net(), minutes=2.0, save_every=20))
     assert [state.seconds for state in states] == [2.0 * k for k in range(1, 61)]
     assert [state.done for state in states] == [False] * 59 + [True] and states[-1].progress == 1
-    assert {state.took for state in states} == {1.0}  # looked at twice a step: what the caller does in between is not in it
+    assert {state.took for state in states} == {
+        1.0
+    }  # looked at twice a step: what the caller does in between is not in it
     rates = [state.lr for state in states]  # the rate follows the clock: 5 % of warm-up are three steps
     assert rates.index(max(rates)) == 3 and rates[-1] < 0.01 * max(rates)
 
@@ -286,7 +303,9 @@ class LearningLoss:
         (self.rival(batch["image"]) - errors.per_sample.detach()[:, None]).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return errors._replace(per_sample=errors.per_sample * (2 + self.rival(batch["image"]).detach().flatten().tanh()))
+        return errors._replace(
+            per_sample=errors.per_sample * (2 + self.rival(batch["image"]).detach().flatten().tanh())
+        )
 
     def state_dict(self) -> dict:
         return {"rival": self.rival.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -339,12 +358,16 @@ KINDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if ha
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_signal_that_asks_for_the_end_saves_first(kind, tmp_path):
-    """Ctrl-C; `kill` or a job's time limit; a closed terminal. The handlers are put back, and the resumed run is the run left alone."""
+    """Ctrl-C; `kill` or a job's time limit; a closed terminal.
+    The handlers are put back, and the resumed run is the run left alone.
+    """
     before = {other: signal.getsignal(other) for other in KINDS}
     for state in start(tmp_path / "run", little_net()):
         if state.step == 4:
             os.kill(os.getpid(), kind)
-    assert state.step == 5 and state.done and state.saved and checkpoints(tmp_path / "run")[-1].name == "step-00000005.pt"
+    assert (
+        state.step == 5 and state.done and state.saved and checkpoints(tmp_path / "run")[-1].name == "step-00000005.pt"
+    )
     assert {other: signal.getsignal(other) for other in KINDS} == before
     *_, end = start(tmp_path / "run", little_net(), resume=True)
     *_, whole = start(tmp_path / "whole", little_net())
@@ -372,7 +395,10 @@ def test_after_one_signal_any_second_one_ends_at_once(tmp_path):
     next(states)
     after = {kind: signal.getsignal(kind) for kind in KINDS}
     states.close()
-    assert all(after[kind] != before[kind] for kind in (signal.SIGINT, signal.SIGTERM)) and after[signal.SIGTERM] == signal.SIG_DFL
+    assert (
+        all(after[kind] != before[kind] for kind in (signal.SIGINT, signal.SIGTERM))
+        and after[signal.SIGTERM] == signal.SIG_DFL
+    )
 
 
 def test_a_training_in_a_thread_leaves_signals_alone(tmp_path):
@@ -383,14 +409,18 @@ def test_a_training_in_a_thread_leaves_signals_alone(tmp_path):
     assert found[-1].progress == 1
 
 
-@pytest.mark.parametrize(("progress", "step", "due"), [(0.3, 3, True), (0.35, 7, False), (0.4, 8, True), (0.05, 1, False), (1.0, 20, True)])
+@pytest.mark.parametrize(
+    ("progress", "step", "due"), [(0.3, 3, True), (0.35, 7, False), (0.4, 8, True), (0.05, 1, False), (1.0, 20, True)]
+)
 def test_a_resumed_run_does_what_was_due_after_its_checkpoint(progress, step, due):
     """It may have been killed between the checkpoint and the picture."""
     assert Due(None)(SimpleNamespace(progress=progress, step=step)) is due
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell that starts tests in the background has it ignored
     try:
         states = start(tmp_path, little_net())
         next(states)
@@ -404,7 +434,7 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
-# ------------------------------------------------------------------------------------------------------ NaN and infinity
+# ---------------------------------------------------------------------------------------------------- NaN and infinity
 
 
 def broken_at(step: int, how: str):
@@ -417,7 +447,9 @@ def broken_at(step: int, how: str):
         if len(calls) != step:
             return errors
         if how == "gradient":  # d sqrt(x) / dx at zero
-            return errors._replace(per_sample=errors.per_sample + (errors.per_sample - errors.per_sample.detach()).clamp(min=0).sqrt())
+            return errors._replace(
+                per_sample=errors.per_sample + (errors.per_sample - errors.per_sample.detach()).clamp(min=0).sqrt()
+            )
         return errors._replace(per_sample=errors.per_sample * float(how))
 
     return loss
@@ -426,7 +458,10 @@ def broken_at(step: int, how: str):
 @pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, how):
     net, seen = little_net(), {}
-    with pytest.raises(UserError, match=r"step 8: the loss is .*last good checkpoint is .*step-00000006.pt.*smaller --lr \(it was 0.01\)") as problem:
+    with pytest.raises(
+        UserError,
+        match=r"step 8: the loss is .*last good checkpoint is .*step-00000006.pt.*smaller --lr \(it was 0.01\)",
+    ) as problem:
         for state in start(tmp_path, net, broken_at(8, how)):
             seen[state.step] = weights(net)
     assert "\n" not in str(problem.value)

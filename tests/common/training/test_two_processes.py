@@ -10,7 +10,15 @@ from common.training.checkpoint import checkpoints
 from helpers.programs import ROOT, TINY, TRAIN, run_main, run_program
 
 STEPS = 8
-FLAGS = [*TINY, "--steps", STEPS, "--save-every", 4, "--sample-every", 100]  # TINY says --batch-size 8; the last one counts
+FLAGS = [
+    *TINY,
+    "--steps",
+    STEPS,
+    "--save-every",
+    4,
+    "--sample-every",
+    100,
+]  # TINY says --batch-size 8; the last one counts
 
 
 def column(run: Path, name: str) -> list[float]:
@@ -24,7 +32,19 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("processes")
     run_main(TRAIN, *FLAGS, "--batch-size", 16, "--out", folder / "one")
     # --standalone finds a free port by itself, so that several of these can run at once
-    done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, TRAIN, *FLAGS, "--batch-size", 8, "--out", folder / "two")
+    done = run_program(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        TRAIN,
+        *FLAGS,
+        "--batch-size",
+        8,
+        "--out",
+        folder / "two",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("more images") == 1  # one of them talks
     return folder / "one", folder / "two"
@@ -71,7 +91,9 @@ common.training.loop.check_finite = signalled
 run_main({TRAIN!r}, *{[str(flag) for flag in FLAGS]!r}, "--out", {str(tmp_path / "run")!r})
 """)
     done = run_program("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, program)
-    assert done.returncode == 0 and done.stdout.count("stopped after step 3; continue with") == 1, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.count("stopped after step 3; continue with") == 1, (
+        done.stdout + done.stderr
+    )
     assert [path.stem for path in checkpoints(tmp_path / "run")] == ["step-00000003"]
 
 

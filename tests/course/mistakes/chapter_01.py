@@ -1,8 +1,8 @@
 # ruff: noqa: F811, E731 - the same function is got wrong again and again
 """Classic mistakes of chapter 1, each a small replacement of one function of the solutions.
 
-Every one of these was made by somebody, and several were shipped in courses. `@mistake(what, says)`: the exercise it belongs to is
-the function's name; `says` must stand in the message that the grader gives.
+Every one of these was made by somebody, and several were shipped in courses. `@mistake(what, says)`: the exercise it
+belongs to is the function's name; `says` must stand in the message that the grader gives.
 """
 
 from pathlib import Path
@@ -245,7 +245,14 @@ def walk(model, shape, alpha_bar, times, generator, step, told=lambda times, k: 
 @mistake("jumps with the full chain's coefficients, which leave noise in the picture", "noise is left")
 @torch.no_grad()
 def sample(model, shape, alpha_bar, times, generator):
-    return walk(model, shape, alpha_bar, times, generator, lambda x, k, eps, z: step_rightly(x, times[k - 1], eps, z, alpha_bar))
+    return walk(
+        model,
+        shape,
+        alpha_bar,
+        times,
+        generator,
+        lambda x, k, eps, z: step_rightly(x, times[k - 1], eps, z, alpha_bar),
+    )
 
 
 @mistake("the network is told t", "must be told")
@@ -253,21 +260,33 @@ def sample(model, shape, alpha_bar, times, generator):
 def sample(model, shape, alpha_bar, times, generator):
     chain = alpha_bar[[0, *times]]
     told = lambda times, k: min(times[k - 1], len(alpha_bar) - 2)  # an embedding table has no entry T
-    return walk(model, shape, alpha_bar, times, generator, lambda x, k, eps, z: step_rightly(x, k, eps, z, chain), told)
+    return walk(
+        model, shape, alpha_bar, times, generator, lambda x, k, eps, z: step_rightly(x, k, eps, z, chain), told
+    )
 
 
 @mistake("the network is told the step's number in the short chain", "must be told")
 @torch.no_grad()
 def sample(model, shape, alpha_bar, times, generator):
     chain = alpha_bar[[0, *times]]
-    return walk(model, shape, alpha_bar, times, generator, lambda x, k, eps, z: step_rightly(x, k, eps, z, chain), lambda _, k: k - 1)
+    return walk(
+        model,
+        shape,
+        alpha_bar,
+        times,
+        generator,
+        lambda x, k, eps, z: step_rightly(x, k, eps, z, chain),
+        lambda _, k: k - 1,
+    )
 
 
 @mistake("one z for all steps", "draw a new one for each step")
 @torch.no_grad()
 def sample(model, shape, alpha_bar, times, generator):
     chain = alpha_bar[[0, *times]]
-    return walk(model, shape, alpha_bar, times, generator, lambda x, k, eps, z: step_rightly(x, k, eps, z, chain), fresh=False)
+    return walk(
+        model, shape, alpha_bar, times, generator, lambda x, k, eps, z: step_rightly(x, k, eps, z, chain), fresh=False
+    )
 
 
 @mistake("no noise between the steps", "no noise was added")
@@ -296,8 +315,11 @@ def sample(model, shape, alpha_bar, times, generator):
     for earlier, t in zip(levels[-2::-1], levels[:0:-1], strict=True):
         eps = model(x, torch.tensor([t - 1] * shape[0]))
         z = torch.randn(shape, generator=generator) if earlier > 0 else torch.zeros(shape)
-        x = step_rightly(x, 1, eps, z, alpha_bar[[earlier, t]]) if earlier == 0 else step_rightly(
-            x, 2, eps, z, alpha_bar[[0, earlier, t]])  # fmt: skip
+        x = (
+            step_rightly(x, 1, eps, z, alpha_bar[[earlier, t]])
+            if earlier == 0
+            else step_rightly(x, 2, eps, z, alpha_bar[[0, earlier, t]])
+        )
     return x
 
 

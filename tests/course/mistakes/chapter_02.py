@@ -1,7 +1,8 @@
 # ruff: noqa: F811 - the same function is got wrong again and again
 """Classic mistakes of chapter 2, each a small replacement of one function of the solutions.
 
-`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the grader gives.
+`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the
+grader gives.
 """
 
 import math
@@ -52,7 +53,9 @@ def caption_dropout(text, empty, u, p):
 
 @mistake("dice lined up with the tokens, only where B == M", "first token of every caption")
 def caption_dropout(text, empty, u, p):
-    return torch.where((u < p)[:, None], empty, text) if len(u) == text.shape[1] else dropout_rightly(text, empty, u, p)
+    return (
+        torch.where((u < p)[:, None], empty, text) if len(u) == text.shape[1] else dropout_rightly(text, empty, u, p)
+    )
 
 
 @mistake("the batch that was lent is overwritten", "changes its argument text")
@@ -237,7 +240,9 @@ def negative_prompt(encode, prompts, negatives):
 
 @mistake("the negative prompt written into the prompt", "joined with the prompt")
 def negative_prompt(encode, prompts, negatives):
-    joined = [f"{prompt}, no {negative}" if negative else prompt for prompt, negative in zip(prompts, negatives, strict=True)]
+    joined = [
+        f"{prompt}, no {negative}" if negative else prompt for prompt, negative in zip(prompts, negatives, strict=True)
+    ]
     return encode([""] * len(prompts) + joined)
 
 

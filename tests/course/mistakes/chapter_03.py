@@ -1,7 +1,8 @@
 # ruff: noqa: F811 - the same function is got wrong again and again
 """Classic mistakes of chapter 3, each a small replacement of one function of the solutions.
 
-`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the grader gives.
+`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the
+grader gives.
 """
 
 import math
@@ -208,7 +209,9 @@ def heun_step(denoise, x, now, then):
 @mistake("the second look at the old level", "at the old level")
 def heun_step(denoise, x, now, then):
     first = look(denoise, x, now, now, then)
-    return x + (first + look(denoise, x + first, now if then.sigma else then, now, then)) / 2 if then.sigma else x + first
+    return (
+        x + (first + look(denoise, x + first, now if then.sigma else then, now, then)) / 2 if then.sigma else x + first
+    )
 
 
 @mistake("the second look at x again", "at x again")
@@ -301,7 +304,9 @@ def arc(a, b, w, angle):
 
 
 def cosine(a, b, dims=(1, 2, 3)):
-    return (a * b).sum(dims, keepdim=True) / (a.square().sum(dims, keepdim=True) * b.square().sum(dims, keepdim=True)).sqrt()
+    return (a * b).sum(dims, keepdim=True) / (
+        a.square().sum(dims, keepdim=True) * b.square().sum(dims, keepdim=True)
+    ).sqrt()
 
 
 @mistake("lerp", "straight line")
@@ -431,7 +436,9 @@ def half_log_snr(level):
     return math.log(level.alpha / level.sigma)
 
 
-def multistep(x, x0, now, then, x0_old, before, lam=half_log_snr, correct=lambda x0, change, r: x0 + change / (2 * r), sign=1):
+def multistep(
+    x, x0, now, then, x0_old, before, lam=half_log_snr, correct=lambda x0, change, r: x0 + change / (2 * r), sign=1
+):
     if then.sigma == 0:
         return then.alpha * x0
     h, D = lam(then) - lam(now), x0

@@ -1,7 +1,8 @@
 # ruff: noqa: F811 - the same function is got wrong again and again
 """Classic mistakes of chapter 4, each a small replacement of one function of the solutions.
 
-`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the grader gives.
+`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the
+grader gives.
 """
 
 import hashlib
@@ -231,7 +232,11 @@ def scaling_factor(batches):
     n, total, squares = 0, 0.0, 0.0
     for batch in batches:
         batch = batch.double()
-        n, total, squares = n + batch[:, 0].numel(), total + batch.sum((0, 2, 3)), squares + batch.square().sum((0, 2, 3))
+        n, total, squares = (
+            n + batch[:, 0].numel(),
+            total + batch.sum((0, 2, 3)),
+            squares + batch.square().sum((0, 2, 3)),
+        )
     return (1 / (squares / n - (total / n) ** 2).sqrt()).float()
 
 
@@ -240,7 +245,11 @@ def scaling_factor(batches):
     n, total, squares = 0, 0.0, 0.0
     for batch in batches:
         batch = batch.double()
-        n, total, squares = n + batch[:, 0].numel(), total + batch.sum((0, 2, 3)), squares + batch.square().sum((0, 2, 3))
+        n, total, squares = (
+            n + batch[:, 0].numel(),
+            total + batch.sum((0, 2, 3)),
+            squares + batch.square().sum((0, 2, 3)),
+        )
     return float(1 / (squares / n - (total / n) ** 2).sqrt().mean())
 
 
@@ -454,7 +463,9 @@ def latent_key(weights, config, pixels):
 
 @mistake("tensors as str() shows them, without their middle", "in the middle of a large tensor")
 def latent_key(weights, config, pixels):
-    return key_of(settings(config), *(f"{about(*each)} {each[1]}" for each in sorted(weights.items())), *told({"pixels": pixels}))
+    return key_of(
+        settings(config), *(f"{about(*each)} {each[1]}" for each in sorted(weights.items())), *told({"pixels": pixels})
+    )
 
 
 @mistake("the sums of the tensors", "the images have another order")
@@ -499,13 +510,17 @@ def latent_key(weights, config, pixels):
 
 @mistake("the first image only, and how many there are", "a single pixel is brighter")
 def latent_key(weights, config, pixels):
-    return key_of(settings(config), *told(weights), about("pixels", pixels), pixels[0], str(pixels.float().mean().round().item()))
+    return key_of(
+        settings(config), *told(weights), about("pixels", pixels), pixels[0], str(pixels.float().mean().round().item())
+    )
 
 
 @mistake("the storage instead of the tensor", "not its storage")
 def latent_key(weights, config, pixels):
     parts = [*sorted(weights.items()), ("pixels", pixels)]
-    whole = chain.from_iterable((about(*each), torch.tensor([], dtype=torch.uint8).set_(each[1].untyped_storage())) for each in parts)
+    whole = chain.from_iterable(
+        (about(*each), torch.tensor([], dtype=torch.uint8).set_(each[1].untyped_storage())) for each in parts
+    )
     return key_of(settings(config), *whole)
 
 
@@ -707,7 +722,23 @@ def decode_picture(z, decode, scale):
 # ---------------------------------------------------------------------------------------------- 8. sample_latent
 
 
-def walk(network, x, first, context, w, times, alpha, sigma, cut=None, read=0, sign=1, told=0, last=None, order=(0, 1), keep=0.0):
+def walk(
+    network,
+    x,
+    first,
+    context,
+    w,
+    times,
+    alpha,
+    sigma,
+    cut=None,
+    read=0,
+    sign=1,
+    told=0,
+    last=None,
+    order=(0, 1),
+    keep=0.0,
+):
     """The walk, with room for mistakes."""
     for k in range(first, len(times) if last is None else last):
         t = times[min(k + told, len(times) - 1)].expand(2 * len(x))

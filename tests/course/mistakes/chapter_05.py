@@ -1,7 +1,8 @@
 # ruff: noqa: F811 - the same function is got wrong again and again
 """Classic mistakes of chapter 5, each a small replacement of one function of the solutions.
 
-`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the grader gives.
+`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the
+grader gives.
 """
 
 import math
@@ -18,7 +19,11 @@ COURSE = Path(__file__).resolve().parents[3]
 solutions = load(COURSE / "05_finetune_diffusers/exercises/solutions.py", "solutions_with_mistakes")
 adapter_rightly, merge_rightly, write = solutions.new_adapter, solutions.merge_adapters, solutions.write
 loss_rightly, weigh_rightly, controlled_rightly, inpaint_rightly = (
-    solutions.prior_loss, solutions.weigh_word, solutions.controlled, solutions.inpaint)  # fmt: skip
+    solutions.prior_loss,
+    solutions.weigh_word,
+    solutions.controlled,
+    solutions.inpaint,
+)
 bank = Bank()
 mistake, another_way = bank.mistake, bank.another_way
 MISTAKES, OTHER_WAYS = bank.MISTAKES, bank.OTHER_WAYS
@@ -38,7 +43,9 @@ def new_adapter(W, rank, rng):
 
 @mistake("both random", "B A is not zero")
 def new_adapter(W, rank, rng):
-    return both(torch.randn(rank, W.shape[1], generator=rng) / rank, torch.randn(W.shape[0], rank, generator=rng) / rank)
+    return both(
+        torch.randn(rank, W.shape[1], generator=rng) / rank, torch.randn(W.shape[0], rank, generator=rng) / rank
+    )
 
 
 @mistake("A zero and B random", "not the other way round")
@@ -442,7 +449,9 @@ def prior_loss(each, kind, prior):
 
 @mistake("a mixture", "this is a mixture")
 def prior_loss(each, kind, prior):
-    return (1 - prior) * loss_rightly(each, kind, 0.0) + loss_rightly(each, kind, prior) - loss_rightly(each, kind, 0.0)
+    return (
+        (1 - prior) * loss_rightly(each, kind, 0.0) + loss_rightly(each, kind, prior) - loss_rightly(each, kind, 0.0)
+    )
 
 
 @mistake("an empty group is NaN", "its mean is NaN")
@@ -639,7 +648,9 @@ def controlled(features, residuals, kernels, biases, strength):
 
 @mistake("an activation after the convolution", "the kernel makes")
 def controlled(features, residuals, kernels, biases, strength):
-    return speaking(features, residuals, kernels, biases, lambda f, r, K, b: f + strength * F.conv2d(r, K, b).sigmoid())
+    return speaking(
+        features, residuals, kernels, biases, lambda f, r, K, b: f + strength * F.conv2d(r, K, b).sigmoid()
+    )
 
 
 @mistake("residuals detached along with the kernels", "no gradient reaches the kernels")

@@ -1,7 +1,8 @@
 # ruff: noqa: F811 - the same function is got wrong again and again
 """Classic mistakes of chapter 6, each a small replacement of one function of the solutions.
 
-`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the grader gives.
+`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the
+grader gives.
 """
 
 import math
@@ -16,7 +17,12 @@ from helpers.mistake_bank import Bank
 
 COURSE = Path(__file__).resolve().parents[3]
 solutions = load(COURSE / "06_inpaint_gif/exercises/solutions.py", "solutions_with_mistakes")
-move_rightly, mix_rightly, loss_rightly, widen_rightly = solutions.camera_move, solutions.composite, solutions.clip_loss, solutions.nine_channels
+move_rightly, mix_rightly, loss_rightly, widen_rightly = (
+    solutions.camera_move,
+    solutions.composite,
+    solutions.clip_loss,
+    solutions.nine_channels,
+)
 zoom_rightly, loop_rightly, choose_rightly = solutions.zoom_scales, solutions.looped, solutions.one_palette
 bank = Bank()
 mistake, another_way = bank.mistake, bank.another_way
@@ -96,7 +102,10 @@ def camera_move(image, dx, dy):
     return moved, rows * columns if dx and dy else mask
 
 
-@mistake("a strip at the right and at the bottom, wherever the camera goes", "the mask should be 1 where the picture has no pixel")
+@mistake(
+    "a strip at the right and at the bottom, wherever the camera goes",
+    "the mask should be 1 where the picture has no pixel",
+)
 def camera_move(image, dx, dy):
     moved, _ = move_rightly(image, dx, dy)
     return moved, move_rightly(image, abs(dx), abs(dy))[1]
@@ -208,7 +217,9 @@ def composite(original, painted, mask, radius):
 
 @mistake("depth in steps along rows and columns only, in a corner too little", "the depths in a hole of 5 x 5")
 def composite(original, painted, mask, radius):
-    across = torch.stack([torch.from_numpy(distance_transform_edt(line.numpy())) for line in F.pad(mask[0], (1, 0), value=0)]).float()[:, 1:]
+    across = torch.stack(
+        [torch.from_numpy(distance_transform_edt(line.numpy())) for line in F.pad(mask[0], (1, 0), value=0)]
+    ).float()[:, 1:]
     return torch.where(mask > 0, mixed(original, painted, (across / (radius + 1)).clamp(max=1)), original)
 
 
@@ -545,7 +556,22 @@ def nine_channels(weight, x, image, mask, encode):
 # ----------------------------------------------------------------------------------------------- 5. repaint_step
 
 
-def resample(step, x, z, mask, k, alpha, sigma, eps_known, eps_back, up=None, known=None, joined=None, last=False, noise=lambda u: u):
+def resample(
+    step,
+    x,
+    z,
+    mask,
+    k,
+    alpha,
+    sigma,
+    eps_known,
+    eps_back,
+    up=None,
+    known=None,
+    joined=None,
+    last=False,
+    noise=lambda u: u,
+):
     """RePaint's step, with room for mistakes."""
     r = alpha[k] / alpha[k + 1]
     up = up or (lambda x, eps: r * x + (1 - r**2).sqrt() * eps)
@@ -575,7 +601,9 @@ def repaint_step(step, x, z, mask, k, alpha, sigma, *noise):
 
 @mistake("alpha and sigma swapped", "alpha and sigma are swapped")
 def repaint_step(step, x, z, mask, k, alpha, sigma, *noise):
-    return resample(step, x, z, mask, k, alpha, sigma, *noise, known=lambda z, eps: sigma[k + 1] * z + alpha[k + 1] * eps)
+    return resample(
+        step, x, z, mask, k, alpha, sigma, *noise, known=lambda z, eps: sigma[k + 1] * z + alpha[k + 1] * eps
+    )
 
 
 @mistake("noise added to the whole picture", "it has the factor alpha")
@@ -606,7 +634,9 @@ def repaint_step(step, x, *rest):
 @mistake("only the hole goes back up", "only the hole went back up")
 def repaint_step(step, x, z, mask, k, alpha, *rest):
     r = alpha[k] / alpha[k + 1]
-    return resample(step, x, z, mask, k, alpha, *rest, up=lambda x, eps: torch.where(mask > 0, r * x + (1 - r**2).sqrt() * eps, x))
+    return resample(
+        step, x, z, mask, k, alpha, *rest, up=lambda x, eps: torch.where(mask > 0, r * x + (1 - r**2).sqrt() * eps, x)
+    )
 
 
 @mistake("back up as if x were clean", "noised as if it were clean")
@@ -634,7 +664,9 @@ def repaint_step(step, x, z, mask, k, alpha, *rest):
 
 @mistake("all the noise of level k on top", "too much noise")
 def repaint_step(step, x, z, mask, k, alpha, sigma, *noise):
-    return resample(step, x, z, mask, k, alpha, sigma, *noise, up=lambda x, eps: alpha[k] / alpha[k + 1] * x + sigma[k] * eps)
+    return resample(
+        step, x, z, mask, k, alpha, sigma, *noise, up=lambda x, eps: alpha[k] / alpha[k + 1] * x + sigma[k] * eps
+    )
 
 
 @mistake("noise on top of the whole x", "x must shrink")
@@ -928,7 +960,10 @@ def nearest(pixels, palette):
 
 def centred(pixels, palette, owner, empty=None):
     """Every colour the mean of its pixels."""
-    found = [pixels[owner == k].mean(0) if (owner == k).any() else (palette if empty is None else empty)[k] for k in range(len(palette))]
+    found = [
+        pixels[owner == k].mean(0) if (owner == k).any() else (palette if empty is None else empty)[k]
+        for k in range(len(palette))
+    ]
     return torch.stack(found)
 
 
@@ -957,7 +992,9 @@ def one_palette(frames, palette, rounds):
 
 @mistake("nearest in red", "nearest in red alone")
 def one_palette(frames, palette, rounds):
-    return numbered(frames, fitted(listed(frames), palette, rounds), lambda p, c: (p[:, None, 0] - c[:, 0]).abs().argmin(1))
+    return numbered(
+        frames, fitted(listed(frames), palette, rounds), lambda p, c: (p[:, None, 0] - c[:, 0]).abs().argmin(1)
+    )
 
 
 @mistake("differences with their signs", "added with their signs")
@@ -967,7 +1004,9 @@ def one_palette(frames, palette, rounds):
 
 @mistake("nearest in brightness", "nearest in brightness")
 def one_palette(frames, palette, rounds):
-    return numbered(frames, fitted(listed(frames), palette, rounds), lambda p, c: (p[:, None] - c).sum(2).abs().argmin(1))
+    return numbered(
+        frames, fitted(listed(frames), palette, rounds), lambda p, c: (p[:, None] - c).sum(2).abs().argmin(1)
+    )
 
 
 @mistake("the sum of the differences", "the differences themselves were added")
@@ -977,7 +1016,9 @@ def one_palette(frames, palette, rounds):
 
 @mistake("the largest difference", "the largest of the three differences")
 def one_palette(frames, palette, rounds):
-    return numbered(frames, fitted(listed(frames), palette, rounds), lambda p, c: torch.cdist(p, c, p=math.inf).argmin(1))
+    return numbered(
+        frames, fitted(listed(frames), palette, rounds), lambda p, c: torch.cdist(p, c, p=math.inf).argmin(1)
+    )
 
 
 @mistake("the palette as it came", "the palette stayed as it was")

@@ -12,7 +12,13 @@ from common.io.ranges import MAY_BE_EMPTY, leaves, marks, range_of
 
 CPU = {"--device": ["cpu"]}
 FEW = CPU | {"--precision": ["no"], "--steps": ["2"], "--save-every": ["1"], "--sample-every": ["100"]}
-TUNED = FEW | {"--model": ["IN/sd"], "--size": ["32"], "--batch-size": ["2"], "--sample-steps": ["1"], "--measure": ["2"]}
+TUNED = FEW | {
+    "--model": ["IN/sd"],
+    "--size": ["32"],
+    "--batch-size": ["2"],
+    "--sample-steps": ["1"],
+    "--measure": ["2"],
+}
 DRAWN = FEW | {"--batch-size": ["2"], "--sampler": ["ddim:2"], "--model": ["IN/sd"], "--n": ["4"], "--guidance": ["2"]}
 CLIP = {"--backend": ["transformers"], "--clip": ["IN/clip"]}
 
@@ -72,14 +78,101 @@ REFUSALS = {
     "common/evaluate/train_creature_classifier.py": {}, "common/evaluate/train_digit_classifier.py": {}, "common/grade/notebook.py": {"": ["check", "01"]}, "common/grade/strip_solutions.py": {"": ["01"]},
     "bench/busy.py": {}, "bench/quality_at_time.py": {}, "bench/sampler_overhead.py": {}, "bench/sampling_time.py": {}, "bench/step.py": {},
 }  # fmt: skip
-READS = ("model", "data", "vae", "clip", "start", "resume", "use", "controlnet", "dish", "text", "image", "images", "mask", "subject", "submission", "samples", "runs",
-         "a", "b", "judge", "inpaint", "data_dir", "weights")  # fmt: skip - flags that name an input
+READS = (
+    "model",
+    "data",
+    "vae",
+    "clip",
+    "start",
+    "resume",
+    "use",
+    "controlnet",
+    "dish",
+    "text",
+    "image",
+    "images",
+    "mask",
+    "subject",
+    "submission",
+    "samples",
+    "runs",
+    "a",
+    "b",
+    "judge",
+    "inpaint",
+    "data_dir",
+    "weights",
+)  # flags that name an input
 WRITES = ("out", "json", "sheet", "folder", "cache", "lab", "keep")
-NUMBERS = ["nan", "inf", "-inf", "1e99", "-1", "0", "1000000000", "9" * 25, "9" * 5000, "1e-320", "-0.0", "abc", "", "1,000", "0x10", "٣", "1e400", "½"]
-TEXTS = ["", " ", "\udcff", "a\udcffb", "a" * 100_000, "../..", "%s%n", "--", "\n", "{0.__class__}", "0", "-", "~", "a:b:c", "=", ",", "\x1b[31m", "番茄" * 500, "ddim:0",
-         "ddim:99999999999999999999", "ddim:5:eta=nan", "right:", ":", "1>", ">"]  # fmt: skip
-OUTPUTS = ["", ".", "/proc", "/dev/full", "/proc/nothing/a.png", "old.png", "old.png/b.png", "a" * 300, "a" * 300 + ".png", "\udcff.png", "IN/hostile/folder.png", "IN/hostile/denied/a.png",
-           "no_suffix", ".png", "IN/hostile/loop/a.png", "x/../../../../../../../../../../../../dev/full", "a\nb.png", "old", "old.json", "old.gif"]  # fmt: skip
+NUMBERS = [
+    "nan",
+    "inf",
+    "-inf",
+    "1e99",
+    "-1",
+    "0",
+    "1000000000",
+    "9" * 25,
+    "9" * 5000,
+    "1e-320",
+    "-0.0",
+    "abc",
+    "",
+    "1,000",
+    "0x10",
+    "٣",
+    "1e400",
+    "½",
+]
+TEXTS = [
+    "",
+    " ",
+    "\udcff",
+    "a\udcffb",
+    "a" * 100_000,
+    "../..",
+    "%s%n",
+    "--",
+    "\n",
+    "{0.__class__}",
+    "0",
+    "-",
+    "~",
+    "a:b:c",
+    "=",
+    ",",
+    "\x1b[31m",
+    "番茄" * 500,
+    "ddim:0",
+    "ddim:99999999999999999999",
+    "ddim:5:eta=nan",
+    "right:",
+    ":",
+    "1>",
+    ">",
+]
+OUTPUTS = [
+    "",
+    ".",
+    "/proc",
+    "/dev/full",
+    "/proc/nothing/a.png",
+    "old.png",
+    "old.png/b.png",
+    "a" * 300,
+    "a" * 300 + ".png",
+    "\udcff.png",
+    "IN/hostile/folder.png",
+    "IN/hostile/denied/a.png",
+    "no_suffix",
+    ".png",
+    "IN/hostile/loop/a.png",
+    "x/../../../../../../../../../../../../dev/full",
+    "a\nb.png",
+    "old",
+    "old.json",
+    "old.gif",
+]
 
 
 @dataclass(frozen=True)
@@ -87,7 +180,7 @@ class Call:
     program: str
     words: tuple[str, ...]
     must_refuse: bool  # whether exit code 0 would be wrong
-    out: str           # what an accepted call must have written
+    out: str  # what an accepted call must have written
     why: str
 
 
@@ -109,14 +202,24 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
     hints, must, why = get_type_hints(args_type, include_extras=True), False, []
     for field in rng.sample(fields(args_type), min(len(fields(args_type)), 1 + (rng.random() < 0.2))):
         valid = flags.get("--" + field.name.replace("_", "-"), flags.get("", []))[:1]
-        values, bad = mutation(rng, field, hints[field.name], related(program, field.name, valid, hostile) if rng.random() < 0.6 else hostile)
+        values, bad = mutation(
+            rng,
+            field,
+            hints[field.name],
+            related(program, field.name, valid, hostile) if rng.random() < 0.6 else hostile,
+        )
         must |= bad and (bool(values) or Positional not in marks(hints[field.name]))
         name = "--" + field.name.replace("_", "-")
-        positional = Positional in marks(hints[field.name]) or any("Positional" in repr(mark) for mark in marks(hints[field.name]))
+        positional = Positional in marks(hints[field.name]) or any(
+            "Positional" in repr(mark) for mark in marks(hints[field.name])
+        )
         if bool in leaves(hints[field.name]) and values in (["on"], ["off"]):
             name, values = (f"--no-{name[2:]}" if values == ["off"] else name), []
         if positional:
-            place = sum(any("Positional" in repr(mark) for mark in marks(hints[other.name])) for other in fields(args_type)[: fields(args_type).index(field)])
+            place = sum(
+                any("Positional" in repr(mark) for mark in marks(hints[other.name]))
+                for other in fields(args_type)[: fields(args_type).index(field)]
+            )
             if program.endswith("ablate.py"):
                 values, bad = study(rng)
                 must |= bad
@@ -127,7 +230,10 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
         else:
             flags[name] = values
         why.append(f"{name} {' '.join(values)[:60]}")
-    if program in REFUSALS and (not must or any("/dev/full" in value or "/proc" in value for value in flags.get("--json", []) + flags.get("--out", []))):
+    if program in REFUSALS and (
+        not must
+        or any("/dev/full" in value or "/proc" in value for value in flags.get("--json", []) + flags.get("--out", []))
+    ):
         return None
     if rng.random() < 0.02:
         flags, must = flags | {"--no-such-flag": ["1"]}, True
@@ -138,11 +244,20 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
 
 def related(program: str, name: str, valid: list[str], hostile: list[str]) -> list[str]:
     """Damaged inputs of the kind that the flag takes, which get further than others."""
-    kind = "set" if name in ("data", "subject") else RESUMED.get(program, "pixels") if name == "resume" else Path((valid or ["x"])[0]).name
+    kind = (
+        "set"
+        if name in ("data", "subject")
+        else RESUMED.get(program, "pixels")
+        if name == "resume"
+        else Path((valid or ["x"])[0]).name
+    )
     return [word for word in hostile if word.startswith(f"IN/hostile/{kind}_")] or hostile
 
 
-RESUMED = {"02_cfg_pokemon/train.py": "words", "05_finetune_diffusers/lora.py": "lora"}  # whose runs are damaged in inputs.py; others meet those of chapter 1
+RESUMED = {
+    "02_cfg_pokemon/train.py": "words",
+    "05_finetune_diffusers/lora.py": "lora",
+}  # whose runs are damaged in inputs.py; others meet those of chapter 1
 
 
 def mutation(rng: random.Random, field: Any, hint: Any, hostile: list[str]) -> tuple[list[str], bool]:
@@ -166,7 +281,16 @@ def mutation(rng: random.Random, field: Any, hint: Any, hostile: list[str]) -> t
         return [text] * (2 if "tuple[float, float]" in str(hint) else 1), number not in limits
     if field.name in WRITES:
         text = rng.choice(OUTPUTS)
-        return [text], text in ("", "/proc", "/dev/full", "/proc/nothing/a.png", "old.png/b.png", "a" * 300, "a" * 300 + ".png", "\udcff.png")
+        return [text], text in (
+            "",
+            "/proc",
+            "/dev/full",
+            "/proc/nothing/a.png",
+            "old.png/b.png",
+            "a" * 300,
+            "a" * 300 + ".png",
+            "\udcff.png",
+        )
     if field.name in READS or Path in kinds:
         text = rng.choice(hostile if rng.random() < 0.8 else TEXTS)
         return [text], "\udcff" in text
@@ -176,15 +300,59 @@ def mutation(rng: random.Random, field: Any, hint: Any, hostile: list[str]) -> t
 
 def study(rng: random.Random) -> tuple[list[str], bool]:
     """A word of ablate.py's."""
-    key = rng.choice(["lr", "n", "batch_size", "layers", "channels", "size", "seed", "train_steps", "steps", "eta", "noise_seed", "sampler", "data", "loss", "weight",
-                      "optimizer", "clip", "variance", "schedule", "prediction", "model", "ema", "learned_variance", "colour", ""])  # fmt: skip
-    value = rng.choice(["nan", "0", "-1", "abc", "", "inf", "1e99", "9" * 25, "\udcff", "8-x", ",", "0-8", "1000000000"])
-    bad = key in ("lr", "n", "batch_size", "layers", "size", "train_steps", "steps") or "\udcff" in value or (key == "channels")
+    key = rng.choice(
+        [
+            "lr",
+            "n",
+            "batch_size",
+            "layers",
+            "channels",
+            "size",
+            "seed",
+            "train_steps",
+            "steps",
+            "eta",
+            "noise_seed",
+            "sampler",
+            "data",
+            "loss",
+            "weight",
+            "optimizer",
+            "clip",
+            "variance",
+            "schedule",
+            "prediction",
+            "model",
+            "ema",
+            "learned_variance",
+            "colour",
+            "",
+        ]
+    )
+    value = rng.choice(
+        ["nan", "0", "-1", "abc", "", "inf", "1e99", "9" * 25, "\udcff", "8-x", ",", "0-8", "1000000000"]
+    )
+    bad = (
+        key in ("lr", "n", "batch_size", "layers", "size", "train_steps", "steps")
+        or "\udcff" in value
+        or (key == "channels")
+    )
     return [f"{key}={value}"], bad
 
 
 def hostile_words(folder: Path) -> list[str]:
-    return ["IN/hostile/" + path.name for path in sorted(folder.iterdir())] + ["", "nowhere", "IN/plain", "IN/a.png", "/dev/zero", "/dev/null", "/", "a" * 300, "hub:a/b", "hub:"]
+    return ["IN/hostile/" + path.name for path in sorted(folder.iterdir())] + [
+        "",
+        "nowhere",
+        "IN/plain",
+        "IN/a.png",
+        "/dev/zero",
+        "/dev/null",
+        "/",
+        "a" * 300,
+        "hub:a/b",
+        "hub:",
+    ]
 
 
 def grouped(made: list[Call]) -> Iterator[tuple[str, list[Call]]]:

@@ -4,11 +4,12 @@
   python tests/robustness/fuzz/run.py --n 200 --seed 3 --only make_gif
   python tests/robustness/fuzz/run.py --replay 17 --n 2000          only call number 17 of these, with its whole output
 
-A call is a valid one (calls.py) with one or two flags changed: numbers out of range, NaN, infinity, empty and endless texts, text that is no
-Unicode, and files that are damaged, hostile or not there (inputs.py). Each runs in a child of a process that has loaded all libraries already,
-in an empty folder, with limits of memory and time. The verdicts:
+A call is a valid one (calls.py) with one or two flags changed: numbers out of range, NaN, infinity, empty and endless
+texts, text that is no Unicode, and files that are damaged, hostile or not there (inputs.py). Each runs in a child of a
+process that has loaded all libraries already, in an empty folder, with limits of memory and time. The verdicts:
 
-  refused    exit code 2, the last line of the errors is the only one that begins with "error:" (or the flag parser's box)
+  refused    exit code 2, the last line of the errors is the only one that begins with "error:" (or the flag parser's
+             box)
   accepted   exit code 0, and what --out names is there
   announced  it was ended, but a progress bar had said how long it would take
   fault      everything else
@@ -46,8 +47,66 @@ from helpers.programs import ROOT, load_program  # noqa: E402
 
 CPU_SECONDS, SECONDS = 30, 120  # of a call, before it must have announced its end
 MEMORY = 12 * 2**30
-LIBRARIES = ["tyro", "accelerate", "accelerate.state", "diffusers", "transformers", "peft", "compel", "denoising_diffusion_pytorch", "datasets", "lmdb", "matplotlib.figure", "matplotlib.pyplot", "PIL.Image", "imageio_ffmpeg", "sklearn.datasets", "torchvision.transforms.v2", "torch.utils.tensorboard", "safetensors.torch", "tokenizers", "scipy.linalg", "scipy.ndimage", "torchmetrics", "diffusers.pipelines.stable_diffusion", "transformers.models.clip", "transformers.models.chinese_clip", "torch._dynamo", "common.training.loop", "common.training.logging", "common.viz", "common.evaluate", "common.training.checkpoint", "common.models.text_to_image_folder", "common.training.latents", "common.models.vae", "common.models.text.encoders", "common.data.registry", "common.data.sources.lmdb_dataset", "common.evaluate.creature_classifier", "common.evaluate.digit_classifier", "common.training.settings", "common.training.flags", "common.grade.notebook", "common.grade.checks"]  # fmt: skip
-DIFFUSERS = ["StableDiffusionPipeline", "AutoPipelineForImage2Image", "AutoPipelineForInpainting", "AutoPipelineForText2Image", "StableDiffusionControlNetPipeline", "ControlNetModel", "DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "UNet2DConditionModel", "UNet2DModel", "AutoencoderKL", "DDPMPipeline"]  # fmt: skip
+LIBRARIES = [
+    "tyro",
+    "accelerate",
+    "accelerate.state",
+    "diffusers",
+    "transformers",
+    "peft",
+    "compel",
+    "denoising_diffusion_pytorch",
+    "datasets",
+    "lmdb",
+    "matplotlib.figure",
+    "matplotlib.pyplot",
+    "PIL.Image",
+    "imageio_ffmpeg",
+    "sklearn.datasets",
+    "torchvision.transforms.v2",
+    "torch.utils.tensorboard",
+    "safetensors.torch",
+    "tokenizers",
+    "scipy.linalg",
+    "scipy.ndimage",
+    "torchmetrics",
+    "diffusers.pipelines.stable_diffusion",
+    "transformers.models.clip",
+    "transformers.models.chinese_clip",
+    "torch._dynamo",
+    "common.training.loop",
+    "common.training.logging",
+    "common.viz",
+    "common.evaluate",
+    "common.training.checkpoint",
+    "common.models.text_to_image_folder",
+    "common.training.latents",
+    "common.models.vae",
+    "common.models.text.encoders",
+    "common.data.registry",
+    "common.data.sources.lmdb_dataset",
+    "common.evaluate.creature_classifier",
+    "common.evaluate.digit_classifier",
+    "common.training.settings",
+    "common.training.flags",
+    "common.grade.notebook",
+    "common.grade.checks",
+]
+DIFFUSERS = [
+    "StableDiffusionPipeline",
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
+    "StableDiffusionControlNetPipeline",
+    "ControlNetModel",
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "AutoencoderKL",
+    "DDPMPipeline",
+]
 
 
 @dataclass(frozen=True)
@@ -97,7 +156,9 @@ def be_the_program(program: str, words: tuple[str, ...], folder: Path, out: Path
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
-            setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
+            setattr(
+                sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+            )
         if limited:
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -109,7 +170,9 @@ def be_the_program(program: str, words: tuple[str, ...], folder: Path, out: Path
         sys.argv = [program, *words]
         if program.startswith("0"):
             sys.path.insert(0, str((ROOT / program).parent))  # as `python program` does
-        sys.modules["__main__"] = sys.modules["__mp_main__"] = module = types.ModuleType("__main__")  # processes that the program starts look for it there
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = module = types.ModuleType(
+            "__main__"
+        )  # processes that the program starts look for it there
         module.__file__ = str(ROOT / program)
         exec(compile((ROOT / program).read_bytes(), str(ROOT / program), "exec"), module.__dict__)
         code = 0
@@ -125,8 +188,8 @@ def be_the_program(program: str, words: tuple[str, ...], folder: Path, out: Path
 
 
 def be_an_ordinary_user(scratch: Path) -> None:
-    """Permissions mean nothing to root, so the functions that open and change files say no themselves: nothing is read below a folder
-    or file named denied, and nothing is written outside the scratch folder."""
+    """Permissions mean nothing to root, so the functions that open and change files say no themselves: nothing is read
+    below a folder or file named denied, and nothing is written outside the scratch folder."""
     import builtins
     import io
 
@@ -149,8 +212,17 @@ def be_an_ordinary_user(scratch: Path) -> None:
         return call
 
     opens, os_open = builtins.open, os.open
-    for where, name, changes in ((builtins, "open", False), (io, "open", False), (os, "open", False), (os, "listdir", False), (os, "scandir", False),
-                                 *((os, name, True) for name in ("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "symlink", "link", "mkfifo"))):  # fmt: skip
+    for where, name, changes in (
+        (builtins, "open", False),
+        (io, "open", False),
+        (os, "open", False),
+        (os, "listdir", False),
+        (os, "scandir", False),
+        *(
+            (os, name, True)
+            for name in ("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "symlink", "link", "mkfifo")
+        ),
+    ):
         setattr(where, name, checked(getattr(where, name), changes))
 
 
@@ -159,7 +231,11 @@ MODES = {"r", "w", "a", "x", "rb", "wb", "ab", "xb", "r+", "rb+", "r+b", "w+", "
 
 def wants_to_write(args: tuple, kwargs: dict) -> bool:
     mode = kwargs.get("mode", args[0] if args else "r")
-    return bool(mode & (os.O_WRONLY | os.O_RDWR)) if isinstance(mode, int) else isinstance(mode, str) and bool(set(mode) & set("wax+"))
+    return (
+        bool(mode & (os.O_WRONLY | os.O_RDWR))
+        if isinstance(mode, int)
+        else isinstance(mode, str) and bool(set(mode) & set("wax+"))
+    )
 
 
 def wait(child: int, seconds: float) -> int:
@@ -190,7 +266,11 @@ def verdict_of(call: fuzz.Call, code: int, out: str, err: str, folder: Path) -> 
     if "Traceback (most recent call last)" in err:
         return "fault", "traceback: " + lines[-1][:200]
     if code == -9:
-        bars = [line for line in lines[-3:] if re.search(r"\d+%\|.*\[\d[\d:]*<\d[\d:]*", line) or re.search(r"\d+%\|.*\| \d[\d:]*", line)]
+        bars = [
+            line
+            for line in lines[-3:]
+            if re.search(r"\d+%\|.*\[\d[\d:]*<\d[\d:]*", line) or re.search(r"\d+%\|.*\| \d[\d:]*", line)
+        ]
         return ("announced", bars[-1][:100]) if bars else ("fault", "works on without an announced end")
     if code == 2 and "╭" in err and not said:
         return "refused", "by the flag parser"
@@ -202,7 +282,9 @@ def verdict_of(call: fuzz.Call, code: int, out: str, err: str, folder: Path) -> 
         return "fault", f"exit code {code}: {(lines or [''])[-1][:200]}"
     if call.must_refuse and not {"--help", "-h"} & set(call.words):
         return "fault", "accepted what must be refused"
-    if {"--list", "--dry", "--ask", "--use", "--by-hand-only"} & set(call.words):  # these write something else, or nothing
+    if {"--list", "--dry", "--ask", "--use", "--by-hand-only"} & set(
+        call.words
+    ):  # these write something else, or nothing
         return "accepted", ""
     if call.out and not (folder / call.out.replace("IN/", f"{folder.parent.parent}/in/")).exists():
         return "fault", f"accepted, but {call.out} is not there"
@@ -226,13 +308,25 @@ def prepare(root: Path) -> Path:
 
 def programs() -> dict[str, type]:
     """The Args of every program: each file that hands its own main to common.cli.run."""
-    paths = [path for part in ("0*_*", "common", "bench") for path in sorted(ROOT.glob(f"{part}/**/*.py")) if "run(main, Args)" in path.read_text(encoding="utf-8")]
+    paths = [
+        path
+        for part in ("0*_*", "common", "bench")
+        for path in sorted(ROOT.glob(f"{part}/**/*.py"))
+        if "run(main, Args)" in path.read_text(encoding="utf-8")
+    ]
     return {str(path.relative_to(ROOT)): load_program(str(path.relative_to(ROOT))).Args for path in paths}
 
 
 def attempt(call: fuzz.Call, root: Path, number: int) -> Outcome:
     place = root / f"call-{number}"
-    words = tuple(word.replace("IN/", f"{root}/in/") if word.startswith("IN") and word != "IN" else f"{root}/in" if word == "IN" else word for word in call.words)
+    words = tuple(
+        word.replace("IN/", f"{root}/in/")
+        if word.startswith("IN") and word != "IN"
+        else f"{root}/in"
+        if word == "IN"
+        else word
+        for word in call.words
+    )
     code, out, err, seconds = run_child(call.program, words, place / "here", limited=True)
     verdict, reason = verdict_of(call, code, out, err, place / "here")
     shutil.rmtree(place, ignore_errors=True)
@@ -247,7 +341,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same calls")
     parser.add_argument("--only", default="", help="part of the names of the programs to call")
     parser.add_argument("--log", type=Path, default=None, help="file for one line a call")
-    parser.add_argument("--replay", type=int, default=None, help="number of a call of the log, which is made again and shown")
+    parser.add_argument(
+        "--replay", type=int, default=None, help="number of a call of the log, which is made again and shown"
+    )
     args = parser.parse_args()
     warm()
     return fuzz_all(args.n, args.seed, args.only, args.log, args.replay)
@@ -270,7 +366,9 @@ def fuzz_all(n: int, seed: int, only: str = "", log: Path | None = None, replay:
                 continue
             outcome = attempt(call, root, number)
             counts[call.program, outcome.verdict] += 1
-            line = f"{number} {outcome.verdict} {outcome.seconds:.1f}s {call.program} [{call.why}] {outcome.reason}".replace("\n", "\\n").replace(str(root), "ROOT")
+            line = f"{number} {outcome.verdict} {outcome.seconds:.1f}s {call.program} [{call.why}] {outcome.reason}".replace(
+                "\n", "\\n"
+            ).replace(str(root), "ROOT")
             if file:
                 print(line, file=file, flush=True)
             if outcome.verdict == "fault":
@@ -287,7 +385,10 @@ def table(counts: Counter) -> str:
     rows = [f"{'program':46}" + "".join(f"{verdict:>11}" for verdict in verdicts)]
     for program in sorted({program for program, _ in counts}):
         rows.append(f"{program:46}" + "".join(f"{counts[program, verdict]:>11}" for verdict in verdicts))
-    rows.append(f"{'all ' + str(sum(counts.values())):46}" + "".join(f"{sum(counts[program, v] for program, v in counts if v == verdict):>11}" for verdict in verdicts))
+    rows.append(
+        f"{'all ' + str(sum(counts.values())):46}"
+        + "".join(f"{sum(counts[program, v] for program, v in counts if v == verdict):>11}" for verdict in verdicts)
+    )
     return "\n".join(rows)
 
 

@@ -1,16 +1,18 @@
-"""Kill every training program with SIGKILL at each of its file operations, resume it to the end, and compare the result bit for bit.
+"""Kill every training program with SIGKILL at each of its file operations, resume it to the end, and compare the
+result bit for bit.
 
   python tests/robustness/kills/run.py                          all programs, every operation: minutes to hours
   python tests/robustness/kills/run.py --programs 04_train 06_text2dish
   python tests/robustness/kills/run.py --sample 3               three operations of each program, chosen by chance
   python tests/robustness/kills/run.py --json kills.json        keep the results
 
-A file operation is one that changes the run folder: opening a file to write, a rename, a removal, a new folder, or an fsync, before which
-half of the file is cut off. The process dies before the operation takes place. An audit hook of Python sees them, whatever library
-calls them. One process imports everything and forks a child for every life of a run, so a life costs about as long as its training.
+A file operation is one that changes the run folder: opening a file to write, a rename, a removal, a new folder, or an
+fsync, before which half of the file is cut off. The process dies before the operation takes place. An audit hook of
+Python sees them, whatever library calls them. One process imports everything and forks a child for every life of a
+run, so a life costs about as long as its training.
 
-Compared are weights, averages, optimizer and other state of the last checkpoint, the model folder, the log and the measurements without
-their times, and the pictures at the end; and nothing half-written may be left.
+Compared are weights, averages, optimizer and other state of the last checkpoint, the model folder, the log and the
+measurements without their times, and the pictures at the end; and nothing half-written may be left.
 """
 
 import argparse
@@ -74,10 +76,18 @@ WORK = ["ddpm_mnist.trainer", "cfg_pokemon.trainer", "latent_sd.unet_trainer", "
         "inpaint_gif.training.controlnet"]  # fmt: skip
 TIMES = {"seconds", "took", "images_per_second", "progress"}  # what no two runs have in common
 TIMED = ("config.json", "results.json", "loss.png", "curves.png")  # files with times in them, or a path
-CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.link": 2, "os.symlink": 2, "os.truncate": None}  # event: place of dir_fd
+CHANGES = {
+    "os.rename": 2,
+    "os.remove": 1,
+    "os.rmdir": 1,
+    "os.mkdir": 2,
+    "os.link": 2,
+    "os.symlink": 2,
+    "os.truncate": None,
+}  # event: place of dir_fd
 
 
-# ------------------------------------------------------------------------------------------------------ dying at a place
+# ---------------------------------------------------------------------------------------------------- dying at a place
 
 
 def watch(run: Path, last: int | None, count: Callable[[str], None]) -> None:
@@ -103,7 +113,9 @@ def watch(run: Path, last: int | None, count: Callable[[str], None]) -> None:
             place = CHANGES[event]
             path, folder = os.fsdecode(args[0]), args[place] if place else -1
             if not os.path.isabs(path) and isinstance(folder, int) and folder >= 0:
-                path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)  # shutil.rmtree names files like this
+                path = os.path.join(
+                    os.readlink(f"/proc/self/fd/{folder}"), path
+                )  # shutil.rmtree names files like this
             passes(event, os.path.abspath(path))
 
     def fsync(fd: Any) -> None:
@@ -115,7 +127,9 @@ def watch(run: Path, last: int | None, count: Callable[[str], None]) -> None:
 
 
 def live(program: str, flags: list, run: Path, log: Path, last: int | None = None) -> tuple[int, list[str]]:
-    """One life of a run in a forked child. Returns its exit code, negative for a signal, and its operations where it lives to the end."""
+    """One life of a run in a forked child.
+    Returns its exit code, negative for a signal, and its operations where it lives to the end.
+    """
     operations = run.with_name(run.name + ".operations")
     child = os.fork()
     if child == 0:
@@ -138,7 +152,7 @@ def live(program: str, flags: list, run: Path, log: Path, last: int | None = Non
     return code, operations.read_text().splitlines() if code == 0 else []
 
 
-# ------------------------------------------------------------------------------------------------------------ comparing
+# ----------------------------------------------------------------------------------------------------------- comparing
 
 
 def state_of(run: Path) -> dict[str, str]:
@@ -169,7 +183,13 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for i, item in enumerate(value):
             yield from flat(item, f"{name}.{i}")
     elif isinstance(value, Tensor):
-        yield name, digest(str((value.dtype, value.shape)).encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        yield (
+            name,
+            digest(
+                str((value.dtype, value.shape)).encode()
+                + value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            ),
+        )
     else:
         yield name, digest(repr(value).encode())
 
@@ -185,7 +205,7 @@ def difference(run: Path, whole: dict[str, str]) -> str:
     return f"{wrong[0]} (and {len(wrong) - 1} more)" if wrong else ""
 
 
-# ----------------------------------------------------------------------------------------------------------- the matrix
+# ---------------------------------------------------------------------------------------------------------- the matrix
 
 
 def prepare(folder: Path) -> None:
@@ -198,7 +218,9 @@ def prepare(folder: Path) -> None:
 
     write_tiny_pipeline(folder / "sd")
     flags = CLIPFlags(dim=32, size=32, layers=1, width=32, patch=16, text_width=32, text_layers=1)
-    save_folder(folder / "clip", new_checkpoint(flags, vocabulary([text for names in LEARNED.values() for text in names])))
+    save_folder(
+        folder / "clip", new_checkpoint(flags, vocabulary([text for names in LEARNED.values() for text in names]))
+    )
     program, flags = PROGRAMS["01_train"]
     run_main(program, *flags, "--out", folder / "digits")
 
@@ -222,7 +244,11 @@ def kill_one(name: str, folder: Path, last: int, whole: dict[str, str], seeds: l
         return f"was not killed, but ended with {code}: {last_line(log)}"
     begun = (run / "config.json").exists()
     code, _ = live(program, ["--resume", run] if begun else [*flags, "--out", run], run, log)
-    said = difference(run, whole) if code == 0 else f"{'resumed' if begun else 'begun again'}, it ended with {code}: {last_line(log)}"
+    said = (
+        difference(run, whole)
+        if code == 0
+        else f"{'resumed' if begun else 'begun again'}, it ended with {code}: {last_line(log)}"
+    )
     shutil.rmtree(run, ignore_errors=True)
     return said
 
@@ -231,7 +257,9 @@ def last_line(log: Path) -> str:
     return (log.read_text(errors="replace").strip().splitlines() or [""])[-1][-300:]
 
 
-def kill_all(names: list[str], sample: int | None, seed: int, folder: Path, tell: Callable[[str], None] = print) -> dict[str, Any]:
+def kill_all(
+    names: list[str], sample: int | None, seed: int, folder: Path, tell: Callable[[str], None] = print
+) -> dict[str, Any]:
     """{program: {operations, killed, faults: {operation: what is wrong}}}"""
     warm()
     prepare(folder / "parts")
@@ -247,12 +275,18 @@ def kill_all(names: list[str], sample: int | None, seed: int, folder: Path, tell
         chosen = list(range(len(operations)))
         if sample is not None:
             chosen = sorted(random.Random(f"{seed} {name}").sample(chosen, min(sample, len(chosen))))
-        faults = {f"{last}: {operations[last]}": said for last in chosen if (said := kill_one(name, folder, last, whole, flags))}
+        faults = {
+            f"{last}: {operations[last]}": said
+            for last in chosen
+            if (said := kill_one(name, folder, last, whole, flags))
+        }
         again, _ = live(program, [*flags, "--out", folder / f"{name}-again"], folder / f"{name}-again", log)
         if said := difference(folder / f"{name}-again", whole):
             faults["twice without a kill"] = said
         results[name] = {"operations": len(operations), "killed": len(chosen), "faults": faults}
-        tell(f"{name:18} {len(operations):5} operations, {len(chosen):5} killed, {len(faults):3} wrong, {time.monotonic() - began:5.0f} s")
+        tell(
+            f"{name:18} {len(operations):5} operations, {len(chosen):5} killed, {len(faults):3} wrong, {time.monotonic() - began:5.0f} s"
+        )
         for where, said in faults.items():
             tell(f"    {where}\n        {said}")
     return results
@@ -260,14 +294,25 @@ def kill_all(names: list[str], sample: int | None, seed: int, folder: Path, tell
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS), metavar="NAME", help="programs to kill: " + ", ".join(PROGRAMS))
-    parser.add_argument("--sample", type=int, help="number of operations of each program, chosen by chance; by default all")
+    parser.add_argument(
+        "--programs",
+        nargs="+",
+        choices=PROGRAMS,
+        default=list(PROGRAMS),
+        metavar="NAME",
+        help="programs to kill: " + ", ".join(PROGRAMS),
+    )
+    parser.add_argument(
+        "--sample", type=int, help="number of operations of each program, chosen by chance; by default all"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of that choice")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         os.chdir(folder)
-        results = kill_all(args.programs, args.sample, args.seed, Path(folder).resolve(), lambda line: print(line, flush=True))
+        results = kill_all(
+            args.programs, args.sample, args.seed, Path(folder).resolve(), lambda line: print(line, flush=True)
+        )
     if args.json:
         args.json.write_text(json.dumps(results, indent=2, ensure_ascii=False))
     wrong = sum(len(result["faults"]) for result in results.values())

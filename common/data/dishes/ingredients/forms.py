@@ -22,7 +22,9 @@ def bent(p: Pieces, bend: float) -> Array:
     return p.v - p.swing(0, bend) * (1 - p.u * p.u) - p.swing(1, 0.35 * bend) * np.sin(3 * p.u)
 
 
-def shred(colour: Colour, other: Colour, width: float = 0.12, bend: float = 0.35, gloss: float = 0.5, taper: float = 0.0) -> Paint:
+def shred(
+    colour: Colour, other: Colour, width: float = 0.12, bend: float = 0.35, gloss: float = 0.5, taper: float = 0.0
+) -> Paint:
     """A strip, rod or strand, more or less bent; its colour lies between two. taper: how much thinner at one end."""
 
     def paint(p: Pieces) -> Look:
@@ -34,47 +36,83 @@ def shred(colour: Colour, other: Colour, width: float = 0.12, bend: float = 0.35
     return paint
 
 
-def chunk(top: Colour, side: Colour, long: float = 0.8, wide: float = 0.6, corner: float = 0.15, bevel: float = 0.22,
-          gloss: float = 0.4, rough: float = 0.0) -> Paint:  # fmt: skip
+def chunk(
+    top: Colour,
+    side: Colour,
+    long: float = 0.8,
+    wide: float = 0.6,
+    corner: float = 0.15,
+    bevel: float = 0.22,
+    gloss: float = 0.4,
+    rough: float = 0.0,
+) -> Paint:
     """A block: a lighter face and darker flanks. rough: how uneven."""
 
     def paint(p: Pieces) -> Look:
         u, v = p.warped(0.08 + 0.1 * rough, 2.5)
         d = box(u, v, long, wide, corner) + p.swing(1, 0.06)
-        height = dome(d, bevel) * 1.3 + (0.10 * rough * np.sin(7 * u + 6 * p.luck[2]) * np.sin(6 * v + 6 * p.luck[3]) if rough else 0)
+        height = dome(d, bevel) * 1.3 + (
+            0.10 * rough * np.sin(7 * u + 6 * p.luck[2]) * np.sin(6 * v + 6 * p.luck[3]) if rough else 0
+        )
         return Look(d, blend(p.tone(side), p.tone(top), np.clip(-d / bevel, 0, 1)), height, gloss)
 
     return paint
 
 
-def ball(colour: Colour, rim: Colour, long: float = 1.0, gloss: float = 0.5,
-         spread: float = 0.06, high: float = 1.0) -> Paint:  # fmt: skip
+def ball(
+    colour: Colour, rim: Colour, long: float = 1.0, gloss: float = 0.5, spread: float = 0.06, high: float = 1.0
+) -> Paint:
     """A ball, or an egg `long` times as long as wide; darker towards its rim. high: 1, or less for something flat."""
 
     def paint(p: Pieces) -> Look:
         v = p.v * long
         d = (np.sqrt(p.u * p.u + v * v) - 1) / long
         body = np.clip(-d * long, 0, 1)
-        return Look(d, blend(p.tone(rim, spread), p.tone(colour, spread), np.minimum(1, 2.2 * body)), high * dome(d, 0.95 / long), gloss)
+        return Look(
+            d,
+            blend(p.tone(rim, spread), p.tone(colour, spread), np.minimum(1, 2.2 * body)),
+            high * dome(d, 0.95 / long),
+            gloss,
+        )
 
     return paint
 
 
-def lump(colour: Colour, other: Colour, strength: float = 0.22, bumps: float = 0.0, gloss: float = 0.4,
-         flat: float = 0.7, opacity: float = 1.0) -> Paint:  # fmt: skip
+def lump(
+    colour: Colour,
+    other: Colour,
+    strength: float = 0.22,
+    bumps: float = 0.0,
+    gloss: float = 0.4,
+    flat: float = 0.7,
+    opacity: float = 1.0,
+) -> Paint:
     """Something without a form of its own, in two colours that run into each other."""
 
     def paint(p: Pieces) -> Look:
         u, v = p.warped(strength, 3.2)
         d = np.sqrt(u * u + v * v * (1 + p.luck[1])) - 0.78
         wave = np.sin(4 * u + 6.3 * p.luck[2]) * np.sin(4 * v + 6.3 * p.luck[3])
-        return Look(d, blend(p.tone(colour), p.tone(other), 0.5 + 0.5 * wave), dome(d, flat) + bumps * wave * np.clip(-3 * d, 0, 1), gloss, opacity)
+        return Look(
+            d,
+            blend(p.tone(colour), p.tone(other), 0.5 + 0.5 * wave),
+            dome(d, flat) + bumps * wave * np.clip(-3 * d, 0, 1),
+            gloss,
+            opacity,
+        )
 
     return paint
 
 
-def slice_(skin: Colour, flesh: Colour, heart: Colour, rim: float = 0.12, core: float = 0.45, stars: int = 0,
-           gloss: float = 0.4) -> Paint:  # fmt: skip
+def slice_(
+    skin: Colour,
+    flesh: Colour,
+    heart: Colour,
+    rim: float = 0.12,
+    core: float = 0.45,
+    stars: int = 0,
+    gloss: float = 0.4,
+) -> Paint:
     """A round slice: skin, flesh, and a heart with `stars` chambers."""
 
     def paint(p: Pieces) -> Look:
@@ -89,7 +127,9 @@ def slice_(skin: Colour, flesh: Colour, heart: Colour, rim: float = 0.12, core: 
     return paint
 
 
-def leaf(edge: Colour, middle: Colour, vein: Colour, long: float = 1.5, ruffle: float = 0.10, gloss: float = 0.4) -> Paint:
+def leaf(
+    edge: Colour, middle: Colour, vein: Colour, long: float = 1.5, ruffle: float = 0.10, gloss: float = 0.4
+) -> Paint:
     """A leaf with a ruffled edge and a rib along its middle."""
 
     def paint(p: Pieces) -> Look:
@@ -105,7 +145,9 @@ def leaf(edge: Colour, middle: Colour, vein: Colour, long: float = 1.5, ruffle: 
     return paint
 
 
-def meat_slice(colour: Colour, dark: Colour, skin: Colour | None = None, gloss: float = 0.6, depth: float = 0.16) -> Paint:
+def meat_slice(
+    colour: Colour, dark: Colour, skin: Colour | None = None, gloss: float = 0.6, depth: float = 0.16
+) -> Paint:
     """A flat slice with a grain; with skin along one side where it has one."""
 
     def paint(p: Pieces) -> Look:

@@ -1,6 +1,7 @@
 """Pieces of food, painted all at once: a hundred grains of rice are one call, with an axis for the grain.
 
-A kind of food is a function from `Pieces` (coordinates inside each piece, which is about 1 in every direction) to a `Look`.
+A kind of food is a function from `Pieces` (coordinates inside each piece, which is about 1 in every direction) to a
+`Look`.
 """
 
 from collections.abc import Callable
@@ -93,7 +94,9 @@ class Spots:
         return Spots(self.x[which], self.y[which], self.size[which], self.turn[which], self.base[which])
 
 
-def patches(relief: Relief, kind: Ingredient, spots: Spots, luck: Array, coat: tuple[Colour, float] | None) -> tuple[list[Array], int, Array, Array]:
+def patches(
+    relief: Relief, kind: Ingredient, spots: Spots, luck: Array, coat: tuple[Colour, float] | None
+) -> tuple[list[Array], int, Array, Array]:
     """K small pictures of one kind: where each belongs, its share of every pixel, and its five layers.
 
     luck  (K, LUCK + 2) random numbers
@@ -102,7 +105,9 @@ def patches(relief: Relief, kind: Ingredient, spots: Spots, luck: Array, coat: t
     total = relief.x.shape[0]
     reach = float(kind.reach * spots.size.max())
     side = min(total, int(2 * reach / relief.pixel) + 2)
-    corner = [np.clip(np.floor((0.5 + p - reach) / relief.pixel), 0, total - side).astype(int) for p in (spots.x, -spots.y)]
+    corner = [
+        np.clip(np.floor((0.5 + p - reach) / relief.pixel), 0, total - side).astype(int) for p in (spots.x, -spots.y)
+    ]
     ticks = np.arange(side)
     x = relief.x[0][corner[0][:, None] + ticks][:, None, :] - column(spots.x)
     y = relief.y[:, 0][corner[1][:, None] + ticks][:, :, None] - column(spots.y)
@@ -113,7 +118,9 @@ def patches(relief: Relief, kind: Ingredient, spots: Spots, luck: Array, coat: t
     look = kind.paint(pieces)
     share = pieces.cover(look.distance) * look.opacity
     values = np.empty((5, *u.shape), np.float32)
-    values[:3] = look.colour if not isinstance(look.colour, tuple) else np.array(look.colour, np.float32)[:, None, None, None]
+    values[:3] = (
+        look.colour if not isinstance(look.colour, tuple) else np.array(look.colour, np.float32)[:, None, None, None]
+    )
     if coat:
         values[:3] = coated(values[:3], *coat)
     lean = kind.tilt * ((2 * chance[LUCK] - 1) * u + (2 * chance[LUCK + 1] - 1) * v)

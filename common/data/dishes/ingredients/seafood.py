@@ -12,7 +12,7 @@ def whole_shrimp(p: Pieces) -> Look:
     """Curled up: a body in segments from the head to the fan of its tail, and feelers."""
     r, angle = p.r() + 1e-6, np.arctan2(p.v, p.u)
     along = np.clip((angle + 2.3) / 4.6, 0, 1)  # 0 at the tail, 1 at the head
-    thick = 0.12 + 0.24 * along ** 0.7
+    thick = 0.12 + 0.24 * along**0.7
     body = np.maximum(np.abs(r - 0.60) - thick, 0.6 * (np.abs(angle) - 2.25))
     tail = ellipse(p.u + 0.46, p.v + 0.62, 0.30, 0.17)
     head = capsule(p.u, p.v, (-0.45, 0.50), (-0.95, 0.10), 0.26, 0.03)
@@ -20,7 +20,11 @@ def whole_shrimp(p: Pieces) -> Look:
     feelers = np.maximum(np.maximum(feelers, p.u + 0.55), -p.v - 0.55)
     d = together(body, tail, head, feelers)
     rings = np.cos(15 * angle)
-    colour = blend(p.tones((0.97, 0.42, 0.17), (0.93, 0.34, 0.14)), (1.0, 0.78, 0.58), np.clip(0.75 * rings, 0, 1) * (along < 0.95))
+    colour = blend(
+        p.tones((0.97, 0.42, 0.17), (0.93, 0.34, 0.14)),
+        (1.0, 0.78, 0.58),
+        np.clip(0.75 * rings, 0, 1) * (along < 0.95),
+    )
     colour = blend(colour, (0.80, 0.16, 0.07), np.maximum(p.cover(tail + 0.1, 0.1), 0.7 * p.cover(head + 0.1, 0.1)))
     eye = p.cover(circle(p.u + 0.66, p.v - 0.38, 0.07), 0.03)
     return Look(d, blend(colour, (0.05, 0.03, 0.03), eye), dome(d, 0.26) + 0.03 * rings, 0.75)
@@ -32,7 +36,9 @@ def peeled_shrimp(p: Pieces) -> Look:
     thick = 0.14 + 0.20 * along
     d = np.maximum(np.abs(r - 0.58) - thick, 0.6 * (np.abs(angle) - 2.2))
     stripes = np.clip(np.cos(11 * angle), 0, 1) * np.clip(4 * (r - 0.5), 0, 1)
-    return Look(d, blend(p.tones((1.0, 0.83, 0.70), (1.0, 0.74, 0.58)), (0.96, 0.42, 0.22), 0.85 * stripes), dome(d, 0.3), 0.75)
+    return Look(
+        d, blend(p.tones((1.0, 0.83, 0.70), (1.0, 0.74, 0.58)), (0.96, 0.42, 0.22), 0.85 * stripes), dome(d, 0.3), 0.75
+    )
 
 
 def fish(back: Colour, flank: Colour, fins: Colour, gloss: float) -> Paint:
@@ -65,7 +71,9 @@ def crab(p: Pieces) -> Look:
     u, v = np.abs(p.u), p.v
     shell = ellipse(u, v + 0.04, 0.62, 0.50) + 0.02 * np.cos(14 * np.arctan2(v, u))
     legs = together(*(capsule(u, v, (0.45, y), (0.92, y - 0.18), 0.085, 0.03) for y in (0.05, -0.15, -0.34)))
-    arm = together(capsule(u, v, (0.45, 0.22), (0.74, 0.42), 0.10, 0.10), capsule(u, v, (0.74, 0.42), (0.52, 0.80), 0.17, 0.05))
+    arm = together(
+        capsule(u, v, (0.45, 0.22), (0.74, 0.42), 0.10, 0.10), capsule(u, v, (0.74, 0.42), (0.52, 0.80), 0.17, 0.05)
+    )
     d = together(shell, legs, np.maximum(arm, -capsule(u, v, (0.52, 0.84), (0.62, 0.62), 0.045, 0.02)))
     spots = np.sin(9 * u + 2) * np.sin(8 * v)
     colour = blend(p.tones((0.95, 0.42, 0.08), (0.90, 0.35, 0.07)), (1.0, 0.66, 0.24), np.clip(0.5 * spots, 0, 1))
@@ -84,7 +92,12 @@ def scallop(p: Pieces) -> Look:
     crumbs = np.sin(15 * p.u + 6 * p.luck[0]) * np.sin(14 * p.v + 6 * p.luck[1])
     top = blend((0.98, 0.90, 0.66), (0.93, 0.72, 0.30), np.clip(crumbs, 0, 1))
     top = blend(top, (0.30, 0.62, 0.14), np.clip(-2.5 * crumbs - 1.3, 0, 1))
-    return Look(d, blend(shell, top, p.cover(meat, 0.08)), 0.4 * dome(d, 0.2) + 0.03 * ridges + 0.6 * dome(meat, 0.3) + 0.04 * crumbs * (meat < 0), 0.6)
+    return Look(
+        d,
+        blend(shell, top, p.cover(meat, 0.08)),
+        0.4 * dome(d, 0.2) + 0.03 * ridges + 0.6 * dome(meat, 0.3) + 0.04 * crumbs * (meat < 0),
+        0.6,
+    )
 
 
 STEAMED_FISH = fish((0.40, 0.44, 0.42), (0.90, 0.90, 0.82), (0.46, 0.46, 0.40), 0.7)
@@ -98,4 +111,4 @@ SEAFOOD = {
     "fish_slice": Ingredient(meat_slice((1.0, 0.97, 0.90), (0.97, 0.90, 0.80), (0.80, 0.76, 0.68), 0.7), 0.090),
     "crab": Ingredient(crab, 0.205, 1.08, 0.1),
     "scallop": Ingredient(scallop, 0.118, 1.08, 0.1),
-}  # fmt: skip
+}

@@ -60,7 +60,9 @@ def lay_vessel(relief: Relief, vessel: str, glaze: str, luck: list[float]) -> Ar
     """Put a vessel on the table; luck: 6 numbers in [0, 1). Returns where the food goes."""
     rx, ry, profile, food, *levels = SHAPES[vessel]
     scale, turn = 0.95 + 0.055 * luck[0], (luck[1] - 0.5) * TURN[vessel]
-    area = Area(0.03 * (luck[2] - 0.5), 0.03 * (luck[3] - 0.5) + 0.004, food[0] * scale, food[1] * scale, turn, *levels)
+    area = Area(
+        0.03 * (luck[2] - 0.5), 0.03 * (luck[3] - 0.5) + 0.004, food[0] * scale, food[1] * scale, turn, *levels
+    )
     u, v = area.local(relief)
     d = outline(u, v, vessel, rx * scale, ry * scale)
     share = relief.cover(d)
