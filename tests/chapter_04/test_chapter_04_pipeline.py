@@ -52,10 +52,10 @@ from helpers.programs import ROOT, load_program, run_main
 from latent_sd import concat_dataset as pictures
 from latent_sd import evaluation
 from latent_sd import latent_dataset as latent
+from latent_sd.flags import PROMPTS as DEFAULT_PROMPTS
 from latent_sd.unet_trainer import LatentTextLoss, load_captioned
 
 TRAIN, SAMPLE, EVALUATE = (f"04_latent_sd/{name}.py" for name in ("train", "sample", "evaluate"))
-train = load_program(TRAIN)
 SHIPPED = ROOT / "04_latent_sd" / "pretrained"
 TINY = [
     "--n",
@@ -721,7 +721,7 @@ def test_the_shipped_model():
     )
     pipeline, prompts, x = (
         open_latent_pipeline(SHIPPED),
-        [prompt for prompt in train.PROMPTS if prompt][2:5],
+        [prompt for prompt in DEFAULT_PROMPTS if prompt][2:5],
         Noise(0, 0)(0, torch.empty(3, 4, 16, 16)),
     )
     assert (pipeline.size, pipeline.vae.cfg.factor) == (64, 4) and [

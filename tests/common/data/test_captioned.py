@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from common.data import Images, export_folder, export_lmdb, image_export, load
 from common.data.captions import COLUMNS, Texts, mostly_chinese, read_texts
 from common.data.creatures.dataset import load_creatures
 from common.data.dataset import Attributes, in_split
+from common.data.drawn import DrawnDataset
 from common.data.registry import NAMES
 from common.data.sources import lmdb_dataset
 from common.data.sources.hub_datasets import HUB_SETS, from_rows
@@ -167,10 +167,13 @@ def test_creatures_are_drawn_as_many_as_that(monkeypatch):
     few, more = load("creatures", 16, n=3), load("creatures", 16, n=6)
     assert same(few, more.first(3)) and len(more.attributes.table) == 6
     drawn = []
-    loader = sys.modules["common.data.registry"]  # whose name in the package is that of its function
-    monkeypatch.setattr(
-        loader, "load_creatures", lambda split, n, size, language: drawn.append(n) or load_creatures(split, 2, 16)
-    )
+    whole = DrawnDataset.load
+
+    def noticing(dataset, split, n, *args, **kwargs):
+        drawn.append(n)
+        return whole(dataset, split, n, *args, **kwargs)
+
+    monkeypatch.setattr(DrawnDataset, "load", noticing)
     load("creatures", 16, n=2)
     assert drawn == [2]  # not 10,000, of which two are kept
 
