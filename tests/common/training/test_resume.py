@@ -22,9 +22,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-sys.path.append(
-    str(Path(__file__).parents[2])
-)  # this file is also a program, and pytest's path is not that of a program
+# This file is also a program, and pytest's path is not that of a program: it needs the course and tests/.
+sys.path += [str(Path(__file__).parents[3]), str(Path(__file__).parents[2])]
 
 from common.io.files import write_folder
 from common.training.checkpoint import checkpoints
