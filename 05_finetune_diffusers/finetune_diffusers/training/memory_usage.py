@@ -44,6 +44,7 @@ class Cost:
             return
         if number == 0:
             self.device, self.before = str(device), held(device)
+            self.peak = self.before  # Linux counts what is held and its record separately, exact to some pages
         reset_peak(device)
         yield
         self.peak = max(self.peak, peak(device))
