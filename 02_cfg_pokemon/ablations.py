@@ -5,8 +5,8 @@
   python 02_cfg_pokemon/ablations.py epochs         are 300 epochs as good as 2,000?                           (claim 9)
 
 Each study trains small networks of 16 x 16 pixels that differ in one setting, as train.py does, and measures all of
-them in the same way, as evaluate.py and memorization.py do. Trained networks and drawn images are kept: a study that
-was stopped continues.
+them in the same way, as evaluate.py and memorization.py do.
+Trained networks and drawn images are kept: a study that was stopped continues.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""Measures whether a model uses its captions: its loss with the right caption, with none, and with the caption of
-another image.
+"""Measures whether a model uses its captions:
+its loss with the right caption, with none, and with the caption of another image.
 
   python 02_cfg_pokemon/caption_sensitivity.py
   python 02_cfg_pokemon/caption_sensitivity.py --model runs/02_cfg_pokemon/creatures --n 500

@@ -56,8 +56,8 @@ class Args:
     seed: int = 0
     """Random seed of the initial noise."""
     out: Path | None = None
-    """Folder of results.csv and the figures; by default runs/02_cfg_pokemon/evaluate/<model>/<settings that are
-    not the default>.
+    """Folder of results.csv and the figures;
+    by default runs/02_cfg_pokemon/evaluate/<model>/<settings that are not the default>.
     """
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""

@@ -17,8 +17,8 @@ the same is measured for real images that the model has never seen, the test spl
                   creatures: 11 % are too near, 47 % nearer than unseen. Blends of a training image and a new one, half
                   and half: 13 % and 83 %)
 
-A model that copies gives 100 % twice. The intervals assume different samples: if all are alike, they count as one
-sample.
+A model that copies gives 100 % twice. The intervals assume different samples:
+if all are alike, they count as one sample.
 """
 
 from dataclasses import dataclass

@@ -7,8 +7,8 @@
   python 03_ddim_schedules/ablate.py schedule=linear,cosine sampler=ddim:20,dpmpp_2m:20 seed=0,1,2
   python 03_ddim_schedules/ablate.py samplers sampler=ddim steps=5,10,20,50,100,200 --model runs/01_ddpm_mnist/mnist
 
-All results are cached: a study that was stopped continues where it was, and two studies share the experiments they
-have in common.
+All results are cached: a study that was stopped continues where it was,
+and two studies share the experiments they have in common.
 """
 
 from dataclasses import dataclass

@@ -5,8 +5,8 @@
   python 03_ddim_schedules/interpolate.py --pairs 24 --method ddpm ddpm_shared ddim_slerp
   python 03_ddim_schedules/interpolate.py --a one.png --b other.png --strength 0.5 --method ddpm ddpm_shared
 
-Writes a picture with one row for each method, a GIF of the interpolations, and a plot of the change from frame to
-frame.
+Writes a picture with one row for each method, a GIF of the interpolations,
+and a plot of the change from frame to frame.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""DDIM inversion: find the noise that a real image would be sampled from, sample from it, and measure the error of the
-result.
+"""DDIM inversion: find the noise that a real image would be sampled from, sample from it,
+and measure the error of the result.
 
   python 03_ddim_schedules/invert.py
   python 03_ddim_schedules/invert.py --images 0 1 2 class:7 photo.png --steps 10 50 250 1000

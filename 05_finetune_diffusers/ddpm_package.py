@@ -28,8 +28,8 @@ LEAST_BATCH = 16  # images per step, below which the package's Trainer refuses t
 @dataclass(frozen=True)
 class Args(BaseFlags):
     data: str = "creatures"
-    """Folder of images, or a data set by name: creatures, flowers102, oxford_flowers, butterflies, cifar10, ...,
-    hub:owner/name.
+    """Folder of images, or a data set by name:
+    creatures, flowers102, oxford_flowers, butterflies, cifar10, ..., hub:owner/name.
     """
     data_dir: Path = Path("data")
     """Folder of local copies and downloads."""
@@ -98,9 +98,8 @@ def main(args: Args) -> None:
         args = resumed(args)
     else:
         n = args.n or (1000 if args.data in DRAWN else None)
-        args = with_run_folder(
-            replace(args, steps=args.steps or 2000, n=n), f"package-{data_name(args.data)}"
-        )  # under five minutes on a CPU
+        # under five minutes on a CPU
+        args = with_run_folder(replace(args, steps=args.steps or 2000, n=n), f"package-{data_name(args.data)}")
     from finetune_diffusers.training.ddpm_package_trainer import ImageFolder, PackageNetwork, train_with_package
 
     source = ImageFolder(args.data, args.data_dir, args.size, args.n)

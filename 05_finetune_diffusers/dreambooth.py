@@ -1,5 +1,5 @@
-"""DreamBooth: a handful of pictures of one subject, and a word for it. Then the model draws this very creature
-wherever it is wanted.
+"""DreamBooth: a handful of pictures of one subject, and a word for it.
+Then the model draws this very creature wherever it is wanted.
 
   python 05_finetune_diffusers/dreambooth.py                                       one drawn creature with a scarf, in six poses
   python 05_finetune_diffusers/dreambooth.py --prior 0                             without prior preservation: see what becomes of the others

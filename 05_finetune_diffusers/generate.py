@@ -6,8 +6,8 @@
   python 05_finetune_diffusers/generate.py "a green creature with horns" --image drawing.png --strength 0.6
   python 05_finetune_diffusers/generate.py "a red fox, oil painting" --model stable-diffusion-v1-5/stable-diffusion-v1-5 --device cuda
 
-Without --model it is the small Stable Diffusion of chapter 4. Writes every picture as a PNG of its own, and a contact
-sheet.
+Without --model it is the small Stable Diffusion of chapter 4.
+Writes every picture as a PNG of its own, and a contact sheet.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""LoRA: the U-Net stays as it is, and beside some of its matrices W a product of two thin ones is learned: W + scale B
-A.
+"""LoRA: the U-Net stays as it is, and beside some of its matrices W a product of two thin ones
+is learned: W + scale B A.
 
   python 05_finetune_diffusers/lora.py                                       creatures as woodcuts, an adapter of some 100 kB
   python 05_finetune_diffusers/lora.py --style blueprint --rank 8

@@ -10,8 +10,8 @@ There are two ways. img2img takes the whole damaged picture part of the way back
 inpaint does so under the mask alone, and gives the network the rest of the picture, freshly noised, at every step.
 Afterwards known pixels are put back.
 
-Writes study.csv (every setting, with errors over the pictures), study.png, a labelled grid.png, and what two passes in
-a row give.
+Writes study.csv (every setting, with errors over the pictures), study.png, a labelled grid.png,
+and what two passes in a row give.
 """
 
 from dataclasses import dataclass

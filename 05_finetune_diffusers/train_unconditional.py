@@ -67,9 +67,8 @@ def main(args: Args) -> None:
         args = resumed(args)
     else:
         n = args.n or (2000 if args.data in DRAWN else None)
-        args = with_run_folder(
-            replace(args, steps=args.steps or 2000, n=n), f"unconditional-{data_name(args.data)}"
-        )  # under five minutes on a CPU
+        # under five minutes on a CPU
+        args = with_run_folder(replace(args, steps=args.steps or 2000, n=n), f"unconditional-{data_name(args.data)}")
     from finetune_diffusers.training.unconditional_trainer import ImageData, NewNetwork, train_unconditional
 
     source = ImageData(args.data, args.data_dir, args.n, args.size, args.augment, args.workers)

@@ -6,8 +6,8 @@
 
 A name that ends in .pt becomes a checkpoint of cn_clip; CLIP(**checkpoint["config"]) with its "state_dict" is the
 model. Any other name becomes a folder for ChineseCLIPModel.from_pretrained. Before anything is written, both libraries
-load the weights, check every key, and encode some texts and images; the largest difference between their unit vectors
-is printed.
+load the weights, check every key, and encode some texts and images;
+the largest difference between their unit vectors is printed.
 """
 
 from dataclasses import dataclass

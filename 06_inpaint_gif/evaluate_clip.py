@@ -13,8 +13,8 @@ All queries are new to the CLIP:
 
 An image is assigned to the dish with the nearest names, a name to the dish with the nearest test images (their mean
 direction). top1: the right dish is nearest; top5: it is among the nearest five; with 95 % bootstrap intervals over the
-queries. The same is measured among 40 dishes, every other one of the menu. Random guessing is right once in 80, or
-once in 40.
+queries. The same is measured among 40 dishes, every other one of the menu.
+Random guessing is right once in 80, or once in 40.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""Draw a dish with control: other prompts in parts of the picture, and prompts and guidance that change from step to
-step.
+"""Draw a dish with control: other prompts in parts of the picture,
+and prompts and guidance that change from step to step.
 
   python 06_inpaint_gif/generate.py "番茄炒蛋" --region "right:葱油生菜"                   two dishes on one plate
   python 06_inpaint_gif/generate.py "番茄炒蛋" --region "0.3,0.3,0.7,0.7:米饭" --guidance "8>2"

@@ -1,5 +1,5 @@
-"""Make a film from the name of a dish: draw the dish, move a camera over it, inpaint what comes into view, render a
-loop.
+"""Make a film from the name of a dish: draw the dish, move a camera over it,
+inpaint what comes into view, render a loop.
 
   python 06_inpaint_gif/make_gif.py "土鸡蛋炒番茄" --camera zoom-out
   python 06_inpaint_gif/make_gif.py "葱油生菜" --camera "right:3,zoom-out" --frames 48 --fps 16 --loop seamless --out lettuce.webp

@@ -27,9 +27,8 @@ CHAPTER_1 = ROOT / "01_ddpm_mnist"
 TRAIN, SAMPLE = "01_ddpm_mnist/train.py", "01_ddpm_mnist/sample.py"
 
 if str(CHAPTER_1) not in sys.path:
-    sys.path.append(
-        str(CHAPTER_1)
-    )  # as `python 01_ddpm_mnist/train.py` does, so that its package ddpm_mnist can be imported
+    # as `python 01_ddpm_mnist/train.py` does, so that its package ddpm_mnist can be imported
+    sys.path.append(str(CHAPTER_1))
 
 
 # ------------------------------------------------------------------------------------------------------------ timing
@@ -76,8 +75,8 @@ class ProgramRun(NamedTuple):
 def run_python(*arguments: object) -> ProgramRun:
     """Run `python arguments...` from the project's root. Raises UserError where it fails.
 
-    On Linux a child starts with the peak memory of the process that forked it, so measure memory before importing
-    torch here.
+    On Linux a child starts with the peak memory of the process that forked it,
+    so measure memory before importing torch here.
     """
     start = time.perf_counter()
     child = subprocess.Popen(

@@ -1,5 +1,5 @@
-"""Quality at equal wall-clock time: chapter 1's train.py against denoising_diffusion_pytorch, measured by one
-evaluator.
+"""Quality at equal wall-clock time: chapter 1's train.py against denoising_diffusion_pytorch,
+measured by one evaluator.
 
   python -m bench.quality_at_time --data-dir path/to/data --minutes 5
   python -m bench.quality_at_time --data-dir path/to/data --minutes 5 10 20
@@ -62,9 +62,8 @@ class Args:
 
 
 def main(args: Args) -> None:
-    os.environ.setdefault(
-        "TQDM_MININTERVAL", "10"
-    )  # before tqdm is loaded: the package draws a progress bar for every batch
+    # before tqdm is loaded: the package draws a progress bar for every batch
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
     from bench.measurements import budgets, quality
 
     trainings = budgets.Budgets(args.out, args.data, args.data_dir, args.minutes, args.n, args.precision, args.seed)

@@ -1,5 +1,5 @@
-"""The training step of chapter 1's MNIST network on the CPU: against diffusers, against the processor's peak, and its
-memory.
+"""The training step of chapter 1's MNIST network on the CPU:
+against diffusers, against the processor's peak, and its memory.
 
   python -m bench.step
   python -m bench.step --data-dir path/to/data      also runs train.py on MNIST for a while

@@ -5,6 +5,7 @@ Nothing heavy is imported at the top: torch waits until a command really runs.
 
 import importlib.metadata
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,8 +25,8 @@ TORCHVISION_FOR = {"2.10": "0.25", "2.11": "0.26", "2.12": "0.27"}  # pairs that
 def run(main: Callable[[Args], None], args_type: type[Args]) -> None:
     """Read the flags into args_type and call main(args). A UserError prints its sentence and exits with code 2.
 
-    So does what fails outside the program (errors.sentence); every other exception is a fault of the program and keeps
-    its traceback.
+    So does what fails outside the program (errors.sentence);
+    every other exception is a fault of the program and keeps its traceback.
     """
     restart_in_utf8()
     try:
@@ -64,17 +65,17 @@ def fail(message: str) -> NoReturn:
 
 
 def parse(args_type: type[Args], argv: Sequence[str], description: str | None = None) -> Args:
-    """The flags as args_type. Refused is what no program can use: texts that are no Unicode, numbers out of range, one
-    file twice.
+    """The flags as args_type. Refused is what no program can use:
+    texts that are no Unicode, numbers out of range, one file twice.
 
-    The attribute `given` of the result names the flags that the command line has: a default that is typed out is
-    given, too.
+    The attribute `given` of the result names the flags that the command line has:
+    a default that is typed out is given, too.
     """
     import tyro
 
     argv = [home_expanded(word) for word in argv]
     check_texts(argv)
-    args: Any = tyro.cli(args_type, args=list(argv), description=description)
+    args: Any = tyro.cli(args_type, args=list(argv), description=indent_commands(description))
     check_paths(args, argv)
     check_numbers(args)
     named = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
@@ -82,6 +83,11 @@ def parse(args_type: type[Args], argv: Sequence[str], description: str | None = 
         args, "given", frozenset(field.name for field in fields(args) if {field.name, f"no_{field.name}"} & named)
     )
     return args
+
+
+def indent_commands(description: str | None) -> str | None:
+    """The description with its examples indented, because tyro fills every other line of a paragraph up to the next."""
+    return description and re.sub(r"^python ", "  python ", description, flags=re.MULTILINE)
 
 
 def home_expanded(word: str) -> str:
@@ -102,14 +108,8 @@ def check_texts(argv: Sequence[str]) -> None:
 
 
 OUTPUTS = ("out", "keep", "json", "sheet")  # flags that name what is written; every other path is an input
-NOT_INPUTS = (
-    *OUTPUTS,
-    "resume",
-    "data_dir",
-    "cache",
-    "lab",
-    "weights",
-)  # ... but these, which a program reads and writes
+# ... but these, which a program reads and writes
+NOT_INPUTS = (*OUTPUTS, "resume", "data_dir", "cache", "lab", "weights")
 BESIDE = ("--gif", "--npy")  # flags that write another file beside --out, which ends in their name
 FOLDERS = ("data", "subject")  # input folders that nothing may be written into: it would be taken for data
 
@@ -188,8 +188,8 @@ def check_versions() -> None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch compute with this many threads on the CPU; None leaves it at OMP_NUM_THREADS, or one thread for each
-    core.
+    """Let torch compute with this many threads on the CPU;
+    None leaves it at OMP_NUM_THREADS, or one thread for each core.
 
     The variable is set as well: NumPy's and SciPy's libraries read it when they are loaded, and so do the processes
     started here. (torch's data workers compute with one thread each, whatever it says.)
@@ -197,17 +197,16 @@ def use_threads(threads: int | None) -> None:
     if threads is None:
         return
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules or threads > (
-        os.cpu_count() or 1
-    ):  # on loading, torch takes the variable's number, but no more than there are cores
+    # on loading, torch takes the variable's number, but no more than there are cores
+    if "torch" in sys.modules or threads > (os.cpu_count() or 1):
         import torch
 
         torch.set_num_threads(threads)
 
 
 def free_threads(seconds: float = 0.2) -> int | None:
-    """One thread for each core that no other program uses, where some are used and OMP_NUM_THREADS leaves the choice
-    open.
+    """One thread for each core that no other program uses,
+    where some are used and OMP_NUM_THREADS leaves the choice open.
 
     A thread that shares its core with another program delays all others: on two cores beside one busy process, a
     training step of chapter 1 takes twice as long with two threads as with one (python -m bench.busy).
@@ -262,9 +261,8 @@ def pick_device(name: str) -> str:
         reason = f"the device '{name}' cannot be used ({'there is no such type' if unknown else explain(problem)})"
         if not auto:
             raise UserError(f"{reason}; use --device auto or cpu") from problem
-        warnings.warn(
-            f"{reason}; computing on the CPU", stacklevel=2
-        )  # a virtual Mac says that it has MPS, and gives no memory
+        # a virtual Mac says that it has MPS, and gives no memory
+        warnings.warn(f"{reason}; computing on the CPU", stacklevel=2)
         return "cpu"
     return name
 

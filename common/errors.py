@@ -63,9 +63,8 @@ NO_MEMORY = (
     "larger than the maximum possible size",
     "invalid buffer size",
 )  # of torch, numpy, CUDA and MPS
-CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)  # escape sequences of a terminal, and what no line shows
+# escape sequences of a terminal, and what no line shows
+CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SENTENCE = re.compile(r"(?<=[\w)\]'\"`])\. +(?=[A-Z])")  # between two sentences
 LONGEST = 300  # characters of another library's message
 
@@ -149,8 +148,8 @@ def explain(problem: BaseException) -> str:
     """The reason that an exception of Python or a library gives: its first sentence, as one printable line for a
     message in parentheses.
 
-    A first line that ends in a colon goes on with the second, and torch's advice before the reason of its unpickler is
-    left out.
+    A first line that ends in a colon goes on with the second,
+    and torch's advice before the reason of its unpickler is left out.
     """
     if isinstance(problem, OSError) and problem.strerror:  # without the path, which the message names
         return problem.strerror

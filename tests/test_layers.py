@@ -25,16 +25,8 @@ from helpers.source import (
     tree,
 )
 
-LAYERS = [
-    "errors",
-    "random",
-    "io",
-    "diffusion",
-    "models",
-    "data",
-    "training",
-    "evaluate",
-]  # each may import what stands before it
+# each may import what stands before it
+LAYERS = ["errors", "random", "io", "diffusion", "models", "data", "training", "evaluate"]
 APART = {  # what these may import
     "cli": {"errors", "io"},
     "viz": {"errors", "io"},
@@ -89,9 +81,8 @@ def project_imports(path: Path) -> set[str]:
     """The modules of the project that a file imports. `from package import module` counts as the module alone."""
     chapter = path.relative_to(ROOT).parts[0]
     named = imports(path)
-    local = (
-        {f"{chapter}:{module}" for module in named} if chapter in CHAPTERS else set()
-    )  # programs and exercises, by bare name
+    # programs and exercises, by bare name
+    local = {f"{chapter}:{module}" for module in named} if chapter in CHAPTERS else set()
     found = {module for module in named | local if module in MODULES}
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and all(f"{node.module}.{alias.name}" in MODULES for alias in node.names):

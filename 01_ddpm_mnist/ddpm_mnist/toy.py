@@ -36,9 +36,8 @@ def draw_points(shape: str, n: int, seed: int = 0, jitter: float = 0.01) -> Tens
     }
     if shape not in shapes:
         raise UserError(f"unknown shape '{shape}'; choose one of {', '.join(shapes)}")
-    a, b = (
-        np.vstack([line[part] for line in shapes[shape]]) for part in (slice(-1), slice(1, None))
-    )  # ends of segments
+    # ends of segments
+    a, b = (np.vstack([line[part] for line in shapes[shape]]) for part in (slice(-1), slice(1, None)))
     length = np.linalg.norm(b - a, axis=1)
     segment = rng.choice(len(a), n, p=length / length.sum())
     points = a[segment] + rng.random((n, 1)) * (b - a)[segment]
@@ -72,9 +71,8 @@ def train(
         draw = BatchRandom(seed, step)
         x0 = points[(draw.rand(batch) * len(points)).long()]
         loss = diffusion_loss(net, schedule, PREDICTION, x0, draw.stratified(batch), draw.randn(x0.shape)).mean()
-        optimizer.param_groups[0]["lr"] = lr * min(
-            20 * step / steps, 1 - step / steps
-        )  # a short rise, a long way down
+        # a short rise, a long way down
+        optimizer.param_groups[0]["lr"] = lr * min(20 * step / steps, 1 - step / steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

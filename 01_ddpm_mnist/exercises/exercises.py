@@ -132,8 +132,8 @@ def training_step(
 
     average <- decay average + (1 - decay) weights                  (exponential moving average, EMA; DDPM, appendix B)
 
-    Samples are drawn with the average: it has the same shape as the network, but without the jitter of the last few
-    steps.
+    Samples are drawn with the average: it has the same shape as the network,
+    but without the jitter of the last few steps.
 
     net, average  two networks with the same parameters in the same order; both are changed in place
     optimizer     of net's parameters
@@ -141,8 +141,8 @@ def training_step(
     decay         in [0, 1), in practice 0.999 or so: close to 1 means a long memory
 
     Watch out: gradients of the step before may still lie in net's parameters, and `backward` adds to them. Averaging
-    comes after the optimizer's step, or it lags. It is no part of the computation that gradients flow through:
-    torch.no_grad().
+    comes after the optimizer's step, or it lags.
+    It is no part of the computation that gradients flow through: torch.no_grad().
     """
     raise NotImplementedError("exercise 7: training_step")
 

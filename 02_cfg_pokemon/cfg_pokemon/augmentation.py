@@ -1,7 +1,7 @@
 """Random changes of training images that keep their captions true.
 
-The network learns the changed images, so every change can alter what it draws: ablations.py brightness measures which
-of them darken it.
+The network learns the changed images, so every change can alter what it draws:
+ablations.py brightness measures which of them darken it.
 """
 
 import math

@@ -101,9 +101,8 @@ def evaluate_model(
         ]
         print(line(f"{w:g}", new), flush=True)
         rows, shown[w] = rows + new, [pixels[:SHOWN] for pixels, _ in drawn]
-        write_csv(
-            out / "results.csv", rows
-        )  # after every scale, so that a stopped evaluation leaves what it has measured
+        # after every scale, so that a stopped evaluation leaves what it has measured
+        write_csv(out / "results.csv", rows)
     if per_attribute:
         print(*(attribute_table(rows, split) for split in splits), sep="\n")
     print(
@@ -144,8 +143,8 @@ def kept_images(
 ) -> tuple[Tensor, Tensor]:
     """One image of each prompt (N, 3, S, S), and VARIANTS of each of the first A (VARIANTS, A, 3, S, S), uint8.
 
-    They are kept in the folder, under a name that changes with everything they depend on. model: fingerprint of the
-    model's files
+    They are kept in the folder, under a name that changes with everything they depend on.
+    model: fingerprint of the model's files
     """
     N, A = len(prompts.captions), min(len(prompts.captions), WITH_VARIANTS)
     captions = prompts.captions + prompts.captions[:A] * (VARIANTS - 1)

@@ -69,16 +69,13 @@ def plot_scales(rows: list[Row], title: str, path: Path) -> Path:
 
 def plot_grid(judge: CreatureClassifier, prompts: list[Prompts], shown: dict[float, list[Tensor]], path: Path) -> Path:
     """A row for each of the first prompts, a column for each scale, the real image at the left; the attributes that
-    the classifier does not find stand in red below. shown: scale -> for each split, its first images (n, 3, S, S)
-    uint8
+    the classifier does not find stand in red below.
+    shown: scale -> for each split, its first images (n, 3, S, S) uint8
     """
     columns = {"real": [p.real[:SHOWN] for p in prompts]} | {f"w = {w:g}": parts for w, parts in shown.items()}
     rows = [(k, i) for k, p in enumerate(prompts) for i in range(min(SHOWN, len(p.captions)))]
-    wide, high, left = (
-        len(columns),
-        1.22 * len(rows),
-        2.6,
-    )  # one image is 1 x 1, with room for text below it and at the left
+    # one image is 1 x 1, with room for text below it and at the left
+    wide, high, left = (len(columns), 1.22 * len(rows), 2.6)
     figure = Figure(figsize=(1.1 * (left + wide), 1.1 * (0.25 + high)))
     axis = figure.add_axes((0, 0, 1, 1))  # one for all: eighty would take a minute
     axis.axis("off")

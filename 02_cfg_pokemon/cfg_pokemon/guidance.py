@@ -20,8 +20,8 @@ Two ways of writing w. Ho & Salimans (eq. 6), and papers that follow them, count
 Off is w = 1 in (1), and w' = 0 in (2). This course, `diffusers` and Stable Diffusion write (1). A w' taken for a w
 weakens guidance by one; the other mistake strengthens it by one.
 
-In which space? The network may predict eps, x0, v, a velocity or EDM's mixture. At one x and one level, each of them
-is
+In which space? The network may predict eps, x0, v, a velocity or EDM's mixture.
+At one x and one level, each of them is
 
     answer = (a number) x0 + (something that x alone decides)           because x = alpha x0 + sigma eps leaves one
     unknown
@@ -29,8 +29,8 @@ is
 and the weights of (1), w and 1 - w, add up to 1, so that the something passes through unchanged. Guiding the
 predictions and then computing x0 from the result is therefore the same as computing x0 twice and guiding that;
 likewise for eps and v. So (1) is applied to the output of the network, whatever it predicts. Nonlinear operations come
-afterwards: images are clipped to [-1, 1] after guidance, because the difference of two values that are already clipped
-at white is 0.
+afterwards: images are clipped to [-1, 1] after guidance,
+because the difference of two values that are already clipped at white is 0.
 
 What w costs. The result is no longer a sample of p(x | text): with large w images become similar, saturated and
 overexposed. If both distributions are Gaussians of equal width, samples end w times as far from the mean of all images
@@ -78,16 +78,16 @@ def guide(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
-    """Shrink each guided answer until its standard deviation is that of the conditional one (Lin et al. 2023, section
-    3.4).
+    """Shrink each guided answer until its standard deviation is that of the conditional one (Lin
+    et al. 2023, section 3.4).
 
     sigma_pos = std(cond),  sigma_cfg = std(guided)          over all pixels and channels of one image        (eq. 14)
     rescaled  = guided * sigma_pos / sigma_cfg                                                                 (eq. 15)
     result    = phi * rescaled + (1 - phi) * guided          phi = 0 is off; the paper likes 0.7              (eq. 16)
 
     All (B, C, H, W). Unlike (1), this is not the same in every space: the paper's networks answer v, and so should one
-    that is to be rescaled. Where there is much noise every eps, guided or not, is nearly x itself, and rescaling it
-    does little.
+    that is to be rescaled. Where there is much noise every eps, guided or not, is nearly x itself,
+    and rescaling it does little.
     """
     sigma_pos, sigma_cfg = (y.std(dim=tuple(range(1, y.ndim)), keepdim=True) for y in (cond, guided))  # (B, 1, 1, 1)
     ratio = sigma_pos / sigma_cfg.clamp(min=1e-8)  # an untrained network answers 0 everywhere
@@ -162,9 +162,8 @@ class Guided:
             answer = guide(uncond, cond, w)
             if self.phi > 0:
                 answer = rescale(answer, cond, self.phi)
-            variance = [
-                each.chunk(2)[1] for each in v
-            ]  # an opinion on noise, not on the image: the conditional one stands
+            # an opinion on noise, not on the image: the conditional one stands
+            variance = [each.chunk(2)[1] for each in v]
         return Prediction(*to_x0_eps(self.prediction, answer, x, level, self.clip_x0), *variance)
 
     def scale(self, level: NoiseLevel) -> float:

@@ -30,8 +30,8 @@ SHOWN = 12  # samples in the figure, those nearest to the training set first
 
 
 def blurred(pixels: Tensor) -> Tensor:
-    """(N, 3, S, S) uint8 -> (N, 3 S S), in units in which the distance of two rows is their root mean square
-    difference, 0 to 1
+    """(N, 3, S, S) uint8 -> (N, 3 S S), in units in which the distance of two rows is their root mean
+    square difference, 0 to 1
     """
     soft = tv.gaussian_blur(pixels.float() / 255, [5, 5], [0.8, 0.8]).flatten(1)
     return soft / soft.shape[1] ** 0.5

@@ -45,9 +45,8 @@ def train_model(flags: PixelModelFlags) -> None:
     schedule, sampler = make_schedule(flags.schedule), Sampler.parse_plain(flags.sampler)
     schedule.noise_levels(sampler.steps)  # an impossible number of steps is refused now, not after the training
     device = pick_device(flags.device)
-    start = (
-        open_pixel_pipeline(start_of(flags, flags.start)) if flags.start else None
-    )  # a resumed run has its own copy
+    # a resumed run has its own copy
+    start = open_pixel_pipeline(start_of(flags, flags.start)) if flags.start else None
     clip = open_clip(flags.text, device)  # models that cannot be opened are refused before any data are drawn
     channels = image_channels(flags.image_channels, start.unet.cfg.in_channels if start else None)
     images = load(flags.data, flags.size, flags.data_dir, language=flags.language, n=flags.n, channels=channels)

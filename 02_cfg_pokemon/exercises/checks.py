@@ -1,8 +1,8 @@
-"""The grader's randomised checks of chapter 2: sizes, captions and numbers are drawn anew, and compared with the
-solutions.
+"""The grader's randomised checks of chapter 2:
+sizes, captions and numbers are drawn anew, and compared with the solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
-mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too,
+so that the message can name the mistake.
 """
 
 import math
@@ -303,9 +303,8 @@ def three(got: object) -> Tensor:
 def check_attribute_accuracy(ex, rng):
     N, K = integer(rng, 9, 14), integer(rng, 3, 5)
     asked = torch.randint(0, 4, (N, K), generator=rng)
-    left_open = (
-        torch.rand(N, K, generator=rng) < torch.linspace(0.1, 0.8, N)[:, None]
-    )  # some captions ask for much, some for little
+    # some captions ask for much, some for little
+    left_open = torch.rand(N, K, generator=rng) < torch.linspace(0.1, 0.8, N)[:, None]
     left_open[:, 0] = False
     asked[left_open] = -1
     n = int((asked >= 0).sum())
@@ -356,9 +355,8 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
         "n is the number of questions, not of all answers": wilson(asked.numel()),
         "Wilson's formula is divided by 1 + z^2/n as a whole": wilson(n, whole=False),
     }
-    wrong = {
-        message: value for message, value in wrong.items() if not torch.allclose(value, wilson(n))
-    }  # n may equal N
+    # n may equal N
+    wrong = {message: value for message, value in wrong.items() if not torch.allclose(value, wilson(n))}
     expect(got[1:], wilson(n), f"this is not Wilson's interval for {k} of {n}", wrong)
 
 

@@ -1,5 +1,5 @@
-"""Chapter 2 with your own hands: seven functions, from captions that are dropped to the question whether words were
-obeyed.
+"""Chapter 2 with your own hands: seven functions,
+from captions that are dropped to the question whether words were obeyed.
 
 Work from top to bottom. exercises.py is for you to fill in; solutions.py shows one way to do it. None needs another.
 
@@ -63,8 +63,8 @@ def cross_attention(x: Tensor, text: Tensor, W_q: Tensor, W_k: Tensor, W_v: Tens
     returns   (B, N, C)
 
     Watch out: each pixel spreads 100 % of its attention over the M words, so that is where the softmax sums to 1. And
-    to cut Q into heads, first split the last axis, (B, N, heads, d), then move axes; a bare .view(B, heads, N, d)
-    mixes pixels up.
+    to cut Q into heads, first split the last axis, (B, N, heads, d), then move axes;
+    a bare .view(B, heads, N, d) mixes pixels up.
     """
     # --- solution
     q, k, v = x @ W_q.T, text @ W_k.T, text @ W_v.T  # (B, N, C), twice (B, M, C)
@@ -85,8 +85,8 @@ def guided(model: Model, x: Tensor, t: Tensor, context: Tensor, w: float) -> Ten
     context  (2B, M, D) first B times the empty (or negative) caption, then the B captions
     returns  (B, C, H, W) the guided answer
 
-    Watch out: the images are doubled as the captions are, all of them and then all of them again: 0 1 2 0 1 2, not 0 0
-    1 1 2 2.
+    Watch out: the images are doubled as the captions are, all of them and then all of them again:
+    0 1 2 0 1 2, not 0 0 1 1 2 2.
     """
     # --- solution
     uncond, cond = model(torch.cat([x, x]), torch.cat([t, t]), context).chunk(2)
@@ -98,8 +98,8 @@ def negative_prompt(encode: Encode, prompts: list[str], negatives: list[str | No
     """Exercise 4. The captions of both halves: what to lead away from, then what to lead towards.
 
     Guidance goes away from uncond, whatever caption that is the answer to. A negative prompt takes the place of the
-    empty one: "wings" there means without wings. (In the prompt itself, "without wings" mostly makes a network think
-    of wings.)
+    empty one: "wings" there means without wings.
+    (In the prompt itself, "without wings" mostly makes a network think of wings.)
 
     encode     called as encode(captions) with a list of strings, and called once, with all of them: it is a network,
                too
@@ -113,8 +113,8 @@ def negative_prompt(encode: Encode, prompts: list[str], negatives: list[str | No
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
-    """Exercise 5. Guidance makes answers strong, and pictures burnt out; give each the strength that it would have
-    without.
+    """Exercise 5. Guidance makes answers strong, and pictures burnt out;
+    give each the strength that it would have without.
 
     rescaled = guided * std(cond) / std(guided)                   (Lin et al. 2023, eq. 14 and 15)
     result   = phi rescaled + (1 - phi) guided                    (eq. 16)
@@ -132,8 +132,8 @@ def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
 
 
 def dynamic_threshold(x0: Tensor, share: float) -> Tensor:
-    """Exercise 6. Guided images leave [-1, 1]. Cut off there, they become large flat areas; shrunk, they keep their
-    shape.
+    """Exercise 6. Guided images leave [-1, 1].
+    Cut off there, they become large flat areas; shrunk, they keep their shape.
 
     s  = the value that a share of all |x0| keeps below (a quantile), but at least 1
     x0 <- cut off at -s and s, then divided by s                  (Saharia et al. 2022, section 2.3)
@@ -156,8 +156,8 @@ def attribute_accuracy(found: Tensor, asked: Tensor) -> tuple[float, float, floa
 
     A caption asks for some attributes of a creature (colour: red; wings: bat) and leaves others open. A classifier
     looks at the picture and says for each attribute which value it finds. Count the questions: n values were asked for
-    in all pictures together, k of them were found. The share is k / n, with the 95 % interval of Wilson (1927), z =
-    1.96:
+    in all pictures together, k of them were found.
+    The share is k / n, with the 95 % interval of Wilson (1927), z = 1.96:
 
     (k/n + z^2/(2n) +- z sqrt(k/n (1 - k/n)/n + z^2/(4n^2))) / (1 + z^2/n)
 

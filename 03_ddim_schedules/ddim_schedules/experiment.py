@@ -117,10 +117,8 @@ def read_value(key: str, text: str) -> Any:
         raise UserError(f"{key}={text}: {key} must be {kind}") from None
     if key == "channels" and not all(width.isdecimal() and 0 < int(width) <= 4096 for width in text.split("-")):
         raise UserError(f"channels={text}: write the width at each resolution, multiples of 8, as in channels=16-32")
-    if isinstance(value, (int, float)) and (key, value) != (
-        "lr",
-        0,
-    ):  # lr=0 is the control of a study: the weights stay as they are
+    # lr=0 is the control of a study: the weights stay as they are
+    if isinstance(value, (int, float)) and (key, value) != ("lr", 0):
         check_number("seed" if key == "noise_seed" else key, value)
     return value
 

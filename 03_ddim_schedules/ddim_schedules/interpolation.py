@@ -96,7 +96,7 @@ def frame_changes(images: Tensor) -> Tensor:
 
 
 def peak_to_mean(changes: Tensor) -> Tensor:
-    """The largest change in units of the mean change: 1 if all changes are equal, F - 1 if there is a single jump.
-    (..., F - 1) -> (...)
+    """The largest change in units of the mean change:
+    1 if all changes are equal, F - 1 if there is a single jump. (..., F - 1) -> (...)
     """
     return changes.amax(-1) / changes.mean(-1)

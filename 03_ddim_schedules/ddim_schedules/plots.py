@@ -83,9 +83,8 @@ def table(rows: list[Row], keys: list[str], measure: str) -> list[list[str]]:
         for value in values:
             found = matching(rows, x, value, rest, label)
             mean, error, n = summary(found, measure)
-            cells.append(
-                f"{mean:.3g} ± {error:.2g}" if n else "diverged" if found else ""
-            )  # a grid need not be complete
+            # a grid need not be complete
+            cells.append(f"{mean:.3g} ± {error:.2g}" if n else "diverged" if found else "")
         lines.append([label if rest else measure, *cells])
     return lines
 

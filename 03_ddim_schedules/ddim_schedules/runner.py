@@ -1,6 +1,6 @@
 """The runner of experiments: train (or load) the network, sample, and measure the images. Everything is cached in a
-folder under a key made of the settings, so a study that was stopped continues, and studies share what they have in
-common.
+folder under a key made of the settings, so a study that was stopped continues,
+and studies share what they have in common.
 
     runner = Runner(Path("runs/03_ddim_schedules/lab"))
     runner.result(experiment)  ->  {"frechet": 3.1, "frechet_sd": 0.4, "frechet_real": 0.9, "brightness": 0.13, ...}
@@ -116,9 +116,8 @@ class Runner:
                 on_progress(3 * training.batch_size)
         except Diverged as problem:
             diverged = str(problem)
-        if (
-            not diverged and state.progress < 1
-        ):  # Ctrl-C: the checkpoint is written, and the next study resumes from it
+        # Ctrl-C: the checkpoint is written, and the next study resumes from it
+        if not diverged and state.progress < 1:
             raise KeyboardInterrupt
         if not diverged:
             save_model(run_dir / "ema", Model(state.ema, schedule, training.prediction, True))

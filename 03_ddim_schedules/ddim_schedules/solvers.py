@@ -2,8 +2,8 @@
 
 Everything here uses the chain of chapter 1: alpha_bar[t] for t = 0..T with alpha_bar[0] = 1, a network
 eps = model(x, t - 1), and a list of visited timesteps `tau`, noisiest first, such as [1000, 950, ..., 50, 0].
-common/diffusion/samplers.py holds the same solvers for any schedule and any prediction; a test proves that the two are
-equal.
+common/diffusion/samplers.py holds the same solvers for any schedule and any prediction;
+a test proves that the two are equal.
 
 The derivation (Song et al. 2021, sections 3 and 4)
 ---------------------------------------------------
@@ -22,8 +22,8 @@ noise. DDPM is (2) with
 
     sigma^2 = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)                              (3)
 
-This is beta_tilde of a chain that jumps from t to s. `eta` interpolates between DDIM and DDPM: sigma is eta times the
-root of (3).
+This is beta_tilde of a chain that jumps from t to s.
+`eta` interpolates between DDIM and DDPM: sigma is eta times the root of (3).
 """
 
 import math

@@ -1,8 +1,8 @@
-"""The grader's randomised checks of chapter 3: sizes, levels and numbers are drawn anew, and compared with the
-solutions.
+"""The grader's randomised checks of chapter 3:
+sizes, levels and numbers are drawn anew, and compared with the solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
-mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too,
+so that the message can name the mistake.
 """
 
 import math
@@ -176,9 +176,8 @@ def pair(got: object) -> tuple[Tensor, Tensor]:
 def check_v_prediction(ex, rng):
     for square in (True, False):
         x0, eps = batch(rng, square=square)
-        angle = (
-            uniform(rng, 0.2, 0.4) + torch.arange(len(x0)) * 0.28
-        )  # radians; 45 degrees would hide a swap of alpha and sigma
+        # radians; 45 degrees would hide a swap of alpha and sigma
+        angle = uniform(rng, 0.2, 0.4) + torch.arange(len(x0)) * 0.28
         alpha, sigma = angle.cos(), angle.sin()
         alpha[-1], sigma[-1] = 0, 1  # pure noise
         a, s = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)

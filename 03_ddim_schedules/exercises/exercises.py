@@ -92,8 +92,8 @@ def heun_step(denoise: Denoise, x: Tensor, now: Level, then: Level) -> Tensor:
     """Exercise 4. One step of Heun's method: look, step, look again from there, and step by the average of both looks.
 
     Along a sampler's path x changes by dx = x0 dalpha + eps dsigma. From now to then, dalpha is alpha' - alpha and
-    dsigma sigma' - sigma. Euler's method takes x0 and eps as seen at the start; Heun's (Karras et al. 2022, algorithm
-    1) goes there:
+    dsigma sigma' - sigma. Euler's method takes x0 and eps as seen at the start; Heun's (Karras et al.
+    2022, algorithm 1) goes there:
 
     ahead = x + x0 dalpha + eps dsigma                              with x0, eps as seen in x at the level now
     x'    = x + (x0 + x0') / 2 dalpha + (eps + eps') / 2 dsigma     with x0', eps' as seen in ahead at the level then
@@ -127,8 +127,8 @@ def snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: str) -> T
 
 
 def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
-    """Exercise 6. From one noise to another along the sphere, so that everything between them is as strong as noise
-    is.
+    """Exercise 6. From one noise to another along the sphere,
+    so that everything between them is as strong as noise is.
 
     result = sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b            (Song et al. 2021, appendix
     D.5; Shoemake 1985) cos(angle) = a . b / (|a| |b|)

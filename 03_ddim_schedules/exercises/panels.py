@@ -1,8 +1,8 @@
 """What chapter 3's exercises look like when they are right: a panel for each, drawn by common.grade.show_exercises.
 
 Each panel is a function of (ex, right, axis): the answers to show, the solutions, and where to draw. No network is
-needed: the data are points in the plane, images of two pixels, made by a mixture of Gaussians whose ideal denoiser is
-known exactly.
+needed: the data are points in the plane, images of two pixels,
+made by a mixture of Gaussians whose ideal denoiser is known exactly.
 """
 
 import math
@@ -144,11 +144,8 @@ def heun_step(ex, right, axis):
 def snr_weight(ex, right, axis):
     snr = torch.logspace(-2, 3, 60)
     alpha, sigma = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
-    for name, factor, style in (
-        ("x0", 1, "-"),
-        ("eps", snr, "--"),
-        ("v", snr + 1, ":"),
-    ):  # an error of x0, in the units of each
+    # an error of x0, in the units of each
+    for name, factor, style in (("x0", 1, "-"), ("eps", snr, "--"), ("v", snr + 1, ":")):
         axis.loglog(
             snr, factor * ex.snr_weight(alpha, sigma, 5.0, name), style, linewidth=6 - 2 * len(style), label=name
         )
@@ -176,9 +173,8 @@ def slerp(ex, right, axis):
 
 
 def zero_terminal_snr(ex, right, axis):
-    alpha_bar = torch.cat(
-        [torch.ones(1), (1 - torch.linspace(0.2, 0.1, 12)).cumprod(0)]
-    )  # a few coarse steps, to be seen
+    # a few coarse steps, to be seen
+    alpha_bar = torch.cat([torch.ones(1), (1 - torch.linspace(0.2, 0.1, 12)).cumprod(0)])
     axis.plot(alpha_bar.sqrt(), "o-", color=GREY, label="before")
     axis.plot(ex.zero_terminal_snr(alpha_bar).sqrt(), ".-", color="tab:blue", label="after")
     axis.plot([0, 1, 12], [1, alpha_bar[1].sqrt(), 0], "o", color="tab:orange", fillstyle="none", markersize=11)

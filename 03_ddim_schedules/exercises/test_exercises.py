@@ -448,11 +448,8 @@ def test_8_the_first_step_has_no_history(ex):
 
 
 def test_8_history(ex):
-    before, now, then = (
-        Level(1.0, 8.0),
-        Level(1.0, 4.0),
-        Level(1.0, 1.0),
-    )  # h = log 4, the step before log 2, so r = 1/2
+    # h = log 4, the step before log 2, so r = 1/2
+    before, now, then = (Level(1.0, 8.0), Level(1.0, 4.0), Level(1.0, 1.0))
     got = call(ex.dpmpp_2m_step, images(8), images(3), now, then, images(1), before)
 
     def step(D: float, shrink: float = 1 / 4) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""The grader's randomised checks of chapter 4: sizes, latents and settings are drawn anew, and compared with the
-solutions.
+"""The grader's randomised checks of chapter 4:
+sizes, latents and settings are drawn anew, and compared with the solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
-mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too,
+so that the message can name the mistake.
 """
 
 import math
@@ -215,9 +215,8 @@ def check_noisy_latent(ex, rng):
         shape, scale = latent_shape(rng, square), uniform(rng, 0.15, 0.3)
         mean, std = 5 * normal(rng, *shape), 1 + torch.rand(shape, generator=rng)
         eps_z, eps = normal(rng, *shape), normal(rng, *shape)
-        angle = (
-            uniform(rng, 0.2, 0.4) + torch.arange(shape[0]) * 0.28
-        )  # radians; 45 degrees would hide a swap of alpha and sigma
+        # radians; 45 degrees would hide a swap of alpha and sigma
+        angle = uniform(rng, 0.2, 0.4) + torch.arange(shape[0]) * 0.28
         check_one_step(ex, mean, std, scale, eps_z, eps, angle.cos(), angle.sin())
 
 
@@ -434,10 +433,8 @@ def changes(ex, rng: torch.Generator, key: str, weights: dict, config: dict, pix
 
 def check_img2img_start(ex, rng):
     z, eps = (normal(rng, *shape) for shape in 2 * [latent_shape(rng)])
-    for walked in (
-        uniform(rng, 2.1, 2.4),
-        uniform(rng, 2.6, 2.9),
-    ):  # steps, but for rounding; never half-way between two numbers
+    # steps, but for rounding; never half-way between two numbers
+    for walked in (uniform(rng, 2.1, 2.4), uniform(rng, 2.6, 2.9)):
         N = integer(rng, 8, 12)
         check_one_start(ex, z, eps, walked / N, *levels(rng, N))
         check_one_start(ex, z, eps, 1 - walked / N, *levels(rng, N))
@@ -510,10 +507,8 @@ def to_bytes(images: Tensor) -> Tensor:
 
 def check_decode_picture(ex, rng):
     shape, scale = latent_shape(rng), uniform(rng, 0.3, 0.6)
-    decode, z = (
-        Decoder(rng, shape[1]),
-        normal(rng, *shape) * uniform(rng, 0.3, 0.5),
-    )  # decoded, most of them within [-1, 1]
+    # decoded, most of them within [-1, 1]
+    decode, z = (Decoder(rng, shape[1]), normal(rng, *shape) * uniform(rng, 0.3, 0.5))
     image = decode(z / scale)
     low, raw = image.clamp(-1, 1), (image + 1) * 127.5
     wrong = {

@@ -93,10 +93,8 @@ def scaling_factor(ex, right, axis):
 
 def noisy_latent(ex, right, axis):
     B, scale = 21, 0.2
-    mean, std = (
-        5 * noise(B, 4, 16, 16) * 0.96**0.5,
-        torch.full((B, 4, 16, 16), 1.0),
-    )  # together a standard deviation of 5
+    # together a standard deviation of 5
+    mean, std = (5 * noise(B, 4, 16, 16) * 0.96**0.5, torch.full((B, 4, 16, 16), 1.0))
     angle = torch.linspace(0, math.pi / 2, B)
     x, v = ex.noisy_latent(
         mean, std, scale, noise(B, 4, 16, 16, seed=1), noise(B, 4, 16, 16, seed=2), angle.cos(), angle.sin()

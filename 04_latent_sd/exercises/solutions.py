@@ -27,8 +27,8 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, C, h, w) x, (B,) t, 
 
 
 def kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Exercise 1. What it costs the encoder to say something: how far each image's cloud is from a standard normal
-    one.
+    """Exercise 1. What it costs the encoder to say something:
+    how far each image's cloud is from a standard normal one.
 
     KL(N(mean, var) || N(0, 1)) = 1/2 sum (mean^2 + var - 1 - log var)        (Kingma & Welling 2014, appendix B)
 
@@ -54,8 +54,8 @@ def reparameterise(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     returns       (B, C, h, w), not scaled
 
     Watch out: logvar is the logarithm of the variance; what is the standard deviation? And gradients must reach both
-    mean and logvar: that is what the noise from outside is for. Drawn with torch.normal(mean, std), the latent would
-    teach them nothing.
+    mean and logvar: that is what the noise from outside is for.
+    Drawn with torch.normal(mean, std), the latent would teach them nothing.
     """
     # --- solution
     return mean + (logvar / 2).exp() * eps
@@ -89,8 +89,8 @@ def scaling_factor(batches: Iterator[Tensor]) -> float:
 def noisy_latent(
     mean: Tensor, std: Tensor, scale: float, eps_z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Exercise 4. One training step of latent diffusion: from what the encoder said to what the network sees and
-    should answer.
+    """Exercise 4. One training step of latent diffusion:
+    from what the encoder said to what the network sees and should answer.
 
     z = scale (mean + std eps_z)                                              a latent of unit variance
     x = alpha z + sigma eps                                                   what the network sees
@@ -115,8 +115,8 @@ def noisy_latent(
 
 
 def latent_key(weights: dict[str, Tensor], config: dict, pixels: Tensor) -> str:
-    """Exercise 5. The name under which encoded latents are kept, so that a file made from anything else is never
-    opened.
+    """Exercise 5. The name under which encoded latents are kept,
+    so that a file made from anything else is never opened.
 
     The latents depend on the encoder's weights, on how it is built, and on the images. So the key is a hash (SHA-256)
     of all that: it changes if any of it changes, and only then. No equation here, but a list.
@@ -136,8 +136,8 @@ def latent_key(weights: dict[str, Tensor], config: dict, pixels: Tensor) -> str:
     Watch out: Python's hash() of a text is another number in every process. str(tensor) leaves out the middle of large
     tensors, and a sum does not mind the order. What does it all is hashlib.sha256(): digest.update(bytes) as often as
     you like, digest.hexdigest() in the end. tensor.contiguous().numpy().tobytes() gives the bytes of a tensor, which
-    say nothing of its shape and dtype; json.dumps(config, sort_keys=True) makes a text of settings. weights and config
-    are only lent, too.
+    say nothing of its shape and dtype; json.dumps(config, sort_keys=True) makes a text of settings.
+    weights and config are only lent, too.
     """
     # --- solution
     settings = {name: value for name, value in config.items() if name != "scaling_factor"}
@@ -153,8 +153,8 @@ def img2img_start(z: Tensor, eps: Tensor, strength: float, alpha: Tensor, sigma:
     """Exercise 6. Begin with a picture instead of with noise: noise it half-way, and let the sampler walk the rest.
 
     A sampler of N steps visits N + 1 levels, noisiest first; step k goes from level k to level k + 1, and level N is
-    clean. Of its N steps, it walks the last `strength` N (rounded to the nearest whole number), and leaves out the
-    others:
+    clean. Of its N steps, it walks the last `strength` N (rounded to the nearest whole number),
+    and leaves out the others:
 
     first = N - strength N                                                    the first step that it walks
     x     = alpha_first z + sigma_first eps                                   (Meng et al. 2022, section 3)
@@ -219,8 +219,8 @@ def sample_latent(
     returns       (B, C, h, w) the latents at level N, ready for exercise 7
 
     Watch out: samplers of pixels often cut z off at -1 and 1 in each step. Latents have unit variance and no limits: a
-    third of their components lie beyond, and must. And the latents are doubled as the captions are: 0 1 2 0 1 2, not 0
-    0 1 1 2 2.
+    third of their components lie beyond, and must.
+    And the latents are doubled as the captions are: 0 1 2 0 1 2, not 0 0 1 1 2 2.
     """
     # --- solution
     for k in range(first, len(times)):

@@ -407,10 +407,8 @@ def test_5_other_images(ex):
 
 # ----------------------------------------------------------------------------------------- 6. img2img_start
 
-ALPHA, SIGMA = (
-    torch.tensor([0.0, 5 / 13, 0.6, 0.96, 1.0]),
-    torch.tensor([1.0, 12 / 13, 0.8, 0.28, 0.0]),
-)  # of a sampler of 4 steps
+# of a sampler of 4 steps
+ALPHA, SIGMA = (torch.tensor([0.0, 5 / 13, 0.6, 0.96, 1.0]), torch.tensor([1.0, 12 / 13, 0.8, 0.28, 0.0]))
 
 
 def test_6_which_step(ex):

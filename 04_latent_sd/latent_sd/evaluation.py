@@ -130,9 +130,8 @@ def measure_text(
     def report(name: str, measured: list[Row]) -> None:
         rows.extend({"w": name, "split": split} | settings | row for split, row in zip(splits, measured, strict=True))
         print((f"{name:>16}" + "".join(table_columns(row) for row in measured)).rstrip(), flush=True)
-        write_csv(
-            out / "results.csv", rows
-        )  # after every scale, so that a stopped evaluation leaves what it has measured
+        # after every scale, so that a stopped evaluation leaves what it has measured
+        write_csv(out / "results.csv", rows)
 
     print(f"\n{n} prompts of creatures, {configs[0].sampler}\n\n{table_header(splits, 16)}")
     report("real", [measure_accuracy(judge, p, p.real) for p in prompts])

@@ -90,8 +90,8 @@ class AutoencoderFlags(TrainingFlags):
     adversarial: float = 0.0
     """Weight of the adversarial term, relative to the gradient of the other terms, against blur as well; 0 is off."""
     adversarial_after: float = 0.5
-    """Share of the budget after which it joins: a discriminator learns nothing useful while reconstructions are
-    still blurred.
+    """Share of the budget after which it joins:
+    a discriminator learns nothing useful while reconstructions are still blurred.
     """
     held_out: int = 200
     """Images of each set's test split to measure on."""

@@ -196,8 +196,8 @@ class Memory(threading.Thread):
 
 
 def held(process: psutil.Process) -> int:
-    """Bytes of one process: PSS where the system reports it (a shared page is divided among its
-    processes), else RSS.
+    """Bytes of one process: PSS where the system reports it (a shared page is divided among
+    its processes), else RSS.
     """
     try:
         return getattr(process.memory_full_info(), "pss", 0) or process.memory_info().rss

@@ -1,5 +1,5 @@
-"""Images as latents, for the training of a diffusion model: encoded once and kept in a file, or on the fly by worker
-processes.
+"""Images as latents, for the training of a diffusion model:
+encoded once and kept in a file, or on the fly by worker processes.
 
     data = cached_latents(vae, images, Path("runs/04_latent_sd/latents"))     # or
     data = OnTheFly(vae, images, workers=2, order=training_order(len(images), batch=32, seed=0))

@@ -1,5 +1,5 @@
-"""A small Stable Diffusion (Rombach et al. 2022), written out: text, or an image and text, become images by way of
-latents.
+"""A small Stable Diffusion (Rombach et al. 2022), written out:
+text, or an image and text, become images by way of latents.
 
     pipeline = open_latent_diffusion(Path("04_latent_sd/pretrained"))
     pipeline.txt2img(["番茄炒蛋"] * 4, SamplingConfig(guidance_scale=5.0))                 -> (4, 3, S, S) in [-1, 1]
@@ -10,8 +10,8 @@ latents.
     z / factor--> image prompts --text encoder----------------------------------------'
 
 This file shows the algorithm for one batch. The programs use common/models/pipeline.py, which also splits prompts into
-batches, refuses wrong input, and serves models of pixels. tests/chapter_04/test_longhand_pipeline.py proves that both
-draw equal images.
+batches, refuses wrong input, and serves models of pixels.
+tests/chapter_04/test_longhand_pipeline.py proves that both draw equal images.
 """
 
 from collections.abc import Sequence
@@ -63,11 +63,11 @@ class LatentDiffusion:
         config: SamplingConfig = SamplingConfig(),
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Images changed towards prompts (SDEdit, Meng et al. 2022): noised part of the way, then denoised with the
-        prompt.
+        """Images changed towards prompts (SDEdit, Meng et al.
+        2022): noised part of the way, then denoised with the prompt.
 
-        images (N, C, H, W) in [-1, 1], or (1, C, H, W) for all prompts; strength in (0, 1]; noise (N, c, h, w) instead
-        of that of the seed
+        images (N, C, H, W) in [-1, 1], or (1, C, H, W) for all prompts; strength in (0, 1];
+        noise (N, c, h, w) instead of that of the seed
         """
         levels = last_levels(self.schedule.noise_levels(Sampler.parse(config.sampler).steps), strength)
         z0 = self.encode(images).expand(len(prompts), -1, -1, -1)
@@ -79,9 +79,8 @@ class LatentDiffusion:
         """Denoise x (N, c, h, w) along the noise levels, guided by the prompts.
         Latents have no bounds, so x0 is not clipped.
         """
-        cond, uncond = (
-            {"text": self.text_encoder(list(texts))} for texts in (prompts, [config.negative_prompt])
-        )  # (N or 1, M, D)
+        # (N or 1, M, D)
+        cond, uncond = ({"text": self.text_encoder(list(texts))} for texts in (prompts, [config.negative_prompt]))
         denoise = Guided(
             self.unet.eval(),
             self.prediction,

@@ -56,9 +56,8 @@ def train_model(flags: LatentModelFlags) -> None:
     schedule.noise_levels(sampler.steps)  # an impossible number of steps is refused now, not after the training
     device = pick_device(flags.device)
     vae = load_vae(start_of(flags, flags.vae), device)
-    start = (
-        open_latent_pipeline(start_of(flags, flags.start)) if flags.start else None
-    )  # a resumed run has its own copy
+    # a resumed run has its own copy
+    start = open_latent_pipeline(start_of(flags, flags.start)) if flags.start else None
     clip = open_clip(flags.text, device)  # models that cannot be opened are refused before any data are drawn
     size = flags.size or vae.cfg.size
     check_fit_before(vae, flags.data, size)
@@ -77,9 +76,8 @@ def train_model(flags: LatentModelFlags) -> None:
         schedule, flags.prediction, empty_text(encoder), flags.caption_dropout, vae, images, flags.run_dir
     )
     if flags.resume and (kept := checkpoints(flags.run_dir)):
-        loss.load_state_dict(
-            load_checkpoint(kept[-1])["loss"]
-        )  # another autoencoder is refused before it encodes anything
+        # another autoencoder is refused before it encodes anything
+        loss.load_state_dict(load_checkpoint(kept[-1])["loss"])
     with accelerator.main_process_first():  # the others find the file
         latents = make_latents(flags, vae, images, accelerator)
 

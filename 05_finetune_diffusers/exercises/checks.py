@@ -1,8 +1,8 @@
-"""The grader's randomised checks of chapter 5: sizes, weights and images are drawn anew, and compared with the
-solutions.
+"""The grader's randomised checks of chapter 5:
+sizes, weights and images are drawn anew, and compared with the solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
-mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too,
+so that the message can name the mistake.
 """
 
 import math
@@ -81,10 +81,8 @@ def check_new_adapter(ex, rng):
 
 def check_merge_adapters(ex, rng):
     one = integer(rng, 4, 6)
-    for out, width, ranks in (
-        (one, one, (one,)),
-        (integer(rng, 5, 6), integer(rng, 7, 8), (2, 3, 4)),
-    ):  # square: A B exists, too
+    # square: A B exists, too
+    for out, width, ranks in ((one, one, (one,)), (integer(rng, 5, 6), integer(rng, 7, 8), (2, 3, 4))):
         W, scales = normal(rng, out, width), [uniform(rng, 0.3, 0.8) + 0.7 * k for k in range(len(ranks))]
         adapters = [(normal(rng, r, width), normal(rng, out, r), uniform(rng, 2, 8)) for r in ranks]
         check_one_merge(ex, W, adapters, scales)
@@ -310,9 +308,8 @@ def check_prior_loss(ex, rng):
 def check_weigh_word(ex, rng):
     for w in (uniform(rng, 1.3, 2.0), uniform(rng, 0.6, 0.8), uniform(rng, 0.2, 0.4), 0.0, 1.0):
         M = integer(rng, 6, 8)
-        z, empty, hidden = (
-            normal(rng, M, M) for _ in range(3)
-        )  # square, so that a weight could be laid along the wrong axis
+        # square, so that a weight could be laid along the wrong axis
+        z, empty, hidden = (normal(rng, M, M) for _ in range(3))
         begin, number = integer(rng, 1, 3), integer(rng, 1, 2)
         word = torch.zeros(M, dtype=torch.bool)
         word[begin : begin + number] = True

@@ -56,8 +56,8 @@ def merge_adapters(W: Tensor, adapters: list[Adapter], scales: list[float]) -> T
     scales    K numbers
     returns   (out, in), a new matrix
 
-    Watch out: which is the product of shape (out, in), A B or B A? And the rank is in none of the arguments; where can
-    you see it?
+    Watch out: which is the product of shape (out, in),
+    A B or B A? And the rank is in none of the arguments; where can you see it?
     """
     raise NotImplementedError("exercise 2: merge_adapters")
 
@@ -75,8 +75,8 @@ def accumulate(error: Error, weights: Tensor, parts: list[Tensor]) -> Tensor:
 
     Watch out: the mean of the parts' means is another number where parts are not alike; then the images of a small
     part count for more. (Large libraries had this wrong for years.) And call backward() part by part: it sets the
-    memory of a part free. The sum of all errors with one backward() at the end holds all parts at once, and nothing is
-    won.
+    memory of a part free. The sum of all errors with one backward() at the end holds all parts at
+    once, and nothing is won.
     """
     raise NotImplementedError("exercise 3: accumulate")
 
@@ -90,8 +90,8 @@ def write(weights: list[Tensor], values: list[Tensor]) -> None:
 
 @contextmanager
 def averaged(weights: list[Tensor], averages: list[Tensor]) -> Iterator[None]:
-    """Exercise 4. Borrow the averaged weights (EMA) for a validation picture, and go on training as if nothing had
-    been.
+    """Exercise 4. Borrow the averaged weights (EMA) for a validation picture,
+    and go on training as if nothing had been.
 
         with averaged(weights, averages):     within, the network draws with the averages
             draw()
@@ -156,8 +156,8 @@ def weigh_word(z: Tensor, empty: Tensor, hidden: Tensor, word: Tensor, w: float)
 def controlled(
     features: list[Tensor], residuals: list[Tensor], kernels: list[Tensor], biases: list[Tensor], strength: float
 ) -> list[Tensor]:
-    """Exercise 7. How a ControlNet speaks to the U-Net that it was copied from: through convolutions that begin at
-    zero.
+    """Exercise 7. How a ControlNet speaks to the U-Net that it was copied from:
+    through convolutions that begin at zero.
 
     features_k + strength (K_k * residual_k + b_k)                            (Zhang et al. 2023, section 3.2; * is a
     convolution)

@@ -83,10 +83,8 @@ PRODUCT = torch.tensor([[2.0, 20.0], [3.0, 30.0]])
 
 
 def test_2_one_adapter(ex):
-    A, B = (
-        torch.cat([ROW, torch.zeros(1, 2)]),
-        torch.cat([COLUMN, torch.zeros(2, 1)], 1),
-    )  # of rank 2, half of it unused
+    # of rank 2, half of it unused
+    A, B = (torch.cat([ROW, torch.zeros(1, 2)]), torch.cat([COLUMN, torch.zeros(2, 1)], 1))
     got = call(ex.merge_adapters, W.clone(), [(A, B, 8.0)], [0.75])
     wrong = {
         "alpha is not divided by the rank": W + 0.75 * 8 * PRODUCT,
@@ -378,9 +376,8 @@ def test_6_softer(ex):
 
 
 def test_6_the_shares(ex):
-    got = call(
-        ex.weigh_word, Z.clone(), Z.clone(), Z + 4, torch.tensor([False, False, False]), 2 / 3
-    )  # nothing is moved, so only the mixture is seen
+    # nothing is moved, so only the mixture is seen
+    got = call(ex.weigh_word, Z.clone(), Z.clone(), Z + 4, torch.tensor([False, False, False]), 2 / 3)
     r = 3**-0.5
     wrong = {
         "w is the share of what is with the word; it should be 1 / (1 + r)": Z + 4 / 3,

@@ -1,5 +1,5 @@
-"""Reads adapters of every common format into one form: for each layer a product of two low-rank factors, up @ down,
-added to its weight.
+"""Reads adapters of every common format into one form:
+for each layer a product of two low-rank factors, up @ down, added to its weight.
 
     LoRA    B A                         kohya's scripts and the webui, three generations of diffusers, folders of PEFT
     LoCon   the same for convolutions   LyCORIS
@@ -75,8 +75,8 @@ class AdaptedLayer(NamedTuple):
 
 @dataclass
 class Adapter:
-    """What a file holds: {layer: {part: tensor}}, and the settings beside it, such as {"r": 4, "lora_alpha":
-    8}, by component.
+    """What a file holds: {layer: {part: tensor}}, and the settings beside it, such as {"r":
+    4, "lora_alpha": 8}, by component.
     """
 
     path: Path
@@ -177,9 +177,8 @@ def low_rank_factors(
     elif "lokr_w2" in parts or "lokr_w2_a" in parts:
         first, second = (kronecker_factor(parts, number) for number in (1, 2))
         ranks = [parts[f"lokr_w{number}_b"].shape[0] for number in (2, 1) if f"lokr_w{number}_b" in parts]
-        if (
-            not ranks and "alpha" not in parts and "r" in settings
-        ):  # PEFT scales two whole factors as well, LyCORIS does not
+        # PEFT scales two whole factors as well, LyCORIS does not
+        if not ranks and "alpha" not in parts and "r" in settings:
             ranks = [pattern(settings, "rank_pattern", name, settings["r"])]
         factor = scaling(parts, ranks[0], settings, name) if ranks else 1.0
         first = first.reshape(*first.shape, *[1] * (second.ndim - 2))
@@ -221,8 +220,8 @@ def pattern(settings: Mapping[str, Any], which: str, name: str, otherwise: float
 
 
 def hadamard(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(A1 B1) * (A2 B2), element by element, is the product of the columns a1_i * a2_j and the rows b1_i * b2_j:
-    of rank r1 r2.
+    """(A1 B1) * (A2 B2), element by element,
+    is the product of the columns a1_i * a2_j and the rows b1_i * b2_j: of rank r1 r2.
     """
     if a1.shape[1] * a2.shape[1] >= min(weight.shape[0], weight[0].numel()):
         return exact_factors(

@@ -1,5 +1,5 @@
-"""Calls pipelines, whatever they are given, and draws pictures of prompts with several schedulers from
-the same noise.
+"""Calls pipelines, whatever they are given, and draws pictures of prompts with several
+schedulers from the same noise.
 """
 
 import sys

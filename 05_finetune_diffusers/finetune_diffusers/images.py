@@ -17,8 +17,8 @@ from common.io.ranges import PIXELS
 
 
 def generators(seed: int, n: int) -> list[torch.Generator]:
-    """One generator per picture, with seeds seed, seed + 1, ..., so that a picture does not depend on the others in
-    its batch.
+    """One generator per picture, with seeds seed, seed + 1, ...,
+    so that a picture does not depend on the others in its batch.
 
     They are on the CPU, so that a seed means the same picture on every device.
     """
@@ -39,11 +39,11 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def checked_images(result: Tensor, scheduler: str) -> Tensor:
-    """A pipeline's output for output_type="pt", (N, 3, H, W) in [0, 1] -> [-1, 1], float32 on the CPU. Raises
-    UserError at NaN.
+    """A pipeline's output for output_type="pt", (N, 3, H, W) in [0, 1] -> [-1, 1], float32 on the CPU.
+    Raises UserError at NaN.
 
-    Euler ancestral with 3 steps of a cosine schedule gives NaN: it takes the root of a difference that rounding has
-    made negative.
+    Euler ancestral with 3 steps of a cosine schedule gives NaN:
+    it takes the root of a difference that rounding has made negative.
     """
     images = result.float().cpu() * 2 - 1
     if not bool(images.isfinite().all()):

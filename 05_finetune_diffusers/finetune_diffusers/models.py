@@ -32,9 +32,8 @@ from common.models.text.tokenizer import Tokenizer
 from finetune_diffusers.paths import PRETRAINED
 from finetune_diffusers.pixel_pipeline import open_pixels, pixel_folder
 
-Task = Literal[
-    "text", "image", "inpaint"
-]  # what is given: a prompt; a prompt and a picture; a prompt, a picture and a mask
+# what is given: a prompt; a prompt and a picture; a prompt, a picture and a mask
+Task = Literal["text", "image", "inpaint"]
 AUTO = {"text": AutoPipelineForText2Image, "image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}
 
 

@@ -4,7 +4,6 @@ Nothing heavy is imported here: programs name these in their flags.
 
 from pathlib import Path
 
-PRETRAINED = (
-    Path(__file__).resolve().parents[2] / "04_latent_sd" / "pretrained"
-)  # the course's own small Stable Diffusion
+# the course's own small Stable Diffusion
+PRETRAINED = Path(__file__).resolve().parents[2] / "04_latent_sd" / "pretrained"
 OUT = Path("runs/05_finetune_diffusers")

@@ -1,5 +1,5 @@
-"""Pixel models in a pipeline for latents: with an autoencoder that changes nothing, chapter 2's models are fine-tuned
-here, too.
+"""Pixel models in a pipeline for latents: with an autoencoder that changes nothing,
+chapter 2's models are fine-tuned here, too.
 
 pipe = open_pixels(Path("02_cfg_pokemon/pretrained"), "cpu")     a StableDiffusionPipeline whose latents are images
 """
@@ -73,9 +73,8 @@ def open_pixels(folder: Path, device: str) -> StableDiffusionPipeline:
         raise UserError(
             f"the U-Net in {folder} has {parts['unet'].config.in_channels} input channels; without an autoencoder they should be 3, red, green and blue"
         )
-    scheduler = parts.pop(
-        "scheduler"
-    )  # a pipeline for latents would turn off its clipping of x0, which is right for images
+    # a pipeline for latents would turn off its clipping of x0, which is right for images
+    scheduler = parts.pop("scheduler")
     usual = DDPMScheduler.from_config(scheduler.config, clip_sample=False, steps_offset=1)
     pipe = StableDiffusionPipeline(
         **parts,

@@ -116,9 +116,8 @@ def weigh(
     for (_, w), part in zip(fragments, ids, strict=True):
         if w < 1:
             mix.append(moved(range(place, min(place + len(part), length))))
-            shares.append(
-                math.tan((1 - max(w, 1e-5)) * math.pi / 2)
-            )  # weight 1: nothing of it; 0.5: half and half; 0: it alone
+            # weight 1: nothing of it; 0.5: half and half; 0: it alone
+            shares.append(math.tan((1 - max(w, 1e-5)) * math.pi / 2))
         place += len(part)
     return sum(share * z for share, z in zip(shares, mix, strict=True)) / sum(shares)
 
@@ -131,8 +130,8 @@ def encode_tokens(
     hidden: range = range(0),
     layer: int = -1,
 ) -> Tensor:
-    """The text encoder on one row of token ids, padded to its length; no token attends to the positions `hidden`. (1,
-    M, D)
+    """The text encoder on one row of token ids, padded to its length;
+    no token attends to the positions `hidden`. (1, M, D)
 
     layer  -1: the output after the final norm; -2: that of the last layer but one, without the norm
     """

@@ -275,8 +275,8 @@ def measure(pictures: Tensor, work: DamagedImages) -> Measures:
 
 
 def make_references(pipe: DiffusionPipeline, work: DamagedImages, degradation: Degradation) -> dict[str, Reference]:
-    """What to compare with: the damaged pictures, a repair without a model, and the truth sent through the
-    autoencoder.
+    """What to compare with: the damaged pictures, a repair without a model,
+    and the truth sent through the autoencoder.
 
     The last is what latents can represent of a picture at all; known pixels are put back there, too.
     """

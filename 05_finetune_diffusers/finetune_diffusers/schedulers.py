@@ -81,8 +81,8 @@ def explain_step_errors(scheduler: str) -> Iterator[None]:
     """Turn the failure of a scheduler that counts its steps wrongly into a sentence.
 
     With the spacing of Karras et al. (2022) and a cosine schedule, whose last steps are very steep, the first two
-    timesteps are rounded to the same number; diffusers (0.42) then begins at the second and runs out of steps at the
-    end.
+    timesteps are rounded to the same number;
+    diffusers (0.42) then begins at the second and runs out of steps at the end.
     """
     try:
         yield

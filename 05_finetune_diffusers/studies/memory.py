@@ -1,11 +1,11 @@
-"""What the trainings of this chapter cost, side by side: weights, memory, time, and the size of what they leave
-behind.
+"""What the trainings of this chapter cost, side by side:
+weights, memory, time, and the size of what they leave behind.
 
   python 05_finetune_diffusers/studies/memory.py                                    every run in runs/05_finetune_diffusers
   python 05_finetune_diffusers/studies/memory.py RUN RUN                            these
 
-Each training leaves results.json in its run folder; this reads them and trains nothing. The table is written in
-Markdown.
+Each training leaves results.json in its run folder; this reads them and trains nothing.
+The table is written in Markdown.
 """
 
 import sys

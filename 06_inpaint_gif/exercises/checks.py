@@ -1,8 +1,8 @@
-"""The grader's randomised checks of chapter 6: sizes, pictures and moves are drawn anew, and compared with the
-solutions.
+"""The grader's randomised checks of chapter 6:
+sizes, pictures and moves are drawn anew, and compared with the solutions.
 
-Where an answer is wrong, it is compared with the results of well-known mistakes too, so that the message can name the
-mistake.
+Where an answer is wrong, it is compared with the results of well-known mistakes too,
+so that the message can name the mistake.
 """
 
 import math

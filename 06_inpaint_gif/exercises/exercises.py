@@ -30,8 +30,8 @@ def camera_move(image: Tensor, dx: int, dy: int) -> tuple[Tensor, Tensor]:
     moved(y, x) = image(y + dy, x + dx),  mask(y, x) = 0                      where the picture has such a pixel
     moved(y, x) = 0,                      mask(y, x) = 1                      where it has none
 
-    Right is dx > 0: the camera goes right, so things go left, and something new comes in at the right edge. Down is dy
-    > 0.
+    Right is dx > 0: the camera goes right, so things go left,
+    and something new comes in at the right edge. Down is dy > 0.
 
     image    (C, H, W)
     dx, dy   whole pixels, of any sign and size: a camera that goes far enough sees nothing of the picture
@@ -51,8 +51,8 @@ def composite(original: Tensor, painted: Tensor, mask: Tensor, radius: float) ->
     result = original + soft (painted - original)                             in the hole
     result = original                                                         where the mask is 0, bit for bit
 
-    The outermost pixels of the hole have depth 1; from there the new picture fades in, and it is alone from depth
-    radius + 1 on.
+    The outermost pixels of the hole have depth 1;
+    from there the new picture fades in, and it is alone from depth radius + 1 on.
 
     original  (C, H, W)
     painted   (C, H, W) what a network gave back; where the picture is known, it may hold anything, even NaN
@@ -62,15 +62,15 @@ def composite(original: Tensor, painted: Tensor, mask: Tensor, radius: float) ->
 
     Watch out: a blurred mask is no longer 0 on the known side of the edge. What measures depth is
     distance_transform_edt(array): for each entry that is not 0 the distance to the nearest one that is. And what is to
-    be the same to the last bit is not computed but chosen: painted + (original - painted) is not original, and 0 times
-    NaN is NaN.
+    be the same to the last bit is not computed but chosen:
+    painted + (original - painted) is not original, and 0 times NaN is NaN.
     """
     raise NotImplementedError("exercise 2: composite")
 
 
 def clip_loss(images: Tensor, texts: Tensor, dish: Tensor, logit_scale: Tensor) -> Tensor:
-    """Exercise 3. What teaches CLIP: each image finds its name, and each name its image, among all others of the
-    batch.
+    """Exercise 3. What teaches CLIP: each image finds its name, and each name its image,
+    among all others of the batch.
 
     L_ij   = exp(logit_scale) cos(image_i, text_j)                            (Radford et al. 2021, figure 3)
     p_ij   = exp(L_ij) / sum_k exp(L_ik)                                      how much image i looks like text j
@@ -79,16 +79,16 @@ def clip_loss(images: Tensor, texts: Tensor, dish: Tensor, logit_scale: Tensor) 
 
     The answer is the mean of loss_i over the batch; the same with the two sides swapped (p down the columns of L); and
     of these two the mean. Where all dishes differ, P_i is i alone, and this is CLIP's own loss. In a batch with two
-    plates of the same dish either name is right for either plate (Khosla et al. 2020, L_out); with - log |P_i|, 0 is
-    perfect all the same.
+    plates of the same dish either name is right for either plate (Khosla et al.
+    2020, L_out); with - log |P_i|, 0 is perfect all the same.
 
     images, texts  (B, D) as the networks give them, of any length (norm)
     dish           (B,) whole numbers: which dish a pair is of
     logit_scale    () one number that is learned, too: the logarithm of 1 / temperature
     returns        () one number
 
-    Watch out: a cosine has nothing to do with how long the vectors are. Which axis does the softmax run along, each
-    time?
+    Watch out: a cosine has nothing to do with how long the vectors are.
+    Which axis does the softmax run along, each time?
     """
     raise NotImplementedError("exercise 3: clip_loss")
 
@@ -109,8 +109,8 @@ def nine_channels(weight: Tensor, x: Tensor, image: Tensor, mask: Tensor, encode
     returns  the new weight (width, 2c + 1, 3, 3), of the same dtype, and the input (B, 2c + 1, h, w)
 
     Watch out: the answer must not be seen: is the hole empty before the encoder looks? For latents the mask is shrunk
-    to (h, w) by F.interpolate as it is by default, which takes one pixel for each latent, so that it stays a mask of 0
-    and 1.
+    to (h, w) by F.interpolate as it is by default, which takes one pixel for each latent,
+    so that it stays a mask of 0 and 1.
     """
     raise NotImplementedError("exercise 4: nine_channels")
 
@@ -126,8 +126,8 @@ def repaint_step(
     eps_known: Tensor,
     eps_back: Tensor,
 ) -> Tensor:
-    """Exercise 5. RePaint: go down one level, put in what is known, go back up, and again, until both sides of the
-    edge agree.
+    """Exercise 5. RePaint: go down one level, put in what is known, go back up, and again,
+    until both sides of the edge agree.
 
     For u = 0 ... U - 1:                                                      (Lugmayr et al. 2022, algorithm 1)
       known = alpha_(k+1) z + sigma_(k+1) eps_known[u]                        the picture, as noisy as level k + 1
@@ -180,8 +180,8 @@ def looped(shot: Tensor, loop: str, m: int = 0) -> Tensor:
                 then   (1 - w_k) shot[n + k] + w_k shot[k]                    for k = 0 ... m - 1,  w_k = (k + 1) / (m
                        + 1)
 
-    Both sides of the dissolve move: shot[n + k] goes out, shot[k] comes in. After the last of them comes the first
-    frame, shot[m].
+    Both sides of the dissolve move: shot[n + k] goes out, shot[k] comes in.
+    After the last of them comes the first frame, shot[m].
 
     shot     (T, C, H, W), T >= 2
     loop     "pingpong" or "seamless"
@@ -211,7 +211,7 @@ def one_palette(frames: Tensor, palette: Tensor, rounds: int) -> tuple[Tensor, T
     returns  the palette (K, 3) float32, not rounded, and the numbers of the colours, (N, H, W) int64
 
     Watch out: with a palette of its own for each frame, the colours of things that stand still would flicker.
-    frames.reshape(-1, 3) is not a list of pixels: red, green and blue are on axis 1 (movedim). And the mean of nothing
-    is NaN.
+    frames.reshape(-1, 3) is not a list of pixels: red, green and blue are on axis 1 (movedim).
+    And the mean of nothing is NaN.
     """
     raise NotImplementedError("exercise 8: one_palette")

@@ -442,10 +442,8 @@ def test_4_the_input(ex):
 
 # ------------------------------------------------------------------------------------------ 5. repaint_step
 
-ALPHA, SIGMA = (
-    torch.tensor([0.0, 0.48, 0.8, 1.0]),
-    torch.tensor([1.0, 0.7696**0.5, 0.6, 0.0]),
-)  # from level 1 to 2, sqrt(1 - beta) is 0.6
+# from level 1 to 2, sqrt(1 - beta) is 0.6
+ALPHA, SIGMA = (torch.tensor([0.0, 0.48, 0.8, 1.0]), torch.tensor([1.0, 0.7696**0.5, 0.6, 0.0]))
 
 
 class Step:
@@ -723,10 +721,8 @@ def test_8_the_nearest_colour(ex):
     """Two frames of 2 x 3 pixels, and no rounds."""
     palette = torch.tensor([[0, 0, 0], [200, 0, 0], [0, 200, 0], [100, 90, 110.0]])
     black, red, green, mauve = (20, 10, 0), (190, 30, 20), (60, 170, 30), (20, 60, 110)  # as the palette has them
-    blue, orange = (
-        (10, 0, 250),
-        (210, 140, 0),
-    )  # 90, 90, 140 from mauve but 10, 0, 250 from black; 10, 140, 0 from red but 110, 50, 110 from mauve
+    # 90, 90, 140 from mauve but 10, 0, 250 from black; 10, 140, 0 from red but 110, 50, 110 from mauve
+    blue, orange = ((10, 0, 250), (210, 140, 0))
     shot = [[black, red, green], [mauve, blue, black]], [[green, green, orange], [black, red, mauve]]
     frames = torch.tensor(shot, dtype=torch.uint8).movedim(-1, 1)
     right = torch.tensor([[[0, 1, 2], [3, 3, 0]], [[2, 2, 1], [0, 1, 3]]])
@@ -756,8 +752,8 @@ def test_8_the_nearest_colour(ex):
 
 
 def test_8_one_round(ex):
-    """Over both frames, the dark pixels are 10 10 40 and 60: their mean is 30. The bright ones are 250, 240: 245.
-    Nothing is near green.
+    """Over both frames, the dark pixels are 10 10 40 and 60: their mean is 30.
+    The bright ones are 250, 240: 245. Nothing is near green.
     """
     palette = torch.cat([colours(0, 255), torch.tensor([[0.0, 255, 0]])])
     got, index = pair(

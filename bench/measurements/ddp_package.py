@@ -49,9 +49,8 @@ def new_diffusion(sampling_steps: int) -> GaussianDiffusion:
 def train_package(budgets: Budgets, data: Images, lr: float) -> None:
     """Train as the package's Trainer does, and write the weights at the end of each budget."""
     torch.manual_seed(budgets.seed)
-    images = F.pad(
-        data.pixels, (2, 2, 2, 2)
-    )  # (N, 1, 32, 32) bytes; the padding is black, like the border of every digit
+    # (N, 1, 32, 32) bytes; the padding is black, like the border of every digit
+    images = F.pad(data.pixels, (2, 2, 2, 2))
     diffusion = new_diffusion(sampling_steps=50)  # has no influence on the training
     optimizer = torch.optim.Adam(diffusion.parameters(), lr, betas=(0.9, 0.99))
     ema = EMA(diffusion, beta=0.995, update_every=10)

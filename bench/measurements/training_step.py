@@ -20,8 +20,8 @@ SHAPES = [(64, 28), (96, 28), (128, 28), (64, 14), (128, 14), (256, 14)]  # conv
 
 
 def network(name: str, channels: tuple[int, ...] | None) -> nn.Module:
-    """Chapter 1's network for MNIST (with other widths, if given), "ours" or that of "diffusers",
-    with the same weights.
+    """Chapter 1's network for MNIST (with other widths, if given),
+    "ours" or that of "diffusers", with the same weights.
     """
     with training_flags(data="mnist", channels=channels) as flags:
         config = small_unet(28, 1, flags.channels, flags.layers)

@@ -16,9 +16,8 @@ from common.diffusion.schedules import NoiseLevel, append_dims, combine
 from common.errors import UserError
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1] that EDM assumes (Karras et al. 2022, table 1)
-ClipMode = (
-    bool | Literal["dynamic"]
-)  # what happens to predicted pixels outside [-1, 1]: nothing, clamping, or `threshold`
+# what happens to predicted pixels outside [-1, 1]: nothing, clamping, or `threshold`
+ClipMode = bool | Literal["dynamic"]
 CLIP_MODES: dict[str, ClipMode] = {"static": True, "none": False, "dynamic": "dynamic"}  # their names on command lines
 
 

@@ -1,7 +1,7 @@
 """Translate between our schedules and the scheduler_config.json of `diffusers`.
 
-A setting that our schedules do not have is refused by name, so that no model is sampled on other noise levels than
-those of its training.
+A setting that our schedules do not have is refused by name,
+so that no model is sampled on other noise levels than those of its training.
 """
 
 from typing import Annotated, NoReturn

@@ -2,8 +2,8 @@
 
     guided = uncond + w (cond - uncond)
 
-It also serves networks with more input channels than the noisy image has (`extra`), and scales that depend on the
-noise level.
+It also serves networks with more input channels than the noisy image has (`extra`),
+and scales that depend on the noise level.
 """
 
 import math

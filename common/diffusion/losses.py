@@ -37,8 +37,8 @@ WEIGHT_NAMES = ("plain", *WEIGHTS)
 def loss_weight(weight: str, prediction: str, level: NoiseLevel) -> Tensor | float:
     """Factor for the squared error of the output y that gives the error of x0 its weight in WEIGHTS. Shape of alpha.
 
-    With x_t given, an error d in x0 means an error -alpha/sigma d in eps, and so an error (a - b alpha/sigma) d in
-    y = a x0 + b eps.
+    With x_t given, an error d in x0 means an error -alpha/sigma d in eps,
+    and so an error (a - b alpha/sigma) d in y = a x0 + b eps.
     """
     if weight == "plain":
         return 1.0

@@ -32,9 +32,8 @@ class Sampler:
 
     name: str  # one of SAMPLERS
     steps: int
-    options: dict[str, Value] = field(
-        default_factory=dict
-    )  # keyword arguments of its function: eta of ddim, variance of ddpm
+    # keyword arguments of its function: eta of ddim, variance of ddpm
+    options: dict[str, Value] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "Sampler":

@@ -64,9 +64,8 @@ def ddpm(
     for i, (now, then) in enumerate(pairwise(levels)):
         x0, eps, v = Prediction(*denoise(x, now))
         beta, beta_tilde = step_variances(now, then)
-        x = combine(
-            then.alpha, x0, math.sqrt(max(0.0, then.sigma**2 - beta_tilde)), eps
-        )  # eq. 7: one mean for all variances
+        # eq. 7: one mean for all variances
+        x = combine(then.alpha, x0, math.sqrt(max(0.0, then.sigma**2 - beta_tilde)), eps)
         if then.sigma > 0:
             x = x + ddpm_noise_std(variance, beta, beta_tilde, v) * noise(i + 1, x)
         yield Step(x, x0, i)

@@ -82,8 +82,8 @@ def discrete_log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor
     """Log of a Gaussian's probability of the pixel value x0, the integral over its bin (DDPM eq. 13). In nats.
 
     The bins of black and white extend to infinity. A Gaussian is symmetric, so a bin above the mean is replaced by its
-    mirror image below: there the distribution function is small, and a difference of small numbers keeps its digits in
-    float32.
+    mirror image below: there the distribution function is small,
+    and a difference of small numbers keeps its digits in float32.
     """
     std = (0.5 * log_var).exp()
     distance = (x0 - mean).abs()

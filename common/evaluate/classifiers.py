@@ -1,7 +1,7 @@
 """What the two shipped classifiers share: half-precision weights, and a training loop.
 
-The loop is written out here because a classifier needs none of common/training: no noise, no average of weights, no
-checkpoints.
+The loop is written out here because a classifier needs none of common/training:
+no noise, no average of weights, no checkpoints.
 """
 
 from collections.abc import Callable

@@ -155,8 +155,8 @@ def mentioned_table(mentions: Sequence[Sequence[str]]) -> Tensor:
 
 
 def corrupt(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Make drawn creatures look as generated ones may: slightly shifted, blurred, noisy, tinted, too dark or too
-    saturated.
+    """Make drawn creatures look as generated ones may:
+    slightly shifted, blurred, noisy, tinted, too dark or too saturated.
 
     (B, 3, S, S) in [-1, 1] -> the same, each image by other random amounts; half of them are not blurred.
     """

@@ -1,5 +1,5 @@
-"""A small classifier of handwritten digits: its features are what the evaluator compares. The weights are shipped, in
-fp16.
+"""A small classifier of handwritten digits: its features are what the evaluator compares.
+The weights are shipped, in fp16.
 
 It describes an image by 64 features, whose distribution common/evaluate/distances.py compares, and by ten logits, one
 per digit. `python -m common.evaluate.train_digit_classifier` trains it again.

@@ -112,8 +112,8 @@ def bootstrap(statistic: Callable[[Tensor], float], features: Tensor, seed: int 
 def random_splits(features: Tensor, n: int, times: int, seed: int = 0) -> Iterator[Tensor]:
     """`times` random sets of n points: disjoint until all points are used up, then from a new permutation.
 
-    Sets that overlap resemble each other, so their standard deviation is then an underestimate. features: (N, D), n <=
-    N.
+    Sets that overlap resemble each other, so their standard deviation is then an underestimate.
+    features: (N, D), n <= N.
     """
     rng, order = generator(EVALUATION, seed), torch.empty(0, dtype=torch.long)
     for _ in range(times):

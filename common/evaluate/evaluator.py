@@ -56,8 +56,8 @@ def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) ->
     real       other real images, for the floor: the training split
 
     Both sets are first brought to the samples' size, as a model's training images were. Where `real` is too small for
-    two disjoint draws of N images, fewer samples are used, and the notes say so. Raises UserError for what cannot be
-    compared.
+    two disjoint draws of N images, fewer samples are used, and the notes say so.
+    Raises UserError for what cannot be compared.
     """
     n, notes = check(samples, reference, real)
     return Evaluator(reference, real, samples.shape[-1], n, seed)(samples, tuple(notes))

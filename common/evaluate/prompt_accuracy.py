@@ -1,5 +1,5 @@
-"""Prompt adherence of a text-to-image model of creatures: which of the attributes that a caption names are in the
-image?
+"""Prompt adherence of a text-to-image model of creatures:
+which of the attributes that a caption names are in the image?
 
 A classifier that knows all creatures (creature_classifier.py) reads the attributes of each image; only those that the
 caption mentions count. Captions describe creatures that the model has not seen: `test`, and `heldout`, combinations of
@@ -110,8 +110,8 @@ def measure_accuracy(judge: CreatureClassifier, prompts: Prompts, pixels: Tensor
 
 
 def pooled_accuracy(right: Tensor, mentioned: Tensor) -> Estimate:
-    """The accuracy over all mentioned attributes. The bootstrap resamples prompts with everything they mention.
-    Both (N, 11) bool
+    """The accuracy over all mentioned attributes.
+    The bootstrap resamples prompts with everything they mention. Both (N, 11) bool
     """
     counts = torch.stack([right.sum(1), mentioned.sum(1)], 1).cpu().double()  # (N, 2)
     with one_thread():

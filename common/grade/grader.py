@@ -59,9 +59,8 @@ class Worker:
         }
 
     def __enter__(self) -> "Worker":
-        self.scratch = tempfile.TemporaryDirectory(
-            ignore_cleanup_errors=True
-        )  # for files that the submission writes to the current folder
+        # for files that the submission writes to the current folder
+        self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.errors = tempfile.TemporaryFile()  # stderr of the worker itself; what the submission prints is discarded
         self.process = subprocess.Popen(
             [sys.executable, "-m", "common.grade.worker"],

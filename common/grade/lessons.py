@@ -41,10 +41,8 @@ def read_source(folder: Path) -> NotebookNode:
         "language_info": {"name": "python"},
     }
     for number, cell in enumerate(notebook.cells):
-        cell.id, cell.metadata = (
-            f"cell-{number:02d}",
-            {},
-        )  # not random, so that a rebuilt notebook differs only where it should
+        # not random, so that a rebuilt notebook differs only where it should
+        cell.id, cell.metadata = (f"cell-{number:02d}", {})
     return notebook
 
 

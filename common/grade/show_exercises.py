@@ -1,5 +1,5 @@
-"""See the answers to a chapter's exercises at work: one picture, with a panel for each. A wrong formula often looks
-wrong.
+"""See the answers to a chapter's exercises at work: one picture, with a panel for each.
+A wrong formula often looks wrong.
 
   python -m common.grade.show_exercises 01
   python -m common.grade.show_exercises 01 --submission mine.py --out mine.png

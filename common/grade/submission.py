@@ -16,8 +16,8 @@ class UnreadableSubmission(Exception):
 
 
 def read_code(path: Path) -> Iterator[CodeType]:
-    """The file as compiled code: one piece, or one for each code cell of a notebook. Raises UnreadableSubmission or
-    SyntaxError.
+    """The file as compiled code: one piece, or one for each code cell of a notebook.
+    Raises UnreadableSubmission or SyntaxError.
 
     A piece of a notebook has the file name "PATH, code cell 3", which tracebacks show.
     """

@@ -1,5 +1,5 @@
-"""Which values the settings of a JSON file may have, checked before anything is computed from them: files come from
-anywhere.
+"""Which values the settings of a JSON file may have, checked before anything is computed from them:
+files come from anywhere.
 
     check_values({"layers_per_block": "two"}, {"layers_per_block": Annotated[int, Range(1, 64)]}, "this U-Net")
     -> this U-Net sets layers_per_block = 'two', where a whole number from 1 to 64 was expected

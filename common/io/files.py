@@ -87,8 +87,8 @@ def exchange(building: Path, folder: Path) -> None:
     """Put `building`, which is whole, in the folder's place.
 
     No system call replaces a folder that is not empty, so for an instant the old one is called NAME.old and the folder
-    is missing. Both are whole then: a process killed at that instant has lost nothing, and the next call puts the old
-    folder back first.
+    is missing. Both are whole then: a process killed at that instant has lost nothing,
+    and the next call puts the old folder back first.
     """
     old = folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():

@@ -2,8 +2,8 @@
 
     folder = cached("owner/name", "config.json") or download("owner/name@revision", choose, advice)
 
-HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids downloads, and HF_TOKEN or `hf auth login` gives access to gated and
-private repositories.
+HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids downloads,
+and HF_TOKEN or `hf auth login` gives access to gated and private repositories.
 """
 
 import os
@@ -90,8 +90,8 @@ def reachable(url: str) -> bool:
 
 
 def unanswered(url: str) -> str | None:
-    """Why a server gives no answer: "did not answer within 3 s", "did not answer (Connection refused)";
-    None if it answers.
+    """Why a server gives no answer: "did not answer within 3 s",
+    "did not answer (Connection refused)"; None if it answers.
     """
     found: list[str | None] = []
 
@@ -122,8 +122,8 @@ def reason(problem: Exception) -> str:
 
 
 def through_proxy(url: str) -> str:
-    """' through the proxy http://proxy:3128' where the environment names one for this address;
-    without its password.
+    """' through the proxy http://proxy:3128' where the environment names one for this
+    address; without its password.
     """
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)

@@ -96,8 +96,8 @@ def gib(size: float) -> str:
 def need_for_batch(
     step: Callable[[dict[str, Any]], Any], batch: dict[str, Any], weights: list[Any], device: str
 ) -> None:
-    """Refuse a batch whose activations are not going to fit: what autograd keeps of one image and of two says what the
-    whole batch takes.
+    """Refuse a batch whose activations are not going to fit:
+    what autograd keeps of one image and of two says what the whole batch takes.
 
     step     forward pass and loss of a batch, whose gradient is going to be asked for
     weights  the network's parameters, which are there already; a gradient and two averages for each are still to come
@@ -125,10 +125,8 @@ def kept_for_the_gradient(step: Callable[[dict[str, Any]], Any], batch: dict[str
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = (
-            storage.nbytes(),
-            tensor,
-        )  # holding the tensor keeps its address from being used again
+        # holding the tensor keeps its address from being used again
+        kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -1,8 +1,8 @@
-"""Settings of the process: environment variables that libraries read when they are imported, text streams, and the
-user.
+"""Settings of the process: environment variables that libraries read when they are imported,
+text streams, and the user.
 
-`common/__init__.py` calls `prepare_process`, so that these settings are made before `import torch`. What you set
-yourself stays.
+`common/__init__.py` calls `prepare_process`, so that these settings are made before `import torch`.
+What you set yourself stays.
 
 OMP_WAIT_POLICY, GOMP_SPINCOUNT  A thread that waits for another one sleeps after 1,000 rounds of a loop. By default it
                                  spins
@@ -52,8 +52,8 @@ def accept_any_text() -> None:
 
     The encoding itself stays, because the terminal or the pipe's reader expects it. Escapes are used
     (errors="backslashreplace") because they keep different names different, whereas "replace" turns every Chinese name
-    into question marks. A stream that does not exist (a process without a console, `>&-`) is replaced by one that
-    prints nowhere.
+    into question marks. A stream that does not exist (a process without a console,
+    `>&-`) is replaced by one that prints nowhere.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -64,8 +64,8 @@ def accept_any_text() -> None:
 
 
 def restart_in_utf8() -> None:
-    """Start this program again in Python's UTF-8 mode where the system's encoding cannot represent its arguments or
-    file names.
+    """Start this program again in Python's UTF-8 mode where the system's encoding cannot represent its
+    arguments or file names.
 
     This happens in two cases: the encoding is ASCII (a POSIX locale whose UTF-8 mode is switched off), or an argument
     is not valid in it and came as lone surrogates. In UTF-8 mode arguments, file names and output are all UTF-8.
@@ -80,8 +80,8 @@ def restart_in_utf8() -> None:
 
 
 def started_as_program(original: list[str], argv: list[str]) -> bool:
-    """Whether the process was started as `python file arguments` or `python -m module arguments` (and is no
-    notebook or test).
+    """Whether the process was started as `python file arguments` or `python -m module arguments` (and
+    is no notebook or test).
     """
     before, own = original[: len(original) - len(argv)], original[len(original) - len(argv) :]
     return own[1:] == argv[1:] and (own[:1] == argv[:1] or before[-1:] == ["-m"])
@@ -93,8 +93,8 @@ def has_surrogates(text: str) -> bool:
 
 
 def name_unknown_user() -> None:
-    """Set USER where the user has no name, and HOME (to the folder for temporary files) where there is no home
-    directory.
+    """Set USER where the user has no name, and HOME (to the folder for temporary files) where
+    there is no home directory.
 
     A container started with `--user 1234` has no entry for that user. torch needs the user's name for its cache folder
     and fails with "KeyError: getpwuid(): uid not found"; libraries that keep files need the home directory.

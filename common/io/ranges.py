@@ -1,5 +1,5 @@
-"""What each number on a command line may be. common.cli checks every flag of every program by its name, before main
-begins.
+"""What each number on a command line may be.
+common.cli checks every flag of every program by its name, before main begins.
 
 A flag of a program that means something else than elsewhere says so itself:
 
@@ -110,8 +110,8 @@ RANGES = {
 
 
 def check_numbers(args: Any) -> None:
-    """Refuse every number of a program's Args that is outside its range, and every list that must not be empty,
-    naming the flag.
+    """Refuse every number of a program's Args that is outside its range,
+    and every list that must not be empty, naming the flag.
     """
     hints = get_type_hints(type(args), include_extras=True)
     for field in fields(args):

@@ -19,12 +19,8 @@ from common.io.weight_files import DIFFUSERS, find_weights
 
 Net = TypeVar("Net", bound=nn.Module)
 
-OLD_NAMES = {
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "proj_attn": "to_out.0",
-}  # of the attention, until early 2023
+# of the attention, until early 2023
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(rf"(?P<where>(^|.*\.)attentions\.\d+\.)(?P<old>{'|'.join(OLD_NAMES)})(?P<end>\.(weight|bias))")
 PLAIN: list[Any] = [  # classes that hold values and run no code, which trainings store beside the weights: their settings
     argparse.Namespace,
@@ -40,8 +36,8 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def read_component(folder: Path, expected: str = DIFFUSERS) -> tuple[dict[str, torch.Tensor], Path]:
-    """The weights in a component's folder under today's names, in float32, and the file that they come from, for
-    messages.
+    """The weights in a component's folder under today's names, in float32,
+    and the file that they come from, for messages.
 
     One file, shards or a variant, as safetensors or as a pickle: see common/io/weight_files.py.
     """
@@ -158,8 +154,8 @@ def kind_of_file(path: Path) -> str | None:
 
 
 class Uninitialised(TorchFunctionMode):
-    """Leaves out random initial values: for tensors without memory torch would first import its decompositions,
-    which takes seconds.
+    """Leaves out random initial values: for tensors without memory torch would first import its
+    decompositions, which takes seconds.
     """
 
     def __torch_function__(

@@ -126,9 +126,8 @@ def requirements(c: dict[str, Any], text: bool) -> list[tuple[str, Callable[[], 
     widths, groups = c["block_out_channels"], c["norm_num_groups"]
     n, attention = len(widths), ["Attn" in block for block in c["down_block_types"]]
     mid_attention = c.get("add_attention", True)
-    default_groups = (
-        0 if c["resnet_time_scale_shift"] == "scale_shift" else groups
-    )  # of the attention's norm, where the file names none
+    # of the attention's norm, where the file names none
+    default_groups = 0 if c["resnet_time_scale_shift"] == "scale_shift" else groups
 
     def heads_divide_widths() -> bool:  # otherwise diffusers would build attention that is narrower than the image
         divisors = heads_of(c) if text else [c["attention_head_dim"] or 1] * n

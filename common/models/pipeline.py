@@ -1,5 +1,5 @@
-"""A text-to-image model that is ready to draw: U-Net, noise schedule, text encoder and, for a latent model, the
-autoencoder.
+"""A text-to-image model that is ready to draw:
+U-Net, noise schedule, text encoder and, for a latent model, the autoencoder.
 
     pipeline = open_pipeline(Path("04_latent_sd/pretrained"))                   # common/models/text_to_image_folder.py
     pipeline.txt2img(["番茄炒蛋"] * 4, SamplingConfig(guidance_scale=5.0))         -> (4, 3, S, S) in [-1, 1]
@@ -7,8 +7,8 @@ autoencoder.
 
 A model of pixels has no autoencoder: encode() and decode() then leave images as they are, and one "latent" is one
 pixel. An unconditional model has no text encoder: it ignores the prompts. An inpainting U-Net takes more channels than
-it returns; guided() gets them as `extra`. What other programs combine in their own way is in guided(), from_noise()
-and reverse().
+it returns; guided() gets them as `extra`. What other programs combine in their own way is in guided(),
+from_noise() and reverse().
 """
 
 import math
@@ -41,10 +41,8 @@ class SamplingConfig:
     negative_prompt: str = ""  # takes the place of the empty caption
     sampler: str = "dpmpp_2m:20"  # as Sampler.parse reads it
     rescale: float = 0.0  # phi of guidance rescale (Lin et al. 2023); 0 is off
-    interval: tuple[float, float] = (
-        0.0,
-        math.inf,
-    )  # guide only where low < sigma / alpha <= high (Kynkaanniemi et al. 2024)
+    # guide only where low < sigma / alpha <= high (Kynkaanniemi et al. 2024)
+    interval: tuple[float, float] = (0.0, math.inf)
     clip_x0: ClipMode | None = None  # True, False or "dynamic"; None is what the model was saved with
     size: int | None = None  # pixels a side; None is the size that the model was trained for
     seed: int = 0  # of the initial noise, and of the noise that a sampler adds
@@ -106,15 +104,15 @@ class TextToImagePipeline:
         config: SamplingConfig = SamplingConfig(),
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Images changed towards prompts (SDEdit, Meng et al. 2022): noised part of the way, then denoised with the
-        prompt.
+        """Images changed towards prompts (SDEdit, Meng et al.
+        2022): noised part of the way, then denoised with the prompt.
 
         images    (N, C, H, W) in [-1, 1], H and W multiples of f; or (1, C, H, W) for all prompts. config.size is not
                   used
         strength  how far the images are noised: 1 keeps nearly nothing of them, 0.1 changes hardly anything
         noise     (N, c, h, w) standard normal, instead of that of config.seed
-        Returns (N, C, H, W) on the CPU. Raises UserError where images and prompts do not match, or strength is out of
-        range.
+        Returns (N, C, H, W) on the CPU. Raises UserError where images and prompts do not match,
+        or strength is out of range.
         """
         if len(images) not in (1, len(prompts)):
             raise UserError(

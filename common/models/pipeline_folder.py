@@ -124,9 +124,8 @@ def missing_parts(folder: Path) -> list[str]:
     """What model_index.json names and the folder lacks: ["vae", "unet/config.json", "unet (weights)"]."""
     missing = []
     for name in parts_of(read_json(folder / INDEX)):
-        flat = folder / (
-            "scheduler_config.json" if "scheduler" in name else "config.json"
-        )  # google/ddpm-cifar10-32 has all files in one folder
+        # google/ddpm-cifar10-32 has all files in one folder
+        flat = folder / ("scheduler_config.json" if "scheduler" in name else "config.json")
         part = folder / name if (folder / name).is_dir() or not flat.exists() else folder
         files = {path.name for path in part.glob("*")}
         if not part.is_dir():

@@ -6,8 +6,8 @@
     as_folder(path)                    runs/single_files/NAME-1a2b3c4d, which every program of the course opens
 
 The file has the names of CompVis (input_blocks.1.0.in_layers.2.weight). The converters of diffusers rename them; this
-module infers from names and shapes the configurations that they need, so that no network connection is needed. What a
-file does not say:
+module infers from names and shapes the configurations that they need, so that no network connection is needed.
+What a file does not say:
 
     heads          8 at every level (Stable Diffusion 1.x), or 64 channels a head (2.x, whose projections are linear)
     prediction     of 1.x: the noise. Of 2.x: what the file's metadata, its "v_pred" or NAME.yaml beside it say, else v
@@ -73,8 +73,8 @@ class FileKind:
 
 
 def kind_of(state: dict[str, Tensor]) -> FileKind:
-    """What the names of the weights show: sd, unet, vae, text, lora, controlnet, inversion, diffusers-unet, ...,
-    other, unknown.
+    """What the names of the weights show: sd, unet, vae, text, lora, controlnet, inversion,
+    diffusers-unet, ..., other, unknown.
     """
     names = list(state)
 
@@ -432,8 +432,8 @@ def text_config(vocabulary: int, dim: int, hidden: int, length: int, layers: int
 def write_part(
     folder: Path, name: str, config: dict[str, Any], state: dict[str, Tensor], own: dict[str, Tensor], path: Path
 ) -> None:
-    """config.json and weights of a component, every name and shape compared with the network that the
-    library builds.
+    """config.json and weights of a component,
+    every name and shape compared with the network that the library builds.
     """
     check_shapes(own, state, path)
     write_json(folder / "config.json", config)
@@ -492,9 +492,8 @@ def write_text(folder: Path, state: dict[str, Tensor], config: dict[str, Any], p
             )
         else:
             state = convert_ldm_clip_checkpoint(state)
-    layers = re.compile(
-        r"text_model\.encoder\.layers\.(\d+)\."
-    )  # what lies behind the last layer that is read is left out
+    # what lies behind the last layer that is read is left out
+    layers = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
     unused = {key for key in state if (found := layers.match(key)) and int(found[1]) >= config["num_hidden_layers"]}
     state = {
         key: value

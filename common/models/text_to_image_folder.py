@@ -1,8 +1,8 @@
 """Text-to-image models as folders that diffusers and transformers open unchanged.
 
 A model of pixels (chapter 2) is unet/, scheduler/, text_encoder/ and tokenizer/. A latent model (chapters 4 and 6) is
-the whole folder of a Stable Diffusion: vae/ and model_index.json too, so that StableDiffusionPipeline.from_pretrained
-opens it.
+the whole folder of a Stable Diffusion: vae/ and model_index.json too,
+so that StableDiffusionPipeline.from_pretrained opens it.
 """
 
 from pathlib import Path
@@ -63,11 +63,8 @@ def ddim_config(schedule: Schedule, prediction: str) -> dict:
     check_schedule(schedule)
     config = scheduler_to_diffusers(schedule, prediction, clip_x0=False)
     del config["variance_type"]  # a setting of DDPM
-    return config | {
-        "_class_name": "DDIMScheduler",
-        "set_alpha_to_one": True,
-        "steps_offset": 1,
-    }  # diffusers warns without the offset
+    # diffusers warns without the offset
+    return config | {"_class_name": "DDIMScheduler", "set_alpha_to_one": True, "steps_offset": 1}
 
 
 def check_schedule(schedule: Schedule) -> None:

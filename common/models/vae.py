@@ -4,8 +4,8 @@
     image --encoder--> mean, logvar --sample--> z --decoder--> image
     (B, 3, H, W)      (B, 4, H / f, W / f)                    (B, 3, H, W)
 
-The diffusion model of chapter 4 works on z, which is f times smaller a side; the decoder turns the latents it
-generates into images.
+The diffusion model of chapter 4 works on z, which is f times smaller a side;
+the decoder turns the latents it generates into images.
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,8 @@ class VAEConfig:
     size: int = 64  # side of the training images in pixels, kept with the model; any multiple of `factor` runs
     image_channels: int = 3  # channels of the images, of the input and of the output
     latent_channels: int = 4  # channels of z
-    channels: tuple[int, ...] = (
-        32,
-        64,
-        64,
-    )  # width of each resolution, highest resolution first; each step halves the image
+    # width of each resolution, highest resolution first; each step halves the image
+    channels: tuple[int, ...] = (32, 64, 64)
     layers: int = 1  # residual blocks at each resolution of the encoder; the decoder has one more
     mid_attention: bool = True  # attention at the lowest resolution
     groups: int = 32  # groups of every GroupNorm
@@ -67,8 +64,8 @@ class Gaussian(NamedTuple):
     logvar: Tensor  # log of the variance
 
     def sample(self, eps: Tensor) -> Tensor:
-        """z = mean + std eps with eps standard normal, so that gradients reach mean and std (Kingma & Welling
-        2014, section 2.4).
+        """z = mean + std eps with eps standard normal,
+        so that gradients reach mean and std (Kingma & Welling 2014, section 2.4).
         """
         return self.mean + (self.logvar / 2).exp() * eps
 

@@ -15,8 +15,8 @@ from common.errors import UserError
 
 
 class Budget:
-    """How much of the steps or minutes is used. The main process's clock counts for all, and a signal to any process
-    stops all.
+    """How much of the steps or minutes is used.
+    The main process's clock counts for all, and a signal to any process stops all.
 
     seconds      of training so far, earlier parts of a resumed run included
     interrupted  a signal asked for the end

@@ -65,8 +65,8 @@ def snapshot(
 ) -> dict[str, Any]:
     """All that the next step depends on. Random numbers need no place here, because they follow from (seed, step).
 
-    state: what the loop knows after this step. It is kept because a process killed right after the checkpoint has not
-    yet logged the step.
+    state: what the loop knows after this step.
+    It is kept because a process killed right after the checkpoint has not yet logged the step.
     """
     return {
         "step": step,

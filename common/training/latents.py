@@ -3,8 +3,8 @@
     z = sample(scaled(posterior, vae.cfg.scaling_factor), draw)      -> (B, c, h, w), of unit variance over the whole
     set
 
-Chapter 4 keeps what encode() gives in a file, or encodes on the fly, and weighs both ways; chapter 6 holds it in
-memory.
+Chapter 4 keeps what encode() gives in a file, or encodes on the fly, and weighs both ways;
+chapter 6 holds it in memory.
 """
 
 from collections.abc import Iterator, Sequence

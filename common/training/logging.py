@@ -52,9 +52,8 @@ class Due:
         if self.steps is not None:
             return state.step % self.steps == 0
         before = self.tenth
-        if (
-            before is None and state.step > 1
-        ):  # a resumed run: what was due after its last checkpoint may not have been done
+        # a resumed run: what was due after its last checkpoint may not have been done
+        if before is None and state.step > 1:
             before = int(10 * state.progress * (state.step - 1) / state.step + 1e-9)
         self.tenth = tenth = int(10 * state.progress + 1e-9)
         return before is not None and tenth > before

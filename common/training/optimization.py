@@ -45,8 +45,8 @@ def learning_rate(progress: float, peak: float, warmup: float) -> float:
 
 
 def power_ema(half_life: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average whose memory grows with the run: after k steps, weights half_life * k steps old
-    count half.
+    """An exponential moving average whose memory grows with the run:
+    after k steps, weights half_life * k steps old count half.
 
     The result is the multi_avg_fn of torch's AveragedModel.
     """

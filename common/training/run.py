@@ -1,5 +1,5 @@
-"""What every training program does around the loop: settings and log, the model and samples on the way, and a summary
-at the end.
+"""What every training program does around the loop:
+settings and log, the model and samples on the way, and a summary at the end.
 
 A chapter's trainer brings data, network and loss, and says how to save, what to draw and what to show at the end.
 Chapter 1 has the same steps written out (ddpm_mnist/trainer.py).

@@ -36,9 +36,8 @@ class Presets:
     """
 
     cpu: dict[Any, Any]  # two CPU cores
-    mps: dict[
-        Any, Any
-    ]  # an Apple laptop with 8 GB of memory for everything; estimated from the memory of a training step, not measured
+    # an Apple laptop with 8 GB of memory for everything; estimated from the memory of a training step, not measured
+    mps: dict[Any, Any]
     gpu: dict[Any, Any]  # one recent GPU (CUDA)
 
     def of(self, data: str | tuple[str, ...], device: str) -> Any:
@@ -110,8 +109,8 @@ def threads_used() -> int:
 
 
 def same_threads(threads: int | None, saved: int | None) -> int:
-    """The number of threads of a resumed run: `threads` where the command gives it, else the number that the run began
-    with.
+    """The number of threads of a resumed run:
+    `threads` where the command gives it, else the number that the run began with.
 
     A line says so where the number differs from the run's, or from this machine's default.
     """
@@ -136,8 +135,8 @@ CHECKPOINT = re.compile(r"(step|model)-(\d+)(\.pt)?")
 
 
 def resumed(args: Run, free: Sequence[str] = FREE) -> Run:
-    """The settings of the run in args.resume, and those of `free` that are given beside it. Any other flag must agree
-    with the run.
+    """The settings of the run in args.resume, and those of `free` that are given beside it.
+    Any other flag must agree with the run.
 
     args.resume is the run folder, or something in it: model, config.json, the newest checkpoint.
     """

@@ -1,5 +1,5 @@
-"""What the trainings of text-to-image models share: a text encoder, captions as token ids or embeddings, validation
-images.
+"""What the trainings of text-to-image models share:
+a text encoder, captions as token ids or embeddings, validation images.
 
 encoder = make_text_encoder(captions, dim=96)                     a transformer that is trained along, or ...
 encoder = make_text_encoder(captions, clip=clip, cache=folder)    ... a frozen CLIP whose embeddings are computed once
@@ -79,9 +79,8 @@ class Captioned:
 
     def __init__(self, data: Data, captions: Sequence[str], encoder: Encoder):
         self.data, self.captions, self.encoder = data, captions, encoder
-        self.token_ids = (
-            encoder.tokenizer(captions) if isinstance(encoder, SmallText) else None
-        )  # (N, M), computed once
+        # (N, M), computed once
+        self.token_ids = encoder.tokenizer(captions) if isinstance(encoder, SmallText) else None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -104,8 +103,8 @@ def empty_text(encoder: Encoder) -> Tensor:
 
 
 def introduction(data: str, net: ConditionalUNet, text: str, device: str, prompts: Sequence[str]) -> str:
-    """What is trained on what, and which column of the sample pictures belongs to which prompt.
-    text: the flag --text
+    """What is trained on what, and which column of the sample pictures belongs to which
+    prompt. text: the flag --text
     """
     unet, encoder = (sum(p.numel() for p in part.parameters()) if part else 0 for part in (net.unet, net.text_encoder))
     read_by = f"read by a transformer with {encoder:,}" if encoder else f"read by the frozen {text}"

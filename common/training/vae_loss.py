@@ -4,8 +4,8 @@
     2022, eq. 25)
 
 Reconstruction alone gives sharp images and a z nobody can sample; KL alone a z of pure noise. Pixel errors forgive
-blur, for the mean of all plausible details costs least: the last two terms are there against it, and both may be left
-out.
+blur, for the mean of all plausible details costs least:
+the last two terms are there against it, and both may be left out.
 """
 
 from collections.abc import Iterable
@@ -69,8 +69,8 @@ def kl_per_value(x: Tensor, z: Gaussian) -> Tensor:
     """KL of z to a standard normal, in nats for each pixel value of the image. -> (B,)
 
     Divided like the pixels' error, so that their balance does not depend on the size of the image. With error l2 and
-    weight w the sum is, up to a factor, the bound of Kingma & Welling 2014 (eq. 7) for pixels with Gaussian noise of
-    variance w / 2.
+    weight w the sum is, up to a factor, the bound of Kingma & Welling 2014 (eq.
+    7) for pixels with Gaussian noise of variance w / 2.
     """
     return z.kl() / x[0].numel()
 
@@ -87,8 +87,8 @@ class Perceptual(nn.Module):
     network. They are frozen.
     With random weights this is not LPIPS, which needs a network trained on a million photographs, and human
     judgements: it knows nothing of objects, nor of what people notice. It compares edges and their surroundings at a
-    few scales. Beside a change of brightness with the same squared error it makes a blur dear, and that is all that is
-    asked of it here.
+    few scales. Beside a change of brightness with the same squared error it makes a blur dear,
+    and that is all that is asked of it here.
     """
 
     def __init__(self, stages: Iterable[nn.Module]):
@@ -112,9 +112,8 @@ class Perceptual(nn.Module):
         found = []
         for stage in self.stages:
             x = stage(x)
-            found.append(
-                x / (x.square().sum(1, keepdim=True) + 1e-4).sqrt()
-            )  # added inside: the root's slope stays finite at zero
+            # added inside: the root's slope stays finite at zero
+            found.append(x / (x.square().sum(1, keepdim=True) + 1e-4).sqrt())
         return found
 
 
@@ -141,8 +140,8 @@ def random_stages(channels: int, widths: tuple[int, ...] = (16, 32, 64, 64)) -> 
 
 
 class PatchDiscriminator(nn.Module):
-    """Whether each patch of an image looks real: positive for yes (Isola et al. 2017, section 3.2.2). (B, C, H, W) ->
-    (B, 1, h, w)
+    """Whether each patch of an image looks real: positive for yes (Isola et al. 2017, section 3.2.2).
+    (B, C, H, W) -> (B, 1, h, w)
 
     Of patches, not of the whole: the reconstruction already looks after what is where, and what it lacks is texture.
     GroupNorm instead of the paper's BatchNorm, so that no image is judged by its neighbours in the batch.
@@ -178,21 +177,21 @@ def discriminator_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def adversarial_loss(net: nn.Module, y: Tensor) -> Tensor:
-    """-E[D(y)]: the autoencoder wants its images to look real. The discriminator gets no gradient.
-    (B, C, H, W) -> (B,)
+    """-E[D(y)]: the autoencoder wants its images to look real.
+    The discriminator gets no gradient. (B, C, H, W) -> (B,)
     """
     fixed = {name: p.detach() for name, p in net.named_parameters()}
     return -functional_call(net, fixed, (y,)).flatten(1).mean(1)
 
 
 def adaptive_weight(others: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-    """The weight at which the adversarial loss moves the decoder's last layer as much as the other terms do (Esser et
-    al. 2021, eq. 7):
+    """The weight at which the adversarial loss moves the decoder's last layer as much as the other terms do
+    (Esser et al. 2021, eq. 7):
 
         w = |grad of others| / (|grad of adversarial| + 1e-6)
 
-    others, adversarial: scalars; last: vae.decoder.conv_out.weight. A plain number to whoever multiplies by it: no
-    gradient. -> ()
+    others, adversarial: scalars; last: vae.decoder.conv_out.weight.
+    A plain number to whoever multiplies by it: no gradient. -> ()
     """
     grad = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (others, adversarial)]
     return (grad[0] / (grad[1] + 1e-6)).clamp(max=LARGEST_WEIGHT).detach()

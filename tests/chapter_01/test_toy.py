@@ -101,9 +101,8 @@ def test_training_brings_the_points_home():
     assert len(losses) == 250 and sum(losses[-25:]) < 0.5 * sum(losses[:5]) / 5 * 25
     ends = Sampler("ddpm", 60).frames(Denoiser(net, toy.PREDICTION), schedule, (1000, 2), 0)[-1]
     assert nearest(torch.randn(1000, 2), points) > 0.4
-    assert (
-        nearest(ends, points) < 0.15 and nearest(points, ends) < 0.05
-    )  # near the moons, and no part of them left out
+    # near the moons, and no part of them left out
+    assert nearest(ends, points) < 0.15 and nearest(points, ends) < 0.05
 
 
 def test_training_minimises_the_common_loss_and_follows_from_the_seed():

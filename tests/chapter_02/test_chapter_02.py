@@ -230,10 +230,8 @@ def test_pictures_follow_the_words_the_scale_and_the_seed():
 
 def test_picture_i_begins_with_the_same_noise_whatever_stands_beside_it(monkeypatch):
     monkeypatch.setattr(pipeline_module, "BATCH_SIZE", 2)
-    pipeline, config = (
-        tiny_pipeline(),
-        SamplingConfig(0, sampler="ddim:1"),
-    )  # w = 0 ignores the prompts: the noise alone decides
+    # w = 0 ignores the prompts: the noise alone decides
+    pipeline, config = (tiny_pipeline(), SamplingConfig(0, sampler="ddim:1"))
     a, b = (
         pipeline.txt2img(["a red creature"] * 4, config),
         pipeline.txt2img(["x", "y", "z", "a blue creature"], config),

@@ -182,9 +182,8 @@ def test_a_negative_prompt_takes_the_place_of_the_empty_one():
     for texts in (negative, others):  # one for all images, or one for each
         net = Network()
         got = Guided(net, "x0", COND, {"text": texts}, 2.0, clip_x0=False)(X, MIDDLE).x0
-        assert torch.equal(
-            net.text[0], torch.cat([texts.expand_as(TEXT), TEXT])
-        )  # the empty caption is not asked at all
+        # the empty caption is not asked at all
+        assert torch.equal(net.text[0], torch.cat([texts.expand_as(TEXT), TEXT]))
         time = torch.full((3,), MIDDLE.time)
         away = Network()(X, time, texts.expand_as(TEXT))
         close(got, away + 2.0 * (Network()(X, time, TEXT) - away))
@@ -260,9 +259,8 @@ def test_each_image_is_as_strong_as_its_conditional_answer():
     guided = guide(uncond, cond, 6.0)
     close(rescale(guided, cond, 1.0).flatten(1).std(1), cond.flatten(1).std(1))
     assert torch.equal(rescale(guided, cond, 0.0), guided)
-    assert torch.equal(
-        rescale(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), 0.7), torch.zeros(2, 1, 4, 4)
-    )  # and not NaN
+    # and not NaN
+    assert torch.equal(rescale(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), 0.7), torch.zeros(2, 1, 4, 4))
 
 
 def test_rescaling_is_of_the_networks_answer():
@@ -309,8 +307,8 @@ class Gaussian:
 
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
 def test_guided_samples_of_two_gaussians_overshoot_exactly_w_times(sampler):
-    """All pictures N(0, 1), those of the caption N(m, 1): the gradients add up to those of N(w m, 1), whatever the
-    level.
+    """All pictures N(0, 1), those of the caption N(m, 1):
+    the gradients add up to those of N(w m, 1), whatever the level.
 
     That is what guidance samples, then: neither what was asked for nor anything there is.
     """

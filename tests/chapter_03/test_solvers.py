@@ -63,8 +63,7 @@ def test_slerp():
         middle = solvers.slerp(*unit, share)
         torch.testing.assert_close(middle.flatten(1).norm(dim=1), torch.ones(3, dtype=torch.float64))
         whole = (unit[0] * unit[1]).flatten(1).sum(1).arccos()
-        torch.testing.assert_close(
-            (unit[0] * middle).flatten(1).sum(1).arccos(), share * whole
-        )  # even in angle, image by image
+        # even in angle, image by image
+        torch.testing.assert_close((unit[0] * middle).flatten(1).sum(1).arccos(), share * whole)
     torch.testing.assert_close(solvers.slerp(a, a, 0.3), a)
     assert float((lerp(a, b, 0.5)).std()) < 0.8 < float(solvers.slerp(a, b, 0.5).std())

@@ -117,9 +117,8 @@ def test_diffusers_opens_it_with_the_measured_scaling_factor(run, images):
     with torch.no_grad():
         z = ours.encode(x)
         torch.testing.assert_close(ours.decode(z.mode()), theirs(x, sample_posterior=False).sample, atol=1e-5, rtol=0)
-        other = z.sample(
-            torch.randn(z.mean.shape, generator=torch.Generator().manual_seed(7))
-        )  # not the noise it was measured with
+        # not the noise it was measured with
+        other = z.sample(torch.randn(z.mean.shape, generator=torch.Generator().manual_seed(7)))
     assert float(ours.scale(other).std()) == pytest.approx(1, abs=0.02)
 
 
@@ -283,9 +282,8 @@ def test_a_file_is_stale_after_any_change(vae, images, tmp_path):
     pixels[7, 0, 3, 3] ^= 1
     for other in (dataclasses.replace(images, pixels=pixels), images.first(23), images.resized(20)):
         assert latent.cached_latents(vae, other, tmp_path).path != path
-    assert (
-        latent.cached_latents(vae, dataclasses.replace(images, name="moved"), tmp_path).path == path
-    )  # a folder may have another name
+    # a folder may have another name
+    assert latent.cached_latents(vae, dataclasses.replace(images, name="moved"), tmp_path).path == path
     for net in (vae.encoder.conv_in, vae.quant_conv):
         with torch.no_grad():
             net.bias[0] += 1e-3
@@ -523,9 +521,8 @@ def test_the_comparison(tmp_path, command_line, monkeypatch):
         and "the file: " in said
     )
     found = json.loads((tmp_path / "found.json").read_text())
-    assert (
-        found["bytes_of_pixels"] == 16 * 3 * 16 * 16 and found["bytes_of_file"] == 128 + 16 * 2 * 4 * 8 * 8 * 2
-    )  # f = 2: more than the pixels
+    # f = 2: more than the pixels
+    assert found["bytes_of_pixels"] == 16 * 3 * 16 * 16 and found["bytes_of_file"] == 128 + 16 * 2 * 4 * 8 * 8 * 2
     assert all(cost["memory"] > 10**7 and cost["epoch"] > 0 for cost in found["ways"].values())
 
 

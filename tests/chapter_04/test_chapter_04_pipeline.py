@@ -83,12 +83,8 @@ UNET, TEXT_ENCODER, VAE = (
     f"model/{part}.safetensors"
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 )
-CAPTIONS = 2 * [
-    "a red creature with wings",
-    "a blue creature without wings",
-    "a plate of fish",
-    "一盘番茄炒蛋，木桌",
-]  # twice: what occurs once gets no token
+# twice: what occurs once gets no token
+CAPTIONS = 2 * ["a red creature with wings", "a blue creature without wings", "a plate of fish", "一盘番茄炒蛋，木桌"]
 
 
 def tiny_vae(size: int = 16, channels: tuple[int, ...] = (8, 16), scale: float = 1.7) -> AutoencoderKL:
@@ -448,8 +444,8 @@ SD_TEXT = {
 
 
 def test_full_size_stable_diffusion_has_the_same_weights():
-    """Without their numbers: 860 million of the U-Net, 84 of the autoencoder and 123 of the text encoder,
-    by name and shape.
+    """Without their numbers: 860 million of the U-Net,
+    84 of the autoencoder and 123 of the text encoder, by name and shape.
     """
     plain = [
         {key: value for key, value in config.items() if key not in ("_class_name", "model_type")}
@@ -529,10 +525,8 @@ def theirs(tmp_path_factory) -> Path:
     )
     pipe.save_pretrained(folder / "sd")
     index = json.loads((folder / "sd" / "model_index.json").read_text())
-    index["safety_checker"] = [
-        "stable_diffusion",
-        "StableDiffusionSafetyChecker",
-    ]  # as in the original; nobody here asks for it
+    # as in the original; nobody here asks for it
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (folder / "sd" / "model_index.json").write_text(json.dumps(index))
     return folder / "sd"
 
@@ -601,11 +595,11 @@ def test_we_change_a_picture_as_they_do(theirs, monkeypatch):
 
 
 def assert_same_change(pipeline, pipe, monkeypatch) -> None:
-    """img2img from pixels. Theirs draws latents from what the encoder says; here it has to take the most probable, as
-    ours does.
+    """img2img from pixels. Theirs draws latents from what the encoder says;
+    here it has to take the most probable, as ours does.
 
-    In float64: random weights that listen this much to words make a difference of 1e-7 two thousand times as large in
-    five steps.
+    In float64: random weights that listen this much to words make a difference of 1e-7 two thousand
+    times as large in five steps.
     """
     monkeypatch.setattr(
         "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.retrieve_latents",
@@ -698,9 +692,8 @@ def test_half_precision_on_disk(tmp_path):
     assert {net.dtype for net in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
     ours = open_latent_pipeline(tmp_path).txt2img(PROMPTS, CONFIG, latents=x)
     assert_same_picture(ours, ask(pipe, PROMPTS, 5, NEGATIVE, latents=x))
-    assert (
-        float((ours - pipeline.txt2img(PROMPTS, CONFIG, latents=x)).abs().mean()) < 0.05
-    )  # random weights magnify what rounding does
+    # random weights magnify what rounding does
+    assert float((ours - pipeline.txt2img(PROMPTS, CONFIG, latents=x)).abs().mean()) < 0.05
 
 
 def test_there_and_back(tmp_path):
@@ -904,10 +897,8 @@ def test_pictures_follow_the_words_the_scale_and_the_seed():
 
 def test_picture_i_begins_with_the_same_noise_whatever_stands_beside_it(monkeypatch):
     monkeypatch.setattr(pipeline_module, "BATCH_SIZE", 2)
-    pipeline, config = (
-        tiny_pipeline(),
-        SamplingConfig(0, sampler="ddim:1"),
-    )  # w = 0 ignores the prompts: the noise alone decides
+    # w = 0 ignores the prompts: the noise alone decides
+    pipeline, config = (tiny_pipeline(), SamplingConfig(0, sampler="ddim:1"))
     for draw in (pipeline.txt2img, lambda prompts, config: pipeline.img2img(IMAGES[:1], prompts, 1.0, config)):
         a, b = draw(["a red creature"] * 4, config), draw(["x", "y", "z", "a blue creature"], config)
         torch.testing.assert_close(a, b)

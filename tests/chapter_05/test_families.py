@@ -63,9 +63,8 @@ def test_every_program_takes_every_family_or_names_it(families, tmp_path, comman
     else:
         last = err.strip().splitlines()[-1]
         assert code == 2 and last.startswith("error: ") and "Traceback" not in err, err
-        assert "Pipeline" in last or "inpaint" in last or "conditioned" in last or "UNet2D" in last, (
-            last
-        )  # it says what it found
+        # it says what it found
+        assert "Pipeline" in last or "inpaint" in last or "conditioned" in last or "UNet2D" in last, last
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++", "unipc"])
@@ -111,9 +110,8 @@ def test_weights_of_xl_are_compels(families):
         prompt_weights.embed_by_hand(pipe, prompt_weights.read_weights(prompt)),
     )
     torch.testing.assert_close(theirs.tokens, ours.tokens, atol=1e-5, rtol=0)
-    assert (
-        theirs.pooled - ours.pooled
-    ).abs().max() > 0.01  # Compel pools "(red)1.5" with its brackets, we the words alone
+    # Compel pools "(red)1.5" with its brackets, we the words alone
+    assert (theirs.pooled - ours.pooled).abs().max() > 0.01
     plain = prompt_weights.embed_by_hand(pipe, [(PROMPT, 1.0)])
     by_pipe, _, pooled, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False, device="cpu")
     torch.testing.assert_close(plain.tokens, by_pipe, atol=1e-5, rtol=0)

@@ -67,9 +67,8 @@ def test_the_result_opens_in_diffusers_and_in_the_course(trained):
     assert (trained / "samples.png").exists() and len(set(losses(trained))) == 5
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-00000003", "step-00000005"]
     raw = load_file(trained / "checkpoints" / "step-00000005" / "model.safetensors")
-    assert any(
-        not torch.equal(raw[name], value) for name, value in load_file(trained / UNET).items()
-    )  # what is saved is the average
+    # what is saved is the average
+    assert any(not torch.equal(raw[name], value) for name, value in load_file(trained / UNET).items())
 
 
 def counted(run: Path) -> dict[str, int]:

@@ -25,9 +25,8 @@ def test_a_lora_opens_in_plain_diffusers_and_changes_the_picture(base, adapted):
     before = draw(pipe)
     pipe.load_lora_weights(adapted, weight_name=adapter(adapted).name)
     assert np.abs(draw(pipe) - before).max() > 1e-3
-    assert np.array_equal(
-        draw(pipe, cross_attention_kwargs={"scale": 0.0}), before
-    )  # at scale 0 it is the model itself, to the bit
+    # at scale 0 it is the model itself, to the bit
+    assert np.array_equal(draw(pipe, cross_attention_kwargs={"scale": 0.0}), before)
     pipe.unload_lora_weights()
     assert np.array_equal(draw(pipe), before)
     assert adapter(adapted).stat().st_size < 0.2 * (base / UNET).stat().st_size

@@ -28,9 +28,8 @@ def test_damages():
     tiles = degradations.mosaic(images, 8)
     assert tiles[:, :, 8:16, 8:16].flatten(2).std(2).max() < 1e-6
     torch.testing.assert_close(tiles[:, :, 9, 9], images[:, :, 8:16, 8:16].mean((2, 3)))
-    torch.testing.assert_close(
-        tiles[:, :, 17, 25], images[:, :, 16:, 24:].mean((2, 3))
-    )  # the smaller blocks of the edge
+    # the smaller blocks of the edge
+    torch.testing.assert_close(tiles[:, :, 17, 25], images[:, :, 16:, 24:].mean((2, 3)))
     for kind in ("mosaic", "noise", "scratch"):
         degradation = Degradation(kind, fraction=0.5, noise=0.3, scratches=3)
         mask = degradation.mask(2, 20, 28)

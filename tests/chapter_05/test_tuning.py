@@ -350,14 +350,8 @@ def test_two_processes_learn_as_one(program, flags, base, tmp_path):
     """
     flags = [*FEW, *flags, "--model", base, "--measure", 0, "--prompts", "a red creature", "--sample-every", 100]
     run_main(program, *flags, "--batch-size", 4, "--out", tmp_path / "one")
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        2,
-        "--",
-    ]  # after --, for it would take --n for an option of its own
+    # after --, for it would take --n for an option of its own
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--"]
     done = run_program(*torchrun, program, *flags, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("before and after") == 1  # one of them talks
@@ -378,9 +372,8 @@ def test_dreambooth_keeps_its_class_images_and_resumes_exactly(dreamt, tmp_path)
     shutil.rmtree(again / "model")
     run_main(DREAMBOOTH, "--resume", again, "--device", "cpu")
     assert (again / "model" / UNET).read_bytes() == (dreamt / "model" / UNET).read_bytes()
-    assert (
-        sorted((again / "class_images").glob("*.png"))[0].stat().st_mtime == pictures[0].stat().st_mtime
-    )  # they were not drawn again
+    # they were not drawn again
+    assert sorted((again / "class_images").glob("*.png"))[0].stat().st_mtime == pictures[0].stat().st_mtime
     found = json.loads((dreamt / "results.json").read_text())["measures"]
     assert {"scarf in 'a sks creature'", "scarf in 'a creature'", "variety of 'a creature'"} < found["tuned"].keys()
 

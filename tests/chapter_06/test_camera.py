@@ -180,9 +180,8 @@ def test_corners_are_painted_only_where_a_slanting_way_needs_them():
 def test_picture_need_not_be_square():
     frames, path, keyframes = film_of("up-right,zoom-out:1,ring", 7, picture=texture()[:, :40])
     assert frames[0].shape == (3, 40, 64)
-    assert (
-        keyframes[0].new == pytest.approx(0.25, abs=0.02) and path.segments[0].end.x == -path.segments[0].end.y
-    )  # 45 degrees
+    # 45 degrees
+    assert keyframes[0].new == pytest.approx(0.25, abs=0.02) and path.segments[0].end.x == -path.segments[0].end.y
 
 
 def test_engines_get_prompt_and_a_seed_of_their_own():

@@ -286,12 +286,8 @@ def test_wrong_files_are_refused(checkpoint, checkpoint_folder, tmp_path):
         copied(text_config__hidden_act="quick_gelu"),
         "text_hidden_act is 'quick_gelu'; cn_clip has gelu, gelu_new, relu, swish",
     )
-    for sizes in (
-        {"text_hidden_act": 3},
-        {"vision_layers": 2.5},
-        {"vision_width": None},
-        {"vocab_size": "many"},
-    ):  # then the weights are asked
+    # then the weights are asked
+    for sizes in ({"text_hidden_act": 3}, {"vision_layers": 2.5}, {"vision_width": None}, {"vocab_size": "many"}):
         own = {"config": asdict(checkpoint.config) | sizes, "vocab": list(checkpoint.vocab)}
         assert find_checkpoint(
             str(pickled({"state_dict": checkpoint.state} | own))

@@ -186,9 +186,8 @@ def test_ranks_against_sorting():
     )
     assert result.top1.low < result.top1.value < result.top1.high and (result.queries, result.choices) == (40, 9)
     same = torch.ones(1, 6) / 6**0.5
-    assert retrieval.ranks(same, same.expand(4, -1), torch.tensor([2])).tolist() == [
-        3
-    ]  # who says the same of all has named nothing
+    # who says the same of all has named nothing
+    assert retrieval.ranks(same, same.expand(4, -1), torch.tensor([2])).tolist() == [3]
 
 
 def test_the_smaller_question():
@@ -306,9 +305,8 @@ def test_characters_are_hidden_but_never_the_frame():
     assert 0.2 < float((hidden[inside] == 1).float().mean()) < 0.3
     assert torch.equal(hidden[inside & (hidden != 1)], ids[inside & (hidden != 1)])
     assert torch.equal(trainer.hide_characters(ids, torch.rand(ids.shape), 0.0, unknown=1, end=3), ids)
-    assert set(trainer.hide_characters(ids, torch.zeros(ids.shape), 0.5, unknown=100, end=3)[inside].tolist()) == {
-        100
-    }  # its place in the published vocabulary
+    # its place in the published vocabulary
+    assert set(trainer.hide_characters(ids, torch.zeros(ids.shape), 0.5, unknown=100, end=3)[inside].tolist()) == {100}
 
 
 def test_pictures_are_seen_anew():
@@ -324,9 +322,8 @@ def test_pictures_are_seen_anew():
     bright = (seen.mean(1) > 0.2).flatten(1).sum(1)
     assert int(bright.min()) > 30 and int(bright.max()) < 200  # 64 pixels, nearer or further
     plain = torch.zeros(64, 3, 32, 32)
-    assert (
-        0.05 < float((trainer.augment(plain, BatchRandom(0, 0))).abs().amax((1, 2, 3)).mean()) < 0.3
-    )  # light and tint alone
+    # light and tint alone
+    assert 0.05 < float((trainer.augment(plain, BatchRandom(0, 0))).abs().amax((1, 2, 3)).mean()) < 0.3
 
 
 def test_a_step_may_look_at_some_patches_only(checkpoint, images):
@@ -343,9 +340,8 @@ def test_a_step_may_look_at_some_patches_only(checkpoint, images):
         and all(len(set(row)) == 8 and max(row) < 16 for row in half.tolist())
         and half.unique(dim=0).shape[0] == 5
     )
-    only = (
-        pixels.clone().unfold(2, 8, 8).unfold(3, 8, 8).reshape(5, 3, 16, 8, 8)
-    )  # what is not looked at changes nothing
+    # what is not looked at changes nothing
+    only = pixels.clone().unfold(2, 8, 8).unfold(3, 8, 8).reshape(5, 3, 16, 8, 8)
     hidden = torch.ones(5, 16).scatter_(1, half, 0.0).bool()
     only[hidden[:, None].expand(-1, 3, -1)] = 7.0
     other = only.view(5, 3, 4, 4, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(5, 3, 32, 32)

@@ -74,9 +74,8 @@ def test_cropped_inpainting_changes_nothing_but_the_mask(size, padding):
 
     def red(image, hole, prompt, seed):
         seen.append((image.shape, hole.shape, set(hole.unique().tolist()), prompt, seed))
-        return torch.tensor([1.0, -1, -1])[:, None, None].expand_as(image) * hole - (
-            1 - hole
-        )  # and it spoils the rest
+        # and it spoils the rest
+        return torch.tensor([1.0, -1, -1])[:, None, None].expand_as(image) * hole - (1 - hole)
 
     result = compositing.inpaint_cropped(red, picture, mask, "葱", 5, size, padding)
     known = (mask == 0).expand(3, -1, -1)

@@ -51,9 +51,8 @@ def test_a_run_of_inpaint_leaves_everything(hole_run, sd):
     for name in ("config.json", "metrics.csv", "samples.png", "loss.png", f"model/{UNET}", "model/model_index.json"):
         assert (hole_run / name).exists(), name
     before, after = (load_file(folder / UNET) for folder in (sd, hole_run / "model"))
-    assert (
-        after["conv_in.weight"].shape[1] == 9 and after["conv_in.weight"][:, 4:].abs().max() > 0
-    )  # it begins to look
+    # it begins to look
+    assert after["conv_in.weight"].shape[1] == 9 and after["conv_in.weight"][:, 4:].abs().max() > 0
     assert (
         sum(not torch.equal(before[key], after[key]) for key in before if key != "conv_in.weight")
         > 0.9 * len(before) - 1

@@ -408,9 +408,8 @@ def test_the_judge_of_directions():
     assert not metrics.moves_as_requested("left", 0, 4, np.array([-1.0, 0.0]), 0.0) and metrics.moves_as_requested(
         "left", 0, 4, np.array([1.0, 0.1]), 0.0
     )
-    assert not metrics.moves_as_requested(
-        "up", 0, 4, np.array([1.0, 1.0]), 0.0
-    )  # half-way between two directions is neither
+    # half-way between two directions is neither
+    assert not metrics.moves_as_requested("up", 0, 4, np.array([1.0, 1.0]), 0.0)
     assert metrics.moves_as_requested("zoom-out", 0, 4, np.zeros(2), -0.02) and not metrics.moves_as_requested(
         "zoom-out", 0, 4, np.zeros(2), 0.02
     )

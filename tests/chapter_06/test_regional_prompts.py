@@ -53,9 +53,8 @@ def test_each_place_is_told_its_own():
     over = regional_prompts.region_weights(
         [regional_prompts.Region.parse("left:x"), regional_prompts.Region.parse("middle:y")], 8, 8, soft=0.0
     )
-    assert (
-        over[2][0, 0, 4, 3] == 1 and over[1][0, 0, 4, 3] == 0 and over[1][0, 0, 0, 0] == 1
-    )  # the later lies on the earlier
+    # the later lies on the earlier
+    assert over[2][0, 0, 4, 3] == 1 and over[1][0, 0, 4, 3] == 0 and over[1][0, 0, 0, 0] == 1
 
     progress = regional_prompts.progress_along(path)
     shares = [progress(level) for level in list(path)[:-1]]

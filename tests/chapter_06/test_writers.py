@@ -89,9 +89,8 @@ def test_gif_palettes_and_dithers(frames, tmp_path):
             for k in range(8):
                 picture.seek(k)
                 shown.append(np.asarray(picture.convert("RGB"), float))
-            blurred = [
-                gaussian_filter(np.stack(x).astype(float), (0, 2, 2, 0)) for x in (shown, pixels)
-            ]  # what the eye sees
+            # what the eye sees
+            blurred = [gaussian_filter(np.stack(x).astype(float), (0, 2, 2, 0)) for x in (shown, pixels)]
             errors[palette, dither] = np.abs(blurred[0] - blurred[1]).mean()
             sizes[palette, dither] = written.bytes
     for palette in writers.PALETTES:
@@ -117,11 +116,8 @@ def test_contact_sheet():
     keyframes = film_of("right:2,down-right:1")[2]
     sheet = writers.contact_sheet(texture(), keyframes, height=64, columns=3)
     assert sheet.size == (6 + 3 * 70, 6 + 16 + 70 + 2 * (16 + 3 * 70 + 6))  # five things in two rows
-    assert sheet.getpixel((6 + 60, 22 + 70 + 22 + 70 + 30)) == (
-        255,
-        255,
-        255,
-    )  # the mask: white is repaint, at the right
+    # the mask: white is repaint, at the right
+    assert sheet.getpixel((6 + 60, 22 + 70 + 22 + 70 + 30)) == (255, 255, 255)
     assert sheet.getpixel((6 + 20, 22 + 70 + 22 + 70 + 30)) == (0, 0, 0)
 
 

@@ -21,7 +21,7 @@ from common import cli
 from common.errors import UserError
 from common.io.ranges import RANGES, Range
 from common.training.checkpoint import checkpoints
-from helpers.programs import ROOT, SAMPLE, TINY, TRAIN, environment, run_main, run_program
+from helpers.programs import ROOT, SAMPLE, TINY, TRAIN, environment, load_program, run_main, run_program
 
 
 def refused(result: tuple[int, str, str]) -> str:
@@ -496,6 +496,27 @@ def test_warnings_are_one_line(command_line, monkeypatch):
     monkeypatch.setattr(module, "main", main)
     main.__module__ = module.__name__
     assert command_line(TRAIN) == (0, "", "warning: something small\n")
+
+
+def test_help_of_every_program_shows_each_example_on_its_own_line(capsys):
+    """Examples that are not indented would be filled into one paragraph."""
+    programs = [
+        path
+        for part in ("0*_*", "bench", "common")
+        for path in sorted(ROOT.glob(f"{part}/**/*.py"))
+        if "    run(main, Args)\n" in path.read_text(encoding="utf-8")
+    ]
+    found = 0
+    for path in programs:
+        module = load_program(path.relative_to(ROOT).as_posix())
+        description = sys.modules[module.main.__module__].__doc__ or ""  # as cli.run finds it
+        examples = [line.strip() for line in description.splitlines() if line.strip().startswith("python ")]
+        with pytest.raises(SystemExit):
+            cli.parse(module.Args, ["--help"], description)
+        shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        assert [example for example in examples if example not in shown] == [], path
+        found += len(examples)
+    assert len(programs) > 40 and found > 100
 
 
 def test_help_into_a_pipe_that_nobody_reads():

@@ -153,9 +153,8 @@ def test_a_device_is_written_to_and_stays_a_device(tmp_path):
     with pytest.raises(UserError, match=r"cannot write /dev/full \(No space left on device\)"):
         write_json(Path("/dev/full"), {"a": 1})
     write_json(Path("/dev/null"), {"a": 1})
-    with pytest.raises(
-        UserError, match=r"/dev/full \(No space left on device\)"
-    ):  # the system finds no such path, but a folder would be made on the way
+    # the system finds no such path, but a folder would be made on the way
+    with pytest.raises(UserError, match=r"/dev/full \(No space left on device\)"):
         write_json(tmp_path / "x" / ("../" * 20) / "dev" / "full", {"a": 1})
     assert Path("/dev/full").is_char_device() and Path("/dev/null").is_char_device()
     assert not list(Path("/dev").glob("*.partial"))

@@ -534,8 +534,7 @@ def test_every_exercise_has_a_panel_and_those_not_solved_say_so(number, tmp_path
         ),
     )
     show.main(show.Args(number, submission=file, out=out))
-    assert [i for i, title in enumerate(titles) if title and "not solved yet" not in title] == [
-        0
-    ]  # an axis without exercise has no title
+    # an axis without exercise has no title
+    assert [i for i, title in enumerate(titles) if title and "not solved yet" not in title] == [0]
     colours = {colour for _, colour in Image.open(out).convert("RGB").crop((0, 0, 337, 292)).getcolors(100_000)}
     assert (31, 119, 180) in colours  # the curve

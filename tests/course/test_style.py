@@ -101,8 +101,8 @@ def test_help_texts_are_noun_phrases(path):
 
 
 def bound_names(path: Path) -> list[tuple[int, str]]:
-    """Every name that a file gives to something: classes, functions, parameters, variables, fields, attributes,
-    aliases of imports.
+    """Every name that a file gives to something:
+    classes, functions, parameters, variables, fields, attributes, aliases of imports.
     """
     names = []
     for node in ast.walk(tree(path)):

@@ -112,8 +112,8 @@ def film_of(
 
 
 def scene(window: Window, waves: int = 12, fine: float = 0.35) -> torch.Tensor:
-    """A plane without end, seen through a window: waves, so that it is known exactly at any place.
-    fine: radians a pixel
+    """A plane without end, seen through a window:
+    waves, so that it is known exactly at any place. fine: radians a pixel
     """
     rng = np.random.default_rng(3)
     steps = (np.arange(SIZE) + 0.5 - SIZE / 2) * window.scale

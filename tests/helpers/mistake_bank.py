@@ -1,5 +1,5 @@
-"""A bank of wrong solutions, and of right ones that are not the course's: what tests/course/test_grade.py feeds to the
-graders.
+"""A bank of wrong solutions, and of right ones that are not the course's:
+what tests/course/test_grade.py feeds to the graders.
 
 bank = Bank()
 

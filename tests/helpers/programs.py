@@ -33,9 +33,8 @@ TINY = [
     "ddim:4",
 ]
 
-for chapter in sorted(
-    ROOT.glob("0[1-9]_*")
-):  # as `python 01_ddpm_mnist/train.py` does: a program finds the package beside it
+# as `python 01_ddpm_mnist/train.py` does: a program finds the package beside it
+for chapter in sorted(ROOT.glob("0[1-9]_*")):
     sys.path.append(str(chapter))
 
 torch.set_num_threads(1)  # networks this small only wait for each other's threads

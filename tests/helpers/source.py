@@ -10,14 +10,8 @@ CHAPTERS = {
     folder.name: next(each.parent.name for each in folder.glob("*/__init__.py"))
     for folder in sorted(ROOT.glob("0[1-9]_*"))
 }  # folder: package
-NOT_OURS = {
-    ".venv",
-    ".git",
-    "runs",
-    "build",
-    "data",
-    "__pycache__",
-}  # top-level folders that may appear beside the sources
+# top-level folders that may appear beside the sources
+NOT_OURS = {".venv", ".git", "runs", "build", "data", "__pycache__"}
 
 
 def own_files(pattern: str) -> list[Path]:
@@ -48,9 +42,8 @@ def module_name(path: Path) -> str:
         parts.pop()
     if parts[0] in CHAPTERS:
         chapter, *parts = parts
-        return (
-            ".".join(parts) if parts[0] == CHAPTERS[chapter] else f"{chapter}:{parts[-1]}"
-        )  # programs and exercises are imported by bare name
+        # programs and exercises are imported by bare name
+        return ".".join(parts) if parts[0] == CHAPTERS[chapter] else f"{chapter}:{parts[-1]}"
     return ".".join(parts)
 
 
@@ -84,9 +77,8 @@ def is_program(path: Path) -> bool:
 
 
 SOURCES = own_files("*.py")
-SHARED = [
-    path for path in SOURCES if path.relative_to(ROOT).parts[0] == "common"
-]  # common, and the package of each chapter:
+# common, and the package of each chapter:
+SHARED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "common"]
 PACKAGES = SHARED + [
     path
     for path in SOURCES

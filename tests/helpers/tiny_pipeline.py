@@ -25,8 +25,8 @@ def write_tiny_pipeline(folder: Path, seed: int = 0) -> Path:
     """Write a folder that StableDiffusionPipeline.from_pretrained opens with no part missing; returns the folder.
 
     Geometry of 04_latent_sd/pretrained: images of 64x64, latents of 4x16x16 (f = 4), 64 tokens, v-prediction, cosine
-    schedule, trailing spacing. The weights are random and a function of the seed: pictures are colourful mud, and the
-    text matters to them.
+    schedule, trailing spacing. The weights are random and a function of the seed:
+    pictures are colourful mud, and the text matters to them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -37,9 +37,8 @@ def write_tiny_pipeline(folder: Path, seed: int = 0) -> Path:
             shake(network)
     save_model(folder, Model(unet, make_schedule("cosine"), "v", False))
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    write_json(
-        scheduler, read_json(scheduler) | {"steps_offset": 1}
-    )  # without it diffusers says that the file is outdated
+    # without it diffusers says that the file is outdated
+    write_json(scheduler, read_json(scheduler) | {"steps_offset": 1})
     save_vae(folder / "vae", vae)
     save_text(folder, text)
     write_json(

@@ -1,5 +1,5 @@
-"""No float64 on an accelerator, and no tensor on the wrong device: Apple's MPS has no float64, and CI has no
-accelerator.
+"""No float64 on an accelerator, and no tensor on the wrong device:
+Apple's MPS has no float64, and CI has no accelerator.
 
 The accelerator is faked. Under FakeTensorMode tensors have a shape, a type and a device but no numbers, and so no
 device is needed; a dispatch mode looks at the tensors of every operation. Reading a number (`.item()`) from a fake
@@ -284,9 +284,8 @@ def test_the_loss_of_chapter_4s_autoencoder_as_it_is_trained(accelerator):
 
 
 def test_perceptual_stages_are_made_on_the_cpu_and_move():
-    assert {p.device.type for stage in random_stages(3) for p in stage.parameters()} == {
-        "cpu"
-    }  # the same network on every device
+    # the same network on every device
+    assert {p.device.type for stage in random_stages(3) for p in stage.parameters()} == {"cpu"}
 
 
 def test_loss_of_chapter_4(accelerator):
@@ -294,9 +293,8 @@ def test_loss_of_chapter_4(accelerator):
 
     encoder = on_accelerator(lambda: small_text(["a red creature"], dim=32))
     net = on_accelerator(lambda: ConditionalUNet(UNet(text_unet(8, 4, (8, 16), 32)), encoder))
-    loss = object.__new__(
-        LatentTextLoss
-    )  # its fingerprint of the autoencoder reads numbers, once, before the training
+    # its fingerprint of the autoencoder reads numbers, once, before the training
+    loss = object.__new__(LatentTextLoss)
     loss.schedule, loss.prediction, loss.caption_dropout, loss.empty = (
         TABLES["cosine"],
         "v",
@@ -485,9 +483,8 @@ def test_latent_pipeline(accelerator, monkeypatch):
         assert last.x.device == DEVICE
     *_, last = made.img2img_steps(torch.zeros(1, 3, side, side), prompts, 0.5, SamplingConfig(sampler="ddim:4"))
     assert last.x.device == DEVICE
-    monkeypatch.setattr(
-        Tensor, "__bool__", lambda tensor: True
-    )  # whether all is finite is read once for each batch, after the sampling
+    # whether all is finite is read once for each batch, after the sampling
+    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)
     assert made.decode(last.x).device.type == "cpu"
 
 
@@ -522,9 +519,8 @@ def test_regional_prompts(accelerator, monkeypatch):
 
 
 def test_a_pipeline_of_pixels(accelerator, monkeypatch):
-    monkeypatch.setattr(
-        Tensor, "__bool__", lambda tensor: True
-    )  # whether all is finite is read once for each batch, after the sampling
+    # whether all is finite is read once for each batch, after the sampling
+    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)
     encoder, net = (
         on_accelerator(lambda: small_text(["a red creature"], dim=32)),
         on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32))),
@@ -544,9 +540,8 @@ def test_the_losses_that_chapter_2_compares_are_computed_on_the_device(accelerat
         on_accelerator(lambda: UNet(text_unet(8, 3, (8, 16), 32))),
     )
     data = Images("pictures", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), captions=("a", "b"))
-    monkeypatch.setattr(
-        Tensor, "__float__", lambda tensor: float(tensor.device == DEVICE)
-    )  # a sum is read once for each batch
+    # a sum is read once for each batch
+    monkeypatch.setattr(Tensor, "__float__", lambda tensor: float(tensor.device == DEVICE))
     found = caption_losses(TextToImagePipeline(net, TABLES["cosine"], "v", encoder), data)
     assert found["right"] == found["wrong"] == [0.5] * len(BANDS)
 

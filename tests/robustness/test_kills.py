@@ -1,5 +1,5 @@
-"""A sample of tests/robustness/kills: every training program, killed at some of its file operations, ends as if it had
-been left alone.
+"""A sample of tests/robustness/kills: every training program, killed at some of its file operations,
+ends as if it had been left alone.
 
 The whole matrix is `python tests/robustness/kills/run.py`.
 """

@@ -37,11 +37,11 @@ class Augmented(Dataset):
 
 
 def make_transform(augment: Sequence[str], size: int) -> v2.Transform:
-    """flip: mirrored or not. crop: shifted by up to a sixteenth, the border mirrored. jitter: brightness, contrast,
-    saturation and hue.
+    """flip: mirrored or not. crop: shifted by up to a sixteenth, the border mirrored.
+    jitter: brightness, contrast, saturation and hue.
 
-    What is done to the training images, the model learns to draw: jitter at its full strength would give off-colour
-    samples.
+    What is done to the training images, the model learns to draw:
+    jitter at its full strength would give off-colour samples.
     """
     steps = {
         "flip": v2.RandomHorizontalFlip(),

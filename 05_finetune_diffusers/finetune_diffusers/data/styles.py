@@ -1,5 +1,5 @@
-"""What a model has never seen, drawn by the course: four styles, which any picture can be put into, and one particular
-creature.
+"""What a model has never seen, drawn by the course:
+four styles, which any picture can be put into, and one particular creature.
 
 A style is two inks and a rule that says how much of the second is in each pixel. So every pixel of a picture in that
 style lies on the line between two colours, and the distance from that line tells how far a picture is from the style.

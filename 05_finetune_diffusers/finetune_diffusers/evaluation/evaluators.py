@@ -93,8 +93,8 @@ class ValidationSampler:
 
 
 class TuningEvaluator(ABC):
-    """Measures at several stages of a training: {"base": {"denoising error": Estimate, ...}, "tuned": ...}, and the
-    pictures of each.
+    """Measures at several stages of a training: {"base": {"denoising error": Estimate, ...}, "tuned":
+    ...}, and the pictures of each.
 
     prompts  the validation prompts, drawn at every stage
 
@@ -195,9 +195,8 @@ class StyleEvaluator(TuningEvaluator):
         batch = {name: column.to(device) for name, column in self.test.batch(torch.arange(len(self.test))).items()}
         loss = replace(self.loss, caption_dropout=0.0)
         draws = [BatchRandom(NOISES + self.sampler.args.seed, k, device=device) for k in range(REPEATS)]
-        orders = [
-            torch.randperm(len(self.test), generator=draw.generator, device=device) for draw in draws
-        ]  # levels are given out in order
+        # levels are given out in order
+        orders = [torch.randperm(len(self.test), generator=draw.generator, device=device) for draw in draws]
         with self.sampler.accelerator.autocast():
             per_sample = [
                 loss(pipe.unet, {name: column[order] for name, column in batch.items()}, draw).per_sample[
@@ -257,8 +256,8 @@ class SubjectEvaluator(TuningEvaluator):
 
 
 def subject_attributes(images: Tensor) -> Tensor:
-    """Share of the drawn subject's attributes that the classifier of creatures sees in each picture.
-    (N, 3, S, S) -> (N,)
+    """Share of the drawn subject's attributes that the classifier of creatures sees in each
+    picture. (N, 3, S, S) -> (N,)
     """
     places = [NAMES.index(name) for name in SUBJECT]
     wanted = torch.tensor([VALUES[place].index(SUBJECT[NAMES[place]]) for place in places])

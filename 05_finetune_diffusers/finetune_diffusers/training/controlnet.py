@@ -28,18 +28,10 @@ from finetune_diffusers.training.loss import Predict, latent_denoising
 from finetune_diffusers.training.trainer import Tuner
 from finetune_diffusers.training.tuning import checked_record, introduce, setup, train_and_report
 
-WIDTHS = {
-    1: (16,),
-    2: (16, 32),
-    4: (16, 32, 64),
-    8: (16, 32, 96, 256),
-}  # of the network that shrinks edges f times; the last is diffusers' own
-SAME_BUILD = (
-    "block_out_channels",
-    "cross_attention_dim",
-    "in_channels",
-    "layers_per_block",
-)  # settings that a ControlNet shares with its U-Net
+# of the network that shrinks edges f times; the last is diffusers' own
+WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}
+# settings that a ControlNet shares with its U-Net
+SAME_BUILD = ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block")
 
 
 def train_controlnet(args: CaptionedFlags, threshold: float, strength: float, presets: SizePresets) -> None:

@@ -67,8 +67,8 @@ class PackageNetwork:
 
 def open_folder(source: ImageFolder, run: Path, resume: bool) -> Path:
     """The folder of images that the Trainer will read. A data set is written into the run's folder, once; so is a
-    folder in which the Trainer would not see what the course sees: other kinds of files, hidden files, links, suffixes
-    in capitals.
+    folder in which the Trainer would not see what the course sees:
+    other kinds of files, hidden files, links, suffixes in capitals.
     """
     given, folder = Path(source.data), run / "images"
     listing = list_folder(given) if given.is_dir() and given.suffix != ".lmdb" else None
@@ -135,9 +135,8 @@ def step_by_hand(diffusion: GaussianDiffusion, folder: Path, seed: int) -> float
     Returns the loss, which is the package's own.
     """
     size, objective = diffusion.image_size[0], diffusion.objective
-    images = torch.stack(
-        [Dataset(folder, size, convert_image_to="RGB")[i] for i in range(8)]
-    )  # (B, 3, S, S) in [0, 1]
+    # (B, 3, S, S) in [0, 1]
+    images = torch.stack([Dataset(folder, size, convert_image_to="RGB")[i] for i in range(8)])
     draw = generator(EVALUATION, seed)
     print(
         f"\none step by hand: {len(images)} images, {tuple(images.shape)}, from {images.min():.2f} to {images.max():.2f}"
@@ -217,9 +216,8 @@ def train_with_package(
     )
     with enough_memory(str(trainer.device), LOWER):
         try:
-            with cost.watching(
-                0, trainer.device
-            ):  # the package's loop cannot be interrupted, so the samples at its milestones are watched as well
+            # the package's loop cannot be interrupted, so the samples at its milestones are watched as well
+            with cost.watching(0, trainer.device):
                 trainer.train_to(args.steps, args.seed)
         finally:
             trainer.accelerator.end_training()  # a process that ends while its group still listens may abort instead
@@ -247,8 +245,8 @@ class ExactTrainer(PackageTrainer):
     common/training/loop.py.
 
     The Trainer shuffles, mirrors and adds noise with the global generator, which no milestone holds. Here its loader
-    seeds that generator for every batch, so a run resumed at a milestone ends with the same weights as one that never
-    stopped.
+    seeds that generator for every batch, so a run resumed at a milestone ends with the same weights
+    as one that never stopped.
     """
 
     def train_to(self, steps: int, seed: int) -> None:
@@ -274,9 +272,8 @@ class ExactTrainer(PackageTrainer):
             batch_indices(len(self.ds), self.batch_size, k, seed).chunk(world)[rank] for k in count(self.step * parts)
         )
         plan = ([(k, i) for i in indices.tolist()] for k, indices in enumerate(order, self.step * parts))
-        workers = (
-            min(4, os.cpu_count() or 1) if self.device.type == "cuda" else 0
-        )  # on a CPU they would take it from the training
+        # on a CPU they would take it from the training
+        workers = min(4, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         loader = DataLoader(
             Mirrored(self.ds, seed),
             batch_sampler=plan,

@@ -152,8 +152,8 @@ def checked(args: Tuning) -> Tuning:
 
 
 def settled(args: Tuning, name: str, presets: SizePresets, unet: "nn.Module", device: str) -> Tuning:
-    """Fill what was left open, and choose the run folder, so that --resume needs nothing but that folder.
-    name: of the folder
+    """Fill what was left open, and choose the run folder,
+    so that --resume needs nothing but that folder. name: of the folder
     """
     preset = presets.small if sum(p.numel() for p in unet.parameters()) < SMALL else presets.large
     if (

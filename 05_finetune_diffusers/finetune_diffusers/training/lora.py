@@ -1,5 +1,5 @@
-"""LoRA (Hu et al. 2021): beside some frozen matrices W of the U-Net, a product of two thin ones is learned:
-W + scale B A.
+"""LoRA (Hu et al. 2021): beside some frozen matrices W of the U-Net,
+a product of two thin ones is learned: W + scale B A.
 """
 
 import itertools
@@ -78,8 +78,8 @@ def check_targets(unet: nn.Module, targets: Sequence[str]) -> None:
 def add_adapter(
     unet: nn.Module, rank: int, alpha: float | None, targets: Sequence[str], seed: int, precision: str = "no"
 ) -> int:
-    """Add adapters to a frozen U-Net: A random, B zero, so that nothing is changed yet. Returns the number of layers
-    that have one.
+    """Add adapters to a frozen U-Net: A random, B zero, so that nothing is changed yet.
+    Returns the number of layers that have one.
 
     precision  "fp16" or "bf16": the frozen weights are kept in it, only the adapters in float32
     """

@@ -18,14 +18,13 @@ from finetune_diffusers.data.latent_dataset import CaptionedLatents
 from finetune_diffusers.schedulers import make_scheduler
 from finetune_diffusers.training.flags import TuningFlags
 
-Predict = Callable[
-    [nn.Module, Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor
-]  # (net, x, t, text, batch) -> (B, C, h, w)
+# (net, x, t, text, batch) -> (B, C, h, w)
+Predict = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
 def min_snr_weights(scheduler: DDPMScheduler, gamma: float) -> Tensor:
-    """Weight of the squared error at each noise level (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR
-    Weighting"). (T,)
+    """Weight of the squared error at each noise level (Hang et al.
+    2023, "Efficient Diffusion Training via Min-SNR Weighting"). (T,)
 
     With SNR = alpha^2 / sigma^2, the error of x0 is to weigh min(SNR, gamma). An error of eps is one of x0 times the
     square root of SNR, an error of v one times the square root of SNR + 1, so:
@@ -57,8 +56,8 @@ def predict_with_unet(net: nn.Module, x: Tensor, t: Tensor, text: Tensor, batch:
 
 @dataclass
 class LatentDenoising:
-    """The loss of a text-conditional denoiser of latents, which finetune.py, lora.py, dreambooth.py and controlnet.py
-    minimise.
+    """The loss of a text-conditional denoiser of latents, which finetune.py, lora.py,
+    dreambooth.py and controlnet.py minimise.
 
     scheduler        how the model was trained: its noise levels, and what it predicts
     weights          (T,) weight of the error at each noise level

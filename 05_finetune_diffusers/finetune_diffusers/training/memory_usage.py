@@ -107,9 +107,8 @@ def reset_peak(device: torch.device) -> None:
         torch.mps.empty_cache()
         return
     with suppress(OSError):
-        RESET.write_text(
-            "5", encoding="ascii"
-        )  # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
+        # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
+        RESET.write_text("5", encoding="ascii")
 
 
 def held(device: torch.device) -> int:

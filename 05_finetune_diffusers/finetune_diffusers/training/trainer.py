@@ -5,8 +5,8 @@
     with trainer.averaged(): ...              within, the network holds the averaged weights
 
 As in common/training/loop.py everything random in step k is a function of (seed, k), so a resumed run is bit-equal to
-one that never stopped. A subclass says where batch k comes from; the programs differ in what they train and on what,
-not in how.
+one that never stopped. A subclass says where batch k comes from;
+the programs differ in what they train and on what, not in how.
 """
 
 import time
@@ -61,9 +61,8 @@ class Trainer(ABC):
         """
         args, accelerator = self.args, self.accelerator
         rises = round(warmup * args.steps)
-        self.rates = get_scheduler(
-            lr_schedule, optimizer, num_warmup_steps=rises, num_training_steps=args.steps
-        )  # not prepared: it would step once a process
+        # not prepared: it would step once a process
+        self.rates = get_scheduler(lr_schedule, optimizer, num_warmup_steps=rises, num_training_steps=args.steps)
         self.ema = EMAModel(self.weights.values(), args.ema, use_ema_warmup=True, power=ema_power, foreach=True)
         self.net, self.optimizer, *prepared = accelerator.prepare(self.net.to(accelerator.device), optimizer, *loaders)
         accelerator.register_for_checkpointing(self.rates, self.ema, self.progress)
@@ -131,9 +130,8 @@ class Trainer(ABC):
             k = self.progress.step * args.gradient_accumulation + part
             batch = self.batch(k)
             torch.manual_seed(generator(DROPOUT, args.seed, k, rank).initial_seed())
-            with accelerator.accumulate(
-                self.net
-            ):  # processes exchange gradients, and the optimizer steps, at the last part only
+            # processes exchange gradients, and the optimizer steps, at the last part only
+            with accelerator.accumulate(self.net):
                 losses = self.loss(self.net, batch, BatchRandom(args.seed, k, rank, world, accelerator.device))
                 accelerator.backward(losses.per_sample.mean())  # divides by --gradient-accumulation
                 parts.append(LossTerms(losses.per_sample.detach(), losses.u))

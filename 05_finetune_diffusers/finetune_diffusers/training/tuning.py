@@ -132,8 +132,8 @@ def train_and_report(
 
 
 def follow(run: RunContext[Any], trainer: Tuner, evaluator: TuningEvaluator) -> State | None:
-    """Run the training to its end: each step is logged, and validation pictures are drawn with the averaged weights as
-    it goes.
+    """Run the training to its end: each step is logged,
+    and validation pictures are drawn with the averaged weights as it goes.
 
     Returns the last State; None where nothing was left to do.
     """

@@ -186,9 +186,8 @@ def segments_of(step: MoveStep, start: Window, height: int, width: int, new_frac
             start = end
     else:
         turn = 2 * math.pi / step.keyframes
-        radius = (
-            reach(math.sin(turn), 1 - math.cos(turn), height, width, new_fraction) * start.scale
-        )  # for the first keyframe
+        # for the first keyframe
+        radius = reach(math.sin(turn), 1 - math.cos(turn), height, width, new_fraction) * start.scale
         centre, first = (start.x, start.y + radius), start
         for k in range(1, step.keyframes + 1):
             end = rotated(first, centre, k * turn) if k < step.keyframes else first
@@ -237,9 +236,8 @@ class CameraPath:
 
         keyframes = [Window(), *(segment.end for segment in segments_from(Window()))]
         scales = [round(math.log(window.scale), 6) for window in keyframes]
-        home = scales.index(
-            min(scales)
-        )  # the nearest view is the picture: choose the start so that the path passes it
+        # the nearest view is the picture: choose the start so that the path passes it
+        home = scales.index(min(scales))
         x, y, scale = keyframes[home].x, keyframes[home].y, keyframes[home].scale
         return cls(tuple(segments_from(Window(-x / scale, -y / scale, 1 / scale))), home, height, width)
 
@@ -281,8 +279,8 @@ class CameraPath:
         return np.array([segment.length(self.height, self.width) for segment in self.segments])
 
     def at(self, t: float) -> Window:
-        """The window at t, from 0 to 1. Equal steps of t displace the content by equal amounts,
-        in pans and in zooms.
+        """The window at t, from 0 to 1. Equal steps of t displace the content by equal
+        amounts, in pans and in zooms.
         """
         passed = np.concatenate([[0.0], np.cumsum(self.lengths)])
         distance = min(max(t, 0.0), 1.0) * passed[-1]

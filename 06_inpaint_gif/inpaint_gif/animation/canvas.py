@@ -77,12 +77,10 @@ def taps(n: int, window: float, scale: float, picture: float, picture_scale: flo
     ratio = 1.0 if abs(ratio - 1) < CLOSE / n else ratio
     shift = (window - picture) / picture_scale
     shift = float(round(shift)) if abs(shift - round(shift)) < CLOSE else shift
-    at = (
-        (torch.arange(n, dtype=torch.float64) + 0.5 - n / 2) * ratio + n / 2 + shift
-    )  # (n,) centres, in the picture's pixels
-    stretch = max(
-        1.0, ratio
-    )  # antialiasing: a pixel that covers several is their mean; without it small details flicker
+    # (n,) centres, in the picture's pixels
+    at = (torch.arange(n, dtype=torch.float64) + 0.5 - n / 2) * ratio + n / 2 + shift
+    # antialiasing: a pixel that covers several is their mean; without it small details flicker
+    stretch = max(1.0, ratio)
     reach = math.ceil(radius * stretch)
     index = at.floor().long()[:, None] + torch.arange(-reach, reach + 1)  # (n, T)
     weight = filter_function((index + 0.5 - at[:, None]) / stretch) * ((index >= 0) & (index < n))
@@ -99,8 +97,8 @@ def resample(image: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 
 class FilmCanvas:
-    """Painted pictures in the plane. The finest lies on top; among equally fine ones the oldest, because later ones
-    contain copies of it.
+    """Painted pictures in the plane. The finest lies on top;
+    among equally fine ones the oldest, because later ones contain copies of it.
 
     picture  (C, H, W) in [-1, 1]; it covers the window (0, 0, 1)
     kernel   "bilinear", "bicubic" or "lanczos"
@@ -122,9 +120,8 @@ class FilmCanvas:
         """Add a picture. A copy of existing content goes below all others: it only joins pictures whose edges touch,
         where a pixel lies half in one picture and half in the other and would be visible in neither."""
         self.layers.append(CanvasLayer(window, image.detach().float().cpu().clamp(-1, 1), copy))
-        self.layers.sort(
-            key=lambda layer: (layer.copy, round(math.log(layer.window.scale), 6))
-        )  # a stable sort keeps older layers above
+        # a stable sort keeps older layers above
+        self.layers.sort(key=lambda layer: (layer.copy, round(math.log(layer.window.scale), 6)))
 
     def render(self, window: Window) -> tuple[Tensor, Tensor]:
         """Render the window: (image (C, H, W), seen (1, H, W) bool).
@@ -133,9 +130,8 @@ class FilmCanvas:
         """
         for layer in self.layers:
             if layer.window.same_as(window):
-                return layer.image.clone(), torch.ones_like(
-                    layer.image[:1], dtype=torch.bool
-                )  # as painted, bit for bit
+                # as painted, bit for bit
+                return layer.image.clone(), torch.ones_like(layer.image[:1], dtype=torch.bool)
         channels, height, width = self.shape
         hidden = torch.zeros(height, width, dtype=torch.bool)  # covered by the layers above
         visible = []
@@ -153,9 +149,8 @@ class FilmCanvas:
             here = inside > -CLOSE * width
             weight = torch.where(seen[box], (inside / FEATHER).clamp(0, 1), 1.0) * here
             part = image[:, *box]
-            part.copy_(
-                torch.lerp(part, resample(picture, rows, columns), weight.float())
-            )  # exact where both are equal
+            # exact where both are equal
+            part.copy_(torch.lerp(part, resample(picture, rows, columns), weight.float()))
             seen[box] |= here
         return image.clamp(-1, 1), seen[None]
 

@@ -26,8 +26,8 @@ def phase_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def motion(a: Tensor, b: Tensor) -> tuple[np.ndarray, float]:
-    """(shift of the whole in pixels, growth about the centre), fitted to the phase correlations of nine blocks. a, b
-    (C, H, W), H = W
+    """(shift of the whole in pixels, growth about the centre),
+    fitted to the phase correlations of nine blocks. a, b (C, H, W), H = W
 
     A first estimate from the whole picture places the blocks of b where the content has moved to: blocks at fixed
     positions would underestimate the motion.

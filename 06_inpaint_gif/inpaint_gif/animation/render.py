@@ -186,9 +186,8 @@ def make_film(cfg: FilmConfig) -> None:
     for remark in models.query.remarks if models.query else ():
         print(f"note: {remark}", file=sys.stderr)
     size = cfg.camera.size or (models.pipeline.size if models.pipeline else SIZE)
-    path = plan_path(
-        cfg.camera, size, cfg.file.enlarge
-    )  # a film that needs too much memory is refused before anything is drawn
+    # a film that needs too much memory is refused before anything is drawn
+    path = plan_path(cfg.camera, size, cfg.file.enlarge)
     backend = open_painter(cfg, models.clip)
     picture = first_picture(cfg, models, size)
 
@@ -294,8 +293,8 @@ def open_painter(cfg: FilmConfig, clip: ChineseCLIP | None) -> CompositedBackend
 
 
 def painting_prompt(cfg: FilmConfig, query: DishQuery | None) -> str:
-    """The prompt of the painting model: the name, and for models that are not of this course its English translation,
-    if there is one.
+    """The prompt of the painting model: the name,
+    and for models that are not of this course its English translation, if there is one.
     """
     if cfg.painting.prompt is not None:
         return cfg.painting.prompt

@@ -85,9 +85,8 @@ def write_gif(
         pictures = quantized(pixels, colours, palette, dither)
         ends: dict[str, Any] = {"loop": 0} if loop else {}
         if palette == "global":
-            ends["palette"] = bytes(
-                pictures[0].getpalette()
-            )  # otherwise Pillow writes the same palette for every frame
+            # otherwise Pillow writes the same palette for every frame
+            ends["palette"] = bytes(pictures[0].getpalette())
         return encode_animation(pictures, "GIF", duration=durations, optimize=False, disposal=1, **ends)
 
     fewer = [n for n in (128, 64, 32) if n < colours]
@@ -215,8 +214,8 @@ def fit(
     name: str,
     settings: Sequence[int],
 ) -> FilmFile:
-    """Write the film with the first of these settings that stays below max_bytes, at full size if possible,
-    else at smaller sizes.
+    """Write the film with the first of these settings that stays below max_bytes,
+    at full size if possible, else at smaller sizes.
     """
     pixels = to_pixels(frames)
     smallest = None
@@ -321,8 +320,8 @@ def bayer_pattern(height: int, width: int, step: float) -> np.ndarray:
 def check_memory(frames: int, height: int, width: int, keyframes: int = 0, budget: int = MEMORY) -> int:
     """Bytes of memory that a film needs; more than the budget is refused before anything is painted.
 
-    Each frame is held as float32, as bytes, and twice more while it is encoded; each keyframe as three float32
-    pictures.
+    Each frame is held as float32, as bytes, and twice more while it is encoded;
+    each keyframe as three float32 pictures.
     """
     need = frames * height * width * 3 * (4 + 1 + 2) + keyframes * height * width * 3 * 4 * 3
     if need > budget:
@@ -359,9 +358,8 @@ def contact_sheet(
         for j, tile in enumerate(tiles):
             pixels = to_bytes(tile).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
             corner = (left, top + head + j * (tall + gap))
-            write.rectangle(
-                (corner[0] - 1, corner[1] - 1, corner[0] + wide, corner[1] + tall), outline="grey"
-            )  # the border of white tiles
+            # the border of white tiles
+            write.rectangle((corner[0] - 1, corner[1] - 1, corner[0] + wide, corner[1] + tall), outline="grey")
             sheet.paste(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.NEAREST), corner)
 
     place("the picture", [picture], gap, gap)

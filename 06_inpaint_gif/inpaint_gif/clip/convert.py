@@ -17,8 +17,8 @@ FILES = (".pth", ".bin", ".ckpt", ".safetensors")  # suffixes that are unlikely 
 
 
 def convert(name: str, out: Path | None, half: bool) -> None:
-    """Write the other format of what load_clip calls `name`: a checkpoint if `out` ends in .pt, else a folder.
-    half: in float16
+    """Write the other format of what load_clip calls `name`:
+    a checkpoint if `out` ends in .pt, else a folder. half: in float16
     """
     if out is None:
         raise UserError("say where the other form goes: --out clip.pt for cn_clip, --out FOLDER for transformers")

@@ -1,8 +1,8 @@
 """Names of dishes: names for training, held-out names for testing, and the parsing of a name that a user types.
 
 Most dishes of the menu have several names. If a dish has two or more other names, the last of them is held out: no
-training caption contains it. So training uses 番茄炒蛋, 西红柿炒鸡蛋 and 土鸡蛋炒番茄, and 番茄炒鸡蛋 measures generalization to an unseen
-name.
+training caption contains it. So training uses 番茄炒蛋, 西红柿炒鸡蛋 and 土鸡蛋炒番茄,
+and 番茄炒鸡蛋 measures generalization to an unseen name.
 """
 
 import re
@@ -60,8 +60,8 @@ def vocabulary(texts: Sequence[str]) -> tuple[str, ...]:
     """All tokens of these texts: each Chinese character or punctuation mark, and each letter of other words, with ##
     before it inside a word, as in BERT. Every other character becomes [UNK].
 
-    The 21,128 tokens of the published models would need 5 MB of weights here, and nearly all of them would never be
-    trained.
+    The 21,128 tokens of the published models would need 5 MB of weights here,
+    and nearly all of them would never be trained.
     """
     clean, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     pieces = {c for letter in LETTERS for c in (letter, f"##{letter}")}

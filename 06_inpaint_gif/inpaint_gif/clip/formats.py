@@ -248,10 +248,8 @@ PUBLISHED_WIDTHS = (768, 1024, 1280)  # of the image and text networks of every 
 FLASH_IMAGE = re.compile(r"(visual\.transformer\.resblocks\.\d+\.attn\.)Wqkv\.(weight|bias)")
 FLASH_QKV = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.Wqkv\.(weight|bias)")
 FLASH_OUT = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.out_proj\.(weight|bias)")
-TRANSPOSED = {
-    "visual.proj": "visual_projection.weight",
-    "text_projection": "text_projection.weight",
-}  # (in, out) is (out, in) there
+# (in, out) is (out, in) there
+TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 PREFIXES = {
     "visual.ln_pre.": "vision_model.pre_layrnorm.",
     "visual.ln_post.": "vision_model.post_layernorm.",
@@ -353,8 +351,8 @@ def renamed(key: str, names: dict[str, str], prefixes: dict[str, str]) -> str:
 
 
 def read_checkpoint(path: Path, vocab: Sequence[str] | None = None) -> CLIPCheckpoint:
-    """A .pt file: published by cn_clip, fine-tuned with it, or written by save_checkpoint; or a .safetensors file of
-    the same weights.
+    """A .pt file: published by cn_clip, fine-tuned with it, or written by save_checkpoint;
+    or a .safetensors file of the same weights.
 
     vocab: used if neither the file nor its folder has a vocabulary
     """

@@ -36,8 +36,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, dish: Tensor, scale: Tensor)
 
 
 def divergence(logits: Tensor, positive: Tensor) -> Tensor:
-    """Kullback-Leibler divergence, in nats, of each row's softmax from the uniform distribution over its
-    positives. (B,)
+    """Kullback-Leibler divergence, in nats, of each row's softmax from the uniform distribution
+    over its positives. (B,)
     """
     number = positive.sum(1)
     return -(logits.float().log_softmax(1) * positive).sum(1) / number - number.log()

@@ -162,9 +162,8 @@ class ChineseCLIP:
             .requires_grad_(False)
             .eval()
         )
-        self.tokenizer = bert_tokenizer(
-            checkpoint.vocab, self.length
-        )  # finds unknown and cut characters with either backend
+        # finds unknown and cut characters with either backend
+        self.tokenizer = bert_tokenizer(checkpoint.vocab, self.length)
         self.device = torch.device("cpu")
 
     def to(self, device: str | torch.device) -> "ChineseCLIP":

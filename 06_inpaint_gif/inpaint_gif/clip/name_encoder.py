@@ -1,11 +1,11 @@
-"""A Chinese CLIP as the text encoder of a diffusion model, and folders of models that are conditioned on its
-embeddings.
+"""A Chinese CLIP as the text encoder of a diffusion model,
+and folders of models that are conditioned on its embeddings.
 
     pipeline = open_model(Path("06_inpaint_gif/pretrained/text2dish"))
     pipeline.txt2img(["番茄炒蛋"] * 4, SamplingConfig(guidance_scale=5))            # (4, 3, S, S) in [-1, 1]
 
-Such a folder records in CLIP_RECORD which CLIP it was trained with, because the embeddings of another one mean nothing
-to its U-Net.
+Such a folder records in CLIP_RECORD which CLIP it was trained with,
+because the embeddings of another one mean nothing to its U-Net.
 """
 
 import hashlib

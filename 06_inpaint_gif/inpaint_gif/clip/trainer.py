@@ -164,9 +164,8 @@ def load_training_set(flags: CLIPFlags, size: int) -> CLIPTrainingSet:
             captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, flags.seed, "train", i)) for i in range(n)
         ]
         return CLIPTrainingSet(train, captions, LEARNED, test)
-    asked = (
-        {"train": flags.n, "test": flags.held_out} if flags.data in DRAWN else {}
-    )  # no more are drawn than are used
+    # no more are drawn than are used
+    asked = {"train": flags.n, "test": flags.held_out} if flags.data in DRAWN else {}
     train, test = (
         with_chinese_captions(load(flags.data, size, flags.data_dir, split, n=asked.get(split), channels=3))
         for split in ("train", "test")
@@ -248,8 +247,8 @@ class DualEncoder(nn.Module):
         self.clip = clip
 
     def forward(self, pixels: Tensor, ids: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) preprocessed images and (B, M) token ids -> (B, D) and (B, D) unit vectors,
-        and 1 / temperature
+        """(B, 3, H, W) preprocessed images and (B, M) token ids -> (B, D) and (B,
+        D) unit vectors, and 1 / temperature
         """
         texts = self.clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
         images = F.normalize(self.encode_image(pixels, kept).float(), dim=-1)
@@ -260,9 +259,8 @@ class DualEncoder(nn.Module):
         vision = self.clip.vision_model
         x = vision.embeddings(pixels)  # (B, 1 + N, W): the class token, the patches
         if kept is not None:
-            x = torch.cat(
-                [x[:, :1], x[:, 1:].gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1
-            )  # (B, 1 + K, W)
+            # (B, 1 + K, W)
+            x = torch.cat([x[:, :1], x[:, 1:].gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1)
         x = vision.encoder(inputs_embeds=vision.pre_layrnorm(x)).last_hidden_state
         return self.clip.visual_projection(vision.post_layernorm(x[:, 0]))
 
@@ -277,10 +275,8 @@ def averaged_checkpoint(net: DualEncoder, checkpoint: CLIPCheckpoint) -> CLIPChe
 
 def make_loss(flags: CLIPFlags, checkpoint: CLIPCheckpoint):
     """The contrastive loss of a batch, with augmented images and one random caption for each."""
-    unknown, end = (
-        checkpoint.vocab.index("[UNK]"),
-        checkpoint.vocab.index("[SEP]"),
-    )  # 1 and 3 in ours, 100 and 102 in the published vocabulary
+    # 1 and 3 in ours, 100 and 102 in the published vocabulary
+    unknown, end = (checkpoint.vocab.index("[UNK]"), checkpoint.vocab.index("[SEP]"))
 
     def loss(net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
         x, ids = batch["image"], one_of_each(batch["ids"], draw)  # (B, C, H, W), (B, M)
@@ -288,9 +284,8 @@ def make_loss(flags: CLIPFlags, checkpoint: CLIPCheckpoint):
         x = augment(x, draw) if flags.augment else x
         kept = random_patches(draw, len(x), checkpoint.config, flags.keep)
         images, texts, scale = net(preprocess(x, checkpoint.config.image_resolution), trim_padding(ids), kept)
-        return LossTerms(
-            contrastive_loss(images, texts, batch["dish"], scale), torch.zeros(len(x))
-        )  # there are no noise levels: u is 0
+        # there are no noise levels: u is 0
+        return LossTerms(contrastive_loss(images, texts, batch["dish"], scale), torch.zeros(len(x)))
 
     return loss
 

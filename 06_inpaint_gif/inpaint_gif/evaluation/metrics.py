@@ -34,8 +34,8 @@ ANGLE = 30.0  # largest error of a measured direction, in degrees; the direction
 def recognition_accuracy(
     pipeline: TextToImagePipeline, classifier: ChineseCLIP, config: SamplingConfig, n: int
 ) -> dict[str, RetrievalAccuracy]:
-    """Accuracy of a CLIP on drawn dishes, each assigned to the dish with the nearest name, among all dishes and among
-    40.
+    """Accuracy of a CLIP on drawn dishes, each assigned to the dish with the nearest name,
+    among all dishes and among 40.
 
     It is measured on n pictures of each dish drawn from a learned name and from a held-out name, and on the drawings
     of the test split, which are the upper limit of this classifier.

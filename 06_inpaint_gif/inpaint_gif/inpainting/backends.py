@@ -301,9 +301,8 @@ class CompositedBackend:
         if self.match:
             painted = matched(image, painted, mask)
         if self.blur:
-            painted = overlay(
-                nearest(image, mask), painted, feathered(mask, self.blur)
-            )  # fades from the colours of the edge
+            # fades from the colours of the edge
+            painted = overlay(nearest(image, mask), painted, feathered(mask, self.blur))
         return overlay(image, painted, mask)
 
 

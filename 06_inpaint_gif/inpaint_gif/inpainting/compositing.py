@@ -1,5 +1,5 @@
-"""Masks: 1 (white) is repainted, 0 (black) is kept. Soft edges, compositing, inpainting at the model's own size, and
-seams.
+"""Masks: 1 (white) is repainted, 0 (black) is kept.
+Soft edges, compositing, inpainting at the model's own size, and seams.
 
 All functions follow one rule: where a mask is 0, the result is bit for bit the original.
 """
@@ -21,8 +21,8 @@ GREY_LEVEL = 2 / 255  # the smallest difference that a byte can hold, in [-1, 1]
 
 
 def overlay(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
-    """original + mask (painted - original), and exactly `original` where the mask is 0, exactly `painted` where it is
-    1.
+    """original + mask (painted - original), and exactly `original` where the mask is 0,
+    exactly `painted` where it is 1.
 
     original, painted  (C, H, W)
     mask               (1, H, W) in [0, 1]; between 0 and 1 it blends
@@ -65,9 +65,8 @@ def matched(original: Tensor, painted: Tensor, mask: Tensor, width: float = 8.0)
         return painted
     known = (mask == 0).float()
     weight = gaussian(known, width / 2)
-    smooth = gaussian((original - painted) * known, width / 2) / weight.clamp(
-        min=1e-3
-    )  # (C, H, W), its mean over known pixels
+    # (C, H, W), its mean over known pixels
+    smooth = gaussian((original - painted) * known, width / 2) / weight.clamp(min=1e-3)
     fade = torch.from_numpy(np.exp(-distance_to_known(mask) / width)).float()
     return torch.where(mask > 0, (painted + smooth * fade).clamp(-1, 1), painted)
 
@@ -131,8 +130,8 @@ def inpaint_cropped(
     padding: int = 32,
     join: Callable[[Tensor, Tensor, Tensor], Tensor] = overlay,
 ) -> Tensor:
-    """Inpaint only the surroundings of the mask, enlarged (or shrunk) to the size the model was made for, and paste
-    them back.
+    """Inpaint only the surroundings of the mask,
+    enlarged (or shrunk) to the size the model was made for, and paste them back.
 
     image    (C, H, W) in [-1, 1], of any size
     mask     (1, H, W)

@@ -108,8 +108,8 @@ def open_drawing_model(
 
 
 def draw_rows(pipeline: TextToImagePipeline, drawing: ControlledDrawing, out: Path, keep: Path | None) -> list[Path]:
-    """Write a row without control and one row for each control; `keep` gets the first controlled image.
-    Returns the files.
+    """Write a row without control and one row for each control;
+    `keep` gets the first controlled image. Returns the files.
     """
     plain = Control((drawing.controls[0].guidance[0],) * 2)
     rows = [draw_row(pipeline, drawing, control) for control in (plain, *drawing.controls)]

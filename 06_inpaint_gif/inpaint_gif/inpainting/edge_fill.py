@@ -24,10 +24,8 @@ def reflect(image: Tensor, mask: Tensor, prompt: str = "", seed: int = 0) -> Ten
     rows, columns = nearest_known(mask)
     height, width = rows.shape
     y, x = torch.arange(height)[:, None], torch.arange(width)
-    behind_y, behind_x = (
-        bounced(2 * rows - y, height),
-        bounced(2 * columns - x, width),
-    )  # a pixel's distance behind the edge
+    # a pixel's distance behind the edge
+    behind_y, behind_x = (bounced(2 * rows - y, height), bounced(2 * columns - x, width))
     return image[:, rows[behind_y, behind_x], columns[behind_y, behind_x]]
 
 

@@ -1,5 +1,5 @@
-"""Control during sampling: different prompts in different regions, and prompts and guidance that change from step to
-step.
+"""Control during sampling: different prompts in different regions,
+and prompts and guidance that change from step to step.
 
 A sampler only calls a function (x, level) -> (x0, eps). Several such denoisers are combined into one:
 
@@ -161,8 +161,8 @@ def region_weights(regions: Sequence[Region], height: int, width: int, soft: flo
 
 
 def soft_box(box: tuple[float, float, float, float], height: int, width: int, soft: float) -> Tensor:
-    """1 inside, 0 outside, a linear slope over `soft` latents at each edge that is not a border of the
-    picture. (h, w)
+    """1 inside, 0 outside, a linear slope over `soft` latents at each edge that is not a
+    border of the picture. (h, w)
     """
     left, top, right, bottom = box
     sides = []

@@ -1,7 +1,7 @@
 """RePaint (Lugmayr et al. 2022): inpainting with any diffusion model, without training it for inpainting.
 
-At every step the model's x_t is kept inside the hole; outside it is replaced by the known picture, noised to the same
-level (algorithm 1):
+At every step the model's x_t is kept inside the hole;
+outside it is replaced by the known picture, noised to the same level (algorithm 1):
 
     x_known   = alpha_t x0 + sigma_t eps                       around the hole
     x_unknown = one step of DDPM from x_(t+1)                  inside
@@ -89,8 +89,8 @@ def ancestral(x0: Tensor, eps: Tensor, now: NoiseLevel, then: NoiseLevel, fresh:
 
 
 def renoised(x: Tensor, now: NoiseLevel, then: NoiseLevel, fresh: Tensor) -> Tensor:
-    """Return to a noisier level in one draw, because the sum of the noise of several steps is Gaussian
-    too (DDPM eq. 4).
+    """Return to a noisier level in one draw,
+    because the sum of the noise of several steps is Gaussian too (DDPM eq. 4).
     """
     ratio = then.alpha / now.alpha
     return combine(ratio, x, math.sqrt(max(0.0, then.sigma**2 - (ratio * now.sigma) ** 2)), fresh)

@@ -8,16 +8,8 @@ from common.training.flags import SampleFlags
 from common.training.settings import OTHER, Presets
 
 CHAPTER_4 = Path(__file__).parents[3] / "04_latent_sd" / "pretrained"
-NAMES = (
-    "土鸡蛋炒番茄",
-    "番茄炒鸡蛋",
-    "葱油生菜",
-    "米饭",
-    "红烧鱼",
-    "一碗馄饨，木桌",
-    "番茄龙虾",
-    "",
-)  # training holds out the second and the last but one
+# training holds out the second and the last but one
+NAMES = ("土鸡蛋炒番茄", "番茄炒鸡蛋", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")
 
 
 @dataclass(frozen=True)
@@ -35,8 +27,8 @@ class Text2DishFlags(SampleFlags):
     backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Library that computes the CLIP embeddings; both give the same numbers, to about 1e-7."""
     model: Path = CHAPTER_4
-    """Source of the autoencoder, and of the initial weights of the U-Net except those that depend on
-    the text encoder.
+    """Source of the autoencoder, and of the initial weights of the U-Net except those that
+    depend on the text encoder.
     """
     scratch: bool = False
     """Begin with an untrained U-Net of these --widths instead."""

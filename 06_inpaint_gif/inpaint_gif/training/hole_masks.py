@@ -1,5 +1,5 @@
-"""Masks for training: the holes of camera moves and other holes, so that the network does not depend on the shape of
-the hole.
+"""Masks for training: the holes of camera moves and other holes,
+so that the network does not depend on the shape of the hole.
 
 camera   the hole of a random move: a strip, an angle, a frame
 strip    one to three sides of the picture, of different depths

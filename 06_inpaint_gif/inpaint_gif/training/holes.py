@@ -67,16 +67,15 @@ def encode_text(pipeline: TextToImagePipeline, captions: list[str]) -> CaptionTa
     return encode_captions(encoded, [(caption,) for caption in captions])
 
 
-Condition = Callable[
-    [dict[str, Tensor], Tensor], dict[str, Any]
-]  # (batch, one hole for each image) -> arguments of the network
+# (batch, one hole for each image) -> arguments of the network
+Condition = Callable[[dict[str, Tensor], Tensor], dict[str, Any]]
 
 
 def hole_loss(pipeline: TextToImagePipeline, caption_dropout: float, condition: Condition) -> Loss:
     """The diffusion loss, with one of its holes for each image and with captions dropped at random.
 
-    The batch holds "latent" and "std", "text" (B, M, D), and "holes" (B, K, ...), of which `condition` gets one for
-    each image.
+    The batch holds "latent" and "std", "text" (B, M, D), and "holes" (B, K, ...),
+    of which `condition` gets one for each image.
     """
     with torch.no_grad():
         empty = pipeline.text_encoder([""])[0].cpu()  # (M, D)

@@ -1,5 +1,5 @@
-"""Training images for camera moves: random windows onto a scene, in which the table continues beyond the edges of the
-picture.
+"""Training images for camera moves: random windows onto a scene,
+in which the table continues beyond the edges of the picture.
 
 An inpainting network for a camera must be trained on its views: a plate that is cut at one side, an empty part of the
 table, a dish far away. A drawn dish fills its picture, so none of these appear in it. But the table is drawn from
@@ -35,9 +35,8 @@ def wide_scene(attributes: Mapping[str, str], size: int, pose: int) -> np.ndarra
     factor = max(2, -(-FINEST // size))
     relief = blank(size * factor)
     lay_table(relief, attributes["table"], rng.random(6).tolist())
-    light = (
-        1.04 - 0.16 * (relief.x - relief.y + 0.2) - 0.25 * (relief.x**2 + relief.y**2)
-    )  # the same formula as in lay_table
+    # the same formula as in lay_table
+    light = 1.04 - 0.16 * (relief.x - relief.y + 0.2) - 0.25 * (relief.x**2 + relief.y**2)
     relief.field[RED] *= np.maximum(light, DARKEST) / light
     lay_vessel(relief, attributes["vessel"], attributes["glaze"], rng.random(6).tolist())  # for its shadow
     scene = np.rint(shrunk(relief.lit(), factor) * 255).astype(np.uint8)

@@ -52,10 +52,8 @@ from inpaint_gif.training.latent_dataset import CaptionTable, LatentTable, encod
 
 DISHES = 8000  # default of --n: 100 of each dish
 VARIANTS = 8  # captions of each drawn dish; a step uses one of them
-TEXT_WEIGHTS = (
-    "attn2.to_k",
-    "attn2.to_v",
-)  # weights that depend on the text encoder, so those of another one are of no use
+# weights that depend on the text encoder, so those of another one are of no use
+TEXT_WEIGHTS = ("attn2.to_k", "attn2.to_v")
 
 
 def train_text2dish(flags: Text2DishFlags) -> None:
@@ -210,8 +208,8 @@ def copy_weights(unet: UNet, other: UNet) -> None:
 class NameLoss:
     """The diffusion loss, conditioned on one of the names of each image, or at random on none.
 
-    Checkpoints contain the fingerprint of the CLIP (loop.Stateful), because the embeddings of another one mean nothing
-    to the U-Net.
+    Checkpoints contain the fingerprint of the CLIP (loop.Stateful),
+    because the embeddings of another one mean nothing to the U-Net.
     """
 
     def __init__(self, pipeline: TextToImagePipeline, clip: ChineseCLIP, caption_dropout: float, run_dir: Path):

@@ -1,8 +1,8 @@
 """Shapes as signed distances: below zero inside, above zero outside, in the unit of the coordinates.
 
 Each function takes coordinates x, y (arrays of one shape) and gives the distance of every point to the edge. Two
-shapes together are the smaller of their distances, one shape cut by another the larger. (Inigo Quilez, "2D distance
-functions".)
+shapes together are the smaller of their distances, one shape cut by another the larger.
+(Inigo Quilez, "2D distance functions".)
 """
 
 import numpy as np

@@ -11,12 +11,8 @@ from common.data.dishes.attributes import NAMES, check_attributes
 from common.data.dishes.menu import DISHES
 from common.data.drawn import check_description, choose
 
-MENTION_RATE = {
-    "style": 0.25,
-    "vessel": 0.75,
-    "glaze": 0.45,
-    "table": 0.6,
-}  # how often a caption speaks of it; of the dish, always
+# how often a caption speaks of it; of the dish, always
+MENTION_RATE = {"style": 0.25, "vessel": 0.75, "glaze": 0.45, "table": 0.6}
 
 STYLES = {
     "stir-fried": ("stir-fried", "炒菜"), "braised": ("braised", "炖菜"), "steamed": ("steamed", "蒸菜"), "boiled": ("boiled", "煮菜"),

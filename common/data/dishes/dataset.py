@@ -1,5 +1,5 @@
-"""Dishes: drawn plates of Chinese food seen from above, with their names in Chinese and English and a table of
-attributes.
+"""Dishes: drawn plates of Chinese food seen from above,
+with their names in Chinese and English and a table of attributes.
 
 The label of a picture is its dish. A caption with `mention=()` is the name of the dish and nothing else.
 """

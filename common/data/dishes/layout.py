@@ -1,7 +1,7 @@
 """Where the pieces of a dish go: heaped, in a ring, in rows, packed in a steamer, strewn on top.
 
-All of it in the unit disc, which the vessel then stretches: the places of a dish are the same at any size of the
-picture.
+All of it in the unit disc, which the vessel then stretches:
+the places of a dish are the same at any size of the picture.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""Sets in arrays: .npz files, as Keras and MedMNIST have them, and tables of pixels, as Kaggle's copies of MNIST.
-Never unpickled.
+"""Sets in arrays: .npz files, as Keras and MedMNIST have them, and tables of pixels,
+as Kaggle's copies of MNIST. Never unpickled.
 """
 
 import math

@@ -32,9 +32,8 @@ def opened(file: File) -> Iterator[Image.Image]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # twice as many pixels are refused; these are photographs
+            # twice as many pixels are refused; these are photographs
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=formats()) as image:
                 yield image
     except (
@@ -81,9 +80,8 @@ def in_bytes(image: Image.Image, file_format: str | None) -> Image.Image:
     """16 bits a value as 8, which Pillow would cut off at 255.
     Other wide numbers are refused, because no file says which of them is white.
     """
-    sixteen = image.mode.startswith("I;16") or (
-        image.mode == "I" and file_format == "PPM"
-    )  # to whose 65,535 Pillow scales a .pgm
+    # to whose 65,535 Pillow scales a .pgm
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM")
     if image.mode in ("I", "F") and not sixteen:
         raise ValueError("its pixels are 32-bit numbers without a stated range; save it with 8 or 16 bits")
     return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)) if sixteen else image

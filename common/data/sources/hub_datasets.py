@@ -108,8 +108,8 @@ def _fetch(hub_id: str, online: bool) -> Any:
 
 @contextmanager
 def _mode(online: bool) -> Iterator[None]:
-    """With no network, `datasets` is told so: it goes to its cache at once, where it would else try,
-    wait and try again.
+    """With no network, `datasets` is told so:
+    it goes to its cache at once, where it would else try, wait and try again.
     """
     import datasets.config
 

@@ -1,5 +1,5 @@
-"""Any folder of images: folders named as splits or classes, tables of metadata, captions beside the images,
-or nothing of these.
+"""Any folder of images: folders named as splits or classes, tables of metadata,
+captions beside the images, or nothing of these.
 """
 
 import json
@@ -53,8 +53,8 @@ class Metadata(NamedTuple):
 def load_folder(
     folder: Path, size: int, split: str = "train", channels: int | None = None, listing: Listing | None = None
 ) -> Images:
-    """All images below a folder, centre-cropped to a square and resized to size x size; grey where all of them are,
-    else RGB.
+    """All images below a folder, centre-cropped to a square and resized to size x size;
+    grey where all of them are, else RGB.
 
     The splits are those of a column `split`, else folders named train, test, validation, ...; where there is neither,
     the test split is every tenth image in the order of the file names.
@@ -257,8 +257,8 @@ def _of_split(folder: Path, names: Sequence[str], rows: dict[str, dict], split: 
 def _labels(
     folder: Path, names: Sequence[str], chosen: Sequence[str], rows: dict[str, dict]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """From the column `label`, else from the first folder in the path, else none. classes.txt may name the classes 0,
-    1, ...
+    """From the column `label`, else from the first folder in the path, else none.
+    classes.txt may name the classes 0, 1, ...
 
     The classes are those of all names, so that every split numbers them alike.
     """

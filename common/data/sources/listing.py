@@ -32,33 +32,12 @@ SYSTEM_NAMES = {
     "desktop.ini",
     "icon\r",
 }
-UNFINISHED = (
-    ".partial",
-    ".part",
-    ".crdownload",
-    ".download",
-    ".tmp",
-    ".temp",
-    "~",
-)  # downloads and copies that were not completed
-NOT_PICTURES = {
-    "BUFR",
-    "GRIB",
-    "HDF5",
-    "FITS",
-    "WMF",
-    "EPS",
-    "MPEG",
-    "IPTC",
-    "GBR",
-    "PIXAR",
-}  # Pillow knows the name, but has no decoder, or calls a program
-PLUGINS = {
-    ".heic": "pillow-heif",
-    ".heif": "pillow-heif",
-    ".hif": "pillow-heif",
-    ".jxl": "pillow-jxl-plugin",
-}  # picture kinds that Pillow reads through these
+# downloads and copies that were not completed
+UNFINISHED = (".partial", ".part", ".crdownload", ".download", ".tmp", ".temp", "~")
+# Pillow knows the name, but has no decoder, or calls a program
+NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "FITS", "WMF", "EPS", "MPEG", "IPTC", "GBR", "PIXAR"}
+# picture kinds that Pillow reads through these
+PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 COMMON_KINDS = ".png, .jpg, .webp, .bmp, .gif, .tiff"  # for messages; suffixes() has them all
 
 
@@ -329,8 +308,8 @@ def split_in(name: str) -> str | None:
 
 
 def level_of_splits(names: Sequence[str]) -> int | None:
-    """The depth at which all pictures lie in folders named as splits: 0 for train/a.png, test/b.png; None where there
-    is none.
+    """The depth at which all pictures lie in folders named as splits: 0 for train/a.png, test/b.png;
+    None where there is none.
 
     A folder named "test" beside one named "cat" is a class: folders are splits only where all of them are.
     """

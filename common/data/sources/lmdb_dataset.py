@@ -122,9 +122,8 @@ def to_png(pixels: torch.Tensor) -> bytes:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode(
-        "utf-8", "surrogatepass"
-    )  # names of files may hold bytes that are no text
+    # names of files may hold bytes that are no text
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 # ------------------------------------------------------------------------------------------------------------ reading

@@ -32,8 +32,8 @@ def read_mask(path: Path, soft: bool = False) -> Mask:
     """The region of a picture that is to be repainted.
 
     It is what is white in a mask without transparency, the strokes on a transparent layer (unless they are black), and
-    the transparent part of a picture. soft: keep greys, as at the edge of a blurred mask, instead of a threshold in
-    the middle
+    the transparent part of a picture. soft: keep greys, as at the edge of a blurred mask,
+    instead of a threshold in the middle
     """
     if not path.exists():
         raise UserError(f"there is no file {path}")

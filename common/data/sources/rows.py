@@ -178,8 +178,8 @@ def _kind(feature: object) -> str:
 def _file(picture: object, where: str, listing: Listing | None, names: Names | None) -> File:
     """An undecoded image {"bytes": ..., "path": ...} or its bytes; an empty one is found to be no image.
 
-    A path alone, in a local copy, names a file below its folder; in a set of the hub, one that `datasets` has
-    downloaded.
+    A path alone, in a local copy, names a file below its folder;
+    in a set of the hub, one that `datasets` has downloaded.
     """
     if isinstance(picture, bytes):
         return BytesIO(picture)

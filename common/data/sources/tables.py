@@ -154,8 +154,8 @@ def parse(path: Path, text: str, line: int | None = None) -> object:
 
 
 def rows_of_object(value: dict) -> object:
-    """The rows in one object: of {column: values}, of {file: {...}} or {file: caption}, or of {"anything":
-    [{...}, ...]}.
+    """The rows in one object: of {column: values}, of {file: {...}} or {file:
+    caption}, or of {"anything": [{...}, ...]}.
     """
     columns = {key: cells for key, cells in value.items() if column_name(key) in FILE_COLUMNS}
     lists = [cells for cells in value.values() if isinstance(cells, list)]

@@ -20,9 +20,8 @@ from common.io.hub import REACH_SECONDS, reachable
 STALLED_SECONDS = 20  # a download that brings nothing for so long is given up
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-IDX_NAME = re.compile(
-    r"(train|t10k)-(images|labels)[-.]idx([13])-ubyte(\.gz)?", re.IGNORECASE
-)  # Kaggle's copies have a dot
+# Kaggle's copies have a dot
+IDX_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx([13])-ubyte(\.gz)?", re.IGNORECASE)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 

@@ -1,5 +1,5 @@
-"""Worker processes of a DataLoader: which signals they leave to the training process, and the error when one of them
-fails.
+"""Worker processes of a DataLoader: which signals they leave to the training process,
+and the error when one of them fails.
 
 Workers send tensors through shared memory, of which a container has little (Docker: 64 MB). A worker that finds none
 left fails in a thread without a message to the training process, which would wait forever. NumPy arrays go through a
@@ -67,9 +67,8 @@ def _watched(batches: Iterator[Any], advice: str) -> Iterator[Any]:
 
 
 def _failed(problem: Exception, advice: str) -> UserError:
-    lines = [
-        line.strip() for line in str(problem).splitlines() if line.strip()
-    ]  # of a worker's traceback, whose last line is the reason
+    # of a worker's traceback, whose last line is the reason
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     reason = explain(problem) if isinstance(problem, OSError) or not lines else lines[-1]
     full = "shared memory" in str(problem) or "No space left" in str(problem)
     docker = "; in Docker, --shm-size 1g gives processes more shared memory" if full else ""

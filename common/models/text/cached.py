@@ -20,8 +20,8 @@ class CachedTextEncoder:
 
     The file's name is a hash of everything that the embeddings depend on: weights, tokenizer, length, captions. It
     holds 2 N M D bytes for N different captions: 1 GB for 10,000 captions of 77 tokens of width 650. Other captions,
-    such as prompts that a user types later, are computed when they are asked for. Raises UserError for an encoder with
-    trainable weights.
+    such as prompts that a user types later, are computed when they are asked for.
+    Raises UserError for an encoder with trainable weights.
     """
 
     def __init__(self, encoder: CLIPTextEncoder, captions: Sequence[str], folder: Path, batch: int = 64):

@@ -5,8 +5,8 @@ list first (byte-pair encoding: Sennrich et al. 2016; Radford et al. 2021). So a
 never seen falls into pieces, and nothing is ever outside the vocabulary. </w> marks the last piece of a word.
 
 Chinese writes no spaces, so to CLIP a whole clause is one word; merges learned on it would make one token of "a red
-round little monster", and the network could never meet the red in it elsewhere. Here a Chinese character is always one
-token.
+round little monster", and the network could never meet the red in it elsewhere.
+Here a Chinese character is always one token.
 """
 
 import json
@@ -104,8 +104,8 @@ class Tokenizer:
     # ---------------------------------------------------------------------------------------------------------- files
 
     def save(self, folder: Path) -> None:
-        """Write the files of a Stable Diffusion tokenizer, which CLIPTokenizer.from_pretrained(folder) opens.
-        CLIP's kind only.
+        """Write the files of a Stable Diffusion tokenizer,
+        which CLIPTokenizer.from_pretrained(folder) opens. CLIP's kind only.
         """
         model = json.loads(self.backend.to_str())["model"]
         merges = "".join(f"{a} {b}\n" for a, b in model["merges"])
@@ -209,8 +209,8 @@ def learn_merges(texts: Sequence[str], size: int, min_count: int) -> list[Merge]
 
     Of equally frequent pairs the trainer takes that with the smaller numbers, and it numbers a letter at the end of a
     word when it comes upon one, in the order of a hash table: differently in every process. Declared beforehand, as
-    special tokens (which are numbered first), they have the same numbers always; a run that is resumed must find its
-    own tokens again.
+    special tokens (which are numbered first), they have the same numbers always;
+    a run that is resumed must find its own tokens again.
     """
     learner = clip_backend(vocabulary([]), [])
     trainer = BpeTrainer(

@@ -2,8 +2,8 @@
 
     ids --token + position embedding--> | LayerNorm, attention | LayerNorm, MLP | ... | LayerNorm --> embeddings
 
-Module names are those of `transformers.CLIPTextModel`, so weights load both ways. It is what Stable Diffusion reads
-prompts with.
+Module names are those of `transformers.CLIPTextModel`, so weights load both ways.
+It is what Stable Diffusion reads prompts with.
 """
 
 import math

@@ -226,9 +226,8 @@ def test_text_files_that_are_missing(tmp_path):
     (tmp_path / "metadata.jsonl").unlink()
     assert "has no captions; they are looked for in columns named text, caption" in refusal(tmp_path)
     for k in (0, 2):
-        (tmp_path / f"{k:03d}.txt").write_text(
-            f"\ufeff{EN.format(k)}\n", encoding="utf-8"
-        )  # as a Windows editor writes it
+        # as a Windows editor writes it
+        (tmp_path / f"{k:03d}.txt").write_text(f"\ufeff{EN.format(k)}\n", encoding="utf-8")
     assert "1 of 3 images" in refusal(tmp_path) and "the first is 001.png" in refusal(tmp_path)
     (tmp_path / "001.txt").write_text(EN.format(1))
     assert load(str(tmp_path), 8, language="en").captions == tuple(EN.format(k) for k in range(3))
@@ -244,9 +243,8 @@ def test_metadata_that_names_files_that_are_not_there(tmp_path):
         and "metadata.jsonl names are not in" in message
         and "the first is 001.png" in message
     )
-    assert load(str(tmp_path), 8).captions == tuple(
-        EN.format(k) for k in (0, 2, 3, 5)
-    )  # enough for those who only look
+    # enough for those who only look
+    assert load(str(tmp_path), 8).captions == tuple(EN.format(k) for k in (0, 2, 3, 5))
 
 
 def test_images_without_a_row(tmp_path):
@@ -365,9 +363,8 @@ def test_no_network(tmp_path, hub, monkeypatch):
         match=r"pokemon is not in .*, not in the hub's cache .*https://mirror.example did not answer within 3 s; put",
     ):
         load("pokemon", 8, tmp_path)
-    assert hub.asked[0] == "https://mirror.example" and all(
-        offline for _, _, offline in hub.asked[1:]
-    )  # datasets asks nobody
+    # datasets asks nobody
+    assert hub.asked[0] == "https://mirror.example" and all(offline for _, _, offline in hub.asked[1:])
     hub.sets[SECOND[0]] = {"train": rows_of(text=["a dog"] * 12)}
     assert load("pokemon", 8, tmp_path).captions == ("a dog",) * 11
     import datasets

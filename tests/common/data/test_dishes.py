@@ -141,8 +141,8 @@ def test_every_dish_in_every_of_its_vessels():
 
 
 def features(image: np.ndarray) -> np.ndarray:
-    """What of its colours and where: a histogram of the food's colours, root taken, and how rough it is.
-    For 32 x 32 pixels.
+    """What of its colours and where: a histogram of the food's colours, root taken,
+    and how rough it is. For 32 x 32 pixels.
     """
     food = image[:, 8:24, 8:24].astype(float)
     bins = (food // 43).astype(int)
@@ -159,8 +159,8 @@ def menu() -> np.ndarray:
 
 
 def test_dishes_are_told_apart(menu):
-    """Among all dishes, the mean of four pictures' features is nearest to the other two of the same dish,
-    four times in five.
+    """Among all dishes, the mean of four pictures' features is nearest to the other two of the same
+    dish, four times in five.
     """
     found = np.array([[features(image) for image in images] for images in menu])  # (dishes, 6, features)
     centres, others = found[:, :4].mean(1), found[:, 4:]
@@ -316,9 +316,8 @@ def test_the_name_alone():
         name = caption(1, "train", i, "zh", mention=())
         assert name in names_of(dish(1, "train", i)[0]["dish"], "zh")
     rng = np.random.default_rng(0)
-    assert {describe(TOMATO_EGG, "zh", rng, ()) for _ in range(60)} == set(
-        names_of("番茄炒蛋", "zh")
-    )  # all its names occur
+    # all its names occur
+    assert {describe(TOMATO_EGG, "zh", rng, ()) for _ in range(60)} == set(names_of("番茄炒蛋", "zh"))
     data = load_dishes(n=3, size=16, language="zh", mention=())
     assert data.captions == tuple(caption(0, "train", i, "zh", ()) for i in range(3))
 

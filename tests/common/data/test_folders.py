@@ -423,9 +423,8 @@ def test_grey_stays_grey(tmp_path, mode):
     assert (train.channels, test.channels) == (1, 1) and values(test) == ([255] if mode == "1" else [180])
     colour = load(str(tmp_path), 8, channels=3)
     assert torch.equal(colour.pixels, train.pixels.expand(-1, 3, -1, -1))
-    Image.new("RGB", (8, 8), "red").save(
-        tmp_path / "09.png"
-    )  # one colour picture, in the other split: still one number of channels
+    # one colour picture, in the other split: still one number of channels
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "09.png")
     assert load(str(tmp_path), 8).channels == load(str(tmp_path), 8, split="test").channels == 3
     assert load(str(tmp_path), 8, split="test", channels=1).pixels.unique().tolist() == [76]  # its luminance
 

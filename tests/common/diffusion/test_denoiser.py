@@ -128,9 +128,8 @@ def test_dynamic_thresholding():
     x0 = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1.0, 3.0]).view(
         3, 1, 1, 1
     )
-    theirs = DDPMScheduler(thresholding=True, sample_max_value=1000.0)._threshold_sample(
-        x0
-    )  # left at 1, theirs only clips
+    # left at 1, theirs only clips
+    theirs = DDPMScheduler(thresholding=True, sample_max_value=1000.0)._threshold_sample(x0)
     torch.testing.assert_close(threshold(x0), theirs, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(threshold(x0)[0], x0[0])
     assert float(threshold(x0)[2].abs().max()) == 1 and float((threshold(x0)[2].abs() == 1).float().mean()) < 0.02

@@ -29,9 +29,8 @@ class Network:
         self.shown.append(x)
         words = (text * torch.arange(1, 1 + text.shape[1])[:, None]).mean((1, 2)).view(-1, 1, 1, 1)
         y = torch.tanh(x + words) + words * torch.cos(x.roll(1, -1) + t.view(-1, 1, 1, 1) / 500)
-        return torch.cat([y, y.sin()], 1)[:, : self.answers] + y[:, 4:].sum(
-            1, keepdim=True
-        )  # what is joined to x counts, too
+        # what is joined to x counts, too
+        return torch.cat([y, y.sin()], 1)[:, : self.answers] + y[:, 4:].sum(1, keepdim=True)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

@@ -269,12 +269,11 @@ def path_over(timesteps, schedule: DiscreteSchedule) -> NoiseLevels:
 @pytest.mark.parametrize("seed", range(10))
 def test_dpm_solver_pp_2m(seed):
     """Order 2, midpoint. Its levels are float32, hence the tolerance. lower_order_final: the last step, to the clean
-    image, is first order; ours is too, whatever the number of steps (diffusers only below 15, hence final_sigmas_type
-    zero).
+    image, is first order; ours is too, whatever the number of steps (diffusers only below 15,
+    hence final_sigmas_type zero).
     """
-    spacing = ["trailing", "leading", "linspace"][
-        seed % 3
-    ]  # trailing is sometimes a step too long where steps do not divide T
+    # trailing is sometimes a step too long where steps do not divide T
+    spacing = ["trailing", "leading", "linspace"][seed % 3]
     case = random_case(seed, steps_divide_T=spacing == "trailing") | {"spacing": spacing}
     schedule, config, _, _ = settings(case)
     theirs = DPMSolverMultistepScheduler(
@@ -393,8 +392,8 @@ def exact(x: torch.Tensor, now: NoiseLevel, then: NoiseLevel) -> torch.Tensor:
 
 def even_path(schedule, steps: int) -> NoiseLevels:
     """Levels even in lambda with a little noise left at the end: the setting in which orders of convergence are
-    stated. (The last step to no noise at all is exact for a constant prediction and would only blur the
-    measurement.)
+    stated. (The last step to no noise at all is exact for a constant prediction and would
+    only blur the measurement.)
     """
     levels = [schedule.at_lam(lam) for lam in np.linspace(-2.0, 3.0, steps + 1)]
     return NoiseLevels(
@@ -550,9 +549,8 @@ def test_respacing_is_not_jumping():
     x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wrong = naive_jump(ideal, x, make_schedule("linear").noise_levels(50), noise_source)
     assert float(wrong.std()) > 2 * STD
-    full = naive_jump(
-        ideal, x, make_schedule("linear").noise_levels(1000), noise_source
-    )  # with every step it is the right chain
+    # with every step it is the right chain
+    full = naive_jump(ideal, x, make_schedule("linear").noise_levels(1000), noise_source)
     assert float(full.std()) == pytest.approx(STD, rel=0.03)
 
 
@@ -601,10 +599,8 @@ def test_every_sampler_on_every_schedule_and_its_contract(sampler, name):
     steps = list(Sampler(sampler, 6).run(denoise, schedule, SHAPE, 0))
     assert [step.i for step in steps] == list(range(6))
     assert all(torch.isfinite(step.x).all() and step.x.shape == step.x0.shape == SHAPE for step in steps)
-    evaluations = {
-        "heun": 11,
-        "dpmpp_2s": 10 if name == "flow" else 11,
-    }  # flow begins at pure noise, which has no half-way
+    # flow begins at pure noise, which has no half-way
+    evaluations = {"heun": 11, "dpmpp_2s": 10 if name == "flow" else 11}
     assert len(evaluated) == evaluations.get(sampler, 6)
     assert all(level.sigma > 0 for level in evaluated)  # no sampler evaluates at the clean image
     if sampler != "sde":  # whose first steps are far too long here

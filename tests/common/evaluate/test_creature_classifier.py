@@ -97,9 +97,8 @@ def test_the_judge_knows_creatures_that_it_never_saw(judge, creatures, split):
     assert float(right.mean()) > 0.97 and float(right.min()) > 0.85
     assert float(probability[read == data.attributes.table].mean()) > 0.95
     wrong = read != data.attributes.table
-    assert not wrong.any() or float(probability[wrong].mean()) < float(
-        probability[~wrong].mean()
-    )  # it knows when it guesses
+    # it knows when it guesses
+    assert not wrong.any() or float(probability[wrong].mean()) < float(probability[~wrong].mean())
 
 
 def test_the_judge_forgives_what_generated_pictures_look_like(judge, creatures):

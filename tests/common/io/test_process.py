@@ -18,11 +18,8 @@ from helpers.programs import ROOT, environment
 NAMES = "番茄炒蛋🍅 ± ᾱ → É \udcff"  # Chinese, an emoji, signs that programs print, and a byte of a file name that is not valid UTF-8
 FOLDERS = ["bench", "common", *sorted(path.name for path in ROOT.glob("0[0-9]_*"))]
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-POSIX = {
-    "LC_ALL": "POSIX",
-    "PYTHONCOERCECLOCALE": "0",
-    "PYTHONUTF8": "0",
-}  # as cron or ssh can have it: everything is ASCII
+# as cron or ssh can have it: everything is ASCII
+POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
 # -------------------------------------------------------------------------------------------------------------- output

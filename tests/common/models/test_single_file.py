@@ -1,5 +1,5 @@
-"""Stable Diffusion in one file: tiny random models under the names of CompVis must be the same models as the folders
-they came from.
+"""Stable Diffusion in one file: tiny random models under the names of CompVis must be the same models as
+the folders they came from.
 """
 
 import json

@@ -339,9 +339,8 @@ def test_transformers_opens_the_folder(encoder, tmp_path, dtype):
     torch.testing.assert_close(
         ours(CAPTIONS), encoder(CAPTIONS), atol=1e-6 if dtype == torch.float32 else 3e-2, rtol=0
     )
-    end = (
-        (ids == tokens.eos_token_id).int().argmax(dim=1)
-    )  # transformers finds the end of each caption with the ids we wrote
+    # transformers finds the end of each caption with the ids we wrote
+    end = (ids == tokens.eos_token_id).int().argmax(dim=1)
     torch.testing.assert_close(out.pooler_output, out.last_hidden_state[torch.arange(12), end])
 
 

@@ -418,8 +418,8 @@ def test_the_loss_is_the_sum_of_its_parts():
 
 
 def test_images_do_not_mix_in_the_loss():
-    """The error of an image is its own: the mean over a batch is then the mean over any parts of it,
-    as accumulation needs.
+    """The error of an image is its own: the mean over a batch is then the mean over any parts of
+    it, as accumulation needs.
     """
     (x, y), z, perceptual = pair(), some_gaussian(), Perceptual(random_stages(1))
     whole = vae_loss(x, y, z, perceptual=perceptual).total
@@ -532,9 +532,8 @@ def test_the_perceptual_network_is_fixed_and_its_gradient_goes_to_the_reconstruc
     assert [p for p in perceptual.parameters() if p.requires_grad or p.grad is not None] == []
     assert not any(module.training for module in perceptual.modules())
     now = perceptual.stages.state_dict()
-    assert all(
-        torch.equal(value, now[key]) for key, value in torch.nn.ModuleList(before).state_dict().items()
-    )  # BatchNorm's averages too
+    # BatchNorm's averages too
+    assert all(torch.equal(value, now[key]) for key, value in torch.nn.ModuleList(before).state_dict().items())
 
 
 def test_the_perceptual_gradient_is_finite_in_flat_pictures():
@@ -565,9 +564,8 @@ def test_the_discriminator_looks_at_patches(layers):
     for stride in [1, 1] + [2] * layers:
         field = (field - 1) * stride + 4
     x = normal(1, 1, 96, 96).requires_grad_()
-    conv_only = torch.nn.Sequential(
-        *[m for m in net.net if not isinstance(m, torch.nn.GroupNorm)]
-    )  # a norm sees the whole image
+    # a norm sees the whole image
+    conv_only = torch.nn.Sequential(*[m for m in net.net if not isinstance(m, torch.nn.GroupNorm)])
     y = conv_only(x)
     y[0, 0, y.shape[2] // 2, y.shape[3] // 2].backward()
     assert (x.grad[0, 0].abs().sum(0) > 0).sum() == field

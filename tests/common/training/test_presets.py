@@ -80,8 +80,8 @@ def test_what_is_given_stays(monkeypatch):
 
 
 def bytes_of_a_step(make_net, *inputs: tuple[int, ...]) -> int:
-    """What a training step keeps at least: weights, gradients, AdamW's two averages and the EMA, and what backward
-    needs.
+    """What a training step keeps at least: weights, gradients, AdamW's two averages and the EMA,
+    and what backward needs.
 
     Fake tensors have sizes and no numbers, so nothing is computed. inputs: shapes.
     """

@@ -250,9 +250,8 @@ def test_a_budget_in_minutes(tmp_path, monkeypatch):
     states = list(start(tmp_path, little_net(), minutes=2.0, save_every=20))
     assert [state.seconds for state in states] == [2.0 * k for k in range(1, 61)]
     assert [state.done for state in states] == [False] * 59 + [True] and states[-1].progress == 1
-    assert {state.took for state in states} == {
-        1.0
-    }  # looked at twice a step: what the caller does in between is not in it
+    # looked at twice a step: what the caller does in between is not in it
+    assert {state.took for state in states} == {1.0}
     rates = [state.lr for state in states]  # the rate follows the clock: 5 % of warm-up are three steps
     assert rates.index(max(rates)) == 3 and rates[-1] < 0.01 * max(rates)
 
@@ -418,9 +417,8 @@ def test_a_resumed_run_does_what_was_due_after_its_checkpoint(progress, step, du
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell that starts tests in the background has it ignored
+    # a shell that starts tests in the background has it ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         states = start(tmp_path, little_net())
         next(states)

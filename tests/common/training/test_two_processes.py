@@ -10,15 +10,8 @@ from common.training.checkpoint import checkpoints
 from helpers.programs import ROOT, TINY, TRAIN, run_main, run_program
 
 STEPS = 8
-FLAGS = [
-    *TINY,
-    "--steps",
-    STEPS,
-    "--save-every",
-    4,
-    "--sample-every",
-    100,
-]  # TINY says --batch-size 8; the last one counts
+# TINY says --batch-size 8; the last one counts
+FLAGS = [*TINY, "--steps", STEPS, "--save-every", 4, "--sample-every", 100]
 
 
 def column(run: Path, name: str) -> list[float]:

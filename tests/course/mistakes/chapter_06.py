@@ -1,8 +1,8 @@
 # ruff: noqa: F811 - the same function is got wrong again and again
 """Classic mistakes of chapter 6, each a small replacement of one function of the solutions.
 
-`@mistake(what, says)`: the exercise it belongs to is the function's name; `says` must stand in the message that the
-grader gives.
+`@mistake(what, says)`: the exercise it belongs to is the function's name;
+`says` must stand in the message that the grader gives.
 """
 
 import math

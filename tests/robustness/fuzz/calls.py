@@ -254,10 +254,8 @@ def related(program: str, name: str, valid: list[str], hostile: list[str]) -> li
     return [word for word in hostile if word.startswith(f"IN/hostile/{kind}_")] or hostile
 
 
-RESUMED = {
-    "02_cfg_pokemon/train.py": "words",
-    "05_finetune_diffusers/lora.py": "lora",
-}  # whose runs are damaged in inputs.py; others meet those of chapter 1
+# whose runs are damaged in inputs.py; others meet those of chapter 1
+RESUMED = {"02_cfg_pokemon/train.py": "words", "05_finetune_diffusers/lora.py": "lora"}
 
 
 def mutation(rng: random.Random, field: Any, hint: Any, hostile: list[str]) -> tuple[list[str], bool]:

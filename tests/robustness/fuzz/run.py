@@ -170,9 +170,8 @@ def be_the_program(program: str, words: tuple[str, ...], folder: Path, out: Path
         sys.argv = [program, *words]
         if program.startswith("0"):
             sys.path.insert(0, str((ROOT / program).parent))  # as `python program` does
-        sys.modules["__main__"] = sys.modules["__mp_main__"] = module = types.ModuleType(
-            "__main__"
-        )  # processes that the program starts look for it there
+        # processes that the program starts look for it there
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = module = types.ModuleType("__main__")
         module.__file__ = str(ROOT / program)
         exec(compile((ROOT / program).read_bytes(), str(ROOT / program), "exec"), module.__dict__)
         code = 0
@@ -282,9 +281,8 @@ def verdict_of(call: fuzz.Call, code: int, out: str, err: str, folder: Path) -> 
         return "fault", f"exit code {code}: {(lines or [''])[-1][:200]}"
     if call.must_refuse and not {"--help", "-h"} & set(call.words):
         return "fault", "accepted what must be refused"
-    if {"--list", "--dry", "--ask", "--use", "--by-hand-only"} & set(
-        call.words
-    ):  # these write something else, or nothing
+    # these write something else, or nothing
+    if {"--list", "--dry", "--ask", "--use", "--by-hand-only"} & set(call.words):
         return "accepted", ""
     if call.out and not (folder / call.out.replace("IN/", f"{folder.parent.parent}/in/")).exists():
         return "fault", f"accepted, but {call.out} is not there"

@@ -1,5 +1,5 @@
-"""Kill every training program with SIGKILL at each of its file operations, resume it to the end, and compare the
-result bit for bit.
+"""Kill every training program with SIGKILL at each of its file operations, resume it to the end,
+and compare the result bit for bit.
 
   python tests/robustness/kills/run.py                          all programs, every operation: minutes to hours
   python tests/robustness/kills/run.py --programs 04_train 06_text2dish
@@ -113,9 +113,8 @@ def watch(run: Path, last: int | None, count: Callable[[str], None]) -> None:
             place = CHANGES[event]
             path, folder = os.fsdecode(args[0]), args[place] if place else -1
             if not os.path.isabs(path) and isinstance(folder, int) and folder >= 0:
-                path = os.path.join(
-                    os.readlink(f"/proc/self/fd/{folder}"), path
-                )  # shutil.rmtree names files like this
+                # shutil.rmtree names files like this
+                path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)
             passes(event, os.path.abspath(path))
 
     def fsync(fd: Any) -> None:

@@ -1,8 +1,8 @@
 """A picture as a relief: every point has a colour, a height and a gloss; light falls on the whole of it at the end.
 
 Whoever lays a piece of tomato down says only how it is curved. Highlights, the dark side, shadows on what lies below
-and the dusk between two pieces follow from the heights, so they agree in every picture, from the table up to the
-sesame.
+and the dusk between two pieces follow from the heights, so they agree in every picture,
+from the table up to the sesame.
 """
 
 from dataclasses import dataclass
@@ -58,15 +58,13 @@ class Relief:
         """The picture in the light, (3, H, W) in [0, 1]."""
         height, gloss = self.field[HEIGHT], self.field[GLOSS]
         nx, ny, nz = normals(height, self.pixel)
-        flat = np.maximum(
-            (nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2]) / LIGHT[2], 0.22
-        )  # 1 where the ground is level
+        # 1 where the ground is level
+        flat = np.maximum((nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2]) / LIGHT[2], 0.22)
         dusk = np.minimum(1.2, 1 - 7.0 * (gaussian_filter(height, 0.022 / self.pixel, truncate=2.5) - height))
         sun = flat * (1 - 0.62 * self.shadow(height))
         shade = np.maximum(dusk, 0.45)
-        pale = (
-            0.55 * np.minimum(np.minimum(self.field[0], self.field[1]), self.field[2]) ** 2
-        )  # rice and dough are lit from within
+        # rice and dough are lit from within
+        pale = 0.55 * np.minimum(np.minimum(self.field[0], self.field[1]), self.field[2]) ** 2
         spark = np.maximum(nx * HALF[0] + ny * HALF[1] + nz * HALF[2], 0) ** 26
         shine = 0.62 * gloss * np.maximum(spark - 0.18, 0) * np.minimum(1, sun + 0.2)
         rgb = np.empty_like(self.field[RED])
