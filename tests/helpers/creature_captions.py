@@ -1,6 +1,7 @@
 """What captions of creatures say, read without a look at the program that writes them."""
 
 import re
+from collections.abc import Mapping
 
 from common.data.creatures.attributes import ATTRIBUTES
 
@@ -40,9 +41,20 @@ CHINESE = {
     "mood": {"happy": ("开心", "笑眯眯"), "sleepy": ("困倦", "睡着"), "angry": ("生气", "气呼呼")},
     "background": {"cream": ("奶油色背景",), "sky": ("天蓝色背景",), "mint": ("薄荷色背景",), "rose": ("玫瑰色背景",), "lilac": ("淡紫色背景",)},
 }  # fmt: skip
+# The plain word says that there is one of some kind: the value "any".
+PLAIN = {
+    "en": {"wings": "wings", "ears": "ears", "horns": "(?:horn|horns)", "tail": "tail", "pattern": "pattern"},
+    "zh": {"wings": "翅膀", "ears": "耳朵", "horns": "角", "tail": "尾巴", "pattern": "花纹"},
+}
 ABSENT = {
-    "en": {"wings": "wings", "ears": "ears", "horns": "horns or antennae", "tail": "(?:a )?tail"},
-    "zh": {"wings": "翅膀", "ears": "耳朵", "horns": "角和触角", "tail": "尾巴"},
+    "en": {
+        "wings": "wings",
+        "ears": "ears",
+        "horns": "horns or antennae|horns|antennae",
+        "tail": "(?:a )?tail",
+        "pattern": "(?:a )?pattern",
+    },
+    "zh": {"wings": "翅膀", "ears": "耳朵", "horns": "角和触角|触角|角", "tail": "尾巴", "pattern": "花纹"},
 }
 GLUE = {
     "en": r"\b(?:a|an|this|little|creature|monster|with|without|but|and|or|is|it|has|no|on)\b|[,;\s]",
@@ -51,14 +63,16 @@ GLUE = {
 
 
 def claims(text: str, language: str) -> set[tuple[str, str]]:
-    """Everything a caption says, as (attribute, value); fails if a word is left that says nothing known."""
+    """Everything a caption says, as (attribute, value), with the value "any" for a plain word and "none" or "plain" for
+    what is absent; fails if a word is left that says nothing known.
+    """
     found = set()
 
     def absent(match: re.Match) -> str:
         rest = match[0]
         for name, words in ABSENT[language].items():
             if re.search(words, rest):
-                found.add((name, "none"))
+                found.add((name, "plain" if name == "pattern" else "none"))
                 rest = re.sub(words, " ", rest)
         return rest
 
@@ -71,6 +85,19 @@ def claims(text: str, language: str) -> set[tuple[str, str]]:
         if re.search(pattern, text):
             found.add((name, value))
             text = re.sub(pattern, " creature " if words.endswith(("creature", "monster")) else " ", text)
+    for name, words in PLAIN[language].items():
+        pattern = rf"\b{words}\b" if language == "en" else words
+        if re.search(pattern, text):
+            found.add((name, "any"))
+            text = re.sub(pattern, " ", text)
     left = re.sub(GLUE[language], "", text).replace(" ", "")
     assert not left, f"what is '{left}'?"
     return found
+
+
+def is_true(claim: tuple[str, str], attributes: Mapping[str, str]) -> bool:
+    """Whether a creature is as this claim of its caption says."""
+    name, value = claim
+    return (
+        attributes[name] not in ("none", "plain", "belly", "antennae") if value == "any" else attributes[name] == value
+    )

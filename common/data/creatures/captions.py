@@ -1,9 +1,12 @@
 """A creature in words, English or Chinese: several ways to say each thing, and several ways to build the sentence.
 
-A caption says nothing that the table of attributes does not; it may leave things out.
+A caption says nothing that the table of attributes does not. It may leave things out, and it may say less than the
+table knows: a creature "with bat wings" is sometimes only called one "with wings". A model that never read the plain
+word beside a picture of wings, but read "without wings", would draw none when it is asked for "wings".
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,7 +61,7 @@ ENGLISH: dict[str, dict[str, tuple[Phrase, ...]]] = {
         "fluffy": adjective("fluffy", "woolly"),
     },
     "pattern": {
-        "plain": adjective("plain"),
+        "plain": adjective("plain") + lacks("a pattern"),
         "belly": part("a light belly", "a pale belly"),
         "stripes": adjective("striped") + part("stripes"),
         "spots": adjective("spotted") + part("spots"),
@@ -93,7 +96,7 @@ ENGLISH: dict[str, dict[str, tuple[Phrase, ...]]] = {
         "dog": part("dog ears", "floppy dog ears"),
     },
     "horns": {
-        "none": lacks("horns or antennae"),
+        "none": lacks("horns or antennae", "horns", "antennae"),
         "one": part("one horn", "a single horn"),
         "two": part("two horns", "a pair of horns"),
         "antennae": part("antennae", "two antennae"),
@@ -130,7 +133,7 @@ CHINESE: dict[str, dict[str, tuple[Phrase, ...]]] = {
         "fluffy": adjective("毛茸茸的"),
     },
     "pattern": {
-        "plain": adjective("纯色的"),
+        "plain": adjective("纯色的") + lacks("花纹"),
         "belly": part("浅色肚皮", "浅色的肚子"),
         "stripes": adjective("带条纹的") + part("条纹"),
         "spots": adjective("带斑点的") + part("斑点"),
@@ -164,7 +167,7 @@ CHINESE: dict[str, dict[str, tuple[Phrase, ...]]] = {
         "dog": part("狗耳朵", "垂下来的狗耳朵"),
     },
     "horns": {
-        "none": lacks("角和触角"),
+        "none": lacks("角和触角", "角", "触角"),
         "one": part("一只角", "独角"),
         "two": part("两只角", "一对角"),
         "antennae": part("触角", "一对触角"),
@@ -185,12 +188,39 @@ CHINESE: dict[str, dict[str, tuple[Phrase, ...]]] = {
     },
 }
 
+# The plain word for what there are several kinds of. "without wings" and "wings" are then one word with two meanings
+# to learn, as in captions that people write.
+PLAIN_WORDS: dict[str, dict[tuple[str, str], str]] = {
+    "en": {
+        ("wings", "feathered"): "wings", ("wings", "bat"): "wings", ("wings", "butterfly"): "wings",
+        ("ears", "cat"): "ears", ("ears", "bear"): "ears", ("ears", "rabbit"): "ears", ("ears", "dog"): "ears",
+        ("horns", "one"): "a horn", ("horns", "two"): "horns",
+        ("tail", "long"): "a tail", ("tail", "curly"): "a tail", ("tail", "bushy"): "a tail", ("tail", "pointed"): "a tail",
+        ("pattern", "stripes"): "a pattern", ("pattern", "spots"): "a pattern",
+    },
+    "zh": {
+        ("wings", "feathered"): "翅膀", ("wings", "bat"): "翅膀", ("wings", "butterfly"): "翅膀",
+        ("ears", "cat"): "耳朵", ("ears", "bear"): "耳朵", ("ears", "rabbit"): "耳朵", ("ears", "dog"): "耳朵",
+        ("horns", "one"): "角", ("horns", "two"): "角",
+        ("tail", "long"): "尾巴", ("tail", "curly"): "尾巴", ("tail", "bushy"): "尾巴", ("tail", "pointed"): "尾巴",
+        ("pattern", "stripes"): "花纹", ("pattern", "spots"): "花纹",
+    },
+}  # fmt: skip
+PLAIN_RATE = 0.25  # of the mentions of something that has a plain word
+
 # How often a caption speaks of an attribute; of something that is not there, much less.
 MENTION_RATE = {
     "colour": 0.95, "body": 0.7, "element": 0.8, "wings": 0.8, "tail": 0.65, "ears": 0.65, "horns": 0.65, "pattern": 0.6,
     "eyes": 0.5, "mood": 0.5, "background": 0.4,
 }  # fmt: skip
 MENTION_RATE_OF_NONE = 0.25
+
+
+class Mention(NamedTuple):
+    """The attributes that a caption speaks of."""
+
+    exact: list[str]  # by the words for their value: bat wings
+    plain: list[str]  # by their plain word: wings
 
 
 def describe(
@@ -200,29 +230,31 @@ def describe(
 
     attributes  the name of a value for each attribute
     language    "en" or "zh"
-    mention     the attributes to speak of; None leaves some out by chance
+    mention     the attributes to speak of, each by the words for its value; None leaves some out at random, and says
+                others by their plain word
     """
     check_attributes(attributes)
     check_description("a creature", NAMES, language, mention)
-    said = choose_mention(attributes, rng) if mention is None else mention
+    said = choose_mention(attributes, rng) if mention is None else Mention(list(mention), [])
     phrases = ENGLISH if language == "en" else CHINESE
     found: dict[str, list[str]] = {"adjective": [], "kind": [], "part": [], "lacks": [], "around": []}
     for name, values in phrases.items():  # in the order in which the language likes them
-        if name in said:
+        if name in said.exact:
             place, words = choose(values[attributes[name]], rng)
             found[place].append(words)
+        elif name in said.plain:
+            found["part"].append(PLAIN_WORDS[language][name, attributes[name]])
     return (english if language == "en" else chinese)(found, rng)
 
 
-def choose_mention(attributes: Mapping[str, str], rng: np.random.Generator) -> list[str]:
+def choose_mention(attributes: Mapping[str, str], rng: np.random.Generator) -> Mention:
     """The attributes that a caption will speak of; at least one."""
-    luck = rng.random(len(NAMES))
-    said = [
-        n
-        for n, u in zip(NAMES, luck, strict=True)
-        if u < (MENTION_RATE_OF_NONE if attributes[n] == "none" else MENTION_RATE[n])
-    ]
-    return said or ["colour"]
+    spoken_of, plainly = rng.random((2, len(NAMES)))
+    rates = [MENTION_RATE_OF_NONE if attributes[name] == "none" else MENTION_RATE[name] for name in NAMES]
+    said = [name for name, u, rate in zip(NAMES, spoken_of, rates, strict=True) if u < rate] or ["colour"]
+    by_plain_word = {name for name, u in zip(NAMES, plainly, strict=True) if u < PLAIN_RATE}
+    plain = [name for name in said if name in by_plain_word and (name, attributes[name]) in PLAIN_WORDS["en"]]
+    return Mention([name for name in said if name not in plain], plain)
 
 
 def english(found: dict[str, list[str]], rng: np.random.Generator) -> str:
@@ -241,7 +273,7 @@ def english(found: dict[str, list[str]], rng: np.random.Generator) -> str:
     if style == "sentence" and found["adjective"]:
         tail = (
             [f"it has {w}" for w in has]
-            + [f"it has no {w.replace('a tail', 'tail')}" for w in lacks]
+            + [f"it has no {w.removeprefix('a ').replace(' or a ', ' or ')}" for w in lacks]
             + found["around"]
         )
         return "; ".join([f"this {noun} is {listed(found['adjective'], ', ', ' and ')}", *tail])

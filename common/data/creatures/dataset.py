@@ -19,6 +19,8 @@ creature, caption, load_creatures = CREATURE_IMAGES.sample, CREATURE_IMAGES.capt
 
 
 def mentioned(seed: int, split: str, index: int) -> list[str]:
-    """The attributes that `caption` mentions, in either language: those that a picture of the caption must show."""
+    """The attributes whose value `caption` says, in either language: a picture of the caption must show these values.
+    What it says by a plain word is left out: "wings" may be of any kind.
+    """
     attributes, _ = creature(seed, split, index)
-    return choose_mention(attributes, generator(CAPTION, seed, split, index))
+    return choose_mention(attributes, generator(CAPTION, seed, split, index)).exact
