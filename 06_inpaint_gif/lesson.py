@@ -56,7 +56,7 @@ from IPython.display import Image
 
 from common import viz
 from common.data import load
-from common.data.dishes.menu import DISHES
+from common.data.dishes.captions import names_of
 from common.diffusion.samplers import initial_noise
 from common.diffusion.schedules import add_noise
 from common.io.pixels import to_float
@@ -122,7 +122,7 @@ def show_images(images, columns, across=(), down=(), cell=0.9):
 
 
 def in_english(dish):
-    return DISHES[dish].english[0]
+    return names_of(dish, "en")[0]
 
 
 # %% [markdown]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.dishes.menu import DISHES
+from common.data.dishes.captions import names_of
 from common.data.sources.decoding import decode_all
 from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError
@@ -300,7 +300,7 @@ def painting_prompt(cfg: FilmConfig, query: DishQuery | None) -> str:
         return cfg.painting.prompt
     name = query.name if query else " ".join(cfg.dish.name.split())
     dish = query.dish if query else dish_of(name)
-    return DISHES[dish].english[0] if cfg.painting.foreign and dish else name
+    return names_of(dish, "en")[0] if cfg.painting.foreign and dish else name
 
 
 def first_picture(cfg: FilmConfig, models: Models, size: int) -> Tensor:

@@ -32,7 +32,7 @@ def held_out_names() -> dict[str, str]:
     """{dish: its held-out name}. A name that is part of a longer name of the same dish cannot be held out,
     so it is left out here.
     """
-    last = {dish: entry.also[-1] for dish, entry in DISHES.items() if len(entry.also) > 1}
+    last = {dish: names_of(dish, "zh")[-1] for dish in DISHES if len(names_of(dish, "zh")) > 2}
     return {
         dish: name for dish, name in last.items() if not any(name in other != name for other in names_of(dish, "zh"))
     }

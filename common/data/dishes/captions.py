@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.data.dishes.attributes import NAMES, check_attributes
-from common.data.dishes.menu import DISHES
+from common.data.dishes.names import NAMES as DISH_NAMES
 from common.data.drawn import check_description, choose
 
 # how often a caption speaks of it; of the dish, always
@@ -67,7 +67,8 @@ def describe(
 
 def names_of(dish: str, language: str) -> tuple[str, ...]:
     """All names of a dish in one language."""
-    return (dish, *DISHES[dish].also) if language == "zh" else DISHES[dish].english
+    others, english_names = DISH_NAMES[dish]
+    return (dish, *others) if language == "zh" else english_names
 
 
 def english(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Generator) -> str:
