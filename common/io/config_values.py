@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from common.errors import UserError, shown
-from common.io.ranges import Range, fits, marks, show
+from common.io.ranges import Range, fits, own_range, show
 
 Count = Annotated[int, Range(1, 65_536)]  # far more than any network has,
 Layers = Annotated[int, Range(1, 64)]  # and nothing that takes forever to build
@@ -60,7 +60,7 @@ def spelled(rule: Any) -> str:
     """A rule as an error message describes it."""
     origin, parts = get_origin(rule), get_args(rule)
     if origin is Annotated:
-        limit = next((mark for mark in marks(rule) if isinstance(mark, Range)), None)
+        limit = own_range(rule)
         between = (
             f" {'above' if limit.above else 'from'} {show(limit.low)} {'and below' if limit.below else 'to'} {show(limit.high)}"
             if limit

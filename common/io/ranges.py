@@ -80,33 +80,69 @@ STRENGTH = Range(0, 1, 0.6, above=True)
 WIDTH = positive(65_536, 64)
 LAYERS = positive(64, 1)
 
-RANGES = {
+GROUPS = {  # names of flags: what their numbers may be
     # trainings
-    "steps": STEPS, "train_steps": STEPS, "minutes": positive(525_600, 5), "batch_size": positive(65_536, 32), "batches": positive(65_536, 16),
-    "gradient_accumulation": positive(65_536, 1), "lr": positive(100, 1e-3), "lrs": positive(100, 1e-3), "save_every": STEPS, "sample_every": STEPS,
-    "epochs": positive(100_000, 8), "caption_dropout": share(0.1), "warmup": share(0.05), "ema": share(0.99), "clip": positive(1e6, 1.0),
-    "min_snr": WEIGHT, "workers": Range(0, 64, 2), "threads": positive(1024, 2), "measure": Range(0, 10_000, 24),
-    "kl": WEIGHT, "perceptual": WEIGHT, "adversarial": WEIGHT, "adversarial_after": share(0.5), "prior": WEIGHT,
-    "temperature": positive(1000, 0.07), "unknown": share(0.1), "held_out": positive(10_000, 200), "class_images": positive(100_000, 64),
+    "steps train_steps save_every sample_every": STEPS,
+    "minutes": positive(525_600, 5),
+    "batch_size": positive(65_536, 32),
+    "batches": positive(65_536, 16),
+    "gradient_accumulation": positive(65_536, 1),
+    "lr lrs": positive(100, 1e-3),
+    "epochs": positive(100_000, 8),
+    "caption_dropout unknown": share(0.1),
+    "warmup": share(0.05),
+    "ema": share(0.99),
+    "clip": positive(1e6, 1.0),
+    "min_snr kl perceptual adversarial prior": WEIGHT,
+    "workers": Range(0, 64, 2),
+    "threads": positive(1024, 2),
+    "measure": Range(0, 10_000, 24),
+    "adversarial_after": share(0.5),
+    "temperature": positive(1000, 0.07),
+    "held_out": positive(10_000, 200),
+    "class_images": positive(100_000, 64),
     # networks
-    "channels": WIDTH, "latent_channels": WIDTH, "image_channels": positive(64, 3), "layers": LAYERS, "text_layers": LAYERS, "dim": WIDTH,
-    "text_dim": WIDTH, "width": WIDTH, "widths": WIDTH, "text_width": WIDTH, "mults": positive(64, 2), "rank": positive(4096, 8),
-    "alpha": positive(1e6, 8), "patch": positive(4096, 4),
+    "channels latent_channels dim text_dim width widths text_width": WIDTH,
+    "image_channels enlarge": positive(64, 3),
+    "layers text_layers": LAYERS,
+    "mults": positive(64, 2),
+    "rank block": positive(4096, 8),
+    "alpha": positive(1e6, 8),
+    "patch": positive(4096, 4),
     # pictures
-    "n": COUNT, "n_train": COUNT, "samples": COUNT, "size": PIXELS, "label": Range(0, 1_000_000, 0), "columns": positive(10_000, 8),
-    "pairs": positive(100_000, 1), "poses": positive(10_000, 6), "windows": positive(10_000, 4), "holes": positive(10_000, 4),
-    "candidates": positive(10_000, 4), "block": positive(4096, 8), "scratches": positive(1000, 6), "share": Range(0, 1, 0.5, above=True),
-    "threshold": positive(1000, 0.2), "mask_blur": Range(0, 1000, 1.0), "padding_mask_crop": Range(0, 4096, 32), "soft": Range(0, 1000, 2.0),
+    "n n_train samples": COUNT,
+    "size": PIXELS,
+    "label": Range(0, 1_000_000, 0),
+    "columns": positive(10_000, 8),
+    "pairs": positive(100_000, 1),
+    "poses": positive(10_000, 6),
+    "windows holes candidates": positive(10_000, 4),
+    "scratches": positive(1000, 6),
+    "share": Range(0, 1, 0.5, above=True),
+    "threshold": positive(1000, 0.2),
+    "mask_blur sweep": Range(0, 1000, 1.0),
+    "padding_mask_crop": Range(0, 4096, 32),
+    "soft": Range(0, 1000, 2.0),
     # sampling
-    "guidance": SCALE, "paint_guidance": SCALE, "at_guidance": SCALE, "w": SCALE, "scales": SCALE, "rescale": Range(0, 1, 0.7),
-    "interval": Range(0, math.inf), "strength": STRENGTH, "sample_steps": SAMPLER_STEPS, "sampling_steps": SAMPLER_STEPS, "jump": SAMPLER_STEPS,
-    "resample": positive(1000, 4), "scale": Range(-100, 100, 1.0), "sweep": Range(0, 1000, 1.0), "seed": SEED, "seeds": SEED,
+    "guidance paint_guidance at_guidance w scales": SCALE,
+    "rescale": Range(0, 1, 0.7),
+    "interval": Range(0, math.inf),
+    "strength": STRENGTH,
+    "sample_steps sampling_steps jump": SAMPLER_STEPS,
+    "resample": positive(1000, 4),
+    "scale": Range(-100, 100, 1.0),
+    "seed seeds": SEED,
     # films
-    "frames": positive(10_000, 24), "fps": positive(1000, 12.0), "enlarge": positive(64, 3), "max_kb": positive(1e9, 1000),
+    "frames": positive(10_000, 24),
+    "fps": positive(1000, 12.0),
+    "max_kb": positive(1e9, 1000),
     "colours": positive(256, 64),
     # measuring
-    "seconds": positive(86_400, 60.0), "rounds": positive(1_000_000, 3), "busy": Range(0, 1000, 1),
-}  # fmt: skip
+    "seconds": positive(86_400, 60.0),
+    "rounds": positive(1_000_000, 3),
+    "busy": Range(0, 1000, 1),
+}
+RANGES = {name: limits for names, limits in GROUPS.items() for name in names.split()}
 
 
 def check_numbers(args: Any) -> None:
@@ -151,8 +187,8 @@ def fits(value: Any, rule: Any) -> bool:
     if rule is Any:
         return True
     if origin is Annotated:
-        limits = [mark for mark in marks(rule) if isinstance(mark, Range)]
-        return fits(value, parts[0]) and all(value in limit for limit in limits)
+        limits = own_range(rule)
+        return fits(value, parts[0]) and (limits is None or value in limits)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in parts)
     if origin is Literal:
@@ -181,8 +217,12 @@ def check_number(name: str, value: float) -> None:
 
 def range_of(name: str, hint: Any) -> Range | None:
     """The range of a field: its own, else that of its name; None where it holds no numbers."""
-    own = next((mark for mark in marks(hint) if isinstance(mark, Range)), None)
-    return own or (RANGES.get(name) if {int, float} & set(leaves(hint)) else None)
+    return own_range(hint) or (RANGES.get(name) if {int, float} & set(leaves(hint)) else None)
+
+
+def own_range(hint: Any) -> Range | None:
+    """The Range in the metadata of an Annotated type."""
+    return next((mark for mark in marks(hint) if isinstance(mark, Range)), None)
 
 
 def marks(hint: Any) -> tuple:
