@@ -12,36 +12,12 @@ import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeGuard
 
-FILE_ERRORS = {
-    number
-    for name in (
-        "EACCES",
-        "EPERM",
-        "ENOENT",
-        "ENOTDIR",
-        "EISDIR",
-        "EEXIST",
-        "ENOTEMPTY",
-        "ENAMETOOLONG",
-        "EILSEQ",
-        "ELOOP",
-        "ENOSPC",
-        "EDQUOT",
-        "EFBIG",
-        "EROFS",
-        "EIO",
-        "ENXIO",
-        "ENODEV",
-        "EBUSY",
-        "ETXTBSY",
-        "EMFILE",
-        "ENFILE",
-        "ESTALE",
-        "ENOTCONN",
-    )
-    if (number := getattr(errno, name, None))
-}  # of files and disks; those of networks are the network code's
+# Errors of files and disks name a file, but for these, which come while an open file is written, or where none can be
+# opened. Those of networks are the network code's.
+WITHOUT_NAME = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+NETWORK_ERRORS = (ConnectionError, TimeoutError)
 ADVICE = {
     errno.ENOSPC: "make room on the disk, or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -80,7 +56,7 @@ def sentence(problem: BaseException, lower: str = "") -> str | None:
     """
     if is_memory(problem):
         return f"there is not enough memory ({explain(problem)}); lower {lower or 'what needs it'}"
-    if isinstance(problem, OSError) and problem.errno in FILE_ERRORS:
+    if is_file_error(problem):
         names = [os.fsdecode(name) for name in (problem.filename, problem.filename2) if isinstance(name, (str, bytes))]
         advice = ADVICE.get(problem.errno or 0)
         return f"cannot open or write {' or '.join(map(printable, names)) or 'a file'} ({problem.strerror})" + (
@@ -93,6 +69,13 @@ def sentence(problem: BaseException, lower: str = "") -> str | None:
     if isinstance(problem, UnicodeEncodeError) and "surrogates" in problem.reason:
         return f"a text holds characters that are no Unicode ({printable(problem.object[problem.start : problem.end])}); write it again"
     return None
+
+
+def is_file_error(problem: BaseException) -> TypeGuard[OSError]:
+    """Whether the system refused an operation on a file."""
+    if not isinstance(problem, OSError) or problem.errno is None or isinstance(problem, NETWORK_ERRORS):
+        return False
+    return problem.filename is not None or problem.errno in WITHOUT_NAME
 
 
 def is_memory(problem: BaseException) -> bool:
