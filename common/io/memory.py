@@ -5,10 +5,11 @@ An operating system grants more memory than it has and ends a process that uses 
 """
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from common.errors import UserError
 
@@ -36,14 +37,7 @@ def free_memory(device: str = "cpu") -> float:
 
 
 def of_the_machine() -> float:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        try:  # macOS: what is installed
-            return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        except (ValueError, OSError, AttributeError):
-            return math.inf
+    return float(psutil.virtual_memory().available)
 
 
 def of_a_container(limit: Path, used: Path) -> float:
@@ -67,16 +61,10 @@ def of_this_process() -> float:
     """What ulimit -v leaves."""
     try:
         import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        pages = (
-            int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-            if limit != resource.RLIM_INFINITY
-            else 0
-        )
-        return math.inf if limit == resource.RLIM_INFINITY else float(limit - pages * resource.getpagesize())
-    except (ImportError, OSError, ValueError, IndexError):
+    except ImportError:  # Windows
         return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else float(limit - psutil.Process().memory_info().vms)
 
 
 def need(size: float, what: str, lower: str, device: str = "cpu") -> None:

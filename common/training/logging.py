@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import errno
-import io
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.errors import UserError, explain
-from common.io.files import write_atomically
+from common.io.tables import read_csv, write_csv
 from common.training.loop import State
 
 BINS = 10  # the noise range in tenths: loss_0 is the loss on nearly clean images, loss_9 on nearly pure noise
@@ -123,8 +122,4 @@ def keep_rows_until(path: Path, step: int) -> None:
     """After `kill -9` the log may hold steps beyond the checkpoint, and half a row: cut both off."""
     if not path.exists():
         return
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
-    kept = io.StringIO(newline="")
-    csv.writer(kept).writerows([COLUMNS] + [row for row in rows if row[0].isdigit() and int(row[0]) <= step])
-    write_atomically(path, lambda file: file.write(kept.getvalue().encode()))
+    write_csv(path, [row for row in read_csv(path) if row["step"].isdigit() and int(row["step"]) <= step], COLUMNS)
