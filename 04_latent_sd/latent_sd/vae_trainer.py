@@ -15,6 +15,7 @@ from common.data import Images
 from common.errors import UserError
 from common.io.files import write_folder
 from common.io.pixels import to_float
+from common.io.state_dict import count_parameters
 from common.io.tables import add_row, read_csv
 from common.models.diffusers_vae import load_vae, save_vae
 from common.models.vae import AutoencoderKL, measure_scaling_factor, small_vae
@@ -293,14 +294,14 @@ def plot(run: Path, path: Path) -> Path:
 def introduction(flags: AutoencoderFlags, images: Images, vae: AutoencoderKL, loss: VAELoss, device: str) -> str:
     """What is trained on what."""
     f, c = vae.cfg.factor, vae.cfg.latent_channels
-    side, weights = images.size // f, sum(p.numel() for p in vae.parameters())
+    side, weights = images.size // f, count_parameters(vae)
     first = (
         f"{' + '.join(flags.data)}: {len(images):,} images of {images.channels} x {images.size} x {images.size}; "
         f"autoencoder with {weights:,} weights, f = {f}, latents {c} x {side} x {side}, on {device}"
     )
     if not loss.critic:
         return first
-    weights = sum(p.numel() for p in loss.critic.net.parameters())
+    weights = count_parameters(loss.critic.net)
     return f"{first}\nafter {flags.adversarial_after:.0%} of the budget a discriminator with {weights:,} weights joins"
 
 

@@ -1,20 +1,23 @@
-"""State dicts: read from a file or a component's folder in any form, and loaded with every key checked."""
+"""State dicts: written, read from a file or a component's folder in any form, and loaded with every key checked."""
 
 import argparse
+import hashlib
+import json
 import re
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError, explain, is_memory
+from common.io.files import write_atomically
 from common.io.weight_files import DIFFUSERS, find_weights
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -33,6 +36,25 @@ PLAIN: list[Any] = [  # classes that hold values and run no code, which training
 def count_parameters(module: nn.Module) -> int:
     """The number of weights of a network."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def fingerprint(*parts: Any) -> str:
+    """32 hexadecimal digits that change with any of the parts: tensors, the weights of networks, plain values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, value in sorted(part.state_dict().items()) if isinstance(part, nn.Module) else [("", part)]:
+            if isinstance(value, torch.Tensor):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            else:
+                digest.update(json.dumps(value, default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def write_weights(path: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write a safetensors file, whole or not at all. dtype: the precision in the file; by default that of the weights"""
+    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
+    write_atomically(path, lambda file: file.write(save(weights, metadata={"format": "pt"})))
 
 
 def read_component(folder: Path, expected: str = DIFFUSERS) -> tuple[dict[str, torch.Tensor], Path]:

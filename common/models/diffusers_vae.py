@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
-from safetensors.torch import save
 
 from common.diffusion.diffusers_scheduler import VERSION
 from common.errors import UserError, shown
 from common.io.config_values import Count, Layers, check_values, known_settings
-from common.io.files import read_json, write_atomically, write_json
+from common.io.files import read_json, write_json
 from common.io.ranges import Range
-from common.io.state_dict import build_strictly, read_component
+from common.io.state_dict import build_strictly, read_component, write_weights
 from common.io.weight_files import look_for_weights
 from common.models.model_folder import WEIGHTS
 from common.models.single_file import as_folder
@@ -113,9 +112,8 @@ def vae_to_diffusers(cfg: VAEConfig) -> dict[str, Any]:
 
 def save_vae(folder: Path, vae: AutoencoderKL, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder for AutoencoderKL.from_pretrained(folder). Each file is replaced whole or not at all."""
-    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in vae.state_dict().items()}
     write_json(folder / "config.json", vae_to_diffusers(vae.cfg))
-    write_atomically(folder / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))
+    write_weights(folder / WEIGHTS, vae.state_dict(), dtype)
 
 
 def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:

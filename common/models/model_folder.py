@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
 
 from common.diffusion.denoiser import ClipMode
 from common.diffusion.diffusers_scheduler import VERSION, scheduler_from_diffusers, scheduler_to_diffusers
 from common.diffusion.schedules import Schedule
 from common.errors import UserError
-from common.io.files import read_json, write_atomically, write_json
-from common.io.state_dict import build_strictly, read_component
+from common.io.files import read_json, write_json
+from common.io.state_dict import build_strictly, read_component, write_weights
 from common.io.weight_files import DIFFUSERS as WEIGHTS
 from common.models.diffusers_unet import unet_from_diffusers, unet_to_diffusers
 from common.models.find_model import find_root, scheduler_file, unet_folder
@@ -33,12 +32,11 @@ class Model(NamedTuple):
 
 def save_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder for DDPMPipeline.from_pretrained(folder). Each file is replaced whole or not at all."""
-    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in model.net.state_dict().items()}
     unet = unet_to_diffusers(model.net.cfg)
     learned_variance = model.net.cfg.text_dim is None and model.net.cfg.out_channels == 2 * model.net.cfg.in_channels
     scheduler = scheduler_to_diffusers(model.schedule, model.prediction, model.clip_x0, learned_variance)
     write_json(folder / "unet" / "config.json", unet)
-    write_atomically(folder / "unet" / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))
+    write_weights(folder / "unet" / WEIGHTS, model.net.state_dict(), dtype)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     unconditional = model.net.cfg.classes is None and model.net.cfg.text_dim is None
     if unconditional and model.prediction != "edm":  # DDPMPipeline knows no conditions and does not scale its input

@@ -6,36 +6,21 @@ data.json     number and fingerprint of the training images, and of a frozen mod
 start/        the weights that the training begins with: an autoencoder, a text encoder, a U-Net
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.cli import writable_folder
 from common.data.registry import is_place
 from common.errors import UserError
 from common.io.files import read_json, write_folder, write_json
+from common.io.state_dict import fingerprint
 from common.training.flags import RunFlags
 
 Start = TypeVar("Start")
-
-
-def fingerprint(*parts: Any) -> str:
-    """32 hexadecimal digits that change with any of the parts: tensors, the weights of networks, plain values."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for name, value in sorted(part.state_dict().items()) if isinstance(part, nn.Module) else [("", part)]:
-            if isinstance(value, Tensor):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            else:
-                digest.update(json.dumps(value, default=str).encode())
-    return digest.hexdigest()[:32]
 
 
 def record_of(images: Tensor, *others: Any) -> dict[str, Any]:

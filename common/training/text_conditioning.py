@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common import viz
+from common.io.state_dict import count_parameters
 from common.models.model_folder import start_from
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.cached import CachedTextEncoder
@@ -106,7 +107,7 @@ def introduction(data: str, net: ConditionalUNet, text: str, device: str, prompt
     """What is trained on what, and which column of the sample pictures belongs to which
     prompt. text: the flag --text
     """
-    unet, encoder = (sum(p.numel() for p in part.parameters()) if part else 0 for part in (net.unet, net.text_encoder))
+    unet, encoder = (count_parameters(part) if part else 0 for part in (net.unet, net.text_encoder))
     read_by = f"read by a transformer with {encoder:,}" if encoder else f"read by the frozen {text}"
     first = f"{data}; U-Net with {unet:,} weights, captions {read_by}, on {device}"
     return "\n".join([first, *(f"  picture {i}: {prompt or '(no words)'}" for i, prompt in enumerate(prompts, 1))])

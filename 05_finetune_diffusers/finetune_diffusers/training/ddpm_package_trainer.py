@@ -31,9 +31,10 @@ from common.data.sources.listing import Listing, Tally, list_folder
 from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, enough_memory, explain
 from common.io.files import write_json
+from common.io.state_dict import count_parameters, fingerprint
 from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, batch_indices, generator
 from common.training.budget import Budget
-from common.training.record import check_record, fingerprint, keep_settings
+from common.training.record import check_record, keep_settings
 from common.viz import grid, save_picture
 from finetune_diffusers.training.flags import BaseFlags
 from finetune_diffusers.training.memory_usage import Cost, total
@@ -208,7 +209,7 @@ def train_with_package(
         calculate_fid=False,  # which would download a network
     )
     first = load_milestone(trainer, args.out) if args.resume else 0
-    weights = sum(p.numel() for p in diffusion.parameters())
+    weights = count_parameters(diffusion)
     cost, began = Cost(trained=weights, weights=weights), time.perf_counter()
     print(
         f"{len(trainer.ds):,} images of {network.size}x{network.size}; {weights:,} weights; {args.batch_size * args.gradient_accumulation} images "

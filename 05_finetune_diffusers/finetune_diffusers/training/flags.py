@@ -5,16 +5,13 @@ Nothing heavy is imported here.
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from common.errors import UserError
 from common.training.flags import RunFlags
 from common.training.settings import FREE, resumed, with_folder
 from finetune_diffusers.paths import OUT, PRETRAINED
 from finetune_diffusers.schedulers import check_schedulers
-
-if TYPE_CHECKING:
-    from torch import nn
 
 SMALL = 50_000_000  # a U-Net with fewer weights is small: it learns at rates that would ruin a large one
 DRAWN = ("creatures", "dishes")  # drawn sets have no end, so by default they are cut to ENOUGH images
@@ -151,11 +148,11 @@ def checked(args: Tuning) -> Tuning:
     return resumed(args, (*FREE, "model")) if args.resume else args
 
 
-def settled(args: Tuning, name: str, presets: SizePresets, unet: "nn.Module", device: str) -> Tuning:
+def settled(args: Tuning, name: str, presets: SizePresets, weights: int, device: str) -> Tuning:
     """Fill what was left open, and choose the run folder,
-    so that --resume needs nothing but that folder. name: of the folder
+    so that --resume needs nothing but that folder. name: of the folder; weights: their number in the U-Net
     """
-    preset = presets.small if sum(p.numel() for p in unet.parameters()) < SMALL else presets.large
+    preset = presets.small if weights < SMALL else presets.large
     if (
         preset is presets.large
         and device.startswith("mps")

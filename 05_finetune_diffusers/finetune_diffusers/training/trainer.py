@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import UserError, enough_memory
+from common.io.state_dict import count_parameters
 from common.random import DROPOUT, BatchRandom, batch_indices, generator
 from common.training.budget import Budget
 from common.training.loop import Data, Loss, LossTerms, State
@@ -49,9 +50,7 @@ class Trainer(ABC):
         self.net, self.loss, self.args, self.accelerator, self.lower = net, loss, args, accelerator, lower
         self.progress = Progress()
         self.weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
-        self.cost = Cost(
-            trained=sum(p.numel() for p in self.weights.values()), weights=sum(p.numel() for p in net.parameters())
-        )
+        self.cost = Cost(trained=sum(p.numel() for p in self.weights.values()), weights=count_parameters(net))
 
     def prepare(
         self, optimizer: torch.optim.Optimizer, lr_schedule: str, warmup: float, ema_power: float, *loaders: Any

@@ -19,9 +19,10 @@ from common.cli import pick_device, pick_precision
 from common.data import Images
 from common.errors import UserError
 from common.io.files import write_json
+from common.io.state_dict import count_parameters, fingerprint
 from common.training.logging import Due, logged
 from common.training.loop import State
-from common.training.record import check_record, fingerprint, keep_settings, record_of
+from common.training.record import check_record, keep_settings, record_of
 from common.viz import save_picture
 from finetune_diffusers.data.latent_dataset import count_truncated
 from finetune_diffusers.evaluation.evaluators import TuningEvaluator
@@ -61,7 +62,7 @@ def setup(args: Tuning, name: str, presets: SizePresets) -> RunContext[Tuning]:
     if args.checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     if not args.resume:
-        args = settled(args, name, presets, pipe.unet, device)
+        args = settled(args, name, presets, count_parameters(pipe.unet), device)
         accelerator.gradient_accumulation_steps = args.gradient_accumulation
     if accelerator.num_processes > 1:  # the main process chose a free folder first
         args = replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
@@ -89,7 +90,7 @@ def introduce(run: RunContext[Any], images: Images, what: str) -> None:
     if run.quiet:
         return
     args, pipe, size = run.args, run.pipe, images.size
-    weights, side = sum(p.numel() for p in pipe.unet.parameters()), size // pipe.vae_scale_factor
+    weights, side = count_parameters(pipe.unet), size // pipe.vae_scale_factor
     print(
         f"{images.name}: {len(images):,} images of {size}x{size}, latents of {side}x{side}; "
         f"{args.model}: {weights:,} weights, {what}, on {run.accelerator.device}"

@@ -29,6 +29,7 @@ from common.data import Images, load
 from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, explain
 from common.io.files import read_json, write_folder, write_json
+from common.io.state_dict import count_parameters
 from common.io.weight_files import find_weights
 from common.models.find_model import scheduler_file, unet_folder
 from common.models.pipeline_folder import quiet
@@ -97,7 +98,7 @@ def train_unconditional(args: TrainerFlags, source: ImageData, network: NewNetwo
             pass
         return
     keep_settings(args, record, DDPMPipeline(unet, scheduler).save_pretrained if model else None)
-    weights, kind = sum(p.numel() for p in unet.parameters()), f"{images.channels}x{images.size}x{images.size}"
+    weights, kind = count_parameters(unet), f"{images.channels}x{images.size}x{images.size}"
     print(
         f"{source.name}: {len(images):,} images of {kind}, {', '.join(source.augment) or 'not'} augmented; "
         f"{weights:,} weights{f' from {model}' if model else ''}; {accelerator.num_processes} process(es) on {accelerator.device}"

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import UserError, explain, shown
 from common.io.files import read_json, write_atomically, write_json
-from common.io.state_dict import read_component, read_pickle, read_weights, tensors_of
+from common.io.state_dict import read_component, read_pickle, read_weights, tensors_of, write_weights
 
 State = dict[str, Tensor]
 
@@ -484,4 +483,4 @@ def save_folder(folder: Path, checkpoint: CLIPCheckpoint, dtype: torch.dtype = t
     write_json(folder / "preprocessor_config.json", processor)
     write_json(folder / "tokenizer_config.json", tokenizer)
     write_atomically(folder / VOCAB, lambda file: file.write(("\n".join(checkpoint.vocab) + "\n").encode()))
-    write_atomically(folder / WEIGHTS, lambda file: file.write(save(weights, metadata={"format": "pt"})))
+    write_weights(folder / WEIGHTS, weights)

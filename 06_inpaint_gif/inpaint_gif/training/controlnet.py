@@ -14,12 +14,12 @@ from common.data.dataset import Images
 from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError, explain
 from common.io.pixels import to_float
-from common.io.state_dict import count_parameters
+from common.io.state_dict import count_parameters, fingerprint
 from common.models.find_model import find_root
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.training.latents import check_fit, check_fit_before
 from common.training.loop import State
-from common.training.record import check_record, fingerprint, record_of
+from common.training.record import check_record, record_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
 from inpaint_gif.clip.name_encoder import open_model
 from inpaint_gif.inpainting.backends import controlnet_image, open_controlnet

@@ -1,17 +1,15 @@
 """A frozen text encoder that computes the embeddings of each caption once and keeps them in a file for later runs."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.io.files import write_atomically
+from common.io.state_dict import fingerprint, write_weights
 from common.models.text.encoders import CLIPTextEncoder
 
 
@@ -31,12 +29,14 @@ class CachedTextEncoder:
             )
         self.encoder, self.dim, self.length, self.tokenizer = encoder, encoder.dim, encoder.length, encoder.tokenizer
         distinct = sorted({"", *captions})
-        self.path = Path(folder) / f"text-{fingerprint(encoder, distinct)}.safetensors"
+        self.path = (
+            Path(folder) / f"text-{fingerprint(encoder, encoder.tokenizer.backend.to_str(), distinct)}.safetensors"
+        )
         self.row = {caption: i for i, caption in enumerate(distinct)}
         table = self._read() if self.path.exists() else None
         if table is None:
             table = torch.cat([half(encoder(distinct[i : i + batch])) for i in range(0, len(distinct), batch)])
-            write_atomically(self.path, lambda file: file.write(save({"embeddings": table})))
+            write_weights(self.path, {"embeddings": table})
         self.table = table  # (N, M, D) float16
 
     def _read(self) -> Tensor | None:
@@ -68,14 +68,3 @@ def half(embeddings: Tensor) -> Tensor:
             f"(the largest is {float(embeddings.abs().max()):g}); choose another"
         )
     return rounded
-
-
-def fingerprint(encoder: CLIPTextEncoder, captions: Sequence[str]) -> str:
-    """32 hexadecimal digits that change with the weights, the tokenizer, its length or the captions."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy())
-    digest.update(encoder.tokenizer.backend.to_str().encode())  # the length is in it
-    digest.update(json.dumps(list(captions)).encode())
-    return digest.hexdigest()[:32]

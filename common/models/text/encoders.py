@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from common.errors import UserError, explain
-from common.io.files import read_json, write_atomically, write_json
-from common.io.state_dict import build_strictly, read_component
+from common.io.files import read_json, write_json
+from common.io.state_dict import build_strictly, read_component, write_weights
 from common.io.weight_files import TRANSFORMERS as WEIGHTS
 from common.io.weight_files import find_weights
 from common.models.text.hub import find_encoder, parts
@@ -170,11 +169,8 @@ def save_text(folder: Path, encoder: SmallText | CLIPTextEncoder, dtype: torch.d
     write_json(folder / "text_encoder" / "config.json", text_to_transformers(encoder.transformer.cfg))
     # In files the keys begin with text_model, as in every Stable Diffusion folder; older releases of transformers
     # require it.
-    state = encoder.transformer.state_dict()
-    state = {f"text_model.{key}": value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
-    write_atomically(
-        folder / "text_encoder" / WEIGHTS, lambda file: file.write(save(state, metadata={"format": "pt"}))
-    )
+    state = {f"text_model.{key}": value for key, value in encoder.transformer.state_dict().items()}
+    write_weights(folder / "text_encoder" / WEIGHTS, state, dtype)
 
 
 def load_text(folder: Path) -> SmallText | CLIPTextEncoder:
