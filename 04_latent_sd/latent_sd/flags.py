@@ -1,9 +1,10 @@
-"""The flags of train.py and train_vae.py."""
+"""The flags of the programs whose work needs most of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from common.io.ranges import Range
 from common.training.flags import TextToImageFlags, TrainingFlags
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
@@ -97,3 +98,41 @@ class AutoencoderFlags(TrainingFlags):
     """Images of each set's test split to measure on."""
     sample_every: int | None = None
     """Steps between measurements and pictures; by default a tenth of the budget."""
+
+
+@dataclass(frozen=True)
+class BenchmarkFlags:
+    """Flags of benchmark_latents.py."""
+
+    vae: Path | None = None
+    """Run folder or model folder with an autoencoder;
+    by default an untrained one, which is as slow as a trained one.
+    """
+    data: tuple[str, ...] = ("creatures", "dishes")
+    """One data set or several."""
+    data_dir: Path = Path("data")
+    """Folder of local copies and of downloads."""
+    n: int = 256
+    """Number of images of each set: the first n."""
+    size: int | None = None
+    """Pixels a side; by default the autoencoder's own, 64 without one."""
+    channels: tuple[int, ...] = (16, 32, 64)
+    """Widths of the untrained autoencoder."""
+    batch_size: int = 32
+    """Images a batch."""
+    epochs: Annotated[int, Range(2, 1000, hint="the first is reported by itself")] = 3
+    """Number of epochs. The first, in which worker processes start, is reported by itself;
+    of the others, the median is.
+    """
+    workers: tuple[int, ...] = (0, 2)
+    """Numbers of worker processes to compare; 0 encodes in the process itself."""
+    start: Literal["auto", "fork", "spawn"] = "auto"
+    """Start method of worker processes; auto is spawn if a GPU is used, and else the safe one of the platform."""
+    json: Path | None = None
+    """File for the figures, too."""
+    seed: int = 0
+    """Random seed of the untrained autoencoder and of the order of images."""
+    device: str = "auto"
+    """Device that encodes: auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""

@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -23,42 +23,10 @@ from common.errors import UserError
 from common.io.files import write_json
 from common.models.diffusers_vae import load_vae, save_vae
 from common.models.vae import AutoencoderKL, small_vae
-from common.training.latents import check_fit
+from common.training.latents import LatentDataset, check_fit
 from latent_sd.concat_dataset import load_all
-from latent_sd.latent_dataset import LatentData, OnTheFly, cached_latents, read_table, start_method, training_order
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """What is compared, and on what."""
-
-    vae: Path | None  # a run folder or model folder; None: an untrained autoencoder
-    data: tuple[str, ...]  # data sets
-    data_dir: Path
-    n: int  # the first n images of each set
-    size: int | None  # pixels a side; None: the autoencoder's own, 64 without one
-    channels: tuple[int, ...]  # widths of the untrained autoencoder
-    batch_size: int
-    epochs: int
-    workers: tuple[int, ...]  # numbers of worker processes
-    start: str  # their start method: auto, fork or spawn
-    seed: int
-    device: str
-
-
-class Job(NamedTuple):
-    """What a measuring process is given: paths of files, and nothing large."""
-
-    vae: Path  # a folder
-    pixels: Path  # .npy
-    latents: Path  # the file of cached_latents
-    shape: tuple[int, ...]  # of the array in it
-    workers: int | None  # None: take the latents from the file
-    start: str
-    device: str
-    batch: int
-    epochs: int
-    seed: int
+from latent_sd.flags import BenchmarkFlags
+from latent_sd.latent_dataset import OnTheFly, cached_latents, start_method, training_order
 
 
 class EncodingCost(NamedTuple):
@@ -69,107 +37,88 @@ class EncodingCost(NamedTuple):
     memory: int  # highest number of bytes
 
 
-def run_benchmark(config: BenchmarkConfig, json: Path | None = None) -> None:
+def run_benchmark(flags: BenchmarkFlags) -> None:
     """Measure every way in a process of its own, and print the table;
-    write the numbers to a file, too, if one is given.
+    write the numbers to the file of --json, too, if one is given.
     """
-    device = pick_device(config.device)
-    if config.start == "fork" and device != "cpu":
+    device = pick_device(flags.device)
+    start = start_method(device) if flags.start == "auto" else flags.start
+    flags = replace(flags, device=device, start=start)
+    if start == "fork" and device != "cpu":
         raise UserError(
             "--start fork cannot be used with a GPU, because a forked process cannot use its parent's connection to it; use --start spawn"
         )
-    vae, images = open_both(config, device)
+    vae, images = open_both(flags)
     side, f = images.size, vae.cfg.factor
     print(
         f"{len(images):,} images of {images.channels} x {side} x {side}, latents {vae.cfg.latent_channels} x {side // f} x {side // f}, "
-        f"batches of {config.batch_size}, on {device}"
+        f"batches of {flags.batch_size}, on {device}"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        data = cached_latents(vae, images, Path(folder))
+    with tempfile.TemporaryDirectory() as name:
+        folder, began = Path(name), time.perf_counter()
+        data = cached_latents(vae, images, folder)
         made, size = time.perf_counter() - began, data.path.stat().st_size
-        job = write_job(config, device, vae, images, data, Path(folder))
-        costs = {"from the file": in_a_process(job)}
-        for workers in config.workers:
-            how = f"{plural(workers, 'worker')} ({job.start})" if workers else "no workers"
-            costs[f"on the fly, {how}"] = in_a_process(job._replace(workers=workers))
+        # files, so that a new process holds what its way needs and nothing else
+        save_vae(folder / "vae", vae)
+        np.save(folder / "pixels.npy", images.pixels.numpy())
+        costs = {"from the file": in_a_process(flags, folder, None)}
+        for workers in flags.workers:
+            how = f"{plural(workers, 'worker')} ({start})" if workers else "no workers"
+            costs[f"on the fly, {how}"] = in_a_process(flags, folder, workers)
     report(costs, made, size, images.pixels.numel())
-    if json:
+    if flags.json:
         ways = {way: cost._asdict() for way, cost in costs.items()}
         write_json(
-            json,
+            flags.json,
             {"seconds_to_make": made, "bytes_of_file": size, "bytes_of_pixels": images.pixels.numel(), "ways": ways},
         )
 
 
-def open_both(config: BenchmarkConfig, device: str) -> tuple[AutoencoderKL, Images]:
+def open_both(flags: BenchmarkFlags) -> tuple[AutoencoderKL, Images]:
     """The autoencoder and the images that it encodes."""
-    vae = load_vae(config.vae, device) if config.vae else None
+    vae = load_vae(flags.vae, flags.device) if flags.vae else None
     size, channels = (vae.cfg.size, vae.cfg.image_channels) if vae else (64, None)
-    images = load_all(config.data, config.size or size, config.data_dir, n=config.n, channels=channels)
+    images = load_all(flags.data, flags.size or size, flags.data_dir, n=flags.n, channels=channels)
     if vae is None:
-        torch.manual_seed(config.seed)
-        vae = AutoencoderKL(small_vae(images.size, images.channels, config.channels)).to(device).eval()
+        torch.manual_seed(flags.seed)
+        vae = AutoencoderKL(small_vae(images.size, images.channels, flags.channels)).to(flags.device).eval()
     check_fit(vae, images)
     return vae, images
-
-
-def write_job(
-    config: BenchmarkConfig, device: str, vae: AutoencoderKL, images: Images, data: LatentData, folder: Path
-) -> Job:
-    """Everything as files, so that a new process holds what its way needs and nothing else."""
-    save_vae(folder / "vae", vae)
-    np.save(folder / "pixels.npy", images.pixels.numpy())
-    start = start_method(device) if config.start == "auto" else config.start
-    return Job(
-        folder / "vae",
-        folder / "pixels.npy",
-        data.path,
-        data.table.shape,
-        None,
-        start,
-        device,
-        config.batch_size,
-        config.epochs,
-        config.seed,
-    )
 
 
 # --------------------------------------------------------------------------------------------- in a process of its own
 
 
-def in_a_process(job: Job) -> EncodingCost:
+def in_a_process(flags: BenchmarkFlags, folder: Path, workers: int | None) -> EncodingCost:
     """Measure one way in a process that has done nothing before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, job).result()
+        return pool.submit(measure, flags, folder, workers).result()
 
 
-def measure(job: Job) -> EncodingCost:
-    """Time every epoch, and observe the memory meanwhile."""
+def measure(flags: BenchmarkFlags, folder: Path, workers: int | None) -> EncodingCost:
+    """Time every epoch, and observe the memory meanwhile. workers: None takes the latents from the file"""
     seconds = []
-    with Memory() as memory, opened(job) as data:
-        order = training_order(len(data), job.batch, job.seed)
-        for _ in range(job.epochs):
+    with Memory() as memory, opened(flags, folder, workers) as data:
+        order = training_order(len(data), flags.batch_size, flags.seed)
+        for _ in range(flags.epochs):
             began = time.perf_counter()
-            for _ in range(max(1, len(data) // job.batch)):
+            for _ in range(max(1, len(data) // flags.batch_size)):
                 data.batch(next(order))
             seconds.append(time.perf_counter() - began)
     return EncodingCost(seconds[0], median(seconds[1:]), memory.peak)
 
 
 @contextmanager
-def opened(job: Job) -> Iterator[LatentData | OnTheFly]:
+def opened(flags: BenchmarkFlags, folder: Path, workers: int | None) -> Iterator[LatentDataset | OnTheFly]:
     """The latents, from the file or encoded on the fly."""
-    if job.workers is None:
-        yield LatentData(job.latents, read_table(job.latents, job.shape), scale=1.0)
+    if workers is None:
+        path = next(folder.glob("latents-*.npy"))
+        yield LatentDataset(np.load(path, mmap_mode="r"), 1.0, path)
         return
-    images = Images("images", torch.from_numpy(np.load(job.pixels)))
-    order = training_order(len(images), job.batch, job.seed)
-    data = OnTheFly(load_vae(job.vae), images, job.workers, order, job.device, job.start)
-    try:
+    images = Images("images", torch.from_numpy(np.load(folder / "pixels.npy")))
+    order = training_order(len(images), flags.batch_size, flags.seed)
+    with closing(OnTheFly(load_vae(folder / "vae"), images, workers, order, flags.device, flags.start)) as data:
         yield data
-    finally:
-        data.close()
 
 
 class Memory(threading.Thread):

@@ -7,17 +7,16 @@ encoded once and kept in a file, or on the fly by worker processes.
     z = sample(batch, draw)            -> (B, C, h, w), of unit variance over the whole set
 
 Both are the Data of common/training/loop.py and give the same numbers, the file to half precision; how an image is
-encoded, and `sample`, are in common/training/latents.py. The file costs the disk 4 bytes a latent value, and can know
-of no augmentation: an image is encoded once, never mirrored or cropped anew. On the fly costs an encoder's pass over
-every image in every epoch. benchmark_latents.py measures both.
+encoded, LatentDataset and `sample` are in common/training/latents.py. The file takes 4 bytes of the disk for a latent
+value, and rules out augmentation: an image is encoded once, never mirrored or cropped anew. Encoding on the fly costs
+a pass of the encoder over every image in every epoch. benchmark_latents.py measures both.
 """
 
 import hashlib
-import math
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,47 +33,25 @@ from common.io.files import write_atomically
 from common.io.pixels import to_float
 from common.models.vae import AutoencoderKL, Gaussian
 from common.random import batch_indices
-from common.training.latents import BATCH, check_fit, encode, scaled
+from common.training.latents import LatentDataset, check_fit, encode_all, scaled
 
 # ----------------------------------------------------------------------------------------------------- once, in a file
 
 
-@dataclass(frozen=True)
-class LatentData:
-    """Latents from a file, which is mapped into memory: only what is asked for is read.
-
-    table   (N, 2, C, h, w) float16: mean and log variance of each image, not scaled
-    scale   the autoencoder's scaling factor, not part of the file: to measure it anew makes no file stale
-    """
-
-    path: Path
-    table: np.ndarray
-    scale: float
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """{"latent": (B, C, h, w), "std": (B, C, h, w)}, float32, scaled"""
-        rows = torch.from_numpy(np.array(self.table[indices.numpy()], np.float32))  # (B, 2, C, h, w)
-        if not rows.isfinite().all():
-            raise UserError(f"{self.path} holds NaN or infinite latents; delete it, and it will be made again")
-        return scaled(Gaussian(*rows.unbind(1)), self.scale)
-
-
-def cached_latents(vae: AutoencoderKL, images: Images, folder: Path) -> LatentData:
+def cached_latents(vae: AutoencoderKL, images: Images, folder: Path) -> LatentDataset:
     """Open the file of these images' latents; where there is none, encode them and write it, whole or not at all.
 
-    The name of the file is a hash of everything in it depends on, so a file made with other weights or for other
-    images is never opened. Where several processes train together, one has to come here before the others.
+    The name of the file is a hash of everything that its content depends on, so a file made with other weights or for
+    other images is never opened. The scaling factor is not part of it: a new measurement makes no file stale.
+    Where several processes train together, one has to come here before the others.
     """
     path = Path(folder) / f"latents-{fingerprint(vae, images)}.npy"
     if not path.exists():
-        table = np.concatenate([half(z, i * BATCH) for i, z in enumerate(encode(vae, images))])
+        table = encode_all(vae, images, "give --latents on-the-fly, or train the autoencoder again with a larger --kl")
         write_atomically(path, lambda file: np.save(file, table))
     f = vae.cfg.factor
     shape = (len(images), 2, vae.cfg.latent_channels, images.pixels.shape[2] // f, images.pixels.shape[3] // f)
-    return LatentData(path, read_table(path, shape), vae.cfg.scaling_factor)
+    return LatentDataset(read_table(path, shape), vae.cfg.scaling_factor, path)
 
 
 def read_table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -96,23 +73,6 @@ def read_table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"{path} holds {found}, not the latents {shape} in float16; delete it, and it will be made again"
         )
     return table
-
-
-def half(z: Gaussian, first: int) -> np.ndarray:
-    """(B, C, h, w) twice -> (B, 2, C, h, w) float16, whose largest number is 65,504:
-    what does not fit is refused, naming the image.
-    """
-    both = torch.stack(z, dim=1).to("cpu", torch.float16)
-    broken = (~both.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if broken:
-        largest, image = float(torch.stack([part[broken[0]] for part in z]).abs().max()), f"image {first + broken[0]}"
-        if not math.isfinite(largest):
-            raise UserError(f"the autoencoder gives NaN or infinite latents for {image}; choose another autoencoder")
-        raise UserError(
-            f"the latents of {image} do not fit into half precision (the largest value is {largest:g}), so they are not cached; "
-            "give --latents on-the-fly, or train the autoencoder again with a larger --kl"
-        )
-    return both.numpy()
 
 
 def fingerprint(vae: AutoencoderKL, images: Images) -> str:

@@ -27,7 +27,7 @@ from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL
 from common.random import BatchRandom
 from common.training.checkpoint import checkpoints, load_checkpoint
-from common.training.latents import check_fit, check_fit_before, sample
+from common.training.latents import LatentDataset, check_fit, check_fit_before, sample
 from common.training.loop import LossTerms, State
 from common.training.record import check_record, record_of, start_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
@@ -43,7 +43,7 @@ from common.training.text_conditioning import (
 )
 from latent_sd.concat_dataset import joined
 from latent_sd.flags import LatentModelFlags
-from latent_sd.latent_dataset import LatentData, OnTheFly, cached_latents, fingerprint, training_order
+from latent_sd.latent_dataset import OnTheFly, cached_latents, fingerprint, training_order
 
 HEIGHT = 260  # pixels of the sample pictures
 
@@ -132,7 +132,7 @@ def load_captioned(
 
 def make_latents(
     flags: LatentModelFlags, vae: AutoencoderKL, images: Images, accelerator: Accelerator
-) -> LatentData | OnTheFly:
+) -> LatentDataset | OnTheFly:
     """The latents from their file, or encoded on the fly in the order in which the training,
     or the rest of it, reads them.
     """

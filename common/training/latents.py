@@ -3,12 +3,19 @@
     z = sample(scaled(posterior, vae.cfg.scaling_factor), draw)      -> (B, c, h, w), of unit variance over the whole
     set
 
-Chapter 4 keeps what encode() gives in a file, or encodes on the fly, and weighs both ways;
-chapter 6 holds it in memory.
+    data = LatentDataset(encode_all(vae, images), vae.cfg.scaling_factor)
+    z = sample(data.batch(indices), draw)                            -> the same, of images encoded once
+
+Chapter 6 holds the table of encode_all() in memory. Chapter 4 keeps it in a file, or encodes on the fly, and compares
+both ways.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +23,7 @@ from common.data.dataset import Images
 from common.data.registry import DRAWN
 from common.errors import UserError
 from common.io.pixels import to_float
+from common.io.progress import with_progress
 from common.models.vae import AutoencoderKL, Gaussian
 from common.random import BatchRandom
 
@@ -40,8 +48,54 @@ def encode(vae: AutoencoderKL, images: Images) -> Iterator[Gaussian]:
     encoders are known to overflow in half precision, and a latent that is NaN once would be NaN in every epoch."""
     check_fit(vae, images)
     device = next(vae.parameters()).device
-    for pixels in images.pixels.split(BATCH):
+    for pixels in with_progress("encoding", images.pixels.split(BATCH), unit="batch"):
         yield vae.encode(to_float(pixels).to(device))
+
+
+@dataclass(frozen=True)
+class LatentDataset:
+    """Latents of images that were encoded once, as the training loop reads them.
+
+    table   (N, 2, C, h, w) float16: mean and log variance of each image, not scaled. An array that is mapped from a
+            file stays there, and only what is asked for is read
+    scale   the autoencoder's scaling factor
+    path    the file of the table, if it has one
+    """
+
+    table: np.ndarray
+    scale: float
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """{"latent": (B, C, h, w), "std": (B, C, h, w)}, float32, scaled"""
+        rows = torch.from_numpy(np.array(self.table[indices.numpy()], np.float32))  # (B, 2, C, h, w)
+        if not rows.isfinite().all():
+            raise UserError(f"{self.path} holds NaN or infinite latents; delete it, and it will be made again")
+        return scaled(Gaussian(*rows.unbind(1)), self.scale)
+
+
+def encode_all(vae: AutoencoderKL, images: Images, advice: str = "choose another autoencoder") -> np.ndarray:
+    """The table of a LatentDataset. advice: what to do about latents that do not fit into half precision"""
+    return np.concatenate([to_half(z, k * BATCH, advice) for k, z in enumerate(encode(vae, images))])
+
+
+def to_half(z: Gaussian, first: int, advice: str) -> np.ndarray:
+    """(B, C, h, w) twice -> (B, 2, C, h, w) float16, whose largest number is 65,504:
+    what does not fit is refused, naming the image. first: index of the first image
+    """
+    both = torch.stack(z, dim=1).to("cpu", torch.float16)
+    broken = (~both.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if broken:
+        largest, image = float(torch.stack([part[broken[0]] for part in z]).abs().max()), f"image {first + broken[0]}"
+        if not math.isfinite(largest):
+            raise UserError(f"the autoencoder gives NaN or infinite latents for {image}; choose another autoencoder")
+        raise UserError(
+            f"the latents of {image} do not fit into half precision (the largest value is {largest:g}); {advice}"
+        )
+    return both.numpy()
 
 
 def check_fit_before(vae: AutoencoderKL, names: Sequence[str], size: int, flag: str = "--size") -> None:

@@ -24,14 +24,12 @@ from common.errors import UserError
 from common.models.diffusers_vae import load_vae
 from common.models.vae import AutoencoderKL, Gaussian, small_vae
 from common.random import BatchRandom
+from common.training import latents
 from common.training.checkpoint import checkpoints, load_checkpoint
 from common.training.latents import sample
 from common.training.loop import LossTerms, TrainConfig, train
 from helpers.programs import load_program, run_main
-from latent_sd import concat_dataset as pictures
-from latent_sd import latent_benchmark
-from latent_sd import latent_dataset as latent
-from latent_sd import vae_trainer as fit_vae
+from latent_sd import concat_dataset, latent_benchmark, latent_dataset, vae_trainer
 
 TRAIN, BENCHMARK = "04_latent_sd/train_vae.py", "04_latent_sd/benchmark_latents.py"
 TINY = [
@@ -102,8 +100,8 @@ def test_a_run_leaves_everything(run):
     saved = json.loads((run / "config.json").read_text())
     assert saved["data"] == ["creatures"] and saved["channels"] == [8, 16] and saved["adversarial"] == 0.5
     rows = rows_of(run / "quality.csv")
-    assert [row["step"] for row in rows] == ["2", "4", "6"] and list(rows[0]) == fit_vae.COLUMNS
-    assert all(math.isfinite(float(row[name])) for row in rows for name in fit_vae.COLUMNS)
+    assert [row["step"] for row in rows] == ["2", "4", "6"] and list(rows[0]) == vae_trainer.COLUMNS
+    assert all(math.isfinite(float(row[name])) for row in rows for name in vae_trainer.COLUMNS)
     assert Image.open(run / "reconstructions.png").width > 8 * 16
 
 
@@ -156,7 +154,7 @@ def test_the_adversarial_term_waits_for_its_share(images):
     args = load_program(TRAIN).Args(adversarial=1.0, adversarial_after=0.5)
     torch.manual_seed(0)
     net, batch = AutoencoderKL(small_vae(16, 3, (8, 16))), images.batch(torch.arange(8))
-    loss = fit_vae.VAELoss(args, images, Accelerator(cpu=True))
+    loss = vae_trainer.VAELoss(args, images, Accelerator(cpu=True))
     before = [p.detach().clone() for p in loss.critic.net.parameters()]
     losses = []
     for loss.progress in (0.0, 0.49, 0.5):
@@ -169,22 +167,22 @@ def test_the_adversarial_term_waits_for_its_share(images):
 def test_psnr():
     x = torch.zeros(2, 3, 4, 4)
     y = torch.stack([x[0] + 0.1, x[1] + 0.2])  # of a range of 2: 10 log10(4 / 0.01), and half the error is 6 dB more
-    torch.testing.assert_close(fit_vae.psnr(x, y), torch.tensor([26.0206, 20.0]), atol=1e-3, rtol=0)
-    assert float(fit_vae.psnr(x + 1, y + 1.5).min()) > 90  # what is brighter than white is shown as white
+    torch.testing.assert_close(vae_trainer.psnr(x, y), torch.tensor([26.0206, 20.0]), atol=1e-3, rtol=0)
+    assert float(vae_trainer.psnr(x + 1, y + 1.5).min()) > 90  # what is brighter than white is shown as white
 
 
 def test_several_sets_are_one():
-    both = pictures.load_all(("creatures", "dishes"), 16, Path("data"), n=3)
+    both = concat_dataset.load_all(("creatures", "dishes"), 16, Path("data"), n=3)
     assert both.name == "creatures+dishes" and both.pixels.shape == (6, 3, 16, 16) and len(both.captions) == 6
     assert torch.equal(both.pixels[3:], load("dishes", 16, n=3).pixels)
-    mixed = pictures.load_all(("creatures", "digits"), 16, Path("data"), n=3)  # grey beside colour is colour
+    mixed = concat_dataset.load_all(("creatures", "digits"), 16, Path("data"), n=3)  # grey beside colour is colour
     assert torch.equal(mixed.pixels[3:], load("digits", 16, n=3).pixels.expand(-1, 3, -1, -1))
     with pytest.raises(
         UserError,
         match="cannot be trained on together: creatures has 16x16 pixels, digits has 8x8 pixels; give one --size",
     ):
-        pictures.joined([load("creatures", 16, n=3), load("digits", n=3)])
-    assert len(pictures.some_of(("digits",), 8, Path("data"), "test", 10**6)) < 10**4  # no more than there are
+        concat_dataset.joined([load("creatures", 16, n=3), load("digits", n=3)])
+    assert len(concat_dataset.some_of(("digits",), 8, Path("data"), "test", 10**6)) < 10**4  # no more than there are
 
 
 @pytest.mark.parametrize(
@@ -260,10 +258,10 @@ def test_a_run_is_not_overwritten(run, command_line):
 
 def test_the_file_holds_what_the_encoder_says(vae, images, tmp_path, monkeypatch):
     """To half precision, scaled; and the second time it is read and nothing is encoded."""
-    monkeypatch.setattr("common.training.latents.BATCH", 10)
-    first = latent.cached_latents(vae, images, tmp_path)
-    monkeypatch.setattr(latent, "encode", None)
-    data = latent.cached_latents(vae, images, tmp_path)
+    monkeypatch.setattr(latents, "BATCH", 10)
+    first = latent_dataset.cached_latents(vae, images, tmp_path)
+    monkeypatch.setattr(latents, "encode", None)
+    data = latent_dataset.cached_latents(vae, images, tmp_path)
     assert first.path == data.path and len(data) == 24 and isinstance(data.table, np.memmap)
     assert [path.name for path in tmp_path.iterdir()] == [data.path.name]
     indices = torch.tensor([23, 0, 11, 11])
@@ -277,28 +275,28 @@ def test_the_file_holds_what_the_encoder_says(vae, images, tmp_path, monkeypatch
 
 
 def test_a_file_is_stale_after_any_change(vae, images, tmp_path):
-    path = latent.cached_latents(vae, images, tmp_path).path
+    path = latent_dataset.cached_latents(vae, images, tmp_path).path
     pixels = images.pixels.clone()
     pixels[7, 0, 3, 3] ^= 1
     for other in (dataclasses.replace(images, pixels=pixels), images.first(23), images.resized(20)):
-        assert latent.cached_latents(vae, other, tmp_path).path != path
+        assert latent_dataset.cached_latents(vae, other, tmp_path).path != path
     # a folder may have another name
-    assert latent.cached_latents(vae, dataclasses.replace(images, name="moved"), tmp_path).path == path
+    assert latent_dataset.cached_latents(vae, dataclasses.replace(images, name="moved"), tmp_path).path == path
     for net in (vae.encoder.conv_in, vae.quant_conv):
         with torch.no_grad():
             net.bias[0] += 1e-3
-        assert latent.cached_latents(vae, images, tmp_path).path != path
+        assert latent_dataset.cached_latents(vae, images, tmp_path).path != path
         with torch.no_grad():
             net.bias[0] -= 1e-3
     again = AutoencoderKL(dataclasses.replace(vae.cfg, groups=4)).eval()
     again.load_state_dict(vae.state_dict())  # the same weights in another network
-    assert latent.cached_latents(again, images, tmp_path).path != path
+    assert latent_dataset.cached_latents(again, images, tmp_path).path != path
 
 
 def test_another_scaling_factor_needs_no_other_file(vae, images, tmp_path):
-    data = latent.cached_latents(vae, images, tmp_path)
+    data = latent_dataset.cached_latents(vae, images, tmp_path)
     vae.cfg = dataclasses.replace(vae.cfg, scaling_factor=3.4)
-    other = latent.cached_latents(vae, images, tmp_path)
+    other = latent_dataset.cached_latents(vae, images, tmp_path)
     assert other.path == data.path
     torch.testing.assert_close(other.batch(torch.arange(3))["latent"], 2 * data.batch(torch.arange(3))["latent"])
 
@@ -322,13 +320,13 @@ def save_npy(path: Path, array: np.ndarray) -> None:
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused(damage, vae, images, tmp_path):
-    path = latent.cached_latents(vae, images, tmp_path).path
+    path = latent_dataset.cached_latents(vae, images, tmp_path).path
     damage(path)
     with pytest.raises(UserError, match="delete it, and it will be made again") as problem:
-        latent.cached_latents(vae, images, tmp_path)
+        latent_dataset.cached_latents(vae, images, tmp_path)
     assert path.name in str(problem.value) and "\n" not in str(problem.value)
     path.unlink()
-    assert len(latent.cached_latents(vae, images, tmp_path)) == 24
+    assert len(latent_dataset.cached_latents(vae, images, tmp_path)) == 24
 
 
 @pytest.mark.parametrize("channel", [0, -1])  # of the mean, of the log variance
@@ -346,19 +344,19 @@ def test_what_half_precision_cannot_hold_is_never_written(bad, sentence, channel
         vae.quant_conv.bias[channel] = bad
     if channel:  # which the autoencoder keeps within bounds
         monkeypatch.setattr(
-            latent, "encode", lambda *_: [Gaussian(torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), bad))]
+            latents, "encode", lambda *_: [Gaussian(torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), bad))]
         )
     with pytest.raises(UserError, match=sentence):
-        latent.cached_latents(vae, images, tmp_path)
+        latent_dataset.cached_latents(vae, images, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_number_is_never_handed_out(vae, images, tmp_path):
-    data = latent.cached_latents(vae, images, tmp_path)
+    data = latent_dataset.cached_latents(vae, images, tmp_path)
     table = np.array(data.table)
     table[5, 0, 1, 2, 3] = np.nan
     save_npy(data.path, table)
-    data = latent.cached_latents(vae, images, tmp_path)
+    data = latent_dataset.cached_latents(vae, images, tmp_path)
     assert data.batch(torch.tensor([4, 6]))["latent"].isfinite().all()
     with pytest.raises(UserError, match="NaN or infinite latents"):
         data.batch(torch.tensor([4, 5, 6]))
@@ -371,7 +369,7 @@ def test_half_a_file_never_stands_under_its_name(vae, images, tmp_path, monkeypa
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(UserError, match="No space left"):
-        latent.cached_latents(vae, images, tmp_path)
+        latent_dataset.cached_latents(vae, images, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -379,7 +377,7 @@ def test_half_a_file_never_stands_under_its_name(vae, images, tmp_path, monkeypa
 
 
 def test_on_the_fly_is_what_the_file_says(vae, images, tmp_path):
-    data, live = latent.cached_latents(vae, images, tmp_path), latent.OnTheFly(vae, images)
+    data, live = latent_dataset.cached_latents(vae, images, tmp_path), latent_dataset.OnTheFly(vae, images)
     assert len(live) == len(data) == 24
     for name, value in live.batch(torch.tensor([3, 1, 20])).items():
         torch.testing.assert_close(value, data.batch(torch.tensor([3, 1, 20]))[name], rtol=2e-3, atol=1e-3)
@@ -389,7 +387,7 @@ def test_on_the_fly_is_what_the_file_says(vae, images, tmp_path):
 def test_workers_feed_the_training_loop(vae, images, tmp_path):
     """In its order, from the step on where a run is resumed, and with what is encoded here."""
 
-    class Watched(latent.OnTheFly):
+    class Watched(latent_dataset.OnTheFly):
         def batch(self, indices):
             found = super().batch(indices)
             torch.testing.assert_close(found, here.batch(indices), rtol=1e-4, atol=1e-5)
@@ -399,10 +397,10 @@ def test_workers_feed_the_training_loop(vae, images, tmp_path):
         z = sample(batch, draw)
         return LossTerms((net(z) - z.flip(0)).square().flatten(1).mean(1), torch.zeros(len(z)))
 
-    here, net = latent.OnTheFly(vae, images), nn.Conv2d(4, 4, 1)
+    here, net = latent_dataset.OnTheFly(vae, images), nn.Conv2d(4, 4, 1)
     for first, steps in ((0, 3), (6, 5)):  # accumulating 2 batches a step: after 3 steps, 6 batches were used
         AcceleratorState._reset_state(reset_partial_state=True)
-        data = Watched(vae, images, 2, latent.training_order(24, 8, seed=3, first=first), start="fork")
+        data = Watched(vae, images, 2, latent_dataset.training_order(24, 8, seed=3, first=first), start="fork")
         cfg = TrainConfig(tmp_path, steps=steps, batch_size=8, gradient_accumulation=2, seed=3)
         *_, state = train(net, data, loss, cfg, Accelerator(cpu=True), resume=first > 0)
         data.close()
@@ -413,8 +411,11 @@ def test_workers_leave_signals_to_the_training(vae, images):
     """The terminal sends it to all processes.
     Were a worker ended by it, the training could not end its step and save.
     """
-    order = latent.training_order(24, 8, seed=3)
-    data, expected = latent.OnTheFly(vae, images, 1, order, start="fork"), latent.training_order(24, 8, seed=3)
+    order = latent_dataset.training_order(24, 8, seed=3)
+    data, expected = (
+        latent_dataset.OnTheFly(vae, images, 1, order, start="fork"),
+        latent_dataset.training_order(24, 8, seed=3),
+    )
     for _ in range(4):
         data.batch(next(expected))
         for worker in multiprocessing.active_children():
@@ -424,8 +425,8 @@ def test_workers_leave_signals_to_the_training(vae, images):
 
 def test_workers_know_what_comes_next_or_nothing_goes(vae, images):
     with pytest.raises(ValueError, match="order of the batches"):
-        latent.OnTheFly(vae, images, workers=1)
-    data = latent.OnTheFly(vae, images, 1, latent.training_order(24, 8, seed=3), start="fork")
+        latent_dataset.OnTheFly(vae, images, workers=1)
+    data = latent_dataset.OnTheFly(vae, images, 1, latent_dataset.training_order(24, 8, seed=3), start="fork")
     with pytest.raises(ValueError, match="not those of the order"):
         data.batch(torch.arange(8))
     data.close()
@@ -435,18 +436,20 @@ def test_each_of_several_processes_has_its_share_of_the_order():
     """Together the batches of one process with the batch twice as large,
     from the batch on that a resumed run begins with.
     """
-    whole = latent.training_order(24, 8, seed=3, first=5)
-    shares = [latent.training_order(24, 4, seed=3, first=5, rank=rank, world=2) for rank in range(2)]
+    whole = latent_dataset.training_order(24, 8, seed=3, first=5)
+    shares = [latent_dataset.training_order(24, 4, seed=3, first=5, rank=rank, world=2) for rank in range(2)]
     for _ in range(4):
         assert torch.equal(next(whole), torch.cat([next(share) for share in shares]))
 
 
 def test_a_spawned_worker(vae, images):
     """As with a GPU: everything it is given has to be picklable, and its module to be found by name."""
-    order = latent.training_order(24, 8, seed=3)
-    data = latent.OnTheFly(vae, images, 1, latent.training_order(24, 8, seed=3), start="spawn")
+    order = latent_dataset.training_order(24, 8, seed=3)
+    data = latent_dataset.OnTheFly(vae, images, 1, latent_dataset.training_order(24, 8, seed=3), start="spawn")
     indices = next(order)
-    torch.testing.assert_close(data.batch(indices), latent.OnTheFly(vae, images).batch(indices), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        data.batch(indices), latent_dataset.OnTheFly(vae, images).batch(indices), rtol=1e-4, atol=1e-5
+    )
     data.close()
 
 
@@ -454,23 +457,23 @@ def test_how_workers_begin(monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     assert (
-        latent.start_method("cpu") == "fork"
-        and latent.start_method("cuda") == latent.start_method("cuda:1") == "spawn"
+        latent_dataset.start_method("cpu") == "fork"
+        and latent_dataset.start_method("cuda") == latent_dataset.start_method("cuda:1") == "spawn"
     )
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # this process has used the GPU, for whatever
-    assert latent.start_method("cpu") == "spawn"
+    assert latent_dataset.start_method("cpu") == "spawn"
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr("sys.platform", "darwin")
-    assert latent.start_method("cpu") == "spawn"
+    assert latent_dataset.start_method("cpu") == "spawn"
 
 
 @pytest.mark.parametrize("size", [15, 18])
 def test_images_that_do_not_fit(size, vae, images):
     vae = AutoencoderKL(small_vae(16, 3, (8, 8, 8))).eval()
     with pytest.raises(UserError, match="multiples of 4, but those of creatures are 3 x"):
-        latent.OnTheFly(vae, images.resized(size))
+        latent_dataset.OnTheFly(vae, images.resized(size))
     with pytest.raises(UserError, match="3 channels"):
-        latent.OnTheFly(vae, Images("grey", images.pixels[:, :1]))
+        latent_dataset.OnTheFly(vae, Images("grey", images.pixels[:, :1]))
 
 
 # --------------------------------------------------------------------------------------------------------- both, timed

@@ -49,9 +49,7 @@ from common.models.vae import AutoencoderKL, small_vae
 from common.random import BatchRandom, Noise
 from common.training.text_conditioning import Captioned, empty_text, make_network, make_text_encoder
 from helpers.programs import ROOT, load_program, run_main
-from latent_sd import concat_dataset as pictures
-from latent_sd import evaluation
-from latent_sd import latent_dataset as latent
+from latent_sd import concat_dataset, evaluation, latent_dataset
 from latent_sd.flags import PROMPTS as DEFAULT_PROMPTS
 from latent_sd.unet_trainer import LatentTextLoss, load_captioned
 
@@ -274,7 +272,7 @@ def test_the_loss_shows_the_network_scaled_latents_and_drops_captions(vae_folder
     seen: dict[str, torch.Tensor] = {}
     images, vae = load("creatures", 16, n=300), load_vae(vae_folder)
     encoder, schedule = small_text(images.captions, dim=32, heads=1), make_schedule("cosine")
-    data = Captioned(latent.cached_latents(vae, images, cache), images.captions, encoder)
+    data = Captioned(latent_dataset.cached_latents(vae, images, cache), images.captions, encoder)
     loss = LatentTextLoss(schedule, "eps", empty_text(encoder), 0.25, vae, images)
 
     def net(x, t, text):
@@ -355,7 +353,7 @@ def test_what_training_refuses(flags, says, vae_folder, cache, tmp_path, command
 def test_a_truncated_cache_and_a_folder_without_an_autoencoder(run, vae_folder, tmp_path, command_line):
     flags = [*TINY, "--cache", tmp_path, "--steps", 1, "--out", tmp_path / "run"]
     images = load_captioned(("creatures", "dishes"), 16, Path("data"), n=12)
-    path = latent.cached_latents(load_vae(vae_folder), images, tmp_path).path
+    path = latent_dataset.cached_latents(load_vae(vae_folder), images, tmp_path).path
     path.write_bytes(path.read_bytes()[:-1])
     code, _, err = command_line(TRAIN, *flags, "--vae", vae_folder)
     assert code == 2 and path.name in err and "delete it, and it will be made again" in err
@@ -731,7 +729,7 @@ def test_what_the_shipped_autoencoder_promises():
     """Scaled latents of test images have unit variance, to 5 %; and images come back, creatures better than dishes."""
     pipeline = open_latent_pipeline(SHIPPED)
     found = {
-        data: evaluation.measure_vae(pipeline, data, pictures.some_of((data,), 64, Path("data"), "test", 24))
+        data: evaluation.measure_vae(pipeline, data, concat_dataset.some_of((data,), 64, Path("data"), "test", 24))
         for data in ("creatures", "dishes")
     }
     assert sum(one["scaled_std"] ** 2 / 2 for one in found.values()) ** 0.5 == pytest.approx(1, abs=0.05)

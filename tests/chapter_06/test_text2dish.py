@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.models.diffusers_vae import load_vae
 from common.models.pipeline import SamplingConfig
 from common.random import BatchRandom
+from common.training.latents import LatentDataset
 from helpers.chapter_06 import TINY_RUN, TRAIN_DISH, TRAIN_INPAINT, UNET, tiny_clip
 from helpers.programs import run_main
 from inpaint_gif.clip import formats
@@ -110,8 +111,8 @@ def test_the_loss_tells_one_of_the_names_or_none(dish_run, sd, clip):
     captions = text2dish.encode_names(clip, [("米饭", "白米饭")] * 400)
     table = captions.embeddings
     assert table.shape == (2, 24) and captions.rows.tolist() == [[0, 1]] * 400
-    latents = latent_dataset.LatentTable(torch.randn(400, 4, 16, 16), torch.zeros(400, 4, 16, 16))
-    data = text2dish.NameDataset(latents, captions)
+    latents = LatentDataset(torch.randn(400, 2, 4, 16, 16).numpy(), scale=1.0)
+    data = latent_dataset.ConditionedLatents(latents, {"embeddings": captions.batch})
 
     def net(x, t, text):
         given["embedding"] = text[:, 0] / 24**0.5

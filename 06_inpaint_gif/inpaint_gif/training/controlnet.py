@@ -2,7 +2,6 @@
 a copy of the U-Net's encoder learns to guide it with a picture and its hole.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from common.io.pixels import to_float
 from common.io.state_dict import count_parameters, fingerprint
 from common.models.find_model import find_root
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
-from common.training.latents import check_fit, check_fit_before
+from common.training.latents import LatentDataset, check_fit, check_fit_before, encode_all
 from common.training.loop import State
 from common.training.record import check_record, record_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
@@ -26,7 +25,7 @@ from inpaint_gif.inpainting.backends import controlnet_image, open_controlnet
 from inpaint_gif.training.flags import HoleFlags
 from inpaint_gif.training.hole_masks import random_holes
 from inpaint_gif.training.holes import HoleTestSet, encode_text, hole_loss, hole_test_set, load_views, save_comparison
-from inpaint_gif.training.latent_dataset import CaptionTable, LatentTable, encode_images
+from inpaint_gif.training.latent_dataset import ConditionedLatents
 
 WIDTHS = {  # {f: widths of the network that reduces the picture f times}; the last is diffusers' default
     1: (16,),
@@ -144,35 +143,22 @@ def new_controlnet(unet: UNet2DConditionModel, f: int, seed: int) -> ControlNetM
         raise UserError(f"diffusers cannot make a ControlNet for this U-Net ({explain(problem)})") from problem
 
 
-@dataclass(frozen=True)
-class ControlNetDataset:
-    """Latents, the pictures they come from, holes and captions, as the training loop reads them."""
-
-    latents: LatentTable
-    views: Tensor  # (N, C, H, W) uint8
-    holes: Tensor  # (N, K, 1, H, W) uint8
-    captions: CaptionTable
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """{"latent", "std": (B, c, h, w), "image": (B, C, H, W), "holes": (B, K, 1, H, W), "text": (B, M, D)}"""
-        others = {
-            "image": to_float(self.views[indices]),
-            "holes": self.holes[indices],
-            "text": self.captions.batch(indices)[:, 0],
-        }
-        return self.latents.batch(indices) | others
-
-
 def encode_views(
     pipeline: TextToImagePipeline, views: Tensor, captions: list[str], holes: int, seed: int
-) -> ControlNetDataset:
+) -> ConditionedLatents:
+    """Latents, the pictures they come from, holes and captions.
+
+    A batch holds "image" (B, C, H, W), "holes" (B, K, 1, H, W) uint8 and "text" (B, M, D).
+    """
     masks = random_holes(holes * len(views), *views.shape[2:], seed).unflatten(0, (len(views), holes))
-    return ControlNetDataset(
-        encode_images(pipeline.vae, Images("views", views)), views, masks, encode_text(pipeline, captions)
-    )
+    text = encode_text(pipeline, captions)
+    conditions = {
+        "image": lambda i: to_float(views[i]),
+        "holes": lambda i: masks[i],
+        "text": lambda i: text.batch(i)[:, 0],
+    }
+    latents = LatentDataset(encode_all(pipeline.vae, Images("views", views)), pipeline.vae.cfg.scaling_factor)
+    return ConditionedLatents(latents, conditions)
 
 
 def draw_holes(

@@ -2,12 +2,11 @@
 windows with holes become latents, and the widened U-Net learns to fill them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.cli import pick_device
 from common.data.dataset import Images
@@ -15,13 +14,14 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import DiscreteSchedule
 from common.errors import UserError
 from common.io.pixels import to_float
+from common.io.progress import with_progress
 from common.io.state_dict import count_parameters
 from common.models.find_model import find_root
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.conditional import ConditionalUNet
 from common.models.text_to_image_folder import save_pipeline
 from common.models.unet import UNet
-from common.training.latents import BATCH, check_fit, check_fit_before
+from common.training.latents import BATCH, LatentDataset, check_fit, check_fit_before, encode_all
 from common.training.loop import State
 from common.training.record import check_record, record_of, start_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
@@ -30,7 +30,7 @@ from inpaint_gif.inpainting.backends import InpaintBackend, inpainting_channels
 from inpaint_gif.training.flags import HoleFlags
 from inpaint_gif.training.hole_masks import random_holes
 from inpaint_gif.training.holes import HoleTestSet, encode_text, hole_loss, hole_test_set, load_views, save_comparison
-from inpaint_gif.training.latent_dataset import CaptionTable, LatentTable, encode_images, to_half
+from inpaint_gif.training.latent_dataset import ConditionedLatents, to_half
 
 
 def train_inpaint(flags: HoleFlags) -> None:
@@ -125,42 +125,24 @@ def save_inpaint(folder: Path, pipeline: TextToImagePipeline, dtype: torch.dtype
 # ----------------------------------------------------------------------------------------------------------- the data
 
 
-@dataclass(frozen=True)
-class HoleDataset:
-    """Latents, masks with the latents of the masked images, and captions, as the training loop reads them."""
-
-    latents: LatentTable
-    holes: Tensor  # (N, K, 1 + c, h, w) float16: see inpainting_channels
-    captions: CaptionTable
-
-    def __len__(self) -> int:
-        return len(self.holes)
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """{"latent", "std": (B, c, h, w), "holes": (B, K, 1 + c, h, w), "text": (B, M, D)}"""
-        return self.latents.batch(indices) | {
-            "holes": self.holes[indices].float(),
-            "text": self.captions.batch(indices)[:, 0],
-        }
-
-
 @torch.no_grad()
 def encode_views(
     pipeline: TextToImagePipeline, views: Tensor, captions: list[str], holes: int, seed: int
-) -> HoleDataset:
-    """Everything that the training needs, encoded once;
-    otherwise every epoch would encode every masked image again.
+) -> ConditionedLatents:
+    """Everything that the training needs, encoded once; otherwise every epoch would encode every masked image again.
+
+    A batch holds "holes" (B, K, 1 + c, h, w), see inpainting_channels, and "text" (B, M, D).
     """
     masks = random_holes(holes * len(views), *views.shape[2:], seed).view(len(views), holes, 1, *views.shape[2:])
     batches = zip(views.split(BATCH), masks.split(BATCH), strict=True)
     encoded = []
-    for some, mask in tqdm(batches, "encoding with holes", -(-len(views) // BATCH), leave=False):
+    for some, mask in with_progress("encoding with holes", batches, -(-len(views) // BATCH), "batch"):
         repeated = to_float(some).repeat_interleave(holes, 0)
         channels = to_half(inpainting_channels(pipeline, repeated, mask.flatten(0, 1).float()))
         encoded.append(channels.unflatten(0, (len(some), holes)))
-    return HoleDataset(
-        encode_images(pipeline.vae, Images("views", views)), torch.cat(encoded), encode_text(pipeline, captions)
-    )
+    channels, text = torch.cat(encoded), encode_text(pipeline, captions)  # (N, K, 1 + c, h, w) float16
+    latents = LatentDataset(encode_all(pipeline.vae, Images("views", views)), pipeline.vae.cfg.scaling_factor)
+    return ConditionedLatents(latents, {"holes": lambda i: channels[i].float(), "text": lambda i: text.batch(i)[:, 0]})
 
 
 def draw_holes(

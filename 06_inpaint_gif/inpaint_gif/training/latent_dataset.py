@@ -1,41 +1,32 @@
-"""Images as latents and captions as embeddings, held in memory: both are encoded once, before a training begins.
+"""What the trainings of this chapter read: latents, and what else a step needs, all encoded once before the training."""
 
-Chapter 4 keeps latents in files instead, and compares both ways.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from common.data import Images
 from common.errors import UserError
-from common.models.vae import AutoencoderKL
-from common.training.latents import BATCH, encode, scaled
+from common.training.latents import LatentDataset
 
 
-class LatentTable(NamedTuple):
-    """Mean and standard deviation of the posterior of each image, times the scaling factor.
-    Each (N, c, h, w) float16
+@dataclass(frozen=True)
+class ConditionedLatents:
+    """Latents and their conditions, as the training loop reads them.
+
+    conditions  {name in the batch: indices -> its tensor}
     """
 
-    mean: Tensor
-    std: Tensor
+    latents: LatentDataset
+    conditions: Mapping[str, Callable[[Tensor], Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.latents)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """{"latent": (B, c, h, w), "std": (B, c, h, w)} float32"""
-        return {"latent": self.mean[indices].float(), "std": self.std[indices].float()}
-
-
-def encode_images(vae: AutoencoderKL, images: Images) -> LatentTable:
-    """The latents of all images."""
-    parts = []
-    for z in tqdm(encode(vae, images), "encoding", -(-len(images) // BATCH), disable=len(images) < 1000, leave=False):
-        batch = scaled(z, vae.cfg.scaling_factor)
-        parts.append((to_half(batch["latent"]), to_half(batch["std"])))
-    return LatentTable(*map(torch.cat, zip(*parts, strict=True)))
+        """{"latent", "std": (B, c, h, w)}, and the conditions"""
+        return self.latents.batch(indices) | {name: select(indices) for name, select in self.conditions.items()}
 
 
 class CaptionTable(NamedTuple):

@@ -3,14 +3,13 @@ a U-Net on latents, conditioned on the CLIP embeddings of dish names.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common import viz
 from common.cli import pick_device
 from common.data import Images, load
 from common.data.dishes.dataset import dish
@@ -31,10 +30,11 @@ from common.models.unet import UNet, zero_init
 from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL
 from common.random import BatchRandom
-from common.training.latents import check_fit, check_fit_before, sample
+from common.training.latents import LatentDataset, check_fit, check_fit_before, encode_all, sample
 from common.training.loop import LossTerms, State
 from common.training.record import check_record, record_of, start_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
+from common.training.text_conditioning import draw_validation
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, captions_of, name_embeddings
 from inpaint_gif.clip.formats import save_folder
 from inpaint_gif.clip.model import ChineseCLIP, load_clip
@@ -48,9 +48,10 @@ from inpaint_gif.clip.name_encoder import (
 from inpaint_gif.clip.retrieval import top1_accuracy
 from inpaint_gif.clip.trainer import one_of_each, with_chinese_captions
 from inpaint_gif.training.flags import Text2DishFlags
-from inpaint_gif.training.latent_dataset import CaptionTable, LatentTable, encode_captions, encode_images
+from inpaint_gif.training.latent_dataset import CaptionTable, ConditionedLatents, encode_captions
 
 DISHES = 8000  # default of --n: 100 of each dish
+HEIGHT = 260  # pixels of the sample pictures
 VARIANTS = 8  # captions of each drawn dish; a step uses one of them
 # weights that depend on the text encoder, so those of another one are of no use
 TEXT_WEIGHTS = ("attn2.to_k", "attn2.to_v")
@@ -70,13 +71,15 @@ def train_text2dish(flags: Text2DishFlags) -> None:
     check_record(flags, record)
     check_fit(vae, images, "--model")
     accelerator = make_accelerator(flags.precision, device)
-    data = NameDataset(encode_images(vae, images), encode_names(clip, captions))
+    latents = LatentDataset(encode_all(vae, images), vae.cfg.scaling_factor)
+    data = ConditionedLatents(latents, {"embeddings": encode_names(clip, captions).batch})  # (B, K, D)
+    sampling = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
 
     def trained(state: State) -> TextToImagePipeline:
         return replace(pipeline, unet=state.ema.unet)
 
     def draw(state: State, path: Path) -> Path:
-        return draw_names(trained(state), flags, path)
+        return draw_validation(trained(state), flags.names, sampling, path, HEIGHT)
 
     def finish(state: State) -> dict[str, object]:
         pictures = {"plain, guided": draw(state, flags.run_dir / "samples.png"), **loss_curve_and_model(flags.run_dir)}
@@ -107,28 +110,13 @@ def introduction(
     begun = "untrained" if flags.scratch else f"begun from {flags.model}"
     lines = [
         f"{flags.data}: {len(images):,} images of {images.size}x{images.size} as latents {c} x {side} x {side}; "
-        f"U-Net with {count_parameters(pipeline.unet):,} weights, {begun}, told names by vectors of {clip.dim} numbers, on {device}"
+        f"U-Net with {count_parameters(pipeline.unet):,} weights, {begun}, conditioned on name embeddings of {clip.dim} numbers, on {device}"
     ]
     lines += [f"  picture {i}: {name or '(no name)'}" for i, name in enumerate(flags.names, 1)]
     return "\n".join(lines)
 
 
 # ----------------------------------------------------------------------------------------------------------- the data
-
-
-@dataclass(frozen=True)
-class NameDataset:
-    """Latents and the embeddings of their captions, as the training loop reads them."""
-
-    latents: LatentTable
-    captions: CaptionTable
-
-    def __len__(self) -> int:
-        return len(self.captions.rows)
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """{"latent": (B, c, h, w), "std": (B, c, h, w), "embeddings": (B, K, D)}"""
-        return self.latents.batch(indices) | {"embeddings": self.captions.batch(indices)}
 
 
 def load_captioned(flags: Text2DishFlags, size: int) -> tuple[Images, Sequence[Sequence[str]]]:
@@ -246,13 +234,6 @@ def save_text2dish(folder: Path, pipeline: TextToImagePipeline, dtype: torch.dty
 
 
 # ------------------------------------------------------------------------------------------------------------ samples
-
-
-def draw_names(pipeline: TextToImagePipeline, flags: Text2DishFlags, path: Path) -> Path:
-    """Save two rows from the same noise: without guidance (w = 1), and with it."""
-    configs = [SamplingConfig(w, sampler=flags.sampler, seed=flags.seed) for w in (1.0, flags.guidance)]
-    rows = [pipeline.txt2img(flags.names, config) for config in configs]
-    return viz.save_picture(viz.grid(torch.cat(rows), len(flags.names), 260), path)
 
 
 def recognition_rate(
