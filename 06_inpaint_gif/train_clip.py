@@ -9,17 +9,12 @@ The run folder's model/ is a ChineseCLIPModel of `transformers`, which cn_clip o
 convert_clip.py). To evaluate it: python 06_inpaint_gif/evaluate_clip.py --clip runs/06_inpaint_gif/clip-dishes
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import run
 from common.training.settings import settle
-from inpaint_gif.clip.flags import CLIP_PRESETS, CLIPFlags
-
-
-@dataclass(frozen=True)
-class Args(CLIPFlags):
-    pass
+from inpaint_gif.clip.flags import CLIP_PRESETS
+from inpaint_gif.clip.flags import CLIPFlags as Args
 
 
 def main(args: Args) -> None:

@@ -13,17 +13,12 @@ The run folder's model/ is opened by diffusers' StableDiffusionInpaintPipeline.f
 --engine inpaint --model.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import run
 from common.training.settings import settle
-from inpaint_gif.training.flags import HOLE_PRESETS, HoleFlags
-
-
-@dataclass(frozen=True)
-class Args(HoleFlags):
-    pass
+from inpaint_gif.training.flags import HOLE_PRESETS
+from inpaint_gif.training.flags import HoleFlags as Args
 
 
 def main(args: Args) -> None:

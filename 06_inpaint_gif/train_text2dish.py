@@ -10,17 +10,12 @@ The CLIP is frozen: each caption is encoded once, before the training begins. Th
 its autoencoder and the CLIP; make_gif.py --dish opens it.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import run
 from common.training.settings import settle
-from inpaint_gif.training.flags import TEXT2DISH_PRESETS, Text2DishFlags
-
-
-@dataclass(frozen=True)
-class Args(Text2DishFlags):
-    pass
+from inpaint_gif.training.flags import TEXT2DISH_PRESETS
+from inpaint_gif.training.flags import Text2DishFlags as Args
 
 
 def main(args: Args) -> None:

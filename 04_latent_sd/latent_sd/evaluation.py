@@ -30,56 +30,39 @@ from common.models.pipeline import SamplingConfig, TextToImagePipeline, batches
 from common.models.text_to_image_folder import open_latent_pipeline
 from common.training.latents import check_fit
 from latent_sd.concat_dataset import some_of
+from latent_sd.flags import EvaluationFlags
 from latent_sd.vae_trainer import validate
 
 SHOWN = 12  # prompts of each split in the grid
+SETTINGS = ("model", "n", "language", "sampler", "rescale", "negative", "seed")  # flags that results.csv repeats
 
 
-def evaluate_model(
-    model: Path,  # a run folder or model folder
-    scales: Sequence[float],  # guidance scales to measure; none of them: the autoencoder alone
-    n: int,  # prompts of each split, and images of each set
-    splits: Sequence[str],  # test, heldout
-    language: str,  # of the prompts: en, zh, both
-    config: SamplingConfig,  # everything else about sampling
-    data: Sequence[str],  # sets on which the autoencoder is measured; none of them: prompt adherence alone
-    data_dir: Path,
-    out: Path | None,  # folder of the results, or the default one
-    device: str,
-) -> None:
+def evaluate_model(flags: EvaluationFlags) -> None:
     """Measure a model, and print and save the tables and figures."""
-    configs = [replace(config, guidance_scale=w) for w in dict.fromkeys(scales)]
-    pipeline = open_checked(model, configs, data, splits, device)
-    sets = load_sets(pipeline, data, data_dir, n)
-    out = writable_folder(out or Path("runs/04_latent_sd/evaluate") / model.resolve().name)
+    config = SamplingConfig(1.0, flags.negative, flags.sampler, flags.rescale, seed=flags.seed)
+    configs = [replace(config, guidance_scale=w) for w in dict.fromkeys(flags.scales)]
+    pipeline = open_checked(flags, configs)
+    sets = load_sets(pipeline, flags.data, flags.data_dir, flags.n)
+    out = writable_folder(flags.out or Path("runs/04_latent_sd/evaluate") / flags.model.resolve().name)
     if sets:
-        measure_sets(pipeline, model, sets, out)
+        measure_sets(pipeline, flags.model, sets, out)
     if configs:
-        settings = {
-            "model": model,
-            "n": n,
-            "language": language,
-            "sampler": config.sampler,
-            "rescale": config.rescale,
-            "negative": config.negative_prompt,
-            "seed": config.seed,
-        }
-        prompts = [make_prompts(split, n, language, pipeline.size) for split in dict.fromkeys(splits)]
+        settings = {name: getattr(flags, name) for name in SETTINGS}
+        splits = dict.fromkeys(flags.splits)
+        prompts = [make_prompts(split, flags.n, flags.language, pipeline.size) for split in splits]
         measure_text(pipeline, prompts, configs, settings, out)
 
 
-def open_checked(
-    model: Path, configs: Sequence[SamplingConfig], data: Sequence[str], splits: Sequence[str], device: str
-) -> TextToImagePipeline:
+def open_checked(flags: EvaluationFlags, configs: Sequence[SamplingConfig]) -> TextToImagePipeline:
     """Open the model, and refuse what cannot be measured before anything is drawn."""
-    if not configs and not data:
+    if not configs and not flags.data:
         raise UserError(
             "there is nothing to measure; give --data to measure the autoencoder, --scales to measure prompt adherence, or both"
         )
-    if configs and not splits:
+    if configs and not flags.splits:
         raise UserError("give at least one of --splits, for instance --splits test")
-    pipeline = open_latent_pipeline(model, pick_device(device))
-    check_creature_size(model, pipeline)
+    pipeline = open_latent_pipeline(flags.model, pick_device(flags.device))
+    check_creature_size(flags.model, pipeline)
     for config in configs:
         Guided(pipeline.unet, pipeline.prediction, {}, {}, config.guidance_scale, rescale=config.rescale)
         pipeline.noise_levels(config)
@@ -124,7 +107,7 @@ def measure_text(
     pipeline: TextToImagePipeline, prompts: list[Prompts], configs: Sequence[SamplingConfig], settings: Row, out: Path
 ) -> None:
     """The table of accuracies, results.csv, and a grid of the images that were measured."""
-    judge, splits, n = load_creature_classifier(), [p.split for p in prompts], len(prompts[0].captions)
+    classifier, splits, n = load_creature_classifier(), [p.split for p in prompts], len(prompts[0].captions)
     rows, shown = [], [p.real[:SHOWN] for p in prompts]
 
     def report(name: str, measured: list[Row]) -> None:
@@ -134,14 +117,14 @@ def measure_text(
         write_csv(out / "results.csv", rows)
 
     print(f"\n{n} prompts of creatures, {configs[0].sampler}\n\n{table_header(splits, 16)}")
-    report("real", [measure_accuracy(judge, p, p.real) for p in prompts])
-    report("real, decoded", [measure_accuracy(judge, p, reconstruct(pipeline, p.real)) for p in prompts])
-    report("chance", [{"accuracy": chance_accuracy(judge, p)["accuracy"]} for p in prompts])
+    report("real", [measure_accuracy(classifier, p, p.real) for p in prompts])
+    report("real, decoded", [measure_accuracy(classifier, p, reconstruct(pipeline, p.real)) for p in prompts])
+    report("chance", [{"accuracy": chance_accuracy(classifier, p)["accuracy"]} for p in prompts])
     for config in configs:
         drawn = [draw_all(pipeline, p, config) for p in prompts]
         report(
             f"{config.guidance_scale:g}",
-            [measure_accuracy(judge, p, pixels) for p, pixels in zip(prompts, drawn, strict=True)],
+            [measure_accuracy(classifier, p, pixels) for p, pixels in zip(prompts, drawn, strict=True)],
         )
         shown += [pixels[:SHOWN] for pixels in drawn]
     grid = viz.grid(to_float(torch.cat(shown)), min(SHOWN, n))

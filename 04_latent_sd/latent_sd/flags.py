@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from common.io.ranges import Range
+from common.io.ranges import MAY_BE_EMPTY, Range
 from common.training.flags import TextToImageFlags, TrainingFlags
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
@@ -134,5 +134,41 @@ class BenchmarkFlags:
     """Random seed of the untrained autoencoder and of the order of images."""
     device: str = "auto"
     """Device that encodes: auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+
+
+@dataclass(frozen=True)
+class EvaluationFlags:
+    """Flags of evaluate.py."""
+
+    model: Path = PRETRAINED
+    """Run folder of this chapter, or folder of such a model."""
+    scales: Annotated[tuple[float, ...], MAY_BE_EMPTY] = (1, 2, 3, 5, 8)
+    """Guidance scales to measure; 1 is off, 0 ignores the prompt. Without any, the autoencoder alone is measured."""
+    n: int = 200
+    """Number of prompts of each split, and of images of each set."""
+    splits: tuple[Literal["test", "heldout"], ...] = ("test", "heldout")
+    """Splits of the prompts."""
+    data: Annotated[tuple[str, ...], MAY_BE_EMPTY] = ("creatures", "dishes")
+    """Data sets with whose test images the autoencoder is measured.
+    Without any, prompt adherence alone is measured.
+    """
+    data_dir: Path = Path("data")
+    """Folder of local copies and of downloads."""
+    language: Literal["en", "zh", "both"] = "both"
+    """Language of the prompts; both is half and half."""
+    sampler: str = "dpmpp_2m:20"
+    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ..."""
+    rescale: float = 0.0
+    """phi of guidance rescale, 0 to 1, against too strong contrast."""
+    negative: str = ""
+    """Negative prompt of all pictures."""
+    seed: int = 0
+    """Random seed of the initial noise."""
+    out: Path | None = None
+    """Folder of results.csv and the figures; by default runs/04_latent_sd/evaluate/<model>."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
     """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""

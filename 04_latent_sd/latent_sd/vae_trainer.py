@@ -1,5 +1,6 @@
 """What train_vae.py does once its flags are settled: train the autoencoder, measure it, save it, and show pictures."""
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from latent_sd.flags import AutoencoderFlags
 
 CRITIC_LR = 2e-4  # of the discriminator, which has an optimizer of its own
 SOME = 256  # training images over which a checkpoint's scaling factor is measured; the last one sees them all
-COLUMNS = ["step", "seconds", "psnr", "kl", "told_apart", "latent_std"]  # of quality.csv
+COLUMNS = ["step", "seconds", "psnr", "kl", "discriminator_margin", "latent_std"]  # of quality.csv
 
 
 def train_autoencoder(flags: AutoencoderFlags) -> None:
@@ -202,24 +203,21 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def validate(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -> dict[str, float]:
     """Measure images that training does not see, decoded from the modes of their posteriors:
 
-    psnr        decibels
-    kl          nats a pixel value, as in the loss
-    told_apart  mean D(image) - mean D(reconstruction) of the discriminator; NaN without one
-    latent_std  standard deviation of the latents before scaling; its inverse would be the scaling factor
+    psnr                  decibels
+    kl                    nats a pixel value, as in the loss
+    discriminator_margin  mean D(image) - mean D(reconstruction); NaN without a discriminator
+    latent_std            standard deviation of the latents before scaling; its inverse would be the scaling factor
     """
     device, parts, latents = next(vae.parameters()).device, [], []
     for pixels in images.pixels.split(BATCH):
         x = to_float(pixels).to(device)
         z = vae.encode(x)
         y = vae.decode(z.mode())
-        apart = (
-            (critic.net(x) - critic.net(y)).flatten(1).mean(1)
-            if critic
-            else torch.full((len(x),), float("nan"), device=device)
-        )
-        parts.append(torch.stack([psnr(x, y), kl_per_value(x, z), apart]))  # (3, B)
+        found = psnr(x, y)  # (B,)
+        margin = (critic.net(x) - critic.net(y)).flatten(1).mean(1) if critic else torch.full_like(found, math.nan)
+        parts.append(torch.stack([found, kl_per_value(x, z), margin]))  # (3, B)
         latents.append(z.sample(noise_for(z.mean, len(latents))))
-    names = ("psnr", "kl", "told_apart")
+    names = ("psnr", "kl", "discriminator_margin")
     return dict(zip(names, torch.cat(parts, 1).mean(1).tolist(), strict=True)) | {
         "latent_std": float(torch.cat(latents).std(correction=0))
     }

@@ -12,7 +12,7 @@ from common.models.pipeline import SamplingConfig
 from helpers.chapter_06 import MAKE_GIF, photograph
 from helpers.programs import ROOT, run_program
 from inpaint_gif.animation import camera, render
-from inpaint_gif.animation.camera import Move
+from inpaint_gif.animation.flags import FilmFlags, file_name
 from inpaint_gif.clip import model
 from inpaint_gif.evaluation import metrics
 from inpaint_gif.inpainting import backends
@@ -190,7 +190,7 @@ def test_as_many_frames_as_it_says_do(tmp_path, command_line, monkeypatch):
 
     def refusal(frames: int) -> str:
         try:
-            render.plan_path(render.CameraConfig(Move.parse("right:6"), frames=frames), 64, 3)
+            render.plan_path(FilmFlags(name="米饭", camera="right:6", frames=frames), 64)
         except UserError as problem:
             return str(problem)
         return ""
@@ -356,11 +356,8 @@ def test_what_cannot_draw_a_dish_is_refused(kind, sentence, nine, pixel_model, c
 
 
 def test_a_name_of_any_length_names_a_file():
-    assert render.file_name("土鸡蛋 炒番茄/") == "土鸡蛋-炒番茄" and render.file_name("🍅") == "dish"
-    assert (
-        set(render.file_name("番" * 300)) == {"番"}
-        and len(f"{render.file_name('番' * 300)}-sheet.png.partial".encode()) < 150
-    )
+    assert file_name("土鸡蛋 炒番茄/") == "土鸡蛋-炒番茄" and file_name("🍅") == "dish"
+    assert set(file_name("番" * 300)) == {"番"} and len(f"{file_name('番' * 300)}-sheet.png.partial".encode()) < 150
 
 
 def test_evaluation_tells_all_three(dish_run, nine, tmp_path, command_line):

@@ -111,6 +111,20 @@ def load_clip_for(
     return load_clip(name or (own if own.is_dir() else "pretrained"), backend, device)
 
 
+def open_dish_model(
+    folder: Path, device: str, clip_name: str | None, clip_backend: str, advice: str = ""
+) -> tuple[ChineseCLIP, TextToImagePipeline]:
+    """The CLIP of this name, by default the model's own, and the model in this folder, which must draw from text."""
+    if not folder.exists():
+        raise UserError(
+            f"{folder} is missing; train it with python 06_inpaint_gif/train_text2dish.py and give the run with --dish{advice}"
+        )
+    clip = load_clip_for(folder, device, clip_name, clip_backend)
+    pipeline = open_model(folder, device, clip)
+    check_draws(folder, pipeline)
+    return clip, pipeline
+
+
 def write_clip_record(root: Path, clip: ChineseCLIP) -> None:
     """Record which CLIP a model was trained with."""
     record = {"clip": clip_fingerprint(clip.checkpoint), "dim": clip.dim, "trained_with": clip.checkpoint.source}

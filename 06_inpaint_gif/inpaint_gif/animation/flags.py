@@ -1,0 +1,134 @@
+"""The flags of make_gif.py."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional
+
+from common.io.ranges import Range
+
+OUT = Path("runs/06_inpaint_gif")
+
+
+@dataclass(frozen=True)
+class FilmFlags:
+    """Everything that determines a film."""
+
+    name: Positional[str]
+    """Name of the dish, in Chinese."""
+    camera: str = "zoom-out"
+    """Camera move: up, down, left, right, up-left, up-right, down-left, down-right, zoom-in, zoom-out, ring; or a
+    chain such as right:3,zoom-out, where right:3 is three keyframes long."""
+    new_fraction: Annotated[float, Range(0.01, 0.75)] = 0.25
+    """Fraction of each keyframe that is new."""
+
+    engine: Literal["inpaint", "repaint", "controlnet", "diffusers", "nearest", "reflect"] | None = None
+    """Inpainting backend: an inpainting U-Net; RePaint with any model; a text-to-image model with a ControlNet; a
+    pipeline of diffusers; or a continuation of the edge without a network (nearest, reflect).
+    By default controlnet with --controlnet, diffusers with --model, else inpaint."""
+    model: str | None = None
+    """Network of the engine: a folder, a checkpoint file, or for diffusers and controlnet a hub id;
+    by default the shipped one.
+    """
+    controlnet: str | None = None
+    """ControlNet of the engine controlnet: a run of train_controlnet.py, a folder or a hub id;
+    by default the shipped one.
+    """
+    dish: Path | None = None
+    """Model that draws the dish, a run of train_text2dish.py; by default the shipped one."""
+    clip: str | None = None
+    """CLIP that encodes the name: pretrained, a run folder, a checkpoint .pt, ViT-B-16, ...; by default the one that
+    the dish model was trained with."""
+    backend: Literal["cn_clip", "transformers"] = "cn_clip"
+    """Library that computes the CLIP embeddings; both give the same numbers, to about 1e-7."""
+    image: Path | None = None
+    """Picture of the dish to begin with, instead of a drawn one; its middle square is used."""
+    prompt: str | None = None
+    """Prompt of the engine; by default the name, and for diffusers the English name if the menu has one."""
+    candidates: int = 4
+    """Number of drawn pictures of the dish, of which the film uses the one that is nearest to the name in the CLIP."""
+
+    guidance: float = 5.0
+    """Guidance scale for drawing the dish; 1 is off."""
+    paint_guidance: float | None = None
+    """Guidance scale for painting keyframes; by default 2, because the surroundings of a dish depend little on its
+    name, and 7.5 for models that are not of this course."""
+    sampler: str = "dpmpp_2m:20"
+    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ...
+    RePaint uses the number of steps, and takes them several times.
+    """
+    mask_blur: float = 1.0
+    """Pixels over which the edge of the painted part is softened, on its own side; known pixels never change."""
+    padding_mask_crop: int | None = None
+    """Pixels around the hole that the engine sees, at its own size; by default the whole keyframe."""
+    jump: int = 5
+    """RePaint: number of steps of each resampled stretch."""
+    resample: int = 4
+    """RePaint: number of passes over each stretch."""
+
+    frames: int = 24
+    """Number of frames of the film."""
+    fps: Annotated[float, Range(0.1, 120)] = 12.0
+    """Frames per second."""
+    size: Annotated[int | None, Range(16, 4096, 64, unit=" pixels")] = None
+    """Side of the keyframes in pixels; by default the size at which the dish is drawn."""
+    enlarge: int = 3
+    """Factor by which the frames of the film are larger than the keyframes."""
+    loop: Literal["once", "pingpong", "seamless", "round"] = "pingpong"
+    """pingpong: to the end and back; seamless: the end dissolves into the beginning, or the path returns to its start
+    by itself; round: the plane is periodic, and the camera arrives at its start."""
+    ease: Literal["linear", "ends", "smooth"] = "linear"
+    """Constant speed, or slower at both ends."""
+    out: Path | None = None
+    """Film file, NAME.gif, .webp, .png or .mp4; by default runs/06_inpaint_gif/<name>-<camera>.gif."""
+    max_kb: float | None = None
+    """Largest file size in kB: first colours or quality are reduced, then the size of the frames."""
+    colours: int = 256
+    """GIF: number of colours of the palette, 4 to 256."""
+    palette: Literal["global", "frame"] = "global"
+    """GIF: one palette for the film, or one for each frame."""
+    dither: Literal["none", "ordered", "floyd"] = "ordered"
+    """GIF: dithering method."""
+    seed: int = 0
+    """Random seed of the film."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+
+    @property
+    def chosen_engine(self) -> str:
+        """The engine, or the default that goes with the models that are given."""
+        return self.engine or ("controlnet" if self.controlnet else "diffusers" if self.model else "inpaint")
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the painting model is most likely not one of this course:
+        then it reads English, and needs more guidance.
+        """
+        return self.chosen_engine == "diffusers" or (self.chosen_engine == "controlnet" and self.model is not None)
+
+    @property
+    def file(self) -> Path:
+        """The film file."""
+        return self.out or OUT / f"{file_name(self.name)}-{file_name(self.camera)}.gif"
+
+    @property
+    def sheet(self) -> Path:
+        """The file of the contact sheet of keyframes."""
+        return self.file.with_name(f"{self.file.stem}-sheet.png")
+
+    @property
+    def writer_options(self) -> dict[str, Any]:
+        """Further arguments of the writer of this format."""
+        gif = {"colours": self.colours, "palette": self.palette, "dither": self.dither}
+        return gif if self.file.suffix.lower() == ".gif" else {}
+
+
+def file_name(text: str) -> str:
+    """The part of a text that fits into a file name.
+    File systems allow 255 bytes, and a Chinese character takes three.
+    """
+    return re.sub(r"[^\w-]+", "-", text.strip()).strip("-").encode()[:100].decode(errors="ignore") or "dish"
