@@ -1,6 +1,6 @@
 """Train a DDPM: digits out of noise.
 
-python 01_ddpm_mnist/train.py                                    MNIST if it can be had, else the embedded digits
+python 01_ddpm_mnist/train.py                                    MNIST from a local copy or a download, else the embedded part of it
 python 01_ddpm_mnist/train.py --data cifar10 --minutes 60
 python 01_ddpm_mnist/train.py --data path/to/faces --size 64
 python 01_ddpm_mnist/train.py --resume runs/01_ddpm_mnist/mnist
@@ -19,7 +19,7 @@ from common.training.settings import OTHER, Presets, settle, with_auto_data, wit
 @dataclass(frozen=True)
 class Args(UNetFlags):
     data: str = "auto"
-    """auto, digits, mnist, fashion_mnist, cifar10, flowers102, hub:owner/name, or a path (common/data/README.md)."""
+    """auto, mnist, mnist-10k, fashion_mnist, cifar10, flowers102, hub:owner/name, or a path (common/data/README.md)."""
     size: int | None = None
     """Pixels a side; by default the data's own."""
     image_channels: Literal[1, 3] | None = None
@@ -46,24 +46,25 @@ class Preset:
     flip: bool = False
 
 
+MNIST = ("mnist", "mnist-10k")
 PRESETS = Presets(
     cpu={
         "digits": Preset(minutes=2, channels=(16, 32), size=16, lr=3e-3),
-        "mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
+        **dict.fromkeys(MNIST, Preset(minutes=5, channels=(16, 32, 64), lr=3e-3)),
         "fashion_mnist": Preset(minutes=5, channels=(16, 32, 64), lr=3e-3),
         "cifar10": Preset(minutes=60, channels=(64, 128, 128), flip=True),
         OTHER: Preset(minutes=60, channels=(32, 64, 128, 128), size=64, flip=True),
     },
     mps={
         "digits": Preset(minutes=1, channels=(32, 64), size=16, batch_size=64, lr=3e-3),
-        "mnist": Preset(minutes=5, channels=(32, 64, 128), batch_size=64, lr=2e-3),
+        **dict.fromkeys(MNIST, Preset(minutes=5, channels=(32, 64, 128), batch_size=64, lr=2e-3)),
         "fashion_mnist": Preset(minutes=5, channels=(32, 64, 128), batch_size=64, lr=2e-3),
         "cifar10": Preset(minutes=60, channels=(64, 128, 256), batch_size=64, lr=1e-3, flip=True),
         OTHER: Preset(minutes=60, channels=(64, 64, 128, 256), size=64, batch_size=32, lr=1e-3, flip=True),
     },
     gpu={
         "digits": Preset(minutes=1, channels=(32, 64), size=16, batch_size=128, lr=3e-3),
-        "mnist": Preset(minutes=5, channels=(64, 128, 256), batch_size=256, lr=1e-3),
+        **dict.fromkeys(MNIST, Preset(minutes=5, channels=(64, 128, 256), batch_size=256, lr=1e-3)),
         "fashion_mnist": Preset(minutes=5, channels=(64, 128, 256), batch_size=256, lr=1e-3),
         "cifar10": Preset(minutes=120, channels=(128, 256, 256), batch_size=256, lr=5e-4, flip=True),
         OTHER: Preset(minutes=120, channels=(128, 128, 256, 256), size=64, batch_size=64, lr=3e-4, flip=True),

@@ -21,6 +21,7 @@ def _draw(dataset: DrawnDataset, data_dir: Path, split: str, size: int, n: int |
 
 LOADERS: dict[str, Callable[..., Images]] = {
     "digits": torchvision_datasets.digits,
+    "mnist-10k": torchvision_datasets.mnist_10k,
     "mnist": torchvision_datasets.mnist,
     "fashion_mnist": torchvision_datasets.fashion_mnist,
     "cifar10": torchvision_datasets.cifar10,
@@ -31,7 +32,13 @@ LOADERS: dict[str, Callable[..., Images]] = {
 }
 NAMES = tuple(LOADERS)
 DRAWN = ("creatures", "dishes")  # as many as one likes, and a split of combinations never trained on
-NATIVE_SIZE = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}  # the rest comes at any size
+NATIVE_SIZE = {
+    "digits": 8,
+    "mnist-10k": 28,
+    "mnist": 28,
+    "fashion_mnist": 28,
+    "cifar10": 32,
+}  # the rest comes at any size
 DEFAULT_SIZE = {"creatures": 32}  # of those; 64 where nothing is said
 
 
@@ -100,7 +107,7 @@ def splits_of(name: str) -> tuple[str, ...]:
 
 
 def auto(data_dir: Path) -> tuple[str, str]:
-    """MNIST where it can be had, else the embedded digits. Returns (name, a sentence that says why)."""
+    """MNIST from a local copy or a download, else the embedded part of it. Returns (name, a sentence that says why)."""
     where = torchvision_datasets.find_mnist(data_dir, "MNIST", "train")
     if where:
         return "mnist", f"data: MNIST from {where}"
@@ -108,4 +115,7 @@ def auto(data_dir: Path) -> tuple[str, str]:
         torchvision_datasets.mnist(data_dir, "train")
         return "mnist", f"data: MNIST, downloaded to {data_dir}"
     except UserError:
-        return "digits", f"data: the embedded 8x8 digits (no MNIST in {data_dir}, and none could be downloaded)"
+        return (
+            "mnist-10k",
+            f"data: the embedded 10,000 digits of MNIST (no MNIST in {data_dir}, and no download possible)",
+        )

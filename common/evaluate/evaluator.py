@@ -5,20 +5,42 @@ would reach the floor, too: look at the images as well.) No number here is compa
 those of an Inception network.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from common.data import Images
+from common.data.registry import load
+from common.data.sources.torchvision_datasets import find_mnist
 from common.errors import UserError
-from common.evaluate.digit_classifier import FEATURES, classify, load_digit_classifier
+from common.evaluate.classifiers import WEIGHTS
+from common.evaluate.digit_classifier import FEATURES, SIZE, DigitClassifier, classify, load_digit_classifier
 from common.evaluate.distances import Frechet, bootstrap, kernel_distance, one_thread, random_splits
+from common.io.files import write_atomically
 from common.io.pixels import to_bytes
 from common.random import EVALUATION, generator
 
 MIN_SAMPLES = 32  # a covariance of 64 features from fewer samples is meaningless
 DRAWS = 20  # sets of real images, for the floor
+TEST_FEATURES = WEIGHTS / "mnist_test_features.safetensors"  # of MNIST's 10,000 test images
+
+
+class ReferenceFeatures(NamedTuple):
+    """Features of real images, where these are not at hand."""
+
+    name: str  # of the data set
+    features: Tensor  # (R, 64) float64
+
+    @classmethod
+    def of(cls, images: Images, size: int, net: DigitClassifier) -> "ReferenceFeatures":
+        """Those of these images, at the size of the samples that they are compared with."""
+        return cls(images.name, classify(net, images.resized(size).pixels)[0])
+
+    def __len__(self) -> int:  # of a NamedTuple it would be the number of its fields
+        return len(self.features)
 
 
 class Report(NamedTuple):
@@ -48,11 +70,11 @@ class Report(NamedTuple):
         return self.frechet / self.frechet_real
 
 
-def evaluate(samples: Tensor, reference: Images, real: Images, seed: int = 0) -> Report:
+def evaluate(samples: Tensor, reference: Images | ReferenceFeatures, real: Images, seed: int = 0) -> Report:
     """Compare samples with real images.
 
     samples    (N, 1 or 3, S, S) floats in [-1, 1]; compared as the bytes they would be saved as
-    reference  real images that the model was not trained on: the test split
+    reference  real images that the model was not trained on, or their features: the test split
     real       other real images, for the floor: the training split
 
     Both sets are first brought to the samples' size, as a model's training images were. Where `real` is too small for
@@ -70,9 +92,11 @@ class Evaluator:
     size). Of more than n samples, n are chosen, because distances compare at equal numbers only.
     """
 
-    def __init__(self, reference: Images, real: Images, size: int, n: int, seed: int = 0) -> None:
+    def __init__(self, reference: Images | ReferenceFeatures, real: Images, size: int, n: int, seed: int = 0) -> None:
         self.n, self.seed, self.net = n, seed, load_digit_classifier()
-        self.features_reference, _ = classify(self.net, reference.resized(size).pixels)
+        if isinstance(reference, Images):
+            reference = ReferenceFeatures.of(reference, size, self.net)
+        self.features_reference = reference.features
         chosen = Images(real.name, choose(real.pixels, DRAWS * n, seed)).resized(size).pixels
         features_real, self.classes_real = classify(self.net, chosen)
         noise = torch.randn((n, 1, size, size), generator=generator(EVALUATION, seed, 2)).clamp(-1, 1)
@@ -113,7 +137,7 @@ class Evaluator:
         )
 
 
-def check(samples: Tensor, reference: Images, real: Images) -> tuple[int, list[str]]:
+def check(samples: Tensor, reference: Images | ReferenceFeatures, real: Images) -> tuple[int, list[str]]:
     """How many samples can be compared, and the notes."""
     if samples.ndim != 4 or samples.shape[1] not in (1, 3) or samples.shape[2] != samples.shape[3]:
         raise UserError(f"samples must be square grey or RGB images, (N, 1 or 3, S, S), not {tuple(samples.shape)}")
@@ -131,7 +155,7 @@ def check(samples: Tensor, reference: Images, real: Images) -> tuple[int, list[s
         )
     if min(n, len(reference)) <= FEATURES:
         notes.append(f"{min(n, len(reference))} images cannot fill {FEATURES} features: the distances are very rough")
-    if reference.name != "mnist":
+    if reference.name not in ("mnist", "mnist-10k"):
         notes.append(
             f"the features are those of a classifier of MNIST digits: with {reference.name}, use them to compare models, no more"
         )
@@ -150,3 +174,30 @@ def histogram(classes: Tensor) -> tuple[float, ...]:
 
 def confidence(classes: Tensor) -> float:
     return float(classes.max(1).values.mean())
+
+
+# ------------------------------------------------------------------------------------------------- the real images
+
+
+def load_real(name: str, data_dir: Path) -> tuple[Images, Images]:
+    """The test images and the training images of a data set.
+    Where there is no local copy of MNIST, its embedded part is taken.
+    """
+    if name == "mnist" and find_mnist(data_dir, "MNIST", "test") is None:
+        name = "mnist-10k"
+    return load(name, data_dir=data_dir, split="test"), load(name, data_dir=data_dir)
+
+
+def reference_for(images: Images, size: int) -> Images | ReferenceFeatures:
+    """What samples of size x size pixels are compared with: these test images.
+    For the embedded 2,000 of MNIST, these are the features of all 10,000, which are embedded for its own size.
+    """
+    if images.name == "mnist-10k" and size == SIZE:
+        return ReferenceFeatures("mnist", load_file(TEST_FEATURES)["features"].double())
+    return images
+
+
+def save_reference(net: DigitClassifier, pixels: Tensor, path: Path = TEST_FEATURES) -> None:
+    """Write the features of these test images in half precision: 1.3 MB for 10,000 images."""
+    data = save({"features": classify(net, pixels)[0].to(torch.float16)})
+    write_atomically(path, lambda file: file.write(data))

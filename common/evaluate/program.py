@@ -20,7 +20,9 @@ class Args:
     samples: Positional[Path]
     """A folder of PNGs, a .npy array (N, H, W, C) or (N, C, H, W), or a model folder."""
     data: str = "auto"
-    """Data set of the real images: auto, digits, mnist, fashion_mnist, cifar10, flowers102, or a folder of images."""
+    """Data set of the real images: auto, mnist, mnist-10k, fashion_mnist, cifar10, flowers102, or a folder of images.
+    MNIST needs no local copy: a part of it is embedded, with the features of its test images.
+    """
     data_dir: Path = Path("data")
     """Folder of local copies and of downloads."""
     n: int | None = None

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from common.data.registry import auto, load
+from common.data.registry import auto
 from common.errors import UserError
-from common.evaluate.evaluator import Report, evaluate
+from common.evaluate.evaluator import Report, evaluate, load_real, reference_for
 from common.evaluate.samples import read_samples
 from common.io.files import write_json
 
@@ -18,8 +18,10 @@ def print_report(
     name, reason = auto(data_dir) if data == "auto" else (data, "")
     if reason:
         print(reason)
-    reference, real = (load(name, data_dir=data_dir, split=split) for split in ("test", "train"))
-    report = evaluate(read_samples(source, n, sampler, seed, device), reference, real, seed)
+    test, real = load_real(name, data_dir)  # refused before any samples are drawn
+    samples = read_samples(source, n, sampler, seed, device)
+    reference = reference_for(test, samples.shape[-1])
+    report = evaluate(samples, reference, real, seed)
     print(table(report, reference.name))
     if json:
         settings = {"samples": source, "data": name, "seed": seed}

@@ -67,7 +67,7 @@ def with_preset(args: Training, presets: Presets) -> Training:
 
 
 def with_auto_data(args: Training) -> Training:
-    """The data set "auto" of a new run is MNIST where it can be had, else the embedded digits."""
+    """The data set "auto" of a new run: MNIST, from a local copy or a download, else the embedded part of it."""
     if args.data != "auto" or args.resume:
         return args
     from common.data.registry import auto  # brings torch along

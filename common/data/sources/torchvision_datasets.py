@@ -1,6 +1,7 @@
-"""The classic sets: scikit-learn's embedded digits, and torchvision's, from a local copy or downloaded."""
+"""The classic sets: those that are embedded, and torchvision's, from a local copy or downloaded."""
 
 import gzip
+import lzma
 import os
 import re
 import socket
@@ -17,11 +18,13 @@ from common.data.sources.listing import Listing, Tally
 from common.errors import UserError, explain
 from common.io.hub import REACH_SECONDS, reachable
 
+EMBEDDED = Path(__file__).parents[1] / "embedded"
 STALLED_SECONDS = 20  # a download that brings nothing for so long is given up
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 # Kaggle's copies have a dot
-IDX_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx([13])-ubyte(\.gz)?", re.IGNORECASE)
+IDX_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx([13])-ubyte(\.gz|\.xz)?", re.IGNORECASE)
+DECOMPRESS = {".gz": gzip.decompress, ".xz": lzma.decompress}
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -34,6 +37,11 @@ def digits(data_dir: Path, split: str) -> Images:
     keep = test if split == "test" else ~test
     pixels = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[:, None]
     return Images("digits", pixels[keep], torch.from_numpy(bunch.target).long()[keep], DIGITS)
+
+
+def mnist_10k(data_dir: Path, split: str) -> Images:
+    """10,000 training images and 2,000 test images of MNIST, embedded: no download, ever (../embedded/README.md)."""
+    return read_mnist("mnist-10k", EMBEDDED / "mnist-10k", split, DIGITS, quiet=True)
 
 
 # ------------------------------------------------------------------------------------------------ MNIST and its family
@@ -73,21 +81,25 @@ def load_idx(name: str, listing: Listing, files: list[str], split: str) -> Image
     return read_mnist(name, listing.folder / base, split, DIGITS, tally)
 
 
-def read_mnist(name: str, base: Path, split: str, classes: tuple[str, ...], tally: Tally | None = None) -> Images:
+def read_mnist(
+    name: str, base: Path, split: str, classes: tuple[str, ...], tally: Tally | None = None, quiet: bool = False
+) -> Images:
+    """The images and labels of the IDX files in a folder. quiet: print no line about how many were read"""
     pixels = read_idx(_existing(base, split, "images"))
     labels = read_idx(_existing(base, split, "labels"))
     if len(pixels) != len(labels):
         raise UserError(f"{base} holds {len(pixels)} images but {len(labels)} labels; download it again")
-    (tally or Tally()).tell(name, len(pixels), split)
+    if not quiet:
+        (tally or Tally()).tell(name, len(pixels), split)
     return Images(name, torch.from_numpy(pixels)[:, None], torch.from_numpy(labels).long(), classes)
 
 
 def _idx_file(base: Path, split: str, kind: str) -> Path | None:
-    """train-images-idx3-ubyte or train-images.idx3-ubyte, plain or .gz;
+    """train-images-idx3-ubyte or train-images.idx3-ubyte, plain, .gz or .xz;
     or in a folder of that name, as some programs unpack it.
     """
     stem, dimensions = f"{'t10k' if split == 'test' else 'train'}-{kind}", 3 if kind == "images" else 1
-    names = [f"{stem}{dot}idx{dimensions}-ubyte{suffix}" for dot in "-." for suffix in ("", ".gz")]
+    names = [f"{stem}{dot}idx{dimensions}-ubyte{suffix}" for dot in "-." for suffix in ("", *DECOMPRESS)]
     folders = [base, *(base / name for name in names)]
     return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
 
@@ -103,8 +115,8 @@ def _existing(base: Path, split: str, kind: str) -> Path:
 def read_idx(path: Path) -> np.ndarray:
     """An IDX file of unsigned bytes: two zero bytes, type 8, number of dimensions, their sizes, the data."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as problem:
+        raw = DECOMPRESS.get(path.suffix, bytes)(path.read_bytes())
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as problem:
         raise UserError(f"{path} is damaged ({explain(problem)}); download it again") from problem
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise UserError(f"{path} is no IDX file of bytes (it begins with {raw[:4].hex() or 'nothing'})")
@@ -179,7 +191,7 @@ def flowers102(data_dir: Path, split: str, size: int, channels: int | None = Non
 
 def _download(torchvision_name: str, data_dir: Path, url: str) -> None:
     """Download through torchvision, after a short look whether the server answers at all."""
-    advice = "put a copy there, or name another folder with --data-dir (or use --data digits, which is embedded)"
+    advice = "put a copy there, or name another folder with --data-dir (or use --data mnist-10k, which is embedded)"
     if not reachable(url):
         raise UserError(
             f"{torchvision_name} is not in {data_dir}, and {url} did not answer within {REACH_SECONDS} s; {advice}"

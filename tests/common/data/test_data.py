@@ -4,6 +4,7 @@ import csv
 import gzip
 import http.server
 import json
+import lzma
 import os
 import pickle
 import random
@@ -483,15 +484,48 @@ def test_impossible_sizes(tmp_path, size):
 # ------------------------------------------------------------------------------------------------------- no network
 
 
+def test_the_embedded_part_of_mnist(tmp_path):
+    train, test = load("mnist-10k", data_dir=tmp_path), load("mnist-10k", data_dir=tmp_path, split="test")
+    assert train.pixels.shape == (10_000, 1, 28, 28) and test.pixels.shape == (2_000, 1, 28, 28)
+    for images in (train, test):
+        assert images.labels.bincount(minlength=10).min() > 0.07 * len(images) and images.classes == tuple(
+            "0123456789"
+        )
+        assert (images.pixels == 0).float().mean() > 0.75 and images.pixels.amax() == 255
+
+
+@pytest.mark.skipif("DIFFUSION_DATA" not in os.environ, reason="set DIFFUSION_DATA to a folder with the real sets")
+def test_the_embedded_part_of_mnist_is_as_its_readme_says():
+    rng = np.random.default_rng(0)
+    for split, total, n in (("train", 60_000, 10_000), ("test", 10_000, 2_000)):
+        chosen = torch.from_numpy(np.sort(rng.permutation(total)[:n]))
+        whole, part = (
+            load(name, data_dir=Path(os.environ["DIFFUSION_DATA"]), split=split) for name in ("mnist", "mnist-10k")
+        )
+        assert torch.equal(part.pixels, whole.pixels[chosen]) and torch.equal(part.labels, whole.labels[chosen])
+
+
+def test_xz_files_of_other_sets_are_read(tmp_path):
+    write_mnist(tmp_path / "MNIST/raw")
+    before = load("mnist", data_dir=tmp_path)
+    for file in (tmp_path / "MNIST/raw").iterdir():
+        (file.parent / f"{file.name}.xz").write_bytes(lzma.compress(file.read_bytes()))
+        file.unlink()
+    assert torch.equal(load("mnist", data_dir=tmp_path).pixels, before.pixels)
+    (tmp_path / "MNIST/raw/train-images-idx3-ubyte.xz").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is damaged"):
+        load("mnist", data_dir=tmp_path)
+
+
 def test_auto_takes_a_local_mnist(tmp_path):
     write_mnist(tmp_path / "MNIST/raw")
     name, why = auto(tmp_path)
     assert name == "mnist" and str(tmp_path) in why and "\n" not in why
 
 
-def test_auto_falls_back_to_the_embedded_digits(tmp_path, offline):
+def test_auto_falls_back_to_the_embedded_part_of_mnist(tmp_path, offline):
     name, why = auto(tmp_path)
-    assert name == "digits" and "embedded" in why and "\n" not in why
+    assert name == "mnist-10k" and "embedded" in why and "\n" not in why
     assert not list(tmp_path.iterdir())
 
 
@@ -506,7 +540,7 @@ def test_auto_says_so_when_the_local_copy_is_damaged(tmp_path, offline):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "flowers102"])
 def test_a_set_that_is_not_here_and_cannot_be_fetched(tmp_path, name, offline):
-    with pytest.raises(UserError, match="did not answer within 3 s.*--data-dir.*--data digits"):
+    with pytest.raises(UserError, match="did not answer within 3 s.*--data-dir.*--data mnist-10k"):
         load(name, data_dir=tmp_path)
 
 
@@ -519,7 +553,7 @@ def test_nobody_answers(monkeypatch, tmp_path):
         monkeypatch.setattr(
             classics_module, "reachable", lambda url: ask(f"http://127.0.0.1:{closed.getsockname()[1]}/")
         )
-        assert auto(tmp_path)[0] == "digits"
+        assert auto(tmp_path)[0] == "mnist-10k"
 
 
 def test_a_server_that_accepts_and_then_says_nothing(monkeypatch):
@@ -586,4 +620,4 @@ def test_a_download_that_fails_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.download", fail)
     with pytest.raises(UserError, match="MNIST could not be downloaded to .*Error downloading.*--data-dir"):
         load("mnist", data_dir=tmp_path)
-    assert auto(tmp_path)[0] == "digits"
+    assert auto(tmp_path)[0] == "mnist-10k"

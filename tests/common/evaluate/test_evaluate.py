@@ -1,7 +1,6 @@
 """The evaluator: its distances against closed forms, its error bars, its order of good and bad, and bad input."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.linalg import sqrtm
 
 from common.data import Images, load
-from common.data.sources.torchvision_datasets import find_mnist
 from common.diffusion.denoiser import Denoiser
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.evaluate.digit_classifier import FEATURES, accuracy, classify, load_digit_classifier, preprocess
 from common.evaluate.distances import Frechet, bootstrap, kernel_distance, random_splits
-from common.evaluate.evaluator import MIN_SAMPLES, evaluate
+from common.evaluate.evaluator import MIN_SAMPLES, evaluate, load_real, reference_for, save_reference
 from common.evaluate.report import table
 from common.evaluate.samples import read_folder, read_npy, read_samples
 from common.io.pixels import to_bytes, to_float
@@ -150,11 +149,7 @@ def test_shipped_classifier_reads_digits_it_has_never_seen(digits):
 
 
 def test_shipped_classifier_on_mnist():
-    places = [Path(os.environ[name]) for name in ("DIFFUSION_DATA",) if name in os.environ] + [Path("data")]
-    place = next((p for p in places if find_mnist(p, "MNIST", "test")), None)
-    if place is None:
-        pytest.skip("no MNIST in $DIFFUSION_DATA or ./data")
-    test = load("mnist", data_dir=place, split="test")
+    test = load("mnist-10k", split="test")
     assert accuracy(load_digit_classifier(), test.pixels, test.labels) > 0.99
 
 
@@ -261,6 +256,30 @@ def test_table_shows_every_number(digits):
         *report.notes,
     ):
         assert number in text
+
+
+# ------------------------------------------------------------------------------------------------ MNIST, not at hand
+
+
+def test_mnist_needs_no_download_for_a_frechet_distance(tmp_path):
+    test, real = load_real("mnist", tmp_path)
+    reference = reference_for(test, 28)
+    assert (reference.name, len(reference), reference.features.shape) == ("mnist", 10_000, (10_000, FEATURES))
+    report = evaluate(to_float(test.pixels[::4]), reference, real)  # the first ones would be of one kind of writers
+    assert report.reference == 10_000 and not report.notes and 0.5 < report.ratio < 1.5
+    assert reference_for(test, 14) is test  # features of another size are not embedded
+
+
+def test_embedded_features_are_those_of_the_test_images(tmp_path):
+    net, test = load_digit_classifier(), load("mnist-10k", split="test")
+    rng = np.random.default_rng(0)
+    rng.permutation(60_000)  # the training images were chosen first
+    chosen = torch.from_numpy(np.sort(rng.permutation(10_000)[: len(test)]))
+    features = reference_for(test, 28).features[chosen]
+    torch.testing.assert_close(features, classify(net, test.pixels)[0], rtol=2e-3, atol=2e-3)  # half precision
+    save_reference(net, test.pixels, tmp_path / "features.safetensors")
+    saved = load_file(tmp_path / "features.safetensors")["features"]
+    torch.testing.assert_close(saved.double(), features, rtol=2e-3, atol=2e-3)
 
 
 # ------------------------------------------------------------------------------------------------- reading the samples
