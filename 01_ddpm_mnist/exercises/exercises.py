@@ -64,7 +64,7 @@ def guess_x0(x_t: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def training_loss(model: EpsModel, pixels: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Exercise 4. One evaluation of the training loss: algorithm 1, once its dice are cast.
+    """Exercise 4. One evaluation of the training loss: algorithm 1, with its random numbers given.
 
     L = mean of (eps - model(x_t, t - 1))^2                         (DDPM, eq. 14)
 

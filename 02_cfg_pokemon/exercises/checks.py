@@ -50,19 +50,19 @@ def check_caption_dropout(ex, rng):
             )
         drop = (u < p)[:, None, None]
         wrong = {
-            "one die decided for the whole batch, and all captions were dropped; each image has its own": empty.expand_as(
+            "one random number decided for the whole batch, and all captions were dropped; each image has its own": empty.expand_as(
                 text
             ),
-            "one die decided for the whole batch, and none was dropped; each image has its own": text,
+            "one random number decided for the whole batch, and none was dropped; each image has its own": text,
             "you dropped where u is above p, and so the share 1 - p": torch.where(drop, text, empty),
             "the empty caption is a text too, not zeros": torch.where(drop, 0.0, text),
         }
         if square:
             wrong |= {
-                "the dice went to the numbers of a token, not to the images: u < p must have the shape (B, 1, 1)": torch.where(
+                "each number of a token was dropped by itself, not each image: u < p must have the shape (B, 1, 1)": torch.where(
                     u < p, empty, text
                 ),
-                "the dice went to the tokens, not to the images: u < p must have the shape (B, 1, 1)": torch.where(
+                "each token was dropped by itself, not each image: u < p must have the shape (B, 1, 1)": torch.where(
                     (u < p)[:, None], empty, text
                 ),
             }

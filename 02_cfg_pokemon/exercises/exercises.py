@@ -1,5 +1,5 @@
 """Chapter 2 with your own hands: seven functions,
-from captions that are dropped to the question whether words were obeyed.
+from dropped captions to prompt adherence.
 
 Work from top to bottom. exercises.py is for you to fill in; solutions.py shows one way to do it. None needs another.
 
@@ -134,7 +134,7 @@ def dynamic_threshold(x0: Tensor, share: float) -> Tensor:
 
 
 def attribute_accuracy(found: Tensor, asked: Tensor) -> tuple[float, float, float]:
-    """Exercise 7. Are words obeyed? The share of what was asked for that is there, and how sure one can be of it.
+    """Exercise 7. Prompt adherence: the share of the requested attributes that the images show, with an interval.
 
     A caption asks for some attributes of a creature (colour: red; wings: bat) and leaves others open. A classifier
     looks at the picture and says for each attribute which value it finds. Count the questions: n values were asked for

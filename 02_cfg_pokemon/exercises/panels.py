@@ -165,8 +165,7 @@ def dynamic_threshold(ex, right, axis):
 
 def attribute_accuracy(ex, right, axis):
     truth, studies, N, K, hold = 0.93, 60, 20, 4, 0
-    dice = random(studies, 2, N, K)
-    for study, (ask, see) in enumerate(dice):
+    for study, (ask, see) in enumerate(random(studies, 2, N, K)):
         asked = torch.where(ask < 0.6, 0, -1)
         found = (see > truth).long()  # 0, as asked for, or 1
         share, low, high = ex.attribute_accuracy(found, asked)

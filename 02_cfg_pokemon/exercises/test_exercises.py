@@ -41,7 +41,7 @@ def test_1_two_of_five(ex):
             f"of 5 captions you return {len(got)}: the images stay in the batch, and only their words are dropped"
         )
     wrong = {
-        "one die decided for the whole batch; each image has its own, u_i": captions(-1, -1, -1, -1, -1),
+        "one random number decided for the whole batch; each image has its own, u_i": captions(-1, -1, -1, -1, -1),
         "you dropped where u is above p, and so 80 % of the captions instead of 20 %": captions(1, -1, 3, -1, -1),
         "the empty caption is a text too, not zeros": captions(0, 2, 0, 4, 5),
         "nothing was dropped": captions(1, 2, 3, 4, 5),

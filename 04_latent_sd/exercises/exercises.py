@@ -66,7 +66,7 @@ def scaling_factor(batches: Iterator[Tensor]) -> float:
     Both sums run over all n components there are: images, channels, places. One number for the whole set.
 
     batches  gives tensors (B, C, h, w), once, one after the other; the last may have fewer images than the others. A
-             tensor is lent until you ask for the next: its memory is then used again, so nobody can keep the whole set
+             tensor is lent until you ask for the next: its memory is then used again, so no one can keep the whole set
     returns  the scaling factor
 
     Watch out: the mean of the batches' standard deviations is not that of the set, for batches differ in their means

@@ -48,8 +48,8 @@ def merge_adapters(W: Tensor, adapters: list[Adapter], scales: list[float]) -> T
 
     W' = W + sum_k scale_k alpha_k / r_k B_k A_k
 
-    Each adapter brings its own rank and its own alpha, and is heard as loudly as its scale says: 0 is not at all, 1 as
-    it was trained, below 0 the opposite. Merged again with the scales' signs turned, W' becomes W.
+    Each adapter has its own rank and its own alpha. Its scale says how strongly it acts: 0 not at all, 1 as it was
+    trained, below 0 the opposite way. Merged again with the scales' signs turned, W' becomes W.
 
     W         (out, in)
     adapters  K triples A (r_k, in), B (out, r_k), alpha_k; K may be 0

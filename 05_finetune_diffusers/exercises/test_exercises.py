@@ -115,7 +115,7 @@ def test_2_none_and_several(ex):
         "only the first adapter is merged": W,
         "the scales are not each adapter's own": W + 5 * PRODUCT + 5 * torch.eye(2),
         "the scales are in the wrong order": W + 5 * PRODUCT,
-        "at scale 0 an adapter should not be heard at all": W + PRODUCT + 5 * torch.eye(2),
+        "at scale 0 an adapter should change nothing": W + PRODUCT + 5 * torch.eye(2),
         "the mean of the adapters was added; it is their sum": W + 2.5 * torch.eye(2),
     }
     expect(
@@ -320,7 +320,7 @@ HIDDEN, WORD = torch.tensor([[1.0, 0, 0], [4, 4, 2], [3, 3, 4]]), torch.tensor([
 
 
 def prompt() -> list[torch.Tensor]:
-    """z, empty, hidden and word, as copies: whoever overwrites them spoils no other test."""
+    """z, empty, hidden and word, as copies: so that an answer that overwrites them spoils no other test."""
     return [part.clone() for part in (Z, EMPTY, HIDDEN, WORD)]
 
 
@@ -442,7 +442,7 @@ def test_7_two_levels(ex):
     expect(got[1], feature(3 + 20.0), "at the second level the kernel makes 10 of 2, strength 20; the feature is 3")
 
 
-def test_7_untrained_it_is_not_heard_but_learns(ex):
+def test_7_untrained_it_changes_nothing_but_learns(ex):
     features, residuals, kernels, biases = two_levels()
     kernels = [torch.zeros_like(kernel).requires_grad_() for kernel in kernels]
     got = ex.controlled(features, residuals, kernels, [torch.zeros_like(bias) for bias in biases], 1.0)

@@ -172,7 +172,7 @@ def zoom_scales(frames: int, first: float, last: float, part: float) -> Tensor:
 
 
 def looped(shot: Tensor, loop: str, m: int = 0) -> Tensor:
-    """Exercise 7. A film that is shown again and again, and nobody sees where it begins.
+    """Exercise 7. A film that repeats without a visible beginning.
 
     "pingpong"  there and back: 0 1 2 ... T - 1 ... 2 1, and after that comes 0 again
     "seamless"  the end dissolves into the beginning while the camera moves on. With n = T - m frames in the film:

@@ -26,7 +26,7 @@ MISTAKES, OTHER_WAYS = bank.MISTAKES, bank.OTHER_WAYS
 # -------------------------------------------------------------------------------------------- 1. caption_dropout
 
 
-@mistake("one die for the whole batch", "one die decided for the whole batch")
+@mistake("one random number for the whole batch", "one random number decided for the whole batch")
 def caption_dropout(text, empty, u, p):
     return empty.expand_as(text) if u[0] < p else text
 
