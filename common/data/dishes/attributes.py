@@ -2,6 +2,7 @@
 and the pairs of values that training never sees together.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,9 +24,7 @@ UNGLAZED = ("steamer", "clay pot")
 
 # Each dish misses one table, the next dish of the menu the next one: a sixth of all combinations. A model that draws
 # 番茄炒蛋 on wood combines two things that it was only trained on apart.
-NEVER_TOGETHER: dict[str, str] = {
-    dish: ATTRIBUTES["table"][i % len(ATTRIBUTES["table"])] for i, dish in enumerate(DISHES)
-}
+NEVER_TOGETHER: dict[str, str] = dict(zip(DISHES, itertools.cycle(ATTRIBUTES["table"])))
 
 
 def is_held_out(attributes: Mapping[str, str]) -> bool:
@@ -58,8 +57,7 @@ def draw_attributes(rng: np.random.Generator, held_out: bool) -> dict[str, str]:
         name = choose(ATTRIBUTES["dish"], u[0])
         vessel = choose(DISHES[name].vessels, u[1])
         glaze = "none" if vessel in UNGLAZED else choose(ATTRIBUTES["glaze"][:-1], u[2])
-        attributes = dict(
-            zip(NAMES, (name, DISHES[name].style, vessel, glaze, choose(ATTRIBUTES["table"], u[3])), strict=True)
-        )
+        table = choose(ATTRIBUTES["table"], u[3])
+        attributes = {"dish": name, "style": DISHES[name].style, "vessel": vessel, "glaze": glaze, "table": table}
         if is_held_out(attributes) == held_out:
             return attributes

@@ -102,13 +102,8 @@ def fan(layer: FoodLayer, rng: np.random.Generator) -> Places:
     u = layer.wide * (1.5 * (along + 0.5) / np.ceil(n / rows) - 0.75)
     v = layer.wide * (0.0 if rows == 1 else 1.0) * (row - (rows - 1) / 2) * 0.52
     turn = 1.57 + 0.16 * (rng.random(n) - 0.5) + (rng.random() < 0.5) * 0.3
-    return Places(
-        u + 0.02 * rng.random(n),
-        v + 0.03 * rng.random(n),
-        turn + 0 * u,
-        0.15 + 0.35 * along / n,
-        np.sort(dealt(layer, rng)),
-    )
+    u, v = u + 0.02 * rng.random(n), v + 0.03 * rng.random(n)
+    return Places(u, v, turn + 0 * u, 0.15 + 0.35 * along / n, np.sort(dealt(layer, rng)))
 
 
 def pack(layer: FoodLayer, rng: np.random.Generator) -> Places:

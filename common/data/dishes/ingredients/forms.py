@@ -51,10 +51,9 @@ def chunk(
     def paint(p: Pieces) -> Look:
         u, v = p.warped(0.08 + 0.1 * rough, 2.5)
         d = box(u, v, long, wide, corner) + p.swing(1, 0.06)
-        height = dome(d, bevel) * 1.3 + (
-            0.10 * rough * np.sin(7 * u + 6 * p.luck[2]) * np.sin(6 * v + 6 * p.luck[3]) if rough else 0
-        )
-        return Look(d, blend(p.tone(side), p.tone(top), np.clip(-d / bevel, 0, 1)), height, gloss)
+        bumps = 0.10 * rough * np.sin(7 * u + 6 * p.luck[2]) * np.sin(6 * v + 6 * p.luck[3]) if rough else 0
+        colour = blend(p.tone(side), p.tone(top), np.clip(-d / bevel, 0, 1))
+        return Look(d, colour, dome(d, bevel) * 1.3 + bumps, gloss)
 
     return paint
 
@@ -68,12 +67,8 @@ def ball(
         v = p.v * long
         d = (np.sqrt(p.u * p.u + v * v) - 1) / long
         body = np.clip(-d * long, 0, 1)
-        return Look(
-            d,
-            blend(p.tone(rim, spread), p.tone(colour, spread), np.minimum(1, 2.2 * body)),
-            high * dome(d, 0.95 / long),
-            gloss,
-        )
+        shade = blend(p.tone(rim, spread), p.tone(colour, spread), np.minimum(1, 2.2 * body))
+        return Look(d, shade, high * dome(d, 0.95 / long), gloss)
 
     return paint
 
@@ -93,13 +88,8 @@ def lump(
         u, v = p.warped(strength, 3.2)
         d = np.sqrt(u * u + v * v * (1 + p.luck[1])) - 0.78
         wave = np.sin(4 * u + 6.3 * p.luck[2]) * np.sin(4 * v + 6.3 * p.luck[3])
-        return Look(
-            d,
-            blend(p.tone(colour), p.tone(other), 0.5 + 0.5 * wave),
-            dome(d, flat) + bumps * wave * np.clip(-3 * d, 0, 1),
-            gloss,
-            opacity,
-        )
+        mixed = blend(p.tone(colour), p.tone(other), 0.5 + 0.5 * wave)
+        return Look(d, mixed, dome(d, flat) + bumps * wave * np.clip(-3 * d, 0, 1), gloss, opacity)
 
     return paint
 

@@ -55,15 +55,9 @@ def braised_pork(p: Pieces) -> Look:
     """A cube of belly: skin like caramel, amber fat, lean meat, and all of it shining."""
     u, v = p.warped(0.05, 2)
     d = box(u, v, 0.80, 0.74, 0.22)
-    layers = [
-        ((0.46, 0.11, 0.03), -0.36),
-        ((0.85, 0.47, 0.17), -0.04),
-        ((0.47, 0.16, 0.06), 0.22),
-        ((0.78, 0.40, 0.15), 0.42),
-        ((0.42, 0.13, 0.05), 2.0),
-    ]
-    colour = p.tone(layers[0][0])
-    for (_, edge), (shade, _) in zip(layers, layers[1:], strict=False):
+    colour = p.tone((0.46, 0.11, 0.03))
+    layers = {-0.36: (0.85, 0.47, 0.17), -0.04: (0.47, 0.16, 0.06), 0.22: (0.78, 0.40, 0.15), 0.42: (0.42, 0.13, 0.05)}
+    for edge, shade in layers.items():
         colour = blend(colour, p.tone(shade), p.cover(-(v - edge - p.swing(2, 0.08)), 0.12))
     return Look(d, colour, 1.3 * dome(d, 0.34), 1.0)
 
@@ -84,12 +78,8 @@ def wing(p: Pieces) -> Look:
         capsule(p.u, p.v, (-0.62, -0.12), (0.10, 0.18), 0.33, 0.39),
         capsule(p.u, p.v, (0.10, 0.18), (0.70, -0.22), 0.39, 0.24),
     )
-    return Look(
-        d,
-        blend((0.45, 0.15, 0.03), p.tones((0.78, 0.38, 0.09), (0.68, 0.28, 0.06)), np.clip(-3.4 * d, 0, 1)),
-        1.2 * dome(d, 0.32),
-        1.0,
-    )
+    colour = blend((0.45, 0.15, 0.03), p.tones((0.78, 0.38, 0.09), (0.68, 0.28, 0.06)), np.clip(-3.4 * d, 0, 1))
+    return Look(d, colour, 1.2 * dome(d, 0.32), 1.0)
 
 
 def rib(meat: Colour, dark: Colour, gloss: float) -> Paint:
@@ -121,12 +111,8 @@ def fried_tofu(p: Pieces) -> Look:
     """A triangle, golden, brown at the edges."""
     x = np.abs(p.v)
     d = np.maximum(0.72 * (p.u - 0.75) + 0.69 * x + 0.02, -p.u - 0.62) - 0.06
-    return Look(
-        d,
-        blend((0.66, 0.34, 0.08), p.tones((0.97, 0.72, 0.28), (0.93, 0.64, 0.22)), np.clip(-4.5 * d, 0, 1)),
-        dome(d, 0.25),
-        0.6,
-    )
+    colour = blend((0.66, 0.34, 0.08), p.tones((0.97, 0.72, 0.28), (0.93, 0.64, 0.22)), np.clip(-4.5 * d, 0, 1))
+    return Look(d, colour, dome(d, 0.25), 0.6)
 
 
 MEATS = {

@@ -20,11 +20,8 @@ def whole_shrimp(p: Pieces) -> Look:
     feelers = np.maximum(np.maximum(feelers, p.u + 0.55), -p.v - 0.55)
     d = together(body, tail, head, feelers)
     rings = np.cos(15 * angle)
-    colour = blend(
-        p.tones((0.97, 0.42, 0.17), (0.93, 0.34, 0.14)),
-        (1.0, 0.78, 0.58),
-        np.clip(0.75 * rings, 0, 1) * (along < 0.95),
-    )
+    pale = np.clip(0.75 * rings, 0, 1) * (along < 0.95)
+    colour = blend(p.tones((0.97, 0.42, 0.17), (0.93, 0.34, 0.14)), (1.0, 0.78, 0.58), pale)
     colour = blend(colour, (0.80, 0.16, 0.07), np.maximum(p.cover(tail + 0.1, 0.1), 0.7 * p.cover(head + 0.1, 0.1)))
     eye = p.cover(circle(p.u + 0.66, p.v - 0.38, 0.07), 0.03)
     return Look(d, blend(colour, (0.05, 0.03, 0.03), eye), dome(d, 0.26) + 0.03 * rings, 0.75)
@@ -36,9 +33,8 @@ def peeled_shrimp(p: Pieces) -> Look:
     thick = 0.14 + 0.20 * along
     d = np.maximum(np.abs(r - 0.58) - thick, 0.6 * (np.abs(angle) - 2.2))
     stripes = np.clip(np.cos(11 * angle), 0, 1) * np.clip(4 * (r - 0.5), 0, 1)
-    return Look(
-        d, blend(p.tones((1.0, 0.83, 0.70), (1.0, 0.74, 0.58)), (0.96, 0.42, 0.22), 0.85 * stripes), dome(d, 0.3), 0.75
-    )
+    colour = blend(p.tones((1.0, 0.83, 0.70), (1.0, 0.74, 0.58)), (0.96, 0.42, 0.22), 0.85 * stripes)
+    return Look(d, colour, dome(d, 0.3), 0.75)
 
 
 def fish(back: Colour, flank: Colour, fins: Colour, gloss: float) -> Paint:
@@ -92,12 +88,8 @@ def scallop(p: Pieces) -> Look:
     crumbs = np.sin(15 * p.u + 6 * p.luck[0]) * np.sin(14 * p.v + 6 * p.luck[1])
     top = blend((0.98, 0.90, 0.66), (0.93, 0.72, 0.30), np.clip(crumbs, 0, 1))
     top = blend(top, (0.30, 0.62, 0.14), np.clip(-2.5 * crumbs - 1.3, 0, 1))
-    return Look(
-        d,
-        blend(shell, top, p.cover(meat, 0.08)),
-        0.4 * dome(d, 0.2) + 0.03 * ridges + 0.6 * dome(meat, 0.3) + 0.04 * crumbs * (meat < 0),
-        0.6,
-    )
+    height = 0.4 * dome(d, 0.2) + 0.03 * ridges + 0.6 * dome(meat, 0.3) + 0.04 * crumbs * (meat < 0)
+    return Look(d, blend(shell, top, p.cover(meat, 0.08)), height, 0.6)
 
 
 STEAMED_FISH = fish((0.40, 0.44, 0.42), (0.90, 0.90, 0.82), (0.46, 0.46, 0.40), 0.7)

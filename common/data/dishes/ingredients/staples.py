@@ -46,9 +46,8 @@ def bun(dough: Colour, fold: Colour, pleats: int) -> Paint:
         wave = np.cos(pleats * (angle + 0.9 * r) + 6.3 * p.luck[0]) if pleats else 0 * r
         near = np.clip(1.15 - r / 0.85, 0, 1) * np.clip(r / 0.12, 0, 1)
         knot = p.cover(r - 0.13, 0.08) if pleats else 0 * r
-        colour = blend(
-            p.tone(dough, 0.02), fold, np.clip(near * (0.5 - 0.5 * wave) * 1.3 + 0.30 * np.clip(1 + 4 * d, 0, 1), 0, 1)
-        )
+        folds = np.clip(near * (0.5 - 0.5 * wave) * 1.3 + 0.30 * np.clip(1 + 4 * d, 0, 1), 0, 1)
+        colour = blend(p.tone(dough, 0.02), fold, folds)
         return Look(d, blend(colour, fold, 0.4 * knot), dome(d, 0.9) + 0.09 * wave * near - 0.05 * knot, 0.3)
 
     return paint
@@ -79,13 +78,11 @@ def wonton(p: Pieces) -> Look:
 
 def spring_roll(p: Pieces) -> Look:
     d = capsule(p.u, p.v, (-0.78, 0), (0.78, 0), 0.20, 0.20)
-    blister = np.sin(13 * p.u + 6 * p.luck[0]) * np.sin(16 * p.v + 6 * p.luck[1]) + 0.6 * np.sin(
-        29 * p.u + 6 * p.luck[2]
-    )
+    blister = np.sin(13 * p.u + 6 * p.luck[0]) * np.sin(16 * p.v + 6 * p.luck[1])
+    blister = blister + 0.6 * np.sin(29 * p.u + 6 * p.luck[2])
     seam = p.cover(np.abs(p.v - 0.5 * p.u) - 0.015, 0.03)
-    colour = blend(
-        p.tones((0.93, 0.62, 0.20), (0.86, 0.52, 0.14)), (0.66, 0.33, 0.07), np.clip(0.3 * blister + 0.15, 0, 1)
-    )
+    gold = p.tones((0.93, 0.62, 0.20), (0.86, 0.52, 0.14))
+    colour = blend(gold, (0.66, 0.33, 0.07), np.clip(0.3 * blister + 0.15, 0, 1))
     return Look(d, blend(colour, (0.55, 0.26, 0.06), 0.6 * seam), dome(d, 0.2) + 0.012 * blister, 0.6)
 
 
@@ -106,19 +103,14 @@ def skewer(p: Pieces) -> Look:
     """Lumps of grilled meat on a stick."""
     stick = box(p.u + 0.06, p.v, 0.94, 0.022, 0.01)
     step = np.mod(p.u + 0.45, 0.30) - 0.15
-    lumps = np.maximum(
-        box(step, p.v + 0.012 * np.sin(9 * p.u + 6 * p.luck[0]), 0.138, 0.135, 0.05), np.abs(p.u - 0.15) - 0.60
-    )
+    lumps = box(step, p.v + 0.012 * np.sin(9 * p.u + 6 * p.luck[0]), 0.138, 0.135, 0.05)
+    lumps = np.maximum(lumps, np.abs(p.u - 0.15) - 0.60)
     char = np.sin(31 * p.u + 6 * p.luck[1]) * np.sin(35 * p.v + 6 * p.luck[2])
     meat = blend(p.tones((0.66, 0.34, 0.14), (0.58, 0.27, 0.10)), (0.26, 0.10, 0.04), np.clip(0.8 * char, 0, 1))
     meat = blend(meat, (0.92, 0.60, 0.20), 0.6 * np.clip(-1.5 * char - 0.8, 0, 1))
     on = p.cover(lumps, 0.01)
-    return Look(
-        np.minimum(stick, lumps),
-        blend((0.86, 0.68, 0.40), meat, on),
-        np.maximum(dome(lumps, 0.08), 0.03) + 0.008 * char * on,
-        0.8,
-    )
+    height = np.maximum(dome(lumps, 0.08), 0.03) + 0.008 * char * on
+    return Look(np.minimum(stick, lumps), blend((0.86, 0.68, 0.40), meat, on), height, 0.8)
 
 
 def dip(sauce: Colour, inside: Colour = (0.97, 0.96, 0.93)) -> Paint:

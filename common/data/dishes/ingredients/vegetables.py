@@ -26,9 +26,8 @@ def lettuce(p: Pieces) -> Look:
     folds = np.sin(6 * angle + 6.3 * p.luck[1]) + 0.8 * np.sin(10 * angle - 5 * r + 6.3 * p.luck[2])
     d = (r - 0.86 + 0.09 * folds) / 1.35
     rib = np.exp(-((v / (0.24 - 0.12 * p.u)) ** 2)) * np.clip(0.75 - 0.8 * p.u, 0, 1)
-    green = blend(
-        p.tones((0.55, 0.78, 0.20), (0.36, 0.66, 0.13)), (0.20, 0.47, 0.08), np.clip(0.5 * r + 0.25 * folds, 0, 1)
-    )
+    dark = np.clip(0.5 * r + 0.25 * folds, 0, 1)
+    green = blend(p.tones((0.55, 0.78, 0.20), (0.36, 0.66, 0.13)), (0.20, 0.47, 0.08), dark)
     return Look(d, blend(green, (0.90, 0.95, 0.68), rib), 0.3 * dome(d, 0.3) + 0.13 * folds * r + 0.10 * rib, 0.75)
 
 
@@ -38,11 +37,10 @@ def bok_choy(p: Pieces) -> Look:
     leaves = ellipse(p.u - 0.35, p.v + 0.10 * np.sin(9 * p.u), 0.62, 0.38)
     d = np.minimum(foot, leaves)
     ribs = np.cos(22 * p.v) * np.clip(0.5 - p.u, 0, 1)
-    green = blend(
-        p.tones((0.16, 0.47, 0.12), (0.24, 0.56, 0.14)), (0.09, 0.32, 0.08), 0.5 + 0.5 * np.sin(11 * p.u + 8 * p.v)
-    )
+    folds = np.sin(11 * p.u + 8 * p.v)
+    green = blend(p.tones((0.16, 0.47, 0.12), (0.24, 0.56, 0.14)), (0.09, 0.32, 0.08), 0.5 + 0.5 * folds)
     colour = blend((0.88, 0.95, 0.70), green, np.clip(2.4 * (p.u + 0.22 + 0.5 * np.abs(p.v)), 0, 1))
-    return Look(d, colour, dome(d, 0.3) + 0.03 * ribs + 0.03 * np.sin(11 * p.u + 8 * p.v), 0.7)
+    return Look(d, colour, dome(d, 0.3) + 0.03 * ribs + 0.03 * folds, 0.7)
 
 
 def broccoli(p: Pieces) -> Look:
@@ -60,10 +58,8 @@ def shiitake(p: Pieces) -> Look:
     d = p.r() - 0.92
     cut = np.minimum(np.abs(p.u), np.abs(p.v)) - 0.09
     star = p.cover(np.maximum(cut, p.r() - 0.62), 0.08)
-    colour = blend(
-        blend((0.30, 0.16, 0.07), p.tone((0.50, 0.29, 0.13)), np.clip(-1.6 * d, 0, 1)), (0.92, 0.80, 0.60), star
-    )
-    return Look(d, colour, dome(d, 0.9) - 0.08 * star, 0.75)
+    cap = blend((0.30, 0.16, 0.07), p.tone((0.50, 0.29, 0.13)), np.clip(-1.6 * d, 0, 1))
+    return Look(d, blend(cap, (0.92, 0.80, 0.60), star), dome(d, 0.9) - 0.08 * star, 0.75)
 
 
 def fungus(p: Pieces) -> Look:
@@ -71,12 +67,8 @@ def fungus(p: Pieces) -> Look:
     u, v = p.warped(0.32, 3.4)
     d = np.sqrt(u * u + v * v) - 0.72
     folds = np.sin(5 * u + 6.3 * p.luck[0]) + np.sin(6 * v + 3 * u)
-    return Look(
-        d,
-        blend((0.10, 0.07, 0.06), (0.32, 0.20, 0.13), np.clip(0.3 * folds + 0.2, 0, 1)),
-        0.4 * dome(d, 0.3) + 0.11 * folds,
-        0.95,
-    )
+    colour = blend((0.10, 0.07, 0.06), (0.32, 0.20, 0.13), np.clip(0.3 * folds + 0.2, 0, 1))
+    return Look(d, colour, 0.4 * dome(d, 0.3) + 0.11 * folds, 0.95)
 
 
 def white_fungus(p: Pieces) -> Look:
@@ -84,13 +76,8 @@ def white_fungus(p: Pieces) -> Look:
     angle, r = np.arctan2(p.v, p.u), p.r()
     frills = np.sin(9 * angle + 6.3 * p.luck[0] + 5 * r) + np.sin(5 * angle - 9 * r)
     d = r - 0.85 + 0.08 * frills
-    return Look(
-        d,
-        blend((0.93, 0.84, 0.58), (1.0, 0.97, 0.86), 0.5 + 0.3 * frills),
-        0.4 * dome(d, 0.4) + 0.10 * frills,
-        0.7,
-        0.92,
-    )
+    colour = blend((0.93, 0.84, 0.58), (1.0, 0.97, 0.86), 0.5 + 0.3 * frills)
+    return Look(d, colour, 0.4 * dome(d, 0.4) + 0.10 * frills, 0.7, 0.92)
 
 
 def green_bean(p: Pieces) -> Look:
@@ -106,24 +93,16 @@ def snow_pea(p: Pieces) -> Look:
     v = p.v - p.swing(0, 0.2) * (1 - p.u * p.u)
     d = ellipse(p.u, v, 1.0, 0.33)
     peas = np.clip(np.cos(9 * p.u), 0, 1) * np.exp(-((v / 0.13) ** 2))
-    return Look(
-        d,
-        blend(p.tones((0.40, 0.70, 0.16), (0.52, 0.78, 0.22)), (0.70, 0.88, 0.36), 0.6 * peas),
-        0.5 * dome(d, 0.2) + 0.09 * peas,
-        0.7,
-    )
+    colour = blend(p.tones((0.40, 0.70, 0.16), (0.52, 0.78, 0.22)), (0.70, 0.88, 0.36), 0.6 * peas)
+    return Look(d, colour, 0.5 * dome(d, 0.2) + 0.09 * peas, 0.7)
 
 
 def bean_sprout(p: Pieces) -> Look:
     stem = np.sqrt(np.maximum(np.abs(p.u) - 0.92, 0) ** 2 + bent(p, 0.5) ** 2) - 0.085
     head = ellipse(p.u - 0.88, p.v, 0.19, 0.14)
     d = np.minimum(stem, head)
-    return Look(
-        d,
-        blend(p.tones((0.97, 0.96, 0.88), (0.90, 0.91, 0.78)), (0.93, 0.78, 0.25), p.cover(head, 0.06)),
-        dome(d, 0.1),
-        0.7,
-    )
+    colour = blend(p.tones((0.97, 0.96, 0.88), (0.90, 0.91, 0.78)), (0.93, 0.78, 0.25), p.cover(head, 0.06))
+    return Look(d, colour, dome(d, 0.1), 0.7)
 
 
 def bitter_melon(p: Pieces) -> Look:
@@ -131,12 +110,9 @@ def bitter_melon(p: Pieces) -> Look:
     r, angle = p.r(), np.arctan2(p.v, p.u)
     knobs = np.cos(13 * angle)
     d = np.maximum(np.abs(r - 0.68 - 0.04 * knobs) - 0.25, -p.v - 0.05)
-    return Look(
-        d,
-        blend((0.80, 0.92, 0.55), p.tones((0.30, 0.62, 0.16), (0.42, 0.72, 0.22)), np.clip(5 * (r - 0.62), 0, 1)),
-        dome(d, 0.25) + 0.03 * knobs,
-        0.7,
-    )
+    green = p.tones((0.30, 0.62, 0.16), (0.42, 0.72, 0.22))
+    colour = blend((0.80, 0.92, 0.55), green, np.clip(5 * (r - 0.62), 0, 1))
+    return Look(d, colour, dome(d, 0.25) + 0.03 * knobs, 0.7)
 
 
 def lotus(p: Pieces) -> Look:
@@ -148,12 +124,9 @@ def lotus(p: Pieces) -> Look:
     holes = np.minimum(ellipse(r * np.cos(a) - 0.56, r * np.sin(a), 0.19, 0.14), r - 0.13)
     d = r - 0.95
     dark = p.cover(holes, 0.05)
-    colour = blend(
-        blend(p.tones((0.97, 0.93, 0.82), (0.95, 0.88, 0.72)), (0.80, 0.66, 0.45), 1 - p.cover(d + 0.08, 0.05)),
-        (0.42, 0.30, 0.18),
-        dark,
-    )
-    return Look(d, colour, 0.5 * dome(d, 0.15) - 0.12 * dark, 0.6)
+    flesh = p.tones((0.97, 0.93, 0.82), (0.95, 0.88, 0.72))
+    colour = blend(flesh, (0.80, 0.66, 0.45), 1 - p.cover(d + 0.08, 0.05))
+    return Look(d, blend(colour, (0.42, 0.30, 0.18), dark), 0.5 * dome(d, 0.15) - 0.12 * dark, 0.6)
 
 
 def corn_round(p: Pieces) -> Look:
@@ -161,37 +134,27 @@ def corn_round(p: Pieces) -> Look:
     r, angle = p.r(), np.arctan2(p.v, p.u)
     kernels = np.abs(np.cos(7.5 * angle + 6 * p.luck[0]))
     d = r - 0.86 - 0.09 * kernels
-    colour = blend(
-        blend((0.85, 0.55, 0.06), p.tone((1.0, 0.82, 0.20)), kernels), (0.96, 0.90, 0.66), p.cover(r - 0.42, 0.1)
-    )
+    colour = blend((0.85, 0.55, 0.06), p.tone((1.0, 0.82, 0.20)), kernels)
+    colour = blend(colour, (0.96, 0.90, 0.66), p.cover(r - 0.42, 0.1))
     return Look(d, colour, dome(d, 0.3) + 0.05 * kernels, 0.6)
 
 
 def onion(p: Pieces) -> Look:
     """A strip of an onion's layer: a bow, violet on its back."""
-    bow = np.abs(np.sqrt(p.u**2 + (p.v + 0.35) ** 2) - 0.85) - 0.13
-    d = np.maximum(bow, -p.v - 0.15)
     r = np.sqrt(p.u**2 + (p.v + 0.35) ** 2)
-    return Look(
-        d,
-        blend((0.96, 0.91, 0.93), p.tones((0.66, 0.30, 0.52), (0.86, 0.70, 0.82)), np.clip(6 * (r - 0.84), 0, 1)),
-        dome(d, 0.14),
-        0.7,
-    )
+    d = np.maximum(np.abs(r - 0.85) - 0.13, -p.v - 0.15)
+    violet = p.tones((0.66, 0.30, 0.52), (0.86, 0.70, 0.82))
+    return Look(d, blend((0.96, 0.91, 0.93), violet, np.clip(6 * (r - 0.84), 0, 1)), dome(d, 0.14), 0.7)
 
 
 def eggplant(p: Pieces) -> Look:
     """A baton: glossy purple skin on one side, soft pale brown flesh on the other."""
     u, v = p.warped(0.10, 2.5)
     d = box(u, v, 0.92, 0.40, 0.22)
-    skin = p.cover(-(v + 0.02 + p.swing(2, 0.22)), 0.10)
-    colour = blend(
-        p.tones((0.72, 0.50, 0.24), (0.60, 0.38, 0.17)), p.tones((0.27, 0.07, 0.33), (0.36, 0.11, 0.40), 4), skin
-    )
-    return Look(d, colour, dome(d, 0.38), 0.95)
+    flesh, skin = p.tones((0.72, 0.50, 0.24), (0.60, 0.38, 0.17)), p.tones((0.27, 0.07, 0.33), (0.36, 0.11, 0.40), 4)
+    return Look(d, blend(flesh, skin, p.cover(-(v + 0.02 + p.swing(2, 0.22)), 0.10)), dome(d, 0.38), 0.95)
 
 
-GREENS = ((0.30, 0.60, 0.12), (0.45, 0.74, 0.18))
 VEGETABLES = {
     "tomato": Ingredient(tomato, 0.080),
     "tomato_slice": Ingredient(slice_((0.80, 0.08, 0.05), (0.93, 0.25, 0.15), (0.98, 0.52, 0.22), 0.14, 0.42, 4, 0.7), 0.098),
