@@ -6,20 +6,9 @@ from dataclasses import dataclass, field, replace
 from common.errors import UserError
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
+LATER_COLUMNS = ("captions", "texts", "sentence", "sentences", "description")
 COLUMNS = {
-    "en": (
-        "text",
-        "caption",
-        "prompt",
-        "text_en",
-        "caption_en",
-        "en_text",
-        "captions",
-        "texts",
-        "sentence",
-        "sentences",
-        "description",
-    ),
+    "en": ("text", "caption", "prompt", "text_en", "caption_en", "en_text", *LATER_COLUMNS),
     "zh": ("text_zh", "caption_zh", "prompt_zh", "zh_text", "text_cn", "caption_cn"),
 }
 

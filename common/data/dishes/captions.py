@@ -55,13 +55,9 @@ def describe(
     check_description("a dish", NAMES, language, mention)
     name = choose(names_of(attributes["dish"], language), rng)
     luck = rng.random(len(MENTION_RATE))  # drawn in any case: the words do not depend on what is mentioned
-    said = (
-        [n for n, u in zip(MENTION_RATE, luck, strict=True) if u < MENTION_RATE[n]]
-        if mention is None
-        else list(mention)
-    )
-    if attributes["glaze"] == "none":
-        said = [n for n in said if n != "glaze"]
+    if mention is None:
+        mention = [n for n, u in zip(MENTION_RATE, luck, strict=True) if u < MENTION_RATE[n]]
+    said = [n for n in mention if n != "glaze" or attributes["glaze"] != "none"]
     return (english if language == "en" else chinese)(name, attributes, said, rng) if said else name
 
 
@@ -73,11 +69,8 @@ def names_of(dish: str, language: str) -> tuple[str, ...]:
 
 def english(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Generator) -> str:
     """a white plate of NAME on a wooden table, top view / NAME in a clay pot / NAME, soup, bowl, marble table"""
-    form, vessel, view = (
-        choose(("of", "of", "in", "tags"), rng),
-        choose(VESSELS[a["vessel"]][0], rng),
-        choose(("", "", ", top view"), rng),
-    )
+    form, vessel = choose(("of", "of", "in", "tags"), rng), choose(VESSELS[a["vessel"]][0], rng)
+    view = choose(("", "", ", top view"), rng)
     glaze = f"{GLAZES[a['glaze']][0]} " if "glaze" in said else ""
     container = glaze + vessel if "vessel" in said or glaze else ""
     table = TABLES[a["table"]][0] if "table" in said else ""
@@ -100,11 +93,8 @@ def with_article(words: str) -> str:
 
 def chinese(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Generator) -> str:
     """一盘NAME，木桌 / 白瓷盘里的NAME / 木桌上的一碗NAME / NAME，汤羹，青花碗，大理石桌"""
-    form, vessel, view = (
-        choose(("measure", "measure", "in", "tags"), rng),
-        choose(VESSELS[a["vessel"]][1], rng),
-        choose(("", "", "，俯拍"), rng),
-    )
+    form, vessel = choose(("measure", "measure", "in", "tags"), rng), choose(VESSELS[a["vessel"]][1], rng)
+    view = choose(("", "", "，俯拍"), rng)
     glaze = GLAZES[a["glaze"]][1] if "glaze" in said else ""
     container = glaze + (vessel.removesuffix("子") if glaze else vessel) if "vessel" in said or glaze else ""
     table = TABLES[a["table"]][1] if "table" in said else ""

@@ -17,21 +17,9 @@ from urllib.parse import unquote
 
 from common.errors import UserError, listed
 
-SYSTEM_NAMES = {
-    "__macosx",
-    "@eadir",
-    "#recycle",
-    "$recycle.bin",
-    "recycler",
-    "system volume information",
-    "lost+found",
-    "__pycache__",
-    "thumbs.db",
-    "ehthumbs.db",
-    "ehthumbs_vista.db",
-    "desktop.ini",
-    "icon\r",
-}
+WINDOWS_NAMES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler"}
+OTHER_SYSTEM_NAMES = {"__macosx", "icon\r", "@eadir", "#recycle", "lost+found", "__pycache__"}
+SYSTEM_NAMES = WINDOWS_NAMES | OTHER_SYSTEM_NAMES | {"system volume information"}
 # downloads and copies that were not completed
 UNFINISHED = (".partial", ".part", ".crdownload", ".download", ".tmp", ".temp", "~")
 # Pillow knows the name, but has no decoder, or calls a program
@@ -106,42 +94,33 @@ def list_folder(folder: Path) -> Listing:
     each real folder is listed once, so that circles end.
     """
     files: list[str] = []
-    links: list[tuple[str, str]] = []
     broken: list[str] = []
+    waiting: list[tuple[str, str]] = [(str(folder), "")]  # folders, and how the names of their files begin
+    links: list[tuple[str, str]] = []
     seen: set[tuple[int, int]] = set()
-
-    def walk(start: str, prefix: str) -> None:
-        waiting = [(start, prefix)]
-        while waiting:
-            place, prefix = waiting.pop()
-            try:
-                stat = os.stat(place)
-                if (stat.st_dev, stat.st_ino) in seen:
-                    broken.append(prefix.rstrip("/"))
-                    continue
-                seen.add((stat.st_dev, stat.st_ino))
-                with os.scandir(place) as entries:
-                    for entry in entries:
-                        if is_hidden(entry.name):
-                            continue
-                        name = prefix + entry.name
-                        if entry.is_symlink() and not entry.is_file():
-                            if entry.is_dir():
-                                links.append((entry.path, name))
-                            else:
-                                broken.append(name)
-                        elif entry.is_dir():
-                            waiting.append((entry.path, name + "/"))
-                        else:
-                            files.append(name)
-            except OSError as problem:
-                raise UserError(f"the folder {place} cannot be listed ({problem.strerror or problem})") from problem
-
-    walk(str(folder), "")
-    while links:  # after all real folders, so that these keep their own names
-        batch, links[:] = sorted(links, key=lambda link: order(link[1])), []
-        for place, name in batch:
-            walk(place, name + "/")
+    while waiting or links:
+        if not waiting:  # links come after all real folders, so that these keep their own names
+            waiting, links = sorted(links, key=lambda link: order(link[1]), reverse=True), []
+        place, prefix = waiting.pop()
+        try:
+            stat = os.stat(place)
+            if (stat.st_dev, stat.st_ino) in seen:
+                broken.append(prefix.rstrip("/"))
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    name = prefix + entry.name
+                    if is_hidden(entry.name):
+                        continue
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else waiting).append((entry.path, name + "/"))
+                    elif entry.is_symlink() and not entry.is_file():
+                        broken.append(name)
+                    else:
+                        files.append(name)
+        except OSError as problem:
+            raise UserError(f"the folder {place} cannot be listed ({problem.strerror or problem})") from problem
     return Listing(folder, tuple(sorted(files, key=order)), tuple(broken))
 
 
@@ -159,13 +138,8 @@ def order(name: str) -> list[str]:
 
 def kinds(names: Iterable[str]) -> Counter:
     """Files by suffix, with a reason where there is one: {".heic: needs pillow-heif": 3, ".md": 1}."""
-    found = Counter(suffix_of(name) for name in names)
-    return Counter(
-        {
-            (f"{s}: needs {PLUGINS[s]}" if s in PLUGINS else s or "without a suffix"): n
-            for s, n in sorted(found.items())
-        }
-    )
+    found = sorted(map(suffix_of, names))
+    return Counter(f"{s}: needs {PLUGINS[s]}" if s in PLUGINS else s or "without a suffix" for s in found)
 
 
 def described(counts: Counter) -> str:
@@ -277,19 +251,13 @@ def plain(name: str) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- splits
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "eval": "validation",
-    "evaluation": "validation",
-    "heldout": "heldout",
+SYNONYMS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
+    "heldout": ("heldout",),
 }
+SPLIT_NAMES = {synonym: split for split, synonyms in SYNONYMS.items() for synonym in synonyms}
 
 
 def split_named(name: str) -> str | None:

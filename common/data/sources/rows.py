@@ -15,21 +15,8 @@ from common.data.sources.decoding import File, decode_all
 from common.data.sources.listing import Listing, Names, Outside, Tally, choose_split, split_in, split_named
 from common.errors import UserError, explain
 
-IMAGE_COLUMNS = (
-    "image",
-    "img",
-    "picture",
-    "photo",
-    "images",
-    "jpg",
-    "png",
-    "pixel_values",
-    "bytes",
-    "image_bytes",
-    "image_path",
-    "file_name",
-    "path",
-)
+CONTENT_COLUMNS = ("image", "img", "picture", "photo", "images", "jpg", "png", "pixel_values", "bytes", "image_bytes")
+IMAGE_COLUMNS = (*CONTENT_COLUMNS, "image_path", "file_name", "path")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
 
 

@@ -13,22 +13,8 @@ from common.data.sources.listing import is_picture
 from common.errors import UserError, explain
 
 KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".parquet", ".txt")  # .txt is a CSV by another name
-FILE_COLUMNS = (
-    "file_name",
-    "filename",
-    "file",
-    "image",
-    "img",
-    "image_path",
-    "image_file",
-    "image_name",
-    "path",
-    "file_path",
-    "filepath",
-    "picture",
-    "photo",
-    "image_id",
-)
+NAME_COLUMNS = ("file_name", "filename", "file", "image", "img", "image_path", "image_file", "image_name")
+FILE_COLUMNS = (*NAME_COLUMNS, "path", "file_path", "filepath", "picture", "photo", "image_id")
 DELIMITERS = (",", ";", "\t", "|")
 
 
