@@ -23,16 +23,8 @@ def plot_brightness(rows: list[Row], real: Row, path: Path) -> Path:
         for what, mine in lines(rows).items():
             w, values = [row["w"] for row in mine], [row[key] for row in mine]
             error = [1.96 * row[f"{key}_sd"] for row in mine] if f"{key}_sd" in mine[0] else None
-            axis.errorbar(
-                w,
-                values,
-                error,
-                label=what,
-                marker="*" if len(mine) == 1 else ".",
-                markersize=10 if len(mine) == 1 else 5,
-                capsize=2,
-                linewidth=1,
-            )
+            marker = {"marker": "*", "markersize": 10} if len(mine) == 1 else {"marker": ".", "markersize": 5}
+            axis.errorbar(w, values, error, label=what, capsize=2, linewidth=1, **marker)
         axis.axhline(real[key], color="0.3", linestyle="--", linewidth=1, label="real pictures")
         axis.set(title=key, xlabel="guidance scale w")
         axis.spines[["top", "right"]].set_visible(False)
@@ -55,21 +47,10 @@ def plot_copies(rows: list[Row], path: Path) -> Path:
         low, high = (f"{measure}_{end}_{where}" for end in ("low", "high"))
         for i, mine in enumerate(found.values()):
             for k, row in enumerate(mine):
-                axis.bar(
-                    i + 0.4 * k,
-                    row[key],
-                    0.38,
-                    color=("#9ecae1", "#3182bd")[k],
-                    label=f"w = {row['w']:g}" if i == 0 else None,
-                )
-                axis.errorbar(
-                    i + 0.4 * k,
-                    row[key],
-                    [[row[key] - row[low]], [row[high] - row[key]]],
-                    color="black",
-                    capsize=2,
-                    linewidth=1,
-                )
+                x, value, label = i + 0.4 * k, row[key], f"w = {row['w']:g}" if i == 0 else None
+                axis.bar(x, value, 0.38, color=("#9ecae1", "#3182bd")[k], label=label)
+                error = [[value - row[low]], [row[high] - value]]
+                axis.errorbar(x, value, error, color="black", capsize=2, linewidth=1)
         if expected is not None:
             axis.axhline(expected, color="0.3", linestyle="--", linewidth=1)
         axis.set_title(title, fontsize=9)

@@ -62,9 +62,8 @@ def run_study(study: AblationStudy, seeds: Sequence[int]) -> None:
         write_csv(table, rows)
     if study.name == "brightness":
         prompts = prompts_of(study, "test")
-        real = {"what": "real pictures", "w": 1} | evaluation.measure(
-            load_creature_classifier(), prompts, prompts.real, prompts.variants
-        )
+        measured = evaluation.measure(load_creature_classifier(), prompts, prompts.real, prompts.variants)
+        real = {"what": "real pictures", "w": 1} | measured
         print(line(real, study.name))
         plot_brightness(rows, real, figure)
     else:
@@ -116,9 +115,8 @@ def measure_images(
     study: AblationStudy, pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig, model: Path
 ) -> Row:
     """What evaluate.py measures, for one network and one way to sample."""
-    drawn = evaluation.kept_images(
-        pipeline, evaluation.model_fingerprint(model), prompts, config, study.out / "pictures"
-    )
+    fingerprint = evaluation.model_fingerprint(model)
+    drawn = evaluation.kept_images(pipeline, fingerprint, prompts, config, study.out / "pictures")
     return evaluation.measure(load_creature_classifier(), prompts, *drawn)
 
 
@@ -128,10 +126,8 @@ def measure_memorization(
     """What memorization.py measures: shares of samples that are too near to the training set,
     and nearer than to an unseen one.
     """
-    samples, train = (
-        to_bytes(pipeline.txt2img(captions, config)),
-        load_creatures("train", n_train, pipeline.size).pixels,
-    )
+    samples = to_bytes(pipeline.txt2img(captions, config))
+    train = load_creatures("train", n_train, pipeline.size).pixels
     found = memorization.compare_views(load_creature_classifier(), samples, train, memorization.TEST)
     return {f"{key}_{name}": numbers[key] for name, (numbers, _, _) in found.items() for key in COPY_NUMBERS}
 
@@ -162,10 +158,8 @@ def measure_copies(study: AblationStudy, seed: int) -> list[Row]:
         for config in map(SamplingConfig, SCALES[study.name]):
             row = {"what": name, "seed": seed, "w": config.guidance_scale}
             for split, prompts in asked.items():
-                row |= {
-                    f"{key}_{split}": value
-                    for key, value in measure_images(study, pipeline, prompts, config, folder).items()
-                }
+                measured = measure_images(study, pipeline, prompts, config, folder)
+                row |= {f"{key}_{split}": value for key, value in measured.items()}
             rows.append(row | measure_memorization(pipeline, asked["test"].captions, config, change["n"]))
             print(line(rows[-1], study.name), flush=True)
     return rows

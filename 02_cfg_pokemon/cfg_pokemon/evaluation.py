@@ -64,51 +64,36 @@ def evaluate_model(
     """Measure a model, and print and save the tables and figures.
     Drawn images are kept, so that a stopped evaluation continues.
     """
-    config, scales, splits = (
-        replace(config, clip_x0=CLIP_MODES[clip]),
-        list(dict.fromkeys(scales)),
-        list(dict.fromkeys(splits)),
-    )
-    pipeline, judge = open_checked(model, scales, splits, config, device), load_creature_classifier()
-    settings = {
-        "n": n,
-        "model": model,
-        "language": language,
-        "sampler": config.sampler,
-        "rescale": config.rescale,
-        "clip": clip,
-        "interval_low": config.interval[0],
-        "interval_high": config.interval[1],
-        "negative": config.negative_prompt,
-        "seed": config.seed,
-    }
+    scales, splits = list(dict.fromkeys(scales)), list(dict.fromkeys(splits))
+    config = replace(config, clip_x0=CLIP_MODES[clip])
+    pipeline, classifier = open_checked(model, scales, splits, config, device), load_creature_classifier()
+    settings = {"n": n, "model": model, "language": language, "sampler": config.sampler, "rescale": config.rescale}
+    settings |= {"clip": clip, "interval_low": config.interval[0], "interval_high": config.interval[1]}
+    settings |= {"negative": config.negative_prompt, "seed": config.seed}
     unusual = describe_unusual(settings | {"interval": config.interval})
     out = writable_folder(out or Path("runs/02_cfg_pokemon/evaluate") / model.resolve().name / unusual)
     fingerprint = model_fingerprint(model)
     prompts = [make_prompts(split, n, language, pipeline.size, WITH_VARIANTS) for split in splits]
-    known = [bounds(judge, each) for each in prompts]
+    known = [bounds(classifier, each) for each in prompts]
     print(f"{model}: {n} prompts, {config.sampler}, {unusual}\n\n{header(splits)}")
     print(f"{line('real', known, '_real')}\n{line('chance', known, '_chance')}")
     rows, shown = [], {}
     for w in scales:
-        drawn = [
-            kept_images(pipeline, fingerprint, each, replace(config, guidance_scale=w), out / "pictures")
-            for each in prompts
-        ]
-        new = [
-            {"w": w, "split": p.split} | settings | measure(judge, p, *d) | k
-            for p, d, k in zip(prompts, drawn, known, strict=True)
-        ]
+        guided, new, shown[w] = replace(config, guidance_scale=w), [], []
+        for each, beside in zip(prompts, known, strict=True):
+            pixels, variants = kept_images(pipeline, fingerprint, each, guided, out / "pictures")
+            measured = measure(classifier, each, pixels, variants)
+            new.append({"w": w, "split": each.split} | settings | measured | beside)
+            shown[w].append(pixels[:SHOWN])
         print(line(f"{w:g}", new), flush=True)
-        rows, shown[w] = rows + new, [pixels[:SHOWN] for pixels, _ in drawn]
+        rows += new
         # after every scale, so that a stopped evaluation leaves what it has measured
         write_csv(out / "results.csv", rows)
     if per_attribute:
         print(*(attribute_table(rows, split) for split in splits), sep="\n")
-    print(
-        f"\nplot    {plot_scales(rows, f'{n} prompts of each split; bands: 95 %; dashed: real pictures', out / 'plot.png')}"
-    )
-    print(f"images  {plot_grid(judge, prompts, shown, out / 'grid.png')}")
+    title = f"{n} prompts of each split; bands: 95 %; dashed: real pictures"
+    print(f"\nplot    {plot_scales(rows, title, out / 'plot.png')}")
+    print(f"images  {plot_grid(classifier, prompts, shown, out / 'grid.png')}")
     print(f"table   {out / 'results.csv'}")
 
 
@@ -173,12 +158,8 @@ def draw(pipeline: TextToImagePipeline, captions: list[str], config: SamplingCon
 def model_fingerprint(folder: Path) -> str:
     """A hash of the model's files."""
     root, digest = folder if (folder / "unet").is_dir() else folder / "model", hashlib.sha256()
-    for path in sorted(
-        p
-        for part in ("unet", "scheduler", "text_encoder", "tokenizer")
-        for p in (root / part).rglob("*")
-        if p.is_file()
-    ):
+    parts = (root / part for part in ("unet", "scheduler", "text_encoder", "tokenizer"))
+    for path in sorted(path for part in parts for path in part.rglob("*") if path.is_file()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -186,46 +167,37 @@ def model_fingerprint(folder: Path) -> str:
 # --------------------------------------------------------------------------------------------------------- the numbers
 
 
-def measure(judge: CreatureClassifier, prompts: Prompts, pixels: Tensor, variants: Tensor) -> Row:
-    """Every measure of the images (N, 3, S, S) uint8 of these prompts, and of some (VARIANTS, A, 3, S,
-    S) that share a prompt.
+def measure(classifier: CreatureClassifier, prompts: Prompts, pixels: Tensor, variants: Tensor) -> Row:
+    """Every measure of the images of these prompts, (N, 3, S, S) uint8, and of some that share a prompt.
+    variants: (VARIANTS, A, 3, S, S) uint8
     """
-    accuracy = measure_accuracy(judge, prompts, pixels)
-    attributes = {name: accuracy.pop(name) for name in NAMES}
-    grey = pixels.float() / 255
-    brightness, saturation = grey.mean((1, 2, 3)), (grey.amax(1) - grey.amin(1)).mean((1, 2))  # each (N,)
-    return (
-        accuracy
-        | {
-            "brightness": float(brightness.mean()),
-            "brightness_sd": float(brightness.std(correction=0)) / len(grey) ** 0.5,
-            "saturation": float(saturation.mean()),
-            "saturation_sd": float(saturation.std(correction=0)) / len(grey) ** 0.5,
-            "burnt": float(
-                ((pixels == 0) | (pixels == 255)).cpu().double().mean()
-            ),  # share of values at the end of the range
-            "diversity": float((variants.float() / 255).var(0).mean().sqrt()),
-        }
-        | attributes
-    )
+    row = measure_accuracy(classifier, prompts, pixels)
+    attributes = {name: row.pop(name) for name in NAMES}
+    values = pixels.float() / 255
+    colours = {"brightness": values.mean((1, 2, 3)), "saturation": (values.amax(1) - values.amin(1)).mean((1, 2))}
+    for name, each in colours.items():  # each (N,)
+        row |= {name: float(each.mean()), f"{name}_sd": float(each.std(correction=0)) / len(each) ** 0.5}
+    at_the_ends = (pixels == 0) | (pixels == 255)
+    row["burnt"] = float(at_the_ends.cpu().double().mean())
+    row["diversity"] = float((variants.float() / 255).var(0).mean().sqrt())
+    return row | attributes
 
 
-def bounds(judge: CreatureClassifier, prompts: Prompts) -> Row:
+def bounds(classifier: CreatureClassifier, prompts: Prompts) -> Row:
     """What stands beside every measure: that of real images (_real),
     and that of real images with each other's captions (_chance).
     """
-    real = {f"{key}_real": value for key, value in measure(judge, prompts, prompts.real, prompts.variants).items()}
-    chance = chance_accuracy(judge, prompts) if len(prompts.captions) > 1 else {}
-    return real | {f"{key}_chance": value for key, value in chance.items()}
+    real = measure(classifier, prompts, prompts.real, prompts.variants)
+    chance = chance_accuracy(classifier, prompts) if len(prompts.captions) > 1 else {}
+    return {f"{key}_real": value for key, value in real.items()} | {f"{key}_chance": v for key, v in chance.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
 
 
 def header(splits: Sequence[str]) -> str:
-    return table_header(
-        splits, 7, f"{SPLITS[splits[0]]:^43}", f"{'brightness':>16}{'saturation':>16}{'diversity':>11}"
-    )
+    colours = f"{'brightness':>16}{'saturation':>16}{'diversity':>11}"
+    return table_header(splits, 7, f"{SPLITS[splits[0]]:^43}", colours)
 
 
 def line(name: str, rows: Sequence[Row], suffix: str = "") -> str:
@@ -243,9 +215,8 @@ def colour_columns(row: Row, suffix: str = "") -> str:
 def attribute_table(rows: list[Row], split: str) -> str:
     """Accuracy of each attribute, a column for each scale."""
     mine = [row for row in rows if row["split"] == split]
-    lines = [
-        f"\n{split:12}" + "".join(f"{'w = ' + format(row['w'], 'g'):>9}" for row in mine) + f"{'real':>9}{'chance':>9}"
-    ]
+    titles = [*(f"w = {row['w']:g}" for row in mine), "real", "chance"]
+    lines = [f"\n{split:12}" + "".join(f"{title:>9}" for title in titles)]
     for name in NAMES:
         values = [*(row[name] for row in mine), mine[0][f"{name}_real"], mine[0].get(f"{name}_chance", math.nan)]
         lines.append(f"{name:12}" + "".join(f"{value:>9.1%}" for value in values))

@@ -21,42 +21,16 @@ def plot_scales(rows: list[Row], title: str, path: Path) -> Path:
     for k, split in enumerate(dict.fromkeys(row["split"] for row in rows)):
         mine = sorted((row for row in rows if row["split"] == split), key=lambda row: row["w"])
         w = [row["w"] for row in mine]
+        name, colour = {"heldout": "held out"}.get(split, split), f"C{k}"
         for key, axis in axes.items():
-            axis.plot(
-                w,
-                [row[key] for row in mine],
-                marker="o",
-                markersize=3,
-                color=f"C{k}",
-                label={"heldout": "held out"}.get(split, split),
-            )
-            if key == "accuracy":
-                axis.fill_between(
-                    w,
-                    [row["accuracy_low"] for row in mine],
-                    [row["accuracy_high"] for row in mine],
-                    color=f"C{k}",
-                    alpha=0.2,
-                    linewidth=0,
-                )
-            elif key != "diversity":
-                low, high = ([row[key] + sign * 1.96 * row[f"{key}_sd"] for row in mine] for sign in (-1, 1))
-                axis.fill_between(w, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
-            axis.axhline(
-                mine[0][f"{key}_real"],
-                color=f"C{k}",
-                linestyle="--",
-                linewidth=1,
-                label="real pictures" if k == 0 else None,
-            )
-        if "accuracy_chance" in mine[0]:
-            axes["accuracy"].axhline(
-                mine[0]["accuracy_chance"],
-                color=f"C{k}",
-                linestyle=":",
-                linewidth=1,
-                label="chance" if k == 0 else None,
-            )
+            axis.plot(w, [row[key] for row in mine], marker="o", markersize=3, color=colour, label=name)
+            if key != "diversity":
+                low, high = zip(*(interval(row, key) for row in mine), strict=True)
+                axis.fill_between(w, low, high, color=colour, alpha=0.2, linewidth=0)
+            for end, title, style in (("real", "real pictures", "--"), ("chance", "chance", ":")):
+                if (level := mine[0].get(f"{key}_{end}")) is not None:
+                    label = title if k == 0 else None
+                    axis.axhline(level, color=colour, linestyle=style, linewidth=1, label=label)
     for key, axis in axes.items():
         axis.set(title=key, xlabel="guidance scale w")
         axis.spines[["top", "right"]].set_visible(False)
@@ -67,7 +41,15 @@ def plot_scales(rows: list[Row], title: str, path: Path) -> Path:
     return viz.save_figure(figure, path)
 
 
-def plot_grid(judge: CreatureClassifier, prompts: list[Prompts], shown: dict[float, list[Tensor]], path: Path) -> Path:
+def interval(row: Row, key: str) -> tuple[float, float]:
+    """The 95 % interval of a measure: its own, or that of its standard error."""
+    error = 1.96 * row.get(f"{key}_sd", 0.0)
+    return row.get(f"{key}_low", row[key] - error), row.get(f"{key}_high", row[key] + error)
+
+
+def plot_grid(
+    classifier: CreatureClassifier, prompts: list[Prompts], shown: dict[float, list[Tensor]], path: Path
+) -> Path:
     """A row for each of the first prompts, a column for each scale, the real image at the left; the attributes that
     the classifier does not find stand in red below.
     shown: scale -> for each split, its first images (n, 3, S, S) uint8
@@ -81,7 +63,7 @@ def plot_grid(judge: CreatureClassifier, prompts: list[Prompts], shown: dict[flo
     axis.axis("off")
     for j, (title, parts) in enumerate(columns.items()):
         axis.text(j + 0.5, -0.06, title, fontsize=9, ha="center")
-        read = [read_attributes(judge, pixels)[0] for pixels in parts]
+        read = [read_attributes(classifier, pixels)[0] for pixels in parts]
         for y, (k, i) in enumerate(rows):
             p, top = prompts[k], 1.22 * y
             axis.imshow(

@@ -141,14 +141,8 @@ class Guided:
             )
         if cond.keys() != uncond.keys():
             raise ValueError(f"both halves need the same keywords, but have {sorted(cond)} and {sorted(uncond)}")
-        self.net, self.prediction, self.w, self.clip_x0, self.phi, self.interval = (
-            net,
-            prediction,
-            w,
-            clip_x0,
-            rescale,
-            interval,
-        )
+        self.net, self.prediction, self.w = net, prediction, w
+        self.clip_x0, self.phi, self.interval = clip_x0, rescale, interval
         self.cond, self.uncond = cond, {key: uncond[key].expand_as(cond[key]) for key in cond}
         self.both = {key: torch.cat([self.uncond[key], cond[key]]) for key in cond}  # (2 B, ...)
 

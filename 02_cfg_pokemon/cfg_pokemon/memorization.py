@@ -37,9 +37,9 @@ def blurred(pixels: Tensor) -> Tensor:
     return soft / soft.shape[1] ** 0.5
 
 
-def views(judge: CreatureClassifier) -> dict[str, Callable[[Tensor], Tensor]]:
+def views(classifier: CreatureClassifier) -> dict[str, Callable[[Tensor], Tensor]]:
     """The two ways to describe images (N, 3, S, S) uint8 by rows of numbers (N, D)."""
-    return {"pixels": blurred, "features": lambda pixels: classify(judge, pixels)[0]}
+    return {"pixels": blurred, "features": lambda pixels: classify(classifier, pixels)[0]}
 
 
 def nearest(some: Tensor, others: Tensor, chunk: int = 100) -> tuple[Tensor, Tensor]:
@@ -76,20 +76,15 @@ def compare(samples: Tensor, test: Tensor, train: Tensor, unseen: Tensor) -> tup
 
 
 def compare_views(
-    judge: CreatureClassifier, samples: Tensor, train: Tensor, n_test: int
+    classifier: CreatureClassifier, samples: Tensor, train: Tensor, n_test: int
 ) -> dict[str, tuple[dict[str, float], Tensor, Tensor]]:
     """compare() in each of the views.
     samples, train: (N, 3, S, S) uint8, train being the first creatures of the train split.
     """
     size = samples.shape[-1]
-    unseen, test = (
-        load_creatures("train", len(train), size, UNSEEN).pixels,
-        load_creatures("test", n_test, size).pixels,
-    )
-    return {
-        name: compare(*(view(pixels) for pixels in (samples, test, train, unseen)))
-        for name, view in views(judge).items()
-    }
+    unseen = load_creatures("train", len(train), size, UNSEEN).pixels
+    sets = (samples, load_creatures("test", n_test, size).pixels, train, unseen)
+    return {name: compare(*map(view, sets)) for name, view in views(classifier).items()}
 
 
 # ---------------------------------------------------------------------------------------------------------- the report
@@ -123,20 +118,10 @@ def report(
     if split == "train":
         own = {name: float((index == torch.arange(n)).cpu().double().mean()) for name, (_, _, index) in found.items()}
         saved["own_picture"] = own
-        print(
-            "the nearest training picture is that of the same caption: "
-            + ", ".join(f"{share:.1%} by {name}" for name, share in own.items())
-        )
-    settings = {
-        "model": model,
-        "n_train": n_train,
-        "n": n,
-        "prompts": split,
-        "language": language,
-        "w": w,
-        "sampler": config.sampler,
-        "seed": config.seed,
-    }
+        shares = ", ".join(f"{share:.1%} by {name}" for name, share in own.items())
+        print(f"the nearest training picture is that of the same caption: {shares}")
+    settings = {"model": model, "n_train": n_train, "n": n, "prompts": split, "language": language}
+    settings |= {"w": w, "sampler": config.sampler, "seed": config.seed}
     write_json(out / "memorization.json", settings | saved)
     for name, (_, distance, index) in found.items():
         first = distance.argsort()[:SHOWN]

@@ -61,9 +61,8 @@ def train_model(flags: PixelModelFlags) -> None:
     sampling = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
 
     def pipeline_of(state: State) -> TextToImagePipeline:
-        return TextToImagePipeline(
-            state.ema.unet, schedule, flags.prediction, state.ema.text_encoder or encoder, clip_x0=True
-        )
+        text_encoder = state.ema.text_encoder or encoder
+        return TextToImagePipeline(state.ema.unet, schedule, flags.prediction, text_encoder, clip_x0=True)
 
     def draw(state: State, path: Path) -> Path:
         return draw_validation(pipeline_of(state), flags.prompts, sampling, path, HEIGHT)
@@ -75,6 +74,7 @@ def train_model(flags: PixelModelFlags) -> None:
             "more pictures": f'python 02_cfg_pokemon/sample.py "{flags.prompts[0]}" --model {flags.run_dir}',
         }
 
+    what = f"{flags.data}: {len(images):,} images of {images.size}x{images.size}"
     run_training(
         "02_cfg_pokemon/train.py",
         flags,
@@ -83,13 +83,7 @@ def train_model(flags: PixelModelFlags) -> None:
         TextLoss(schedule, flags.prediction, empty_text(encoder), flags.caption_dropout, flags.augment),
         accelerator,
         record,
-        introduction=introduction(
-            f"{flags.data}: {len(images):,} images of {images.size}x{images.size}",
-            net,
-            flags.text,
-            device,
-            flags.prompts,
-        ),
+        introduction=introduction(what, net, flags.text, device, flags.prompts),
         save=lambda state, folder: save_pipeline(folder, pipeline_of(state)),
         draw=draw,
         finish=finish,

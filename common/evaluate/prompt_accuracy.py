@@ -24,7 +24,7 @@ from common.data.creatures.dataset import CREATURE_IMAGES, caption, creature, me
 from common.data.creatures.draw import draw
 from common.data.drawn import SIZES
 from common.errors import UserError
-from common.evaluate import creature_classifier as classifier
+from common.evaluate import creature_classifier
 from common.evaluate.creature_classifier import CreatureClassifier, mentioned_table, read_attributes
 from common.evaluate.distances import Estimate, bootstrap, one_thread
 from common.models.pipeline import TextToImagePipeline
@@ -93,20 +93,21 @@ def check_creature_size(name: object, pipeline: TextToImagePipeline) -> None:
 # --------------------------------------------------------------------------------------------------------- the numbers
 
 
-def measure_accuracy(judge: CreatureClassifier, prompts: Prompts, pixels: Tensor) -> Row:
+def measure_accuracy(classifier: CreatureClassifier, prompts: Prompts, pixels: Tensor) -> Row:
     """accuracy with its interval, all_right, pair, and the accuracy of each attribute.
     pixels (N, 3, S, S) uint8, one for each prompt
     """
-    read, _ = read_attributes(judge, pixels)
+    read, _ = read_attributes(classifier, pixels)
+    asked = (read, prompts.wanted, prompts.mentioned)
     right = (read == prompts.wanted) & prompts.mentioned
     accuracy = pooled_accuracy(right, prompts.mentioned)
     return {
         "accuracy": accuracy.value,
         "accuracy_low": accuracy.low,
         "accuracy_high": min(accuracy.high, 1.0),
-        "all_right": float(classifier.all_right(read, prompts.wanted, prompts.mentioned).cpu().double().mean()),
+        "all_right": float(creature_classifier.all_right(*asked).cpu().double().mean()),
         "pair": float(right[:, [NAMES.index(name) for name in ASKED]].all(1).cpu().double().mean()),
-    } | dict(zip(NAMES, classifier.accuracies(read, prompts.wanted, prompts.mentioned).tolist(), strict=True))
+    } | dict(zip(NAMES, creature_classifier.accuracies(*asked).tolist(), strict=True))
 
 
 def pooled_accuracy(right: Tensor, mentioned: Tensor) -> Estimate:
@@ -118,11 +119,12 @@ def pooled_accuracy(right: Tensor, mentioned: Tensor) -> Estimate:
         return bootstrap(lambda some: float(some[:, 0].sum() / some[:, 1].sum()), counts, times=1000)
 
 
-def chance_accuracy(judge: CreatureClassifier, prompts: Prompts) -> Row:
+def chance_accuracy(classifier: CreatureClassifier, prompts: Prompts) -> Row:
     """What real creatures get with each other's captions, over all attributes and for each:
     the model draws well and ignores the text.
     """
-    each = classifier.chance(read_attributes(judge, prompts.real)[0], prompts.wanted, prompts.mentioned)  # (11,)
+    read, _ = read_attributes(classifier, prompts.real)
+    each = creature_classifier.chance(read, prompts.wanted, prompts.mentioned)  # (11,)
     counts = prompts.mentioned.cpu().double().sum(0)
     pooled = float((each.nan_to_num(0.0) * counts).sum() / counts.sum())
     return {"accuracy": pooled} | dict(zip(NAMES, each.tolist(), strict=True))

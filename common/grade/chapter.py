@@ -1,4 +1,4 @@
-"""Makes a chapter's files importable in its lesson, in whichever folder the kernel was started.
+"""Finds the folders of chapters, and makes a chapter's files importable in its lesson.
 
 JupyterLab starts a notebook's kernel in the notebook's folder; papermill, `%run` and VS Code (as it can be configured)
 start it elsewhere. So a lesson begins with
@@ -17,6 +17,16 @@ from common.errors import UserError
 COURSE = Path(__file__).resolve().parents[2]
 
 
+def chapter_folder(chapter: str, part: str) -> Path:
+    """The folder of a chapter that has this file or folder. chapter: '1', '01' or '01_ddpm_mnist'"""
+    folders = [folder for folder in sorted(COURSE.glob("[0-9][0-9]_*")) if (folder / part).exists()]
+    for folder in folders:
+        if chapter in (folder.name, folder.name[:2], folder.name[:2].lstrip("0")):
+            return folder
+    numbers = ", ".join(folder.name[:2] for folder in folders)
+    raise UserError(f"there is no chapter '{chapter}' with {part}; choose one of {numbers}")
+
+
 def open_chapter(name: str) -> Path:
     """Make the chapter's files importable by their names, and return the chapter's folder.
 
@@ -27,11 +37,9 @@ def open_chapter(name: str) -> Path:
     if name not in chapters:
         raise UserError(f"{COURSE} has no chapter '{name}'; choose one of {', '.join(sorted(chapters))}")
     others = {folder for folder in chapters.values() if folder.name != name}
-    for module, file in [(module, getattr(sys.modules[module], "__file__", None)) for module in list(sys.modules)]:
-        if file and Path(file).resolve().parent in others:
+    for module, loaded in list(sys.modules.items()):
+        if (file := getattr(loaded, "__file__", None)) and Path(file).resolve().parent in others:
             del sys.modules[module]
-    sys.path[:] = [
-        str(chapters[name]),
-        *(entry for entry in sys.path if Path(entry).resolve() not in chapters.values() or not entry),
-    ]
+    kept = [entry for entry in sys.path if not entry or Path(entry).resolve() not in chapters.values()]
+    sys.path[:] = [str(chapters[name]), *kept]
     return chapters[name]

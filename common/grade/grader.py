@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, cast
 
 from common.errors import UserError
+from common.grade.chapter import COURSE, chapter_folder
 from common.io.files import write_json
 
-COURSE = Path(__file__).resolve().parents[2]
 START = 300.0  # seconds that the worker may take to import torch, on the slowest disk
 
 
@@ -33,13 +33,7 @@ class Result:
 
 def exercises_of(chapter: str) -> Path:
     """The exercises folder of a chapter: '1', '01' or '01_ddpm_mnist'."""
-    folders = {f.parent.name: f for f in sorted(COURSE.glob("[0-9][0-9]_*/exercises")) if (f / "checks.py").exists()}
-    for name, folder in folders.items():
-        if chapter in (name, name[:2], name[:2].lstrip("0")):
-            return folder
-    raise UserError(
-        f"there is no chapter '{chapter}' with exercises; choose one of {', '.join(name[:2] for name in folders)}"
-    )
+    return chapter_folder(chapter, "exercises") / "exercises"
 
 
 class Worker:
@@ -50,13 +44,8 @@ class Worker:
     def __init__(self, folder: Path, submission: Path, seed: int, first: int) -> None:
         self.token = secrets.token_hex(16)
         self.answers: queue.Queue[dict] = queue.Queue()
-        self.request = {
-            "token": self.token,
-            "folder": str(folder),
-            "submission": str(submission),
-            "seed": seed,
-            "first": first,
-        }
+        places = {"folder": str(folder), "submission": str(submission)}
+        self.request = {"token": self.token, "seed": seed, "first": first} | places
 
     def __enter__(self) -> "Worker":
         # for files that the submission writes to the current folder
@@ -98,9 +87,8 @@ class Worker:
             return reply["broken"]
         self.errors.seek(0)
         last = self.errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-        return "; ".join(
-            [f"no answer within {START:g} s" if "late" in reply else "the process ended without an answer", *last]
-        )
+        silent = f"no answer within {START:g} s" if "late" in reply else "the process ended without an answer"
+        return "; ".join([silent, *last])
 
     def __exit__(self, *_: object) -> None:
         if hasattr(os, "killpg"):  # its children too, where the system knows groups of processes
@@ -129,12 +117,10 @@ def grade(folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0) 
 
             load_problem = failure(worker.answer(seconds), "problem", seconds)
             while number <= total:
-                reply = {} if load_problem else worker.answer(seconds)
-                message = (
-                    f"the file cannot be loaded: {load_problem}"
-                    if load_problem
-                    else failure(reply, "message", seconds)
-                )
+                message, reply = f"the file cannot be loaded: {load_problem}", {}
+                if not load_problem:
+                    reply = worker.answer(seconds)
+                    message = failure(reply, "message", seconds)
                 name, points = exercises[number - 1]
                 yield Result(number, name, 0 if message else points, points, message)
                 number += 1

@@ -6,6 +6,7 @@ import io
 import re
 import sys
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 
 import jupytext
@@ -16,21 +17,10 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from common.errors import UserError, explain
+from common.grade.chapter import COURSE, chapter_folder
 from common.io.files import write_atomically
 
-COURSE = Path(__file__).resolve().parents[2]
 SECONDS = 1800  # time limit of a cell
-
-
-def chapter_folder(chapter: str) -> Path:
-    """The folder of a chapter that has a lesson: '1', '01' or '01_ddpm_mnist'."""
-    folders = {f.parent.name: f.parent for f in sorted(COURSE.glob("[0-9][0-9]_*/lesson.py"))}
-    for name, folder in folders.items():
-        if chapter in (name, name[:2], name[:2].lstrip("0")):
-            return folder
-    raise UserError(
-        f"there is no chapter '{chapter}' with a lesson; choose one of {', '.join(name[:2] for name in folders)}"
-    )
 
 
 def read_source(folder: Path) -> NotebookNode:
@@ -158,18 +148,16 @@ def sync(folder: Path) -> Path:
     ours, built = (
         [cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, read_notebook(folder))
     )
-    for number, cell in enumerate(ours):
-        if number == len(built) or meaning(cell.source) != meaning(built[number].source):
-            first = (cell.source.splitlines() or [""])[0]
-            raise UserError(
-                f"{folder.name}: the code of lesson.py has changed ({first}), so its outputs must be made anew: {command(folder)}"
-            )
-        cell.outputs, cell.execution_count = built[number].outputs, built[number].execution_count
-    if len(ours) < len(built):
-        raise UserError(
-            f"{folder.name}: lesson.ipynb has {len(built) - len(ours)} code cells more than lesson.py; {command(folder)}"
-        )
+    for cell, executed in zip_longest(ours, built):
+        if cell is None or executed is None or meaning(cell.source) != meaning(executed.source):
+            changed = f"{folder.name}: the code of lesson.py has changed ({first_line(cell or executed)})"
+            raise UserError(f"{changed}, so its outputs must be made anew: {command(folder)}")
+        cell.outputs, cell.execution_count = executed.outputs, executed.execution_count
     return write(notebook, folder)
+
+
+def first_line(cell: NotebookNode) -> str:
+    return (cell.source.splitlines() or [""])[0]
 
 
 def meaning(source: str) -> str:
@@ -186,16 +174,10 @@ def meaning(source: str) -> str:
 def check(folder: Path) -> None:
     """Raises UserError where lesson.ipynb does not hold lesson.py's cells, executed once in order."""
     ours, built = read_source(folder).cells, read_notebook(folder).cells
-    for number, (a, b) in enumerate(zip(ours, built, strict=False), 1):
-        if (a.cell_type, a.source) != (b.cell_type, b.source):
-            first = (a.source.splitlines() or [""])[0]
-            raise UserError(
-                f"{folder.name}: lesson.py and lesson.ipynb differ from cell {number} on ({first}); {command(folder)}"
-            )
-    if len(ours) != len(built):
-        raise UserError(
-            f"{folder.name}: lesson.py has {len(ours)} cells, lesson.ipynb {len(built)}; {command(folder)}"
-        )
+    for number, (a, b) in enumerate(zip_longest(ours, built), 1):
+        if a is None or b is None or (a.cell_type, a.source) != (b.cell_type, b.source):
+            place = f"from cell {number} on ({first_line(a or b)})"
+            raise UserError(f"{folder.name}: lesson.py and lesson.ipynb differ {place}; {command(folder)}")
     code = [cell for cell in built if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         raise UserError(f"{folder.name}: lesson.ipynb was not executed from top to bottom; {command(folder)}")
@@ -203,7 +185,7 @@ def check(folder: Path) -> None:
 
 def run_action(action: str, chapter: str) -> None:
     """Build, sync or check the lesson of a chapter, and print what was done."""
-    folder = chapter_folder(chapter)
+    folder = chapter_folder(chapter, "lesson.py")
     if action == "check":
         check(folder)
         print(f"{folder.name}: lesson.ipynb holds the cells of lesson.py, executed")

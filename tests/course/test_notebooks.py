@@ -261,6 +261,8 @@ def test_pictures_become_lighter_and_stay_the_same():
 
 
 def test_chapters_by_number_or_name():
-    assert {lessons.chapter_folder(name) for name in ("1", "01", "01_ddpm_mnist")} == {ROOT / "01_ddpm_mnist"}
+    assert {chapter.chapter_folder(name, "lesson.py") for name in ("1", "01", "01_ddpm_mnist")} == {
+        ROOT / "01_ddpm_mnist"
+    }
     with pytest.raises(UserError, match="no chapter '99'"):
-        lessons.chapter_folder("99")
+        chapter.chapter_folder("99", "lesson.py")
