@@ -61,8 +61,8 @@ def read_plan(arguments: Sequence[str], model: Path | None, measure: str | None,
             f"name what to measure: one of {', '.join(STUDIES)}, "
             "or key=value,value (e.g. sampler=ddim,heun steps=10,20)"
         )
-    study = STUDIES.get(name, NamedStudy("", ()))
-    axes = read_axes(study.vary) | read_axes(settings)
+    study = STUDIES.get(name, NamedStudy("", ""))
+    axes = read_axes(study.vary.split()) | read_axes(settings)
     training = TrainingSettings()
     if model:
         training = TrainingSettings(model=str(model), data="mnist")
@@ -94,9 +94,8 @@ def run_study(plan: Plan, runner: Runner, out: Path, dry: bool = False) -> None:
         return
     work, rows = runner.remaining_work(plan.experiments), []
     varied = [key for key, values in plan.axes.items() if len(values) > 1]
-    with tqdm(
-        total=round(work), unit="image", unit_scale=True, mininterval=1, dynamic_ncols=True, disable=work == 0
-    ) as bar:
+    style = {"unit": "image", "unit_scale": True, "mininterval": 1, "dynamic_ncols": True}
+    with tqdm(total=round(work), disable=work == 0, **style) as bar:
         for experiment in plan.experiments:
             bar.set_postfix_str(" ".join(str(experiment.value(key)) for key in varied))
             rows.append(runner.result(experiment, bar.update))
@@ -136,9 +135,8 @@ def print_forecast(experiments: list[Experiment], runner: Runner) -> None:
         shape = (training.model, training.data, training.size, training.channels, training.layers)
         if shape not in speeds:
             speeds[shape] = runner.seconds_per_image(training)
-        seconds += speeds[shape] * runner.remaining_work(
-            [experiment for experiment in missing if experiment.training == training]
-        )
+        mine = [experiment for experiment in missing if experiment.training == training]
+        seconds += speeds[shape] * runner.remaining_work(mine)
     duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     print(
         f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them known; "
@@ -167,5 +165,5 @@ def report(plan: Plan, rows: list[dict[str, Any]], runner: Runner, out: Path) ->
 def print_studies() -> None:
     """Print the named studies and all settings that can be varied."""
     for name, study in STUDIES.items():
-        print(f"{name:12} {study.question}\n{'':12} {' '.join(study.vary)}")
+        print(f"{name:12} {study.question}\n{'':12} {study.vary}")
     print(f"\nWhat can be varied: {', '.join(TYPES)}")

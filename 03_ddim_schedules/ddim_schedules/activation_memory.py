@@ -57,17 +57,10 @@ def compare_losses(
     """Print the saved bytes of each loss, and write them to a JSON file if one is named."""
     saved = {loss: saved_bytes(loss, size, channels, batch_size, image_channels) for loss in LOSSES}
     print(f"saved for the backward pass of {batch_size} images, {image_channels} x {size} x {size}")
-    print_table(
-        [
-            {
-                "": loss,
-                "MB": f"{count / 1e6:.1f}",
-                "against plain": f"{count / saved['plain']:.3f}",
-                f"batch that fits where plain fits {batch_size}": int(batch_size * saved["plain"] / count),
-            }
-            for loss, count in saved.items()
-        ],
-        gap=4,
-    )
+    rows, fits = [], f"batch that fits where plain fits {batch_size}"
+    for loss, count in saved.items():
+        row = {"": loss, "MB": f"{count / 1e6:.1f}", "against plain": f"{count / saved['plain']:.3f}"}
+        rows.append(row | {fits: int(batch_size * saved["plain"] / count)})
+    print_table(rows, gap=4)
     if json:
         write_json(json, saved)

@@ -44,12 +44,8 @@ def compare_methods(
         return [load_image(name, model, data, data_dir).to(device) for name in names]
 
     def between(pair: list[Tensor], seed: int) -> dict[str, Tensor]:
-        return {
-            method: interpolate(
-                method, model.denoise, model.denoise_unclipped, levels, *pair, weights, strength, seed
-            ).cpu()
-            for method in methods
-        }
+        common = (model.denoise, model.denoise_unclipped, levels, *pair, weights, strength, seed)
+        return {method: interpolate(method, *common).cpu() for method in methods}
 
     ends = load_pair(names)
     images = between(ends, seed)
@@ -62,11 +58,8 @@ def compare_methods(
     strip = torch.cat([torch.cat([a, row, b]) for row in images.values()])
     print(viz.save_picture(viz.grid(strip, frames + 2, 60 * len(images)), out / "strip.png"))
     forward = [torch.stack([row[i] for row in images.values()]) for i in range(frames)]
-    print(
-        viz.save_gif(
-            forward + forward[-2:0:-1], out / "walk.gif", columns=len(images), height=120, hold=0.3, evenly=False
-        )
-    )
+    there_and_back, shape = forward + forward[-2:0:-1], {"columns": len(images), "height": 120}
+    print(viz.save_gif(there_and_back, out / "walk.gif", hold=0.3, evenly=False, **shape))
     print(plot_changes({method: each[0] for method, each in changes.items()}, out / "change.png"))
 
 
@@ -77,15 +70,9 @@ def print_changes(changes: dict[str, Tensor]) -> None:
     for method, change in changes.items():
         ratio, place = peak_to_mean(change), (change.argmax(1) + 0.5) / change.shape[1]
         ratio_sd, place_sd = (f" ± {values.std():.2f}" if pairs > 1 else "" for values in (ratio, place))
-        rows.append(
-            {
-                "method": method,
-                "mean change": f"{change.mean():.2f}",
-                "largest": f"{change.amax(1).mean():.2f}",
-                "largest / mean": f"{ratio.mean():.2f}{ratio_sd}",
-                "where on the way": f"{place.mean():.2f}{place_sd}",
-            }
-        )
+        row = {"method": method, "mean change": f"{change.mean():.2f}", "largest": f"{change.amax(1).mean():.2f}"}
+        row |= {"largest / mean": f"{ratio.mean():.2f}{ratio_sd}", "where on the way": f"{place.mean():.2f}{place_sd}"}
+        rows.append(row)
     print_table(rows, gap=4)
     if pairs > 1:
         print(f"mean ± standard deviation over {pairs} pairs")

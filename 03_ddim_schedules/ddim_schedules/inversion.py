@@ -35,18 +35,12 @@ def measure_inversion(
     x = torch.cat([load_image(name, model, data, data_dir) for name in names]).to(device)
     images, errors, rows = [x.cpu()], [], []
     for n, visited in zip(steps, levels, strict=True):
-        noise, reconstruction = (
-            part.cpu() for part in reconstruct(model.denoise, model.denoise_unclipped, visited, x)
-        )
+        found = reconstruct(model.denoise, model.denoise_unclipped, visited, x)
+        noise, reconstruction = (part.cpu() for part in found)
         error = (reconstruction - images[0]).square().flatten(1).mean(1).sqrt()  # (B,) root mean square
         errors.append(error)
-        rows.append(
-            {
-                "steps": n,
-                "error of the image": f"{error.mean():.4f} ± {spread(error):.4f}",
-                "deviation of the noise": f"{noise.std():.3f}",
-            }
-        )
+        cell = f"{error.mean():.4f} ± {spread(error):.4f}"
+        rows.append({"steps": n, "error of the image": cell, "deviation of the noise": f"{noise.std():.3f}"})
         images += [noise / 2, reconstruction]
     print_table(rows, left=0)
     print("error: root mean square, mean ± standard deviation over images; pure noise has deviation 1")
@@ -63,22 +57,10 @@ def plot_errors(steps: Sequence[int], errors: list[Tensor], path: Path) -> Path:
     """The error of the reconstruction against the number of steps. errors: (B,) for each number."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
-    axis.errorbar(
-        steps,
-        [float(error.mean()) for error in errors],
-        [spread(error) for error in errors],
-        marker="o",
-        markersize=4,
-        capsize=2,
-    )
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="steps",
-        ylabel="error of the reconstruction (rms)",
-        xticks=steps,
-        xticklabels=steps,
-    )
+    means, bars = [float(error.mean()) for error in errors], [spread(error) for error in errors]
+    axis.errorbar(steps, means, bars, marker="o", markersize=4, capsize=2)
+    axis.set(xscale="log", yscale="log", xticks=steps, xticklabels=steps)
+    axis.set(xlabel="steps", ylabel="error of the reconstruction (rms)")
     axis.set_title(f"{len(errors[0])} images; bars: one standard deviation between images", fontsize=9)
     axis.minorticks_off()
     axis.spines[["top", "right"]].set_visible(False)

@@ -125,16 +125,8 @@ def draw_curves(axis: Axes, values: list[float], curves: dict[str, np.ndarray]) 
     """One curve with error bars for each label, over a logarithmic x axis."""
     for k, (label, points) in enumerate(curves.items()):
         shift = 1 + 0.012 * (k - len(curves) / 2)  # so that error bars do not hide each other
-        axis.errorbar(
-            np.array(values) * shift,
-            points[:, 0],
-            points[:, 1],
-            label=label,
-            marker="o",
-            markersize=3.5,
-            capsize=2,
-            linewidth=1.2,
-        )
+        marker = {"marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.2}
+        axis.errorbar(np.array(values) * shift, points[:, 0], points[:, 1], label=label, **marker)
     axis.set(xscale="log", xticks=values, xticklabels=[f"{value:g}" for value in values])
     axis.minorticks_off()
 

@@ -39,6 +39,7 @@ from ddim_schedules.sampling import sample_batch
 
 SAMPLE_BATCH = 64  # images sampled at a time
 CACHED_IMAGES = 16  # images kept for each experiment
+DISTANCES = ("frechet", "frechet_sd", "frechet_real", "frechet_real_sd", "kid", "kid_sd")  # of the evaluator's report
 OnProgress = Callable[[float], object]  # called with the work that was done, in images that went through the network
 
 
@@ -82,9 +83,7 @@ class Runner:
         """
         if training.model:
             if not ema:
-                raise UserError(
-                    "ema=no needs a network that this study trains: a model folder holds one set of weights"
-                )
+                raise UserError("ema=no needs a network of this study: a model folder holds one set of weights")
             return load_model(Path(training.model), self.accelerator.device)
         if not self.is_trained(training):
             self.train(training, on_progress)
@@ -101,14 +100,8 @@ class Runner:
         write_json(run_dir / "config.json", asdict(training))
         data = self.data(training.data).resized(training.size)
         net = self.initial_network(training, data, on_progress)
-        cfg = TrainConfig(
-            run_dir,
-            steps=training.train_steps,
-            batch_size=training.batch_size,
-            optimizer="sgd" if training.optimizer == "adamw-sgd" else training.optimizer,
-            lr=training.lr,
-            seed=training.seed,
-        )
+        cfg = TrainConfig(run_dir, training.train_steps, batch_size=training.batch_size, seed=training.seed)
+        cfg = replace(cfg, optimizer=training.optimizer.removeprefix("adamw-"), lr=training.lr)
         states = train(net, data, make_loss(training, schedule), cfg, self.accelerator, resume=True)
         diverged = ""
         try:
@@ -169,14 +162,10 @@ class Runner:
         first = to_bytes(images[:CACHED_IMAGES]).numpy()
         write_atomically(self.images_file(experiment), lambda file: np.save(file, first))
         report = self.evaluator(experiment.training.data, images)(images)._asdict()
-        distances = {
-            name: report[name]
-            for name in ("frechet", "frechet_sd", "frechet_real", "frechet_real_sd", "kid", "kid_sd")
-        }
+        distances = {name: report[name] for name in DISTANCES}
         real = to_float(self.data(experiment.training.data, "test").resized(images.shape[-1]).pixels)
-        statistics = image_statistics(images) | {
-            f"{name}_real": value for name, value in image_statistics(real).items()
-        }
+        statistics = image_statistics(images)
+        statistics |= {f"{name}_real": value for name, value in image_statistics(real).items()}
         cost = {"evaluations": experiment.sampling.evaluations, "seconds": round(seconds, 2)}
         return distances | statistics | cost | {"diverged": False}
 
@@ -252,9 +241,8 @@ def make_loss(training: TrainingSettings, schedule: Schedule) -> Loss:
     def loss(net: torch.nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> LossTerms:
         x0 = batch["image"]
         u, eps = random.stratified(len(x0)), random.randn(x0.shape)
-        return LossTerms(
-            diffusion_loss(net, schedule, training.prediction, x0, u, eps, training.loss, training.weight), u
-        )
+        each = diffusion_loss(net, schedule, training.prediction, x0, u, eps, training.loss, training.weight)
+        return LossTerms(each, u)
 
     return loss
 

@@ -6,75 +6,66 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class NamedStudy:
     question: str
-    vary: tuple[str, ...]  # as on the command line, whose own settings replace these key by key
+    vary: str  # as on the command line, whose own settings replace these key by key
     measure: str = "frechet"  # what table and plot show
     pretrained: bool = False  # measure the shipped network of chapter 1 unless --model is given
 
 
-SEEDS = "seed=0,1,2"
 STUDIES = {
     "samplers": NamedStudy(
         "How many steps does each sampler need?",
-        (
-            "sampler=ddpm,ddpm:variance=large,ddim,ddim:eta=0.5,heun,dpmpp_2m,dpmpp_2s,sde",
-            "steps=5,10,15,20,30,50",
-            "n=96",
-        ),
+        "sampler=ddpm,ddpm:variance=large,ddim,ddim:eta=0.5,heun,dpmpp_2m,dpmpp_2s,sde steps=5,10,15,20,30,50 n=96",
         pretrained=True,
     ),
     "respacing": NamedStudy(
         "Claim 4: does DDPM with fewer than 1000 steps stay noisy, or only when its coefficients are wrong?",
-        ("sampler=ddpm,ddpm_naive,ddim", "steps=10,20,50,100,250", "n=100", SEEDS),
+        "sampler=ddpm,ddpm_naive,ddim steps=10,20,50,100,250 n=100 seed=0,1,2",
         pretrained=True,
     ),
     "eta": NamedStudy(
         "Claim 5: are eta = 0 and eta = 1 alike at 50 steps?",
-        ("sampler=ddim", "eta=0,0.5,1", "steps=10,20,50,100", "n=100", SEEDS),
+        "sampler=ddim eta=0,0.5,1 steps=10,20,50,100 n=100 seed=0,1,2",
         pretrained=True,
     ),
     "speed": NamedStudy(
         "Claim 5: is DDIM at 50 steps as good as DDPM at 1000, in a twentieth of the time?",
-        ("sampler=ddpm:1000,ddim:50,dpmpp_2m:20", "n=100", SEEDS),
+        "sampler=ddpm:1000,ddim:50,dpmpp_2m:20 n=100 seed=0,1,2",
         pretrained=True,
     ),
     "optimizers": NamedStudy(
         "Claim 1: can SGD train a diffusion model? At which rate does AdamW diverge?",
-        ("optimizer=adamw,sgd", "lr=1e-4,2e-3,1e-1", SEEDS),
+        "optimizer=adamw,sgd lr=1e-4,2e-3,1e-1 seed=0,1,2",
     ),
     "polish": NamedStudy(
         "Claim 1: does SGD at 1e-6 improve a network trained with AdamW? (A rate of 0 is the control.)",
-        ("optimizer=adamw-sgd", "lr=0,1e-6", SEEDS),
+        "optimizer=adamw-sgd lr=0,1e-6 seed=0,1,2",
     ),
     "schedules": NamedStudy(
         "Claim 2, on one channel: are the linear and the cosine schedule the same?",
-        ("schedule=linear,cosine,sigmoid,linear_zero_snr", SEEDS),
+        "schedule=linear,cosine,sigmoid,linear_zero_snr seed=0,1,2",
     ),
     "colour": NamedStudy(
         "Claim 2, in colour: does the linear schedule give whitish pictures?",
-        ("schedule=linear,cosine", "prediction=eps,v", "data=cifar10", SEEDS),
+        "schedule=linear,cosine prediction=eps,v data=cifar10 seed=0,1,2",
         measure="brightness",
     ),
-    "losses": NamedStudy("Claim 3: is L2 sharper and L1 smoother?", ("loss=l2,l1,huber", SEEDS), measure="sharpness"),
-    "weights": NamedStudy(
-        "Claim 6: do P2 and min-SNR weights make a difference?", ("weight=plain,p2,min_snr", "prediction=eps", SEEDS)
+    "losses": NamedStudy(
+        "Claim 3: is L2 sharper and L1 smoother?", "loss=l2,l1,huber seed=0,1,2", measure="sharpness"
     ),
-    "ema": NamedStudy("Claim 6: do averaged weights make a difference?", ("ema=yes,no", "train_steps=100,400", SEEDS)),
+    "weights": NamedStudy(
+        "Claim 6: do P2 and min-SNR weights make a difference?", "weight=plain,p2,min_snr prediction=eps seed=0,1,2"
+    ),
+    "ema": NamedStudy("Claim 6: do averaged weights make a difference?", "ema=yes,no train_steps=100,400 seed=0,1,2"),
     "clip": NamedStudy(
-        "Claim 6: does clipping x0 make a difference?", ("clip=none,static,dynamic", "prediction=eps,v", SEEDS)
+        "Claim 6: does clipping x0 make a difference?", "clip=none,static,dynamic prediction=eps,v seed=0,1,2"
     ),
     "predictions": NamedStudy(
-        "What should the network predict?", ("prediction=eps,x0,v", "schedule=linear,cosine", SEEDS)
+        "What should the network predict?", "prediction=eps,x0,v schedule=linear,cosine seed=0,1,2"
     ),
-    "width": NamedStudy("Claim 10: does a wider network improve the samples?", ("channels=8-16,16-32,24-48", SEEDS)),
-    "depth": NamedStudy("Claim 10: does a deeper network improve the samples?", ("layers=1,2", SEEDS)),
+    "width": NamedStudy("Claim 10: does a wider network improve the samples?", "channels=8-16,16-32,24-48 seed=0,1,2"),
+    "depth": NamedStudy("Claim 10: does a deeper network improve the samples?", "layers=1,2 seed=0,1,2"),
     "variance": NamedStudy(
         "Is a learned variance better than either fixed one, with few steps and with many?",
-        (
-            "learned_variance=yes",
-            "sampler=ddpm:variance=small,ddpm:variance=large,ddpm:variance=learned",
-            "steps=10,50,250",
-            "prediction=eps",
-            SEEDS,
-        ),
+        "learned_variance=yes sampler=ddpm:variance=small,ddpm:variance=large,ddpm:variance=learned steps=10,50,250 prediction=eps seed=0,1,2",
     ),
 }
