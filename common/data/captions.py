@@ -42,9 +42,8 @@ class Texts:
             raise UserError(self.fault)
         language = language or self.default or next(iter(self.by), "en")
         if language == "both":
-            return tuple(
-                pair[i % 2] for i, pair in enumerate(zip(self._complete("en"), self._complete("zh"), strict=True))
-            )
+            pairs = zip(self._complete("en"), self._complete("zh"), strict=True)
+            return tuple(pair[i % 2] for i, pair in enumerate(pairs))
         return self._complete(language)
 
     def offered(self) -> tuple[str, ...] | None:
@@ -81,12 +80,9 @@ class Texts:
     def _lacks(self, language: str) -> str:
         if not self.by:
             columns = f"columns named {', '.join(COLUMNS['en'][:3])}, {COLUMNS['zh'][0]}, ..."
-            beside = (
-                ", and in NAME.txt, NAME.caption or NAME.json beside NAME.png"
-                if self.where.startswith("the folder")
-                else ""
-            )
-            return f"{self.where} has no captions; they are looked for in {columns}{beside}"
+            if self.where.startswith("the folder"):
+                columns += ", and in NAME.txt, NAME.caption or NAME.json beside NAME.png"
+            return f"{self.where} has no captions; they are looked for in {columns}"
         other = next(iter(self.by))
         return (
             f"{self.where} has no {LANGUAGES[language]} captions, only {LANGUAGES[other]} ones; "
@@ -127,13 +123,10 @@ def all_texts(row: dict, columns: Sequence[str]) -> tuple[str, ...]:
     """The captions in the first of these columns that has any. Some sets give several for an image, as a list."""
     for column in columns:
         value = row.get(column)
-        values = [
-            whole(text)
-            for text in (value if isinstance(value, (list, tuple)) else [value])
-            if isinstance(text, (str, int, float)) and text == text
-        ]
-        if any(values):
-            return tuple(text for text in values if text)
+        cells = value if isinstance(value, (list, tuple)) else [value]
+        texts = [whole(cell) for cell in cells if isinstance(cell, (str, int, float)) and cell == cell]
+        if any(texts):
+            return tuple(filter(None, texts))
     return ()
 
 

@@ -26,9 +26,8 @@ class Attributes:
 
     def of(self, i: int) -> dict[str, str]:
         """The attributes of one image: {"colour": "red", ...}."""
-        return {
-            name: values[k] for name, values, k in zip(self.names, self.values, self.table[i].tolist(), strict=True)
-        }
+        columns = zip(self.names, self.values, self.table[i].tolist(), strict=True)
+        return {name: values[k] for name, values, k in columns}
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,9 @@ class Images:
         """The same images in colour (3) or grey (1), as a network wants them."""
         if self.channels == channels:
             return self
-        return replace(
-            self,
-            pixels=tv.rgb_to_grayscale(self.pixels)
-            if channels == 1
-            else self.pixels.expand(-1, channels, -1, -1).contiguous(),
-        )
+        if channels == 1:
+            return replace(self, pixels=tv.rgb_to_grayscale(self.pixels))
+        return replace(self, pixels=self.pixels.expand(-1, channels, -1, -1).contiguous())
 
     def first(self, n: int | None) -> "Images":
         """The first n of them, with all that belongs to them."""

@@ -45,18 +45,13 @@ def row_of(images: Images, i: int) -> dict[str, object]:
     row: dict[str, object] = {"file_name": f"{i:05d}.png"}
     if images.texts:
         row |= {COLUMNS[language][0]: texts[i] for language, texts in images.texts.by.items()}
-        row |= {
-            COLUMNS[language][0]: list(texts[i])
-            for language, texts in images.texts.several.items()
-            if len(texts[i]) > 1
-        }
+        several = {COLUMNS[language][0]: list(texts[i]) for language, texts in images.texts.several.items()}
+        row |= {column: texts for column, texts in several.items() if len(texts) > 1}
     if images.attributes:
         row |= images.attributes.of(i)
     if images.labels is not None:
-        row |= {
-            "label": int(images.labels[i]),
-            "name": images.classes[images.labels[i]] if images.classes else str(int(images.labels[i])),
-        }
+        label = int(images.labels[i])
+        row |= {"label": label, "name": images.classes[label] if images.classes else str(label)}
     return row
 
 

@@ -47,9 +47,8 @@ def code_cells(data: bytes) -> list[str]:
 
     try:
         cells = nbformat.reads(data.decode("utf-8-sig"), as_version=4).cells
-    except (
-        Exception
-    ) as problem:  # nbformat's own errors, and whatever it meets in a file that only looks like a notebook
+    # nbformat's own errors, and whatever it meets in a file that only looks like a notebook
+    except Exception as problem:
         raise UnreadableSubmission(
             f"it is a damaged notebook (nbformat, Jupyter's reader, ends with {type(problem).__name__}); save it again"
         ) from problem

@@ -84,11 +84,7 @@ def to_pixels(images: np.ndarray, where: str) -> Tensor:
             raise UserError(
                 f"{where} holds rows of {n} values, which are no square image; save images of (N, H, W) or (N, H, W, 3)"
             )
-        images = (
-            images.reshape(len(images), 3, math.isqrt(n // 3), -1)
-            if colour
-            else images.reshape(len(images), side, side)
-        )
+        images = images.reshape(len(images), 3, math.isqrt(n // 3), -1) if colour else images.reshape(-1, side, side)
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[1] not in (1, 3) and images.shape[3] in (1, 3, 4):
@@ -133,12 +129,8 @@ def read_npz(path: Path) -> dict[str, Part]:
     Their names say which split they belong to.
     """
     arrays = open_npz(path)
-    images = {
-        name: array
-        for name, array in arrays.items()
-        if (array.ndim in (3, 4) or (array.ndim == 2 and array.shape[1] >= LEAST_COLUMNS))
-        and not LABEL_NAMES.search(name)
-    }
+    is_set = lambda array: array.ndim in (3, 4) or (array.ndim == 2 and array.shape[1] >= LEAST_COLUMNS)  # noqa: E731
+    images = {name: array for name, array in arrays.items() if is_set(array) and not LABEL_NAMES.search(name)}
     if not images:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
         raise UserError(f"{path} holds no array of images (N, H, W), (N, H, W, 3) or (N, 3, H, W); it holds {shapes}")
@@ -149,11 +141,8 @@ def read_npz(path: Path) -> dict[str, Part]:
             raise UserError(
                 f"{path} holds several arrays of images for the split {split}: {', '.join(images)}; keep one"
             )
-        labels = [
-            other
-            for key, other in arrays.items()
-            if key not in images and (split_in(key) or "train") == split and other.size == len(array)
-        ]
+        rest = [other for key, other in arrays.items() if key not in images and (split_in(key) or "train") == split]
+        labels = [other for other in rest if other.size == len(array)]
         parts[split] = Part(array, labels[0].reshape(-1) if len(labels) == 1 else None)
     return parts
 
@@ -222,9 +211,5 @@ def read_pixel_table(path: Path) -> Part:
         )
     if n == table.shape[1]:
         return Part(table, None)
-    at = (
-        next((i for i, cell in enumerate(header) if cell in ("label", "labels", "class", "y", "target")), 0)
-        if named
-        else 0
-    )
+    at = next((i for i, cell in enumerate(header) if cell in ("label", "labels", "class", "y", "target")), 0)
     return Part(np.delete(table, at, 1), table[:, at].astype(np.int64))

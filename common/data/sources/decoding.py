@@ -36,9 +36,8 @@ def opened(file: File) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=formats()) as image:
                 yield image
-    except (
-        Exception
-    ) as problem:  # decoders raise OSError, ValueError, SyntaxError, struct.error, DecompressionBombError and more
+    # decoders raise OSError, ValueError, SyntaxError, struct.error, DecompressionBombError and more
+    except Exception as problem:
         if is_memory(problem):
             raise
         raise UnreadableImage(explain(problem)) from problem
@@ -123,11 +122,8 @@ def decode_all(
     for i, path in enumerate(tqdm(paths, "reading images", disable=len(paths) < 1000, leave=False)):
         try:
             with opened(open_file(i) if open_file else path) as image:
-                image = flattened(image)
-                image = ImageOps.fit(
-                    image.convert("L") if channels == 1 else image, (size, size), Image.Resampling.BICUBIC
-                )
-                array = np.asarray(image)
+                image = flattened(image).convert("L") if channels == 1 else flattened(image)
+                array = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
                 pixels[len(kept)] = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
                 grey &= array.ndim == 2
             kept.append(i)

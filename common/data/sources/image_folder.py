@@ -75,13 +75,8 @@ def load_folder(
     rows = [captions.row(name, meta.rows.get(name, {})) for name in kept_names]
     bare_names = (name for name in names if not all_texts(meta.rows.get(name, {}), COLUMNS["en"]))
     beside = {file for file in map(captions.beside, bare_names) if file}
-    texts = Texts(
-        f"the folder {folder}",
-        read_texts(rows),
-        tuple(kept_names),
-        _mismatch(listing, names, meta, captions),
-        several=read_several(rows),
-    )
+    fault = _mismatch(listing, names, meta, captions)
+    texts = Texts(f"the folder {folder}", read_texts(rows), tuple(kept_names), fault, several=read_several(rows))
     tally.left_out += listing.holds({*names, *meta.tables, *beside, *([CLASSES] if CLASSES in listing.files else [])})
     bare = sum(not any(all_texts(row, columns) for columns in COLUMNS.values()) for row in rows)
     if 0 < bare < len(rows):
@@ -148,16 +143,9 @@ def tables_of(listing: Listing) -> list[tuple[str, bool]]:
     if "" in by_folder:
         return first
     pictures = {os.path.splitext(name)[0] for name in listing.pictures}
-    others = [
-        name
-        for name in listing.files
-        if name.count("/") < 2 and suffix_of(name) in KINDS and OTHER_TABLES.fullmatch(Path(name).stem)
-    ]
-    return first + [
-        (name, False)
-        for name in others
-        if os.path.splitext(name)[0] not in pictures and os.path.dirname(name) not in by_folder
-    ]
+    tables = [name for name in listing.with_suffix(*KINDS) if OTHER_TABLES.fullmatch(Path(name).stem)]
+    near = [name for name in tables if name.count("/") < 2 and os.path.dirname(name) not in by_folder]
+    return first + [(name, False) for name in near if os.path.splitext(name)[0] not in pictures]
 
 
 def no_file_column(table: Table) -> str:
@@ -172,11 +160,8 @@ def match(table: Table, names: Names, file: str) -> list[tuple[str | None, str, 
     """(the picture, its name as written, the cells) of each row. Names that lead out of the folder are refused."""
     base, found = file.rpartition("/")[0], []
     inner = f"{base}/{Path(file).stem}".strip("/")  # train.csv may speak of the files in train/
-    bases = (
-        (inner, base)
-        if any(name.startswith(inner + "/") for name in names.files) and not METADATA.fullmatch(Path(file).name)
-        else (base,)
-    )
+    has_folder = not METADATA.fullmatch(Path(file).name) and any(name.startswith(inner + "/") for name in names.files)
+    bases = (inner, base) if has_folder else (base,)
     for where, cells in table.rows:
         written = cells.get(table.file_column)
         if isinstance(written, dict):  # as datasets writes an image
@@ -199,11 +184,9 @@ def joined(first: dict, more: dict) -> dict:
     """Two rows about one picture: all their captions, and what else the first one says."""
     captions = {}
     for columns in COLUMNS.values():
-        some, others = (
-            [(c, text) for c in columns if c in row for text in all_texts(row, (c,))] for row in (first, more)
-        )
-        if some or others:
-            captions[(some or others)[0][0]] = list(dict.fromkeys(text for _, text in some + others))
+        found = [(c, text) for row in (first, more) for c in columns for text in all_texts(row, (c,))]
+        if found:
+            captions[found[0][0]] = list(dict.fromkeys(text for _, text in found))
     return more | first | captions
 
 
@@ -263,9 +246,8 @@ def _labels(
     The classes are those of all names, so that every split numbers them alike.
     """
     given = {
-        name: next((row[c] for c in LABELS if row.get(c) not in (None, "")), None)
+        name: next((label for c in LABELS if (label := rows.get(name, {}).get(c)) not in (None, "")), None)
         for name in names
-        for row in [rows.get(name, {})]
     }
     if all(isinstance(label, (str, int, float)) for label in given.values()):
         classes = _text_of(folder / CLASSES).splitlines()
@@ -293,15 +275,8 @@ class _Captions:
 
     def beside(self, name: str) -> str | None:
         stems = (os.path.splitext(name)[0], name)
-        return next(
-            (
-                stem + suffix
-                for suffix in BESIDE
-                for stem in stems
-                if stem + suffix in self.files and stem + suffix != CLASSES
-            ),
-            None,
-        )
+        names = (stem + suffix for suffix in BESIDE for stem in stems)
+        return next((file for file in names if file in self.files and file != CLASSES), None)
 
     def row(self, name: str, row: dict) -> dict:
         """What is known of a picture; where its row holds no caption, those of the file beside it."""

@@ -187,11 +187,9 @@ class Names:
         ways = [tidy(written, base)]
         if "%" in written:
             ways.append(tidy(unquote(written), base))
-        if (
-            self.folder
-            and (head := written.strip().replace("\\", "/").removeprefix("./").partition("/"))[0] == self.folder
-        ):
-            ways.append(head[2])
+        head, _, rest = written.strip().replace("\\", "/").removeprefix("./").partition("/")
+        if self.folder and head == self.folder:
+            ways.append(rest)
         for way in ways:
             if way in self.exact:
                 return way
@@ -203,11 +201,7 @@ class Names:
             tail = plain(way.removeprefix(below))
             last = tail.rsplit("/", 1)[-1]
             near = [name for name in self.endings.get(last, []) if plain(name).endswith("/" + tail)]
-            bare = [
-                name
-                for name in self.stems.get(last, [])
-                if ("/" + os.path.splitext(plain(name))[0]).endswith("/" + tail)
-            ]
+            bare = [name for name in self.stems.get(last, []) if f"/{plain_stem(name)}".endswith("/" + tail)]
             for names in (near, bare):
                 if found := only([name for name in names if name.startswith(below)]):
                     return found
@@ -247,6 +241,10 @@ def plain(name: str) -> str:
     """A name as it is compared: composed letters, no case, no blanks at the ends of its parts."""
     name = name if name.isascii() else unicodedata.normalize("NFC", name)
     return "/".join(part.strip() for part in name.casefold().split("/"))
+
+
+def plain_stem(name: str) -> str:
+    return os.path.splitext(plain(name))[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- splits

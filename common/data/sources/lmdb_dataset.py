@@ -105,11 +105,8 @@ def _row(images: Images, i: int) -> dict:
     if images.texts:
         row |= {language: texts[i] for language, texts in images.texts.by.items()}
         row |= {"item": images.texts.items[i]} if images.texts.items else {}
-        row |= (
-            {"several": {language: texts[i] for language, texts in images.texts.several.items()}}
-            if images.texts.several
-            else {}
-        )
+        several = {language: texts[i] for language, texts in images.texts.several.items()}
+        row |= {"several": several} if several else {}
     return row
 
 

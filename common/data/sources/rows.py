@@ -31,9 +31,8 @@ def load_parquet(
     tally = Tally()
     parts: dict[str, list[str]] = {}
     for file in files:
-        parts.setdefault(split_in(file) or split_named(Path(file).parent.name) or "train", []).append(
-            str(listing.folder / file)
-        )
+        part = split_in(file) or split_named(Path(file).parent.name) or "train"
+        parts.setdefault(part, []).append(str(listing.folder / file))
     try:
         sets = load_dataset("parquet", data_files=parts)
     except Exception as problem:  # pyarrow and datasets each raise their own
@@ -54,9 +53,8 @@ def load_saved(listing: Listing, name: str, split: str, size: int, channels: int
         raise UserError(
             f"the set that `datasets` saved in {listing.folder} cannot be read ({explain(problem)}); save it again"
         ) from problem
-    return from_rows(
-        name, str(listing.folder), sets if isinstance(sets, dict) else {"train": sets}, split, size, channels, listing
-    )
+    sets = sets if isinstance(sets, dict) else {"train": sets}
+    return from_rows(name, str(listing.folder), sets, split, size, channels, listing)
 
 
 def from_rows(
@@ -76,27 +74,15 @@ def from_rows(
     tally = tally or Tally()
     rows, rest = _of_split(where, sets, split, tally)
     column, open_picture = _image_column(where, rows, listing)
-    files = [undecoded(some, column) for some in (rows, *rest)]
-    others = ((lambda part=part, i=i: open_picture(part[i][column])) for part in files[1:] for i in range(len(part)))
-    pixels, kept = decode_all(
-        [f"row {i} of {where}" for i in range(len(rows))],
-        size,
-        lambda i: open_picture(files[0][i][column]),
-        channels,
-        others,
-        tally,
-    )
+    mine, *further = (undecoded(some, column) for some in (rows, *rest))
+    others = ((lambda part=part, i=i: open_picture(part[i][column])) for part in further for i in range(len(part)))
+    titles = [f"row {i} of {where}" for i in range(len(rows))]
+    pixels, kept = decode_all(titles, size, lambda i: open_picture(mine[i][column]), channels, others, tally)
     labels, classes = _labels(rows.select(kept), rest)
-    words = [
-        {key.strip().lower(): value for key, value in row.items()}
-        for row in rows.select(kept).select_columns(_text_columns(rows)).to_list()
-    ]
-    texts = Texts(
-        f"{where} (columns {', '.join(rows.column_names)})",
-        read_texts(words),
-        tuple(f"row {i}" for i in kept),
-        several=read_several(words),
-    )
+    words = rows.select(kept).select_columns(_text_columns(rows)).to_list()
+    words = [{key.strip().lower(): value for key, value in row.items()} for row in words]
+    items, columns = tuple(f"row {i}" for i in kept), f"{where} (columns {', '.join(rows.column_names)})"
+    texts = Texts(columns, read_texts(words), items, several=read_several(words))
     tally.notes += texts.remarks()
     tally.tell(name, len(kept), split)
     return Images(name, pixels, labels, classes, texts=texts).in_language(None)
@@ -144,11 +130,8 @@ def _image_column(where: str, rows: Any, listing: Listing | None) -> tuple[str, 
     for name in IMAGE_COLUMNS:
         feature = rows.features.get(by_name.get(name, name))
         kind = getattr(feature, "dtype", "")
-        if (
-            isinstance(feature, Image)
-            or (isinstance(feature, dict) and "bytes" in feature)
-            or kind in ("binary", "large_binary", "binary_view")
-        ):
+        is_record = isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature)
+        if is_record or kind in ("binary", "large_binary", "binary_view"):
             return by_name[name], lambda cell: _file(cell, where, listing, names)
         if kind in ("string", "large_string") and names is not None:  # the files lie beside the table
             return by_name[name], lambda cell: _file({"path": cell}, where, listing, names)

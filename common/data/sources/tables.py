@@ -49,9 +49,7 @@ def read_table(path: Path) -> Table:
             f"{path} cannot be read (its brackets are nested too deeply); write one flat object for each picture"
         ) from None
     return Table(
-        path,
-        [Row(where, {column_name(key): value for key, value in cells.items()}) for where, cells in rows],
-        encoding,
+        path, [Row(where, {column_name(key): cells[key] for key in cells}) for where, cells in rows], encoding
     )
 
 

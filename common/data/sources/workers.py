@@ -59,9 +59,8 @@ def _watched(batches: Iterator[Any], advice: str) -> Iterator[Any]:
             return
         except UserError:
             raise
-        except (
-            Exception
-        ) as problem:  # what a worker raised comes here as the same type, with its traceback as the message
+        # what a worker raised comes here as the same type, with its traceback as the message
+        except Exception as problem:
             raise _failed(problem, advice) from problem
         yield batch
 
@@ -83,11 +82,9 @@ def as_arrays(items: Any) -> Any:
     """
     if isinstance(items, list):
         whole = [as_arrays(item) for item in items]
-        return (
-            {name: np.stack([item[name] for item in whole]) for name in whole[0]}
-            if isinstance(whole[0], dict)
-            else np.stack(whole)
-        )
+        if isinstance(whole[0], dict):
+            return {name: np.stack([item[name] for item in whole]) for name in whole[0]}
+        return np.stack(whole)
     if isinstance(items, dict):
         return {name: as_arrays(value) for name, value in items.items()}
     return items.numpy() if isinstance(items, Tensor) else items

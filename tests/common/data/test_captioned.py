@@ -311,7 +311,7 @@ def rows_of(n: int = 12, image: str = "image", **columns):
     return datasets.Dataset.from_dict({image: pictures} | columns).cast_column(image, datasets.Image())
 
 
-FIRST, SECOND, THIRD = (hub_id.partition("@") for hub_id in HUB_SETS["pokemon"].ids)
+FIRST, SECOND, THIRD = (hub_id.partition("@") for hub_id in HUB_SETS["pokemon"])
 
 
 def test_the_names_are_known():
