@@ -12,7 +12,7 @@ from bench.harness import interleaved_medians, training_flags
 from bench.measurements.step_config import StepConfig
 from common.cli import pick_precision
 from common.errors import UserError
-from common.models.diffusers_unet import unet_to_diffusers
+from common.models.diffusers_configs import unet_to_diffusers
 from common.models.unet import UNet
 from common.models.unet_config import small_unet
 

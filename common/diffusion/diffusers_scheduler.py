@@ -4,7 +4,7 @@ A setting that our schedules do not have is refused by name,
 so that no model is sampled on other noise levels than those of its training.
 """
 
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from common.diffusion.schedules import (
     Schedule,
     zero_terminal_snr,
 )
-from common.errors import UserError, shown
-from common.io.config_values import Share, check_values
+from common.errors import UserError
+from common.io.config_values import Share, check_values, refuse
 from common.io.ranges import Range
 
 VERSION = "0.42.1"  # the release of diffusers whose layout we write
@@ -52,12 +52,6 @@ SCHEDULER_VALUES = {
     "rho": Annotated[float, Range(0.1, 100)],
 }
 NAMED_BY_ENDS = ("linear", "scaled_linear", "cosine")  # the first and the last beta determine these; others are listed
-
-
-def _refuse(key: str, value: object) -> NoReturn:
-    raise UserError(
-        f"this scheduler sets {key} = {shown(value)}, which the course's scheduler does not have, so it is not loaded"
-    )
 
 
 def check_pair(schedule: str, prediction: str) -> None:
@@ -126,13 +120,13 @@ def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, ClipMode]:
     if kind.startswith("EDM"):
         return _edm_from(config), "edm", False
     if "beta_schedule" not in config:
-        _refuse("_class_name", kind)
+        refuse("scheduler", "_class_name", kind)
     predictions = {theirs: ours for ours, theirs in PREDICTION_NAMES.items()}
     prediction = predictions.get(config.get("prediction_type", "epsilon"))
     if prediction is None:
-        _refuse("prediction_type", config["prediction_type"])
+        refuse("scheduler", "prediction_type", config["prediction_type"])
     if prediction == "eps" and config.get("rescale_betas_zero_snr"):
-        _refuse("rescale_betas_zero_snr with prediction_type", "epsilon")
+        refuse("scheduler", "rescale_betas_zero_snr with prediction_type", "epsilon")
     clip_x0 = _clip_mode_from(config, kind)
     return _betas_from(config), prediction, clip_x0
 
@@ -140,10 +134,10 @@ def scheduler_from_diffusers(config: dict) -> tuple[Schedule, str, ClipMode]:
 def _edm_from(config: dict) -> EDMSchedule:
     for key, expected in (("sigma_data", SIGMA_DATA), ("prediction_type", "epsilon")):
         if config.get(key, expected) != expected:
-            _refuse(key, config[key])
+            refuse("scheduler", key, config[key])
     sigma_min, sigma_max = config.get("sigma_min", 0.002), config.get("sigma_max", 80.0)
     if sigma_min >= sigma_max:
-        _refuse("sigma_min", sigma_min)
+        refuse("scheduler", "sigma_min", sigma_min)
     return EDMSchedule(sigma_min, sigma_max, config.get("rho", 7.0))
 
 
@@ -155,18 +149,20 @@ def _clip_mode_from(config: dict, kind: str) -> ClipMode:
         return True
     ratio = config.get("dynamic_thresholding_ratio", 0.995)
     if ratio != 0.995 or largest < 100:
-        _refuse("dynamic_thresholding_ratio / sample_max_value", (ratio, largest))
+        refuse("scheduler", "dynamic_thresholding_ratio / sample_max_value", (ratio, largest))
     return "dynamic"
 
 
 def _betas_from(config: dict) -> DiscreteSchedule:
     name, betas = _named_betas(config)
     if len(betas) == 0 or float(betas.max()) == 0 or (config.get("rescale_betas_zero_snr") and len(betas) < 2):
-        _refuse("trained_betas" if name == "custom" else "beta_end", betas.tolist()[:3])  # no noise, or a single level
+        refuse(
+            "scheduler", "trained_betas" if name == "custom" else "beta_end", betas.tolist()[:3]
+        )  # no noise, or a single level
     if not config.get("rescale_betas_zero_snr"):
         return DiscreteSchedule(betas, name)
     if not (betas := zero_terminal_snr(betas)).isfinite().all():  # no signal is left before the last level
-        _refuse("rescale_betas_zero_snr", True)
+        refuse("scheduler", "rescale_betas_zero_snr", True)
     return DiscreteSchedule(betas, f"{name}_zero_snr")  # betas that already end at zero SNR are unchanged
 
 
@@ -175,7 +171,7 @@ def _named_betas(config: dict) -> tuple[str, Tensor]:
         return "custom", torch.tensor(config["trained_betas"], dtype=torch.float64)
     name = {theirs: ours for ours, theirs in BETA_NAMES.items()}.get(config["beta_schedule"])
     if name is None:
-        _refuse("beta_schedule", config["beta_schedule"])
+        refuse("scheduler", "beta_schedule", config["beta_schedule"])
     T = config.get("num_train_timesteps", 1000)
     if name == "cosine":
         return name, BETAS[name](T)

@@ -9,9 +9,9 @@ with a Range of common/io/ranges.py.
 """
 
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
 
 from common.errors import UserError, shown
 from common.io.ranges import Range, fits, own_range, show
@@ -38,22 +38,45 @@ def check_values(config: Mapping[str, Any], rules: Mapping[str, Any], whose: str
             raise UserError(f"{whose} sets {key} = {shown(config[key])}, where {spelled(rule)} was expected")
 
 
-def known_settings(
-    config: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    fixed: Mapping[str, Sequence[Any]],
-    refuse: Callable[[str, object], Any],
-) -> dict[str, Any]:
-    """The settings that have defaults, with these where config leaves them out.
+class Setting(NamedTuple):
+    """A setting of a library's config.json that is translated into one of ours."""
 
-    fixed   settings that are understood at these values only; refuse(key, value) is called with any other setting or
-            value
+    default: Any  # what the library assumes where the file leaves it out
+    rule: Any  # what it may be
+    ours: str = ""  # the field of our configuration that has the same value; "" where it is translated by a function
+
+
+def known_settings(
+    config: Mapping[str, Any], settings: Mapping[str, Setting], fixed: Mapping[str, Sequence[Any]], whose: str
+) -> dict[str, Any]:
+    """The values of all settings: those of config, which are checked, else the defaults.
+
+    fixed   settings that are understood at these values only; every other setting or value is refused
     Keys that begin with an underscore are notes of the library that wrote the file.
     """
     for key, value in config.items():
-        if not key.startswith("_") and key not in defaults and value not in fixed.get(key, ()):
-            refuse(key, value)
-    return {key: config.get(key, default) for key, default in defaults.items()}
+        if not key.startswith("_") and key not in settings and value not in fixed.get(key, ()):
+            refuse(whose, key, value)
+    known = {key: config.get(key, setting.default) for key, setting in settings.items()}
+    check_values(known, {key: setting.rule for key, setting in settings.items()}, f"this {whose}")
+    return known
+
+
+def refuse(whose: str, key: str, value: object) -> NoReturn:
+    """UserError for a setting that has no counterpart."""
+    raise UserError(
+        f"this {whose} sets {key} = {shown(value)}, which the course's {whose} does not have, so it is not loaded"
+    )
+
+
+def to_ours(known: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The fields of our configuration that have the same value as a setting."""
+    return {setting.ours: known[key] for key, setting in settings.items() if setting.ours}
+
+
+def to_theirs(ours: object, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The settings that have the same value as a field of our configuration."""
+    return {key: getattr(ours, setting.ours) for key, setting in settings.items() if setting.ours}
 
 
 def spelled(rule: Any) -> str:

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.io.files import read_json, write_json
 from common.io.state_dict import build_strictly, read_component, write_weights
 from common.io.weight_files import DIFFUSERS as WEIGHTS
-from common.models.diffusers_unet import unet_from_diffusers, unet_to_diffusers
+from common.models.diffusers_configs import unet_from_diffusers, unet_to_diffusers
 from common.models.find_model import find_root, scheduler_file, unet_folder
 from common.models.unet import UNet
 

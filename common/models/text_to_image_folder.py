@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from common.diffusion.diffusers_scheduler import VERSION, scheduler_to_diffusers
+from common.diffusion.diffusers_scheduler import scheduler_to_diffusers
 from common.diffusion.schedules import DiscreteSchedule, Schedule
 from common.errors import UserError
 from common.io.files import write_json
 from common.io.weight_files import DIFFUSERS, TRANSFORMERS, look_for_weights
+from common.models.diffusers_configs import model_index
 from common.models.diffusers_vae import load_vae, save_vae
 from common.models.find_model import find_root
 from common.models.model_folder import Model, load_model, save_model
@@ -47,7 +48,10 @@ def save_pipeline(
     if pipeline.vae:
         write_json(folder / "scheduler" / "scheduler_config.json", ddim_config(pipeline.schedule, pipeline.prediction))
         save_vae(folder / "vae", pipeline.vae, dtype)
-        write_json(folder / "model_index.json", model_index(opened_by, encoder))
+        text_classes: tuple[str, ...] = ()
+        if isinstance(encoder, CLIPTextEncoder):
+            text_classes = (type(encoder.network).__name__, type(encoder.hf_tokenizer).__name__)
+        write_json(folder / "model_index.json", model_index(opened_by, "DDIMScheduler", *text_classes))
 
 
 def encoder_to_save(encoder: TextEncoder | None) -> SmallText | CLIPTextEncoder:
@@ -73,28 +77,6 @@ def check_schedule(schedule: Schedule) -> None:
         raise UserError(
             f"a Stable Diffusion folder has no place for the schedule '{schedule.name}'; choose cosine, linear, scaled_linear, ..."
         )
-
-
-def model_index(opened_by: str, encoder: SmallText | CLIPTextEncoder) -> dict:
-    """The content of model_index.json: the parts of the model and their classes.
-    [null, null] stands for a part that is absent.
-    """
-    text_model, tokenizer = "CLIPTextModel", "CLIPTokenizer"
-    if isinstance(encoder, CLIPTextEncoder):
-        text_model, tokenizer = type(encoder.network).__name__, type(encoder.hf_tokenizer).__name__
-    return {
-        "_class_name": opened_by,
-        "_diffusers_version": VERSION,
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", text_model],
-        "tokenizer": ["transformers", tokenizer],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-    }
 
 
 # ------------------------------------------------------------------------------------------------------------- opening

@@ -37,8 +37,8 @@ from common.evaluate.creature_classifier import load_creature_classifier
 from common.evaluate.prompt_accuracy import chance_accuracy, make_prompts, measure_accuracy
 from common.io.pixels import to_float
 from common.models import pipeline as pipeline_module
-from common.models.diffusers_unet import unet_from_diffusers
-from common.models.diffusers_vae import load_vae, save_vae, vae_from_diffusers
+from common.models.diffusers_configs import unet_from_diffusers, vae_from_diffusers
+from common.models.diffusers_vae import load_vae, save_vae
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
 from common.models.text.transformer import TextTransformer, text_from_transformers

@@ -8,15 +8,15 @@ It is what Stable Diffusion reads prompts with.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import UserError, shown
-from common.io.config_values import check_values
+from common.errors import UserError
+from common.io.config_values import Count, Setting, Share, known_settings, refuse, to_ours, to_theirs
 from common.io.ranges import Range
 
 
@@ -157,57 +157,39 @@ class TextTransformer(nn.Module):
 
 # ------------------------------------------------------------------------------------------------------ config.json
 
-NAMES = {  # ours: theirs
-    "vocab": "vocab_size", "length": "max_position_embeddings", "dim": "hidden_size", "layers": "num_hidden_layers",
-    "heads": "num_attention_heads", "hidden": "intermediate_size", "activation": "hidden_act", "eps": "layer_norm_eps",
-    "bos": "bos_token_id", "eos": "eos_token_id", "pad": "pad_token_id",
-}  # fmt: skip
-VALUES = {
-    "vocab": Annotated[int, Range(1, 10_000_000)], "length": Annotated[int, Range(1, 65_536)], "dim": Annotated[int, Range(1, 65_536)],
-    "layers": Annotated[int, Range(1, 256)], "heads": Annotated[int, Range(1, 65_536)], "hidden": Annotated[int, Range(1, 1_000_000)],
-    "activation": str, "eps": Annotated[float, Range(0, 1)], "bos": int | None, "eos": int | None, "pad": int | None,
-}  # fmt: skip
+SETTINGS = {
+    "vocab_size": Setting(TextConfig.vocab, Annotated[int, Range(1, 10_000_000)], "vocab"),
+    "max_position_embeddings": Setting(TextConfig.length, Count, "length"),
+    "hidden_size": Setting(TextConfig.dim, Count, "dim"),
+    "num_hidden_layers": Setting(TextConfig.layers, Annotated[int, Range(1, 256)], "layers"),
+    "num_attention_heads": Setting(TextConfig.heads, Count, "heads"),
+    "intermediate_size": Setting(TextConfig.hidden, Annotated[int, Range(1, 1_000_000)], "hidden"),
+    "hidden_act": Setting(TextConfig.activation, str, "activation"),
+    "layer_norm_eps": Setting(TextConfig.eps, Share, "eps"),
+    "bos_token_id": Setting(TextConfig.bos, int | None, "bos"),
+    "eos_token_id": Setting(TextConfig.eos, int | None, "eos"),
+    "pad_token_id": Setting(TextConfig.pad, int | None, "pad"),
+}
 FIXED = {
     "model_type": ("clip_text_model",),
     "attention_dropout": (0,),
     "dropout": (0,),
     "use_attention_mask": (None, False),
 }
-WITHOUT_EFFECT = (
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "initializer_factor",
-    "initializer_range",
-    "projection_dim",
-)
+WITHOUT_EFFECT = {"architectures", "dtype", "torch_dtype", "transformers_version", "initializer_factor"}
+WITHOUT_EFFECT |= {"initializer_range", "projection_dim"}
 
 
-def text_to_transformers(cfg: TextConfig) -> dict:
+def text_to_transformers(cfg: TextConfig) -> dict[str, Any]:
     """The config.json that makes `transformers.CLIPTextModel` build the same network, and run it in float32."""
-    head = {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "dtype": "float32",
-        "attention_dropout": 0.0,
-    }
-    return head | {NAMES[key]: value for key, value in asdict(cfg).items()}
+    head = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "dtype": "float32"}
+    return head | {"attention_dropout": 0.0} | to_theirs(cfg, SETTINGS)
 
 
-def text_from_transformers(config: dict) -> TextConfig:
+def text_from_transformers(config: dict[str, Any]) -> TextConfig:
     """The TextConfig of a CLIPTextModel's config.json; a setting that has no counterpart is refused by name."""
-    ours = {theirs: name for name, theirs in NAMES.items()}
-    check_values(config, {NAMES[name]: rule for name, rule in VALUES.items()}, "this text encoder")
-    for key, value in {"model_type": None, **config}.items():
-        refused = (
-            key not in ours
-            and key not in WITHOUT_EFFECT
-            and not key.startswith("_")
-            and value not in FIXED.get(key, ())
-        )
-        if refused or (key == "hidden_act" and value not in ACTIVATIONS):
-            raise UserError(
-                f"this text encoder sets {key} = {shown(value)}, which the course's text encoder does not support"
-            )
-    return TextConfig(**{ours[key]: value for key, value in config.items() if key in ours})
+    config = {"model_type": None} | {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    known = known_settings(config, SETTINGS, FIXED, "text encoder")
+    if known["hidden_act"] not in ACTIVATIONS:
+        refuse("text encoder", "hidden_act", known["hidden_act"])
+    return TextConfig(**to_ours(known, SETTINGS))

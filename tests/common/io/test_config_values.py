@@ -15,8 +15,12 @@ from common.errors import UserError
 from common.io.config_values import check_values, fits, spelled
 from common.io.ranges import Range
 from common.io.state_dict import Uninitialised
-from common.models.diffusers_unet import unet_from_diffusers, unet_to_diffusers
-from common.models.diffusers_vae import vae_from_diffusers, vae_to_diffusers
+from common.models.diffusers_configs import (
+    unet_from_diffusers,
+    unet_to_diffusers,
+    vae_from_diffusers,
+    vae_to_diffusers,
+)
 from common.models.text.transformer import TextConfig, TextTransformer, text_from_transformers, text_to_transformers
 from common.models.unet import UNet
 from common.models.unet_config import small_unet, text_unet

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
 from common.errors import UserError
-from common.models.diffusers_unet import unet_from_diffusers, unet_to_diffusers
+from common.models.diffusers_configs import unet_from_diffusers, unet_to_diffusers
 from common.models.unet import UNet, timestep_embedding, zero_init
 from common.models.unet_config import UNetConfig
 
