@@ -193,11 +193,16 @@ def build_strictly(make: Callable[[], Net], state: dict[str, torch.Tensor], sour
     """A network with these weights. Names and shapes are compared before memory is asked for,
     so that no setting can ask for too much.
     """
-    with torch.device("meta"), Uninitialised():
-        check_shapes(make().state_dict(), state, source)
+    check_architecture(make, state, source)
     net = make()
     net.load_state_dict(state)
     return net
+
+
+def check_architecture(make: Callable[[], nn.Module], state: dict[str, torch.Tensor], source: Path | str) -> None:
+    """Refuse weights whose names or shapes are not those of the network that make() builds, without its memory."""
+    with torch.device("meta"), Uninitialised():
+        check_shapes(make().state_dict(), state, source)
 
 
 def load_strictly(net: nn.Module, state: dict[str, torch.Tensor], source: Path | str) -> None:

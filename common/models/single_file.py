@@ -20,24 +20,32 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.diffusion.diffusers_scheduler import VERSION
 from common.errors import UserError, explain
 from common.io import hub
 from common.io.files import write_json
-from common.io.state_dict import Uninitialised, check_shapes, read_tensors
+from common.io.state_dict import check_architecture, read_tensors
 from common.io.weight_files import DIFFUSERS, TRANSFORMERS
+from common.models.diffusers_configs import (
+    model_index,
+    unet_from_diffusers,
+    unet_to_diffusers,
+    vae_from_diffusers,
+    vae_to_diffusers,
+)
 from common.models.text.tokenizer import Tokenizer, load_tokenizer
-from common.models.text.transformer import TextTransformer, text_from_transformers
+from common.models.text.transformer import TextConfig, TextTransformer, text_from_transformers, text_to_transformers
+from common.models.unet import UNet
+from common.models.unet_config import UNetConfig
+from common.models.vae import AutoencoderKL, VAEConfig
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 CONVERTED = Path("runs/single_files")
@@ -72,76 +80,51 @@ class FileKind:
 # --------------------------------------------------------------------------------------------------- what is in a file
 
 
+INVERSION = FileKind(
+    "inversion",
+    "a textual inversion: the embedding of a word",
+    "diffusers' load_textual_inversion adds it to a pipeline",
+)
+OTHER = "load it with from_single_file of its pipeline in diffusers, and give the folder that save_pretrained writes"
+OF_DIFFUSERS = "give the folder that holds it and its config.json"
+KINDS = (  # an expression for names of weights, and the kind of a file with such a name; the first one counts
+    (
+        r"lora_up|lora_down|\.lora_[AB]\.|[_.]lora\.(up|down)|lora_linear_layer|hada_w1|lokr_w",
+        FileKind("lora", "a LoRA or a similar adapter", "05_finetune_diffusers/lora.py --use opens it"),
+    ),
+    ("^(string_to_param|emb_params|string_to_token)", INVERSION),
+    (
+        r"^(control_model\.|controlnet_|input_hint_block\.)",
+        FileKind("controlnet", "a ControlNet", "05_finetune_diffusers/controlnet.py --use opens the folder of one"),
+    ),
+    (r"conditioner\.embedders\.", FileKind("other", "a checkpoint of Stable Diffusion XL", OTHER)),
+    (r"\.joint_blocks\.", FileKind("other", "a checkpoint of Stable Diffusion 3", OTHER)),
+    (r"double_blocks\.", FileKind("other", "a checkpoint of FLUX", OTHER)),
+    (r"^model\.diffusion_model\.", FileKind("sd", "a checkpoint of Stable Diffusion")),
+    (r"encoder\.down\.0\.block\.0\.|^first_stage_model\.", FileKind("vae", "an autoencoder alone")),
+    (r"^input_blocks\.0\.", FileKind("unet", "a U-Net alone, without autoencoder and text encoder")),
+    (
+        r"^encoder\.down_blocks\.",
+        FileKind("diffusers-vae", "an autoencoder under the names of diffusers", OF_DIFFUSERS),
+    ),
+    (
+        r"^(down_blocks|time_embedding)\.",
+        FileKind("diffusers-unet", "a U-Net under the names of diffusers", OF_DIFFUSERS),
+    ),
+    (r"token_embedding\.weight|word_embeddings\.weight", FileKind("text", "a text encoder alone")),
+)
+
+
 def kind_of(state: dict[str, Tensor]) -> FileKind:
-    """What the names of the weights show: sd, unet, vae, text, lora, controlnet, inversion,
-    diffusers-unet, ..., other, unknown.
-    """
-    names = list(state)
-
-    def some(*parts: str) -> bool:
-        return any(part in name for name in names for part in parts)
-
-    def begins(*prefixes: str) -> bool:
-        return any(name.startswith(prefixes) for name in names)
-
-    if some(
-        "lora_up",
-        "lora_down",
-        ".lora_A.",
-        ".lora_B.",
-        "_lora.up",
-        "_lora.down",
-        ".lora.up",
-        ".lora.down",
-        "lora_linear_layer",
-        "hada_w1",
-        "lokr_w",
-    ):
-        return FileKind("lora", "a LoRA or a similar adapter", "05_finetune_diffusers/lora.py --use opens it")
-    if not names:
+    """What the names of the weights show: one of KINDS, or unknown."""
+    if not state:
         return FileKind("unknown", "no weights")
-    if begins("string_to_param", "emb_params", "string_to_token") or is_embedding(state):
-        return FileKind(
-            "inversion",
-            "a textual inversion: the embedding of a word",
-            "diffusers' load_textual_inversion adds it to a pipeline",
-        )
-    if begins("control_model.", "controlnet_", "input_hint_block.", "controlnet_cond_embedding."):
-        return FileKind(
-            "controlnet", "a ControlNet", "05_finetune_diffusers/controlnet.py --use opens the folder of one"
-        )
-    for name, says in (
-        ("conditioner.embedders.", "Stable Diffusion XL"),
-        (".joint_blocks.", "Stable Diffusion 3"),
-        ("double_blocks.", "FLUX"),
-    ):
-        if some(name):
-            return FileKind(
-                "other",
-                f"a checkpoint of {says}",
-                "load it with from_single_file of its pipeline in diffusers, and give the folder that save_pretrained writes",
-            )
-    if begins(UNET):
-        return sd_kind(state)
-    if some("encoder.down.0.block.0.") or begins(VAE):
-        return FileKind("vae", "an autoencoder alone")
-    if begins("input_blocks.0."):
-        return FileKind("unet", "a U-Net alone, without autoencoder and text encoder")
-    if begins("encoder.down_blocks."):
-        return FileKind(
-            "diffusers-vae",
-            "an autoencoder under the names of diffusers",
-            "give the folder that holds it and its config.json",
-        )
-    if begins("down_blocks.", "time_embedding."):
-        return FileKind(
-            "diffusers-unet",
-            "a U-Net under the names of diffusers",
-            "give the folder that holds it and its config.json",
-        )
-    if some("embeddings.token_embedding.weight", "token_embedding.weight", "word_embeddings.weight"):
-        return FileKind("text", "a text encoder alone")
-    shown = ", ".join(sorted(names)[:2])
+    if is_embedding(state):
+        return INVERSION
+    for expression, kind in KINDS:
+        if any(re.search(expression, name) for name in state):
+            return sd_kind(state) if kind.name == "sd" else kind
+    shown = ", ".join(sorted(state)[:2])
     return FileKind("unknown", f"weights of no kind that is known here, the first are {shown}")
 
 
@@ -234,22 +217,19 @@ def write_pipeline(folder: Path, state: dict[str, Tensor], path: Path) -> None:
         re.sub(rf"^{re.escape(TEXT)}(?!text_model\.)", f"{TEXT}text_model.", name): value
         for name, value in state.items()
     }
-    text = (
-        open_clip_config(state, path)
-        if f"{OPEN_CLIP}token_embedding.weight" in state
-        else clip_config(with_prefix, path)
-    )
+    second = f"{OPEN_CLIP}token_embedding.weight" in state
+    text = open_clip_config(state, path) if second else clip_config(with_prefix, path)
     save_tokenizer(folder / "tokenizer", text, path)
     unet = unet_config(
         {name.removeprefix(UNET): value for name, value in state.items() if name.startswith(UNET)}, path
     )
-    inpaints = unet["in_channels"] != unet["out_channels"]
-    v, zero_snr = prediction_of(state, path, text["hidden_act"] == "gelu" and not inpaints)
-    pixels = 768 if v and text["hidden_act"] == "gelu" else 512
+    inpaints = unet.in_channels != unet.out_channels
+    v, zero_snr = prediction_of(state, path, second and not inpaints)
+    pixels = 768 if v and second else 512
     factor = write_vae(folder / "vae", state, pixels, path)
-    write_unet(folder / "unet", state, unet | {"sample_size": pixels // factor}, path)
+    write_unet(folder / "unet", state, replace(unet, size=pixels // factor), path)
     write_text(folder / "text_encoder", with_prefix, text, path)
-    scheduler = {
+    scheduler: dict[str, Any] = {
         "_class_name": "PNDMScheduler",
         "num_train_timesteps": 1000,
         "beta_schedule": "scaled_linear",
@@ -264,20 +244,8 @@ def write_pipeline(folder: Path, state: dict[str, Tensor], path: Path) -> None:
     if zero_snr:  # PNDM has no such setting
         scheduler |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    parts = {
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-    }
     name = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
-    write_json(
-        folder / "model_index.json",
-        {"_class_name": name, "_diffusers_version": VERSION, **parts, "requires_safety_checker": False},
-    )
+    write_json(folder / "model_index.json", model_index(name, scheduler["_class_name"]))
 
 
 def prediction_of(state: dict[str, Tensor], path: Path, version_2: bool) -> tuple[bool, bool]:
@@ -336,8 +304,8 @@ def every_weight_of(part: str, path: Path) -> Iterator[None]:
         ) from problem
 
 
-def unet_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """The config.json of a UNet2DConditionModel, from its weights under the names of CompVis."""
+def unet_config(state: dict[str, Tensor], path: Path) -> UNetConfig:
+    """The configuration of a U-Net, from its weights under the names of CompVis."""
     with every_weight_of("U-Net", path):
         levels: list[list[int]] = [[]]  # the blocks of each level
         for i in numbers(state, r"input_blocks\.(\d+)\.")[1:]:
@@ -353,89 +321,71 @@ def unet_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
         )
         where = first.split("transformer_blocks")[0]
         linear = state[f"{where}proj_in.weight"].ndim == 2
-        return {
-            "_class_name": "UNet2DConditionModel",
-            "in_channels": state["input_blocks.0.0.weight"].shape[1],
-            "out_channels": state["out.2.weight"].shape[0],
-            "block_out_channels": widths,
-            "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
-            "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
-            "layers_per_block": len(levels[0]),
-            "cross_attention_dim": state[first].shape[1],
-            "transformer_layers_per_block": len(numbers(state, re.escape(where) + r"transformer_blocks\.(\d+)\.")),
-            "attention_head_dim": [max(1, width // 64) for width in widths] if linear else 8,
-            "use_linear_projection": linear,
-        }
-
-
-def vae_config(state: dict[str, Tensor], pixels: int, path: Path) -> dict[str, Any]:
-    """The config.json of an AutoencoderKL, from its weights under the names of CompVis."""
-    with every_weight_of("autoencoder", path):
-        n = len(numbers(state, r"encoder\.down\.(\d+)\."))
-        return {
-            "_class_name": "AutoencoderKL",
-            "sample_size": pixels,
-            "in_channels": state["encoder.conv_in.weight"].shape[1],
-            "out_channels": state["decoder.conv_out.weight"].shape[0],
-            "latent_channels": state["post_quant_conv.weight"].shape[1],
-            "block_out_channels": [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(n)],
-            "down_block_types": ["DownEncoderBlock2D"] * n,
-            "up_block_types": ["UpDecoderBlock2D"] * n,
-            "layers_per_block": len(numbers(state, r"encoder\.down\.0\.block\.(\d+)\.")),
-            "norm_num_groups": 32,
-            "scaling_factor": 0.18215,
-        }
-
-
-def clip_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """The config.json of the CLIPTextModel of Stable Diffusion 1.x."""
-    where = f"{TEXT}text_model."
-    with every_weight_of("text encoder", path):
-        vocabulary, dim = state[f"{where}embeddings.token_embedding.weight"].shape
-        hidden = state[f"{where}encoder.layers.0.mlp.fc1.weight"].shape[0]
-        length = state[f"{where}embeddings.position_embedding.weight"].shape[0]
-    layers = len(numbers(state, re.escape(where) + r"encoder\.layers\.(\d+)\."))
-    return text_config(vocabulary, dim, hidden, length, layers, "quick_gelu")
-
-
-def open_clip_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """The same of 2.x, whose OpenCLIP is read before its last layer."""
-    layers = len(numbers(state, re.escape(OPEN_CLIP) + r"transformer\.resblocks\.(\d+)\."))
-    with every_weight_of("text encoder", path):
-        vocabulary, dim = state[f"{OPEN_CLIP}token_embedding.weight"].shape
-        return text_config(
-            vocabulary, dim, 4 * dim, state[f"{OPEN_CLIP}positional_embedding"].shape[0], layers - 1, "gelu"
+        return UNetConfig(
+            in_channels=state["input_blocks.0.0.weight"].shape[1],
+            out_channels=state["out.2.weight"].shape[0],
+            channels=tuple(widths),
+            attention=tuple(attention),
+            layers=len(levels[0]),
+            heads=tuple(max(1, width // 64) if linear else 8 for width in widths),
+            text_dim=state[first].shape[1],
+            depth=len(numbers(state, re.escape(where) + r"transformer_blocks\.(\d+)\.")),
+            linear_projection=linear,
         )
 
 
-def text_config(vocabulary: int, dim: int, hidden: int, length: int, layers: int, activation: str) -> dict[str, Any]:
-    return {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": vocabulary,
-        "hidden_size": dim,
-        "intermediate_size": hidden,
-        "max_position_embeddings": length,
-        "num_hidden_layers": layers,
-        "num_attention_heads": max(1, dim // 64),
-        "hidden_act": activation,
-        "layer_norm_eps": 1e-5,
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-        "pad_token_id": 0 if activation == "gelu" else vocabulary - 1,
-    }
+def vae_config(state: dict[str, Tensor], pixels: int, path: Path) -> VAEConfig:
+    """The configuration of an autoencoder, from its weights under the names of CompVis."""
+    with every_weight_of("autoencoder", path):
+        levels = numbers(state, r"encoder\.down\.(\d+)\.")
+        return VAEConfig(
+            size=pixels,
+            image_channels=state["encoder.conv_in.weight"].shape[1],
+            latent_channels=state["post_quant_conv.weight"].shape[1],
+            channels=tuple(state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in levels),
+            layers=len(numbers(state, r"encoder\.down\.0\.block\.(\d+)\.")),
+            scaling_factor=0.18215,
+        )
+
+
+def clip_config(state: dict[str, Tensor], path: Path) -> TextConfig:
+    """The configuration of the text encoder of Stable Diffusion 1.x."""
+    where = f"{TEXT}text_model."
+    with every_weight_of("text encoder", path):
+        vocab, dim = state[f"{where}embeddings.token_embedding.weight"].shape
+        hidden = state[f"{where}encoder.layers.0.mlp.fc1.weight"].shape[0]
+        length = state[f"{where}embeddings.position_embedding.weight"].shape[0]
+    layers = len(numbers(state, re.escape(where) + r"encoder\.layers\.(\d+)\."))
+    heads, eos = max(1, dim // 64), vocab - 1
+    return TextConfig(vocab, length, dim, layers, heads, hidden, bos=vocab - 2, eos=eos, pad=eos)
+
+
+def open_clip_config(state: dict[str, Tensor], path: Path) -> TextConfig:
+    """The same of 2.x, whose OpenCLIP is read before its last layer."""
+    layers = len(numbers(state, re.escape(OPEN_CLIP) + r"transformer\.resblocks\.(\d+)\.")) - 1
+    with every_weight_of("text encoder", path):
+        vocab, dim = state[f"{OPEN_CLIP}token_embedding.weight"].shape
+        length = state[f"{OPEN_CLIP}positional_embedding"].shape[0]
+    heads = max(1, dim // 64)
+    return TextConfig(vocab, length, dim, layers, heads, 4 * dim, "gelu", bos=vocab - 2, eos=vocab - 1, pad=0)
 
 
 # ------------------------------------------------------------------------------------------------- parts of the folder
 
 
 def write_part(
-    folder: Path, name: str, config: dict[str, Any], state: dict[str, Tensor], own: dict[str, Tensor], path: Path
+    folder: Path,
+    name: str,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    make: Callable[[], nn.Module],
+    path: Path,
+    prefix: str = "",
 ) -> None:
-    """config.json and weights of a component,
-    every name and shape compared with the network that the library builds.
+    """config.json and weights of a component, every name and shape compared with the network that make() builds.
+    prefix: of the names in the file
     """
-    check_shapes(own, state, path)
+    check_architecture(make, {key.removeprefix(prefix): value for key, value in state.items()}, path)
     write_json(folder / "config.json", config)
     save_file({key: value.contiguous() for key, value in state.items()}, folder / name, metadata={"format": "pt"})
 
@@ -451,20 +401,19 @@ def check_all_converted(given: int, converted: dict[str, Tensor], path: Path) ->
         )
 
 
-def write_unet(folder: Path, state: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+def write_unet(folder: Path, state: dict[str, Tensor], cfg: UNetConfig, path: Path) -> None:
     """Write a U-Net under the names of diffusers."""
-    from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+    config = unet_to_diffusers(cfg)
     with every_weight_of("U-Net", path):
         converted = convert_ldm_unet_checkpoint(state, config)
     check_all_converted(sum(name.startswith(UNET) for name in state), converted, path)
-    write_part(folder, DIFFUSERS, config, converted, on_meta(UNet2DConditionModel.from_config, config, path), path)
+    write_part(folder, DIFFUSERS, config, converted, lambda: UNet(unet_from_diffusers(config)), path)
 
 
 def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path) -> int:
     """Write an autoencoder; returns f, how many times smaller a side its latents are."""
-    from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     state = {name.removeprefix(VAE): value for name, value in state.items() if name.startswith(VAE)} or state
@@ -473,56 +422,49 @@ def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path) -
         for name, value in state.items()
         if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
     }
-    config = vae_config(state, pixels, path)
+    cfg = vae_config(state, pixels, path)
+    config = vae_to_diffusers(cfg)
     with every_weight_of("autoencoder", path):
         converted = convert_ldm_vae_checkpoint(state, config)
     check_all_converted(len(state), converted, path)
-    write_part(folder, DIFFUSERS, config, converted, on_meta(AutoencoderKL.from_config, config, path), path)
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    write_part(folder, DIFFUSERS, config, converted, lambda: AutoencoderKL(vae_from_diffusers(config)), path)
+    return cfg.factor
 
 
-def write_text(folder: Path, state: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+def write_text(folder: Path, state: dict[str, Tensor], cfg: TextConfig, path: Path) -> None:
     """Write a text encoder under the names of transformers."""
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
     with every_weight_of("text encoder", path):
-        if config["hidden_act"] == "gelu":
-            state = convert_open_clip_checkpoint(
-                SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"])), state, OPEN_CLIP
-            )
+        if cfg.activation == "gelu":
+            sizes = SimpleNamespace(config=SimpleNamespace(hidden_size=cfg.dim))
+            state = convert_open_clip_checkpoint(sizes, state, OPEN_CLIP)
         else:
             state = convert_ldm_clip_checkpoint(state)
     # what lies behind the last layer that is read is left out
     layers = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
-    unused = {key for key in state if (found := layers.match(key)) and int(found[1]) >= config["num_hidden_layers"]}
+    unused = {key for key in state if (found := layers.match(key)) and int(found[1]) >= cfg.layers}
     state = {
         key: value
         for key, value in state.items()
         if key not in unused and key.startswith("text_model.") and not key.endswith("position_ids")
     }
-    own = on_meta(lambda each: TextTransformer(text_from_transformers(each)), config, path)
-    write_part(folder, TRANSFORMERS, config, state, {f"text_model.{key}": value for key, value in own.items()}, path)
+    config = text_to_transformers(cfg)
+    make = lambda: TextTransformer(text_from_transformers(config))  # noqa: E731
+    write_part(folder, TRANSFORMERS, config, state, make, path, prefix="text_model.")
 
 
-def on_meta(make: Callable[[dict[str, Any]], nn.Module], config: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Names and shapes of a network, without its memory."""
-    try:
-        with torch.device("meta"), Uninitialised():
-            return make(config).state_dict()
-    except (ValueError, RuntimeError, ZeroDivisionError) as problem:
-        raise UserError(f"{path} holds a network that diffusers cannot build ({explain(problem)})") from problem
-
-
-def save_tokenizer(folder: Path, text: dict[str, Any], path: Path) -> None:
+def save_tokenizer(folder: Path, text: TextConfig, path: Path) -> None:
     """CLIP's tokenizer, which no checkpoint holds.
     Stable Diffusion 1.x pads with its end token, 2.x with '!', its token 0.
     """
-    found = load_tokenizer(find_tokenizer(path), text["max_position_embeddings"])
-    if found.size != text["vocab_size"]:
+    source = find_tokenizer(path)
+    found = load_tokenizer(source, text.length)
+    if found.size != text.vocab:
         raise UserError(
-            f"the text encoder in {path} knows {text['vocab_size']} tokens, but the tokenizer in {find_tokenizer(path)} has {found.size}"
+            f"the text encoder in {path} knows {text.vocab} tokens, but the tokenizer in {source} has {found.size}"
         )
-    pad = found.backend.id_to_token(0) if text["hidden_act"] == "gelu" else None
+    pad = found.backend.id_to_token(0) if text.pad == 0 else None
     Tokenizer(found.backend, found.length, pad or found.pad).save(folder)
 
 

@@ -205,17 +205,10 @@ def assert_same_networks(pipe: StableDiffusionPipeline, folder: Path) -> None:
     for part in ("unet", "vae", "text_encoder"):
         mine, other = getattr(pipe, part).state_dict(), getattr(theirs, part).state_dict()
         assert mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine), part
+    heads = pipe.unet.config["attention_head_dim"]  # one number stands for all levels
+    assert theirs.unet.config["attention_head_dim"] == (heads if isinstance(heads, list) else [heads] * LEVELS)
     for part, names in (
-        (
-            "unet",
-            (
-                "attention_head_dim",
-                "use_linear_projection",
-                "down_block_types",
-                "up_block_types",
-                "cross_attention_dim",
-            ),
-        ),
+        ("unet", ("use_linear_projection", "down_block_types", "up_block_types", "cross_attention_dim")),
         ("vae", ("scaling_factor", "block_out_channels", "latent_channels")),
         ("text_encoder", ("hidden_act", "num_attention_heads")),
     ):
