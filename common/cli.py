@@ -177,10 +177,9 @@ def check_versions() -> None:
         raise UserError(
             f"{sys.executable} has no package {problem.name}; run the Python of .venv, or install the course (README.md)"
         ) from None
-    wanted = TORCHVISION_FOR.get(".".join(torch.split(".")[:2]))
-    known = set(TORCHVISION_FOR.values())
-    vision_short = ".".join(vision.split(".")[:2])
-    if (wanted and vision_short != wanted) or (not wanted and vision_short in known):
+    torch_release, vision_release = (".".join(version.split(".")[:2]) for version in (torch, vision))
+    known = torch_release in TORCHVISION_FOR or vision_release in TORCHVISION_FOR.values()
+    if known and TORCHVISION_FOR.get(torch_release) != vision_release:
         raise UserError(
             f"torch {torch} and torchvision {vision} were not built for each other; "
             "install the pair that the course is tested with: pip install -r requirements.txt"

@@ -156,22 +156,13 @@ class TextToImagePipeline:
         extra: further input channels of an inpainting U-Net, (B, E, h, w) or (1, E, h, w)
         """
         clip_x0 = self.clip_x0 if config.clip_x0 is None else config.clip_x0
-        if self.text_encoder is None:
-            return Guided(self.unet.eval(), self.prediction, {}, {}, 1.0, clip_x0, extra=extra)
+        encoder, unet = self.text_encoder, self.unet.eval()
         cond, uncond = (
-            {"text": self.text_encoder(list(texts)).to(self.device)} for texts in (prompts, [config.negative_prompt])
+            {"text": encoder(list(texts)).to(self.device)} if encoder else {}
+            for texts in (prompts, [config.negative_prompt])
         )
-        return Guided(
-            self.unet.eval(),
-            self.prediction,
-            cond,
-            uncond,
-            config.guidance_scale,
-            clip_x0,
-            config.rescale,
-            config.interval,
-            extra,
-        )
+        w = config.guidance_scale if encoder else 1.0
+        return Guided(unet, self.prediction, cond, uncond, w, clip_x0, config.rescale, config.interval, extra)
 
     def from_noise(
         self, denoise: Denoise, n: int, shape: tuple[int, int], config: SamplingConfig, noise: NoiseSource

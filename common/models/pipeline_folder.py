@@ -6,13 +6,14 @@ It may be a local folder, a run folder, a checkpoint in one file, or a repositor
 from collections.abc import Callable
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, listed
 from common.io import hub
 from common.io.files import read_json
 from common.io.weight_files import choose, chosen_files
 
 EXAMPLE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 INDEX = "model_index.json"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")
 TEXTS = (".json", ".txt", ".model", ".jinja")  # configurations and vocabularies
 
 
@@ -51,7 +52,7 @@ def needed_files(files: list[str], fetch: Callable[[str], Path]) -> list[str]:
     """
     if INDEX not in files:
         raise UserError(
-            f"there is no {INDEX} among the files of that repository ({some(files)}), so it holds no diffusers pipeline"
+            f"there is no {INDEX} among the files of that repository ({listed(files) or 'nothing'}), so it holds no diffusers pipeline"
         )
     wanted = [INDEX]
     for part in parts_of(read_json(fetch(INDEX))):
@@ -112,12 +113,7 @@ def what_is_there(folder: Path, there: list[str]) -> str:
             else ""
         )
         return f"there is one part, a {kind}{whole}"
-    return f"there is {some(there)}"
-
-
-def some(names: list[str]) -> str:
-    """The first eight names, and how many more there are."""
-    return (", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")) or "nothing"
+    return f"there is {listed(there) or 'nothing'}"
 
 
 def missing_parts(folder: Path) -> list[str]:
@@ -143,20 +139,9 @@ def weights_missing(part: Path, files: set[str]) -> list[str]:
     """What the weights of a part lack: all of them, or shards that their index names."""
     name, _ = choose(files) or (None, None)
     if name is None:
-        others = sorted(
-            file
-            for file in files
-            if file.endswith((".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx"))
-        )
-        found = (
-            f" under a name that diffusers knows, such as diffusion_pytorch_model.safetensors; there is {some(others)}"
-            if others
-            else ""
-        )
-        return [f"{part.name} (weights{found})"]
+        others = [file for file in sorted(files) if file.endswith(WEIGHTS)]
+        known = " under a name that diffusers knows, such as diffusion_pytorch_model.safetensors; there is "
+        return [f"{part.name} (weights{known + listed(others) if others else ''})"]
     places = read_json(part / name).get("weight_map") if name.endswith(".json") else None
-    return (
-        sorted({f"{part.name}/{file}" for file in places.values() if str(file) not in files})
-        if isinstance(places, dict)
-        else []
-    )
+    shards = places.values() if isinstance(places, dict) else ()
+    return sorted({f"{part.name}/{shard}" for shard in shards if str(shard) not in files})

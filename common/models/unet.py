@@ -162,14 +162,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Upsampling to the size of the next skip connection, then convolution. (B, C, H, W) -> (B, C, *size)"""
+    """Upsampling, in a U-Net to the size of the next skip connection, then convolution. (B, C, H, W) -> (B, C, *size)"""
 
     def __init__(self, dim: int):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return self.conv(F.interpolate(x, size, scale_factor=None if size else 2.0, mode="nearest"))
 
 
 class NoAttention(nn.Module):

@@ -45,10 +45,7 @@ def small_unet(
     Only the lowest resolution has attention: at higher ones it costs more than it gains. `out` is the number of output
     channels, by default that of the images. UserError where widths and size do not fit.
     """
-    if not widths or any(width < groups or width % groups for width in widths):
-        raise UserError(
-            f"--channels must be one or more multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}"
-        )
+    check_widths(widths, groups)
     if size < 2 ** len(widths):
         raise UserError(
             f"{len(widths)} resolutions need images of at least {2 ** len(widths)} pixels a side, not {size}; "
@@ -65,6 +62,14 @@ def small_unet(
         scale_shift=True,
         groups=groups,
     )
+
+
+def check_widths(widths: tuple[int, ...], groups: int) -> None:
+    """Refuse widths that a GroupNorm cannot divide into this many groups."""
+    if not widths or any(width < groups or width % groups for width in widths):
+        raise UserError(
+            f"--channels must be one or more multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}"
+        )
 
 
 def text_unet(size: int, channels: int, widths: tuple[int, ...], text_dim: int, layers: int = 1) -> UNetConfig:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.models.unet import Downsample, SelfAttention2d
+from common.models.unet import Downsample, SelfAttention2d, Upsample
+from common.models.unet_config import check_widths
 
 LOGVAR_RANGE = -30.0, 20.0  # limits of the predicted log variance, so that exp() stays finite
 
@@ -45,10 +46,7 @@ def small_vae(
     size: int, image_channels: int, widths: tuple[int, ...], latent_channels: int = 4, layers: int = 1, groups: int = 8
 ) -> VAEConfig:
     """The course's autoencoder for images of size x size pixels, one width for each resolution."""
-    if not widths or any(width < groups or width % groups for width in widths):
-        raise UserError(
-            f"--channels must be one or more multiples of {groups}, not {' '.join(map(str, widths)) or 'none'}"
-        )
+    check_widths(widths, groups)
     cfg = VAEConfig(size, image_channels, latent_channels, widths, layers, groups=groups)
     if size < cfg.factor or size % cfg.factor:
         raise UserError(
@@ -99,17 +97,6 @@ def res_blocks(cfg: VAEConfig, c_in: int, c_out: int, n: int) -> nn.Sequential:
     return nn.Sequential(*(VAEResBlock(cfg, a, b) for a, b in pairwise([c_in] + n * [c_out])))
 
 
-class UpsampleTwice(nn.Module):
-    """(B, C, H, W) -> (B, C, 2 H, 2 W)"""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
 class EncoderBlock(nn.Module):
     """Residual blocks, then half the resolution, except at the last level.
     (B, c_in, H, W) -> (B, c_out, H / 2, W / 2)
@@ -130,7 +117,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, cfg: VAEConfig, c_in: int, c_out: int, last: bool):
         super().__init__()
         self.resnets = res_blocks(cfg, c_in, c_out, cfg.layers + 1)
-        self.upsamplers = nn.Sequential(*[] if last else [UpsampleTwice(c_out)])
+        self.upsamplers = nn.Sequential(*[] if last else [Upsample(c_out)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.upsamplers(self.resnets(x))

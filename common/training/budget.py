@@ -25,13 +25,8 @@ class Budget:
     def __init__(self, steps: int | None, minutes: float | None, seconds: float, accelerator: Accelerator):
         if (steps is None) == (minutes is None):
             raise UserError("give the budget either in steps or in minutes")
-        self.steps, self.minutes, self.seconds, self.accelerator, self.interrupted = (
-            steps,
-            minutes,
-            seconds,
-            accelerator,
-            False,
-        )
+        self.steps, self.minutes, self.seconds = steps, minutes, seconds
+        self.accelerator, self.interrupted = accelerator, False
         self.start = time.monotonic() - seconds
 
     def used(self, steps: float) -> float:

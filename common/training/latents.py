@@ -32,7 +32,7 @@ BATCH = 64  # images that the encoder sees at a time
 
 def sample(batch: dict[str, Tensor], draw: BatchRandom) -> Tensor:
     """Latents for one training step.
-    Every epoch draws others from what the encoder said; the same (seed, step) draws the same.
+    Every epoch samples others from the posterior; the same (seed, step) samples the same.
     """
     return batch["latent"] + batch["std"] * draw.randn(batch["latent"].shape)
 

@@ -82,18 +82,8 @@ class RunLog:
 
     def write(self, state: State) -> None:
         rate = state.images / max(state.took, 1e-9)
-        by_noise = loss_by_noise(state)
-        self.csv.writerow(
-            [
-                state.step,
-                repr(state.loss),
-                f"{state.lr:.6g}",
-                f"{state.grad_norm:.6g}",
-                f"{rate:.1f}",
-                f"{state.seconds:.3f}",
-                *by_noise,
-            ]
-        )
+        rounded = f"{state.lr:.6g}", f"{state.grad_norm:.6g}", f"{rate:.1f}", f"{state.seconds:.3f}"
+        self.csv.writerow([state.step, repr(state.loss), *rounded, *loss_by_noise(state)])
         self.file.flush()  # so that a checkpoint never knows of steps that the log does not
         self.board.add_scalar("loss", state.loss, state.step)
         self.board.add_scalar("lr", state.lr, state.step)
@@ -104,7 +94,7 @@ class RunLog:
 
     def close(self) -> None:
         for file in (self.file, self.board):
-            with contextlib.suppress(OSError):  # a full disk; of every row it was said before
+            with contextlib.suppress(OSError):  # a full disk, which writing a row has reported
                 file.close()
         self.bar.refresh()
         self.bar.close()

@@ -131,6 +131,7 @@ def same_threads(threads: int | None, saved: int | None) -> int:
 # ------------------------------------------------------------------------------------------------------------ resuming
 
 LATER = {"threads"}  # settings that older versions did not keep: their defaults hold
+BUDGET = {"steps", "minutes"}
 CHECKPOINT = re.compile(r"(step|model)-(\d+)(\.pt)?")
 
 
@@ -161,14 +162,9 @@ def resumed(args: Run, free: Sequence[str] = FREE) -> Run:
         if (name, getattr(args, name)) != ("data", "auto")
     }
     refuse_changes(old, given, free, run)
-    budget = (
-        {"steps": None, "minutes": None}
-        if {"steps", "minutes"} <= names and {"steps", "minutes"} & given.keys()
-        else {}
-    )
-    settings = replace(
-        old, **budget | {name: value for name, value in given.items() if name in free}, out=run, resume=run
-    )
+    budget: dict[str, Any] = dict.fromkeys(BUDGET & names) if BUDGET & given.keys() else {}  # a new one replaces both
+    changed = {name: value for name, value in given.items() if name in free}
+    settings = replace(old, **budget | changed, out=run, resume=run)
     check_places(settings, given, path)
     return replace(settings, threads=same_threads(given.get("threads"), old.threads))
 
@@ -189,9 +185,7 @@ def refuse_changes(old: RunFlags, given: dict[str, Any], free: Sequence[str], ru
             f"--out {given['out']} is not the folder of the run {run}, and a resumed run continues in its own folder; remove --out"
         )
     own = {name: getattr(old, name) for name in given if name not in free and name != "out"}
-    changed = {
-        name: value for name, value in own.items() if given[name] != value and resolved(given[name]) != resolved(value)
-    }
+    changed = {name: value for name, value in own.items() if resolved(given[name]) != resolved(value)}
     if changed:
         flags = [
             f"--{name.replace('_', '-')} is {spelled(given[name])} here and {spelled(value)} in the run"
@@ -232,11 +226,7 @@ def run_folder(path: Path) -> Path:
     A checkpoint must be the newest of its run.
     """
     above = list(Path(os.path.abspath(path)).parents)[:3]
-    run = (
-        path
-        if (path / "config.json").is_file() and is_run(path)
-        else next((folder for folder in above if is_run(folder)), None)
-    )
+    run = next((folder for folder in (path, *above) if is_run(folder)), None)
     if run is None:
         raise UserError(
             f"{path} is no run folder: {path / 'config.json'} is missing, or does not hold the settings of a run"
@@ -244,16 +234,10 @@ def run_folder(path: Path) -> Path:
     if not os.path.lexists(path):
         raise UserError(f"there is no {path}; give the run folder: --resume {run}")
     inside = Path(os.path.abspath(path)).relative_to(os.path.abspath(run)).parts
-    named = next((CHECKPOINT.fullmatch(part) for part in inside if CHECKPOINT.fullmatch(part)), None)
-    newest = max(
-        (
-            found
-            for other in (*run.glob("checkpoints/step-*"), *run.glob("model-*.pt"))
-            if (found := CHECKPOINT.fullmatch(other.name))
-        ),
-        key=lambda found: int(found[2]),
-        default=None,
-    )
+    named = next(filter(None, map(CHECKPOINT.fullmatch, inside)), None)
+    files = [other.name for other in (*run.glob("checkpoints/step-*"), *run.glob("model-*.pt"))]
+    kept = filter(None, map(CHECKPOINT.fullmatch, files))
+    newest = max(kept, key=lambda found: int(found[2]), default=None)
     if named and newest and int(named[2]) != int(newest[2]):
         raise UserError(
             f"{named[0]} is not the newest checkpoint of {run}, which is {newest[0]}; go on from that one with --resume {run}, "

@@ -1,11 +1,11 @@
-"""What an autoencoder is trained on: give the image back, from a z that says no more than it must.
+"""The loss of an autoencoder: the error of its reconstruction, and the information that its latents z hold.
 
     loss = reconstruction + kl_weight * KL [+ perceptual_weight * perceptual] [+ w * adversarial]     (Rombach et al.
     2022, eq. 25)
 
-Reconstruction alone gives sharp images and a z nobody can sample; KL alone a z of pure noise. Pixel errors forgive
-blur, for the mean of all plausible details costs least:
-the last two terms are there against it, and both may be left out.
+Reconstruction alone gives sharp images, but z cannot be sampled; with KL alone z is pure noise. Pixel errors are
+smallest for the mean of all plausible details, which is blurred. The last two terms act against that blur, and both
+may be left out.
 """
 
 from collections.abc import Iterable
@@ -49,7 +49,7 @@ def vae_loss(
     """The error of one training batch, image by image.
 
     x, y    (B, C, H, W) image and reconstruction
-    z       what the encoder said of x
+    z       the encoder's posterior of x
     error   l1, l2 or huber, of the pixels
     """
     pixels, kl = reconstruction(x, y, error), kl_per_value(x, z)
@@ -85,10 +85,9 @@ class Perceptual(nn.Module):
 
     stages: modules to be applied one after the other, each a place to compare; random_stages(...) or part of a trained
     network. They are frozen.
-    With random weights this is not LPIPS, which needs a network trained on a million photographs, and human
-    judgements: it knows nothing of objects, nor of what people notice. It compares edges and their surroundings at a
-    few scales. Beside a change of brightness with the same squared error it makes a blur dear,
-    and that is all that is asked of it here.
+    With random weights this is not LPIPS, which needs a network trained on a million photographs, and human ratings.
+    It knows nothing of objects, nor of what people notice, and compares edges and their surroundings at a few scales.
+    A blur costs more than a change of brightness with the same squared error, which is all that is needed here.
     """
 
     def __init__(self, stages: Iterable[nn.Module]):
@@ -143,8 +142,8 @@ class PatchDiscriminator(nn.Module):
     """Whether each patch of an image looks real: positive for yes (Isola et al. 2017, section 3.2.2).
     (B, C, H, W) -> (B, 1, h, w)
 
-    Of patches, not of the whole: the reconstruction already looks after what is where, and what it lacks is texture.
-    GroupNorm instead of the paper's BatchNorm, so that no image is judged by its neighbours in the batch.
+    It rates patches and not the whole image, because the reconstruction lacks texture, not layout. GroupNorm replaces
+    the paper's BatchNorm, so that the output for an image does not depend on the others in the batch.
     """
 
     def __init__(self, channels: int, width: int = 32, layers: int = 2, groups: int = 8):
@@ -177,7 +176,7 @@ def discriminator_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def adversarial_loss(net: nn.Module, y: Tensor) -> Tensor:
-    """-E[D(y)]: the autoencoder wants its images to look real.
+    """-E[D(y)], which is small where the autoencoder's images look real.
     The discriminator gets no gradient. (B, C, H, W) -> (B,)
     """
     fixed = {name: p.detach() for name, p in net.named_parameters()}
@@ -191,7 +190,7 @@ def adaptive_weight(others: Tensor, adversarial: Tensor, last: Tensor) -> Tensor
         w = |grad of others| / (|grad of adversarial| + 1e-6)
 
     others, adversarial: scalars; last: vae.decoder.conv_out.weight.
-    A plain number to whoever multiplies by it: no gradient. -> ()
+    The weight has no gradient. -> ()
     """
     grad = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (others, adversarial)]
     return (grad[0] / (grad[1] + 1e-6)).clamp(max=LARGEST_WEIGHT).detach()

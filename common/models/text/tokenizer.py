@@ -36,7 +36,7 @@ BOS, EOS, END = "<|startoftext|>", "<|endoftext|>", "</w>"
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable letter for each of the 256 bytes
 CUT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's words
 CHINESE = "\u3000-\u9fff\uff00-\uffef"  # characters, kana and their punctuation: three bytes each
-WORD = re.compile(rf"[{CHINESE}]|[^\W\d_{CHINESE}]+")  # what a reader calls a word
+WORD = re.compile(rf"[{CHINESE}]|[^\W\d_{CHINESE}]+")  # a word, or a Chinese character
 
 
 class Tokenizer:
@@ -133,7 +133,7 @@ def load_tokenizer(folder: Path, longest: int = 77) -> Tokenizer:
     pad = settings.get("pad_token") or EOS
     try:
         length = min(settings.get("model_max_length", longest), longest)
-        return Tokenizer(clip_backend(*_read_merges(folder)), length, pad if isinstance(pad, str) else pad["content"])
+        return Tokenizer(clip_backend(*read_merges(folder)), length, pad if isinstance(pad, str) else pad["content"])
     except UserError:
         raise
     except Exception as problem:  # the tokenizers library knows only Exception
@@ -142,22 +142,16 @@ def load_tokenizer(folder: Path, longest: int = 77) -> Tokenizer:
         ) from problem
 
 
-def _read_merges(folder: Path) -> tuple[dict[str, int], list]:
-    if (folder / "tokenizer.json").exists():  # the newer layout: everything in one file
+def read_merges(folder: Path) -> tuple[dict[str, int], list[Merge]]:
+    """The vocabulary and the merges of a tokenizer's folder, in either of its layouts."""
+    if (folder / "tokenizer.json").exists():
         model = read_json(folder / "tokenizer.json")["model"]
-        return model["vocab"], [pair(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+        return model["vocab"], [
+            tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
+        ]
     if not (folder / "merges.txt").exists():
         raise UserError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt are there")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    return read_json(folder / "vocab.json"), [
-        pair(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line
-    ]
-
-
-def pair(parts: Sequence[str]) -> Merge:
-    """The two neighbours that a merge joins."""
-    first, second = parts
-    return first, second
+    return BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
 # ------------------------------------------------------------------------------------------------------------ building
