@@ -1,7 +1,6 @@
 """Presets: what each kind of device gets, and that a laptop's memory holds what Apple's MPS gets."""
 
 from dataclasses import asdict, fields, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,8 +158,7 @@ def test_chapter_5_takes_one_image_at_a_time_where_memory_is_short(monkeypatch, 
 
     small, large = flags.Preset(6, 16, 1e-3), flags.Preset(20, 4, 1e-5)
     args = flags.CaptionedFlags(out=tmp_path / "run")
-    network = lambda n: SimpleNamespace(parameters=lambda: [torch.empty(n, device="meta")])  # noqa: E731
-    settled = lambda args, n: flags.settled(args, "lora-x", flags.SizePresets(small, large), network(n), device)  # noqa: E731
+    settled = lambda args, n: flags.settled(args, "lora-x", flags.SizePresets(small, large), n, device)  # noqa: E731
     few = settled(args, 1000)
     assert (few.steps, few.batch_size, few.gradient_accumulation) == (6, 16, 1)
     many = settled(args, flags.SMALL)
