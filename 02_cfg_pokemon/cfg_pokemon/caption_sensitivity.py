@@ -50,7 +50,8 @@ def report(model: Path, data: str, data_dir: Path, language: str | None, n: int,
     if data == "creatures":
         images = load_creatures("test", n, pipeline.size, language=language or "both")
     else:
-        images = load(data, pipeline.size, data_dir, language=language, n=n, channels=pipeline.image_channels)
+        wanted = {"language": language, "n": n, "channels": pipeline.image_channels, "captions": True}
+        images = load(data, pipeline.size, data_dir, **wanted)
     images.need_captions(language)
     found = caption_losses(pipeline, images, seed)
     columns = "".join(f"{name:>10}" for name in found)

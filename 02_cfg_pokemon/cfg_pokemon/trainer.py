@@ -49,7 +49,8 @@ def train_model(flags: PixelModelFlags) -> None:
     start = open_pixel_pipeline(start_of(flags, flags.start)) if flags.start else None
     clip = open_clip(flags.text, device)  # models that cannot be opened are refused before any data are drawn
     channels = image_channels(flags.image_channels, start.unet.cfg.in_channels if start else None)
-    images = load(flags.data, flags.size, flags.data_dir, language=flags.language, n=flags.n, channels=channels)
+    wanted = {"language": flags.language, "n": flags.n, "channels": channels, "captions": True}
+    images = load(flags.data, flags.size, flags.data_dir, **wanted)
     captions = images.need_captions(flags.language)
     record = record_of(images.pixels, captions)
     check_record(flags, record)

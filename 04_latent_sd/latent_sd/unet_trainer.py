@@ -126,7 +126,8 @@ def load_captioned(
     """All sets as one, with a caption for each image. Raises UserError for a set that has none.
     n: the first n images of each set
     """
-    sets = [load(name, size, data_dir, language=language, n=n, channels=channels) for name in names]
+    wanted = {"language": language, "n": n, "channels": channels, "captions": True}
+    sets = [load(name, size, data_dir, **wanted) for name in names]
     return joined([replace(images, captions=images.need_captions(language)) for images in sets])
 
 

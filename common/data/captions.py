@@ -37,14 +37,22 @@ class Texts:
         """N captions in "en", "zh" or "both" (English for even indices, Chinese for odd ones),
         or a UserError that says why not.
         """
+        columns = [self._complete(each) for each in self.languages(language)]
+        return tuple(texts[i % len(columns)] for i, texts in enumerate(zip(*columns, strict=True)))
+
+    def languages(self, language: str | None = None) -> list[str]:
+        """The languages that "en", "zh" or "both" asks for. A UserError where one of them has no caption at all,
+        or captions and images do not belong together: that is known before the images are decoded.
+        """
         check_language(language)
         if self.fault:
             raise UserError(self.fault)
         language = language or self.default or next(iter(self.by), "en")
-        if language == "both":
-            pairs = zip(self._complete("en"), self._complete("zh"), strict=True)
-            return tuple(pair[i % 2] for i, pair in enumerate(pairs))
-        return self._complete(language)
+        wanted = list(LANGUAGES) if language == "both" else [language]
+        for each in wanted:
+            if each not in self.by:
+                raise UserError(self._lacks(each))
+        return wanted
 
     def offered(self) -> tuple[str, ...] | None:
         """The captions for those who can do without: None where an image has none, and faults are let pass."""
@@ -53,10 +61,12 @@ class Texts:
         except UserError:
             return None
 
-    def first(self, n: int) -> "Texts":
-        by = {language: texts[:n] for language, texts in self.by.items()}
-        several = {language: texts[:n] for language, texts in self.several.items()}
-        return replace(self, by=by, items=self.items[:n], several=several)
+    def of(self, indices: Sequence[int]) -> "Texts":
+        """The captions of some of the images."""
+        by = {language: tuple(texts[i] for i in indices) for language, texts in self.by.items()}
+        several = {language: tuple(texts[i] for i in indices) for language, texts in self.several.items()}
+        several = {language: texts for language, texts in several.items() if any(len(some) > 1 for some in texts)}
+        return replace(self, by=by, items=tuple(self.items[i] for i in indices if self.items), several=several)
 
     def remarks(self) -> list[str]:
         """What a user should know of the captions."""
@@ -66,8 +76,6 @@ class Texts:
         ]
 
     def _complete(self, language: str) -> tuple[str, ...]:
-        if language not in self.by:
-            raise UserError(self._lacks(language))
         missing = [i for i, text in enumerate(self.by[language]) if not text]
         if missing:
             first = self.items[missing[0]] if self.items else f"image {missing[0]}"

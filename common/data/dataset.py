@@ -97,7 +97,7 @@ class Images:
             labels=None if self.labels is None else self.labels[:n],
             captions=self.captions and self.captions[:n],
             attributes=self.attributes and replace(self.attributes, table=self.attributes.table[:n]),
-            texts=self.texts and self.texts.first(n),
+            texts=self.texts and self.texts.of(range(n)),
         )
 
     def in_language(self, language: str | None) -> "Images":

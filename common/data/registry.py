@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from common.data.captions import check_language
+from common.data.captions import Texts, check_language
 from common.data.creatures.dataset import CREATURE_IMAGES
 from common.data.dataset import Images
 from common.data.dishes.dataset import DISH_IMAGES
@@ -32,13 +32,8 @@ LOADERS: dict[str, Callable[..., Images]] = {
 }
 NAMES = tuple(LOADERS)
 DRAWN = ("creatures", "dishes")  # as many as one likes, and a split of combinations never trained on
-NATIVE_SIZE = {
-    "digits": 8,
-    "mnist-10k": 28,
-    "mnist": 28,
-    "fashion_mnist": 28,
-    "cifar10": 32,
-}  # the rest comes at any size
+# the rest comes at any size
+NATIVE_SIZE = {"digits": 8, "mnist-10k": 28, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}
 DEFAULT_SIZE = {"creatures": 32}  # of those; 64 where nothing is said
 
 
@@ -50,6 +45,7 @@ def load(
     language: str | None = None,
     n: int | None = None,
     channels: int | None = None,
+    captions: bool = False,
 ) -> Images:
     """A data set by name; or a path to a folder of images, parquet files or arrays, to an .lmdb, .npz, .parquet or
     .csv of pixels; or hub:owner/name.
@@ -62,17 +58,28 @@ def load(
               None takes the captions there are, if any
     n         only the first n images; creatures and dishes are drawn as many as that
     channels  3 in colour, 1 grey; None is the set's own: 1 where all of its pictures are grey
+    captions  whether captions are needed: a folder without any is refused before its images are decoded
 
     One line on standard error says how many images were read from files, and what was left out and why.
     """
     check_language(language)
     if not name.strip():
         raise UserError(f"--data is empty; give one of {', '.join(NAMES)}, or a folder of images")
-    images = _load(name, size, Path(data_dir), split, n, channels).first(n)
+    needed = captions or language is not None
+    check = (lambda texts: texts.languages(language)) if needed else (lambda texts: None)
+    images = _load(name, size, Path(data_dir), split, n, channels, check).first(n)
     return (images if channels is None else images.in_channels(channels)).in_language(language)
 
 
-def _load(name: str, size: int | None, data_dir: Path, split: str, n: int | None, channels: int | None) -> Images:
+def _load(
+    name: str,
+    size: int | None,
+    data_dir: Path,
+    split: str,
+    n: int | None,
+    channels: int | None,
+    check: Callable[[Texts], object],
+) -> Images:
     """The whole set. Only what is drawn heeds n: there is no end of them."""
     if (name in LOADERS or name.startswith(hub_datasets.PREFIX)) and split not in splits_of(name):
         raise UserError(f"{name} has no split '{split}'; choose one of {', '.join(splits_of(name))}")
@@ -86,7 +93,7 @@ def _load(name: str, size: int | None, data_dir: Path, split: str, n: int | None
     if path.suffix == ".lmdb":
         return lmdb_dataset.read_lmdb(path, split).resized(size)
     if os.path.isdir(path) or (os.path.isfile(path) and local.takes(path)):
-        return local.load_local(path, path.name, split, size, photo_size, channels)
+        return local.load_local(path, path.name, split, size, photo_size, channels, check)
     if os.path.exists(path):
         raise UserError(
             f"{name} is a file; --data takes a folder of images, an .lmdb, {', '.join(local.FILES)}, or one of {', '.join(NAMES)}"

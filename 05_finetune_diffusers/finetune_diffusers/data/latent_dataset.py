@@ -128,5 +128,5 @@ def count_truncated(pipe: StableDiffusionPipeline, captions: Sequence[str]) -> i
 
 def load_captioned(args: CaptionedFlags, size: int, split: str = "train", n: int | None = None) -> Images:
     """The data that the flags ask for, in colour and with captions."""
-    images = load(args.data, size, args.data_dir, split, args.language, n, channels=3)
+    images = load(args.data, size, args.data_dir, split, args.language, n, channels=3, captions=True)
     return replace(images, captions=images.need_captions(args.language))

@@ -166,10 +166,11 @@ def load_training_set(flags: CLIPFlags, size: int) -> CLIPTrainingSet:
         return CLIPTrainingSet(train, captions, LEARNED, test)
     # no more are drawn than are used
     asked = {"train": flags.n, "test": flags.held_out} if flags.data in DRAWN else {}
-    train, test = (
-        with_chinese_captions(load(flags.data, size, flags.data_dir, split, n=asked.get(split), channels=3))
+    found = (
+        load(flags.data, size, flags.data_dir, split, n=asked.get(split), channels=3, captions=True)
         for split in ("train", "test")
     )
+    train, test = map(with_chinese_captions, found)
     train, test = train.first(flags.n), test.first(min(flags.held_out, len(test)))
     order = {caption: k for k, caption in enumerate(dict.fromkeys(train.captions + test.captions))}
     train, test = (labelled_by_caption(images, order) for images in (train, test))

@@ -5,7 +5,7 @@ captions beside the images, or nothing of these.
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,13 +51,20 @@ class Metadata(NamedTuple):
 
 
 def load_folder(
-    folder: Path, size: int, split: str = "train", channels: int | None = None, listing: Listing | None = None
+    folder: Path,
+    size: int,
+    split: str = "train",
+    channels: int | None = None,
+    listing: Listing | None = None,
+    check: Callable[[Texts], object] = lambda texts: None,
 ) -> Images:
     """All images below a folder, centre-cropped to a square and resized to size x size;
     grey where all of them are, else RGB.
 
     The splits are those of a column `split`, else folders named train, test, validation, ...; where there is neither,
     the test split is every tenth image in the order of the file names.
+
+    check  refuses captions, before any image is decoded
     """
     listing = listing or list_folder(folder)
     names = listing.pictures
@@ -68,15 +75,16 @@ def load_folder(
     chosen = _of_split(folder, names, meta.rows, split, tally)
     rest = set(names) - set(chosen)
     others = ((lambda path=folder / name: path) for name in names if name in rest)
-    pixels, kept = decode_all(listing.paths(chosen), size, channels=channels, others=others, tally=tally)
-    kept_names = [chosen[i] for i in kept]
-    labels, classes = _labels(folder, names, kept_names, meta.rows)
     captions = _Captions(listing, tally)
-    rows = [captions.row(name, meta.rows.get(name, {})) for name in kept_names]
+    rows = [captions.row(name, meta.rows.get(name, {})) for name in chosen]
+    fault = _mismatch(listing, names, meta, captions)
+    texts = Texts(f"the folder {folder}", read_texts(rows), tuple(chosen), fault, several=read_several(rows))
+    check(texts)
+    pixels, kept = decode_all(listing.paths(chosen), size, channels=channels, others=others, tally=tally)
+    labels, classes = _labels(folder, names, [chosen[i] for i in kept], meta.rows)
+    rows, texts = [rows[i] for i in kept], texts.of(kept)
     bare_names = (name for name in names if not all_texts(meta.rows.get(name, {}), COLUMNS["en"]))
     beside = {file for file in map(captions.beside, bare_names) if file}
-    fault = _mismatch(listing, names, meta, captions)
-    texts = Texts(f"the folder {folder}", read_texts(rows), tuple(kept_names), fault, several=read_several(rows))
     tally.left_out += listing.holds({*names, *meta.tables, *beside, *([CLASSES] if CLASSES in listing.files else [])})
     bare = sum(not any(all_texts(row, columns) for columns in COLUMNS.values()) for row in rows)
     if 0 < bare < len(rows):

@@ -3,8 +3,10 @@ pictures, parquet or arrow files, arrays, tables of pixels, MNIST's own files.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from common.data.captions import Texts
 from common.data.dataset import Images
 from common.data.sources import arrays, rows, torchvision_datasets
 from common.data.sources.image_folder import load_folder, no_pictures
@@ -15,12 +17,19 @@ FILES = (".npz", ".csv", ".parquet")  # kinds that --data takes as single files
 
 
 def load_local(
-    path: Path, name: str, split: str, size: int | None, photo_size: int, channels: int | None = None
+    path: Path,
+    name: str,
+    split: str,
+    size: int | None,
+    photo_size: int,
+    channels: int | None = None,
+    check: Callable[[Texts], object] = lambda texts: None,
 ) -> Images:
     """The set in a folder or a file.
 
     size        pixels a side of sets that have a size of their own, such as MNIST's; None keeps it
     photo_size  pixels a side of photographs
+    check       refuses the captions of a folder of images, before any is decoded
     """
     if path.is_file():
         return load_file(path, split, size, photo_size, channels)
@@ -34,7 +43,7 @@ def load_local(
     if parquet and (not pictures or images_inside(listing, parquet) >= len(pictures)):
         return rows.load_parquet(listing, parquet, name, split, photo_size, channels)
     if pictures:
-        return load_folder(path, photo_size, split, channels, listing)
+        return load_folder(path, photo_size, split, channels, listing, check)
     if npz := listing.with_suffix(".npz"):
         return arrays.load_arrays(listing, npz[0], name, split, size, channels)
     if idx := [file for file in files if torchvision_datasets.IDX_NAME.fullmatch(os.path.basename(file))]:

@@ -17,7 +17,7 @@ from common.data.creatures.dataset import load_creatures
 from common.data.dataset import Attributes, in_split
 from common.data.drawn import DrawnDataset
 from common.data.registry import NAMES
-from common.data.sources import lmdb_dataset
+from common.data.sources import image_folder, lmdb_dataset
 from common.data.sources.hub_datasets import HUB_SETS, from_rows
 from common.data.sources.lmdb_dataset import FORMAT, read_lmdb, write_lmdb
 from common.errors import UserError
@@ -127,6 +127,23 @@ def test_sets_without_words_say_so():
         load("digits").need_captions()
     by_hand = Images("mine", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), captions=("a",))
     assert by_hand.need_captions() == by_hand.in_language(None).captions == ("a",)
+
+
+@pytest.mark.parametrize("wanted", [{"captions": True}, {"language": "en"}, {"language": "both"}])
+def test_a_folder_without_captions_is_refused_before_its_images_are_decoded(tmp_path, monkeypatch, wanted):
+    bare = write_folder(tmp_path / "bare", [{"label": "dog"} for _ in range(3)])
+    chinese = write_folder(tmp_path / "chinese", [{"text": "一只狗"} for _ in range(3)])
+    missing = write_folder(tmp_path / "missing", [{"text": "a dog"} for _ in range(3)])
+    (missing / "001.png").rename(missing / "other.png")
+    monkeypatch.setattr(image_folder, "decode_all", lambda *_, **__: pytest.fail("images were decoded"))
+    for folder, sentence in {
+        bare: "has no captions",
+        chinese: "has no English captions",
+        missing: "are not in",
+    }.items():
+        if folder != chinese or "language" in wanted:
+            with pytest.raises(UserError, match=sentence):
+                load(str(folder), 8, **wanted)
 
 
 def test_captions_of_other_kinds():
