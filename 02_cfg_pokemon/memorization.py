@@ -21,42 +21,9 @@ A model that copies gives 100 % twice. The intervals assume different samples:
 if all are alike, they count as one sample.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
+from cfg_pokemon.flags import MemorizationFlags as Args
 from common.cli import run
 from common.errors import UserError
-
-PRETRAINED = Path(__file__).parent / "pretrained"
-
-
-@dataclass(frozen=True)
-class Args:
-    model: Path = PRETRAINED
-    """Run folder of this chapter, or folder of a text-to-image model of pixels."""
-    n_train: int = 10_000
-    """Number of creatures that it was trained on: the first ones of the train split."""
-    n: int = 200
-    """Number of images to draw."""
-    prompts: Literal["test", "train", "heldout"] = "test"
-    """Captions to draw: of creatures that it has not seen, of those that it was trained on,
-    or of held-out combinations.
-    """
-    language: Literal["en", "zh", "both"] = "both"
-    """Language of the captions; both is half and half."""
-    w: float = 3.0
-    """Guidance scale; 1 is off."""
-    sampler: str = "dpmpp_2m:20"
-    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ..."""
-    seed: int = 0
-    """Random seed of the initial noise."""
-    out: Path | None = None
-    """Folder of the numbers and figures; by default runs/02_cfg_pokemon/memorization/<model>/<prompts>-w=<w>."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
 
 
 def main(args: Args) -> None:
@@ -64,10 +31,9 @@ def main(args: Args) -> None:
         raise UserError(
             f"there are only {args.n_train} training captions (--n-train); give --n {args.n_train} or fewer"
         )
-    from cfg_pokemon.memorization import SamplingConfig, report
+    from cfg_pokemon.memorization import report
 
-    config = SamplingConfig(args.w, sampler=args.sampler, seed=args.seed)
-    report(args.model, args.n_train, args.n, args.prompts, args.language, config, args.out, args.device)
+    report(args)
 
 
 if __name__ == "__main__":

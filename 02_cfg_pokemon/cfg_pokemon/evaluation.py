@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cfg_pokemon.evaluation_plots import SHOWN, plot_grid, plot_scales
+from cfg_pokemon.flags import EvaluationFlags
 from cfg_pokemon.guidance import Guided
 from common.cli import pick_device, writable_folder
 from common.data.creatures.attributes import NAMES
@@ -38,44 +39,35 @@ from common.models.pipeline import SamplingConfig, TextToImagePipeline, batches
 from common.models.text_to_image_folder import open_pixel_pipeline
 
 WITH_VARIANTS = 24  # prompts that are drawn VARIANTS times, for the diversity
-USUAL = {
-    "language": "both",
-    "sampler": "dpmpp_2m:20",
-    "rescale": 0.0,
-    "clip": "static",
-    "interval": (0.0, math.inf),
-    "negative": "",
-    "seed": 0,
-}
+SETTINGS = (
+    "n",
+    "model",
+    "language",
+    "sampler",
+    "rescale",
+    "clip",
+    "negative",
+    "seed",
+)  # flags that results.csv repeats
+SAMPLING = ("language", "sampler", "rescale", "clip", "interval", "negative", "seed")  # flags that name the folder
 
 
-def evaluate_model(
-    model: Path,  # a run folder or model folder
-    scales: Sequence[float],  # guidance scales to measure
-    n: int,  # prompts of each split
-    splits: Sequence[str],  # test, heldout
-    language: str,  # of the prompts: en, zh, both
-    clip: str,  # one of CLIP_MODES
-    config: SamplingConfig,  # everything else about sampling
-    per_attribute: bool,  # also print the accuracy of each attribute
-    out: Path | None,  # folder of the results, or the default one
-    device: str,
-) -> None:
+def evaluate_model(flags: EvaluationFlags) -> None:
     """Measure a model, and print and save the tables and figures.
     Drawn images are kept, so that a stopped evaluation continues.
     """
-    scales, splits = list(dict.fromkeys(scales)), list(dict.fromkeys(splits))
-    config = replace(config, clip_x0=CLIP_MODES[clip])
-    pipeline, classifier = open_checked(model, scales, splits, config, device), load_creature_classifier()
-    settings = {"n": n, "model": model, "language": language, "sampler": config.sampler, "rescale": config.rescale}
-    settings |= {"clip": clip, "interval_low": config.interval[0], "interval_high": config.interval[1]}
-    settings |= {"negative": config.negative_prompt, "seed": config.seed}
-    unusual = describe_unusual(settings | {"interval": config.interval})
-    out = writable_folder(out or Path("runs/02_cfg_pokemon/evaluate") / model.resolve().name / unusual)
-    fingerprint = model_fingerprint(model)
-    prompts = [make_prompts(split, n, language, pipeline.size, WITH_VARIANTS) for split in splits]
+    scales, splits = list(dict.fromkeys(flags.scales)), list(dict.fromkeys(flags.splits))
+    config = SamplingConfig(1.0, flags.negative, flags.sampler, flags.rescale, flags.interval, seed=flags.seed)
+    config = replace(config, clip_x0=CLIP_MODES[flags.clip])
+    pipeline, classifier = open_checked(flags, config), load_creature_classifier()
+    settings = {name: getattr(flags, name) for name in SETTINGS}
+    settings |= {"interval_low": flags.interval[0], "interval_high": flags.interval[1]}
+    unusual = describe_unusual(flags)
+    folder = Path("runs/02_cfg_pokemon/evaluate") / flags.model.resolve().name / unusual
+    out, fingerprint = writable_folder(flags.out or folder), model_fingerprint(flags.model)
+    prompts = [make_prompts(split, flags.n, flags.language, pipeline.size, WITH_VARIANTS) for split in splits]
     known = [bounds(classifier, each) for each in prompts]
-    print(f"{model}: {n} prompts, {config.sampler}, {unusual}\n\n{header(splits)}")
+    print(f"{flags.model}: {flags.n} prompts, {flags.sampler}, {unusual}\n\n{header(splits)}")
     print(f"{line('real', known, '_real')}\n{line('chance', known, '_chance')}")
     rows, shown = [], {}
     for w in scales:
@@ -89,31 +81,30 @@ def evaluate_model(
         rows += new
         # after every scale, so that a stopped evaluation leaves what it has measured
         write_csv(out / "results.csv", rows)
-    if per_attribute:
+    if flags.per_attribute:
         print(*(attribute_table(rows, split) for split in splits), sep="\n")
-    title = f"{n} prompts of each split; bands: 95 %; dashed: real pictures"
+    title = f"{flags.n} prompts of each split; bands: 95 %; dashed: real pictures"
     print(f"\nplot    {plot_scales(rows, title, out / 'plot.png')}")
     print(f"images  {plot_grid(classifier, prompts, shown, out / 'grid.png')}")
     print(f"table   {out / 'results.csv'}")
 
 
-def open_checked(
-    model: Path, scales: Sequence[float], splits: Sequence[str], config: SamplingConfig, device: str
-) -> TextToImagePipeline:
+def open_checked(flags: EvaluationFlags, config: SamplingConfig) -> TextToImagePipeline:
     """Open the model, and refuse what cannot be measured before anything is drawn."""
-    if not scales or not splits:
+    if not flags.scales or not flags.splits:
         raise UserError("give at least one of --scales and one of --splits, for instance --scales 1 3 --splits test")
-    pipeline = open_pixel_pipeline(model, pick_device(device))
-    check_creature_size(model, pipeline)
-    for w in scales:
-        Guided(pipeline.unet, pipeline.prediction, {}, {}, w, rescale=config.rescale, interval=config.interval)
+    pipeline = open_pixel_pipeline(flags.model, pick_device(flags.device))
+    check_creature_size(flags.model, pipeline)
+    for w in flags.scales:
+        Guided(pipeline.unet, pipeline.prediction, {}, {}, w, rescale=flags.rescale, interval=flags.interval)
     pipeline.noise_levels(config)
     return pipeline
 
 
-def describe_unusual(settings: Row) -> str:
+def describe_unusual(flags: EvaluationFlags) -> str:
     """A name for what differs from the usual settings: "plain", or "rescale=0.7,clip=dynamic"."""
-    unusual = {key: settings[key] for key, value in USUAL.items() if settings[key] != value}
+    given, usual = asdict(flags), asdict(EvaluationFlags())
+    unusual = {key: given[key] for key in SAMPLING if given[key] != usual[key]}
     name = ",".join(
         f"{key}={'-'.join(f'{v:g}' for v in value) if key == 'interval' else value}" for key, value in unusual.items()
     )

@@ -1,11 +1,13 @@
-"""The flags of train.py. ablations.py trains with them, too."""
+"""The flags of train.py, with which ablations.py trains too, of evaluate.py and of memorization.py."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from common.training.flags import TextToImageFlags
 
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 PROMPTS = (
     "a red fire creature with bat wings",
     "a blue round creature with cat ears, on a cream background",
@@ -38,3 +40,71 @@ class PixelModelFlags(TextToImageFlags):
     """Prompts of the sample pictures, drawn without and with guidance side by side."""
     guidance: float = 3.0
     """Guidance scale of the sample pictures; 1 is off."""
+
+
+@dataclass(frozen=True)
+class EvaluationFlags:
+    """Flags of evaluate.py."""
+
+    model: Path = PRETRAINED
+    """Run folder of this chapter, or folder of a text-to-image model of pixels."""
+    scales: tuple[float, ...] = (0, 1, 1.5, 2, 3, 5, 8)
+    """Guidance scales to measure; 1 is off, 0 ignores the prompt."""
+    n: int = 200
+    """Number of prompts of each split."""
+    splits: tuple[Literal["test", "heldout"], ...] = ("test", "heldout")
+    """Splits of the prompts; brightness, saturation and diversity are shown for the first."""
+    language: Literal["en", "zh", "both"] = "both"
+    """Language of the prompts; both is half and half."""
+    sampler: str = "dpmpp_2m:20"
+    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ..."""
+    rescale: float = 0.0
+    """phi of guidance rescale, 0 to 1, against too strong contrast."""
+    clip: Literal["static", "none", "dynamic"] = "static"
+    """How predicted images are kept in range: clipped at black and white, not at all, or by dynamic thresholding."""
+    interval: tuple[float, float] = (0.0, math.inf)
+    """Noise levels sigma / alpha between which guidance is used."""
+    negative: str = ""
+    """Negative prompt of all pictures."""
+    per_attribute: bool = False
+    """Whether to print the accuracy of each attribute, too. (The CSV holds it anyway.)"""
+    seed: int = 0
+    """Random seed of the initial noise."""
+    out: Path | None = None
+    """Folder of results.csv and the figures;
+    by default runs/02_cfg_pokemon/evaluate/<model>/<settings that are not the default>.
+    """
+    device: str = "auto"
+    """Device: auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+
+
+@dataclass(frozen=True)
+class MemorizationFlags:
+    """Flags of memorization.py."""
+
+    model: Path = PRETRAINED
+    """Run folder of this chapter, or folder of a text-to-image model of pixels."""
+    n_train: int = 10_000
+    """Number of creatures that it was trained on: the first ones of the train split."""
+    n: int = 200
+    """Number of images to draw."""
+    prompts: Literal["test", "train", "heldout"] = "test"
+    """Captions to draw: of creatures that it has not seen, of those that it was trained on,
+    or of held-out combinations.
+    """
+    language: Literal["en", "zh", "both"] = "both"
+    """Language of the captions; both is half and half."""
+    w: float = 3.0
+    """Guidance scale; 1 is off."""
+    sampler: str = "dpmpp_2m:20"
+    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ..."""
+    seed: int = 0
+    """Random seed of the initial noise."""
+    out: Path | None = None
+    """Folder of the numbers and figures; by default runs/02_cfg_pokemon/memorization/<model>/<prompts>-w=<w>."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from cfg_pokemon.flags import MemorizationFlags
 from common import viz
 from common.cli import pick_device, writable_folder
 from common.data.creatures.dataset import load_creatures
@@ -24,6 +25,7 @@ from common.models.text_to_image_folder import open_pixel_pipeline
 UNSEEN = 2  # seed of creatures that nothing was trained on: models are trained on seed 0, the classifier on seed 1
 TEST = 1000  # test images, for the percentile
 TOO_NEAR = 0.01  # the percentile, as a share
+SETTINGS = ("model", "n_train", "n", "prompts", "language", "w", "sampler", "seed")  # flags that the results repeat
 SHOWN = 12  # samples in the figure, those nearest to the training set first
 
 # ------------------------------------------------------------------------------------------------------- the distances
@@ -90,25 +92,18 @@ def compare_views(
 # ---------------------------------------------------------------------------------------------------------- the report
 
 
-def report(
-    model: Path,  # a run folder or model folder
-    n_train: int,  # it was trained on the first creatures of the train split, this many
-    n: int,  # images to draw
-    split: str,  # of the captions: test, train or heldout
-    language: str,  # of the captions: en, zh or both
-    config: SamplingConfig,
-    out: Path | None,  # folder of the numbers and figures, or the default one
-    device: str,
-) -> None:
+def report(flags: MemorizationFlags) -> None:
     """Draw images, compare them with the training set, and print and save the numbers and the nearest pairs."""
-    pipeline = open_pixel_pipeline(model, pick_device(device))
-    check_creature_size(model, pipeline)
-    w, size = config.guidance_scale, pipeline.size
-    out = writable_folder(out or Path("runs/02_cfg_pokemon/memorization") / model.resolve().name / f"{split}-w={w:g}")
-    prompts = load_creatures(split, n, size, language=language).captions
-    samples, train = to_bytes(pipeline.txt2img(prompts, config)), load_creatures("train", n_train, size).pixels
+    pipeline = open_pixel_pipeline(flags.model, pick_device(flags.device))
+    check_creature_size(flags.model, pipeline)
+    n, split, size = flags.n, flags.prompts, pipeline.size
+    folder = Path("runs/02_cfg_pokemon/memorization") / flags.model.resolve().name / f"{split}-w={flags.w:g}"
+    out = writable_folder(flags.out or folder)
+    captions = load_creatures(split, n, size, language=flags.language).captions
+    samples = to_bytes(pipeline.txt2img(captions, SamplingConfig(flags.w, sampler=flags.sampler, seed=flags.seed)))
+    train = load_creatures("train", flags.n_train, size).pixels
 
-    print(f"{n} pictures of {model}, w = {w:g}, captions of {split}; {n_train:,} training pictures\n")
+    print(f"{n} pictures of {flags.model}, w = {flags.w:g}, captions of {split}; {len(train):,} training pictures\n")
     print(f"{'':10}{'median':>12}{'too near':>12}{'(95 %)':^18}{'nearer than unseen':>14}  (95 %)")
     found = compare_views(load_creature_classifier(), samples, train, TEST)
     for name, (numbers, _, _) in found.items():
@@ -120,9 +115,7 @@ def report(
         saved["own_picture"] = own
         shares = ", ".join(f"{share:.1%} by {name}" for name, share in own.items())
         print(f"the nearest training picture is that of the same caption: {shares}")
-    settings = {"model": model, "n_train": n_train, "n": n, "prompts": split, "language": language}
-    settings |= {"w": w, "sampler": config.sampler, "seed": config.seed}
-    write_json(out / "memorization.json", settings | saved)
+    write_json(out / "memorization.json", {name: getattr(flags, name) for name in SETTINGS} | saved)
     for name, (_, distance, index) in found.items():
         first = distance.argsort()[:SHOWN]
         print(plot_pairs(samples[first], train[index[first]], distance[first], out / f"nearest_by_{name}.png"))
