@@ -9,39 +9,14 @@ them in the same way, as evaluate.py and memorization.py do.
 Trained networks and drawn images are kept: a study that was stopped continues.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-from tyro.conf import Positional
-
+from cfg_pokemon.flags import AblationFlags as Args
 from common.cli import run
 
 
-@dataclass(frozen=True)
-class Args:
-    study: Positional[Literal["brightness", "size", "epochs"]]
-    """Name of the study."""
-    steps: int = 3000
-    """Training steps of each network, 16 images each.
-    (Not in the study of epochs, where they follow from the number of images.)
-    """
-    n: int = 200
-    """Number of images on which each network is measured, at each guidance scale."""
-    seeds: tuple[int, ...] = (0,)
-    """Random seeds of the trainings; each repeats the whole study, and the table has all of them."""
-    out: Path = Path("runs/02_cfg_pokemon/studies")
-    """Folder of networks, images and tables."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
-
-
 def main(args: Args) -> None:
-    from cfg_pokemon.ablations import AblationStudy, run_study
+    from cfg_pokemon.ablations import run_study
 
-    run_study(AblationStudy(args.study, args.steps, args.n, args.out, args.device), args.seeds)
+    run_study(args)
 
 
 if __name__ == "__main__":

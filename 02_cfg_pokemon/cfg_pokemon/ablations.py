@@ -1,13 +1,12 @@
 """What ablations.py does: it trains networks that differ in one setting, and measures them in the same way."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cfg_pokemon import evaluation, memorization
 from cfg_pokemon.ablation_plots import plot_brightness, plot_copies
-from cfg_pokemon.flags import PixelModelFlags
+from cfg_pokemon.flags import AblationFlags, PixelModelFlags
 from cfg_pokemon.trainer import train_model
 from common.cli import pick_device, writable_folder
 from common.data.creatures.dataset import load_creatures
@@ -39,32 +38,21 @@ STUDIES = {
 COPY_NUMBERS = ("too_near", "too_near_low", "too_near_high", "nearer", "nearer_low", "nearer_high")
 
 
-@dataclass(frozen=True)
-class AblationStudy:
-    """One study and how much work it may be."""
-
-    name: str  # of STUDIES
-    steps: int  # training steps of each network
-    n: int  # images on which each network is measured
-    out: Path  # where networks, images and tables are kept
-    device: str
-
-
-def run_study(study: AblationStudy, seeds: Sequence[int]) -> None:
+def run_study(study: AblationFlags) -> None:
     """Train and measure the networks of a study for each seed, and print and save its table and figure."""
     writable_folder(study.out)
     rows: list[Row] = []
-    table, figure = study.out / f"{study.name}.csv", study.out / f"{study.name}.png"
-    measure = measure_brightness if study.name == "brightness" else measure_copies
-    print(header(study.name))
-    for seed in seeds:
+    table, figure = study.out / f"{study.study}.csv", study.out / f"{study.study}.png"
+    measure = measure_brightness if study.study == "brightness" else measure_copies
+    print(header(study.study))
+    for seed in study.seeds:
         rows += measure(study, seed)
         write_csv(table, rows)
-    if study.name == "brightness":
+    if study.study == "brightness":
         prompts = prompts_of(study, "test")
         measured = evaluation.measure(load_creature_classifier(), prompts, prompts.real, prompts.variants)
         real = {"what": "real pictures", "w": 1} | measured
-        print(line(real, study.name))
+        print(line(real, study.study))
         plot_brightness(rows, real, figure)
     else:
         print("without memorization 1 % are too near, and 50 % nearer than unseen")
@@ -75,7 +63,7 @@ def run_study(study: AblationStudy, seeds: Sequence[int]) -> None:
 # -------------------------------------------------------------------------------------------------------- the networks
 
 
-def training_flags(study: AblationStudy, change: dict[str, Any], seed: int) -> dict[str, Any]:
+def training_flags(study: AblationFlags, change: dict[str, Any], seed: int) -> dict[str, Any]:
     """The flags of train.py for one network."""
     flags = SETTINGS | {"steps": study.steps, "seed": seed, "device": study.device} | change
     if epochs := flags.pop("epochs", None):
@@ -83,7 +71,7 @@ def training_flags(study: AblationStudy, change: dict[str, Any], seed: int) -> d
     return flags
 
 
-def trained(study: AblationStudy, name: str, change: dict[str, Any], seed: int) -> Path:
+def trained(study: AblationFlags, name: str, change: dict[str, Any], seed: int) -> Path:
     """The run folder of one network, which is trained now unless it was before."""
     flags = training_flags(study, change, seed)
     folder = study.out / "models" / folder_name(flags)
@@ -92,9 +80,8 @@ def trained(study: AblationStudy, name: str, change: dict[str, Any], seed: int) 
         if (folder / "checkpoints").exists():
             train_model(resumed(PixelModelFlags(resume=folder, device=study.device)))
         else:
-            train_model(
-                with_folder(PixelModelFlags(out=folder, sample_every=10**9, save_every=250, **flags), "02_cfg_pokemon")
-            )
+            new = PixelModelFlags(out=folder, sample_every=10**9, save_every=250, **flags)
+            train_model(with_folder(new, "02_cfg_pokemon"))
     return folder
 
 
@@ -107,12 +94,12 @@ def folder_name(flags: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------- the measurements
 
 
-def prompts_of(study: AblationStudy, split: str) -> Prompts:
+def prompts_of(study: AblationFlags, split: str) -> Prompts:
     return make_prompts(split, study.n, "both", SIZE, evaluation.WITH_VARIANTS)
 
 
 def measure_images(
-    study: AblationStudy, pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig, model: Path
+    study: AblationFlags, pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig, model: Path
 ) -> Row:
     """What evaluate.py measures, for one network and one way to sample."""
     fingerprint = evaluation.model_fingerprint(model)
@@ -132,7 +119,7 @@ def measure_memorization(
     return {f"{key}_{name}": numbers[key] for name, (numbers, _, _) in found.items() for key in COPY_NUMBERS}
 
 
-def measure_brightness(study: AblationStudy, seed: int) -> list[Row]:
+def measure_brightness(study: AblationFlags, seed: int) -> list[Row]:
     """Every network at every scale, and the first with every remedy at one scale."""
     prompts, rows = prompts_of(study, "test"), []
     for k, (name, change) in enumerate(STUDIES["brightness"].items()):
@@ -147,21 +134,21 @@ def measure_brightness(study: AblationStudy, seed: int) -> list[Row]:
     return rows
 
 
-def measure_copies(study: AblationStudy, seed: int) -> list[Row]:
+def measure_copies(study: AblationFlags, seed: int) -> list[Row]:
     """Every network on captions of the test and of the held-out split,
     and how near its images are to its training set.
     """
     asked, rows = {split: prompts_of(study, split) for split in ("test", "heldout")}, []
-    for name, change in STUDIES[study.name].items():
+    for name, change in STUDIES[study.study].items():
         folder = trained(study, name, change, seed)
         pipeline = open_pixel_pipeline(folder, pick_device(study.device))
-        for config in map(SamplingConfig, SCALES[study.name]):
+        for config in map(SamplingConfig, SCALES[study.study]):
             row = {"what": name, "seed": seed, "w": config.guidance_scale}
             for split, prompts in asked.items():
                 measured = measure_images(study, pipeline, prompts, config, folder)
                 row |= {f"{key}_{split}": value for key, value in measured.items()}
             rows.append(row | measure_memorization(pipeline, asked["test"].captions, config, change["n"]))
-            print(line(rows[-1], study.name), flush=True)
+            print(line(rows[-1], study.study), flush=True)
     return rows
 
 

@@ -1,9 +1,11 @@
-"""The flags of train.py, with which ablations.py trains too, of evaluate.py and of memorization.py."""
+"""The flags of train.py, with which ablations.py trains too, and of the programs that measure models."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from tyro.conf import Positional
 
 from common.training.flags import TextToImageFlags
 
@@ -104,6 +106,28 @@ class MemorizationFlags:
     """Random seed of the initial noise."""
     out: Path | None = None
     """Folder of the numbers and figures; by default runs/02_cfg_pokemon/memorization/<model>/<prompts>-w=<w>."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+
+
+@dataclass(frozen=True)
+class AblationFlags:
+    """Flags of ablations.py."""
+
+    study: Positional[Literal["brightness", "size", "epochs"]]
+    """Name of the study."""
+    steps: int = 3000
+    """Training steps of each network, 16 images each.
+    (Not in the study of epochs, where they follow from the number of images.)
+    """
+    n: int = 200
+    """Number of images on which each network is measured, at each guidance scale."""
+    seeds: tuple[int, ...] = (0,)
+    """Random seeds of the trainings; each repeats the whole study, and the table has all of them."""
+    out: Path = Path("runs/02_cfg_pokemon/studies")
+    """Folder of networks, images and tables."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None

@@ -1,4 +1,4 @@
-"""What the two shipped classifiers share: half-precision weights, and a training loop.
+"""What the two shipped classifiers share: layers, half-precision weights, and a training loop.
 
 The loop is written out here because a classifier needs none of common/training:
 no noise, no average of weights, no checkpoints.
@@ -49,6 +49,20 @@ def save_weights(net: nn.Module, path: Path, **metadata: object) -> None:
 def round_to_half(net: nn.Module) -> None:
     """Round the weights as `save_weights` will, so that the accuracy is measured on what is stored."""
     net.load_state_dict({k: value.half().to(value.dtype) for k, value in net.state_dict().items()})
+
+
+def save_if_accurate(net: nn.Module, path: Path, accuracy: float, needed: float, command: str, seed: int) -> None:
+    """Save the weights of a network whose accuracy on unseen images is high enough, with how they were made."""
+    if accuracy < needed:
+        raise UserError(
+            f"the accuracy {accuracy:.2%} is below the {needed:.0%} that evaluations need, so the weights are not saved; give more --epochs"
+        )
+    save_weights(net, path, test_accuracy=accuracy, seed=seed, command=command, torch=torch.__version__)
+    print(path)
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def fit(

@@ -22,7 +22,7 @@ from common.data.creatures.attributes import NAMES, VALUES
 from common.data.creatures.dataset import load_creatures
 from common.data.dataset import Attributes
 from common.errors import UserError
-from common.evaluate.classifiers import WEIGHTS, fit, load_weights, round_to_half, save_weights
+from common.evaluate.classifiers import WEIGHTS, convolution, fit, load_weights, round_to_half, save_if_accurate
 from common.io.pixels import to_float
 from common.io.tables import print_table
 from common.random import generator
@@ -46,9 +46,9 @@ class CreatureClassifier(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.PixelUnshuffle(2),                                           # (N, 12, 16, 16)
-            *_convolution(12, 48), *_convolution(48, 64), nn.MaxPool2d(2),  # (N, 64, 8, 8)
-            *_convolution(64, 96), nn.MaxPool2d(2),                         # (N, 96, 4, 4)
-            *_convolution(96, 96),                                          # (N, 96, 4, 4)
+            *convolution(12, 48), *convolution(48, 64), nn.MaxPool2d(2),    # (N, 64, 8, 8)
+            *convolution(64, 96), nn.MaxPool2d(2),                          # (N, 96, 4, 4)
+            *convolution(96, 96),                                           # (N, 96, 4, 4)
             nn.Flatten(), nn.Dropout(0.1),                                  # (N, 1536)
             nn.Linear(96 * 4 * 4, FEATURES),                                # (N, 64)
         )  # fmt: skip
@@ -67,10 +67,6 @@ class CreatureClassifier(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 3, 32, 32) in [-1, 1] -> logits of each attribute, eleven times (N, its number of values)"""
         return self.logits(self.features(x))
-
-
-def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def preprocess(images: Tensor) -> Tensor:
@@ -227,10 +223,5 @@ def train_and_save(path: Path, n: int, epochs: int, batch_size: int, lr: float, 
         f"{epochs} passes over {n:,} creatures in {time.perf_counter() - began:.0f} s; on 1,000 unseen creatures of each split:"
     )
     right = check(net)
-    if right < ACCURACY:
-        raise UserError(
-            f"the accuracy {right:.1%} is below the {ACCURACY:.0%} that evaluations need, so the weights are not saved; give more --epochs"
-        )
     command = f"{COMMAND} --n {n} --epochs {epochs} --batch-size {batch_size} --lr {lr} --seed {seed}"
-    save_weights(net, path, test_accuracy=right, seed=seed, command=command, torch=torch.__version__)
-    print(path)
+    save_if_accurate(net, path, right, ACCURACY, command, seed)

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 from common.data import load
 from common.data.augmentation import affine
 from common.errors import UserError
-from common.evaluate.classifiers import WEIGHTS, fit, load_weights, round_to_half, save_weights
+from common.evaluate.classifiers import WEIGHTS, convolution, fit, load_weights, round_to_half, save_if_accurate
 from common.io.pixels import to_float
 
 DIGIT_WEIGHTS = WEIGHTS / "mnist_cnn.safetensors"
@@ -35,9 +35,9 @@ class DigitClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_convolution(1, 24, kernel=5, stride=2),         # (N, 24, 14, 14)
-            *_convolution(24, 48), nn.MaxPool2d(2),           # (N, 48, 7, 7)
-            *_convolution(48, 96), nn.MaxPool2d(2),           # (N, 96, 3, 3)
+            *convolution(1, 24, kernel=5, stride=2),          # (N, 24, 14, 14)
+            *convolution(24, 48), nn.MaxPool2d(2),            # (N, 48, 7, 7)
+            *convolution(48, 96), nn.MaxPool2d(2),            # (N, 96, 3, 3)
             nn.Flatten(), nn.Dropout(0.2),                    # (N, 864)
             nn.Linear(96 * 3 * 3, FEATURES),                  # (N, 64)
         )  # fmt: skip
@@ -52,10 +52,6 @@ class DigitClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, 28, 28) in [-1, 1] -> (N, 10) logits"""
         return self.head(self.features(x))
-
-
-def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def preprocess(images: Tensor) -> Tensor:
@@ -135,10 +131,5 @@ def train_and_save(path: Path, data_dir: Path, epochs: int, batch_size: int, lr:
     print(
         f"{right:.2%} of the {len(test):,} test images are recognised, after {time.perf_counter() - began:.0f} s of training"
     )
-    if right < ACCURACY:
-        raise UserError(
-            f"the accuracy {right:.2%} is below the {ACCURACY:.0%} that evaluations need, so the weights are not saved; give more --epochs"
-        )
     command = f"{COMMAND} --epochs {epochs} --batch-size {batch_size} --lr {lr} --seed {seed}"
-    save_weights(net, path, test_accuracy=right, seed=seed, command=command, torch=torch.__version__)
-    print(path)
+    save_if_accurate(net, path, right, ACCURACY, command, seed)

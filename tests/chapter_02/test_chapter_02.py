@@ -472,6 +472,6 @@ def test_a_study_continues_where_it_stopped(study, rows, tmp_path, monkeypatch):
 
 
 def test_a_study_of_epochs_counts_them():
-    study = ablations.AblationStudy("epochs", 3000, 200, Path("runs"), "cpu")
+    study = ablations.AblationFlags("epochs", device="cpu")
     flags = ablations.training_flags(study, {"n": 100, "epochs": 300}, seed=1)
     assert flags["steps"] == 1875 and flags["n"] == 100 and "epochs" not in flags  # 300 * 100 / 16
