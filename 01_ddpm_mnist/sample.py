@@ -5,7 +5,7 @@ python 01_ddpm_mnist/sample.py --model runs/01_ddpm_mnist/mnist --sampler ddpm:1
 """
 
 from common.cli import run
-from ddpm_mnist.flags import SampleFlags as Args
+from ddpm_mnist.flags import UnconditionalSampleFlags as Args
 
 
 def main(args: Args) -> None:

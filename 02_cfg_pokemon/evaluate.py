@@ -19,7 +19,7 @@ prompt starts from the same noise at every scale. Beside them stand:
 Drawn pictures are kept: an evaluation that was stopped continues.
 """
 
-from cfg_pokemon.flags import EvaluationFlags as Args
+from cfg_pokemon.flags import PixelEvaluationFlags as Args
 from common.cli import run
 
 

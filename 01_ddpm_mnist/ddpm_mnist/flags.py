@@ -7,7 +7,7 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 @dataclass(frozen=True)
-class SampleFlags:
+class UnconditionalSampleFlags:
     model: Path = PRETRAINED
     """Run folder, or any diffusers folder with an unconditional U-Net; by default the shipped MNIST model."""
     n: int = 64

@@ -16,10 +16,10 @@ from common.io.files import write_atomically
 from common.io.pixels import to_bytes
 from common.io.progress import with_progress
 from common.models.model_folder import load_model
-from ddpm_mnist.flags import SampleFlags
+from ddpm_mnist.flags import UnconditionalSampleFlags
 
 
-def generate(flags: SampleFlags) -> None:
+def generate(flags: UnconditionalSampleFlags) -> None:
     """Sample images of a model, and save them as a grid; strip, GIF and array are written beside it."""
     device, n, label, batch_size = pick_device(flags.device), flags.n, flags.label, flags.batch_size
     net, schedule, prediction, clip_x0 = load_model(flags.model, device)

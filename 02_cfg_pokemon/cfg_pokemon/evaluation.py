@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cfg_pokemon.evaluation_plots import SHOWN, plot_grid, plot_scales
-from cfg_pokemon.flags import EvaluationFlags
+from cfg_pokemon.flags import PixelEvaluationFlags
 from cfg_pokemon.guidance import Guided
 from common.cli import pick_device, writable_folder
 from common.data.creatures.attributes import NAMES
@@ -52,7 +52,7 @@ SETTINGS = (
 SAMPLING = ("language", "sampler", "rescale", "clip", "interval", "negative", "seed")  # flags that name the folder
 
 
-def evaluate_model(flags: EvaluationFlags) -> None:
+def evaluate_model(flags: PixelEvaluationFlags) -> None:
     """Measure a model, and print and save the tables and figures.
     Drawn images are kept, so that a stopped evaluation continues.
     """
@@ -89,7 +89,7 @@ def evaluate_model(flags: EvaluationFlags) -> None:
     print(f"table   {out / 'results.csv'}")
 
 
-def open_checked(flags: EvaluationFlags, config: SamplingConfig) -> TextToImagePipeline:
+def open_checked(flags: PixelEvaluationFlags, config: SamplingConfig) -> TextToImagePipeline:
     """Open the model, and refuse what cannot be measured before anything is drawn."""
     if not flags.scales or not flags.splits:
         raise UserError("give at least one of --scales and one of --splits, for instance --scales 1 3 --splits test")
@@ -101,9 +101,9 @@ def open_checked(flags: EvaluationFlags, config: SamplingConfig) -> TextToImageP
     return pipeline
 
 
-def describe_unusual(flags: EvaluationFlags) -> str:
+def describe_unusual(flags: PixelEvaluationFlags) -> str:
     """A name for what differs from the usual settings: "plain", or "rescale=0.7,clip=dynamic"."""
-    given, usual = asdict(flags), asdict(EvaluationFlags())
+    given, usual = asdict(flags), asdict(PixelEvaluationFlags())
     unusual = {key: given[key] for key in SAMPLING if given[key] != usual[key]}
     name = ",".join(
         f"{key}={'-'.join(f'{v:g}' for v in value) if key == 'interval' else value}" for key, value in unusual.items()

@@ -45,7 +45,7 @@ class PixelModelFlags(TextToImageFlags):
 
 
 @dataclass(frozen=True)
-class EvaluationFlags:
+class PixelEvaluationFlags:
     """Flags of evaluate.py."""
 
     model: Path = PRETRAINED
