@@ -55,9 +55,8 @@ def fail(message: str) -> NoReturn:
     """Print the one sentence and end with code 2."""
     try:
         sys.stdout.flush()
-    except (
-        OSError
-    ) as problem:  # a full disk, where the output goes: Python would complain about it once more at its end
+    except OSError as problem:
+        # a full disk, where the output goes: Python would complain about it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message = f"cannot write to standard output ({problem.strerror})"
     print(f"error: {printable(message)}", file=sys.stderr)

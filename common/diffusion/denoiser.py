@@ -57,9 +57,8 @@ class Prediction(NamedTuple):
 
     x0: Tensor
     eps: Tensor
-    variance: Tensor | None = (
-        None  # v of `vlb.log_variance`, from a network with learned variance (Nichol & Dhariwal 2021)
-    )
+    # v of `vlb.log_variance`, from a network with learned variance (Nichol & Dhariwal 2021)
+    variance: Tensor | None = None
 
 
 def to_x0_eps(

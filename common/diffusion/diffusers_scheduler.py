@@ -156,9 +156,8 @@ def _clip_mode_from(config: dict, kind: str) -> ClipMode:
 def _betas_from(config: dict) -> DiscreteSchedule:
     name, betas = _named_betas(config)
     if len(betas) == 0 or float(betas.max()) == 0 or (config.get("rescale_betas_zero_snr") and len(betas) < 2):
-        refuse(
-            "scheduler", "trained_betas" if name == "custom" else "beta_end", betas.tolist()[:3]
-        )  # no noise, or a single level
+        # no noise, or a single level
+        refuse("scheduler", "trained_betas" if name == "custom" else "beta_end", betas.tolist()[:3])
     if not config.get("rescale_betas_zero_snr"):
         return DiscreteSchedule(betas, name)
     if not (betas := zero_terminal_snr(betas)).isfinite().all():  # no signal is left before the last level

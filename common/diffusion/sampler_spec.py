@@ -135,9 +135,8 @@ def parse_variance(value: str, text: str) -> str:
     return value
 
 
-OPTIONS: dict[
-    str, tuple[str, Callable[[str, str], Value]]
-] = {  # option: (the sampler that has it, the parser of its value)
+# option: (the sampler that has it, the parser of its value)
+OPTIONS: dict[str, tuple[str, Callable[[str, str], Value]]] = {
     "eta": ("ddim", parse_eta),
     "variance": ("ddpm", parse_variance),
 }

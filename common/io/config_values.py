@@ -83,13 +83,10 @@ def spelled(rule: Any) -> str:
     """A rule as an error message describes it."""
     origin, parts = get_origin(rule), get_args(rule)
     if origin is Annotated:
-        limit = own_range(rule)
-        between = (
-            f" {'above' if limit.above else 'from'} {show(limit.low)} {'and below' if limit.below else 'to'} {show(limit.high)}"
-            if limit
-            else ""
-        )
-        return spelled(parts[0]) + between
+        if (limit := own_range(rule)) is None:
+            return spelled(parts[0])
+        low, high = "above" if limit.above else "from", "and below" if limit.below else "to"
+        return f"{spelled(parts[0])} {low} {show(limit.low)} {high} {show(limit.high)}"
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(spelled, parts)))
     if origin is Literal:

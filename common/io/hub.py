@@ -204,9 +204,8 @@ def why(problem: BaseException, name: str) -> str:
     from huggingface_hub import errors, get_token
 
     chain = [problem]
-    while (
-        cause := chain[-1].__cause__ or chain[-1].__context__
-    ) is not None and cause not in chain:  # libraries wrap the hub's errors
+    # libraries wrap the hub's errors
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
     found = next(
         (error for error in chain if isinstance(error, (errors.HfHubHTTPError, errors.EntryNotFoundError))), None

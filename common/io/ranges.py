@@ -194,12 +194,11 @@ def fits(value: Any, rule: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(part) and value == part for part in parts)
     if origin in (list, tuple):
-        several = origin is list or parts[1:] == (...,)
-        return isinstance(value, (list, tuple)) and (
-            all(fits(each, parts[0]) for each in value)
-            if several
-            else len(value) == len(parts) and all(map(fits, value, parts))
-        )
+        if not isinstance(value, (list, tuple)):
+            return False
+        if origin is list or parts[1:] == (...,):
+            return all(fits(each, parts[0]) for each in value)
+        return len(value) == len(parts) and all(map(fits, value, parts))
     if rule in (None, type(None)):
         return value is None
     if rule is float:

@@ -137,10 +137,8 @@ def requirements(c: dict[str, Any], text: bool) -> list[tuple[str, Callable[[], 
         ("down_block_types", lambda: len(c["down_block_types"]) == n),
         ("up_block_types", lambda: len(c["up_block_types"]) == n),
         ("norm_num_groups", lambda: not any(width % groups for width in widths)),
-        (
-            "block_out_channels",
-            lambda: widths[0] % 2 == 0 and widths[0] // 2 > c["freq_shift"],
-        ),  # the width of the timestep embedding
+        # the width of the timestep embedding
+        ("block_out_channels", lambda: widths[0] % 2 == 0 and widths[0] // 2 > c["freq_shift"]),
         ("down_block_types", lambda: list(c["down_block_types"]) == [BLOCKS["down"][text, a] for a in attention]),
         ("up_block_types", lambda: list(c["up_block_types"]) == [BLOCKS["up"][text, a] for a in reversed(attention)]),
         ("mid_block_type", lambda: c["mid_block_type"] == (TEXT if text else PLAIN)["mid_block_type"].default),

@@ -50,20 +50,16 @@ from common.models.vae import AutoencoderKL, VAEConfig
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 CONVERTED = Path("runs/single_files")
 CLIP = "openai/clip-vit-large-patch14"  # whose tokenizer Stable Diffusion has
-TOKENIZERS = (
+TOKENIZERS = (  # repositories whose copy in the cache has it
     CLIP,
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "CompVis/stable-diffusion-v1-4",
     "stabilityai/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2",
-)  # repositories whose copy in the cache has it
-TEXT_WIDTHS = (768, 1024, 1280)  # of the text encoders of Stable Diffusion 1.x, 2.x and XL
-UNET, VAE, TEXT, OPEN_CLIP = (
-    "model.diffusion_model.",
-    "first_stage_model.",
-    "cond_stage_model.transformer.",
-    "cond_stage_model.model.",
 )
+TEXT_WIDTHS = (768, 1024, 1280)  # of the text encoders of Stable Diffusion 1.x, 2.x and XL
+UNET, VAE = "model.diffusion_model.", "first_stage_model."  # how the names of CompVis begin
+TEXT, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 
 
 @dataclass(frozen=True)
@@ -259,13 +255,8 @@ def prediction_of(state: dict[str, Tensor], path: Path, version_2: bool) -> tupl
     if named:
         return named.startswith("v"), False
     if settings.exists():
-        return bool(
-            re.search(
-                r"^\s*parameterization:\s*[\"']?v[\"']?\s*$",
-                settings.read_text(encoding="utf-8", errors="replace"),
-                re.M,
-            )
-        ), False
+        text = settings.read_text(encoding="utf-8", errors="replace")
+        return bool(re.search(r"^\s*parameterization:\s*[\"']?v[\"']?\s*$", text, re.M)), False
     if version_2:
         print(
             f"{path.name} does not say what its U-Net predicts: taken for v, as in Stable Diffusion 2.1 of 768 pixels; where it predicts the noise "

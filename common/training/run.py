@@ -62,9 +62,7 @@ def run_training(
     introduction: str,  # printed before the first step
     save: Callable[[State, Path], object],  # writes the model, with the weights state.ema, into a folder
     draw: Callable[[State, Path], object],  # writes the samples of one moment to a file
-    finish: Callable[
-        [State], Mapping[str, object]
-    ],  # draws and measures at the end; returns rows to print, {what: where}
+    finish: Callable[[State], Mapping[str, object]],  # draws and measures at the end; returns {what: where} to print
     save_start: Callable[[Path], object] | None = None,  # writes what the run begins with into a folder, for --resume
     lr_scales: Mapping[str, float] | None = None,  # of the learning rate: see TrainConfig
     on_step: Callable[[State], object] = lambda state: None,

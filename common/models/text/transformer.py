@@ -40,9 +40,8 @@ class TextConfig:
     hidden: int = 2048  # width inside the MLP
     activation: str = "quick_gelu"
     eps: float = 1e-5  # of every LayerNorm
-    bos: int | None = (
-        49406  # ids of the special tokens: begin, end, and padding; the transformer itself does not use them
-    )
+    # ids of the special tokens: begin, end, and padding; the transformer itself does not use them
+    bos: int | None = 49406
     eos: int | None = 49407
     pad: int | None = 1
 
