@@ -13,42 +13,19 @@ every --save-every steps writes model-1.pt, sample-1.png, model-2.pt, ...: its m
 It refuses some settings with bare assertions in the middle of its construction; here they are looked at first.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from common.cli import run
 from common.errors import UserError
-from common.training.settings import resumed
-from finetune_diffusers.training.flags import DRAWN, BaseFlags, data_name, with_run_folder
+from finetune_diffusers.training.flags import PackageFlags, settled_from_scratch
 
 LEAST_BATCH = 16  # images per step, below which the package's Trainer refuses to work
 
 
 @dataclass(frozen=True)
-class Args(BaseFlags):
-    data: str = "creatures"
-    """Folder of images, or a data set by name:
-    creatures, flowers102, oxford_flowers, butterflies, cifar10, ..., hub:owner/name.
-    """
-    data_dir: Path = Path("data")
-    """Folder of local copies and downloads."""
-    n: int | None = None
-    """Only the first n images of a data set; by default 1,000 of a drawn set, and all of any other."""
-    size: int = 16
-    """Side of the images in pixels."""
-    flip: bool = True
-    """Mirror images at random."""
-
-    dim: int = 16
-    """Width of the network at full resolution, a multiple of 8."""
-    mults: tuple[int, ...] = (1, 2, 4)
-    """Width of the network at each resolution, in units of --dim."""
-    objective: Literal["pred_v", "pred_noise", "pred_x0"] = "pred_v"
-    """What the network predicts."""
-    schedule: Literal["sigmoid", "cosine", "linear"] = "sigmoid"
-    """Noise schedule."""
-
+class Args(PackageFlags):
     gradient_accumulation: int = 1
     """Batches per optimizer step; batch size x accumulation must be 16 at least."""
     lr: float = 1e-3
@@ -57,21 +34,12 @@ class Args(BaseFlags):
     """Decay of the averaged weights that draw.
     The package updates them at every tenth step: its own 0.995 averages 2,000 steps, 0.9 a hundred.
     """
-    amp: Literal["auto", "yes", "no"] = "auto"
-    """Half precision: auto is yes on a GPU. On a CPU it is slower than none."""
-
-    sample_steps: int = 25
-    """DDIM steps of a sample; 1000 is DDPM."""
-    samples: int = 16
-    """Pictures in each sample, a square number."""
     resume: Path | None = None
     """Run folder to continue from its newest milestone.
     Its settings apply; --steps and the place of the data can be given anew.
     """
     save_every: int = 500
     """Steps between milestones."""
-    by_hand_only: bool = False
-    """Show the step, and train nothing."""
     device: Literal["auto", "cpu"] = "auto"
     """auto is a GPU where there is one: the Trainer chooses by itself."""
 
@@ -94,17 +62,10 @@ def main(args: Args) -> None:
         )
     if args.dim % 8:
         raise UserError(f"--dim must be a multiple of 8, not {args.dim}")
-    if args.resume:
-        args = resumed(args)
-    else:
-        n = args.n or (1000 if args.data in DRAWN else None)
-        # under five minutes on a CPU
-        args = with_run_folder(replace(args, steps=args.steps or 2000, n=n), f"package-{data_name(args.data)}")
-    from finetune_diffusers.training.ddpm_package_trainer import ImageFolder, PackageNetwork, train_with_package
+    args = settled_from_scratch(args, "package", enough=1000)
+    from finetune_diffusers.training.ddpm_package_trainer import train_with_package
 
-    source = ImageFolder(args.data, args.data_dir, args.size, args.n)
-    network = PackageNetwork(args.size, args.dim, args.mults, args.objective, args.schedule, args.sample_steps)
-    train_with_package(args, source, network, args.flip, args.amp, args.samples, args.by_hand_only)
+    train_with_package(args)
 
 
 if __name__ == "__main__":

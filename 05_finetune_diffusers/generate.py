@@ -58,18 +58,16 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from finetune_diffusers.generation import generate
+    from finetune_diffusers.generation import PipelineSettings, generate
 
     generate(
         args.prompts,
         args.model,
+        PipelineSettings(args.scheduler, args.steps, args.guidance, args.seed),
         (args.scheduler,) if args.compare is None else args.compare.split(","),
-        args.steps,
-        args.guidance,
         args.negative,
         args.n,
         args.size,
-        args.seed,
         args.image,
         args.strength,
         args.low_memory,

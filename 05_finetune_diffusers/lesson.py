@@ -83,12 +83,8 @@ from finetune_diffusers.training.controlnet import (  # lines that are followed,
     predict_with_controlnet,
     with_controlnet,
 )
-from finetune_diffusers.training.ddpm_package_trainer import (  # somebody else's package,
-    PackageNetwork,
-    make_diffusion,
-    step_by_hand,
-)
-from finetune_diffusers.training.flags import ATTENTION
+from finetune_diffusers.training.ddpm_package_trainer import make_diffusion, step_by_hand  # somebody else's package,
+from finetune_diffusers.training.flags import ATTENTION, PackageFlags
 from finetune_diffusers.training.lora import add_adapter, save_adapter  # thin matrices,
 from finetune_diffusers.training.loss import LatentDenoising, min_snr_weights  # and what is minimised
 
@@ -374,7 +370,7 @@ show_images(torch.cat(rows), 4, [f"seed {i}" for i in range(4)], [f"(wings){weig
 folder = tempfile.TemporaryDirectory()  # goes away with the notebook
 here = Path(folder.name)
 export(load("creatures", 32, n=8), here / "pictures")
-diffusion = make_diffusion(PackageNetwork(size=32, dim=8), seed=0)
+diffusion = make_diffusion(PackageFlags(size=32, dim=8, seed=0))
 loss_by_hand = step_by_hand(diffusion, here / "pictures", seed=0)
 
 # %% [markdown]

@@ -62,12 +62,12 @@ def main(args: Args) -> None:
     if args.use and args.resume:
         raise UserError("--resume goes on with a training and --use draws without one; give one of them")
     args = checked(args)
-    from finetune_diffusers.training import lora
+    from finetune_diffusers.training import finetune, lora
 
     if args.use:
         lora.draw_with_adapters(args, args.use, args.scale, args.style, args.prompts, args.sheet)
     else:
-        lora.train_lora(args, args.style, args.prompts, args.rank, args.alpha, args.targets, PRESETS)
+        finetune.finetune(args, args.style, args.prompts, PRESETS, args.rank, args.alpha, args.targets)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from peft.tuners.lokr.layer import make_kron, make_weight_cp
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -46,6 +48,7 @@ PARTS = {
     **{name: name for name in ("hada_t1", "hada_t2", "lokr_t2")},
 }  # fmt: skip
 KEY = re.compile(r"(?P<layer>.+?)\.(?:" + "|".join(f"(?P<{name}>{pattern})" for name, pattern in PARTS.items()) + ")")
+COMPONENTS = ("unet", "text_encoder")
 KINDS = "LoRA, LoCon, LoHa, LoKr, DoRA and full differences"
 PREFIXES = (
     ("lora_unet_", "unet"),
@@ -156,7 +159,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
     header = header if isinstance(header, dict) else {}
     return {
         name: {key.removeprefix(f"{name}."): value for key, value in header.items() if key.startswith(f"{name}.")}
-        for name in ("unet", "text_encoder")
+        for name in COMPONENTS
     }
 
 
@@ -171,9 +174,11 @@ def low_rank_factors(
         a1, b1, a2, b2 = (parts[f"hada_{part}"] for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
         factor = scaling(parts, b1.shape[0], settings, name)
         if "hada_t1" in parts:
-            down, up = exact_factors(tucker(parts["hada_t1"], a1, b1) * tucker(parts["hada_t2"], a2, b2))
+            down, up = exact_factors(
+                make_weight_cp(parts["hada_t1"], a1, b1) * make_weight_cp(parts["hada_t2"], a2, b2)
+            )
         else:
-            down, up = hadamard(a1, b1, a2, b2, weight)
+            down, up = hadamard(a1, b1, a2, b2)
     elif "lokr_w2" in parts or "lokr_w2_a" in parts:
         first, second = (kronecker_factor(parts, number) for number in (1, 2))
         ranks = [parts[f"lokr_w{number}_b"].shape[0] for number in (2, 1) if f"lokr_w{number}_b" in parts]
@@ -181,24 +186,20 @@ def low_rank_factors(
         if not ranks and "alpha" not in parts and "r" in settings:
             ranks = [pattern(settings, "rank_pattern", name, settings["r"])]
         factor = scaling(parts, ranks[0], settings, name) if ranks else 1.0
-        first = first.reshape(*first.shape, *[1] * (second.ndim - 2))
-        down, up = exact_factors(torch.kron(first, second.contiguous()).reshape(weight.shape))
+        down, up = exact_factors(make_kron(first, second).reshape(weight.shape))
     elif "difference" in parts:
         factor, (down, up) = 1.0, exact_factors(parts["difference"])
     else:
         down, up = parts["down"], parts["up"]
         factor = scaling(parts, down.shape[0], settings, name)
         if "mid" in parts:
-            down, up = exact_factors(tucker(parts["mid"], up.flatten(1).T, down.flatten(1)))
+            down, up = exact_factors(make_weight_cp(parts["mid"], up.flatten(1).T, down.flatten(1)))
     down, up = match_dimensions(down, weight), match_dimensions(up, weight)
     if "per_layer" in parts or "per_output" in parts:
         check_fit(down, up, weight, name)
-        along_output = "per_output" in parts or parts["per_layer"].shape[0] == weight.shape[0]
-        down, up = exact_factors(
-            decomposed(
-                weight, factor * product(down, up), parts.get("per_output", parts.get("per_layer")), along_output
-            )
-        )
+        magnitude = parts.get("per_output", parts.get("per_layer"))
+        along_output = "per_output" in parts or magnitude.shape[0] == weight.shape[0]
+        down, up = exact_factors(decomposed(weight, factor * product(down, up), magnitude, along_output))
         return down, match_dimensions(up, weight)
     return down, factor * up
 
@@ -213,30 +214,17 @@ def scaling(parts: Mapping[str, Tensor], rank: int, settings: Mapping[str, Any],
 
 def pattern(settings: Mapping[str, Any], which: str, name: str, otherwise: float) -> float:
     """PEFT's settings for single layers: {"to_v": 2} is for all layers whose names end in to_v."""
-    return next(
-        (value for key, value in (settings.get(which) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name)),
-        otherwise,
-    )
+    values = settings.get(which) or {}
+    return values.get(get_pattern_key(values, name), otherwise)
 
 
-def hadamard(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(A1 B1) * (A2 B2), element by element,
-    is the product of the columns a1_i * a2_j and the rows b1_i * b2_j: of rank r1 r2.
+def hadamard(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+    """(down, up) of (A1 B1) * (A2 B2), element by element,
+    which is the product of the columns a1_i * a2_j and the rows b1_i * b2_j: of rank r1 r2.
     """
-    if a1.shape[1] * a2.shape[1] >= min(weight.shape[0], weight[0].numel()):
-        return exact_factors(
-            ((a1 @ b1) * (a2 @ b2)).reshape(len(a1), *weight.shape[1:])
-            if b1.shape[1] == weight[0].numel()
-            else (a1 @ b1) * (a2 @ b2)
-        )
     up = (a1[:, :, None] * a2[:, None, :]).flatten(1)  # (out, r1 r2)
     down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)  # (r1 r2, in k k)
     return down, up
-
-
-def tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """(r, r, k, k), (r, out), (r, in) -> (out, in, k, k)"""
-    return torch.einsum("ijkl,ip,jr->prkl", core, up, down)
 
 
 def kronecker_factor(parts: Mapping[str, Tensor], number: int) -> Tensor:
@@ -244,7 +232,7 @@ def kronecker_factor(parts: Mapping[str, Tensor], number: int) -> Tensor:
     if f"lokr_w{number}" in parts:
         return parts[f"lokr_w{number}"]
     a, b = parts[f"lokr_w{number}_a"], parts[f"lokr_w{number}_b"]
-    return tucker(parts["lokr_t2"], a, b) if number == 2 and "lokr_t2" in parts else a @ b
+    return make_weight_cp(parts["lokr_t2"], a, b) if number == 2 and "lokr_t2" in parts else a @ b
 
 
 def exact_factors(delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,23 +263,18 @@ def decomposed(weight: Tensor, delta: Tensor, magnitude: Tensor, along_output: b
     """What a DoRA adds to a weight: every row (or column) of W + delta gets the length that the file says."""
     moved = weight + delta
     dims = [d for d in range(moved.ndim) if d != (0 if along_output else 1)]
-    shape = [-1 if d not in dims else 1 for d in range(moved.ndim)]
-    return magnitude.reshape(shape) * moved / torch.linalg.vector_norm(moved, dim=dims, keepdim=True) - weight
+    length = torch.linalg.vector_norm(moved, dim=dims, keepdim=True)
+    return magnitude.reshape(length.shape) * moved / length - weight
 
 
 def check_fit(down: Tensor, up: Tensor, weight: Tensor, name: str) -> None:
     """Raises WidthMismatch with the first width that differs."""
     if down.shape[0] != up.shape[1]:
         raise ValueError(f"the ranks {down.shape[0]} and {up.shape[1]} differ")
-    for there, here in (
-        (down.shape[1], weight.shape[1]),
-        (up.shape[0], weight.shape[0]),
-        (down.shape[2:], weight.shape[2:]),
-    ):
+    own = weight.shape
+    for there, here in ((down.shape[1:2], own[1:2]), (up.shape[:1], own[:1]), (down.shape[2:], own[2:])):
         if there != here:
-            raise WidthMismatch(
-                name, *(" x ".join(map(str, size)) if isinstance(size, torch.Size) else size for size in (there, here))
-            )
+            raise WidthMismatch(name, " x ".join(map(str, there)), " x ".join(map(str, here)))
 
 
 class WidthMismatch(Exception):
@@ -304,17 +287,12 @@ class WidthMismatch(Exception):
 def adaptable_layers(pipe: "StableDiffusionPipeline") -> dict[str, dict[str, tuple[str, nn.Module]]]:
     """{component: {name with "_" for ".": (name, module)}} of all layers that can be adapted."""
     found: dict[str, dict[str, tuple[str, nn.Module]]] = {}
-    for component in ("unet", "text_encoder"):
-        network = getattr(pipe, component, None)
-        named = network.named_modules() if isinstance(network, nn.Module) else ()
-        layers = (
-            (name.replace(".base_layer", ""), module)
-            for name, module in named
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name
-        )
-        found[component] = {
-            name.removeprefix("text_model.").replace(".", "_"): (name, module) for name, module in layers
-        }
+    for component in COMPONENTS:
+        found[component] = {}
+        for name, module in getattr(pipe, component).named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name:
+                name = name.replace(".base_layer", "")
+                found[component][name.removeprefix("text_model.").replace(".", "_")] = (name, module)
     return found
 
 
@@ -403,9 +381,6 @@ def load_adapters(pipe: "StableDiffusionPipeline", paths: Sequence[Path]) -> lis
 
 def adapted_layers(pipe: "StableDiffusionPipeline", name: str) -> int:
     """The number of layers at which the model, not the file, has this adapter."""
-    networks = (
-        network
-        for component in ("unet", "text_encoder")
-        if isinstance(network := getattr(pipe, component, None), nn.Module)
+    return sum(
+        name in getattr(module, "lora_A", {}) for part in COMPONENTS for module in getattr(pipe, part).modules()
     )
-    return sum(name in getattr(module, "lora_A", {}) for network in networks for module in network.modules())

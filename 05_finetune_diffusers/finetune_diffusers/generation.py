@@ -5,7 +5,7 @@ schedulers from the same noise.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from common.cli import pick_device
 from common.data.sources.decoding import open_rgb
 from common.errors import UserError, enough_memory
 from common.viz import save_picture
-from finetune_diffusers.images import checked_images, contact_sheet, generators, read_size, to_pil
+from finetune_diffusers.images import contact_sheet, generators, read_size, to_pil
 from finetune_diffusers.models import count_calls, native_size, network_of, open_pipeline, prompt_notes
 from finetune_diffusers.schedulers import check_schedulers, explain_step_errors, use_scheduler
 
@@ -36,16 +36,30 @@ class PipelineSettings:
 def run_pipeline(pipe: DiffusionPipeline, settings: PipelineSettings, n: int, **inputs: Any) -> Tensor:
     """n pictures, (n, 3, H, W) in [-1, 1] on the CPU.
     inputs: what the pipeline takes besides, in lists or tensors of n rows.
+
+    Raises UserError at NaN. Euler ancestral with 3 steps of a cosine schedule gives it:
+    it takes the root of a difference that rounding has made negative.
     """
     with explain_step_errors(settings.scheduler):
-        images = pipe(
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            generator=generators(settings.seed, n),
-            output_type="pt",
-            **inputs,
-        ).images
-    return checked_images(images, settings.scheduler)
+        images = call_pipeline(pipe, settings, n, **inputs).float().cpu() * 2 - 1
+    if not bool(images.isfinite().all()):
+        raise UserError(
+            f"the sampled pictures hold NaN or infinity (scheduler '{settings.scheduler}'); give other --steps, or another scheduler"
+        )
+    return images
+
+
+def call_pipeline(
+    pipe: DiffusionPipeline, settings: PipelineSettings, n: int, output_type: str = "pt", **inputs: Any
+) -> Tensor:
+    """The pipeline's own output: (n, 3, H, W) in [0, 1], or with output_type="latent" (n, C, h, w)."""
+    return pipe(
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        generator=generators(settings.seed, n),
+        output_type=output_type,
+        **inputs,
+    ).images
 
 
 def check_strength(steps: int, strength: float) -> None:
@@ -59,13 +73,11 @@ def check_strength(steps: int, strength: float) -> None:
 def generate(
     prompts: Sequence[str],  # each prompt gets n pictures
     model: str,  # folder of a pipeline, run folder, file or hub id
+    settings: PipelineSettings,
     schedulers: Sequence[str],  # a row of the contact sheet for each
-    steps: int,  # of each scheduler
-    guidance: float,  # scale w; 1 is off
     negative: str,  # negative prompt
     n: int,  # pictures of each prompt
     size: str | None,  # "64" or "96x64" pixels; None is the model's own
-    seed: int,  # of the first picture
     image: Path | None,  # the picture to begin from, or None to begin from noise
     strength: float,  # with an image: how far it is noised, above 0 to 1
     low_memory: bool,  # slower, in less memory
@@ -76,7 +88,7 @@ def generate(
     if not prompts:
         raise UserError('give a prompt, for instance "a red creature with wings"; "" samples without a prompt')
     if image:
-        check_strength(steps, strength)
+        check_strength(settings.steps, strength)
     check_schedulers(schedulers)
     pixels = read_size(size) if size else None
     device = pick_device(device)
@@ -98,7 +110,7 @@ def generate(
     print(f"{'scheduler':14}{'steps':>7}{'network asked':>15}{'seconds a picture':>19}   prompt")
     for scheduler in schedulers:
         use_scheduler(pipe, scheduler)
-        settings = PipelineSettings(scheduler, steps, guidance, seed)
+        settings = replace(settings, scheduler=scheduler)
         for k, prompt in enumerate(prompts, 1):
             began = time.perf_counter()
             with count_calls(network_of(pipe)) as calls, enough_memory(device, "--n or --size, or give --low-memory"):
@@ -106,12 +118,12 @@ def generate(
                     run_pipeline(pipe, settings, n, prompt=[prompt] * n, negative_prompt=[negative] * n, **inputs)
                 )
             seconds = (time.perf_counter() - began) / n
-            print(f"{scheduler:14}{steps:>7}{calls[0]:>15}{seconds:>19.2f}   {prompt or '(no words)'}")
+            print(f"{scheduler:14}{settings.steps:>7}{calls[0]:>15}{seconds:>19.2f}   {prompt or '(no words)'}")
             labels.append(" ".join([scheduler] * (len(schedulers) > 1) + [f"prompt {k}"] * (len(prompts) > 1)))
             for i, picture in enumerate(rows[-1]):
-                name = "-".join([*labels[-1].split(), f"seed-{seed + i}"])
+                name = "-".join([*labels[-1].split(), f"seed-{settings.seed + i}"])
                 save_picture(to_pil(picture), out / f"{name}.png")
-    columns = [f"seed {seed + i}" for i in range(n)]
+    columns = [f"seed {settings.seed + i}" for i in range(n)]
     print(save_picture(contact_sheet(torch.stack(rows), labels, columns), out / "sheet.png"))
 
 

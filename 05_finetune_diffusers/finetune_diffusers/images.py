@@ -1,18 +1,18 @@
 """Pictures: between PIL and tensors, their sizes and seeds, and contact sheets.
 
-images = checked_images(pipe(prompt, generator=generators(seed=0, n=1), output_type="pt").images, "dpm++")    # (1, 3,
-H, W) in [-1, 1] contact_sheet(images[None], rows=[""], columns=["seed 0"]).save("red.png")
+images = pipe(prompt, generator=generators(seed=0, n=1), output_type="pt").images * 2 - 1    # (1, 3, H, W)
+contact_sheet(images[None], rows=[""], columns=["seed 0"]).save("red.png")
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from common.errors import UserError
-from common.io.pixels import to_bytes
+from common.io.pixels import to_bytes, to_float
 from common.io.ranges import PIXELS
 
 
@@ -38,31 +38,14 @@ def read_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def checked_images(result: Tensor, scheduler: str) -> Tensor:
-    """A pipeline's output for output_type="pt", (N, 3, H, W) in [0, 1] -> [-1, 1], float32 on the CPU.
-    Raises UserError at NaN.
-
-    Euler ancestral with 3 steps of a cosine schedule gives NaN:
-    it takes the root of a difference that rounding has made negative.
-    """
-    images = result.float().cpu() * 2 - 1
-    if not bool(images.isfinite().all()):
-        raise UserError(
-            f"the sampled pictures hold NaN or infinity (scheduler '{scheduler}'); give other --steps, or another scheduler"
-        )
-    return images
-
-
 def to_tensor(picture: Image.Image) -> Tensor:
     """PIL -> (C, H, W) float32 in [-1, 1]"""
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels.reshape(picture.height, picture.width, -1).permute(2, 0, 1).float() / 127.5 - 1
+    return to_float(tv.pil_to_tensor(picture))
 
 
 def to_pil(image: Tensor) -> Image.Image:
     """(C, H, W) in [-1, 1] -> PIL"""
-    pixels = to_bytes(image.cpu()).permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    return tv.to_pil_image(to_bytes(image.cpu()))
 
 
 def contact_sheet(
@@ -83,19 +66,12 @@ def contact_sheet(
     picture = Image.new("RGB", (left + len(columns) * (w + gap), top + len(rows) * (h + gap)), "white")
     draw = ImageDraw.Draw(picture)
     for j, label in enumerate(lines):
-        draw.multiline_text(
-            (left + j * (w + gap) + w / 2, top - 3),
-            "\n".join(label),
-            "black",
-            font,
-            anchor="md",
-            align="center",
-            spacing=2,
-        )
+        place = (left + j * (w + gap) + w / 2, top - 3)
+        draw.multiline_text(place, "\n".join(label), "black", font, anchor="md", align="center", spacing=2)
     for i, label in enumerate(rows):
         draw.text((left - 2 * gap, top + i * (h + gap) + h / 2), label, "black", font, anchor="rm")
         for j in range(len(columns)):
-            cell = to_pil(images[i, j]).convert("RGB").resize((w, h), Image.Resampling.NEAREST)
+            cell = to_pil(images[i, j]).resize((w, h), Image.Resampling.NEAREST)
             picture.paste(cell, (left + j * (w + gap), top + i * (h + gap)))
     return picture
 
@@ -110,6 +86,12 @@ def wrap(label: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
         else:
             lines[-1] = longer
     return lines
+
+
+def column_sheet(columns: Mapping[str, Tensor], n: int) -> Image.Image:
+    """The first n pictures of every column, (N, 3, H, W) each, in a row for each picture, named by the column."""
+    table = torch.stack([images[:n] for images in columns.values()], 1)  # (n, columns, 3, H, W)
+    return contact_sheet(table, [""] * len(table), list(columns), height=96)
 
 
 def prompt_labels(prompts: Sequence[str]) -> list[str]:

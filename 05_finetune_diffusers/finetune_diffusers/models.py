@@ -22,6 +22,7 @@ from diffusers import (
 from tokenizers import Tokenizer as Backend
 from torch import Tensor, nn
 
+from common.cli import pick_precision
 from common.errors import UserError, enough_memory, explain
 from common.io.config_values import check_values
 from common.io.files import read_json
@@ -34,6 +35,7 @@ from finetune_diffusers.pixel_pipeline import open_pixels, pixel_folder
 
 # what is given: a prompt; a prompt and a picture; a prompt, a picture and a mask
 Task = Literal["text", "image", "inpaint"]
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 AUTO = {"text": AutoPipelineForText2Image, "image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}
 
 
@@ -56,20 +58,13 @@ def open_pipeline(
     """
     folder = find_model(name)
     check_task(folder, task)
-    half = (
-        torch.bfloat16
-        if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-        else torch.float16
-    )
-    dtype = dtype or (half if device.startswith("cuda") else torch.float32)
+    if dtype is None:
+        dtype = PRECISIONS[pick_precision("auto", device) if device.startswith("cuda") else "no"]
     quiet()
     try:
         with without_future_warnings(), enough_memory(device, "a smaller model, or --device cpu"):
-            return (
-                AUTO[task]
-                .from_pretrained(folder, torch_dtype=dtype, variant=variant_in(folder), **absent_parts(folder))
-                .to(device)
-            )
+            settings = {"torch_dtype": dtype, "variant": variant_in(folder), **absent_parts(folder)}
+            return AUTO[task].from_pretrained(folder, **settings).to(device)
     except UserError:
         raise
     except Exception as problem:  # each library raises its own exceptions
@@ -184,11 +179,8 @@ def count_calls(network: nn.Module) -> Iterator[list[int]]:
     def add(*_: object) -> None:
         count[0] += 1
 
-    hook = network.register_forward_hook(add)
-    try:
+    with network.register_forward_hook(add):
         yield count
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()

@@ -26,9 +26,6 @@ from finetune_diffusers.models import open_pipeline, prompt_notes
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
 
 Fragment = tuple[str, float]  # some words, and their weight
-MARKED = re.compile(
-    r"\((?P<group>[^()]+)\)(?P<weight>\d*\.?\d+|\++|-+)|(?P<word>[^\s()]*[^\s()+-])(?P<signs>\++|-+)(?=\s|$)"
-)
 
 
 class PromptEmbeddings(NamedTuple):
@@ -42,25 +39,23 @@ class PromptEmbeddings(NamedTuple):
 
 
 def read_weights(prompt: str) -> list[Fragment]:
-    """'a red++ creature' -> [("a", 1), ("red", 1.21), ("creature", 1)];
-    brackets do not nest here (in Compel they do).
+    """'a red++ creature' -> [("a", 1), ("red", 1.21), ("creature", 1)], by Compel's parser.
+    Weights of nested brackets are multiplied.
     """
-    fragments, place = [], 0
-    for found in MARKED.finditer(prompt):
-        fragments.append((prompt[place : found.start()].strip(), 1.0))
-        fragments.append((found["group"] or found["word"], weight_of(found["weight"] or found["signs"])))
-        place = found.end()
-    fragments.append((prompt[place:].strip(), 1.0))
+    advice = "write red++, red-, or (red wings)1.5 with spaces around, and close every bracket"
+    try:
+        (found,) = Compel.parse_prompt_string(spaced(prompt)).prompts  # .and() makes several
+        fragments = [(part.text, part.weight) for part in found.children]  # .blend() and .swap() have none
+    except Exception as problem:  # its parser has several kinds
+        raise UserError(f'cannot read the weights of "{prompt}" ({explain(problem)}); {advice}') from problem
     if any(set(text) & set("()") for text, _ in fragments):
-        raise UserError(
-            f'cannot read the weights of "{prompt}"; write red++, red-, or (red wings)1.5, one pair of brackets at a time'
-        )
-    return [(text, w) for text, w in fragments if text] or [("", 1.0)]
+        raise UserError(f'cannot read the weights of "{prompt}"; {advice}')
+    return fragments
 
 
-def weight_of(mark: str) -> float:
-    """'++' -> 1.21, '-' -> 0.9, '1.5' -> 1.5"""
-    return {"+": 1.1, "-": 0.9}[mark[0]] ** len(mark) if mark[0] in "+-" else float(mark)
+def spaced(prompt: str) -> str:
+    """The prompt with spaces around (words)1.5: Compel sees no weight without them, and Chinese does not write them."""
+    return re.sub(r"\([^()]+\)([\d.]+|\++|-+)", r" \g<0> ", prompt)
 
 
 def plain_text(fragments: Sequence[Fragment]) -> str:
@@ -148,20 +143,11 @@ def encode_tokens(
 
 
 def embed_by_compel(pipe: DiffusionPipeline, prompt: str) -> PromptEmbeddings:
-    """The same embeddings from the package, with the pooled vector where the pipeline takes one.
-
-    It sees a weight only where spaces stand around it, which Chinese does not write, so they are inserted.
-    """
-    spaced = MARKED.sub(r" \g<0> ", prompt)
-    try:
-        if is_xl(pipe):
-            found = CompelForSDXL(pipe)(spaced)
-            return PromptEmbeddings(found.embeds, found.pooled_embeds)
-        return PromptEmbeddings(Compel(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)(spaced))
-    except Exception as problem:  # its parser has several kinds
-        raise UserError(
-            f'Compel cannot read "{prompt}" ({explain(problem)}); write red++, red-, or (red wings)1.5'
-        ) from problem
+    """The same embeddings from the package, with the pooled vector where the pipeline takes one."""
+    if is_xl(pipe):
+        found = CompelForSDXL(pipe)(spaced(prompt))
+        return PromptEmbeddings(found.embeds, found.pooled_embeds)
+    return PromptEmbeddings(Compel(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)(spaced(prompt)))
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures

@@ -27,8 +27,8 @@ from common.io.tables import print_table, write_csv
 from common.viz import save_picture
 from finetune_diffusers.data.degradations import Degradation, check_mask_size, grow_to_blocks, keep_known
 from finetune_diffusers.evaluation.metrics import csv_columns, format_mean, plot_curves, rms_distance, similarity
-from finetune_diffusers.generation import PipelineSettings, check_strength, run_pipeline
-from finetune_diffusers.images import contact_sheet, generators, read_size, to_tensor
+from finetune_diffusers.generation import PipelineSettings, call_pipeline, check_strength, run_pipeline
+from finetune_diffusers.images import column_sheet, read_size, to_tensor
 from finetune_diffusers.models import as_task, native_size, need_unet, open_pipeline, reconstruct
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
 from finetune_diffusers.training.memory_usage import time_and_memory
@@ -65,13 +65,6 @@ class DamagedImages(NamedTuple):
     mask: Tensor  # (N, 1, H, W), 1 where it is to be repaired
     prompts: list[str]  # N
     truth: Tensor | None  # (N, 3, H, W), where it is known
-
-
-class Reference(NamedTuple):
-    """Pictures to compare the repairs with."""
-
-    pictures: Tensor
-    measures: Measures
 
 
 def restore(
@@ -178,24 +171,22 @@ def repair(
 
     start  what to begin from instead of the damaged pictures: pictures (N, 3, H, W) in [-1, 1], or latents
     """
+    settings = PipelineSettings(scheduler, cell.steps, cell.guidance, seed)
     other, inputs = repair_call(pipe, work, cell, start)
-    result = run_pipeline(
-        other, PipelineSettings(scheduler, cell.steps, cell.guidance, seed), len(work.prompts), **inputs
-    )
-    return keep_known(result, work.damaged, work.mask)
+    return keep_known(run_pipeline(other, settings, len(work.prompts), **inputs), work.damaged, work.mask)
 
 
-def repair_to_latents(pipe: DiffusionPipeline, work: DamagedImages, cell: RepairSettings, seed: int) -> Tensor:
+def repair_to_latents(
+    pipe: DiffusionPipeline, work: DamagedImages, cell: RepairSettings, scheduler: str, seed: int
+) -> Tensor:
     """The same without decoding, as another pipeline takes it for its `image`. (N, C, h, w)"""
-    other, inputs = repair_call(pipe, work, cell, None)
-    draws = generators(seed, len(work.prompts))
-    return other(
-        num_inference_steps=cell.steps, guidance_scale=cell.guidance, generator=draws, output_type="latent", **inputs
-    ).images
+    settings = PipelineSettings(scheduler, cell.steps, cell.guidance, seed)
+    other, inputs = repair_call(pipe, work, cell)
+    return call_pipeline(other, settings, len(work.prompts), "latent", **inputs)
 
 
 def repair_call(
-    pipe: DiffusionPipeline, work: DamagedImages, cell: RepairSettings, start: Tensor | None
+    pipe: DiffusionPipeline, work: DamagedImages, cell: RepairSettings, start: Tensor | None = None
 ) -> tuple[DiffusionPipeline, dict[str, Any]]:
     """The pipeline of the method, and what it is given."""
     begin = work.damaged if start is None else start
@@ -203,12 +194,8 @@ def repair_call(
         begin = (begin + 1) / 2  # diffusers takes tensors of pictures in [0, 1]
     inputs: dict[str, Any] = {"prompt": work.prompts, "image": begin, "strength": cell.strength}
     if cell.method == "inpaint":
-        height, width = work.damaged.shape[-2:]
-        return pipe, inputs | {
-            "mask_image": grow_to_blocks(work.mask, pipe.vae_scale_factor),
-            "height": height,
-            "width": width,
-        }
+        size = dict(zip(("height", "width"), work.damaged.shape[-2:], strict=True))
+        return pipe, inputs | size | {"mask_image": grow_to_blocks(work.mask, pipe.vae_scale_factor)}
     other = as_task(pipe, "image")
     other.set_progress_bar_config(disable=True)
     return other, inputs
@@ -246,24 +233,18 @@ def study(
             results[cell] = repair(pipe, work, cell, scheduler, degradation.seed)
         scores[cell] = measure(results[cell], work)
     references = make_references(pipe, work, degradation)
-    best = report(scores, references, work)
-    rows = [
-        {"method": label, "strength": "", "guidance": "", "steps": ""} | csv_columns(ref.measures)
-        for label, ref in references.items()
-    ]
+    compared = {label: measure(pictures, work) for label, pictures in references.items()}
+    best = report(scores, compared, work)
+    rows = [{"method": label} | csv_columns(measures) for label, measures in compared.items()]
     rows += [cell._asdict() | csv_columns(measures) for cell, measures in scores.items()]
-    print(write_csv(out / "study.csv", rows))
-    shown = {label: ref for label, ref in references.items() if label != AUTOENCODER}
+    print(write_csv(out / "study.csv", rows, list(rows[-1])))
+    columns = {label: pictures for label, pictures in references.items() if label != AUTOENCODER}
     if work.truth is not None:
-        print(plot_study(scores, shown, best, out / "study.png"))
-    columns = ({"the truth": work.truth} if work.truth is not None else {}) | {
-        label: ref.pictures for label, ref in shown.items()
-    }
+        print(plot_study(scores, {label: compared[label] for label in columns}, best, out / "study.png"))
+        columns = {"the truth": work.truth} | columns
     strengths = dict.fromkeys(cell.strength for cell in grid)
     columns |= {f"strength {s:g}": results[best._replace(strength=s)] for s in strengths}
-    few = min(len(work.prompts), 6)
-    table = torch.stack([pictures[:few] for pictures in columns.values()], 1)  # (few, columns, 3, H, W)
-    print(save_picture(contact_sheet(table, [""] * few, list(columns), height=96), out / "grid.png"))
+    print(save_picture(column_sheet(columns, 6), out / "grid.png"))
     print(f"  (the grid: {best.method}, w = {best.guidance:g}, {best.steps} steps)")
     compare_second_passes(pipe, work, best, min(cell.steps for cell in grid), scheduler, degradation.seed)
 
@@ -274,7 +255,7 @@ def measure(pictures: Tensor, work: DamagedImages) -> Measures:
     return moved if work.truth is None else similarity(pictures, work.truth) | moved
 
 
-def make_references(pipe: DiffusionPipeline, work: DamagedImages, degradation: Degradation) -> dict[str, Reference]:
+def make_references(pipe: DiffusionPipeline, work: DamagedImages, degradation: Degradation) -> dict[str, Tensor]:
     """What to compare with: the damaged pictures, a repair without a model,
     and the truth sent through the autoencoder.
 
@@ -284,14 +265,14 @@ def make_references(pipe: DiffusionPipeline, work: DamagedImages, degradation: D
     if work.truth is not None:
         pictures["the old way"] = degradation.classical_repair(work.damaged, work.mask)
         pictures[AUTOENCODER] = keep_known(reconstruct(pipe.vae, work.truth), work.damaged, work.mask)
-    return {label: Reference(images, measure(images, work)) for label, images in pictures.items()}
+    return pictures
 
 
 # -------------------------------------------------------------------------------------------------------- reporting it
 
 
 def plot_study(
-    scores: dict[RepairSettings, Measures], references: dict[str, Reference], best: RepairSettings, path: Path
+    scores: dict[RepairSettings, Measures], references: dict[str, Measures], best: RepairSettings, path: Path
 ) -> Path:
     """Every measure against the strength, a curve for each method and guidance scale, at the best number of steps."""
     strengths = sorted({cell.strength for cell in scores})
@@ -302,12 +283,12 @@ def plot_study(
             f"{m}, w = {w:g}": [(s, scores[RepairSettings(m, s, w, best.steps)][name]) for s in strengths]
             for m, w in kinds
         }
-        lines[name] = {label: float(ref.measures[name].mean()) for label, ref in references.items()}
+        lines[name] = {label: float(measures[name].mean()) for label, measures in references.items()}
     return plot_curves(panels, lines, f"strength ({best.steps} steps)", path)
 
 
 def report(
-    scores: dict[RepairSettings, Measures], references: dict[str, Reference], work: DamagedImages
+    scores: dict[RepairSettings, Measures], references: dict[str, Measures], work: DamagedImages
 ) -> RepairSettings:
     """Print the tables; returns the best setting by PSNR (without a truth: the one in the middle)."""
     grid = list(scores)
@@ -320,22 +301,17 @@ def report(
         return grid[len(grid) // 2]
     digits = {"psnr": 2, "ssim": 3, "perceptual": 3}
     print_table(
-        {"": label} | {name: format_mean(ref.measures[name], d) for name, d in digits.items()}
-        for label, ref in references.items()
+        {"": label} | {name: format_mean(measures[name], d) for name, d in digits.items()}
+        for label, measures in references.items()
     )
     for method, steps in dict.fromkeys((cell.method, cell.steps) for cell in grid):
         mine = [cell for cell in grid if (cell.method, cell.steps) == (method, steps)]
         for name, title in (("psnr", "PSNR in dB"), ("ssim", "SSIM")):
             print(f"\n{method}, {steps} steps: {title}, mean ± standard error over {len(work.prompts)} pictures")
-            print_table(
-                {"guidance": f"w = {w:g}"}
-                | {
-                    f"strength {c.strength:g}": format_mean(scores[c][name], digits[name])
-                    for c in mine
-                    if c.guidance == w
-                }
-                for w in dict.fromkeys(cell.guidance for cell in mine)
-            )
+            rows: dict[float, dict[str, str]] = {c.guidance: {"guidance": f"w = {c.guidance:g}"} for c in mine}
+            for c in mine:
+                rows[c.guidance][f"strength {c.strength:g}"] = format_mean(scores[c][name], digits[name])
+            print_table(rows.values())
     best = max(grid, key=lambda cell: float(scores[cell]["psnr"].mean()))
     print(
         f"\nthe best of {len(grid)} settings (chosen on these same pictures): {best.method}, strength {best.strength:g}, "
@@ -343,7 +319,7 @@ def report(
     )
     for label in ("damaged", "the old way"):
         print(
-            f"  PSNR against {label}: {format_mean(scores[best]['psnr'] - references[label].measures['psnr'])} dB, picture by picture"
+            f"  PSNR against {label}: {format_mean(scores[best]['psnr'] - references[label]['psnr'])} dB, picture by picture"
         )
     return best
 
@@ -368,7 +344,7 @@ def compare_second_passes(
     passes = {
         "one pass": lambda: repair(pipe, work, best, scheduler, seed),
         "two, by pictures": lambda: two_passes(repair(pipe, work, best, scheduler, seed)),
-        "two, by latents": lambda: two_passes(repair_to_latents(pipe, work, best, seed)),
+        "two, by latents": lambda: two_passes(repair_to_latents(pipe, work, best, scheduler, seed)),
     }
     rows, once = [], None
     for label, run in passes.items():

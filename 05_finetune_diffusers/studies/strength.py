@@ -52,21 +52,10 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from finetune_diffusers.evaluation.strength import strength_study
+    from finetune_diffusers.evaluation.strength import PipelineSettings, strength_study
 
-    strength_study(
-        args.model,
-        args.strength,
-        args.at_guidance,
-        args.guidance,
-        args.n,
-        args.steps,
-        args.scheduler,
-        args.split,
-        args.seed,
-        args.out,
-        args.device,
-    )
+    settings = PipelineSettings(args.scheduler, args.steps, args.at_guidance, args.seed)
+    strength_study(args.model, args.strength, args.guidance, args.n, settings, args.split, args.out, args.device)
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def test_batches_go_on_anywhere_and_no_epoch_is_like_another(tmp_path):
         cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0)
     )
     unet = new_unet((8, 8), images, seed=0)
-    trainer = UnconditionalTrainer(unet, new_scheduler("v_prediction"), images, ("flip", "crop"), 0, args, accelerator)
+    trainer = UnconditionalTrainer(unet, new_scheduler("v_prediction"), images, args, accelerator)
     nine = list(islice(trainer.batches(0), 9))  # three epochs
     assert [k for k, _ in nine] == list(range(9))
     for start in (2, 3, 7):

@@ -108,7 +108,7 @@ def test_chaining_in_latent_space(model):
     jobs = jobs._replace(mask=torch.ones_like(jobs.mask))
     use_scheduler(pipe, "ddim")
     how = RepairSettings("img2img", 0.5, 2.0, 4)
-    latents = restoration.repair_to_latents(pipe, jobs, how, seed=0)
+    latents = restoration.repair_to_latents(pipe, jobs, how, "ddim", seed=0)
     assert latents.shape == (1, 4, 16, 16)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)

@@ -91,6 +91,8 @@ WEIGHTED = [
     "a one-eyed creature with (long tail)++ , wings",
     "red++ " * 70,
     "it's (red)1.2",
+    "a ((red)1.2 creature)1.5",
+    "一只 ((红色)1.2的小怪兽)0.5 ，长着翅膀",
 ]
 
 
@@ -110,7 +112,21 @@ def test_weights_by_hand_are_those_of_compel(pipe, prompt):
 @pytest.mark.parametrize("prompt", [prompt for prompt in WEIGHTED if prompt.isascii() and len(prompt) < 100])
 def test_weights_are_read_as_compel_reads_them(prompt):
     theirs = [(part.text, part.weight) for part in Compel.parse_prompt_string(prompt).prompts[0].children]
-    assert prompt_weights.read_weights(prompt) == [(text, pytest.approx(w)) for text, w in theirs]
+    assert prompt_weights.read_weights(prompt) == theirs
+
+
+def test_what_weights_mean():
+    assert prompt_weights.read_weights("a red++ creature-") == [
+        ("a", 1.0),
+        ("red", pytest.approx(1.21)),
+        ("creature", 0.9),
+    ]
+    assert prompt_weights.read_weights("一只 ((红色)1.2的鸟)1.5 好") == [
+        ("一只", 1.0),
+        ("红色", pytest.approx(1.8)),
+        ("的鸟", 1.5),
+        ("好", 1.0),
+    ]
 
 
 def test_without_weights_it_is_the_text_encoder(pipe):
@@ -151,8 +167,9 @@ def test_weights_from_the_command_line(model, tmp_path, command_line):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["a ((red)1.2 creature)1.5"], "one pair of brackets"),
-        (["a (red creature"], "cannot read the weights"),
+        (["a (red creature"], "close every bracket"),
+        (['("a red creature", "a blue one").and()'], "cannot read the weights"),
+        (["a red creature.swap(a blue one)"], "cannot read the weights"),
         (["a red+ one", "--word", "red"], "without weights"),
         ([PROMPT, "--word", "horns"], "must occur exactly once in the prompt"),
         ([PROMPT, "--word", "wings", "--sweep", -1], "--sweep"),

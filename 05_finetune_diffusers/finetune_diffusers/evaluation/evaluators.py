@@ -23,12 +23,14 @@ from common.errors import enough_memory
 from common.evaluate.creature_classifier import load_creature_classifier, read_attributes
 from common.evaluate.distances import Estimate, bootstrap
 from common.io.pixels import to_float
+from common.io.tables import format_table
 from common.random import BatchRandom
 from common.viz import save_picture
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import encode, load_captioned
 from finetune_diffusers.data.styles import FRINGE, SUBJECT, DrawnStyle, in_style, stray, styled_caption
-from finetune_diffusers.images import contact_sheet, generators, prompt_labels
+from finetune_diffusers.generation import PipelineSettings, call_pipeline
+from finetune_diffusers.images import contact_sheet, prompt_labels
 from finetune_diffusers.models import reconstruct
 from finetune_diffusers.schedulers import make_scheduler
 from finetune_diffusers.training.flags import DRAWN, CaptionedFlags, TuningFlags
@@ -56,6 +58,7 @@ class ValidationSampler:
     def __call__(self, prompts: Sequence[str], **inputs: Any) -> Tensor:
         """(N, 3, size, size) in [-1, 1] on the CPU. inputs: what else the pipeline takes; tensors have N rows"""
         pipe, args = self.pipe, self.args
+        settings = PipelineSettings(args.scheduler, args.sample_steps, args.guidance, args.seed)
         pipe.set_progress_bar_config(disable=True)
         trained, training, parts = pipe.scheduler, pipe.unet.training, []
         pipe.scheduler = make_scheduler(args.scheduler, dict(trained.config))
@@ -66,26 +69,14 @@ class ValidationSampler:
                 self.accelerator.autocast(),
                 enough_memory(str(pipe.device), "--measure, or the number of --prompts"),
             ):
-                for i in range(0, len(prompts), BATCH):
-                    part = list(prompts[i : i + BATCH])
-                    rows = {
-                        name: value[i : i + BATCH] if isinstance(value, Tensor) else value
-                        for name, value in inputs.items()
-                    }
-                    parts.append(
-                        pipe(
-                            part,
-                            height=self.size,
-                            width=self.size,
-                            num_inference_steps=args.sample_steps,
-                            guidance_scale=args.guidance,
-                            generator=generators(args.seed + i, len(part)),
-                            output_type="pt",
-                            **rows,
-                        )
-                        .images.float()
-                        .cpu()
+                for first in range(0, len(prompts), BATCH):
+                    batch = slice(first, first + BATCH)
+                    part, each = list(prompts[batch]), replace(settings, seed=args.seed + first)
+                    rows = {k: value[batch] if isinstance(value, Tensor) else value for k, value in inputs.items()}
+                    images = call_pipeline(
+                        pipe, each, len(part), prompt=part, height=self.size, width=self.size, **rows
                     )
+                    parts.append(images.float().cpu())
         finally:
             pipe.scheduler = trained
             pipe.unet.train(training)
@@ -135,15 +126,11 @@ class TuningEvaluator(ABC):
 
     def table(self) -> str:
         """A row for each measure, a column for each stage."""
-        names = list(dict.fromkeys(measure for found in self.found.values() for measure in found))
-        if not names:
-            return ""
-        width = max(map(len, names)) + 2
-        rows = [" " * (width + 2) + "".join(f"{stage:26}" for stage in self.found)]
-        for name in names:
-            cells = [found.get(name) for found in self.found.values()]
-            rows.append(f"  {name:{width}}" + "".join(f"{format_estimate(cell):26}" for cell in cells))
-        return "\n".join(rows)
+        names = dict.fromkeys(measure for found in self.found.values() for measure in found)
+        return format_table(
+            {"": name} | {stage: format_estimate(found[name]) for stage, found in self.found.items() if name in found}
+            for name in names
+        )
 
 
 def mean_estimate(values: Tensor) -> Estimate:
@@ -151,8 +138,8 @@ def mean_estimate(values: Tensor) -> Estimate:
     return bootstrap(lambda some: float(some.mean()), values.cpu().double(), times=1000)
 
 
-def format_estimate(e: Estimate | None) -> str:
-    return "" if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+def format_estimate(e: Estimate) -> str:
+    return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
 # --------------------------------------------------------------------------------------------------------------- style

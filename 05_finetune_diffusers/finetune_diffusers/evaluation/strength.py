@@ -4,6 +4,7 @@ creatures' captions say.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +26,9 @@ from common.evaluate.creature_classifier import (
 from common.io.pixels import to_float
 from common.io.tables import print_table, write_csv
 from common.viz import save_picture
-from finetune_diffusers.evaluation.metrics import csv_columns, format_mean, plot_curves, rms_distance, tone
+from finetune_diffusers.evaluation.metrics import Curve, csv_columns, format_mean, plot_curves, rms_distance, tone
 from finetune_diffusers.generation import PipelineSettings, check_strength, run_pipeline
-from finetune_diffusers.images import contact_sheet
+from finetune_diffusers.images import column_sheet
 from finetune_diffusers.models import native_size, open_pipeline
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
 from finetune_diffusers.training.memory_usage import time_and_memory
@@ -49,30 +50,28 @@ class CrossedPairs(NamedTuple):
 
 def strength_study(
     model: str,  # folder of a pipeline that draws creatures
-    strengths: Sequence[float],  # compared at the scale at_guidance
-    at_guidance: float,
+    strengths: Sequence[float],  # compared at the guidance scale of the settings
     scales: Sequence[float],  # guidance scales, compared at strength 1
     n: int,  # pictures in each cell
-    steps: int,  # from pure noise
-    scheduler: str,  # short name
+    settings: PipelineSettings,
     split: str,  # of the creatures
-    seed: int,  # of the first picture
     out: Path,  # folder of the tables and pictures
     device: str,  # as --device
 ) -> None:
     """Redraw at every strength and every guidance scale, measure, and write tables, plots and contact sheets."""
-    check_schedulers([scheduler])
-    check_strength(steps, min(strengths))
+    check_schedulers([settings.scheduler])
+    check_strength(settings.steps, min(strengths))
+    at_guidance = settings.guidance
     device, began = pick_device(device), time.monotonic()
     pipe = open_pipeline(model, "image", device)
-    use_scheduler(pipe, scheduler)
+    use_scheduler(pipe, settings.scheduler)
     pipe.set_progress_bar_config(disable=True)
     pairs, classifier = make_pairs(n, split, native_size(pipe)), load_creature_classifier()
     cells = dict.fromkeys([(s, at_guidance) for s in strengths] + [(1.0, w) for w in scales])
     drawn, seen = {}, {}
     for strength, guidance in tqdm(cells, "settings", mininterval=1, dynamic_ncols=True):
         with enough_memory(device, "--n"):
-            images = redraw(pipe, pairs, strength, PipelineSettings(scheduler, steps, guidance, seed))
+            images = redraw(pipe, pairs, strength, replace(settings, guidance=guidance))
         drawn[strength, guidance], seen[strength, guidance] = images, measure(classifier, images, pairs)
     real = tone(pairs.images)
 
@@ -82,23 +81,15 @@ def strength_study(
     print_means(by_guidance, "strength 1", "guidance", BY_GUIDANCE, real, n)
     rows = [{"strength": s, "guidance": w} | csv_columns(measures) for (s, w), measures in seen.items()]
     print(write_csv(out / "strength.csv", [*rows, {"strength": "real creatures", "guidance": ""} | csv_columns(real)]))
-    panels = {
-        name: {name: [(s, measures[name]) for s, measures in sorted(by_strength.items())]} for name in BY_STRENGTH
-    }
-    print(plot_curves(panels, {}, "strength", out / "strength.png"))
-    panels = {
-        name: {name: [(w, measures[name]) for w, measures in sorted(by_guidance.items())]} for name in BY_GUIDANCE
-    }
+    print(plot_curves(panels(by_strength, BY_STRENGTH), {}, "strength", out / "strength.png"))
     lines = {name: {"real creatures": float(real[name].mean())} for name in BY_GUIDANCE if name in real}
-    print(plot_curves(panels, lines, "guidance scale", out / "guidance.png", log=True))
+    print(plot_curves(panels(by_guidance, BY_GUIDANCE), lines, "guidance scale", out / "guidance.png", log=True))
     few = min(n, 5)
     for name, columns in (
         ("strengths", {f"{s:g}": drawn[s, at_guidance] for s in strengths}),
         ("scales", {f"w = {w:g}": drawn[1.0, w] for w in scales}),
     ):
-        columns = {"the picture": pairs.images} | columns
-        table = torch.stack([images[:few] for images in columns.values()], 1)
-        print(save_picture(contact_sheet(table, [""] * few, list(columns), height=96), out / f"{name}.png"))
+        print(save_picture(column_sheet({"the picture": pairs.images} | columns, few), out / f"{name}.png"))
     for i, prompt in enumerate(pairs.prompts[:few], 1):
         print(f"  row {i}: {prompt}")
     print(time_and_memory(time.monotonic() - began, torch.device(device)))
@@ -132,6 +123,11 @@ def measure(classifier: CreatureClassifier, images: Tensor, pairs: CrossedPairs)
         "followed": ((read == pairs.wanted) & pairs.asked).sum(1) / asked,
         **tone(images),
     }
+
+
+def panels(rows: dict[float, Measures], names: Sequence[str]) -> dict[str, dict[str, Curve]]:
+    """One panel for each measure, with one curve along the axis."""
+    return {name: {name: [(at, measures[name]) for at, measures in sorted(rows.items())]} for name in names}
 
 
 def print_means(

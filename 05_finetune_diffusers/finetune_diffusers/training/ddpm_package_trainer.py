@@ -10,10 +10,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,7 @@ from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, batch_in
 from common.training.budget import Budget
 from common.training.record import check_record, keep_settings
 from common.viz import grid, save_picture
-from finetune_diffusers.training.flags import BaseFlags
+from finetune_diffusers.training.flags import PackageFlags
 from finetune_diffusers.training.memory_usage import Cost, total
 
 LEAST_IMAGES = 100  # below this the package's Trainer refuses to work
@@ -44,65 +43,43 @@ SUFFIXES = ("jpg", "jpeg", "png", "tiff")  # of the files that it sees, written 
 LOWER = "--batch-size (raise --gradient-accumulation as much), --size, --dim or --samples"
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """The images of the training: a folder, or a data set by name."""
-
-    data: str
-    data_dir: Path  # of local copies and downloads
-    size: int  # side in pixels
-    n: int | None  # of a data set, only the first n images
-
-
-@dataclass(frozen=True)
-class PackageNetwork:
-    """The package's network inside its diffusion process."""
-
-    size: int = 16  # side of the images in pixels
-    dim: int = 16  # width at full resolution
-    mults: tuple[int, ...] = (1, 2, 4)  # width at each resolution, in units of dim
-    objective: Literal["pred_v", "pred_noise", "pred_x0"] = "pred_v"
-    schedule: Literal["sigmoid", "cosine", "linear"] = "sigmoid"
-    sample_steps: int = 25  # DDIM steps of a sample; 1000 is DDPM
-
-
-def open_folder(source: ImageFolder, run: Path, resume: bool) -> Path:
+def open_folder(args: PackageFlags) -> Path:
     """The folder of images that the Trainer will read. A data set is written into the run's folder, once; so is a
     folder in which the Trainer would not see what the course sees:
     other kinds of files, hidden files, links, suffixes in capitals.
     """
-    given, folder = Path(source.data), run / "images"
+    given, folder = Path(args.data), args.run_dir / "images"
     listing = list_folder(given) if given.is_dir() and given.suffix != ".lmdb" else None
-    if listing and listing.pictures and seen_by_package(given) == set(listing.paths(listing.pictures)):
+    if listing and listing.pictures and set(seen_by_package(given)) == set(listing.paths(listing.pictures)):
         folder = given
     else:
-        if not resume:
+        if not args.resume:
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before its first step
         if not folder.exists():
-            images = open_images(source, listing)
+            images = open_images(args, listing)
             check_number(len(images), given)
             export(images, folder)
-            print(f"{len(images):,} images of {source.data} written to {folder}")
+            print(f"{len(images):,} images of {args.data} written to {folder}")
     check_number(len(seen_by_package(folder)), folder)
     return folder
 
 
-def open_images(source: ImageFolder, listing: Listing | None) -> Images:
+def open_images(args: PackageFlags, listing: Listing | None) -> Images:
     """All pictures of a folder, as the package takes them where it reads one itself;
     of any other set, its training split.
     """
     if not listing or not listing.pictures:
-        return load(source.data, source.size, source.data_dir, n=source.n, channels=3)
-    tally, name = Tally(), Path(source.data).name
-    pixels, kept = decode_all(listing.paths(listing.pictures), source.size, channels=3, tally=tally)
+        return load(args.data, args.size, args.data_dir, n=args.n, channels=3)
+    tally, name = Tally(), Path(args.data).name
+    pixels, kept = decode_all(listing.paths(listing.pictures), args.size, channels=3, tally=tally)
     tally.left_out += listing.holds(listing.pictures)
     tally.tell(name, len(kept))
-    return Images(name, pixels).first(min(source.n or len(kept), len(kept)))
+    return Images(name, pixels).first(min(args.n or len(kept), len(kept)))
 
 
-def seen_by_package(folder: Path) -> set[Path]:
+def seen_by_package(folder: Path) -> list[Path]:
     """The files that the package's Dataset takes."""
-    return {path for suffix in SUFFIXES for path in folder.glob(f"**/*.{suffix}")}
+    return sorted(path for suffix in SUFFIXES for path in folder.glob(f"**/*.{suffix}"))
 
 
 def check_number(n: int, where: Path) -> None:
@@ -113,17 +90,16 @@ def check_number(n: int, where: Path) -> None:
         )
 
 
-def make_diffusion(network: PackageNetwork, seed: int) -> GaussianDiffusion:
+def make_diffusion(args: PackageFlags) -> GaussianDiffusion:
     """The package's network inside its diffusion process, with random weights."""
-    torch.manual_seed(seed)
-    unet = Unet(dim=network.dim, dim_mults=network.mults, channels=3)
+    torch.manual_seed(args.seed)
     return GaussianDiffusion(
-        unet,
-        image_size=network.size,
+        Unet(dim=args.dim, dim_mults=args.mults, channels=3),
+        image_size=args.size,
         timesteps=1000,
-        sampling_timesteps=network.sample_steps,
-        objective=network.objective,
-        beta_schedule=network.schedule,
+        sampling_timesteps=args.sample_steps,
+        objective=args.objective,
+        beta_schedule=args.schedule,
     )
 
 
@@ -169,41 +145,32 @@ def step_by_hand(diffusion: GaussianDiffusion, folder: Path, seed: int) -> float
 # --------------------------------------------------------------------------------------------------------- the Trainer
 
 
-def train_with_package(
-    args: BaseFlags,  # settled
-    source: ImageFolder,
-    network: PackageNetwork,
-    flip: bool,  # mirror images at random
-    amp: Literal["auto", "yes", "no"],  # half precision; auto is on a GPU
-    samples: int,  # pictures in each sample, a square number
-    by_hand_only: bool,  # show the step, and train nothing
-) -> None:
-    """Show one step by hand, let the package train, and show what its averaged network draws."""
+def train_with_package(args: PackageFlags) -> None:
+    """Show one step by hand, let the package train, and show what its averaged network draws. args: settled"""
     pick_device(args.device)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"  # the Trainer has no flag for it
-    folder = open_folder(source, args.out, args.resume is not None)
-    diffusion = make_diffusion(network, args.seed)
+    folder, diffusion = open_folder(args), make_diffusion(args)
     if not args.resume:
         step_by_hand(diffusion, folder, args.seed)
-    if by_hand_only:
+    if args.by_hand_only:
         return
     record = record_of_folder(folder)
     check_record(args, record)
     keep_settings(args, record)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    half = amp == "yes" or (amp == "auto" and torch.cuda.is_available() and args.device != "cpu")
+    half = args.amp == "yes" or (args.amp == "auto" and torch.cuda.is_available() and args.device != "cpu")
     trainer = ExactTrainer(
         diffusion,
         str(folder),
         train_batch_size=args.batch_size,
         gradient_accumulate_every=args.gradient_accumulation,
-        augment_horizontal_flip=flip,
+        augment_horizontal_flip=args.flip,
         train_lr=args.lr,
         train_num_steps=args.steps,
         ema_decay=args.ema,
         save_and_sample_every=args.save_every,
-        num_samples=samples,
+        num_samples=args.samples,
         results_folder=str(args.out),
         amp=half,
         calculate_fid=False,  # which would download a network
@@ -212,7 +179,7 @@ def train_with_package(
     weights = count_parameters(diffusion)
     cost, began = Cost(trained=weights, weights=weights), time.perf_counter()
     print(
-        f"{len(trainer.ds):,} images of {network.size}x{network.size}; {weights:,} weights; {args.batch_size * args.gradient_accumulation} images "
+        f"{len(trainer.ds):,} images of {args.size}x{args.size}; {weights:,} weights; {args.batch_size * args.gradient_accumulation} images "
         f"per step; half precision {'on' if half else 'off'}; steps {first} to {args.steps} on {trainer.device}"
     )
     with enough_memory(str(trainer.device), LOWER):
@@ -231,10 +198,15 @@ def train_with_package(
                 f"stopped after step {trainer.step}; continue with: python 05_finetune_diffusers/ddpm_package.py --resume {args.out}"
             )
             return
-        report_cost(cost, trainer, {"seconds": time.perf_counter() - began, "steps": args.steps - first}, args.out)
+        # the gradients are gone by now; there was one for each weight
+        cost.gradient_bytes = total(p for p in trainer.model.parameters() if p.requires_grad)
+        cost.count(trainer.model.parameters(), trainer.opt.optimizer, trainer.ema.ema_model.parameters())
+        print(f"\nmemory\n{cost.table()}\n")
+        times = {"seconds": time.perf_counter() - began, "steps": args.steps - first}
+        write_json(args.run_dir / "results.json", {"cost": asdict(cost)} | times)
         torch.manual_seed(generator(SAMPLING, args.seed).initial_seed())
-        images = trainer.ema.ema_model.sample(batch_size=samples)  # (N, 3, S, S) in [0, 1]
-    print(save_picture(grid(images.cpu() * 2 - 1, round(samples**0.5), 384), args.out / "samples.png"))
+        images = trainer.ema.ema_model.sample(batch_size=args.samples)  # (N, 3, S, S) in [0, 1]
+    print(save_picture(grid(images.cpu() * 2 - 1, round(args.samples**0.5), 384), args.out / "samples.png"))
 
 
 class Stopped(Exception):
@@ -264,15 +236,11 @@ class ExactTrainer(PackageTrainer):
         """(B, 3, H, W) in [0, 1]: the images of one batch after the other, of this process.
         Every epoch has a new order.
         """
-        rank, world, parts = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.gradient_accumulate_every,
-        )
-        order = (
-            batch_indices(len(self.ds), self.batch_size, k, seed).chunk(world)[rank] for k in count(self.step * parts)
-        )
-        plan = ([(k, i) for i in indices.tolist()] for k, indices in enumerate(order, self.step * parts))
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        parts = self.gradient_accumulate_every
+        first = self.step * parts
+        orders = ((k, batch_indices(len(self.ds), self.batch_size, k, seed).chunk(world)[rank]) for k in count(first))
+        plan = ([(k, i) for i in indices.tolist()] for k, indices in orders)
         # on a CPU they would take it from the training
         workers = min(4, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         loader = DataLoader(
@@ -284,7 +252,7 @@ class ExactTrainer(PackageTrainer):
             generator=torch.Generator(),
             timeout=PATIENCE if workers else 0,
         )
-        for k, images in enumerate(started(loader, "--device cpu"), self.step * parts):
+        for k, images in enumerate(started(loader, "--device cpu"), first):
             if k % parts == 0:
                 budget.update()
                 if budget.interrupted:
@@ -320,19 +288,9 @@ class Mirrored(torch.utils.data.Dataset):
 
 def record_of_folder(folder: Path) -> dict[str, object]:
     """For data.json: the files that the Trainer sees."""
-    paths = sorted(path for path in folder.glob("**/*") if path.suffix in {f".{suffix}" for suffix in SUFFIXES})
+    paths = seen_by_package(folder)
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     return {"images": len(paths), "fingerprint": fingerprint(digests)}
-
-
-def report_cost(cost: Cost, trainer: ExactTrainer, more: dict[str, float], run: Path) -> None:
-    """Print and write the memory that the training held.
-    (Its gradients are gone by now; there was one for each weight.)
-    """
-    cost.count(trainer.model.parameters(), trainer.opt.optimizer, trainer.ema.ema_model.parameters())
-    cost.gradient_bytes = total(p for p in trainer.model.parameters() if p.requires_grad)
-    print(f"\nmemory\n{cost.table()}\n")
-    write_json(run / "results.json", {"cost": cost.as_json()} | more)
 
 
 def milestones(run: Path) -> list[int]:

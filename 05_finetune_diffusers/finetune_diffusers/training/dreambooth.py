@@ -14,17 +14,14 @@ from torch import Tensor
 from common.data import Images, load
 from common.data.image_export import export
 from common.errors import UserError
-from common.io.files import write_folder
 from common.io.pixels import to_bytes
 from finetune_diffusers.data.latent_dataset import PriorPairs, encode
 from finetune_diffusers.data.styles import portraits
 from finetune_diffusers.evaluation.evaluators import SubjectEvaluator, ValidationSampler
-from finetune_diffusers.pixel_pipeline import save_model
-from finetune_diffusers.training.flags import ATTENTION, SizePresets, TuningFlags
-from finetune_diffusers.training.lora import add_adapter, save_adapter
+from finetune_diffusers.training.flags import SizePresets, TuningFlags
 from finetune_diffusers.training.loss import latent_denoising
 from finetune_diffusers.training.trainer import Tuner
-from finetune_diffusers.training.tuning import RunContext, checked_record, introduce, setup, train_and_report
+from finetune_diffusers.training.tuning import RunContext, checked_record, setup, train_and_report, unfreeze
 
 
 @dataclass(frozen=True)
@@ -83,20 +80,8 @@ def dreambooth(
             others = make_class_images(run, subject.fill("a {kind}"), class_images, sample)
         data = PriorPairs(latents, encode(pipe, others, others.captions, run.quiet), prior)
     loss = latent_denoising(pipe, latents, args)
-
-    if rank:
-        layers = add_adapter(pipe.unet, rank, None, ATTENTION, args.seed, run.accelerator.mixed_precision)
-        introduce(run, images, f"adapters of rank {rank} at {layers} of its layers")
-    else:
-        pipe.unet.requires_grad_(True)
-        introduce(run, images, "all of its U-Net is trained")
+    save = unfreeze(run, images, subject.word, rank)
     trainer = Tuner(pipe.unet, data, loss, args, run.accelerator)
-
-    def save() -> dict[str, Path]:
-        if rank:
-            return {"adapter": save_adapter(pipe.unet, args.out / f"{subject.word}.safetensors")}
-        return {"model": write_folder(args.out / "model", lambda folder: save_model(pipe, folder))}
-
     train_and_report(run, trainer, evaluator, record, save, ("tuned",), "dreambooth.py")
 
 

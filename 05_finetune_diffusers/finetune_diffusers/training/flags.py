@@ -5,17 +5,17 @@ Nothing heavy is imported here.
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from common.errors import UserError
+from common.io.ranges import MAY_BE_EMPTY
 from common.training.flags import RunFlags
 from common.training.settings import FREE, resumed, with_folder
 from finetune_diffusers.paths import OUT, PRETRAINED
 from finetune_diffusers.schedulers import check_schedulers
 
 SMALL = 50_000_000  # a U-Net with fewer weights is small: it learns at rates that would ruin a large one
-DRAWN = ("creatures", "dishes")  # drawn sets have no end, so by default they are cut to ENOUGH images
-ENOUGH = 1000
+DRAWN = ("creatures", "dishes")  # drawn sets have no end, so by default they are cut
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,20 @@ class BaseFlags(RunFlags):
 
 
 @dataclass(frozen=True)
+class ImageFlags(BaseFlags):
+    """Flags of the trainings that read a set of images."""
+
+    data: str = "creatures"
+    """Folder of images, or a data set by name:
+    creatures, flowers102, oxford_flowers, butterflies, cifar10, ..., hub:owner/name.
+    """
+    data_dir: Path = Path("data")
+    """Folder of local copies and downloads."""
+    n: int | None = None
+    """Only the first n images; by default 1,000 of a drawn set (train_unconditional.py: 2,000), and all of any other."""
+
+
+@dataclass(frozen=True)
 class TrainerFlags(BaseFlags):
     """Flags of the trainings with finetune_diffusers.training.trainer.Trainer."""
 
@@ -50,6 +64,55 @@ class TrainerFlags(BaseFlags):
     """Scheduler of the validation pictures; see generate.py."""
     sample_every: int | None = None
     """Steps between validation pictures; by default a fifth of the steps."""
+
+
+@dataclass(frozen=True)
+class UnconditionalFlags(TrainerFlags, ImageFlags):
+    """Flags of train_unconditional.py."""
+
+    size: int | None = None
+    """Side of the images in pixels; by default the model's, or 32."""
+    augment: Annotated[tuple[Literal["flip", "crop", "jitter"], ...], MAY_BE_EMPTY] = ("flip", "crop")
+    """Random changes of the images."""
+    workers: int = 0
+    """Processes that prepare images; 0 does it in the training process."""
+
+    model: str | None = None
+    """Model to continue instead of training from scratch:
+    a folder of chapter 1, any DDPM pipeline's, or a hub id such as google/ddpm-cifar10-32.
+    """
+    channels: tuple[int, ...] = (16, 32, 64)
+    """From scratch: width of the network at each resolution, highest resolution first, multiples of 8."""
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
+    """From scratch: what the network predicts."""
+
+
+@dataclass(frozen=True)
+class PackageFlags(ImageFlags):
+    """Flags of ddpm_package.py."""
+
+    size: int = 16
+    """Side of the images in pixels."""
+    flip: bool = True
+    """Mirror images at random."""
+
+    dim: int = 16
+    """Width of the network at full resolution, a multiple of 8."""
+    mults: tuple[int, ...] = (1, 2, 4)
+    """Width of the network at each resolution, in units of --dim."""
+    objective: Literal["pred_v", "pred_noise", "pred_x0"] = "pred_v"
+    """What the network predicts."""
+    schedule: Literal["sigmoid", "cosine", "linear"] = "sigmoid"
+    """Noise schedule."""
+
+    amp: Literal["auto", "yes", "no"] = "auto"
+    """Half precision: auto is yes on a GPU. On a CPU it is slower than none."""
+    sample_steps: int = 25
+    """DDIM steps of a sample; 1000 is DDPM."""
+    samples: int = 16
+    """Pictures in each sample, a square number."""
+    by_hand_only: bool = False
+    """Show the step, and train nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +154,13 @@ class TuningFlags(TrainerFlags):
 
 
 @dataclass(frozen=True)
-class CaptionedFlags(TuningFlags):
+class CaptionedFlags(TuningFlags, ImageFlags):
     """Flags of the trainings on captioned images."""
 
     data: str = "creatures"
     """creatures, dishes, pokemon, a folder of images with captions, or hub:owner/name."""
-    data_dir: Path = Path("data")
-    """Folder of local copies and downloads."""
     language: Literal["en", "zh", "both"] | None = None
     """Language of the captions; by default every language there is."""
-    n: int | None = None
-    """Only the first n images; by default 1,000 of a drawn set, and all of any other."""
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the layers that usually get a LoRA
@@ -132,7 +191,8 @@ class SizePresets(NamedTuple):
 
 
 Tuning = TypeVar("Tuning", bound=TuningFlags)
-Base = TypeVar("Base", bound=BaseFlags)
+Training = TypeVar("Training", bound=TrainerFlags)
+FromScratch = TypeVar("FromScratch", UnconditionalFlags, PackageFlags)
 
 
 def checked(args: Tuning) -> Tuning:
@@ -165,13 +225,21 @@ def settled(args: Tuning, name: str, presets: SizePresets, weights: int, device:
     args = replace(args, steps=steps, batch_size=args.batch_size or preset.batch_size, lr=args.lr or preset.lr)
     args = replace(args, sample_every=args.sample_every or max(1, steps // 5))
     if isinstance(args, CaptionedFlags) and args.n is None and args.data in DRAWN:
-        args = replace(args, n=ENOUGH)
-    return with_run_folder(args, name)
-
-
-def with_run_folder(args: Base, name: str) -> Base:
-    """With the run folder chosen: runs/05_finetune_diffusers/<name> where --out is not given."""
+        args = replace(args, n=1000)
     return with_folder(args, f"{OUT.name}/{name}")
+
+
+def settled_from_scratch(args: FromScratch, name: str, enough: int) -> FromScratch:
+    """The settings of a training from scratch: those of the run in --resume, or the flags with what was left open.
+
+    name    the run folder begins with it
+    enough  images of a drawn set
+    """
+    if args.resume:
+        return resumed(args)
+    n = args.n or (enough if args.data in DRAWN else None)
+    # 2,000 steps: under five minutes on a CPU
+    return with_folder(replace(args, steps=args.steps or 2000, n=n), f"{OUT.name}/{name}-{data_name(args.data)}")
 
 
 def data_name(data: str) -> str:

@@ -6,13 +6,15 @@ itself, on a CPU the system does for the whole process, Python and its libraries
 several runs in one table.
 """
 
+import re
 import resource
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -51,10 +53,10 @@ class Cost:
 
     def count(self, weights: Iterable[Tensor], optimizer: torch.optim.Optimizer, averages: Iterable[Tensor]) -> None:
         """What is kept from step to step, once there has been one: before it the optimizer has no state."""
-        self.weight_bytes, self.optimizer_bytes, self.average_bytes = (
-            total(weights),
-            optimizer_bytes(optimizer),
-            total(averages),
+        self.weight_bytes, self.average_bytes = total(weights), total(averages)
+        # AdamW keeps two numbers for every weight that it trains
+        self.optimizer_bytes = total(
+            value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
         )
 
     @property
@@ -74,9 +76,6 @@ class Cost:
         ]
         return "\n".join(f"  {name:30} {value}" for name, value in rows)
 
-    def as_json(self) -> dict:
-        return asdict(self)
-
 
 def time_and_memory(seconds: float, device: torch.device) -> str:
     """The last line of a program that draws and does not train."""
@@ -91,31 +90,25 @@ def total(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the optimizer's state: AdamW keeps two numbers for every weight that it trains."""
-    return total(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
-
-
 def reset_peak(device: torch.device) -> None:
     """Begin a new record. Where the system does not let us (anything but Linux),
     it is that of the whole process's life.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    if device.type == "mps":
+    elif device.type == "mps":
         torch.mps.empty_cache()
-        return
-    with suppress(OSError):
-        # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
-        RESET.write_text("5", encoding="ascii")
+    else:
+        with suppress(OSError):
+            # see proc_pid_clear_refs(5): the "high water mark" becomes what is held now
+            RESET.write_text("5", encoding="ascii")
 
 
 def held(device: torch.device) -> int:
-    """Bytes held now (the peak, where the system tells nothing else)."""
+    """Bytes held now."""
     if device.type == "mps":
         return torch.mps.current_allocated_memory()
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS") or peak(device)
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def peak(device: torch.device) -> int:
@@ -124,20 +117,9 @@ def peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":  # it keeps no record, but what the allocator took it keeps until empty_cache()
         return torch.mps.driver_allocated_memory()
+    # a line of Linux's own account of this process, which `reset_peak` begins anew: "VmHWM:  812345 kB"
+    status = STATUS.read_text(encoding="utf-8", errors="replace") if STATUS.exists() else ""
+    if found := re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE):
+        return 1024 * int(found[1])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on a Mac bytes
-    return _status("VmHWM") or (most if sys.platform == "darwin" else 1024 * most)
-
-
-def _status(name: str) -> int | None:
-    """A line such as "VmHWM:  812345 kB" of Linux's own account of this process."""
-    if not STATUS.exists():
-        return None
-    words = next(
-        (
-            line.split()
-            for line in STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.startswith(f"{name}:")
-        ),
-        None,
-    )
-    return 1024 * int(words[1]) if words else None
+    return most if sys.platform == "darwin" else 1024 * most

@@ -11,30 +11,42 @@ the programs differ in what they train and on what, not in how.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.errors import UserError, enough_memory
-from common.io.state_dict import count_parameters
+from common.errors import enough_memory
+from common.io.files import read_json, write_json
+from common.io.state_dict import check_shapes, count_parameters
 from common.random import DROPOUT, BatchRandom, batch_indices, generator
 from common.training.budget import Budget
+from common.training.logging import Due, logged
 from common.training.loop import Data, Loss, LossTerms, State
 from common.training.optimization import check_finite
+from common.training.record import keep_settings
+from common.viz import save_picture
 from finetune_diffusers.training.checkpoints import Progress, load_state, save_state, saved_states
-from finetune_diffusers.training.flags import TrainerFlags, TuningFlags
+from finetune_diffusers.training.flags import TrainerFlags, Training, TuningFlags
 from finetune_diffusers.training.memory_usage import WATCHED, Cost, total
 
 TRAINED = "trained.safetensors"
 RATES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}  # our names -> those of diffusers
+
+
+def same_folder(args: Training) -> Training:
+    """The run folder in all processes: the main process chose a free one first."""
+    return replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
 
 
 class Trainer(ABC):
@@ -101,20 +113,8 @@ class Trainer(ABC):
                 done = budget.interrupted or progress.step == args.steps
                 saved = done or progress.step % args.save_every == 0
                 images = args.batch_size * args.gradient_accumulation * accelerator.num_processes
-                yield State(
-                    progress.step,
-                    mean,
-                    losses,
-                    lr,
-                    norm,
-                    images,
-                    budget.seconds,
-                    time.perf_counter() - began,
-                    progress.step / args.steps,
-                    self.ema,
-                    saved,
-                    done,
-                )
+                times, part = (budget.seconds, time.perf_counter() - began), progress.step / args.steps
+                yield State(progress.step, mean, losses, lr, norm, images, *times, part, self.ema, saved, done)
                 if saved:  # after its row of the log is written
                     save_state(accelerator, args.out, progress.step)
                 if done:
@@ -144,6 +144,49 @@ class Trainer(ABC):
                 self.cost.gradient_bytes = total(p.grad for p in self.weights.values() if p.grad is not None)
                 self.optimizer.zero_grad()
         return LossTerms(*map(torch.cat, zip(*parts, strict=True))), norm
+
+    def follow(
+        self,
+        program: str,  # to resume with: "05_finetune_diffusers/lora.py"
+        record: dict[str, Any],  # of the images and of a frozen model, for data.json
+        draw: Callable[[nn.Module], Image.Image],  # validation pictures of the averaged network
+        save: Callable[[nn.Module], object] | None = None,  # writes the averaged network, at every checkpoint
+        save_start: Callable[[Path], object] | None = None,  # writes what the run begins with into a folder
+    ) -> State | None:
+        """Run to the end. The main process keeps the settings, logs every step, saves and draws; the others only train.
+
+        Returns the last State; None where nothing was left to do, and in the other processes.
+        """
+        args, state = self.args, None
+        if not self.accelerator.is_main_process:
+            for _ in self.run():
+                pass
+            return None
+        keep_settings(args, record, save_start)
+        due = Due(args.sample_every)
+        with closing(logged(self.run(), args.out, args.steps)) as states:
+            for state in states:
+                if save and state.saved:
+                    with self.averaged() as net:
+                        save(net)
+                if due(state) and not state.done:
+                    with self.averaged() as net:
+                        save_picture(draw(net), args.out / "samples" / f"step-{state.step:06d}.png")
+        if state is not None and state.step < args.steps:
+            print(f"stopped after step {state.step}; continue with: python {program} --resume {args.out}")
+        return state
+
+    def report(self, trained: bool, **measures: object) -> None:
+        """Print what the training has cost, and write it to results.json with what was measured.
+        trained: whether this process has made a step; otherwise what an earlier one has cost is kept.
+        """
+        path = self.args.out / "results.json"
+        results = (read_json(path) if path.exists() else {}) | measures
+        results |= {"seconds": self.progress.seconds, "steps": self.progress.step}
+        if trained:
+            print(f"\nmemory\n{self.cost.table()}\n")
+            results["cost"] = asdict(self.cost)
+        write_json(path, results)
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -183,23 +226,13 @@ class Tuner(Trainer):
         """Save the trained weights in place of the whole network, which accelerate would save."""
         weights.clear()
         if self.accelerator.is_main_process:
-            save_file(
-                {name: weight.detach().cpu().contiguous() for name, weight in self.weights.items()},
-                Path(folder) / TRAINED,
-            )
+            trained = {name: weight.detach().cpu().contiguous() for name, weight in self.weights.items()}
+            save_file(trained, Path(folder) / TRAINED)
 
     def _load_weights(self, models: list[nn.Module], folder: str) -> None:
         models.clear()
         saved = load_file(Path(folder) / TRAINED)
-        wrong = sorted(
-            name
-            for name in saved.keys() | self.weights.keys()
-            if name not in saved or name not in self.weights or saved[name].shape != self.weights[name].shape
-        )
-        if wrong:
-            raise UserError(
-                f"{folder} is the checkpoint of another network: {wrong[0]} differs (and {len(wrong) - 1} more)"
-            )
+        check_shapes(self.weights, saved, folder)
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(saved[name])

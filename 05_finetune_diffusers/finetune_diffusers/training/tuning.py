@@ -5,31 +5,31 @@ run = setup(args, "lora-creatures", PRESETS)
 train_and_report(run, trainer, evaluator, record, save, ...)
 """
 
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import nn
 
 from common.cli import pick_device, pick_precision
 from common.data import Images
 from common.errors import UserError
-from common.io.files import write_json
+from common.io.files import write_folder
 from common.io.state_dict import count_parameters, fingerprint
-from common.training.logging import Due, logged
-from common.training.loop import State
-from common.training.record import check_record, keep_settings, record_of
-from common.viz import save_picture
+from common.training.record import check_record, record_of
+from common.training.run import print_rows
 from finetune_diffusers.data.latent_dataset import count_truncated
 from finetune_diffusers.evaluation.evaluators import TuningEvaluator
 from finetune_diffusers.images import contact_sheet, prompt_labels
 from finetune_diffusers.models import native_size, open_for_training
-from finetune_diffusers.training.flags import SizePresets, Tuning, settled
-from finetune_diffusers.training.trainer import Tuner
+from finetune_diffusers.pixel_pipeline import save_model
+from finetune_diffusers.training.flags import ATTENTION, SizePresets, Tuning, settled
+from finetune_diffusers.training.lora import add_adapter, save_adapter
+from finetune_diffusers.training.trainer import Tuner, same_folder
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,12 @@ def setup(args: Tuning, name: str, presets: SizePresets) -> RunContext[Tuning]:
     if not args.resume:
         args = settled(args, name, presets, count_parameters(pipe.unet), device)
         accelerator.gradient_accumulation_steps = args.gradient_accumulation
-    if accelerator.num_processes > 1:  # the main process chose a free folder first
-        args = replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
-    size = args.size or native_size(pipe)
-    if size % pipe.vae_scale_factor:  # refused before any images are read
-        f = pipe.vae_scale_factor
+    size, f = args.size or native_size(pipe), pipe.vae_scale_factor
+    if size % f:  # refused before any images are read
         raise UserError(
             f"the autoencoder downsamples images {f} times; give a --size that is a multiple of {f}, not {size}"
         )
-    return RunContext(args, pipe, accelerator, size)
+    return RunContext(same_folder(args), pipe, accelerator, size)
 
 
 def checked_record(run: RunContext[Any], images: Images) -> dict[str, Any]:
@@ -105,6 +102,32 @@ def introduce(run: RunContext[Any], images: Images, what: str) -> None:
         )
 
 
+def unfreeze(
+    run: RunContext[Any],
+    images: Images,
+    name: str,  # of the adapter's file
+    rank: int,  # of a LoRA in place of all weights; 0 is all weights
+    alpha: float | None = None,
+    targets: Sequence[str] = ATTENTION,
+) -> Callable[[], dict[str, Path]]:
+    """Make all of the U-Net trainable, or new adapters beside it, and say so.
+    Returns what saves them: {what it is: where}.
+    """
+    args, pipe = run.args, run.pipe
+    if not rank:
+        pipe.unet.requires_grad_(True)
+        introduce(run, images, "all of its U-Net is trained")
+        return lambda: {"model": write_folder(args.out / "model", lambda folder: save_model(pipe, folder))}
+    layers = add_adapter(pipe.unet, rank, alpha, targets, args.seed, run.accelerator.mixed_precision)
+    introduce(run, images, f"adapters of rank {rank} at {layers} of its layers")
+
+    def save() -> dict[str, Path]:
+        path = save_adapter(pipe.unet, args.out / f"{name}.safetensors")
+        return {f"adapter, {path.stat().st_size / 1e3:.0f} kB": path}
+
+    return save
+
+
 def train_and_report(
     run: RunContext[Any],
     trainer: Tuner,
@@ -119,70 +142,32 @@ def train_and_report(
     """Train to the end with a log and validation pictures, then save, evaluate and report.
     Other processes only train.
     """
+
+    def draw(net: nn.Module) -> Image.Image:
+        pictures = evaluator.validation_pictures()
+        return contact_sheet(pictures[None], [""], prompt_labels(evaluator.prompts[: len(pictures)]))
+
+    state = trainer.follow(f"05_finetune_diffusers/{program}", record, draw)
     if run.quiet:
-        for _ in trainer.run():  # the main process alone writes and draws
-            pass
         return
-    keep_settings(run.args, record)
-    state = follow(run, trainer, evaluator)
     with trainer.averaged():
         results = save()
         for stage in stages:
             evaluator.evaluate(stage)
-    report(run, trainer, evaluator, state, program, results)
-
-
-def follow(run: RunContext[Any], trainer: Tuner, evaluator: TuningEvaluator) -> State | None:
-    """Run the training to its end: each step is logged,
-    and validation pictures are drawn with the averaged weights as it goes.
-
-    Returns the last State; None where nothing was left to do.
-    """
-    due, state = Due(run.args.sample_every), None
-    with closing(logged(trainer.run(), run.args.out, run.args.steps)) as states:
-        for state in states:
-            if due(state) and not state.done:
-                with trainer.averaged():
-                    pictures = evaluator.validation_pictures()
-                labels = prompt_labels(evaluator.prompts[: len(pictures)])
-                save_picture(
-                    contact_sheet(pictures[None], [""], labels),
-                    run.args.out / "samples" / f"step-{state.step:06d}.png",
-                )
-    return state
-
-
-def report(
-    run: RunContext[Any],
-    trainer: Tuner,
-    evaluator: TuningEvaluator,
-    state: State | None,
-    program: str,
-    results: dict[str, Path],
-) -> None:
-    """Print and write what was measured, what it cost, and where things are."""
-    args, step, seconds = run.args, trainer.progress.step, trainer.progress.seconds
-    if step < args.steps:
-        print(f"stopped after step {step}; continue with: python 05_finetune_diffusers/{program} --resume {args.out}")
+    step, seconds = trainer.progress.step, trainer.progress.seconds
     print(
         f"{step} steps in {seconds:.0f} s of training"
         if state
         else f"nothing was left to do: all {step} steps are done"
     )
-    pictures = {"before and after": evaluator.contact_sheet(args.out / "before_after.png")}
+    pictures = {"before and after": evaluator.contact_sheet(run.args.out / "before_after.png")}
     if table := evaluator.table():
-        print(f"\nmeasured on {args.measure} pictures, with 95 % intervals\n{table}")
+        print(f"\nmeasured on {run.args.measure} pictures, with 95 % intervals\n{table}")
         if references := evaluator.references():
             print(f"  {references}")
-    if state:
-        print(f"\nmemory\n{trainer.cost.table()}\n")
     measures = {
         stage: {name: estimate._asdict() for name, estimate in found.items()}
         for stage, found in evaluator.found.items()
     }
-    write_json(
-        args.out / "results.json",
-        {"measures": measures, "cost": trainer.cost.as_json(), "seconds": seconds, "steps": step},
-    )
-    for what, path in (pictures | results).items():
-        print(f"{what:18} {path}")
+    trainer.report(state is not None, measures=measures)
+    print_rows(pictures | results)

@@ -10,14 +10,12 @@ A resumed run is bit-equal to one that never stopped because of
                             register_for_checkpointing()
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -28,47 +26,26 @@ from common.cli import pick_device, pick_precision
 from common.data import Images, load
 from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_signals, started
 from common.errors import UserError, explain
-from common.io.files import read_json, write_folder, write_json
+from common.io.files import read_json, write_folder
 from common.io.state_dict import count_parameters
 from common.io.weight_files import find_weights
 from common.models.find_model import scheduler_file, unet_folder
 from common.models.pipeline_folder import quiet
-from common.training.logging import Due, logged
-from common.training.record import check_record, keep_settings, record_of, start_of
+from common.training.record import check_record, record_of, start_of
 from common.viz import grid, save_picture
 from finetune_diffusers.data.augmentation import Augmented
 from finetune_diffusers.images import generators
 from finetune_diffusers.models import find_model, without_future_warnings
 from finetune_diffusers.schedulers import STOCHASTIC, make_scheduler
-from finetune_diffusers.training.flags import TrainerFlags
+from finetune_diffusers.training.flags import UnconditionalFlags
 from finetune_diffusers.training.loss import ImageDenoising
-from finetune_diffusers.training.trainer import RATES, Trainer
+from finetune_diffusers.training.trainer import RATES, Trainer, same_folder
 
 WARMUP = 0.05  # share of the steps
 LOWER = "--batch-size (raise --gradient-accumulation as much), --size or --channels"
 
 
-@dataclass(frozen=True)
-class ImageData:
-    """The images of the training."""
-
-    name: str
-    folder: Path  # of local copies and downloads
-    n: int | None  # only the first n
-    size: int | None  # side in pixels; None is the model's, or 32
-    augment: Sequence[str]  # flip, crop, jitter
-    workers: int  # processes that prepare images
-
-
-@dataclass(frozen=True)
-class NewNetwork:
-    """A network that is trained from scratch."""
-
-    channels: tuple[int, ...]  # width at each resolution, highest resolution first
-    prediction: str  # v_prediction or epsilon
-
-
-def train_unconditional(args: TrainerFlags, source: ImageData, network: NewNetwork, model: str | None) -> None:
+def train_unconditional(args: UnconditionalFlags) -> None:
     """Train from scratch, or from a model. args: settled"""
     quiet()
     device = pick_device(args.device)
@@ -80,51 +57,32 @@ def train_unconditional(args: TrainerFlags, source: ImageData, network: NewNetwo
         ),  # steps span epochs
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )
-    if accelerator.num_processes > 1:  # the main process chose a free folder first
-        args = replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
-    unet, scheduler = open_model(start_of(args, model)) if model else (None, new_scheduler(network.prediction))
-    images = load(
-        source.name, source.size or (unet.config.sample_size if unet else None) or 32, source.folder, n=source.n
-    )
-    unet = unet or new_unet(network.channels, images, args.seed)
+    args = same_folder(args)
+    unet, scheduler = open_model(start_of(args, args.model)) if args.model else (None, new_scheduler(args.prediction))
+    size = args.size or (unet.config.sample_size if unet else None) or 32
+    images = load(args.data, size, args.data_dir, n=args.n)
+    unet = unet or new_unet(args.channels, images, args.seed)
     images = images.in_channels(unet.config.in_channels)
     record = record_of(images.pixels)
     check_record(args, record)
     check_fit(args.batch_size * accelerator.num_processes, accelerator.num_processes, images, unet)
 
-    trainer = UnconditionalTrainer(unet, scheduler, images, source.augment, source.workers, args, accelerator)
-    if not accelerator.is_main_process:
-        for _ in trainer.run():  # the main process alone writes and draws
-            pass
-        return
-    keep_settings(args, record, DDPMPipeline(unet, scheduler).save_pretrained if model else None)
-    weights, kind = count_parameters(unet), f"{images.channels}x{images.size}x{images.size}"
-    print(
-        f"{source.name}: {len(images):,} images of {kind}, {', '.join(source.augment) or 'not'} augmented; "
-        f"{weights:,} weights{f' from {model}' if model else ''}; {accelerator.num_processes} process(es) on {accelerator.device}"
-    )
-    follow(trainer)
-
-
-def follow(trainer: "UnconditionalTrainer") -> None:
-    """Run to the end, with a log, samples as it goes, and the model saved."""
-    args = trainer.args
-    due, state = Due(args.sample_every), None
-    with closing(logged(trainer.run(), args.out, args.steps)) as states:
-        for state in states:
-            if state.saved:
-                with trainer.averaged() as unet:
-                    write_folder(
-                        args.out / "model", DDPMPipeline(unet=unet, scheduler=trainer.scheduler).save_pretrained
-                    )
-            if due(state) and not state.done:
-                save_picture(grid(trainer.samples(16), 8, 160), args.out / "samples" / f"step-{state.step:06d}.png")
-    if state is not None and state.step < args.steps:
+    trainer = UnconditionalTrainer(unet, scheduler, images, args, accelerator)
+    if accelerator.is_main_process:
+        weights, kind = count_parameters(unet), f"{images.channels}x{images.size}x{images.size}"
         print(
-            f"stopped after step {state.step}; continue with: python 05_finetune_diffusers/train_unconditional.py --resume {args.out}"
+            f"{args.data}: {len(images):,} images of {kind}, {', '.join(args.augment) or 'not'} augmented; "
+            f"{weights:,} weights{f' from {args.model}' if args.model else ''}; {accelerator.num_processes} process(es) on {accelerator.device}"
         )
-        return
-    finish(trainer, trained=state is not None)
+    state = trainer.follow(
+        "05_finetune_diffusers/train_unconditional.py",
+        record,
+        lambda net: grid(trainer.samples(net, 16), 8, 160),
+        lambda net: write_folder(args.out / "model", DDPMPipeline(net, scheduler).save_pretrained),
+        DDPMPipeline(unet, scheduler).save_pretrained if args.model else None,
+    )
+    if accelerator.is_main_process and (state is None or state.step == args.steps):
+        finish(trainer, trained=state is not None)
 
 
 def finish(trainer: "UnconditionalTrainer", trained: bool) -> None:
@@ -132,14 +90,11 @@ def finish(trainer: "UnconditionalTrainer", trained: bool) -> None:
     A resumed run with no step left makes them as well: it may have been killed in between.
     """
     out, steps, seconds = trainer.args.out, trainer.progress.step, trainer.progress.seconds
-    if trained:
-        print(f"\nmemory\n{trainer.cost.table()}\n")
-        write_json(out / "results.json", {"cost": trainer.cost.as_json(), "seconds": seconds, "steps": steps})
-    else:
+    if not trained:
         print(f"all {steps} steps are done; give more of them with --steps")
-        if not (out / "results.json").exists():  # what the steps held in memory is not known any more
-            write_json(out / "results.json", {"seconds": seconds, "steps": steps})
-    print(save_picture(grid(trainer.samples(32), 8, 384), out / "samples.png"))
+    trainer.report(trained)
+    with trainer.averaged() as unet:
+        print(save_picture(grid(trainer.samples(unet, 32), 8, 384), out / "samples.png"))
     print(f"{out / 'model'}: for DDPMPipeline.from_pretrained, or --model here; {steps} steps in {seconds:.0f} s")
 
 
@@ -250,22 +205,20 @@ class UnconditionalTrainer(Trainer):
         unet: UNet2DModel,
         scheduler: DDPMScheduler,
         images: Images,
-        augment: Sequence[str],
-        workers: int,
-        args: TrainerFlags,
+        args: UnconditionalFlags,
         accelerator: Accelerator,
     ):
         super().__init__(unet, ImageDenoising(scheduler), args, accelerator, LOWER)
-        self.scheduler, self.dataset = scheduler, Augmented(images, augment, args.seed)
+        self.scheduler, self.dataset = scheduler, Augmented(images, args.augment, args.seed)
         loader = DataLoader(
             self.dataset,
             args.batch_size,
             shuffle=True,
             drop_last=True,
-            num_workers=workers,
+            num_workers=args.workers,
             collate_fn=as_arrays,
             worker_init_fn=leave_signals,
-            timeout=PATIENCE if workers else 0,
+            timeout=PATIENCE if args.workers else 0,
         )
         optimizer = torch.optim.AdamW(unet.parameters(), args.lr)
         (self.loader,) = self.prepare(optimizer, RATES["cosine"], WARMUP, 3 / 4, loader)
@@ -289,21 +242,11 @@ class UnconditionalTrainer(Trainer):
         assert number == k, f"batch {number} came where batch {k} was due"
         return {"image": images}
 
-    def samples(self, n: int) -> Tensor:
-        """n pictures of the averaged network, (n, C, S, S).
-        Picture i has seed args.seed + i: the same noise as training goes on.
-        """
+    def samples(self, unet: UNet2DModel, n: int) -> Tensor:
+        """n pictures, (n, C, S, S). Picture i has seed args.seed + i: the same noise as training goes on."""
         scheduler = make_scheduler(self.args.scheduler, dict(self.scheduler.config))
-        draws = generators(self.args.seed, n)
-        with self.averaged() as unet:
-            return sample(
-                unet.eval(),
-                scheduler,
-                self.dataset.pixels.shape[-1],
-                self.args.sample_steps,
-                draws,
-                self.args.scheduler in STOCHASTIC,
-            )
+        size, draws = self.dataset.pixels.shape[-1], generators(self.args.seed, n)
+        return sample(unet.eval(), scheduler, size, self.args.sample_steps, draws, self.args.scheduler in STOCHASTIC)
 
 
 @torch.no_grad()
