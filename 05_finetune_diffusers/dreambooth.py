@@ -14,45 +14,12 @@ A small vocabulary can write every word, because it splits words into pieces dow
 these pieces never stood in this order.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
 from common.cli import run
 from common.errors import UserError
-from common.io.ranges import Range
-from finetune_diffusers.training.flags import Preset, SizePresets, TuningFlags, checked
+from finetune_diffusers.training.flags import DreamBoothFlags as Args
+from finetune_diffusers.training.flags import Preset, SizePresets, checked
 
 PRESETS = SizePresets(small=Preset(steps=500, batch_size=8, lr=1e-3), large=Preset(steps=400, batch_size=1, lr=2e-6))
-
-
-@dataclass(frozen=True)
-class Args(TuningFlags):
-    subject: Path | None = None
-    """Folder with a few pictures of one thing; by default a drawn creature."""
-    poses: int = 6
-    """Pictures of the drawn creature."""
-    word: str = "sks"
-    """Name of the subject: a word that means nothing yet."""
-    kind: str = "creature"
-    """Kind of the subject, in a word that the model knows."""
-    prior: float = 1.0
-    """Weight of prior preservation; 0 is off."""
-    class_images: int = 64
-    """Pictures of the kind that the model draws before it is trained."""
-    rank: Annotated[int, Range(0, 4096, 8)] = 0
-    """Rank of a LoRA that is trained in place of all weights; 0 is all weights."""
-    prompts: tuple[str, ...] = (
-        "a {}",
-        "a {} on a mint background",
-        "a sleepy {}",
-        "a {} with bat wings",
-        "a {kind}",
-        "a blue {kind}",
-    )
-    """Validation prompts, drawn before, during and after the training;
-    {} stands for the word and the kind, {kind} for the kind alone.
-    """
 
 
 def main(args: Args) -> None:
@@ -65,10 +32,9 @@ def main(args: Args) -> None:
     if args.subject and not args.subject.is_dir():
         found = f"{args.subject} is not a folder" if args.subject.exists() else f"there is no folder {args.subject}"
         raise UserError(f"{found}; --subject takes a folder with a few pictures of one thing")
-    from finetune_diffusers.training.dreambooth import Subject, dreambooth
+    from finetune_diffusers.training.dreambooth import dreambooth
 
-    subject = Subject(args.word, args.kind, args.subject, args.poses)
-    dreambooth(args, subject, args.prompts, args.prior, args.class_images, args.rank, PRESETS)
+    dreambooth(args, PRESETS)
 
 
 if __name__ == "__main__":

@@ -11,29 +11,18 @@
 Without the -- torchrun would read --n as an option of its own.
 """
 
-from dataclasses import dataclass
-
 from common.cli import run
-from finetune_diffusers.training.flags import STYLE_PROMPTS, CaptionedFlags, Preset, SizePresets, Style, checked
+from finetune_diffusers.training.flags import Preset, SizePresets, checked
+from finetune_diffusers.training.flags import StyleFlags as Args
 
 PRESETS = SizePresets(small=Preset(steps=600, batch_size=16, lr=3e-4), large=Preset(steps=2000, batch_size=4, lr=1e-5))
-
-
-@dataclass(frozen=True)
-class Args(CaptionedFlags):
-    style: Style = "riso"
-    """Style that every picture is put into, with its words at the end of every caption. none: the data as they are."""
-    prompts: tuple[str, ...] = STYLE_PROMPTS
-    """Validation prompts, drawn before, during and after the training;
-    the words of the style are added at their end.
-    """
 
 
 def main(args: Args) -> None:
     args = checked(args)
     from finetune_diffusers.training.finetune import finetune
 
-    finetune(args, args.style, args.prompts, PRESETS)
+    finetune(args, PRESETS)
 
 
 if __name__ == "__main__":

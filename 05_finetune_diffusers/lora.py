@@ -14,48 +14,12 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". An adapter
   pipe("a red creature, in the style of a woodcut", cross_attention_kwargs={"scale": 0.8})
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from common.cli import run
 from common.errors import UserError
-from finetune_diffusers.paths import OUT
-from finetune_diffusers.training.flags import (
-    ATTENTION,
-    STYLE_PROMPTS,
-    CaptionedFlags,
-    Preset,
-    SizePresets,
-    Style,
-    checked,
-)
+from finetune_diffusers.training.flags import LoraFlags as Args
+from finetune_diffusers.training.flags import Preset, SizePresets, checked
 
 PRESETS = SizePresets(small=Preset(steps=600, batch_size=16, lr=3e-3), large=Preset(steps=1500, batch_size=4, lr=1e-4))
-
-
-@dataclass(frozen=True)
-class Args(CaptionedFlags):
-    style: Style = "woodcut"
-    """Style that every picture is put into, with its words at the end of every caption. none: the data as they are."""
-    rank: int = 8
-    """Width of the two thin matrices."""
-    alpha: float | None = None
-    """Numerator of the factor alpha / rank of the product; by default alpha is the rank."""
-    targets: tuple[str, ...] = ATTENTION
-    """Layers of the U-Net that get an adapter, by the ends of their names."""
-    prompts: tuple[str, ...] = STYLE_PROMPTS
-    """Validation prompts, drawn before, during and after the training;
-    the words of the style are added at their end.
-    """
-
-    use: tuple[Path, ...] = ()
-    """Adapters to draw the prompts with, instead of training:
-    files (LoRA, LoCon, LoHa, LoKr, DoRA), run folders, or folders of PEFT.
-    """
-    scale: tuple[float, ...] = (0.0, 0.5, 1.0)
-    """Scales of the adapters, with --use: 0 is the model without them."""
-    sheet: Path = OUT / "lora.png"
-    """Contact sheet of --use."""
 
 
 def main(args: Args) -> None:
@@ -65,9 +29,9 @@ def main(args: Args) -> None:
     from finetune_diffusers.training import finetune, lora
 
     if args.use:
-        lora.draw_with_adapters(args, args.use, args.scale, args.style, args.prompts, args.sheet)
+        lora.draw_with_adapters(args)
     else:
-        finetune.finetune(args, args.style, args.prompts, PRESETS, args.rank, args.alpha, args.targets)
+        finetune.finetune(args, PRESETS, args.rank, args.alpha, args.targets)
 
 
 if __name__ == "__main__":

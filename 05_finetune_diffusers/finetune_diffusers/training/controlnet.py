@@ -23,7 +23,7 @@ from finetune_diffusers.data.latent_dataset import encode, load_captioned
 from finetune_diffusers.evaluation.evaluators import EdgeEvaluator, ValidationSampler, test_images
 from finetune_diffusers.images import to_tensor
 from finetune_diffusers.models import native_size, open_for_training
-from finetune_diffusers.training.flags import CaptionedFlags, SizePresets, data_name
+from finetune_diffusers.training.flags import ControlNetFlags, SizePresets, data_name
 from finetune_diffusers.training.loss import Predict, latent_denoising
 from finetune_diffusers.training.trainer import Tuner
 from finetune_diffusers.training.tuning import checked_record, introduce, setup, train_and_report
@@ -34,22 +34,18 @@ WIDTHS = {1: (16,), 2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 96, 256)}
 SAME_BUILD = ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block")
 
 
-def train_controlnet(args: CaptionedFlags, threshold: float, strength: float, presets: SizePresets) -> None:
-    """Train a ControlNet on the edges of the data, and save it in a folder of its own.
-
-    threshold  of the edges
-    strength   conditioning scale of the validation pictures
-    """
+def train_controlnet(args: ControlNetFlags, presets: SizePresets) -> None:
+    """Train a ControlNet on the edges of the data, and save it in a folder of its own."""
     run = setup(args, f"controlnet-{data_name(args.data)}", presets)
     args, pipe = run.args, run.pipe
     images = load_captioned(args, run.size, n=args.n)
     record, test = checked_record(run, images), test_images(args, run.size)
-    data = encode(pipe, images, images.captions, run.quiet, edges=edges_of(images.pixels, threshold))
+    data = encode(pipe, images, images.captions, run.quiet, edges=edges_of(images.pixels, args.threshold))
     net = new_controlnet(pipe.unet, pipe.vae_scale_factor, args.seed)
     if args.checkpointing:
         net.enable_gradient_checkpointing()
     sampler = ValidationSampler(with_controlnet(pipe, net), args, run.size, run.accelerator)
-    evaluator = EdgeEvaluator(sampler, test, threshold, strength)
+    evaluator = EdgeEvaluator(sampler, test, args.threshold, args.strength)
     introduce(run, images, "a ControlNet beside them is trained")
     loss = latent_denoising(pipe, data, args, predict_with_controlnet(pipe.unet, run.accelerator))
     trainer = Tuner(net, data, loss, args, run.accelerator)
@@ -116,29 +112,23 @@ def edges_of(pixels: Tensor, threshold: float) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------------- use
 
 
-def draw_with_controlnet(
-    args: CaptionedFlags,
-    folder: Path,  # of a run, or of the ControlNet
-    pictures: Sequence[Path],  # whose edges are wanted; none: test images
-    prompts: Sequence[str],  # each is drawn along the edges of each picture
-    threshold: float,  # of the edges
-    strength: float,  # conditioning scale
-    sheet: Path,  # where the contact sheet goes
-) -> None:
-    """Draw along edges, without and with the ControlNet, and measure how well they are followed."""
+def draw_with_controlnet(args: ControlNetFlags, folder: Path) -> None:
+    """Draw along edges, without and with the ControlNet, and measure how well they are followed.
+    folder: of a run, or of the ControlNet
+    """
     device = pick_device(args.device)
     pipe = open_for_training(args.model, device)
     size = args.size or native_size(pipe)
     controlled = with_controlnet(pipe, open_controlnet(folder, pipe.unet, pipe.vae_scale_factor))
-    images = own_images(pictures, prompts, size) if pictures else test_images(args, size)
+    images = own_images(args.image, args.prompts, size) if args.image else test_images(args, size)
     sampler = ValidationSampler(controlled, args, size, Accelerator(cpu=device == "cpu"))
-    evaluator = EdgeEvaluator(sampler, images, threshold, strength)
+    evaluator = EdgeEvaluator(sampler, images, args.threshold, args.strength)
     evaluator.evaluate(EdgeEvaluator.WITHOUT)
     evaluator.evaluate(EdgeEvaluator.WITH)
     print(evaluator.table())
-    if not pictures:  # with several prompts for one picture, there may be no other picture to compare with
+    if not args.image:  # with several prompts for one picture, there may be no other picture to compare with
         print(f"  {evaluator.references()}")
-    print(evaluator.contact_sheet(sheet))
+    print(evaluator.contact_sheet(args.sheet))
 
 
 def open_controlnet(folder: Path, unet: UNet2DConditionModel, f: int) -> ControlNetModel:
@@ -153,10 +143,8 @@ def open_controlnet(folder: Path, unet: UNet2DConditionModel, f: int) -> Control
     except Exception as problem:  # diffusers, safetensors and torch raise their own exceptions
         raise UserError(f"the ControlNet in {root} cannot be opened ({explain(problem)})") from problem
     for name in SAME_BUILD:
-        there, here = net.config[name], unet.config[name]
-        if (list(there) if isinstance(there, (list, tuple)) else there) != (
-            list(here) if isinstance(here, (list, tuple)) else here
-        ):
+        there, here = (list(v) if isinstance(v := part.config[name], tuple) else v for part in (net, unet))
+        if there != here:
             raise UserError(
                 f"the ControlNet in {root} does not fit this U-Net: its {name} is {there}, that of the U-Net {here}; give the --model it was trained on"
             )

@@ -3,9 +3,8 @@ and pictures of its kind against forgetting.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
@@ -18,69 +17,43 @@ from common.io.pixels import to_bytes
 from finetune_diffusers.data.latent_dataset import PriorPairs, encode
 from finetune_diffusers.data.styles import portraits
 from finetune_diffusers.evaluation.evaluators import SubjectEvaluator, ValidationSampler
-from finetune_diffusers.training.flags import SizePresets, TuningFlags
+from finetune_diffusers.training.flags import DreamBoothFlags, SizePresets
 from finetune_diffusers.training.loss import latent_denoising
 from finetune_diffusers.training.trainer import Tuner
 from finetune_diffusers.training.tuning import RunContext, checked_record, setup, train_and_report, unfreeze
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What the model is to learn, and what it is called."""
-
-    word: str  # means nothing yet: "sks"
-    kind: str  # a word that the model knows: "creature"
-    folder: Path | None  # a few pictures of one thing; None is a drawn creature
-    poses: int  # pictures of the drawn creature
-
-    def fill(self, prompt: str) -> str:
-        """ "a {} on a mint background" -> "a sks creature on a mint background";
-        anything else in braces is left as it is.
-        """
-        return prompt.replace("{kind}", self.kind).replace("{}", f"{self.word} {self.kind}")
-
-    def images(self, size: int, seed: int) -> Images:
-        """The few pictures, each with the caption "a sks creature"."""
-        images = (
-            load(str(self.folder), size, channels=3)
-            if self.folder
-            else Images("the drawn creature", portraits(self.poses, size, seed))
-        )
-        return replace(images, captions=(self.fill("a {}"),) * len(images))
+def subject_images(args: DreamBoothFlags, size: int) -> Images:
+    """The few pictures, each with the caption "a sks creature"."""
+    images = (
+        load(str(args.subject), size, channels=3)
+        if args.subject
+        else Images("the drawn creature", portraits(args.poses, size, args.seed))
+    )
+    return replace(images, captions=(f"a {args.word} {args.kind}",) * len(images))
 
 
-def dreambooth(
-    args: TuningFlags,
-    subject: Subject,
-    prompts: Sequence[str],  # for validation; {} stands for the word and the kind, {kind} for the kind alone
-    prior: float,  # weight of prior preservation; 0 is off
-    class_images: int,  # pictures of the kind that the model draws before it is trained
-    rank: int,  # of a LoRA in place of all weights; 0 is all weights
-    presets: SizePresets,
-) -> None:
+def dreambooth(args: DreamBoothFlags, presets: SizePresets) -> None:
     """Train on the subject, and save the whole pipeline or the adapter."""
-    run = setup(args, f"dreambooth-{subject.word}", presets)
+    run = setup(args, f"dreambooth-{args.word}", presets)
     args, pipe = run.args, run.pipe
-    images = subject.images(run.size, args.seed)
+    images = subject_images(args, run.size)
     record = checked_record(run, images)
     if not run.quiet:
-        print(spelling(pipe, subject.word))
+        print(spelling(pipe, args.word))
     sample = ValidationSampler(pipe, args, run.size, run.accelerator)
-    evaluator = SubjectEvaluator(
-        sample,
-        list(map(subject.fill, prompts)),
-        subject.fill("a {}"),
-        subject.fill("a {kind}"),
-        subject.folder is None,
-    )
+    subject, kind = f"{args.word} {args.kind}", f"a {args.kind}"
+    # anything else in braces is left as it is
+    prompts = [prompt.replace("{kind}", args.kind).replace("{}", subject) for prompt in args.prompts]
+    evaluator = SubjectEvaluator(sample, prompts, f"a {subject}", kind, args.subject is None)
     evaluator.evaluate("base")
     data = latents = encode(pipe, images, images.captions, run.quiet)
-    if prior:
+    if args.prior:
         with run.accelerator.main_process_first():  # the others find what it has drawn
-            others = make_class_images(run, subject.fill("a {kind}"), class_images, sample)
-        data = PriorPairs(latents, encode(pipe, others, others.captions, run.quiet), prior)
+            others = make_class_images(run, kind, args.class_images, sample)
+        data = PriorPairs(latents, encode(pipe, others, others.captions, run.quiet), args.prior)
     loss = latent_denoising(pipe, latents, args)
-    save = unfreeze(run, images, subject.word, rank)
+    save = unfreeze(run, images, args.word, args.rank)
     trainer = Tuner(pipe.unet, data, loss, args, run.accelerator)
     train_and_report(run, trainer, evaluator, record, save, ("tuned",), "dreambooth.py")
 

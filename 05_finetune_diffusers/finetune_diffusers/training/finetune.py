@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from finetune_diffusers.data.latent_dataset import encode
 from finetune_diffusers.data.styles import read_style
 from finetune_diffusers.evaluation.evaluators import StyleEvaluator, ValidationSampler, styled_images
-from finetune_diffusers.training.flags import ATTENTION, CaptionedFlags, SizePresets, styled_name
+from finetune_diffusers.training.flags import ATTENTION, SizePresets, StyleFlags, styled_name
 from finetune_diffusers.training.lora import check_targets
 from finetune_diffusers.training.loss import latent_denoising
 from finetune_diffusers.training.trainer import Tuner
@@ -15,16 +15,14 @@ from finetune_diffusers.training.tuning import checked_record, setup, train_and_
 
 
 def finetune(
-    args: CaptionedFlags,
-    style_name: str,
-    prompts: Sequence[str],  # for validation
+    args: StyleFlags,
     presets: SizePresets,
     rank: int = 0,  # of a LoRA in place of all weights; 0 is all weights
     alpha: float | None = None,  # of the LoRA; see add_adapter
     targets: Sequence[str] = ATTENTION,  # ends of the names of the layers that get a LoRA
 ) -> None:
     """Train on captioned images in a style, and save the whole pipeline, or the adapters in one file."""
-    style, name, tool = read_style(style_name), styled_name(args.data, style_name), "lora" if rank else "finetune"
+    style, name, tool = read_style(args.style), styled_name(args.data, args.style), "lora" if rank else "finetune"
     run = setup(args, f"{tool}-{name}", presets)
     args, pipe = run.args, run.pipe
     if rank:
@@ -33,7 +31,8 @@ def finetune(
     record = checked_record(run, images)
     data = encode(pipe, images, images.captions, run.quiet)
     loss = latent_denoising(pipe, data, args)
-    evaluator = StyleEvaluator(ValidationSampler(pipe, args, run.size, run.accelerator), prompts, style, loss, plain)
+    sampler = ValidationSampler(pipe, args, run.size, run.accelerator)
+    evaluator = StyleEvaluator(sampler, args.prompts, style, loss, plain)
     evaluator.evaluate("base")
     save = unfreeze(run, images, name, rank, alpha, targets)
     trainer = Tuner(pipe.unet, data, loss, args, run.accelerator)

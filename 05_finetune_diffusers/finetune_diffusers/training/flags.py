@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from common.errors import UserError
-from common.io.ranges import MAY_BE_EMPTY
+from common.io.ranges import MAY_BE_EMPTY, Range
 from common.training.flags import RunFlags
 from common.training.settings import FREE, resumed, with_folder
 from finetune_diffusers.paths import OUT, PRETRAINED
@@ -173,6 +173,99 @@ STYLE_PROMPTS = (
     "a bowl of rice",
     "scrambled eggs with tomatoes",
 )
+
+
+@dataclass(frozen=True)
+class StyleFlags(CaptionedFlags):
+    """Flags of finetune.py and lora.py."""
+
+    style: Style = "riso"
+    """Style that every picture is put into, with its words at the end of every caption. none: the data as they are."""
+    prompts: tuple[str, ...] = STYLE_PROMPTS
+    """Validation prompts, drawn before, during and after the training;
+    the words of the style are added at their end.
+    """
+
+
+@dataclass(frozen=True)
+class LoraFlags(StyleFlags):
+    """Flags of lora.py."""
+
+    style: Style = "woodcut"
+    """Style that every picture is put into, with its words at the end of every caption. none: the data as they are."""
+    rank: int = 8
+    """Width of the two thin matrices."""
+    alpha: float | None = None
+    """Numerator of the factor alpha / rank of the product; by default alpha is the rank."""
+    targets: tuple[str, ...] = ATTENTION
+    """Layers of the U-Net that get an adapter, by the ends of their names."""
+
+    use: tuple[Path, ...] = ()
+    """Adapters to draw the prompts with, instead of training:
+    files (LoRA, LoCon, LoHa, LoKr, DoRA), run folders, or folders of PEFT.
+    """
+    scale: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Scales of the adapters, with --use: 0 is the model without them."""
+    sheet: Path = OUT / "lora.png"
+    """Contact sheet of --use."""
+
+
+@dataclass(frozen=True)
+class DreamBoothFlags(TuningFlags):
+    """Flags of dreambooth.py."""
+
+    subject: Path | None = None
+    """Folder with a few pictures of one thing; by default a drawn creature."""
+    poses: int = 6
+    """Pictures of the drawn creature."""
+    word: str = "sks"
+    """Name of the subject: a word that means nothing yet."""
+    kind: str = "creature"
+    """Kind of the subject, in a word that the model knows."""
+    prior: float = 1.0
+    """Weight of prior preservation; 0 is off."""
+    class_images: int = 64
+    """Pictures of the kind that the model draws before it is trained."""
+    rank: Annotated[int, Range(0, 4096, 8)] = 0
+    """Rank of a LoRA that is trained in place of all weights; 0 is all weights."""
+    prompts: tuple[str, ...] = (
+        "a {}",
+        "a {} on a mint background",
+        "a sleepy {}",
+        "a {} with bat wings",
+        "a {kind}",
+        "a blue {kind}",
+    )
+    """Validation prompts, drawn before, during and after the training;
+    {} stands for the word and the kind, {kind} for the kind alone.
+    """
+
+
+@dataclass(frozen=True)
+class ControlNetFlags(CaptionedFlags):
+    """Flags of controlnet.py."""
+
+    caption_dropout: float = 0.5
+    """Share of captions replaced by the empty one: half, as in the paper,
+    so that the edges alone must carry information.
+    """
+    threshold: float = 0.2
+    """Least strength of an edge: the gradient per pixel, in pictures from -1 to 1."""
+    strength: Annotated[float, Range(0, 10, hint="0 is the model without it")] = 1.0
+    """Conditioning scale of the ControlNet in the pictures: 0 is the model without it."""
+    measure: Annotated[int, Range(1, 10_000, hint="those pictures are the validation pictures here")] = 24
+    """Pictures drawn before and after the training to measure what it did."""
+    prompts: tuple[str, ...] = ()
+    """With --image: prompts that are drawn along its edges.
+    Otherwise the captions of test images are drawn along theirs.
+    """
+
+    use: Path | None = None
+    """Run or folder of a ControlNet to draw with, instead of training."""
+    image: tuple[Path, ...] = ()
+    """With --use: pictures whose edges are wanted; by default the test images."""
+    sheet: Path = OUT / "controlnet.png"
+    """Contact sheet of --use."""
 
 
 class Preset(NamedTuple):

@@ -26,7 +26,7 @@ from finetune_diffusers.data.styles import read_style, styled_caption
 from finetune_diffusers.evaluation.evaluators import ValidationSampler
 from finetune_diffusers.images import contact_sheet, prompt_labels
 from finetune_diffusers.models import PRECISIONS, native_size, open_for_training
-from finetune_diffusers.training.flags import ATTENTION, TuningFlags
+from finetune_diffusers.training.flags import ATTENTION, LoraFlags
 
 # --------------------------------------------------------------------------------------------- an adapter and its file
 
@@ -80,29 +80,21 @@ def save_adapter(unet: nn.Module, path: Path) -> Path:
 # ----------------------------------------------------------------------------------------------------------------- use
 
 
-def draw_with_adapters(
-    args: TuningFlags,
-    adapters: Sequence[Path],  # files, run folders, or folders of PEFT
-    scales: Sequence[float],  # 0 is the model without them
-    style_name: str,
-    prompts: Sequence[str],
-    sheet: Path,  # where the contact sheet goes
-) -> None:
+def draw_with_adapters(args: LoraFlags) -> None:
     """Draw the prompts at every scale; with two adapters at every pair of scales, with more all at the same."""
     device = pick_device(args.device)
-    paths = [find_adapter(path) for path in adapters]
+    paths = [find_adapter(path) for path in args.use]
     pipe = open_for_training(args.model, device)
     names = load_adapters(pipe, paths)
-    style = read_style(style_name)
-    prompts = [styled_caption(style, prompt) if style else prompt for prompt in prompts]
-    mixes = (
-        list(itertools.product(scales, repeat=2)) if len(names) == 2 else [(scale,) * len(names) for scale in scales]
-    )
+    style = read_style(args.style)
+    prompts = [styled_caption(style, prompt) if style else prompt for prompt in args.prompts]
+    pairs, same = itertools.product(args.scale, repeat=2), [(scale,) * len(names) for scale in args.scale]
+    mixes = list(pairs) if len(names) == 2 else same
     sample, rows = ValidationSampler(pipe, args, args.size or native_size(pipe), Accelerator(cpu=device == "cpu")), []
     for mix in mixes:
         pipe.set_adapters(names, list(mix))
         rows.append(sample(prompts))
     labels = [" + ".join(f"{scale:g} {path.stem}" for scale, path in zip(mix, paths, strict=True)) for mix in mixes]
-    print(save_picture(contact_sheet(torch.stack(rows), labels, prompt_labels(prompts)), sheet))
+    print(save_picture(contact_sheet(torch.stack(rows), labels, prompt_labels(prompts)), args.sheet))
     for label in labels:
         print(f"  a row: {label}")
