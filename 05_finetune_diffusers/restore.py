@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 from common.cli import run
 from common.errors import UserError
 from common.io.ranges import SAMPLER_STEPS, Range
-from finetune_diffusers.paths import OUT, PRETRAINED
+from finetune_diffusers.flags import OUT, PRETRAINED
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 schedulers from the same noise.
 """
 
+import itertools
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from common.cli import pick_device
 from common.data.sources.decoding import open_rgb
 from common.errors import UserError, enough_memory
 from common.viz import save_picture
+from finetune_diffusers.flags import GenerateFlags
 from finetune_diffusers.images import contact_sheet, generators, read_size, to_pil
 from finetune_diffusers.models import count_calls, native_size, network_of, open_pipeline, prompt_notes
 from finetune_diffusers.schedulers import check_schedulers, explain_step_errors, use_scheduler
@@ -70,61 +71,45 @@ def check_strength(steps: int, strength: float) -> None:
         )
 
 
-def generate(
-    prompts: Sequence[str],  # each prompt gets n pictures
-    model: str,  # folder of a pipeline, run folder, file or hub id
-    settings: PipelineSettings,
-    schedulers: Sequence[str],  # a row of the contact sheet for each
-    negative: str,  # negative prompt
-    n: int,  # pictures of each prompt
-    size: str | None,  # "64" or "96x64" pixels; None is the model's own
-    image: Path | None,  # the picture to begin from, or None to begin from noise
-    strength: float,  # with an image: how far it is noised, above 0 to 1
-    low_memory: bool,  # slower, in less memory
-    out: Path,  # folder of the pictures
-    device: str,  # as --device
-) -> None:
+def generate(args: GenerateFlags) -> None:
     """Draw, and write each picture as a PNG and all of them as a contact sheet. Prints the cost of each row."""
-    if not prompts:
+    if not args.prompts:
         raise UserError('give a prompt, for instance "a red creature with wings"; "" samples without a prompt')
-    if image:
-        check_strength(settings.steps, strength)
+    if args.image:
+        check_strength(args.steps, args.strength)
+    schedulers = [args.scheduler] if args.compare is None else args.compare.split(",")
     check_schedulers(schedulers)
-    pixels = read_size(size) if size else None
-    device = pick_device(device)
-    start = open_start(image, pixels) if image else None
+    size = read_size(args.size) if args.size else None
+    device = pick_device(args.device)
+    start = open_start(args.image, size) if args.image else None
 
-    pipe = open_pipeline(model, "image" if image else "text", device)
-    if low_memory:
+    pipe = open_pipeline(args.model, "image" if start else "text", device)
+    if args.low_memory:
         save_memory(pipe, device)
     pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=0.5)
-    for prompt in (*prompts, *([negative] if negative else [])):
+    for prompt in (*args.prompts, *([args.negative] if args.negative else [])):
         for note in prompt_notes(pipe, prompt):
             print(f"note: {note}", file=sys.stderr)
-    width, height = pixels or [native_size(pipe)] * 2
-    inputs: dict[str, Any] = (
-        {"image": [start] * n, "strength": strength} if start else {"width": width, "height": height}
-    )
+    n, (width, height) = args.n, size or [native_size(pipe)] * 2
+    inputs: dict[str, Any] = {"negative_prompt": [args.negative] * n}
+    inputs |= {"image": [start] * n, "strength": args.strength} if start else {"width": width, "height": height}
 
     rows, labels = [], []
     print(f"{'scheduler':14}{'steps':>7}{'network asked':>15}{'seconds a picture':>19}   prompt")
-    for scheduler in schedulers:
+    for scheduler, (k, prompt) in itertools.product(schedulers, enumerate(args.prompts, 1)):
         use_scheduler(pipe, scheduler)
-        settings = replace(settings, scheduler=scheduler)
-        for k, prompt in enumerate(prompts, 1):
-            began = time.perf_counter()
-            with count_calls(network_of(pipe)) as calls, enough_memory(device, "--n or --size, or give --low-memory"):
-                rows.append(
-                    run_pipeline(pipe, settings, n, prompt=[prompt] * n, negative_prompt=[negative] * n, **inputs)
-                )
-            seconds = (time.perf_counter() - began) / n
-            print(f"{scheduler:14}{settings.steps:>7}{calls[0]:>15}{seconds:>19.2f}   {prompt or '(no words)'}")
-            labels.append(" ".join([scheduler] * (len(schedulers) > 1) + [f"prompt {k}"] * (len(prompts) > 1)))
-            for i, picture in enumerate(rows[-1]):
-                name = "-".join([*labels[-1].split(), f"seed-{settings.seed + i}"])
-                save_picture(to_pil(picture), out / f"{name}.png")
-    columns = [f"seed {settings.seed + i}" for i in range(n)]
-    print(save_picture(contact_sheet(torch.stack(rows), labels, columns), out / "sheet.png"))
+        settings = PipelineSettings(scheduler, args.steps, args.guidance, args.seed)
+        began = time.perf_counter()
+        with count_calls(network_of(pipe)) as calls, enough_memory(device, "--n or --size, or give --low-memory"):
+            rows.append(run_pipeline(pipe, settings, n, prompt=[prompt] * n, **inputs))
+        seconds = (time.perf_counter() - began) / n
+        print(f"{scheduler:14}{args.steps:>7}{calls[0]:>15}{seconds:>19.2f}   {prompt or '(no words)'}")
+        labels.append(" ".join([scheduler] * (len(schedulers) > 1) + [f"prompt {k}"] * (len(args.prompts) > 1)))
+        for i, picture in enumerate(rows[-1]):
+            name = "-".join([*labels[-1].split(), f"seed-{args.seed + i}"])
+            save_picture(to_pil(picture), args.out / f"{name}.png")
+    columns = [f"seed {args.seed + i}" for i in range(n)]
+    print(save_picture(contact_sheet(torch.stack(rows), labels, columns), args.out / "sheet.png"))
 
 
 def open_start(path: Path, size: tuple[int, int] | None) -> Image.Image:

@@ -30,7 +30,7 @@ from common.io.ranges import Range
 from common.io.weight_files import variant_in
 from common.models.pipeline_folder import INDEX, find_pipeline, quiet
 from common.models.text.tokenizer import Tokenizer
-from finetune_diffusers.paths import PRETRAINED
+from finetune_diffusers.flags import PRETRAINED
 from finetune_diffusers.pixel_pipeline import open_pixels, pixel_folder
 
 # what is given: a prompt; a prompt and a picture; a prompt, a picture and a mask

@@ -13,7 +13,7 @@ from common.io.files import write_json
 from finetune_diffusers import models
 from finetune_diffusers.images import generators
 from finetune_diffusers.schedulers import SCHEDULERS, make_scheduler
-from helpers.finetune_programs import GENERATE, MNIST, PROMPT, RESTORE, refused, silent
+from helpers.finetune_programs import GENERATE, HERE, MNIST, PROMPT, RESTORE, refused, silent
 from helpers.programs import ROOT
 
 
@@ -186,7 +186,7 @@ def test_a_scheduler_that_cannot_walk_this_schedule(model, tmp_path, command_lin
 
 
 def test_the_names_in_the_help():
-    text = (ROOT / GENERATE).read_text()
+    text = (ROOT / HERE / "finetune_diffusers" / "flags.py").read_text()
     assert f'"""{", ".join(SCHEDULERS)}."""' in text
     for kind, _ in SCHEDULERS.values():
         assert hasattr(diffusers, kind)

@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.io.ranges import MAY_BE_EMPTY, Range
 from common.training.flags import RunFlags
 from common.training.settings import FREE, resumed, with_folder
-from finetune_diffusers.paths import OUT, PRETRAINED
+from finetune_diffusers.flags import OUT, PRETRAINED
 from finetune_diffusers.schedulers import check_schedulers
 
 SMALL = 50_000_000  # a U-Net with fewer weights is small: it learns at rates that would ruin a large one
