@@ -1,4 +1,4 @@
-"""The flags of train.py, with which ablations.py trains too, and of the programs that measure models."""
+"""The flags of train.py, with which ablations.py trains too, and of the programs that sample and measure."""
 
 import math
 from dataclasses import dataclass
@@ -130,5 +130,41 @@ class AblationFlags:
     """Folder of networks, images and tables."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+
+
+@dataclass(frozen=True)
+class PixelSampleFlags:
+    """Flags of sample.py."""
+
+    prompts: Positional[tuple[str, ...]]
+    """Prompts, in English or Chinese; n images are drawn of each. "" samples without a prompt."""
+    model: Path = PRETRAINED
+    """Run folder, or folder of a text-to-image model of pixels; by default the shipped model of creatures."""
+    n: int = 8
+    """Number of images of each prompt."""
+    guidance: float = 3.0
+    """Guidance scale w, 0 or more; 1 is off."""
+    sweep: str | None = None
+    """Several guidance scales instead of one: 1,2,4,8 draws a row for each, from the same noise."""
+    negative: str = ""
+    """Negative prompt: it takes the place of the empty caption."""
+    rescale: float = 0.0
+    """Guidance rescale, 0 (off) to 1, against too strong contrast."""
+    clip: Literal["static", "none", "dynamic"] = "static"
+    """How the predicted image is kept in [-1, 1]: clipped, not at all, or by dynamic thresholding."""
+    interval: tuple[float, float] = (0.0, float("inf"))
+    """Noise levels with guidance: low < sigma / alpha <= high."""
+    sampler: str = "dpmpp_2m:20"
+    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ddpm:250, heun:18, ..."""
+    seed: int = 0
+    """Random seed of the noise; the same seed gives the same images."""
+    out: Path = Path("runs/02_cfg_pokemon/samples.png")
+    """File of the grid."""
+    gif: bool = False
+    """Whether to write an animated GIF of the reverse process beside it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
     """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""

@@ -17,22 +17,20 @@ from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
-from common.models.pipeline import SamplingConfig, TextToImagePipeline
+from common.models.pipeline import TextToImagePipeline
 from common.models.text_to_image_folder import open_pixel_pipeline, save_pipeline
 from common.models.unet_config import text_unet
 from common.random import BatchRandom
 from common.training.loop import LossTerms, State
 from common.training.record import check_record, record_of, start_of
-from common.training.run import image_channels, loss_curve_and_model, make_accelerator, run_training
+from common.training.run import image_channels, make_accelerator
 from common.training.text_conditioning import (
     Captioned,
-    draw_validation,
     empty_text,
-    introduction,
-    lr_scales,
     make_network,
     make_text_encoder,
     open_clip,
+    train_text_to_image,
 )
 
 TEXT_CACHE = Path("runs/02_cfg_pokemon/text_cache")  # embeddings of a frozen text encoder
@@ -59,24 +57,12 @@ def train_model(flags: PixelModelFlags) -> None:
     cfg = text_unet(images.size, images.channels, flags.channels, encoder.dim, flags.layers)
     net = make_network(cfg, encoder, start, flags.start)
     accelerator = make_accelerator(flags.precision, device)
-    sampling = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
 
     def pipeline_of(state: State) -> TextToImagePipeline:
         text_encoder = state.ema.text_encoder or encoder
         return TextToImagePipeline(state.ema.unet, schedule, flags.prediction, text_encoder, clip_x0=True)
 
-    def draw(state: State, path: Path) -> Path:
-        return draw_validation(pipeline_of(state), flags.prompts, sampling, path, HEIGHT)
-
-    def finish(state: State) -> dict[str, object]:
-        return {
-            "plain, guided": draw(state, flags.run_dir / "samples.png"),
-            **loss_curve_and_model(flags.run_dir),
-            "more pictures": f'python 02_cfg_pokemon/sample.py "{flags.prompts[0]}" --model {flags.run_dir}',
-        }
-
-    what = f"{flags.data}: {len(images):,} images of {images.size}x{images.size}"
-    run_training(
+    train_text_to_image(
         "02_cfg_pokemon/train.py",
         flags,
         net,
@@ -84,12 +70,10 @@ def train_model(flags: PixelModelFlags) -> None:
         TextLoss(schedule, flags.prediction, empty_text(encoder), flags.caption_dropout, flags.augment),
         accelerator,
         record,
-        introduction=introduction(what, net, flags.text, device, flags.prompts),
-        save=lambda state, folder: save_pipeline(folder, pipeline_of(state)),
-        draw=draw,
-        finish=finish,
+        f"{flags.data}: {len(images):,} images of {images.size}x{images.size}",
+        pipeline_of,
+        HEIGHT,
         save_start=(lambda folder: save_pipeline(folder, start)) if start else None,
-        lr_scales=lr_scales(encoder),
     )
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from tyro.conf import Positional
+
 from common.io.ranges import MAY_BE_EMPTY, Range
 from common.training.flags import TextToImageFlags, TrainingFlags
 
@@ -170,5 +172,46 @@ class EvaluationFlags:
     """Folder of results.csv and the figures; by default runs/04_latent_sd/evaluate/<model>."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+
+
+@dataclass(frozen=True)
+class LatentSampleFlags:
+    """Flags of sample.py."""
+
+    prompts: Positional[tuple[str, ...]]
+    """Prompts, in the languages of the model; n images are drawn of each. "" samples without a prompt."""
+    model: Path = PRETRAINED
+    """Run folder, Stable Diffusion 1.x or 2.x folder, or checkpoint in one file (.safetensors, .ckpt); by default the
+    shipped model of creatures and dishes."""
+    n: int = 8
+    """Number of images of each prompt."""
+    guidance: float = 5.0
+    """Guidance scale w, 0 or more; 1 is off."""
+    sweep: str | None = None
+    """Several guidance scales instead of one: 1,2,4,8 draws a row for each, from the same noise."""
+    negative: str = ""
+    """Negative prompt: it takes the place of the empty caption."""
+    image: Path | None = None
+    """Picture to start from instead of noise; it is shown at the left of every row."""
+    strength: float | None = None
+    """Strength of the noise added to it, above 0 to 1: 0.2 changes little, 0.9 keeps little of it. By default 0.6."""
+    rescale: float = 0.0
+    """Guidance rescale, 0 (off) to 1, against too strong contrast."""
+    interval: tuple[float, float] = (0.0, float("inf"))
+    """Noise levels with guidance: low < sigma / alpha <= high."""
+    sampler: str = "dpmpp_2m:20"
+    """Sampler and number of steps: dpmpp_2m:20, ddim:50, ddpm:250, heun:18, ..."""
+    size: int | None = None
+    """Pixels a side; by default the size that the model was trained for."""
+    seed: int = 0
+    """Random seed of the noise; the same seed gives the same images."""
+    out: Path = Path("runs/04_latent_sd/samples.png")
+    """File of the grid."""
+    gif: bool = False
+    """Whether to write an animated GIF of the reverse process, decoded, beside the grid."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
     """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""

@@ -1,6 +1,5 @@
 """What sample.py does: it opens a latent model and draws a sheet of samples, from noise or from an image."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -12,27 +11,21 @@ from common.evaluate.sample_sheet import parse_scales, sample_sheet
 from common.io.pixels import to_float
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text_to_image_folder import open_latent_pipeline
+from latent_sd.flags import LatentSampleFlags
 
 ROW_HEIGHT = 130  # pixels
 
 
-def draw_samples(
-    model: Path,
-    prompts: Sequence[str],
-    n: int,
-    sweep: str | None,
-    config: SamplingConfig,
-    image: Path | None,
-    strength: float,
-    out: Path,
-    gif: bool,
-    device: str,
-) -> None:
-    """Draw n images of each prompt at each guidance scale of the sweep, by default at that of the config."""
-    scales = parse_scales(sweep) if sweep else (config.guidance_scale,)
-    pipeline = open_latent_pipeline(model, pick_device(device))
-    start = read_image(image, pipeline, config.size) if image else None
-    sample_sheet(pipeline, prompts, n, scales, config, out, ROW_HEIGHT, gif, start, strength)
+def draw_samples(flags: LatentSampleFlags) -> None:
+    """Draw n images of each prompt at each guidance scale of --sweep, by default at --guidance."""
+    strength = 0.6 if flags.strength is None else flags.strength
+    config = SamplingConfig(
+        flags.guidance, flags.negative, flags.sampler, flags.rescale, flags.interval, size=flags.size, seed=flags.seed
+    )
+    pipeline = open_latent_pipeline(flags.model, pick_device(flags.device))
+    start = read_image(flags.image, pipeline, flags.size) if flags.image else None
+    scales = parse_scales(flags.sweep) if flags.sweep else (flags.guidance,)
+    sample_sheet(pipeline, flags.prompts, flags.n, scales, config, flags.out, ROW_HEIGHT, flags.gif, start, strength)
 
 
 def read_image(path: Path, pipeline: TextToImagePipeline, size: int | None) -> Tensor:

@@ -21,7 +21,7 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
 from common.models.diffusers_vae import load_vae, save_vae
-from common.models.pipeline import SamplingConfig, TextToImagePipeline
+from common.models.pipeline import TextToImagePipeline
 from common.models.text_to_image_folder import check_schedule, open_latent_pipeline, save_pipeline
 from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL
@@ -30,16 +30,14 @@ from common.training.checkpoint import checkpoints, load_checkpoint
 from common.training.latents import LatentDataset, check_fit, check_fit_before, sample
 from common.training.loop import LossTerms, State
 from common.training.record import check_record, record_of, start_of
-from common.training.run import loss_curve_and_model, make_accelerator, run_training
+from common.training.run import make_accelerator
 from common.training.text_conditioning import (
     Captioned,
-    draw_validation,
     empty_text,
-    introduction,
-    lr_scales,
     make_network,
     make_text_encoder,
     open_clip,
+    train_text_to_image,
 )
 from latent_sd.concat_dataset import joined
 from latent_sd.flags import LatentModelFlags
@@ -70,8 +68,6 @@ def train_model(flags: LatentModelFlags) -> None:
     c, side = vae.cfg.latent_channels, images.size // vae.cfg.factor
     net = make_network(text_unet(side, c, flags.channels, encoder.dim, flags.layers), encoder, start, flags.start)
     accelerator = make_accelerator(flags.precision, device)
-    sampling = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
-
     loss = LatentTextLoss(
         schedule, flags.prediction, empty_text(encoder), flags.caption_dropout, vae, images, flags.run_dir
     )
@@ -84,19 +80,9 @@ def train_model(flags: LatentModelFlags) -> None:
     def pipeline_of(state: State) -> TextToImagePipeline:
         return TextToImagePipeline(state.ema.unet, schedule, flags.prediction, state.ema.text_encoder or encoder, vae)
 
-    def draw(state: State, path: Path) -> Path:
-        return draw_validation(pipeline_of(state), flags.prompts, sampling, path, HEIGHT)
-
-    def finish(state: State) -> dict[str, object]:
-        return {
-            "plain, guided": draw(state, flags.run_dir / "samples.png"),
-            **loss_curve_and_model(flags.run_dir),
-            "more pictures": f'python 04_latent_sd/sample.py "{flags.prompts[0]}" --model {flags.run_dir}',
-        }
-
-    data = f"{' + '.join(flags.data)}: {len(images):,} images of {images.size}x{images.size} as latents {c} x {side} x {side}"
+    what = f"{' + '.join(flags.data)}: {len(images):,} images of {images.size}x{images.size} as latents {c} x {side} x {side}"
     with closing(latents) if isinstance(latents, OnTheFly) else nullcontext():
-        run_training(
+        train_text_to_image(
             "04_latent_sd/train.py",
             flags,
             net,
@@ -104,14 +90,12 @@ def train_model(flags: LatentModelFlags) -> None:
             loss,
             accelerator,
             record,
-            introduction=introduction(data, net, flags.text, device, flags.prompts),
-            save=lambda state, folder: save_pipeline(folder, pipeline_of(state)),
-            draw=draw,
-            finish=finish,
+            what,
+            pipeline_of,
+            HEIGHT,
             save_start=lambda folder: (
                 save_pipeline(folder, replace(start, vae=vae)) if start else save_vae(folder / "vae", vae)
             ),
-            lr_scales=lr_scales(encoder),
         )
 
 

@@ -7,11 +7,13 @@ data = Captioned(images, captions, encoder)                       batch(indices)
 net = ConditionalUNet(unet, trainable(encoder))
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from common import viz
@@ -21,9 +23,12 @@ from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.cached import CachedTextEncoder
 from common.models.text.conditional import ConditionalUNet
 from common.models.text.encoders import CLIPTextEncoder, SmallText, small_text
+from common.models.text_to_image_folder import save_pipeline
 from common.models.unet import UNet, zero_init
 from common.models.unet_config import UNetConfig
-from common.training.loop import Data
+from common.training.flags import TextToImageFlags
+from common.training.loop import Data, Loss, State
+from common.training.run import loss_curve_and_model, run_training
 
 # At the U-Net's learning rate, the embeddings of all tokens soon become alike (chapter 2's README).
 LR_SCALES = {"text_encoder.": 0.1}
@@ -111,6 +116,49 @@ def introduction(data: str, net: ConditionalUNet, text: str, device: str, prompt
     read_by = f"read by a transformer with {encoder:,}" if encoder else f"read by the frozen {text}"
     first = f"{data}; U-Net with {unet:,} weights, captions {read_by}, on {device}"
     return "\n".join([first, *(f"  picture {i}: {prompt or '(no words)'}" for i, prompt in enumerate(prompts, 1))])
+
+
+def train_text_to_image(
+    program: str,  # its path, such as 02_cfg_pokemon/train.py; sample.py stands beside it
+    flags: TextToImageFlags,  # settled
+    net: ConditionalUNet,
+    data: Captioned,
+    loss: Loss,
+    accelerator: Accelerator,
+    record: dict[str, Any],  # of the data, for data.json
+    what: str,  # the data in words
+    pipeline_of: Callable[[State], TextToImagePipeline],  # with the averaged weights
+    height: int,  # pixels of the sample pictures
+    save_start: Callable[[Path], object] | None,  # writes what the run begins with into a folder
+) -> None:
+    """run_training() with the fixed prompts as sample pictures, and the pipeline as the model that is saved."""
+    config = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
+
+    def draw(state: State, path: Path) -> Path:
+        return draw_validation(pipeline_of(state), flags.prompts, config, path, height)
+
+    def finish(state: State) -> dict[str, object]:
+        sample = (
+            f'python {Path(program).with_name("sample.py").as_posix()} "{flags.prompts[0]}" --model {flags.run_dir}'
+        )
+        pictures = draw(state, flags.run_dir / "samples.png")
+        return {"plain, guided": pictures, **loss_curve_and_model(flags.run_dir), "more pictures": sample}
+
+    run_training(
+        program,
+        flags,
+        net,
+        data,
+        loss,
+        accelerator,
+        record,
+        introduction=introduction(what, net, flags.text, str(accelerator.device), flags.prompts),
+        save=lambda state, folder: save_pipeline(folder, pipeline_of(state)),
+        draw=draw,
+        finish=finish,
+        save_start=save_start,
+        lr_scales=lr_scales(data.encoder),
+    )
 
 
 def draw_validation(
