@@ -1,10 +1,10 @@
-"""Where the chapter finds its default model and where it writes, and the flags of generate.py.
+"""Where the chapter finds its default model and where it writes, and the flags of generate.py and restore.py.
 Nothing heavy is imported here.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -47,6 +47,63 @@ class GenerateFlags:
     """Attention and decoding in slices, and on a GPU only the network that is at work: slower, in much less memory."""
     out: Path = OUT / "use"
     """Folder of the pictures."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads of torch; by default OMP_NUM_THREADS, or one for each core that is free."""
+
+
+@dataclass(frozen=True)
+class RestoreFlags:
+    """Flags of restore.py."""
+
+    damage: Literal["mosaic", "noise", "scratch"] = "mosaic"
+    """Damage of the pictures."""
+    method: tuple[Literal["img2img", "inpaint"], ...] = ("img2img", "inpaint")
+    """Methods of repair."""
+    strength: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
+    """How far the pictures are noised, above 0 to 1; several are compared."""
+    guidance: Annotated[tuple[float, ...], Range(1, 1000, 3, hint="1 is off")] = (1.0, 3.0, 7.5)
+    """Guidance scales, 1 or more; several are compared."""
+    steps: Annotated[tuple[int, ...], SAMPLER_STEPS] = (10, 30)
+    """Steps from pure noise; a strength of 0.4 takes 0.4 of them. Several are compared."""
+    scheduler: str = "dpm++"
+    """ddim, dpm++, euler-a, ...: see generate.py."""
+    model: str = str(PRETRAINED)
+    """Folder of a pipeline, run folder, checkpoint in one file, or hub id;
+    an inpainting model (9 channels) takes --method inpaint only.
+    """
+
+    n: int = 8
+    """Number of pictures; with --image, of attempts."""
+    split: Literal["test", "heldout"] = "test"
+    """Creatures that no model was trained on: new ones of known combinations, or combinations held out."""
+    image: Path | None = None
+    """Your own picture instead of creatures."""
+    mask: Path | None = None
+    """With --image: a picture of its size, white where it is to be repaired; or strokes on a transparent layer; or the
+    picture itself with a transparent hole. mask.png shows how it was understood."""
+    prompt: str = ""
+    """With --image: what the picture shows."""
+    damaged: bool = False
+    """With --image: whether the picture is damaged already.
+    Then nothing is added, and there is no truth to compare with.
+    """
+    size: str | None = None
+    """With --image: size that the picture is cut to, 64 or 96x64 pixels; by default what the model was trained on."""
+
+    block: int = 8
+    """Side in pixels of the mosaic's blocks."""
+    mosaic_fraction: Annotated[float, Range(0, 1, 0.6, above=True)] = 0.6
+    """Fraction of each side that the mosaic covers."""
+    noise: Annotated[float, Range(0, 100, 0.4, above=True)] = 0.4
+    """Standard deviation of the noise; pictures reach from -1 to 1."""
+    scratches: int = 6
+    """Scratches in each picture."""
+    seed: int = 0
+    """Random seed of the damage, and of the first picture's repair."""
+    out: Path = OUT / "restore"
+    """Folder of the tables and pictures."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None

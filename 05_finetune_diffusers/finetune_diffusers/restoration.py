@@ -27,6 +27,7 @@ from common.io.tables import print_table, write_csv
 from common.viz import save_picture
 from finetune_diffusers.data.degradations import Degradation, check_mask_size, grow_to_blocks, keep_known
 from finetune_diffusers.evaluation.metrics import csv_columns, format_mean, plot_curves, rms_distance, similarity
+from finetune_diffusers.flags import RestoreFlags
 from finetune_diffusers.generation import PipelineSettings, call_pipeline, check_strength, run_pipeline
 from finetune_diffusers.images import column_sheet, read_size, to_tensor
 from finetune_diffusers.models import as_task, native_size, need_unet, open_pipeline, reconstruct
@@ -48,16 +49,6 @@ class RepairSettings(NamedTuple):
     steps: int
 
 
-class OwnPicture(NamedTuple):
-    """A picture of the user's, in place of drawn creatures."""
-
-    path: Path
-    mask: Path | None  # white where the picture is to be repaired; None is everything, or where it is degraded
-    prompt: str
-    damaged: bool  # already damaged, so that nothing is added, and the truth is not known
-    size: str | None  # "64" or "96x64" pixels; None is the model's own
-
-
 class DamagedImages(NamedTuple):
     """What there is to repair."""
 
@@ -67,46 +58,33 @@ class DamagedImages(NamedTuple):
     truth: Tensor | None  # (N, 3, H, W), where it is known
 
 
-def restore(
-    model: str,  # folder of a pipeline, run folder, file or hub id
-    degradation: Degradation,
-    grid: Sequence[RepairSettings],  # settings to compare
-    picture: OwnPicture | None,  # None: drawn creatures
-    n: int,  # creatures, or attempts at the picture
-    split: str,  # of the creatures
-    scheduler: str,  # short name
-    out: Path,  # folder of the tables and pictures
-    device: str,  # as --device
-) -> None:
+def restore(args: RestoreFlags) -> None:
     """Repair with every setting of the grid, measure, and write tables and pictures."""
-    check_schedulers([scheduler])
-    check_strength(min(cell.steps for cell in grid), min(cell.strength for cell in grid))
-    if picture and picture.damaged and picture.mask is None and any(cell.method == "inpaint" for cell in grid):
+    check_schedulers([args.scheduler])
+    check_strength(min(args.steps), min(args.strength))
+    if args.image and args.damaged and args.mask is None and "inpaint" in args.method:
         raise UserError("inpainting must know where the picture is damaged: give --mask, or only --method img2img")
-    device, began = pick_device(device), time.monotonic()
-    size = read_size(picture.size) if picture and picture.size else None
-    files = read_files(picture) if picture else None  # damaged files are refused before a model is opened
-    pipe = open_pipeline(model, "inpaint", device)
-    need_unet(pipe, model)
-    use_scheduler(pipe, scheduler)
-    if picture and files:
-        work = own_picture(picture, *files, size or (native_size(pipe),) * 2, n, degradation)
-        if files[1]:
-            write_mask(files[1], out)
+    device, began = pick_device(args.device), time.monotonic()
+    size = read_size(args.size) if args.size else None
+    # damaged files are refused before a model is opened
+    image, mask = read_files(args.image, args.mask) if args.image else (None, None)
+    pipe = open_pipeline(args.model, "inpaint", device)
+    need_unet(pipe, args.model)
+    use_scheduler(pipe, args.scheduler)
+    degradation = Degradation(args.damage, args.block, args.mosaic_fraction, args.noise, args.scratches, args.seed)
+    if image:
+        work = own_picture(args, image, mask, size or (native_size(pipe),) * 2, degradation)
+        if mask:
+            write_mask(mask, args.out)
     else:
-        work = damaged_creatures(n, split, native_size(pipe), degradation)
-    study(pipe, work, fitting(pipe, model, grid, work), degradation, scheduler, out, device)
-    print(time_and_memory(time.monotonic() - began, torch.device(device)))
-
-
-def make_grid(
-    methods: Sequence[Method], steps: Sequence[int], guidance: Sequence[float], strength: Sequence[float]
-) -> list[RepairSettings]:
-    """Every combination, in the order of the tables."""
-    return [
+        work = damaged_creatures(args.n, args.split, native_size(pipe), degradation)
+    # every combination, in the order of the tables
+    grid = [
         RepairSettings(m, s, w, k)
-        for m, k, w, s in itertools.product(dict.fromkeys(methods), steps, guidance, strength)
+        for m, k, w, s in itertools.product(dict.fromkeys(args.method), args.steps, args.guidance, args.strength)
     ]
+    study(pipe, work, fitting(pipe, args.model, grid, work), degradation, args.scheduler, args.out, device)
+    print(time_and_memory(time.monotonic() - began, torch.device(device)))
 
 
 # ------------------------------------------------------------------------------------------------------ what to repair
@@ -120,13 +98,11 @@ def damaged_creatures(n: int, split: str, size: int, degradation: Degradation) -
     return DamagedImages(degradation.corrupt(truth, mask), mask, list(images.captions), truth)
 
 
-def read_files(picture: OwnPicture) -> tuple[Image.Image, Mask | None]:
+def read_files(path: Path, mask_path: Path | None) -> tuple[Image.Image, Mask | None]:
     """The picture and, where one is given, its mask."""
-    image = open_rgb(picture.path)
-    if picture.mask is None:
-        return image, None
-    mask = read_mask(picture.mask)
-    check_mask_size(mask, picture.mask, picture.path, image.size)
+    image, mask = open_rgb(path), read_mask(mask_path) if mask_path else None
+    if mask and mask_path:
+        check_mask_size(mask, mask_path, path, image.size)
     return image, mask
 
 
@@ -140,18 +116,19 @@ def write_mask(mask: Mask, out: Path) -> None:
 
 
 def own_picture(
-    picture: OwnPicture, image: Image.Image, mask: Mask | None, size: tuple[int, int], n: int, degradation: Degradation
+    args: RestoreFlags, image: Image.Image, mask: Mask | None, size: tuple[int, int], degradation: Degradation
 ) -> DamagedImages:
     """The picture cut to the size, n times: each attempt has a seed of its own."""
+    n = args.n
     pixels = to_tensor(ImageOps.fit(image, size, Image.Resampling.LANCZOS)).repeat(n, 1, 1, 1)
     if mask:
         area = (to_tensor(ImageOps.fit(mask.image, size, Image.Resampling.BOX)) > -0.99).float().repeat(n, 1, 1, 1)
-    elif picture.damaged:
+    elif args.damaged:
         area = torch.ones_like(pixels[:, :1])
     else:
         area = degradation.mask(1, *pixels.shape[-2:]).repeat(n, 1, 1, 1)
-    prompts = [picture.prompt] * n
-    if picture.damaged:
+    prompts = [args.prompt] * n
+    if args.damaged:
         return DamagedImages(pixels, area, prompts, None)
     return DamagedImages(degradation.corrupt(pixels, area), area, prompts, pixels)
 

@@ -29,7 +29,8 @@ def code_lines(path: Path) -> list[tuple[int, str]]:
         if isinstance(node, ast.Import | ast.ImportFrom) or is_text(node):
             left_out |= set(range(node.lineno, node.end_lineno + 1))
         if isinstance(node, ast.ClassDef) and (node.name == "Args" or node.name.endswith("Flags")):
-            left_out |= set(range(node.lineno, node.end_lineno + 1))
+            first = min(decorator.lineno for decorator in node.decorator_list)
+            left_out |= set(range(first, node.end_lineno + 1))
     words = defaultdict(list)
     with open(path, "rb") as file:
         for token in list(tokenize.tokenize(file.readline))[1:]:  # the first names the encoding
