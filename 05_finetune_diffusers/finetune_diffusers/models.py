@@ -101,7 +101,7 @@ def without_future_warnings() -> Iterator[None]:
 
 def absent_parts(folder: Path) -> dict[str, None]:
     """Text encoders that the pipeline was saved without, such as the third of Stable Diffusion 3;
-    diffusers needs to be told.
+    diffusers wants them as None.
     """
     return {
         name: None

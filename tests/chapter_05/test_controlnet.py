@@ -23,7 +23,7 @@ from helpers.finetune_programs import CONTROLNET, draw, plain
 from helpers.programs import load_program, run_main
 
 
-def test_an_untrained_controlnet_is_not_heard(base):
+def test_an_untrained_controlnet_changes_nothing(base):
     """Its convolutions begin at zero.
     And it takes edges of the size of the images, f = 4 times that of the latents.
     """
@@ -38,10 +38,10 @@ def test_an_untrained_controlnet_is_not_heard(base):
     with torch.no_grad():
         for part in net.controlnet_down_blocks:
             part.weight.add_(0.1)
-    assert not np.array_equal(draw(controlled, image=wanted), before)  # it would be heard
+    assert not np.array_equal(draw(controlled, image=wanted), before)  # it would show
 
 
-def test_a_trained_controlnet_opens_in_plain_diffusers_and_is_heard(base, controlled):
+def test_a_trained_controlnet_opens_in_plain_diffusers_and_changes_pictures(base, controlled):
     net = ControlNetModel.from_pretrained(controlled / "controlnet")
     pipe = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net)
     some, none = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)

@@ -76,7 +76,7 @@ def batch_of(n: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_knows_x0_has_no_error(kind):
-    """An oracle that is told the latents answers by the definitions of eps and v, not by diffusers."""
+    """An oracle that knows the latents predicts by the definitions of eps and v, not by diffusers."""
     noise, batch = scheduler(kind), batch_of(8)
     x0 = batch["mean"] + batch["std"] * BatchRandom(0, 0).randn(batch["mean"].shape)
 
@@ -92,17 +92,17 @@ def test_who_knows_x0_has_no_error(kind):
 
 
 def test_captions_are_dropped_and_errors_weighed():
-    batch, empty, told = batch_of(400), torch.full((3, 5), 7.0), []
+    batch, empty, seen = batch_of(400), torch.full((3, 5), 7.0), []
 
     def answer(net, x, t, text, batch):
-        told.append(text)
+        seen.append(text)
         return torch.zeros_like(x)
 
     loss = LatentDenoising(scheduler("epsilon"), torch.ones(1000), empty, 0.25, answer)
     each = loss(None, batch, BatchRandom(0, 0)).per_sample
-    dropped = (told[0] == empty).all(2).all(1)
+    dropped = (seen[0] == empty).all(2).all(1)
     assert 0.15 < float(dropped.float().mean()) < 0.35
-    assert torch.equal(told[0][~dropped], batch["text"][~dropped])
+    assert torch.equal(seen[0][~dropped], batch["text"][~dropped])
     weight = torch.arange(400.0)
     torch.testing.assert_close(loss(None, batch | {"weight": weight}, BatchRandom(0, 0)).per_sample, weight * each)
 
@@ -165,7 +165,7 @@ def test_a_style_is_unmistakable(name):
 
 
 def test_the_subject_is_always_itself():
-    """As the judge of creatures sees it, in every pose; and its scarf is what no other has."""
+    """As the classifier of creatures sees it, in every pose; and its scarf is what no other has."""
     portraits, others = to_float(styles.portraits(6, 64)), to_float(load("creatures", 64, n=20).pixels)
     assert (
         float(evaluators.subject_attributes(portraits).mean())
