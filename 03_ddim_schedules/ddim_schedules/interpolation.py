@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.diffusion.samplers import Denoise, Step, ddim, ddim_inverse, ddpm
-from common.diffusion.schedules import NoiseLevel, NoiseLevels, add_noise
+from common.diffusion.schedules import NoiseLevels, add_noise
 from common.errors import UserError
 from common.evaluate.digit_classifier import classify, load_digit_classifier
 from common.io.progress import with_progress
@@ -30,10 +30,6 @@ def last_state(steps: Iterable[Step], levels: NoiseLevels) -> Tensor:
     """Run a sampler over these levels to its end, with a progress bar. (B, C, H, W)"""
     *_, step = with_progress("sampling", steps, len(levels), unit="step")
     return step.x
-
-
-def noisiest(levels: NoiseLevels) -> NoiseLevel:
-    return next(iter(levels))
 
 
 def levels_from(levels: NoiseLevels, strength: float) -> NoiseLevels:
@@ -80,7 +76,7 @@ def interpolate(
         mix = slerp if method == "ddim_slerp" else lerp
         return last_state(ddim(denoise, torch.cat([mix(*ends, w) for w in weights]), levels), levels)
     levels, noise = levels_from(levels, strength), Noise(seed)
-    level = noisiest(levels)
+    level = next(iter(levels))  # the noisiest one
     eps_a, eps_b = noise(0, a), noise(0 if method == "ddpm_shared" else 10**6, a)
     if method == "ddpm_slerp":
         x = [add_noise(lerp(a, b, w), slerp(eps_a, eps_b, w), level) for w in weights]

@@ -92,7 +92,7 @@ def _load(
     path = Path(name)
     if path.suffix == ".lmdb":
         return lmdb_dataset.read_lmdb(path, split).resized(size)
-    if os.path.isdir(path) or (os.path.isfile(path) and local.takes(path)):
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix.lower() in local.FILES):
         return local.load_local(path, path.name, split, size, photo_size, channels, check)
     if os.path.exists(path):
         raise UserError(

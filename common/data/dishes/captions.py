@@ -26,12 +26,7 @@ VESSELS = {  # English, Chinese, the Chinese measure word
     "steamer": (("bamboo steamer", "steamer"), ("蒸笼", "竹蒸笼"), "笼"),
     "clay pot": (("clay pot",), ("砂锅",), "锅"),
 }
-GLAZES = {
-    "white": ("white", "白瓷"),
-    "blue-and-white": ("blue-and-white", "青花"),
-    "celadon": ("celadon", "青瓷"),
-    "black": ("black", "黑瓷"),
-}
+GLAZES = {"white": "白瓷", "blue-and-white": "青花", "celadon": "青瓷", "black": "黑瓷"}  # English: Chinese
 TABLES = {
     "wood": ("a wooden table", "木桌"),
     "linen": ("a linen tablecloth", "亚麻桌布"),
@@ -71,7 +66,7 @@ def english(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Gen
     """a white plate of NAME on a wooden table, top view / NAME in a clay pot / NAME, soup, bowl, marble table"""
     form, vessel = choose(("of", "of", "in", "tags"), rng), choose(VESSELS[a["vessel"]][0], rng)
     view = choose(("", "", ", top view"), rng)
-    glaze = f"{GLAZES[a['glaze']][0]} " if "glaze" in said else ""
+    glaze = f"{a['glaze']} " if "glaze" in said else ""
     container = glaze + vessel if "vessel" in said or glaze else ""
     table = TABLES[a["table"]][0] if "table" in said else ""
     style = STYLES[a["style"]][0] if "style" in said else ""
@@ -95,7 +90,7 @@ def chinese(name: str, a: Mapping[str, str], said: list[str], rng: np.random.Gen
     """一盘NAME，木桌 / 白瓷盘里的NAME / 木桌上的一碗NAME / NAME，汤羹，青花碗，大理石桌"""
     form, vessel = choose(("measure", "measure", "in", "tags"), rng), choose(VESSELS[a["vessel"]][1], rng)
     view = choose(("", "", "，俯拍"), rng)
-    glaze = GLAZES[a["glaze"]][1] if "glaze" in said else ""
+    glaze = GLAZES[a["glaze"]] if "glaze" in said else ""
     container = glaze + (vessel.removesuffix("子") if glaze else vessel) if "vessel" in said or glaze else ""
     table = TABLES[a["table"]][1] if "table" in said else ""
     style = STYLES[a["style"]][1] if "style" in said else ""

@@ -258,7 +258,8 @@ def _labels(
         for name in names
     }
     if all(isinstance(label, (str, int, float)) for label in given.values()):
-        classes = _text_of(folder / CLASSES).splitlines()
+        path = folder / CLASSES
+        classes = read_text(path)[0].strip().splitlines() if path.is_file() else []
         if classes and all(str(label).isdecimal() and int(str(label)) < len(classes) for label in given.values()):
             return tensor([int(str(given[name])) for name in chosen]), tuple(classes)
         keys = {str(label): str(rows[name].get("name", label)) for name, label in given.items()}
@@ -321,8 +322,3 @@ def _mismatch(listing: Listing, names: Sequence[str], meta: Metadata, captions: 
         tables = ", ".join(str(listing.folder / name) for name in meta.tables[:3])
         return f"{len(bare)} of {len(names)} images have no row in {tables}, the first is {bare[0]}; add their rows, or take them out"
     return ""
-
-
-def _text_of(path: Path) -> str:
-    """What stands in a text file; "" where there is none."""
-    return read_text(path)[0].strip() if path.is_file() else ""

@@ -80,8 +80,3 @@ def images_inside(listing: Listing, parquet: tuple[str, ...]) -> int:
         except (OSError, pyarrow.ArrowException):  # a damaged one is not read for its pictures
             continue
     return total
-
-
-def takes(path: Path) -> bool:
-    """Whether a single file is one that load_local opens."""
-    return suffix_of(path.name) in FILES
