@@ -44,15 +44,8 @@ def cost_row(folder: Path) -> list[str]:
     )
     minutes, rest = divmod(round(seconds), 60)
     weights, peak = f"{cost.trained:,} of {cost.weights:,}", f"{format_bytes(cost.peak)} ({cost.device})"
-    return [
-        folder.name,
-        weights,
-        format_bytes(cost.kept),
-        peak,
-        f"{minutes} min {rest} s",
-        f"{steps:,}",
-        result_size(folder),
-    ]
+    time = f"{minutes} min {rest} s"
+    return [folder.name, weights, format_bytes(cost.kept), peak, time, f"{steps:,}", result_size(folder)]
 
 
 def result_size(folder: Path) -> str:

@@ -11,6 +11,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from common.training.vae_loss import Perceptual, random_stages
 from common.viz import save_figure
 
+CURVE = {"marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.2}  # how a curve is drawn
 CLIPPED = 1 / 32  # a channel value this close to 0 or 1 counts as clipped
 
 
@@ -94,17 +95,8 @@ def plot_curves(
     for axis, (measure, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, points in named.items():
             means, errors = zip(*(mean_and_error(values) for _, values in points), strict=True)
-            label = "" if name == measure else name
-            axis.errorbar(
-                [at for at, _ in points],
-                means,
-                errors,
-                marker="o",
-                markersize=3.5,
-                capsize=2,
-                linewidth=1.2,
-                label=label,
-            )
+            places, label = [at for at, _ in points], "" if name == measure else name
+            axis.errorbar(places, means, errors, label=label, **CURVE)
         for k, (name, level) in enumerate(lines.get(measure, {}).items()):
             axis.axhline(
                 level, color=f"{0.25 + 0.2 * k:.2f}", linestyle=("--", ":", "-.")[k % 3], linewidth=1.2, label=name

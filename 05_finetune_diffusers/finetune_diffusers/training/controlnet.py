@@ -91,15 +91,9 @@ def predict_with_controlnet(unet: UNet2DConditionModel, accelerator: Accelerator
     def predict(net: nn.Module, x: Tensor, t: Tensor, text: Tensor, batch: dict[str, Tensor]) -> Tensor:
         wanted = batch["edges"].float().expand(-1, 3, -1, -1)  # (B, 3, H, W) of zeros and ones
         down, middle = net(x, t, text, controlnet_cond=wanted, return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         with accelerator.autocast():
-            return unet(
-                x,
-                t,
-                text,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-                return_dict=False,
-            )[0]
+            return unet(x, t, text, **residuals, return_dict=False)[0]
 
     return predict
 
