@@ -11,18 +11,12 @@ from common.errors import UserError
 
 
 def load_all(
-    names: Sequence[str],
-    size: int | None,
-    data_dir: Path,
-    split: str = "train",
-    n: int | None = None,
-    language: str | None = None,
-    channels: int | None = None,
+    names: Sequence[str], size: int | None, data_dir: Path, n: int | None = None, channels: int | None = None
 ) -> Images:
-    """All sets, one after the other. n: only the first n images of each.
+    """The training splits of all sets, one after the other. n: only the first n images of each.
     channels: 3 in colour, 1 grey, or those of the sets
     """
-    return joined([load(name, size, data_dir, split, language, n, channels) for name in names])
+    return joined([load(name, size, data_dir, n=n, channels=channels) for name in names])
 
 
 def some_of(

@@ -12,7 +12,6 @@ value, and rules out augmentation: an image is encoded once, never mirrored or c
 a pass of the encoder over every image in every epoch. benchmark_latents.py measures both.
 """
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -31,9 +30,10 @@ from common.data.sources.workers import PATIENCE, as_arrays, as_tensors, leave_s
 from common.errors import UserError, explain
 from common.io.files import write_atomically
 from common.io.pixels import to_float
+from common.io.state_dict import fingerprint
 from common.models.vae import AutoencoderKL, Gaussian
 from common.random import batch_indices
-from common.training.latents import LatentDataset, check_fit, encode_all, scaled
+from common.training.latents import LatentDataset, check_fit, encode_images, scaled
 
 # ----------------------------------------------------------------------------------------------------- once, in a file
 
@@ -45,9 +45,10 @@ def cached_latents(vae: AutoencoderKL, images: Images, folder: Path) -> LatentDa
     other images is never opened. The scaling factor is not part of it: a new measurement makes no file stale.
     Where several processes train together, one has to come here before the others.
     """
-    path = Path(folder) / f"latents-{fingerprint(vae, images)}.npy"
+    path = Path(folder) / f"latents-{latent_fingerprint(vae, images)}.npy"
     if not path.exists():
-        table = encode_all(vae, images, "give --latents on-the-fly, or train the autoencoder again with a larger --kl")
+        advice = "give --latents on-the-fly, or train the autoencoder again with a larger --kl"
+        table = encode_images(vae, images, advice).table
         write_atomically(path, lambda file: np.save(file, table))
     f = vae.cfg.factor
     shape = (len(images), 2, vae.cfg.latent_channels, images.pixels.shape[2] // f, images.pixels.shape[3] // f)
@@ -75,17 +76,9 @@ def read_table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return table
 
 
-def fingerprint(vae: AutoencoderKL, images: Images) -> str:
-    """32 hexadecimal digits that change with the weights and build of the autoencoder, and with the images:
-    their pixels and number.
-    """
-    digest = hashlib.sha256(repr(replace(vae.cfg, scaling_factor=1.0)).encode())
-    for name, weight in sorted(vae.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-    digest.update(f"{tuple(images.pixels.shape)}".encode())
-    digest.update(images.pixels.contiguous().numpy())
-    return digest.hexdigest()[:32]
+def latent_fingerprint(vae: AutoencoderKL, images: Images) -> str:
+    """Changes with the weights and build of the autoencoder, and with the images: their pixels and number."""
+    return fingerprint(vae, repr(replace(vae.cfg, scaling_factor=1.0)), images.pixels)
 
 
 # ---------------------------------------------------------------------------------------------------------- on the fly

@@ -41,7 +41,7 @@ from common.training.text_conditioning import (
 )
 from latent_sd.concat_dataset import joined
 from latent_sd.flags import LatentModelFlags
-from latent_sd.latent_dataset import OnTheFly, cached_latents, fingerprint, training_order
+from latent_sd.latent_dataset import OnTheFly, cached_latents, latent_fingerprint, training_order
 
 HEIGHT = 260  # pixels of the sample pictures
 
@@ -147,7 +147,7 @@ class LatentTextLoss:
     ):
         self.schedule, self.prediction, self.caption_dropout, self.run = schedule, prediction, caption_dropout, run
         self.empty = empty  # the empty caption, (M,) token ids or (M, D) embeddings
-        self.latents = {"made_by": fingerprint(vae, images), "scaling_factor": vae.cfg.scaling_factor}
+        self.latents = {"made_by": latent_fingerprint(vae, images), "scaling_factor": vae.cfg.scaling_factor}
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draw: BatchRandom) -> LossTerms:
         z0, text = sample(batch, draw), batch["text"]  # (B, c, h, w), (B, M) or (B, M, D)

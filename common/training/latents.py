@@ -3,11 +3,11 @@
     z = sample(scaled(posterior, vae.cfg.scaling_factor), draw)      -> (B, c, h, w), of unit variance over the whole
     set
 
-    data = LatentDataset(encode_all(vae, images), vae.cfg.scaling_factor)
+    data = encode_images(vae, images)
     z = sample(data.batch(indices), draw)                            -> the same, of images encoded once
 
-Chapter 6 holds the table of encode_all() in memory. Chapter 4 keeps it in a file, or encodes on the fly, and compares
-both ways.
+Chapter 6 holds the latents of encode_images() in memory. Chapter 4 keeps them in a file, or encodes on the fly, and
+compares both ways.
 """
 
 import math
@@ -77,9 +77,10 @@ class LatentDataset:
         return scaled(Gaussian(*rows.unbind(1)), self.scale)
 
 
-def encode_all(vae: AutoencoderKL, images: Images, advice: str = "choose another autoencoder") -> np.ndarray:
-    """The table of a LatentDataset. advice: what to do about latents that do not fit into half precision"""
-    return np.concatenate([to_half(z, k * BATCH, advice) for k, z in enumerate(encode(vae, images))])
+def encode_images(vae: AutoencoderKL, images: Images, advice: str = "choose another autoencoder") -> LatentDataset:
+    """The latents of all images, in memory. advice: what to do about latents that do not fit into half precision"""
+    table = np.concatenate([to_half(z, k * BATCH, advice) for k, z in enumerate(encode(vae, images))])
+    return LatentDataset(table, vae.cfg.scaling_factor)
 
 
 def to_half(z: Gaussian, first: int, advice: str) -> np.ndarray:

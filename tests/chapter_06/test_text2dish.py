@@ -77,11 +77,11 @@ def test_a_run_of_text2dish_leaves_everything(dish_run, clip, sd):
 
 def test_it_begins_with_another_u_net_but_for_what_looks_at_text(sd, clip):
     args = Text2DishFlags(model=sd)
-    unet, other = text2dish.new_unet(args, load_vae(sd), clip).state_dict(), open_model(sd).unet.state_dict()
+    unet, other = text2dish.new_unet(args, load_vae(sd), clip)[0].state_dict(), open_model(sd).unet.state_dict()
     reading = {key for key in other if "attn2.to_k" in key or "attn2.to_v" in key}
     assert reading and all(torch.equal(unet[key], other[key]) for key in other.keys() - reading)
     assert all(unet[key].shape[1] == 24 != other[key].shape[1] for key in reading)
-    scratch = text2dish.new_unet(replace(args, scratch=True, widths=(8, 16)), load_vae(sd), clip)
+    scratch, *_ = text2dish.new_unet(replace(args, scratch=True, widths=(8, 16)), load_vae(sd), clip)
     assert scratch.cfg.channels == (8, 16) and not scratch.conv_out.weight.any()
 
 

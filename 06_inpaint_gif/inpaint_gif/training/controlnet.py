@@ -10,22 +10,20 @@ from torch import Tensor, nn
 
 from common.cli import pick_device
 from common.data.dataset import Images
-from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError, explain
 from common.io.pixels import to_float
 from common.io.state_dict import count_parameters, fingerprint
 from common.models.find_model import find_root
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
-from common.training.latents import LatentDataset, check_fit, check_fit_before, encode_all
+from common.training.latents import encode_images
 from common.training.loop import State
-from common.training.record import check_record, record_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
 from inpaint_gif.clip.name_encoder import open_model
 from inpaint_gif.inpainting.backends import controlnet_image, open_controlnet
 from inpaint_gif.training.flags import HoleFlags
 from inpaint_gif.training.hole_masks import random_holes
-from inpaint_gif.training.holes import HoleTestSet, encode_text, hole_loss, hole_test_set, load_views, save_comparison
-from inpaint_gif.training.latent_dataset import ConditionedLatents
+from inpaint_gif.training.holes import HoleTestSet, hole_loss, hole_test_set, load_training_views, save_comparison
+from inpaint_gif.training.latent_dataset import ConditionedLatents, encode_text
 
 WIDTHS = {  # {f: widths of the network that reduces the picture f times}; the last is diffusers' default
     1: (16,),
@@ -58,12 +56,7 @@ def train_controlnet(flags: HoleFlags) -> None:
     device = pick_device(flags.device)
     pipeline, root = open_model(flags.model, device), find_root(flags.model)
     check_model(flags.model, pipeline, root)
-    pipeline.schedule.noise_levels(Sampler.parse_plain(flags.sampler).steps)  # refuses impossible numbers of steps now
-    check_fit_before(pipeline.vae, (flags.data,), pipeline.size, "--model")
-    views, captions = load_views(flags, pipeline.size, "train")
-    record = record_of(views, captions) | {"model": fingerprint(pipeline.unet, pipeline.vae)}
-    check_record(flags, record)
-    check_fit(pipeline.vae, Images(flags.data, views), "--model")
+    views, captions, record = load_training_views(flags, pipeline, model=fingerprint(pipeline.unet, pipeline.vae))
     unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet").requires_grad_(False).eval().to(device)
     net = ControlledUNet(new_controlnet(unet, pipeline.factor, flags.seed), unet)
     accelerator = make_accelerator(flags.precision, device)
@@ -157,8 +150,7 @@ def encode_views(
         "holes": lambda i: masks[i],
         "text": lambda i: text.batch(i)[:, 0],
     }
-    latents = LatentDataset(encode_all(pipeline.vae, Images("views", views)), pipeline.vae.cfg.scaling_factor)
-    return ConditionedLatents(latents, conditions)
+    return ConditionedLatents(encode_images(pipeline.vae, Images("views", views)), conditions)
 
 
 def draw_holes(

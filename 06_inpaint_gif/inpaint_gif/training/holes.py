@@ -12,23 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from common import viz
-from common.data import load
+from common.data import Images, load
 from common.data.dishes.captions import describe
 from common.data.dishes.dataset import dish
 from common.data.drawn import CAPTION, generator
 from common.data.registry import DRAWN
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
+from common.diffusion.sampler_spec import Sampler
 from common.io.pixels import to_float
 from common.models.pipeline import TextToImagePipeline
 from common.random import BatchRandom
-from common.training.latents import BATCH, sample
+from common.training.latents import check_fit, check_fit_before, sample
 from common.training.loop import Loss, LossTerms
+from common.training.record import check_record, record_of
 from inpaint_gif.clip.trainer import one_of_each
 from inpaint_gif.inpainting.compositing import overlay
 from inpaint_gif.training.flags import HoleFlags
 from inpaint_gif.training.hole_masks import camera_holes
-from inpaint_gif.training.latent_dataset import CaptionTable, encode_captions, to_half
 from inpaint_gif.training.scenes import drawn_views, views_of
 
 SCENES = 2000  # default of --n
@@ -57,14 +58,19 @@ def load_views(
     ]
 
 
-@torch.no_grad()
-def encode_text(pipeline: TextToImagePipeline, captions: list[str]) -> CaptionTable:
-    """One caption for each image, as the pipeline's text encoder encodes it: embeddings (T, M, D) float16."""
-
-    def encoded(texts: list[str]) -> Tensor:
-        return torch.cat([to_half(pipeline.text_encoder(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)])
-
-    return encode_captions(encoded, [(caption,) for caption in captions])
+def load_training_views(
+    flags: HoleFlags, pipeline: TextToImagePipeline, **frozen: str
+) -> tuple[Tensor, list[str], dict[str, Any]]:
+    """Windows and captions of the training, and the record of both (record.record_of) with fingerprints of `frozen`
+    models. What the model cannot process, and what a resumed run was not trained on, is refused.
+    """
+    pipeline.schedule.noise_levels(Sampler.parse_plain(flags.sampler).steps)  # refuses impossible numbers of steps now
+    check_fit_before(pipeline.vae, (flags.data,), pipeline.size, "--model")
+    views, captions = load_views(flags, pipeline.size, "train")
+    record = record_of(views, captions) | frozen
+    check_record(flags, record)
+    check_fit(pipeline.vae, Images(flags.data, views), "--model")
+    return views, captions, record
 
 
 # (batch, one hole for each image) -> arguments of the network

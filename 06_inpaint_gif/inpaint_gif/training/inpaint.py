@@ -10,7 +10,6 @@ from torch import Tensor
 
 from common.cli import pick_device
 from common.data.dataset import Images
-from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import DiscreteSchedule
 from common.errors import UserError
 from common.io.pixels import to_float
@@ -21,28 +20,23 @@ from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.conditional import ConditionalUNet
 from common.models.text_to_image_folder import save_pipeline
 from common.models.unet import UNet
-from common.training.latents import BATCH, LatentDataset, check_fit, check_fit_before, encode_all
+from common.training.latents import BATCH, encode_images
 from common.training.loop import State
-from common.training.record import check_record, record_of, start_of
+from common.training.record import start_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
 from inpaint_gif.clip.name_encoder import open_model
 from inpaint_gif.inpainting.backends import InpaintBackend, inpainting_channels
 from inpaint_gif.training.flags import HoleFlags
 from inpaint_gif.training.hole_masks import random_holes
-from inpaint_gif.training.holes import HoleTestSet, encode_text, hole_loss, hole_test_set, load_views, save_comparison
-from inpaint_gif.training.latent_dataset import ConditionedLatents, to_half
+from inpaint_gif.training.holes import HoleTestSet, hole_loss, hole_test_set, load_training_views, save_comparison
+from inpaint_gif.training.latent_dataset import ConditionedLatents, encode_text, to_half
 
 
 def train_inpaint(flags: HoleFlags) -> None:
     """Train with settled flags."""
     device = pick_device(flags.device)
     pipeline = starting_model(flags, device)
-    pipeline.schedule.noise_levels(Sampler.parse_plain(flags.sampler).steps)  # refuses impossible numbers of steps now
-    check_fit_before(pipeline.vae, (flags.data,), pipeline.size, "--model")
-    views, captions = load_views(flags, pipeline.size, "train")
-    record = record_of(views, captions)
-    check_record(flags, record)
-    check_fit(pipeline.vae, Images(flags.data, views), "--model")
+    views, captions, record = load_training_views(flags, pipeline)
     accelerator = make_accelerator(flags.precision, device)
     data = encode_views(pipeline, views, captions, flags.holes, flags.seed)
     test = hole_test_set(flags, pipeline.size) if accelerator.is_main_process else None
@@ -141,7 +135,7 @@ def encode_views(
         channels = to_half(inpainting_channels(pipeline, repeated, mask.flatten(0, 1).float()))
         encoded.append(channels.unflatten(0, (len(some), holes)))
     channels, text = torch.cat(encoded), encode_text(pipeline, captions)  # (N, K, 1 + c, h, w) float16
-    latents = LatentDataset(encode_all(pipeline.vae, Images("views", views)), pipeline.vae.cfg.scaling_factor)
+    latents = encode_images(pipeline.vae, Images("views", views))
     return ConditionedLatents(latents, {"holes": lambda i: channels[i].float(), "text": lambda i: text.batch(i)[:, 0]})
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.training.latents import LatentDataset
+from common.models.pipeline import TextToImagePipeline
+from common.training.latents import BATCH, LatentDataset
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,13 @@ def to_half(z: Tensor) -> Tensor:
             "choose another autoencoder or text encoder"
         )
     return y
+
+
+@torch.no_grad()
+def encode_text(pipeline: TextToImagePipeline, captions: list[str]) -> CaptionTable:
+    """One caption for each image, as the pipeline's text encoder encodes it: embeddings (T, M, D) float16."""
+
+    def encoded(texts: list[str]) -> Tensor:
+        return torch.cat([to_half(pipeline.text_encoder(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)])
+
+    return encode_captions(encoded, [(caption,) for caption in captions])

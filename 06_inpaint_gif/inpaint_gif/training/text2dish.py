@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from common.cli import pick_device
 from common.data import Images, load
-from common.data.dishes.dataset import dish
-from common.data.drawn import CAPTION, generator
-from common.data.registry import DRAWN
 from common.diffusion.guidance import drop_captions
 from common.diffusion.losses import diffusion_loss
 from common.diffusion.sampler_spec import Sampler
@@ -30,12 +27,12 @@ from common.models.unet import UNet, zero_init
 from common.models.unet_config import text_unet
 from common.models.vae import AutoencoderKL
 from common.random import BatchRandom
-from common.training.latents import LatentDataset, check_fit, check_fit_before, encode_all, sample
+from common.training.latents import check_fit, check_fit_before, encode_images, sample
 from common.training.loop import LossTerms, State
 from common.training.record import check_record, record_of, start_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
 from common.training.text_conditioning import draw_validation
-from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, captions_of, name_embeddings
+from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, name_embeddings, training_captions
 from inpaint_gif.clip.formats import save_folder
 from inpaint_gif.clip.model import ChineseCLIP, load_clip
 from inpaint_gif.clip.name_encoder import (
@@ -52,7 +49,6 @@ from inpaint_gif.training.latent_dataset import CaptionTable, ConditionedLatents
 
 DISHES = 8000  # default of --n: 100 of each dish
 HEIGHT = 260  # pixels of the sample pictures
-VARIANTS = 8  # captions of each drawn dish; a step uses one of them
 # weights that depend on the text encoder, so those of another one are of no use
 TEXT_WEIGHTS = ("attn2.to_k", "attn2.to_v")
 
@@ -63,7 +59,7 @@ def train_text2dish(flags: Text2DishFlags) -> None:
     root = start_of(flags, flags.model)
     clip = open_clip(flags, root, device)
     vae = load_vae(root, device)
-    pipeline = TextToImagePipeline(new_unet(flags, vae, clip), *schedule_of(flags), CLIPNameEncoder(clip), vae)
+    pipeline = TextToImagePipeline(*new_unet(flags, vae, clip), CLIPNameEncoder(clip), vae)
     pipeline.schedule.noise_levels(Sampler.parse_plain(flags.sampler).steps)  # refuses impossible numbers of steps now
     check_fit_before(vae, (flags.data,), vae.cfg.size, "--model")
     images, captions = load_captioned(flags, vae.cfg.size)
@@ -71,7 +67,7 @@ def train_text2dish(flags: Text2DishFlags) -> None:
     check_record(flags, record)
     check_fit(vae, images, "--model")
     accelerator = make_accelerator(flags.precision, device)
-    latents = LatentDataset(encode_all(vae, images), vae.cfg.scaling_factor)
+    latents = encode_images(vae, images)
     data = ConditionedLatents(latents, {"embeddings": encode_names(clip, captions).batch})  # (B, K, D)
     sampling = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
 
@@ -125,12 +121,8 @@ def load_captioned(flags: Text2DishFlags, size: int) -> tuple[Images, Sequence[S
     """
     if flags.data == "dishes":
         n = flags.n or DISHES
-        captions = [
-            captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, flags.seed, "train", i)) for i in range(n)
-        ]
-        return load("dishes", size, n=n), captions
-    drawn = flags.n if flags.data in DRAWN else None
-    images = with_chinese_captions(load(flags.data, size, flags.data_dir, n=drawn, channels=3)).first(flags.n)
+        return load("dishes", size, n=n), training_captions(n, flags.seed)
+    images = with_chinese_captions(load(flags.data, size, flags.data_dir, n=flags.n, channels=3))
     return images, [(caption,) for caption in images.captions]
 
 
@@ -151,26 +143,15 @@ def open_clip(flags: Text2DishFlags, root: Path, device: str) -> ChineseCLIP:
     return clip
 
 
-def schedule_of(flags: Text2DishFlags) -> tuple[Schedule, str]:
-    """(schedule, prediction) of the model to begin with; of an untrained U-Net cosine and v."""
-    if flags.scratch:
-        return make_schedule("cosine"), "v"
-    model = starting_model(flags)
-    return model.schedule, model.prediction
-
-
-def starting_model(flags: Text2DishFlags) -> Model:
-    """The U-Net to begin with; a resumed run has a copy of it."""
-    return load_model(start_of(flags, flags.model))
-
-
-def new_unet(flags: Text2DishFlags, vae: AutoencoderKL, clip: ChineseCLIP) -> UNet:
-    """Untrained with --scratch; else with the weights of --model, except those that depend on the text encoder."""
+def new_unet(flags: Text2DishFlags, vae: AutoencoderKL, clip: ChineseCLIP) -> tuple[UNet, Schedule, str]:
+    """The U-Net to begin with, its schedule and its prediction: an untrained one with --scratch; else one with the
+    weights of --model, except those that depend on the text encoder. A resumed run has a copy of --model.
+    """
     torch.manual_seed(flags.seed)
     c, side = vae.cfg.latent_channels, vae.cfg.size // vae.cfg.factor
     if flags.scratch:
-        return zero_init(UNet(text_unet(side, c, flags.widths, clip.dim)))
-    other = starting_model(flags).net
+        return zero_init(UNet(text_unet(side, c, flags.widths, clip.dim))), make_schedule("cosine"), "v"
+    other, schedule, prediction, _ = load_model(start_of(flags, flags.model))
     if other.cfg.in_channels != c or other.cfg.out_channels != c:
         raise UserError(
             f"the U-Net in {flags.model} takes {other.cfg.in_channels} channels and gives {other.cfg.out_channels}, "
@@ -180,7 +161,7 @@ def new_unet(flags: Text2DishFlags, vae: AutoencoderKL, clip: ChineseCLIP) -> UN
         raise UserError(f"the U-Net in {flags.model} is not conditioned on text; choose another --model, or --scratch")
     unet = UNet(replace(other.cfg, text_dim=clip.dim, size=side))
     copy_weights(unet, other)
-    return unet
+    return unet, schedule, prediction
 
 
 def copy_weights(unet: UNet, other: UNet) -> None:
