@@ -67,7 +67,7 @@ from inpaint_gif.animation.camera import MOVES, CameraPath, Move, paint, render_
 from inpaint_gif.animation.canvas import FilmCanvas, Window
 from inpaint_gif.animation.motion import motion
 from inpaint_gif.animation.timing import EASES, close_loop, frame_changes, frame_times
-from inpaint_gif.animation.writers import DITHERS, contact_sheet, quantized, to_pixels, write_gif  # films as files,
+from inpaint_gif.animation.writers import DITHERS, contact_sheet, quantized, to_pixels, write_film  # films as files,
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, name_embeddings, parse_dish_name
 from inpaint_gif.clip.loss import contrastive_loss
 from inpaint_gif.clip.model import BACKENDS, ChineseCLIP  # names and pictures as vectors,
@@ -979,7 +979,7 @@ print(f"24 colours {'':22}{'error':>8}{'flicker':>10}{'kB':>8}        (of 255 gr
 for palette in ("global", "frame"):
     for dither in DITHERS:
         error = as_shown(24, palette, dither).astype(float) - pixels
-        written = write_gif(frames, folder / "a.gif", colours=24, palette=palette, dither=dither)
+        written = write_film(frames, folder / "a.gif", colours=24, palette=palette, dither=dither)
         print(
             f"{f'palette {palette}, dither {dither}':33}{np.abs(error).mean():8.2f}{np.abs(np.diff(error, axis=0)).mean():10.2f}{written.bytes / 1000:8.0f}"
         )
@@ -987,7 +987,7 @@ for palette in ("global", "frame"):
 counts = (8, 16, 32, 64, 128, 256)
 plt.figure(figsize=(5, 2.6), layout="constrained")
 for dither in DITHERS:
-    sizes = [write_gif(frames, folder / "a.gif", colours=colours, dither=dither).bytes / 1000 for colours in counts]
+    sizes = [write_film(frames, folder / "a.gif", colours=colours, dither=dither).bytes / 1000 for colours in counts]
     plt.plot(counts, sizes, ".-", label=dither)
 plt.gca().set(
     xscale="log",
@@ -1015,7 +1015,7 @@ plt.show()
 short = [
     resized(frame, (2 * size, 2 * size)) for frame in film_of(world, way, "pingpong", frames=16)
 ]  # a notebook should be light
-written = write_gif(short, folder / "film.gif", fps=8, max_bytes=110_000)
+written = write_film(short, folder / "film.gif", fps=8, max_bytes=110_000)
 print(
     f"{written.frames} frames of {written.width} x {written.height}, {written.bytes / 1000:.0f} kB"
     + (f"; {written.note}" if written.note else "")

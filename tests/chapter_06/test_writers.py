@@ -80,7 +80,7 @@ def test_gif_palettes_and_dithers(frames, tmp_path):
     errors, sizes = {}, {}
     for palette in writers.PALETTES:
         for dither in writers.DITHERS:
-            written = writers.write_gif(
+            written = writers.write_film(
                 frames, tmp_path / f"{palette}-{dither}.gif", colours=32, palette=palette, dither=dither
             )
             assert local_palettes(written.path.read_bytes()) == (0 if palette == "global" else 7)
@@ -100,10 +100,10 @@ def test_gif_palettes_and_dithers(frames, tmp_path):
 
 
 def test_film_below_a_size(frames, tmp_path):
-    whole = writers.write_gif(frames, tmp_path / "whole.gif")
-    fewer = writers.write_gif(frames, tmp_path / "fewer.gif", max_bytes=int(whole.bytes * 0.7))
+    whole = writers.write_film(frames, tmp_path / "whole.gif")
+    fewer = writers.write_film(frames, tmp_path / "fewer.gif", max_bytes=int(whole.bytes * 0.7))
     assert fewer.bytes <= whole.bytes * 0.7 and fewer.width == 64 and "instead of 256 colours" in fewer.note
-    small = writers.write_gif(frames, tmp_path / "small.gif", max_bytes=int(whole.bytes * 0.2))
+    small = writers.write_film(frames, tmp_path / "small.gif", max_bytes=int(whole.bytes * 0.2))
     assert small.bytes <= whole.bytes * 0.2 and small.width < 64 and "of its size" in str(small) and small.frames == 8
     webp = writers.write_film(frames, tmp_path / "small.webp", max_bytes=9000)
     assert webp.bytes <= 9000 and "quality" in webp.note

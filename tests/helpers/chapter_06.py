@@ -95,14 +95,13 @@ def film_of(
     loop: str = "once",
     ease: str = "linear",
     picture=None,
-    kernel="bicubic",
     backend=edge_fill.reflect,
 ):
     """The film of a move, its path and what was painted for it."""
     picture = texture() if picture is None else picture
     path = CameraPath.plan(Move.parse(text), *picture.shape[1:])
     path = path.around() if loop == "round" else path
-    canvas = FilmCanvas(picture, kernel)
+    canvas = FilmCanvas(picture)
     keyframes = list(paint(canvas, path, backend))
     return (
         list(close_loop(render_frames(canvas, path, frame_times(frames, loop, ease, path.returns)), frames)),

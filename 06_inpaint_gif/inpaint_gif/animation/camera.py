@@ -360,7 +360,7 @@ def paint(
 def checked_output(painted: Tensor, like: Tensor) -> Tensor:
     """The output of a backend, clamped to [-1, 1]; a wrong shape and NaN are refused."""
     if painted.shape != like.shape:
-        raise ValueError(f"the backend was given {tuple(like.shape)} and gave back {tuple(painted.shape)}")
+        raise ValueError(f"the backend was given {tuple(like.shape)} and returned {tuple(painted.shape)}")
     if not painted.isfinite().all():
         raise UserError(
             "the inpainting engine returned NaN or infinite values; try a smaller guidance scale, or another model"

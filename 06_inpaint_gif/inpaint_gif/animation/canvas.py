@@ -2,13 +2,15 @@
 
 The unit of the plane is a pixel of the first picture; its centre is (0, 0), x points right and y points down. All
 pictures have the same number of pixels, but each may cover a larger or smaller part of the plane. A window may lie at
-fractions of a pixel. It is never rotated, so resampling is separable: first along rows, then along columns.
+fractions of a pixel. It is never rotated, so Pillow can resample it as a rectangle of each picture.
 """
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
@@ -34,66 +36,35 @@ class Window:
         return abs(self.x - other.x) < near and abs(self.y - other.y) < near and abs(self.scale - other.scale) < near
 
 
-def bilinear(x: Tensor) -> Tensor:
-    return (1 - x.abs()).clamp(min=0)
-
-
-def bicubic(x: Tensor) -> Tensor:
-    """Keys' cubic with a = -1/2 (Catmull-Rom): it passes through the samples and reproduces parabolas."""
-    x = x.abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-
-
-def lanczos(x: Tensor) -> Tensor:
-    return torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), torch.zeros_like(x))
-
-
-KERNELS = {"bilinear": (bilinear, 1), "bicubic": (bicubic, 2), "lanczos": (lanczos, 3)}  # each with its radius
-
-
-@dataclass(frozen=True)
-class Taps:
-    """Resampling weights that make the pixels of a window from those of a picture, along one axis.
-
-    index, weight  (n, T) source pixels and their weights; each row sums to 1
-    inside         (n,) distance of a window pixel from the edge of the picture, in window pixels; negative outside
+def align(n: int, window: float, scale: float, picture: float, picture_scale: float) -> tuple[Tensor, Tensor]:
+    """Where the n pixels of a window centred on `window` lie in a picture of n pixels centred on `picture`, along one
+    axis: (n + 1,) their edges, in pixels of the picture, and (n,) the distance of each from the edge of the picture,
+    in window pixels; negative outside.
     """
-
-    index: Tensor
-    weight: Tensor
-    inside: Tensor
-
-    def of(self, part: slice) -> "Taps":
-        """The weights of some of the window's pixels, without taps that none of them uses."""
-        used = (self.weight[part] != 0).any(0)
-        return Taps(self.index[part][:, used], self.weight[part][:, used], self.inside[part])
-
-
-def taps(n: int, window: float, scale: float, picture: float, picture_scale: float, kernel: str) -> Taps:
-    """Weights for a window of n pixels centred on `window`, from a picture of n pixels centred on `picture`."""
-    filter_function, radius = KERNELS[kernel]
     ratio = scale / picture_scale  # pixels of the picture under one pixel of the window
     ratio = 1.0 if abs(ratio - 1) < CLOSE / n else ratio
     shift = (window - picture) / picture_scale
     shift = float(round(shift)) if abs(shift - round(shift)) < CLOSE else shift
-    # (n,) centres, in the picture's pixels
-    at = (torch.arange(n, dtype=torch.float64) + 0.5 - n / 2) * ratio + n / 2 + shift
-    # antialiasing: a pixel that covers several is their mean; without it small details flicker
-    stretch = max(1.0, ratio)
-    reach = math.ceil(radius * stretch)
-    index = at.floor().long()[:, None] + torch.arange(-reach, reach + 1)  # (n, T)
-    weight = filter_function((index + 0.5 - at[:, None]) / stretch) * ((index >= 0) & (index < n))
-    total = weight.sum(1, keepdim=True)
-    weight = torch.where(total > CLOSE, weight / total, torch.zeros_like(weight))
-    inside = torch.minimum(at - ratio / 2, n - at - ratio / 2) / ratio
-    return Taps(index.clamp(0, n - 1), weight.float(), inside)
+    edges = (torch.arange(n + 1, dtype=torch.float64) - n / 2) * ratio + n / 2 + shift
+    return edges, torch.minimum(edges[:-1], n - edges[1:]) / ratio
 
 
-def resample(image: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """(C, H, W) -> (C, h, w)"""
-    part = sum(image[:, rows.index[:, t]] * rows.weight[:, t, None] for t in range(rows.index.shape[1]))  # (C, h, W)
-    return sum(part[:, :, columns.index[:, t]] * columns.weight[:, t] for t in range(columns.index.shape[1]))
+def resample(image: Tensor, rows: Tensor, columns: Tensor, box: tuple[slice, slice]) -> Tensor:
+    """The part `box` of a window, whose pixels have these edges in the image. (C, H, W) -> (C, h, w)
+
+    Pillow's bicubic filter passes through the samples. A pixel that covers several is their mean, because without
+    antialiasing small details flicker.
+    """
+    (top, bottom), (left, right) = (
+        edges[[part.start, part.stop]].clamp(0, len(edges) - 1).tolist()
+        for edges, part in zip((rows, columns), box, strict=True)
+    )
+    size = (box[1].stop - box[1].start, box[0].stop - box[0].start)
+    layers = [
+        Image.fromarray(layer).resize(size, Image.Resampling.BICUBIC, (left, top, right, bottom))
+        for layer in image.numpy()
+    ]
+    return torch.from_numpy(np.stack(layers))
 
 
 class FilmCanvas:
@@ -101,14 +72,10 @@ class FilmCanvas:
     among equally fine ones the oldest, because later ones contain copies of it.
 
     picture  (C, H, W) in [-1, 1]; it covers the window (0, 0, 1)
-    kernel   "bilinear", "bicubic" or "lanczos"
     """
 
-    def __init__(self, picture: Tensor, kernel: str = "bicubic"):
+    def __init__(self, picture: Tensor):
         check_picture(picture)
-        if kernel not in KERNELS:
-            raise UserError(f"unknown kernel '{kernel}'; choose one of {', '.join(KERNELS)}")
-        self.kernel = kernel
         self.layers: list[CanvasLayer] = []  # from the top down
         self.add(Window(), picture)
 
@@ -136,21 +103,21 @@ class FilmCanvas:
         hidden = torch.zeros(height, width, dtype=torch.bool)  # covered by the layers above
         visible = []
         for layer in self.layers:
-            rows = taps(height, window.y, window.scale, layer.window.y, layer.window.scale, self.kernel)
-            columns = taps(width, window.x, window.scale, layer.window.x, layer.window.scale, self.kernel)
-            inside = torch.minimum(rows.inside[:, None], columns.inside)  # (H, W)
+            rows, inside_y = align(height, window.y, window.scale, layer.window.y, layer.window.scale)
+            columns, inside_x = align(width, window.x, window.scale, layer.window.x, layer.window.scale)
+            inside = torch.minimum(inside_y[:, None], inside_x)  # (H, W)
             wanted = (inside > -CLOSE * width) & ~hidden
             if wanted.any():
                 box = span(wanted.any(1)), span(wanted.any(0))
-                visible.append((box, layer.image, rows.of(box[0]), columns.of(box[1]), inside[box]))
+                visible.append((box, resample(layer.image, rows, columns, box), inside[box]))
                 hidden |= inside >= FEATHER
         image, seen = torch.zeros(channels, height, width), torch.zeros(height, width, dtype=torch.bool)
-        for box, picture, rows, columns, inside in reversed(visible):
+        for box, resampled, inside in reversed(visible):
             here = inside > -CLOSE * width
             weight = torch.where(seen[box], (inside / FEATHER).clamp(0, 1), 1.0) * here
             part = image[:, *box]
             # exact where both are equal
-            part.copy_(torch.lerp(part, resample(picture, rows, columns), weight.float()))
+            part.copy_(torch.lerp(part, resampled, weight.float()))
             seen[box] |= here
         return image.clamp(-1, 1), seen[None]
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -119,12 +119,6 @@ class FilmFlags:
     def sheet(self) -> Path:
         """The file of the contact sheet of keyframes."""
         return self.file.with_name(f"{self.file.stem}-sheet.png")
-
-    @property
-    def writer_options(self) -> dict[str, Any]:
-        """Further arguments of the writer of this format."""
-        gif = {"colours": self.colours, "palette": self.palette, "dither": self.dither}
-        return gif if self.file.suffix.lower() == ".gif" else {}
 
 
 def file_name(text: str) -> str:

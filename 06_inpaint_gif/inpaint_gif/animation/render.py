@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,27 +40,18 @@ def check_film(flags: FilmFlags) -> None:
     if image and flags.dish:
         raise UserError("--image gives a picture and --dish a model that draws one; give only one of them")
     check_timing(flags.frames, flags.loop, flags.ease)
-    if file.suffix.lower() not in writers.WRITERS:
-        raise UserError(
-            f"cannot tell the kind of film from the name {file.name}; end it in {', '.join(writers.WRITERS)}"
-        )
-    check_place(file)
+    kind = writers.film_format(file)
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; give --out the name of a file, such as {file / 'film.gif'}")
+    check_writable(file, "--out")
     if image and image.resolve() in (file.resolve(), flags.sheet.resolve()):
         raise UserError(f"the film or its sheet would be written over {image}; choose another --out")
-    writers.milliseconds(2, flags.fps)
-    if file.suffix.lower() == ".gif":
-        writers.check_gif(flags.frames, flags.fps, **flags.writer_options)
-    elif file.suffix.lower() == ".mp4":
+    if kind == ".gif":
+        writers.check_gif(flags.frames, flags.fps, flags.colours, flags.palette, flags.dither)
+    elif kind == ".mp4":
         writers.check_ffmpeg()
     Sampler.parse(flags.sampler)
     plan_path(flags, flags.size or SIZE)
-
-
-def check_place(out: Path) -> None:
-    """Refuse a path that cannot be written, before minutes are spent on the film."""
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; give --out the name of a file, such as {out / 'film.gif'}")
-    check_writable(out, "--out")
 
 
 # ----------------------------------------------------------------------------------------------------------- the film
@@ -109,13 +99,11 @@ def write_frames(flags: FilmFlags, canvas: FilmCanvas, path: CameraPath) -> writ
     """Render the painted canvas along the path and write the film."""
     times = frame_times(flags.frames, flags.loop, flags.ease, path.returns)
     film = close_loop(render_frames(canvas, path, times), flags.frames)
-    frames = [enlarged(frame, flags.enlarge) for frame in film]
+    size = (path.height * flags.enlarge, path.width * flags.enlarge)
     max_bytes = round(1000 * flags.max_kb) if flags.max_kb else None
-    return writers.write_film(frames, flags.file, flags.fps, flags.loop != "once", max_bytes, **flags.writer_options)
-
-
-def enlarged(frame: Tensor, factor: int) -> Tensor:
-    return resized(frame, (frame.shape[1] * factor, frame.shape[2] * factor))
+    gif = (flags.colours, flags.palette, flags.dither)
+    frames = [resized(frame, size) for frame in film]
+    return writers.write_film(frames, flags.file, flags.fps, flags.loop != "once", max_bytes, *gif)
 
 
 def seam_summary(keyframes: Sequence[Keyframe]) -> str:

@@ -40,14 +40,11 @@ def smooth(t: float) -> float:
 EASES: dict[str, Callable[[float], float]] = {"linear": linear, "ends": ends, "smooth": smooth}
 
 
-def frame_times(
-    frames: int, loop: str = "once", ease: str = "linear", returns: bool = False, dissolve: int | None = None
-) -> list[float]:
+def frame_times(frames: int, loop: str = "once", ease: str = "linear", returns: bool = False) -> list[float]:
     """The times, from 0 to 1, at which to render the path; `close_loop` makes the film from these frames.
 
     frames    frames of the finished film
     returns   whether the path ends where it begins (CameraPath.returns)
-    dissolve  frames of the dissolve, by default a quarter of all; as many additional frames are rendered
     """
     check_timing(frames, loop, ease)
     if loop == "once":
@@ -58,7 +55,7 @@ def frame_times(
         raise ValueError("for loop round, plan the path with .around()")
     if returns:
         return [EASES[ease](k / frames) for k in range(frames)]
-    more = overlap(frames, dissolve)
+    more = max(1, frames // 4)  # frames of the dissolve; as many additional frames are rendered
     return [EASES[ease](k / (frames + more - 1)) for k in range(frames + more)]
 
 
@@ -76,14 +73,6 @@ def close_loop(rendered: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
     yield from rendered[more:frames]
     for k in range(more):
         yield torch.lerp(rendered[frames + k], rendered[k], (k + 1) / (more + 1))
-
-
-def overlap(frames: int, dissolve: int | None) -> int:
-    """Number of frames of the dissolve."""
-    more = max(1, frames // 4) if dissolve is None else dissolve
-    if not 1 <= more <= frames // 2:
-        raise UserError(f"a film of {frames} frames can dissolve 1 to {frames // 2} of them, not {more}")
-    return more
 
 
 def frame_changes(frames: Sequence[Tensor], looped: bool = True) -> list[float]:

@@ -12,6 +12,8 @@ A GIF has at most 256 colours, so its quality depends on the palette and on dith
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,10 @@ from inpaint_gif.animation.camera import Keyframe
 
 PALETTES = ("global", "frame")
 DITHERS = ("none", "ordered", "floyd")
-SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.25)  # tried in this order to keep a film below max_bytes
+FORMATS = (".gif", ".webp", ".png", ".apng", ".mp4")
+WEBP_QUALITIES = (85, 70, 50, 30)  # these and the two below: tried in this order to keep a film below max_bytes
+RATE_FACTORS = (18, 23, 28, 33)  # of x264: 18 is nearly without loss, 6 more halve the file
+SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.25)
 MEMORY = 2 * 2**30  # bytes of memory that a film may need
 
 
@@ -55,42 +60,36 @@ def write_film(
     fps: float = 12,
     loop: bool = True,
     max_bytes: int | None = None,
-    **options: Any,
-) -> FilmFile:
-    """Write the film in the format of the suffix: .gif, .webp, .png or .apng, .mp4.
-    The write_ functions list the options.
-    """
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise UserError(f"cannot tell the kind of film from the name {path.name}; end it in {', '.join(WRITERS)}")
-    return writer(frames, path, fps=fps, loop=loop, max_bytes=max_bytes, **options)
-
-
-def write_gif(
-    frames: Sequence[Tensor],
-    path: Path,
-    fps: float = 12,
-    loop: bool = True,
-    max_bytes: int | None = None,
     colours: int = 256,
     palette: str = "global",
     dither: str = "ordered",
 ) -> FilmFile:
-    """Write a GIF. frames: each (C, H, W) in [-1, 1].
-    To stay below max_bytes, first colours are reduced, then the size.
+    """Write the film in the format of the suffix: .gif, .webp, .png or .apng, .mp4. frames: each (C, H, W) in [-1, 1]
+
+    To stay below max_bytes, first the colours of a GIF or the quality of a WebP or an MP4 are reduced, then the size.
+    colours, palette, dither: GIF only
     """
-    durations = check_gif(len(frames), fps, colours, palette, dither)
+    kind, n = film_format(path), len(frames)
+    if kind == ".gif":
+        durations = check_gif(n, fps, colours, palette, dither)
+        fewer = [each for each in (128, 64, 32) if each < colours]
+        encode = partial(gif_bytes, durations=durations, loop=loop, palette=palette, dither=dither)
+        return fit(frames, path, encode, max_bytes, "{} instead of {} colours", [colours, *fewer])
+    if kind == ".mp4":
+        milliseconds(n, fps)  # refuses other speeds
+        check_ffmpeg()
+        return fit(frames, path, partial(mp4_bytes, fps=fps), max_bytes, "rate factor {} instead of {}", RATE_FACTORS)
+    encode, settings = (webp_bytes, WEBP_QUALITIES) if kind == ".webp" else (apng_bytes, [100])
+    encode = partial(encode, durations=milliseconds(n, fps), loop=loop)
+    return fit(frames, path, encode, max_bytes, "quality {} instead of {}", settings)
 
-    def encode(pixels: np.ndarray, colours: int) -> bytes:
-        pictures = quantized(pixels, colours, palette, dither)
-        ends: dict[str, Any] = {"loop": 0} if loop else {}
-        if palette == "global":
-            # otherwise Pillow writes the same palette for every frame
-            ends["palette"] = bytes(pictures[0].getpalette())
-        return encode_animation(pictures, "GIF", duration=durations, optimize=False, disposal=1, **ends)
 
-    fewer = [n for n in (128, 64, 32) if n < colours]
-    return fit(frames, path, encode, max_bytes, "colours", [colours, *fewer])
+def film_format(path: Path) -> str:
+    """The suffix in lower case; one that is no format of a film is refused."""
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise UserError(f"cannot tell the kind of film from the name {path.name}; end it in {', '.join(FORMATS)}")
+    return kind
 
 
 def check_gif(
@@ -111,83 +110,49 @@ def check_gif(
     return durations
 
 
-def write_webp(
-    frames: Sequence[Tensor],
-    path: Path,
-    fps: float = 12,
-    loop: bool = True,
-    max_bytes: int | None = None,
-    quality: int = 85,
-    lossless: bool = False,
-) -> FilmFile:
-    """Write an animated WebP: all colours in a small file.
-    To stay below max_bytes, first quality is reduced, then the size.
-    """
-    durations = milliseconds(len(frames), fps)
-
-    def encode(pixels: np.ndarray, quality: int) -> bytes:
-        pictures = [Image.fromarray(frame) for frame in pixels]
-        return encode_animation(
-            pictures, "WEBP", duration=durations, loop=0 if loop else 1, quality=quality, lossless=lossless, method=4
-        )
-
-    lower = [] if lossless else [q for q in (70, 50, 30) if q < quality]
-    return fit(frames, path, encode, max_bytes, "quality", [quality, *lower])
+def gif_bytes(pixels: np.ndarray, colours: int, durations: list[int], loop: bool, palette: str, dither: str) -> bytes:
+    """pixels (N, H, W, 3) uint8, here and below"""
+    pictures = quantized(pixels, colours, palette, dither)
+    options: dict[str, Any] = {"loop": 0} if loop else {}
+    if palette == "global":
+        options["palette"] = bytes(pictures[0].getpalette())  # otherwise Pillow writes it again for every frame
+    return encode_animation(pictures, "GIF", duration=durations, optimize=False, disposal=1, **options)
 
 
-def write_apng(
-    frames: Sequence[Tensor], path: Path, fps: float = 12, loop: bool = True, max_bytes: int | None = None
-) -> FilmFile:
-    """Write an animated PNG: all colours without loss, a large file. To stay below max_bytes, the size is reduced."""
-    durations = milliseconds(len(frames), fps)
-
-    def encode(pixels: np.ndarray, _: int) -> bytes:
-        return encode_animation(
-            [Image.fromarray(frame) for frame in pixels], "PNG", duration=durations, loop=0 if loop else 1
-        )
-
-    return fit(frames, path, encode, max_bytes, "quality", [100])
+def webp_bytes(pixels: np.ndarray, quality: int, durations: list[int], loop: bool) -> bytes:
+    """An animated WebP: all colours in a small file."""
+    options = {"duration": durations, "loop": 0 if loop else 1, "quality": quality, "method": 4}
+    return encode_animation([Image.fromarray(frame) for frame in pixels], "WEBP", **options)
 
 
-def write_mp4(
-    frames: Sequence[Tensor],
-    path: Path,
-    fps: float = 12,
-    loop: bool = True,
-    max_bytes: int | None = None,
-    quality: int = 18,
-) -> FilmFile:
-    """Write H.264 with half the colour resolution. The format stores no `loop`; the player decides.
+def apng_bytes(pixels: np.ndarray, _: int, durations: list[int], loop: bool) -> bytes:
+    """An animated PNG: all colours without loss, a large file."""
+    pictures = [Image.fromarray(frame) for frame in pixels]
+    return encode_animation(pictures, "PNG", duration=durations, loop=0 if loop else 1)
 
-    quality  x264's rate factor: 18 is nearly without loss, 6 more halve the file
+
+def mp4_bytes(pixels: np.ndarray, rate_factor: int, fps: float) -> bytes:
+    """H.264 with half the colour resolution. The format stores no `loop`; the player decides.
     An odd width or height is padded with a copy of the last column or row, because H.264 needs even sizes.
     """
-    milliseconds(len(frames), fps)
-    check_ffmpeg()
-
-    def encode(pixels: np.ndarray, quality: int) -> bytes:
-        _, height, width, _ = pixels.shape
-        pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        params = ["-crf", str(quality), "-preset", "slow", "-movflags", "+faststart", "-threads", "2"]
-        try:
-            return imageio.imwrite(
-                "<bytes>",
-                pixels,
-                extension=".mp4",
-                plugin="FFMPEG",
-                fps=fps,
-                codec="libx264",
-                quality=None,
-                macro_block_size=2,
-                output_params=params,
-                ffmpeg_log_level="error",
-            )
-        except (OSError, RuntimeError) as problem:
-            raise UserError(
-                f"ffmpeg could not write {path.name} ({explain(problem)}); end the name in .gif or .webp instead"
-            ) from problem
-
-    return fit(frames, path, encode, max_bytes, "rate factor", [quality, *(q for q in (23, 28, 33) if q > quality)])
+    _, height, width, _ = pixels.shape
+    try:
+        return imageio.imwrite(
+            "<bytes>",
+            np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge"),
+            extension=".mp4",
+            plugin="FFMPEG",
+            fps=fps,
+            codec="libx264",
+            quality=None,
+            macro_block_size=2,
+            output_params=f"-crf {rate_factor} -preset slow -movflags +faststart -threads 2".split(),
+            ffmpeg_log_level="error",
+        )
+    except (OSError, RuntimeError) as problem:
+        raise UserError(
+            f"ffmpeg could not write the film ({explain(problem)}); end the name in .gif or .webp instead"
+        ) from problem
 
 
 def check_ffmpeg() -> None:
@@ -203,43 +168,30 @@ def check_ffmpeg() -> None:
         ) from problem
 
 
-WRITERS = {".gif": write_gif, ".webp": write_webp, ".png": write_apng, ".apng": write_apng, ".mp4": write_mp4}
-
-
 def fit(
     frames: Sequence[Tensor],
     path: Path,
     encode: Callable[[np.ndarray, int], bytes],
     max_bytes: int | None,
-    name: str,
+    change: str,  # describes a setting and the first one, for the note
     settings: Sequence[int],
 ) -> FilmFile:
     """Write the film with the first of these settings that stays below max_bytes,
     at full size if possible, else at smaller sizes.
     """
-    pixels = to_pixels(frames)
-    smallest = None
-    for scale in SCALES:
+    pixels, sizes = to_pixels(frames), []
+    for scale, setting in product(SCALES, settings):
         small = shrunk(pixels, scale)
-        for setting in settings:
-            data = encode(small, setting)
-            smallest = min(smallest or len(data), len(data))
-            if max_bytes is None or len(data) <= max_bytes:
-                reduced = (
-                    [
-                        f"{setting} instead of {settings[0]} {name}"
-                        if name == "colours"
-                        else f"{name} {setting} instead of {settings[0]}"
-                    ]
-                    if setting != settings[0]
-                    else []
-                )
-                reduced += [f"{scale:.0%} of its size"] if scale < 1 else []
-                note = f"to stay below {max_bytes} bytes: " + ", ".join(reduced) if reduced else ""
-                write_atomically(path, lambda file, data=data: file.write(data))
-                return FilmFile(path, len(data), len(small), small.shape[2], small.shape[1], note)
+        data = encode(small, setting)
+        sizes.append(len(data))
+        if max_bytes is None or len(data) <= max_bytes:
+            reduced = [change.format(setting, settings[0])] if setting != settings[0] else []
+            reduced += [f"{scale:.0%} of its size"] if scale < 1 else []
+            note = f"to stay below {max_bytes} bytes: " + ", ".join(reduced) if reduced else ""
+            write_atomically(path, lambda file, data=data: file.write(data))
+            return FilmFile(path, len(data), len(small), small.shape[2], small.shape[1], note)
     raise UserError(
-        f"{len(frames)} frames do not fit into {max_bytes} bytes: the smallest try had {smallest}; "
+        f"{len(frames)} frames do not fit into {max_bytes} bytes: the smallest try had {min(sizes)}; "
         "choose fewer --frames, a smaller --size, or a larger --max-kb"
     )
 
