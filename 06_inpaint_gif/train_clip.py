@@ -18,11 +18,10 @@ from inpaint_gif.clip.flags import CLIPFlags as Args
 
 
 def main(args: Args) -> None:
-    from inpaint_gif.clip.trainer import check_architecture, train_clip, without_architecture
+    from inpaint_gif.clip.trainer import check_architecture, train_clip
 
     check_architecture(args)
-    settled = settle(args, CLIP_PRESETS, f"06_inpaint_gif/clip-{Path(args.data).stem}")
-    train_clip(without_architecture(settled) if settled.start else settled)
+    train_clip(settle(args, CLIP_PRESETS, f"06_inpaint_gif/clip-{Path(args.data).stem}"))
 
 
 if __name__ == "__main__":

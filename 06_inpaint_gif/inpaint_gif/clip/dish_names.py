@@ -16,7 +16,9 @@ from tokenizers import normalizers, pre_tokenizers
 from torch import Tensor
 
 from common.data.dishes.captions import describe, names_of
+from common.data.dishes.dataset import dish
 from common.data.dishes.menu import DISHES
+from common.data.drawn import CAPTION, generator
 from common.errors import UserError
 from inpaint_gif.clip.formats import SPECIAL
 from inpaint_gif.clip.model import ChineseCLIP
@@ -24,6 +26,7 @@ from inpaint_gif.clip.model import ChineseCLIP
 Names = Mapping[str, Sequence[str]]  # {label: all its names}
 
 CHINESE = re.compile("[\u3400-\u9fff]")
+VARIANTS = 8  # captions of each drawn dish; a step of a training uses one of them
 NEAREST = 3  # number of nearest dishes in a query's result
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"  # always in the vocabulary, because users may type them
 
@@ -54,6 +57,11 @@ def captions_of(attributes: Mapping[str, str], number: int, rng: np.random.Gener
         if held_out is None or held_out not in text:
             captions.append(text)
     return captions
+
+
+def training_captions(n: int, seed: int) -> list[list[str]]:
+    """VARIANTS captions of each of the first n drawn dishes of the training split."""
+    return [captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, seed, "train", i)) for i in range(n)]
 
 
 def vocabulary(texts: Sequence[str]) -> tuple[str, ...]:
@@ -139,10 +147,10 @@ def parse_dish_name(clip: ChineseCLIP, text: str) -> DishQuery:
     return DishQuery(text, name, dish, nearest, tuple(remarks))
 
 
-def nearest_dishes(clip: ChineseCLIP, name: str, number: int = NEAREST) -> tuple[tuple[str, float], ...]:
+def nearest_dishes(clip: ChineseCLIP, name: str) -> tuple[tuple[str, float], ...]:
     """The dishes of the menu nearest to a name, by the cosine between their embeddings."""
     cosines = name_embeddings(clip, LEARNED) @ clip.encode_text([name])[0]
-    best = cosines.topk(number)
+    best = cosines.topk(NEAREST)
     return tuple(
         (list(LEARNED)[i], round(value, 4))
         for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -12,7 +12,7 @@ CLIPCheckpoint with these three.
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common.errors import UserError, explain, shown
 from common.io.files import read_json, write_atomically, write_json
+from common.io.ranges import fits
 from common.io.state_dict import read_component, read_pickle, read_weights, tensors_of, write_weights
 
 State = dict[str, Tensor]
@@ -29,8 +30,31 @@ State = dict[str, Tensor]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of colours from 0 to 1
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "swish")  # of cn_clip's BERT
-FIELD_TYPES = {int: int, float: (int, float), str: str}  # JSON types accepted for each type of a field of CLIPConfig
 WEIGHTS, VOCAB, SIZES = "model.safetensors", "vocab.txt", "cn_clip.json"
+
+
+# {field of text_config or vision_config of `transformers`: field of CLIPConfig}
+TEXT_FIELDS = {"vocab_size": "vocab_size"} | {
+    name: f"text_{name}"
+    for name in (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "hidden_act",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "initializer_range",
+    )
+}
+VISION_FIELDS = {
+    "hidden_size": "vision_width",
+    "num_hidden_layers": "vision_layers",
+    "image_size": "image_resolution",
+    "patch_size": "vision_patch_size",
+}
 
 
 @dataclass(frozen=True)
@@ -68,38 +92,21 @@ class CLIPConfig:
 
     def to_transformers(self) -> dict[str, Any]:
         """config.json of a ChineseCLIPModel."""
-        text = {
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.text_hidden_size,
-            "intermediate_size": self.text_intermediate_size,
-            "num_hidden_layers": self.text_num_hidden_layers,
-            "num_attention_heads": self.text_num_attention_heads,
-            "max_position_embeddings": self.text_max_position_embeddings,
-            "type_vocab_size": self.text_type_vocab_size,
-            "hidden_act": self.text_hidden_act,
-            "hidden_dropout_prob": self.text_hidden_dropout_prob,
-            "attention_probs_dropout_prob": self.text_attention_probs_dropout_prob,
-            "initializer_range": self.text_initializer_range,
-            "layer_norm_eps": 1e-12,
-            "pad_token_id": 0,
-        }
-        vision = {
-            "hidden_size": self.vision_width,
-            "intermediate_size": 4 * self.vision_width,
-            "num_hidden_layers": self.vision_layers,
-            "num_attention_heads": self.vision_width // self.vision_head_width,
-            "image_size": self.image_resolution,
-            "patch_size": self.vision_patch_size,
-            "projection_dim": self.embed_dim,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        }
+        text = {theirs: getattr(self, ours) for theirs, ours in TEXT_FIELDS.items()}
+        vision = {theirs: getattr(self, ours) for theirs, ours in VISION_FIELDS.items()}
         return {
             "model_type": "chinese_clip",
             "architectures": ["ChineseCLIPModel"],
             "projection_dim": self.embed_dim,
-            "text_config": text,
-            "vision_config": vision,
+            "text_config": text | {"layer_norm_eps": 1e-12, "pad_token_id": 0},
+            "vision_config": vision
+            | {
+                "intermediate_size": 4 * self.vision_width,
+                "num_attention_heads": self.vision_width // self.vision_head_width,
+                "projection_dim": self.embed_dim,
+                "hidden_act": "quick_gelu",
+                "layer_norm_eps": 1e-5,
+            },
         }
 
 
@@ -132,22 +139,9 @@ def config_from_transformers(config: dict[str, Any], source: str) -> CLIPConfig:
     text, vision = whole.text_config, whole.vision_config
     cfg = CLIPConfig(
         embed_dim=whole.projection_dim,
-        image_resolution=vision.image_size,
-        vision_layers=vision.num_hidden_layers,
-        vision_width=vision.hidden_size,
-        vision_patch_size=vision.patch_size,
         vision_head_width=vision.hidden_size // max(1, vision.num_attention_heads),
-        vocab_size=text.vocab_size,
-        text_hidden_size=text.hidden_size,
-        text_intermediate_size=text.intermediate_size,
-        text_num_attention_heads=text.num_attention_heads,
-        text_num_hidden_layers=text.num_hidden_layers,
-        text_max_position_embeddings=text.max_position_embeddings,
-        text_type_vocab_size=text.type_vocab_size,
-        text_hidden_act=text.hidden_act,
-        text_hidden_dropout_prob=text.hidden_dropout_prob,
-        text_attention_probs_dropout_prob=text.attention_probs_dropout_prob,
-        text_initializer_range=text.initializer_range,
+        **{ours: getattr(text, theirs) for theirs, ours in TEXT_FIELDS.items()},
+        **{ours: getattr(vision, theirs) for theirs, ours in VISION_FIELDS.items()},
     )
     wanted = cfg.to_transformers()
     for part, given in (("text_config", text), ("vision_config", vision)):
@@ -217,12 +211,8 @@ def config_from_sizes(stored: Any, beside: Path) -> CLIPConfig | None:
     None if neither has them.
     """
     sizes = stored if isinstance(stored, dict) else read_json(beside) if beside.exists() else {}
-    names = {f.name: f.type for f in fields(CLIPConfig)}
-    if (
-        not sizes
-        or not sizes.keys() <= names.keys()
-        or not all(isinstance(value, FIELD_TYPES[names[key]]) for key, value in sizes.items())
-    ):
+    types = {field.name: field.type for field in fields(CLIPConfig)}
+    if not sizes or not all(name in types and fits(value, types[name]) for name, value in sizes.items()):
         return None
     try:
         return CLIPConfig(**sizes)
@@ -237,34 +227,25 @@ def depth(state: State, prefix: str) -> int:
 
 # ---------------------------------------------------------------------------------------------------- names of weights
 
-RENAMED = {  # cn_clip: transformers
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "logit_scale": "logit_scale",
-}
 PUBLISHED_WIDTHS = (768, 1024, 1280)  # of the image and text networks of every published model
-FLASH_IMAGE = re.compile(r"(visual\.transformer\.resblocks\.\d+\.attn\.)Wqkv\.(weight|bias)")
-FLASH_QKV = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.Wqkv\.(weight|bias)")
-FLASH_OUT = re.compile(r"(bert\.encoder\.layer\.\d+\.attention\.)self\.out_proj\.(weight|bias)")
-# (in, out) is (out, in) there
-TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
-PREFIXES = {
+RENAMED = {  # part of a name in cn_clip: the same part in transformers
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.": "vision_model.embeddings.patch_embedding.",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.ln_pre.": "vision_model.pre_layrnorm.",
     "visual.ln_post.": "vision_model.post_layernorm.",
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+    ".attn.": ".self_attn.",
     "bert.": "text_model.",
 }
-BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
-TRANSFORMERS_BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-IN_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "self_attn.out_proj",
-}
-QKV = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
-TRANSFORMERS_QKV = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+# (in, out) is (out, in) there
+TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+STACKED = re.compile(r"(vision_model\.encoder\.layers\.\d+\.self_attn\.)in_proj_(weight|bias)")
+SEPARATE = re.compile(r"(vision_model\.encoder\.layers\.\d+\.self_attn\.)[qkv]_proj\.(weight|bias)")
 
 
 def without_flash(state: State) -> State:
@@ -272,78 +253,57 @@ def without_flash(state: State) -> State:
 
     FlashAttention keeps queries, keys and values in one matrix, and so does cn_clip's image network, but not its BERT.
     """
-    return dict(_without_flash(state))
-
-
-def _without_flash(state: State) -> Iterator[tuple[str, Tensor]]:
+    result = {}
     for key, value in state.items():
-        if found := FLASH_IMAGE.fullmatch(key):
-            yield f"{found[1]}in_proj_{found[2]}", value
-        elif found := FLASH_QKV.fullmatch(key):
+        if key.startswith("bert.") and ".self.Wqkv." in key:
             for name, part in zip(("query", "key", "value"), value.tensor_split(3), strict=True):
-                yield f"{found[1]}self.{name}.{found[2]}", part.contiguous()
-        elif found := FLASH_OUT.fullmatch(key):
-            yield f"{found[1]}output.dense.{found[2]}", value
+                result[key.replace("Wqkv", name)] = part.contiguous()
         else:
-            yield key, value
+            result[key.replace(".attn.Wqkv.", ".attn.in_proj_").replace(".self.out_proj.", ".output.dense.")] = value
+    return result
 
 
 def to_transformers(state: State) -> State:
     """cn_clip's names -> those of ChineseCLIPModel.
     There queries, keys and values are three matrices, here one stack of them.
     """
-    return dict(_to_transformers(state))
-
-
-def _to_transformers(state: State) -> Iterator[tuple[str, Tensor]]:
+    result = {}
     for key, value in state.items():
-        if found := QKV.fullmatch(key):
-            for name, part in zip("qkv", value.tensor_split(3), strict=True):
-                yield f"vision_model.encoder.layers.{found[1]}.self_attn.{name}_proj.{found[2]}", part.contiguous()
+        name = renamed(key, RENAMED)
+        if found := STACKED.fullmatch(name):
+            for letter, part in zip("qkv", value.tensor_split(3), strict=True):
+                result[f"{found[1]}{letter}_proj.{found[2]}"] = part.contiguous()
         elif key in TRANSPOSED:
-            yield TRANSPOSED[key], value.T.contiguous()
-        elif (found := BLOCK.fullmatch(key)) and found[2] in IN_BLOCK:
-            yield f"vision_model.encoder.layers.{found[1]}.{IN_BLOCK[found[2]]}.{found[3]}", value
+            result[TRANSPOSED[key]] = value.T.contiguous()
         else:
-            yield renamed(key, RENAMED, PREFIXES), value
+            result[name] = value
+    return result
 
 
 def from_transformers(state: State) -> State:
     """The names of ChineseCLIPModel -> cn_clip's: the inverse.
     What cn_clip has no use for, counters and a pooler, is left out.
     """
-    state = {
-        key: value
-        for key, value in state.items()
-        if not key.endswith("position_ids") and "text_model.pooler." not in key
-    }
-    back, stacks = dict(_from_transformers(state)), {}
+    back = {theirs: ours for ours, theirs in RENAMED.items()}
+    transposed = {theirs: ours for ours, theirs in TRANSPOSED.items()}
+    result = {}
     for key, value in state.items():
-        if found := TRANSFORMERS_QKV.fullmatch(key):
-            stacks.setdefault(f"visual.transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", {})[found[2]] = value
-    whole = {key: torch.cat([parts[name] for name in "qkv"]) for key, parts in stacks.items() if len(parts) == 3}
-    return back | whole
-
-
-def _from_transformers(state: State) -> Iterator[tuple[str, Tensor]]:
-    plain, transposed = ({new: old for old, new in table.items()} for table in (RENAMED, TRANSPOSED))
-    prefixes, in_block = ({new: old for old, new in table.items()} for table in (PREFIXES, IN_BLOCK))
-    for key, value in state.items():
-        if TRANSFORMERS_QKV.fullmatch(key):
-            continue
         if key in transposed:
-            yield transposed[key], value.T.contiguous()
-        elif (found := TRANSFORMERS_BLOCK.fullmatch(key)) and found[2] in in_block:
-            yield f"visual.transformer.resblocks.{found[1]}.{in_block[found[2]]}.{found[3]}", value
-        else:
-            yield renamed(key, plain, prefixes), value
+            result[transposed[key]] = value.T.contiguous()
+        elif found := SEPARATE.fullmatch(key):
+            parts = [state.get(f"{found[1]}{letter}_proj.{found[2]}") for letter in "qkv"]
+            if all(part is not None for part in parts):  # an incomplete stack is left out, and then missed
+                result[renamed(f"{found[1]}in_proj_{found[2]}", back)] = torch.cat(parts)
+        elif not key.endswith("position_ids") and "text_model.pooler." not in key:
+            result[renamed(key, back)] = value
+    return result
 
 
-def renamed(key: str, names: dict[str, str], prefixes: dict[str, str]) -> str:
-    """Rename a key by the tables. An unknown key stays as it is, so that a strict load names it in its error."""
-    if key in names:
-        return names[key]
-    return next((new + key.removeprefix(old) for old, new in prefixes.items() if key.startswith(old)), key)
+def renamed(key: str, names: dict[str, str]) -> str:
+    """Replace parts of a key by the table. An unknown key stays as it is, so that a strict load names it."""
+    for old, new in names.items():
+        key = key.replace(old, new)
+    return key
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -356,14 +316,10 @@ def read_checkpoint(path: Path, vocab: Sequence[str] | None = None) -> CLIPCheck
     vocab: used if neither the file nor its folder has a vocabulary
     """
     saved = read_weights(path) if path.suffix == ".safetensors" else read_pickle(path)
-    state = {plain(key): value for key, value in tensors(saved, path).items()}
-    state = without_flash(
-        {
-            key: value
-            for key, value in state.items()
-            if not key.startswith("bert.pooler.") and not key.endswith("position_ids")
-        }
-    )
+    # without the prefixes of DistributedDataParallel and torch.compile
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in tensors(saved, path).items()}
+    unused = [key for key in state if key.startswith("bert.pooler.") or key.endswith("position_ids")]
+    state = without_flash({key: value for key, value in state.items() if key not in unused})
     cfg = config_from_sizes(saved.get("config"), path.parent / SIZES) or config_from_weights(state, str(path))
     choices = [
         tuple(choice)
@@ -379,11 +335,6 @@ def tensors(saved: Any, source: Path) -> State:
     places = saved if isinstance(saved, dict) and "state_dict" not in saved else {}
     inner = next((places[key] for key in ("model_state_dict", "model") if isinstance(places.get(key), dict)), saved)
     return {key: value.float() for key, value in tensors_of(inner, source).items()}
-
-
-def plain(key: str) -> str:
-    """Remove the prefixes that DistributedDataParallel and torch.compile add to the name of a weight."""
-    return re.sub(r"^((module|_orig_mod)\.)+", "", key)
 
 
 def save_checkpoint(path: Path, checkpoint: CLIPCheckpoint) -> None:
@@ -451,6 +402,8 @@ def save_folder(folder: Path, checkpoint: CLIPCheckpoint, dtype: torch.dtype = t
     """Write a folder that ChineseCLIPModel, AutoTokenizer and ChineseCLIPProcessor open,
     and cn_clip's arguments in SIZES.
     """
+    from transformers import ChineseCLIPImageProcessor
+
     cfg = checkpoint.config
     weights = {
         key: value.detach().to("cpu", dtype).contiguous() for key, value in to_transformers(checkpoint.state).items()
@@ -460,18 +413,7 @@ def save_folder(folder: Path, checkpoint: CLIPCheckpoint, dtype: torch.dtype = t
             f"{beyond[0]} of {checkpoint.source} holds numbers too large for half precision; store it in single precision"
         )
     side = {"height": cfg.image_resolution, "width": cfg.image_resolution}
-    processor = {
-        "image_processor_type": "ChineseCLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": side,
-        "resample": 3,
-        "do_center_crop": False,
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": MEAN,
-        "image_std": STD,
-    }
+    processor = ChineseCLIPImageProcessor(size=side, do_center_crop=False).to_dict()  # all else as in CLIP
     tokenizer = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": True,

@@ -183,34 +183,22 @@ class ChineseCLIP:
         if not len(texts):
             return torch.zeros(0, self.dim, device=self.device)
         ids = self.network.ids(list(texts))
-        return torch.cat(
-            [
-                F.normalize(self.network.text(trim_padding(part).to(self.device)).float(), dim=-1)
-                for part in ids.split(batch)
-            ]
-        )
+        vectors = [self.network.text(trim_padding(part).to(self.device)).float() for part in ids.split(batch)]
+        return F.normalize(torch.cat(vectors), dim=-1)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, batch: int = 128) -> Tensor:
         """Images in [-1, 1], (B, 1 or 3, H, W) of any size -> (B, D) unit vectors."""
-        parts = (
-            [preprocess(part.to(self.device).float(), self.size) for part in images.split(batch)]
-            if len(images)
-            else []
-        )
-        vectors = [F.normalize(self.network.image(part).float(), dim=-1) for part in parts]
-        return torch.cat(vectors) if vectors else torch.zeros(0, self.dim, device=self.device)
+        if not len(images):
+            return torch.zeros(0, self.dim, device=self.device)
+        parts = (preprocess(part.to(self.device).float(), self.size) for part in images.split(batch))
+        return F.normalize(torch.cat([self.network.image(part).float() for part in parts]), dim=-1)
 
     def unknown(self, text: str) -> list[str]:
         """Characters of a text without a token, each once; CLIP reads all of them as [UNK]."""
-        return list(
-            dict.fromkeys(
-                c
-                for c in text
-                if not c.isspace()
-                and set(self.tokenizer.backend.encode(c, add_special_tokens=False).tokens) & {"[UNK]"}
-            )
-        )
+        encode = self.tokenizer.backend.encode
+        characters = dict.fromkeys("".join(text.split()))
+        return [c for c in characters if "[UNK]" in encode(c, add_special_tokens=False).tokens]
 
 
 def check_backend(name: str) -> str:

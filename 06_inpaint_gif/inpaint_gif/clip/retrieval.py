@@ -50,23 +50,20 @@ def top1_accuracy(queries: Tensor, keys: Tensor, right: Tensor) -> float:
     return float((ranks(queries, keys, right) == 0).cpu().double().mean())
 
 
-def classify_images(
-    vectors: Tensor, dish: Tensor, names: Tensor, only: Sequence[int] | None = None
-) -> RetrievalAccuracy:
-    """Accuracy of assigning each image to the dish with the nearest name.
+def classify_dishes(what: str, queries: Tensor, right: Tensor, keys: Tensor) -> dict[str, RetrievalAccuracy]:
+    """Accuracy of assigning each query to the dish with the nearest key, among all dishes and among FORTY.
 
-    vectors (N, D) of images, dish (N,), names (C, D); only: indices of the dishes to use, None for all
+    what     queries, for the names of the results: "drawings", "held-out names"
+    queries  (N, D) embeddings of images or names; right (N,) their dishes
+    keys     (C, D) of each dish: of its names (name_embeddings) or of its images (centroids)
     """
-    return retrieval_accuracy(*restricted(vectors, names, dish, only))
-
-
-def classify_names(
-    names: Tensor, dish: Tensor, pictures: Tensor, only: Sequence[int] | None = None
-) -> RetrievalAccuracy:
-    """Accuracy of assigning each name to the dish with the nearest images.
-    names (N, D), dish (N,), pictures (C, D) from `centroids`.
-    """
-    return retrieval_accuracy(*restricted(names, pictures, dish, only))
+    forty = [list(LEARNED).index(dish) for dish in FORTY]
+    return {
+        f"{what}, {len(keys) if only is None else len(only)} dishes": retrieval_accuracy(
+            *restricted(queries, keys, right, only)
+        )
+        for only in (None, forty)
+    }
 
 
 def restricted(
@@ -95,40 +92,33 @@ def image_embeddings(clip: ChineseCLIP, images: Images, batch: int = 128) -> Ten
 # ------------------------------------------------------------------------------------------------- the drawn dishes
 
 
-def held_out_queries(clip: ChineseCLIP) -> tuple[Tensor, Tensor]:
-    """Embeddings of the held-out names, (N, D), and the index of the dish of each, (N,)."""
+def name_queries(clip: ChineseCLIP, names: Names) -> tuple[Tensor, Tensor]:
+    """Embeddings of names of dishes, (N, D), and the index in LEARNED of the dish of each, (N,)."""
     order = list(LEARNED)
-    right = torch.tensor([order.index(dish) for dish in HELD_OUT], device=clip.device)
-    return clip.encode_text(list(HELD_OUT.values())), right
-
-
-def learned_queries(clip: ChineseCLIP) -> tuple[Tensor, Tensor]:
-    """The same for the names of the training captions."""
-    right = [k for k, names in enumerate(LEARNED.values()) for _ in names]
-    return clip.encode_text([name for names in LEARNED.values() for name in names]), torch.tensor(
+    right = [order.index(dish) for dish, some in names.items() for _ in some]
+    return clip.encode_text([name for some in names.values() for name in some]), torch.tensor(
         right, device=clip.device
     )
+
+
+def held_out_queries(clip: ChineseCLIP) -> tuple[Tensor, Tensor]:
+    """The same for the held-out names."""
+    return name_queries(clip, {dish: (name,) for dish, name in HELD_OUT.items()})
 
 
 def evaluate_dishes(clip: ChineseCLIP, sets: dict[str, Images]) -> dict[str, RetrievalAccuracy]:
     """All accuracies that this chapter reports on drawn dishes.
     sets: {"test": ..., "heldout": ...}, with the dish as label.
     """
-    names, forty, result = name_embeddings(clip, LEARNED), [list(LEARNED).index(dish) for dish in FORTY], {}
-    vectors = {split: image_embeddings(clip, images) for split, images in sets.items()}
+    names, result = name_embeddings(clip, LEARNED), {}
     for split, images in sets.items():
-        for only in (None, forty):
-            result[f"pictures of {split}, {len(names) if only is None else len(only)} dishes"] = classify_images(
-                vectors[split], images.labels.to(names.device), names, only
-            )
-    if "test" not in sets:
-        return result
-    pictures = centroids(vectors["test"], sets["test"].labels.to(names.device), len(LEARNED))
-    for what, queries in (("learned names", learned_queries(clip)), ("held-out names", held_out_queries(clip))):
-        for only in (None, forty):
-            result[f"{what}, {len(names) if only is None else len(only)} dishes"] = classify_names(
-                *queries, pictures, only
-            )
+        vectors, labels = image_embeddings(clip, images), images.labels.to(names.device)
+        result |= classify_dishes(f"pictures of {split}", vectors, labels, names)
+        if split == "test":
+            pictures = centroids(vectors, labels, len(LEARNED))
+    if "test" in sets:
+        result |= classify_dishes("learned names", *name_queries(clip, LEARNED), pictures)
+        result |= classify_dishes("held-out names", *held_out_queries(clip), pictures)
     return result
 
 

@@ -16,8 +16,6 @@ from common import viz
 from common.cli import pick_device
 from common.data import Images, load
 from common.data.augmentation import affine
-from common.data.dishes.dataset import dish
-from common.data.drawn import CAPTION, generator
 from common.data.registry import DRAWN
 from common.errors import UserError
 from common.io.pixels import to_float
@@ -28,7 +26,7 @@ from common.training.logging import Due
 from common.training.loop import LossTerms, State
 from common.training.record import check_record, record_of, start_of
 from common.training.run import make_accelerator, run_training
-from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, Names, captions_of, name_embeddings, vocabulary
+from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, Names, name_embeddings, training_captions, vocabulary
 from inpaint_gif.clip.flags import ARCHITECTURE, CLIPFlags
 from inpaint_gif.clip.formats import SPECIAL, CLIPCheckpoint, CLIPConfig, from_transformers, save_folder
 from inpaint_gif.clip.loss import contrastive_loss, inverse_temperature
@@ -44,14 +42,15 @@ from inpaint_gif.clip.model import (
 from inpaint_gif.clip.retrieval import caption_queries, centroids, held_out_queries, image_embeddings, top1_accuracy
 
 DISHES = 6000  # default of --n: 75 of each dish
-VARIANTS = 8  # captions of each drawn dish; a step uses one of them
 HEAD = 32  # width of an attention head
 ROWS = 8  # names in the picture at the end
 COLUMNS = ["step", "seconds", "loss", "temperature", "pictures_top1", "names_top1"]  # of quality.csv
 
 
 def train_clip(flags: CLIPFlags) -> None:
-    """Train with settled flags."""
+    """Train with settled flags. With --start, the sizes are those of the given model, not of the preset."""
+    if flags.start:
+        flags = replace(flags, **dict.fromkeys(ARCHITECTURE))
     device = pick_device(flags.device)
     begun = find_checkpoint(str(start_of(flags, flags.start))) if flags.start else None
     if begun is None:
@@ -108,11 +107,6 @@ def check_architecture(flags: CLIPFlags) -> None:
             raise UserError(f"--{flag} must be a multiple of {HEAD}, the width of an attention head, not {width}")
 
 
-def without_architecture(flags: CLIPFlags) -> CLIPFlags:
-    """The flags of a run with --start: its sizes are those of the given model, not of the preset."""
-    return replace(flags, **dict.fromkeys(ARCHITECTURE))
-
-
 def introduction(
     flags: CLIPFlags, images: "CLIPTrainingSet", checkpoint: CLIPCheckpoint, tokenizer: Tokenizer, device: str
 ) -> str:
@@ -160,18 +154,11 @@ def load_training_set(flags: CLIPFlags, size: int) -> CLIPTrainingSet:
     if flags.data == "dishes":
         n = flags.n or DISHES
         train, test = load("dishes", size, split="train", n=n), load("dishes", size, split="test", n=flags.held_out)
-        captions = [
-            captions_of(dish(0, "train", i)[0], VARIANTS, generator(CAPTION, flags.seed, "train", i)) for i in range(n)
-        ]
-        return CLIPTrainingSet(train, captions, LEARNED, test)
-    # no more are drawn than are used
-    asked = {"train": flags.n, "test": flags.held_out} if flags.data in DRAWN else {}
-    found = (
-        load(flags.data, size, flags.data_dir, split, n=asked.get(split), channels=3, captions=True)
-        for split in ("train", "test")
-    )
-    train, test = map(with_chinese_captions, found)
-    train, test = train.first(flags.n), test.first(min(flags.held_out, len(test)))
+        return CLIPTrainingSet(train, training_captions(n, flags.seed), LEARNED, test)
+    train = with_chinese_captions(load(flags.data, size, flags.data_dir, n=flags.n, channels=3, captions=True))
+    drawn = flags.held_out if flags.data in DRAWN else None  # no more are drawn than are used
+    test = load(flags.data, size, flags.data_dir, "test", n=drawn, channels=3, captions=True)
+    test = with_chinese_captions(test.first(min(flags.held_out, len(test))))
     order = {caption: k for k, caption in enumerate(dict.fromkeys(train.captions + test.captions))}
     train, test = (labelled_by_caption(images, order) for images in (train, test))
     return CLIPTrainingSet(

@@ -20,7 +20,7 @@ from inpaint_gif.animation.motion import motion
 from inpaint_gif.animation.timing import frame_times
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, name_embeddings
 from inpaint_gif.clip.model import ChineseCLIP
-from inpaint_gif.clip.retrieval import FORTY, RetrievalAccuracy, classify_images, image_embeddings
+from inpaint_gif.clip.retrieval import FORTY, RetrievalAccuracy, classify_dishes, image_embeddings
 from inpaint_gif.inpainting.compositing import overlay, seam
 from inpaint_gif.inpainting.interface import InpaintingBackend
 from inpaint_gif.training.holes import HoleTestSet
@@ -40,19 +40,15 @@ def recognition_accuracy(
     It is measured on n pictures of each dish drawn from a learned name and from a held-out name, and on the drawings
     of the test split, which are the upper limit of this classifier.
     """
-    order, names, result = list(LEARNED), name_embeddings(classifier, LEARNED), {}
-    forty = [order.index(dish) for dish in FORTY]
+    order, names = list(LEARNED), name_embeddings(classifier, LEARNED)
     test = load("dishes", max(16, min(classifier.size, 256)), split="test", n=max(200, n * len(FORTY)))
-    sets = {"drawings of the test split": (image_embeddings(classifier, test), test.labels.to(names.device))}
+    vectors = image_embeddings(classifier, test)
+    result = classify_dishes("drawings of the test split", vectors, test.labels.to(names.device), names)
     for what, asked in (("by their names", {dish: dish for dish in LEARNED}), ("by names never read", HELD_OUT)):
         prompts = [name for name in asked.values() for _ in range(n)]
         labels = torch.tensor([order.index(dish) for dish in asked for _ in range(n)], device=names.device)
-        sets[f"drawn by the model {what}"] = (classifier.encode_image(pipeline.txt2img(prompts, config)), labels)
-    for what, (embeddings, labels) in sets.items():
-        for only in (None, forty):
-            result[f"{what}, {len(names) if only is None else len(only)} dishes"] = classify_images(
-                embeddings, labels, names, only
-            )
+        vectors = classifier.encode_image(pipeline.txt2img(prompts, config))
+        result |= classify_dishes(f"drawn by the model {what}", vectors, labels, names)
     return result
 
 
@@ -117,11 +113,8 @@ def direction_accuracy(
     picture: Tensor, move: str, backend: InpaintingBackend, prompt: str, frames: int = 24, seed: int = 0
 ) -> DirectionAccuracy:
     """Make a film of one move, and measure the motion between successive frames."""
-    began, path, canvas = (
-        time.perf_counter(),
-        CameraPath.plan(Move.parse(move), *picture.shape[1:]),
-        FilmCanvas(picture),
-    )
+    began = time.perf_counter()
+    path, canvas = CameraPath.plan(Move.parse(move), *picture.shape[1:]), FilmCanvas(picture)
     keyframes = list(paint(canvas, path, backend, prompt, seed))
     film = list(render_frames(canvas, path, frame_times(frames)))
     pairs = zip(film, film[1:], strict=False)
