@@ -36,11 +36,17 @@ def grid(images: Tensor, columns: int | None = None, height: int | None = None, 
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def save_picture(picture: Image.Image, path: Path) -> Path:
-    """Write a PNG (or what the suffix says), whole or not at all."""
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format that the suffix says; an unknown suffix is refused."""
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise UserError(f"cannot tell the kind of picture from the name {path.name}; end it in .png")
+    return kind
+
+
+def save_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG (or what the suffix says), whole or not at all."""
+    kind = picture_format(path)
     write_atomically(path, lambda file: picture.save(file, kind))
     return path
 

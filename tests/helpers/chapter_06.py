@@ -90,12 +90,7 @@ def texture(size: int = SIZE, seed: int = 0) -> torch.Tensor:
 
 
 def film_of(
-    text: str,
-    frames: int = 12,
-    loop: str = "once",
-    ease: str = "linear",
-    picture=None,
-    backend=edge_fill.reflect,
+    text: str, frames: int = 12, loop: str = "once", ease: str = "linear", picture=None, backend=edge_fill.reflect
 ):
     """The film of a move, its path and what was painted for it."""
     picture = texture() if picture is None else picture

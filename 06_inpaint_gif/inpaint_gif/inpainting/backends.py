@@ -131,7 +131,7 @@ def latent_hole(mask: Tensor, factor: int) -> Tensor:
 
 @dataclass(frozen=True)
 class DiffusersBackend:
-    """Any pipeline that diffusers can open for inpainting."""
+    """Any pipeline that diffusers can open for inpainting; a ControlNet sees the picture with its hole."""
 
     pipe: Any
     config: SamplingConfig = SamplingConfig()
@@ -142,6 +142,8 @@ class DiffusersBackend:
         scale = self.config.guidance_scale
         scale = scale if isinstance(scale, (int, float)) else 1.0  # diffusers takes no function of the noise level
         image3 = image.expand(3, -1, -1)
+        has_controlnet = getattr(self.pipe, "controlnet", None) is not None
+        control = {"control_image": controlnet_image(image3[None], mask[None])} if has_controlnet else {}
         output = self.pipe(
             prompt=prompt,
             negative_prompt=self.config.negative_prompt,
@@ -154,23 +156,12 @@ class DiffusersBackend:
             guidance_scale=scale,
             generator=torch.Generator().manual_seed(seed),
             output_type="pt",
-            **self.extra_inputs(image3, mask),
+            **control,
         )
         if any(getattr(output, "nsfw_content_detected", None) or []):
             raise UserError("the model's safety checker withheld a picture; try another --seed, or another --prompt")
         painted = output.images[0].float().cpu() * 2 - 1
         return painted if len(image) == 3 else painted.mean(0, keepdim=True)
-
-    def extra_inputs(self, image: Tensor, mask: Tensor) -> dict[str, Any]:
-        """Further arguments of the pipeline. image (3, H, W)"""
-        return {}
-
-
-class ControlNetBackend(DiffusersBackend):
-    """A pipeline with a ControlNet, which sees the picture with its hole."""
-
-    def extra_inputs(self, image: Tensor, mask: Tensor) -> dict[str, Any]:
-        return {"control_image": controlnet_image(image[None], mask[None])}
 
 
 def controlnet_image(images: Tensor, masks: Tensor) -> Tensor:
@@ -194,7 +185,7 @@ def open_diffusers(model: str, config: SamplingConfig, device: str = "cpu") -> D
     return DiffusersBackend(open_pipe(diffusers.AutoPipelineForInpainting, model, config, device), config)
 
 
-def open_controlnet(model: str, controlnet: str, config: SamplingConfig, device: str = "cpu") -> ControlNetBackend:
+def open_controlnet(model: str, controlnet: str, config: SamplingConfig, device: str = "cpu") -> DiffusersBackend:
     """Open a text-to-image model and a ControlNet that was trained for it: folders or hub ids."""
     folder = controlnet_folder(controlnet)
     try:
@@ -205,7 +196,7 @@ def open_controlnet(model: str, controlnet: str, config: SamplingConfig, device:
         raise UserError(f"the ControlNet in {controlnet} cannot be opened ({explain(problem)})") from problem
     pipe = open_pipe(diffusers.StableDiffusionControlNetInpaintPipeline, model, config, device, controlnet=net)
     check_controlnet(controlnet, net.config, pipe)
-    return ControlNetBackend(pipe, config)
+    return DiffusersBackend(pipe, config)
 
 
 def check_controlnet(name: str, config: Any, pipe: Any) -> None:
@@ -330,11 +321,10 @@ def open_backend(cfg: BackendConfig) -> CompositedBackend:
     check_backend_config(cfg)
     if cfg.engine in FILLS:
         return CompositedBackend(FILLS[cfg.engine], None, cfg.crop, 0.0, match=False)
-    open_network = {"diffusers": open_diffusers_backend, "controlnet": open_controlnet_backend}.get(
-        cfg.engine, open_course_backend
-    )
-    backend, native = open_network(cfg)
-    return CompositedBackend(backend, native, cfg.crop, cfg.blur)
+    if cfg.engine == "diffusers":
+        return CompositedBackend(open_diffusers(str(cfg.model), cfg.sampling, cfg.device), None, cfg.crop, cfg.blur)
+    open_network = open_controlnet_backend if cfg.engine == "controlnet" else open_course_backend
+    return CompositedBackend(*open_network(cfg), cfg.crop, cfg.blur)
 
 
 def check_backend_config(cfg: BackendConfig) -> None:
@@ -354,11 +344,6 @@ def check_backend_config(cfg: BackendConfig) -> None:
         raise UserError(
             "--engine diffusers needs --model: the folder or hub id of a Stable Diffusion inpainting model"
         )
-
-
-def open_diffusers_backend(cfg: BackendConfig) -> tuple[InpaintingBackend, None]:
-    """(backend, None, because it takes any size)"""
-    return open_diffusers(str(cfg.model), cfg.sampling, cfg.device), None
 
 
 def open_controlnet_backend(cfg: BackendConfig) -> tuple[InpaintingBackend, int]:

@@ -5,13 +5,12 @@ All functions follow one rule: where a mask is 0, the result is bit for bit the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as tv
 
 from common.errors import UserError
@@ -39,11 +38,7 @@ def blurred(mask: Tensor, radius: float) -> Tensor:
 
 def gaussian(image: Tensor, radius: float) -> Tensor:
     """(C, H, W), blurred; the border pixels are repeated outside."""
-    if radius <= 0:
-        return image
-    margin = max(1, round(3 * radius))
-    padded = pad(image[None], [margin] * 4, mode="replicate")
-    return tv.gaussian_blur(padded, 2 * margin + 1, radius)[0, :, margin:-margin, margin:-margin]
+    return torch.from_numpy(gaussian_filter(image.numpy(), (0, radius, radius), mode="nearest", truncate=3.0))
 
 
 def feathered(mask: Tensor, radius: float) -> Tensor:
@@ -77,31 +72,9 @@ def distance_to_known(mask: Tensor) -> np.ndarray:
     return distance_transform_edt(holes) if not holes.all() else np.full(holes.shape, np.inf)
 
 
-@dataclass(frozen=True)
-class Box:
-    """Rows top..bottom and columns left..right of an image, the last ones not included."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def height(self) -> int:
-        return self.bottom - self.top
-
-    @property
-    def width(self) -> int:
-        return self.right - self.left
-
-    def of(self, image: Tensor) -> Tensor:
-        """This part of (..., H, W), as a view."""
-        return image[..., self.top : self.bottom, self.left : self.right]
-
-
-def box_around(mask: Tensor, padding: int, ratio: float) -> Box | None:
-    """The smallest box of this ratio, width / height, around all white pixels and `padding` pixels more, cut to the
-    image. None if the mask is black."""
+def box_around(mask: Tensor, padding: int, ratio: float) -> tuple[slice, slice] | None:
+    """Rows and columns of the smallest box of this ratio, width / height, around all white pixels and `padding` pixels
+    more, cut to the image. None if the mask is black."""
     rows, columns = (mask[0] > 0).any(1).nonzero().flatten(), (mask[0] > 0).any(0).nonzero().flatten()
     if not len(rows):
         return None
@@ -110,7 +83,7 @@ def box_around(mask: Tensor, padding: int, ratio: float) -> Box | None:
     left, right = max(0, int(columns[0]) - padding), min(width, int(columns[-1]) + 1 + padding)
     top, bottom = widened(top, bottom, round((right - left) / ratio), height)
     left, right = widened(left, right, round((bottom - top) * ratio), width)
-    return Box(top, left, bottom, right)
+    return slice(top, bottom), slice(left, right)
 
 
 def widened(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
@@ -139,18 +112,15 @@ def inpaint_cropped(
     padding  pixels of known picture around the mask that the backend also sees
     join     (original, painted, mask) -> the composite; known pixels that it changes do change in the picture
     """
-    if padding < 0:
-        raise UserError(f"--padding-mask-crop must be 0 or more, not {padding}")
     box = box_around(mask, padding, size[1] / size[0])
     if box is None:
         return image
-    part, hole = box.of(image), box.of(mask)
-    small_hole = (
-        interpolate((hole > 0).float()[None], size, mode="area")[0] if (box.height, box.width) != size else hole
-    )
+    part, hole = image[:, *box], mask[:, *box]
+    own = (hole.shape[1], hole.shape[2])
+    small_hole = interpolate((hole > 0).float()[None], size, mode="area")[0] if own != size else hole
     painted = backend(resized(part, size), (small_hole > 0).float(), prompt, seed)  # white if any part of it was
     result = image.clone()
-    box.of(result).copy_(join(part, resized(painted.to(image), (box.height, box.width)), hole))
+    result[:, *box] = join(part, resized(painted.to(image), own), hole)
     return result
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common import viz
+from common.cli import pick_device
 from common.errors import UserError
 from common.io.progress import with_progress
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
@@ -18,6 +19,7 @@ from common.random import Noise
 from inpaint_gif.clip.dish_names import parse_dish_name
 from inpaint_gif.clip.name_encoder import CLIPNameEncoder, check_draws, load_clip_for, open_model, uses_clip
 from inpaint_gif.inpainting.backends import DEFAULTS
+from inpaint_gif.inpainting.flags import GenerationFlags
 from inpaint_gif.inpainting.regional_prompts import (
     Region,
     changing_scale,
@@ -46,22 +48,18 @@ class Control:
     stages: tuple[tuple[float, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class ControlledDrawing:
-    """What generate.py draws.
-
-    prompt    prompt of the image
-    controls  one row of images for each
-    sampling  sampler, negative prompt and seed; the guidance scale is that of the row
-    n         images in a row
-    soft      latents over which the edge of a region is softened
-    """
-
-    prompt: str
-    controls: tuple[Control, ...]
-    sampling: SamplingConfig
-    n: int
-    soft: float
+def generate(flags: GenerationFlags) -> None:
+    """Write a row without control and one row for each control; --keep gets the first controlled image."""
+    for picture in filter(None, (flags.out, flags.keep)):  # refused before anything is drawn
+        viz.picture_format(picture)
+    controls = parse_controls(flags.guidance, flags.region, flags.then, flags.sweep_then)
+    pipeline = open_drawing_model(flags.model, pick_device(flags.device), flags.clip, flags.backend)
+    print_name_remarks(pipeline, flags.name, controls)
+    plain = Control((controls[0].guidance[0],) * 2)
+    rows = [draw_row(pipeline, flags, control) for control in (plain, *controls)]
+    print(viz.save_picture(viz.grid(torch.cat(rows), flags.n, 130 * len(rows)), flags.out))
+    if flags.keep:
+        print(viz.save_picture(viz.grid(rows[1][:1], 1, gap=0), flags.keep))
 
 
 def parse_controls(
@@ -77,18 +75,6 @@ def parse_controls(
     if sweep_then is None:
         return (control,)
     return tuple(Control(scale, stages=((fraction, sweep_then),)) for fraction in SWEEP)
-
-
-def check_pictures(out: Path, keep: Path | None) -> None:
-    """Refuse names of output files before anything is drawn."""
-    kinds = (".png", ".jpg", ".jpeg", ".webp")
-    for picture in (out, keep):
-        if picture and picture.suffix.lower() not in kinds:
-            raise UserError(
-                f"cannot tell the kind of picture from the name {picture.name}; end it in {', '.join(kinds)}"
-            )
-    if keep and keep.resolve() == out.resolve():
-        raise UserError(f"--keep {keep} would be written over the rows of --out; choose another name")
 
 
 def open_drawing_model(
@@ -107,22 +93,10 @@ def open_drawing_model(
     return pipeline
 
 
-def draw_rows(pipeline: TextToImagePipeline, drawing: ControlledDrawing, out: Path, keep: Path | None) -> list[Path]:
-    """Write a row without control and one row for each control;
-    `keep` gets the first controlled image. Returns the files.
-    """
-    plain = Control((drawing.controls[0].guidance[0],) * 2)
-    rows = [draw_row(pipeline, drawing, control) for control in (plain, *drawing.controls)]
-    written = [viz.save_picture(viz.grid(torch.cat(rows), drawing.n, 130 * len(rows)), out)]
-    if keep:
-        written.append(viz.save_picture(viz.grid(rows[1][:1], 1, gap=0), keep))
-    return written
-
-
-def draw_row(pipeline: TextToImagePipeline, drawing: ControlledDrawing, control: Control) -> Tensor:
+def draw_row(pipeline: TextToImagePipeline, flags: GenerationFlags, control: Control) -> Tensor:
     """n images with one kind of control. (n, C, S, S)"""
     first, last_scale = control.guidance
-    config = replace(drawing.sampling, guidance_scale=first)
+    config = SamplingConfig(first, flags.negative, flags.sampler, seed=flags.seed)
     levels, side = pipeline.noise_levels(config), pipeline.size // pipeline.factor
     progress = progress_along(levels)
     guided = (
@@ -130,25 +104,25 @@ def draw_row(pipeline: TextToImagePipeline, drawing: ControlledDrawing, control:
     )
 
     def prompted(prompt: str):
-        return pipeline.guided([prompt] * drawing.n, guided)
+        return pipeline.guided([prompt] * flags.n, guided)
 
-    rest = prompted(drawing.prompt)
+    rest = prompted(flags.name)
     if control.stages:
         rest = in_stages([(0.0, rest), *((start, prompted(prompt)) for start, prompt in control.stages)], progress)
-    weights = [weight.to(pipeline.device) for weight in region_weights(control.regions, side, side, drawing.soft)]
+    weights = [weight.to(pipeline.device) for weight in region_weights(control.regions, side, side, flags.soft)]
     denoisers = [rest, *(prompted(region.prompt) for region in control.regions)]
     denoise = in_regions([(each, weight) for each, weight in zip(denoisers, weights, strict=True) if weight.any()])
-    steps = pipeline.from_noise(denoise, drawing.n, (side, side), config, Noise(config.seed, 0))
+    steps = pipeline.from_noise(denoise, flags.n, (side, side), config, Noise(config.seed, 0))
     *_, last = with_progress("drawing", steps, len(levels), unit="step")
     return pipeline.decode(last.x)
 
 
-def print_name_remarks(pipeline: TextToImagePipeline, drawing: ControlledDrawing) -> None:
+def print_name_remarks(pipeline: TextToImagePipeline, name: str, controls: Sequence[Control]) -> None:
     """Print on stderr what the CLIP of this model cannot use of the names of dishes, each remark once."""
     if not isinstance(pipeline.text_encoder, CLIPNameEncoder):
         return
-    clip, prompts = pipeline.text_encoder.clip, [drawing.prompt]
-    for control in drawing.controls:
+    clip, prompts = pipeline.text_encoder.clip, [name]
+    for control in controls:
         prompts += [region.prompt for region in control.regions] + [prompt for _, prompt in control.stages]
     remarks = [remark for prompt in prompts if prompt.strip() for remark in parse_dish_name(clip, prompt).remarks]
     for remark in dict.fromkeys(remarks):
