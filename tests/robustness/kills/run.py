@@ -168,6 +168,10 @@ def state_of(run: Path) -> dict[str, str]:
             with path.open(newline="") as file:
                 rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
             found[name] = digest(json.dumps(rows).encode())
+        elif path.suffix == ".safetensors":  # whose writer puts the entries of the metadata in random order
+            data = path.read_bytes()
+            end = 8 + int.from_bytes(data[:8], "little")
+            found[name] = digest(json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:])
         else:
             found[name] = digest(path.read_bytes())
     return found
