@@ -51,7 +51,7 @@ def load_views(
         ]
         return drawn_views(split, n, size, windows, flags.seed), captions
     drawn = (n or flags.n) if flags.data in DRAWN else None  # no more are drawn than are used
-    images = load(flags.data, 2 * size, flags.data_dir, split, n=drawn, channels=3)
+    images = load(flags.data, 2 * size, flags.data_dir, split, n=drawn, channels=3, captions=True)
     images = images.first(min(n or flags.n or len(images), len(images)))
     return views_of(images, size, windows, flags.seed), [
         text for text in images.need_captions() for _ in range(windows)

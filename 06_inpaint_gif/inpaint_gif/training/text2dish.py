@@ -122,7 +122,7 @@ def load_captioned(flags: Text2DishFlags, size: int) -> tuple[Images, Sequence[S
     if flags.data == "dishes":
         n = flags.n or DISHES
         return load("dishes", size, n=n), training_captions(n, flags.seed)
-    images = with_chinese_captions(load(flags.data, size, flags.data_dir, n=flags.n, channels=3))
+    images = with_chinese_captions(load(flags.data, size, flags.data_dir, n=flags.n, channels=3, captions=True))
     return images, [(caption,) for caption in images.captions]
 
 
