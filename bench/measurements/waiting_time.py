@@ -5,14 +5,14 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from bench.harness import ROOT, SAMPLE, TRAIN, load_program, report, run_python
+from bench.harness import ROOT, SAMPLE, TRAIN, report, run_python
 
 TARGETS = "targets: sampling at most 6 s, --help under 1 s"
 
 
 def measure_waiting(model: Path | None, n: int, rounds: int, json: Path | None) -> None:
     """Time the sampling of n images and train.py --help, turn by turn, and report the medians."""
-    model = (model or load_program(SAMPLE)["PRETRAINED"]).resolve()
+    model = (model or ROOT / "01_ddpm_mnist/pretrained").resolve()
     with tempfile.TemporaryDirectory() as folder:
         sample = [SAMPLE, "--n", n, "--model", model, "--device", "cpu", "--out", f"{folder}/samples.png"]
         turns = [(run_python(*sample), run_python(TRAIN, "--help")) for _ in range(rounds)]

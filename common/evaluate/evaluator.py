@@ -193,7 +193,7 @@ def reference_for(images: Images, size: int) -> Images | ReferenceFeatures:
     For the embedded 2,000 of MNIST, these are the features of all 10,000, which are embedded for its own size.
     """
     if images.name == "mnist-10k" and size == SIZE:
-        return ReferenceFeatures("mnist", load_file(TEST_FEATURES)["features"].double())
+        return ReferenceFeatures("mnist", load_file(TEST_FEATURES)["features"].cpu().double())
     return images
 
 

@@ -464,6 +464,7 @@ def test_help_does_not_wait_for_torch(program):
     code = f"""
 import runpy, sys
 sys.argv = [{program!r}, "--help"]
+sys.path.insert(0, {str(Path(program).parent)!r})  # as `python PROGRAM` does
 try:
     runpy.run_path({program!r}, run_name="__main__")
 except SystemExit as stop:

@@ -114,7 +114,7 @@ def test_the_estimate_counts_what_is_kept():
 @pytest.mark.parametrize("data", load_program(PROGRAMS[0]).PRESETS.mps)
 def test_chapter_1_fits_a_laptop(data):
     preset = load_program(PROGRAMS[0]).PRESETS.mps[data]
-    size = preset.size or {"mnist": 28, "fashion_mnist": 28, "cifar10": 32}[data]
+    size = preset.size or {"mnist": 28, "mnist-10k": 28, "fashion_mnist": 28, "cifar10": 32}[data]
     shape = (preset.batch_size, 3, size, size)
     assert bytes_of_a_step(lambda: UNet(small_unet(size, 3, preset.channels)), shape, (preset.batch_size,)) < LAPTOP
 
