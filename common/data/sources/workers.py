@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import UserError, explain
 
-GRACE = 5  # seconds that a worker goes on after SIGTERM, so that the training process can end its step
+GRACE = 30  # seconds that a worker goes on after SIGTERM, so that the training process can end its step and save
 PATIENCE = 600  # seconds to wait for one batch
 
 

@@ -110,6 +110,7 @@ def test_workers_leave_signals_to_the_training(kind):
     assert torch.equal(as_tensors(next(batches))["image"][:, 0], torch.tensor([4.0, 9.0])) and first[
         "image"
     ].shape == (2, 3)
+    batches.close()  # ends the workers; one that a signal ends later would be reported in another test
 
 
 def test_a_worker_ends_some_seconds_after_sigterm(monkeypatch):
