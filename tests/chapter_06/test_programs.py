@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common.errors import UserError
@@ -13,11 +14,13 @@ from helpers.chapter_06 import MAKE_GIF, photograph
 from helpers.programs import ROOT, run_program
 from inpaint_gif.animation import camera, render
 from inpaint_gif.animation.flags import FilmFlags, file_name
+from inpaint_gif.animation.timing import frame_times
 from inpaint_gif.clip import model
 from inpaint_gif.evaluation import metrics
 from inpaint_gif.inpainting import backends
 from inpaint_gif.inpainting.edge_fill import FILLS
 from inpaint_gif.training import holes
+from inpaint_gif.training import scenes as scenes_module
 from inpaint_gif.training.flags import HoleFlags
 
 
@@ -63,6 +66,31 @@ def test_shipped_painters_leave_no_edge(name, shipped):
     )
     plain = metrics.edge_metrics(FILLS["reflect"], test)
     assert found.seam.value < 1.5 and found.exact and found.error.value < plain.error.value
+
+
+def test_drift_is_one_for_the_truth_and_grows_with_the_error():
+    scenes, captions = scenes_module.load_test_scenes(4, 32)
+    path = camera.CameraPath.plan(camera.Move.parse("zoom-out:4"), 32, 32)
+    views = (metrics.scene_view(scene, stop.window, 32) for scene in scenes for stop in path.stops())
+
+    def grey(image, mask, prompt, seed):
+        return torch.zeros_like(image)
+
+    true = metrics.drift_metrics(lambda *_: next(views), scenes, captions)
+    assert true.ratio.value == pytest.approx(1, abs=1e-6) and len(true.painted) == len(true.untouched) == 4
+    assert metrics.drift_metrics(grey, scenes, captions).ratio.low > 1.2
+
+
+def test_statistics_by_hand():
+    image, mask = torch.tensor([[[1.0, 3.0, 9.0]], [[0.0, 0.0, 9.0]]]), torch.tensor([[[1.0, 0.5, 0.0]]])
+    assert metrics.statistics(image, mask).tolist() == [2, 0, 1, 0]
+    with pytest.raises(ValueError, match="leaves the scene"):
+        metrics.scene_view(torch.zeros(3, 32, 32), camera.Window(20, 0, 1), 16)
+
+
+def test_shipped_painter_does_not_drift(shipped):
+    backend = backends.open_backend(backends.BackendConfig("inpaint", sampling=SamplingConfig(2.0)))
+    assert metrics.drift_metrics(backend, *scenes_module.load_test_scenes(6, 64)).ratio.value < 1.3
 
 
 @pytest.mark.parametrize("move", ["up-left", "zoom-out"])
@@ -355,12 +383,23 @@ def test_what_cannot_draw_a_dish_is_refused(kind, sentence, nine, pixel_model, c
     assert not list(tmp_path.iterdir())
 
 
+def test_a_camera_that_turns_slows_down_before():
+    flags = FilmFlags("米饭")
+    assert flags.chosen_ease == "smooth" and flags.file.suffix == ".webp"
+    times = frame_times(48, flags.loop, flags.chosen_ease)
+    steps = np.abs(np.diff(times))
+    turn = int(np.argmax(times))
+    assert steps[turn] < 0.1 * steps.max() and steps[turn - 1] < 0.2 * steps.max()
+    assert FilmFlags("米饭", loop="seamless").chosen_ease == "linear"  # a film that goes on for ever does not pause
+    assert FilmFlags("米饭", ease="ends").chosen_ease == "ends"
+
+
 def test_a_name_of_any_length_names_a_file():
     assert file_name("土鸡蛋 炒番茄/") == "土鸡蛋-炒番茄" and file_name("🍅") == "dish"
     assert set(file_name("番" * 300)) == {"番"} and len(f"{file_name('番' * 300)}-sheet.png.partial".encode()) < 150
 
 
-def test_evaluation_tells_all_three(dish_run, nine, tmp_path, command_line):
+def test_evaluation_tells_all_four(dish_run, nine, tmp_path, command_line):
     code, out, err = command_line(
         "06_inpaint_gif/evaluate_gif.py",
         "--dish",
@@ -385,7 +424,7 @@ def test_evaluation_tells_all_three(dish_run, nine, tmp_path, command_line):
     )
     assert code == 0, err
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert {"dishes", "holes", "moves"} <= figures.keys() and set(figures["moves"]) == set(camera.MOVES)
+    assert {"dishes", "holes", "drift", "moves"} <= figures.keys() and set(figures["moves"]) == set(camera.MOVES)
     assert all(move["exact"] and move["frames"] == 4 for move in figures["moves"].values())
     assert (
         all(0 <= found["top1"]["value"] <= 1 for found in figures["dishes"].values()) and len(figures["dishes"]) == 6
@@ -394,7 +433,8 @@ def test_evaluation_tells_all_three(dish_run, nine, tmp_path, command_line):
         figures["holes"]["inpaint"]["exact"]
         and figures["holes"]["reflect"]["error"]["value"] < figures["holes"]["inpaint"]["error"]["value"]
     )
-    assert "untouched" in out and "zoom-in" in out
+    assert set(figures["drift"]) == {"reflect", "inpaint"} and len(figures["drift"]["reflect"]["painted"]) == 4
+    assert "untouched" in out and "drift" in out and "zoom-in" in out
 
 
 def test_the_judge_of_directions():

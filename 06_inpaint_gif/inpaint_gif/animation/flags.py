@@ -79,10 +79,11 @@ class FilmFlags:
     loop: Literal["once", "pingpong", "seamless", "round"] = "pingpong"
     """pingpong: to the end and back; seamless: the end dissolves into the beginning, or the path returns to its start
     by itself; round: the plane is periodic, and the camera arrives at its start."""
-    ease: Literal["linear", "ends", "smooth"] = "linear"
-    """Constant speed, or slower at both ends."""
+    ease: Literal["linear", "ends", "smooth"] | None = None
+    """Constant speed, or slower at both ends. By default smooth where the camera turns or stops (once, pingpong), so
+    that it does not jerk there, and linear in the other loops."""
     out: Path | None = None
-    """Film file, NAME.gif, .webp, .png or .mp4; by default runs/06_inpaint_gif/<name>-<camera>.gif."""
+    """Film file, NAME.webp, .mp4, .gif or .png; by default runs/06_inpaint_gif/<name>-<camera>.webp, in full colour."""
     max_kb: float | None = None
     """Largest file size in kB: first colours or quality are reduced, then the size of the frames."""
     colours: int = 256
@@ -104,6 +105,10 @@ class FilmFlags:
         return self.engine or ("controlnet" if self.controlnet else "diffusers" if self.model else "inpaint")
 
     @property
+    def chosen_ease(self) -> str:
+        return self.ease or ("smooth" if self.loop in ("once", "pingpong") else "linear")
+
+    @property
     def foreign(self) -> bool:
         """Whether the painting model is most likely not one of this course:
         then it reads English, and needs more guidance.
@@ -113,7 +118,7 @@ class FilmFlags:
     @property
     def file(self) -> Path:
         """The film file."""
-        return self.out or OUT / f"{file_name(self.name)}-{file_name(self.camera)}.gif"
+        return self.out or OUT / f"{file_name(self.name)}-{file_name(self.camera)}.webp"
 
     @property
     def sheet(self) -> Path:

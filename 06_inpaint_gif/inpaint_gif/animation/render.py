@@ -39,7 +39,7 @@ def check_film(flags: FilmFlags) -> None:
         raise UserError(f"there is no image file {image}")
     if image and flags.dish:
         raise UserError("--image gives a picture and --dish a model that draws one; give only one of them")
-    check_timing(flags.frames, flags.loop, flags.ease)
+    check_timing(flags.frames, flags.loop, flags.chosen_ease)
     kind = writers.film_format(file)
     if file.is_dir():
         raise UserError(f"{file} is a folder; give --out the name of a file, such as {file / 'film.gif'}")
@@ -97,7 +97,7 @@ def plan_path(flags: FilmFlags, size: int) -> CameraPath:
 
 def write_frames(flags: FilmFlags, canvas: FilmCanvas, path: CameraPath) -> writers.FilmFile:
     """Render the painted canvas along the path and write the film."""
-    times = frame_times(flags.frames, flags.loop, flags.ease, path.returns)
+    times = frame_times(flags.frames, flags.loop, flags.chosen_ease, path.returns)
     film = close_loop(render_frames(canvas, path, times), flags.frames)
     size = (path.height * flags.enlarge, path.width * flags.enlarge)
     max_bytes = round(1000 * flags.max_kb) if flags.max_kb else None

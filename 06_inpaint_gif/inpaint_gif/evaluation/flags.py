@@ -11,7 +11,7 @@ from common.io.ranges import Range
 class GIFEvaluationFlags:
     """Flags of evaluate_gif.py."""
 
-    only: tuple[Literal["dishes", "holes", "moves"], ...] = ("dishes", "holes", "moves")
+    only: tuple[Literal["dishes", "holes", "drift", "moves"], ...] = ("dishes", "holes", "drift", "moves")
     """Parts of the evaluation."""
     dish: Path | None = None
     """Model that draws dishes, a run of train_text2dish.py; by default the shipped one."""
@@ -28,7 +28,7 @@ class GIFEvaluationFlags:
         "reflect",
         "nearest",
     )
-    """Engines that paint the holes; the first one also paints the moves."""
+    """Engines that paint the holes and the keyframes of the drift; the first one also paints the moves."""
     inpaint: Path | None = None
     """Network of the engine inpaint; by default the shipped one."""
     controlnet: Path | None = None
@@ -40,7 +40,8 @@ class GIFEvaluationFlags:
     sampler: str = "dpmpp_2m:20"
     """Sampler and number of steps: dpmpp_2m:20, ddim:50, ..."""
     n: int = 40
-    """Holes for each engine; a tenth of it, at least one, is the number of pictures of each dish."""
+    """Holes for each engine; a quarter of it, at least one, is the number of scenes for the drift, and a tenth the number
+    of pictures of each dish."""
     frames: Annotated[int, Range(3, 10_000)] = 24
     """Frames of the film of each move."""
     out: Path | None = None

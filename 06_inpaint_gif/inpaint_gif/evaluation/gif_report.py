@@ -13,11 +13,18 @@ from inpaint_gif.animation.camera import MOVES
 from inpaint_gif.clip.model import ChineseCLIP, load_clip
 from inpaint_gif.clip.name_encoder import open_dish_model
 from inpaint_gif.evaluation.flags import GIFEvaluationFlags
-from inpaint_gif.evaluation.metrics import direction_accuracy, edge_metrics, recognition_accuracy, untouched_seam
+from inpaint_gif.evaluation.metrics import (
+    direction_accuracy,
+    drift_metrics,
+    edge_metrics,
+    recognition_accuracy,
+    untouched_seam,
+)
 from inpaint_gif.inpainting.backends import DEFAULTS, BackendConfig, open_backend
 from inpaint_gif.inpainting.interface import InpaintingBackend
 from inpaint_gif.training.flags import HoleFlags
 from inpaint_gif.training.holes import hole_test_set
+from inpaint_gif.training.scenes import load_test_scenes
 
 DISH = "番茄炒蛋"  # drawn for the films of the moves
 
@@ -31,12 +38,14 @@ def evaluate(flags: GIFEvaluationFlags) -> None:
     clip, pipeline = open_dish_model(folder, device, flags.clip, flags.backend)
     classifier = load_clip(flags.classifier, flags.backend, device) if flags.classifier else clip
     drawing = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
-    backends = open_backends(flags, folder, clip, device) if {"holes", "moves"} & set(flags.only) else {}
+    backends = open_backends(flags, folder, clip, device) if {"holes", "drift", "moves"} & set(flags.only) else {}
     figures: dict[str, Any] = {}
     if "dishes" in flags.only:
         figures["dishes"] = report_dishes(pipeline, classifier, drawing, max(1, flags.n // 10))
     if "holes" in flags.only:
         figures["holes"] = report_holes(pipeline.size, backends, flags.n, flags.seed)
+    if "drift" in flags.only:
+        figures["drift"] = report_drift(pipeline.size, backends, max(1, flags.n // 4), flags.seed)
     if "moves" in flags.only:
         figures["moves"] = report_moves(pipeline, backends, drawing, flags.frames)
     if out:
@@ -84,6 +93,21 @@ def report_holes(size: int, backends: Mapping[str, InpaintingBackend], n: int, s
         print(f"{name:10}  {interval(e.seam):22}  {interval(e.error):22}  {known:12}  {e.seconds:.2f}")
         result[name] = {"seam": e.seam._asdict(), "error": e.error._asdict(), "exact": e.exact, "seconds": e.seconds}
     return {"untouched": {"seam": floor._asdict()}, **result}
+
+
+def report_drift(size: int, backends: Mapping[str, InpaintingBackend], n: int, seed: int) -> dict[str, Any]:
+    """Statistics of keyframes that every backend paints one after another, in n scenes."""
+    scenes, captions = load_test_scenes(n, size)
+    result = {}
+    for name, backend in backends.items():
+        d = drift_metrics(backend, scenes, captions, seed=seed)
+        if not result:
+            columns = "".join(f"{f'keyframe {k}':>13}" for k in range(1, 1 + len(d.painted)))
+            print(f"\n{'engine':10}{columns}  drift, relative to untouched")
+            print(f"{'untouched':10}{''.join(f'{value:13.3f}' for value in d.untouched)}")
+        print(f"{name:10}{''.join(f'{value:13.3f}' for value in d.painted)}  {interval(d.ratio)}")
+        result[name] = {"painted": d.painted, "untouched": d.untouched, "ratio": d.ratio._asdict()}
+    return result
 
 
 def report_moves(

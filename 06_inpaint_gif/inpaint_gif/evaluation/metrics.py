@@ -1,4 +1,4 @@
-"""The measurements of evaluate_gif.py: recognition of drawn dishes, visibility of edges,
+"""The measurements of evaluate_gif.py: recognition of drawn dishes, visibility of edges, drift over several keyframes,
 and the direction of camera moves.
 """
 
@@ -15,13 +15,13 @@ from common.data import load
 from common.evaluate.distances import Estimate, bootstrap
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from inpaint_gif.animation.camera import PANS, ZOOMS, CameraPath, Move, paint, render_frames
-from inpaint_gif.animation.canvas import FilmCanvas
+from inpaint_gif.animation.canvas import FilmCanvas, Window
 from inpaint_gif.animation.motion import motion
 from inpaint_gif.animation.timing import frame_times
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, name_embeddings
 from inpaint_gif.clip.model import ChineseCLIP
 from inpaint_gif.clip.retrieval import FORTY, RetrievalAccuracy, classify_dishes, image_embeddings
-from inpaint_gif.inpainting.compositing import overlay, seam
+from inpaint_gif.inpainting.compositing import overlay, resized, seam
 from inpaint_gif.inpainting.interface import InpaintingBackend
 from inpaint_gif.training.holes import HoleTestSet
 
@@ -91,6 +91,67 @@ def untouched_seam(test: HoleTestSet) -> Estimate:
 def mean_estimate(values: Sequence[float]) -> Estimate:
     """The mean with a 95 % bootstrap interval."""
     return bootstrap(lambda some: float(some.mean()), torch.tensor(values, dtype=torch.float64), times=500)
+
+
+# --------------------------------------------------------------------------------------------------------------- drift
+
+
+class DriftMetrics(NamedTuple):
+    """How far the statistics of what was painted are from those of the picture, keyframe by keyframe.
+
+    painted    RMS difference of the statistics, in [-1, 1] units, mean over all scenes. One for each keyframe
+    untouched  the same for the true scenes: the table may look different farther from the plate
+    ratio      mean of all painted ones / mean of all untouched ones; 1 is no drift
+    """
+
+    painted: list[float]
+    untouched: list[float]
+    ratio: Estimate
+
+
+def drift_metrics(
+    backend: InpaintingBackend, scenes: Tensor, captions: Sequence[str], move: str = "zoom-out:4", seed: int = 0
+) -> DriftMetrics:
+    """Paint the keyframes of a move that begins in the middle of each scene, each from the ones before, and compare
+    the new part of each with the border of the picture, which is known.
+
+    scenes  (N, C, 2 S, 2 S) in [-1, 1], true pictures of all that the camera will see; the middle S x S is the first
+            keyframe
+    """
+    size = scenes.shape[2] // 2
+    path, painted, untouched = CameraPath.plan(Move.parse(move), size, size), [], []
+    border = torch.ones(1, size, size)
+    border[:, size // 8 : -(size // 8), size // 8 : -(size // 8)] = 0
+    for i, (scene, caption) in enumerate(zip(scenes, captions, strict=True)):
+        picture = scene_view(scene, Window(), size)
+        known = statistics(picture, border)
+        keyframes = [
+            k for k in paint(FilmCanvas(picture), path, backend, caption, seed + i) if k.new and not k.stop.corner
+        ]
+        painted.append([rms(statistics(k.image, k.mask) - known) for k in keyframes])
+        untouched.append([rms(statistics(scene_view(scene, k.stop.window, size), k.mask) - known) for k in keyframes])
+    both = torch.tensor([painted, untouched], dtype=torch.float64)  # (2, N, K)
+    ratio = bootstrap(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), both.transpose(0, 1), times=500)
+    return DriftMetrics(*both.mean(1).tolist(), ratio)
+
+
+def statistics(image: Tensor, mask: Tensor) -> Tensor:
+    """Mean and standard deviation of each channel where the mask is above 0. (C, H, W), (1, H, W) -> (2 C,)"""
+    pixels = image[:, mask[0] > 0]
+    return torch.cat([pixels.mean(1), pixels.std(1, correction=0)])
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def scene_view(scene: Tensor, window: Window, size: int) -> Tensor:
+    """What the camera sees of a scene (C, 2 size, 2 size), whose middle is the window (0, 0, 1). (C, size, size)"""
+    side = round(size * window.scale)
+    top, left = (size + round(centre) - side // 2 for centre in (window.y, window.x))
+    if min(top, left) < 0 or max(top, left) + side > 2 * size:
+        raise ValueError("the camera leaves the scene; choose a shorter move")
+    return resized(scene[:, top : top + side, left : left + side], (size, size))
 
 
 # ---------------------------------------------------------------------------------------------------------- directions

@@ -20,6 +20,7 @@ from common.data.dishes.draw import FINEST, shrunk
 from common.data.dishes.ingredients.relief import RED, Relief
 from common.data.dishes.tableware.tables import lay_table
 from common.data.dishes.tableware.vessels import lay_vessel
+from common.io.pixels import to_float
 
 SIDES = 2  # side of a scene, in sides of the picture
 DARKEST = 0.7  # lower bound of the vignette; inside the picture it is not reached
@@ -68,6 +69,13 @@ def view(scene: Tensor, size: int, u: np.ndarray, furthest: float = FURTHEST) ->
         interpolation=tv.InterpolationMode.BICUBIC,
         antialias=True,
     )
+
+
+def load_test_scenes(n: int, size: int) -> tuple[Tensor, list[str]]:
+    """The first n scenes of the test split, (n, 3, SIDES size, SIDES size) in [-1, 1], and the names of their dishes."""
+    dishes = [dish(0, "test", i) for i in range(n)]
+    scenes = [torch.from_numpy(wide_scene(attributes, size, pose)) for attributes, pose in dishes]
+    return to_float(torch.stack(scenes)), [attributes["dish"] for attributes, _ in dishes]
 
 
 def drawn_views(split: str, n: int, size: int, windows: int = 1, seed: int = 0) -> Tensor:
