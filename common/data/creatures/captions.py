@@ -190,22 +190,11 @@ CHINESE: dict[str, dict[str, tuple[Phrase, ...]]] = {
 
 # The plain word for what there are several kinds of. "without wings" and "wings" are then one word with two meanings
 # to learn, as in captions that people write.
-PLAIN_WORDS: dict[str, dict[tuple[str, str], str]] = {
-    "en": {
-        ("wings", "feathered"): "wings", ("wings", "bat"): "wings", ("wings", "butterfly"): "wings",
-        ("ears", "cat"): "ears", ("ears", "bear"): "ears", ("ears", "rabbit"): "ears", ("ears", "dog"): "ears",
-        ("horns", "one"): "a horn", ("horns", "two"): "horns",
-        ("tail", "long"): "a tail", ("tail", "curly"): "a tail", ("tail", "bushy"): "a tail", ("tail", "pointed"): "a tail",
-        ("pattern", "stripes"): "a pattern", ("pattern", "spots"): "a pattern",
-    },
-    "zh": {
-        ("wings", "feathered"): "翅膀", ("wings", "bat"): "翅膀", ("wings", "butterfly"): "翅膀",
-        ("ears", "cat"): "耳朵", ("ears", "bear"): "耳朵", ("ears", "rabbit"): "耳朵", ("ears", "dog"): "耳朵",
-        ("horns", "one"): "角", ("horns", "two"): "角",
-        ("tail", "long"): "尾巴", ("tail", "curly"): "尾巴", ("tail", "bushy"): "尾巴", ("tail", "pointed"): "尾巴",
-        ("pattern", "stripes"): "花纹", ("pattern", "spots"): "花纹",
-    },
-}  # fmt: skip
+PLAIN_WORDS = {
+    "en": {"wings": "wings", "ears": "ears", "horns": "horns", "tail": "a tail", "pattern": "a pattern"},
+    "zh": {"wings": "翅膀", "ears": "耳朵", "horns": "角", "tail": "尾巴", "pattern": "花纹"},
+}
+OTHERS = {("horns", "antennae"), ("pattern", "plain"), ("pattern", "belly")}  # values that this word does not fit
 PLAIN_RATE = 0.25  # of the mentions of something that has a plain word
 
 # How often a caption speaks of an attribute; of something that is not there, much less.
@@ -243,7 +232,8 @@ def describe(
             place, words = choose(values[attributes[name]], rng)
             found[place].append(words)
         elif name in said.plain:
-            found["part"].append(PLAIN_WORDS[language][name, attributes[name]])
+            one_horn = (language, name, attributes[name]) == ("en", "horns", "one")
+            found["part"].append("a horn" if one_horn else PLAIN_WORDS[language][name])
     return (english if language == "en" else chinese)(found, rng)
 
 
@@ -253,8 +243,12 @@ def choose_mention(attributes: Mapping[str, str], rng: np.random.Generator) -> M
     rates = [MENTION_RATE_OF_NONE if attributes[name] == "none" else MENTION_RATE[name] for name in NAMES]
     said = [name for name, u, rate in zip(NAMES, spoken_of, rates, strict=True) if u < rate] or ["colour"]
     by_plain_word = {name for name, u in zip(NAMES, plainly, strict=True) if u < PLAIN_RATE}
-    plain = [name for name in said if name in by_plain_word and (name, attributes[name]) in PLAIN_WORDS["en"]]
+    plain = [name for name in said if name in by_plain_word and has_plain_word(name, attributes[name])]
     return Mention([name for name in said if name not in plain], plain)
+
+
+def has_plain_word(name: str, value: str) -> bool:
+    return name in PLAIN_WORDS["en"] and value != "none" and (name, value) not in OTHERS
 
 
 def english(found: dict[str, list[str]], rng: np.random.Generator) -> str:
