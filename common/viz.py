@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -34,6 +34,42 @@ def grid(images: Tensor, columns: int | None = None, height: int | None = None, 
         return picture
     factor = max(1, round(height / picture.height))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def labelled_grid(
+    images: Tensor,
+    columns: int,
+    across: Sequence[str] = (),
+    down: Sequence[str] = (),
+    scale: int = 2,
+    gap: int = 2,
+    points: int = 12,
+) -> Image.Image:
+    """`grid`, enlarged by a whole factor, with a label above each column and beside each row.
+
+    across, down  labels of the columns and of the rows; a label may have several lines
+    scale         pixels of the picture for each pixel of an image
+    points        height of the letters in pixels
+    """
+    from matplotlib.font_manager import findfont  # DejaVu Sans, which has Greek letters and subscripts
+
+    font = ImageFont.truetype(findfont("DejaVu Sans"), points)
+    body = grid(images, columns, gap=gap)
+    body = body.resize((body.width * scale, body.height * scale), Image.Resampling.NEAREST)
+    ruler = ImageDraw.Draw(body)
+    boxes = [[ruler.multiline_textbbox((0, 0), text, font) for text in labels] for labels in (across, down)]
+    top = max([points // 2 + math.ceil(box[3]) for box in boxes[0]], default=0)
+    left = max([points + math.ceil(box[2]) for box in boxes[1]], default=0)
+    picture = Image.new("RGB", (left + body.width, top + body.height), "white")
+    picture.paste(body, (left, top))
+    draw, cell = ImageDraw.Draw(picture), [scale * (length + gap) for length in (images.shape[-1], images.shape[-2])]
+    for i, text in enumerate(across):
+        centre = left + scale * gap / 2 + (i + 0.5) * cell[0]
+        draw.multiline_text((centre, top), text, "black", font, anchor="md", align="center")
+    for i, text in enumerate(down):
+        middle = top + scale * gap / 2 + (i + 0.5) * cell[1]
+        draw.multiline_text((left - points // 2, middle), text, "black", font, anchor="rm", align="right")
+    return picture
 
 
 def picture_format(path: Path) -> str:

@@ -35,6 +35,16 @@ def test_grid_shows_the_images_in_reading_order():
     assert (pixels[:2] == 255).all()  # gaps are white
 
 
+def test_labelled_grid_keeps_the_pixels_at_a_whole_scale_and_writes_the_labels_outside():
+    images = torch.cat([flat(-1.0), flat(0.0), flat(1.0), flat(-1.0)])
+    plain = np.asarray(viz.grid(images, 2))
+    picture = np.asarray(viz.labelled_grid(images, 2, ["a", "b\nc"], ["row", "x₀"], scale=3))
+    height, width = plain.shape[0] * 3, plain.shape[1] * 3
+    assert (picture[-height:, -width:] == plain.repeat(3, 0).repeat(3, 1)).all()
+    assert picture[:-height].min() < 128 and picture[-height:, :-width].min() < 128
+    assert viz.labelled_grid(images, 2, scale=3).size == (width, height)
+
+
 def test_grid_keeps_colours():
     red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     assert viz.grid(red, 1).getpixel((3, 3)) == (255, 0, 0)
