@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from common.grade.checks import Exercise, call, close, expect, integer, load, uniform
+from common.grade.checks import Exercise, call, close, expect, integer, load, parts, uniform
 
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 
@@ -53,8 +53,7 @@ def levels(rng: torch.Generator, N: int) -> tuple[Tensor, Tensor]:
 
 
 def pair(got: object, what: str) -> tuple:
-    assert isinstance(got, tuple) and len(got) == 2, f"two values were expected here, {what}: is a `return` missing?"
-    return got
+    return parts(got, 2, what)
 
 
 # ------------------------------------------------------------------------------------------------------ the checks

@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-python -m pytest 04_latent_sd/exercises -x                    your exercises.py, up to the first failure
-EXERCISES=mine.py python -m pytest 04_latent_sd/exercises     another file
+python -m pytest 04_latent_sd/exercises -x --tb=line -q      your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 04_latent_sd/exercises          another file
 """
 
 import math
@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from common.grade.checks import call, expect, load
+from common.grade.checks import call, expect, load, parts
 
 LOG4 = math.log(4)
 
@@ -226,8 +226,7 @@ def test_3_far_from_zero(ex):
 
 
 def pair(got: object, what: str) -> tuple:
-    assert isinstance(got, tuple) and len(got) == 2, f"two values were expected here, {what}: is a `return` missing?"
-    return got
+    return parts(got, 2, what)
 
 
 def step_by_hand(z: float, eps: float, levels=((0.6, 0.8), (0.8, 0.6))) -> tuple[torch.Tensor, torch.Tensor]:

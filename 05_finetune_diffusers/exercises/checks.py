@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.grade.checks import Exercise, call, close, expect, integer, uniform
+from common.grade.checks import Exercise, call, close, expect, integer, parts, uniform
 
 # ---------------------------------------------------------------------------------------------- random material
 
@@ -25,8 +25,7 @@ def seeded(rng: torch.Generator, seed: int | None = None) -> torch.Generator:
 
 
 def pair(got: object, what: str) -> tuple:
-    assert isinstance(got, tuple) and len(got) == 2, f"two values were expected here, {what}: is a `return` missing?"
-    return got
+    return parts(got, 2, what)
 
 
 def unchanged(name: str, lent: list[Tensor], before: list[Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-python -m pytest 05_finetune_diffusers/exercises -x                    your exercises.py, up to the first failure
-EXERCISES=mine.py python -m pytest 05_finetune_diffusers/exercises     another file
+python -m pytest 05_finetune_diffusers/exercises -x --tb=line -q      your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 05_finetune_diffusers/exercises          another file
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.grade.checks import call, expect, load
+from common.grade.checks import call, expect, load, parts
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def pair(got: object, what: str) -> tuple:
-    assert isinstance(got, tuple) and len(got) == 2, f"two values were expected here, {what}: is a `return` missing?"
-    return got
+    return parts(got, 2, what)
 
 
 # -------------------------------------------------------------------------------------------------- 1. new_adapter

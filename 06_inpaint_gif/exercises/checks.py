@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from common.grade.checks import Exercise, call, close, expect, integer, uniform
+from common.grade.checks import Exercise, call, close, expect, integer, parts, uniform
 
 NAN = float("nan")
 
@@ -29,8 +29,7 @@ def picture(rng: torch.Generator, *shape: int) -> Tensor:
 
 
 def pair(got: object, what: str) -> tuple:
-    assert isinstance(got, tuple) and len(got) == 2, f"two values were expected here, {what}: is a `return` missing?"
-    return got
+    return parts(got, 2, what)
 
 
 def different(wrong: dict[str, Tensor], right: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Tests for you: each uses numbers that can be checked by hand. See README.md, "How to work".
 
-python -m pytest 06_inpaint_gif/exercises -x                    your exercises.py, up to the first failure
-EXERCISES=mine.py python -m pytest 06_inpaint_gif/exercises     another file
+python -m pytest 06_inpaint_gif/exercises -x --tb=line -q      your exercises.py, up to the first failure
+EXERCISES=mine.py python -m pytest 06_inpaint_gif/exercises          another file
 """
 
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.grade.checks import call, expect, load
+from common.grade.checks import call, expect, load, parts
 
 NAN = float("nan")
 
@@ -23,8 +23,7 @@ def ex():
 
 
 def pair(got: object, what: str) -> tuple:
-    assert isinstance(got, tuple) and len(got) == 2, f"two values were expected here, {what}: is a `return` missing?"
-    return got
+    return parts(got, 2, what)
 
 
 def maps(*values: float, h: int = 2, w: int = 3) -> torch.Tensor:

@@ -27,6 +27,11 @@ def chapter_folder(chapter: str, part: str) -> Path:
     raise UserError(f"there is no chapter '{chapter}' with {part}; choose one of {numbers}")
 
 
+def exercises_of(chapter: str) -> Path:
+    """The exercises folder of a chapter: '1', '01' or '01_ddpm_mnist'."""
+    return chapter_folder(chapter, "exercises") / "exercises"
+
+
 def open_chapter(name: str) -> Path:
     """Make the chapter's files importable by their names, and return the chapter's folder.
 

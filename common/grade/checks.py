@@ -7,19 +7,21 @@ went wrong, not only that something did.
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from common.grade.stubs import strip
 from common.grade.submission import UnreadableSubmission, place_of, read_code
 from common.random import generator
 
-ROUNDS = 3  # of each randomised check
+ROUNDS = 3  # of a randomised check
+NUMBERS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Exercise:
     name: str  # of the function to write
     points: int
     check: Callable[[ModuleType, torch.Generator], None]  # randomised; raises AssertionError
+    rounds: int = ROUNDS  # of the check; 1 for a goal that takes seconds and is the same each time
 
 
 class Chapter(NamedTuple):
@@ -35,6 +38,7 @@ class Chapter(NamedTuple):
     exercises: list[Exercise]
     solutions: ModuleType
     tests: ModuleType
+    stub: ModuleType  # what learners get: exercises.py before they touch it
 
     def public_tests(self, number: int) -> list[Callable[[ModuleType], None]]:
         """The learner's own tests of one exercise: the functions test_<number>_... of test_exercises.py."""
@@ -59,7 +63,10 @@ def load_chapter(folder: Path) -> Chapter:
     checks, solutions, tests = (
         load(folder / f"{name}.py", f"course_{name}") for name in ("checks", "solutions", "test_exercises")
     )
-    return Chapter(checks.EXERCISES, solutions, tests)
+    stub = ModuleType("course_stub")
+    stub.__file__ = str(folder / "exercises.py")
+    exec(strip((folder / "solutions.py").read_text(encoding="utf-8")), vars(stub))
+    return Chapter(checks.EXERCISES, solutions, tests, stub)
 
 
 # ------------------------------------------------------------------------------------------------ for use in checks
@@ -93,6 +100,18 @@ def expect(got: object, right: Tensor, hint: str, wrong: dict[str, Tensor] | Non
     raise AssertionError(f"{hint} (the largest difference is {(got - right).abs().max().item():.3g})")
 
 
+def parts(got: object, n: int, what: str) -> tuple:
+    """The n values that a function returned as a tuple or a list. what: their names, "x and v"."""
+    __tracebackhide__ = True
+    wanted = f"{NUMBERS.get(n, n)} values were expected here, {what}"
+    assert got is not None, f"{wanted}, not None: is a `return` missing?"
+    assert isinstance(got, Sequence) and not isinstance(got, str), (
+        f"{wanted}, not one {type(got).__name__}: return them with a comma between"
+    )
+    assert len(got) == n, f"{wanted}, not {NUMBERS.get(len(got), len(got))}"
+    return tuple(got)
+
+
 def close(a: Tensor, b: Tensor, atol: float = 1e-4) -> bool:
     """Equal but for rounding."""
     return a.shape == b.shape and torch.allclose(a, b.to(a.dtype), rtol=1e-3, atol=atol)
@@ -122,17 +141,34 @@ def verdict(chapter: Chapter, number: int, submission: ModuleType, seed: int) ->
     exercise = chapter.exercises[number - 1]
     if not callable(getattr(submission, exercise.name, None)):
         return f"the file has no function named {exercise.name}"
+    mine, file = getattr(submission, exercise.name), Path(str(submission.__file__))
     lend(chapter, submission, exercise.name)
     reset_torch()
     try:
+        if untouched(mine, getattr(chapter.stub, exercise.name), file):
+            return "not solved yet"
         for test in chapter.public_tests(number):
             test(submission)
         rng = generator(seed, number)
-        for _ in range(ROUNDS):
+        for _ in range(exercise.rounds):
             exercise.check(submission, rng)
     except BaseException as problem:  # also SystemExit and KeyboardInterrupt, which a submission may raise
-        return explain(problem, Path(str(submission.__file__)))
+        return explain(problem, file)
     return ""
+
+
+def untouched(mine: Callable, given: Callable, file: Path) -> bool:
+    """Whether a function of this file is still the stub. A given program's fault is then left for the learner to find."""
+    code = getattr(inspect.unwrap(mine), "__code__", None)
+    if code is None or not place_of(code.co_filename, 1, file):
+        return False
+    return instructions(code) == instructions(inspect.unwrap(given).__code__)
+
+
+def instructions(code: CodeType) -> tuple:
+    """What a function does, without regard to comments, layout and place in the file."""
+    constants = [instructions(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, constants
 
 
 def lend(chapter: Chapter, submission: ModuleType, name: str) -> None:

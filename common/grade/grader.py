@@ -9,14 +9,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, cast
 
 from common.errors import UserError
-from common.grade.chapter import COURSE, chapter_folder
+from common.grade.chapter import COURSE, exercises_of
+from common.grade.stubs import authors
 from common.io.files import write_json
 
 START = 300.0  # seconds that the worker may take to import torch, on the slowest disk
@@ -31,21 +32,16 @@ class Result:
     message: str  # what went wrong; empty if nothing did
 
 
-def exercises_of(chapter: str) -> Path:
-    """The exercises folder of a chapter: '1', '01' or '01_ddpm_mnist'."""
-    return chapter_folder(chapter, "exercises") / "exercises"
-
-
 class Worker:
-    """A process that checks exercises one after the other, from number `first` on.
+    """A process that checks exercises one after the other: those of these numbers, or all if there are none.
     Killed on leaving the `with` block.
     """
 
-    def __init__(self, folder: Path, submission: Path, seed: int, first: int) -> None:
+    def __init__(self, folder: Path, submission: Path, seed: int, numbers: Sequence[int]) -> None:
         self.token = secrets.token_hex(16)
         self.answers: queue.Queue[dict] = queue.Queue()
         places = {"folder": str(folder), "submission": str(submission)}
-        self.request = {"token": self.token, "seed": seed, "first": first} | places
+        self.request = {"token": self.token, "seed": seed, "numbers": list(numbers)} | places
 
     def __enter__(self) -> "Worker":
         # for files that the submission writes to the current folder
@@ -100,30 +96,36 @@ class Worker:
         self.scratch.cleanup()
 
 
-def grade(folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0) -> Iterator[Result]:
-    """Check every exercise, yielding each result as it is known.
+def grade(
+    folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0, only: Sequence[int] = ()
+) -> Iterator[Result]:
+    """Check every exercise, or only those of these numbers, yielding each result as it is known.
 
     One process checks them all, because importing torch takes seconds; where an exercise hangs or ends the process,
     a new one goes on with the next exercise.
     """
-    number, total = 1, None
-    while total is None or number <= total:
-        with Worker(folder, submission, seed, number) as worker:
+    left, listed = sorted(set(only)), False  # no numbers before the list is known: all
+    while left or not listed:
+        with Worker(folder, submission, seed, left) as worker:
             listing = worker.answer(START)
             if "exercises" not in listing:
                 raise UserError(f"the checks in {folder} cannot be run ({worker.why_silent(listing)})")
-            exercises = listing["exercises"]
-            total = len(exercises)
+            exercises, listed = listing["exercises"], True
+            left = left or list(range(1, len(exercises) + 1))
+            if left[-1] > len(exercises):
+                raise UserError(
+                    f"there is no exercise {left[-1]}; after --only give numbers from 1 to {len(exercises)}"
+                )
 
             load_problem = failure(worker.answer(seconds), "problem", seconds)
-            while number <= total:
+            while left:
+                number = left.pop(0)
                 message, reply = f"the file cannot be loaded: {load_problem}", {}
                 if not load_problem:
                     reply = worker.answer(seconds)
                     message = failure(reply, "message", seconds)
                 name, points = exercises[number - 1]
                 yield Result(number, name, 0 if message else points, points, message)
-                number += 1
                 if "late" in reply or "ended" in reply:
                     break
 
@@ -146,7 +148,9 @@ def submission_of(given: Path | None, folder: Path) -> Path:
     return path
 
 
-def print_grades(chapter: str, submission: Path | None, seed: int, seconds: float, json_file: Path | None) -> None:
+def print_grades(
+    chapter: str, submission: Path | None, seed: int, seconds: float, json_file: Path | None, only: Sequence[int] = ()
+) -> None:
     """Grade a submission, by default the chapter's exercises.py;
     print each result, and write all to json_file if given.
     """
@@ -155,15 +159,17 @@ def print_grades(chapter: str, submission: Path | None, seed: int, seconds: floa
     if json_file and json_file.resolve() == path.resolve():
         raise UserError("--json would overwrite the submission; choose another name for the result")
 
+    tiers = authors(folder).get("TIERS", {})
     print(f"{path}, seed {seed}")
     results = []
-    for result in grade(folder, path.resolve(), seed, seconds):
+    for result in grade(folder, path.resolve(), seed, seconds, only):
+        tier = f"tier {tiers[result.name]}  " if result.name in tiers else ""
         outcome = f"failed: {result.message}" if result.message else "passed"
-        print(f"{result.number:2} {result.name:18} {result.points}/{result.possible}  {outcome}", flush=True)
+        print(f"{result.number:2} {result.name:24} {tier}{result.points}/{result.possible}  {outcome}", flush=True)
         results.append(result)
     points, possible = sum(r.points for r in results), sum(r.possible for r in results)
-    print(f"{'total':21} {points}/{possible}")
+    print(f"{'total':{35 if tiers else 27}} {points}/{possible}")
     if json_file:
-        rows = [asdict(result) | {"passed": not result.message} for result in results]
+        rows = [asdict(r) | {"tier": tiers.get(r.name), "passed": not r.message} for r in results]
         summary = {"chapter": folder.parent.name, "submission": str(path), "seed": seed}
         write_json(json_file, summary | {"points": points, "possible": possible, "exercises": rows})

@@ -2,7 +2,8 @@
 
   python -m common.grade.strip_solutions 01
 
-In solutions.py, what stands between the lines `# --- solution` and `# --- end` of a function is the solution.
+In solutions.py, what stands between the lines `# --- solution` and `# --- end` of a function is the solution. What stands
+between `# --- given` and `# --- end`, each line after `#| `, is the faulty program that learners get in its place.
 """
 
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 each classic mistake costs its own exercise and no other.
 """
 
+import inspect
 import json
 import os
 import re
@@ -17,9 +18,10 @@ import torch
 import common.grade.grader as grader
 import common.grade.program as program
 from common.errors import UserError
-from common.grade.checks import expect, load, load_chapter, verdict
-from common.grade.grader import COURSE, exercises_of, grade
-from common.grade.stubs import strip
+from common.grade.chapter import COURSE, exercises_of
+from common.grade.checks import expect, load, load_chapter, parts, verdict
+from common.grade.grader import grade
+from common.grade.stubs import authors, strip
 
 NUMBERS = sorted(
     folder.parent.name[:2] for folder in COURSE.glob("[0-9][0-9]_*/exercises") if (folder / "checks.py").exists()
@@ -29,6 +31,12 @@ BANKS = {
     number: load(Path(__file__).parent / f"mistakes/chapter_{number}.py", f"mistakes_{number}") for number in NUMBERS
 }
 MISTAKES = [(n, *mistake) for n in NUMBERS for mistake in BANKS[n].MISTAKES]
+GIVEN = [  # programs with a fault, in which learners get code
+    (n, exercise.name)
+    for n in NUMBERS
+    for exercise in CHAPTERS[n].exercises
+    if "NotImplementedError" not in inspect.unwrap(getattr(CHAPTERS[n].stub, exercise.name)).__code__.co_names
+]
 OTHER_WAYS = [(n, *way) for n in NUMBERS for way in BANKS[n].OTHER_WAYS]
 
 
@@ -37,9 +45,14 @@ def name(case) -> str:
 
 
 def verdicts(number: str, instead: dict | None = None, seed: int = 0, file: str = "solutions.py") -> dict[str, str]:
-    """{exercise: message} for the solutions with other functions in their place."""
+    """{exercise: message} for the solutions with other functions in their place.
+
+    A goal, which takes seconds and is the same with every seed, is checked with seed 0, and where it is replaced.
+    """
     chapter, found = CHAPTERS[number], {}
     for k, exercise in enumerate(chapter.exercises, 1):
+        if exercise.rounds == 1 and (exercise.name not in instead if instead else seed):
+            continue
         submission = load(exercises_of(number) / file, "submission")
         for function_name, function in (instead or {}).items():
             setattr(submission, function_name, function)
@@ -59,6 +72,7 @@ def test_the_solutions_pass_whatever_the_seed(number):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_blank_stub_scores_nothing(number):
+    """Programs with a fault do not either, and nothing is said of the fault."""
     stub = load_text(strip(solutions_text(number)))
     messages = [verdict(CHAPTERS[number], k, stub(), 0) for k in range(1, len(CHAPTERS[number].exercises) + 1)]
     assert set(messages) == {"not solved yet"}
@@ -95,6 +109,34 @@ def test_another_right_way_scores_full_marks(case):
         assert not any(verdicts(number, {exercise: function}, seed).values()), verdicts(
             number, {exercise: function}, seed
         )
+
+
+@pytest.mark.parametrize("case", GIVEN, ids=map("-".join, GIVEN))
+def test_the_fault_of_a_given_program_is_found_when_a_learner_runs_it(case):
+    """By the public tests alone and by the hidden checks alone."""
+    number, exercise = case
+    chapter, given = CHAPTERS[number], getattr(CHAPTERS[number].stub, exercise)
+    k = [e.name for e in chapter.exercises].index(exercise) + 1
+    without_checks = chapter._replace(
+        exercises=[replace(e, check=lambda submission, rng: None) for e in chapter.exercises]
+    )
+    for part in (without_checks, chapter._replace(tests=ModuleType("no_tests"))):
+        submission = load(exercises_of(number) / "solutions.py", "submission")
+        setattr(submission, exercise, lambda *args, **kw: given(*args, **kw))
+        assert verdict(part, k, submission, 0) not in ("", "not solved yet")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_hints_and_tiers_are_complete(number):
+    written = authors(exercises_of(number))
+    if written:
+        names = [exercise.name for exercise in CHAPTERS[number].exercises]
+        assert list(written["HINTS"]) == list(written["TIERS"]) == names
+        assert all(len(steps) == 3 and all(step.strip() for step in steps) for steps in written["HINTS"].values())
+        assert set(written["TIERS"].values()) <= {1, 2, 3}
+        assert {name for chapter, name in GIVEN if chapter == number} <= {
+            n for n, t in written["TIERS"].items() if t == 2
+        }
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -310,7 +352,7 @@ def load_text(text: str):
     def fresh():
         module = ModuleType("submission")
         module.__file__ = "submission.py"
-        exec(text, module.__dict__)
+        exec(compile(text, module.__file__, "exec"), module.__dict__)
         return module
 
     return fresh
@@ -330,7 +372,40 @@ def test_the_stub_keeps_the_docstring_and_loses_the_body():
     assert strip(source) == stub
 
 
-@pytest.mark.parametrize("lines", ["# --- solution\n# --- solution\n# --- end", "# --- end", "# --- solution\n"])
+FAULTY = """
+def fix_double(x):
+    \"\"\"Exercise 2. Twice x.\"\"\"
+    # --- solution
+    return 2 * x
+    # --- given
+    #| if x:
+    #|     return 3 * x  # three times
+    #|
+    #| return x
+    # --- end
+"""
+
+
+def test_the_stub_of_a_program_with_a_fault_is_the_program():
+    stub = '\ndef fix_double(x):\n    """Exercise 2. Twice x."""\n    if x:\n        return 3 * x  # three times\n\n    return x\n'
+    assert strip(FAULTY) == stub
+    lines = "def f(x):\n    y = x\n    # --- solution\n    y += 1\n    # --- given\n    #| y -= 1\n    # --- end\n    return y\n"
+    assert strip(lines) == "def f(x):\n    y = x\n    y -= 1\n    return y\n"
+    assert strip(FAULTY + "\n\ndef g():\n    # --- solution\n    pass\n    # --- end\n").endswith('"exercise 2: g")\n')
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "# --- solution\n# --- solution\n# --- end",
+        "# --- end",
+        "# --- solution\n",
+        "# --- given\n# --- end",
+        "# --- solution\n# --- given\n#| x\n",
+        "# --- solution\n# --- given\n# --- given\n# --- end",
+        "# --- solution\n# --- given\nx = 1\n# --- end",
+    ],
+)
 def test_markers_must_alternate(lines):
     with pytest.raises(UserError, match="---"):
         strip(lines)
@@ -352,6 +427,120 @@ def test_answers_are_not_overwritten(tmp_path, monkeypatch):
     assert (tmp_path / "exercises.py").read_text() == answer
     program.main(program.Args("01", overwrite=True))
     assert (tmp_path / "exercises.py").read_text() == stub
+
+
+@pytest.fixture
+def doubling(tmp_path):
+    """A folder of exercises with two of them, the second of which is a program with a fault."""
+    folder = tmp_path / "09_doubling" / "exercises"
+    folder.mkdir(parents=True)
+    first = 'def double(x):\n    """Exercise 1. Twice x."""\n    # --- solution\n    return 2 * x\n    # --- end\n'
+    files = {
+        "solutions.py": first + FAULTY,
+        "exercises.py": strip(first + FAULTY),
+        "test_exercises.py": "def test_1_three(ex):\n    assert ex.double(3) == 6, 'twice 3 is 6'\n",
+        "checks.py": "from common.grade.checks import Exercise\n"
+        "def check(ex, rng):\n    assert ex.fix_double(5) == 10, 'you took x three times'\n"
+        "EXERCISES = [Exercise('double', 1, lambda ex, rng: None), Exercise('fix_double', 2, check)]\n",
+        "hints.py": "HINTS = {'double': ('How much?', 'Multiply.', '2 * x'), 'fix_double': ('Which line?', 'The if.', 'return 2 * x')}\n"
+        "TIERS = {'double': 1, 'fix_double': 2}\n",
+    }
+    for file, text in files.items():
+        (folder / file).write_text(text)
+    return folder
+
+
+def test_a_program_with_a_fault_is_not_solved_until_it_is_changed_and_right(doubling, tmp_path):
+    """The fault is named only when the learner has changed something, so that finding it is left to them."""
+    stub = (doubling / "exercises.py").read_text()
+    messages = {}
+    for what, old, new in (
+        ("the stub", "", ""),
+        ("another comment", "three times", "hm"),
+        ("a wrong repair", "if x", "if x > 0"),
+        ("the repair", "3 * x", "x + x"),
+    ):
+        file = tmp_path / "mine.py"
+        file.write_text(stub.replace(old, new))
+        messages[what] = [result.message for result in grade(doubling, file)][1]
+    assert messages == {
+        "the stub": "not solved yet",
+        "another comment": "not solved yet",
+        "a wrong repair": "you took x three times",
+        "the repair": "",
+    }
+
+
+def test_a_repaired_program_is_an_answer_that_is_not_overwritten(doubling, monkeypatch):
+    import common.grade.strip_solutions as program
+
+    monkeypatch.setattr("common.grade.stubs.exercises_of", lambda chapter: doubling)
+    program.main(program.Args("09"))  # an untouched stub may be made anew
+    (doubling / "exercises.py").write_text(strip(FAULTY).replace("3 * x", "2 * x"))
+    with pytest.raises(UserError, match="already answers fix_double;"):
+        program.main(program.Args("09"))
+
+
+def test_only_some_exercises_are_checked(doubling, tmp_path):
+    results = list(grade(doubling, doubling / "solutions.py", only=(2, 2)))
+    assert [(result.number, result.name, result.points) for result in results] == [(2, "fix_double", 2)]
+    with pytest.raises(UserError, match="no exercise 3; after --only give numbers from 1 to 2"):
+        list(grade(doubling, doubling / "solutions.py", only=(1, 3)))
+    slow = tmp_path / "slow.py"
+    slow.write_text("def double(x):\n    while True: pass\ndef fix_double(x):\n    return 2 * x\n")
+    results = list(grade(doubling, slow, seconds=3, only=(2, 1)))  # the process that hangs is replaced
+    assert [result.number for result in results] == [1, 2] and [result.points for result in results] == [0, 2]
+
+
+def test_the_report_shows_tiers_where_a_chapter_has_them(doubling, monkeypatch, capsys):
+    monkeypatch.setattr(grader, "exercises_of", lambda chapter: doubling)
+    program.main(program.Args("09", only=(2,), json=doubling / "out.json"))
+    _, line, total = capsys.readouterr().out.splitlines()
+    assert line.split() == ["2", "fix_double", "tier", "2", "0/2", "failed:", "not", "solved", "yet"]
+    assert total.index("0/2") == line.index("0/2")
+    assert json.loads((doubling / "out.json").read_text())["exercises"][0]["tier"] == 2
+
+
+def test_hints_come_in_three_steps(doubling, monkeypatch, capsys):
+    monkeypatch.setattr("common.grade.stubs.exercises_of", lambda chapter: doubling)
+    for step, text in ((1, "Which line?"), (2, "The if."), (3, "return 2 * x")):
+        program.main(program.Args("09", hint=2, step=step))
+        first, _, hint, *more = capsys.readouterr().out.splitlines()
+        assert first.startswith("Exercise 2, fix_double: a") and f"step {step} of 3" in first
+        assert hint == text
+        assert [line for line in more if line] == (
+            [f"For {('a hint', 'a line of code')[step - 1]}: python -m common.grade 09 --hint 2 --step {step + 1}"]
+            if step < 3
+            else []
+        )
+    with pytest.raises(UserError, match="09_doubling has no exercise 3; give a number from 1 to 2"):
+        program.main(program.Args("09", hint=3))
+    (doubling / "hints.py").write_text("HINTS = {}\n")
+    with pytest.raises(UserError, match="exercise 1, double, has no hint"):
+        program.main(program.Args("09", hint=1))
+    (doubling / "hints.py").unlink()
+    with pytest.raises(UserError, match="exercises of 09_doubling have no hints yet"):
+        program.main(program.Args("09", hint=1))
+
+
+@pytest.mark.parametrize(
+    ("got", "says"),
+    [
+        (None, "two values were expected here, x and v, not None: is a `return` missing?"),
+        (torch.ones(2), "two values were expected here, x and v, not one Tensor"),
+        (0.5, "not one float"),
+        ("xv", "not one str"),
+        ((1, 2, 3), "two values were expected here, x and v, not three"),
+        ([1], "not one"),
+    ],
+)
+def test_several_results_are_asked_for_by_what_is_wrong_with_them(got, says):
+    with pytest.raises(AssertionError, match=re.escape(says)):
+        parts(got, 2, "x and v")
+
+
+def test_several_results_may_be_a_tuple_or_a_list():
+    assert parts([1, 2], 2, "x and v") == parts((1, 2), 2, "x and v") == (1, 2)
 
 
 # --------------------------------------------------------------------------------------------------- the command
@@ -447,6 +636,10 @@ def test_the_same_seed_gives_the_same_checks(tmp_path):
         (["01", "--submission", "common"], "common is a folder"),
         (["1", "--seconds", "-1"], "--seconds must be above 0"),
         (["01", "--sed", "3"], "--sed"),
+        (["01", "--only", "2", "99"], "after --only give numbers from 1 to"),
+        (["01", "--only", "0"], "--only must be at least 1"),
+        (["01", "--step", "2"], "add the number of the exercise, for instance --hint 2"),
+        (["01", "--hint", "99"], "01_ddpm_mnist"),
     ],
 )
 def test_user_errors_are_one_sentence(args, sentence):
@@ -496,6 +689,7 @@ def test_the_learners_tests_run_under_pytest(tmp_path):
         "-m",
         "pytest",
         "-q",
+        "--tb=line",
         "-p",
         "no:cacheprovider",
         "-k",
