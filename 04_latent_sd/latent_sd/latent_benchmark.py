@@ -21,7 +21,7 @@ from common.cli import pick_device
 from common.data import Images
 from common.errors import UserError
 from common.io.files import write_json
-from common.models.diffusers_vae import load_vae, save_vae
+from common.models.model_folder import load_vae, save_vae
 from common.models.vae import AutoencoderKL, small_vae
 from common.training.latents import LatentDataset, check_fit
 from latent_sd.concat_dataset import load_all

@@ -20,7 +20,7 @@ from common.diffusion.losses import diffusion_loss
 from common.diffusion.sampler_spec import Sampler
 from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
-from common.models.diffusers_vae import load_vae, save_vae
+from common.models.model_folder import load_vae, save_vae
 from common.models.pipeline import TextToImagePipeline
 from common.models.text_to_image_folder import check_schedule, open_latent_pipeline, save_pipeline
 from common.models.unet_config import text_unet

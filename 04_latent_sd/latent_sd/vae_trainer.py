@@ -18,7 +18,7 @@ from common.io.files import write_folder
 from common.io.pixels import to_float
 from common.io.state_dict import count_parameters
 from common.io.tables import add_row, read_csv
-from common.models.diffusers_vae import load_vae, save_vae
+from common.models.model_folder import load_vae, save_vae
 from common.models.vae import AutoencoderKL, measure_scaling_factor, small_vae
 from common.random import EVALUATION, generator
 from common.training.latents import BATCH, encode

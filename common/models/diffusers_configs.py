@@ -1,4 +1,4 @@
-"""Translate between our UNetConfig and VAEConfig and the config.json of `diffusers`, and write model_index.json.
+"""Translate between our UNetConfig, DiTConfig and VAEConfig and the config.json of `diffusers`, and write model_index.json.
 
 Nothing is guessed: a setting that the course's network does not have is refused by name, so that weights are never
 loaded into another network.
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from common.diffusion.diffusers_scheduler import VERSION
 from common.io.config_values import Count, Layers, Setting, Share, known_settings, refuse, to_ours, to_theirs
 from common.io.ranges import Range
+from common.models.dit import DiTConfig
 from common.models.unet_config import UNetConfig
 from common.models.vae import VAEConfig
 
@@ -169,6 +170,53 @@ def unet_to_diffusers(cfg: UNetConfig) -> dict[str, Any]:
         own = {"mid_block_type": TEXT["mid_block_type"].default, "attention_head_dim": list(cfg.heads or ())}
         return config | to_theirs(cfg, TEXT) | own
     return config | to_theirs(cfg, PLAIN) | {"attn_norm_num_groups": cfg.groups}
+
+
+# ------------------------------------------------------------------------------------------- Diffusion Transformer
+
+DIT_FIXED = {
+    "activation_fn": ("gelu-approximate",), "attention_bias": (True,), "dropout": (0,), "norm_type": ("ada_norm_zero",),
+    "norm_elementwise_affine": (False,), "upcast_attention": (False, True),
+    "norm_num_groups": range(65_537),  # there is no GroupNorm in it
+    # in files of Transformer2DModel, the older class for the same network:
+    "cross_attention_dim": (None,), "double_self_attention": (False,), "num_vector_embeds": (None,),
+    "only_cross_attention": (False,), "use_linear_projection": (False,),
+}  # fmt: skip
+DIT = {
+    "sample_size": Setting(32, Count, "size"),
+    "in_channels": Setting(4, Count, "in_channels"),
+    "out_channels": Setting(None, Count | None),
+    "patch_size": Setting(2, Count, "patch"),
+    "num_layers": Setting(28, Layers, "depth"),
+    "num_attention_heads": Setting(16, Count, "heads"),
+    "attention_head_dim": Setting(72, Count),
+    "num_embeds_ada_norm": Setting(1000, Annotated[int, Range(0, 1_000_000)]),
+    "norm_eps": Setting(1e-5, Share, "eps"),
+}
+
+
+def dit_from_diffusers(config: dict[str, Any]) -> DiTConfig:
+    """The DiTConfig of a DiTTransformer2DModel's config.json. Raises UserError at a setting that it cannot express."""
+    if config.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
+        refuse("DiT", "_class_name", config.get("_class_name"))
+    c = known_settings(config, DIT, DIT_FIXED, "DiT")
+    return DiTConfig(
+        **to_ours(c, DIT),
+        out_channels=c["out_channels"] or c["in_channels"],
+        dim=c["num_attention_heads"] * c["attention_head_dim"],
+        classes=c["num_embeds_ada_norm"] or None,
+    )
+
+
+def dit_to_diffusers(cfg: DiTConfig) -> dict[str, Any]:
+    """The config.json that makes diffusers build the same network."""
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "_diffusers_version": VERSION,
+        "out_channels": cfg.out_channels,
+        "attention_head_dim": cfg.dim // cfg.heads,
+        "num_embeds_ada_norm": cfg.classes or 0,
+    } | to_theirs(cfg, DIT)
 
 
 # ---------------------------------------------------------------------------------------------------- autoencoder

@@ -2,6 +2,7 @@
 
 run/model/unet/config.json, run/model/scheduler/scheduler_config.json       a run of the course
 model/unet/config.json, model/scheduler/scheduler_config.json               what diffusers writes
+model/transformer/config.json, model/scheduler/scheduler_config.json        a Diffusion Transformer
 model/config.json, model/scheduler_config.json                              flat, as google/ddpm-cifar10-32
 model.safetensors                                                           a checkpoint of Stable Diffusion in one
                                                                             file
@@ -26,7 +27,7 @@ def find_root(path: Path, kind: str = "a diffusers model") -> Path:
     if not path.exists():
         raise UserError(f"there is no folder {path}; give a run folder, or the folder of {kind}")
     for folder in (path, path / "model"):
-        if (folder / "unet").is_dir():
+        if (folder / "unet").is_dir() or (folder / "transformer").is_dir():
             return folder
         if is_unet(folder):
             if (folder / "scheduler_config.json").exists():
@@ -39,7 +40,7 @@ def find_root(path: Path, kind: str = "a diffusers model") -> Path:
             )
     there = sorted(each.name for each in path.iterdir())
     raise UserError(
-        f"{path} holds no model: neither {path / 'unet'} nor {path / 'model' / 'unet'} is there, nor a config.json of a U-Net; "
+        f"{path} holds no model: neither {path / 'unet'} nor {path / 'model' / 'unet'} nor a folder `transformer` is there, nor a config.json of a U-Net; "
         f"it holds {', '.join(there[:8]) or 'nothing'}"
     )
 
@@ -49,8 +50,15 @@ def is_unet(folder: Path) -> bool:
     return (folder / "config.json").is_file() and read_json(folder / "config.json").get("_class_name") in UNETS
 
 
+def is_dit(root: Path) -> bool:
+    """Whether the network in a model's folder is a Diffusion Transformer."""
+    return (root / "transformer").is_dir() and not (root / "unet").is_dir()
+
+
 def unet_folder(root: Path) -> Path:
-    """The folder of the U-Net in a model's folder."""
+    """The folder of the U-Net in a model's folder. UserError where the model is a Diffusion Transformer."""
+    if is_dit(root):
+        raise UserError(f"the network in {root} is a Diffusion Transformer, where a U-Net was expected")
     return root / "unet" if (root / "unet").is_dir() else root
 
 

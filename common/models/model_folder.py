@@ -1,6 +1,8 @@
 """A model as a folder that `diffusers` opens unchanged.
 
 model/model_index.json, model/unet/{config.json, diffusion_pytorch_model.safetensors}, model/scheduler/...
+model/transformer/..., model/scheduler/...                a Diffusion Transformer (DiTTransformer2DModel)
+vae/{config.json, diffusion_pytorch_model.safetensors}    an autoencoder (AutoencoderKL)
 """
 
 from collections.abc import Sequence
@@ -16,39 +18,58 @@ from common.errors import UserError
 from common.io.files import read_json, write_json
 from common.io.state_dict import build_strictly, read_component, write_weights
 from common.io.weight_files import DIFFUSERS as WEIGHTS
-from common.models.diffusers_configs import unet_from_diffusers, unet_to_diffusers
-from common.models.find_model import find_root, scheduler_file, unet_folder
+from common.io.weight_files import look_for_weights
+from common.models.diffusers_configs import (
+    dit_from_diffusers,
+    dit_to_diffusers,
+    unet_from_diffusers,
+    unet_to_diffusers,
+    vae_from_diffusers,
+    vae_to_diffusers,
+)
+from common.models.dit import DiT
+from common.models.find_model import find_root, is_dit, scheduler_file, unet_folder
+from common.models.single_file import as_folder
 from common.models.unet import UNet
+from common.models.vae import AutoencoderKL
 
 
 class Model(NamedTuple):
     """A trained network and everything needed to sample from it."""
 
-    net: UNet
+    net: UNet | DiT
     schedule: Schedule
     prediction: str
     clip_x0: ClipMode
 
 
 def save_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
-    """Write a folder for DDPMPipeline.from_pretrained(folder). Each file is replaced whole or not at all."""
-    unet = unet_to_diffusers(model.net.cfg)
+    """Write a folder for DDPMPipeline.from_pretrained(folder). Each file is replaced whole or not at all.
+
+    For a DiT without an autoencoder diffusers has no pipeline: its parts are written, which diffusers opens one by one.
+    """
+    if isinstance(model.net, DiT):
+        part, config = "transformer", dit_to_diffusers(model.net.cfg)
+    else:
+        part, config = "unet", unet_to_diffusers(model.net.cfg)
     learned_variance = model.net.cfg.text_dim is None and model.net.cfg.out_channels == 2 * model.net.cfg.in_channels
     scheduler = scheduler_to_diffusers(model.schedule, model.prediction, model.clip_x0, learned_variance)
-    write_json(folder / "unet" / "config.json", unet)
-    write_weights(folder / "unet" / WEIGHTS, model.net.state_dict(), dtype)
+    write_json(folder / part / "config.json", config)
+    write_weights(folder / part / WEIGHTS, model.net.state_dict(), dtype)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     unconditional = model.net.cfg.classes is None and model.net.cfg.text_dim is None
-    if unconditional and model.prediction != "edm":  # DDPMPipeline knows no conditions and does not scale its input
-        parts = {"unet": ["diffusers", unet["_class_name"]], "scheduler": ["diffusers", scheduler["_class_name"]]}
+    if (
+        part == "unet" and unconditional and model.prediction != "edm"
+    ):  # DDPMPipeline knows no conditions and does not scale its input
+        parts = {"unet": ["diffusers", config["_class_name"]], "scheduler": ["diffusers", scheduler["_class_name"]]}
         write_json(folder / "model_index.json", {"_class_name": "DDPMPipeline", "_diffusers_version": VERSION} | parts)
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
-    """Open a model in any form that find_root knows; its U-Net is unconditional, class- or text-conditional."""
+    """Open a model in any form that find_root knows; its network is unconditional, class- or text-conditional."""
     root = find_root(Path(folder))
-    net = load_unet(unet_folder(root)).to(device)
-    return Model(net, *scheduler_from_diffusers(read_json(scheduler_file(root))))
+    net: UNet | DiT = load_dit(root / "transformer") if is_dit(root) else load_unet(unet_folder(root))
+    return Model(net.to(device), *scheduler_from_diffusers(read_json(scheduler_file(root))))
 
 
 def load_unet(folder: Path) -> UNet:
@@ -57,20 +78,53 @@ def load_unet(folder: Path) -> UNet:
     return build_strictly(lambda: UNet(cfg), *read_component(folder, WEIGHTS)).eval()
 
 
-def start_from(net: UNet, other: UNet, folder: Path) -> None:
-    """Copy the weights of a U-Net of the same build; the size of its images may differ."""
+def load_dit(folder: Path) -> DiT:
+    """The Diffusion Transformer of one folder (config.json and weights), in float32, every key checked."""
+    cfg = dit_from_diffusers(read_json(folder / "config.json"))
+    return build_strictly(lambda: DiT(cfg), *read_component(folder, WEIGHTS)).eval()
+
+
+def start_from(net: UNet | DiT, other: UNet | DiT, folder: Path) -> None:
+    """Copy the weights of a network of the same build; the size of its images may differ."""
     if unlike := same_build(net, other):
         raise UserError(
-            f"the U-Net in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings"
+            f"the network in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings"
         )
     net.load_state_dict(other.state_dict())
 
 
-def same_build(net: UNet, other: UNet, free: Sequence[str] = ("size",)) -> list[str]:
+def same_build(net: UNet | DiT, other: UNet | DiT, free: Sequence[str] = ("size",)) -> list[str]:
     """The settings in which two networks differ, without those of `free`."""
     mine, theirs = vars(net.cfg), vars(other.cfg)
     return [
-        f"{name} = {theirs[name]} against {mine[name]}"
+        f"{name} = {theirs.get(name)} against {mine[name]}"
         for name in mine
-        if name not in free and mine[name] != theirs[name]
+        if name not in free and mine[name] != theirs.get(name)
     ]
+
+
+# -------------------------------------------------------------------------------------------------- autoencoder
+
+
+def save_vae(folder: Path, vae: AutoencoderKL, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder for AutoencoderKL.from_pretrained(folder). Each file is replaced whole or not at all."""
+    write_json(folder / "config.json", vae_to_diffusers(vae.cfg))
+    write_weights(folder / WEIGHTS, vae.state_dict(), dtype)
+
+
+def load_vae(folder: Path, device: str | torch.device = "cpu") -> AutoencoderKL:
+    """Open an autoencoder's folder, a run or Stable Diffusion folder that has one in it, or a file;
+    float32, every key checked.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        folder = as_folder(folder, ("sd", "vae"))
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}; give a run folder, or a diffusers model folder")
+    root = next((f for f in (folder / "vae", folder / "model" / "vae") if f.is_dir()), folder)
+    if root == folder and not (root / "config.json").exists() and look_for_weights(root) is None:
+        raise UserError(
+            f"{folder} holds no autoencoder: neither {folder}/config.json nor {folder}/vae nor {folder}/model/vae is there"
+        )
+    cfg = vae_from_diffusers(read_json(root / "config.json"))
+    return build_strictly(lambda: AutoencoderKL(cfg), *read_component(root, WEIGHTS)).eval().to(device)

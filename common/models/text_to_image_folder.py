@@ -15,9 +15,8 @@ from common.errors import UserError
 from common.io.files import write_json
 from common.io.weight_files import DIFFUSERS, TRANSFORMERS, look_for_weights
 from common.models.diffusers_configs import model_index
-from common.models.diffusers_vae import load_vae, save_vae
 from common.models.find_model import find_root
-from common.models.model_folder import Model, load_model, save_model
+from common.models.model_folder import Model, load_model, load_vae, save_model, save_vae
 from common.models.pipeline import TextToImagePipeline
 from common.models.text.cached import CachedTextEncoder
 from common.models.text.encoders import CLIPTextEncoder, SmallText, TextEncoder, load_text, save_text
@@ -94,6 +93,8 @@ def open_pipeline(
     """
     root = find_root(Path(folder))
     unet, schedule, prediction, clip_x0 = load_model(root, device)
+    if not isinstance(unet, UNet):
+        raise UserError(f"the network in {folder} is a Diffusion Transformer, where a U-Net was expected")
     vae = load_vae(root / "vae", device) if (root / "vae").is_dir() else None
     if not unet.cfg.text_dim:
         text_encoder = None

@@ -21,7 +21,7 @@ from torch import nn
 
 from common.data import Images, load
 from common.errors import UserError
-from common.models.diffusers_vae import load_vae
+from common.models.model_folder import load_vae
 from common.models.vae import AutoencoderKL, Gaussian, small_vae
 from common.random import BatchRandom
 from common.training import latents

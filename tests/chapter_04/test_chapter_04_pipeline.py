@@ -38,7 +38,7 @@ from common.evaluate.prompt_accuracy import chance_accuracy, make_prompts, measu
 from common.io.pixels import to_float
 from common.models import pipeline as pipeline_module
 from common.models.diffusers_configs import unet_from_diffusers, vae_from_diffusers
-from common.models.diffusers_vae import load_vae, save_vae
+from common.models.model_folder import load_vae, save_vae
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.encoders import CLIPTextEncoder, save_text, small_text
 from common.models.text.transformer import TextTransformer, text_from_transformers

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.data import export_lmdb
 from common.errors import UserError
-from common.models.diffusers_vae import load_vae
+from common.models.model_folder import load_vae
 from common.models.pipeline import SamplingConfig
 from common.random import BatchRandom
 from common.training.latents import LatentDataset

@@ -7,8 +7,7 @@ import torch
 from common.diffusion.diffusers_scheduler import VERSION
 from common.diffusion.schedules import make_schedule
 from common.io.files import read_json, write_json
-from common.models.diffusers_vae import save_vae
-from common.models.model_folder import Model, save_model
+from common.models.model_folder import Model, save_model, save_vae
 from common.models.text.encoders import save_text, small_text
 from common.models.unet import UNet
 from common.models.unet_config import text_unet

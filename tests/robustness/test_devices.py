@@ -36,6 +36,7 @@ from common.diffusion.schedules import (
     make_schedule,
 )
 from common.errors import UserError
+from common.models.dit import DiT, DiTConfig
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.conditional import ConditionalUNet
 from common.models.text.encoders import small_text
@@ -217,6 +218,13 @@ def test_learned_variance(accelerator):
             net, TABLES["cosine"], prediction, images(4, 1, 8, 8), draw.rand(4), draw.randn((4, 1, 8, 8))
         )
         checked(each, net.conv_in.weight)
+
+
+def test_loss_of_a_diffusion_transformer(accelerator):
+    net, draw = on_accelerator(lambda: DiT(DiTConfig(size=8, dim=16, depth=1, classes=3))), FakeBatchRandom()
+    for label in ({}, {"label": torch.zeros(4, dtype=torch.long, device=DEVICE)}):
+        x0, eps = images(4, 1, 8, 8), draw.randn((4, 1, 8, 8))
+        checked(diffusion_loss(net, TABLES["cosine"], "v", x0, draw.rand(4), eps, **label), net.proj_out_2.weight)
 
 
 def test_loss_of_chapter_1(accelerator):

@@ -19,8 +19,7 @@ from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
 from common.io.files import read_json, write_json
 from common.io.state_dict import count_parameters
-from common.models.diffusers_vae import load_vae, save_vae
-from common.models.model_folder import Model, load_model, same_build, save_model
+from common.models.model_folder import Model, load_model, load_vae, same_build, save_model, save_vae
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.conditional import ConditionalUNet
 from common.models.unet import UNet, zero_init

@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from common.errors import UserError
-from common.models.diffusers_vae import load_vae
-from common.models.model_folder import load_model
+from common.models.model_folder import load_model, load_vae
 from common.models.pipeline import SamplingConfig
 from common.models.single_file import as_folder, kind_of
 from common.models.text.tokenizer import train_tokenizer

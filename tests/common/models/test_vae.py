@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.evaluate.digit_classifier import load_digit_classifier
 from common.io.state_dict import OLD_NAMES, new_names
 from common.models.diffusers_configs import vae_from_diffusers, vae_to_diffusers
-from common.models.diffusers_vae import load_vae, save_vae
+from common.models.model_folder import load_vae, save_vae
 from common.models.vae import AutoencoderKL, Gaussian, VAEConfig, measure_scaling_factor, small_vae
 from common.training.vae_loss import (
     LARGEST_WEIGHT,

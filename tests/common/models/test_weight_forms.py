@@ -15,8 +15,7 @@ from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.io.state_dict import OLD_NAMES, new_names, read_component
 from common.io.weight_files import choose, find_weights, look_for_weights, variant_in
-from common.models.diffusers_vae import load_vae
-from common.models.model_folder import Model, load_model, save_model
+from common.models.model_folder import Model, load_model, load_vae, save_model
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text import hub
 from common.models.text.encoders import load_text, small_text
