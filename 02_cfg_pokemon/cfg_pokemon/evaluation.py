@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from cfg_pokemon.evaluation_plots import SHOWN, plot_grid, plot_scales
 from cfg_pokemon.flags import PixelEvaluationFlags
@@ -34,6 +33,7 @@ from common.evaluate.prompt_accuracy import (
 )
 from common.io.files import write_atomically
 from common.io.pixels import to_bytes
+from common.io.progress import with_progress
 from common.io.tables import write_csv
 from common.models.pipeline import SamplingConfig, TextToImagePipeline, batches
 from common.models.text_to_image_folder import open_pixel_pipeline
@@ -138,7 +138,7 @@ def draw(pipeline: TextToImagePipeline, captions: list[str], config: SamplingCon
     Pixels that are not finite become grey.
     """
     drawn = []
-    with tqdm(total=len(captions), desc=title, unit="picture", leave=False, dynamic_ncols=True) as bar:
+    with with_progress(title, total=len(captions), unit="picture") as bar:
         for batch in batches(len(captions)):
             *_, last = pipeline.txt2img_steps(captions[batch], config, batch.start)
             drawn.append(to_bytes(last.x.nan_to_num(0.0).cpu()))

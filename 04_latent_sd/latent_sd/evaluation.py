@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common import viz
 from common.cli import pick_device, writable_folder
@@ -25,6 +24,7 @@ from common.evaluate.prompt_accuracy import (
     table_header,
 )
 from common.io.pixels import to_bytes, to_float
+from common.io.progress import with_progress
 from common.io.tables import write_csv
 from common.models.pipeline import SamplingConfig, TextToImagePipeline, batches
 from common.models.text_to_image_folder import open_latent_pipeline
@@ -137,7 +137,7 @@ def measure_text(
 def draw_all(pipeline: TextToImagePipeline, prompts: Prompts, config: SamplingConfig) -> Tensor:
     """One image of each prompt, with a progress bar: (N, 3, S, S) uint8"""
     drawn, title = [], f"w = {config.guidance_scale:g}, {prompts.split}"
-    with tqdm(total=len(prompts.captions), desc=title, unit="picture", leave=False, dynamic_ncols=True) as bar:
+    with with_progress(title, total=len(prompts.captions), unit="picture") as bar:
         for batch in batches(len(prompts.captions)):
             *_, last = pipeline.txt2img_steps(prompts.captions[batch], config, batch.start)
             drawn.append(to_bytes(pipeline.decode(last.x)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from common.cli import pick_device
 from common.data.sources.decoding import open_rgb
 from common.errors import UserError, enough_memory
+from common.io.progress import refresh_interval
 from common.viz import save_picture
 from finetune_diffusers.flags import GenerateFlags
 from finetune_diffusers.images import contact_sheet, generators, read_size, to_pil
@@ -86,7 +87,7 @@ def generate(args: GenerateFlags) -> None:
     pipe = open_pipeline(args.model, "image" if start else "text", device)
     if args.low_memory:
         save_memory(pipe, device)
-    pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=0.5)
+    pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=refresh_interval())
     for prompt in (*args.prompts, *([args.negative] if args.negative else [])):
         for note in prompt_notes(pipe, prompt):
             print(f"note: {note}", file=sys.stderr)

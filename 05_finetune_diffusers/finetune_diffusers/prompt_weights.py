@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.cli import pick_device
 from common.errors import UserError, enough_memory, explain
+from common.io.progress import refresh_interval
 from common.viz import save_picture
 from finetune_diffusers.generation import PipelineSettings, run_pipeline
 from finetune_diffusers.images import contact_sheet
@@ -173,7 +174,7 @@ def compare_weights(
     pipe = open_pipeline(model, "text", pick_device(device))
     check_pipeline(pipe, model)
     use_scheduler(pipe, settings.scheduler)
-    pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=0.5)
+    pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=refresh_interval())
     for note in prompt_notes(pipe, plain_text(fragments)):
         print(f"note: {note}", file=sys.stderr)
     kinds = sweep(pipe, prompt, word, weights) if word is not None else side_by_side(pipe, prompt, fragments)

@@ -14,7 +14,6 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from common.cli import pick_device
 from common.data import load
@@ -23,6 +22,7 @@ from common.data.sources.mask import Mask, read_mask
 from common.errors import UserError, enough_memory
 from common.io.files import write_atomically
 from common.io.pixels import to_float
+from common.io.progress import with_progress
 from common.io.tables import print_table, write_csv
 from common.viz import save_picture
 from finetune_diffusers.data.degradations import Degradation, check_mask_size, grow_to_blocks, keep_known
@@ -205,7 +205,7 @@ def study(
     """Repair with every setting, measure, and write tables and pictures."""
     results, scores = {}, {}
     pipe.set_progress_bar_config(disable=True)
-    for cell in tqdm(grid, "settings", mininterval=1, dynamic_ncols=True):
+    for cell in with_progress("settings", grid, unit="setting"):
         with enough_memory(device, "--n, or --size of your picture"):
             results[cell] = repair(pipe, work, cell, scheduler, degradation.seed)
         scores[cell] = measure(results[cell], work)

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.data.captions import LANGUAGES, Texts, check_language
 from common.data.dataset import Attributes, Images
@@ -18,6 +17,7 @@ from common.data.sheet import SheetArgs
 from common.errors import UserError
 from common.io.memory import need
 from common.io.pixels import to_float
+from common.io.progress import with_progress
 from common.viz import grid, save_picture
 
 LENGTH = {"train": 10_000, "test": 1_000, "heldout": 1_000}  # default number of pictures of each split
@@ -107,7 +107,7 @@ class DrawnDataset:
             "the number of pictures, or their size",
         )
         pixels, rows = np.empty((n, 3, size, size), np.uint8), np.empty((n, len(self.values)), np.int64)
-        for i in tqdm(range(n), f"drawing {self.name}", disable=n < 1000, leave=False):
+        for i in with_progress(f"drawing {self.name}", range(n), unit="picture"):
             attributes, pose = self.sample(seed, split, i)
             pixels[i], rows[i] = self.draw(attributes, size, pose), self.to_row(attributes)
         names, table = tuple(self.values), torch.from_numpy(rows)

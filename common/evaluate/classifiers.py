@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common.errors import UserError, explain
 from common.io.files import write_atomically
+from common.io.progress import with_progress
 from common.random import generator
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -86,7 +86,7 @@ def fit(
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=warmup)
     rng = generator(seed)
-    with tqdm(total=steps, dynamic_ncols=True) as bar:
+    with with_progress("training", total=steps, unit="step") as bar:
         for _ in range(epochs):
             order = torch.randperm(n, generator=rng)
             for indices in order[: n // batch_size * batch_size].split(batch_size):

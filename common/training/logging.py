@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import errno
-import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.errors import UserError, explain
+from common.io.progress import refresh_interval
 from common.io.tables import read_csv, write_csv
 from common.training.loop import State
 
@@ -75,7 +75,7 @@ class RunLog:
             total=total or 100,  # percent, where the budget is in minutes
             initial=first_step if total else 0,
             bar_format=None if total else "{l_bar}{bar}| {elapsed}{postfix}",
-            mininterval=0.5 if sys.stderr.isatty() else 10,  # a log file needs no animation
+            mininterval=refresh_interval(),
             dynamic_ncols=True,
             disable=quiet,
         )

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from tqdm import tqdm
 
 from common.data import Images, load
 from common.errors import UserError
 from common.io.pixels import to_float
+from common.io.progress import with_progress
 from finetune_diffusers.training.flags import CaptionedFlags
 
 BATCH = 16  # images, or captions, at a time
@@ -100,7 +100,7 @@ def encode_images(pipe: StableDiffusionPipeline, pixels: Tensor, quiet: bool = F
     """
     vae, means, stds = pipe.vae, [], []
     shift = getattr(vae.config, "shift_factor", None) or 0.0
-    for part in tqdm(pixels.split(BATCH), "encoding images", disable=quiet or len(pixels) < 200, leave=False):
+    for part in with_progress("encoding", pixels.split(BATCH), unit="batch", quiet=quiet):
         z = vae.encode(to_float(part).to(vae.device)).latent_dist
         means.append(((z.mean - shift) * vae.config.scaling_factor).cpu())
         stds.append((z.std * vae.config.scaling_factor).cpu())

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm import tqdm
 
 from common.cli import pick_device
 from common.data import load
@@ -24,6 +23,7 @@ from common.evaluate.creature_classifier import (
     read_attributes,
 )
 from common.io.pixels import to_float
+from common.io.progress import with_progress
 from common.io.tables import print_table, write_csv
 from common.viz import save_picture
 from finetune_diffusers.evaluation.metrics import Curve, csv_columns, format_mean, plot_curves, rms_distance, tone
@@ -69,7 +69,7 @@ def strength_study(
     pairs, classifier = make_pairs(n, split, native_size(pipe)), load_creature_classifier()
     cells = dict.fromkeys([(s, at_guidance) for s in strengths] + [(1.0, w) for w in scales])
     drawn, seen = {}, {}
-    for strength, guidance in tqdm(cells, "settings", mininterval=1, dynamic_ncols=True):
+    for strength, guidance in with_progress("settings", cells, unit="setting"):
         with enough_memory(device, "--n"):
             images = redraw(pipe, pairs, strength, replace(settings, guidance=guidance))
         drawn[strength, guidance], seen[strength, guidance] = images, measure(classifier, images, pairs)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
-from tqdm import tqdm
 
 from common.data import Images
 from common.data.dishes.dataset import dish, draw
@@ -21,6 +20,7 @@ from common.data.dishes.ingredients.relief import RED, Relief
 from common.data.dishes.tableware.tables import lay_table
 from common.data.dishes.tableware.vessels import lay_vessel
 from common.io.pixels import to_float
+from common.io.progress import with_progress
 
 SIDES = 2  # side of a scene, in sides of the picture
 DARKEST = 0.7  # lower bound of the vignette; inside the picture it is not reached
@@ -83,7 +83,7 @@ def drawn_views(split: str, n: int, size: int, windows: int = 1, seed: int = 0) 
     (n windows, 3, size, size) uint8
     """
     views = torch.empty(n, windows, 3, size, size, dtype=torch.uint8)
-    for i in tqdm(range(n), "drawing scenes", disable=n < 200, leave=False):
+    for i in with_progress("drawing scenes", range(n), unit="scene"):
         attributes, pose = dish(0, split, i)
         scene = torch.from_numpy(wide_scene(attributes, size, pose))
         for k in range(windows):

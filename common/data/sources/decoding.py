@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from common.data.sources.listing import Tally, formats
 from common.errors import UserError, explain, is_memory, listed
+from common.io.progress import with_progress
 
 BAD_SHARE = 0.1  # more unreadable images than this stop the run
 
@@ -119,7 +119,7 @@ def decode_all(
     pixels, grey = np.empty((len(paths), 3, size, size), np.uint8), True
     kept: list[int] = []
     bad: list[str] = []
-    for i, path in enumerate(tqdm(paths, "reading images", disable=len(paths) < 1000, leave=False)):
+    for i, path in enumerate(with_progress("reading images", paths, unit="image")):
         try:
             with opened(open_file(i) if open_file else path) as image:
                 image = flattened(image).convert("L") if channels == 1 else flattened(image)
