@@ -165,8 +165,10 @@ def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
 
 def plot_run(run: Path, path: Path) -> Path:
     """Loss, loss by noise level and learning rate of a run, in one picture."""
-    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm
     from matplotlib.figure import Figure  # without pyplot, which would choose a screen, or change a notebook's
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     m = read_metrics(run)
     figure = Figure(figsize=(12, 3.2), layout="constrained")
@@ -174,12 +176,15 @@ def plot_run(run: Path, path: Path) -> Path:
     left.plot(m["step"], m["loss"], color="0.85", linewidth=0.5)
     left.plot(m["step"], smooth(m["loss"]), color="C0")
     left.set(title="loss", xlabel="step", yscale="log")
-    colours = colormaps["viridis"](np.linspace(0, 0.9, 10))
+    colours = ScalarMappable(BoundaryNorm(np.linspace(0, 1, 11), 256), "viridis_r")
     for i in range(10):
-        label = {0: "nearly clean", 9: "nearly pure noise"}.get(i)
-        middle.plot(m["step"], smooth(m[f"loss_{i}"]), color=colours[i], label=label)
-    middle.set(title="loss by noise level (tenths)", xlabel="step", yscale="log")
-    middle.legend(frameon=False, fontsize=8)
+        middle.plot(m["step"], smooth(m[f"loss_{i}"]), color=colours.to_rgba(i / 10 + 0.05))
+    middle.set(title="loss by noise level", xlabel="step", yscale="log")
+    figure.colorbar(colours, ax=middle, label="noise level, 0 clean, 1 pure noise", ticks=[0, 0.5, 1])
+    for axis in (left, middle):
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     right.plot(m["step"], m["lr"], color="C1")
     right.set(title="learning rate", xlabel="step")
     for axis in (left, middle, right):

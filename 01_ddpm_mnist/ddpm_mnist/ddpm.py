@@ -1,7 +1,7 @@
 """DDPM written out by the paper (Ho, Jain & Abbeel 2020): everything there is to it, on one screen and a half.
 
-The paper's symbols: beta_t, alpha_t = 1 - beta_t, alpha_bar_t = alpha_1 alpha_2 ... alpha_t; t runs from 1 to T.
-(In `common`, alpha means sqrt(alpha_bar): the course's later chapters need curves more than they need steps.)
+The paper's symbols: beta_t, alpha_bar_t = (1 - beta_1) (1 - beta_2) ... (1 - beta_t); t runs from 1 to T.
+The paper also writes alpha_t for 1 - beta_t. This course does not, because other papers use alpha for other things.
 All arrays have T + 1 entries so that the paper's t is the index; entry 0 is the clean image, where alpha_bar = 1.
 """
 
@@ -19,14 +19,13 @@ class DDPM:
     def __init__(self, betas: Tensor):
         self.T = len(betas)
         self.beta = torch.cat([torch.zeros(1), betas.float()])  # (T + 1,)
-        self.alpha = 1 - self.beta
-        self.alpha_bar = self.alpha.cumprod(0)
+        self.alpha_bar = (1 - self.beta).cumprod(0)
 
     # ---- the forward process: turning images into noise -------------------------------------------------------------
 
     def forward_step(self, x: Tensor, t: int, eps: Tensor) -> Tensor:
         """One small step, q(x_t | x_{t-1}) (eq. 2): shrink the image a little, add a little noise."""
-        return self.alpha[t].sqrt() * x + self.beta[t].sqrt() * eps
+        return (1 - self.beta[t]).sqrt() * x + self.beta[t].sqrt() * eps
 
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """All t steps in one shot, q(x_t | x_0) (eq. 4). x0, eps: (B, C, H, W); t: (B,), from 1 to T."""
@@ -41,7 +40,7 @@ class DDPM:
         t = torch.randint(1, self.T + 1, (B,), generator=generator)  # 2. a time for each of them
         eps = torch.randn(x0.shape, generator=generator)  # 3. noise
         x_t = self.noise(x0, t, eps)  # 4. noise them in one shot
-        guess = model(x_t, t - 1)  # 5. let the network find the noise
+        guess = model(x_t, t - 1)  # 5. let the network predict the noise
         return (guess - eps).square().mean()  # 6. how wrong was it?
 
     # ---- algorithm 2: sampling --------------------------------------------------------------------------------------
@@ -59,9 +58,9 @@ class DDPM:
             yield x
 
     def posterior_mean(self, x: Tensor, eps: Tensor, t: int) -> Tensor:
-        """Where x_{t-1} should be, were eps the noise in x_t (eq. 11)."""
-        return (x - self.beta[t] / (1 - self.alpha_bar[t]).sqrt() * eps) / self.alpha[t].sqrt()
+        """Mean of x_{t-1} if eps is the noise in x_t (eq. 11)."""
+        return (x - self.beta[t] / (1 - self.alpha_bar[t]).sqrt() * eps) / (1 - self.beta[t]).sqrt()
 
     def posterior_variance(self, t: int) -> float:
-        """How uncertain x_{t-1} is even if one knew x_0 (eq. 7)."""
+        """Variance of x_{t-1} that remains if x_t and x_0 are both known (eq. 7)."""
         return float((1 - self.alpha_bar[t - 1]) / (1 - self.alpha_bar[t]) * self.beta[t])

@@ -125,10 +125,10 @@ def test_the_posterior_is_bayes(both):
     """Eq. 7: multiply the two Gaussians q(x_t | x_{t-1}) and q(x_{t-1} | x_0) and complete the square."""
     longhand, _ = both
     for t in (2, 50, 200):
-        alpha, beta, bar_before = (float(v) for v in (longhand.alpha[t], longhand.beta[t], longhand.alpha_bar[t - 1]))
-        precision = alpha / beta + 1 / (1 - bar_before)
+        beta, bar_before = float(longhand.beta[t]), float(longhand.alpha_bar[t - 1])
+        precision = (1 - beta) / beta + 1 / (1 - bar_before)
         assert longhand.posterior_variance(t) == pytest.approx(1 / precision, rel=1e-3)
         x0, eps = torch.tensor([[[[0.3]]]]), torch.tensor([[[[-0.7]]]])
         x = longhand.noise(x0, torch.tensor([t]), eps)
-        mean = (alpha**0.5 / beta * float(x) + bar_before**0.5 / (1 - bar_before) * float(x0)) / precision
+        mean = ((1 - beta) ** 0.5 / beta * float(x) + bar_before**0.5 / (1 - bar_before) * float(x0)) / precision
         assert float(longhand.posterior_mean(x, eps, t)) == pytest.approx(mean, rel=2e-3, abs=2e-3)
