@@ -1,7 +1,9 @@
 """Train and sample with every combination of settings, measure the samples, and compare.
 
   python 03_ddim_schedules/ablate.py --list                                   the named studies
-  python 03_ddim_schedules/ablate.py samplers --data-dir data                 8 samplers x 6 numbers of steps
+  python 03_ddim_schedules/ablate.py samplers                                 8 samplers x 6 numbers of steps
+  python 03_ddim_schedules/ablate.py dit                                      DiT against U-Net at equal training time
+  python 03_ddim_schedules/ablate.py flow                                     flow against diffusion at equal evaluations
   python 03_ddim_schedules/ablate.py losses                                   trains networks of the embedded digits
   python 03_ddim_schedules/ablate.py losses data=mnist n=500 --data-dir data  a named study with other settings
   python 03_ddim_schedules/ablate.py schedule=linear,cosine sampler=ddim:20,dpmpp_2m:20 seed=0,1,2
@@ -30,7 +32,7 @@ class Args:
     """Print only what would be done, and about how long it would take."""
     model: Path | None = None
     """Trained network, a run folder or any diffusers folder; by default networks are trained. data=... says what it
-    is compared with (MNIST)."""
+    is compared with (mnist-10k)."""
     measure: Literal["frechet", "kid", "brightness", "contrast", "sharpness", "saturation"] | None = None
     """Measure in the table and the plot; the CSV file holds all of them."""
     data_dir: Path = Path("data")
@@ -53,7 +55,7 @@ def main(args: Args) -> None:
     if args.list:
         ablation.print_studies()
         return
-    plan = ablation.read_plan(args.what, args.model, args.measure, args.data_dir)
+    plan = ablation.read_plan(args.what, args.model, args.measure)
     out = args.out or Path("runs/03_ddim_schedules") / plan.name
     ablation.run_study(plan, runner.Runner(args.lab, args.data_dir, args.device, args.precision), out, args.dry)
 

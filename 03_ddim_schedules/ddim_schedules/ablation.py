@@ -11,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from common.cli import writable_folder
-from common.data.sources.torchvision_datasets import find_mnist
 from common.diffusion.denoiser import CLIP_MODES
 from common.diffusion.diffusers_scheduler import check_pair
 from common.diffusion.losses import check_loss
@@ -21,15 +20,14 @@ from common.errors import UserError
 from common.evaluate.evaluator import MIN_SAMPLES, check
 from common.io.tables import align, write_csv
 from common.models.model_folder import load_model
-from common.models.unet_config import small_unet
 from ddim_schedules import plots
 from ddim_schedules.experiment import TYPES, Experiment, SamplingSettings, TrainingSettings, grid, read_axes
+from ddim_schedules.networks import new_network
 from ddim_schedules.runner import Runner
 from ddim_schedules.studies import STUDIES, NamedStudy
 
 CHAPTER = Path(__file__).parents[1]
 MNIST_MODEL = CHAPTER.parent / "01_ddpm_mnist" / "pretrained"
-DIGITS_MODEL = CHAPTER / "pretrained"  # smaller, trained on the embedded digits
 OPTIMIZERS = ("adamw", "sgd", "adamw-sgd")
 EVALUATION_SECONDS = 1.5  # time that the evaluator takes for one experiment
 
@@ -45,7 +43,7 @@ class Plan:
     experiments: list[Experiment]
 
 
-def read_plan(arguments: Sequence[str], model: Path | None, measure: str | None, data_dir: Path) -> Plan:
+def read_plan(arguments: Sequence[str], model: Path | None, measure: str | None) -> Plan:
     """The plan of a command line.
 
     arguments  a study's name, or what to vary as key=value,value, or both
@@ -64,23 +62,10 @@ def read_plan(arguments: Sequence[str], model: Path | None, measure: str | None,
     study = STUDIES.get(name, NamedStudy("", ""))
     axes = read_axes(study.vary.split()) | read_axes(settings)
     training = TrainingSettings()
-    if model:
-        training = TrainingSettings(model=str(model), data="mnist")
-    elif study.pretrained:
-        training = pretrained(data_dir)
+    if model or study.pretrained:
+        training = TrainingSettings(model=str(model or MNIST_MODEL), data="mnist-10k")
     experiments = grid(axes, Experiment(training, SamplingSettings()))
     return Plan(name, study.question, measure or study.measure, axes, experiments)
-
-
-def pretrained(data_dir: Path) -> TrainingSettings:
-    """Chapter 1's network if MNIST is there to compare with, else this chapter's network of the embedded digits."""
-    if find_mnist(data_dir, "MNIST", "test"):
-        return TrainingSettings(model=str(MNIST_MODEL), data="mnist")
-    print(
-        f"no MNIST in {data_dir} to compare with (--data-dir): "
-        "the network trained on the embedded digits is measured instead of chapter 1's"
-    )
-    return TrainingSettings(model=str(DIGITS_MODEL), data="digits")
 
 
 def run_study(plan: Plan, runner: Runner, out: Path, dry: bool = False) -> None:
@@ -121,7 +106,9 @@ def check_experiments(experiments: list[Experiment], runner: Runner) -> None:
         if training.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer={training.optimizer}: choose adamw, sgd or adamw-sgd")
         make_schedule(training.schedule).noise_levels(sampling.steps)
-        small_unet(training.size, runner.data(training.data).channels, training.widths, training.layers)
+        channels = runner.data(training.data).channels
+        with torch.device("meta"):  # the settings of the network are checked, and no memory is filled
+            new_network(training, channels)
     for data, n in {(experiment.training.data, experiment.sampling.n) for experiment in experiments}:
         check(torch.zeros(min(n, MIN_SAMPLES), 1, 8, 8), runner.data(data, "test"), runner.data(data))
 
@@ -132,7 +119,7 @@ def print_forecast(experiments: list[Experiment], runner: Runner) -> None:
     speeds: dict[tuple, float] = {}  # seconds per image; they depend on the network's shape alone
     seconds = EVALUATION_SECONDS * len(missing)
     for training in dict.fromkeys(experiment.training for experiment in missing):
-        shape = (training.model, training.data, training.size, training.channels, training.layers)
+        shape = (training.model, training.data, training.size, training.network, training.channels, training.layers)
         if shape not in speeds:
             speeds[shape] = runner.seconds_per_image(training)
         mine = [experiment for experiment in missing if experiment.training == training]
@@ -148,7 +135,7 @@ def report(plan: Plan, rows: list[dict[str, Any]], runner: Runner, out: Path) ->
     """Print the table of a study, and write its plot and its grid of samples."""
     measure, keys = plan.measure, plots.varied(plan.axes, plan.experiments)
     several = len(rows) > len({plots.label_of(row, keys) for row in rows})
-    print(f"\n{measure}, mean ± error ({'one standard deviation over seeds' if several else 'bootstrap'})")
+    print(f"\n{measure}, mean ± half a 95 % interval ({'over seeds' if several else 'by bootstrap over images'})")
     lines = plots.table(rows, keys, measure)
     print(align(lines, left=len(lines[0])))
     row = next((row for row in rows if not row["diverged"]), None)

@@ -7,6 +7,7 @@ experiments with equal settings are the same experiment, so each is computed onc
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,8 +25,9 @@ class TrainingSettings:
     model: str = ""  # a run folder or any diffusers folder
     data: str = "digits"
     size: int = 16  # pixels a side
+    network: str = "unet"  # or dit-PATCH-WIDTH-DEPTH, as in dit-4-128-6
     channels: str = "16-32"  # width of the U-Net at each resolution
-    layers: int = 1  # residual blocks at each resolution
+    layers: int = 1  # residual blocks of the U-Net at each resolution
     schedule: str = "cosine"
     prediction: str = "v"
     loss: str = "l2"  # l2, l1, huber
@@ -35,6 +37,8 @@ class TrainingSettings:
     lr: float = 2e-3  # in adamw-sgd, the learning rate of SGD
     batch_size: int = 32
     train_steps: int = 400
+    minutes: float = 0.0  # of training, in the place of train_steps; 0: train_steps count
+    stop: float = 1.0  # part of the training that is done; below 1 it ends while the learning rate is still high
     seed: int = 0
 
     @property
@@ -117,8 +121,12 @@ def read_value(key: str, text: str) -> Any:
         raise UserError(f"{key}={text}: {key} must be {kind}") from None
     if key == "channels" and not all(width.isdecimal() and 0 < int(width) <= 4096 for width in text.split("-")):
         raise UserError(f"channels={text}: write the width at each resolution, multiples of 8, as in channels=16-32")
-    # lr=0 is the control of a study: the weights stay as they are
-    if isinstance(value, (int, float)) and (key, value) != ("lr", 0):
+    if key == "network" and not re.fullmatch(r"unet|dit(-[1-9]\d{0,3}){3}", text):
+        raise UserError(f"network={text}: write unet, or the patch, width and depth of a DiT, as in dit-4-128-6")
+    if key == "stop" and not 0 < value <= 1:
+        raise UserError(f"stop={text}: the part of the training that is done must be above 0 and at most 1")
+    # lr=0 is the control of a study: the weights stay as they are; minutes=0 leaves the budget to train_steps
+    if isinstance(value, (int, float)) and (key, value) not in (("lr", 0), ("minutes", 0)):
         check_number("seed" if key == "noise_seed" else key, value)
     return value
 
@@ -134,6 +142,12 @@ def read_axes(arguments: Sequence[str]) -> dict[str, list[Any]]:
             )
         axes[key] = [read_value(key, value) for value in values.split(",")]
     return axes
+
+
+def read_schedule(text: str) -> dict[str, Any]:
+    """Training settings from a schedule, or from a schedule and its prediction as in flow:flow and cosine:v."""
+    schedule, _, prediction = text.partition(":")
+    return {"schedule": schedule} | ({"prediction": prediction} if prediction else {})
 
 
 def read_sampler(text: str) -> dict[str, Any]:
@@ -162,6 +176,7 @@ def grid(axes: dict[str, list[Any]], base: Experiment | None = None) -> list[Exp
 def with_settings(base: Experiment, settings: dict[str, Any]) -> Experiment:
     """The experiment with other settings. Those that its sampler does not use (eta, variance) are reset."""
     settings = settings | (read_sampler(settings["sampler"]) if "sampler" in settings else {})
+    settings |= read_schedule(settings["schedule"]) if "schedule" in settings else {}
     if base.training.model and "seed" in settings:  # nothing is trained, so the seed is that of the initial noise
         settings["noise_seed"] = settings.pop("seed")
     training = replace(base.training, **{key: value for key, value in settings.items() if key in TRAINING_KEYS})

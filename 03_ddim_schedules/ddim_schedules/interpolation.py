@@ -3,7 +3,7 @@
 A method makes three choices: how to get from the images to noisy images or noise, how to mix, and how to denoise.
 
     ddpm          noise both images to one level with independent noise, mix linearly, denoise with DDPM
-                  (Ho et al. 2020, section 4.3)
+                  (Ho et al. 2020, section 4.4)
     ddpm_shared   the same with one noise for both images
     ddpm_slerp    the same as ddpm, but the two noises are mixed spherically, so that the mixture keeps their norm
     ddim_lerp     invert both images to pure noise with DDIM, mix linearly, sample with DDIM

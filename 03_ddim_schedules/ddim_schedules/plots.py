@@ -1,4 +1,4 @@
-"""Tables and pictures of a study: curves or bars with their errors, and labelled grids of samples."""
+"""Tables and pictures of a study: curves or dots with 95 % intervals, and labelled grids of samples."""
 
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
@@ -8,33 +8,39 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from scipy.special import stdtrit
 from torch import Tensor
 
 from common import viz
 from ddim_schedules.experiment import Experiment
 
 SEEDS = ("seed", "noise_seed")
+NORMAL = 1.96  # standard deviations in half a 95 % interval
+X_AXES = ("steps", "minutes", "stop", "train_steps")  # numbers that are best drawn as an x axis
 Row = dict[str, Any]  # settings and measures of one experiment, as Runner.result returns them
 Value = TypeVar("Value", bound=Hashable)
 
 
 def varied(axes: dict[str, list], experiments: list[Experiment]) -> list[str]:
-    """The settings that differ between experiments, without seeds; `steps` is first, because it is the best x axis."""
+    """The settings that differ between experiments, without seeds; one of X_AXES is first, if there is one."""
     settings = [experiment.settings() for experiment in experiments]
     keys = [key for key in settings[0] if key not in SEEDS and len({each[key] for each in settings}) > 1]
-    keys.sort(key=lambda key: (key != "steps", list(axes).index(key) if key in axes else len(axes)))
+    keys.sort(key=lambda key: (key not in X_AXES, list(axes).index(key) if key in axes else len(axes)))
     return keys or [next((key for key in axes if key not in SEEDS), "sampler")]
 
 
 def summary(rows: list[Row], measure: str) -> tuple[float, float, int]:
-    """(mean, error, number of values). The error is the standard deviation over seeds, or the evaluator's error."""
+    """(mean, error, number of values). The error is half a 95 % interval: of the mean over seeds by Student's
+    distribution, or from the evaluator's bootstrap where there is one seed.
+    """
     rows = [row for row in rows if not row.get("diverged")]
     values = np.array([row[measure] for row in rows], dtype=float)
     if len(values) == 0:
         return float("nan"), float("nan"), 0
     if len(values) == 1:
-        return float(values[0]), float(rows[0].get(f"{measure}_sd") or 0.0), 1
-    return float(values.mean()), float(values.std(ddof=1)), len(values)
+        return float(values[0]), NORMAL * float(rows[0].get(f"{measure}_sd") or 0.0), 1
+    half = float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / len(values) ** 0.5
+    return float(values.mean()), half, len(values)
 
 
 def label_of(row: Row, keys: list[str]) -> str:
@@ -48,7 +54,9 @@ def label_of(row: Row, keys: list[str]) -> str:
             value = "yes" if value else "no"
         elif isinstance(value, float):
             value = f"{value:g}"
-        parts.append(str(value) if key in ("sampler", "schedule", "prediction", "optimizer") else f"{key}={value}")
+        parts.append(
+            str(value) if key in ("sampler", "schedule", "prediction", "optimizer", "network") else f"{key}={value}"
+        )
     return " ".join(parts) or "all"
 
 
@@ -90,19 +98,29 @@ def table(rows: list[Row], keys: list[str], measure: str) -> list[list[str]]:
 
 
 def plot(rows: list[Row], keys: list[str], measure: str, path: Path) -> Path:
-    """Curves over a number or bars over names, with error bars and a line for real images."""
+    """Curves over a number or dots over names, with 95 % intervals and a line for real images.
+
+    Steps are drawn as network evaluations, because some samplers evaluate the network twice in a step.
+    """
     x, *rest = keys
     values, labels = ordered(row[x] for row in rows), unique(label_of(row, rest) for row in rows)
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
     curves = {}
     for label in labels:
-        summaries = [summary(matching(rows, x, value, rest, label), measure)[:2] for value in values]
-        curves[label] = np.array(summaries)  # (values, 2): mean and error, NaN where there is no row
+        points = []
+        for i, value in enumerate(values):
+            found = matching(rows, x, value, rest, label)
+            place = value if numbers else i
+            if x == "steps" and found:
+                place = found[0]["evaluations"]
+            points.append((place, *summary(found, measure)[:2]))
+        curves[label] = np.array(points, dtype=float)  # (values, 3): place, mean, error; NaN where there is no row
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axis = figure.subplots()
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        draw_curves(axis, values, curves)
+    if numbers:
+        draw_curves(axis, curves)
     else:
-        draw_bars(axis, [label_of({x: value}, [x]) for value in values], curves)
+        draw_dots(axis, [label_of({x: value}, [x]) for value in values], curves)
     real = np.array([row[f"{measure}_real"] for row in rows if row.get(f"{measure}_real") is not None], dtype=float)
     if len(real):
         axis.axhline(real.mean(), color="0.4", linewidth=1, linestyle="--", label="real images")
@@ -114,30 +132,39 @@ def plot(rows: list[Row], keys: list[str], measure: str, path: Path) -> Path:
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     seeds = len(unique(tuple(row[key] for key in SEEDS) for row in rows))
     averaged = any(summary([row for row in rows if row[x] == value], measure)[2] > 1 for value in values)
-    error = f"one standard deviation over {seeds} seeds" if seeds > 1 and averaged else "bootstrap"
-    axis.set_title(f"{rows[0]['n']} images a point; error bars: {error}", fontsize=9)
-    axis.set(xlabel=x, ylabel="Fréchet distance" if measure == "frechet" else measure)
+    error = f"over {seeds} seeds" if seeds > 1 and averaged else "by bootstrap over images"
+    axis.set_title(f"{rows[0]['n']} images a point; bars: 95 % intervals {error}", fontsize=9)
+    axis.set(
+        xlabel="network evaluations" if x == "steps" else x.replace("_", " "),
+        ylabel="Fréchet distance" if measure == "frechet" else measure,
+    )
     axis.spines[["top", "right"]].set_visible(False)
     return viz.save_figure(figure, path)
 
 
-def draw_curves(axis: Axes, values: list[float], curves: dict[str, np.ndarray]) -> None:
-    """One curve with error bars for each label, over a logarithmic x axis."""
+def draw_curves(axis: Axes, curves: dict[str, np.ndarray]) -> None:
+    """One curve with error bars for each label, over a logarithmic x axis. curves: (P, 3) place, mean, error"""
     for k, (label, points) in enumerate(curves.items()):
         shift = 1 + 0.012 * (k - len(curves) / 2)  # so that error bars do not hide each other
-        marker = {"marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.2}
-        axis.errorbar(np.array(values) * shift, points[:, 0], points[:, 1], label=label, **marker)
-    axis.set(xscale="log", xticks=values, xticklabels=[f"{value:g}" for value in values])
+        style = {"marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.2}
+        axis.errorbar(points[:, 0] * shift, points[:, 1], points[:, 2], label=label, **style)
+    places = sorted({place for points in curves.values() for place in points[:, 0]})
+    apart = [
+        a for a, b in zip(places, [*places[1:], float("inf")], strict=True) if b > 1.15 * a
+    ]  # labels do not touch
+    axis.set(xscale="log", xticks=apart, xticklabels=[f"{place:g}" for place in apart])
     axis.minorticks_off()
 
 
-def draw_bars(axis: Axes, names: list[str], curves: dict[str, np.ndarray]) -> None:
-    """Bars with error bars, grouped by name; a group has one bar for each label."""
-    width = 0.8 / len(curves)
+def draw_dots(axis: Axes, names: list[str], curves: dict[str, np.ndarray]) -> None:
+    """Dots with error bars, grouped by name; a group has one dot for each label.
+
+    (The length of a bar would mean nothing on a logarithmic axis.)
+    """
     for k, (label, points) in enumerate(curves.items()):
-        offset = (k - (len(curves) - 1) / 2) * width
-        axis.bar(np.arange(len(names)) + offset, points[:, 0], 0.92 * width, yerr=points[:, 1], capsize=3, label=label)
-    axis.set(xticks=range(len(names)), xticklabels=names)
+        offset = (k - (len(curves) - 1) / 2) * 0.5 / len(curves)
+        axis.errorbar(points[:, 0] + offset, points[:, 1], points[:, 2], fmt="o", capsize=3, label=label)
+    axis.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.5))
 
 
 def sample_grid(

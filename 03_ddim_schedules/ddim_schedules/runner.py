@@ -27,15 +27,15 @@ from common.errors import UserError
 from common.evaluate.evaluator import Evaluator, check
 from common.io.files import read_json, write_atomically, write_json
 from common.io.pixels import to_bytes, to_float
+from common.models.dit import DiT
 from common.models.model_folder import Model, load_model, save_model
-from common.models.unet import UNet, zero_init
-from common.models.unet_config import small_unet
+from common.models.unet import UNet
 from common.random import BatchRandom
 from common.training.logging import logged
 from common.training.loop import Loss, LossTerms, TrainConfig, train
 from common.training.optimization import Diverged
 from ddim_schedules.experiment import Experiment, TrainingSettings, short_hash, training_key
-from ddim_schedules.sampling import sample_batch
+from ddim_schedules.networks import new_network, sample_batch
 
 SAMPLE_BATCH = 64  # images sampled at a time
 CACHED_IMAGES = 16  # images kept for each experiment
@@ -100,17 +100,20 @@ class Runner:
         write_json(run_dir / "config.json", asdict(training))
         data = self.data(training.data).resized(training.size)
         net = self.initial_network(training, data, on_progress)
-        cfg = TrainConfig(run_dir, training.train_steps, batch_size=training.batch_size, seed=training.seed)
+        steps, minutes = (None, training.minutes) if training.minutes else (training.train_steps, None)
+        cfg = TrainConfig(run_dir, steps, minutes, batch_size=training.batch_size, seed=training.seed)
         cfg = replace(cfg, optimizer=training.optimizer.removeprefix("adamw-"), lr=training.lr)
         states = train(net, data, make_loss(training, schedule), cfg, self.accelerator, resume=True)
         diverged = ""
         try:
-            for state in logged(states, run_dir, training.train_steps, quiet=True):  # noqa: B007 - the last one is needed below
+            for state in logged(states, run_dir, steps, quiet=True):
                 on_progress(3 * training.batch_size)
+                if state.progress >= training.stop:
+                    break
         except Diverged as problem:
             diverged = str(problem)
         # Ctrl-C: the checkpoint is written, and the next study resumes from it
-        if not diverged and state.progress < 1:
+        if not diverged and state.progress < training.stop:
             raise KeyboardInterrupt
         if not diverged:
             save_model(run_dir / "ema", Model(state.ema, schedule, training.prediction, True))
@@ -119,10 +122,10 @@ class Runner:
         for checkpoint in (run_dir / "checkpoints").glob("*.pt"):
             checkpoint.unlink()
 
-    def initial_network(self, training: TrainingSettings, data: Images, on_progress: OnProgress) -> UNet:
+    def initial_network(self, training: TrainingSettings, data: Images, on_progress: OnProgress) -> UNet | DiT:
         """A network with the weights that the training starts from: new ones, or for adamw-sgd those of AdamW."""
         torch.manual_seed(training.seed)
-        net = zero_init(new_unet(training, data.channels))
+        net = new_network(training, data.channels)
         if training.optimizer == "adamw-sgd":
             first = replace(training, optimizer="adamw", lr=TrainingSettings.lr)
             net.load_state_dict(self.trained_model(first, ema=False, on_progress=on_progress).net.state_dict())
@@ -204,8 +207,15 @@ class Runner:
         """Images that must still go through the network; in a training step each image counts as three."""
         missing = [experiment for experiment in experiments if self.cached_measures(experiment) is None]
         trainings = self.missing_trainings(experiments)
-        training = sum(3 * t.batch_size * t.train_steps * (2 if t.optimizer == "adamw-sgd" else 1) for t in trainings)
-        return training + sum(experiment.sampling.n * experiment.sampling.evaluations for experiment in missing)
+        work = sum(self.training_work(training) for training in trainings)
+        return work + sum(experiment.sampling.n * experiment.sampling.evaluations for experiment in missing)
+
+    def training_work(self, training: TrainingSettings) -> float:
+        """Images that a training sends through the network, each counted three times; about, for a budget in minutes."""
+        if training.minutes:
+            return training.stop * 60 * training.minutes / self.seconds_per_image(training)
+        times = 2 if training.optimizer == "adamw-sgd" else 1
+        return times * training.stop * 3 * training.batch_size * training.train_steps
 
     def missing_trainings(self, experiments: list[Experiment]) -> list[TrainingSettings]:
         """The networks that must still be trained."""
@@ -217,7 +227,7 @@ class Runner:
         if training.model:
             net = load_model(Path(training.model), self.accelerator.device).net
         else:
-            net = new_unet(training, self.data(training.data).channels).to(self.accelerator.device).eval()
+            net = new_network(training, self.data(training.data).channels).to(self.accelerator.device).eval()
         device, cfg, seconds = self.accelerator.device, net.cfg, []
         label = {"label": torch.zeros(SAMPLE_BATCH, dtype=torch.long, device=device)} if cfg.classes else {}
         x = torch.randn(SAMPLE_BATCH, cfg.in_channels, cfg.size, cfg.size, device=device)
@@ -227,12 +237,6 @@ class Runner:
                 net(x, torch.zeros(SAMPLE_BATCH, device=device), **label).sum().item()
                 seconds.append(time.perf_counter() - start)
         return min(seconds[1:]) / SAMPLE_BATCH  # the first is slower: memory is allocated
-
-
-def new_unet(training: TrainingSettings, channels: int) -> UNet:
-    """An untrained network for images of `channels` channels."""
-    out = 2 * channels if training.learned_variance else None
-    return UNet(small_unet(training.size, channels, training.widths, training.layers, out=out))
 
 
 def make_loss(training: TrainingSettings, schedule: Schedule) -> Loss:

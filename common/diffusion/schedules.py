@@ -106,7 +106,7 @@ def cosine_betas(T: int = T_DEFAULT, offset: float = 0.008) -> Tensor:
 
 
 def sigmoid_betas(T: int = T_DEFAULT, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:
-    """Jabri et al. 2022, algorithm 1: alpha_bar is a sigmoid. (T,)"""
+    """Jabri et al. 2022, figure 8: alpha_bar is a sigmoid. (T,)"""
     return _betas(lambda t: torch.tensor(end / tau).sigmoid() - ((t * (end - start) + start) / tau).sigmoid(), T)
 
 

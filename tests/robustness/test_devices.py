@@ -447,7 +447,7 @@ def test_guidance(accelerator, options):
 def test_chapter_3s_own_solvers_and_interpolations(accelerator):
     from ddim_schedules import solvers
     from ddim_schedules.interpolation import METHODS, interpolate
-    from ddim_schedules.sampling import ddpm_naive
+    from ddim_schedules.networks import ddpm_naive
 
     net, schedule, tau, x = tiny_net(), TABLES["cosine"], [900, 500, 100, 0], images(2, 1, 8, 8)
     alpha_bar = schedule.alpha_bar.tolist()  # numbers, since a fake tensor has none

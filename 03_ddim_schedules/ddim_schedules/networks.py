@@ -1,4 +1,6 @@
-"""Sampling with the settings of an experiment: the samplers of common, and this chapter's ddpm_naive."""
+"""The networks of a study, U-Net or DiT: made from the settings of a training, and sampled from with the samplers of
+common or with this chapter's ddpm_naive.
+"""
 
 from collections.abc import Iterator
 
@@ -10,10 +12,23 @@ from common.diffusion.sampler_spec import Sampler
 from common.diffusion.samplers import Step, initial_noise
 from common.diffusion.schedules import DiscreteSchedule, Schedule
 from common.errors import UserError
+from common.models.dit import DiT, DiTConfig
 from common.models.model_folder import Model
+from common.models.unet import UNet, zero_init
+from common.models.unet_config import small_unet
 from common.random import Noise
 from ddim_schedules import solvers
-from ddim_schedules.experiment import SamplingSettings
+from ddim_schedules.experiment import SamplingSettings, TrainingSettings
+
+
+def new_network(training: TrainingSettings, channels: int) -> UNet | DiT:
+    """An untrained network for images of `channels` channels. UserError where its settings do not fit the images."""
+    out = 2 * channels if training.learned_variance else channels
+    if training.network == "unet":
+        return zero_init(UNet(small_unet(training.size, channels, training.widths, training.layers, out=out)))
+    patch, width, depth = (int(number) for number in training.network.split("-")[1:])
+    heads = max(1, width // 32)
+    return DiT(DiTConfig(training.size, channels, out, patch=patch, dim=width, depth=depth, heads=heads))
 
 
 def sample_batch(
