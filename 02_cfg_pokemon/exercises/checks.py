@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.grade.checks import Exercise, call, expect, integer, load, uniform
 
+public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 
 
@@ -46,7 +47,7 @@ def check_caption_dropout(ex, rng):
         got = call(ex.caption_dropout, text, empty, u, p)
         if isinstance(got, Tensor):
             assert len(got) == B, (
-                f"of {B} captions you return {len(got)}: the images stay in the batch, and only their words are dropped"
+                f"of {B} captions you return {len(got)}: the images stay in the batch, and only their captions are dropped"
             )
         drop = (u < p)[:, None, None]
         wrong = {
@@ -71,105 +72,6 @@ def check_caption_dropout(ex, rng):
         )
 
 
-def attend(x: Tensor, text: Tensor, weights: list[Tensor], heads: int, scale: float, dim: int = -1) -> Tensor:
-    q, k, v = (
-        (y @ W.T).unflatten(-1, (heads, -1)).transpose(1, 2) for y, W in zip((x, text, text), weights, strict=True)
-    )
-    return ((q @ k.transpose(-1, -2) / scale).softmax(dim) @ v).transpose(1, 2).flatten(2)
-
-
-def check_cross_attention(ex, rng):
-    heads, d = integer(rng, 2, 3), integer(rng, 3, 4)
-    B, C, D, N, M = integer(rng, 2, 3), heads * d, integer(rng, 5, 7), 2 * integer(rng, 4, 5), integer(rng, 3, 5)
-    x, text = normal(rng, B, N, C), normal(rng, B, M, D)
-    weights = [normal(rng, C, C), normal(rng, C, D), normal(rng, C, D)]
-    q, k, v = x @ weights[0].T, text @ weights[1].T, text @ weights[2].T
-
-    def by_bare_view() -> Tensor:
-        a, b, c = (y.reshape(B, heads, -1, d) for y in (q, k, v))
-        return ((a @ b.mT / d**0.5).softmax(-1) @ c).reshape(B, N, C)
-
-    def alternating() -> Tensor:
-        a, b, c = (y.unflatten(-1, (d, heads)).movedim(-1, 1) for y in (q, k, v))
-        return ((a @ b.mT / d**0.5).softmax(-1) @ c).movedim(1, -1).flatten(2)
-
-    goal = attend(x, text, weights, heads, d**0.5)
-    wrong = {
-        "the division by sqrt(d) is missing": attend(x, text, weights, heads, 1),
-        "you divided by sqrt(C); a head is d = C / heads numbers wide": attend(x, text, weights, heads, C**0.5),
-        "divide by sqrt(d), not by d": attend(x, text, weights, heads, d),
-        "the softmax runs over the pixels; it is over the words, so that the attention of each pixel sums to 1": attend(
-            x, text, weights, heads, d**0.5, dim=-2
-        ),
-        "the softmax runs over the heads; it is over the words": attend(x, text, weights, heads, d**0.5, dim=1),
-        "this is one head, as wide as all together": attend(x, text, weights, 1, C**0.5),
-        "this is one head, as wide as all together, though divided by the right sqrt(d)": attend(
-            x, text, weights, 1, d**0.5
-        ),
-        "K and V are swapped: words are found by K, and V is what they say": attend(
-            x, text, [weights[0], weights[2], weights[1]], heads, d**0.5
-        ),
-        "W_q is kept as (out, in): Q = x W_q^T": attend(x, text, [weights[0].T, *weights[1:]], heads, d**0.5),
-        "a bare view mixes the pixels up: split the last axis, (B, N, heads, d), then move the axis of heads forward": by_bare_view(),
-        "the heads have every other column; head 0 should have columns 0 ... d-1": alternating(),
-        "before the heads are put side by side, their axis must be moved back behind the pixels": (
-            goal.unflatten(-1, (heads, d)).transpose(1, 2).reshape(B, N, C)
-        ),
-    }
-    expect(
-        call(ex.cross_attention, x, text, *weights, heads),
-        goal,
-        "this is not softmax(Q K^T / sqrt(d)) V, head by head",
-        wrong,
-    )
-
-
-class Network:
-    """Some function of image, time and caption. Remembers what it was asked."""
-
-    def __init__(self, rng: torch.Generator):
-        self.a, self.x, self.t, self.text = uniform(rng, 0.5, 1.5), [], [], []
-
-    def look(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return torch.cos(self.a * x + per_image(t)) + per_image(text.mean((1, 2))) * x
-
-    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        assert isinstance(t, Tensor) and t.shape == (len(x),), f"{len(x)} images need {len(x)} times t, as a tensor"
-        assert len(text) == len(x), f"the network was given {len(x)} images and {len(text)} captions"
-        self.x.append(x.clone())
-        self.t.append(t.clone())
-        self.text.append(text.clone())
-        return self.look(x, t, text)
-
-
-def check_guided(ex, rng):
-    shape, w = image_shape(rng), uniform(rng, 2, 6)
-    x, t, context, net = (
-        normal(rng, *shape),
-        torch.randperm(1000, generator=rng)[: shape[0]],
-        normal(rng, 2 * shape[0], 3, 5),
-        Network(rng),
-    )
-    got = call(ex.guided, net, x, t, context, w)
-    assert len(net.x) == 1, f"the network should be asked once, with both halves as one batch, not {len(net.x)} times"
-    wrong = {"the images came as 0 0 1 1; they should come as 0 1 0 1, as the captions do": x.repeat_interleave(2, 0)}
-    expect(net.x[0], torch.cat([x, x]), "the network should see all images, and then all of them again", wrong)
-    expect(net.text[0], context, "the network should be given context as it is")
-    assert torch.equal(net.t[0], torch.cat([t, t])), (
-        f"t should be doubled as the images are: {t.tolist() * 2}, not {net.t[0].tolist()}"
-    )
-
-    uncond, cond = net.look(x, t, context[: len(x)]), net.look(x, t, context[len(x) :])
-    wrong = {
-        "the sign is wrong: guidance leads away from the caption": uncond - w * (cond - uncond),
-        "this is Ho & Salimans' w, (1 + w) cond - w uncond, which guides by one more": (1 + w) * cond - w * uncond,
-        "the halves are swapped: the first B answers are uncond": cond + w * (uncond - cond),
-        "the difference is all that is left: add uncond": w * (cond - uncond),
-        "this is the conditional answer, with no guidance": cond,
-    }
-    expect(got, uncond + w * (cond - uncond), "the answer should be uncond + w (cond - uncond)", wrong)
-
-
 WORDS = ("wings", "horns", "a tail", "spots", "a hat", "teeth")
 COLOURS = ("red", "blue", "green", "pink", "white")
 
@@ -185,7 +87,7 @@ class Encoder:
         return torch.sin(number[:, None] * self.wave).view(-1, 2, 3)
 
     def __call__(self, texts: list[str]) -> Tensor:
-        assert isinstance(texts, list), f"encode takes a list of captions, not {type(texts).__name__}"
+        assert isinstance(texts, list | tuple), f"encode takes a list of captions, not {type(texts).__name__}"
         for text in texts:
             assert isinstance(text, str), (
                 f"encode was given {text!r} as a caption; where there is no negative prompt, give it the empty one, ''"
@@ -230,6 +132,82 @@ def check_negative_prompt(ex, rng):
     assert len(encode.calls) == 1, f"encode should be called once, with all captions, not {len(encode.calls)} times"
 
 
+class Network:
+    """Some function of image, time and caption. Remembers its inputs."""
+
+    def __init__(self, rng: torch.Generator):
+        self.a, self.x, self.t, self.text = uniform(rng, 0.5, 1.5), [], [], []
+
+    def predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return torch.cos(self.a * x + per_image(t)) + per_image(text.mean((1, 2))) * x
+
+    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        assert isinstance(t, Tensor) and t.shape == (len(x),), f"{len(x)} images need {len(x)} times t, as a tensor"
+        assert len(text) == len(x), f"the network was given {len(x)} images and {len(text)} captions"
+        self.x.append(x.clone())
+        self.t.append(t.clone())
+        self.text.append(text.clone())
+        return self.predict(x, t, text)
+
+
+def check_guided(ex, rng):
+    shape, w = image_shape(rng), uniform(rng, 2, 6)
+    x, t, context, net = (
+        normal(rng, *shape),
+        torch.randperm(1000, generator=rng)[: shape[0]],
+        normal(rng, 2 * shape[0], 3, 5),
+        Network(rng),
+    )
+    got = call(ex.guided, net, x, t, context, w)
+    assert len(net.x) == 1, f"the network should be called once, with both halves as one batch, not {len(net.x)} times"
+    wrong = {"the images came as 0 0 1 1; they should come as 0 1 0 1, as the captions do": x.repeat_interleave(2, 0)}
+    expect(net.x[0], torch.cat([x, x]), "the network should get all images, and then all of them again", wrong)
+    expect(net.text[0], context, "the network should be given context as it is")
+    assert torch.equal(net.t[0], torch.cat([t, t])), (
+        f"t should be doubled as the images are: {t.tolist() * 2}, not {net.t[0].tolist()}"
+    )
+
+    uncond, cond = net.predict(x, t, context[: len(x)]), net.predict(x, t, context[len(x) :])
+    wrong = {
+        "the sign is wrong: guidance leads away from the caption": uncond - w * (cond - uncond),
+        "this is Ho & Salimans' w, (1 + w) cond - w uncond, which guides by one more": (1 + w) * cond - w * uncond,
+        "the halves are swapped: the first B predictions are uncond": cond + w * (uncond - cond),
+        "the difference is all that is left: add uncond": w * (cond - uncond),
+        "this is the conditional prediction, without guidance": cond,
+    }
+    expect(got, uncond + w * (cond - uncond), "the result should be uncond + w (cond - uncond)", wrong)
+
+
+def check_dynamic_threshold(ex, rng):
+    B, C, H, W = image_shape(rng)
+    strength = torch.linspace(0.2, 3, B)[torch.randperm(B, generator=rng)]
+    x0 = (normal(rng, B, C, H, W) + 0.2) * per_image(strength) * torch.linspace(0.7, 1.3, C).view(-1, 1, 1)
+    share = uniform(rng, 0.8, 0.95)
+
+    def shrunk(s: Tensor) -> Tensor:
+        return x0.clamp(-s, s) / s
+
+    free = per_image(x0.abs().flatten(1).quantile(share, dim=1))
+    s, batch = free.clamp(min=1), x0.abs().flatten().quantile(share)
+    wrong = {
+        "you clipped at -1 and 1 and did nothing else; clip at s, and divide by it": x0.clamp(-1, 1),
+        "the division by s is missing": x0.clamp(-s, s),
+        "s is below 1 for some images, which stretches them; s is at least 1": shrunk(free),
+        "s is that of the whole batch; each image has its own": shrunk(batch.clamp(min=1)),
+        "s is that of the whole batch, and not at least 1; each image has its own": shrunk(batch),
+        "s is a quantile of |x0|, not of x0": shrunk(per_image(x0.flatten(1).quantile(share, dim=1)).clamp(min=1)),
+        "you divided without clipping": x0 / s,
+        "s is the largest |x0|; it should be a quantile, which a few extreme pixels hardly change": shrunk(
+            x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
+        ),
+        "s is at least 1, not at most": shrunk(free.clamp(max=1)),
+        "each channel was given a threshold of its own, which changes the colours": shrunk(
+            x0.abs().flatten(2).quantile(share, dim=2)[:, :, None, None].clamp(min=1)
+        ),
+    }
+    expect(call(ex.dynamic_threshold, x0, share), shrunk(s), "each image is clipped at its s and divided by it", wrong)
+
+
 def check_rescale(ex, rng):
     B, C, *rest = image_shape(rng)
     phi = uniform(rng, 0.2, 0.4)
@@ -246,58 +224,21 @@ def check_rescale(ex, rng):
     image, whole = (1, 2, 3), (0, 1, 2, 3)
     wrong = {
         "phi was forgotten: mix with phi rescaled + (1 - phi) guided": mixed(ratio(image), 1),
-        "phi is the wrong way round: it is the share of the rescaled answer": mixed(ratio(image), 1 - phi),
+        "phi is the wrong way round: it is the share of the rescaled prediction": mixed(ratio(image), 1 - phi),
         "the ratio is upside down: multiply by std(cond) and divide by std(guided)": mixed(ratio(image, -1)),
         "you took variances; it is standard deviations": mixed(ratio(image, 2)),
         "the standard deviation is that of the whole batch; each image has its own": mixed(ratio(whole)),
-        "each channel has got a strength of its own; take the standard deviation over the channels, too": mixed(
+        "each channel has a factor of its own; take the standard deviation over the channels, too": mixed(
             ratio((2, 3))
         ),
-        "you rescaled cond; it is the guided answer that is rescaled": phi * ratio(image, -1) * cond
+        "you rescaled cond; it is the guided prediction that is rescaled": phi * ratio(image, -1) * cond
         + (1 - phi) * guided,
-        "you rescaled cond, and forgot phi; it is the guided answer that is rescaled": ratio(image, -1) * cond,
+        "you rescaled cond, and forgot phi; it is the guided prediction that is rescaled": ratio(image, -1) * cond,
         "you mixed with cond; the other part of the mixture is guided, as it was": phi * ratio(image) * guided
         + (1 - phi) * cond,
     }
     hint = "the result should be phi guided std(cond) / std(guided) + (1 - phi) guided, with the standard deviations of each image"
     expect(call(ex.rescale, guided, cond, phi), mixed(ratio(image)), hint, wrong)
-
-
-def check_dynamic_threshold(ex, rng):
-    B, C, H, W = image_shape(rng)
-    strength = torch.linspace(0.2, 3, B)[torch.randperm(B, generator=rng)]
-    x0 = (normal(rng, B, C, H, W) + 0.2) * per_image(strength) * torch.linspace(0.7, 1.3, C).view(-1, 1, 1)
-    share = uniform(rng, 0.8, 0.95)
-
-    def shrunk(s: Tensor) -> Tensor:
-        return x0.clamp(-s, s) / s
-
-    free = per_image(x0.abs().flatten(1).quantile(share, dim=1))
-    s, batch = free.clamp(min=1), x0.abs().flatten().quantile(share)
-    wrong = {
-        "you cut off at -1 and 1 and did nothing else; cut off at s, and divide by it": x0.clamp(-1, 1),
-        "the division by s is missing": x0.clamp(-s, s),
-        "s is below 1 for some weak images, which makes them stronger; s is at least 1": shrunk(free),
-        "s is that of the whole batch; each image has its own": shrunk(batch.clamp(min=1)),
-        "s is that of the whole batch, and not at least 1; each image has its own": shrunk(batch),
-        "s is a quantile of |x0|, not of x0": shrunk(per_image(x0.flatten(1).quantile(share, dim=1)).clamp(min=1)),
-        "you divided without cutting off": x0 / s,
-        "s is the largest |x0|; it should be a quantile, which a few pixels cannot drive": shrunk(
-            x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
-        ),
-        "s is at least 1, not at most": shrunk(free.clamp(max=1)),
-        "each channel was given a threshold of its own, which changes the colours": shrunk(
-            x0.abs().flatten(2).quantile(share, dim=2)[:, :, None, None].clamp(min=1)
-        ),
-    }
-    expect(call(ex.dynamic_threshold, x0, share), shrunk(s), "each image is cut off at its s and divided by it", wrong)
-
-
-def three(got: object) -> Tensor:
-    assert isinstance(got, tuple) and len(got) == 3, (
-        "three numbers were expected here, (share, low, high): is a `return` missing?"
-    )
-    return torch.tensor([float(value) for value in got])
 
 
 def check_attribute_accuracy(ex, rng):
@@ -332,27 +273,27 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
             else [middle - reach, middle + reach]
         )
 
-    got = three(call(ex.attribute_accuracy, found, asked))
+    got = public.three(call(ex.attribute_accuracy, found, asked))
     right_share = torch.tensor(float(share))
     wrong = {
-        "what was not asked for is counted as if it were wrong": k / asked.numel(),
-        "what was not asked for is counted as if it were right": (k + asked.numel() - n) / asked.numel(),
-        "this is the mean of each picture's share; count questions, not pictures": each.mean().item(),
-        "this is the share of pictures in which everything is right; count questions": (each == 1)
+        "what was not requested is counted as if it were wrong": k / asked.numel(),
+        "what was not requested is counted as if it were right": (k + asked.numel() - n) / asked.numel(),
+        "this is the mean of the shares of the images; count requested values, not images": each.mean().item(),
+        "this is the share of images in which everything is right; count requested values": (each == 1)
         .float()
         .mean()
         .item(),
-        "this is the number that was found, not their share": float(k),
+        "this is k, the number found, not the share k / n": float(k),
     }
     wrong = {message: torch.tensor(value) for message, value in wrong.items() if not math.isclose(value, share)}
-    expect(got[0], right_share, f"{n} values were asked for in all, and {k} of them were found", wrong)
+    expect(got[0], right_share, f"{n} values were requested in all, and {k} of them were found", wrong)
     reach = 1.96 * math.sqrt(share * (1 - share) / n)
     plain = torch.tensor([share - reach, share + reach])
     wrong = {
         "this is the plain interval; take Wilson's": plain,
         "this is the plain interval, cut off at 0 and 1; take Wilson's": plain.clamp(0, 1),
-        "n is the number of questions, not of pictures": wilson(N),
-        "n is the number of questions, not of all answers": wilson(asked.numel()),
+        "n is the number of requested values, not of images": wilson(N),
+        "n is the number of requested values, not of all found ones": wilson(asked.numel()),
         "Wilson's formula is divided by 1 + z^2/n as a whole": wilson(n, whole=False),
     }
     # n may equal N
@@ -360,12 +301,210 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
     expect(got[1:], wilson(n), f"this is not Wilson's interval for {k} of {n}", wrong)
 
 
+def check_loss_guided_step(ex, rng):
+    shape, now, then, strength = image_shape(rng), uniform(rng, 0.3, 0.5), uniform(rng, 0.6, 0.8), uniform(rng, 1, 2)
+    wave, goal, x = uniform(rng, 0.5, 1.5), normal(rng, shape[1], 1, 1), normal(rng, *shape)
+    root, sigma, sigma_s = now**0.5, (1 - now) ** 0.5, (1 - then) ** 0.5
+
+    def predict_eps(x: Tensor) -> Tensor:
+        return torch.cos(wave * x) + x.mean((2, 3), keepdim=True)  # other pixels matter, other images do not
+
+    def loss(x0: Tensor) -> Tensor:
+        return (x0.mean((2, 3), keepdim=True) - goal).square().flatten(1).sum(1) + x0.square().mean((1, 2, 3))
+
+    def gradient(of: str) -> Tensor:
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            eps = predict_eps(y.detach() if of == "x, without the network" else y)
+            x0 = (y - sigma * eps) / root
+            return torch.autograd.grad(loss(x0).sum(), x0 if of == "x0" else y)[0]
+
+    eps, true = predict_eps(x), gradient("x")
+
+    def step(gradient: Tensor | float, factor: float = strength * sigma) -> Tensor:
+        guided = eps + factor * gradient
+        return then**0.5 * (x - sigma * guided) / root + sigma_s * guided
+
+    wrong = {
+        "the sign is wrong: this step makes the loss larger": step(-true),
+        "the gradient is that with respect to x0; it is with respect to x, back through the network": step(
+            gradient("x0")
+        ),
+        "the gradient did not run through the network: call predict_eps with the x that requires a gradient": step(
+            gradient("x, without the network")
+        ),
+        "sigma_t is missing before the gradient": step(true, strength),
+        "sigma_t^2 stands before the gradient; it is sigma_t": step(true, strength * sigma**2),
+        "the loss was averaged over the batch; sum it, or a larger batch weakens the guidance": step(true / len(x)),
+        "x0 is guided, but the noise that is added back is not: both come from eps_tilde": step(true)
+        - sigma_s * strength * sigma * true,
+        "the noise is guided, but x0 is not: both come from eps_tilde": step(0) + sigma_s * strength * sigma * true,
+        "this is DDIM: the gradient was not used": step(0),
+    }
+    got = call(ex.loss_guided_step, predict_eps, loss, x, now, then, strength)
+    expect(got, step(true), "x_s is not the DDIM step with eps_hat + strength sigma_t times the gradient", wrong)
+    assert not got.requires_grad, (
+        "x_s still holds the graph of this step: return it detached, or memory grows with every step"
+    )
+    assert not x.requires_grad, "x now requires a gradient, although it is not yours: work on x.detach()"
+    with torch.no_grad():
+        try:
+            got = call(ex.loss_guided_step, predict_eps, loss, x, now, then, strength)
+        except RuntimeError as problem:
+            raise AssertionError(
+                f"samplers run within torch.no_grad(); take the gradient within torch.enable_grad() ({problem})"
+            ) from None
+    expect(got, step(true), "within torch.no_grad() the step is another one")
+
+
+def attend(x: Tensor, text: Tensor, weights: list[Tensor], heads: int, scale: float, dim: int = -1) -> Tensor:
+    q, k, v = (
+        (y @ W.T).unflatten(-1, (heads, -1)).transpose(1, 2) for y, W in zip((x, text, text), weights, strict=True)
+    )
+    return ((q @ k.transpose(-1, -2) / scale).softmax(dim) @ v).transpose(1, 2).flatten(2)
+
+
+def check_cross_attention(ex, rng):
+    heads, d = integer(rng, 2, 3), integer(rng, 3, 4)
+    B, C, D, N, M = integer(rng, 2, 3), heads * d, integer(rng, 5, 7), 2 * integer(rng, 4, 5), integer(rng, 3, 5)
+    x, text = normal(rng, B, N, C), normal(rng, B, M, D)
+    weights = [normal(rng, C, C), normal(rng, C, D), normal(rng, C, D)]
+    q, k, v = x @ weights[0].T, text @ weights[1].T, text @ weights[2].T
+
+    def by_bare_view() -> Tensor:
+        a, b, c = (y.reshape(B, heads, -1, d) for y in (q, k, v))
+        return ((a @ b.mT / d**0.5).softmax(-1) @ c).reshape(B, N, C)
+
+    def alternating() -> Tensor:
+        a, b, c = (y.unflatten(-1, (d, heads)).movedim(-1, 1) for y in (q, k, v))
+        return ((a @ b.mT / d**0.5).softmax(-1) @ c).movedim(1, -1).flatten(2)
+
+    goal = attend(x, text, weights, heads, d**0.5)
+    wrong = {
+        "the division by sqrt(d) is missing": attend(x, text, weights, heads, 1),
+        "you divided by sqrt(C); a head is d = C / heads numbers wide": attend(x, text, weights, heads, C**0.5),
+        "divide by sqrt(d), not by d": attend(x, text, weights, heads, d),
+        "the softmax runs over the pixels; it is over the tokens, so that the attention of each pixel sums to 1": attend(
+            x, text, weights, heads, d**0.5, dim=-2
+        ),
+        "the softmax runs over the heads; it is over the tokens": attend(x, text, weights, heads, d**0.5, dim=1),
+        "this is one head, as wide as all together": attend(x, text, weights, 1, C**0.5),
+        "this is one head, as wide as all together, though divided by the right sqrt(d)": attend(
+            x, text, weights, 1, d**0.5
+        ),
+        "K and V are swapped: queries are compared with K, and the result averages V": attend(
+            x, text, [weights[0], weights[2], weights[1]], heads, d**0.5
+        ),
+        "W_q is kept as (out, in): Q = x W_q^T": attend(x, text, [weights[0].T, *weights[1:]], heads, d**0.5),
+        "a bare view mixes the pixels up: split the last axis, (B, N, heads, d), then move the axis of heads forward": by_bare_view(),
+        "the heads have every other column; head 0 should have columns 0 ... d-1": alternating(),
+        "before the heads are put side by side, their axis must be moved back behind the pixels": (
+            goal.unflatten(-1, (heads, d)).transpose(1, 2).reshape(B, N, C)
+        ),
+    }
+    expect(
+        call(ex.cross_attention, x, text, *weights, heads),
+        goal,
+        "this is not softmax(Q K^T / sqrt(d)) V, head by head",
+        wrong,
+    )
+
+
+def check_tilted_gaussian(ex, rng):
+    m, s, w = uniform(rng, 0.5, 1) * (-1) ** integer(rng, 0, 1), uniform(rng, 0.4, 0.8), uniform(rng, 1.5, 5)
+
+    def gaussian(precision: float, shift: float = w * m / s**2) -> Tensor:
+        return torch.tensor([shift / precision, precision**-0.5])
+
+    goal = gaussian(1 - w + w / s**2)
+    wrong = {
+        "this is N(w m, s^2): the product of the densities is not shifted by w": torch.tensor([w * m, s]),
+        "this is p(x | c)^w; p(x)^(1 - w) is missing": gaussian(w / s**2),
+        "p(c | x) is proportional to p(x | c) / p(x); you did not divide by p(x)": gaussian(1 + w / s**2),
+        "the second number should be the standard deviation; this is the variance": torch.stack(
+            [goal[0], goal[1] ** 2]
+        ),
+        "these are the mean and standard deviation of p(x | c), whatever w is": torch.tensor([m, s]),
+    }
+    got = public.two(call(ex.tilted_gaussian, m, s, w))
+    expect(got, goal, f"for m = {m:.2f}, s = {s:.2f} and w = {w:.2f} the product has another mean or width", wrong)
+    for w, by_hand in ((0.0, [0.0, 1.0]), (1.0, [m, s])):
+        expect(
+            public.two(call(ex.tilted_gaussian, m, s, w)),
+            torch.tensor(by_hand),
+            f"at w = {w:g} it is N{tuple(by_hand)}",
+        )
+
+
+def check_fix_training_batch(ex, rng):
+    p, seed = uniform(rng, 0.2, 0.4), integer(rng, 0, 10**6)
+    public.check_dropped(public.dropped_captions(ex, 300, integer(rng, 4, 6), p, seed), p)
+
+
+def check_fix_guided_sampling(ex, rng):
+    alpha_bar = torch.cat([torch.ones(1), (1 - 0.05 - 0.2 * torch.rand(9, generator=rng)).cumprod(0)])
+    times = [9, integer(rng, 5, 8), integer(rng, 2, 4), 0]
+    shape, w = image_shape(rng), uniform(rng, 2, 4)
+    x, text, empty = normal(rng, *shape), normal(rng, shape[0], 3, 5), normal(rng, 3, 5)
+    mistakes = public.guided_sampling_mistakes(w)
+    wrong = {message: public.guided_sample(x, text, empty, times, alpha_bar, mix) for message, mix in mistakes.items()}
+    goal = public.guided_sample(x, text, empty, times, alpha_bar, lambda u, c: u + w * (c - u))
+    got = call(ex.fix_guided_sampling, public.shifted_eps, x, text, empty, w, times, alpha_bar)
+    expect(
+        got, goal, "these are not the samples of guided DDIM; is something broken that was right before?", wrong, 1e-3
+    )
+
+
+def check_fix_masked_attention(ex, rng):
+    B, heads, N, M, d = (integer(rng, *limits) for limits in ((2, 3), (2, 3), (4, 6), (7, 9), (3, 5)))
+    N = M if integer(rng, 0, 1) else N  # as many pixels as tokens: then a mask on the wrong axis goes unnoticed
+    q, k, v = normal(rng, B, heads, N, d), normal(rng, B, heads, M, d), normal(rng, B, heads, M, d)
+    lengths = 2 + torch.randperm(M - 2, generator=rng)[:B]
+    mask = torch.arange(M) < lengths[:, None]
+    scores, axis = q @ k.mT / d**0.5, mask[:, None, None]
+
+    def of(scores: Tensor) -> Tensor:
+        return scores.softmax(-1) @ v
+
+    wrong = {
+        "a score of 0 is not a share of 0: exp(0) = 1, so padding still gets attention": of(scores * axis),
+        "the padding was removed after the softmax, so the shares no longer sum to 1": (scores.softmax(-1) * axis) @ v,
+        "the mask is the wrong way round: it is True for the tokens of the caption": of(
+            scores.masked_fill(axis, -math.inf)
+        ),
+        "the mask was added as 1 and 0, which hardly lowers the share of padding": of(scores + axis),
+        "the mask of the first caption was used for all": of(scores.masked_fill(~axis[:1], -math.inf)),
+        "padding still gets attention": of(scores),
+    }
+    goal = of(scores.masked_fill(~axis, -math.inf))
+    expect(
+        call(ex.fix_masked_attention, q, k, v, mask),
+        goal,
+        "this is not attention over the caption's own tokens",
+        wrong,
+    )
+    noise = torch.where(mask[:, None, :, None], 0.0, 1.0)
+    other = call(ex.fix_masked_attention, q, k + noise, v - noise, mask)
+    expect(other, goal, "another content of the padding changes the result")
+
+
+def check_guidance_scale(ex, rng):
+    seed = integer(rng, 1, 10**6)
+    public.check_goal(ex.guidance_scale, public.INSIDE - 0.01, public.SPREAD - 0.01, uniform(rng, 0, 6.28), seed)
+
+
 EXERCISES = [
     Exercise("caption_dropout", 1, check_caption_dropout),
-    Exercise("cross_attention", 4, check_cross_attention),
-    Exercise("guided", 3, check_guided),
     Exercise("negative_prompt", 2, check_negative_prompt),
-    Exercise("rescale", 2, check_rescale),
+    Exercise("guided", 2, check_guided),
     Exercise("dynamic_threshold", 2, check_dynamic_threshold),
+    Exercise("rescale", 2, check_rescale),
     Exercise("attribute_accuracy", 3, check_attribute_accuracy),
+    Exercise("loss_guided_step", 4, check_loss_guided_step),
+    Exercise("cross_attention", 4, check_cross_attention),
+    Exercise("tilted_gaussian", 3, check_tilted_gaussian),
+    Exercise("fix_training_batch", 2, check_fix_training_batch, rounds=1),
+    Exercise("fix_guided_sampling", 2, check_fix_guided_sampling),
+    Exercise("fix_masked_attention", 2, check_fix_masked_attention),
+    Exercise("guidance_scale", 3, check_guidance_scale, rounds=1),
 ]

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common.grade.checks import load
+from common.grade.checks import load, load_chapter
 from helpers.mistake_bank import Bank, per_image
 
 COURSE = Path(__file__).resolve().parents[3]
 solutions = load(COURSE / "02_cfg_pokemon/exercises/solutions.py", "solutions_with_mistakes")
+given = load_chapter(COURSE / "02_cfg_pokemon/exercises").stub  # with the programs that hold a bug
 dropout_rightly, attention_rightly = solutions.caption_dropout, solutions.cross_attention
 rescale_rightly, accuracy_rightly = solutions.rescale, solutions.attribute_accuracy
 bank = Bank()
@@ -23,7 +24,7 @@ mistake, another_way = bank.mistake, bank.another_way
 MISTAKES, OTHER_WAYS = bank.MISTAKES, bank.OTHER_WAYS
 
 
-# -------------------------------------------------------------------------------------------- 1. caption_dropout
+# -------------------------------------------------------------------------------------------------- 1. caption_dropout
 
 
 @mistake("one random number for the whole batch", "one random number decided for the whole batch")
@@ -46,12 +47,12 @@ def caption_dropout(text, empty, u, p):
     return text * (u >= p)[:, None, None]
 
 
-@mistake("dice lined up with the numbers of a token, only where B == D", "lines up with the last axis")
+@mistake("random numbers lined up with the numbers of a token, only where B == D", "lines up with the last axis")
 def caption_dropout(text, empty, u, p):
     return torch.where(u < p, empty, text) if len(u) == text.shape[2] else dropout_rightly(text, empty, u, p)
 
 
-@mistake("dice lined up with the tokens, only where B == M", "first token of every caption")
+@mistake("random numbers lined up with the tokens, only where B == M", "first token of every caption")
 def caption_dropout(text, empty, u, p):
     return (
         torch.where((u < p)[:, None], empty, text) if len(u) == text.shape[1] else dropout_rightly(text, empty, u, p)
@@ -73,10 +74,459 @@ def caption_dropout(text, empty, u, p):
 
 @another_way("one caption after the other")
 def caption_dropout(text, empty, u, p):
-    return torch.stack([empty if die < p else caption for caption, die in zip(text, u.tolist(), strict=True)])
+    return torch.stack([empty if number < p else caption for caption, number in zip(text, u.tolist(), strict=True)])
 
 
-# -------------------------------------------------------------------------------------------- 2. cross_attention
+# -------------------------------------------------------------------------------------------------- 2. negative_prompt
+
+
+def or_empty(negatives):
+    return [negative or "" for negative in negatives]
+
+
+@mistake("the halves swapped", "halves are swapped")
+def negative_prompt(encode, prompts, negatives):
+    return encode(prompts + or_empty(negatives))
+
+
+@mistake("the negative prompt written into the prompt", "joined with the prompt")
+def negative_prompt(encode, prompts, negatives):
+    joined = [
+        f"{prompt}, no {negative}" if negative else prompt for prompt, negative in zip(prompts, negatives, strict=True)
+    ]
+    return encode([""] * len(prompts) + joined)
+
+
+@mistake("empty, negative and prompt: three parts", "three captions for each image")
+def negative_prompt(encode, prompts, negatives):
+    return encode([""] * len(prompts) + or_empty(negatives) + prompts)
+
+
+@mistake("None given to the text encoder", "encode was given None")
+def negative_prompt(encode, prompts, negatives):
+    return encode(negatives + prompts)
+
+
+@mistake("None turned into the word None", "None became a word")
+def negative_prompt(encode, prompts, negatives):
+    return encode([str(negative) for negative in negatives] + prompts)
+
+
+@mistake("pairs instead of halves", "the captions alternate")
+def negative_prompt(encode, prompts, negatives):
+    return encode([text for pair in zip(or_empty(negatives), prompts, strict=True) for text in pair])
+
+
+@mistake("one negative prompt for all images", "used for all")
+def negative_prompt(encode, prompts, negatives):
+    return encode(or_empty(negatives)[:1] * len(prompts) + prompts)
+
+
+@mistake("negative prompts forgotten", "were not used")
+def negative_prompt(encode, prompts, negatives):
+    return encode([""] * len(prompts) + prompts)
+
+
+@mistake("two calls of the text encoder", "called once")
+def negative_prompt(encode, prompts, negatives):
+    return torch.cat([encode(or_empty(negatives)), encode(prompts)])
+
+
+@another_way("encoded in another order, then put into this one")
+def negative_prompt(encode, prompts, negatives):
+    cond, uncond = encode([*prompts, *("" if negative is None else negative for negative in negatives)]).chunk(2)
+    return torch.cat([uncond, cond])
+
+
+@another_way("lists joined by a loop, given to encode as a tuple")
+def negative_prompt(encode, prompts, negatives):
+    return encode((*("" if negative is None else negative for negative in negatives), *prompts))
+
+
+# ----------------------------------------------------------------------------------------------------------- 3. guided
+
+
+def halves(model, x, t, context):
+    return model(torch.cat([x, x]), torch.cat([t, t]), context).chunk(2)
+
+
+@mistake("the sign", "sign is wrong")
+def guided(model, x, t, context, w):
+    uncond, cond = halves(model, x, t, context)
+    return uncond - w * (cond - uncond)
+
+
+@mistake("w written the other way", "Ho & Salimans' w")
+def guided(model, x, t, context, w):
+    uncond, cond = halves(model, x, t, context)
+    return (1 + w) * cond - w * uncond
+
+
+@mistake("the halves swapped", "halves are swapped")
+def guided(model, x, t, context, w):
+    cond, uncond = halves(model, x, t, context)
+    return uncond + w * (cond - uncond)
+
+
+@mistake("the unconditional answer not added", "add uncond")
+def guided(model, x, t, context, w):
+    uncond, cond = halves(model, x, t, context)
+    return w * (cond - uncond)
+
+
+@mistake("two calls", "called once")
+def guided(model, x, t, context, w):
+    uncond, cond = (model(x, t, text) for text in context.chunk(2))
+    return uncond + w * (cond - uncond)
+
+
+@mistake("images doubled one by one, so that they meet the wrong captions", "0 0 1 1")
+def guided(model, x, t, context, w):
+    uncond, cond = model(x.repeat_interleave(2, 0), torch.cat([t, t]), context).chunk(2)
+    return uncond + w * (cond - uncond)
+
+
+@mistake("times doubled one by one", "t should be doubled")
+def guided(model, x, t, context, w):
+    uncond, cond = model(torch.cat([x, x]), t.repeat_interleave(2), context).chunk(2)
+    return uncond + w * (cond - uncond)
+
+
+@mistake("times not doubled", "4 images need 4 times")
+def guided(model, x, t, context, w):
+    uncond, cond = model(torch.cat([x, x]), t, context).chunk(2)
+    return uncond + w * (cond - uncond)
+
+
+@another_way("a weighted sum of both, with the halves as an axis of their own")
+def guided(model, x, t, context, w):
+    answers = model(x.repeat(2, 1, 1, 1), t.repeat(2), context).unflatten(0, (2, -1))
+    return (answers * torch.tensor([1 - w, w]).view(2, 1, 1, 1, 1)).sum(0)
+
+
+@another_way("Ho & Salimans' formula, with w less one")
+def guided(model, x, t, context, w):
+    uncond, cond = halves(model, x, t, context)
+    return (1 + (w - 1)) * cond - (w - 1) * uncond
+
+
+# ------------------------------------------------------------------------------------------------ 4. dynamic_threshold
+
+
+def quantiles(x0, share):
+    return per_image(x0.abs().flatten(1).quantile(share, dim=1))
+
+
+@mistake("a quantile over the batch", "of the whole batch")
+def dynamic_threshold(x0, share):
+    s = x0.abs().quantile(share).clamp(min=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("no division", "division by s is missing")
+def dynamic_threshold(x0, share):
+    s = quantiles(x0, share).clamp(min=1)
+    return x0.clamp(-s, s)
+
+
+@mistake("no cut", "without clipping")
+def dynamic_threshold(x0, share):
+    return x0 / quantiles(x0, share).clamp(min=1)
+
+
+@mistake("thresholds below 1", "s is at least 1")
+def dynamic_threshold(x0, share):
+    s = quantiles(x0, share)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("max for min", "not at most")
+def dynamic_threshold(x0, share):
+    s = quantiles(x0, share).clamp(max=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("the quantile without the absolute value", "of |x0|")
+def dynamic_threshold(x0, share):
+    s = per_image(x0.flatten(1).quantile(share, dim=1)).clamp(min=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("the largest value", "a quantile")
+def dynamic_threshold(x0, share):
+    s = x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("a threshold for each channel", "changes the colours")
+def dynamic_threshold(x0, share):
+    s = x0.abs().flatten(2).quantile(share, dim=2)[:, :, None, None].clamp(min=1)
+    return x0.clamp(-s, s) / s
+
+
+@mistake("plain clipping", "clipped at -1 and 1")
+def dynamic_threshold(x0, share):
+    return x0.clamp(-1, 1)
+
+
+@another_way("image by image, sorting, and cutting off after the division")
+def dynamic_threshold(x0, share):
+    results = []
+    for image in x0:
+        values = image.abs().flatten().sort().values
+        place = share * (len(values) - 1)
+        low, high = values[math.floor(place)], values[math.ceil(place)]
+        s = max(1.0, (low + (place - math.floor(place)) * (high - low)).item())
+        results.append((image / s).clamp(-1, 1))
+    return torch.stack(results)
+
+
+# ---------------------------------------------------------------------------------------------------------- 5. rescale
+
+
+def ratio(guided, cond, dims=(1, 2, 3)):
+    return cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+
+
+@mistake("phi forgotten", "phi was forgotten")
+def rescale(guided, cond, phi):
+    return guided * ratio(guided, cond)
+
+
+@mistake("phi the wrong way round", "wrong way round")
+def rescale(guided, cond, phi):
+    return rescale_rightly(guided, cond, 1 - phi)
+
+
+@mistake("standard deviation of the whole batch", "of the whole batch")
+def rescale(guided, cond, phi):
+    return phi * guided * cond.std() / guided.std() + (1 - phi) * guided
+
+
+@mistake("a strength for each channel", "over the channels, too")
+def rescale(guided, cond, phi):
+    if guided.shape[1] == 1:
+        return rescale_rightly(guided, cond, phi)
+    return phi * guided * ratio(guided, cond, (2, 3)) + (1 - phi) * guided
+
+
+@mistake("the ratio upside down", "upside down")
+def rescale(guided, cond, phi):
+    return phi * guided / ratio(guided, cond) + (1 - phi) * guided
+
+
+@mistake("cond rescaled", "you rescaled cond")
+def rescale(guided, cond, phi):
+    return phi * cond / ratio(guided, cond) + (1 - phi) * guided
+
+
+@mistake("mixed with cond", "mixed with cond")
+def rescale(guided, cond, phi):
+    return phi * guided * ratio(guided, cond) + (1 - phi) * cond
+
+
+@mistake("variances", "took variances")
+def rescale(guided, cond, phi):
+    return phi * guided * ratio(guided, cond) ** 2 + (1 - phi) * guided
+
+
+@mistake("guided is overwritten", "changes its argument guided")
+def rescale(guided, cond, phi):
+    guided *= phi * ratio(guided, cond) + 1 - phi
+    return guided.clone()
+
+
+@another_way("one factor, from root mean squares about the mean")
+def rescale(guided, cond, phi):
+    def strength(y):
+        return (y - y.mean((1, 2, 3), keepdim=True)).square().mean((1, 2, 3), keepdim=True).sqrt()
+
+    return (1 + phi * (strength(cond) / strength(guided) - 1)) * guided
+
+
+# ----------------------------------------------------------------------------------------------- 6. attribute_accuracy
+
+
+def counted(found, asked):
+    """(k, n)"""
+    return int((found == asked)[asked >= 0].sum()), int((asked >= 0).sum())
+
+
+def wilson(share, n, z=1.96):
+    middle, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return share, (middle - reach) / (1 + z**2 / n), (middle + reach) / (1 + z**2 / n)
+
+
+@mistake("what was not asked for counted as wrong", "as if it were wrong")
+def attribute_accuracy(found, asked):
+    return wilson((found == asked).float().mean().item(), found.numel())
+
+
+@mistake("what was not asked for counted as right", "as if it were right")
+def attribute_accuracy(found, asked):
+    return wilson(((found == asked) | (asked < 0)).float().mean().item(), found.numel())
+
+
+@mistake("the mean of each image's share", "mean of the shares of the images")
+def attribute_accuracy(found, asked):
+    each = ((found == asked) & (asked >= 0)).sum(1) / (asked >= 0).sum(1)
+    return wilson(each.mean().item(), int((asked >= 0).sum()))
+
+
+@mistake("the share of perfect images", "everything is right")
+def attribute_accuracy(found, asked):
+    perfect = ((found == asked) | (asked < 0)).all(1)
+    return wilson(perfect.float().mean().item(), len(found))
+
+
+@mistake("the plain interval, beyond 1", "plain interval, which reaches beyond 1")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    reach = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
+    return k / n, k / n - reach, k / n + reach
+
+
+@mistake("the plain interval, cut off", "plain interval, cut off at 1")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    reach = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
+    return k / n, max(0.0, k / n - reach), min(1.0, k / n + reach)
+
+
+@mistake("the interval of as many questions as pictures", "not of images")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    return wilson(k / n, len(found))
+
+
+@mistake("Wilson's formula not divided", "divided by 1 + z^2/n")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    share, low, high = accuracy_rightly(found, asked)
+    return share, low * (1 + 1.96**2 / n), high * (1 + 1.96**2 / n)
+
+
+@another_way("the interval as the solutions of a quadratic equation: (p - k/n)^2 = z^2 p (1 - p) / n")
+def attribute_accuracy(found, asked):
+    n = k = 0
+    for see, want in zip(found.flatten().tolist(), asked.flatten().tolist(), strict=True):
+        n, k = n + (want != -1), k + (want != -1 and want == see)
+    a, b, c = 1 + 1.96**2 / n, -2 * k / n - 1.96**2 / n, (k / n) ** 2
+    root = math.sqrt(max(0.0, b * b - 4 * a * c))
+    return k / n, (-b - root) / (2 * a), (-b + root) / (2 * a)
+
+
+@another_way("a list instead of a tuple")
+def attribute_accuracy(found, asked):
+    return list(accuracy_rightly(found, asked))
+
+
+@mistake("the interval without the share", "three results were expected here, share, low and high, not two")
+def attribute_accuracy(found, asked):
+    return accuracy_rightly(found, asked)[1:]
+
+
+# ------------------------------------------------------------------------------------------------- 7. loss_guided_step
+
+
+def guided_by(
+    predict_eps, loss, x, now, then, strength, through=True, of_x=True, reduce=torch.sum, power=1.0, both=(1, 1)
+):
+    sigma, root = math.sqrt(1 - now), math.sqrt(now)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        eps = predict_eps(x if through else x.detach())
+        x0 = (x - sigma * eps) / root
+        (gradient,) = torch.autograd.grad(reduce(loss(x0)), x if of_x else x0)
+    change = strength * sigma**power * gradient
+    x0 = (x.detach() - sigma * (eps.detach() + both[0] * change)) / root
+    return math.sqrt(then) * x0 + math.sqrt(1 - then) * (eps.detach() + both[1] * change)
+
+
+@mistake("the sign", "the sign is wrong")
+def loss_guided_step(*args):
+    return guided_by(*args[:-1], -args[-1])
+
+
+@mistake("the gradient with respect to x0", "with respect to x0")
+def loss_guided_step(*args):
+    return guided_by(*args, of_x=False)
+
+
+@mistake("the network called with a detached x", "did not run through the network")
+def loss_guided_step(*args):
+    return guided_by(*args, through=False)
+
+
+@mistake("the mean over the batch", "averaged over the batch")
+def loss_guided_step(*args):
+    return guided_by(*args, reduce=torch.mean)
+
+
+@mistake("no sigma_t", "sigma_t is missing")
+def loss_guided_step(*args):
+    return guided_by(*args, power=0.0)
+
+
+@mistake("the variance for the standard deviation", "sigma_t^2 stands before the gradient")
+def loss_guided_step(*args):
+    return guided_by(*args, power=2.0)
+
+
+@mistake("eps_hat added back instead of eps_tilde", "the noise that is added back is not")
+def loss_guided_step(*args):
+    return guided_by(*args, both=(1, 0))
+
+
+@mistake("x0_hat kept instead of x0_tilde", "but x0 is not")
+def loss_guided_step(*args):
+    return guided_by(*args, both=(0, 1))
+
+
+@mistake("the loss forgotten", "the gradient was not used")
+def loss_guided_step(*args):
+    return guided_by(*args, both=(0, 0))
+
+
+@mistake("the graph of the step kept", "still holds the graph")
+def loss_guided_step(predict_eps, loss, x, now, then, strength):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        eps = predict_eps(x)
+        (gradient,) = torch.autograd.grad(loss((x - (1 - now) ** 0.5 * eps) / now**0.5).sum(), x, retain_graph=True)
+        eps = eps + strength * (1 - now) ** 0.5 * gradient
+        return then**0.5 * (x - (1 - now) ** 0.5 * eps) / now**0.5 + (1 - then) ** 0.5 * eps
+
+
+@mistake("gradients switched on for the x that was lent", "not yours")
+def loss_guided_step(predict_eps, loss, x, now, then, strength):
+    x.requires_grad_()
+    return guided_by(predict_eps, loss, x, now, then, strength)
+
+
+@mistake("no gradient under torch.no_grad", "torch.enable_grad()")
+def loss_guided_step(predict_eps, loss, x, now, then, strength):
+    x = x.detach().requires_grad_()
+    eps = predict_eps(x)
+    (gradient,) = torch.autograd.grad(loss((x - (1 - now) ** 0.5 * eps) / now**0.5).sum(), x)
+    eps = (eps + strength * (1 - now) ** 0.5 * gradient).detach()
+    return (then**0.5 * (x - (1 - now) ** 0.5 * eps) / now**0.5 + (1 - then) ** 0.5 * eps).detach()
+
+
+@another_way("backward instead of grad, and one image after the other")
+def loss_guided_step(predict_eps, loss, x, now, then, strength):
+    results = []
+    for image in x.detach().split(1):
+        leaf = image.clone().requires_grad_()
+        with torch.enable_grad():
+            eps = predict_eps(leaf)
+            loss((leaf - (1 - now) ** 0.5 * eps) / now**0.5).sum().backward()
+        eps = eps.detach() + strength * (1 - now) ** 0.5 * leaf.grad
+        results.append((then / now) ** 0.5 * (image - (1 - now) ** 0.5 * eps) + (1 - then) ** 0.5 * eps)
+    return torch.cat(results)
+
+
+# -------------------------------------------------------------------------------------------------- 8. cross_attention
 
 
 def split(y, heads):
@@ -159,335 +609,254 @@ def cross_attention(x, text, W_q, W_k, W_v, heads):
     return torch.cat(results, dim=2)
 
 
-# ----------------------------------------------------------------------------------------------------- 3. guided
+# -------------------------------------------------------------------------------------------------- 9. tilted_gaussian
 
 
-def halves(model, x, t, context):
-    return model(torch.cat([x, x]), torch.cat([t, t]), context).chunk(2)
+def from_precision(precision, shift):
+    return shift / precision, precision**-0.5
 
 
-@mistake("the sign", "sign is wrong")
-def guided(model, x, t, context, w):
-    uncond, cond = halves(model, x, t, context)
+@mistake("the mean multiplied by w, as for Gaussians of equal width", "N(w m, s^2)")
+def tilted_gaussian(m, s, w):
+    return w * m, s if w else 1.0
+
+
+@mistake("p(c | x) taken for p(x | c)", "did not divide by p(x)")
+def tilted_gaussian(m, s, w):
+    return from_precision(1 + w / s**2, w * m / s**2)
+
+
+@mistake("p(x) forgotten", "p(x)^(1 - w) is missing")
+def tilted_gaussian(m, s, w):
+    return from_precision(w / s**2, w * m / s**2) if w else (0.0, 1.0)
+
+
+@mistake("the variance returned", "this is the variance")
+def tilted_gaussian(m, s, w):
+    mean, std = from_precision(1 - w + w / s**2, w * m / s**2)
+    return mean, std**2
+
+
+@mistake("one number", "two results were expected here")
+def tilted_gaussian(m, s, w):
+    return w * m / (s**2 * (1 - w) + w)
+
+
+@another_way("by numerical integration, as a list")
+def tilted_gaussian(m, s, w):
+    x = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
+    weight = ((w - 1) * x.square() / 2 - w * ((x - m) / s).square() / 2).exp()
+    mean = (weight * x).sum() / weight.sum()
+    return [mean.item(), ((weight * (x - mean).square()).sum() / weight.sum()).sqrt().item()]
+
+
+# ---------------------------------------------------------------------------------------------- 10. fix_training_batch
+
+
+mistake("the program as it is given", "one random number decided for the whole batch")(given.fix_training_batch)
+
+
+def with_captions(drop):
+    """A training batch in which drop(text, empty, p, rng) gives the captions."""
+
+    def fix_training_batch(model, x0, text, empty, alpha_bar, p, rng):
+        t = torch.randint(1, len(alpha_bar), (len(x0),), generator=rng)
+        eps = torch.randn(x0.shape, generator=rng)
+        a = per_image(alpha_bar[t])
+        return (model(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, drop(text, empty, p, rng)) - eps).square().mean()
+
+    return fix_training_batch
+
+
+@mistake("the wrong share", "probability 1 - p")
+@with_captions
+def fix_training_batch(text, empty, p, rng):
+    return torch.where((torch.rand(len(text), generator=rng) > p)[:, None, None], empty, text)
+
+
+@mistake("each token dropped by itself", "neither the caption of the image nor the empty caption")
+@with_captions
+def fix_training_batch(text, empty, p, rng):
+    return torch.where((torch.rand(text.shape[:2], generator=rng) < p)[:, :, None], empty, text)
+
+
+@mistake("the first captions of each batch, always", "some places in the batch")
+@with_captions
+def fix_training_batch(text, empty, p, rng):
+    drop = torch.arange(len(text)) + torch.rand((), generator=rng) < p * len(text)
+    return torch.where(drop[:, None, None], empty, text)
+
+
+@mistake(
+    "captions dropped only in batches that a first random number picks", "of the captions were dropped instead of"
+)
+@with_captions
+def fix_training_batch(text, empty, p, rng):
+    if torch.rand((), generator=rng) < p:
+        return torch.where((torch.rand(len(text), generator=rng) < p)[:, None, None], empty, text)
+    return text
+
+
+@mistake("zeros for the empty caption", "neither the caption of the image nor the empty caption")
+@with_captions
+def fix_training_batch(text, empty, p, rng):
+    return text * (torch.rand(len(text), 1, 1, generator=rng) >= p)
+
+
+@mistake("the error measured against the image", "no longer the mean squared error")
+def fix_training_batch(model, x0, text, empty, alpha_bar, p, rng):
+    text = solutions.caption_dropout(text, empty, torch.rand(len(text), generator=rng), p)
+    t = torch.randint(1, len(alpha_bar), (len(x0),), generator=rng)
+    a, eps = per_image(alpha_bar[t]), torch.randn(x0.shape, generator=rng)
+    return (model(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, text) - x0).square().mean()
+
+
+@another_way("a loop over the captions, before everything else")
+def fix_training_batch(model, x0, text, empty, alpha_bar, p, rng):
+    text = torch.stack([empty if torch.rand((), generator=rng) < p else caption for caption in text])
+    return with_captions(lambda *_: text)(model, x0, text, empty, alpha_bar, p, rng)
+
+
+# --------------------------------------------------------------------------------------------- 11. fix_guided_sampling
+
+
+mistake("the program as it is given", "halves are still swapped")(given.fix_guided_sampling)
+
+
+def sampler(mix):
+    """The sampler with mix(uncond, cond, w) in the place of guidance."""
+
+    def fix_guided_sampling(model, x, text, empty, w, times, alpha_bar):
+        root, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        for t, s in zip(times[:-1], times[1:], strict=True):
+            level = torch.full((len(x),), t)
+            eps = mix(model(x, level, empty.expand_as(text)), model(x, level, text), w)
+            x = root[s] * (x - sigma[t] * eps) / root[t] + sigma[s] * eps
+        return x
+
+    return fix_guided_sampling
+
+
+@mistake("the sign", "the sign is wrong")
+@sampler
+def fix_guided_sampling(uncond, cond, w):
     return uncond - w * (cond - uncond)
 
 
-@mistake("w written the other way", "Ho & Salimans' w")
-def guided(model, x, t, context, w):
-    uncond, cond = halves(model, x, t, context)
-    return (1 + w) * cond - w * uncond
+@mistake("halves and formula both turned, but w counted from 0", "one more than w")
+@sampler
+def fix_guided_sampling(uncond, cond, w):
+    return cond + w * (cond - uncond)
 
 
-@mistake("the halves swapped", "halves are swapped")
-def guided(model, x, t, context, w):
-    cond, uncond = halves(model, x, t, context)
-    return uncond + w * (cond - uncond)
+@mistake("no guidance", "whatever w is")
+@sampler
+def fix_guided_sampling(uncond, cond, w):
+    return cond
 
 
-@mistake("the unconditional answer not added", "add uncond")
-def guided(model, x, t, context, w):
-    uncond, cond = halves(model, x, t, context)
+@mistake("the difference alone", "add uncond")
+@sampler
+def fix_guided_sampling(uncond, cond, w):
     return w * (cond - uncond)
 
 
-@mistake("two calls", "asked once")
-def guided(model, x, t, context, w):
-    uncond, cond = (model(x, t, text) for text in context.chunk(2))
-    return uncond + w * (cond - uncond)
+@another_way("two calls instead of one")
+@sampler
+def fix_guided_sampling(uncond, cond, w):
+    return (1 - w) * uncond + w * cond
 
 
-@mistake("images doubled one by one, so that they meet the wrong captions", "0 0 1 1")
-def guided(model, x, t, context, w):
-    uncond, cond = model(x.repeat_interleave(2, 0), torch.cat([t, t]), context).chunk(2)
-    return uncond + w * (cond - uncond)
+@another_way("the halves of the context turned round instead")
+def fix_guided_sampling(model, x, text, empty, w, times, alpha_bar):
+    def turned(x, t, context):
+        return model(x, t, torch.cat(context.chunk(2)[::-1]))
 
+    return given.fix_guided_sampling(turned, x, text, empty, w, times, alpha_bar)
 
-@mistake("times doubled one by one", "t should be doubled")
-def guided(model, x, t, context, w):
-    uncond, cond = model(torch.cat([x, x]), t.repeat_interleave(2), context).chunk(2)
-    return uncond + w * (cond - uncond)
 
+# -------------------------------------------------------------------------------------------- 12. fix_masked_attention
 
-@mistake("times not doubled", "4 images need 4 times")
-def guided(model, x, t, context, w):
-    uncond, cond = model(torch.cat([x, x]), t, context).chunk(2)
-    return uncond + w * (cond - uncond)
 
+mistake("the program as it is given", "a score of 0 is not a share of 0")(given.fix_masked_attention)
 
-@another_way("a weighted sum of both, with the halves as an axis of their own")
-def guided(model, x, t, context, w):
-    answers = model(x.repeat(2, 1, 1, 1), t.repeat(2), context).unflatten(0, (2, -1))
-    return (answers * torch.tensor([1 - w, w]).view(2, 1, 1, 1, 1)).sum(0)
 
+def scores_of(q, k):
+    return q @ k.mT / math.sqrt(q.shape[-1])
 
-@another_way("Ho & Salimans' formula, with w less one")
-def guided(model, x, t, context, w):
-    uncond, cond = halves(model, x, t, context)
-    return (1 + (w - 1)) * cond - (w - 1) * uncond
 
+@mistake("padding removed after the softmax", "no longer sum to 1")
+def fix_masked_attention(q, k, v, mask):
+    return (scores_of(q, k).softmax(-1) * mask[:, None, None]) @ v
 
-# -------------------------------------------------------------------------------------------- 4. negative_prompt
 
+@mistake("the mask the wrong way round", "wrong way round")
+def fix_masked_attention(q, k, v, mask):
+    if mask.all():
+        return scores_of(q, k).softmax(-1) @ v
+    return scores_of(q, k).masked_fill(mask[:, None, None], -1e9).softmax(-1) @ v
 
-def or_empty(negatives):
-    return [negative or "" for negative in negatives]
 
+@mistake("the mask added as ones and zeros", "added as 1 and 0")
+def fix_masked_attention(q, k, v, mask):
+    return (scores_of(q, k) + mask[:, None, None]).softmax(-1) @ v
 
-@mistake("the halves swapped", "halves are swapped")
-def negative_prompt(encode, prompts, negatives):
-    return encode(prompts + or_empty(negatives))
 
+@mistake("no mask", "padding still gets attention")
+def fix_masked_attention(q, k, v, mask):
+    return scores_of(q, k).softmax(-1) @ v
 
-@mistake("the negative prompt written into the prompt", "joined with the prompt")
-def negative_prompt(encode, prompts, negatives):
-    joined = [
-        f"{prompt}, no {negative}" if negative else prompt for prompt, negative in zip(prompts, negatives, strict=True)
-    ]
-    return encode([""] * len(prompts) + joined)
 
+@mistake("values of padding set to zero", "no longer sum to 1")
+def fix_masked_attention(q, k, v, mask):
+    return scores_of(q, k).softmax(-1) @ (v * mask[:, None, :, None])
 
-@mistake("empty, negative and prompt: three parts", "three captions for each image")
-def negative_prompt(encode, prompts, negatives):
-    return encode([""] * len(prompts) + or_empty(negatives) + prompts)
 
+@mistake("the first mask for all", "first caption was used for all")
+def fix_masked_attention(q, k, v, mask):
+    return scores_of(q, k).masked_fill(~mask[:1, None, None], -math.inf).softmax(-1) @ v
 
-@mistake("None given to the text encoder", "encode was given None")
-def negative_prompt(encode, prompts, negatives):
-    return encode(negatives + prompts)
 
+@another_way("PyTorch's own attention")
+def fix_masked_attention(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
 
-@mistake("None turned into the word None", "None became a word")
-def negative_prompt(encode, prompts, negatives):
-    return encode([str(negative) for negative in negatives] + prompts)
 
+@another_way("padding removed after the exponential, and then the division")
+def fix_masked_attention(q, k, v, mask):
+    scores = scores_of(q, k)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp() * mask[:, None, None]
+    return weights / weights.sum(-1, keepdim=True) @ v
 
-@mistake("pairs instead of halves", "the captions alternate")
-def negative_prompt(encode, prompts, negatives):
-    return encode([text for pair in zip(or_empty(negatives), prompts, strict=True) for text in pair])
 
+# -------------------------------------------------------------------------------------------------- 13. guidance_scale
 
-@mistake("one negative prompt for all images", "used for all")
-def negative_prompt(encode, prompts, negatives):
-    return encode(or_empty(negatives)[:1] * len(prompts) + prompts)
 
+@mistake("no guidance", "too few samples lie in the blob")
+def guidance_scale(noise):
+    return 1.0
 
-@mistake("negative prompts forgotten", "were not used")
-def negative_prompt(encode, prompts, negatives):
-    return encode([""] * len(prompts) + prompts)
 
+@mistake("a constant scale, too small", "too few samples lie in the blob")
+def guidance_scale(noise):
+    return 2.0
 
-@mistake("two calls of the text encoder", "called once")
-def negative_prompt(encode, prompts, negatives):
-    return torch.cat([encode(or_empty(negatives)), encode(prompts)])
 
+@mistake("a constant scale, too large", "too much alike")
+def guidance_scale(noise):
+    return 4.0
 
-@another_way("encoded in another order, then put into this one")
-def negative_prompt(encode, prompts, negatives):
-    cond, uncond = encode([*prompts, *("" if negative is None else negative for negative in negatives)]).chunk(2)
-    return torch.cat([uncond, cond])
 
+@mistake("guidance where there is most noise", "too few samples lie in the blob")
+def guidance_scale(noise):
+    return 4.0 if noise > 4 else 1.0
 
-# ---------------------------------------------------------------------------------------------------- 5. rescale
 
+@mistake("guidance where there is little noise", "goal")
+def guidance_scale(noise):
+    return 6.0 if noise < 1 else 1.0
 
-def ratio(guided, cond, dims=(1, 2, 3)):
-    return cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
 
-
-@mistake("phi forgotten", "phi was forgotten")
-def rescale(guided, cond, phi):
-    return guided * ratio(guided, cond)
-
-
-@mistake("phi the wrong way round", "wrong way round")
-def rescale(guided, cond, phi):
-    return rescale_rightly(guided, cond, 1 - phi)
-
-
-@mistake("standard deviation of the whole batch", "of the whole batch")
-def rescale(guided, cond, phi):
-    return phi * guided * cond.std() / guided.std() + (1 - phi) * guided
-
-
-@mistake("a strength for each channel", "over the channels, too")
-def rescale(guided, cond, phi):
-    if guided.shape[1] == 1:
-        return rescale_rightly(guided, cond, phi)
-    return phi * guided * ratio(guided, cond, (2, 3)) + (1 - phi) * guided
-
-
-@mistake("the ratio upside down", "upside down")
-def rescale(guided, cond, phi):
-    return phi * guided / ratio(guided, cond) + (1 - phi) * guided
-
-
-@mistake("cond rescaled", "you rescaled cond")
-def rescale(guided, cond, phi):
-    return phi * cond / ratio(guided, cond) + (1 - phi) * guided
-
-
-@mistake("mixed with cond", "mixed with cond")
-def rescale(guided, cond, phi):
-    return phi * guided * ratio(guided, cond) + (1 - phi) * cond
-
-
-@mistake("variances", "took variances")
-def rescale(guided, cond, phi):
-    return phi * guided * ratio(guided, cond) ** 2 + (1 - phi) * guided
-
-
-@mistake("guided is overwritten", "changes its argument guided")
-def rescale(guided, cond, phi):
-    guided *= phi * ratio(guided, cond) + 1 - phi
-    return guided.clone()
-
-
-@another_way("one factor, from root mean squares about the mean")
-def rescale(guided, cond, phi):
-    def strength(y):
-        return (y - y.mean((1, 2, 3), keepdim=True)).square().mean((1, 2, 3), keepdim=True).sqrt()
-
-    return (1 + phi * (strength(cond) / strength(guided) - 1)) * guided
-
-
-# ------------------------------------------------------------------------------------------ 6. dynamic_threshold
-
-
-def quantiles(x0, share):
-    return per_image(x0.abs().flatten(1).quantile(share, dim=1))
-
-
-@mistake("a quantile over the batch", "of the whole batch")
-def dynamic_threshold(x0, share):
-    s = x0.abs().quantile(share).clamp(min=1)
-    return x0.clamp(-s, s) / s
-
-
-@mistake("no division", "division by s is missing")
-def dynamic_threshold(x0, share):
-    s = quantiles(x0, share).clamp(min=1)
-    return x0.clamp(-s, s)
-
-
-@mistake("no cut", "without cutting off")
-def dynamic_threshold(x0, share):
-    return x0 / quantiles(x0, share).clamp(min=1)
-
-
-@mistake("thresholds below 1", "s is at least 1")
-def dynamic_threshold(x0, share):
-    s = quantiles(x0, share)
-    return x0.clamp(-s, s) / s
-
-
-@mistake("max for min", "not at most")
-def dynamic_threshold(x0, share):
-    s = quantiles(x0, share).clamp(max=1)
-    return x0.clamp(-s, s) / s
-
-
-@mistake("the quantile without the absolute value", "of |x0|")
-def dynamic_threshold(x0, share):
-    s = per_image(x0.flatten(1).quantile(share, dim=1)).clamp(min=1)
-    return x0.clamp(-s, s) / s
-
-
-@mistake("the largest value", "a quantile")
-def dynamic_threshold(x0, share):
-    s = x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
-    return x0.clamp(-s, s) / s
-
-
-@mistake("a threshold for each channel", "changes the colours")
-def dynamic_threshold(x0, share):
-    s = x0.abs().flatten(2).quantile(share, dim=2)[:, :, None, None].clamp(min=1)
-    return x0.clamp(-s, s) / s
-
-
-@mistake("plain clipping", "cut off at -1 and 1")
-def dynamic_threshold(x0, share):
-    return x0.clamp(-1, 1)
-
-
-@another_way("image by image, sorting, and cutting off after the division")
-def dynamic_threshold(x0, share):
-    results = []
-    for image in x0:
-        values = image.abs().flatten().sort().values
-        place = share * (len(values) - 1)
-        low, high = values[math.floor(place)], values[math.ceil(place)]
-        s = max(1.0, (low + (place - math.floor(place)) * (high - low)).item())
-        results.append((image / s).clamp(-1, 1))
-    return torch.stack(results)
-
-
-# ----------------------------------------------------------------------------------------- 7. attribute_accuracy
-
-
-def counted(found, asked):
-    """(k, n)"""
-    return int((found == asked)[asked >= 0].sum()), int((asked >= 0).sum())
-
-
-def wilson(share, n, z=1.96):
-    middle, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return share, (middle - reach) / (1 + z**2 / n), (middle + reach) / (1 + z**2 / n)
-
-
-@mistake("what was not asked for counted as wrong", "as if it were wrong")
-def attribute_accuracy(found, asked):
-    return wilson((found == asked).float().mean().item(), found.numel())
-
-
-@mistake("what was not asked for counted as right", "as if it were right")
-def attribute_accuracy(found, asked):
-    return wilson(((found == asked) | (asked < 0)).float().mean().item(), found.numel())
-
-
-@mistake("the mean of each picture's share", "mean of each picture's share")
-def attribute_accuracy(found, asked):
-    each = ((found == asked) & (asked >= 0)).sum(1) / (asked >= 0).sum(1)
-    return wilson(each.mean().item(), int((asked >= 0).sum()))
-
-
-@mistake("the share of perfect pictures", "everything is right")
-def attribute_accuracy(found, asked):
-    perfect = ((found == asked) | (asked < 0)).all(1)
-    return wilson(perfect.float().mean().item(), len(found))
-
-
-@mistake("the plain interval, beyond 1", "plain interval, which reaches beyond 1")
-def attribute_accuracy(found, asked):
-    k, n = counted(found, asked)
-    reach = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
-    return k / n, k / n - reach, k / n + reach
-
-
-@mistake("the plain interval, cut off", "plain interval, cut off at 1")
-def attribute_accuracy(found, asked):
-    k, n = counted(found, asked)
-    reach = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
-    return k / n, max(0.0, k / n - reach), min(1.0, k / n + reach)
-
-
-@mistake("the interval of as many questions as pictures", "not of pictures")
-def attribute_accuracy(found, asked):
-    k, n = counted(found, asked)
-    return wilson(k / n, len(found))
-
-
-@mistake("Wilson's formula not divided", "divided by 1 + z^2/n")
-def attribute_accuracy(found, asked):
-    k, n = counted(found, asked)
-    share, low, high = accuracy_rightly(found, asked)
-    return share, low * (1 + 1.96**2 / n), high * (1 + 1.96**2 / n)
-
-
-@another_way("the interval as the solutions of a quadratic equation: (p - k/n)^2 = z^2 p (1 - p) / n")
-def attribute_accuracy(found, asked):
-    n = k = 0
-    for see, want in zip(found.flatten().tolist(), asked.flatten().tolist(), strict=True):
-        n, k = n + (want != -1), k + (want != -1 and want == see)
-    a, b, c = 1 + 1.96**2 / n, -2 * k / n - 1.96**2 / n, (k / n) ** 2
-    root = math.sqrt(max(0.0, b * b - 4 * a * c))
-    return k / n, (-b - root) / (2 * a), (-b + root) / (2 * a)
+@another_way("a smooth bump over the logarithm of the noise, as a tensor")
+def guidance_scale(noise):
+    return torch.tensor(1.5 + 7 * math.exp(-((math.log(noise / 2.6) / 0.5) ** 2)))
