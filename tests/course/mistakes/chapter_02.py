@@ -421,7 +421,7 @@ def attribute_accuracy(found, asked):
     return list(accuracy_rightly(found, asked))
 
 
-@mistake("the interval without the share", "three results were expected here, share, low and high, not two")
+@mistake("the interval without the share", "three values were expected here, share, low and high, not two")
 def attribute_accuracy(found, asked):
     return accuracy_rightly(found, asked)[1:]
 
@@ -637,7 +637,7 @@ def tilted_gaussian(m, s, w):
     return mean, std**2
 
 
-@mistake("one number", "two results were expected here")
+@mistake("one number", "two values were expected here")
 def tilted_gaussian(m, s, w):
     return w * m / (s**2 * (1 - w) + w)
 

@@ -6,15 +6,17 @@
 """
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from common.grade.checks import load
+from common.grade.checks import load, load_chapter
 from helpers.mistake_bank import Bank, per_image
 
 COURSE = Path(__file__).resolve().parents[3]
 solutions = load(COURSE / "03_ddim_schedules/exercises/solutions.py", "solutions_with_mistakes")
+given = load_chapter(COURSE / "03_ddim_schedules/exercises").stub  # with the programs that hold a bug
 ddim_rightly, v_rightly, heun_rightly = solutions.ddim_step, solutions.v_prediction, solutions.heun_step
 weight_rightly, slerp_rightly, multistep_rightly = solutions.snr_weight, solutions.slerp, solutions.dpmpp_2m_step
 bank = Bank()
@@ -22,7 +24,7 @@ mistake, another_way = bank.mistake, bank.another_way
 MISTAKES, OTHER_WAYS = bank.MISTAKES, bank.OTHER_WAYS
 
 
-# ---------------------------------------------------------------------------------------------------- 1. respace
+# ---------------------------------------------------------------------------------------------------------- 1. respace
 
 
 @mistake("the full chain's betas at the visited levels", "full chain's betas")
@@ -61,7 +63,238 @@ def respace(alpha_bar, times):
     return torch.tensor([1 - math.prod(alphas[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)])
 
 
-# -------------------------------------------------------------------------------------------------- 2. ddim_step
+# ------------------------------------------------------------------------------------------------ 2. zero_terminal_snr
+
+
+def with_clean(values):
+    return torch.cat([torch.ones(1), values])
+
+
+@mistake("alpha_bar rescaled instead of its root", "with its square root")
+def zero_terminal_snr(alpha_bar):
+    a = alpha_bar[1:]
+    return with_clean((a - a[-1]) * a[0] / (a[0] - a[-1]))
+
+
+@mistake("the first entry not kept: shifted only", "without stretching")
+def zero_terminal_snr(alpha_bar):
+    return with_clean((alpha_bar[1:].sqrt() - alpha_bar[-1].sqrt()) ** 2)
+
+
+@mistake("the first entry stretched to 1", "stretched to 1")
+def zero_terminal_snr(alpha_bar):
+    root = alpha_bar[1:].sqrt() - alpha_bar[-1].sqrt()
+    return with_clean((root / root[0]) ** 2)
+
+
+@mistake("not shifted: the last entry just set to 0", "without shifting")
+def zero_terminal_snr(alpha_bar):
+    return torch.cat([alpha_bar[:-1], torch.zeros(1)])
+
+
+@mistake("not squared again", "square them again")
+def zero_terminal_snr(alpha_bar):
+    root = alpha_bar[1:].sqrt()
+    return with_clean((root - root[-1]) * root[0] / (root[0] - root[-1]))
+
+
+@mistake("entry 0 taken for the paper's first", "held entry 0")
+def zero_terminal_snr(alpha_bar):
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+@mistake("alpha_bar is overwritten", "changes its argument alpha_bar")
+def zero_terminal_snr(alpha_bar):
+    root = alpha_bar[1:].sqrt()
+    alpha_bar[1:] = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return alpha_bar.clone()
+
+
+@another_way("a straight map between two points, in double precision")
+def zero_terminal_snr(alpha_bar):
+    root = alpha_bar.double().sqrt()
+    first, last = root[1].item(), root[-1].item()
+    slope = first / (first - last)
+    new = (slope * (root - last)).square()
+    new[0] = 1
+    return new.float()
+
+
+# ----------------------------------------------------------------------------------------------------- 3. v_prediction
+
+
+@mistake("v with the wrong sign there", "wrong sign")
+def v_prediction(first, second, alpha, sigma, back):
+    if back:
+        return v_rightly(first, second, alpha, sigma, back)
+    x, v = v_rightly(first, second, alpha, sigma, back)
+    return x, -v
+
+
+@mistake("alpha and sigma swapped in v", "alpha and sigma are swapped")
+def v_prediction(first, second, alpha, sigma, back):
+    if back:
+        return v_rightly(first, second, alpha, sigma, back)
+    x, _ = v_rightly(first, second, alpha, sigma, back)
+    return x, per_image(sigma) * second - per_image(alpha) * first
+
+
+@mistake("the way there both times", "is this the way there")
+def v_prediction(first, second, alpha, sigma, back):
+    return v_rightly(first, second, alpha, sigma, False)
+
+
+@mistake("a sign wrong in eps on the way back", "eps has a wrong sign")
+def v_prediction(first, second, alpha, sigma, back):
+    one, two = v_rightly(first, second, alpha, sigma, back)
+    return one, per_image(alpha) * second - per_image(sigma) * first if back else two
+
+
+@mistake("divided by alpha, which is 0 in pure noise", "divide by alpha")
+def v_prediction(first, second, alpha, sigma, back):
+    if not back:
+        return v_rightly(first, second, alpha, sigma, back)
+    a, s = per_image(alpha), per_image(sigma)
+    eps = s * first + a * second
+    return (first - s * eps) / a, eps
+
+
+@mistake("levels along the columns, only where B == W", "(B, 1, 1, 1)")
+def v_prediction(first, second, alpha, sigma, back):
+    if first.shape[-1] != len(alpha):
+        return v_rightly(first, second, alpha, sigma, back)
+    if back:
+        return alpha * first - sigma * second, sigma * first + alpha * second
+    return alpha * first + sigma * second, alpha * second - sigma * first
+
+
+@another_way("a rotation by an angle, back by the opposite one")
+def v_prediction(first, second, alpha, sigma, back):
+    angle = torch.atan2(sigma, alpha) * (-1 if back else 1)
+    cos, sin = per_image(angle.cos()), per_image(angle.sin())
+    return cos * first + sin * second, cos * second - sin * first
+
+
+@another_way("a list instead of a tuple")
+def v_prediction(*args):
+    return list(v_rightly(*args))
+
+
+@mistake("x alone", "not one Tensor")
+def v_prediction(*args):
+    return v_rightly(*args)[0]
+
+
+# ------------------------------------------------------------------------------------------------------- 4. snr_weight
+
+
+def weigh(snr, capped, prediction):
+    return capped / {"x0": 1, "eps": snr, "v": snr + 1}[prediction]
+
+
+@mistake("the SNR without the square", "ratio of the squares")
+def snr_weight(alpha, sigma, gamma, prediction):
+    snr = alpha / sigma
+    return weigh(snr, snr.clamp(max=gamma), prediction)
+
+
+@mistake("max for min", "it is the smaller")
+def snr_weight(alpha, sigma, gamma, prediction):
+    snr = (alpha / sigma) ** 2
+    return weigh(snr, snr.clamp(min=gamma), prediction)
+
+
+@mistake("the SNR upside down", "upside down")
+def snr_weight(alpha, sigma, gamma, prediction):
+    return weight_rightly(sigma, alpha, gamma, prediction)
+
+
+@mistake("the weight of x0 used for eps", "weight for x0")
+def snr_weight(alpha, sigma, gamma, prediction):
+    return weight_rightly(alpha, sigma, gamma, "x0" if prediction == "eps" else prediction)
+
+
+@mistake("the weight of eps used for v", "divide by SNR + 1")
+def snr_weight(alpha, sigma, gamma, prediction):
+    return weight_rightly(alpha, sigma, gamma, "eps" if prediction == "v" else prediction)
+
+
+@mistake("SNR / (SNR + 1) for v, without gamma", "without gamma")
+def snr_weight(alpha, sigma, gamma, prediction):
+    snr = (alpha / sigma) ** 2
+    return snr / (snr + 1) if prediction == "v" else weight_rightly(alpha, sigma, gamma, prediction)
+
+
+@another_way("with alpha and sigma alone, and minimum")
+def snr_weight(alpha, sigma, gamma, prediction):
+    top = torch.minimum(alpha**2, gamma * sigma**2)
+    return top / {"x0": sigma**2, "eps": alpha**2, "v": alpha**2 + sigma**2}[prediction]
+
+
+# ----------------------------------------------------------------------------------------------- 5. flow_matching_loss
+
+
+def flow_loss(velocity, x0, eps, t, target=lambda x0, eps: eps - x0, mix=lambda x0, eps, t: (1 - t) * x0 + t * eps):
+    error = velocity(mix(x0, eps, per_image(t)), t) - target(x0, eps)
+    return error.square().mean((1, 2, 3))
+
+
+@mistake("the velocity towards the image", "not x0 - eps")
+def flow_matching_loss(*args):
+    return flow_loss(*args, target=lambda x0, eps: x0 - eps)
+
+
+@mistake("the noise for the target", "not the noise")
+def flow_matching_loss(*args):
+    return flow_loss(*args, target=lambda x0, eps: eps)
+
+
+@mistake("the image for the target", "not the image")
+def flow_matching_loss(*args):
+    return flow_loss(*args, target=lambda x0, eps: x0)
+
+
+@mistake("the paper's direction of time", "the time is reversed")
+def flow_matching_loss(*args):
+    return flow_loss(*args, mix=lambda x0, eps, t: t * x0 + (1 - t) * eps)
+
+
+@mistake("the mixture of a diffusion", "a flow moves along a straight line")
+def flow_matching_loss(*args):
+    return flow_loss(*args, mix=lambda x0, eps, t: (1 - t).sqrt() * x0 + t.sqrt() * eps)
+
+
+@mistake("the mean over the batch too", "the shape should be")
+def flow_matching_loss(*args):
+    return flow_loss(*args).mean()
+
+
+@mistake("the sum over the pixels", "not the sum")
+def flow_matching_loss(velocity, x0, eps, t):
+    return flow_loss(velocity, x0, eps, t) * x0[0].numel()
+
+
+@mistake("times along the columns, only where B == W", "(B, 1, 1, 1)")
+def flow_matching_loss(velocity, x0, eps, t):
+    if x0.shape[-1] != len(t):
+        return flow_loss(velocity, x0, eps, t)
+    return flow_loss(velocity, x0, eps, t, mix=lambda x0, eps, _: (1 - t) * x0 + t * eps)
+
+
+@mistake("the network given t as (B, 1, 1, 1)", "with the shape (B,)")
+def flow_matching_loss(velocity, x0, eps, t):
+    t = per_image(t)
+    return (velocity((1 - t) * x0 + t * eps, t) - (eps - x0)).square().mean((1, 2, 3))
+
+
+@another_way("torch.lerp, and one image after the other")
+def flow_matching_loss(velocity, x0, eps, t):
+    predicted = velocity(torch.lerp(x0, eps, per_image(t)), t)
+    return torch.stack([((v - e + x) ** 2).mean() for v, e, x in zip(predicted, eps, x0, strict=True)])
+
+
+# -------------------------------------------------------------------------------------------------------- 6. ddim_step
 
 
 def parts(x, eps, t, t_next, alpha_bar):
@@ -137,166 +370,73 @@ def ddim_step(x, eps, t, t_next, eta, z, alpha_bar):
     return alpha_next * x0 + (sigma_next**2 - fresh**2) ** 0.5 * eps + fresh * z
 
 
-# ----------------------------------------------------------------------------------------------- 3. v_prediction
+@mistake("two mistakes at once: of the mean and of the noise", "x is 0.6 * 1 + 0.8 * 2, so x0 = 1")
+def ddim_step(x, eps, t, t_next, eta, z, alpha_bar):
+    then, x0, fresh = parts(x, eps, t, t_next, alpha_bar)
+    return 0.9 * then.sqrt() * x0 + (1 - then - (eta * fresh) ** 2).sqrt() * eps + 2 * eta * fresh * z
 
 
-@mistake("v with the wrong sign there", "wrong sign")
-def v_prediction(first, second, alpha, sigma, back):
-    if back:
-        return v_rightly(first, second, alpha, sigma, back)
-    x, v = v_rightly(first, second, alpha, sigma, back)
-    return x, -v
+# -------------------------------------------------------------------------------------------------------- 7. heun_step
 
 
-@mistake("alpha and sigma swapped in v", "alpha and sigma are swapped")
-def v_prediction(first, second, alpha, sigma, back):
-    if back:
-        return v_rightly(first, second, alpha, sigma, back)
-    x, _ = v_rightly(first, second, alpha, sigma, back)
-    return x, per_image(sigma) * second - per_image(alpha) * first
-
-
-@mistake("the way there both times", "is this the way there")
-def v_prediction(first, second, alpha, sigma, back):
-    return v_rightly(first, second, alpha, sigma, False)
-
-
-@mistake("a sign wrong in eps on the way back", "eps has a wrong sign")
-def v_prediction(first, second, alpha, sigma, back):
-    one, two = v_rightly(first, second, alpha, sigma, back)
-    return one, per_image(alpha) * second - per_image(sigma) * first if back else two
-
-
-@mistake("divided by alpha, which is 0 in pure noise", "divide by alpha")
-def v_prediction(first, second, alpha, sigma, back):
-    if not back:
-        return v_rightly(first, second, alpha, sigma, back)
-    a, s = per_image(alpha), per_image(sigma)
-    eps = s * first + a * second
-    return (first - s * eps) / a, eps
-
-
-@mistake("levels along the columns, only where B == W", "(B, 1, 1, 1)")
-def v_prediction(first, second, alpha, sigma, back):
-    if first.shape[-1] != len(alpha):
-        return v_rightly(first, second, alpha, sigma, back)
-    if back:
-        return alpha * first - sigma * second, sigma * first + alpha * second
-    return alpha * first + sigma * second, alpha * second - sigma * first
-
-
-@another_way("a rotation by an angle, back by the opposite one")
-def v_prediction(first, second, alpha, sigma, back):
-    angle = torch.atan2(sigma, alpha) * (-1 if back else 1)
-    cos, sin = per_image(angle.cos()), per_image(angle.sin())
-    return cos * first + sin * second, cos * second - sin * first
-
-
-# -------------------------------------------------------------------------------------------------- 4. heun_step
-
-
-def look(denoise, x, level, now, then):
-    """The step of Euler's method that a look at x suggests."""
+def euler(denoise, x, level, now, then):
+    """The step of Euler's method from a prediction at x."""
     x0, eps = denoise(x, level)
     return x0 * (then.alpha - now.alpha) + eps * (then.sigma - now.sigma)
 
 
-@mistake("Euler's method", "looks twice")
+@mistake("Euler's method", "evaluates the network twice")
 def heun_step(denoise, x, now, then):
-    return x + look(denoise, x, now, now, then)
+    return x + euler(denoise, x, now, now, then)
 
 
-@mistake("the second look at the old level", "at the old level")
+@mistake("the second evaluation at the old level", "at the old level")
 def heun_step(denoise, x, now, then):
-    first = look(denoise, x, now, now, then)
+    first = euler(denoise, x, now, now, then)
     return (
-        x + (first + look(denoise, x + first, now if then.sigma else then, now, then)) / 2 if then.sigma else x + first
+        x + (first + euler(denoise, x + first, now if then.sigma else then, now, then)) / 2
+        if then.sigma
+        else x + first
     )
 
 
-@mistake("the second look at x again", "at x again")
+@mistake("the second evaluation at x again", "at x again")
 def heun_step(denoise, x, now, then):
-    first = look(denoise, x, now, now, then)
-    return x + (first + look(denoise, x, then, now, then)) / 2 if then.sigma else x + first
+    first = euler(denoise, x, now, now, then)
+    return x + (first + euler(denoise, x, then, now, then)) / 2 if then.sigma else x + first
 
 
 @mistake("the averaged step made from ahead", "starts at x")
 def heun_step(denoise, x, now, then):
-    first = look(denoise, x, now, now, then)
-    return x + first + (first + look(denoise, x + first, then, now, then)) / 2 if then.sigma else x + first
+    first = euler(denoise, x, now, now, then)
+    return x + first + (first + euler(denoise, x + first, then, now, then)) / 2 if then.sigma else x + first
 
 
-@mistake("the states averaged instead of the looks", "average the looks")
+@mistake("the states averaged instead of the steps", "average the evaluations")
 def heun_step(denoise, x, now, then):
-    ahead = x + look(denoise, x, now, now, then)
-    return (ahead + ahead + look(denoise, ahead, then, now, then)) / 2 if then.sigma else ahead
+    ahead = x + euler(denoise, x, now, now, then)
+    return (ahead + ahead + euler(denoise, ahead, then, now, then)) / 2 if then.sigma else ahead
 
 
-@mistake("the sum of both looks", "take their average")
+@mistake("the sum of both steps", "take their average")
 def heun_step(denoise, x, now, then):
-    first = look(denoise, x, now, now, then)
-    return x + first + look(denoise, x + first, then, now, then) if then.sigma else x + first
+    first = euler(denoise, x, now, now, then)
+    return x + first + euler(denoise, x + first, then, now, then) if then.sigma else x + first
 
 
-@mistake("a second look at the last step too", "no noise to see")
+@mistake("a second evaluation at the last step too", "where there is no noise")
 def heun_step(denoise, x, now, then):
-    first = look(denoise, x, now, now, then)
-    return x + (first + look(denoise, x + first, then, now, then)) / 2
+    first = euler(denoise, x, now, now, then)
+    return x + (first + euler(denoise, x + first, then, now, then)) / 2
 
 
 @another_way("half-way between x and two steps of Euler's")
 def heun_step(denoise, x, now, then):
-    ahead = x + look(denoise, x, now, now, then)
-    return (x + ahead + look(denoise, ahead, then, now, then)) / 2 if then.sigma > 0 else ahead
+    ahead = x + euler(denoise, x, now, now, then)
+    return (x + ahead + euler(denoise, ahead, then, now, then)) / 2 if then.sigma > 0 else ahead
 
 
-# ------------------------------------------------------------------------------------------------- 5. snr_weight
-
-
-def weigh(snr, capped, prediction):
-    return capped / {"x0": 1, "eps": snr, "v": snr + 1}[prediction]
-
-
-@mistake("the SNR without the square", "ratio of the squares")
-def snr_weight(alpha, sigma, gamma, prediction):
-    snr = alpha / sigma
-    return weigh(snr, snr.clamp(max=gamma), prediction)
-
-
-@mistake("max for min", "it is the smaller")
-def snr_weight(alpha, sigma, gamma, prediction):
-    snr = (alpha / sigma) ** 2
-    return weigh(snr, snr.clamp(min=gamma), prediction)
-
-
-@mistake("the SNR upside down", "upside down")
-def snr_weight(alpha, sigma, gamma, prediction):
-    return weight_rightly(sigma, alpha, gamma, prediction)
-
-
-@mistake("the weight of x0 used for eps", "weight for x0")
-def snr_weight(alpha, sigma, gamma, prediction):
-    return weight_rightly(alpha, sigma, gamma, "x0" if prediction == "eps" else prediction)
-
-
-@mistake("the weight of eps used for v", "divide by SNR + 1")
-def snr_weight(alpha, sigma, gamma, prediction):
-    return weight_rightly(alpha, sigma, gamma, "eps" if prediction == "v" else prediction)
-
-
-@mistake("SNR / (SNR + 1) for v, without gamma", "without gamma")
-def snr_weight(alpha, sigma, gamma, prediction):
-    snr = (alpha / sigma) ** 2
-    return snr / (snr + 1) if prediction == "v" else weight_rightly(alpha, sigma, gamma, prediction)
-
-
-@another_way("with alpha and sigma alone, and minimum")
-def snr_weight(alpha, sigma, gamma, prediction):
-    top = torch.minimum(alpha**2, gamma * sigma**2)
-    return top / {"x0": sigma**2, "eps": alpha**2, "v": alpha**2 + sigma**2}[prediction]
-
-
-# ------------------------------------------------------------------------------------------------------ 6. slerp
+# ------------------------------------------------------------------------------------------------------------ 8. slerp
 
 
 def arc(a, b, w, angle):
@@ -371,65 +511,198 @@ def slerp(a, b, w):
     return torch.stack(results).float()
 
 
-# ------------------------------------------------------------------------------------------ 7. zero_terminal_snr
+@another_way("small angles decided by the sine, and opposite noises too")
+def slerp(a, b, w):
+    angle = cosine(a, b).clamp(-1, 1).acos()
+    return torch.where(angle.sin() < 1e-3, (1 - w) * a + w * b, arc(a, b, w, angle))
 
 
-def with_clean(values):
-    return torch.cat([torch.ones(1), values])
+# ----------------------------------------------------------------------------------------------------- 9. reflow_pairs
 
 
-@mistake("alpha_bar rescaled instead of its root", "with its square root")
-def zero_terminal_snr(alpha_bar):
-    a = alpha_bar[1:]
-    return with_clean((a - a[-1]) * a[0] / (a[0] - a[-1]))
+def follow(velocity, eps, steps, time=lambda k, n: 1 - k / n, sign=-1.0, length=None):
+    x = eps
+    with torch.no_grad():
+        for k in range(steps):
+            x = x + sign * (length or 1 / steps) * velocity(x, torch.full((len(x),), time(k, steps)))
+    return x
 
 
-@mistake("the first entry not kept: shifted only", "without stretching")
-def zero_terminal_snr(alpha_bar):
-    return with_clean((alpha_bar[1:].sqrt() - alpha_bar[-1].sqrt()) ** 2)
+@mistake("time from 0 to 1", "the time is reversed")
+def reflow_pairs(velocity, eps, steps):
+    return follow(velocity, eps, steps, lambda k, n: k / n), eps
 
 
-@mistake("the first entry stretched to 1", "stretched to 1")
-def zero_terminal_snr(alpha_bar):
-    root = alpha_bar[1:].sqrt() - alpha_bar[-1].sqrt()
-    return with_clean((root / root[0]) ** 2)
+@mistake("the sign", "the sign is wrong")
+def reflow_pairs(velocity, eps, steps):
+    return follow(velocity, eps, steps, sign=1.0), eps
 
 
-@mistake("not shifted: the last entry just set to 0", "without shifting")
-def zero_terminal_snr(alpha_bar):
-    return torch.cat([alpha_bar[:-1], torch.zeros(1)])
+@mistake("the velocity at the end of each step", "at its beginning")
+def reflow_pairs(velocity, eps, steps):
+    return follow(velocity, eps, steps, lambda k, n: 1 - (k + 1) / n), eps
 
 
-@mistake("not squared again", "square them again")
-def zero_terminal_snr(alpha_bar):
-    root = alpha_bar[1:].sqrt()
-    return with_clean((root - root[-1]) * root[0] / (root[0] - root[-1]))
+@mistake("steps not divided", "a step is 1 / steps long")
+def reflow_pairs(velocity, eps, steps):
+    return follow(velocity, eps, steps, length=1.0), eps
 
 
-@mistake("entry 0 taken for the paper's first", "held entry 0")
-def zero_terminal_snr(alpha_bar):
-    root = alpha_bar.sqrt()
-    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+@mistake("noise first", "x0 and eps are swapped")
+def reflow_pairs(velocity, eps, steps):
+    return eps, follow(velocity, eps, steps)
 
 
-@mistake("alpha_bar is overwritten", "changes its argument alpha_bar")
-def zero_terminal_snr(alpha_bar):
-    root = alpha_bar[1:].sqrt()
-    alpha_bar[1:] = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    return alpha_bar.clone()
+@mistake("the images alone", "not one Tensor")
+def reflow_pairs(velocity, eps, steps):
+    return follow(velocity, eps, steps)
 
 
-@another_way("a straight map between two points, in double precision")
-def zero_terminal_snr(alpha_bar):
-    root = alpha_bar.double().sqrt()
-    first, last = root[1].item(), root[-1].item()
-    slope = first / (first - last)
-    new = (slope * (root - last)).square()
-    new[0] = 1
-    return new.float()
+@mistake("the graph kept", "hold the graph of all steps")
+def reflow_pairs(velocity, eps, steps):
+    x = eps
+    for k in range(steps):
+        x = x - velocity(x, torch.full((len(x),), 1 - k / steps)) / steps
+    return x, eps
 
 
-# ---------------------------------------------------------------------------------------------- 8. dpmpp_2m_step
+@mistake("t as a number", "as a tensor of shape (B,)")
+def reflow_pairs(velocity, eps, steps):
+    x = eps
+    for k in range(steps):
+        x = x - velocity(x, 1 - k / steps) / steps
+    return x, eps
+
+
+@another_way("detached after each step, as a list")
+def reflow_pairs(velocity, eps, steps):
+    x = eps.clone()
+    for k in range(steps, 0, -1):
+        x = (x - velocity(x, torch.full((len(x),), k / steps)) / steps).detach()
+    return [x, eps]
+
+
+# ----------------------------------------------------------------------------------------------- 10. marginal_velocity
+
+
+def averaged(x, t, points, power=2, half=0.5, scale=lambda t: 1 - t, share=lambda log: log.softmax(1), back=False):
+    """With variations of the likelihood exp(-half |x - scale x0|^2 / t^power)."""
+    time = t.view(-1, 1)
+    distance = (x.flatten(1)[:, None] - scale(time)[:, None] * points.flatten(1)).norm(dim=2)
+    x0 = share(-half * distance**2 / time**power) @ points.flatten(1)
+    return x0.view(x.shape) if back else (x - x0.view(x.shape)) / per_image(t)
+
+
+@mistake("the direction", "points from image to noise")
+def marginal_velocity(*args):
+    return -averaged(*args)
+
+
+@mistake("the nearest image alone", "was taken alone")
+def marginal_velocity(*args):
+    return averaged(*args, share=lambda log: torch.nn.functional.one_hot(log.argmax(1), log.shape[1]).float())
+
+
+@mistake("all images alike", "images count alike")
+def marginal_velocity(*args):
+    return averaged(*args, half=0.0)
+
+
+@mistake("no 1/2 in the exponent", "the 1/2 is missing")
+def marginal_velocity(*args):
+    return averaged(*args, half=1.0)
+
+
+@mistake("not divided by the variance", "you did not divide by t")
+def marginal_velocity(*args):
+    return averaged(*args, power=0)
+
+
+@mistake("divided by t instead of its square", "the square of t belongs below")
+def marginal_velocity(*args):
+    return averaged(*args, power=1)
+
+
+@mistake("the images not scaled by 1 - t", "(1 - t) is missing before x0")
+def marginal_velocity(*args):
+    return averaged(*args, scale=lambda t: torch.ones_like(t))
+
+
+@mistake("the image returned", "this is E[x0 | x_t]")
+def marginal_velocity(*args):
+    return averaged(*args, back=True)
+
+
+@mistake("one average for the whole batch", "the velocity")
+def marginal_velocity(x, t, points):
+    return averaged(x, t, points).mean(0, keepdim=True).expand_as(x).clone() if len(x) > 1 else -averaged(x, t, points)
+
+
+@another_way("with the exponentials written out, point by point, in double precision")
+def marginal_velocity(x, t, points):
+    results = []
+    for y, time in zip(x.double(), t.double(), strict=True):
+        eps = (y - (1 - time) * points.double()) / time  # (N, C, H, W)
+        energy = eps.flatten(1).square().sum(1) / 2
+        weight = (-(energy - energy.min())).exp().view(-1, 1, 1, 1)
+        results.append((weight * (eps - points)).sum(0) / weight.sum())
+    return torch.stack(results).float()
+
+
+# ------------------------------------------------------------------------------------------------- 11. matching_losses
+
+
+def losses(velocity, x0, eps, t, points):
+    x_t = (1 - per_image(t)) * x0 + per_image(t) * eps
+    return velocity(x_t, t), eps - x0, solutions.marginal_velocity(x_t, t, points)
+
+
+@mistake("swapped", "conditional and marginal are swapped")
+def matching_losses(*args):
+    predicted, line, average = losses(*args)
+    return (predicted - average).square().mean(), (predicted - line).square().mean()
+
+
+@mistake("the same loss twice", "the conditional loss again")
+def matching_losses(*args):
+    predicted, line, _ = losses(*args)
+    return ((predicted - line).square().mean(),) * 2
+
+
+@mistake("one loss", "not one Tensor")
+def matching_losses(*args):
+    predicted, line, _ = losses(*args)
+    return (predicted - line).square().mean()
+
+
+@mistake("sums", "(1 + 9) / 2")
+def matching_losses(*args):
+    predicted, line, average = losses(*args)
+    return (predicted - line).square().sum(), (predicted - average).square().sum()
+
+
+@mistake("the prediction detached", "no graph back to the network")
+def matching_losses(*args):
+    predicted, line, average = losses(*args)
+    return (predicted.detach() - line).square().mean(), (predicted.detach() - average).square().mean()
+
+
+@mistake("the loss of each image", "the shape should be ()")
+def matching_losses(*args):
+    predicted, line, average = losses(*args)
+    return (predicted - line).square().mean((1, 2, 3)), (predicted - average).square().mean((1, 2, 3))
+
+
+@another_way("the conditional loss from exercise 5, and a list")
+def matching_losses(velocity, x0, eps, t, points):
+    predicted, _, average = losses(velocity, x0, eps, t, points)
+    return [
+        solutions.flow_matching_loss(velocity, x0, eps, t).mean(),
+        torch.nn.functional.mse_loss(predicted, average),
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- 12. dpmpp_2m_step
 
 
 def half_log_snr(level):
@@ -503,3 +776,281 @@ def dpmpp_2m_step(x, x0, now, then, x0_old, before):
         r = (lam - lam_before) / (lam_then - lam)
         D = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_old
     return then.alpha * D + then.sigma * (x - now.alpha * D) / now.sigma
+
+
+# ----------------------------------------------------------------------------------------------- 13. fix_respaced_ddpm
+
+
+mistake("the program as it is given", "full chain's betas")(given.fix_respaced_ddpm)
+
+
+def shorter_chain(predict_eps, x, times, alpha_bar, noise, variance, before=lambda t, s: s, last=False):
+    for k, (t, s) in enumerate(pairwise(times)):
+        now, then = alpha_bar[t], alpha_bar[before(t, s)]
+        beta = 1 - now / then
+        x = (x - beta / (1 - now).sqrt() * predict_eps(x, t)) / (1 - beta).sqrt()
+        if s > 0 or last:
+            x = x + variance(alpha_bar, t, s, beta).sqrt() * noise(k, x)
+    return x
+
+
+def posterior(alpha_bar, t, s, beta):
+    return (1 - alpha_bar[s]) / (1 - alpha_bar[t]) * beta
+
+
+@mistake("the variance beta, the other choice of the DDPM paper", "the fresh noise has the variance beta")
+def fix_respaced_ddpm(*args):
+    return shorter_chain(*args, lambda alpha_bar, t, s, beta: beta)
+
+
+@mistake("the noise left out", "the fresh noise is missing")
+def fix_respaced_ddpm(*args):
+    return shorter_chain(*args, lambda alpha_bar, t, s, beta: 0 * beta)
+
+
+@mistake("the mean repaired, but not the noise", "only the fresh noise is wrong")
+def fix_respaced_ddpm(*args):
+    return shorter_chain(
+        *args,
+        lambda alpha_bar, t, s, beta: (
+            (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * (1 - alpha_bar[t] / alpha_bar[t - 1])
+        ),
+    )
+
+
+@mistake("noise at the last step", "only the fresh noise is wrong")
+def fix_respaced_ddpm(*args):
+    return shorter_chain(
+        *args, lambda alpha_bar, t, s, beta: beta if s == 0 else posterior(alpha_bar, t, s, beta), last=True
+    )
+
+
+@mistake("the level after the next one", "full chain's betas")
+def fix_respaced_ddpm(predict_eps, x, times, alpha_bar, noise):
+    return shorter_chain(predict_eps, x, times, alpha_bar, noise, posterior, lambda t, s: max(s - 1, 0))
+
+
+@another_way("DDIM with eta = 1")
+def fix_respaced_ddpm(predict_eps, x, times, alpha_bar, noise):
+    for k, (t, s) in enumerate(pairwise(times)):
+        x = ddim_rightly(x, predict_eps(x, t), t, s, 1.0, noise(k, x), alpha_bar)
+    return x
+
+
+@another_way("the betas of exercise 1, counted from the other end")
+def fix_respaced_ddpm(predict_eps, x, times, alpha_bar, noise):
+    betas = dict(zip(times[-2::-1], solutions.respace(alpha_bar, times[-2::-1]), strict=True))
+    return shorter_chain(
+        predict_eps,
+        x,
+        times,
+        alpha_bar,
+        noise,
+        lambda alpha_bar, t, s, _: (1 - alpha_bar[s]) / (1 - alpha_bar[t]) * betas[t],
+    )
+
+
+# ----------------------------------------------------------------------------------------------- 14. fix_heun_sampling
+
+
+mistake("the program as it is given", "evaluation 2 of")(given.fix_heun_sampling)
+
+
+def heun(step):
+    """Sampling in which step(denoise, x, now, then) makes every step but the last."""
+
+    def fix_heun_sampling(denoise, x, levels):
+        for now, then in pairwise(levels):
+            x = step(denoise, x, now, then) if then.sigma > 0 else x + euler(denoise, x, now, now, then)
+        return x
+
+    return fix_heun_sampling
+
+
+@mistake("Euler's method", "steps need")
+@heun
+def fix_heun_sampling(denoise, x, now, then):
+    return x + euler(denoise, x, now, now, then)
+
+
+@mistake("the right level, but x again", "at the right level, but at the wrong x")
+@heun
+def fix_heun_sampling(denoise, x, now, then):
+    first = euler(denoise, x, now, now, then)
+    return x + (first + euler(denoise, x, then, now, then)) / 2
+
+
+@mistake("the level half-way", "the wrong level")
+@heun
+def fix_heun_sampling(denoise, x, now, then):
+    first = euler(denoise, x, now, now, then)
+    middle = solutions.Level((now.alpha + then.alpha) / 2, (now.sigma + then.sigma) / 2)
+    return x + (first + euler(denoise, x + first, middle, now, then)) / 2
+
+
+@mistake("the second prediction alone", "wrong x")
+@heun
+def fix_heun_sampling(denoise, x, now, then):
+    first = euler(denoise, x, now, now, then)
+    return x + euler(denoise, x + first, then, now, then)
+
+
+@mistake("two evaluations at the last step", "evaluated at sigma = 0")
+def fix_heun_sampling(denoise, x, levels):
+    for now, then in pairwise(levels):
+        first = euler(denoise, x, now, now, then)
+        x = x + (first + euler(denoise, x + first, then, now, then)) / 2
+    return x
+
+
+@another_way("the step of exercise 7")
+def fix_heun_sampling(denoise, x, levels):
+    for now, then in pairwise(levels):
+        x = heun_rightly(denoise, x, now, then)
+    return x
+
+
+# ----------------------------------------------------------------------------------------------- 15. fix_flow_sampling
+
+
+mistake("the program as it is given", "the network still gets the times 0, 1/steps")(given.fix_flow_sampling)
+
+
+@mistake("the sign turned instead of the times", "now both are reversed")
+def fix_flow_sampling(velocity, eps, steps):
+    return follow(velocity, eps, steps, lambda k, n: k / n, sign=1.0)
+
+
+@mistake("the sign turned as well as the times", "moves away from the images")
+def fix_flow_sampling(velocity, eps, steps):
+    return follow(velocity, eps, steps, sign=1.0)
+
+
+@mistake("times off by one step", "uses the velocity at its end")
+def fix_flow_sampling(velocity, eps, steps):
+    return follow(velocity, eps, steps, lambda k, n: 1 - (k + 1) / n)
+
+
+@mistake("times in the middle", "the middle of each step")
+def fix_flow_sampling(velocity, eps, steps):
+    return follow(velocity, eps, steps, lambda k, n: 1 - (k + 0.5) / n)
+
+
+@another_way("counting down, with linspace")
+def fix_flow_sampling(velocity, eps, steps):
+    x = eps
+    for t, t_next in pairwise(torch.linspace(1, 0, steps + 1).tolist()):
+        x = x + (t_next - t) * velocity(x, torch.full((len(x),), t))
+    return x
+
+
+# -------------------------------------------------------------------------------------------- 16. fix_consistency_loss
+
+
+mistake("the program as it is given", "runs through the target too")(given.fix_consistency_loss)
+
+
+def both_predictions(f, x0, eps, now, then):
+    return f(x0 + per_image(now) * eps, now), f(x0 + per_image(then) * eps, then)
+
+
+@mistake("the prediction detached", "the prediction was detached instead")
+def fix_consistency_loss(*args):
+    prediction, target = both_predictions(*args)
+    return (prediction.detach() - target).square().mean()
+
+
+@mistake("everything detached", "no gradient at all")
+def fix_consistency_loss(*args):
+    with torch.no_grad():
+        prediction, target = both_predictions(*args)
+    return (prediction - target).square().mean()
+
+
+@mistake("the clean image for the target", "the value of the loss was right before")
+def fix_consistency_loss(f, x0, eps, now, then):
+    return (f(x0 + per_image(now) * eps, now) - x0).square().mean()
+
+
+@mistake("the levels swapped", "the target follows the prediction")
+def fix_consistency_loss(f, x0, eps, now, then):
+    target, prediction = both_predictions(f, x0, eps, now, then)
+    return (prediction - target.detach()).square().mean()
+
+
+@another_way("the target within torch.no_grad")
+def fix_consistency_loss(f, x0, eps, now, then):
+    with torch.no_grad():
+        target = f(x0 + per_image(then) * eps, then)
+    return torch.nn.functional.mse_loss(f(x0 + per_image(now) * eps, now), target)
+
+
+# ------------------------------------------------------------------------------------------------- 17. ten_evaluations
+
+
+def sigmas(sigma_max, n, sigma_min=0.07, rho=None):
+    """Evenly in log sigma, or in sigma^(1/rho) as Karras et al. 2022; then 0."""
+    if rho is None:
+        return [sigma_max * (sigma_min / sigma_max) ** (k / (n - 1)) for k in range(n)] + [0.0]
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [(ends[0] + k / (n - 1) * (ends[1] - ends[0])) ** rho for k in range(n)] + [0.0]
+
+
+def walk(step, denoise, x, levels):
+    for now, then in pairwise([solutions.Level(1.0, sigma) for sigma in levels]):
+        x = step(denoise, x, now, then)
+    return x
+
+
+def euler_step(denoise, x, now, then):
+    return x + euler(denoise, x, now, now, then)
+
+
+@mistake("Euler's method, evenly in log sigma", "goal")
+def ten_evaluations(denoise, x, sigma_max):
+    return walk(euler_step, denoise, x, sigmas(sigma_max, 10, 0.15))
+
+
+@mistake("Euler's method, evenly in sigma", "goal")
+def ten_evaluations(denoise, x, sigma_max):
+    return walk(euler_step, denoise, x, [sigma_max * (1 - k / 10) for k in range(11)])
+
+
+@mistake("Heun's method, five steps", "goal")
+def ten_evaluations(denoise, x, sigma_max):
+    return walk(heun_rightly, denoise, x, sigmas(sigma_max, 5, 0.2))
+
+
+@mistake("Heun's method, ten steps", "19 evaluations")
+def ten_evaluations(denoise, x, sigma_max):
+    return walk(heun_rightly, denoise, x, sigmas(sigma_max, 10))
+
+
+@mistake("2M on Karras' levels, which are spaced for Heun's method", "goal")
+def ten_evaluations(denoise, x, sigma_max):
+    return two_predictions(denoise, x, sigmas(sigma_max, 10, 0.002, rho=7))
+
+
+@mistake("one evaluation", "goal")
+def ten_evaluations(denoise, x, sigma_max):
+    return denoise(x, solutions.Level(1.0, sigma_max))[0]
+
+
+def two_predictions(denoise, x, levels):
+    x0_old, before = None, None
+    for now, then in pairwise([solutions.Level(1.0, sigma) for sigma in levels]):
+        x0, _ = denoise(x, now)
+        x = multistep_rightly(x, x0, now, then, x0_old, before)
+        x0_old, before = x0, now
+    return x
+
+
+@another_way("the same on a variance-preserving schedule")
+def ten_evaluations(denoise, x, sigma_max):
+    path = [solutions.Level((1 + s * s) ** -0.5, s * (1 + s * s) ** -0.5) for s in sigmas(sigma_max, 10, 0.08)]
+    x, x0_old, before = x * path[0].alpha, None, None
+    for now, then in pairwise(path):
+        x0, _ = denoise(x, now)
+        x = multistep_rightly(x, x0, now, then, x0_old, before)
+        x0_old, before = x0, now
+    return x
