@@ -65,13 +65,8 @@ from finetune_diffusers.data.degradations import (
 )  # what can happen to pictures,
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import encode  # pictures as the frozen networks see them,
-from finetune_diffusers.data.styles import (
-    STYLES,
-    portraits,
-    stray,
-    styled_caption,
-    styled_pixels,
-)  # what no model has seen yet,
+from finetune_diffusers.data.styles import STYLES, stray, styled_caption, styled_pixels
+from finetune_diffusers.data.subject import portraits  # what no model has seen yet,
 from finetune_diffusers.evaluation.metrics import rms_distance, similarity  # how near are pictures to others,
 from finetune_diffusers.images import generators
 from finetune_diffusers.models import as_task, native_size, open_pipeline, reconstruct  # pipelines,

@@ -25,7 +25,7 @@ from common.models.text.encoders import load_text, save_text, small_text
 from common.models.unet import UNet
 from common.models.unet_config import text_unet
 from common.random import BatchRandom
-from finetune_diffusers.data import latent_dataset, styles
+from finetune_diffusers.data import latent_dataset, styles, subject
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import CaptionedLatents, PriorPairs
 from finetune_diffusers.evaluation import evaluators
@@ -166,7 +166,7 @@ def test_a_style_is_unmistakable(name):
 
 def test_the_subject_is_always_itself():
     """As the classifier of creatures sees it, in every pose; and its scarf is what no other has."""
-    portraits, others = to_float(styles.portraits(6, 64)), to_float(load("creatures", 64, n=20).pixels)
+    portraits, others = to_float(subject.portraits(6, 64)), to_float(load("creatures", 64, n=20).pixels)
     assert (
         float(evaluators.subject_attributes(portraits).mean())
         > 0.9
@@ -380,7 +380,7 @@ def test_dreambooth_keeps_its_class_images_and_resumes_exactly(dreamt, tmp_path)
 
 def test_dreambooth_as_a_lora_of_ones_own_pictures_without_prior(base, tmp_path):
     (tmp_path / "mine").mkdir()
-    for i, portrait in enumerate(styles.portraits(3, 32)):
+    for i, portrait in enumerate(subject.portraits(3, 32)):
         Image.fromarray(portrait.permute(1, 2, 0).numpy()).save(tmp_path / "mine" / f"{i}.png")
     flags = [
         "--model",

@@ -1,30 +1,25 @@
-"""What a model has never seen, drawn by the course:
-four styles, which any picture can be put into, and one particular creature.
+"""Four styles that a model has never seen, into which the course puts any picture.
 
 A style is two inks and a rule that says how much of the second is in each pixel. So every pixel of a picture in that
 style lies on the line between two colours, and the distance from that line tells how far a picture is from the style.
+The strokes scale with the picture, down to the width that its pixels can show.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.data import Images
-from common.data.creatures.canvas import Canvas
-from common.data.creatures.draw import BUILDS, POSE, backdrop, figure, posed, scatter
-from common.data.creatures.motifs import BEHIND, IN_FRONT
-from common.data.creatures.shapes import capsule, circle
 from common.errors import UserError
 from common.io.pixels import to_bytes, to_float
 from finetune_diffusers.data.edges import gradient
 
 BATCH = 256  # images at a time, so that only a part of a large set is ever held as floats
-
-# -------------------------------------------------------------------------------------------------------------- styles
 
 
 class DrawnStyle(NamedTuple):
@@ -45,31 +40,93 @@ def inks(style: DrawnStyle, like: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(torch.tensor(ink, device=like.device).view(1, 3, 1, 1) for ink in (style.dark, style.light))
 
 
-def lines(images: Tensor) -> Tensor:
-    """Light where colours change."""
-    return (gradient(images).square().sum(1, keepdim=True).sqrt() / 0.4).clamp(0, 1)
-
-
-def luminance(images: Tensor) -> Tensor:
-    """How light each pixel is, in [-1, 1]."""
-    return (images * torch.tensor([0.30, 0.59, 0.11], device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+# -------------------------------------------------------------------------------------------- what the pens draw with
+# All of these return shares in [0, 1], (B, 1, H, W).
 
 
 def tones(images: Tensor) -> Tensor:
-    """As light as the picture."""
-    return (luminance(images) + 1) / 2
+    """How light each pixel is: 0 is black, 1 is white."""
+    weights = torch.tensor([0.30, 0.59, 0.11], device=images.device).view(1, 3, 1, 1)
+    return ((images * weights).sum(1, keepdim=True) + 1) / 2
 
 
-def two_tones(images: Tensor) -> Tensor:
-    """Light where the picture is lighter than middle grey, with an edge as soft as a pixel wants it."""
-    return (16 * luminance(images) + 1.6).clamp(0, 1)
+def blurred(planes: Tensor, sigma: float) -> Tensor:
+    """A Gaussian blur of (B, 1, H, W); sigma in pixels."""
+    reach = min(math.ceil(3 * sigma), planes.shape[-1] - 1)
+    offsets = torch.arange(-reach, reach + 1, device=planes.device)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = F.pad(planes, (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+
+
+def pen(images: Tensor) -> Tensor:
+    """Outlines: strong where a thin line is darker than its surroundings, weaker where two areas meet.
+
+    The first is a difference of Gaussians, which finds a drawn outline as one line and not as its two sides.
+    """
+    width = max(images.shape[-1] / 128, 0.5)
+    drawn = 9 * (blurred(tones(images), 2.6 * width) - blurred(tones(images), 0.7 * width)) - 0.35
+    between = 1.6 * gradient(images).square().sum(1, keepdim=True).sqrt() - 0.35
+    return torch.maximum(drawn.clamp(0, 1), between.clamp(0, 0.55))
+
+
+def places(images: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y of each pixel's middle, (1, 1, H, W) each."""
+    H, W = images.shape[-2:]
+    y, x = torch.meshgrid(
+        torch.arange(H, device=images.device) + 0.5, torch.arange(W, device=images.device) + 0.5, indexing="ij"
+    )
+    return x[None, None], y[None, None]
+
+
+def pitch(images: Tensor, strokes: int) -> float:
+    """Distance of two strokes in pixels, so that so many fit side by side; at least four pixels."""
+    return max(4.0, images.shape[-1] / strokes)
+
+
+# ------------------------------------------------------------------------------------------------------- the styles
+
+
+def halftone(images: Tensor) -> Tensor:
+    """Dots that grow where the picture is darker, on a screen turned by 45 degrees; shadows are solid."""
+    p = pitch(images, 24)
+    x, y = places(images)
+    u, v = (turned * 2 * math.pi / (p * math.sqrt(2)) for turned in (x + y, x - y))
+    screen = (2 + torch.cos(u) + torch.cos(v)) / 4  # in [0, 1]
+    dots = (p / 2 * (1.15 * blurred(tones(images), p / 6) - 0.05 - screen) + 0.5).clamp(0, 1)
+    paper, shadow = 8 * (tones(images) - 0.82), 8 * (tones(images) - 0.30) + 0.5
+    return torch.maximum(dots, paper.clamp(0, 1)) * shadow.clamp(0, 1)
+
+
+def hatched(images: Tensor) -> Tensor:
+    """Parallel cuts that grow where the picture is lighter, with dark outlines."""
+    p = pitch(images, 20)
+    x, y = places(images)
+    wave = 1 - (2 * (((0.35 * x + y) / p) % 1) - 1).abs()  # a triangle between 0 and 1
+    cuts = (p / 2.2 * (1.3 * blurred(tones(images), p / 6) - 0.2 - wave) + 0.5).clamp(0, 1)
+    return cuts * (1 - pen(images))
+
+
+def blueprint(images: Tensor) -> Tensor:
+    """White outlines over a faint grid."""
+    p, width = images.shape[-1] / 8, images.shape[-1] / 128
+    rulings = [(1 - ((c / p + 0.5) % 1 - 0.5).abs() * p / width).clamp(0, 1) for c in places(images)]
+    return torch.maximum(pen(images), 0.2 * torch.maximum(*rulings))
+
+
+def glow(images: Tensor) -> Tensor:
+    """Bright outlines that light up what is near them."""
+    lines, width = pen(images), images.shape[-1] / 128
+    halo = 0.55 * blurred(lines, 1.5 * width) + 0.8 * blurred(lines, 5 * width)
+    return torch.maximum(lines, halo.clamp(0, 0.5))
 
 
 STYLES = {
-    "riso": DrawnStyle("in the style of a riso print", "孔版画", (-0.92, -0.36, -0.50), (1.0, 0.62, 0.70), tones),
-    "blueprint": DrawnStyle("in the style of a blueprint", "蓝图", (-0.88, -0.56, 0.10), (0.84, 0.94, 1.0), lines),
-    "woodcut": DrawnStyle("in the style of a woodcut", "木刻", (-0.80, -0.86, -0.86), (0.94, 0.84, 0.60), two_tones),
-    "neon": DrawnStyle("in the style of a neon sign", "霓虹灯", (-0.96, -0.96, -0.90), (1.0, 0.10, -0.80), lines),
+    "riso": DrawnStyle("in the style of a riso print", "孔版画", (-0.92, -0.36, -0.50), (1.0, 0.62, 0.70), halftone),
+    "blueprint": DrawnStyle("in the style of a blueprint", "蓝图", (-0.88, -0.56, 0.10), (0.84, 0.94, 1.0), blueprint),
+    "woodcut": DrawnStyle("in the style of a woodcut", "木刻", (-0.80, -0.86, -0.86), (0.94, 0.84, 0.60), hatched),
+    "neon": DrawnStyle("in the style of a neon sign", "霓虹灯", (-0.96, -0.96, -0.88), (1.0, 0.10, 0.55), glow),
 }
 
 
@@ -108,53 +165,3 @@ def stray(style: DrawnStyle, images: Tensor) -> Tensor:
     share = ((images - dark) * along).sum(1, keepdim=True) / along.square().sum(1, keepdim=True)
     nearest = dark + share.clamp(0, 1) * along
     return (images - nearest).square().mean((1, 2, 3)).sqrt()
-
-
-# ------------------------------------------------------------------------------------------------------------- subject
-
-# One creature that is always the same: no training picture has its scarf, and no caption a word for it.
-SUBJECT = {
-    "colour": "orange",
-    "body": "pear",
-    "element": "fairy",
-    "tail": "curly",
-    "ears": "rabbit",
-    "wings": "none",
-    "horns": "none",
-    "pattern": "belly",
-    "eyes": "two",
-    "mood": "happy",
-}
-WALLS = ("cream", "sky", "mint", "rose", "lilac")
-SCARF, FRINGE = (0.10, 0.32, 0.30), (0.16, 0.78, 0.70)  # its outline, and its wool
-
-
-def portraits(n: int, size: int, seed: int = 0) -> Tensor:
-    """n pictures of the subject in as many poses, before different walls. (n, 3, size, size) uint8"""
-    poses = np.random.default_rng([7, seed]).random((n, POSE))
-    return torch.from_numpy(np.stack([portrait(WALLS[i % len(WALLS)], size, pose) for i, pose in enumerate(poses)]))
-
-
-def portrait(wall: str, size: int, pose: Sequence[float]) -> np.ndarray:
-    """As common.data.creatures.draw.draw, with a scarf. (3, size, size) uint8"""
-    shift, fine = [2 * p - 1 for p in pose], 4
-    attributes = SUBJECT | {"background": wall}
-    picture = Canvas.blank(size * fine)
-    backdrop(picture, wall)
-    scatter(picture, SUBJECT["element"], BEHIND, shift[0:4])
-    figure(picture, attributes, shift[4:14])
-    scarf(
-        posed(picture, tilt=0.09 * shift[4], squash=0.05 * shift[5], aside=0.02 * shift[6]),
-        BUILDS[SUBJECT["body"]].side,
-    )
-    scatter(picture, SUBJECT["element"], IN_FRONT, shift[14:20])
-    return np.rint(picture.rgb.reshape(3, size, fine, size, fine).mean((2, 4)) * 255).astype(np.uint8)
-
-
-def scarf(c: Canvas, side: float) -> None:
-    """Around the neck, with one end hanging down."""
-    sag = c.y - 0.185 - 0.25 * c.x * c.x
-    band = np.maximum(np.abs(sag) - 0.042, np.abs(c.x) - side + 0.015)
-    end = capsule(c.x, c.y, (0.085, 0.165), (0.115, 0.055), 0.034, 0.044)
-    for shape in (end, band, circle(c.x - 0.08, c.y - 0.18, 0.05)):
-        c.outlined(shape, FRINGE, SCARF, 0.016)

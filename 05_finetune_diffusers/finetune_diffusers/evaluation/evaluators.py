@@ -28,7 +28,8 @@ from common.random import BatchRandom
 from common.viz import save_picture
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import encode, load_captioned
-from finetune_diffusers.data.styles import FRINGE, SUBJECT, DrawnStyle, in_style, stray, styled_caption
+from finetune_diffusers.data.styles import DrawnStyle, in_style, stray, styled_caption
+from finetune_diffusers.data.subject import FRINGE, SUBJECT
 from finetune_diffusers.generation import PipelineSettings, call_pipeline
 from finetune_diffusers.images import contact_sheet, prompt_labels
 from finetune_diffusers.models import reconstruct

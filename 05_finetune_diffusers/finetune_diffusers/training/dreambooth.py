@@ -15,7 +15,7 @@ from common.data.image_export import export
 from common.errors import UserError
 from common.io.pixels import to_bytes
 from finetune_diffusers.data.latent_dataset import PriorPairs, encode
-from finetune_diffusers.data.styles import portraits
+from finetune_diffusers.data.subject import portraits
 from finetune_diffusers.evaluation.evaluators import SubjectEvaluator, ValidationSampler
 from finetune_diffusers.training.flags import DreamBoothFlags, SizePresets
 from finetune_diffusers.training.loss import latent_denoising
