@@ -6,14 +6,16 @@ so that the message can name the mistake.
 """
 
 import copy
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common.grade.checks import Exercise, call, close, expect, integer, load
+from common.grade.checks import Exercise, call, close, expect, integer, load, parts, uniform
 
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
+public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")  # the goal and how it is measured
 
 
 # ---------------------------------------------------------------------------------------------- random material
@@ -38,21 +40,30 @@ def levels(rng: torch.Generator, n: int, T: int) -> Tensor:
 
 
 class Network(nn.Module):
-    """Some function of x and t, with one weight. Remembers what it was shown and which levels it was told."""
+    """Some function of x and t, with one weight. Remembers the x and the levels that it was given."""
 
     def __init__(self, rng: torch.Generator):
         super().__init__()
         self.weight = nn.Parameter(0.3 + 0.4 * torch.rand((), generator=rng))
-        self.x, self.told = [], []
+        self.x, self.levels = [], []
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         assert isinstance(t, Tensor) and t.shape == (len(x),), (
-            "the network must be told one level for each image, as a tensor (B,)"
+            "the network must be given one level for each image, as a tensor (B,)"
         )
-        assert not t.is_floating_point(), f"levels are whole numbers, but the network was told {t.dtype}"
+        assert not t.is_floating_point(), f"levels are whole numbers, but the network was given {t.dtype}"
         self.x.append(x.detach().clone())
-        self.told.append(t.tolist())
+        self.levels.append(t.tolist())
         return self.weight * x + torch.cos(t.view(-1, 1, 1, 1) + 3 * x)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def number(got: object) -> Tensor:
+    """A result () that may be a float as well."""
+    return torch.tensor(float(got)) if isinstance(got, int | float) else got
 
 
 # ------------------------------------------------------------------------------------------------------ the checks
@@ -72,7 +83,7 @@ def check_alpha_bars(ex, rng):
             [torch.ones(1), betas.cumprod(0)]
         ),
         "you took the square root; alpha_bar is the plain product": alpha_bar.sqrt(),
-        "you listed the alphas; alpha_bar_t is the product of all of them up to t": torch.cat(
+        "you listed the (1 - beta); alpha_bar_t is the product of all of them up to t": torch.cat(
             [torch.ones(1), 1 - betas]
         ),
         "you added the betas up; the (1 - beta) are to be multiplied": torch.cat([torch.ones(1), 1 - betas.cumsum(0)]),
@@ -155,7 +166,7 @@ def check_training_loss(ex, rng):
     t = levels(rng, len(pixels), T)
     net = Network(rng)
     loss = call(ex.training_loss, net, pixels, t, eps, alpha_bar)
-    assert len(net.told) == 1, f"the network should be asked once, not {len(net.told)} times"
+    assert len(net.levels) == 1, f"the network should be evaluated once, not {len(net.levels)} times"
 
     def x_t(x0: Tensor) -> Tensor:
         return right.add_noise(x0, t, eps, alpha_bar)
@@ -169,19 +180,21 @@ def check_training_loss(ex, rng):
     expect(
         net.x[0], x_t(pixels / 127.5 - 1), "the network should see x_t, made by eq. 4 from images in [-1, 1]", wrong
     )
-    told, wanted = net.told[0], (t - 1).tolist()
-    assert told != t.tolist(), f"the network was told t = {told}; it counts from 0, so tell it t - 1"
-    assert told == wanted, f"the network was told {told}, not t - 1 = {wanted}"
+    given, wanted = net.levels[0], (t - 1).tolist()
+    assert given != t.tolist(), f"the network was given t = {given}; it counts from 0, so give it t - 1"
+    assert given == wanted, f"the network was given {given}, not t - 1 = {wanted}"
 
-    answer, x0 = net(net.x[0], t - 1), pixels / 127.5 - 1
-    error = answer - eps
+    prediction, x0 = net(net.x[0], t - 1), pixels / 127.5 - 1
+    error = prediction - eps
     wrong = {
         "you added up the squared errors; take their mean, or the loss depends on the size of the batch": error.square().sum(),
         "you added up the squared errors of each image; take the mean over pixels too": error.square()
         .sum((1, 2, 3))
         .mean(),
-        "you compared the network's answer with the image; it is asked for the noise": (answer - x0).square().mean(),
-        "you compared the network's answer with the noisy image; it is asked for the noise": (answer - net.x[0])
+        "you compared the prediction with the image; the network predicts the noise": (prediction - x0)
+        .square()
+        .mean(),
+        "you compared the prediction with the noisy image; the network predicts the noise": (prediction - net.x[0])
         .square()
         .mean(),
         "you took the absolute difference; eq. 14 squares it": error.abs().mean(),
@@ -201,11 +214,25 @@ def check_reverse_step(ex, rng):
         x, eps = batch(rng)
         z = torch.randn(x.shape, generator=rng)
         now, before = alpha_bar[t], alpha_bar[t - 1]
-        alpha, beta = now / before, 1 - now / before
-        mean, sd = (
-            right.reverse_step(x, t, eps, torch.zeros_like(x), alpha_bar),
-            ((1 - before) / (1 - now) * beta).sqrt(),
-        )
+        beta = 1 - now / before
+        root, sd = (1 - beta).sqrt(), ((1 - before) / (1 - now) * beta).sqrt()
+        mean = right.reverse_step(x, t, eps, torch.zeros_like(x), alpha_bar)
+        wrong = {
+            "in the mean, the square root of 1 - alpha_bar_t is missing": (x - beta / (1 - now) * eps) / root,
+            "in the mean, eps has the factor sqrt(1 - alpha_bar_t): all the noise, not one step's": (
+                x - (1 - now).sqrt() * eps
+            )
+            / root,
+            "the mean is divided by sqrt(alpha_bar_t); it should be sqrt(1 - beta_t), for one step": (
+                x - beta / (1 - now).sqrt() * eps
+            )
+            / now.sqrt(),
+            "the mean is not divided by sqrt(1 - beta_t)": mean * root,
+        }
+        got = call(ex.reverse_step, x, t, eps, torch.zeros_like(x), alpha_bar)
+        expect(got, mean, f"the mean (z = 0) is not what eq. 11 gives at t = {t} of {T}", wrong)
+
+        got = call(ex.reverse_step, x, t, eps, z, alpha_bar)
         wrong = {}
         if t > 1:
             wrong = {
@@ -216,26 +243,11 @@ def check_reverse_step(ex, rng):
                 "you multiplied z by the variance; it takes the square root of it": mean + sd**2 * z,
                 "the mean is right, but z was forgotten": mean,
             }
-        over_now, root = beta / (1 - now).sqrt(), alpha.sqrt()
-        wrong |= {
-            "in the mean, the square root of 1 - alpha_bar_t is missing": (x - beta / (1 - now) * eps) / root + sd * z,
-            "in the mean, eps has the factor sqrt(1 - alpha_bar_t): all the noise, not one step's": (
-                x - (1 - now).sqrt() * eps
-            )
-            / root
-            + sd * z,
-            "the mean is divided by sqrt(alpha_bar_t); it should be sqrt(alpha_t), for one step": (x - over_now * eps)
-            / now.sqrt()
-            + sd * z,
-            "the mean is not divided by sqrt(alpha_t)": mean * root + sd * z,
-        }
-        got = call(ex.reverse_step, x, t, eps, z, alpha_bar)
-        if t == 1 and isinstance(got, Tensor):
-            again = ex.reverse_step(x, t, eps, -z, alpha_bar)
-            assert close(got, again), (
+        elif isinstance(got, Tensor):
+            assert close(got, mean), (
                 "noise is added at the last step, which should end in the clean image: use eq. 7 with alpha_bar_0 = 1"
             )
-        expect(got, mean + sd * z, f"x_(t-1) is not what eq. 11 and eq. 7 give at t = {t} of {T}", wrong)
+        expect(got, mean + sd * z, f"the noise of x_(t-1) is not what eq. 7 gives at t = {t} of {T}", wrong)
 
 
 def check_sample(ex, rng):
@@ -248,18 +260,18 @@ def check_sample(ex, rng):
 
 
 def check_walk(sample, net, shape, alpha_bar, times, seed):
-    net.told.clear()
-    got = call(sample, net, shape, alpha_bar, list(times), torch.Generator().manual_seed(seed))
-    told, wanted = [row[0] for row in net.told], [time - 1 for time in reversed(times)]
-    assert told != wanted[::-1], "you walked from clean to noisy; sampling starts at the noisiest level"
-    assert told != [time + 1 for time in wanted], (
-        f"the network was told {told}; it counts from 0, so tell it the level less 1: {wanted}"
+    net.levels.clear()
+    got = call(sample, net, shape, alpha_bar, list(times), generator(seed))
+    given, wanted = [row[0] for row in net.levels], [time - 1 for time in reversed(times)]
+    assert given != wanted[::-1], "you walked from clean to noisy; sampling starts at the noisiest level"
+    assert given != [time + 1 for time in wanted], (
+        f"the network was given {given}; it counts from 0, so give it the level less 1: {wanted}"
     )
-    assert told == wanted, f"visiting the levels {times}, the network must be told {wanted}, but was told {told}"
+    assert given == wanted, f"visiting the levels {times}, the network must be given {wanted}, but was given {given}"
 
     def walk(step, new_z: bool = True) -> Tensor:
         """Algorithm 2 with step(x, k, eps, z) as the body of its loop."""
-        draw = torch.Generator().manual_seed(seed)
+        draw = generator(seed)
         x = x_T = torch.randn(shape, generator=draw)
         with torch.no_grad():
             for k in range(len(times), 0, -1):
@@ -371,13 +383,471 @@ def faster(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
+# ------------------------------------------------------------------------------------------------------- the score
+
+
+def check_score_of(ex, rng):
+    T = integer(rng, 8, 12)
+    alpha_bar = chain(rng, T)
+    for square in (True, False):
+        _, eps = batch(rng, square)
+        t = levels(rng, len(eps), T)
+        a = alpha_bar[t].view(-1, 1, 1, 1)
+        score = right.score_of(eps, t, alpha_bar)
+        wrong = {
+            "the sign is wrong: the score points away from the noise": -score,
+            "the standard deviation is missing: divide by sqrt(1 - alpha_bar_t)": -eps,
+            "you multiplied by sqrt(1 - alpha_bar_t) where it divides": -eps * (1 - a).sqrt(),
+            "you divided by the variance; one square root of it is already in x_t - sqrt(alpha_bar_t) x_0": -eps
+            / (1 - a),
+            "you divided by sqrt(alpha_bar_t), the weight of the image; the noise has sqrt(1 - alpha_bar_t)": -eps
+            / a.sqrt(),
+            "your t is off by one: alpha_bar[t] is the entry to use": -eps
+            / (1 - alpha_bar[(t + 1).clamp(max=T)]).sqrt().view(-1, 1, 1, 1),
+        }
+        if square:
+            columns = -eps / (1 - alpha_bar[t]).sqrt()
+            wrong["the levels went to the columns of pixels; give alpha_bar[t] the shape (B, 1, 1, 1)"] = columns
+        expect(
+            call(ex.score_of, eps, t, alpha_bar),
+            score,
+            "the score is the gradient of log N(x_t; sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t) at x_t",
+            wrong,
+        )
+
+
+def check_langevin_step(ex, rng):
+    x, score = batch(rng)
+    z, delta = torch.randn(x.shape, generator=rng), uniform(rng, 0.05, 0.4)
+    root = delta**0.5
+    wrong = {
+        "the step goes against the score": x - delta / 2 * score + root * z,
+        "z has the factor delta; noise of variance delta has the standard deviation sqrt(delta)": x
+        + delta / 2 * score
+        + delta * z,
+        "the score has the factor delta; with noise of variance delta it is delta / 2": x + delta * score + root * z,
+        "that is a step of size 2 delta: the score has the factor delta / 2, and z has sqrt(delta)": x
+        + delta * score
+        + (2 * delta) ** 0.5 * z,
+        "without noise the points only climb to the nearest maximum of the density": x + delta / 2 * score,
+        "that is the change alone; add it to x": delta / 2 * score + root * z,
+    }
+    expect(
+        call(ex.langevin_step, x, score, delta, z),
+        x + delta / 2 * score + root * z,
+        "x moves by delta / 2 times the score, and by noise of variance delta",
+        wrong,
+    )
+
+
+# -------------------------------------------------------------------------------------------------- class conditioning
+
+
+def check_add_class_embedding(ex, rng):
+    B, D, K = integer(rng, 3, 5), integer(rng, 5, 7), integer(rng, 8, 10)
+    embedding, table = torch.randn(B, D, generator=rng), torch.randn(K, D, generator=rng)
+    label = 1 + torch.randperm(K - 1, generator=rng)[:B]
+    wrong = {
+        "every image got the class of the first one": embedding + table[label[0]],
+        "the embeddings of time were lost: add the class to them": table[label],
+        "you multiplied the two embeddings; the class is added": embedding * table[label],
+        "your label is off by one: class 0 has row 0": embedding + table[label - 1],
+        "every image got row 0, 1, 2 ... of the table, whatever its label": embedding + table[:B],
+    }
+    got = call(ex.add_class_embedding, embedding, label, table)
+    assert not (isinstance(got, Tensor) and got.shape == (B, 2 * D)), (
+        "you put the two vectors side by side; add them, so that the width stays D"
+    )
+    expect(got, embedding + table[label], "image i gets embedding[i] + table[label[i]]", wrong)
+    embedding.requires_grad_(), table.requires_grad_()
+    got = ex.add_class_embedding(embedding, label, table)
+    assert got.requires_grad, "no gradient flows through the result: is there a .detach(), .data or torch.no_grad()?"
+    got.sum().backward()
+    used = torch.zeros(K, D)
+    used[label] = 1
+    assert table.grad is not None and torch.equal(table.grad, used), (
+        "no gradient reaches the rows of the table, so that the classes' vectors cannot learn"
+    )
+    assert embedding.grad is not None, "no gradient reaches the embedding of time"
+
+
+# --------------------------------------------------------------------------------------------------- Frechet distance
+
+
+def check_frechet_distance(ex, rng):
+    D = integer(rng, 3, 5)
+    N, M = integer(rng, 30, 40), integer(rng, 50, 60)
+
+    def features(n: int) -> Tensor:
+        mix = torch.randn(D, D, generator=rng, dtype=torch.float64)
+        return torch.randn(n, D, generator=rng, dtype=torch.float64) @ mix + torch.randn(D, generator=rng)
+
+    a, b = features(N), features(M)
+    A, B, shift = a.T.cov(), b.T.cov(), a.mean(0) - b.mean(0)
+    A_n, B_n = a.T.cov(correction=0), b.T.cov(correction=0)
+    root = torch.linalg.eigvals(A @ B).real.clamp(min=0).sqrt().sum()
+    root_n = torch.linalg.eigvals(A_n @ B_n).real.clamp(min=0).sqrt().sum()
+    means, traces = shift.square().sum(), A.trace() + B.trace()
+    wrong = {
+        "the means are missing: add the squared distance between them": traces - 2 * root,
+        "only the means are compared; the covariances count too": means,
+        "the distance between the means is not squared": means.sqrt() + traces - 2 * root,
+        "that is the square root of the distance; the Fréchet distance of FID is the squared one": (
+            means + traces - 2 * root
+        ).sqrt(),
+        "the factor 2 before the trace of the square root is missing": means + traces - root,
+        "you took the square root of each entry of A B; a matrix square root is another matrix": means
+        + traces
+        - 2 * (A @ B).clamp(min=0).sqrt().trace(),
+        "you used only the variances (the diagonals); the covariances count too": means
+        + traces
+        - 2 * (A.diagonal() * B.diagonal()).sqrt().sum(),
+        "the covariances are divided by N; torch.cov divides by N - 1": means + A_n.trace() + B_n.trace() - 2 * root_n,
+        "the square root is missing: it is the trace of (A B)^(1/2), not of A B": means + traces - 2 * (A @ B).trace(),
+    }
+    got = number(call(ex.frechet_distance, a, b))
+    expect(
+        got.double() if isinstance(got, Tensor) else got,
+        means + traces - 2 * root,
+        "the distance is |difference of means|^2 + Tr(A + B - 2 (A B)^(1/2))",
+        wrong,
+    )
+    for _ in range(4):  # fewer points than dimensions, so that the covariance has no inverse
+        few, many = torch.randn(4, 8, generator=rng).double(), torch.randn(40, 8, generator=rng).double()
+        got = number(ex.frechet_distance(few, many))
+        assert isinstance(got, Tensor) and torch.isfinite(got).all(), (
+            "with fewer features than dimensions the result is not a number: set eigenvalues that are negative to 0"
+        )
+
+
+# -------------------------------------------------------------------------------------------------- derive and check
+
+
+def check_posterior_variance(ex, rng):
+    T, n = integer(rng, 8, 12), 200_000
+    alpha_bar, x0, t = chain(rng, T), uniform(rng, -2, 2), integer(rng, 2, 4)
+    seed = integer(rng, 0, 10**6)
+
+    def estimate(seed: int) -> float:
+        got = call(ex.posterior_variance, x0, t, alpha_bar, n, generator(seed))
+        assert got is not None, "a number was expected here, not None: is a `return` missing?"
+        got = number(got)
+        assert isinstance(got, Tensor) and got.numel() == 1, "one number was expected here, the estimated variance"
+        return float(got)
+
+    compare_variance(estimate(seed), x0, t, alpha_bar)
+    assert estimate(seed) == estimate(seed), (
+        "two calls with the same seed give different numbers: draw with generator=generator"
+    )
+    assert estimate(seed) != estimate(seed + 1), (
+        "two calls with different seeds give the same number: this is a formula, but the exercise asks for an estimate"
+    )
+
+
+def compare_variance(got: float, x0: float, t: int, alpha_bar: Tensor) -> None:
+    """Compare an estimate with eq. 7, to 5 %."""
+    now, before = (float(alpha_bar[k]) for k in (t, t - 1))
+    beta = 1 - now / before
+    right_variance = (1 - before) / (1 - now) * beta
+
+    def near(value: float) -> bool:
+        return math.isfinite(got) and abs(got / value - 1) < 0.05
+
+    if near(right_variance):
+        return
+    wrong = {
+        "this is the standard deviation; square it": right_variance**0.5,
+        "this is the variance of x_{t-1} given x_0 alone; x_t is known too, and leaves less room": 1 - before,
+        "this is the variance of x_t given x_{t-1}, beta_t, or of x_{t-1} - x_t; wanted is that of x_{t-1} given x_t and x_0": beta,
+        "this is the variance of x_t given x_0; wanted is that of x_{t-1} given x_t and x_0": 1 - now,
+        "you estimated as if x_{t-1} given x_t had the slope 1; fit the slope to the pairs": (1 - (1 - beta) ** 0.5)
+        ** 2
+        * (1 - before)
+        + beta,
+    }
+    for message, value in wrong.items():
+        assert not near(value), message
+    raise AssertionError(
+        f"you estimated {got:.4g}, but the variance of x_(t-1) given x_t and x_0 is {right_variance:.4g} at t = {t}"
+    )
+
+
+def check_tweedie_mean(ex, rng):
+    D, K, B = integer(rng, 2, 3), integer(rng, 3, 5), integer(rng, 5, 8)
+    points, weight = torch.randn(K, D, generator=rng), torch.rand(K, generator=rng)
+    a = uniform(rng, 0.3, 0.8)
+    x = 1.5 * torch.randn(B, D, generator=rng)
+
+    def log_terms(x: Tensor) -> Tensor:
+        """log of weight times density, of each clean point. (B, D) -> (B, K)"""
+        squared = (x[:, None] - a**0.5 * points).square().sum(-1)
+        return (weight / weight.sum()).log() - squared / (2 * (1 - a)) - D / 2 * math.log(2 * math.pi * (1 - a))
+
+    def log_density(x: Tensor) -> Tensor:
+        return log_terms(x).logsumexp(1)
+
+    mean = log_terms(x).softmax(1) @ points
+    score = (a**0.5 * mean - x) / (1 - a)
+    density = log_density(x).exp()[:, None]
+    wrong = {
+        "the sign of the score is wrong: it points towards the clean points": (x - (1 - a) * score) / a**0.5,
+        "the score has the factor sqrt(1 - alpha_bar); it should be the variance, 1 - alpha_bar": (
+            x + (1 - a) ** 0.5 * score
+        )
+        / a**0.5,
+        "the mean is that of sqrt(alpha_bar) x_0: divide by sqrt(alpha_bar)": x + (1 - a) * score,
+        "you divided by alpha_bar; x_0 has the weight sqrt(alpha_bar) in x_t": (x + (1 - a) * score) / a,
+        "you took the gradient of the density; the score is the gradient of its logarithm": (
+            x + (1 - a) * score * density
+        )
+        / a**0.5,
+        "your gradient is divided by the number of points: take the gradient of the sum, not of the mean": (
+            x + (1 - a) * score / B
+        )
+        / a**0.5,
+        "that is the score; the mean of the clean points follows from it": score,
+        "the score has no factor; it should be 1 - alpha_bar": (x + score) / a**0.5,
+    }
+    got = call(ex.tweedie_mean, log_density, x, a)
+    assert not x.requires_grad, (
+        "tweedie_mean changes its argument x_t: requires_grad_() stays set; use x_t.detach().clone().requires_grad_()"
+    )
+    got = got.detach() if isinstance(got, Tensor) else got
+    expect(
+        got, mean, "the result is not the average of the clean points, weighted by how probable each is", wrong, 1e-3
+    )
+
+
+# ----------------------------------------------------------------------------------------------- programs with a fault
+
+
+def check_fix_last_step(ex, rng):
+    T = integer(rng, 6, 9)
+    alpha_bar, net, shape = chain(rng, T), Network(rng), (integer(rng, 2, 3), 1, 4, 5)
+    seed = integer(rng, 0, 10**6)
+    got = call(ex.fix_last_step, net, shape, alpha_bar, generator(seed))
+    given, wanted = [row[0] for row in net.levels], list(range(T - 1, -1, -1))
+    assert given != wanted[:-1], "the last step is missing now: its mean is needed, only its noise is too much"
+    assert given == wanted, f"the network must be given the levels {wanted}, but was given {given}"
+
+    def walk(noise, z_at_first: bool = True) -> Tensor:
+        """noise(t, beta): the standard deviation of the noise of a step"""
+        draw = generator(seed)
+        x = torch.randn(shape, generator=draw)
+        for t in range(T, 0, -1):
+            with torch.no_grad():
+                eps = net(x, torch.full((len(x),), t - 1))
+            mean = right.reverse_step(x, t, eps, torch.zeros(shape), alpha_bar)
+            z = torch.randn(shape, generator=draw) if z_at_first or t < T else torch.zeros(shape)
+            x = mean + noise(t, 1 - alpha_bar[t] / alpha_bar[t - 1]) * z
+        return x
+
+    def posterior(t: int, beta: Tensor) -> Tensor:
+        return ((1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * beta).sqrt()
+
+    wrong = {
+        "noise is still added at the last step, after which no evaluation removes it": walk(
+            lambda t, beta: beta.sqrt()
+        ),
+        "you left out the noise of the first step; the last one, t = 1, is at fault": walk(
+            lambda t, beta: beta.sqrt() * (t < T)
+        ),
+        "you left out the noise of the first step; the last one is at fault": walk(
+            lambda t, beta: beta.sqrt(), z_at_first=False
+        ),
+        "no step adds noise any more; only the last one must not": walk(lambda t, beta: 0),
+        "you changed the variance of all steps to that of eq. 7; keep beta_t, and leave out the noise at t = 1": walk(
+            posterior
+        ),
+        "you left out the noise at t = 2, too": walk(lambda t, beta: beta.sqrt() * (t > 2)),
+    }
+    expect(
+        got.detach() if isinstance(got, Tensor) else got,
+        walk(lambda t, beta: beta.sqrt() * (t > 1)),
+        "all steps but the last were right: variance beta_t, one draw for x and one for each step",
+        wrong,
+        atol=1e-3,
+    )
+
+
+def check_fix_range(ex, rng):
+    T = integer(rng, 8, 12)
+    alpha_bar = chain(rng, T)
+    _, eps = batch(rng)
+    pixels = torch.randint(256, eps.shape, generator=rng).to(torch.uint8)
+    pixels[0, 0, 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    t, seen = levels(rng, len(pixels), T), []
+
+    def perfect(x: Tensor, level: Tensor) -> Tensor:
+        assert level.tolist() == (t - 1).tolist(), f"the network must be given t - 1, but was given {level.tolist()}"
+        seen.append(x)
+        return eps
+
+    got = call(ex.fix_range, perfect, pixels, t, eps, alpha_bar)
+    assert len(seen) == 1, f"the network should be evaluated once, not {len(seen)} times"
+
+    def x_t(x0: Tensor) -> Tensor:
+        return right.add_noise(x0, t, eps, alpha_bar)
+
+    half = "the images are in [0, 1] on the way in and in [-1, 1] on the way out, so that black comes back as grey"
+    wrong = {
+        half
+        if isinstance(got, Tensor) and got.min() > 100
+        else "both ends agree on [0, 1] now, but the network was trained on images in [-1, 1] (DDPM, section 3.3)": x_t(
+            pixels / 255
+        ),
+        "the images that the network sees are still pixels from 0 to 255": x_t(pixels.float()),
+        "255 / 128 - 1 is a little less than 1; the inverse of the last line divides by 127.5": x_t(pixels / 128 - 1),
+        "the images are in [-0.5, 0.5]; the last line is for [-1, 1]": x_t(pixels / 255 - 0.5),
+    }
+    expect(seen[0], x_t(pixels / 127.5 - 1), "the network should see x_t made of images in [-1, 1]", wrong)
+    assert isinstance(got, Tensor) and got.dtype == torch.uint8, "the pictures should be uint8"
+    off = (got.int() - pixels.int()).abs().max()
+    assert got.shape == pixels.shape and off <= 1, (
+        f"a network that predicts the noise exactly should give the pixels back, but some differ by {off}: "
+        "the way out must map -1 to 0 and 1 to 255"
+    )
+
+
+def check_fix_levels(ex, rng):
+    T = integer(rng, 5, 8)
+    alpha_bar, net = chain(rng, T), Network(rng)
+    x0, _ = batch(rng)
+    x0, shape, seed = x0[:2].repeat(8, 1, 1, 1), (integer(rng, 2, 3), 1, 4, 5), integer(rng, 0, 10**6)
+    result = call(ex.fix_levels, net, x0, shape, alpha_bar, generator(seed))
+    loss, got = parts(result, 2, "the loss and the samples")
+    assert len(net.levels) == T + 1, (
+        f"the network should be evaluated {T + 1} times, once for the loss and once a level, not {len(net.levels)} times"
+    )
+    draw = generator(seed)
+    t = torch.randint(1, T + 1, (len(x0),), generator=draw)
+    eps = torch.randn(x0.shape, generator=draw)
+    trained, sampled = torch.tensor(net.levels[0]), [row[0] for row in net.levels[1:]]
+    down = list(range(T, 0, -1))
+
+    def noised(level: Tensor) -> bool:
+        """Whether the images of the loss were noised to these levels."""
+        return close(net.x[0], right.add_noise(x0, level.clamp(0, T), eps, alpha_bar))
+
+    assert not (sampled == down and noised(trained)), (
+        f"training and sampling agree now, but the network has the levels 0 to {T - 1}: training never uses {T}, which "
+        "sampling begins with, and level 0 of training has no noise at all"
+    )
+    assert sampled == [level - 1 for level in down], (
+        f"in sampling the network should be given {[level - 1 for level in down]}, but was given {sampled}"
+    )
+    assert not noised(trained), (
+        "training gives the network level k with the noise of alpha_bar[k], sampling with that of alpha_bar[k + 1]"
+    )
+    assert not noised(trained - 1), (
+        "training is off by one the other way now: level k has the noise of alpha_bar[k - 1]; it should be alpha_bar[k + 1]"
+    )
+    assert noised(trained + 1), "in training, an image of level k should be noised with alpha_bar[k + 1] and eps"
+    without_one = torch.randint(1, T, (len(x0),), generator=generator(seed))
+    assert trained.tolist() not in (without_one.tolist(), (without_one - 1).tolist()), (
+        f"training now draws from {T - 1} levels; there are {T}, 1 to {T}, and torch.randint leaves out its upper bound"
+    )
+    assert trained.tolist() == (t - 1).tolist(), (
+        "the levels of training are not those of the random numbers: draw the levels first, from all T, then the noise"
+    )
+    expect(
+        loss, (net(right.add_noise(x0, t, eps, alpha_bar), t - 1) - eps).square().mean(), "the loss is that of eq. 14"
+    )
+    assert loss.requires_grad, "no gradient flows from the loss to the network any more"
+    x = torch.randn(shape, generator=draw)
+    for level in down:
+        with torch.no_grad():
+            eps = net(x, torch.full((len(x),), level - 1))
+        x = right.reverse_step(x, level, eps, torch.randn(shape, generator=draw), alpha_bar)
+    expect(got, x, "the sampling half was right: one draw for x, then one reverse step a level", atol=1e-3)
+
+
+class TracedNetwork(Network):
+    """Counts, whenever it is evaluated, how many graphs of earlier evaluations are still in memory."""
+
+    def __init__(self, rng: torch.Generator):
+        super().__init__(rng)
+        self.kept = []
+        public.Traced.nodes = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.kept.append(sum(node() is not None for node in public.Traced.nodes))
+        return public.Traced.apply(super().forward(x, t))
+
+
+def check_fix_training_log(ex, rng):
+    T, steps = integer(rng, 6, 9), integer(rng, 6, 8)
+    alpha_bar, net = chain(rng, T), TracedNetwork(rng)
+    batches, seed = [batch(rng)[0] for _ in range(steps)], integer(rng, 0, 10**6)
+    twin, start = copy.deepcopy(net), net.weight.detach().clone()
+
+    log = ex.fix_training_log(net, torch.optim.SGD(net.parameters(), lr=0.1), batches, alpha_bar, generator(seed))
+    assert log is not None, "a list was expected here, not None: is a `return` missing?"
+    assert len(net.kept) == steps, f"the network should be evaluated {steps} times, not {len(net.kept)} times"
+    assert not any(isinstance(each, Tensor) and each.requires_grad for each in log), (
+        "the log keeps the graph of every loss: smooth is computed from the tensor loss; take the number, loss.item()"
+    )
+    assert max(net.kept) <= 2, (
+        f"the graphs of {max(net.kept)} steps were in memory at the same time: detach inside of the loop, before the "
+        "loss goes into smooth"
+    )
+    optimizer, smooth, right_log, plain = torch.optim.SGD(twin.parameters(), lr=0.1), 0.0, [], []
+    draw = generator(seed)
+    for x0 in batches:
+        t = torch.randint(1, T + 1, (len(x0),), generator=draw)
+        eps = torch.randn(x0.shape, generator=draw)
+        loss = (twin(right.add_noise(x0, t, eps, alpha_bar), t - 1) - eps).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        smooth = 0.9 * smooth + 0.1 * loss.item()
+        right_log.append(smooth)
+        plain.append(loss.item())
+    assert len(log) == steps, f"the log should have an entry for each of the {steps} steps, not {len(log)}"
+    expect(
+        net.weight.detach(),
+        twin.weight.detach(),
+        "the network should learn as before, step by step",
+        {"the network does not learn any more": start},
+    )
+    expect(
+        torch.tensor([float(each) for each in log]),
+        torch.tensor(right_log),
+        "the curve was right: 0.9 of the value before and 0.1 of the loss",
+        {"the loss is not smoothed any more": torch.tensor(plain)},
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ the goal
+
+
+def check_fifteen_evaluations(ex, rng):
+    """Three sets of blobs of 4,000 points: the mean error varies by less than 0.005 between draws."""
+    errors = [public.error_of_fifteen(ex, integer(rng, 0, 10**6)) for _ in range(3)]
+    error = sum(errors) / len(errors)
+    assert error <= public.GOAL, (
+        f"the error is {error:.3f} on average over three sets of blobs, and the goal is {public.GOAL}"
+    )
+
+
 EXERCISES = [
     Exercise("alpha_bars", 1, check_alpha_bars),
     Exercise("add_noise", 2, check_add_noise),
     Exercise("guess_x0", 1, check_guess_x0),
+    Exercise("score_of", 1, check_score_of),
+    Exercise("time_embedding", 2, check_time_embedding),
+    Exercise("add_class_embedding", 1, check_add_class_embedding),
     Exercise("training_loss", 3, check_training_loss),
+    Exercise("training_step", 2, check_training_step),
+    Exercise("langevin_step", 2, check_langevin_step),
     Exercise("reverse_step", 3, check_reverse_step),
     Exercise("sample", 4, check_sample),
-    Exercise("training_step", 2, check_training_step),
-    Exercise("time_embedding", 2, check_time_embedding),
+    Exercise("frechet_distance", 3, check_frechet_distance),
+    Exercise("posterior_variance", 3, check_posterior_variance),
+    Exercise("tweedie_mean", 3, check_tweedie_mean),
+    Exercise("fix_last_step", 2, check_fix_last_step),
+    Exercise("fix_range", 2, check_fix_range),
+    Exercise("fix_levels", 3, check_fix_levels),
+    Exercise("fix_training_log", 3, check_fix_training_log),
+    Exercise("fifteen_evaluations", 5, check_fifteen_evaluations, rounds=1),
 ]
