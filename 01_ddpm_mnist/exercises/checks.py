@@ -693,7 +693,7 @@ def check_fix_range(ex, rng):
     wrong = {
         half
         if isinstance(got, Tensor) and got.min() > 100
-        else "both ends agree on [0, 1] now, but the network was trained on images in [-1, 1] (DDPM, section 3.3)": x_t(
+        else "both ends agree on [0, 1] now, but images should be in [-1, 1], centred as the noise is (DDPM, section 3.3)": x_t(
             pixels / 255
         ),
         "the images that the network sees are still pixels from 0 to 255": x_t(pixels.float()),

@@ -87,7 +87,7 @@ HINTS: dict[str, tuple[str, str, str]] = {
     ),
     "fix_range": (
         "Print the smallest and the largest value of x0, and of what the last line expects. Are they the same?",
-        "The last line maps -1 to 0 and 1 to 255. The first line must be its inverse, and the network was trained so.",
+        "The last line maps -1 to 0 and 1 to 255. The first line must be its inverse.",
         "pixels / 127.5 - 1",
     ),
     "fix_levels": (

@@ -69,15 +69,15 @@ def guess_x0(ex, right, axis):
 
 
 def score_of(ex, right, axis):
-    """Scores of the blobs' noisy density, at a high and at a low noise level."""
+    """Scores of the blobs' density, noised to t = 150."""
     blobs = public.Blobs(3, budget=10)
     axis.scatter(*blobs.points(1500, 0).T, s=2, color="0.75", linewidths=0)
     side = torch.linspace(-1.4, 1.4, 12)
     x = torch.cartesian_prod(side, side)  # (144, 2)
-    t = torch.full((len(x),), 300)
+    t = torch.full((len(x),), 150)
     score = ex.score_of(blobs(x, t - 1)[..., None, None], t, ALPHA_BAR).view(-1, 2)
-    axis.quiver(*x.T, *score.T, angles="xy", color="tab:blue", scale=40, width=0.004)
-    axis.set(title="scores at t = 300 point to the blobs", aspect="equal", xticks=[], yticks=[])
+    axis.quiver(*x.T, *score.T, angles="xy", color="tab:blue", scale=90, width=0.004)
+    axis.set(title="scores at t = 150 point to the blobs", aspect="equal", xticks=[], yticks=[])
 
 
 def time_embedding(ex, right, axis):
@@ -91,11 +91,11 @@ def add_class_embedding(ex, right, axis):
     table = torch.tensor([[0.0, 0], [2.5, 0.5], [1, 2.5]])
     for label in range(3):
         points = ex.add_class_embedding(time, torch.full((44,), label), table)
-        axis.scatter(*points.T, s=8, label=f"class {label}")
+        axis.scatter(*points.T, s=8)
+        axis.text(*table[label], f"class {label}", ha="center", va="center", color=f"C{label}")
     axis.set(
-        xlabel="first number", ylabel="second number", title="each class moves the times by its vector", aspect="equal"
+        xlabel="first number", ylabel="second number", title="a class moves all times by its vector", aspect="equal"
     )
-    axis.legend(frameon=False, loc="lower right")
 
 
 def training_loss(ex, right, axis):
@@ -130,8 +130,8 @@ def training_step(ex, right, axis):
         curve.append((net.weight.item(), average.weight.item()))
     axis.plot(curve, label=["weight", "its average"])
     axis.axhline(0.5, color="0.6", linestyle=":")
-    axis.set(xlabel="step", title="the average varies less than the weight")
-    axis.legend(frameon=False)
+    axis.set(xlabel="step", ylim=(-1.4, 2), title="the average varies less than the weight")
+    axis.legend(frameon=False, loc="lower center", ncols=2)
 
 
 def langevin_step(ex, right, axis):
@@ -142,9 +142,12 @@ def langevin_step(ex, right, axis):
     for _ in range(400):
         score = right.score_of(blobs(x, t - 1)[..., None, None], t, ALPHA_BAR).view(-1, 2)
         x = ex.langevin_step(x, score, 0.003, torch.randn(x.shape, generator=draw))
-    axis.scatter(*blobs.points(1500, 0).T, s=2, color="0.75", linewidths=0)
+    noisy = right.add_noise(
+        blobs.points(1500, 0)[..., None, None], t[:1].expand(1500), noise(1500, 2, 1, 1), ALPHA_BAR
+    )
+    axis.scatter(*noisy.view(-1, 2).T, s=2, color="0.75", linewidths=0)
     axis.scatter(*x.T, s=2, color="tab:blue", linewidths=0)
-    axis.set(title="400 steps: from even points (not shown) to the blobs", aspect="equal", xticks=[], yticks=[])
+    axis.set(title="blue: 400 steps from an even start; grey: the density", aspect="equal", xticks=[], yticks=[])
 
 
 def reverse_step(ex, right, axis):
@@ -169,6 +172,7 @@ def frechet_distance(ex, right, axis):
     sizes = [25, 50, 100, 200, 400, 800]
     axis.loglog(sizes, [float(ex.frechet_distance(features[:n], features[-n:])) for n in sizes], "o-")
     axis.set_xticks(sizes, map(str, sizes), minor=False)
+    axis.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
     axis.minorticks_off()
     axis.set(
         xlabel="digits in each set", ylabel="distance", title="two sets of real digits: never 0, smaller with more"
@@ -198,21 +202,21 @@ def tweedie_mean(ex, right, axis):
             return torch.cat([-((x - m * a**0.5) ** 2) / (2 * (1 - a)) for m in (-1, 1)], 1).logsumexp(1)
 
         axis.plot(x, ex.tweedie_mean(log_density, x, a).detach(), label=f"alpha_bar = {a}")
-    axis.set(xlabel="x_t", ylabel="mean of x_0", title="x_0 is -1 or 1: the mean is sure where there is little noise")
-    axis.legend(frameon=False)
+    axis.set(xlabel="x_t", ylabel="mean of x_0", title="x_0 is -1 or 1; where x_t leaves it open, the mean is 0")
+    axis.legend(frameon=False, loc="lower right")
 
 
 def fix_last_step(ex, right, axis):
-    times = torch.arange(20, 1001, 20)
+    times = torch.arange(50, 1001, 50)
     alpha_bar = ALPHA_BAR[torch.cat([torch.zeros(1).long(), times])]
     draw = torch.Generator().manual_seed(0)
     images = ex.fix_last_step(lambda x, t: by_heart(x, times[t] - 1), (24, 1, 8, 8), alpha_bar, draw)
-    show(axis, images, 8, "digits in 50 steps, without grain")
+    show(axis, images, 8, "digits in 20 steps, without grain")
 
 
 def fix_range(ex, right, axis):
     pixels, t = PIXELS[:6], torch.full((6,), 60)
-    denoised = ex.fix_range(by_heart, pixels, t, noise(6, 1, 8, 8), ALPHA_BAR)
+    denoised = ex.fix_range(lambda x, t: noise(6, 1, 8, 8), pixels, t, noise(6, 1, 8, 8), ALPHA_BAR)
     noisy = right.add_noise(DIGITS[:6], t, noise(6, 1, 8, 8), ALPHA_BAR)
     show(axis, torch.cat([DIGITS[:6], noisy, denoised / 127.5 - 1]), 6, "digits, noised, and denoised: black is black")
 
@@ -237,7 +241,7 @@ def fix_levels(ex, right, axis):
         label="in sampling",
     )
     axis.set(xlabel="level given to the network", ylabel="standard deviation of the noise", ylim=(-0.05, 1.05))
-    axis.set(xticks=range(5), title="training and sampling agree at every level")
+    axis.set(xticks=range(4), title="training and sampling agree at every level")
     axis.legend(frameon=False, loc="lower right")
 
 
@@ -256,7 +260,7 @@ def fix_training_log(ex, right, axis):
     net = Counting(1, 1, bias=False)
     optimizer, batches = torch.optim.SGD(net.parameters(), lr=0.3), DIGITS[:1600].split(40)
     log = ex.fix_training_log(net, optimizer, batches, ALPHA_BAR, torch.Generator().manual_seed(0))
-    axis.plot([float(entry) for entry in log], label="smoothed loss")
+    axis.plot([float(torch.as_tensor(entry).detach()) for entry in log], label="smoothed loss")
     axis.plot([graphs / 40 for graphs in net.graphs], label="graphs in memory / 40")
     axis.set(xlabel="step", ylim=(0, 1.05), title="the number of graphs in memory stays the same")
     axis.legend(frameon=False)

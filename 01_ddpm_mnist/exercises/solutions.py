@@ -309,9 +309,9 @@ def fix_last_step(model: EpsModel, shape: tuple[int, ...], alpha_bar: Tensor, ge
     """Exercise 15. Find the bug: every sample has a fine grain.
 
     The program is algorithm 2 with the paper's other choice of the variance, beta_t instead of eq. 7 (section 3.2).
-    Each step but one is right. With T = 1000 the grain is too fine to be seen, and so it was shipped; with
-    50 levels you see it on the first picture. Repair the program, keep its variance beta_t, and draw the random numbers
-    in the same order.
+    Each step but one is right. With T = 1000 the grain is too fine to be seen, so the bug stays unnoticed; in a chain
+    of 20 levels you see it on the first picture. Repair the program, keep its variance beta_t, and draw the random
+    numbers in the same order.
 
     shape      (B, C, H, W) of the images to make
     alpha_bar  (T + 1,)
@@ -335,8 +335,9 @@ def fix_last_step(model: EpsModel, shape: tuple[int, ...], alpha_bar: Tensor, ge
 def fix_range(model: EpsModel, pixels: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """Exercise 16. Find the bug: black comes back as grey.
 
-    The program noises pictures and lets a trained network remove the noise in one evaluation. At a low noise level the
-    result should be the picture. White stays white, but the background is grey, and no error is raised.
+    The program noises pictures, and a network that predicts the noise well removes it in one evaluation. The result
+    should be the pictures. White stays white, but the background is grey, and no error is raised. Repair it so that
+    the network sees images in [-1, 1], as in exercise 7.
 
     pixels   (B, C, H, W) uint8, 0 to 255
     t        (B,) integers from 1 to T

@@ -585,7 +585,7 @@ def test_16_black_stays_black(ex):
     seen = (net.x[0] - torch.tensor([0.6, 0.8]).view(2, 1, 1, 1) * 0.5) / torch.tensor([0.8, 0.6]).view(2, 1, 1, 1)
     black, white = float(seen[0, 0, 0, 0]), float(seen[0, 0, 0, 3])
     assert abs(black + 1) < 1e-3 and abs(white - 1) < 1e-3, (
-        f"both ends agree, but the network sees black as {black:.2f} and white as {white:.2f}; it was trained with -1 and 1"
+        f"both ends agree, but the network sees black as {black:.2f} and white as {white:.2f}; they should be -1 and 1, centred as the noise is"
     )
     assert (got.int() - pixels.int()).abs().max() <= 1, f"the pixels 0, 51, 204, 255 came back as {row}"
 

@@ -786,7 +786,7 @@ def round_trip(model, x0, t, eps, alpha_bar, back):
     return back(solutions.guess_x0(x_t, t, model(x_t, t - 1), alpha_bar)).round().to(torch.uint8)
 
 
-@mistake("repaired at the wrong end: the network sees [0, 1]", "trained ")
+@mistake("repaired at the wrong end: the network sees [0, 1]", "centred ")
 def fix_range(model, pixels, t, eps, alpha_bar):
     return round_trip(model, pixels / 255, t, eps, alpha_bar, lambda x: 255 * x.clamp(0, 1))
 
