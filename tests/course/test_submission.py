@@ -57,7 +57,7 @@ def test_a_notebook_is_graded_as_its_code(tmp_path):
         encoding="utf-8",
     )
     results = list(grade(exercises_of("01"), path))
-    assert len(results) == 8 and {result.message for result in results} == {""}
+    assert len(results) == 19 and {result.message for result in results} == {""}
     for name in ("answers.py", "answers.py.txt"):  # whatever its name
         assert callable(load(path.rename(tmp_path / name), "submission").alpha_bars)
         path = tmp_path / name
