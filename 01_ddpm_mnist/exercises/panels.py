@@ -174,9 +174,7 @@ def frechet_distance(ex, right, axis):
     axis.set_xticks(sizes, map(str, sizes), minor=False)
     axis.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
     axis.minorticks_off()
-    axis.set(
-        xlabel="digits in each set", ylabel="distance", title="two sets of real digits: never 0, smaller with more"
-    )
+    axis.set(xlabel="digits in each set", ylabel="distance", title="real against real: larger sets, smaller distance")
 
 
 def posterior_variance(ex, right, axis):
