@@ -1,4 +1,4 @@
-"""Claim 11: does the VLB term cost a third of the batch size in memory? Count what autograd saves in a training step.
+"""Does the VLB term cost a third of the batch size in memory? Count what autograd saves in a training step.
 
   python 03_ddim_schedules/activation_memory.py
   python 03_ddim_schedules/activation_memory.py --size 32 --image-channels 3 --channels 64 128 128 --batch-size 16

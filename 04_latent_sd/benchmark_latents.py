@@ -1,5 +1,5 @@
 """Compares cached latents with encoding on the fly:
-time of an epoch, memory and disk space, measured in one run (claim 12).
+time of an epoch, memory and disk space, measured in one run.
 
   python 04_latent_sd/benchmark_latents.py
   python 04_latent_sd/benchmark_latents.py --vae runs/04_latent_sd/vae-creatures-dishes --n 2000 --workers 0 1 2

@@ -34,7 +34,7 @@
 # 9. draw creatures and dishes from words, in two languages;
 # 10. begin with a picture instead of noise: **img2img** (图生图);
 # 11. open the same folder with `diffusers`, and get the same picture;
-# 12. keep latents in a file, or make them on the fly: claim 12.
+# 12. keep latents in a file, or make them on the fly.
 #
 # You should have read chapters 1 and 2. Everything runs on a laptop's CPU with no download, in about three minutes.
 
@@ -948,7 +948,7 @@ print("PSNR to the original, mean of the four:", ", ".join(near))
 # %% [markdown]
 # Follow a row from left to right. What stays longest? (Large forms and places: they are decided at much noise.) At which strength does
 # the colour change, and at which the dish? At strength 1 it begins with noise: only the prompt is left. A good strength keeps what you
-# like about the picture and still reaches what you ask for; chapter 5 measures it (claim 13).
+# like about the picture and still reaches what you ask for; chapter 5 measures it.
 
 # %% [markdown]
 # ## 11 · The folder
@@ -988,8 +988,8 @@ print(f"largest difference of a pixel, of a range of 2: {(ours - others).abs().m
 # ## 12 · Latents in a file, or on the fly
 #
 # The autoencoder does not change while the U-Net learns. So why encode the same picture in every epoch? One can encode all once and keep
-# the latents in a file (**cache**, 缓存), mean and deviation of every cloud in half precision. Claim 12 of this course's lore: *cached
-# latents cost disk but save time; encoding on the fly needs worker processes*.
+# the latents in a file (**cache**, 缓存), mean and deviation of every cloud in half precision. You can read that *cached
+# latents cost disk but save time, and that encoding on the fly needs worker processes* ([claims](../docs/claims.md#cached-latents-cost-disk-and-save-time)).
 #
 # The name of the file is a fingerprint (a hash, 哈希) of the autoencoder's weights, its build, and all pixels. So a file that was made with
 # another autoencoder is never used by mistake: it simply has another name.
@@ -1094,7 +1094,7 @@ print(run.stdout or run.stderr)
 #
 # Nothing is trained here, the batches are only waited for. So a worker has little to win: it does the same work on the same processor. It
 # wins when a GPU is busy with the U-Net meanwhile, or when there are cores to spare. The table with more pictures and more workers, and
-# the verdict on claim 12, stand in the [README](README.md).
+# a verdict, stand in the [README](README.md).
 
 # %% [markdown]
 # ## Where to go from here

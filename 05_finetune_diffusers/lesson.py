@@ -198,7 +198,7 @@ show_images(torch.stack(columns, 1).flatten(0, 1), 5, [f"w = {w:g}" for w in sca
 # `img2img` begins with a picture instead of with noise. The picture is encoded, taken back to noise a part of the way (the **strength**), and drawn
 # again from there, as the prompt says. A strength of 0.4 with 20 steps takes the last 8 of them.
 #
-# The lore (claim 13): *lower strength keeps the picture, higher follows the prompt.* We let creatures be redrawn with a prompt that is not theirs, *a blue creature with horns*, at five strengths $s$:
+# You can read that *lower strength keeps the picture, and higher strength follows the prompt* ([claims](../docs/claims.md#strength-trades-the-image-against-the-prompt)). We let creatures be redrawn with a prompt that is not theirs, *a blue creature with horns*, at five strengths $s$:
 
 # %%
 image_pipe = as_task(pipe, "image")  # the same networks, in a pipeline for another task: no weight is copied
@@ -567,7 +567,7 @@ for name, images in (marks | {"without": without, "with lines": with_lines}).ite
 #
 # | question | command | answer |
 # |---|---|---|
-# | claim 13: lower strength keeps the picture, higher follows the prompt; very high guidance gives artefacts | `studies/strength.py` | yes: at 0.2 three quarters of what differs is kept, at 0.8 nothing, and 94 % is as the prompt says. Artefacts come at 32; what is lost before is fine detail |
+# | does lower strength keep the picture, and higher follow the prompt? does very high guidance give artefacts? | `studies/strength.py` | yes: at 0.2 three quarters of what differs is kept, at 0.8 nothing, and 94 % is as the prompt says. Artefacts come at 32; what is lost before is fine detail |
 # | is a style learned, and only where it is asked for? | `lora.py`, `finetune.py` | learned, nearly as far as the autoencoder lets it; and it is everywhere, for no training picture was without it |
 # | does prior preservation keep the others as they were? | `dreambooth.py`, with and without `--prior 0` | yes: the subject's attributes in "a creature" go from 0.32 to 0.33 with it, to 0.95 without |
 # | do pictures follow lines? | `controlnet.py` | yes: to the pixel 0.33 of the edges agree without it, 0.48 with it (0.25 is another picture, 0.87 the autoencoder's limit) |

@@ -1,4 +1,4 @@
-"""Claim 13, measured: lower strength keeps the image, higher follows the prompt; very high guidance gives artefacts.
+"""Does lower strength keep the image, and higher follow the prompt? Does very high guidance give artefacts?
 
   python 05_finetune_diffusers/studies/strength.py
   python 05_finetune_diffusers/studies/strength.py --n 64 --strength 0.1 0.3 0.5 0.7 0.9 --guidance 1 3 9 27
