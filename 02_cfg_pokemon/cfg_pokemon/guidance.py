@@ -1,47 +1,41 @@
-"""Classifier-free guidance longhand (Ho & Salimans 2022): how words get a grip on a picture.
+"""Classifier-free guidance (Ho & Salimans 2022), written out in full. The lesson derives it.
 
-Training. Some captions, about one in ten, are replaced by the empty one. So one network learns two things: the
-distribution of images with this caption, and the distribution of all images. (`drop_captions`)
+Training. Some captions, about one in ten, are replaced by the empty one. So one network learns two distributions: that
+of noisy images with this caption, p_t(x | c), and that of all noisy images, p_t(x). (`drop_captions`)
 
 Sampling. Evaluate both, and move in the direction in which the caption changes the prediction:
 
-    guided = uncond + w (cond - uncond)                                                                                 (1)
+    guided = uncond + w (cond - uncond)                                                                           (1)
 
-w = 0 ignores the caption, w = 1 is the conditional prediction itself, and w > 1 exaggerates it. The reason: up to a
-factor -sigma, the noise eps is the gradient of log p(x), and by Bayes' rule log p(x | text) - log p(x) is log p(text |
-x) plus a constant. So (1) follows the gradient of log p(x) + w log p(text | x), in which w weights the text. The
-difference of two predictions replaces the gradient of an image classifier, hence the name of the method. (`Guided`)
+w = 0 ignores the caption, w = 1 is the conditional prediction, and w > 1 extrapolates. The reason: up to the factor
+-sigma_t, the predicted eps is the score, the gradient of log p_t(x). By Bayes' rule for noisy images,
+
+    grad log p_t(c | x) = grad log p_t(x | c) - grad log p_t(x)
+
+so at each noise level (1) follows the gradient of log p_t(x) + w log p_t(c | x). The difference of two predictions
+replaces the gradient of a classifier, hence the name of the method. (`Guided`)
 
 Two ways of writing w. Ho & Salimans (eq. 6), and papers that follow them, count from 0:
 
-    guided = (1 + w') cond - w' uncond           which is (1) with  w = 1 + w'
-                                                 (2)
+    guided = (1 + w') cond - w' uncond           which is (1) with  w = 1 + w'                                    (2)
 
-Off is w = 1 in (1), and w' = 0 in (2). This course, `diffusers` and Stable Diffusion write (1). A w' taken for a w
-weakens guidance by one; the other mistake strengthens it by one.
+Off is w = 1 in (1), and w' = 0 in (2). This course, `diffusers` and Stable Diffusion write (1).
 
-In which space? The network may predict eps, x0, v, a velocity or EDM's mixture.
-At one x and one level, each of them is
+In which space? The network may predict eps, x0, v, a velocity or EDM's mixture. At one x and one level, all of them are
+affine functions of one another, because x = alpha x0 + sigma eps leaves one unknown, and the weights of (1), w and
+1 - w, sum to 1. So guiding the predictions and then computing x0 is the same as computing x0 twice and guiding that.
+(1) is applied to the output of the network, whatever it predicts. Nonlinear operations follow: images are clipped to
+[-1, 1] after guidance, because the difference of two values that are both clipped at white is 0.
 
-    answer = (a number) x0 + (something that x alone decides)           because x = alpha x0 + sigma eps leaves one
-    unknown
+What w costs. For w > 1 the result is neither a sample of p(x0 | c) nor, as one might expect, of the tilted distribution
+p(x0) p(c | x0)^w: noised, that distribution has other scores than p_t(x) p_t(c | x)^w (Bradley & Nakkiran 2024). With
+large w, samples overshoot and lose variety even for a perfect network, and the errors of a poor network are amplified.
+Four remedies:
 
-and the weights of (1), w and 1 - w, add up to 1, so that the something passes through unchanged. Guiding the
-predictions and then computing x0 from the result is therefore the same as computing x0 twice and guiding that;
-likewise for eps and v. So (1) is applied to the output of the network, whatever it predicts. Nonlinear operations come
-afterwards: images are clipped to [-1, 1] after guidance,
-because the difference of two values that are already clipped at white is 0.
-
-What w costs. The result is no longer a sample of p(x | text): with large w images become similar, saturated and
-overexposed. If both distributions are Gaussians of equal width, samples end w times as far from the mean of all images
-as they should (a test shows it). Four remedies:
-
-    rescale           shrink the guided prediction to the standard deviation of the conditional one (Lin et al. 2023;
-                      `rescale`)
-    clip_x0="dynamic" shrink images that leave [-1, 1], instead of clipping them
-    (`common.diffusion.denoiser.threshold`)
-    interval          guide at some noise levels only (Kynkaanniemi et al. 2024; `Guided`)
     a smaller w
+    rescale           the standard deviation of the conditional prediction (Lin et al. 2023; `rescale`)
+    clip_x0="dynamic" scale images that leave [-1, 1], instead of clipping them (`common.diffusion.denoiser.threshold`)
+    interval          guide at some noise levels only (Kynkaanniemi et al. 2024; `Guided`)
 """
 
 import math
@@ -78,19 +72,18 @@ def guide(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
-    """Shrink each guided answer until its standard deviation is that of the conditional one (Lin
-    et al. 2023, section 3.4).
+    """Scale each guided prediction to the standard deviation of the conditional one (Lin et al. 2023, section 3.4).
 
     sigma_pos = std(cond),  sigma_cfg = std(guided)          over all pixels and channels of one image        (eq. 14)
     rescaled  = guided * sigma_pos / sigma_cfg                                                                 (eq. 15)
-    result    = phi * rescaled + (1 - phi) * guided          phi = 0 is off; the paper likes 0.7              (eq. 16)
+    result    = phi * rescaled + (1 - phi) * guided          phi = 0 is off; the paper uses 0.7               (eq. 16)
 
-    All (B, C, H, W). Unlike (1), this is not the same in every space: the paper's networks answer v, and so should one
-    that is to be rescaled. Where there is much noise every eps, guided or not, is nearly x itself,
-    and rescaling it does little.
+    All (B, C, H, W). Unlike (1), this is not the same in every space: the paper's networks predict v, and so should a
+    network whose predictions are rescaled. At high noise every eps, guided or not, is nearly x itself, and rescaling
+    it does little.
     """
     sigma_pos, sigma_cfg = (y.std(dim=tuple(range(1, y.ndim)), keepdim=True) for y in (cond, guided))  # (B, 1, 1, 1)
-    ratio = sigma_pos / sigma_cfg.clamp(min=1e-8)  # an untrained network answers 0 everywhere
+    ratio = sigma_pos / sigma_cfg.clamp(min=1e-8)  # an untrained network predicts 0
     return phi * ratio * guided + (1 - phi) * guided
 
 
@@ -100,22 +93,20 @@ def noise_to_signal(level: NoiseLevel) -> float:
 
 
 class Guided:
-    """A guided network as a sampler wants it: guided(x, level) -> Prediction, like
-    `common.diffusion.denoiser.Denoiser`.
+    """A guided network as samplers need it: guided(x, level) -> Prediction, like `common.diffusion.denoiser.Denoiser`.
 
     net         (B, C, H, W), (B,), further keywords -> (B, C, H, W), or (B, 2 C, H, W) with learned variance
-    prediction  what it was trained to say, one of common.diffusion.denoiser.PREDICTIONS
+    prediction  what it was trained to predict, one of common.diffusion.denoiser.PREDICTIONS
     cond        the condition of each image, {"text": encode(prompts)}; every tensor (B, ...)
-    uncond      the same with the empty caption, {"text": encode([""])}; or with what is not wanted: a negative prompt
-                takes the place of the empty one, so that (1) leads away from it. Tensors (B, ...), or (1, ...) for all
+    uncond      the same with the empty caption, {"text": encode([""])}; or with a negative prompt, from which (1) then
+                leads away. Tensors (B, ...), or (1, ...) for all
                 images alike
-    w           guidance scale, at least 0; 1 is off, and 0 listens to `uncond` alone
+    w           guidance scale, at least 0; 1 is off, and 0 uses `uncond` alone
     clip_x0     after guiding: True, False or "dynamic" (see `common.diffusion.denoiser.threshold`)
     rescale     phi, 0 to 1; see `rescale`
     interval    (low, high): guide where low < sigma / alpha <= high, and elsewhere take w = 1. Kynkaanniemi et al.
-                2024 find that guidance costs variety where there is much noise, and does hardly anything where there
-                is little. For every schedule, sigma / alpha is the sigma of that paper; a share of the path would be
-                other noise levels with every schedule and spacing
+                2024 find that guidance costs variety at high noise, and changes hardly anything at low noise. For
+                every schedule, sigma / alpha is the sigma of that paper
 
     Both halves run as one batch of 2 B. Where w is 0 or 1 one half is enough, and the network does half the work.
     """
@@ -149,24 +140,24 @@ class Guided:
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         w = self.scale(level)
         if w in (0, 1):
-            answer, *variance = self.ask(x, level, self.cond if w == 1 else self.uncond)
+            y_guided, *variance = self.evaluate(x, level, self.cond if w == 1 else self.uncond)
         else:
-            y, *v = self.ask(torch.cat([x, x]), level, self.both)  # (2 B, C, H, W)
+            y, *v = self.evaluate(torch.cat([x, x]), level, self.both)  # (2 B, C, H, W)
             uncond, cond = y.chunk(2)  # twice (B, C, H, W)
-            answer = guide(uncond, cond, w)
+            y_guided = guide(uncond, cond, w)
             if self.phi > 0:
-                answer = rescale(answer, cond, self.phi)
-            # an opinion on noise, not on the image: the conditional one stands
+                y_guided = rescale(y_guided, cond, self.phi)
+            # the variance is not guided: the conditional one
             variance = [each.chunk(2)[1] for each in v]
-        return Prediction(*to_x0_eps(self.prediction, answer, x, level, self.clip_x0), *variance)
+        return Prediction(*to_x0_eps(self.prediction, y_guided, x, level, self.clip_x0), *variance)
 
     def scale(self, level: NoiseLevel) -> float:
         """w, or 1 outside the interval."""
         low, high = self.interval
         return self.w if low < noise_to_signal(level) <= high else 1.0
 
-    def ask(self, x: Tensor, level: NoiseLevel, condition: Condition) -> tuple[Tensor, ...]:
-        """The network's answer, and its opinion of the variance if it has one. Each of x's shape."""
+    def evaluate(self, x: Tensor, level: NoiseLevel, condition: Condition) -> tuple[Tensor, ...]:
+        """The network's prediction, and its variance if it has one. Each of x's shape."""
         time = torch.full(x.shape[:1], level.time, device=x.device)
         c_in = scale_in(self.prediction, level)
         y = self.net(x if c_in == 1.0 else c_in * x, time, **condition)
