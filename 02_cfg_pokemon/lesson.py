@@ -49,6 +49,7 @@ from common.grade.chapter import open_chapter  # no module named common? Select 
 
 CHAPTER = open_chapter("02_cfg_pokemon")  # this folder: its files can be imported from here on
 
+# %%
 import copy
 import math
 import time
