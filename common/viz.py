@@ -177,8 +177,8 @@ def plot_run(run: Path, path: Path) -> Path:
     left.plot(m["step"], smooth(m["loss"]), color="C0")
     left.set(title="loss", xlabel="step", yscale="log")
     colours = ScalarMappable(BoundaryNorm(np.linspace(0, 1, 11), 256), "viridis_r")
-    for i in range(10):
-        middle.plot(m["step"], smooth(m[f"loss_{i}"]), color=colours.to_rgba(i / 10 + 0.05))
+    for i, colour in enumerate(colours.to_rgba(np.arange(0.05, 1, 0.1))):
+        middle.plot(m["step"], smooth(m[f"loss_{i}"]), color=colour)
     middle.set(title="loss by noise level", xlabel="step", yscale="log")
     figure.colorbar(colours, ax=middle, label="noise level, 0 clean, 1 pure noise", ticks=[0, 0.5, 1])
     for axis in (left, middle):
