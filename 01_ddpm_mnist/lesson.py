@@ -385,8 +385,8 @@ for t in range(1, T + 1):
 # %% [markdown]
 # ### Which schedule?
 #
-# In the DDPM paper $\beta_t$ grows linearly from $0.0001$ to $0.02$ (*linear*). [Nichol & Dhariwal 2021](https://arxiv.org/abs/2102.09672) (eq. 17) let
-# $\bar\alpha_t$ follow a squared cosine (*cosine*). The same digit and the same noise with both:
+# In the DDPM paper $\beta_t$ grows linearly from $0.0001$ to $0.02$ (*linear*). [Nichol & Dhariwal 2021](https://arxiv.org/abs/2102.09672) (eq. 17)
+# let $\bar\alpha_t$ follow a squared cosine (*cosine*). The same digit and the same noise with both:
 
 # %%
 linear = torch.cat([torch.ones(1), (1 - torch.linspace(1e-4, 0.02, T)).cumprod(0)])  # alpha_bar of the linear schedule
@@ -1023,10 +1023,10 @@ for t, (x, x0) in zip(levels, pairs, strict=True):
     print(f"t = {t}: before {before:.3f}, after one step {(x0 - digits).square().mean():.3f}")
 
 # %% [markdown]
-# At $t = 400$ the prediction is a clean digit. At $t = 600$ and above, much of the noise remains, as bright spots. At lower levels the error stays
-# about the same as at $t = 400$, although there is much less noise to remove. Section 7 repeats this table with a network that was trained on all
-# levels. So a network must be trained on **every level that sampling visits**. It must also be *given* the level, because the same pixels call for
-# different corrections at different levels.
+# At $t = 400$ the prediction is a clean digit. At $t = 600$ and above, much of the noise remains, as bright spots. At $t = 200$ and $t = 300$ the
+# error is about the same as at $t = 400$, although there is much less noise to remove. Section 7 repeats this table with a network that was trained
+# on all levels. So a network must be trained on **every level that sampling visits**. It must also be *given* the level, because the same pixels call
+# for different corrections at different levels.
 #
 # **Question.** The network above receives $t$ as an input. Why does this not help it at $t = 200$?
 #
@@ -1136,10 +1136,11 @@ ours = ddim(eps_of(average, asked), same_noise, every_50th)[-1]
 show_images(ours, 10, [str(c) for c in range(10)], [f"noise {i}" for i in range(1, 5)])
 
 # %% [markdown]
-# Many samples are readable digits of the right class, and others are not: two minutes are a short training. How often does the model draw the digit
-# that it was asked for? The course has a small classifier of digits, [digit_classifier.py](../common/evaluate/digit_classifier.py), trained on MNIST.
-# The share of samples that it recognises as the digit asked for is an estimate from a limited number of samples, so it needs an interval. The *Wilson
-# interval* (chapter 2 has its formula) contains the true share in about 95 % of all experiments.
+# Within a row, strokes often lie at the same places, because the noise is the same, and the label changes which strokes there are. Some samples are
+# readable digits of the right class, and others are not: two minutes are a short training. How often does the model draw the digit that it was asked
+# for? The course has a small classifier of digits, [digit_classifier.py](../common/evaluate/digit_classifier.py), trained on MNIST. The share of
+# samples that it recognises as the digit asked for is an estimate from a limited number of samples, so it needs an interval. The *Wilson interval*
+# (chapter 2 has its formula) contains the true share in about 95 % of all experiments.
 
 # %%
 from common.evaluate.digit_classifier import classify, load_digit_classifier
@@ -1169,7 +1170,8 @@ for name, images, wanted in (("samples", ours, asked), ("new real digits", digit
 # <details><summary>Answer</summary>
 #
 # The overall form is decided in the first part of the trajectory, which is at high noise levels. The second part keeps that form as far as it can and
-# draws the details of the other digit. A 3 and an 8 share most of their strokes, so many results look like an 8 with open sides, or stay a 3.
+# draws the details of the other digit. A 3 and an 8 share most of their strokes, so you can expect mixtures of both. Whether that is what you get,
+# only the experiment can say.
 #
 # </details>
 
@@ -1178,8 +1180,9 @@ for name, images, wanted in (("samples", ours, asked), ("new real digits", digit
 #
 # Two minutes are a short training. The network that comes with this chapter, which we opened in section 5, was trained for hours on all 60,000
 # training images of MNIST, without labels. For its training the target was not the noise but another linear combination of noise and image,
-# $v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0$, because networks learn it faster. Chapter 3 explains $v$. Here we only convert
-# it: a prediction of $v$ and the known $x_t$ are two equations for $\hat x_0$ and $\hat\varepsilon$, and the solution for the noise is one line.
+# $v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0$, because networks learned it faster in the tests of chapter 3, which explains
+# $v$. Here we only convert it: a prediction of $v$ and the known $x_t$ are two equations for $\hat x_0$ and $\hat\varepsilon$, and the solution for
+# the noise is one line.
 
 
 # %%
