@@ -336,8 +336,7 @@ def fix_range(model: EpsModel, pixels: Tensor, t: Tensor, eps: Tensor, alpha_bar
     """Exercise 16. Find the bug: black comes back as grey.
 
     The program noises pictures, and a network that predicts the noise well removes it in one evaluation. The result
-    should be the pictures. White stays white, but the background is grey, and no error is raised. Repair it so that
-    the network sees images in [-1, 1], as in exercise 7.
+    should be the pictures. White stays white, but the background is grey, and no error is raised.
 
     pixels   (B, C, H, W) uint8, 0 to 255
     t        (B,) integers from 1 to T
