@@ -260,8 +260,8 @@ print(", ".join(f"{name} {HANZI[COLOURS[i]]}" for name, i in zip(COLOURS, most_s
 
 # %%
 layers = [module for name, module in net.named_modules() if name.endswith("attn2")]
-pixels_of_first = (size // 2) ** 2
-show_attention_shapes(pixels_of_first, layers[0].to_q.in_features, encoder.length, encoder.dim, layers[0].heads)
+side = size // 2 ** (len(net.cfg.channels) - 2)  # pixels a side at the second lowest resolution
+show_attention_shapes(side**2, layers[0].to_q.in_features, encoder.length, encoder.dim, layers[0].heads)
 
 
 # %% [markdown]
@@ -711,7 +711,7 @@ print(f"the paper's form with w' = 3 differs by {(through_v - ((1 + 3.0) * cond 
 EVALUATIONS = 12  # sampling steps; with guidance, each evaluates the network twice
 
 
-def paint(prompts, w=3.0, first=0, **more):
+def paint(prompts, w=3.0, **more):
     """An image of each prompt, (N, 3, S, S) in [-1, 1]. Image i begins with the same noise whatever its prompt and w."""
     return pipeline.txt2img(prompts, SamplingConfig(guidance_scale=w, sampler=f"dpmpp_2m:{EVALUATIONS}", **more))
 
