@@ -33,8 +33,8 @@ PRESETS = Presets(
     | {OTHER: Preset(minutes=120, channels=(32, 64), lr=1e-3)},
     mps=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(64, 128), batch_size=64, lr=1e-3))
     | {OTHER: Preset(minutes=120, channels=(64, 128), batch_size=32, lr=5e-4)},
-    gpu=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(128, 256), batch_size=256, lr=5e-4))
-    | {OTHER: Preset(minutes=60, channels=(128, 256), batch_size=128, lr=3e-4)},
+    gpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(128, 256, 384), batch_size=128, lr=3e-4))
+    | {OTHER: Preset(minutes=240, channels=(128, 256, 384), batch_size=64, lr=2e-4)},
 )
 
 

@@ -35,8 +35,8 @@ PRESETS = Presets(
     | {OTHER: Preset(minutes=120, channels=(16, 32, 64), lr=5e-4)},
     mps=dict.fromkeys(DRAWN, Preset(minutes=30, channels=(32, 64, 128), batch_size=32, lr=5e-4))
     | {OTHER: Preset(minutes=90, channels=(32, 64, 128), batch_size=16, lr=5e-4)},
-    gpu=dict.fromkeys(DRAWN, Preset(minutes=20, channels=(64, 128, 128), batch_size=64, lr=5e-4))
-    | {OTHER: Preset(minutes=60, channels=(64, 128, 256), batch_size=32, lr=2e-4)},
+    gpu=dict.fromkeys(DRAWN, Preset(minutes=45, channels=(64, 128, 128), size=256, batch_size=16, lr=3e-4))
+    | {OTHER: Preset(minutes=120, channels=(64, 128, 256), size=256, batch_size=8, lr=2e-4)},
 )
 
 
