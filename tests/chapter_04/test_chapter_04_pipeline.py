@@ -49,7 +49,7 @@ from common.models.vae import AutoencoderKL, small_vae
 from common.random import BatchRandom, Noise
 from common.training.text_conditioning import Captioned, empty_text, make_network, make_text_encoder
 from helpers.programs import ROOT, load_program, run_main
-from latent_sd import concat_dataset, evaluation, latent_dataset
+from latent_sd import concat_dataset, evaluation, latent_dataset, vae_trainer
 from latent_sd.flags import PROMPTS as DEFAULT_PROMPTS
 from latent_sd.unet_trainer import LatentTextLoss, load_captioned
 
@@ -734,6 +734,21 @@ def test_what_the_shipped_autoencoder_promises():
     }
     assert sum(one["scaled_std"] ** 2 / 2 for one in found.values()) ** 0.5 == pytest.approx(1, abs=0.05)
     assert found["creatures"]["psnr"] > 28 and found["dishes"]["psnr"] > 24  # decibels
+
+
+def test_what_the_autoencoder_of_128_pixels_promises():
+    """The same for the one whose U-Net is still to be trained: `train.py --vae` opens its folder alone."""
+    vae = load_vae(SHIPPED / "vae_128")
+    assert vae.cfg.size == 128 and vae.cfg.factor == 4 and vae.cfg.latent_channels == 4
+    spread = []
+    for data, decibels in (("creatures", 32), ("dishes", 27)):
+        images = concat_dataset.some_of((data,), 128, Path("data"), "test", 12)
+        x = to_float(images.pixels)
+        with torch.no_grad():
+            z = vae.encode(x)
+            assert float(vae_trainer.psnr(x, vae.decode(z.mode())).mean()) > decibels
+            spread.append(float((z.mean * vae.cfg.scaling_factor).square().mean()))
+    assert (sum(spread) / 2) ** 0.5 == pytest.approx(1, abs=0.1)
 
 
 def test_schedules_that_the_folder_has_no_place_for(tmp_path):
