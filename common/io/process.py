@@ -12,6 +12,8 @@ OMP_WAIT_POLICY, GOMP_SPINCOUNT  A thread that waits for another one sleeps afte
     0.69). (python -m bench.busy)
 PYTORCH_ENABLE_MPS_FALLBACK  An operation that Apple's MPS lacks runs on the CPU instead of ending the program.
 HF_ENDPOINT  An empty address of a mirror counts as none, and one without a scheme gets https://.
+mallopt  Freed memory stays with the process (`keep_freed_memory`). By default glibc gives it back to the system and
+    asks for it again, which took up to 48,000 page faults and 0.08 s of a training step of 0.6 s.
 
 Text goes in and out of a process in the encoding of the system. Chinese prompts and file names appear in this course,
 but not every system uses UTF-8: on Windows, piped output is in cp1252 or gbk, and in the POSIX locale of cron or ssh
@@ -19,6 +21,7 @@ everything is ASCII. With `accept_any_text` and `restart_in_utf8` no program fai
 """
 
 import codecs
+import ctypes
 import getpass
 import os
 import sys
@@ -29,11 +32,13 @@ from pathlib import Path
 from common.io.hub import tidy_environment
 
 OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names of its parameters, from malloc.h
 
 
 def prepare_process() -> None:
     """Make the settings that must precede `import torch`, and those without which programs fail on some systems."""
     set_variables()
+    keep_freed_memory()
     tidy_environment()
     accept_any_text()
     name_unknown_user()
@@ -45,6 +50,21 @@ def set_variables(environment: MutableMapping[str, str] = os.environ) -> None:
         for name, value in OPENMP_SETTINGS.items():
             environment.setdefault(name, value)
     environment.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep up to 256 MB of freed memory instead of giving it back after every step. Returns whether it does.
+
+    The user's own settings of malloc win, and nothing happens on systems with another C library.
+    """
+    own = os.environ.keys() & {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"}
+    if own or not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # musl has no such file
+        return False
+    return all(mallopt(parameter, size) for parameter, size in ((TRIM_THRESHOLD, 2**28), (MMAP_THRESHOLD, 2**25)))
 
 
 def accept_any_text() -> None:

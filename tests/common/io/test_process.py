@@ -4,6 +4,7 @@ import ast
 import getpass
 import io
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,39 @@ FOLDERS = ["bench", "common", *sorted(path.name for path in ROOT.glob("0[0-9]_*"
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 # as cron or ssh can have it: everything is ASCII
 POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+# Blocks of 8 MB, as a training step takes and frees them; each has 2,048 pages that must be written before they count.
+TAKE_AND_FREE = """
+import resource
+{first}
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+some = [b"x" * 2**23 for _ in range(8)]
+del some
+before = faults()
+for _ in range(10):
+    some = [b"x" * 2**23 for _ in range(8)]
+    del some
+print(faults() - before)
+"""
+
+
+def page_faults(first: str, **own: str) -> int:
+    code = TAKE_AND_FREE.format(first=first)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment() | own, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_freed_memory_is_used_again():
+    """Without page faults; a user's own setting wins."""
+    kept = page_faults("import common")
+    own = page_faults("import common", MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072")
+    assert 20 * kept < own
 
 
 # -------------------------------------------------------------------------------------------------------------- output
