@@ -733,7 +733,7 @@ show_images(torch.cat([paint(prompts, 1.0), paint(prompts, 3.0)]), 8, short, ["w
 # %% [markdown]
 # Go through the columns. What does the prompt ask for that is missing at $w = 1$, and is it there at $w = 3$? In the last column both predictions of (1) are equal, so $w$ changes nothing.
 #
-# Nobody trained the network to do more than $w = 1$. So what are the pictures of $w > 1$ samples of?
+# Training never goes beyond $w = 1$. Which distribution do the pictures with $w > 1$ come from?
 
 # %% [markdown]
 # ## 7 · Which distribution does guidance sample?

@@ -231,7 +231,7 @@ def fix_training_batch(
 ) -> Tensor:
     """Exercise 10. Find the bug. The loss of one training batch with caption dropout.
 
-    What was observed: with p = 0.1 the training loss jumps up in one step out of ten, far above the loss of the steps
+    Symptom: with p = 0.1 the training loss jumps up in one step out of ten, far above the loss of the steps
     between.
 
     model      called as model(x_t, t, text), predicts the noise
@@ -261,7 +261,7 @@ def fix_guided_sampling(
 ) -> Tensor:
     """Exercise 11. Find the bug. DDIM with classifier-free guidance, from noise to images.
 
-    What was observed: at w = 0 the images show their prompts, at w = 1 they ignore them, and at w = 3 they show
+    Symptom: at w = 0 the images show their prompts, at w = 1 they ignore them, and at w = 3 they show
     everything but what was asked for.
 
     model      called as model(x_t, t, text), predicts the noise
@@ -289,7 +289,7 @@ def fix_guided_sampling(
 def fix_masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Exercise 12. Find the bug. Cross-attention in which the padding of short captions must not count.
 
-    What was observed: the same prompt with the same noise gives another image when a longer prompt stands in the
+    Symptom: the same prompt with the same noise gives another image when a longer prompt stands in the
     batch, because then its caption is padded with more tokens.
 
     q        (B, heads, N, d) queries of N pixels

@@ -257,7 +257,7 @@ def fix_respaced_ddpm(
 ) -> Tensor:
     """Exercise 13. Find the bug. DDPM that visits only some of the levels.
 
-    What was observed: with all 1000 levels the images are clean. With 50 levels they stay full of noise, and with 20
+    Symptom: with all 1000 levels the images are clean. With 50 levels they stay full of noise, and with 20
     they are nothing else.
 
     predict_eps  called as predict_eps(x_t, t), predicts the noise
@@ -280,7 +280,7 @@ def fix_respaced_ddpm(
 def fix_heun_sampling(denoise: Denoise, x: Tensor, levels: list[Level]) -> Tensor:
     """Exercise 14. Find the bug. Sampling with Heun's method.
 
-    What was observed: it costs two evaluations a step, but twice the steps only halve the error, as with Euler's
+    Symptom: it costs two evaluations a step, but twice the steps only halve the error, as with Euler's
     method. A method of second order should divide it by four.
 
     denoise  called as denoise(x, level), returns (x0, eps)
@@ -302,7 +302,7 @@ def fix_heun_sampling(denoise: Denoise, x: Tensor, levels: list[Level]) -> Tenso
 def fix_flow_sampling(velocity: Velocity, eps: Tensor, steps: int) -> Tensor:
     """Exercise 15. Find the bug. Euler's method for a flow that was trained with exercise 5.
 
-    What was observed: the training loss is as low as it should be. But for blobs in the plane the samples end between
+    Symptom: the training loss is as low as it should be. But for blobs in the plane the samples end between
     the blobs, and more steps do not help.
 
     velocity  the network, called as velocity(x_t, t) with t of shape (B,)
@@ -321,7 +321,7 @@ def fix_consistency_loss(f: Velocity, x0: Tensor, eps: Tensor, now: Tensor, then
     """Exercise 16. Find the bug. The loss of consistency training: a network learns to jump from any noise level to the
     end of the trajectory, by agreeing with its own prediction from a slightly lower level.
 
-    What was observed: the loss is lower than expected. But for blobs in the plane the samples of one step shrink
+    Symptom: the loss is lower than expected. But for blobs in the plane the samples of one step shrink
     towards the mean of the data.
 
     f          called as f(x, sigma), predicts the end of the trajectory through x, (B, C, H, W)

@@ -21,6 +21,7 @@ def test_programs_need_no_model_and_no_network(command_line, tmp_path):
         ABLATE, "samplers", "--dry", "--data-dir", tmp_path, "--out", tmp_path, "--lab", tmp_path / "lab"
     )
     assert code == 0 and "48 experiments, 0 of them known; 0 networks to train" in said, err
+    assert "no MNIST in" not in said  # the study takes the embedded digits, and has nothing to look for
 
 
 def test_what_training_keeps_in_memory(command_line, tmp_path):
