@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.grade.checks import Exercise, call, close, expect, integer, load, parts, uniform
+from common.grade.checks import Exercise, call, close, expect, expect_gradients, integer, load, number, parts, uniform
 
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")  # the goal and how it is measured
@@ -27,9 +27,18 @@ def chain(rng: torch.Generator, T: int) -> Tensor:
     return right.alpha_bars(betas)
 
 
-def batch(rng: torch.Generator, square: bool = False) -> tuple[Tensor, Tensor]:
-    """Two batches of random numbers (B, C, H, W); square: as many images as columns of pixels, and as rows."""
+REAL = public.CHAIN  # alpha_bar of the paper's 1,000 levels
+FAR = "; on small chains your result is right, so look for a clamp, a constant or a rounding that only shows there"
+
+
+def batch(rng: torch.Generator, square: bool = False, single: bool = False) -> tuple[Tensor, Tensor]:
+    """Two batches of random numbers (B, C, H, W).
+
+    square  as many images as columns of pixels, and as rows
+    single  one image alone
+    """
     B, C, H, W = (integer(rng, low, high) for low, high in ((2, 4), (1, 3), (5, 7), (8, 9)))
+    B = 1 if single else B
     shape = (B, C, B, B) if square else (B, C, H, W)
     return torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
 
@@ -37,6 +46,11 @@ def batch(rng: torch.Generator, square: bool = False) -> tuple[Tensor, Tensor]:
 def levels(rng: torch.Generator, n: int, T: int) -> Tensor:
     """Different levels for different images. (n,)"""
     return 1 + torch.randperm(T, generator=rng)[:n]
+
+
+def real_levels(rng: torch.Generator, lowest: int = 1) -> Tensor:
+    """Levels of the 1,000, among them both ends. (4,)"""
+    return torch.tensor([1000, lowest, integer(rng, 2, 300), integer(rng, 400, 990)])
 
 
 class Network(nn.Module):
@@ -61,9 +75,9 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def number(got: object) -> Tensor:
-    """A result () that may be a float as well."""
-    return torch.tensor(float(got)) if isinstance(got, int | float) else got
+def clipped(image: Tensor, what: str) -> dict[str, Tensor]:
+    """The well-known mistake of limiting a result to the range of images."""
+    return {f"you clipped the result to [-1, 1], which is not asked for: {what}": image.clamp(-1, 1)}
 
 
 # ------------------------------------------------------------------------------------------------------ the checks
@@ -73,11 +87,12 @@ def check_alpha_bars(ex, rng):
     betas = 0.05 + 0.25 * torch.rand(integer(rng, 5, 12), generator=rng)
     alpha_bar = right.alpha_bars(betas)
     got = call(ex.alpha_bars, betas)
-    assert len(got) != len(betas), (
-        "alpha_bar_0 = 1 is missing in front, so that every t will be off by one"
-        if got[0] != 1
-        else "the last alpha_bar is missing"
-    )
+    if isinstance(got, Tensor):
+        assert got.shape != betas.shape, (
+            "alpha_bar_0 = 1 is missing in front, so that every t will be off by one"
+            if got[0] != 1
+            else "the last alpha_bar is missing"
+        )
     wrong = {
         "you multiplied up the betas; it is the (1 - beta) that are multiplied": torch.cat(
             [torch.ones(1), betas.cumprod(0)]
@@ -92,6 +107,11 @@ def check_alpha_bars(ex, rng):
         ),
     }
     expect(got, alpha_bar, "alpha_bar_t is the product of (1 - beta_1) ... (1 - beta_t), with 1 in front", wrong)
+    betas = torch.linspace(1e-4, 0.02, 1000)
+    got = call(ex.alpha_bars, betas)
+    expect(got, REAL, f"the schedule of the paper, 1,000 levels, ends at alpha_bar = 4.04e-5{FAR}", atol=1e-7)
+    one = call(ex.alpha_bars, betas[-1:])
+    expect(one, torch.tensor([1, 0.98]), "a single beta of 0.02 gives two alpha_bars, 1 and 0.98")
 
 
 def check_add_noise(ex, rng):
@@ -117,12 +137,21 @@ def check_add_noise(ex, rng):
                 s = alpha_bar[t].view([-1 if i == axis else 1 for i in range(4)])
                 message = f"the levels went to axis {axis} (pixels), not to the images: give alpha_bar[t] the shape (B, 1, 1, 1)"
                 wrong[message] = s.sqrt() * x0 + (1 - s).sqrt() * eps
+        goal = right.add_noise(x0, t, eps, alpha_bar)
+        wrong |= clipped(goal, "noisy images leave that range")
         expect(
             call(ex.add_noise, x0, t, eps, alpha_bar),
-            right.add_noise(x0, t, eps, alpha_bar),
+            goal,
             "x_t is not what eq. 4 gives",
             wrong,
+            again=lambda: ex.add_noise(x0, t, eps, alpha_bar),  # noqa: B023
         )
+    for t in real_levels(rng, lowest=0).split(1):  # one image alone
+        x0, eps = batch(rng, single=True)
+        hint = f"x_t is wrong at t = {int(t)} of the paper's 1,000 levels{FAR}"
+        wrong = {"at t = 0 the image is clean: x_t is x_0": right.add_noise(x0, 0 * t + 1, eps, REAL)}
+        got = call(ex.add_noise, x0, t, eps, REAL)
+        expect(got, right.add_noise(x0, t, eps, REAL), hint, wrong if t == 0 else {})
 
 
 def check_guess_x0(ex, rng):
@@ -148,6 +177,7 @@ def check_guess_x0(ex, rng):
             "you added the noise once more, where it should be taken away": (x_t + (1 - a).sqrt() * eps) / a.sqrt(),
             "your t is off by one: alpha_bar[t] is the entry to use": right.guess_x0(x_t, t - 1, eps, alpha_bar),
         }
+        wrong |= clipped(x0, "a sampler may do so, but the x_0 of eq. 15 is not limited")
         got = call(ex.guess_x0, x_t, t, eps, alpha_bar)
         expect(
             got,
@@ -156,14 +186,30 @@ def check_guess_x0(ex, rng):
             wrong,
             atol=1e-3,
         )
+    for t in real_levels(rng).split(1):
+        x0, eps = batch(rng, single=True)
+        x_t, root = right.add_noise(x0, t, eps, REAL), REAL[t].sqrt()
+        wrong = {
+            f"sqrt(alpha_bar_t) falls to 0.0064 in the paper's schedule, and you divide by no less than {least}": x0
+            * root
+            / max(float(root), least)
+            for least in (0.1, 0.05, 0.01)
+            if float(root) < least
+        }
+        hint = f"x_0 is wrong at t = {int(t)} of the paper's 1,000 levels{FAR}"
+        expect(call(ex.guess_x0, x_t, t, eps, REAL), x0, hint, wrong, atol=2e-3)
 
 
 def check_training_loss(ex, rng):
     T = integer(rng, 8, 12)
-    alpha_bar = chain(rng, T)
     _, eps = batch(rng)
+    check_one_loss(ex, rng, eps, levels(rng, len(eps), T), chain(rng, T))
+    _, eps = batch(rng, single=True)
+    check_one_loss(ex, rng, eps, real_levels(rng)[integer(rng, 0, 3)][None], REAL)
+
+
+def check_one_loss(ex, rng, eps, t, alpha_bar):
     pixels = torch.randint(256, eps.shape, generator=rng).to(torch.uint8)
-    t = levels(rng, len(pixels), T)
     net = Network(rng)
     loss = call(ex.training_loss, net, pixels, t, eps, alpha_bar)
     assert len(net.levels) == 1, f"the network should be evaluated once, not {len(net.levels)} times"
@@ -177,9 +223,15 @@ def check_training_loss(ex, rng):
         "the network was shown the clean images": pixels / 127.5 - 1,
         "the network was shown the noise alone": eps,
     }
-    expect(
-        net.x[0], x_t(pixels / 127.5 - 1), "the network should see x_t, made by eq. 4 from images in [-1, 1]", wrong
-    )
+    seen, again = net.x[0], Network(rng)
+
+    def seen_again() -> Tensor:
+        ex.training_loss(again, pixels, t, eps, alpha_bar)
+        return again.x[0]
+
+    wrong |= clipped(x_t(pixels / 127.5 - 1), "noisy images leave that range")
+    hint = "the network should see x_t, made by eq. 4 from images in [-1, 1]"
+    expect(seen, x_t(pixels / 127.5 - 1), hint, wrong, again=seen_again)
     given, wanted = net.levels[0], (t - 1).tolist()
     assert given != t.tolist(), f"the network was given t = {given}; it counts from 0, so give it t - 1"
     assert given == wanted, f"the network was given {given}, not t - 1 = {wanted}"
@@ -202,52 +254,74 @@ def check_training_loss(ex, rng):
         "you took the root of the mean squared error; eq. 14 does not": error.square().mean().sqrt(),
     }
     expect(loss, error.square().mean(), "the loss is the mean of (eps - model(x_t, t - 1))^2", wrong)
-    assert loss.requires_grad, (
-        "no gradient flows from the loss to the network: is there a .item(), .detach() or torch.no_grad() on the way?"
-    )
+    expect_gradients(loss, error.square().mean(), {"the network": net.weight})
 
 
 def check_reverse_step(ex, rng):
     T = integer(rng, 8, 12)
     alpha_bar = chain(rng, T)
     for t in (1, integer(rng, 2, T), T):
-        x, eps = batch(rng)
-        z = torch.randn(x.shape, generator=rng)
-        now, before = alpha_bar[t], alpha_bar[t - 1]
-        beta = 1 - now / before
-        root, sd = (1 - beta).sqrt(), ((1 - before) / (1 - now) * beta).sqrt()
-        mean = right.reverse_step(x, t, eps, torch.zeros_like(x), alpha_bar)
-        wrong = {
-            "in the mean, the square root of 1 - alpha_bar_t is missing": (x - beta / (1 - now) * eps) / root,
-            "in the mean, eps has the factor sqrt(1 - alpha_bar_t): all the noise, not one step's": (
-                x - (1 - now).sqrt() * eps
-            )
-            / root,
-            "the mean is divided by sqrt(alpha_bar_t); it should be sqrt(1 - beta_t), for one step": (
-                x - beta / (1 - now).sqrt() * eps
-            )
-            / now.sqrt(),
-            "the mean is not divided by sqrt(1 - beta_t)": mean * root,
-        }
-        got = call(ex.reverse_step, x, t, eps, torch.zeros_like(x), alpha_bar)
-        expect(got, mean, f"the mean (z = 0) is not what eq. 11 gives at t = {t} of {T}", wrong)
+        check_one_step(ex, *batch(rng), torch.randn(3, 2, generator=rng), t, alpha_bar, rng)
+    for t in real_levels(rng).tolist():
+        check_one_step(ex, *batch(rng, single=True), torch.randn(3, 2, generator=rng), t, REAL, rng)
 
-        got = call(ex.reverse_step, x, t, eps, z, alpha_bar)
-        wrong = {}
-        if t > 1:
-            wrong = {
-                "you used the variance beta_t; eq. 7 has a factor (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) before it": mean
-                + beta.sqrt() * z,
-                "your factor (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) is upside down": mean
-                + ((1 - now) / (1 - before) * beta).sqrt() * z,
-                "you multiplied z by the variance; it takes the square root of it": mean + sd**2 * z,
-                "the mean is right, but z was forgotten": mean,
-            }
-        elif isinstance(got, Tensor):
-            assert close(got, mean), (
-                "noise is added at the last step, which should end in the clean image: use eq. 7 with alpha_bar_0 = 1"
-            )
-        expect(got, mean + sd * z, f"the noise of x_(t-1) is not what eq. 7 gives at t = {t} of {T}", wrong)
+
+def check_one_step(ex, x, eps, points, t, alpha_bar, rng):
+    """One step of images, and one of points in the plane."""
+    T, far = len(alpha_bar) - 1, FAR if alpha_bar is REAL else ""
+    z = torch.randn(x.shape, generator=rng)
+    now, before = alpha_bar[t], alpha_bar[t - 1]
+    beta = 1 - now / before
+    root, sd = (1 - beta).sqrt(), ((1 - before) / (1 - now) * beta).sqrt()
+    mean = right.reverse_step(x, t, eps, torch.zeros_like(x), alpha_bar)
+    x0 = ((x - (1 - now).sqrt() * eps) / now.sqrt()).clamp(-1, 1)
+    wrong = {
+        "in the mean, the square root of 1 - alpha_bar_t is missing": (x - beta / (1 - now) * eps) / root,
+        "in the mean, eps has the factor sqrt(1 - alpha_bar_t): all the noise, not one step's": (
+            x - (1 - now).sqrt() * eps
+        )
+        / root,
+        "the mean is divided by sqrt(alpha_bar_t); it should be sqrt(1 - beta_t), for one step": (
+            x - beta / (1 - now).sqrt() * eps
+        )
+        / now.sqrt(),
+        "the mean is not divided by sqrt(1 - beta_t)": mean * root,
+        "you clipped the predicted x_0 to [-1, 1], as some samplers do; eq. 11 does not": (
+            before.sqrt() * beta * x0 + root * (1 - before) * x
+        )
+        / (1 - now),
+    } | clipped(mean, "x_(t-1) is a noisy image, which leaves that range")
+
+    def with_z_0() -> object:
+        return ex.reverse_step(x, t, eps, torch.zeros_like(x), alpha_bar)
+
+    got = call(ex.reverse_step, x, t, eps, torch.zeros_like(x), alpha_bar)
+    expect(got, mean, f"the mean (z = 0) is not what eq. 11 gives at t = {t} of {T}{far}", wrong, again=with_z_0)
+
+    got = call(ex.reverse_step, x, t, eps, z, alpha_bar)
+    wrong = {}
+    if t > 1:
+        wrong = {
+            "you used the variance beta_t; eq. 7 has a factor (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) before it": mean
+            + beta.sqrt() * z,
+            "your factor (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) is upside down": mean
+            + ((1 - now) / (1 - before) * beta).sqrt() * z,
+            "you multiplied z by the variance; it takes the square root of it": mean + sd**2 * z,
+            "the mean is right, but z was forgotten": mean,
+        } | clipped(mean + sd * z, "x_(t-1) is a noisy image, which leaves that range")
+    elif isinstance(got, Tensor):
+        assert close(got, mean), (
+            "noise is added at the last step, which should end in the clean image: use eq. 7 with alpha_bar_0 = 1"
+        )
+    again = lambda: ex.reverse_step(x, t, eps, z, alpha_bar)  # noqa: E731
+    expect(
+        got, mean + sd * z, f"the noise of x_(t-1) is not what eq. 7 gives at t = {t} of {T}{far}", wrong, again=again
+    )
+    expect(
+        call(ex.reverse_step, points, t, points.cos(), points.sin(), alpha_bar),
+        right.reverse_step(points, t, points.cos(), points.sin(), alpha_bar),
+        "points in the plane, (B, 2), take the same step as images",
+    )
 
 
 def check_sample(ex, rng):
@@ -257,6 +331,8 @@ def check_sample(ex, rng):
     some = sorted((1 + torch.randperm(T - 1, generator=rng)[:3]).tolist())
     for times in (list(range(1, T + 1)), [*some, T]):
         check_walk(ex.sample, net, shape, alpha_bar, times, seed=integer(rng, 0, 10**6))
+    times = sorted(set(real_levels(rng).tolist()))
+    check_walk(ex.sample, net, (1, *shape[1:]), REAL, times, seed=integer(rng, 0, 10**6))
 
 
 def check_walk(sample, net, shape, alpha_bar, times, seed):
@@ -292,19 +368,33 @@ def check_walk(sample, net, shape, alpha_bar, times, seed):
             lambda x, k, eps, z: right.reverse_step(x, times[k - 1], eps, z, alpha_bar)
         ),
     }
+    goal = walk(lambda x, k, eps, z: right.reverse_step(x, k, eps, z, short))
+    clip = "you clipped x to [-1, 1] at every step; only the last image may be limited, and algorithm 2 limits nothing"
+    wrong[clip] = walk(lambda x, k, eps, z: right.reverse_step(x, k, eps, z, short).clamp(-1, 1))
+    wrong |= clipped(goal, "algorithm 2 returns the image as it is")
     expect(
         got,
-        walk(lambda x, k, eps, z: right.reverse_step(x, k, eps, z, short)),
+        goal,
         "algorithm 2 makes other images of these random numbers: one draw for x, then one for each step",
         wrong,
-        atol=1e-3,
+        atol=1e-3 * max(1.0, float(goal.abs().max())),
+    )
+    assert not got.requires_grad, (
+        "the samples hold the graph of all steps, so that memory grows with every evaluation: "
+        "keep @torch.no_grad() above the function"
     )
 
 
 def check_training_step(ex, rng):
-    width, decay, lr = integer(rng, 2, 4), 0.6 + 0.3 * float(torch.rand((), generator=rng)), 0.1
+    check_two_steps(ex, rng, decay=uniform(rng, 0.6, 0.9))
+    check_two_steps(ex, rng, decay=0.0, frozen=True)
+
+
+def check_two_steps(ex, rng, decay: float, frozen: bool = False):
+    """frozen: the average needs no gradients, as in training programs."""
+    width, lr = integer(rng, 2, 4), 0.1
     net = nn.Linear(width, width)
-    average = copy.deepcopy(net)
+    average = copy.deepcopy(net).requires_grad_(not frozen)
     with torch.no_grad():
         for p in [*net.parameters(), *average.parameters()]:
             p.copy_(torch.randn(p.shape, generator=rng))
@@ -317,6 +407,10 @@ def check_training_step(ex, rng):
         stale = [0 if p.grad is None else p.grad.clone() for p in net.parameters()]
         means = [p.detach().clone() for p in average.parameters()]
         ex.training_step(net, average, optimizer, loss, decay)
+        kept_bias = torch.equal(average.bias, means[1]) and not torch.equal(average.weight, means[0])
+        assert not kept_bias, (
+            "the average of the weights moved, but that of the biases did not: average.parameters() has both"
+        )
         for p, mean, old, g, s, m in zip(
             net.parameters(), average.parameters(), before, gradients, stale, means, strict=True
         ):
@@ -346,6 +440,7 @@ def check_training_step(ex, rng):
                 + (1 - decay) * old,
                 "the average did not move": m,
                 "the average became a copy of the network": new,
+                "the averages are those of the gradients; average the weights": decay * m + (1 - decay) * g,
             }
             expect(
                 mean.detach(),
@@ -356,8 +451,11 @@ def check_training_step(ex, rng):
 
 
 def check_time_embedding(ex, rng):
-    dim = 2 * integer(rng, 3, 16)
-    t = torch.randint(1000, (integer(rng, 2, 5),), generator=rng)
+    check_waves(ex, torch.randint(1000, (integer(rng, 2, 5),), generator=rng), 2 * integer(rng, 3, 16))
+    check_waves(ex, torch.tensor([999]), 128)
+
+
+def check_waves(ex, t, dim):
     waves = right.time_embedding(t, dim)
     sin, cos = waves.chunk(2, dim=1)
     shifted = t[:, None] / 10_000 ** (torch.arange(dim // 2) / (dim // 2 - 1))
@@ -408,18 +506,33 @@ def check_score_of(ex, rng):
         if square:
             columns = -eps / (1 - alpha_bar[t]).sqrt()
             wrong["the levels went to the columns of pixels; give alpha_bar[t] the shape (B, 1, 1, 1)"] = columns
+        wrong |= clipped(score, "a score has no range")
         expect(
             call(ex.score_of, eps, t, alpha_bar),
             score,
             "the score is the gradient of log N(x_t; sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t) at x_t",
             wrong,
         )
+    for t in real_levels(rng).split(1):
+        _, eps = batch(rng, single=True)
+        sigma = float((1 - REAL[t]).sqrt())
+        wrong = {
+            f"sqrt(1 - alpha_bar_t) falls to 0.01 in the paper's schedule, and you divide by no less than {least}": -eps
+            / least
+            for least in (0.1, 0.05)
+            if sigma < least
+        }
+        hint = f"the score is wrong at t = {int(t)} of the paper's 1,000 levels{FAR}"
+        expect(call(ex.score_of, eps, t, REAL), right.score_of(eps, t, REAL), hint, wrong, atol=1e-2)
 
 
 def check_langevin_step(ex, rng):
-    x, score = batch(rng)
-    z, delta = torch.randn(x.shape, generator=rng), uniform(rng, 0.05, 0.4)
-    root = delta**0.5
+    check_one_move(ex, *batch(rng), uniform(rng, 0.05, 0.4), rng)
+    check_one_move(ex, *torch.randn(2, 1, 2, generator=rng), 1e-4, rng)  # one point in the plane, and a small step
+
+
+def check_one_move(ex, x, score, delta, rng):
+    z, root = torch.randn(x.shape, generator=rng), delta**0.5
     wrong = {
         "the step goes against the score": x - delta / 2 * score + root * z,
         "z has the factor delta; noise of variance delta has the standard deviation sqrt(delta)": x
@@ -432,11 +545,14 @@ def check_langevin_step(ex, rng):
         "without noise the points only climb to the nearest maximum of the density": x + delta / 2 * score,
         "that is the change alone; add it to x": delta / 2 * score + root * z,
     }
+    goal = x + delta / 2 * score + root * z
     expect(
         call(ex.langevin_step, x, score, delta, z),
-        x + delta / 2 * score + root * z,
+        goal,
         "x moves by delta / 2 times the score, and by noise of variance delta",
-        wrong,
+        wrong | clipped(goal, "the points of Langevin dynamics have no range"),
+        atol=1e-5,
+        again=lambda: ex.langevin_step(x, score, delta, z),
     )
 
 
@@ -459,16 +575,10 @@ def check_add_class_embedding(ex, rng):
         "you put the two vectors side by side; add them, so that the width stays D"
     )
     expect(got, embedding + table[label], "image i gets embedding[i] + table[label[i]]", wrong)
-    embedding.requires_grad_(), table.requires_grad_()
-    got = ex.add_class_embedding(embedding, label, table)
-    assert got.requires_grad, "no gradient flows through the result: is there a .detach(), .data or torch.no_grad()?"
-    got.sum().backward()
-    used = torch.zeros(K, D)
-    used[label] = 1
-    assert table.grad is not None and torch.equal(table.grad, used), (
-        "no gradient reaches the rows of the table, so that the classes' vectors cannot learn"
-    )
-    assert embedding.grad is not None, "no gradient reaches the embedding of time"
+    for used in (label, label[:1].expand(B)):  # once several images of one class: its row gets all their gradients
+        embedding, table = embedding.detach().requires_grad_(), table.detach().requires_grad_()
+        inputs = {"the table, whose rows are the classes' vectors": table, "the embedding of time": embedding}
+        expect_gradients(ex.add_class_embedding(embedding, used, table), embedding + table[used], inputs)
 
 
 # --------------------------------------------------------------------------------------------------- Frechet distance
@@ -507,17 +617,16 @@ def check_frechet_distance(ex, rng):
     }
     got = number(call(ex.frechet_distance, a, b))
     expect(
-        got.double() if isinstance(got, Tensor) else got,
-        means + traces - 2 * root,
-        "the distance is |difference of means|^2 + Tr(A + B - 2 (A B)^(1/2))",
-        wrong,
+        got, means + traces - 2 * root, "the distance is |difference of means|^2 + Tr(A + B - 2 (A B)^(1/2))", wrong
     )
     for _ in range(4):  # fewer points than dimensions, so that the covariance has no inverse
         few, many = torch.randn(4, 8, generator=rng).double(), torch.randn(40, 8, generator=rng).double()
         got = number(ex.frechet_distance(few, many))
-        assert isinstance(got, Tensor) and torch.isfinite(got).all(), (
+        assert torch.isfinite(got), (
             "with fewer features than dimensions the result is not a number: set eigenvalues that are negative to 0"
         )
+    got = number(ex.frechet_distance(a, a.clone()))
+    expect(got, torch.zeros(()).double(), "a set has the distance 0 to itself", atol=1e-5 * max(1.0, float(A.trace())))
 
 
 # -------------------------------------------------------------------------------------------------- derive and check
@@ -529,11 +638,9 @@ def check_posterior_variance(ex, rng):
     seed = integer(rng, 0, 10**6)
 
     def estimate(seed: int) -> float:
-        got = call(ex.posterior_variance, x0, t, alpha_bar, n, generator(seed))
-        assert got is not None, "a number was expected here, not None: is a `return` missing?"
-        got = number(got)
-        assert isinstance(got, Tensor) and got.numel() == 1, "one number was expected here, the estimated variance"
-        return float(got)
+        return float(
+            number(call(ex.posterior_variance, x0, t, alpha_bar, n, generator(seed)), "the estimated variance")
+        )
 
     compare_variance(estimate(seed), x0, t, alpha_bar)
     assert estimate(seed) == estimate(seed), (
@@ -573,9 +680,13 @@ def compare_variance(got: float, x0: float, t: int, alpha_bar: Tensor) -> None:
 
 
 def check_tweedie_mean(ex, rng):
-    D, K, B = integer(rng, 2, 3), integer(rng, 3, 5), integer(rng, 5, 8)
+    check_clean_mean(ex, rng, uniform(rng, 0.3, 0.8), integer(rng, 5, 8))
+    check_clean_mean(ex, rng, float(REAL[-1]), 1)  # one point in pure noise
+
+
+def check_clean_mean(ex, rng, a, B):
+    D, K = integer(rng, 2, 3), integer(rng, 3, 5)
     points, weight = torch.randn(K, D, generator=rng), torch.rand(K, generator=rng)
-    a = uniform(rng, 0.3, 0.8)
     x = 1.5 * torch.randn(B, D, generator=rng)
 
     def log_terms(x: Tensor) -> Tensor:
@@ -609,12 +720,13 @@ def check_tweedie_mean(ex, rng):
         "the score has no factor; it should be 1 - alpha_bar": (x + score) / a**0.5,
     }
     got = call(ex.tweedie_mean, log_density, x, a)
-    assert not x.requires_grad, (
-        "tweedie_mean changes its argument x_t: requires_grad_() stays set; use x_t.detach().clone().requires_grad_()"
-    )
     got = got.detach() if isinstance(got, Tensor) else got
     expect(
-        got, mean, "the result is not the average of the clean points, weighted by how probable each is", wrong, 1e-3
+        got,
+        mean,
+        f"at alpha_bar_t = {a:.2g} the result is not the average of the clean points, weighted by how probable each is",
+        wrong,
+        5e-3,  # rounding in x_t, divided by sqrt(alpha_bar_t)
     )
 
 
@@ -750,16 +862,16 @@ def check_fix_levels(ex, rng):
     assert trained.tolist() == (t - 1).tolist(), (
         "the levels of training are not those of the random numbers: draw the levels first, from all T, then the noise"
     )
-    expect(
-        loss, (net(right.add_noise(x0, t, eps, alpha_bar), t - 1) - eps).square().mean(), "the loss is that of eq. 14"
-    )
-    assert loss.requires_grad, "no gradient flows from the loss to the network any more"
+    goal = (net(right.add_noise(x0, t, eps, alpha_bar), t - 1) - eps).square().mean()
+    expect(loss, goal, "the loss is that of eq. 14")
+    expect_gradients(loss, goal, {"the network": net.weight})
     x = torch.randn(shape, generator=draw)
     for level in down:
         with torch.no_grad():
             eps = net(x, torch.full((len(x),), level - 1))
         x = right.reverse_step(x, level, eps, torch.randn(shape, generator=draw), alpha_bar)
     expect(got, x, "the sampling half was right: one draw for x, then one reverse step a level", atol=1e-3)
+    assert not got.requires_grad, "the samples hold a graph now: sampling needs no gradients, keep torch.no_grad()"
 
 
 class TracedNetwork(Network):

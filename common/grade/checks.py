@@ -7,8 +7,9 @@ went wrong, not only that something did.
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
@@ -81,35 +82,132 @@ def uniform(rng: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=rng))
 
 
-def expect(got: object, right: Tensor, hint: str, wrong: dict[str, Tensor] | None = None, atol: float = 1e-4) -> None:
+def tensor(got: object, right: Tensor) -> Tensor:
+    """The result as a tensor of the shape of `right`; else an AssertionError that says what came instead.
+
+    A wider floating-point type than that of `right` is accepted: nothing is lost in it.
+    """
+    __tracebackhide__ = True
+    assert got is not None, "a tensor was expected here, not None: is a `return` missing?"
+    assert isinstance(got, Tensor), f"a tensor was expected here, {what_came(got)}"
+    assert got.shape == right.shape, f"the shape should be {tuple(right.shape)}, not {tuple(got.shape)}"
+    wider = (
+        got.is_floating_point()
+        and right.is_floating_point()
+        and torch.finfo(got.dtype).eps <= torch.finfo(right.dtype).eps
+    )
+    assert wider or got.dtype == right.dtype, f"the type should be {right.dtype}, not {got.dtype}"
+    return got
+
+
+def what_came(got: object) -> str:
+    """What a function returned instead of a tensor, and how it becomes one."""
+    kind = type(got).__name__
+    if isinstance(got, bool | str | dict | set) or callable(got):
+        return f"not {kind}"
+    if isinstance(got, Number):
+        return f"not the number {got} ({kind}): float(), .item() and math functions leave no tensor and no gradient"
+    if isinstance(got, list | tuple):
+        return f"not a {kind} of {len(got)}: torch.stack, torch.cat or torch.tensor makes one tensor of it"
+    if kind == "ndarray":
+        return "not a NumPy array: torch.from_numpy makes a tensor of it"
+    if isinstance(got, Iterable):
+        return f"not a {kind}: run through it, and make one tensor of what it yields"
+    return f"not {kind}"
+
+
+def expect(
+    got: object,
+    right: Tensor,
+    hint: str,
+    wrong: dict[str, Tensor] | None = None,
+    atol: float = 1e-4,
+    again: Callable[[], object] | None = None,
+) -> None:
     """Raise an AssertionError unless `got` is `right`.
 
     hint   what to say when it is not
     wrong  what to say instead when `got` is one of these well-known wrong results. {message: result}
+    again  computes the result once more, to see whether random numbers of its own are to blame
     """
     __tracebackhide__ = True
-    assert got is not None, "a tensor was expected here, not None: is a `return` missing?"
-    assert isinstance(got, Tensor), f"a tensor was expected here, not {type(got).__name__}"
-    assert got.shape == right.shape, f"the shape should be {tuple(right.shape)}, not {tuple(got.shape)}"
-    assert got.dtype == right.dtype, f"the type should be {right.dtype}, not {got.dtype}"
+    got = tensor(got, right)
     if close(got, right, atol):
         return
     for message, value in (wrong or {}).items():
         assert not close(got, value, atol), message
+    if again is not None:
+        twice = again()
+        assert not isinstance(twice, Tensor) or close(twice.nan_to_num(), got.nan_to_num(), atol), (
+            "two calls with the same arguments give different results: draw no random numbers of your own, "
+            "use those that are given"
+        )
     assert torch.isfinite(got).all(), f"{hint} (the result holds NaN or infinity)"
     raise AssertionError(f"{hint} (the largest difference is {(got - right).abs().max().item():.3g})")
 
 
+def expect_gradients(got: object, right: Tensor, inputs: dict[str, Tensor], wrong: str = "") -> None:
+    """Raise an AssertionError unless `got` has the gradients of `right`.
+
+    inputs  everything that should learn, {name: tensor that requires a gradient}; both results are computed from these
+    wrong   what to say where a gradient reaches the input, but is another one
+    """
+    __tracebackhide__ = True
+    got, of = tensor(got, right), list(inputs.values())
+    along = torch.randn(right.shape, generator=generator(0)).to(right.dtype)  # a random direction: no cancelling
+    goals = torch.autograd.grad(right, of, along, retain_graph=True)
+    assert got.requires_grad, (
+        f"no gradient flows from the result to {' and '.join(inputs)}: "
+        "is there an .item(), .detach(), .data, torch.tensor(...) or torch.no_grad() on the way?"
+    )
+    try:
+        found = torch.autograd.grad(got, of, along.to(got.dtype), retain_graph=True, allow_unused=True)
+    except RuntimeError as problem:
+        raise AssertionError(f"the gradient of the result cannot be computed: {one_line(problem)}") from None
+    for name, gradient, goal in zip(inputs, found, goals, strict=True):
+        assert gradient is not None and (gradient.any() or not goal.any()), (
+            f"no gradient reaches {name}, which therefore never learns: is there an .item(), .detach(), .data, "
+            "torch.tensor(...) or torch.no_grad() on the way? requires_grad_() afterwards does not bring the graph back"
+        )
+        assert close(gradient, goal, 1e-4 * max(1.0, float(goal.abs().max()))), wrong or (
+            f"the result is right, but its gradient with respect to {name} is not: is a part of it detached?"
+        )
+
+
+def number(got: object, what: str = "one number") -> Tensor:
+    """A result that may be a float, a NumPy number, or a tensor or array with one element. () float64"""
+    __tracebackhide__ = True
+    assert got is not None, f"{what} was expected here, not None: is a `return` missing?"
+    if isinstance(got, Tensor):
+        assert got.numel() == 1, f"{what} was expected here, not a tensor of the shape {tuple(got.shape)}"
+        return got.detach().double().reshape(())
+    try:
+        return torch.tensor(float(got), dtype=torch.float64)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise AssertionError(f"{what} was expected here, not {type(got).__name__}") from None
+
+
+def numbers(got: object, n: int, what: str) -> Tensor:
+    """n numbers that were returned as any sequence, or as one tensor or array. (n,) float64"""
+    __tracebackhide__ = True
+    if isinstance(got, Tensor) and got.dim() == 1:
+        got = got.tolist()
+    return torch.stack([number(each) for each in parts(got, n, what)])
+
+
 def parts(got: object, n: int, what: str) -> tuple:
-    """The n values that a function returned as a tuple or a list. what: their names, "x and v"."""
+    """The n values that a function returned, as a tuple, a list or whatever else Python unpacks in order.
+    what: their names, "x and v".
+    """
     __tracebackhide__ = True
     wanted = f"{NUMBERS.get(n, n)} values were expected here, {what}"
     assert got is not None, f"{wanted}, not None: is a `return` missing?"
-    assert isinstance(got, Sequence) and not isinstance(got, str), (
+    assert isinstance(got, Iterable) and not isinstance(got, str | Tensor | Mapping | Set), (
         f"{wanted}, not one {type(got).__name__}: return them with a comma between"
     )
-    assert len(got) == n, f"{wanted}, not {NUMBERS.get(len(got), len(got))}"
-    return tuple(got)
+    values = tuple(got)
+    assert len(values) == n, f"{wanted}, not {NUMBERS.get(len(values), len(values))}"
+    return values
 
 
 def close(a: Tensor, b: Tensor, atol: float = 1e-4) -> bool:
@@ -118,16 +216,73 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-4) -> bool:
 
 
 def call(function: Callable, *args: Any) -> Any:
-    """function(*args), making sure that it leaves the tensors it was given as they were."""
+    """function(*args), making sure that it leaves the tensors and lists it was given as they were."""
     __tracebackhide__ = True
-    before = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
+    before = [kept(arg) for arg in args]
     result = function(*args)
-    for name, old, new in zip(inspect.signature(function).parameters, before, args, strict=False):
-        if isinstance(new, Tensor):
-            assert torch.equal(old, new), (
-                f"{function.__name__} changes its argument {name} in place; `x = x * 2` makes a new tensor, whereas `x *= 2` does not"
+    name = getattr(function, "__name__", getattr(function, "name", "the function"))
+    for place, (old, new) in enumerate(zip(before, args, strict=True)):
+        if unchanged(old, new):
+            continue
+        argument = argument_name(function, place)
+        if isinstance(new, list | dict):
+            how = "append, +=, pop and sort" if isinstance(new, list) else "pop, update and [key] = ..."
+            raise AssertionError(
+                f"{name} changes its argument {argument}{shown(new)}, which belongs to the caller: "
+                f"{how} change a {type(new).__name__} in place; build a new one"
             )
+        if isinstance(old, Tensor) and unchanged(old, new.detach().requires_grad_(old.requires_grad)):
+            raise AssertionError(
+                f"{name} changes its argument {argument}: requires_grad_() stays set; "
+                f"use {argument}.detach().clone().requires_grad_()"
+            )
+        raise AssertionError(
+            f"{name} changes its argument {argument} in place; `x = x * 2` makes a new tensor, whereas `x *= 2` does not"
+        )
     return result
+
+
+def kept(value: object) -> object:
+    """A copy of a tensor or a list, to compare it with later."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, list):
+        return [kept(each) for each in value]
+    if isinstance(value, dict):
+        return {key: kept(each) for key, each in value.items()}
+    return value
+
+
+def unchanged(old: object, new: object) -> bool:
+    """Whether `new`, once copied by kept() as `old`, is still what it was. NaN is equal to itself."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        flags = (old.shape, old.dtype, old.requires_grad) == (new.shape, new.dtype, new.requires_grad)
+        return flags and bool(((old == new) | ((old != old) & (new != new))).all())
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(unchanged, old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        return list(old) == list(new) and all(unchanged(old[key], new[key]) for key in old)
+    return old is new or isinstance(old, str | Number) and old == new
+
+
+def shown(value: list | dict) -> str:
+    """A changed list in words, if it is short."""
+    text = repr(value)
+    return f" to {text}" if len(text) < 100 and "tensor" not in text else ""
+
+
+def argument_name(function: Callable, place: int) -> str:
+    """The name of a function's argument, or its number where the function does not tell, as compiled ones do not."""
+    try:
+        parameter = list(inspect.signature(function).parameters.values())[place]
+    except (TypeError, ValueError, IndexError):
+        return f"number {place + 1}"
+    return parameter.name if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else f"number {place + 1}"
+
+
+def make_level(ex: object, alpha: float, sigma: float, own: Callable[[float, float], Any]) -> Any:
+    """A noise level of the submission's class Level, or of one's `own` where the file has none."""
+    return getattr(ex, "Level", own)(alpha, sigma)
 
 
 # ------------------------------------------------------------------------------------------------------ the verdict

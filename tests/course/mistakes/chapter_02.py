@@ -498,7 +498,7 @@ def loss_guided_step(predict_eps, loss, x, now, then, strength):
         return then**0.5 * (x - (1 - now) ** 0.5 * eps) / now**0.5 + (1 - then) ** 0.5 * eps
 
 
-@mistake("gradients switched on for the x that was lent", "not yours")
+@mistake("gradients switched on for the x that was lent", "requires_grad_() stays set")
 def loss_guided_step(predict_eps, loss, x, now, then, strength):
     x.requires_grad_()
     return guided_by(predict_eps, loss, x, now, then, strength)

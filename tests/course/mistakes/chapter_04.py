@@ -524,7 +524,7 @@ def latent_key(weights, config, pixels):
     return key_of(settings(config), *whole)
 
 
-@mistake("the config that was lent loses its scaling factor", "you changed config")
+@mistake("the config that was lent loses its scaling factor", "changes its argument config")
 def latent_key(weights, config, pixels):
     config.pop("scaling_factor", None)
     return key_rightly(weights, config, pixels)
