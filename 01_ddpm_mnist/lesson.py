@@ -1643,6 +1643,6 @@ print(f"{'floor: 200 real training digits':34} {floor_200:6.2f}")
 # [train.py](train.py) trains larger networks with a progress bar: `--data` takes `mnist`, `fashion_mnist`, `cifar10`, `flowers102`, or a folder of
 # pictures of your own. Its default predicts $v$, because that learned fastest in our tests (`--prediction eps` trains as in this lesson). With
 # `--class-conditional` the network learns labels, and `sample.py --label 3` asks for one. A run that was stopped continues with `--resume RUN`. The
-# [README](README.md) lists all commands.
+# [page of programs](../docs/programs.md#chapter-1) lists all commands.
 #
 # In the next chapter you describe in words what the model should draw.

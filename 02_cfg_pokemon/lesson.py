@@ -1099,7 +1099,7 @@ print(
 
 # %% [markdown]
 # What these intervals show with certainty is that the model uses its captions: compare $w = 1$ with $w = 0$ and with the lower reference. Two scales whose intervals overlap a good deal have *not* been shown to differ. For the best scale
-# you need more pictures: `python 02_cfg_pokemon/evaluate.py` takes 200 prompts of each kind, and the [README](README.md) has its table.
+# you need more pictures: `python 02_cfg_pokemon/evaluate.py` takes 200 prompts of each kind, and [RESULTS.md](RESULTS.md) has its table.
 #
 # ## 10 · Negative prompts
 #
@@ -1293,7 +1293,7 @@ visited = [
 print(f"guided steps in the interval: {sum(0.3 < ratio <= 5 for ratio in visited)} of {EVALUATIONS}")
 
 # %% [markdown]
-# Look at two columns at once. A remedy that restores the colours and loses the accuracy of $w = 8$ has achieved nothing: a smaller $w$ does the same. The [README](README.md) has this comparison with 200 prompts.
+# Look at two columns at once. A remedy that restores the colours and loses the accuracy of $w = 8$ has achieved nothing: a smaller $w$ does the same. [RESULTS.md](RESULTS.md) has this comparison with 200 prompts.
 #
 # ## 12 · Combinations that training never showed
 #
@@ -1327,8 +1327,8 @@ for name, prompts, w, pictures in [
 #
 # <details><summary>Answer</summary>
 #
-# In our data the attributes are independent, so every word is seen with many values of all others and can be learned by itself. In photographs attributes depend on each other: bananas are yellow, and a blue one is hard to draw. Many images and varied captions help. The
-# [README](README.md) compares training on 100, 800 and 10,000 creatures.
+# In our data the attributes are independent, so every word is seen with many values of all others and can be learned by itself. In photographs attributes depend on each other: bananas are yellow, and a blue one is hard to draw. Many images and varied captions help.
+# [RESULTS.md](RESULTS.md) compares training on 100, 800 and 10,000 creatures.
 #
 # </details>
 #
@@ -1415,4 +1415,4 @@ show_images(to_float(torch.cat([samples[first], seen[index[first]]])), 8, down=[
 # * Section 12: ask in Chinese, 一只蓝色的火属性小怪兽.
 #
 # Then build it yourself with the [exercises](exercises/README.md) and their grader, `python -m common.grade 02`. Afterwards train on your own pictures or on Pokémon, with captions in either language, or with a CLIP as text encoder: see the
-# [README](README.md).
+# [page of programs](../docs/programs.md#chapter-2).

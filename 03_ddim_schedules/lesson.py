@@ -1174,7 +1174,7 @@ for name, steps in counts.items():
 # %% [markdown]
 # Compare `ddim` and `ddpm` at equal evaluations: their intervals overlap at all three points. With 48 digits, a difference
 # between stochastic and deterministic sampling was **not seen here**, neither the one that the toy predicts nor its opposite.
-# `ablate.py samplers` measures more samplers with more images; its results are in the [README](README.md). The toy has one kind
+# `ablate.py samplers` measures more samplers with more images; its results are in [RESULTS.md](RESULTS.md). The toy has one kind
 # of error, put in by hand. A trained network has errors of its own, so a rule from a toy is a hypothesis about a network and
 # nothing more.
 
@@ -2079,7 +2079,7 @@ for measure in ("frechet", "sharpness"):
 # python 03_ddim_schedules/ablate.py schedule=linear,cosine sampler=ddim,dpmpp_2m steps=5,10,20 seed=0,1,2 --dry
 # ```
 #
-# The studies' numbers, with their commands and intervals, are in the [README](README.md), and the claims with their sources in
+# The studies' numbers, with their commands and intervals, are in [RESULTS.md](RESULTS.md), and the claims with their sources in
 # [claims.md](../docs/claims.md). In words:
 #
 # | claim | where | what was seen |
@@ -2147,5 +2147,5 @@ for measure in ("frechet", "sharpness"):
 # * In section 12, change the strength to 0.1 and to 0.95<!--given-->. What is interpolated then?
 #
 # Then write it yourself: the [exercises](exercises/README.md) go from a respaced chain to flow matching, with a grader,
-# `python -m common.grade 03`. With your own images, or all of MNIST, see the [README](README.md). The next chapter moves all of
+# `python -m common.grade 03`. With your own images, or all of MNIST, see the [page of programs](../docs/programs.md#chapter-3). The next chapter moves all of
 # this into a smaller space, and so to larger images.

@@ -76,7 +76,7 @@ def text_unet(size: int, channels: int, widths: tuple[int, ...], text_dim: int, 
     """`small_unet` with cross-attention to text embeddings (B, M, text_dim) at the two lowest resolutions.
 
     Its heads are 32 wide. With cross-attention at the lowest resolution alone, the captions are learned at half the
-    speed: see chapter 2's README.
+    speed: see chapter 2's RESULTS.md.
     """
     heads = tuple(max(1, width // 32) for width in widths)
     attention = tuple(level >= len(widths) - 2 for level in range(len(widths)))

@@ -30,7 +30,7 @@ from common.training.flags import TextToImageFlags
 from common.training.loop import Data, Loss, State
 from common.training.run import loss_curve_and_model, run_training
 
-# At the U-Net's learning rate, the embeddings of all tokens soon become alike (chapter 2's README).
+# At the U-Net's learning rate, the embeddings of all tokens soon become alike (chapter 2's RESULTS.md).
 LR_SCALES = {"text_encoder.": 0.1}
 
 Encoder = SmallText | CachedTextEncoder

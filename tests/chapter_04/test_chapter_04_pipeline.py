@@ -1120,10 +1120,10 @@ def test_the_words_alone(run, tmp_path, command_line):
     assert (tmp_path / "results.csv").exists() and not (tmp_path / "vae.csv").exists()
 
 
-def test_every_command_of_the_readme_is_understood():
+def test_every_command_of_the_chapter_is_understood():
     """Its flags exist, and its numbers can be; nothing is run."""
     blocks, understood = (
-        re.findall(r"```sh\n(.*?)```", (ROOT / "04_latent_sd/README.md").read_text(encoding="utf-8"), re.DOTALL),
+        re.findall(r"```sh\n(.*?)```", (ROOT / "docs/programs.md").read_text(encoding="utf-8"), re.DOTALL),
         set(),
     )
     for words in (shlex.split(line, comments=True) for line in "".join(blocks).splitlines()):

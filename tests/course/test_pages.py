@@ -1,0 +1,152 @@
+"""The pages that people read first: one screen for a chapter, the same facts in both languages, and commands whose flags exist."""
+
+import importlib.util
+import re
+import shlex
+from collections import Counter
+
+import pytest
+import torch
+import tyro
+from safetensors.torch import save_file
+
+from helpers.programs import ROOT, load_program
+from helpers.source import label, own_files
+
+CHAPTERS = sorted(ROOT.glob("0[1-6]_*"))
+PAGES = own_files("*.md")
+SCREENS = [path for chapter in CHAPTERS for path in (chapter / "README.md", chapter / "README.zh.md")]
+PAIRS = [(path, path.with_name("README.zh.md")) for path in (ROOT / "README.md", *SCREENS) if path.name == "README.md"]
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+NUMBER = re.compile(r"(?<![\w.#/-])\d[\d,]*(?:\.\d+)?")
+
+
+# ------------------------------------------------------------------------------------------------------------ one screen
+
+
+@pytest.mark.parametrize("path", SCREENS, ids=label)
+def test_a_chapters_readme_is_one_screen(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    assert "](figures/" in text and "RESULTS.md" in text and "jupyter lab " in text
+
+
+@pytest.mark.parametrize("path", PAGES, ids=label)
+def test_cells_are_short(path):
+    """No paragraph in a table: at most 120 characters a cell, as the reader sees it."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert [cell for cell in cells(text) if len(cell) > 120] == []
+
+
+def cells(text: str) -> list[str]:
+    """The cells of all tables, with links as their words, and without markers."""
+    rows = [line.strip().strip("|") for line in text.splitlines() if line.startswith("|")]
+    seen = [re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"<!--.*?-->", "", row)) for row in rows]
+    return [cell.strip() for row in seen for cell in re.split(r"(?<!\\)\|", row)]
+
+
+# --------------------------------------------------------------------------------------------------------- two languages
+
+
+def commands(text: str) -> list[str]:
+    """The commands of all blocks, without comments."""
+    lines = "".join(BLOCK.findall(text)).splitlines()
+    return [" ".join(shlex.split(line, comments=True)) for line in lines]
+
+
+def targets(text: str) -> Counter:
+    """The targets of all links; a page and its translation count as one, and their links to each other not at all."""
+    pages = [target.partition("#")[0].replace(".zh.md", ".md") for target in LINK.findall(text)]
+    return Counter(page.removesuffix("/README.md") for page in pages if page != "README.md")
+
+
+def figures(text: str) -> Counter:
+    """Every number of the prose that is larger than ten or has decimals; smaller ones may be words."""
+    prose = LINK.sub("", re.sub(r"```.*?```|`[^`\n]*`|<!--.*?-->", "", text, flags=re.DOTALL))
+    values = [number.rstrip(",").replace(",", "") for number in NUMBER.findall(prose)]
+    return Counter(value for value in values if "." in value or float(value) > 10)
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=lambda path: label(path))
+def test_both_languages_say_the_same(english, chinese):
+    first, second = english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
+    assert commands(first) == commands(second)
+    assert targets(first) == targets(second)
+    assert figures(first) == figures(second)
+    assert first.count("\n## ") == second.count("\n## ")
+
+
+# -------------------------------------------------------------------------------------------------------------- commands
+
+
+PROGRAM = re.compile(r"(?:0[1-6]_\w+/)(?:studies/)?\w+\.py")
+WITH_COMMANDS = [path for path in PAGES if BLOCK.search(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("path", WITH_COMMANDS, ids=label)
+def test_every_command_is_understood(path):
+    """Its flags exist, and its values have the right type; nothing is run."""
+    for line in "".join(BLOCK.findall(path.read_text(encoding="utf-8"))).splitlines():
+        for part in line.split("&&"):
+            check_command(part)
+
+
+def check_command(line: str) -> None:
+    """SystemExit if a program of the course does not know a flag of this line, or cannot read its value."""
+    words = shlex.split(line, comments=True)
+    place = next((i for i, word in enumerate(words) if PROGRAM.fullmatch(word)), None)
+    if place is None or "..." in words:
+        return
+    args = load_program(words[place]).Args
+    parsed = tyro.cli(args, args=[word for word in words[place + 1 :] if word != "--"])
+    assert isinstance(parsed, args)
+
+
+# ------------------------------------------------------------------------------------------------- derivations, budgets
+
+
+def script(name: str):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_formulas_link_to_the_lines_that_compute_them():
+    """If this fails after a change of code: python docs/link_code.py"""
+    link_code, path = script("link_code"), ROOT / "docs" / "derivations.md"
+    text = path.read_text(encoding="utf-8")
+    relinked, lost = link_code.relinked(text, path.parent)
+    assert lost == [], "quote the line as it is now"
+    assert relinked == text, "run python docs/link_code.py"
+    for section in text.split("\n## ")[1:]:
+        assert link_code.LINK.search(section), f"no code for: {section.splitlines()[0]}"
+    assert set(re.findall(r"\(([^)]*#L\d+)\)", text)) == {
+        f"{name}#L{line}" for _, name, line in link_code.LINK.findall(text)
+    }
+
+
+def test_a_line_that_moved_or_vanished_is_found(tmp_path):
+    relinked = script("link_code").relinked
+    (tmp_path / "a.py").write_text("x = 1\n    y = 2  # two\n", encoding="utf-8")
+    assert relinked("[`y = 2  # two`](a.py#L9)", tmp_path) == ("[`y = 2  # two`](a.py#L2)", [])
+    assert relinked("[`y = 3`](a.py#L2)", tmp_path) == ("[`y = 3`](a.py#L2)", ["a.py: y = 3"])
+    assert relinked("[`y`](b.py#L1)", tmp_path)[1] == ["b.py: y"]
+
+
+def test_the_page_of_budgets_is_that_of_the_table():
+    budget = script("budget")
+    assert budget.page(budget.read()) == (ROOT / "docs" / "budget.md").read_text(encoding="utf-8")
+
+
+def test_a_run_folder_gives_a_row(tmp_path):
+    run = tmp_path / "04_latent_sd" / "mine"
+    (run / "model").mkdir(parents=True)
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, run / "model" / "w.safetensors")
+    (run / "config.json").write_text('{"batch_size": 8}', encoding="utf-8")
+    (run / "metrics.csv").write_text("step,loss,seconds\n1,0.5,1\n20,0.4,90\n", encoding="utf-8")
+    row = script("budget").row_of(run, "one GPU", "PSNR 30 dB")
+    assert list(row.values()) == ["4", "`mine`", "17", "20", "8", "1.5", "", "one GPU", "PSNR 30 dB", ""]
+    assert "| 4 | `mine` | 17 | 20 | 8 | 1.5 |  | one GPU | PSNR 30 dB |" in script("budget").page([row])
