@@ -85,4 +85,5 @@ PACKAGES = SHARED + [
     if len(path.relative_to(ROOT).parts) > 2 and path.relative_to(ROOT).parts[1] in CHAPTERS.values()
 ]
 CHAPTER_PROGRAMS = [path for path in SOURCES if path.parent.name in CHAPTERS and path.name != "lesson.py"]
-PROGRAMS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "tests" and is_program(path)]
+# without the scripts that write pages and pictures of docs/
+PROGRAMS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] not in ("tests", "docs") and is_program(path)]
