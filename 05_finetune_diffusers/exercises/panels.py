@@ -5,9 +5,14 @@ needed: what is trained here is a matrix, or a single number, and pictures are p
 """
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from common.grade.checks import load
+
+public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
 
@@ -65,7 +70,7 @@ def new_adapter(ex, right, axis):
         axis.semilogy(errors, color=color, label=f"rank {rank}")
     axis.plot(0, 1, "*", color="black", markersize=11, zorder=3)
     axis.set(
-        xlabel="step", ylabel="error, relative", ylim=(1e-5, 3), title="all begin at the star: nothing is changed yet"
+        xlabel="step", ylabel="error, relative", ylim=(1e-5, 3), title="training starts at the unchanged model (star)"
     )
     axis.legend(frameon=False, loc="lower left")
 
@@ -79,7 +84,7 @@ def merge_adapters(ex, right, axis):
         for column, b in enumerate((0.0, 0.5, 1.0)):
             picture = ex.merge_adapters(torch.zeros(32, 32), [flat, upright], [a, b])
             tile(axis, picture, column, row, f"{a:g} and {b:g}", 0, 1.6)
-    around(axis, 3, 3, "scales of the lying and of the standing bar")
+    around(axis, 3, 3, "scales of a horizontal and a vertical LoRA")
 
 
 def accumulate(ex, right, axis):
@@ -99,7 +104,7 @@ def accumulate(ex, right, axis):
     axis.plot(
         *torch.autograd.grad(error(weights, images).mean(), weights)[0], "*", color="black", markersize=9, zorder=3
     )
-    axis.set(xticks=[], yticks=[], title="blue: all on the star (grey: means of means)")
+    axis.set(xticks=[], yticks=[], title="gradients on the star; grey: means of means")
     axis.margins(0.35)
     axis.legend(frameon=False, fontsize=8, loc="best")
 
@@ -112,19 +117,18 @@ def averaged(ex, right, axis):
             weight.add_(0.12 * (1 - weight) + 0.16 * noise(1, seed=k))
         average = average + 0.08 * (weight.detach() - average)
         if k % 15 == 14:
-            with ex.averaged([weight], [average]):
-                seen.append((k, weight.item()))
+            seen.append((k, ex.averaged([weight], [average], weight.item)))
         path.append(weight.item())
         averages.append(average.item())
     axis.plot(path, color=BLUE, linewidth=1, label="the weight")
     axis.plot(averages, color=ORANGE, label="its average")
     axis.plot(*zip(*seen, strict=True), "o", color="black", fillstyle="none", markersize=8, label="held while drawing")
-    axis.set(xlabel="step", ylim=(-0.8, 2), title="circles on the average; the blue path goes on")
+    axis.set(xlabel="step", ylim=(-0.8, 2), title="circles on the average, and training goes on")
     axis.legend(frameon=False, loc="lower right")
 
 
 def prior_loss(ex, right, axis):
-    """One number is learned: 1 is right for the subject and 0 for its kind."""
+    """One number is learned: 1 is right for the subject and 0 for its class."""
     guesses = torch.linspace(-0.2, 1.2, 1401)
     priors = torch.linspace(0, 4, 21)
     for mark, subject, others in (("o", 4, 4), ("x", 4, 64), ("+", 40, 2)):
@@ -136,10 +140,10 @@ def prior_loss(ex, right, axis):
             )
             best.append(float(guesses[::10][losses.argmin()]))
         axis.plot(
-            priors, best, mark, color=BLUE, fillstyle="none", label=f"{subject} of the subject, {others} of its kind"
+            priors, best, mark, color=BLUE, fillstyle="none", label=f"{subject} of the subject, {others} class images"
         )
     axis.plot(priors, 1 / (1 + priors), color=ORANGE, zorder=0)
-    axis.set(xlabel="prior", ylabel="what is learned", title="a curve that does not mind how many there are")
+    axis.set(xlabel="prior", ylabel="number that is learned", title="independent of the numbers of images")
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -156,8 +160,8 @@ def weigh_word(ex, right, axis):
     for w, point in zip(weights[::10].tolist(), got[::10, 0], strict=True):
         axis.annotate(f"{w:g}", point.tolist(), xytext=(6, -9), textcoords="offset points", fontsize=8)
     axis.plot(*empty[0], "s", color=GREY, label="the empty prompt's vector")
-    axis.plot(*hidden[1], "D", color=GREY, label="without having seen the word")
-    axis.set(xticks=[], yticks=[], ylim=(-2, 4), title="at weight 1 both are at their stars")
+    axis.plot(*hidden[1], "D", color=GREY, label="without the word")
+    axis.set(xticks=[], yticks=[], ylim=(-2, 4), title="at weight 1 the embeddings are at the stars")
     axis.margins(x=0.1)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
 
@@ -167,12 +171,12 @@ def controlled(ex, right, axis):
     y, x = grid(64)
     blob, ring = torch.exp(-(x**2 + y**2) / 0.4), torch.exp(-(((x**2 + y**2).sqrt() - 0.6) ** 2) / 0.006)
     for row, (kernel, name) in enumerate(((0.0, "untrained"), (1.0, "trained"))):
-        for column, strength in enumerate((0.0, 0.5, 1.0)):
+        for column, scale in enumerate((0.0, 0.5, 1.0)):
             (picture,) = ex.controlled(
-                [blob[None, None]], [ring[None, None]], [torch.full((1, 1, 1, 1), kernel)], [torch.zeros(1)], strength
+                [blob[None, None]], [ring[None, None]], [torch.full((1, 1, 1, 1), kernel)], [torch.zeros(1)], scale
             )
-            tile(axis, picture[0, 0], column, row, f"{name}, {strength:g}", 0, 1.7)
-    around(axis, 3, 2, "the ring comes with training, and with strength")
+            tile(axis, picture[0, 0], column, row, f"{name}, {scale:g}", 0, 1.7)
+    around(axis, 3, 2, "the ring comes with training, and with the scale")
 
 
 def inpaint(ex, right, axis):
@@ -199,7 +203,139 @@ def inpaint(ex, right, axis):
     got = ex.inpaint(
         step, noise(1, 1, 32, 32), picture[None, None], noise(1, 1, 32, 32, seed=1), mask[None, None], 4, alpha, sigma
     )
-    frames = [(seen[k], f"level {k}") for k in (0, 3, 5, 6)] + [(got[0, 0], "level 8"), (picture, "before")]
+    frames = [(seen[k], f"level {k}") for k in (0, 3, 5, 6)] + [(got[0, 0], "level 8"), (picture, "the image")]
     for place, (frame, label) in enumerate(frames):
         tile(axis, frame, place % 3, place // 3, label, -1.5, 1.5, "RdBu_r")
-    around(axis, 3, 2, "stripes in the hole and the scratch, the rest as before")
+    around(axis, 3, 2, "stripes in the hole and in the scratch only")
+
+
+def img2img_start(ex, right, axis):
+    """How noisy a picture is with which img2img begins, and how many of 50 steps remain."""
+    y, x = grid(64)
+    z = (1.6 * torch.exp(-((x - 0.2) ** 2 + (y + 0.2) ** 2) / 0.2) - 0.8)[None, None]
+    alpha_bar = torch.linspace(1, 0, 1000).clamp(0.001, 0.999)
+    for column, strength in enumerate((0.0, 0.29, 0.58, 1.0)):
+        noisy, rest = ex.img2img_start(z, noise(1, 1, 64, 64), list(range(980, -1, -20)), alpha_bar, strength)
+        tile(axis, noisy[0, 0], column % 2, column // 2, f"s = {strength:g}: {len(rest)} of 50", -1.5, 1.5, "RdBu_r")
+    around(axis, 2, 2, "strength: noise at the start, and steps")
+
+
+def from_kohya(ex, right, axis):
+    """A LoRA through the file: what is read against what was written."""
+    layers = [f"down_blocks.{k}.attn_1.to_q" for k in range(5)]
+    adapters = {layer: (noise(2, 6, seed=k), noise(6, 2, seed=k + 9), 1.0 + k) for k, layer in enumerate(layers)}
+    file = {}
+    for layer, (A, B, alpha) in adapters.items():
+        name = "lora_unet_" + layer.replace(".", "_")
+        file |= {f"{name}.lora_up.weight": B, f"{name}.lora_down.weight": A, f"{name}.alpha": torch.tensor(alpha)}
+    got = ex.from_kohya(file, layers)
+    for layer, (A, B, alpha) in adapters.items():
+        mine = got[layer]
+        axis.plot(
+            (alpha / 2 * B @ A).flatten(), (mine[2] / len(mine[0]) * mine[1] @ mine[0]).flatten(), ".", markersize=3
+        )
+    axis.axline((0, 0), slope=1, color=GREY, zorder=0)
+    axis.set(xlabel="written", ylabel="read", title="changes of five layers on the diagonal")
+
+
+def first_update(ex, right, axis):
+    """Size of the first step against the rank, for two choices of alpha."""
+    ranks, G = (1, 2, 4, 8, 16, 32), noise(40, 64)
+    for name, alpha_of, colour in (("alpha = 8", lambda r: 8.0, ORANGE), ("alpha = r", float, BLUE)):
+        sizes = [ex.first_update(G, noise(r, 64, seed=1) / r, alpha_of(r), 0.01).norm() for r in ranks]
+        axis.loglog(ranks, sizes, "o-", color=colour, label=name)
+    axis.set(xlabel="rank", ylabel="size of the first step", xticks=ranks, xticklabels=ranks)
+    axis.minorticks_off()
+    axis.set_title("A has the standard deviation 1/r")
+    axis.legend(frameon=False)
+
+
+def merged_std(ex, right, axis):
+    """Entries of a sum of random LoRAs, and the bell with the derived width."""
+    line = torch.linspace(-4, 4, 200)
+    for K, colour in ((1, BLUE), (4, ORANGE)):
+        total = sum(noise(300, 16, seed=k) @ noise(16, 300, seed=k + 9) / 16 for k in range(K))
+        axis.hist(total.flatten(), bins=100, range=(-4, 4), density=True, color=colour, alpha=0.35)
+        std = ex.merged_std([16] * K, [1.0] * K, [(1.0, 1.0)] * K, [1.0] * K)
+        bell = torch.exp(-((line / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
+        axis.plot(line, bell, color=colour, label=f"{K} LoRA" + "s" * (K > 1))
+    axis.set(xlabel="an entry of the change", yticks=[], xlim=(-2, 2), title="the derived curves on the bars")
+    axis.legend(frameon=False)
+
+
+def ema_half_life(ex, right, axis):
+    """The share of the initial value, and where it is one half."""
+    steps = torch.arange(0, 201)
+    for decay, colour in ((0.9, BLUE), (0.97, ORANGE), (0.99, "tab:green")):
+        axis.plot(steps, decay**steps, color=colour, label=f"decay {decay:g}")
+        axis.plot(ex.ema_half_life(decay), 0.5, "o", color=colour, fillstyle="none", markersize=9)
+    axis.axhline(0.5, color=GREY, zorder=0, linewidth=0.8)
+    axis.set(xlabel="steps", ylabel="share of the initial value", title="circles where one half is left")
+    axis.legend(frameon=False)
+
+
+def fix_training_loop(ex, right, axis):
+    """The same data in larger and smaller batches."""
+    goal = noise(4000)
+
+    def gradient(size: int):
+        return lambda w, k: (w - goal[size * k : size * (k + 1)].mean()).expand(1)
+
+    for size, accumulation, style in ((16, 1, "-"), (4, 4, "--")):
+        path = [
+            ex.fix_training_loop(gradient(size), torch.tensor([3.0]), n, accumulation, 0.6, 0.8) for n in range(30)
+        ]
+        for part, colour, name in ((0, BLUE, "weight"), (1, ORANGE, "average")):
+            colour = colour if accumulation == 1 else "black"
+            values = [float(each[part][0]) for each in path]
+            axis.plot(values, style, color=colour, label=f"{name}, {accumulation} x {size}")
+    axis.set(xlabel="optimizer step", title="4 batches of 4 act as one of 16")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def fix_img2img(ex, right, axis):
+    """A denoiser that knows the picture, and removes as much noise as the level should have."""
+    y, x = grid(64)
+    z = (1.6 * torch.exp(-((x - 0.2) ** 2 + (y + 0.2) ** 2) / 0.2) - 0.8)[None, None]
+    alpha_bar = torch.linspace(1, 0, 1000).clamp(0.001, 0.999)
+
+    def predict(noisy: Tensor, t: int) -> Tensor:
+        eps = (noisy - alpha_bar[t].sqrt() * z) / (1 - alpha_bar[t]).sqrt()
+        return eps * min(1.0, 1.1 / max(float(eps.std()), 1e-6))
+
+    for column, n in enumerate((5, 15, 30, 50)):
+        got = ex.fix_img2img(predict, z, noise(1, 1, 64, 64), list(range(980, -1, -20)), alpha_bar, n)
+        tile(axis, got[0, 0], column % 2, column // 2, f"{n} of 50", -1.5, 1.5, "RdBu_r")
+    around(axis, 2, 2, "steps of img2img: no grain at any strength")
+
+
+def fix_min_snr(ex, right, axis):
+    """The weight of the error of x0 that follows from the weights, against the SNR."""
+    snr = torch.logspace(-2, 2, 100)
+    alpha_bar = snr / (1 + snr)
+    axis.loglog(snr, ex.fix_min_snr(alpha_bar, 5.0, "eps") * snr, color=ORANGE, linewidth=4, label="from eps")
+    axis.loglog(snr, ex.fix_min_snr(alpha_bar, 5.0, "v") * (snr + 1), "--", color=BLUE, label="from v")
+    axis.axhline(5, color=GREY, zorder=0, linewidth=0.8)
+    axis.set(xlabel="SNR", ylabel="weight of the error of x0", title="both are min(SNR, 5)")
+    axis.legend(frameon=False)
+
+
+def merge_to_rank(ex, right, axis):
+    """Error of the merged file against its rank."""
+    adapters, scales = public.some_adapters(0)
+    D, ranks = public.merged(adapters, scales), range(1, 16)
+    A, B = (
+        torch.cat([A for A, _, _ in adapters]),
+        torch.cat([s * a / len(A) * B for (A, B, a), s in zip(adapters, scales, strict=True)], 1),
+    )
+    cut = [float((D - B[:, :r] @ A[:r]).norm() / D.norm()) for r in ranks]
+    errors = []
+    for r in ranks:
+        mine = ex.merge_to_rank(adapters, scales, r)
+        errors.append(float((D - mine[1] @ mine[0]).norm() / D.norm()))
+    axis.plot(ranks, cut, color=GREY, label="rows and columns cut off")
+    axis.plot(ranks, errors, "o", color=BLUE, fillstyle="none", label="yours")
+    best = torch.linalg.svdvals(D).square().flip(0).cumsum(0).flip(0).sqrt() / D.norm()
+    axis.plot(ranks, best[1:16], color=ORANGE, zorder=0, label="smallest possible")
+    axis.set(xlabel="rank", ylabel="relative error", title="circles on the smallest possible error")
+    axis.legend(frameon=False, fontsize=8)

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
@@ -18,6 +19,7 @@ from finetune_diffusers.data.latent_dataset import CaptionedLatents, PriorPairs
 from finetune_diffusers.models import open_pipeline
 from finetune_diffusers.schedulers import make_scheduler
 from finetune_diffusers.training import controlnet
+from finetune_diffusers.training.loss import min_snr_weights
 from helpers.programs import ROOT
 from helpers.tiny_pipeline import write_tiny_pipeline
 
@@ -98,9 +100,20 @@ def test_averages_come_and_go_as_in_diffusers():
     ema.copy_to(network.parameters())
     theirs = network.weight.detach().clone()
     ema.restore(network.parameters())
-    with solutions.averaged(list(network.parameters()), ema.shadow_params):
-        assert torch.equal(network.weight, theirs) and not torch.equal(theirs, trained)
+    drawn = solutions.averaged(list(network.parameters()), ema.shadow_params, lambda: network.weight.detach().clone())
+    assert torch.equal(drawn, theirs) and not torch.equal(theirs, trained)
     assert torch.equal(network.weight, trained)
+
+
+def test_the_half_life_is_that_of_the_average_of_diffusers():
+    """Its decay rises from 0 in the first steps, so the average is measured between two later ones."""
+    weight = nn.Parameter(torch.zeros(()))
+    ema = EMAModel([weight], 0.5 ** (1 / 8), use_ema_warmup=True, inv_gamma=1e-6, power=1.0)
+    ema.step([weight])
+    ema.shadow_params[0].fill_(1.0)
+    for _ in range(round(solutions.ema_half_life(0.5 ** (1 / 8)))):
+        ema.step([weight])
+    assert float(ema.shadow_params[0]) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_the_prior_loss_is_twice_the_mean_over_dreambooths_pairs():
@@ -189,3 +202,49 @@ def test_inpainting_is_that_of_diffusers(pipe):
     got = solutions.inpaint(step, noise, z, noise, mask, 4, levels.sqrt(), (1 - levels).sqrt())
     same(got, theirs, atol=1e-3)
     assert torch.equal(got[..., 15, 15], z[..., 15, 15])
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(50, 0.58), (20, 0.4), (10, 1.0)])
+def test_img2img_starts_where_diffusers_does(pipe, steps, strength):
+    image_pipe = diffusers.StableDiffusionImg2ImgPipeline(
+        **pipe.components | {"scheduler": make_scheduler("ddim", dict(pipe.scheduler.config))},
+        requires_safety_checker=False,
+    )
+    image_pipe.scheduler.set_timesteps(steps)
+    times, (z, eps) = image_pipe.scheduler.timesteps, (numbers(1, 4, 8, 8, seed=k) for k in (1, 2))
+    theirs, n = image_pipe.get_timesteps(steps, strength, "cpu")
+    x, rest = solutions.img2img_start(z, eps, times.tolist(), image_pipe.scheduler.alphas_cumprod, strength)
+    assert rest == theirs.tolist() and len(rest) == n
+    same(x, image_pipe.scheduler.add_noise(z, eps, theirs[:1]))
+
+
+def test_files_of_kohya_are_read_as_diffusers_writes_them():
+    adapter = {
+        f"unet.down_blocks.0.attentions.1.to_{name}.lora_{part}.weight": numbers(*shape, seed=k)
+        for k, name in enumerate("qk")
+        for part, shape in (("A", (2, 6)), ("B", (5, 2)))
+    }
+    file = convert_state_dict_to_kohya(adapter)
+    layers = [f"down_blocks.0.attentions.1.to_{name}" for name in "qkv"]
+    got = solutions.from_kohya(file, layers)
+    assert list(got) == layers[:2]
+    for layer, (A, B, alpha) in got.items():
+        assert torch.equal(A, adapter[f"unet.{layer}.lora_A.weight"]) and alpha == 2
+        assert torch.equal(B, adapter[f"unet.{layer}.lora_B.weight"])
+
+
+def test_min_snr_weights_are_the_programs_own():
+    for prediction, name in (("v", "v_prediction"), ("eps", "epsilon")):
+        scheduler = diffusers.DDPMScheduler(prediction_type=name)
+        ours = solutions.fix_min_snr(scheduler.alphas_cumprod, 5.0, prediction)
+        same(ours, min_snr_weights(scheduler, 5.0), atol=1e-4)
+
+
+def test_a_merged_file_draws_as_several_adapters():
+    """At full rank nothing is lost."""
+    adapters = [(numbers(2, 7, seed=k), numbers(7, 2, seed=k + 5), 3.0 + k) for k in range(2)]
+    A, B = solutions.merge_to_rank(adapters, [0.5, 2.0], 4)
+    W = numbers(7, 7, seed=9)
+    same(
+        solutions.merge_adapters(W, [(A, B, 4.0)], [1.0]), solutions.merge_adapters(W, adapters, [0.5, 2.0]), atol=1e-4
+    )

@@ -6,7 +6,7 @@
 """
 
 import math
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ def new_adapter(W, rank, rng):
     return both(torch.randn(rank, W.shape[1], generator=rng), torch.zeros(W.shape[0], rank))
 
 
-@mistake("A divided by the root of the rank", "1 / root of r")
+@mistake("A divided by the root of the rank", "1 / sqrt(r)")
 def new_adapter(W, rank, rng):
     return both(torch.randn(rank, W.shape[1], generator=rng) / rank**0.5, torch.zeros(W.shape[0], rank))
 
@@ -104,6 +104,18 @@ def new_adapter(W, rank, rng):
 @mistake("a generator of one's own", "two seeds gave the same adapter")
 def new_adapter(W, rank, rng):
     return adapter_rightly(W, rank, torch.Generator().manual_seed(0))
+
+
+@mistake("the global generator seeded on the way", "the global generator")
+def new_adapter(W, rank, rng):
+    torch.manual_seed(0)
+    return adapter_rightly(W, rank, rng)
+
+
+@mistake("the uniform numbers of peft's default", "that of the uniform numbers")
+def new_adapter(W, rank, rng):
+    bound = W.shape[1] ** -0.5
+    return both((2 * torch.rand(rank, W.shape[1], generator=rng) - 1) * bound, torch.zeros(W.shape[0], rank))
 
 
 @another_way("as modules' parameters, initialised in place")
@@ -204,6 +216,11 @@ def merge_adapters(W, adapters, scales):
     return merge_rightly(W, adapters, [max(scale, 0) for scale in scales])
 
 
+@mistake("the matrix itself, where there is no adapter", "you return W itself")
+def merge_adapters(W, adapters, scales):
+    return added(W, adapters, scales)
+
+
 @another_way("all adapters side by side, in one product")
 def merge_adapters(W, adapters, scales):
     if not adapters:
@@ -281,6 +298,22 @@ def accumulate(error, weights, parts):
     return backward(weights, [error(weights, part).sum() / N for part in parts])
 
 
+@mistake("the graphs kept", "retain_graph=True")
+def accumulate(error, weights, parts):
+    N, weights.grad = sum(map(len, parts)), None
+    for part in parts:
+        (error(weights, part).sum() / N).backward(retain_graph=True)
+    return weights.grad
+
+
+@mistake("the caller's parts used up", "changes its argument parts")
+def accumulate(error, weights, parts):
+    N, weights.grad = sum(map(len, parts)), None
+    while parts:
+        (error(weights, parts.pop(0)).sum() / N).backward()
+    return weights.grad
+
+
 @another_way("torch.autograd.grad, the sums divided at the end")
 def accumulate(error, weights, parts):
     total = torch.zeros_like(weights)
@@ -298,124 +331,160 @@ def accumulate(error, weights, parts):
 # --------------------------------------------------------------------------------------------------- 4. averaged
 
 
+def numbers_of(weights):
+    return [weight.detach().clone() for weight in weights]
+
+
 @mistake("never put back", "still hold the averages")
-@contextmanager
-def averaged(weights, averages):
+def averaged(weights, averages, draw):
     write(weights, averages)
-    yield
+    return draw()
 
 
-@mistake("the tensors kept, not their numbers", "not their numbers")
-@contextmanager
-def averaged(weights, averages):
+@mistake("the tensors kept, not their numbers", "a copy of their numbers")
+def averaged(weights, averages, draw):
     kept = list(weights)
     write(weights, averages)
     try:
-        yield
+        return draw()
     finally:
         write(weights, kept)
 
 
-@mistake("detached but not cloned", "not their numbers")
-@contextmanager
-def averaged(weights, averages):
+@mistake("detached but not cloned", "a copy of their numbers")
+def averaged(weights, averages, draw):
     kept = [weight.detach() for weight in weights]
     write(weights, averages)
     try:
-        yield
+        return draw()
     finally:
         write(weights, kept)
 
 
 @mistake("no finally", "in `finally`")
-@contextmanager
-def averaged(weights, averages):
-    kept = [weight.detach().clone() for weight in weights]
+def averaged(weights, averages, draw):
+    kept = numbers_of(weights)
     write(weights, averages)
-    yield
+    picture = draw()
     write(weights, kept)
+    return picture
+
+
+@mistake("except Exception in the place of finally", "also runs after Ctrl-C")
+def averaged(weights, averages, draw):
+    kept = numbers_of(weights)
+    write(weights, averages)
+    try:
+        picture = draw()
+    except Exception:
+        write(weights, kept)
+        raise
+    write(weights, kept)
+    return picture
 
 
 @mistake("errors swallowed", "was swallowed")
-@contextmanager
-def averaged(weights, averages):
-    kept = [weight.detach().clone() for weight in weights]
+def averaged(weights, averages, draw):
+    kept, picture = numbers_of(weights), None
     write(weights, averages)
-    with suppress(Exception):
-        yield
+    with suppress(BaseException):
+        picture = draw()
     write(weights, kept)
+    return picture
+
+
+@mistake("return in finally, which swallows errors, too", "was swallowed")
+def averaged(weights, averages, draw):
+    kept, picture = numbers_of(weights), None
+    write(weights, averages)
+    try:
+        picture = draw()
+    finally:
+        write(weights, kept)
+        return picture  # noqa: B012 - the mistake
 
 
 @mistake("new tensors in the list", "write into the old ones")
-@contextmanager
-def averaged(weights, averages):
+def averaged(weights, averages, draw):
+    kept = list(weights)
+    weights[:] = averages
+    draw_now = draw()
+    del kept
+    return draw_now
+
+
+@mistake("the averages drawn with, but not in the network", "should hold the averages")
+def averaged(weights, averages, draw):
     kept = list(weights)
     weights[:] = averages
     try:
-        yield
+        return draw()
     finally:
         weights[:] = kept
 
 
-@mistake("the averages stay in the network, the weights go to the averages", "the averages are only lent")
-@contextmanager
-def averaged(weights, averages):
-    kept = [weight.detach().clone() for weight in weights]
+@mistake("the weights go to the averages", "the averages should stay")
+def averaged(weights, averages, draw):
+    kept = numbers_of(weights)
     write(weights, averages)
     write(averages, kept)
     try:
-        yield
+        return draw()
     finally:
         write(weights, kept)
 
 
-@mistake("yield within no_grad", "the caller's affair")
-@contextmanager
-def averaged(weights, averages):
-    kept = [weight.detach().clone() for weight in weights]
-    with torch.no_grad():
-        write(weights, averages)
-        try:
-            yield
-        finally:
-            write(weights, kept)
-
-
 @mistake("written into while gradients are recorded", "RuntimeError")
-@contextmanager
-def averaged(weights, averages):
-    kept = [weight.detach().clone() for weight in weights]
+def averaged(weights, averages, draw):
+    kept = numbers_of(weights)
     for weight, average in zip(weights, averages, strict=True):
         weight.copy_(average)
     try:
-        yield
+        return draw()
     finally:
         write(weights, kept)
 
 
 @mistake("half-way between the weights and the averages", "should hold the averages")
-@contextmanager
-def averaged(weights, averages):
-    kept = [weight.detach().clone() for weight in weights]
+def averaged(weights, averages, draw):
+    kept = numbers_of(weights)
     write(weights, [(weight + average) / 2 for weight, average in zip(weights, averages, strict=True)])
     try:
-        yield
+        return draw()
     finally:
         write(weights, kept)
 
 
-@another_way("a class, and the numbers exchanged through .data")
-class averaged:  # noqa: N801 - it takes the function's place
-    def __init__(self, weights, averages):
-        self.weights, self.averages = weights, averages
+@mistake("the picture is lost", "what draw returns")
+def averaged(weights, averages, draw):
+    kept = numbers_of(weights)
+    write(weights, averages)
+    try:
+        draw()
+    finally:
+        write(weights, kept)
 
-    def __enter__(self):
-        self.kept = [weight.data for weight in self.weights]
-        for weight, average in zip(self.weights, self.averages, strict=True):
-            weight.data = average.clone()
 
-    def __exit__(self, *_):
-        for weight, old in zip(self.weights, self.kept, strict=True):
+@mistake("drawn twice", "should be called once")
+def averaged(weights, averages, draw):
+    draw()
+    kept = numbers_of(weights)
+    write(weights, averages)
+    try:
+        return draw()
+    finally:
+        write(weights, kept)
+
+
+@another_way("the numbers exchanged through .data")
+def averaged(weights, averages, draw):
+    kept = [weight.data for weight in weights]
+    for weight, average in zip(weights, averages, strict=True):
+        weight.data = average.clone()
+    try:
+        return draw()
+    finally:
+        for weight, old in zip(weights, kept, strict=True):
             weight.data = old
 
 
@@ -536,7 +605,7 @@ def weigh_word(z, empty, hidden, word, w):
     return mover(empty, tokens(word, w))(z)
 
 
-@mistake("below 1 the word is hidden altogether", "only what the prompt is without the word")
+@mistake("below 1 the word is hidden altogether", "only the embeddings without the word")
 def weigh_word(z, empty, hidden, word, w):
     return mover(empty, tokens(word, w))(z if w >= 1 else hidden)
 
@@ -596,12 +665,12 @@ def speaking(features, residuals, kernels, biases, say):
     return [say(f, r, K, b) for f, r, K, b in zip(features, residuals, kernels, biases, strict=True)]
 
 
-@mistake("strength on everything", "the features are multiplied by strength")
+@mistake("strength on everything", "the features are multiplied by the scale")
 def controlled(features, residuals, kernels, biases, strength):
     return [strength * each for each in controlled_rightly(features, residuals, kernels, biases, 1.0)]
 
 
-@mistake("strength on the features", "the features are multiplied by strength")
+@mistake("strength on the features", "the features are multiplied by the scale")
 def controlled(features, residuals, kernels, biases, strength):
     return controlled_rightly([strength * f for f in features], residuals, kernels, biases, 1.0)
 
@@ -616,7 +685,7 @@ def controlled(features, residuals, kernels, biases, strength):
     return controlled_rightly(features, residuals, [strength * K for K in kernels], biases, 1.0)
 
 
-@mistake("strength forgotten", "strength is missing")
+@mistake("strength forgotten", "the scale is missing")
 def controlled(features, residuals, kernels, biases, strength):
     return controlled_rightly(features, residuals, kernels, biases, 1.0)
 
@@ -646,14 +715,14 @@ def controlled(features, residuals, kernels, biases, strength):
     return controlled_rightly(features, features, kernels, biases, strength)
 
 
-@mistake("an activation after the convolution", "the kernel makes")
+@mistake("an activation after the convolution", "become")
 def controlled(features, residuals, kernels, biases, strength):
     return speaking(
         features, residuals, kernels, biases, lambda f, r, K, b: f + strength * F.conv2d(r, K, b).sigmoid()
     )
 
 
-@mistake("residuals detached along with the kernels", "no gradient reaches the kernels")
+@mistake("residuals detached along with the kernels", "no gradient")
 @torch.no_grad()
 def controlled(features, residuals, kernels, biases, strength):
     return controlled_rightly(features, residuals, kernels, biases, strength)
@@ -669,6 +738,11 @@ def controlled(features, residuals, kernels, biases, strength):
 @mistake("only the first level", "at the second level")
 def controlled(features, residuals, kernels, biases, strength):
     return controlled_rightly(features[:1], residuals[:1], kernels[:1], biases[:1], strength) + list(features[1:])
+
+
+@mistake("residuals detached: the ControlNet behind the kernels never learns", "from the result to the residuals")
+def controlled(features, residuals, kernels, biases, strength):
+    return controlled_rightly(features, [r.detach() for r in residuals], kernels, biases, strength)
 
 
 @another_way("a matrix at each place")
@@ -750,7 +824,7 @@ def inpaint(step, x, z, eps, mask, f, alpha, sigma):
     return walk(step, x, alpha, F.interpolate(mask, z.shape[-2:]), lambda k: alpha[k + 1] * z + sigma[k + 1] * eps)
 
 
-@mistake("a mask with greys in it", "the mask has greys in it")
+@mistake("a mask with values between 0 and 1", "values between 0 and 1")
 def inpaint(step, x, z, eps, mask, f, alpha, sigma):
     return walk(step, x, alpha, F.avg_pool2d(mask, f), lambda k: alpha[k + 1] * z + sigma[k + 1] * eps)
 
@@ -763,7 +837,7 @@ def inpaint(step, x, z, eps, mask, f, alpha, sigma):
     return x
 
 
-@mistake("the first step left out", "should be asked for k = 0")
+@mistake("the first step left out", "should be called with k = 0")
 def inpaint(step, x, z, eps, mask, f, alpha, sigma):
     m = F.max_pool2d(mask, f)
     for k in range(1, len(alpha) - 1):
@@ -784,3 +858,465 @@ def inpaint(step, x, z, eps, mask, f, alpha, sigma):
     for k, (a, s) in enumerate(zip(alpha[1:].tolist(), sigma[1:].tolist(), strict=True)):
         x = torch.where(anew, step(x, k), a * z + s * eps)
     return x
+
+
+# ---------------------------------------------------------------------------------------------- 9. img2img_start
+
+
+def started(z, eps, rest, alpha_bar, at=None):
+    if not rest:
+        return z.clone(), []
+    a = alpha_bar[rest[0] if at is None else at]
+    return a.sqrt() * z + (1 - a).sqrt() * eps, rest
+
+
+def remaining(times, n):
+    return times[len(times) - n :]
+
+
+@mistake("ceil in the place of int", "28 timesteps remain")
+def img2img_start(z, eps, times, alpha_bar, strength):
+    return started(z, eps, remaining(times, min(math.ceil(strength * len(times)), len(times))), alpha_bar)
+
+
+@mistake("a small number added against rounding", "not 29")
+def img2img_start(z, eps, times, alpha_bar, strength):
+    return started(z, eps, remaining(times, min(int(strength * len(times) + 1e-6), len(times))), alpha_bar)
+
+
+@mistake("the first timesteps, the noisiest", "the last n remain")
+def img2img_start(z, eps, times, alpha_bar, strength):
+    return started(z, eps, times[: int(strength * len(times))], alpha_bar)
+
+
+@mistake("times[-n:], which is everything for n = 0", "times[-0:] is everything")
+def img2img_start(z, eps, times, alpha_bar, strength):
+    return started(z, eps, times[-int(strength * len(times)) :], alpha_bar)
+
+
+@mistake("noised to the sampler's first level", "the sampler's first timestep")
+def img2img_start(z, eps, times, alpha_bar, strength):
+    return started(z, eps, remaining(times, int(strength * len(times))), alpha_bar, times[0])
+
+
+@mistake("alpha_bar in the place of alpha", "square roots")
+def img2img_start(z, eps, times, alpha_bar, strength):
+    rest = remaining(times, int(strength * len(times)))
+    return (alpha_bar[rest[0]] * z + (1 - alpha_bar[rest[0]]) * eps, rest) if rest else (z, [])
+
+
+@mistake("noise added to the whole of z", "z must be multiplied by alpha")
+def img2img_start(z, eps, times, alpha_bar, strength):
+    rest = remaining(times, int(strength * len(times)))
+    return (z + (1 - alpha_bar[rest[0]]).sqrt() * eps, rest) if rest else (z, [])
+
+
+@another_way("a slice from the front")
+def img2img_start(z, eps, times, alpha_bar, strength):
+    return started(z, eps, times[len(times) - int(len(times) * strength) :], alpha_bar)
+
+
+# ------------------------------------------------------------------------------------------------- 10. from_kohya
+
+
+def read_file(file, layers, alpha_of, down="lora_down", up="lora_up"):
+    found = {}
+    for layer in layers:
+        name = "lora_unet_" + layer.replace(".", "_")
+        if f"{name}.lora_down.weight" in file:
+            A, B = file[f"{name}.{down}.weight"], file[f"{name}.{up}.weight"]
+            found[layer] = A, B, alpha_of(file, name, file[f"{name}.lora_down.weight"])
+    known = {"lora_unet_" + layer.replace(".", "_") for layer in found}
+    for name in file:
+        if name.split(".")[0] not in known:
+            raise KeyError(name)
+    return found
+
+
+def alpha_rightly(file, name, A):
+    return float(file.get(f"{name}.alpha", len(A)))
+
+
+@mistake("A and B swapped", "A and B are swapped")
+def from_kohya(file, layers):
+    return read_file(file, layers, alpha_rightly, "lora_up", "lora_down")
+
+
+@mistake("alpha taken for the rank", "alpha of")
+def from_kohya(file, layers):
+    return read_file(file, layers, lambda file, name, A: float(len(A)))
+
+
+@mistake("alpha divided by the rank", "alpha / r")
+def from_kohya(file, layers):
+    return read_file(file, layers, lambda file, name, A: alpha_rightly(file, name, A) / len(A))
+
+
+@mistake("alpha 1 where there is none", "without an alpha in the file")
+def from_kohya(file, layers):
+    return read_file(file, layers, lambda file, name, A: float(file.get(f"{name}.alpha", 1.0)))
+
+
+@mistake("alpha left a tensor", "alpha should be a float")
+def from_kohya(file, layers):
+    return read_file(file, layers, lambda file, name, A: file.get(f"{name}.alpha", float(len(A))))
+
+
+@mistake("every _ made a . again", "your names are")
+def from_kohya(file, layers):
+    right = read_file(file, layers, alpha_rightly)
+    return {layer.replace("_", "."): adapter for layer, adapter in right.items()}
+
+
+@mistake("the names of the file kept", "your names are")
+def from_kohya(file, layers):
+    right = read_file(file, layers, alpha_rightly)
+    return {"lora_unet_" + layer.replace(".", "_"): adapter for layer, adapter in right.items()}
+
+
+@mistake("layers that the model does not have are left out", "raise KeyError")
+def from_kohya(file, layers):
+    known = {"lora_unet_" + layer.replace(".", "_") for layer in layers}
+    return read_file({k: v for k, v in file.items() if k.split(".")[0] in known}, layers, alpha_rightly)
+
+
+@mistake("None for layers without an adapter", "so it is not in the result")
+def from_kohya(file, layers):
+    return dict.fromkeys(layers) | read_file(file, layers, alpha_rightly)
+
+
+@another_way("layer by layer of the model")
+def from_kohya(file, layers):
+    return read_file(file, layers, alpha_rightly)
+
+
+# ----------------------------------------------------------------------------------------------- 11. first_update
+
+
+@mistake("the factor only once", "enters twice")
+def first_update(G, A, alpha, lr):
+    return -lr * alpha / len(A) * G @ A.T @ A
+
+
+@mistake("no factor", "alpha / r is missing")
+def first_update(G, A, alpha, lr):
+    return -lr * G @ A.T @ A
+
+
+@mistake("uphill", "against the gradient")
+def first_update(G, A, alpha, lr):
+    return lr * (alpha / len(A)) ** 2 * G @ A.T @ A
+
+
+@mistake("as full fine-tuning", "full fine-tuning")
+def first_update(G, A, alpha, lr):
+    return -lr * G
+
+
+@mistake("alpha squared, not divided by the rank", "not divided by the rank")
+def first_update(G, A, alpha, lr):
+    return -lr * alpha**2 * G @ A.T @ A
+
+
+@mistake("the rank read off the columns", "alpha / r is missing")
+def first_update(G, A, alpha, lr):
+    return -lr * (alpha / A.shape[1]) ** 2 * G @ A.T @ A
+
+
+@another_way("the step itself")
+def first_update(G, A, alpha, lr):
+    B = -lr * alpha / len(A) * G @ A.T
+    return alpha / len(A) * B @ A
+
+
+# ------------------------------------------------------------------------------------------------- 12. merged_std
+
+
+def each_std(ranks, alphas, stds, scales, power=0.5):
+    rows = zip(ranks, alphas, stds, scales, strict=True)
+    return [abs(scale) * alpha * a * b / r**power for r, alpha, (a, b), scale in rows]
+
+
+@mistake("standard deviations added", "variances do")
+def merged_std(ranks, alphas, stds, scales):
+    return sum(each_std(ranks, alphas, stds, scales))
+
+
+@mistake("the variance", "take its root")
+def merged_std(ranks, alphas, stds, scales):
+    return sum(each**2 for each in each_std(ranks, alphas, stds, scales))
+
+
+@mistake("one product in each entry", "a sum of r products")
+def merged_std(ranks, alphas, stds, scales):
+    return math.hypot(*each_std(ranks, alphas, stds, scales, power=1))
+
+
+@mistake("not divided by the rank", "divided by the rank")
+def merged_std(ranks, alphas, stds, scales):
+    return math.hypot(*each_std(ranks, alphas, stds, scales, power=-0.5))
+
+
+@mistake("the scales forgotten", "the scales are missing")
+def merged_std(ranks, alphas, stds, scales):
+    return math.hypot(*each_std(ranks, alphas, stds, [1.0] * len(scales)))
+
+
+@mistake("the mean of the adapters", "it is their sum")
+def merged_std(ranks, alphas, stds, scales):
+    return math.hypot(*each_std(ranks, alphas, stds, scales)) / len(ranks)
+
+
+@another_way("hypot")
+def merged_std(ranks, alphas, stds, scales):
+    return math.hypot(*each_std(ranks, alphas, stds, scales))
+
+
+# ---------------------------------------------------------------------------------------------- 13. ema_half_life
+
+
+@mistake("the time after which 1/e is left", "1/e is left")
+def ema_half_life(decay):
+    return 1 / (1 - decay)
+
+
+@mistake("a straight line", "not on a straight line")
+def ema_half_life(decay):
+    return 0.5 / (1 - decay)
+
+
+@mistake("the share of the new weights", "you solved")
+def ema_half_life(decay):
+    return math.log(0.5) / math.log(1 - decay)
+
+
+@mistake("negative", "the sign is wrong")
+def ema_half_life(decay):
+    return math.log(2) / math.log(decay)
+
+
+@mistake("upside down", "upside down")
+def ema_half_life(decay):
+    return math.log(decay) / math.log(0.5)
+
+
+@mistake("a whole number", "the share is")
+def ema_half_life(decay):
+    return float(math.ceil(math.log(0.5) / math.log(decay)) + 1)
+
+
+@another_way("logarithms to the base 2")
+def ema_half_life(decay):
+    return -1 / math.log2(decay)
+
+
+# ------------------------------------------------------------------------------------------ 14. fix_training_loop
+
+
+def descended(gradient, weights, steps, accumulation, lr, decay, share=None, lag=False, every=False, fresh=True):
+    average, k = weights.clone(), 0
+    total = torch.zeros_like(weights)
+    for _ in range(steps):
+        if fresh:
+            total = torch.zeros_like(weights)
+        for part in range(accumulation):
+            total = total + gradient(weights, k) / (share or accumulation)
+            k += 1
+            if every and part < accumulation - 1:
+                average = decay * average + (1 - decay) * weights
+        before, weights = weights, weights - lr * total
+        average = decay * average + (1 - decay) * (before if lag else weights)
+    return weights, average
+
+
+@mistake("still the sum", "accumulation times too long")
+def fix_training_loop(*args):
+    return descended(*args, share=1)
+
+
+@mistake("the average before the step", "the average lags")
+def fix_training_loop(*args):
+    return descended(*args, lag=True)
+
+
+@mistake("the average after every batch", "is updated for every batch")
+def fix_training_loop(*args):
+    return descended(*args, every=True)
+
+
+@mistake("the gradient never emptied", "the weights are wrong")
+def fix_training_loop(*args):
+    return descended(*args, fresh=False)
+
+
+@mistake("decay the wrong way round", "was not decayed as given")
+def fix_training_loop(gradient, weights, steps, accumulation, lr, decay):
+    return descended(gradient, weights, steps, accumulation, lr, 1 - decay)
+
+
+@mistake("a smaller number of steps in its place", "the batches should be 0 to")
+def fix_training_loop(gradient, weights, steps, accumulation, lr, decay):
+    return descended(gradient, weights, max(1, steps // 2), accumulation, lr, decay)
+
+
+@another_way("the learning rate divided")
+def fix_training_loop(gradient, weights, steps, accumulation, lr, decay):
+    average, k = weights.clone(), 0
+    for _ in range(steps):
+        gradients = [gradient(weights, k + part) for part in range(accumulation)]
+        k += accumulation
+        weights = weights - lr / accumulation * sum(gradients)
+        average = average.lerp(weights, 1 - decay)
+    return weights, average
+
+
+# ------------------------------------------------------------------------------------------------ 15. fix_img2img
+
+
+def ddim(predict_eps, z, eps, times, alpha_bar, start):
+    a = alpha_bar[start]
+    x = a.sqrt() * z + (1 - a).sqrt() * eps
+    for i, t in enumerate(times):
+        a, noise = alpha_bar[t], predict_eps(x, t)
+        b = alpha_bar[times[i + 1]] if i + 1 < len(times) else torch.ones(())
+        x = b.sqrt() * (x - (1 - a).sqrt() * noise) / a.sqrt() + (1 - b).sqrt() * noise
+    return x
+
+
+@mistake("still noised to the first of all timesteps", "too noisy for that level")
+def fix_img2img(predict_eps, z, eps, times, alpha_bar, n):
+    return ddim(predict_eps, z, eps, times[len(times) - n :], alpha_bar, times[0])
+
+
+@mistake("all timesteps visited instead", "all timesteps are visited")
+def fix_img2img(predict_eps, z, eps, times, alpha_bar, n):
+    return ddim(predict_eps, z, eps, times, alpha_bar, times[0])
+
+
+@mistake("the first timesteps", "the first n timesteps")
+def fix_img2img(predict_eps, z, eps, times, alpha_bar, n):
+    return ddim(predict_eps, z, eps, times[:n], alpha_bar, times[0])
+
+
+@mistake("noised to the last timestep", "noised to the last timestep")
+def fix_img2img(predict_eps, z, eps, times, alpha_bar, n):
+    return ddim(predict_eps, z, eps, times[len(times) - n :], alpha_bar, times[-1])
+
+
+@another_way("the steps as a function")
+def fix_img2img(predict_eps, z, eps, times, alpha_bar, n):
+    return ddim(predict_eps, z, eps, times[-n:], alpha_bar, times[-n])
+
+
+# ------------------------------------------------------------------------------------------------ 16. fix_min_snr
+
+
+@mistake("still divided by SNR", "divides by SNR as well")
+def fix_min_snr(alpha_bar, gamma, prediction):
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) / (snr * (snr + 1) if prediction == "v" else snr)
+
+
+@mistake("the weights for eps in both cases", "v needs 1 / (SNR + 1)")
+def fix_min_snr(alpha_bar, gamma, prediction):
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) / snr
+
+
+@mistake("no conversion for v", "without the conversion")
+def fix_min_snr(alpha_bar, gamma, prediction):
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) / (1 if prediction == "v" else snr)
+
+
+@mistake("eps broken on the way", "the weights for eps are wrong")
+def fix_min_snr(alpha_bar, gamma, prediction):
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) / (snr + 1 if prediction == "v" else snr.square())
+
+
+@mistake("the larger in the place of the smaller", "not the larger")
+def fix_min_snr(alpha_bar, gamma, prediction):
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(min=gamma) / (snr + 1 if prediction == "v" else snr)
+
+
+@another_way("sigma^2 in the place of 1 / (SNR + 1)")
+def fix_min_snr(alpha_bar, gamma, prediction):
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) * (1 - alpha_bar if prediction == "v" else 1 / snr)
+
+
+# ---------------------------------------------------------------------------------------------- 17. merge_to_rank
+
+
+def side_by_side(adapters, scales):
+    A = torch.cat([A for A, _, _ in adapters])
+    B = torch.cat([s * alpha / len(A) * B for (A, B, alpha), s in zip(adapters, scales, strict=True)], 1)
+    return A, B
+
+
+@mistake("the first rows and columns", "not near enough")
+def merge_to_rank(adapters, scales, rank):
+    A, B = side_by_side(adapters, scales)
+    return A[:rank], B[:, :rank]
+
+
+@mistake("the largest pairs of rows and columns", "not near enough")
+def merge_to_rank(adapters, scales, rank):
+    A, B = side_by_side(adapters, scales)
+    best = (A.norm(dim=1) * B.norm(dim=0)).topk(rank).indices
+    return A[best], B[:, best]
+
+
+@mistake("all singular values on one side", "differ too much in size")
+def merge_to_rank(adapters, scales, rank):
+    A, B = side_by_side(adapters, scales)
+    U, S, V = torch.linalg.svd(B @ A)
+    return V[:rank], U[:, :rank] * S[:rank]
+
+
+@mistake("the smallest singular values", "not near enough")
+def merge_to_rank(adapters, scales, rank):
+    A, B = side_by_side(adapters, scales)
+    U, S, V = torch.linalg.svd(B @ A)
+    root = S[-rank:].sqrt()
+    return root[:, None] * V[-rank:], U[:, -rank:] * root
+
+
+@mistake("singular values forgotten", "not near enough")
+def merge_to_rank(adapters, scales, rank):
+    A, B = side_by_side(adapters, scales)
+    U, S, V = torch.linalg.svd(B @ A)
+    return V[:rank], U[:, :rank]
+
+
+@mistake("the scales forgotten", "not near enough")
+def merge_to_rank(adapters, scales, rank):
+    return solutions.merge_to_rank(adapters, [1.0] * len(scales), rank)
+
+
+@mistake("alpha not divided by the rank", "not near enough")
+def merge_to_rank(adapters, scales, rank):
+    return solutions.merge_to_rank([(A, B, alpha * len(A)) for A, B, alpha in adapters], scales, rank)
+
+
+@mistake("A and B the other way round", "A should have the shape")
+def merge_to_rank(adapters, scales, rank):
+    A, B = side_by_side(adapters, scales)
+    U, S, V = torch.linalg.svd(B @ A)
+    return U[:, :rank] * S[:rank], V[:rank]
+
+
+@mistake("of full rank", "A should have the shape")
+def merge_to_rank(adapters, scales, rank):
+    return side_by_side(adapters, scales)
+
+
+@another_way("QR first, which never forms the large product")
+def merge_to_rank(adapters, scales, rank):
+    A, B = side_by_side(adapters, scales)
+    (Q, R), (P, T) = torch.linalg.qr(B), torch.linalg.qr(A.T)
+    U, S, V = torch.linalg.svd(R @ T.T)
+    root = S[:rank].sqrt()
+    return root[:, None] * V[:rank] @ P.T, Q @ U[:, :rank] * root
