@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.grade.checks import call, expect, load, parts
+from common.grade.checks import call, expect, expect_gradients, load, number, parts
 
 ALPHA_BAR = torch.tensor([1.0, 0.64, 0.36])  # roots 1, 0.8, 0.6; and those of 1 - alpha_bar are 0, 0.6, 0.8
+BETAS = torch.linspace(1e-4, 0.02, 1000)  # DDPM, section 4
+CHAIN = torch.cat([torch.ones(1), (1 - BETAS).cumprod(0)])  # roots 0.99995 at t = 1 and 0.00635 at t = 1000
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +54,25 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_1_products(ex):
     got = call(ex.alpha_bars, torch.tensor([0.1, 0.2, 0.5]))
-    assert len(got) == 4, (
-        f"three betas give four alpha_bars, since alpha_bar_0 = 1 comes first, but you returned {len(got)}"
-    )
+    if isinstance(got, torch.Tensor) and got.dim() == 1:
+        assert len(got) == 4, (
+            f"three betas give four alpha_bars, since alpha_bar_0 = 1 comes first, but you returned {len(got)}"
+        )
     right = torch.tensor([1.0, 0.9, 0.72, 0.36])  # 0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.5
     wrong = {
         "you multiplied the betas; it is the (1 - beta) that are multiplied": torch.tensor([1.0, 0.1, 0.02, 0.01])
     }
     expect(got, right, "each alpha_bar is the product of all (1 - beta) so far", wrong)
+
+
+def test_1_the_schedule_of_the_paper(ex):
+    got = call(ex.alpha_bars, BETAS)
+    expect(
+        got,
+        CHAIN,
+        "1,000 betas from 0.0001 to 0.02 leave alpha_bar = 4.04e-5 at the end; is there a clamp?",
+        atol=1e-7,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- 2. add_noise
@@ -94,6 +107,18 @@ def test_2_how_much_noise(ex):
     )
 
 
+def test_2_a_clean_image(ex):
+    got = call(ex.add_noise, images(1), torch.tensor([0, 0]), images(1), ALPHA_BAR)
+    wrong = {"the level 0 was taken for 1; at t = 0 there is no noise": images(1.4)}
+    expect(got, images(1), "at t = 0 the image is clean: x_t is x_0", wrong)
+
+
+def test_2_far_from_0(ex):
+    got = call(ex.add_noise, images(1), torch.tensor([2, 2]), images(3), ALPHA_BAR)
+    wrong = {"you clipped the result to [-1, 1], which is not asked for: noisy images leave that range": images(1)}
+    expect(got, images(0.6 + 2.4), "x_0 = 1 and eps = 3 make 0.6 * 1 + 0.8 * 3", wrong)
+
+
 # --------------------------------------------------------------------------------------------------------- 3. guess_x0
 
 
@@ -113,6 +138,27 @@ def test_3_each_image_has_its_own_level(ex):
     expect(got, right, "with no noise in x_t, x_0 is x_t / sqrt(alpha_bar_t), with the t of each image")
 
 
+def test_3_pure_noise(ex):
+    """The last level of the paper's schedule, where sqrt(alpha_bar) is 0.00635."""
+    root = CHAIN[1000].sqrt()
+    got = call(ex.guess_x0, images(1, B=1) * root, torch.tensor([1000]), images(0, B=1), CHAIN)
+    wrong = {
+        f"sqrt(alpha_bar_t) falls to 0.0064 in the paper's schedule, and you divide by no less than {least}": images(
+            1, B=1
+        )
+        * root
+        / least
+        for least in (0.1, 0.05, 0.01)
+    }
+    expect(got, images(1, B=1), "0.00635 was made of an image of ones; is there a clamp or a constant?", wrong)
+
+
+def test_3_far_from_0(ex):
+    got = call(ex.guess_x0, images(3), torch.tensor([2, 2]), images(0), ALPHA_BAR)
+    hint = "you clipped the result to [-1, 1], which is not asked for: a sampler may do so, but eq. 15 does not"
+    expect(got, images(5), "x_t = 3 with no noise is an image of 3 / 0.6", {hint: images(1)})
+
+
 # --------------------------------------------------------------------------------------------------------- 4. score_of
 
 
@@ -124,6 +170,7 @@ def test_4_one_image(ex):
         "you multiplied by the standard deviation where it divides": images(-0.96),
         "you divided by the variance 1 - alpha_bar_t; its square root is the right divisor": images(-1.2 / 0.64),
         "you divided by sqrt(alpha_bar_t), the weight of the image; the noise has sqrt(1 - alpha_bar_t)": images(-2),
+        "you clipped the result to [-1, 1], which is not asked for: a score has no range": images(-1),
     }
     expect(
         got, images(-1.5), "x_t has the mean m and the standard deviation 0.8: the score is -(x_t - m) / 0.64", wrong
@@ -136,6 +183,18 @@ def test_4_each_image_has_its_own_level(ex):
     columns = torch.tensor([-2.0, -1.5]).expand(2, 1, 2, 2)  # 1.2 / 0.6 and 1.2 / 0.8
     wrong = {"the levels went to the columns of pixels: give alpha_bar[t] the shape (B, 1, 1, 1)": columns}
     expect(got, columns.transpose(0, 3), "image 0 has the standard deviation 0.6, image 1 has 0.8", wrong)
+
+
+def test_4_nearly_clean(ex):
+    """The first level of the paper's schedule, where sqrt(1 - alpha_bar) is 0.01."""
+    got = call(ex.score_of, images(1, B=1), torch.tensor([1]), CHAIN)
+    wrong = {
+        f"sqrt(1 - alpha_bar_t) falls to 0.01 in the paper's schedule, and you divide by no less than {least}": images(
+            -1 / least, B=1
+        )
+        for least in (0.1, 0.05)
+    }
+    expect(got, images(-100, B=1), "eps = 1 and the standard deviation 0.01 give the score -100", wrong, atol=1e-2)
 
 
 # --------------------------------------------------------------------------------------------------- 5. time_embedding
@@ -179,13 +238,8 @@ def test_6_each_image_gets_its_class(ex):
 def test_6_the_table_can_learn(ex):
     table, embedding = TABLE.clone().requires_grad_(), torch.zeros(2, 2, requires_grad=True)
     got = ex.add_class_embedding(embedding, torch.tensor([2, 2]), table)
-    assert isinstance(got, torch.Tensor) and got.requires_grad, (
-        "no gradient flows through the result: is there a .detach(), .data or torch.no_grad()?"
-    )
-    got.sum().backward()
-    assert table.grad is not None, "no gradient reaches the table, so that the classes' vectors cannot learn"
-    expect(table.grad, torch.tensor([[0.0, 0], [0, 0], [2, 2]]), "two images of class 2: its row gets both gradients")
-    assert embedding.grad is not None, "no gradient reaches the embedding of time"
+    inputs = {"the table, whose rows are the classes' vectors": table, "the embedding of time": embedding}
+    expect_gradients(got, embedding + table[2], inputs)  # two images of class 2: its row gets both gradients
 
 
 # ---------------------------------------------------------------------------------------------------- 7. training_loss
@@ -193,14 +247,16 @@ def test_6_the_table_can_learn(ex):
 
 def test_7_the_network_sees_images_from_minus_1_to_1(ex):
     black_and_white = torch.cat([images(0, B=1), images(255, B=1)]).to(torch.uint8)
-    net = Network()
-    call(ex.training_loss, net, black_and_white, torch.tensor([2, 2]), images(0), ALPHA_BAR)
+    net, second = Network(), Network()
+    for each in (net, second):
+        call(ex.training_loss, each, black_and_white, torch.tensor([2, 2]), images(0), ALPHA_BAR)
     assert net.x, "the network was never evaluated"
     right = torch.cat([images(-0.6, B=1), images(0.6, B=1)])
     wrong = {
         "your images are in [0, 1]; black should be -1, so that images are centred as the noise is": (right + 0.6) / 2
     }
-    expect(net.x[0], right, "the network should see x_t made by eq. 4 from images in [-1, 1]", wrong)
+    hint = "the network should see x_t made by eq. 4 from images in [-1, 1]"
+    expect(net.x[0], right, hint, wrong, again=lambda: second.x[0])
 
 
 def test_7_the_network_counts_from_0(ex):
@@ -234,9 +290,16 @@ def test_7_how_wrong(ex):
 def test_7_the_network_can_learn_from_it(ex):
     net = Network(noise=torch.ones((), requires_grad=True))
     loss = call(ex.training_loss, net, images(0).to(torch.uint8), torch.tensor([1, 2]), images(2), ALPHA_BAR)
-    assert getattr(loss, "requires_grad", False), (
-        "no gradient flows from the loss to the network: is there an .item(), .detach() or torch.no_grad()?"
-    )
+    expect_gradients(loss, (net.noise - 2).square(), {"the network": net.noise})  # it predicts 1, and the noise is 2
+
+
+def test_7_far_from_0(ex):
+    net, white = Network(), images(255, B=1).to(torch.uint8)
+    call(ex.training_loss, net, white, torch.tensor([2]), images(3, B=1), ALPHA_BAR)
+    wrong = {
+        "you clipped the result to [-1, 1], which is not asked for: noisy images leave that range": images(1, B=1)
+    }
+    expect(net.x[0], images(3, B=1), "the network should see 0.6 * 1 + 0.8 * 3", wrong)
 
 
 # ---------------------------------------------------------------------------------------------------- 8. training_step
@@ -275,6 +338,19 @@ def test_8_learn_then_average(ex):
     )
 
 
+def test_8_biases_too(ex):
+    net = nn.Linear(1, 1)
+    average = nn.Linear(1, 1).requires_grad_(False)  # as training programs have it
+    for p, value in zip([*net.parameters(), *average.parameters()], (1.0, 1.0, 3.0, 3.0), strict=True):
+        nn.init.constant_(p, value)
+    ex.training_step(net, average, torch.optim.SGD(net.parameters(), lr=0.0), net(torch.ones(1, 1)).sum(), decay=0.5)
+    assert not (average.bias == 3 and average.weight == 2), (
+        "the average of the weights moved, but that of the biases did not: average.parameters() has both"
+    )
+    for p in average.parameters():
+        expect(p.detach().flatten(), torch.tensor([2.0]), "half of 3 and half of 1, for weights and biases")
+
+
 # ---------------------------------------------------------------------------------------------------- 9. langevin_step
 
 
@@ -284,6 +360,7 @@ def test_9_the_drift(ex):
         "the step goes against the score": images(1.5),
         "the score has the factor delta; with noise of variance delta it is delta / 2": images(3),
         "that is the change alone; add it to x": images(0.5),
+        "you clipped the result to [-1, 1], which is not asked for: the points have no range": images(1),
     }
     expect(got, images(2.5), "without noise, x moves by delta / 2 = 0.125 times the score", wrong)
 
@@ -320,6 +397,10 @@ def test_10_the_mean(ex):
             0.75 / 0.6
         ),
         "the mean is not divided by sqrt(1 - beta_t)": images(0.75),
+        # x_0 = 0.75 / 0.6, cut off at 1, in the mean of eq. 7: (0.8 * 0.4375 x_0 + 0.75 * 0.36 x_t) / 0.64
+        "you clipped the predicted x_0 to [-1, 1], as some samplers do; eq. 11 does not": images(
+            (0.8 * 0.4375 + 0.75 * 0.36 * 0.75) / 0.64
+        ),
     }
     expect(got, images(1), "with eps = 0 and z = 0 the step only divides by sqrt(1 - beta_t) = 0.75", wrong)
     got = call(ex.reverse_step, images(0), 2, images(0.8), images(0), ALPHA_BAR)
@@ -349,6 +430,22 @@ def test_10_the_last_step_adds_no_noise(ex):
     expect(got, images(1), "the last step should land on the clean image; is noise added at t = 1?")
 
 
+def test_10_far_from_0(ex):
+    got = call(ex.reverse_step, images(3), 2, images(0), images(0), ALPHA_BAR)
+    wrong = {"you clipped the result to [-1, 1], which is not asked for: x_(t-1) is a noisy image": images(1)}
+    expect(got, images(4), "with eps = 0 and z = 0 the step from 3 leads to 3 / 0.75", wrong)
+
+
+def test_10_the_schedule_of_the_paper(ex):
+    """The variance of the step from 2 to 1 is 0.0000545: below any clamp that is made for larger steps."""
+    now, before = (float(CHAIN[t]) for t in (2, 1))
+    sd = ((1 - before) / (1 - now) * (1 - now / before)) ** 0.5
+    got = call(ex.reverse_step, images(0, B=1), 2, images(0, B=1), images(100, B=1), CHAIN)
+    expect(
+        got, images(100 * sd, B=1), f"x_t = eps = 0, and z = 100 has the factor {sd:.5f}; is there a clamp?", atol=5e-3
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------- 11. sample
 
 
@@ -359,7 +456,7 @@ class OnePicture(Network):
 
     def __init__(self, alpha_bar: torch.Tensor):
         super().__init__()
-        self.alpha_bar = alpha_bar
+        self.alpha_bar, self.weight = alpha_bar, torch.ones((), requires_grad=True)
 
     def __call__(self, x, t):
         super().__call__(x, t)
@@ -367,7 +464,7 @@ class OnePicture(Network):
             f"the network knows the levels 0 to {len(self.alpha_bar) - 2}, but was given {int(t[0])}"
         )
         a = self.alpha_bar[t + 1].view(-1, 1, 1, 1)
-        return (x - 0.5 * a.sqrt()) / (1 - a).sqrt()
+        return self.weight * (x - 0.5 * a.sqrt()) / (1 - a).sqrt()
 
 
 def test_11_finds_the_only_picture(ex):
@@ -384,6 +481,10 @@ def walk_to_the_only_picture(ex, times):
     got = call(ex.sample, net, (2, 1, 2, 5), alpha_bar, times, torch.Generator().manual_seed(0))
     given, right = [t[0] for t in net.levels], [t - 1 for t in reversed(times)]
     assert given == right, f"visiting the levels {times}, the network must be given {right}, but was given {given}"
+    assert not (isinstance(got, torch.Tensor) and got.requires_grad), (
+        "the samples hold the graph of all steps, so that memory grows with every evaluation: "
+        "keep @torch.no_grad() above the function"
+    )
     expect(
         got,
         images(0.5),
@@ -403,6 +504,8 @@ def test_11_new_noise_at_each_step(ex):
             x_2 / 0.75 + (0.36 / 0.64 * 0.4375) ** 0.5 * x_2
         )
         / 0.8,
+        "you clipped x to [-1, 1] at every step; algorithm 2 limits nothing": (x_1.clamp(-1, 1) / 0.8).clamp(-1, 1),
+        "you clipped the result to [-1, 1], which is not asked for": (x_1 / 0.8).clamp(-1, 1),
     }
     expect(got, x_1 / 0.8, "draw x, then one z for each step, with torch.randn(shape, generator=generator)", wrong)
 
@@ -419,9 +522,7 @@ def cloud(*scale: float) -> torch.Tensor:
 
 
 def distance_of(ex, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    got = call(ex.frechet_distance, a, b)
-    got = torch.tensor(got) if isinstance(got, float) else got
-    return got.double() if isinstance(got, torch.Tensor) else got
+    return number(call(ex.frechet_distance, a, b), "the distance")
 
 
 def test_12_a_shifted_set(ex):
@@ -469,7 +570,7 @@ def test_12_few_features(ex):
     for seed in range(8):
         a, b = (torch.randn(n, 8, generator=seeded(seed), dtype=torch.float64) for n in (3, 40))
         got = distance_of(ex, a, b)
-        assert isinstance(got, torch.Tensor) and torch.isfinite(got).all(), (
+        assert torch.isfinite(got), (
             "with fewer features than dimensions the result is not a number: set eigenvalues that are negative to 0"
         )
 
@@ -479,8 +580,7 @@ def test_12_few_features(ex):
 
 def test_13_is_the_variance_of_eq_7(ex):
     # beta_2 = 1 - 0.36 / 0.64 = 0.4375, and (1 - 0.64) / (1 - 0.36) * 0.4375 = 0.246
-    got = call(ex.posterior_variance, 1.5, 2, ALPHA_BAR, 200_000, seeded())
-    assert got is not None, "a number was expected here, not None: is a `return` missing?"
+    got = number(call(ex.posterior_variance, 1.5, 2, ALPHA_BAR, 200_000, seeded()), "the estimated variance")
     wrong = {
         "this is the variance of x_{t-1} given x_0 alone; x_t is known too, and leaves less room": 0.36,
         "this is the variance of x_t given x_{t-1}; wanted is that of x_{t-1} given x_t and x_0": 0.4375,
@@ -524,9 +624,6 @@ def test_14_a_normal_distribution(ex):
         * (1 - 0.36 * log_density(x).exp()[:, None])
         / 0.8,
     }
-    assert not x.requires_grad, (
-        "tweedie_mean changes its argument x_t: requires_grad_() stays set; use x_t.detach().clone().requires_grad_()"
-    )
     got = got.detach() if isinstance(got, torch.Tensor) else got
     expect(got, 0.8 * x, "with alpha_bar = 0.64 the mean is 0.8 x_t", wrong)
 
@@ -625,11 +722,12 @@ def test_17_training_shows_what_sampling_meets(ex):
 
 
 def test_17_the_network_can_learn_from_it(ex):
-    result = ex.fix_levels(
-        Network(noise=torch.ones((), requires_grad=True)), torch.zeros(8, 1, 2, 2), (2, 1, 2, 2), LEVELS, seeded()
-    )
+    net = Network(noise=torch.ones((), requires_grad=True))
+    result = ex.fix_levels(net, torch.zeros(8, 1, 2, 2), (2, 1, 2, 2), LEVELS, seeded())
     loss, samples = parts(result, 2, "the loss and the samples")
-    assert loss.requires_grad, "no gradient flows from the loss to the network any more"
+    assert loss.requires_grad and torch.autograd.grad(loss, net.noise, allow_unused=True)[0], (
+        "no gradient flows from the loss to the network any more"
+    )
     assert not samples.requires_grad, "sampling needs no gradients: keep torch.no_grad()"
 
 
@@ -706,7 +804,6 @@ def test_18_no_graph_is_kept_in_the_loop(ex):
 
 
 GOAL = 0.03  # the largest error that counts as reached
-CHAIN = torch.cat([torch.ones(1), (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)])  # DDPM, section 4
 
 
 class Blobs:

@@ -29,6 +29,10 @@ stub.add_noise, stub.guess_x0, stub.reverse_step = solutions.add_noise, solution
 # ------------------------------------------------------------------------------------------------------- 1. alpha_bars
 
 
+def _products(betas: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
+
+
 @mistake("no alpha_bar_0", "alpha_bar_0 = 1")
 def alpha_bars(betas):
     return (1 - betas).cumprod(0)
@@ -50,6 +54,44 @@ def alpha_bars(betas):
     for beta in betas.tolist():
         products.append(products[-1] * (1 - beta))
     return torch.tensor(products)
+
+
+@mistake("no return", "is a `return` missing?")
+def alpha_bars(betas):
+    torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
+
+
+@mistake("a list of floats", "not a list of")
+def alpha_bars(betas):
+    products = [1.0]
+    for beta in betas.tolist():
+        products.append(products[-1] * (1 - beta))
+    return products
+
+
+@mistake("never below a thousandth", "is there a clamp")
+def alpha_bars(betas):
+    return torch.cat([torch.ones(1), (1 - betas).cumprod(0).clamp(min=1e-3)])
+
+
+@mistake("a NumPy array", "not a NumPy array")
+def alpha_bars(betas):
+    return torch.cat([torch.ones(1), (1 - betas).cumprod(0)]).numpy()
+
+
+@mistake("in half precision", "the type should be torch.float32")
+def alpha_bars(betas):
+    return torch.cat([torch.ones(1), (1 - betas).cumprod(0)]).half()
+
+
+@another_way("in float64, in which nothing is lost")
+def alpha_bars(betas):
+    return torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas.double()).cumprod(0)])
+
+
+bank.OTHER_WAYS.append(
+    ("alpha_bars", "compiled by torch.jit, without a signature", torch.jit.trace(_products, torch.rand(3)))
+)
 
 
 # -------------------------------------------------------------------------------------------------------- 2. add_noise
@@ -102,6 +144,34 @@ def add_noise(x0, t, eps, alpha_bar):
     return torch.stack([alpha_bar[k] ** 0.5 * image + (1 - alpha_bar[k]) ** 0.5 * noise for image, k, noise in pairs])
 
 
+@mistake("noise of its own", "no random numbers of your own")
+def add_noise(x0, t, eps, alpha_bar):
+    return add_noise_rightly(x0, t, torch.randn_like(x0), alpha_bar)
+
+
+@mistake("cut off like an image", "you clipped the result")
+def add_noise(x0, t, eps, alpha_bar):
+    return add_noise_rightly(x0, t, eps, alpha_bar).clamp(-1, 1)
+
+
+@mistake("the clean image noised to level 1", "at t = 0")
+def add_noise(x0, t, eps, alpha_bar):
+    return add_noise_rightly(x0, t.clamp(min=1), eps, alpha_bar)
+
+
+@mistake("a list of images", "not a list of")
+def add_noise(x0, t, eps, alpha_bar):
+    return [
+        alpha_bar[k] ** 0.5 * image + (1 - alpha_bar[k]) ** 0.5 * z for image, k, z in zip(x0, t, eps, strict=True)
+    ]
+
+
+@another_way("in double precision inside")
+def add_noise(x0, t, eps, alpha_bar):
+    a = per_image(alpha_bar.double()[t])
+    return a.sqrt() * x0 + (1 - a).sqrt() * eps
+
+
 # --------------------------------------------------------------------------------------------------------- 3. guess_x0
 
 
@@ -126,6 +196,36 @@ def guess_x0(x_t, t, eps, alpha_bar):
 def guess_x0(x_t, t, eps, alpha_bar):
     a = per_image(alpha_bar[t])
     return a.rsqrt() * x_t - (1 / a - 1).sqrt() * eps
+
+
+@mistake("no division by less than 0.1, of which only the long chain shows anything", "no less than 0.1")
+def guess_x0(x_t, t, eps, alpha_bar):
+    a = per_image(alpha_bar[t])
+    return (x_t - (1 - a).sqrt() * eps) / a.sqrt().clamp(min=0.1)
+
+
+@mistake("a hundredth added to what is divided by", "a clamp")
+def guess_x0(x_t, t, eps, alpha_bar):
+    a = per_image(alpha_bar[t])
+    return (x_t - (1 - a).sqrt() * eps) / (a + 1e-5).sqrt()
+
+
+@mistake("cut off at [-1, 1], as diffusers does in a sampler", "you clipped the result")
+def guess_x0(x_t, t, eps, alpha_bar):
+    a = per_image(alpha_bar[t])
+    return ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
+
+
+@mistake("no return", "is a `return` missing?")
+def guess_x0(x_t, t, eps, alpha_bar):
+    a = per_image(alpha_bar[t])
+    (x_t - (1 - a).sqrt() * eps) / a.sqrt()
+
+
+@another_way("a number that rounding hides is added to what is divided by")
+def guess_x0(x_t, t, eps, alpha_bar):
+    a = per_image(alpha_bar[t])
+    return (x_t - (1 - a).sqrt() * eps) / (a.sqrt() + 1e-8)
 
 
 # --------------------------------------------------------------------------------------------------------- 4. score_of
@@ -167,6 +267,16 @@ def score_of(eps, t, alpha_bar):
     return torch.stack([-noise * (1 - alpha_bar[k]) ** -0.5 for noise, k in zip(eps, t.tolist(), strict=True)])
 
 
+@mistake("no division by less than 0.1, of which only the long chain shows anything", "no less than 0.1")
+def score_of(eps, t, alpha_bar):
+    return -eps / per_image(1 - alpha_bar[t]).sqrt().clamp(min=0.1)
+
+
+@mistake("cut off like an image", "you clipped the result")
+def score_of(eps, t, alpha_bar):
+    return (-eps / per_image(1 - alpha_bar[t]).sqrt()).clamp(-1, 1)
+
+
 # --------------------------------------------------------------------------------------------------- 5. time_embedding
 
 
@@ -197,6 +307,16 @@ def time_embedding(t, dim):
     return torch.cat([torch.sin(angle), torch.cos(angle)], -1)
 
 
+@mistake("a list of rows", "not a list of")
+def time_embedding(t, dim):
+    return [torch.cat([angle.sin(), angle.cos()]) for angle in angles(t, dim)]
+
+
+@mistake("no return", "is a `return` missing?")
+def time_embedding(t, dim):
+    torch.cat([angles(t, dim).sin(), angles(t, dim).cos()], 1)
+
+
 # ---------------------------------------------------------------------------------------------- 6. add_class_embedding
 
 
@@ -220,7 +340,7 @@ def add_class_embedding(embedding, label, table):
     return torch.cat([embedding, table[label]], 1)
 
 
-@mistake("the table's numbers without its gradient: the classes never learn", "cannot learn")
+@mistake("the table's numbers without its gradient: the classes never learn", "never learns")
 def add_class_embedding(embedding, label, table):
     return embedding + table.detach()[label]
 
@@ -239,6 +359,16 @@ def add_class_embedding(embedding, label, table):
 @another_way("with F.embedding")
 def add_class_embedding(embedding, label, table):
     return F.embedding(label, table) + embedding
+
+
+@mistake("the embedding of time cut off: it never learns", "no gradient reaches the embedding of time")
+def add_class_embedding(embedding, label, table):
+    return embedding.detach() + table[label]
+
+
+@mistake("requires_grad_() afterwards, which is no graph", "does not bring the graph back")
+def add_class_embedding(embedding, label, table):
+    return (embedding + table[label]).detach().requires_grad_()
 
 
 # ---------------------------------------------------------------------------------------------------- 7. training_loss
@@ -283,6 +413,49 @@ def training_loss(model, pixels, t, eps, alpha_bar):
 def training_loss(model, pixels, t, eps, alpha_bar):
     x0 = (pixels.to(torch.float32) / 255 - 0.5) / 0.5
     return F.mse_loss(model(add_noise_rightly(x0, t, eps, alpha_bar), t - 1), eps)
+
+
+@mistake("the loss within no_grad, and requires_grad_() to silence backward()", "does not bring the graph back")
+def training_loss(model, pixels, t, eps, alpha_bar):
+    with torch.no_grad():
+        loss = F.mse_loss(model(add_noise_rightly(to_images(pixels), t, eps, alpha_bar), t - 1), eps)
+    return loss.requires_grad_()
+
+
+@mistake("a new tensor made of the loss's number", "does not bring the graph back")
+def training_loss(model, pixels, t, eps, alpha_bar):
+    loss = F.mse_loss(model(add_noise_rightly(to_images(pixels), t, eps, alpha_bar), t - 1), eps)
+    return torch.tensor(loss.item(), requires_grad=True)
+
+
+@mistake("the network evaluated within no_grad, with a graph from elsewhere", "no gradient reaches the network")
+def training_loss(model, pixels, t, eps, alpha_bar):
+    x_t = add_noise_rightly(to_images(pixels), t, eps, alpha_bar).requires_grad_()
+    with torch.no_grad():
+        eps_predicted = model(x_t, t - 1)
+    return F.mse_loss(eps_predicted + 0 * x_t, eps)
+
+
+@mistake("half of the gradient", "its gradient with respect to the network is not")
+def training_loss(model, pixels, t, eps, alpha_bar):
+    error = model(add_noise_rightly(to_images(pixels), t, eps, alpha_bar), t - 1) - eps
+    return (error * error.detach()).mean()
+
+
+@mistake("a float", "not the number")
+def training_loss(model, pixels, t, eps, alpha_bar):
+    return F.mse_loss(model(add_noise_rightly(to_images(pixels), t, eps, alpha_bar), t - 1), eps).item()
+
+
+@mistake("noise of its own", "no random numbers of your own")
+def training_loss(model, pixels, t, eps, alpha_bar):
+    eps = torch.randn_like(eps)
+    return F.mse_loss(model(add_noise_rightly(to_images(pixels), t, eps, alpha_bar), t - 1), eps)
+
+
+@mistake("noisy images cut off like images", "you clipped the result")
+def training_loss(model, pixels, t, eps, alpha_bar):
+    return F.mse_loss(model(add_noise_rightly(to_images(pixels), t, eps, alpha_bar).clamp(-1, 1), t - 1), eps)
 
 
 # ---------------------------------------------------------------------------------------------------- 8. training_step
@@ -332,6 +505,22 @@ def training_step(net, average, optimizer, loss, decay):
     average.load_state_dict({name: decay * old[name] + (1 - decay) * new[name] for name in old})
 
 
+@mistake("biases not averaged", "that of the biases did not")
+def training_step(net, average, optimizer, loss, decay):
+    learn(optimizer, loss)
+    with torch.no_grad():
+        for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
+            if weight.dim() > 1:
+                mean.lerp_(weight, 1 - decay)
+
+
+@another_way("all parameters in one call")
+def training_step(net, average, optimizer, loss, decay):
+    learn(optimizer, loss)
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+
+
 # ---------------------------------------------------------------------------------------------------- 9. langevin_step
 
 
@@ -369,6 +558,16 @@ def langevin_step(x, score, delta, z):
 def langevin_step(x, score, delta, z):
     sd = torch.tensor(delta).sqrt()
     return torch.addcmul(x, score, sd**2 / 2) + sd * z
+
+
+@mistake("noise of its own", "no random numbers of your own")
+def langevin_step(x, score, delta, z):
+    return x + delta / 2 * score + delta**0.5 * torch.randn_like(x)
+
+
+@mistake("points cut off like images", "you clipped the result")
+def langevin_step(x, score, delta, z):
+    return (x + delta / 2 * score + delta**0.5 * z).clamp(-1, 1)
 
 
 # ---------------------------------------------------------------------------------------------------- 10. reverse_step
@@ -439,6 +638,30 @@ def reverse_step(x_t, t, eps, z, alpha_bar):
 def reverse_step(x_t, t, eps, z, alpha_bar):
     mean, beta, _, _ = parts(x_t, t, eps, alpha_bar)
     return mean * (1 - beta).sqrt() + beta.sqrt() * z
+
+
+@mistake("noise of its own", "no random numbers of your own")
+def reverse_step(x_t, t, eps, z, alpha_bar):
+    return step_rightly(x_t, t, eps, torch.randn_like(x_t), alpha_bar)
+
+
+@mistake("the predicted image cut off, as diffusers does by default", "you clipped the predicted x_0")
+def reverse_step(x_t, t, eps, z, alpha_bar):
+    now, before = alpha_bar[t], alpha_bar[t - 1]
+    x0 = ((x_t - (1 - now).sqrt() * eps) / now.sqrt()).clamp(-1, 1)
+    mean = (before.sqrt() * (1 - now / before) * x0 + (now / before).sqrt() * (1 - before) * x_t) / (1 - now)
+    return mean + ((1 - before) / (1 - now) * (1 - now / before)).sqrt() * z
+
+
+@mistake("the result cut off", "you clipped the result")
+def reverse_step(x_t, t, eps, z, alpha_bar):
+    return step_rightly(x_t, t, eps, z, alpha_bar).clamp(-1, 1)
+
+
+@mistake("a smallest variance that the paper's schedule goes below", "a clamp")
+def reverse_step(x_t, t, eps, z, alpha_bar):
+    mean, beta, before, now = parts(x_t, t, eps, alpha_bar)
+    return mean + (before / now * beta).clamp(min=1e-3).sqrt() * z if t > 1 else mean
 
 
 # ---------------------------------------------------------------------------------------------------------- 11. sample
@@ -533,6 +756,40 @@ def sample(model, shape, alpha_bar, times, generator):
     return x
 
 
+@mistake("no torch.no_grad(): the graph of all steps", "hold the graph of all steps")
+def sample(model, shape, alpha_bar, times, generator):
+    chain = alpha_bar[[0, *times]]
+    return walk(model, shape, alpha_bar, times, generator, lambda x, k, eps, z: step_rightly(x, k, eps, z, chain))
+
+
+@mistake("the caller's list of levels used up", "changes its argument times")
+@torch.no_grad()
+def sample(model, shape, alpha_bar, times, generator):
+    x = torch.randn(shape, generator=generator)
+    while times:
+        t, chain = times.pop(), alpha_bar[[0, *times]]
+        eps = model(x, torch.full((len(x),), t - 1))
+        x = step_rightly(
+            x, len(chain), eps, torch.randn(shape, generator=generator), torch.cat([chain, alpha_bar[[t]]])
+        )
+    return x
+
+
+@mistake("the caller's list of levels turned round", "changes its argument times")
+@torch.no_grad()
+def sample(model, shape, alpha_bar, times, generator):
+    times.reverse()
+    return solutions.sample(model, shape, alpha_bar, times[::-1], generator)
+
+
+@mistake("cut off at every step", "you clipped")
+@torch.no_grad()
+def sample(model, shape, alpha_bar, times, generator):
+    chain = alpha_bar[[0, *times]]
+    step = lambda x, k, eps, z: step_rightly(x, k, eps, z, chain).clamp(-1, 1)
+    return walk(model, shape, alpha_bar, times, generator, step)
+
+
 # ------------------------------------------------------------------------------------------------ 12. frechet_distance
 
 
@@ -609,6 +866,11 @@ def frechet_distance(a, b):
 def frechet_distance(a, b):
     shift, A, B = moments(a, b)
     return shift @ shift + (A + B).trace() - 2 * torch.linalg.eigvals(A @ B).sqrt().real.sum()
+
+
+@another_way("as a NumPy number")
+def frechet_distance(a, b):
+    return solutions.frechet_distance(a, b).numpy()[()]
 
 
 # ---------------------------------------------------------------------------------------------- 13. posterior_variance
@@ -728,6 +990,11 @@ def tweedie_mean(log_density, x_t, alpha_bar_t):
     points = [point[None].clone().requires_grad_() for point in x_t]
     scores = [torch.autograd.grad(log_density(point)[0], point)[0] for point in points]
     return torch.cat([(p + (1 - alpha_bar_t) * s) / alpha_bar_t**0.5 for p, s in zip(points, scores, strict=True)])
+
+
+@mistake("no return", "is a `return` missing?")
+def tweedie_mean(log_density, x_t, alpha_bar_t):
+    (x_t + (1 - alpha_bar_t) * gradient(log_density, x_t)) / alpha_bar_t**0.5
 
 
 # --------------------------------------------------------------------------------------------------- 15. fix_last_step
@@ -861,6 +1128,12 @@ def fix_levels(net, x0, shape, alpha_bar, generator):
 @another_way("levels from 0, and the index of alpha_bar one higher, as a list")
 def fix_levels(net, x0, shape, alpha_bar, generator):
     return list(train_and_sample(net, x0, shape, alpha_bar, generator, lambda t: t, lambda t: t - 1))
+
+
+@mistake("the loss as a number", "no gradient flows")
+def fix_levels(net, x0, shape, alpha_bar, generator):
+    loss, x = train_and_sample(net, x0, shape, alpha_bar, generator, lambda t: t, lambda t: t - 1)
+    return loss.detach(), x
 
 
 # ------------------------------------------------------------------------------------------------ 18. fix_training_log
