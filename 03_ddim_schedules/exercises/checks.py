@@ -11,7 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.grade.checks import Exercise, call, close, expect, integer, load, parts, uniform
+from common.grade.checks import (
+    Exercise,
+    call,
+    close,
+    expect,
+    expect_gradients,
+    integer,
+    load,
+    make_level,
+    parts,
+    tensor,
+    uniform,
+)
 
 public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
@@ -20,31 +32,44 @@ right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 # ---------------------------------------------------------------------------------------------- random material
 
 
+REAL = torch.cat([torch.ones(1), (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)])  # DDPM, section 4
+FAR = "; elsewhere your result is right, so look for a clamp, a constant or a threshold that only shows here"
+
+
 def chain(rng: torch.Generator) -> Tensor:
     """alpha_bar of a random diffusion of 8 to 12 steps that differ clearly. (T + 1,)"""
     betas = 0.05 + 0.25 * torch.rand(integer(rng, 8, 12), generator=rng)
     return torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
 
 
-def batch(rng: torch.Generator, n: int = 2, square: bool = False) -> list[Tensor]:
-    """n batches of random numbers (B, C, H, W); square: as many images as columns of pixels, and as rows."""
+def batch(rng: torch.Generator, n: int = 2, square: bool = False, single: bool = False) -> list[Tensor]:
+    """n batches of random numbers (B, C, H, W).
+
+    square  as many images as columns of pixels, and as rows
+    single  one image alone
+    """
     B, C, H, W = (integer(rng, low, high) for low, high in ((2, 4), (2, 3), (5, 7), (8, 9)))
+    B = 1 if single else B
     shape = (B, C, B, B) if square else (B, C, H, W)
     return [torch.randn(shape, generator=rng) for _ in range(n)]
 
 
-def descent(rng: torch.Generator, n: int) -> list:
-    """n levels with less and less noise, on a schedule with alpha^2 + sigma^2 = 1 or one with alpha = 1."""
+def descent(ex, rng: torch.Generator, n: int) -> list:
+    """n levels, of the submission's own class, with less and less noise, on a schedule with alpha^2 + sigma^2 = 1 or one with alpha = 1."""
     lam, levels, preserving = uniform(rng, -1.2, -0.8), [], integer(rng, 0, 1)
     long_first = integer(rng, 0, 1)
     for k in range(n):
         levels.append(
-            right.Level(1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam)))
+            level(ex, 1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam)))
             if preserving
-            else right.Level(1.0, math.exp(-lam))
+            else level(ex, 1.0, math.exp(-lam))
         )
         lam += uniform(rng, 0.8, 1.1) if k % 2 != long_first else uniform(rng, 0.3, 0.5)  # no two steps alike
     return levels
+
+
+def level(ex, alpha: float, sigma: float):
+    return make_level(ex, alpha, sigma, right.Level)
 
 
 class Denoiser:
@@ -77,7 +102,7 @@ def check_respace(ex, rng):
     T = len(alpha_bar) - 1
     times = sorted((1 + torch.randperm(T - 1, generator=rng)[: integer(rng, 2, 4)]).tolist()) + [T]
     got = call(ex.respace, alpha_bar, list(times))
-    assert len(got) != len(times) - 1, (
+    assert not isinstance(got, Tensor) or got.shape != (len(times) - 1,), (
         "the first beta is missing: before the first visited level comes the clean image, alpha_bar_0 = 1"
     )
     full = 1 - alpha_bar[1:] / alpha_bar[:-1]
@@ -98,6 +123,23 @@ def check_respace(ex, rng):
         "the betas of the short chain must lead to the same alpha_bar at each visited level",
         wrong,
     )
+    for times in (list(range(20, 1001, 20)), [1, integer(rng, 300, 600), 1000], [1000]):
+        got = call(ex.respace, REAL, list(times))
+        goal = right.respace(REAL, times)
+        hint = f"the betas of the paper's 1,000 levels, visiting {len(times)}, are others{FAR}"
+        wrong = {
+            "no beta may be cut off at 0.999: a single step over all levels has 0.99996": goal.clamp(max=0.999),
+            "no beta may be cut off at 0.02, the largest of the full chain": goal.clamp(max=0.02),
+        }
+        wrong = {message: value for message, value in wrong.items() if not torch.equal(value, goal)}
+        expect(
+            10_000 * (1 - tensor(got, goal)),
+            10_000 * (1 - goal),
+            hint,
+            {m: 10_000 * (1 - v) for m, v in wrong.items()},
+            0.05,
+        )
+        expect(got, goal, hint, wrong, atol=1e-6)
 
 
 def check_zero_terminal_snr(ex, rng):
@@ -128,14 +170,19 @@ def check_zero_terminal_snr(ex, rng):
         ** 2,
     }
     got = call(ex.zero_terminal_snr, alpha_bar)
-    assert len(got) != len(alpha_bar) - 1, "alpha_bar_0 = 1, the clean image, is missing in front"
+    assert not isinstance(got, Tensor) or got.shape != (len(alpha_bar) - 1,), (
+        "alpha_bar_0 = 1, the clean image, is missing in front"
+    )
     expect(
         got,
         right.zero_terminal_snr(alpha_bar),
         "sqrt(alpha_bar) should be shifted and stretched, first kept and last 0",
         wrong,
     )
-    assert got[-1] == 0, f"the last entry must be exactly 0, not {got[-1].item():.3g}"
+    assert abs(got[-1]) < 1e-12, f"the last entry must be exactly 0, not {got[-1].item():.3g}"
+    got = call(ex.zero_terminal_snr, REAL)
+    expect(got, right.zero_terminal_snr(REAL), f"the paper's 1,000 levels become other ones{FAR}", atol=1e-6)
+    assert abs(got[-1]) < 1e-12, f"the last entry must be exactly 0, not {got[-1].item():.3g}"
 
 
 def check_v_prediction(ex, rng):
@@ -145,6 +192,8 @@ def check_v_prediction(ex, rng):
         angle = uniform(rng, 0.2, 0.4) + torch.arange(len(x0)) * 0.28
         alpha, sigma = angle.cos(), angle.sin()
         alpha[-1], sigma[-1] = 0, 1  # pure noise
+        if not square:
+            alpha[0], sigma[0] = 1, 0  # a clean image
         a, s = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
         x, v = a * x0 + s * eps, a * eps - s * x0
 
@@ -156,6 +205,7 @@ def check_v_prediction(ex, rng):
         if square:
             wrong |= sideways(lambda a, s: a * x0 + s * eps, alpha, sigma)  # noqa: B023
         expect(got_x, x, "x should be alpha x0 + sigma eps, with the alpha and sigma of each image", wrong)
+        public.expect_finite(got_v, alpha, sigma, "on the way there")
         wrong = {
             "v has the wrong sign: it is alpha eps - sigma x0": -v,
             "in v, alpha and sigma are swapped: it is alpha eps - sigma x0": s * eps - a * x0,
@@ -165,9 +215,8 @@ def check_v_prediction(ex, rng):
         expect(got_v, v, "v should be alpha eps - sigma x0", wrong)
 
         got_x0, got_eps = parts(call(ex.v_prediction, x, v, alpha, sigma, True), 2, "x0 and eps")
-        assert torch.isfinite(got_x0).all() and torch.isfinite(got_eps).all(), (
-            "you divide by alpha, which is 0 in pure noise; going back needs no division"
-        )
+        for got in (got_x0, got_eps):
+            public.expect_finite(got, alpha, sigma, "going back")
         wrong = {
             "going back, x0 and eps are swapped": eps,
             "going back, x0 has a wrong sign (or is this the way there?): x0 is alpha x less something": a * x + s * v,
@@ -223,55 +272,88 @@ def check_snr_weight(ex, rng):
             f'these are not the weights for "{name}"',
             wrong,
         )
+        noise = torch.tensor([0.002, 0.01, 1, 80, float((1 / REAL[-1] - 1).sqrt())])  # sigma / alpha
+        alphas, sigmas = 1 / (1 + noise**2).sqrt(), noise / (1 + noise**2).sqrt()
+        wide = noise**-2.0
+        goal = weight(wide)
+        wrong = {
+            f"an SNR below {least} was set to it: in pure noise the SNR is 0.00004": weight(wide.clamp(min=least))
+            / goal
+            for least in (0.01, 1e-3)
+        } | {
+            f"an SNR above {most:g} was set to it: in nearly clean images it is 250,000": weight(wide.clamp(max=most))
+            / goal
+            for most in (1e2, 1e3, 1e4)
+        }
+        wrong = {message: value for message, value in wrong.items() if not close(value, torch.ones(5), 0.05)}
+        ratio = tensor(call(ex.snr_weight, alphas, sigmas, gamma, name), goal) / goal
+        hint = f'from SNR 250,000 to 0.00004 the weights for "{name}" are others{FAR}; divided by the right ones they are '
+        expect(ratio, torch.ones(5), hint + f"{[round(r, 3) for r in ratio.tolist()]}", wrong, atol=0.05)
 
 
 def check_flow_matching_loss(ex, rng):
     for square in (True, False):
         x0, eps = batch(rng, square=square)
         t = 0.1 + 0.7 * (torch.randperm(len(x0), generator=rng) + torch.rand(len(x0), generator=rng)) / len(x0)
-        time, wave, inputs = t.view(-1, 1, 1, 1), uniform(rng, 0.5, 1.5), []
+        check_flow_loss(ex, rng, x0, eps, t, square)
+    for t in (0.0, 1.0):
+        check_flow_loss(ex, rng, *batch(rng, single=True), torch.tensor([t]), False)
 
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            assert isinstance(t, Tensor) and t.shape == (len(x),), "the network needs t with the shape (B,)"
-            inputs.append((x.clone(), t.clone()))  # noqa: B023
-            return torch.cos(wave * x) + t.view(-1, 1, 1, 1)  # noqa: B023
 
-        got, x_t = call(ex.flow_matching_loss, velocity, x0, eps, t), (1 - time) * x0 + time * eps
-        assert len(inputs) == 1, f"the network should be called once, not {len(inputs)} times"
-        wrong = {
-            "the time is reversed: t = 0 should be the image x0, and t = 1 the noise": time * x0 + (1 - time) * eps,
-            "this is a mixture with alpha^2 + sigma^2 = 1; a flow moves along a straight line": (1 - time).sqrt() * x0
-            + time.sqrt() * eps,
-        }
-        if square:
-            wrong |= sideways(lambda a, s: s * x0 + a * eps, t, 1 - t)  # noqa: B023
-        expect(inputs[0][0], x_t, "x_t should be (1 - t) x0 + t eps, with the t of each image", wrong)
-        expect(inputs[0][1], t, "the network gets t as it is")
-        predicted = torch.cos(wave * x_t) + time
+def check_flow_loss(ex, rng, x0, eps, t, square):
+    time, wave, inputs = t.view(-1, 1, 1, 1), uniform(rng, 0.5, 1.5), []
+    weight = torch.tensor(uniform(rng, 0.5, 1.5), requires_grad=True)
 
-        def loss(target: Tensor) -> Tensor:
-            return (predicted - target).square().mean((1, 2, 3))  # noqa: B023
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        assert isinstance(t, Tensor) and t.shape == (len(x),), "the network needs t with the shape (B,)"
+        inputs.append((x.detach().clone(), t.detach().clone()))
+        return weight * torch.cos(wave * x) + t.view(-1, 1, 1, 1)
 
-        wrong = {
-            "the velocity points from image to noise: eps - x0, not x0 - eps": loss(x0 - eps),
-            "the target is the velocity eps - x0, not the noise": loss(eps),
-            "the target is the velocity eps - x0, not the image": loss(x0),
-            "take the mean over channels and pixels, not the sum": loss(eps - x0) * x0[0].numel(),
-            "the error is squared": (predicted - (eps - x0)).abs().mean((1, 2, 3)),
-        }
-        expect(got, loss(eps - x0), "the loss of each image should be the mean of |velocity - (eps - x0)|^2", wrong)
+    got, x_t = call(ex.flow_matching_loss, velocity, x0, eps, t), (1 - time) * x0 + time * eps
+    assert len(inputs) == 1, f"the network should be called once, not {len(inputs)} times"
+    wrong = {
+        "the time is reversed: t = 0 should be the image x0, and t = 1 the noise": time * x0 + (1 - time) * eps,
+        "this is a mixture with alpha^2 + sigma^2 = 1; a flow moves along a straight line": (1 - time).sqrt() * x0
+        + time.sqrt() * eps,
+    }
+    if square:
+        wrong |= sideways(lambda a, s: s * x0 + a * eps, t, 1 - t)
+    hint = "x_t should be (1 - t) x0 + t eps, with the t of each image"
+    expect(inputs[0][0], x_t, hint if square or len(t) > 1 else f"{hint}, also at t = {float(t):g}", wrong)
+    expect(inputs[0][1], t, "the network gets t as it is")
+    predicted = weight * torch.cos(wave * x_t) + time
+
+    def loss(target: Tensor) -> Tensor:
+        return (predicted - target).square().mean((1, 2, 3))
+
+    wrong = {
+        "the velocity points from image to noise: eps - x0, not x0 - eps": loss(x0 - eps),
+        "the target is the velocity eps - x0, not the noise": loss(eps),
+        "the target is the velocity eps - x0, not the image": loss(x0),
+        "take the mean over channels and pixels, not the sum": loss(eps - x0) * x0[0].numel(),
+        "the error is squared": (predicted - (eps - x0)).abs().mean((1, 2, 3)),
+    }
+    expect(got, loss(eps - x0), "the loss of each image should be the mean of |velocity - (eps - x0)|^2", wrong)
+    expect_gradients(got, loss(eps - x0), {"the network": weight})
 
 
 def check_reflow_pairs(ex, rng):
-    (noise,), steps, wave, times = batch(rng, 1), integer(rng, 3, 6), uniform(rng, 0.5, 1.5), []
+    check_pairs(ex, rng, *batch(rng, 1), integer(rng, 3, 6))
+    check_pairs(ex, rng, *batch(rng, 1, single=True), 1)
+
+
+def check_pairs(ex, rng, noise, steps):
+    wave, times = uniform(rng, 0.5, 1.5), []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         assert isinstance(t, Tensor) and t.shape == (len(x),), "the network needs t as a tensor of shape (B,)"
+        assert t.is_floating_point(), f"t is a number between 0 and 1, but the network was given {t.dtype}"
         times.append(float(t[0]))
         return weight * torch.cos(wave * x) + t.view(-1, 1, 1, 1)
 
     weight = torch.ones((), requires_grad=True)
     x0, eps = parts(call(ex.reflow_pairs, velocity, noise, steps), 2, "x0 and eps")
+    x0, eps = tensor(x0, noise), tensor(eps, noise)
     assert len(times) == steps, f"{steps} steps of Euler's method take {steps} evaluations, not {len(times)}"
     goal = [1 - k / steps for k in range(steps)]
     assert not same(times, [1 - t for t in goal]), "the time is reversed: noise is at t = 1, and the image at t = 0"
@@ -304,11 +386,16 @@ def same(a: list[float], b: list[float]) -> bool:
 
 
 def check_marginal_velocity(ex, rng):
-    N = integer(rng, 3, 6)
     (x,) = batch(rng, 1)
-    shape = x.shape
+    check_average(ex, rng, x, 0.6 + 0.4 * torch.rand(len(x), generator=rng))
+    for t in (0.002, uniform(rng, 0.05, 0.9), 1.0):  # one image of 432 numbers
+        check_average(ex, rng, torch.randn(1, 3, 12, 12, generator=rng), torch.tensor([t]), large=True)
+
+
+def check_average(ex, rng, x, t, large=False):
+    """large: the exponential of the distances is 0 in float32."""
+    N, shape = integer(rng, 3, 6), x.shape
     points = 0.5 * torch.randn(N, *shape[1:], generator=rng)
-    t = 0.6 + 0.4 * torch.rand(len(x), generator=rng)
     nearest = torch.randint(0, N, (len(x),), generator=rng)
     time = t.view(-1, 1, 1, 1)
     x = (1 - time) * points[nearest] + time * x
@@ -338,14 +425,22 @@ def check_marginal_velocity(ex, rng):
         / time,
     }
     got = call(ex.marginal_velocity, x, t, points)
-    expect(
-        got, velocity(exact), "this is not the average of eps - x0 over all images of the data set", wrong, atol=1e-3
-    )
+    if large and isinstance(got, Tensor) and got.shape == shape:
+        assert torch.isfinite(got).all(), (
+            f"NaN at t = {float(t):.2g}: for an image of {x[0].numel()} numbers exp(-|eps|^2 / 2) is 0 in float32, and 0 / 0 "
+            "is NaN; subtract the largest exponent first, as softmax does"
+        )
+    hint = f"this is not the average of eps - x0 over all images of the data set{FAR if large else ''}"
+    expect(got, velocity(exact), hint, wrong, atol=1e-3 if t.min() > 0.01 else 1e-2)
 
 
 def check_matching_losses(ex, rng):
+    for B in (integer(rng, 4, 8), 1):
+        check_both_losses(ex, rng, B)
+
+
+def check_both_losses(ex, rng, B):
     points = torch.randn(integer(rng, 3, 5), 1, 1, 2, generator=rng)
-    B = integer(rng, 4, 8)
     x0 = points[torch.randint(0, len(points), (B,), generator=rng)]
     eps, t = torch.randn(x0.shape, generator=rng), 0.3 + 0.6 * torch.rand(B, generator=rng)
     a = torch.tensor(uniform(rng, 0.5, 1.5), requires_grad=True)
@@ -354,16 +449,18 @@ def check_matching_losses(ex, rng):
         assert t.shape == (len(x),), "the network needs t with the shape (B,)"
         return a * torch.cos(x) + t.view(-1, 1, 1, 1)
 
-    goal = [loss.detach() for loss in right.matching_losses(velocity, x0, eps, t, points)]
+    learns = right.matching_losses(velocity, x0, eps, t, points)
+    goal = [loss.detach() for loss in learns]
     got = parts(call(ex.matching_losses, velocity, x0, eps, t, points), 2, "conditional and marginal")
+    got = [tensor(loss, each) for loss, each in zip(got, goal, strict=True)]
     sums = "take the mean over the batch, channels and pixels, not the sum"
     wrong = {"conditional and marginal are swapped": goal[1], sums: goal[0] * x0.numel()}
     expect(got[0].detach(), goal[0], "the conditional loss should be the mean of |velocity - (eps - x0)|^2", wrong)
     wrong = {"this is the conditional loss again": goal[0], sums: goal[1] * x0.numel()}
     expect(got[1].detach(), goal[1], "the marginal loss should compare with marginal_velocity(x_t, t, points)", wrong)
-    assert all(loss.requires_grad for loss in got), (
-        "a loss holds no graph back to the network: nothing can be trained with it"
-    )
+    for loss, each, name in zip(got, learns, ("conditional", "marginal"), strict=True):
+        hint = f"the {name} loss is right, but its gradient is not: is a part of the prediction detached?"
+        expect_gradients(loss, each, {"the network": a}, hint)
 
 
 def check_ddim_step(ex, rng):
@@ -372,10 +469,13 @@ def check_ddim_step(ex, rng):
     for t_next in (0, integer(rng, 1, 2), integer(rng, 3, T - 3)):
         for eta in (0.0, uniform(rng, 0.4, 0.7), 1.0):
             check_one_ddim_step(ex, rng, alpha_bar, integer(rng, t_next + 2, T), t_next, eta)
+    for t, t_next in ((1000, integer(rng, 700, 990)), (integer(rng, 20, 300), 1), (2, 1), (1, 0)):
+        check_one_ddim_step(ex, rng, REAL, t, t_next, 1.0 if t_next else 0.0)
 
 
 def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
-    x, eps, z = batch(rng, 3)
+    real = alpha_bar is REAL
+    x, eps, z = batch(rng, 3, single=real)
     now, then = alpha_bar[t], alpha_bar[t_next]
     x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
     full = ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
@@ -383,7 +483,11 @@ def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
     old = (1 - then - fresh**2).sqrt()
     image = then.sqrt() * x0
     other = ((1 - then) * (1 - now / then)).sqrt() * eta
+    sharp = then.sqrt() * x0.clamp(-1, 1)
     wrong = {
+        "you clipped the predicted x0 to [-1, 1], as some samplers do; eq. 12 does not": lambda z: (
+            sharp + old * eps + fresh * z
+        ),
         "you stepped to the level t - 1; a step goes to t_next, any number of levels below": lambda z: right.ddim_step(
             x, eps, t, t - 1, eta, z, alpha_bar
         ),
@@ -419,12 +523,13 @@ def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
     }
     mean = call(ex.ddim_step, x, eps, t, t_next, eta, torch.zeros_like(z), alpha_bar)
     hint = f"without fresh noise (z = 0), x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}"
+    hint += FAR if real else ""
     if t_next > 0:  # the deterministic part first: of two mistakes this is the one to repair first
         expect(
             mean, image + old * eps, hint, {message: value(torch.zeros_like(z)) for message, value in wrong.items()}
         )
     got = call(ex.ddim_step, x, eps, t, t_next, eta, z, alpha_bar)
-    if t_next == 0 and isinstance(got, Tensor):
+    if t_next == 0 and t > 1 and isinstance(got, Tensor):
         at_1 = right.ddim_step(x, eps, t, 1, eta, z, alpha_bar)
         assert not close(got, at_1), (
             "the last step stopped at t = 1; it should end in the clean image, at alpha_bar_0 = 1"
@@ -436,17 +541,31 @@ def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
     expect(
         got,
         image + old * eps + fresh * z,
-        f"x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}",
+        f"x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}{FAR if real else ''}",
         {message: value(z) for message, value in wrong.items()},
     )
 
 
 def check_heun_step(ex, rng):
     (x,) = batch(rng, 1)
-    now, then = descent(rng, 2)
+    now, then = descent(ex, rng, 2)
+    check_one_heun_step(ex, rng, x, now, then)
+    (x,) = batch(rng, 1, single=True)
+    for sigma, smaller in ((80.0, 40.0), (0.02, 0.002)):  # both ends of the levels of Karras et al. 2022
+        check_one_heun_step(ex, rng, sigma * x, level(ex, 1.0, sigma), level(ex, 1.0, smaller))
+    denoise, now, then = Denoiser(rng), level(ex, 1.0, 0.002), level(ex, 1.0, 0.0)
+    got = call(ex.heun_step, denoise, x, now, then)
+    x0, eps = denoise.predict(x, now)
+    expect(got, x - 0.002 * eps, "the step to sigma' = 0 is Euler's: x + x0 dalpha + eps dsigma")
+
+
+def check_one_heun_step(ex, rng, x, now, then):
     denoise = Denoiser(rng)
     got = call(ex.heun_step, denoise, x, now, then)
-    assert len(denoise.x) == 2, f"Heun's method evaluates the network twice, not {len(denoise.x)} times"
+    assert len(denoise.x) == 2, (
+        f"Heun's method evaluates the network twice, not {len(denoise.x)} times, in a step to sigma' = {then.sigma:.2g}; "
+        "only the step to exactly 0 is Euler's"
+    )
 
     def slope(x0_eps) -> Tensor:
         """The step of Euler's method from this prediction."""
@@ -476,7 +595,7 @@ def check_heun_step(ex, rng):
     }
     expect(got, x + (first + second) / 2, "x' should be x and the average of both steps", wrong)
 
-    denoise, then = Denoiser(rng), right.Level(1.0, 0.0)
+    denoise, then = Denoiser(rng), level(ex, 1.0, 0.0)
     got = call(ex.heun_step, denoise, x, now, then)
     expect(got, x + slope(denoise.predict(x, now)), "the step to sigma' = 0 is Euler's: x + x0 dalpha + eps dsigma")
 
@@ -516,6 +635,8 @@ def check_slerp(ex, rng):
         )
         expect(got, (1 - w) * many + w * other, "between parallel noises the arc is a straight line", atol=1e-3)
 
+    public.check_angles(ex, rng, w)
+
     mixed = torch.cat([a, a]), torch.cat([b, a])
     wrong = {
         "one pair of parallel noises sent the whole batch along the straight line": (1 - w) * mixed[0] + w * mixed[1]
@@ -530,8 +651,27 @@ def check_slerp(ex, rng):
 
 
 def check_dpmpp_2m_step(ex, rng):
+    check_multistep(ex, batch(rng, 3), *descent(ex, rng, 3))
+    for sigmas in ((80.0, 35.0, 20.0), (0.5, 0.2, 0.07), (0.03, 0.01, 0.002)):
+        check_multistep(ex, batch(rng, 3, single=True), *(level(ex, 1.0, sigma) for sigma in sigmas), far=FAR)
     x, x0, x0_old = batch(rng, 3)
-    before, now, then = descent(rng, 3)
+    before, now = descent(ex, rng, 2)
+    clean = level(ex, uniform(rng, 0.5, 1), 0.0)  # any alpha', so that forgetting it shows
+    try:
+        got = call(ex.dpmpp_2m_step, x, x0, now, clean, x0_old, before)
+    except (ArithmeticError, ValueError) as problem:
+        raise AssertionError(
+            f"at the last step sigma' = 0 and lambda' is infinite: no formula, x' is alpha' x0 (you got: {problem})"
+        ) from None
+    wrong = {
+        "at the last step alpha' was forgotten": x0,
+        "history was used at the last step": clean.alpha * (2 * x0 - x0_old),
+    }
+    expect(got, clean.alpha * x0, "at the last step sigma' = 0, so x' is alpha' x0, with no history", wrong)
+
+
+def check_multistep(ex, images, before, now, then, far=""):
+    x, x0, x0_old = images
     lam_before, lam, lam_then = (math.log(level.alpha / level.sigma) for level in (before, now, then))
     h, r = lam_then - lam, (lam - lam_before) / (lam_then - lam)
 
@@ -560,21 +700,11 @@ def check_dpmpp_2m_step(ex, rng):
                 "r was not used: the last step was longer or shorter than this one": step(x0 + r * change),
             }
         got = call(ex.dpmpp_2m_step, x, x0, now, then, *((x0_old, before) if history else (None, None)))
+        early = f"only at sigma' = 0 x' is alpha' x0, but you took it at sigma' = {then.sigma:.2g}"
+        wrong[early] = then.alpha * x0
         hint = "x' is not what algorithm 2 gives from two predictions" if history else "without history, D is x0"
+        hint += f", from sigma = {now.sigma:.2g} to {then.sigma:.2g}{far}"
         expect(got, step(D), hint, wrong)
-
-    clean = right.Level(uniform(rng, 0.5, 1), 0.0)  # any alpha', so that forgetting it shows
-    try:
-        got = call(ex.dpmpp_2m_step, x, x0, now, clean, x0_old, before)
-    except (ArithmeticError, ValueError) as problem:
-        raise AssertionError(
-            f"at the last step sigma' = 0 and lambda' is infinite: no formula, x' is alpha' x0 (you got: {problem})"
-        ) from None
-    wrong = {
-        "at the last step alpha' was forgotten": x0,
-        "history was used at the last step": clean.alpha * (2 * x0 - x0_old),
-    }
-    expect(got, clean.alpha * x0, "at the last step sigma' = 0, so x' is alpha' x0, with no history", wrong)
 
 
 def check_fix_respaced_ddpm(ex, rng):
@@ -588,16 +718,24 @@ def check_fix_respaced_ddpm(ex, rng):
     public.check_respaced(ex, x, times, alpha_bar, noise, f"the steps through the levels {times} are wrong")
     every = list(range(T, -1, -1))
     public.check_respaced(ex, x, every, alpha_bar, noise, "with all levels the chain was right before: is it still?")
+    times = [1000, integer(rng, 300, 700), 20, 1, 0]
+    public.check_respaced(ex, x[:1], times, REAL, lambda k, x: z[:1], f"the steps through {times} of 1,000 are wrong")
 
 
 def check_fix_heun_sampling(ex, rng):
-    levels = [public.Level(*level) for level in descent(rng, integer(rng, 3, 5))]
-    (x,) = batch(rng, 1)
-    public.check_heun_sampling(ex, x, [*levels, public.CLEAN])
+    (x,), clean = batch(rng, 1), level(ex, 1.0, 0.0)
+    public.check_heun_sampling(ex, x, [*descent(ex, rng, integer(rng, 3, 5)), clean])
+    levels = [level(ex, 1.0, sigma) for sigma in (80.0, 10.0, 0.5, 0.02, 0.002)]
+    public.check_heun_sampling(ex, 80 * x[:1], [*levels, clean])
 
 
 def check_fix_flow_sampling(ex, rng):
-    (x,), steps, wave = batch(rng, 1), integer(rng, 2, 5), uniform(rng, 0.5, 1.5)
+    check_one_flow(ex, rng, *batch(rng, 1), integer(rng, 2, 5))
+    check_one_flow(ex, rng, *batch(rng, 1, single=True), 1)
+
+
+def check_one_flow(ex, rng, x, steps):
+    wave = uniform(rng, 0.5, 1.5)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         assert isinstance(t, Tensor) and t.shape == (len(x),), "the network needs t of shape (B,)"
@@ -613,7 +751,9 @@ def check_fix_consistency_loss(ex, rng):
     x0, eps = batch(rng)
     now = 0.5 + torch.rand(len(x0), generator=rng)
     then = now * (0.4 + 0.5 * torch.rand(len(x0), generator=rng))
-    public.check_consistency(ex, public.OneWeight(uniform(rng, 0.5, 1.5)), x0, eps, now, then)
+    for n in (len(x0), 1):
+        f = public.OneWeight(uniform(rng, 0.5, 1.5))
+        public.check_consistency(ex, f, x0[:n], eps[:n], now[:n], then[:n])
 
 
 def check_ten_evaluations(ex, rng):

@@ -78,7 +78,8 @@ def v_prediction(first: Tensor, second: Tensor, alpha: Tensor, sigma: Tensor, ba
                                                                      (Salimans & Ho 2022, section 4)
 
     first, second  (B, C, H, W)
-    alpha, sigma   (B,) one level for each image, with alpha^2 + sigma^2 = 1; alpha may be 0, where x is all noise
+    alpha, sigma   (B,) one level for each image, with alpha^2 + sigma^2 = 1; alpha is 0 in pure noise, and sigma in a
+                   clean image
     returns        two tensors (B, C, H, W)
     """
     raise NotImplementedError("exercise 3: v_prediction")
@@ -113,7 +114,7 @@ def flow_matching_loss(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor) -
     velocity  the network
     x0, eps   (B, C, H, W)
     t         (B,) from 0 to 1
-    returns   (B,)
+    returns   (B,) losses whose gradients train the network
     """
     raise NotImplementedError("exercise 5: flow_matching_loss")
 
@@ -163,13 +164,14 @@ def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
                                                                                         D.5; Shoemake 1985)
     cos(angle) = a . b / (|a| |b|)
 
-    Each image of the batch is one long vector with an angle of its own. Where its a and b are nearly parallel, the
-    angle is below 0.001: there, and only there, take the straight line (1 - w) a + w b, which is the same to many
-    digits. (Opposite noises have no unique arc between them; they are not tested.)
+    Each image of the batch is one long vector with an angle of its own. Where its a and b are nearly parallel or
+    opposite, the sine of the angle is below 0.001: there, and only there, take the straight line (1 - w) a + w b.
+    Between parallel noises it is the same to many digits. Between opposite ones there is no unique arc, and sines near
+    0 would leave a quotient of roundings.
 
     a, b     (B, C, H, W) noises
     w        from 0 (all a) to 1 (all b)
-    returns  (B, C, H, W), finite also where a and b are the same noise
+    returns  (B, C, H, W), finite also where a and b are the same noise, or opposite
     """
     raise NotImplementedError("exercise 8: slerp")
 
@@ -219,7 +221,7 @@ def matching_losses(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor, poin
     velocity  the network
     x0        (B, C, H, W) drawn from points, eps (B, C, H, W), t (B,) above 0
     points    (N, C, H, W) the data set
-    returns   (conditional, marginal), two scalars
+    returns   (conditional, marginal), two scalars whose gradients train the network
     """
     raise NotImplementedError("exercise 11: matching_losses")
 

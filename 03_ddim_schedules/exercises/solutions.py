@@ -85,7 +85,8 @@ def v_prediction(first: Tensor, second: Tensor, alpha: Tensor, sigma: Tensor, ba
                                                                      (Salimans & Ho 2022, section 4)
 
     first, second  (B, C, H, W)
-    alpha, sigma   (B,) one level for each image, with alpha^2 + sigma^2 = 1; alpha may be 0, where x is all noise
+    alpha, sigma   (B,) one level for each image, with alpha^2 + sigma^2 = 1; alpha is 0 in pure noise, and sigma in a
+                   clean image
     returns        two tensors (B, C, H, W)
     """
     # --- solution
@@ -133,7 +134,7 @@ def flow_matching_loss(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor) -
     velocity  the network
     x0, eps   (B, C, H, W)
     t         (B,) from 0 to 1
-    returns   (B,)
+    returns   (B,) losses whose gradients train the network
     """
     # --- solution
     time = t.view(-1, 1, 1, 1)
@@ -200,21 +201,22 @@ def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
                                                                                         D.5; Shoemake 1985)
     cos(angle) = a . b / (|a| |b|)
 
-    Each image of the batch is one long vector with an angle of its own. Where its a and b are nearly parallel, the
-    angle is below 0.001: there, and only there, take the straight line (1 - w) a + w b, which is the same to many
-    digits. (Opposite noises have no unique arc between them; they are not tested.)
+    Each image of the batch is one long vector with an angle of its own. Where its a and b are nearly parallel or
+    opposite, the sine of the angle is below 0.001: there, and only there, take the straight line (1 - w) a + w b.
+    Between parallel noises it is the same to many digits. Between opposite ones there is no unique arc, and sines near
+    0 would leave a quotient of roundings.
 
     a, b     (B, C, H, W) noises
     w        from 0 (all a) to 1 (all b)
-    returns  (B, C, H, W), finite also where a and b are the same noise
+    returns  (B, C, H, W), finite also where a and b are the same noise, or opposite
     """
     # --- solution
     dot, length_a, length_b = (v.flatten(1).sum(1).view(-1, 1, 1, 1) for v in (a * b, a * a, b * b))  # (B, 1, 1, 1)
     angle = (dot / (length_a * length_b).sqrt()).clamp(-1, 1).acos()
-    parallel = angle < 1e-3
-    sin = torch.where(parallel, 1.0, angle.sin())
-    weight_a = torch.where(parallel, 1 - w, ((1 - w) * angle).sin() / sin)
-    weight_b = torch.where(parallel, w, (w * angle).sin() / sin)
+    on_line = angle.sin() < 1e-3
+    sin = torch.where(on_line, 1.0, angle.sin())
+    weight_a = torch.where(on_line, 1 - w, ((1 - w) * angle).sin() / sin)
+    weight_b = torch.where(on_line, w, (w * angle).sin() / sin)
     return weight_a * a + weight_b * b
     # --- end
 
@@ -276,7 +278,7 @@ def matching_losses(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor, poin
     velocity  the network
     x0        (B, C, H, W) drawn from points, eps (B, C, H, W), t (B,) above 0
     points    (N, C, H, W) the data set
-    returns   (conditional, marginal), two scalars
+    returns   (conditional, marginal), two scalars whose gradients train the network
     """
     # --- solution
     time = t.view(-1, 1, 1, 1)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from common.grade.checks import call, expect, load, parts
+from common.grade.checks import call, expect, expect_gradients, load, make_level, parts, tensor
 
 ALPHA_BAR = torch.tensor([1.0, 0.64, 0.5, 0.36])  # at t = 1: alpha = 0.8, sigma = 0.6; at t = 3 the other way round
 
@@ -51,9 +51,10 @@ def points(*pairs: tuple[float, float]) -> torch.Tensor:
 
 def test_1_two_steps_of_four(ex):
     got = call(ex.respace, torch.tensor([1.0, 0.9, 0.72, 0.36, 0.18]), [2, 4])
-    assert len(got) == 2, (
-        f"two visited levels have two betas, but you returned {len(got)}: what comes before the first visited level?"
-    )
+    if isinstance(got, torch.Tensor) and got.dim() == 1:
+        assert len(got) == 2, (
+            f"two visited levels have two betas, but you returned {len(got)}: what comes before the first visited level?"
+        )
     wrong = {
         "these are the full chain's betas at the visited levels; a long step needs the beta of all the steps it skips": torch.tensor(
             [0.2, 0.5]
@@ -78,6 +79,18 @@ def test_1_all_steps(ex):
     got = call(ex.respace, torch.tensor([1.0, 0.9, 0.72, 0.36, 0.18]), [1, 2, 3, 4])
     expect(
         got, torch.tensor([0.1, 0.2, 0.5, 0.5]), "where all levels are visited, the betas are those of the full chain"
+    )
+
+
+def test_1_one_step_over_everything(ex):
+    got = call(ex.respace, torch.tensor([1.0, 0.5, 0.0001]), [2])
+    wrong = {"no beta may be cut off at 0.999: a single step over all levels has 0.9999": torch.tensor([0.999])}
+    expect(
+        1000 * (1 - tensor(got, torch.ones(1))),
+        torch.tensor([0.1]),
+        "beta is 1 - 0.0001",
+        {m: 1000 * (1 - v) for m, v in wrong.items()},
+        1e-3,
     )
 
 
@@ -107,7 +120,7 @@ def test_2_three_steps(ex):
     }
     right = torch.tensor([1, 0.81, 0.36, 0])
     expect(got, right, "the roots 0.9, 0.7, 0.3 less 0.3 are 0.6, 0.4, 0; times 0.9 / 0.6 they are 0.9, 0.6, 0", wrong)
-    assert got[-1] == 0, "the last entry must be exactly 0"
+    assert abs(got[-1]) < 1e-12, f"the last entry must be exactly 0, not {float(got[-1]):.3g}"
 
 
 # ----------------------------------------------------------------------------------------------------- 3. v_prediction
@@ -153,14 +166,35 @@ def test_3_back(ex):
     expect(eps, square_images(2, 2), "x and v were made of x0 = 1 and eps = 2; solve the two equations for eps", wrong)
 
 
+def expect_finite(got, alpha: torch.Tensor, sigma: torch.Tensor, when: str) -> None:
+    """Name the division by 0 where a result of some levels (B,) is NaN or infinite."""
+    for image, a, s in zip(got if isinstance(got, torch.Tensor) else (), alpha.tolist(), sigma.tolist(), strict=False):
+        if not torch.isfinite(image).all():
+            divisor = "alpha, which is 0 in pure noise" if a == 0 else "sigma, which is 0 in a clean image"
+            raise AssertionError(
+                f"{when}, you divide by {divisor if 0 in (a, s) else 'something'}; no division is needed"
+            )
+
+
+def test_3_a_clean_image(ex):
+    one, zero = torch.ones(1), torch.zeros(1)
+    there = parts(call(ex.v_prediction, images(2, B=1), images(5, B=1), one, zero, False), 2, "x and v")
+    back = parts(call(ex.v_prediction, images(2, B=1), images(5, B=1), one, zero, True), 2, "x0 and eps")
+    for got, when in ((there, "on the way there"), (back, "going back")):
+        for each, value in zip(got, (2, 5), strict=True):
+            expect_finite(each, one, zero, when)
+            expect(each, images(value, B=1), f"at alpha = 1 and sigma = 0, x is x0 and v is eps ({when})")
+
+
 def test_3_the_image_is_known_even_where_x_is_all_noise(ex):
     zero, one = torch.zeros(2), torch.ones(2)
+    for each in parts(call(ex.v_prediction, images(1), images(2), zero, one, False), 2, "x and v"):
+        expect_finite(each, zero, one, "on the way there")
     x0, eps = parts(
         call(ex.v_prediction, images(2), images(-1), zero, one, True), 2, "x0 and eps"
     )  # x = eps = 2, v = -x0 = -1
-    assert torch.isfinite(x0).all() and torch.isfinite(eps).all(), (
-        "you divide by alpha, which is 0 in pure noise; going back needs no division"
-    )
+    for each in (x0, eps):
+        expect_finite(each, zero, one, "going back")
     expect(x0, images(1), "at alpha = 0, v is -x0")
     expect(eps, images(2), "at alpha = 0, x is eps")
 
@@ -223,6 +257,16 @@ def test_4_v(ex):
     )
 
 
+def test_4_nearly_clean_and_pure_noise(ex):
+    """SNR 10,000 and 0.0001, as in the schedule of 1,000 levels."""
+    alpha2 = torch.tensor([1 / 1.0001, 0.0001 / 1.0001])
+    for prediction, goal in (("x0", [2, 1e-4]), ("eps", [2e-4, 1]), ("v", [2e-4, 1e-4])):
+        got = call(ex.snr_weight, alpha2.sqrt(), (1 - alpha2).sqrt(), 2.0, prediction)
+        ratio = tensor(got, torch.ones(2)) / torch.tensor(goal)
+        hint = f'with "{prediction}" and gamma = 2, the weights at SNR 10,000 and 0.0001 are {goal}; is there a clamp?'
+        expect(ratio, torch.ones(2), hint, atol=0.05)
+
+
 # ----------------------------------------------------------------------------------------------- 5. flow_matching_loss
 
 
@@ -253,6 +297,27 @@ def test_5_by_hand(ex):
         "take the mean over channels and pixels, not the sum": torch.tensor([9.0, 9, 81]),
     }
     expect(got, torch.tensor([1.0, 1, 9]), "the velocities are 2, 2 and -2, and the network predicts 1", wrong)
+
+
+class ByItself:
+    """A network that predicts its input, and remembers it."""
+
+    def __call__(self, x, t):
+        self.x = x
+        return x
+
+
+def test_5_both_ends(ex):
+    for t, right in ((0.0, 1.0), (1.0, 3.0)):
+        net = ByItself()
+        call(ex.flow_matching_loss, net, images(1, B=1), images(3, B=1), torch.tensor([t]))
+        expect(net.x, images(right, B=1), f"at t = {t:g} x_t is {'the image' if t == 0 else 'the noise'} itself")
+
+
+def test_5_the_network_can_learn_from_it(ex):
+    a = torch.ones((), requires_grad=True)
+    got = ex.flow_matching_loss(lambda x, t: a * torch.ones_like(x), images(1), images(3), torch.tensor([0.5, 0.2]))
+    expect_gradients(got, (a - 2).square().expand(2), {"the network": a})  # it predicts 1, and the velocity is 2
 
 
 # -------------------------------------------------------------------------------------------------------- 6. ddim_step
@@ -288,6 +353,15 @@ def test_6_the_last_step_adds_no_noise(ex):
         "the last step should end in the clean image, at alpha_bar_0 = 1: is noise left or added at t_next = 0?",
         wrong,
     )
+
+
+def test_6_far_from_0(ex):
+    got = call(ex.ddim_step, images(3), images(0), 3, 1, 0.0, images(0), ALPHA_BAR)
+    wrong = {
+        "you clipped the predicted x0 to [-1, 1], as some samplers do; eq. 12 does not": images(0.8),
+        "you clipped the result to [-1, 1], which is not asked for": images(1),
+    }
+    expect(got, images(4), "x0 is 3 / 0.6 = 5, and x' is 0.8 * 5", wrong)
 
 
 def ddim_by_hand(t: int, t_next: int) -> torch.Tensor:
@@ -362,10 +436,15 @@ class Denoiser:
         return x0 * torch.ones_like(x), eps * torch.ones_like(x)
 
 
+def own(ex, *levels) -> list:
+    """The levels as the file's own class Level has them."""
+    return [make_level(ex, *level, Level) for level in levels]
+
+
 def heun_by_hand(ex) -> tuple[torch.Tensor, Denoiser]:
     """From x = 5 with dalpha = 0.2, dsigma = -0.2. The first step is -0.2, the second 0.6."""
     denoise = Denoiser((1, 2), (5, 2))
-    return call(ex.heun_step, denoise, images(5), MORE_NOISE, LESS_NOISE), denoise
+    return call(ex.heun_step, denoise, images(5), *own(ex, MORE_NOISE, LESS_NOISE)), denoise
 
 
 def test_7_where_it_evaluates(ex):
@@ -398,8 +477,17 @@ def test_7_the_average_of_both(ex):
 
 def test_7_the_last_step_is_eulers(ex):
     denoise = Denoiser((1, 2))
-    got = call(ex.heun_step, denoise, images(5), MORE_NOISE, CLEAN)
+    got = call(ex.heun_step, denoise, images(5), *own(ex, MORE_NOISE, CLEAN))
     expect(got, images(5 + 0.4 * 1 - 0.8 * 2), "the step to sigma' = 0 is x + x0 dalpha + eps dsigma")
+
+
+def test_7_small_noise_is_not_the_end(ex):
+    denoise = Denoiser((1, 2), (1, 4))
+    got = call(ex.heun_step, denoise, images(5), *own(ex, Level(1.0, 1.002), Level(1.0, 0.002)))
+    assert len(denoise.x) == 2, (
+        "the step to sigma' = 0.002 takes two evaluations, as any other; only the step to exactly 0 is Euler's"
+    )
+    expect(got, images(5 - 3), "dsigma = -1, and eps is 2 and then 4, so x' = 5 - 3")
 
 
 # ------------------------------------------------------------------------------------------------------------ 8. slerp
@@ -460,6 +548,49 @@ def test_8_each_image_chooses_for_itself(ex):
     )
 
 
+def pairs_at(degrees: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noises of four channels and the same length, with these angles between them. (N,) -> twice (N, 4, 3, 3)"""
+    a, across = torch.randn(2, len(degrees), 36, generator=rng, dtype=torch.float64)
+    across = across - (across * a).sum(1, keepdim=True) / a.square().sum(1, keepdim=True) * a
+    across = across * a.norm(dim=1, keepdim=True) / across.norm(dim=1, keepdim=True)
+    angle = degrees.double()[:, None].deg2rad()
+    b = angle.cos() * a + angle.sin() * across
+    return a.float().view(-1, 4, 3, 3), b.float().view(-1, 4, 3, 3)
+
+
+def check_angles(ex, rng: torch.Generator, w: float) -> None:
+    """Angles from 2 to 178 degrees, pair by pair, and opposite noises."""
+    for degrees in (2.0, 10.0, 20.0, 60.0, 120.0, 170.0, 178.0):
+        a, b = pairs_at(torch.tensor([degrees]), rng)
+        angle = math.radians(degrees)
+        right = (math.sin((1 - w) * angle) * a + math.sin(w * angle) * b) / math.sin(angle)
+        wrong = {
+            f"at {degrees:g} degrees you took the straight line; take it only where sin(angle) is below 0.001": (1 - w)
+            * a
+            + w * b
+        }
+        got = call(ex.slerp, a, b, w)
+        expect(
+            got,
+            right,
+            f"at {degrees:g} degrees this is not on the arc from a to b",
+            wrong,
+            atol=1e-3 if degrees < 150 else 2e-2,
+        )
+    a, _ = pairs_at(torch.tensor([90.0, 90]), rng)
+    for strength in (1.0, 0.5):
+        got = call(ex.slerp, a, -strength * a, w)
+        hint = (
+            "a and b are opposite, so sin(angle) is 0 as it is for parallel noises, and a quotient of roundings is left: "
+            "take the straight line there too"
+        )
+        expect(got, (1 - w - w * strength) * a, hint)
+
+
+def test_8_from_2_to_180_degrees(ex):
+    check_angles(ex, torch.Generator().manual_seed(0), 0.25)
+
+
 # ----------------------------------------------------------------------------------------------------- 9. reflow_pairs
 
 
@@ -483,6 +614,15 @@ def test_9_two_steps(ex):
     }
     expect(x0, images(-0.25), "x = 1 - (1 + 1) / 2 = 0, then 0 - (0 + 0.5) / 2 = -0.25", wrong)
     expect(eps, images(1), "the second result should be the noise that was given")
+
+
+def test_9_a_single_step(ex):
+    def velocity(x, t):
+        assert t.is_floating_point(), f"t is a number between 0 and 1, but the network was given {t.dtype}"
+        return x + t.view(-1, 1, 1, 1)
+
+    x0, _ = parts(call(ex.reflow_pairs, velocity, images(3, B=1), 1), 2, "x0 and eps")
+    expect(x0, images(-1, B=1), "one step from x = 3 with the velocity 3 + 1 leads to 3 - 4")
 
 
 def test_9_no_graph(ex):
@@ -536,6 +676,19 @@ def test_10_two_images(ex):
     expect(got, mixed(math.e), hint, wrong)
 
 
+def test_10_an_image_of_432_pixels(ex):
+    """exp(-|eps|^2 / 2) is 0 in float32, for both images; the first is the right one."""
+    rng = torch.Generator().manual_seed(0)
+    points, eps = torch.randn(2, 3, 12, 12, generator=rng), torch.randn(1, 3, 12, 12, generator=rng)
+    got = call(ex.marginal_velocity, 0.7 * points[:1] + 0.3 * eps, torch.tensor([0.3]), points)
+    if isinstance(got, torch.Tensor):
+        assert torch.isfinite(got).all(), (
+            "NaN: for an image of 432 numbers exp(-|eps|^2 / 2) is 0 in float32, and 0 / 0 is NaN; "
+            "subtract the largest exponent first, as softmax does"
+        )
+    expect(got, eps - points[:1], "x was made of the first image, and the second is too far away to count", atol=1e-3)
+
+
 def test_10_by_monte_carlo(ex):
     """The average of eps - x0 over the draws whose x_t lies in a narrow window."""
     rng, t = torch.Generator().manual_seed(0), 0.6
@@ -583,6 +736,16 @@ def test_11_two_images(ex):
     )
 
 
+def test_11_the_network_can_learn_from_both(ex):
+    a = torch.ones((), requires_grad=True)
+    x0, eps, t = on_line(2, 2), on_line(1, -1), torch.tensor([0.5, 0.25])
+    got = ex.matching_losses(lambda x, t: a * torch.ones_like(x), x0, eps, t, on_line(2))
+    right = ((a + 1).square() + (a + 3).square()) / 2  # the velocities are -1 and -3
+    for value, name in zip(parts(got, 2, "conditional and marginal"), ("conditional", "marginal"), strict=True):
+        hint = f"the {name} loss is right, but its gradient is not: is a part of the prediction detached?"
+        expect_gradients(value, right, {"the network": a}, hint)
+
+
 def test_11_the_gradients_are_equal(ex):
     """The network is a t x: the difference of both losses should not depend on a, so their derivatives are equal."""
     rng, points = torch.Generator().manual_seed(0), on_line(-1, 0.5, 2)
@@ -610,7 +773,7 @@ def test_11_the_gradients_are_equal(ex):
 
 
 def test_12_the_first_step_has_no_history(ex):
-    got = call(ex.dpmpp_2m_step, images(4), images(2), MORE_NOISE, LESS_NOISE, None, None)
+    got = call(ex.dpmpp_2m_step, images(4), images(2), *own(ex, MORE_NOISE, LESS_NOISE), None, None)
     # sigma' / sigma = 0.75; e^-h = (0.6 / 0.8) / (0.8 / 0.6) = 0.5625
     wrong = {
         "the sign before alpha' is wrong: e^-h - 1 is negative, so -alpha' (e^-h - 1) is positive": images(
@@ -628,7 +791,7 @@ def test_12_the_first_step_has_no_history(ex):
 
 def test_12_history(ex):
     # h = log 4, the step before log 2, so r = 1/2
-    before, now, then = (Level(1.0, 8.0), Level(1.0, 4.0), Level(1.0, 1.0))
+    before, now, then = own(ex, Level(1.0, 8.0), Level(1.0, 4.0), Level(1.0, 1.0))
     got = call(ex.dpmpp_2m_step, images(8), images(3), now, then, images(1), before)
 
     def step(D: float, shrink: float = 1 / 4) -> torch.Tensor:
@@ -647,12 +810,22 @@ def test_12_history(ex):
 
 def test_12_the_last_step_lands_on_x0(ex):
     try:
-        got = call(ex.dpmpp_2m_step, images(4), images(2), LESS_NOISE, CLEAN, images(1), MORE_NOISE)
+        before, now, then = own(ex, MORE_NOISE, LESS_NOISE, CLEAN)
+        got = call(ex.dpmpp_2m_step, images(4), images(2), now, then, images(1), before)
     except (ArithmeticError, ValueError) as problem:
         raise AssertionError(
             f"at the last step sigma' = 0 and lambda' is infinite: no formula, x' is alpha' x0 (you got: {problem})"
         ) from None
     expect(got, images(2), "at the last step sigma' = 0, so x' is alpha' x0, with no history")
+
+
+def test_12_small_noise_is_not_the_end(ex):
+    for sigma in (0.09, 0.004):
+        got = call(
+            ex.dpmpp_2m_step, images(4), images(2), *own(ex, Level(1.0, 2 * sigma), Level(1.0, sigma)), None, None
+        )
+        wrong = {f"only at sigma' = 0 x' is alpha' x0, but you took it at sigma' = {sigma}": images(2)}
+        expect(got, images(2 + 1), f"from sigma = {2 * sigma} to {sigma}, x' is half of x and half of x0", wrong)
 
 
 # ----------------------------------------------------------------------------------------------- 13. fix_respaced_ddpm
@@ -779,7 +952,8 @@ def check_heun_sampling(ex, x: torch.Tensor, levels: list) -> None:
 
 
 def test_14_where_it_evaluates(ex):
-    check_heun_sampling(ex, images(1.5), [Level(0.6, 0.8), Level(0.8, 0.6), Level(0.96, 0.28), CLEAN])
+    check_heun_sampling(ex, images(1.5), own(ex, Level(0.6, 0.8), Level(0.8, 0.6), Level(0.96, 0.28), CLEAN))
+    check_heun_sampling(ex, images(1.5), own(ex, Level(1.0, 1.0), Level(1.0, 0.05), Level(1.0, 0.002), CLEAN))
 
 
 # ----------------------------------------------------------------------------------------------- 15. fix_flow_sampling
@@ -862,7 +1036,7 @@ class OneWeight:
 
 def check_consistency(ex, f, x0, eps, now, then) -> None:
     loss, slopes = consistency_slopes(f, x0, eps, now, then)
-    got = call(ex.fix_consistency_loss, f, x0, eps, now, then)
+    got = tensor(call(ex.fix_consistency_loss, f, x0, eps, now, then), loss)
     expect(got.detach(), loss, "the value of the loss was right before, and should stay")
     assert got.requires_grad, "the loss has no gradient at all: only the target is fixed"
     wrong = {
@@ -871,7 +1045,10 @@ def check_consistency(ex, f, x0, eps, now, then) -> None:
         ],
         "the prediction was detached instead of the target: the target follows the prediction": slopes["target"],
     }
-    (slope,) = torch.autograd.grad(got, f.a)
+    (slope,) = torch.autograd.grad(got, f.a, allow_unused=True)
+    assert slope is not None, (
+        "no gradient reaches the network: requires_grad_() on a finished number does not bring the graph back"
+    )
     expect(
         slope,
         slopes["prediction"],

@@ -8,6 +8,7 @@
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +23,11 @@ weight_rightly, slerp_rightly, multistep_rightly = solutions.snr_weight, solutio
 bank = Bank()
 mistake, another_way = bank.mistake, bank.another_way
 MISTAKES, OTHER_WAYS = bank.MISTAKES, bank.OTHER_WAYS
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
 
 
 # ---------------------------------------------------------------------------------------------------------- 1. respace
@@ -61,6 +67,29 @@ def respace(alpha_bar, times):
     alphas = (alpha_bar[1:] / alpha_bar[:-1]).tolist()
     ends = [0, *times]
     return torch.tensor([1 - math.prod(alphas[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)])
+
+
+@mistake("betas cut off at 0.999, as schedules are often made", "cut off at 0.999")
+def respace(alpha_bar, times):
+    visited = alpha_bar[[0, *times]]
+    return (1 - visited[1:] / visited[:-1]).clamp(max=0.999)
+
+
+@mistake("the caller's list of levels begins with 0 from now on", "changes its argument times")
+def respace(alpha_bar, times):
+    times.insert(0, 0)
+    visited = alpha_bar[times]
+    return 1 - visited[1:] / visited[:-1]
+
+
+@mistake("a list of floats", "not a list of")
+def respace(alpha_bar, times):
+    return solutions.respace(alpha_bar, times).tolist()
+
+
+@mistake("no return", "is a `return` missing?")
+def respace(alpha_bar, times):
+    solutions.respace(alpha_bar, times)
 
 
 # ------------------------------------------------------------------------------------------------ 2. zero_terminal_snr
@@ -119,6 +148,18 @@ def zero_terminal_snr(alpha_bar):
     new = (slope * (root - last)).square()
     new[0] = 1
     return new.float()
+
+
+@mistake("a trace of the image left, so that nothing is divided by 0", "must be exactly 0")
+def zero_terminal_snr(alpha_bar):
+    return solutions.zero_terminal_snr(alpha_bar).clamp(min=1e-8)
+
+
+@another_way("in float64, with the last entry 0 but for rounding")
+def zero_terminal_snr(alpha_bar):
+    root = alpha_bar.double().sqrt()
+    slope = root[1] / (root[1] - root[-1])
+    return torch.cat([alpha_bar[:1], (slope * root[1:] - slope * alpha_bar[-1].double().sqrt()) ** 2])
 
 
 # ----------------------------------------------------------------------------------------------------- 3. v_prediction
@@ -186,6 +227,43 @@ def v_prediction(*args):
     return v_rightly(*args)[0]
 
 
+@mistake("eps by a division by sigma, which a clean image has not", "divide by sigma")
+def v_prediction(first, second, alpha, sigma, back):
+    alpha, sigma = per_image(alpha), per_image(sigma)
+    if back:
+        x0 = alpha * first - sigma * second
+        return x0, (first - alpha * x0) / sigma
+    return alpha * first + sigma * second, alpha * second - sigma * first
+
+
+@mistake("v by a division by sigma", "divide by sigma")
+def v_prediction(first, second, alpha, sigma, back):
+    alpha, sigma = per_image(alpha), per_image(sigma)
+    if back:
+        return alpha * first - sigma * second, sigma * first + alpha * second
+    x = alpha * first + sigma * second
+    return x, (alpha * x - first) / sigma
+
+
+@mistake("v by a division by alpha", "divide by alpha")
+def v_prediction(first, second, alpha, sigma, back):
+    alpha, sigma = per_image(alpha), per_image(sigma)
+    if back:
+        return alpha * first - sigma * second, sigma * first + alpha * second
+    x = alpha * first + sigma * second
+    return x, (second - sigma * x) / alpha
+
+
+@another_way("a named tuple")
+def v_prediction(*args):
+    return Pair(*v_rightly(*args))
+
+
+@another_way("a generator, which unpacks like a tuple")
+def v_prediction(*args):
+    return (each for each in v_rightly(*args))
+
+
 # ------------------------------------------------------------------------------------------------------- 4. snr_weight
 
 
@@ -230,6 +308,29 @@ def snr_weight(alpha, sigma, gamma, prediction):
 def snr_weight(alpha, sigma, gamma, prediction):
     top = torch.minimum(alpha**2, gamma * sigma**2)
     return top / {"x0": sigma**2, "eps": alpha**2, "v": alpha**2 + sigma**2}[prediction]
+
+
+@mistake("no SNR below 0.01", "is there a clamp")
+def snr_weight(alpha, sigma, gamma, prediction):
+    snr = ((alpha / sigma) ** 2).clamp(min=0.01)
+    return weigh(snr, snr.clamp(max=gamma), prediction)
+
+
+@mistake("no SNR above 100", "a clamp")
+def snr_weight(alpha, sigma, gamma, prediction):
+    snr = ((alpha / sigma) ** 2).clamp(max=100)
+    return weigh(snr, snr.clamp(max=gamma), prediction)
+
+
+@mistake("a number added to sigma^2, lest it be 0", "a clamp")
+def snr_weight(alpha, sigma, gamma, prediction):
+    snr = alpha**2 / (sigma**2 + 1e-5)
+    return weigh(snr, snr.clamp(max=gamma), prediction)
+
+
+@another_way("in float64")
+def snr_weight(alpha, sigma, gamma, prediction):
+    return weight_rightly(alpha.double(), sigma.double(), gamma, prediction)
 
 
 # ----------------------------------------------------------------------------------------------- 5. flow_matching_loss
@@ -292,6 +393,30 @@ def flow_matching_loss(velocity, x0, eps, t):
 def flow_matching_loss(velocity, x0, eps, t):
     predicted = velocity(torch.lerp(x0, eps, per_image(t)), t)
     return torch.stack([((v - e + x) ** 2).mean() for v, e, x in zip(predicted, eps, x0, strict=True)])
+
+
+@mistake("times kept away from both ends", "x_t should be (1 - t) x0 + t eps")
+def flow_matching_loss(velocity, x0, eps, t):
+    time = per_image(t.clamp(0.01, 0.99))
+    return (velocity((1 - time) * x0 + time * eps, t) - (eps - x0)).square().mean((1, 2, 3))
+
+
+@mistake("no gradient, and requires_grad_() to silence backward()", "does not bring the graph back")
+def flow_matching_loss(velocity, x0, eps, t):
+    with torch.no_grad():
+        return flow_loss(velocity, x0, eps, t).requires_grad_()
+
+
+@mistake("half of the gradient", "its gradient with respect to the network is not")
+def flow_matching_loss(velocity, x0, eps, t):
+    time = per_image(t)
+    error = velocity((1 - time) * x0 + time * eps, t) - (eps - x0)
+    return (error * error.detach()).mean((1, 2, 3))
+
+
+@mistake("a list of floats", "not a list of")
+def flow_matching_loss(*args):
+    return flow_loss(*args).tolist()
 
 
 # -------------------------------------------------------------------------------------------------------- 6. ddim_step
@@ -376,6 +501,22 @@ def ddim_step(x, eps, t, t_next, eta, z, alpha_bar):
     return 0.9 * then.sqrt() * x0 + (1 - then - (eta * fresh) ** 2).sqrt() * eps + 2 * eta * fresh * z
 
 
+@mistake("x0 cut off at [-1, 1], as diffusers does by default", "you clipped the predicted x0")
+def ddim_step(x, eps, t, t_next, eta, z, alpha_bar):
+    then, x0, full = parts(x, eps, t, t_next, alpha_bar)
+    return then.sqrt() * x0.clamp(-1, 1) + (1 - then - (eta * full) ** 2).sqrt() * eps + eta * full * z
+
+
+@mistake("noise of its own", "no random numbers of your own")
+def ddim_step(x, eps, t, t_next, eta, z, alpha_bar):
+    return ddim_rightly(x, eps, t, t_next, eta, torch.randn_like(x) if t_next else z, alpha_bar)
+
+
+@another_way("in double precision")
+def ddim_step(x, eps, t, t_next, eta, z, alpha_bar):
+    return ddim_rightly(x.double(), eps, t, t_next, eta, z, alpha_bar.double())
+
+
 # -------------------------------------------------------------------------------------------------------- 7. heun_step
 
 
@@ -434,6 +575,22 @@ def heun_step(denoise, x, now, then):
 def heun_step(denoise, x, now, then):
     ahead = x + euler(denoise, x, now, now, then)
     return (x + ahead + euler(denoise, ahead, then, now, then)) / 2 if then.sigma > 0 else ahead
+
+
+@mistake("Euler's step wherever the noise is small", "only the step to exactly 0 is Euler's")
+def heun_step(denoise, x, now, then):
+    if then.sigma < 0.01:
+        return euler(denoise, x, now, now, then) + x
+    return heun_rightly(denoise, x, now, then)
+
+
+@another_way("the last step by the file's own class of levels")
+def heun_step(denoise, x, now, then):
+    match then:
+        case solutions.Level(alpha=_, sigma=0):
+            x0, eps = denoise(x, now)
+            return x + x0 * (then.alpha - now.alpha) + eps * (then.sigma - now.sigma)
+    return heun_rightly(denoise, x, now, then)
 
 
 # ------------------------------------------------------------------------------------------------------------ 8. slerp
@@ -517,6 +674,38 @@ def slerp(a, b, w):
     return torch.where(angle.sin() < 1e-3, (1 - w) * a + w * b, arc(a, b, w, angle))
 
 
+@mistake("a straight line for all angles below 26 degrees", "you took the straight line")
+def slerp(a, b, w):
+    cos = cosine(a, b)
+    arc_or_nan = arc(a, b, w, cos.clamp(-1, 1).acos())
+    return torch.where(cos > 0.9, (1 - w) * a + w * b, arc_or_nan)
+
+
+@mistake("a straight line for all angles above 170 degrees too", "you took the straight line")
+def slerp(a, b, w):
+    angle = cosine(a, b).clamp(-1, 1).acos()
+    return torch.where(angle.sin() < 0.1, (1 - w) * a + w * b, arc(a, b, w, angle))
+
+
+@mistake("opposite noises, where a quotient of roundings is left", "a and b are opposite")
+def slerp(a, b, w):
+    angle = cosine(a, b).clamp(-1, 1).acos()
+    return torch.where(angle < 1e-3, (1 - w) * a + w * b, arc(a, b, w, angle))
+
+
+@mistake("sines of small angles replaced by a larger number", "degrees")
+def slerp(a, b, w):
+    angle = cosine(a, b).clamp(-1, 1).acos()
+    weights = ((1 - w) * angle).sin() * a + (w * angle).sin() * b
+    return torch.where(angle.sin() < 1e-3, (1 - w) * a + w * b, weights / angle.sin().clamp(min=0.3))
+
+
+@mistake("directions only, without the norm", "circles of radius")
+def slerp(a, b, w):
+    c = slerp_rightly(a, b, w)
+    return c / c.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp(min=1e-9)
+
+
 # ----------------------------------------------------------------------------------------------------- 9. reflow_pairs
 
 
@@ -580,6 +769,24 @@ def reflow_pairs(velocity, eps, steps):
     for k in range(steps, 0, -1):
         x = (x - velocity(x, torch.full((len(x),), k / steps)) / steps).detach()
     return [x, eps]
+
+
+@mistake("whole numbers for times, which one step shows", "torch.int64")
+def reflow_pairs(velocity, eps, steps):
+    x = eps
+    with torch.no_grad():
+        for k in range(steps):
+            time = 1 if k == 0 else 1 - k / steps
+            x = x - velocity(x, torch.full((len(x),), time)) / steps
+    return x, eps
+
+
+@mistake("the noise overwritten by the image", "changes its argument eps")
+def reflow_pairs(velocity, eps, steps):
+    with torch.no_grad():
+        for k in range(steps):
+            eps -= velocity(eps, torch.full((len(eps),), 1 - k / steps)) / steps
+    return eps, eps.clone()
 
 
 # ----------------------------------------------------------------------------------------------- 10. marginal_velocity
@@ -649,6 +856,15 @@ def marginal_velocity(x, t, points):
     return torch.stack(results).float()
 
 
+@mistake("exponentials in float32, which are 0 for all images of some size", "is 0 in float32")
+def marginal_velocity(x, t, points):
+    time = t.view(-1, 1, 1)
+    eps = (x.flatten(1)[:, None] - (1 - time) * points.flatten(1)) / time  # (B, N, D)
+    weight = (-eps.square().sum(2) / 2).exp()
+    velocity = (weight[:, :, None] * (eps - points.flatten(1))).sum(1) / weight.sum(1, keepdim=True)
+    return velocity.view(x.shape)
+
+
 # ------------------------------------------------------------------------------------------------- 11. matching_losses
 
 
@@ -681,7 +897,7 @@ def matching_losses(*args):
     return (predicted - line).square().sum(), (predicted - average).square().sum()
 
 
-@mistake("the prediction detached", "no graph back to the network")
+@mistake("the prediction detached", "no gradient flows")
 def matching_losses(*args):
     predicted, line, average = losses(*args)
     return (predicted.detach() - line).square().mean(), (predicted.detach() - average).square().mean()
@@ -700,6 +916,18 @@ def matching_losses(velocity, x0, eps, t, points):
         solutions.flow_matching_loss(velocity, x0, eps, t).mean(),
         torch.nn.functional.mse_loss(predicted, average),
     ]
+
+
+@mistake("half of the marginal loss's gradient", "the marginal loss is right, but its gradient is not")
+def matching_losses(velocity, x0, eps, t, points):
+    conditional, marginal = solutions.matching_losses(velocity, x0, eps, t, points)
+    return conditional, 0.5 * marginal + 0.5 * marginal.detach()
+
+
+@mistake("the marginal loss as a number", "no gradient")
+def matching_losses(velocity, x0, eps, t, points):
+    conditional, marginal = solutions.matching_losses(velocity, x0, eps, t, points)
+    return conditional, torch.tensor(marginal.item(), requires_grad=True)
 
 
 # --------------------------------------------------------------------------------------------------- 12. dpmpp_2m_step
@@ -776,6 +1004,16 @@ def dpmpp_2m_step(x, x0, now, then, x0_old, before):
         r = (lam - lam_before) / (lam_then - lam)
         D = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_old
     return then.alpha * D + then.sigma * (x - now.alpha * D) / now.sigma
+
+
+@mistake("the last step as soon as the noise is below 0.1", "only at sigma' = 0")
+def dpmpp_2m_step(x, x0, now, then, x0_old, before):
+    return then.alpha * x0 if then.sigma < 0.1 else multistep_rightly(x, x0, now, then, x0_old, before)
+
+
+@mistake("the last step as soon as the noise is below 0.005", "only at sigma' = 0")
+def dpmpp_2m_step(x, x0, now, then, x0_old, before):
+    return then.alpha * x0 if then.sigma < 0.005 else multistep_rightly(x, x0, now, then, x0_old, before)
 
 
 # ----------------------------------------------------------------------------------------------- 13. fix_respaced_ddpm
@@ -983,6 +1221,12 @@ def fix_consistency_loss(f, x0, eps, now, then):
     with torch.no_grad():
         target = f(x0 + per_image(then) * eps, then)
     return torch.nn.functional.mse_loss(f(x0 + per_image(now) * eps, now), target)
+
+
+@mistake("no gradient, and requires_grad_() to silence backward()", "does not bring the graph back")
+def fix_consistency_loss(f, x0, eps, now, then):
+    with torch.no_grad():
+        return solutions.fix_consistency_loss(f, x0, eps, now, then).requires_grad_()
 
 
 # ------------------------------------------------------------------------------------------------- 17. ten_evaluations
