@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.grade.checks import Exercise, call, expect, integer, load, uniform
+from common.grade.checks import Exercise, call, expect, expect_gradients, integer, load, numbers, tensor, uniform
 
 public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
@@ -22,6 +22,9 @@ right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 
 def normal(rng: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=rng)
+
+
+FAR = "; elsewhere your result is right, so look for a clamp, a constant or a threshold that only shows here"
 
 
 def image_shape(rng: torch.Generator) -> tuple[int, int, int, int]:
@@ -42,7 +45,7 @@ def check_caption_dropout(ex, rng):
         B = integer(rng, 3, 5)
         M, D = (B, B) if square else (integer(rng, 6, 7), integer(rng, 8, 9))
         text, empty = normal(rng, B, M, D), normal(rng, M, D)
-        u = (torch.randperm(B, generator=rng) + torch.rand(B, generator=rng)) / B
+        u = (torch.randperm(B, generator=rng) + 0.1 + 0.8 * torch.rand(B, generator=rng)) / B
         p = integer(rng, 1, B - 1) / B  # between two of them, so that some are dropped and some are not
         got = call(ex.caption_dropout, text, empty, u, p)
         if isinstance(got, Tensor):
@@ -70,6 +73,11 @@ def check_caption_dropout(ex, rng):
         expect(
             got, torch.where(drop, empty, text), "captions with u < p become the empty one, and the others stay", wrong
         )
+    text, empty = normal(rng, 2, 3, 4).requires_grad_(), normal(rng, 3, 4).requires_grad_()
+    got = call(ex.caption_dropout, text, empty, torch.tensor([0.05, 0.7]), 0.1)
+    goal = torch.cat([empty[None], text[1:]])
+    expect(got, goal, "at p = 0.1 the caption with u = 0.05 is dropped, and that with 0.7 stays")
+    expect_gradients(got, goal, {"the captions": text, "the empty caption": empty})
 
 
 WORDS = ("wings", "horns", "a tail", "spots", "a hat", "teeth")
@@ -151,7 +159,12 @@ class Network:
 
 
 def check_guided(ex, rng):
-    shape, w = image_shape(rng), uniform(rng, 2, 6)
+    check_one_guidance(ex, rng, image_shape(rng), uniform(rng, 2, 6))
+    for w in (0.0, 1.0, 12.0):
+        check_one_guidance(ex, rng, (1, 3, 4, 5), w)
+
+
+def check_one_guidance(ex, rng, shape, w):
     x, t, context, net = (
         normal(rng, *shape),
         torch.randperm(1000, generator=rng)[: shape[0]],
@@ -179,6 +192,16 @@ def check_guided(ex, rng):
 
 
 def check_dynamic_threshold(ex, rng):
+    x0 = 30 * normal(rng, 1, 3, 12, 12)  # as guidance with a large scale leaves it at high noise
+    s = x0.abs().flatten().quantile(0.995)
+    hint = f"values up to {float(x0.abs().max()):.0f} come out otherwise{FAR}"
+    wrong = {
+        f"s was limited to {most}; it has no upper limit": x0.clamp(-most, most) / most for most in (2, 3, 5, 10, 20)
+    }
+    expect(call(ex.dynamic_threshold, x0, 0.995), x0.clamp(-s, s) / s, hint, wrong)
+    x0 = 0.9 * x0 / x0.abs().max()
+    expect(call(ex.dynamic_threshold, x0, 0.995), x0, "an image that lies within [-1, 1] does not change")
+
     B, C, H, W = image_shape(rng)
     strength = torch.linspace(0.2, 3, B)[torch.randperm(B, generator=rng)]
     x0 = (normal(rng, B, C, H, W) + 0.2) * per_image(strength) * torch.linspace(0.7, 1.3, C).view(-1, 1, 1)
@@ -239,9 +262,15 @@ def check_rescale(ex, rng):
     }
     hint = "the result should be phi guided std(cond) / std(guided) + (1 - phi) guided, with the standard deviations of each image"
     expect(call(ex.rescale, guided, cond, phi), mixed(ratio(image)), hint, wrong)
+    cond, guided = 0.01 * cond[:1], 0.02 * guided[:1]  # one image of little contrast
+    got = tensor(call(ex.rescale, guided, cond, phi), guided)
+    expect(100 * got, 100 * mixed(ratio(image)), f"for an image of little contrast, {hint.removeprefix('the ')}{FAR}")
 
 
 def check_attribute_accuracy(ex, rng):
+    asked = torch.randint(-1, 4, (600, 11), generator=rng)  # as many as chapter 2 evaluates
+    check_one_accuracy(ex, torch.where(torch.rand(600, 11, generator=rng) < 0.93, asked, 3 - asked), asked)
+    check_one_accuracy(ex, torch.tensor([[2, 1]]), torch.tensor([[2, -1]]))  # a single requested value
     N, K = integer(rng, 9, 14), integer(rng, 3, 5)
     asked = torch.randint(0, 4, (N, K), generator=rng)
     # some captions ask for much, some for little
@@ -264,16 +293,16 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
     n, k, N = int(counts.sum()), int(hits.sum()), len(asked)
     share, each = k / n, hits.sum(1) / counts.sum(1)
 
-    def wilson(n: int, whole: bool = True) -> Tensor:
-        middle, reach = share + 1.96**2 / (2 * n), 1.96 * math.sqrt(share * (1 - share) / n + 1.96**2 / (4 * n**2))
-        below = 1 + 1.96**2 / n
+    def wilson(n: int, whole: bool = True, z: float = 1.96) -> Tensor:
+        middle, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        below = 1 + z**2 / n
         return torch.tensor(
             [middle / below - reach / below, middle / below + reach / below]
             if whole
             else [middle - reach, middle + reach]
         )
 
-    got = public.three(call(ex.attribute_accuracy, found, asked))
+    got = numbers(call(ex.attribute_accuracy, found, asked), 3, "share, low and high").float()
     right_share = torch.tensor(float(share))
     wrong = {
         "what was not requested is counted as if it were wrong": k / asked.numel(),
@@ -284,12 +313,18 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
         .mean()
         .item(),
         "this is k, the number found, not the share k / n": float(k),
+        "this is in percent; the share lies between 0 and 1": 100 * float(share),
+        "the share was rounded, so that its interval is another one": round(float(share), 2),
     }
     wrong = {message: torch.tensor(value) for message, value in wrong.items() if not math.isclose(value, share)}
-    expect(got[0], right_share, f"{n} values were requested in all, and {k} of them were found", wrong)
+    hint = f"{n} values were requested in all, and {k} of them were found"
+    expect(1000 * got[0], 1000 * right_share, hint, {message: 1000 * value for message, value in wrong.items()}, 0.1)
     reach = 1.96 * math.sqrt(share * (1 - share) / n)
     plain = torch.tensor([share - reach, share + reach])
     wrong = {
+        "the interval was rounded": torch.tensor([round(float(value), 2) for value in wilson(n)]),
+        "this is the interval of 90 %; for 95 %, z is 1.96": wilson(n, z=1.645),
+        "this is the interval of 99 %; for 95 %, z is 1.96": wilson(n, z=2.576),
         "this is the plain interval; take Wilson's": plain,
         "this is the plain interval, cut off at 0 and 1; take Wilson's": plain.clamp(0, 1),
         "n is the number of requested values, not of images": wilson(N),
@@ -302,12 +337,19 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
 
 
 def check_loss_guided_step(ex, rng):
-    shape, now, then, strength = image_shape(rng), uniform(rng, 0.3, 0.5), uniform(rng, 0.6, 0.8), uniform(rng, 1, 2)
+    check_one_guided_step(ex, rng, image_shape(rng), uniform(rng, 0.3, 0.5), uniform(rng, 0.6, 0.8))
+    for now, then in ((0.01, 0.05), (0.9, 1.0)):  # much noise, and the last step
+        check_one_guided_step(ex, rng, (1, 3, 4, 5), now, then)
+
+
+def check_one_guided_step(ex, rng, shape, now, then):
+    strength, weight = uniform(rng, 1, 2), torch.ones((), requires_grad=True)
     wave, goal, x = uniform(rng, 0.5, 1.5), normal(rng, shape[1], 1, 1), normal(rng, *shape)
     root, sigma, sigma_s = now**0.5, (1 - now) ** 0.5, (1 - then) ** 0.5
 
     def predict_eps(x: Tensor) -> Tensor:
-        return torch.cos(wave * x) + x.mean((2, 3), keepdim=True)  # other pixels matter, other images do not
+        # other pixels matter, other images do not
+        return weight * torch.cos(wave * x) + x.mean((2, 3), keepdim=True)
 
     def loss(x0: Tensor) -> Tensor:
         return (x0.mean((2, 3), keepdim=True) - goal).square().flatten(1).sum(1) + x0.square().mean((1, 2, 3))
@@ -319,7 +361,7 @@ def check_loss_guided_step(ex, rng):
             x0 = (y - sigma * eps) / root
             return torch.autograd.grad(loss(x0).sum(), x0 if of == "x0" else y)[0]
 
-    eps, true = predict_eps(x), gradient("x")
+    eps, true = predict_eps(x).detach(), gradient("x")
 
     def step(gradient: Tensor | float, factor: float = strength * sigma) -> Tensor:
         guided = eps + factor * gradient
@@ -340,13 +382,17 @@ def check_loss_guided_step(ex, rng):
         - sigma_s * strength * sigma * true,
         "the noise is guided, but x0 is not: both come from eps_tilde": step(0) + sigma_s * strength * sigma * true,
         "this is DDIM: the gradient was not used": step(0),
+        "you clipped the guided x0 to [-1, 1], as some samplers do; this step does not": then**0.5
+        * ((x - sigma * (eps + strength * sigma * true)) / root).clamp(-1, 1)
+        + sigma_s * (eps + strength * sigma * true),
     }
+    atol = 1e-4 * max(1.0, float(step(true).abs().max()))
     got = call(ex.loss_guided_step, predict_eps, loss, x, now, then, strength)
-    expect(got, step(true), "x_s is not the DDIM step with eps_hat + strength sigma_t times the gradient", wrong)
+    hint = f"x_s is not the DDIM step with eps_hat + strength sigma_t times the gradient, from alpha_bar {now:.2f} to {then:.2f}"
+    expect(got, step(true), hint, wrong, atol)
     assert not got.requires_grad, (
         "x_s still holds the graph of this step: return it detached, or memory grows with every step"
     )
-    assert not x.requires_grad, "x now requires a gradient, although it is not yours: work on x.detach()"
     with torch.no_grad():
         try:
             got = call(ex.loss_guided_step, predict_eps, loss, x, now, then, strength)
@@ -354,7 +400,7 @@ def check_loss_guided_step(ex, rng):
             raise AssertionError(
                 f"samplers run within torch.no_grad(); take the gradient within torch.enable_grad() ({problem})"
             ) from None
-    expect(got, step(true), "within torch.no_grad() the step is another one")
+    expect(got, step(true), "within torch.no_grad() the step is another one", atol=atol)
 
 
 def attend(x: Tensor, text: Tensor, weights: list[Tensor], heads: int, scale: float, dim: int = -1) -> Tensor:
@@ -408,6 +454,12 @@ def check_cross_attention(ex, rng):
         "this is not softmax(Q K^T / sqrt(d)) V, head by head",
         wrong,
     )
+    public.check_attention_learns(
+        ex, x, text, weights, heads, lambda *inputs: attend(*inputs[:2], inputs[2:], heads, d**0.5)
+    )
+    public.check_large_scores(ex, x[:1], text[:1], weights, heads, lambda *args: attend(*args, heads, d**0.5))
+    one = call(ex.cross_attention, x, text[:, :1], *weights, heads)
+    expect(one, v[:, :1].expand_as(x), "a single token has all the attention: the result is its value")
 
 
 def check_tilted_gaussian(ex, rng):
@@ -426,19 +478,22 @@ def check_tilted_gaussian(ex, rng):
         ),
         "these are the mean and standard deviation of p(x | c), whatever w is": torch.tensor([m, s]),
     }
-    got = public.two(call(ex.tilted_gaussian, m, s, w))
+    got = numbers(call(ex.tilted_gaussian, m, s, w), 2, "mean and standard deviation").float()
     expect(got, goal, f"for m = {m:.2f}, s = {s:.2f} and w = {w:.2f} the product has another mean or width", wrong)
-    for w, by_hand in ((0.0, [0.0, 1.0]), (1.0, [m, s])):
+    far = 1 - 7.5 + 7.5 / 0.15**2  # a narrow blob far away, and the scale of Stable Diffusion
+    cases = ((0.0, m, s, [0.0, 1.0]), (1.0, m, s, [m, s]), (7.5, 2.0, 0.15, [7.5 * 2 / 0.15**2 / far, far**-0.5]))
+    for w, m, s, by_hand in cases:
         expect(
             public.two(call(ex.tilted_gaussian, m, s, w)),
             torch.tensor(by_hand),
-            f"at w = {w:g} it is N{tuple(by_hand)}",
+            f"for m = {m:.2g}, s = {s:.2g} and w = {w:g} mean and standard deviation are {by_hand[0]:.3f} and {by_hand[1]:.3f}",
         )
 
 
 def check_fix_training_batch(ex, rng):
     p, seed = uniform(rng, 0.2, 0.4), integer(rng, 0, 10**6)
-    public.check_dropped(public.dropped_captions(ex, 300, integer(rng, 4, 6), p, seed), p)
+    B = integer(rng, 4, 6)
+    public.check_dropped(public.dropped_captions(ex, 2400 // B, B, p, seed), p)
 
 
 def check_fix_guided_sampling(ex, rng):
@@ -449,6 +504,16 @@ def check_fix_guided_sampling(ex, rng):
     mistakes = public.guided_sampling_mistakes(w)
     wrong = {message: public.guided_sample(x, text, empty, times, alpha_bar, mix) for message, mix in mistakes.items()}
     goal = public.guided_sample(x, text, empty, times, alpha_bar, lambda u, c: u + w * (c - u))
+    mix = lambda u, c: u + w * (c - u)  # noqa: E731
+    wrong[public.CLIPPED] = public.guided_sample(x, text, empty, times, alpha_bar, mix, limit=1.0)
+    one = call(ex.fix_guided_sampling, public.shifted_eps, x[:1], text[:1], empty, w, times, alpha_bar)
+    expect(
+        tensor(one, goal[:1]),
+        goal[:1],
+        "one image alone comes out otherwise",
+        {m: v[:1] for m, v in wrong.items()},
+        1e-3,
+    )
     got = call(ex.fix_guided_sampling, public.shifted_eps, x, text, empty, w, times, alpha_bar)
     expect(
         got, goal, "these are not the samples of guided DDIM; is something broken that was right before?", wrong, 1e-3
@@ -483,6 +548,7 @@ def check_fix_masked_attention(ex, rng):
         "this is not attention over the caption's own tokens",
         wrong,
     )
+    public.check_faint_padding(ex, q, k, v, mask)
     noise = torch.where(mask[:, None, :, None], 0.0, 1.0)
     other = call(ex.fix_masked_attention, q, k + noise, v - noise, mask)
     expect(other, goal, "another content of the padding changes the result")

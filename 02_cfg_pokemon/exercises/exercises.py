@@ -41,7 +41,7 @@ def caption_dropout(text: Tensor, empty: Tensor, u: Tensor, p: float) -> Tensor:
     empty    (M, D)
     u        (B,) uniform random numbers in [0, 1), one for each image
     p        probability of dropping a caption, in practice 0.1 or 0.2; 0 drops none and 1 all
-    returns  (B, M, D)
+    returns  (B, M, D); gradients flow to text and to empty, for a text encoder learns from both
     """
     raise NotImplementedError("exercise 1: caption_dropout")
 
@@ -162,7 +162,7 @@ def cross_attention(x: Tensor, text: Tensor, W_q: Tensor, W_k: Tensor, W_v: Tens
     W_q       (C, C) weights as nn.Linear keeps them, (out, in)
     W_k, W_v  (C, D)
     heads     divides C
-    returns   (B, N, C)
+    returns   (B, N, C); gradients flow to x, to text and to all weights
     """
     raise NotImplementedError("exercise 8: cross_attention")
 
@@ -201,7 +201,7 @@ def fix_training_batch(
     alpha_bar  (T + 1,)
     p          probability that the caption of an image is dropped, independently of all other images
     rng        source of all random numbers
-    returns    the loss, a scalar                                  (Ho & Salimans 2022, algorithm 1)
+    returns    the loss, a scalar whose gradient trains the model  (Ho & Salimans 2022, algorithm 1)
     """
     B = len(x0)
     t = torch.randint(1, len(alpha_bar), (B,), generator=rng)

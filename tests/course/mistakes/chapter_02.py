@@ -8,6 +8,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -77,6 +78,23 @@ def caption_dropout(text, empty, u, p):
     return torch.stack([empty if number < p else caption for caption, number in zip(text, u.tolist(), strict=True)])
 
 
+@mistake("captions that never learn", "no gradient flows")
+@torch.no_grad()
+def caption_dropout(text, empty, u, p):
+    return dropout_rightly(text, empty, u, p)
+
+
+@mistake("the empty caption cut off: it never learns", "no gradient reaches the empty caption")
+def caption_dropout(text, empty, u, p):
+    return dropout_rightly(text, empty.detach(), u, p)
+
+
+@mistake("the batch overwritten where captions are dropped", "changes its argument text")
+def caption_dropout(text, empty, u, p):
+    text.data[u < p] = empty
+    return text
+
+
 # -------------------------------------------------------------------------------------------------- 2. negative_prompt
 
 
@@ -141,6 +159,34 @@ def negative_prompt(encode, prompts, negatives):
 @another_way("lists joined by a loop, given to encode as a tuple")
 def negative_prompt(encode, prompts, negatives):
     return encode((*("" if negative is None else negative for negative in negatives), *prompts))
+
+
+@mistake("the caller's list filled up and lengthened", "changes its argument negatives")
+def negative_prompt(encode, prompts, negatives):
+    captions = negatives
+    for i, negative in enumerate(captions):
+        captions[i] = negative or ""
+    captions += prompts
+    return encode(captions)
+
+
+@mistake("the caller's None replaced by ''", "changes its argument negatives")
+def negative_prompt(encode, prompts, negatives):
+    for i in range(len(negatives)):
+        negatives[i] = negatives[i] or ""
+    return encode(negatives + prompts)
+
+
+@mistake("the negative prompts put in front of the caller's prompts", "changes its argument prompts")
+def negative_prompt(encode, prompts, negatives):
+    for negative in reversed(negatives):
+        prompts.insert(0, negative or "")
+    return encode(prompts)
+
+
+@mistake("no return", "is a `return` missing?")
+def negative_prompt(encode, prompts, negatives):
+    encode(or_empty(negatives) + prompts)
 
 
 # ----------------------------------------------------------------------------------------------------------- 3. guided
@@ -208,6 +254,17 @@ def guided(model, x, t, context, w):
 def guided(model, x, t, context, w):
     uncond, cond = halves(model, x, t, context)
     return (1 + (w - 1)) * cond - (w - 1) * uncond
+
+
+@mistake("the guided prediction cut off at [-1, 1]", "you clipped the result")
+def guided(model, x, t, context, w):
+    return solutions.guided(model, x, t, context, w).clamp(-1, 1)
+
+
+@another_way("in double precision, as a method of the tensor")
+def guided(model, x, t, context, w):
+    uncond, cond = model(torch.cat([x, x]), torch.cat([t, t]), context).double().chunk(2)
+    return uncond.lerp(cond, w)
 
 
 # ------------------------------------------------------------------------------------------------ 4. dynamic_threshold
@@ -281,6 +338,17 @@ def dynamic_threshold(x0, share):
     return torch.stack(results)
 
 
+@mistake("a largest threshold", "it has no upper limit")
+def dynamic_threshold(x0, share):
+    s = per_image(x0.abs().flatten(1).quantile(share, dim=1).clamp(1, 2))
+    return x0.clamp(-s, s) / s
+
+
+@mistake("a NumPy array", "not a NumPy array")
+def dynamic_threshold(x0, share):
+    return solutions.dynamic_threshold(x0, share).numpy()
+
+
 # ---------------------------------------------------------------------------------------------------------- 5. rescale
 
 
@@ -342,6 +410,18 @@ def rescale(guided, cond, phi):
         return (y - y.mean((1, 2, 3), keepdim=True)).square().mean((1, 2, 3), keepdim=True).sqrt()
 
     return (1 + phi * (strength(cond) / strength(guided) - 1)) * guided
+
+
+@mistake("a hundredth added to what is divided by", "a constant")
+def rescale(guided, cond, phi):
+    factor = per_image(cond.flatten(1).std(1) / (guided.flatten(1).std(1) + 1e-2))
+    return phi * factor * guided + (1 - phi) * guided
+
+
+@another_way("a number that rounding hides is added to what is divided by")
+def rescale(guided, cond, phi):
+    factor = per_image(cond.flatten(1).std(1) / (guided.flatten(1).std(1) + 1e-8))
+    return phi * factor * guided + (1 - phi) * guided
 
 
 # ----------------------------------------------------------------------------------------------- 6. attribute_accuracy
@@ -424,6 +504,33 @@ def attribute_accuracy(found, asked):
 @mistake("the interval without the share", "three values were expected here, share, low and high, not two")
 def attribute_accuracy(found, asked):
     return accuracy_rightly(found, asked)[1:]
+
+
+@mistake("in percent", "this is in percent")
+def attribute_accuracy(found, asked):
+    return tuple(100 * value for value in accuracy_rightly(found, asked))
+
+
+@mistake("rounded", "the share was rounded")
+def attribute_accuracy(found, asked):
+    return tuple(round(value, 2) for value in accuracy_rightly(found, asked))
+
+
+@mistake("an interval of 90 %", "z is 1.96")
+def attribute_accuracy(found, asked):
+    k, n = counted(found, asked)
+    middle, reach = k / n + 1.645**2 / (2 * n), 1.645 * math.sqrt(k / n * (1 - k / n) / n + 1.645**2 / (4 * n**2))
+    return k / n, (middle - reach) / (1 + 1.645**2 / n), (middle + reach) / (1 + 1.645**2 / n)
+
+
+@another_way("a tensor of three numbers")
+def attribute_accuracy(found, asked):
+    return torch.tensor(accuracy_rightly(found, asked), dtype=torch.float64)
+
+
+@another_way("a generator of NumPy numbers")
+def attribute_accuracy(found, asked):
+    return (np.float32(value) for value in accuracy_rightly(found, asked))
 
 
 # ------------------------------------------------------------------------------------------------- 7. loss_guided_step
@@ -526,6 +633,13 @@ def loss_guided_step(predict_eps, loss, x, now, then, strength):
     return torch.cat(results)
 
 
+@mistake("the guided image cut off at [-1, 1]", "you clipped the guided x0")
+def loss_guided_step(predict_eps, loss, x, now, then, strength):
+    eps = (guided_by(predict_eps, loss, x, now, 0.0, strength)).detach()  # at alpha_bar = 0 only the noise is left
+    x0 = ((x - (1 - now) ** 0.5 * eps) / now**0.5).clamp(-1, 1)
+    return then**0.5 * x0 + (1 - then) ** 0.5 * eps
+
+
 # -------------------------------------------------------------------------------------------------- 8. cross_attention
 
 
@@ -609,6 +723,42 @@ def cross_attention(x, text, W_q, W_k, W_v, heads):
     return torch.cat(results, dim=2)
 
 
+@mistake("a layer that never learns", "no gradient flows")
+@torch.no_grad()
+def cross_attention(*args):
+    return attention_rightly(*args)
+
+
+@mistake("the text cut off, so that its encoder never learns", "no gradient reaches the text")
+def cross_attention(x, text, *args):
+    return attention_rightly(x, text.detach(), *args)
+
+
+@mistake("the attention cut off, so that queries and keys never learn", "no gradient reaches")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    return attention_rightly(x.detach(), text, W_q.detach(), W_k.detach(), W_v, heads)
+
+
+@mistake("the keys' share of the text's gradient missing", "its gradient with respect to the text is not")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    q, k, v = (split(y @ W.T, heads) for y, W in ((x, W_q), (text.detach(), W_k), (text, W_v)))
+    return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+@mistake("exponentials that overflow", "overflows in float32")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    q, k, v = (split(y @ W.T, heads) for y, W in ((x, W_q), (text, W_k), (text, W_v)))
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).exp()
+    return (weights / weights.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2)
+
+
+@mistake("scores limited so that exponentials do not overflow", "are the scores limited?")
+def cross_attention(x, text, W_q, W_k, W_v, heads):
+    q, k, v = (split(y @ W.T, heads) for y, W in ((x, W_q), (text, W_k), (text, W_v)))
+    scores = (q @ k.mT / q.shape[-1] ** 0.5).clamp(-40, 40)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
 # -------------------------------------------------------------------------------------------------- 9. tilted_gaussian
 
 
@@ -648,6 +798,17 @@ def tilted_gaussian(m, s, w):
     weight = ((w - 1) * x.square() / 2 - w * ((x - m) / s).square() / 2).exp()
     mean = (weight * x).sum() / weight.sum()
     return [mean.item(), ((weight * (x - mean).square()).sum() / weight.sum()).sqrt().item()]
+
+
+@mistake("no return", "is a `return` missing?")
+def tilted_gaussian(m, s, w):
+    solutions.tilted_gaussian(m, s, w)
+
+
+@another_way("two tensors")
+def tilted_gaussian(m, s, w):
+    mean, std = solutions.tilted_gaussian(m, s, w)
+    return torch.tensor(mean), torch.tensor([std])
 
 
 # ---------------------------------------------------------------------------------------------- 10. fix_training_batch
@@ -717,6 +878,21 @@ def fix_training_batch(model, x0, text, empty, alpha_bar, p, rng):
     return with_captions(lambda *_: text)(model, x0, text, empty, alpha_bar, p, rng)
 
 
+@mistake("always the same number of captions", "not dropped independently")
+@with_captions
+def fix_training_batch(text, empty, p, rng):
+    many = p * len(text)
+    n = int(many) + int(torch.rand((), generator=rng) < many - int(many))
+    drop = torch.randperm(len(text), generator=rng) < n
+    return torch.where(drop[:, None, None], empty, text)
+
+
+@mistake("the loss as a number", "no gradient flows")
+def fix_training_batch(model, x0, text, empty, alpha_bar, p, rng):
+    with torch.no_grad():
+        return solutions.fix_training_batch(model, x0, text, empty, alpha_bar, p, rng)
+
+
 # --------------------------------------------------------------------------------------------- 11. fix_guided_sampling
 
 
@@ -775,6 +951,13 @@ def fix_guided_sampling(model, x, text, empty, w, times, alpha_bar):
     return given.fix_guided_sampling(turned, x, text, empty, w, times, alpha_bar)
 
 
+@mistake("images cut off at every step", "you clipped x")
+def fix_guided_sampling(model, x, text, empty, w, times, alpha_bar):
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x = solutions.fix_guided_sampling(model, x, text, empty, w, [t, s], alpha_bar).clamp(-1, 1)
+    return x
+
+
 # -------------------------------------------------------------------------------------------- 12. fix_masked_attention
 
 
@@ -827,6 +1010,17 @@ def fix_masked_attention(q, k, v, mask):
     scores = scores_of(q, k)
     weights = (scores - scores.amax(-1, keepdim=True)).exp() * mask[:, None, None]
     return weights / weights.sum(-1, keepdim=True) @ v
+
+
+@mistake("a score of -100 for padding, which is not always the smallest", "all -150 here")
+def fix_masked_attention(q, k, v, mask):
+    return scores_of(q, k).masked_fill(~mask[:, None, None], -100).softmax(-1) @ v
+
+
+@another_way("the smallest number of float32")
+def fix_masked_attention(q, k, v, mask):
+    scores = scores_of(q, k)
+    return scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min).softmax(-1) @ v
 
 
 # -------------------------------------------------------------------------------------------------- 13. guidance_scale
