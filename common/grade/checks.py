@@ -168,7 +168,7 @@ def expect_gradients(got: object, right: Tensor, inputs: dict[str, Tensor], wron
     along = torch.randn(right.shape, generator=generator(0)).to(right.dtype)  # a random direction: no cancelling
     goals = torch.autograd.grad(right, of, along, retain_graph=True)
     assert got.requires_grad, (
-        f"no gradient flows from the result to {' and '.join(inputs)}: "
+        f"no gradient flows from the result to {', '.join(inputs)}: "
         "is there an .item(), .detach(), .data, torch.tensor(...) or torch.no_grad() on the way?"
     )
     try:
