@@ -167,7 +167,7 @@ def header(study: str) -> str:
 def line(row: Row, study: str) -> str:
     """One line of the table."""
     if study == "brightness":
-        cells = [f"{row[key]:.3f} ± {row[f'{key}_sd']:.3f}" for key in ("brightness", "saturation")]
+        cells = [f"{row[key]:.3f} ± {1.96 * row[f'{key}_sd']:.3f}" for key in ("brightness", "saturation")]
         cells += [f"{row['burnt']:.1%}", f"{row['diversity']:.3f}", f"{row['accuracy']:.1%}"]
     else:
         cells = [

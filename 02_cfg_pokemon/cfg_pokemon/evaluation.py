@@ -198,8 +198,10 @@ def line(name: str, rows: Sequence[Row], suffix: str = "") -> str:
 
 
 def colour_columns(row: Row, suffix: str = "") -> str:
-    """Brightness, saturation and diversity."""
-    parts = [f"{row[f'{key}{suffix}']:.3f} ± {row[f'{key}_sd{suffix}']:.3f}" for key in ("brightness", "saturation")]
+    """Brightness and saturation, each with half of its 95 % interval (_sd is the standard error), and diversity."""
+    parts = [
+        f"{row[f'{key}{suffix}']:.3f} ± {1.96 * row[f'{key}_sd{suffix}']:.3f}" for key in ("brightness", "saturation")
+    ]
     return "".join(f"{part:>16}" for part in parts) + f"{row[f'diversity{suffix}']:>11.3f}"
 
 

@@ -140,7 +140,7 @@ def report(plan: Plan, rows: list[dict[str, Any]], runner: Runner, out: Path) ->
     print(align(lines, left=len(lines[0])))
     row = next((row for row in rows if not row["diverged"]), None)
     if row:
-        distance = f"{row['frechet_real']:.3g} ± {row['frechet_real_sd']:.2g}"
+        distance = f"{row['frechet_real']:.3g} ± {plots.NORMAL * row['frechet_real_sd']:.2g}"
         floor = f"as many real images: Frechet distance {distance} (the floor)"
         has_real_value = f"{measure}_real" in row and measure != "frechet"
         print(floor + (f", {measure} {row[f'{measure}_real']:.3g}" if has_real_value else ""))

@@ -12,6 +12,7 @@ from common.cli import pick_device
 from common.io.tables import print_table
 from ddim_schedules.image_selection import check_equal_sizes, load_image, open_model
 from ddim_schedules.interpolation import frame_changes, interpolate, peak_to_mean
+from ddim_schedules.plots import half_interval
 
 
 def compare_methods(
@@ -69,13 +70,17 @@ def print_changes(changes: dict[str, Tensor]) -> None:
     rows = []
     for method, change in changes.items():
         ratio, place = peak_to_mean(change), (change.argmax(1) + 0.5) / change.shape[1]
-        ratio_sd, place_sd = (f" ± {values.std():.2f}" if pairs > 1 else "" for values in (ratio, place))
+        halves = (f" ± {half_interval(values.numpy()):.2f}" if pairs > 1 else "" for values in (ratio, place))
+        ratio_half, place_half = halves
         row = {"method": method, "mean change": f"{change.mean():.2f}", "largest": f"{change.amax(1).mean():.2f}"}
-        row |= {"largest / mean": f"{ratio.mean():.2f}{ratio_sd}", "where on the way": f"{place.mean():.2f}{place_sd}"}
+        row |= {
+            "largest / mean": f"{ratio.mean():.2f}{ratio_half}",
+            "where on the way": f"{place.mean():.2f}{place_half}",
+        }
         rows.append(row)
     print_table(rows, gap=4)
     if pairs > 1:
-        print(f"mean ± standard deviation over {pairs} pairs")
+        print(f"mean ± half of its 95 % interval over {pairs} pairs")
 
 
 def plot_changes(changes: dict[str, Tensor], path: Path) -> Path:

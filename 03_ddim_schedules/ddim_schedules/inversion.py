@@ -14,6 +14,7 @@ from common.diffusion.schedules import NoiseLevels
 from common.io.tables import print_table
 from ddim_schedules.image_selection import load_image, open_model
 from ddim_schedules.interpolation import last_state
+from ddim_schedules.plots import half_interval
 
 
 def reconstruct(denoise: Denoise, denoise_unclipped: Denoise, levels: NoiseLevels, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,29 +40,29 @@ def measure_inversion(
         noise, reconstruction = (part.cpu() for part in found)
         error = (reconstruction - images[0]).square().flatten(1).mean(1).sqrt()  # (B,) root mean square
         errors.append(error)
-        cell = f"{error.mean():.4f} ± {spread(error):.4f}"
+        cell = f"{error.mean():.4f} ± {half_of_mean(error):.4f}"
         rows.append({"steps": n, "error of the image": cell, "deviation of the noise": f"{noise.std():.3f}"})
         images += [noise / 2, reconstruction]
     print_table(rows, left=0)
-    print("error: root mean square, mean ± standard deviation over images; pure noise has deviation 1")
+    print("error: root mean square, mean ± half of its 95 % interval over images; pure noise has deviation 1")
     print(viz.save_picture(viz.grid(torch.cat(images), len(x), 34 * len(images)), out / "inversion.png"))
     print(plot_errors(steps, errors, out / "error.png"))
 
 
-def spread(values: Tensor) -> float:
-    """The standard deviation, and 0 for a single value."""
-    return float(values.std()) if len(values) > 1 else 0.0
+def half_of_mean(values: Tensor) -> float:
+    """Half of the 95 % interval of the mean, and 0 for a single value."""
+    return half_interval(values.numpy()) if len(values) > 1 else 0.0
 
 
 def plot_errors(steps: Sequence[int], errors: list[Tensor], path: Path) -> Path:
     """The error of the reconstruction against the number of steps. errors: (B,) for each number."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
-    means, bars = [float(error.mean()) for error in errors], [spread(error) for error in errors]
+    means, bars = [float(error.mean()) for error in errors], [half_of_mean(error) for error in errors]
     axis.errorbar(steps, means, bars, marker="o", markersize=4, capsize=2)
     axis.set(xscale="log", yscale="log", xticks=steps, xticklabels=steps)
     axis.set(xlabel="steps", ylabel="error of the reconstruction (rms)")
-    axis.set_title(f"{len(errors[0])} images; bars: one standard deviation between images", fontsize=9)
+    axis.set_title(f"{len(errors[0])} images; bars: 95 % interval of the mean", fontsize=9)
     axis.minorticks_off()
     axis.spines[["top", "right"]].set_visible(False)
     return viz.save_figure(figure, path)

@@ -39,8 +39,12 @@ def summary(rows: list[Row], measure: str) -> tuple[float, float, int]:
         return float("nan"), float("nan"), 0
     if len(values) == 1:
         return float(values[0]), NORMAL * float(rows[0].get(f"{measure}_sd") or 0.0), 1
-    half = float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / len(values) ** 0.5
-    return float(values.mean()), half, len(values)
+    return float(values.mean()), half_interval(values), len(values)
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half of the 95 % interval of the mean of two numbers or more, by Student's distribution. (N,)"""
+    return float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / len(values) ** 0.5
 
 
 def label_of(row: Row, keys: list[str]) -> str:
