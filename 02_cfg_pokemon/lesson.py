@@ -1130,7 +1130,7 @@ show_images(
 )
 
 # %% [markdown]
-# **Question.** Compare the columns. What else does the negative prompt change? And why does *without wings* in the prompt work for this model, although for Stable Diffusion it is said to have the opposite effect?
+# **Question.** Compare the columns. What else does the negative prompt change? And why does *without wings* in the prompt work for this model, although users of Stable Diffusion report the opposite effect?
 #
 # <details><summary>Answer</summary>
 #

@@ -51,7 +51,7 @@ def plot_grid(
     classifier: CreatureClassifier, prompts: list[Prompts], shown: dict[float, list[Tensor]], path: Path
 ) -> Path:
     """A row for each of the first prompts, a column for each scale, the real image at the left; the attributes that
-    the classifier does not find stand in red below.
+    the classifier does not find are in red below.
     shown: scale -> for each split, its first images (n, 3, S, S) uint8
     """
     columns = {"real": [p.real[:SHOWN] for p in prompts]} | {f"w = {w:g}": parts for w, parts in shown.items()}

@@ -289,7 +289,7 @@ def fix_guided_sampling(
 def fix_masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Exercise 12. Find the bug. Cross-attention in which the padding of short captions must not count.
 
-    Symptom: the same prompt with the same noise gives another image when a longer prompt stands in the
+    Symptom: the same prompt with the same noise gives another image when a longer prompt is in the
     batch, because then its caption is padded with more tokens.
 
     q        (B, heads, N, d) queries of N pixels

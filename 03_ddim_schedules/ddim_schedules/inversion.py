@@ -41,10 +41,10 @@ def measure_inversion(
         error = (reconstruction - images[0]).square().flatten(1).mean(1).sqrt()  # (B,) root mean square
         errors.append(error)
         cell = f"{error.mean():.4f} ± {half_of_mean(error):.4f}"
-        rows.append({"steps": n, "error of the image": cell, "deviation of the noise": f"{noise.std():.3f}"})
+        rows.append({"steps": n, "error of the image": cell, "standard deviation of the noise": f"{noise.std():.3f}"})
         images += [noise / 2, reconstruction]
     print_table(rows, left=0)
-    print("error: root mean square, mean ± half of its 95 % interval over images; pure noise has deviation 1")
+    print("error: root mean square, mean ± half of its 95 % interval over images; pure noise has standard deviation 1")
     print(viz.save_picture(viz.grid(torch.cat(images), len(x), 34 * len(images)), out / "inversion.png"))
     print(plot_errors(steps, errors, out / "error.png"))
 

@@ -101,7 +101,7 @@ class DriftMetrics(NamedTuple):
 
     painted    RMS difference of the statistics, in [-1, 1] units, mean over all scenes. One for each keyframe
     untouched  the same for the true scenes: the table may look different farther from the plate
-    ratio      mean of all painted ones / mean of all untouched ones; 1 is as in true scenes. Less is no merit: a fill
+    ratio      mean of all painted ones / mean of all untouched ones; 1 is as in true scenes. Less is no advantage: a fill
                that repeats known pixels is nearer to them than the truth is
     """
 

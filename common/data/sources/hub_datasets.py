@@ -55,7 +55,7 @@ def load_hub(name: str, split: str, size: int, channels: int | None = None) -> I
 def _from_hub(
     name: str, ids: tuple[str, ...], split: str, size: int, channels: int | None, what: str, advice: str
 ) -> Images:
-    """The first of several ids that can be had. With no network, what an earlier run left in the hub's cache."""
+    """The first of several ids that is available. With no network, what an earlier run left in the hub's cache."""
     silence, reasons, unfit = hub.silent(), [], []
     for hub_id in ids:
         try:

@@ -1,6 +1,6 @@
 """A picture as a relief: every point has a colour, a height and a gloss; light falls on the whole of it at the end.
 
-Whoever lays a piece of tomato down says only how it is curved. Highlights, the dark side, shadows on what lies below
+The code that places a piece of tomato gives only its curvature. Highlights, the dark side, shadows on what lies below
 and the dusk between two pieces follow from the heights, so they agree in every picture,
 from the table up to the sesame.
 """
