@@ -131,3 +131,25 @@ TIERS: dict[str, int] = {
     "fix_training_log": 2,
     "fifteen_evaluations": 3,
 }
+
+DIFFICULTY: dict[str, str] = {  # easy: 1 or 2 points; middle: 2 or 3; hard: 3 to 5
+    "alpha_bars": "easy",
+    "add_noise": "middle",
+    "guess_x0": "easy",
+    "score_of": "easy",
+    "time_embedding": "easy",
+    "add_class_embedding": "easy",
+    "training_loss": "middle",
+    "training_step": "middle",
+    "langevin_step": "easy",
+    "reverse_step": "middle",
+    "sample": "hard",
+    "frechet_distance": "middle",
+    "posterior_variance": "hard",
+    "tweedie_mean": "hard",
+    "fix_last_step": "middle",
+    "fix_range": "easy",
+    "fix_levels": "middle",
+    "fix_training_log": "middle",
+    "fifteen_evaluations": "hard",
+}

@@ -20,6 +20,22 @@ TIERS: dict[str, int] = {
     "guidance_scale": 3,
 }
 
+DIFFICULTY: dict[str, str] = {  # easy: 1 or 2 points; middle: 2 or 3; hard: 3 to 5
+    "caption_dropout": "easy",
+    "negative_prompt": "easy",
+    "guided": "easy",
+    "dynamic_threshold": "middle",
+    "rescale": "middle",
+    "attribute_accuracy": "hard",
+    "loss_guided_step": "hard",
+    "cross_attention": "hard",
+    "tilted_gaussian": "hard",
+    "fix_training_batch": "middle",
+    "fix_guided_sampling": "middle",
+    "fix_masked_attention": "middle",
+    "guidance_scale": "hard",
+}
+
 HINTS: dict[str, tuple[str, str, str]] = {
     "caption_dropout": (
         "u has the shape (B,) and text the shape (B, M, D). With which axis of text does PyTorch align u < p?",

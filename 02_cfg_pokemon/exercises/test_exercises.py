@@ -647,8 +647,8 @@ def dropped_captions(ex, batches: int, B: int, p: float, seed: int) -> torch.Ten
     """Which captions each batch lost, after checking that each is whole and that the loss is right. (batches, B)"""
     x0, text, empty = (
         images(*[i / B for i in range(B)]),
-        captions(*range(1, B + 1), M=B, D=B),
-        captions(-1, M=B, D=B)[0],
+        captions(*range(1, B + 1), M=4, D=4),
+        captions(-1, M=4, D=4)[0],
     )
     alpha_bar, rng, lost = torch.tensor([1.0, 0.9, 0.5, 0.1]), torch.Generator().manual_seed(seed), []
     for _ in range(batches):
@@ -681,21 +681,19 @@ def check_dropped(lost: torch.Tensor, p: float) -> None:
         f"captions were dropped with probability 1 - p = {1 - p:g} instead of p = {p:g}"
     )
     assert abs(share - p) < 0.05, f"{share:.0%} of the captions were dropped instead of {p:.0%}"
-    each = lost.float().mean(0)
-    assert each.max() - each.min() < 0.4, (
-        "some places in the batch lose their caption always, and some never; it should be random"
-    )
-    expected = 1 - p ** lost.shape[1] - (1 - p) ** lost.shape[1]
-    assert abs(mixed - expected) < 0.12, "the captions of a batch are not dropped independently of each other"
-    spread = lost.float().sum(1).var().item() / (lost.shape[1] * p * (1 - p))
-    assert abs(spread - 1) < 0.4, (
+    batches, B = lost.shape
+    places = (lost.float().mean(0) - share).square().mean().item() / (p * (1 - p) / batches)
+    assert places < 3, "some places in the batch lose their caption always, and some never; it should be random"
+    spread = lost.float().sum(1).var().item() / (B * p * (1 - p))
+    assert 0.25 < spread < 3, (
         "the captions of a batch are not dropped independently of each other: how many are dropped varies from batch to "
         f"batch with {spread:.2f} times the variance that it should have"
     )
 
 
 def test_10_each_image_is_decided_by_itself(ex):
-    check_dropped(dropped_captions(ex, 480, 5, 0.3, seed=0), 0.3)
+    dropped_captions(ex, 2, 4, 0.3, seed=0)  # as many captions as tokens and numbers
+    check_dropped(dropped_captions(ex, 40, 60, 0.3, seed=0), 0.3)
 
 
 # -------------------------------------------------------------------------------------------- 11. fix_guided_sampling

@@ -24,6 +24,26 @@ TIERS: dict[str, int] = {
     "ten_evaluations": 3,
 }
 
+DIFFICULTY: dict[str, str] = {  # easy: 1 or 2 points; middle: 2 or 3; hard: 3 to 5
+    "respace": "easy",
+    "zero_terminal_snr": "middle",
+    "v_prediction": "easy",
+    "snr_weight": "easy",
+    "flow_matching_loss": "easy",
+    "ddim_step": "middle",
+    "heun_step": "middle",
+    "slerp": "middle",
+    "reflow_pairs": "easy",
+    "marginal_velocity": "hard",
+    "matching_losses": "middle",
+    "dpmpp_2m_step": "hard",
+    "fix_respaced_ddpm": "middle",
+    "fix_heun_sampling": "middle",
+    "fix_flow_sampling": "middle",
+    "fix_consistency_loss": "middle",
+    "ten_evaluations": "hard",
+}
+
 HINTS: dict[str, tuple[str, str, str]] = {
     "respace": (
         "Which level comes before the first visited one, and what is its alpha_bar?",

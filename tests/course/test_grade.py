@@ -582,11 +582,11 @@ def answers(**replaced: str) -> str:
 
 
 NASTY = {  # name: (body, word of the message)
-    "alpha_bars": ("import sys; print('total 46/46'); sys.exit(0)", "SystemExit"),
+    "alpha_bars": ("import sys; print('total 42/42'); sys.exit(0)", "SystemExit"),
     "guess_x0": ("\n    while True: pass", "longer than 10 s"),
     "training_loss": (
         "import os\n"
-        "    open(OUT, 'w').write('{\"points\": 46}')\n"
+        "    open(OUT, 'w').write('{\"points\": 42}')\n"
         "    for fd in range(30):\n"
         '        try: os.write(fd, b\'\\n{"message": ""}\\n unfinished\')\n'
         "        except OSError: pass\n"
@@ -613,11 +613,11 @@ def test_a_nasty_submission_loses_only_what_it_spoils(tmp_path):
     assert done.returncode == 0, done.stderr
     grades = json.loads(out.read_text())
     assert {row["name"] for row in grades["exercises"] if not row["passed"]} == set(NASTY)
-    assert (grades["points"], grades["possible"]) == (32, 46)
+    assert (grades["points"], grades["possible"]) == (28, 42)
     messages = {row["name"]: row["message"] for row in grades["exercises"]}
     for exercise, (_, word) in NASTY.items():
         assert word in messages[exercise] and word in done.stdout
-    assert done.stdout.rstrip().endswith("32/46") and "Traceback" not in done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("28/42") and "Traceback" not in done.stdout + done.stderr
     assert max(map(len, done.stdout.splitlines())) < 500
 
 
