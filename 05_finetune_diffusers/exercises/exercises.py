@@ -272,7 +272,7 @@ def ema_half_life(decay: float) -> float:
     decay    between 0 and 1, both excluded
     returns  the number of steps, a float
 
-    Then say which decay suits a training of 600 steps, if its first half shall keep less than 1 % of the weight.
+    Then say which decay suits a training of 600 steps, if the first half of it is to keep less than 1 % of the weight.
     """
     raise NotImplementedError("exercise 13: ema_half_life")
 
@@ -337,7 +337,7 @@ def fix_min_snr(alpha_bar: Tensor, gamma: float, prediction: str) -> Tensor:
     Symptom: with a model that predicts v, the nearly clean levels hardly learn, and the noisiest ones dominate the
     loss. With a model that predicts eps all is well.
 
-    The error of x0 shall have the weight min(SNR, gamma), with SNR = alpha^2 / sigma^2 (Hang et al. 2023). The network
+    The error of x0 is to have the weight min(SNR, gamma), with SNR = alpha^2 / sigma^2 (Hang et al. 2023). The network
     is trained with the squared error of its own prediction, so the weight must be converted: how large is the error of
     x0, if the error of eps (or of v) is 1?
 

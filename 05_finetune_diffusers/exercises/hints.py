@@ -24,6 +24,26 @@ TIERS: dict[str, int] = {
     "merge_to_rank": 3,
 }
 
+DIFFICULTY: dict[str, str] = {  # easy: 1 or 2 points; middle: 2 or 3; hard: 3 to 5
+    "new_adapter": "easy",
+    "merge_adapters": "easy",
+    "accumulate": "middle",
+    "averaged": "middle",
+    "prior_loss": "easy",
+    "weigh_word": "middle",
+    "controlled": "easy",
+    "inpaint": "hard",
+    "img2img_start": "easy",
+    "from_kohya": "middle",
+    "first_update": "hard",
+    "merged_std": "middle",
+    "ema_half_life": "easy",
+    "fix_training_loop": "middle",
+    "fix_img2img": "middle",
+    "fix_min_snr": "middle",
+    "merge_to_rank": "hard",
+}
+
 HINTS: dict[str, tuple[str, str, str]] = {
     "new_adapter": (
         "An optimizer takes leaf tensors. Is torch.randn(..., requires_grad=True) / rank a leaf?",
