@@ -3,7 +3,9 @@
   python 05_finetune_diffusers/controlnet.py                                       trained on the edges of drawn creatures, and measured
   python 05_finetune_diffusers/controlnet.py --data dishes
   python 05_finetune_diffusers/controlnet.py --resume runs/05_finetune_diffusers/controlnet-creatures
-  python 05_finetune_diffusers/controlnet.py --use RUN --image sketch.png --prompts "a green creature" "a pink creature"
+  python 05_finetune_diffusers/controlnet.py --use RUN --image sketch.png --control lines --prompts "a green creature" "a pink creature"
+  python 05_finetune_diffusers/controlnet.py --data my/pairs --control conditioning_image         any kind of pictures beside yours
+  python 05_finetune_diffusers/controlnet.py --use lllyasviel/sd-controlnet-canny --control canny --image photo.png --prompts "a red fox" --model ...
   python 05_finetune_diffusers/controlnet.py --use RUN                             draw the test edges, and measure again
 
 Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models". The outputs of the copy enter the

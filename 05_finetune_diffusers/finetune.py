@@ -3,7 +3,8 @@
   python 05_finetune_diffusers/finetune.py                                   creatures as riso prints, on the course's own model
   python 05_finetune_diffusers/finetune.py --style woodcut --n 200
   python 05_finetune_diffusers/finetune.py --data dishes --style none
-  python 05_finetune_diffusers/finetune.py --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data pokemon --style none --checkpointing
+  python 05_finetune_diffusers/finetune.py --data my/photos --random-flip --buckets              your pictures, in their own shapes
+  python 05_finetune_diffusers/finetune.py --model stable-diffusion-v1-5/stable-diffusion-v1-5 --data pokemon --checkpointing --ema 0
   python 05_finetune_diffusers/finetune.py --model 02_cfg_pokemon/pretrained --style neon        a pixel model
   python 05_finetune_diffusers/finetune.py --resume runs/05_finetune_diffusers/finetune-creatures-riso
   torchrun --nproc_per_node 2 -- 05_finetune_diffusers/finetune.py --n 200     several processes or GPUs; mind the separate --
@@ -22,7 +23,7 @@ def main(args: Args) -> None:
     args = checked(args)
     from finetune_diffusers.training.finetune import finetune
 
-    finetune(args, PRESETS)
+    finetune(args, PRESETS, "riso")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
   python 05_finetune_diffusers/generate.py "番茄炒蛋" --negative "a table" --guidance 6 --size 96x64
   python 05_finetune_diffusers/generate.py "a blue creature" --compare ddim,dpm++,euler-a --steps 20
   python 05_finetune_diffusers/generate.py "a green creature with horns" --image drawing.png --strength 0.6
-  python 05_finetune_diffusers/generate.py "a red fox, oil painting" --model stable-diffusion-v1-5/stable-diffusion-v1-5 --device cuda
+  python 05_finetune_diffusers/generate.py "a red fox" --model downloads/model.safetensors --low-memory      a checkpoint in one file
+  python 05_finetune_diffusers/generate.py "a red fox, oil painting" --variant fp16 --model stable-diffusion-v1-5/stable-diffusion-v1-5 --device cuda
 
 Without --model it is the small Stable Diffusion of chapter 4.
 Writes every picture as a PNG of its own, and a contact sheet.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from common.cli import run
 from common.errors import UserError
 from finetune_diffusers.schedulers import check_schedulers
-from finetune_diffusers.training.flags import UnconditionalFlags, settled_from_scratch
+from finetune_diffusers.training.flags import UnconditionalFlags, check_tracker, settled_from_scratch
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Args(UnconditionalFlags):
 
 
 def main(args: Args) -> None:
-    check_schedulers([args.scheduler])
+    check_schedulers([args.scheduler], own=False)
+    check_tracker(args)
     if any(width < 8 or width % 8 for width in args.channels):
         raise UserError(f"--channels must be one or more multiples of 8, not {' '.join(map(str, args.channels))}")
     args = settled_from_scratch(args, "unconditional", enough=2000)

@@ -13,6 +13,7 @@ from common.io.ranges import SAMPLER_STEPS, Range
 # the course's own small Stable Diffusion
 PRETRAINED = Path(__file__).resolve().parents[2] / "04_latent_sd" / "pretrained"
 OUT = Path("runs/05_finetune_diffusers")
+SMALL = 50_000_000  # a U-Net with fewer weights is small: it learns at rates that would ruin a large one
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,26 @@ class GenerateFlags:
     """Prompts; each gets n pictures."""
     model: str = str(PRETRAINED)
     """Folder of a pipeline, run folder, checkpoint in one file, or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a repository on the hub."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16; by default the weights without a variant, where there are any."""
     image: Path | None = None
-    """Picture to begin from instead of noise."""
+    """Picture to begin from instead of noise. A picture much larger than those the model was trained on is shrunk."""
     strength: float = 0.7
     """With --image: how far the picture is noised, above 0 to 1; 1 forgets it."""
-    scheduler: str = "dpm++"
-    """ddpm, ddim, pndm, euler, euler-a, heun, dpm++, dpm++-karras, dpm++-sde, unipc, deis, lms."""
+    scheduler: str = "own"
+    """own (the scheduler that the model was saved with), ddpm, ddim, pndm, euler, euler-karras, euler-a, heun, dpm++,
+    dpm++-karras, dpm++-sde, dpm++-sde-karras, unipc, deis, lms, lcm, tcd.
+    """
     compare: str | None = None
-    """Several schedulers instead of one: ddim,dpm++,euler-a draws a row for each, from the same noise."""
+    """Several schedulers instead of one: own,ddim,dpm++ draws a row for each, from the same noise."""
     steps: Annotated[int, SAMPLER_STEPS] = 25
     """Steps of the scheduler, from noise to picture."""
-    guidance: Annotated[float, Range(1, 1000, hint="1 is off")] = 3.0
-    """Guidance scale w, 1 or more; 1 is off."""
+    guidance: Annotated[float | None, Range(1, 1000, 3.0, hint="1 is off")] = None
+    """Guidance scale w, 1 or more; 1 is off. By default 3 for a small model, else the default of its pipeline: 7.5 for
+    Stable Diffusion, 5 for XL.
+    """
     negative: str = ""
     """Negative prompt, used in place of the empty prompt."""
     n: int = 4
@@ -44,7 +53,7 @@ class GenerateFlags:
     seed: int = 0
     """Random seed of the first picture; the next has seed + 1, and so on. A picture depends on its own seed alone."""
     low_memory: bool = False
-    """Attention and decoding in slices, and on a GPU only the network that is at work: slower, in much less memory."""
+    """On a GPU, keep only the network that is at work there, and decode pictures one by one: slower, in less memory."""
     out: Path = OUT / "use"
     """Folder of the pictures."""
     device: str = "auto"

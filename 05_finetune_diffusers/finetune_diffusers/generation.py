@@ -6,7 +6,6 @@ import itertools
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,14 @@ from common.io.progress import refresh_interval
 from common.viz import save_picture
 from finetune_diffusers.flags import GenerateFlags
 from finetune_diffusers.images import contact_sheet, generators, read_size, to_pil
-from finetune_diffusers.models import count_calls, native_size, network_of, open_pipeline, prompt_notes
+from finetune_diffusers.models import (
+    count_calls,
+    default_guidance,
+    native_size,
+    network_of,
+    open_pipeline,
+    prompt_notes,
+)
 from finetune_diffusers.schedulers import check_schedulers, explain_step_errors, use_scheduler
 
 
@@ -82,29 +88,39 @@ def generate(args: GenerateFlags) -> None:
     check_schedulers(schedulers)
     size = read_size(args.size) if args.size else None
     device = pick_device(args.device)
-    start = open_start(args.image, size) if args.image else None
+    start = open_rgb(args.image) if args.image else None
 
-    pipe = open_pipeline(args.model, "image" if start else "text", device)
+    which = {"revision": args.revision, "variant": args.variant}
+    pipe = open_pipeline(args.model, "image" if start else "text", device, offload=args.low_memory, **which)
     if args.low_memory:
-        save_memory(pipe, device)
+        pipe.vae.enable_slicing()  # decodes pictures one by one; attention needs no slices, because torch's has none
     pipe.set_progress_bar_config(desc="drawing", leave=False, mininterval=refresh_interval())
     for prompt in (*args.prompts, *([args.negative] if args.negative else [])):
         for note in prompt_notes(pipe, prompt):
             print(f"note: {note}", file=sys.stderr)
-    n, (width, height) = args.n, size or [native_size(pipe)] * 2
-    inputs: dict[str, Any] = {"negative_prompt": [args.negative] * n}
-    inputs |= {"image": [start] * n, "strength": args.strength} if start else {"width": width, "height": height}
+    n, guidance = args.n, args.guidance if args.guidance is not None else default_guidance(pipe)
+    # without one the pipeline decides: some of Stable Diffusion XL take zeros, not the embedding of ""
+    inputs: dict[str, Any] = {"negative_prompt": [args.negative] * n} if args.negative else {}
+    if start:
+        inputs |= {"image": [cut_to(start, size, native_size(pipe))] * n, "strength": args.strength}
+    else:
+        inputs |= dict(zip(("width", "height"), size or [native_size(pipe)] * 2, strict=True))
 
-    rows, labels = [], []
+    own, rows, labels = pipe.scheduler, [], []
     print(f"{'scheduler':14}{'steps':>7}{'network asked':>15}{'seconds a picture':>19}   prompt")
     for scheduler, (k, prompt) in itertools.product(schedulers, enumerate(args.prompts, 1)):
+        pipe.scheduler = own
         use_scheduler(pipe, scheduler)
-        settings = PipelineSettings(scheduler, args.steps, args.guidance, args.seed)
+        settings = PipelineSettings(scheduler, args.steps, guidance, args.seed)
         began = time.perf_counter()
         with count_calls(network_of(pipe)) as calls, enough_memory(device, "--n or --size, or give --low-memory"):
             rows.append(run_pipeline(pipe, settings, n, prompt=[prompt] * n, **inputs))
         seconds = (time.perf_counter() - began) / n
         print(f"{scheduler:14}{args.steps:>7}{calls[0]:>15}{seconds:>19.2f}   {prompt or '(no words)'}")
+        if black := blackened(rows[-1]):
+            seeds = ", ".join(str(args.seed + i) for i in black)
+            reason = "the model's safety checker blackens what it flags; " if checks_safety(pipe) else ""
+            print(f"note: {len(black)} of {n} pictures are black ({reason}seed {seeds})", file=sys.stderr)
         labels.append(" ".join([scheduler] * (len(schedulers) > 1) + [f"prompt {k}"] * (len(args.prompts) > 1)))
         for i, picture in enumerate(rows[-1]):
             name = "-".join([*labels[-1].split(), f"seed-{args.seed + i}"])
@@ -113,16 +129,23 @@ def generate(args: GenerateFlags) -> None:
     print(save_picture(contact_sheet(torch.stack(rows), labels, columns), args.out / "sheet.png"))
 
 
-def open_start(path: Path, size: tuple[int, int] | None) -> Image.Image:
-    """The picture to begin from, cut to the size, or to the nearest multiples of 8."""
-    picture = open_rgb(path)
-    width, height = size or tuple(max(8, 8 * round(side / 8)) for side in picture.size)
+def cut_to(picture: Image.Image, size: tuple[int, int] | None, native: int) -> Image.Image:
+    """The picture to begin from, cut to the size (width, height), or to the nearest multiples of 8.
+
+    A photograph has many times the pixels that the model was trained on, native x native. Beyond twice that side the
+    model would need much memory and repeat its subject, so such a picture is shrunk to as many pixels.
+    """
+    area = picture.width * picture.height
+    scale = native / area**0.5 if area > (2 * native) ** 2 else 1.0
+    width, height = size or tuple(max(8, 8 * round(scale * side / 8)) for side in picture.size)
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
-def save_memory(pipe: DiffusionPipeline, device: str) -> None:
-    """Use less memory and more time; the pictures change only by rounding."""
-    pipe.enable_attention_slicing(1)  # one head at a time
-    pipe.vae.enable_slicing()
-    if device.startswith("cuda"):
-        pipe.enable_model_cpu_offload()
+def blackened(images: Tensor) -> list[int]:
+    """Indices of pictures that are black all over, as a safety checker leaves them. images: (N, 3, H, W) in [-1, 1]"""
+    return (images <= -1).flatten(1).all(1).nonzero().flatten().tolist()
+
+
+def checks_safety(pipe: DiffusionPipeline) -> bool:
+    """Whether the pipeline looks at its pictures, and blackens some."""
+    return getattr(pipe, "safety_checker", None) is not None

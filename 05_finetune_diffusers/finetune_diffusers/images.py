@@ -25,6 +25,13 @@ def generators(seed: int, n: int) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed + i) for i in range(n)]
 
 
+def images_at_once(pixels: int) -> int:
+    """How many images of so many pixels a network takes at a time: one of 512 x 512, 16 of 128 x 128 or smaller.
+    Their activations, not the weights, are what fills a GPU.
+    """
+    return max(1, min(16, 512 * 512 // pixels))
+
+
 def read_size(text: str) -> tuple[int, int]:
     """'64' or '96x64' (width x height) -> (width, height); multiples of 8, as diffusers wants them."""
     parts = text.lower().split("x")

@@ -5,11 +5,12 @@ use_scheduler(pipe, "dpm++")
 images = pipe("a red creature", generator=generators(seed=0, n=1), output_type="pt").images
 """
 
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import (
@@ -27,58 +28,89 @@ from common.errors import UserError, enough_memory, explain
 from common.io.config_values import check_values
 from common.io.files import read_json
 from common.io.ranges import Range
+from common.io.state_dict import count_parameters
 from common.io.weight_files import variant_in
 from common.models.pipeline_folder import INDEX, find_pipeline, quiet
 from common.models.text.tokenizer import Tokenizer
-from finetune_diffusers.flags import PRETRAINED
+from finetune_diffusers.flags import PRETRAINED, SMALL
 from finetune_diffusers.pixel_pipeline import open_pixels, pixel_folder
 
 # what is given: a prompt; a prompt and a picture; a prompt, a picture and a mask
 Task = Literal["text", "image", "inpaint"]
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FAMILIES = {
+    "StableDiffusionPipeline": "Stable Diffusion 1.x and 2.x",
+    "StableDiffusionXLPipeline": "Stable Diffusion XL",
+}
+ONE_ENCODER = ("StableDiffusionPipeline",)
+TUNED_FAMILIES = tuple(FAMILIES)  # what finetune.py, lora.py and dreambooth.py train
 AUTO = {"text": AutoPipelineForText2Image, "image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}
 
 
-def find_model(name: str | Path) -> Path:
+def find_model(name: str | Path, revision: str | None = None, variant: str | None = None) -> Path:
     """The folder of a pipeline. name: a local folder, a run folder, a checkpoint in one file, or a hub id."""
     if not Path(name).exists() and Path(name).resolve() == PRETRAINED.resolve():
         raise UserError(
             f"the course's own model is not in {PRETRAINED}; make it with 04_latent_sd/train.py, or name another with --model"
         )
-    return find_pipeline(name)
+    if revision and Path(name).expanduser().exists():
+        raise UserError(
+            f"--revision {revision} names a version of a repository on the hub, and {name} is here; leave it out"
+        )
+    return find_pipeline(f"{name}@{revision}" if revision else name, variant)
 
 
 def open_pipeline(
-    name: str | Path = PRETRAINED, task: Task = "text", device: str = "cpu", dtype: torch.dtype | None = None
+    name: str | Path = PRETRAINED,
+    task: Task = "text",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,  # of the weights; None is float32 on a CPU, and half precision on a GPU
+    revision: str | None = None,  # branch, tag or commit of a repository on the hub
+    variant: str | None = None,  # such as "fp16"; None is the weights without a variant, where there are any
+    offload: bool = False,  # keep the networks in main memory, and move each to the GPU while it works
+    safety_checker: bool = True,  # whether to load the model's safety checker, where it has one
 ) -> DiffusionPipeline:
-    """A pipeline for the task, in evaluation mode on the device.
-
-    dtype  of the weights; None is float32 on a CPU (half precision is many times slower there) and half precision on a
-           GPU
-    """
-    folder = find_model(name)
+    """A pipeline for the task, in evaluation mode on the device, with the scheduler that it was saved with."""
+    folder = find_model(name, revision, variant)
     check_task(folder, task)
-    if dtype is None:
+    if dtype is None:  # half precision is many times slower on a CPU
         dtype = PRECISIONS[pick_precision("auto", device) if device.startswith("cuda") else "no"]
     quiet()
     try:
         with without_future_warnings(), enough_memory(device, "a smaller model, or --device cpu"):
-            settings = {"torch_dtype": dtype, "variant": variant_in(folder), **absent_parts(folder)}
-            return AUTO[task].from_pretrained(folder, **settings).to(device)
+            settings = {"dtype": dtype, "variant": variant or variant_in(folder), **absent_parts(folder)}
+            settings |= {} if safety_checker else without_safety_checker(folder)
+            pipe = AUTO[task].from_pretrained(folder, **settings)
+            if not (offload and device.startswith("cuda")):
+                return pipe.to(device)
+            # instead of .to(device): a model that is larger than the GPU's memory would fail there
+            pipe.enable_model_cpu_offload(device=device)
+            return pipe
     except UserError:
         raise
     except Exception as problem:  # each library raises its own exceptions
         raise UserError(f"the pipeline in {folder} cannot be opened ({explain(problem)})") from problem
 
 
-def open_for_training(name: str, device: str) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline, or one of chapter 2's pixel models, with float32 weights that can be trained."""
+def open_for_training(
+    name: str, device: str, families: Sequence[str] = ONE_ENCODER, **which: str | None
+) -> StableDiffusionPipeline:
+    """A Stable Diffusion pipeline, or one of chapter 2's pixel models, with float32 weights that can be trained.
+
+    Without a safety checker: it would blacken class images and validation pictures, and takes memory.
+
+    families  the pipelines that the caller takes; others are refused by name
+    which     revision and variant, as for open_pipeline
+    """
     root = pixel_folder(name)
-    pipe = open_pixels(root, device) if root else open_pipeline(name, device=device, dtype=torch.float32)
-    if type(pipe).__name__ != "StableDiffusionPipeline":
-        raise UserError(
-            f"{name} holds a {type(pipe).__name__}; the trainings of this chapter take Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)"
-        )
+    pipe = (
+        open_pixels(root, device)
+        if root
+        else open_pipeline(name, device=device, dtype=torch.float32, safety_checker=False, **which)
+    )
+    if type(pipe).__name__ not in families:
+        known = " and ".join(f"{FAMILIES[family]} ({family})" for family in families)
+        raise UserError(f"{name} holds a {type(pipe).__name__}; this training takes {known}")
     return pipe
 
 
@@ -108,6 +140,12 @@ def absent_parts(folder: Path) -> dict[str, None]:
         for name, kind in read_json(folder / INDEX).items()
         if name.startswith(("text_encoder", "tokenizer")) and kind == [None, None]
     }
+
+
+def without_safety_checker(folder: Path) -> dict[str, Any]:
+    """Settings of from_pretrained that leave the safety checker out, for a pipeline that knows one."""
+    known = "safety_checker" in read_json(folder / INDEX)
+    return {"safety_checker": None, "requires_safety_checker": False} if known else {}
 
 
 def check_task(folder: Path, task: Task) -> None:
@@ -163,10 +201,22 @@ def network_of(pipe: DiffusionPipeline) -> nn.Module:
     return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
 
 
+def is_xl(pipe: DiffusionPipeline) -> bool:
+    """Whether it is a Stable Diffusion XL: two text encoders, and a pooled text and the picture's size as conditions."""
+    return getattr(pipe, "text_encoder_2", None) is not None
+
+
 def native_size(pipe: DiffusionPipeline) -> int:
     """Side in pixels of the images that the model was trained on."""
     size = network_of(pipe).config.sample_size
     return (size if isinstance(size, int) else size[0]) * pipe.vae_scale_factor
+
+
+def default_guidance(pipe: DiffusionPipeline) -> float:
+    """The guidance scale that suits a model: 3 for a small one like the course's, else the default of its pipeline."""
+    if count_parameters(network_of(pipe)) < SMALL:
+        return 3.0
+    return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
 
 
 @contextmanager

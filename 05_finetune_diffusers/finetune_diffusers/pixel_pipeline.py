@@ -90,10 +90,10 @@ def open_pixels(folder: Path, device: str) -> StableDiffusionPipeline:
 
 def save_model(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """The whole pipeline in the form in which it was opened; of a pixel model its four parts."""
-    backend = getattr(pipe.tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # its file would keep how the last prompt was cut and padded
-        backend.no_truncation()
-        backend.no_padding()
+    for tokenizer in (pipe.tokenizer, getattr(pipe, "tokenizer_2", None)):
+        if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+            backend.no_truncation()  # its file would keep how the last prompt was cut and padded
+            backend.no_padding()
     if not isinstance(pipe.vae, IdentityVAE):
         pipe.save_pretrained(folder)
         return

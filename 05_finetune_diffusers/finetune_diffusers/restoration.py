@@ -32,7 +32,7 @@ from finetune_diffusers.generation import PipelineSettings, call_pipeline, check
 from finetune_diffusers.images import column_sheet, read_size, to_tensor
 from finetune_diffusers.models import as_task, native_size, need_unet, open_pipeline, reconstruct
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
-from finetune_diffusers.training.memory_usage import time_and_memory
+from finetune_diffusers.training.loop.memory_usage import time_and_memory
 
 Method = Literal["img2img", "inpaint"]
 SECOND_STRENGTH = 0.3  # of a second pass

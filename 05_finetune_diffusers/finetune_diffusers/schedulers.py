@@ -1,7 +1,8 @@
 """Schedulers of diffusers by short names, for models that were trained with any of them.
 
-A scheduler decides how to sample, not what was learned, so any of them goes with any model of one kind. The table is
-light: programs refuse an unknown name before torch and diffusers are loaded.
+"own" is the scheduler that the model was saved with. Distilled models need it: their few steps are those of one scheduler.
+For all others, a scheduler decides how to sample, not what was learned, so any of them goes
+with any model of one kind. The table is light: programs refuse an unknown name before torch and diffusers are loaded.
 """
 
 import traceback
@@ -22,16 +23,31 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "euler": ("EulerDiscreteScheduler", {}),
+    "euler-karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++-sde-karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    ),
     "unipc": ("UniPCMultistepScheduler", {}),
     "deis": ("DEISMultistepScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),  # this and the next are for models that were distilled for them
+    "tcd": ("TCDScheduler", {}),
 }
-STOCHASTIC = ("ddpm", "euler-a", "dpm++-sde")  # these add noise at every step, so their step() takes generators
+OWN = "own"  # the scheduler that the model was saved with
+STOCHASTIC = (
+    "ddpm",
+    "euler-a",
+    "dpm++-sde",
+    "dpm++-sde-karras",
+    "lcm",
+    "tcd",
+)  # these add noise at every step, so their step() takes generators
 FLOW_SETTINGS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # for models of flow matching, such as Stable Diffusion 3
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),
@@ -40,11 +56,12 @@ FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # for models of flow
 }
 
 
-def check_schedulers(names: Sequence[str]) -> None:
-    """Refuse unknown names before a model is opened."""
+def check_schedulers(names: Sequence[str], own: bool = True) -> None:
+    """Refuse unknown names before a model is opened. own: whether the model's own scheduler may be asked for"""
+    known = (*([OWN] if own else []), *SCHEDULERS)
     for name in names:
-        if name not in SCHEDULERS:
-            raise UserError(f"unknown scheduler '{name}'; choose one of {', '.join(SCHEDULERS)}")
+        if name not in known:
+            raise UserError(f"unknown scheduler '{name}'; choose one of {', '.join(known)}")
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> Any:
@@ -53,7 +70,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
     Settings that distinguish one name from another are removed from the configuration first. Otherwise they would stay
     for the next scheduler, so that after dpm++-karras every scheduler had the sigmas of Karras et al. (2022).
     """
-    check_schedulers([name])
+    check_schedulers([name], own=False)
     import diffusers  # heavy, and the table above is needed for --help
 
     kind, settings = SCHEDULERS[name]
@@ -72,8 +89,9 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
 
 
 def use_scheduler(pipe: "DiffusionPipeline", name: str) -> None:
-    """Replace the pipeline's scheduler by one with this name."""
-    pipe.scheduler = make_scheduler(name, dict(pipe.scheduler.config))
+    """Replace the pipeline's scheduler by one with this name; "own" keeps it."""
+    if name != OWN:
+        pipe.scheduler = make_scheduler(name, dict(pipe.scheduler.config))
 
 
 @contextmanager

@@ -59,23 +59,23 @@ def look_for_weights(folder: Path) -> WeightFiles | None:
     return WeightFiles(folder / chosen[0], parts_of(folder / chosen[0]), chosen[1]) if chosen else None
 
 
-def choose(names: Iterable[str]) -> tuple[str, str | None] | None:
-    """(file or index, its variant) among the names of a folder."""
+def choose(names: Iterable[str], wanted: str | None = None) -> tuple[str, str | None] | None:
+    """(file or index, its variant) among the names of a folder. wanted: the variant that comes first, if it is there"""
     names = set(names)
-    if name := next((form for form in FORMS if form in names), None):
+    variants = [(rank(variant, name), name, variant) for name in names if (variant := variant_of(name))]
+    asked_for = [found for found in variants if found[2] == wanted]
+    if not asked_for and (name := next((form for form in FORMS if form in names), None)):
         return name, None
-    found = min(
-        ((rank(variant, name), name, variant) for name in names if (variant := variant_of(name))), default=None
-    )
+    found = min(asked_for or variants, default=None)
     return found and found[1:]
 
 
-def chosen_files(names: Iterable[str]) -> list[str]:
+def chosen_files(names: Iterable[str], wanted: str | None = None) -> list[str]:
     """The same, with the shards that lie beside an index: what is to be downloaded of a folder.
     Empty where there are no weights.
     """
     names = sorted(names)
-    name, variant = choose(names) or (None, None)
+    name, variant = choose(names, wanted) or (None, None)
     if name is None or not name.endswith(".json"):
         return [name] if name else []
     whole = re.sub(r"\.index.*", "", name)

@@ -4,12 +4,13 @@ It may be a local folder, a run folder, a checkpoint in one file, or a repositor
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from common.errors import UserError, listed
 from common.io import hub
 from common.io.files import read_json
-from common.io.weight_files import choose, chosen_files
+from common.io.weight_files import choose, chosen_files, variant_of
 
 EXAMPLE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 INDEX = "model_index.json"
@@ -17,9 +18,9 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")
 TEXTS = (".json", ".txt", ".model", ".jinja")  # configurations and vocabularies
 
 
-def find_pipeline(name: str | Path) -> Path:
+def find_pipeline(name: str | Path, variant: str | None = None) -> Path:
     """The folder of a pipeline, its parts checked. name: a local folder, a run folder, or owner/name or
-    owner/name@revision of the hub.
+    owner/name@revision of the hub. variant: of the weights that are wanted, such as "fp16"
 
     What the hub's cache holds is not downloaded again. Raises UserError that says what was looked for and what to do.
     """
@@ -27,6 +28,7 @@ def find_pipeline(name: str | Path) -> Path:
     if local.is_dir():
         root = next((folder for folder in (local, local / "model") if (folder / INDEX).exists()), local)
         check_parts(root)
+        check_variant(root, variant)
         return root
     name = str(name)
     if local.is_file():
@@ -38,17 +40,17 @@ def find_pipeline(name: str | Path) -> Path:
             f"there is no folder {name}; --model takes the folder of a diffusers pipeline, or a hub id such as {EXAMPLE}"
         )
     folder = hub.cached(name, INDEX, example=EXAMPLE)
-    if folder is None or missing_parts(folder):
-        folder = hub.download(
-            name, needed_files, f"give a local folder with --model instead, or {hub.MIRROR}", EXAMPLE
-        )
+    if folder is None or missing_parts(folder) or (variant and variant not in variants_in(folder)):
+        needed = partial(needed_files, variant=variant)
+        folder = hub.download(name, needed, f"give a local folder with --model instead, or {hub.MIRROR}", EXAMPLE)
         check_parts(folder)
+    check_variant(folder, variant)
     return folder
 
 
-def needed_files(files: list[str], fetch: Callable[[str], Path]) -> list[str]:
+def needed_files(files: list[str], fetch: Callable[[str], Path], variant: str | None = None) -> list[str]:
     """The files of a repository that make up its pipeline:
-    each part's configuration, and one of the sets of weights that there are.
+    each part's configuration, and one of the sets of weights that there are: that of the variant where it has one.
     """
     if INDEX not in files:
         raise UserError(
@@ -60,7 +62,7 @@ def needed_files(files: list[str], fetch: Callable[[str], Path]) -> list[str]:
             file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/") and file.count("/") == 1
         ]
         wanted += [f"{part}/{name}" for name in names if name.endswith(TEXTS) and ".index." not in name]
-        wanted += [f"{part}/{name}" for name in chosen_files(names)]
+        wanted += [f"{part}/{name}" for name in chosen_files(names, variant)]
     return wanted
 
 
@@ -114,6 +116,18 @@ def what_is_there(folder: Path, there: list[str]) -> str:
         )
         return f"there is one part, a {kind}{whole}"
     return f"there is {listed(there) or 'nothing'}"
+
+
+def variants_in(folder: Path) -> list[str]:
+    """The variants that any part has weights in: ["bf16", "fp16"]."""
+    return sorted({found for file in folder.glob("*/*") if (found := variant_of(file.name))})
+
+
+def check_variant(folder: Path, variant: str | None) -> None:
+    """Refuse a variant that no part has."""
+    if variant and variant not in (there := variants_in(folder)):
+        known = f"there are {', '.join(there)}" if there else "its weights have no variants"
+        raise UserError(f"no part of {folder} has weights of the variant '{variant}' ({known}); leave --variant out")
 
 
 def missing_parts(folder: Path) -> list[str]:

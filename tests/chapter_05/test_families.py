@@ -30,15 +30,20 @@ def families(tmp_path_factory) -> dict[str, Path]:
     }
 
 
+UNMEASURED = ["--measure", 0, "--sample-steps", 1, "--batch-size", 2, "--prompts", PROMPT]
 QUICK = {"generate": [PROMPT, "--n", 1, "--steps", 2], "studies/prompt_weighting": ["a red++ creature", "--n", 1, "--steps", 2],
          "restore": ["--n", 2, "--steps", 2, "--strength", 1, "--guidance", 3, "--method", "img2img"],
-         "finetune": ["--steps", 1, "--n", 8], "lora": ["--steps", 1, "--n", 8], "dreambooth": ["--steps", 1], "controlnet": ["--steps", 1, "--n", 8],
+         **{name: ["--steps", 1, "--n", 4, *UNMEASURED] for name in ("finetune", "lora")},
+         "dreambooth": ["--steps", 1, "--prior", 0, "--poses", 2, *UNMEASURED], "controlnet": ["--steps", 1, "--n", 8],
          "train_unconditional": ["--steps", 1, "--data", "digits", "--n", 16, "--batch-size", 4]}  # fmt: skip
 TAKES = {
     ("generate", "xl"),
     ("generate", "flow"),
     ("studies/prompt_weighting", "xl"),
     ("restore", "xl"),
+    ("finetune", "xl"),
+    ("lora", "xl"),
+    ("dreambooth", "xl"),
     ("train_unconditional", "ddpm"),
 }
 
@@ -46,11 +51,9 @@ TAKES = {
 @pytest.mark.parametrize("family", ["xl", "ddpm", "flow"])
 @pytest.mark.parametrize("program", QUICK)
 def test_every_program_takes_every_family_or_names_it(families, tmp_path, command_line, program, family):
-    flags = ["--scheduler", "euler"] if (program, family) == ("generate", "flow") else []
     code, _, err = command_line(
         f"{HERE}/{program}.py",
         *QUICK[program],
-        *flags,
         "--model",
         families[family],
         "--device",

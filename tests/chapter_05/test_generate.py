@@ -7,13 +7,15 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 
 from common.data import load
+from common.data.sources.decoding import open_rgb
 from common.io.pixels import to_float
 from finetune_diffusers import models
-from finetune_diffusers.generation import open_start
-from finetune_diffusers.images import contact_sheet, to_pil, to_tensor
+from finetune_diffusers.generation import cut_to
+from finetune_diffusers.images import contact_sheet, generators, to_pil, to_tensor
 from finetune_diffusers.schedulers import make_scheduler
 from helpers.finetune_programs import GENERATE, HERE, PROMPT, pixels, refused, silent
 from helpers.programs import run_main, run_program
+from helpers.tiny_families import write_tiny_sd, write_tiny_xl
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +120,7 @@ def test_from_a_picture(model, pipe, tmp_path):
         **pipe.components | {"scheduler": make_scheduler("ddim", dict(pipe.scheduler.config))},
         requires_safety_checker=False,
     )
-    start = open_start(tmp_path / "creature.png", None)
+    start = cut_to(open_rgb(tmp_path / "creature.png"), None, 64)
     with models.count_calls(plain.unet) as asked:
         theirs = silent(plain)(
             PROMPT,
@@ -146,7 +148,7 @@ def test_a_contact_sheet():
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--scheduler", "magic"], "ddpm, ddim, pndm, euler, euler-a, heun, dpm++"),
+        (["--scheduler", "magic"], "own, ddpm, ddim, pndm, euler, euler-karras, euler-a, heun, dpm++"),
         (["--compare", "ddim,"], "unknown scheduler ''"),
         (["--n", 0], "--n"),
         (["--steps", 0], "--steps"),
@@ -175,3 +177,80 @@ def test_help_waits_for_nothing_heavy():
         + "print([m for m in ('torch', 'diffusers', 'transformers', 'accelerate', 'numpy', 'PIL', 'compel') if m in sys.modules])",
     )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- published families
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    place = tmp_path_factory.mktemp("published")
+    return {"sd": write_tiny_sd(place / "sd", suspicious=True), "xl": write_tiny_xl(place / "xl")}
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_a_model_keeps_its_own_scheduler_guidance_and_empty_prompt(published, kind, tmp_path, monkeypatch):
+    """Without flags it is the picture of plain diffusers. XL takes zeros, not the embedding of "", where no negative
+    prompt is given."""
+    monkeypatch.setattr("finetune_diffusers.models.SMALL", 0)  # the tiny models stand for large ones
+    run_main(
+        GENERATE, PROMPT, "--model", published[kind], "--n", 1, "--steps", 3, "--device", "cpu", "--out", tmp_path
+    )
+    plain = silent(
+        models.AUTO["text"].from_pretrained(published[kind], **({"safety_checker": None} if kind == "sd" else {}))
+    )
+    expected = plain(PROMPT, num_inference_steps=3, generator=generators(0, 1), output_type="pt").images[0] * 2 - 1
+    if kind == "sd":
+        assert models.default_guidance(plain) == 7.5 and type(plain.scheduler).__name__ == "PNDMScheduler"
+        assert (pixels(tmp_path / "seed-0.png") == -1).all()  # blackened: see the next test
+        return
+    assert models.default_guidance(plain) == 5.0 and type(plain.scheduler).__name__ == "EulerDiscreteScheduler"
+    assert (pixels(tmp_path / "seed-0.png") - expected).abs().max() <= 2 / 127.5
+
+
+def test_pictures_that_a_safety_checker_blackens_are_reported(published, tmp_path, command_line):
+    flags = ["--model", published["sd"], "--steps", 2, "--device", "cpu", "--out", tmp_path]
+    code, _, err = command_line(GENERATE, PROMPT, *flags, "--n", 2, "--seed", 5)
+    assert (
+        code == 0
+        and "note: 2 of 2 pictures are black (the model's safety checker blackens what it flags; seed 5, 6)" in err
+    )
+    trained = silent(models.open_for_training(str(published["sd"]), "cpu"))  # trainings have none
+    assert trained.safety_checker is None and not trained.config.requires_safety_checker
+    assert float(trained(PROMPT, num_inference_steps=2, output_type="pt").images.std()) > 0.01
+
+
+def test_own_comes_back_after_others(model, tmp_path, command_line):
+    """--compare draws the model's own scheduler again after another: the same picture."""
+    flags = ["--model", model, "--n", 1, "--steps", 2, "--device", "cpu"]
+    code, _, err = command_line(
+        GENERATE, PROMPT, *flags, "--compare", "own,dpm++-sde-karras,lcm", "--out", tmp_path / "a"
+    )
+    assert code in (0, 2), err
+    code, _, err = command_line(GENERATE, PROMPT, *flags, "--compare", "lcm,own", "--out", tmp_path / "b")
+    assert code == 0, err
+    run_main(GENERATE, PROMPT, *flags, "--out", tmp_path / "c")
+    assert torch.equal(pixels(tmp_path / "b" / "own-seed-0.png"), pixels(tmp_path / "c" / "seed-0.png"))
+    assert not torch.equal(pixels(tmp_path / "b" / "lcm-seed-0.png"), pixels(tmp_path / "c" / "seed-0.png"))
+
+
+def test_a_large_model_is_offloaded_instead_of_moved(model, monkeypatch):
+    """On a GPU, moving a model that does not fit would fail before offloading could help. No attention is sliced."""
+    calls = []
+    kind = StableDiffusionPipeline
+    monkeypatch.setattr(kind, "to", lambda pipe, device: calls.append(("to", device)) or pipe)
+    monkeypatch.setattr(kind, "enable_model_cpu_offload", lambda pipe, device: calls.append(("offload", device)))
+    monkeypatch.setattr(
+        kind, "enable_attention_slicing", lambda *_: pytest.fail("slower with SDPA, and saves nothing")
+    )
+    models.open_pipeline(model, device="cuda:0", dtype=torch.float32, offload=True)
+    models.open_pipeline(model, device="cuda:0", dtype=torch.float32)
+    models.open_pipeline(model, device="cpu", offload=True)
+    assert calls == [("offload", "cuda:0"), ("to", "cuda:0"), ("to", "cpu")]
+
+
+def test_photographs_are_shrunk_to_what_the_model_can_draw():
+    photograph = Image.new("RGB", (4000, 3000))
+    assert cut_to(photograph, None, 512).size == (592, 440)  # about 512 x 512 pixels in the same shape
+    assert cut_to(photograph, (96, 64), 512).size == (96, 64)
+    assert cut_to(Image.new("RGB", (1000, 700)), None, 512).size == (1000, 704)  # not much larger: as it is

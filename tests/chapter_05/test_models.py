@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from common.errors import UserError, enough_memory
 from common.io import files
 from common.io.files import write_json
+from common.io.weight_files import chosen_files
 from finetune_diffusers import models
 from finetune_diffusers.images import generators
 from finetune_diffusers.schedulers import SCHEDULERS, make_scheduler
@@ -117,7 +118,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["two"] and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "dpm++-karras"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if not name.endswith("-karras")])
 def test_every_scheduler_draws(model, pipe, name):
     other = StableDiffusionPipeline(
         **pipe.components | {"scheduler": make_scheduler(name, dict(pipe.scheduler.config))},
@@ -187,6 +188,37 @@ def test_a_scheduler_that_cannot_walk_this_schedule(model, tmp_path, command_lin
 
 def test_the_names_in_the_help():
     text = (ROOT / HERE / "finetune_diffusers" / "flags.py").read_text()
-    assert f'"""{", ".join(SCHEDULERS)}."""' in text
+    assert f"was saved with), {', '.join(SCHEDULERS)}." in " ".join(text.split())
     for kind, _ in SCHEDULERS.values():
         assert hasattr(diffusers, kind)
+
+
+def test_variants(model, tmp_path, command_line):
+    """The variant that is asked for is opened, though weights without one are there; an unknown one is refused."""
+    both = tmp_path / "both"
+    pipe = StableDiffusionPipeline.from_pretrained(model)
+    pipe.save_pretrained(both)
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.zero_()
+    pipe.save_pretrained(both, variant="fp16")
+    plain, half = (models.open_pipeline(both, variant=variant) for variant in (None, "fp16"))
+    assert plain.unet.conv_in.weight.any() and not half.unet.conv_in.weight.any()
+    with pytest.raises(UserError, match=r"no part of .* has weights of the variant 'bf16' \(there are fp16\)"):
+        models.open_pipeline(both, variant="bf16")
+    with pytest.raises(UserError, match="its weights have no variants"):
+        models.find_model(model, variant="fp16")
+    names = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
+    assert chosen_files(names, "fp16") == names[1:] and chosen_files(names) == names[:1] == chosen_files(names, "bf16")
+
+
+def test_revisions(model, tmp_path, monkeypatch):
+    """Of a repository in the hub's cache, by branch; a local folder has none."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--some--model" / "refs").mkdir(parents=True)
+    for name, digit in (("main", "0"), ("v2", "1")):
+        shutil.copytree(model, tmp_path / "models--some--model" / "snapshots" / (digit * 40))
+        (tmp_path / "models--some--model" / "refs" / name).write_text(digit * 40)
+    assert models.find_model("some/model").name == "0" * 40
+    assert models.find_model("some/model", revision="v2").name == "1" * 40
+    with pytest.raises(UserError, match="--revision v2 names a version of a repository on the hub"):
+        models.find_model(model, revision="v2")

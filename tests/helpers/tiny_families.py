@@ -1,12 +1,20 @@
-"""Tiny pipelines of other families than Stable Diffusion 1.x and 2.x, with random weights:
-what people name with --model as well.
-"""
+"""Tiny pipelines in the geometry of published families, with random weights: what people name with --model."""
 
 from pathlib import Path
 
 import torch
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from common.models.text.encoders import save_text, small_text
+from common.models.text.tokenizer import train_tokenizer
 from helpers.tiny_pipeline import WORDS, write_tiny_pipeline
 
 
@@ -140,3 +148,80 @@ def write_tiny_flow(folder: Path) -> Path:
         tokenizer_3=None,
     ).save_pretrained(folder / "flow")
     return folder / "flow"
+
+
+def make_tiny_sd(
+    words: Path, second: bool = False, channels: int = 4, prediction: str = "epsilon"
+) -> StableDiffusionPipeline:
+    """The geometry of Stable Diffusion 1.5 or 2.1, some channels wide, with random weights.
+    words: a folder with a tokenizer in it
+    """
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(words / "tokenizer")
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            max_position_embeddings=16,
+            hidden_act="gelu" if second else "quick_gelu",
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    widths = (64, 128, 128, 128) if second else (32, 64, 64, 64)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        block_out_channels=widths,
+        cross_attention_dim=64,
+        attention_head_dim=[width // 64 for width in widths] if second else 8,
+        use_linear_projection=second,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+        sample_size=64,
+    )
+    scheduler = PNDMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
+    kind = StableDiffusionPipeline if channels == 4 else StableDiffusionInpaintPipeline
+    return kind(vae, text.eval(), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+
+
+def write_tiny_sd(folder: Path, second: bool = False, suspicious: bool = False) -> Path:
+    """A folder of Stable Diffusion 1.5 (which predicts noise) or 2.1 (which predicts v), of a few random weights.
+    suspicious: with a safety checker that takes offence at every picture
+    """
+    train_tokenizer(2 * WORDS, 16).save(folder / "tokenizer")
+    pipe = make_tiny_sd(folder, second, prediction="v_prediction" if second else "epsilon")
+    if suspicious:
+        pipe.register_modules(safety_checker=suspicious_checker(), feature_extractor=small_pictures())
+        pipe.register_to_config(requires_safety_checker=True)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def suspicious_checker() -> StableDiffusionSafetyChecker:
+    """Finds in every picture what it looks for."""
+    sides = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=sides, vision_config=sides | {"image_size": 32, "patch_size": 16}, projection_dim=8
+    )
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(-2.0)  # of the cosines, none of which is lower
+    return checker
+
+
+def small_pictures() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

@@ -9,7 +9,7 @@ from common.io.config_values import check_values
 from common.io.files import read_json
 from common.io.ranges import Range
 from finetune_diffusers.flags import OUT
-from finetune_diffusers.training.memory_usage import Cost, format_bytes
+from finetune_diffusers.training.loop.memory_usage import Cost, format_bytes
 
 # What a program leaves for others to open: the first of these that a run folder has. The newest milestone is that of
 # the package.

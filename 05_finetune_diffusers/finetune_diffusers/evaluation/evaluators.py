@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.data import Images
 from common.data.creatures.attributes import NAMES, VALUES
@@ -31,22 +31,21 @@ from finetune_diffusers.data.latent_dataset import encode, load_captioned
 from finetune_diffusers.data.styles import DrawnStyle, in_style, stray, styled_caption
 from finetune_diffusers.data.subject import FRINGE, SUBJECT
 from finetune_diffusers.generation import PipelineSettings, call_pipeline
-from finetune_diffusers.images import contact_sheet, prompt_labels
+from finetune_diffusers.images import contact_sheet, images_at_once, prompt_labels
 from finetune_diffusers.models import reconstruct
-from finetune_diffusers.schedulers import make_scheduler
+from finetune_diffusers.schedulers import use_scheduler
 from finetune_diffusers.training.flags import DRAWN, CaptionedFlags, TuningFlags
 from finetune_diffusers.training.loss import LatentDenoising
 
 COLUMNS = 8  # pictures in a sheet of edges
 REPEATS = 8  # noise levels and noises at which each test image is tried
 NOISES = 1_000_003  # a seed apart from that of the training, which uses other noises
-BATCH = 16  # pictures drawn at a time
 
 
 @dataclass
 class ValidationSampler:
     """Draws one picture of each prompt with a pipeline in training, in evaluation mode and with the scheduler of
-    --scheduler.
+    --scheduler, large pictures one at a time.
 
     Picture i has seed args.seed + i, whatever its prompt.
     """
@@ -62,16 +61,17 @@ class ValidationSampler:
         settings = PipelineSettings(args.scheduler, args.sample_steps, args.guidance, args.seed)
         pipe.set_progress_bar_config(disable=True)
         trained, training, parts = pipe.scheduler, pipe.unet.training, []
-        pipe.scheduler = make_scheduler(args.scheduler, dict(trained.config))
+        use_scheduler(pipe, args.scheduler)
         pipe.unet.eval()
+        few = images_at_once(self.size * self.size)
         try:
             with (
                 torch.no_grad(),
                 self.accelerator.autocast(),
                 enough_memory(str(pipe.device), "--measure, or the number of --prompts"),
             ):
-                for first in range(0, len(prompts), BATCH):
-                    batch = slice(first, first + BATCH)
+                for first in range(0, len(prompts), few):
+                    batch = slice(first, first + few)
                     part, each = list(prompts[batch]), replace(settings, seed=args.seed + first)
                     rows = {k: value[batch] if isinstance(value, Tensor) else value for k, value in inputs.items()}
                     images = call_pipeline(
@@ -158,12 +158,14 @@ class StyleEvaluator(TuningEvaluator):
         style: DrawnStyle | None,
         loss: LatentDenoising,
         plain: Images | None,
+        net: nn.Module,  # what the loss calls: the U-Net, or a TextAndUNet
     ):
         super().__init__(sampler, [styled_caption(style, prompt) if style else prompt for prompt in prompts])
-        self.style, self.loss = style, loss
+        self.style, self.loss, self.net = style, loss, net
         if plain is not None:
             self.plain, self.styled = plain, in_style(style, plain)
-            self.test = encode(sampler.pipe, self.styled, self.styled.captions, quiet=True)
+            as_tokens = "ids" in loss.empty
+            self.test = encode(sampler.pipe, self.styled, self.styled.captions, quiet=True, as_tokens=as_tokens)
 
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         found = {"denoising error of test images": mean_estimate(self.test_losses())}
@@ -179,15 +181,15 @@ class StyleEvaluator(TuningEvaluator):
     @torch.no_grad()
     def test_losses(self) -> Tensor:
         """Mean loss of each test image, at the same noise levels with the same noises in every stage. (N,)"""
-        device, pipe = self.sampler.accelerator.device, self.sampler.pipe
+        device = self.sampler.accelerator.device
         batch = {name: column.to(device) for name, column in self.test.batch(torch.arange(len(self.test))).items()}
-        loss = replace(self.loss, caption_dropout=0.0)
+        loss = replace(self.loss, caption_dropout=0.0, noise_offset=0.0)
         draws = [BatchRandom(NOISES + self.sampler.args.seed, k, device=device) for k in range(REPEATS)]
         # levels are given out in order
         orders = [torch.randperm(len(self.test), generator=draw.generator, device=device) for draw in draws]
         with self.sampler.accelerator.autocast():
             per_sample = [
-                loss(pipe.unet, {name: column[order] for name, column in batch.items()}, draw).per_sample[
+                loss(self.net, {name: column[order] for name, column in batch.items()}, draw).per_sample[
                     order.argsort()
                 ]
                 for order, draw in zip(orders, draws, strict=True)
@@ -201,15 +203,13 @@ class StyleEvaluator(TuningEvaluator):
         return f"(pictures in the style, only through the autoencoder, stray by {format_estimate(best)})"
 
 
-def styled_images(
-    args: CaptionedFlags, style: DrawnStyle | None, size: int, main_process: bool
-) -> tuple[Images, Images | None]:
-    """(training pictures in the style, test pictures without it where this process measures):
-    loaded, or refused, before any are encoded.
-    """
+def training_and_test_images(args: CaptionedFlags, size: int, main_process: bool) -> tuple[Images, Images | None]:
+    """(training pictures, test pictures where this process measures): loaded, or refused, before any are encoded."""
     images = load_captioned(args, size, n=args.n)
-    plain = test_images(args, size) if args.measure and main_process else None
-    return in_style(style, images), plain
+    test = test_images(args, size) if args.measure and main_process else None
+    if test is not None and args.data not in DRAWN:
+        print(f"{len(test)} of the pictures are held back to measure the training with (--measure 0 measures nothing)")
+    return images, test
 
 
 def test_images(args: CaptionedFlags, size: int) -> Images:
@@ -276,24 +276,32 @@ class EdgeEvaluator(TuningEvaluator):
     images     test images whose edges are wanted and whose captions are the prompts
     threshold  of the edges
     strength   conditioning scale of the ControlNet
+    control    what the ControlNet is given, (N, 1 or 3, S, S) in [0, 1]; by default the wanted edges
+    wanted     (N, 1, S, S) of zeros and ones; by default the edges of the images
     """
 
     WITHOUT, WITH = "without control", "with control"
 
-    def __init__(self, sampler: ValidationSampler, images: Images, threshold: float, strength: float):
+    def __init__(
+        self,
+        sampler: ValidationSampler,
+        images: Images,
+        threshold: float,
+        strength: float,
+        control: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ):
         super().__init__(sampler, images.captions)
         self.images, self.threshold, self.strength = to_float(images.pixels), threshold, strength
-        self.wanted = edges(self.images, threshold)
+        self.wanted = edges(self.images, threshold) if wanted is None else wanted
+        self.control = (self.wanted if control is None else control).expand(-1, 3, -1, -1)
 
     def draw(self, stage: str) -> Tensor:
-        return self.sampler(
-            self.prompts,
-            image=self.wanted.expand(-1, 3, -1, -1),
-            controlnet_conditioning_scale=0.0 if stage == self.WITHOUT else self.strength,
-        )
+        scale = 0.0 if stage == self.WITHOUT else self.strength
+        return self.sampler(self.prompts, image=self.control, controlnet_conditioning_scale=scale)
 
     def validation_pictures(self) -> Tensor:
-        few = self.wanted[:COLUMNS].expand(-1, 3, -1, -1)
+        few = self.control[:COLUMNS]
         return self.sampler(self.prompts[:COLUMNS], image=few, controlnet_conditioning_scale=self.strength)
 
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
@@ -317,11 +325,7 @@ class EdgeEvaluator(TuningEvaluator):
         return f"(edges of another picture agree by {worst}; those of the same one, only through the autoencoder, by {best})"
 
     def contact_sheet(self, path: Path) -> Path:
-        """Edges wanted, the pictures drawn without and with them, and the pictures that the edges were taken from."""
-        rows = {
-            "edges wanted": 2 * self.wanted.expand(-1, 3, -1, -1) - 1,
-            **self.pictures,
-            "their origin": self.images,
-        }
+        """What the ControlNet is given, the pictures drawn without and with it, and the pictures that it was taken from."""
+        rows = {"given": 2 * self.control - 1, **self.pictures, "their origin": self.images}
         some = torch.stack([images[:COLUMNS] for images in rows.values()])
         return save_picture(contact_sheet(some, list(rows), prompt_labels(self.prompts[:COLUMNS])), path)

@@ -31,7 +31,7 @@ from finetune_diffusers.generation import PipelineSettings, check_strength, run_
 from finetune_diffusers.images import column_sheet
 from finetune_diffusers.models import native_size, open_pipeline
 from finetune_diffusers.schedulers import check_schedulers, use_scheduler
-from finetune_diffusers.training.memory_usage import time_and_memory
+from finetune_diffusers.training.loop.memory_usage import time_and_memory
 
 BY_STRENGTH = ("moved", "kept", "followed")  # measures that strengths are compared by
 BY_GUIDANCE = ("followed", "saturation", "clipped", "detail")  # measures that guidance scales are compared by

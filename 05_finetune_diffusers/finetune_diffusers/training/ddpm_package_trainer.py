@@ -36,7 +36,7 @@ from common.training.budget import Budget
 from common.training.record import check_record, keep_settings
 from common.viz import grid, save_picture
 from finetune_diffusers.training.flags import PackageFlags
-from finetune_diffusers.training.memory_usage import Cost, total
+from finetune_diffusers.training.loop.memory_usage import Cost, total
 
 LEAST_IMAGES = 100  # below this the package's Trainer refuses to work
 SUFFIXES = ("jpg", "jpeg", "png", "tiff")  # of the files that it sees, written like that

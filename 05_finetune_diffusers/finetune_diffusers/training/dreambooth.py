@@ -3,24 +3,29 @@ and pictures of its kind against forgetting.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from diffusers import StableDiffusionPipeline
-from torch import Tensor
 
 from common.data import Images, load
-from common.data.image_export import export
+from common.data.sources.decoding import decode_all
+from common.data.sources.listing import list_folder
 from common.errors import UserError
-from common.io.pixels import to_bytes
+from common.viz import save_picture
 from finetune_diffusers.data.latent_dataset import PriorPairs, encode
 from finetune_diffusers.data.subject import portraits
+from finetune_diffusers.data.views import mirrored
 from finetune_diffusers.evaluation.evaluators import SubjectEvaluator, ValidationSampler
+from finetune_diffusers.images import to_pil
 from finetune_diffusers.training.flags import DreamBoothFlags, SizePresets
+from finetune_diffusers.training.loop.trainer import Tuner
 from finetune_diffusers.training.loss import latent_denoising
-from finetune_diffusers.training.trainer import Tuner
 from finetune_diffusers.training.tuning import RunContext, checked_record, setup, train_and_report, unfreeze
+
+
+def filled(prompt: str, args: DreamBoothFlags, name: str) -> str:
+    """A prompt with {kind} and {} filled in; anything else in braces is left as it is."""
+    return prompt.replace("{kind}", args.kind).replace("{}", name)
 
 
 def subject_images(args: DreamBoothFlags, size: int) -> Images:
@@ -30,7 +35,8 @@ def subject_images(args: DreamBoothFlags, size: int) -> Images:
         if args.subject
         else Images("the drawn creature", portraits(args.poses, size, args.seed))
     )
-    return replace(images, captions=(f"a {args.word} {args.kind}",) * len(images))
+    caption = filled(args.instance_prompt, args, f"{args.word} {args.kind}")
+    return replace(images, captions=(caption,) * len(images), texts=None)
 
 
 def dreambooth(args: DreamBoothFlags, presets: SizePresets) -> None:
@@ -42,37 +48,61 @@ def dreambooth(args: DreamBoothFlags, presets: SizePresets) -> None:
     if not run.quiet:
         print(spelling(pipe, args.word))
     sample = ValidationSampler(pipe, args, run.size, run.accelerator)
-    subject, kind = f"{args.word} {args.kind}", f"a {args.kind}"
-    # anything else in braces is left as it is
-    prompts = [prompt.replace("{kind}", args.kind).replace("{}", subject) for prompt in args.prompts]
-    evaluator = SubjectEvaluator(sample, prompts, f"a {subject}", kind, args.subject is None)
+    caption, kind = images.captions[0], filled(args.instance_prompt, args, args.kind)
+    prompts = [filled(prompt, args, f"{args.word} {args.kind}") for prompt in args.prompts]
+    evaluator = SubjectEvaluator(sample, prompts, caption, kind, args.subject is None)
     evaluator.evaluate("base")
-    data = latents = encode(pipe, images, images.captions, run.quiet)
+    if args.random_flip:
+        images = mirrored(images)
+    data = latents = encode(pipe, images, images.captions, run.quiet, args.train_text_encoder)
     if args.prior:
         with run.accelerator.main_process_first():  # the others find what it has drawn
-            others = make_class_images(run, kind, args.class_images, sample)
-        data = PriorPairs(latents, encode(pipe, others, others.captions, run.quiet), args.prior)
-    loss = latent_denoising(pipe, latents, args)
-    save = unfreeze(run, images, args.word, args.rank)
-    trainer = Tuner(pipe.unet, data, loss, args, run.accelerator)
-    train_and_report(run, trainer, evaluator, record, save, ("tuned",), "dreambooth.py")
+            others = make_class_images(run, kind, sample)
+        known = encode(pipe, others, others.captions, run.quiet, args.train_text_encoder)
+        data = PriorPairs(latents, known, args.prior)
+    trained = unfreeze(run, images, args.word, args.rank)
+    loss = latent_denoising(pipe, latents, args, trained.predict)
+    trainer = Tuner(trained.net, data, loss, args, run.accelerator)
+    train_and_report(
+        run,
+        trainer,
+        evaluator,
+        record,
+        trained.save,
+        ("tuned",),
+        "dreambooth.py",
+        "LoRA" if args.rank else "DreamBooth",
+        caption,
+    )
 
 
-def make_class_images(run: RunContext[Any], caption: str, n: int, draw: Callable[[list[str]], Tensor]) -> Images:
-    """n pictures that the model draws of "a creature" before it is trained.
-    Kept in the run folder, so that a resumed run finds the same.
+def make_class_images(run: RunContext[DreamBoothFlags], caption: str, draw: ValidationSampler) -> Images:
+    """--class-images pictures of "a creature": those of --class-dir, and what is missing there drawn by the model
+    before it is trained. By default they are in the run folder, so that a resumed run finds the same.
     """
-    folder = run.args.out / "class_images"
-    if not run.quiet and not (run.args.resume and folder.exists()):
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before its first step
-        print(f'the model draws {n} pictures of "{caption}" ...')
-        export(Images("class images", to_bytes(draw([caption] * n))), folder)
-    images = load(str(folder), run.size, channels=3)
-    return replace(images, captions=(caption,) * len(images))
+    args = run.args
+    folder = args.class_dir or args.out / "class_images"
+    if not run.quiet:
+        if not args.class_dir and not args.resume:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before its first step
+        there = len(list_folder(folder).pictures) if folder.exists() else 0
+        if missing := max(0, args.class_images - there):
+            print(f'the model draws {missing} pictures of "{caption}" for {folder} ...')
+            rest = replace(draw, args=replace(args, seed=args.seed + there))
+            for i, picture in enumerate(rest([caption] * missing), there):
+                save_picture(to_pil(picture), folder / f"{i:05d}.png")
+    # every picture counts: no split is held back
+    paths = list_folder(folder).paths(list_folder(folder).pictures)[: args.class_images]
+    pixels, kept = decode_all(paths, run.size, channels=3)
+    return Images(folder.name, pixels, captions=(caption,) * len(kept))
 
 
 def spelling(pipe: StableDiffusionPipeline, word: str) -> str:
-    """The word as tokens, and what that means for the training."""
+    """The word as tokens, and what that means for the training.
+
+    Ruiz et al. 2022 (section 3.2) take a rare token of the vocabulary: one that the model can learn anew because it has
+    hardly met it. Letters typed at random are read as several pieces, each with a meaning of its own.
+    """
     tokens = pipe.tokenizer.tokenize(word)
     pieces = [token.removesuffix("</w>") for token in tokens]
     if pipe.tokenizer.unk_token in tokens:
@@ -80,5 +110,8 @@ def spelling(pipe: StableDiffusionPipeline, word: str) -> str:
             f"the model's vocabulary cannot write the word '{word}'; choose another --word, of plain letters"
         )
     if len(tokens) == 1:
-        return f"note: '{word}' is one token, so the model may know it, and what it knows may mix with the subject"
-    return f"'{word}' is not in the vocabulary as a whole: it is read as {len(pieces)} pieces, {' + '.join(pieces)}"
+        return f"'{word}' is one token: good for a rare word; a common one would keep its own meaning"
+    return (
+        f"note: '{word}' is read as {len(pieces)} tokens, {' + '.join(pieces)}, and each may bring a meaning along; "
+        "a rare word of one token is better where the vocabulary has one"
+    )

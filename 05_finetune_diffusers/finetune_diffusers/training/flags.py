@@ -11,10 +11,10 @@ from common.errors import UserError
 from common.io.ranges import MAY_BE_EMPTY, Range
 from common.training.flags import RunFlags
 from common.training.settings import FREE, resumed, with_folder
-from finetune_diffusers.flags import OUT, PRETRAINED
+from finetune_diffusers.flags import OUT, PRETRAINED, SMALL
 from finetune_diffusers.schedulers import check_schedulers
 
-SMALL = 50_000_000  # a U-Net with fewer weights is small: it learns at rates that would ruin a large one
+REPORTS = ("report_to", "push_to_hub")  # flags that a resumed run can be given anew
 DRAWN = ("creatures", "dishes")  # drawn sets have no end, so by default they are cut
 
 
@@ -31,7 +31,9 @@ class BaseFlags(RunFlags):
     lr: float = 1e-3
     """Peak learning rate."""
     ema: float = 0.99
-    """Largest decay of the average over the weights, which is what is saved; 0 saves the weights themselves."""
+    """Largest decay of the average over the weights, which is what is saved;
+    0 keeps no average, and saves the weights themselves.
+    """
     sample_steps: int = 20
     """Sampling steps of the validation pictures."""
     save_every: int = 100
@@ -54,16 +56,22 @@ class ImageFlags(BaseFlags):
 
 @dataclass(frozen=True)
 class TrainerFlags(BaseFlags):
-    """Flags of the trainings with finetune_diffusers.training.trainer.Trainer."""
+    """Flags of the trainings with finetune_diffusers.training.loop.trainer.Trainer."""
 
     clip: float = 1.0
     """Largest norm of the gradient."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision. auto is bf16 where the device is fast at it, else no."""
-    scheduler: str = "dpm++"
-    """Scheduler of the validation pictures; see generate.py."""
+    scheduler: str = "own"
+    """Scheduler of the validation pictures: own is the model's; see generate.py."""
     sample_every: int | None = None
     """Steps between validation pictures; by default a fifth of the steps."""
+    report_to: Literal["tensorboard", "wandb"] = "tensorboard"
+    """Tracker of loss and validation pictures. TensorBoard's file of the loss is always in the run folder; wandb
+    reports to Weights & Biases as well, or keeps a local record with WANDB_MODE=offline.
+    """
+    push_to_hub: str | None = None
+    """Repository of the Hugging Face hub, owner/name, that receives the result and a model card at the end."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,10 @@ class TuningFlags(TrainerFlags):
     """Stable Diffusion folder, run folder with one in it, checkpoint in one file,
     or hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5.
     """
+    revision: str | None = None
+    """Branch, tag or commit of a repository on the hub."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16; by default the weights without a variant, where there are any."""
     size: int | None = None
     """Side of the images in pixels; by default the model's own."""
 
@@ -146,9 +158,15 @@ class TuningFlags(TrainerFlags):
     """Gamma of min-SNR weighting (Hang et al. 2023); 0 weighs all noise levels alike."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, which keeps guidance alive."""
+    noise_offset: Annotated[float, Range(0, 10, 0.1, hint="0 is off")] = 0.0
+    """Standard deviation of noise that is equal at all pixels of a channel, added to the noise of every pixel, so that
+    the model learns to draw darker and lighter pictures; 0.05 to 0.1 is usual, 0 is off.
+    """
+    random_flip: bool = False
+    """Train on the mirror image of every picture as well. Not for subjects with writing on them."""
 
-    guidance: float = 3.0
-    """Guidance scale of the validation pictures."""
+    guidance: float | None = None
+    """Guidance scale of the validation pictures; by default 3 for a small model, else the default of its pipeline."""
     measure: int = 24
     """Pictures drawn before and after the training to measure what it did; 0 is none."""
 
@@ -164,6 +182,7 @@ class CaptionedFlags(TuningFlags, ImageFlags):
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the layers that usually get a LoRA
+WORDS = ("q_proj", "k_proj", "v_proj", "out_proj")  # the same layers of a text encoder
 Style = Literal["none", "riso", "blueprint", "woodcut", "neon"]
 STYLE_PROMPTS = (
     "a red fire creature with bat wings",
@@ -179,11 +198,23 @@ STYLE_PROMPTS = (
 class StyleFlags(CaptionedFlags):
     """Flags of finetune.py and lora.py."""
 
-    style: Style = "riso"
-    """Style that every picture is put into, with its words at the end of every caption. none: the data as they are."""
-    prompts: tuple[str, ...] = STYLE_PROMPTS
-    """Validation prompts, drawn before, during and after the training;
-    the words of the style are added at their end.
+    style: Style | None = None
+    """Style that every picture is put into, with its words at the end of every caption; none is the data as they are.
+    By default riso (lora.py: woodcut) for creatures and dishes, and none for any other data.
+    """
+    crops: Annotated[int, Range(0, 1000, 4)] = 0
+    """Random square crops of each picture to train on, in place of the square at its centre (0). For folders only."""
+    buckets: bool = False
+    """Train on whole pictures, in batches of one aspect ratio each, with as many pixels as a square of --size has.
+    For folders only.
+    """
+    train_text_encoder: bool = False
+    """Train the text encoders as well, which helps with words that are new to the model: lora.py adapters at their
+    attention, finetune.py all their weights.
+    """
+    prompts: Annotated[tuple[str, ...], MAY_BE_EMPTY] = ()
+    """Validation prompts, drawn before, during and after the training; the words of the style are added at their end.
+    By default prompts for creatures and dishes, or captions of your data.
     """
 
 
@@ -191,14 +222,14 @@ class StyleFlags(CaptionedFlags):
 class LoraFlags(StyleFlags):
     """Flags of lora.py."""
 
-    style: Style = "woodcut"
-    """Style that every picture is put into, with its words at the end of every caption. none: the data as they are."""
     rank: int = 8
     """Width of the two thin matrices."""
     alpha: float | None = None
     """Numerator of the factor alpha / rank of the product; by default alpha is the rank."""
     targets: tuple[str, ...] = ATTENTION
     """Layers of the U-Net that get an adapter, by the ends of their names."""
+    output_kohya_format: bool = False
+    """Write the adapter also as NAME-kohya.safetensors, under the names of kohya's scripts and the webui."""
 
     use: tuple[Path, ...] = ()
     """Adapters to draw the prompts with, instead of training:
@@ -206,6 +237,8 @@ class LoraFlags(StyleFlags):
     """
     scale: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Scales of the adapters, with --use: 0 is the model without them."""
+    fuse: Path | None = None
+    """With --use: new folder for the whole model with the adapters added to its weights, each at its --scale."""
     sheet: Path = OUT / "lora.png"
     """Contact sheet of --use."""
 
@@ -214,20 +247,35 @@ class LoraFlags(StyleFlags):
 class DreamBoothFlags(TuningFlags):
     """Flags of dreambooth.py."""
 
+    caption_dropout: float = 0.0
+    """Share of captions replaced by the empty one. Here it would teach the subject to the empty prompt, so it is off."""
+
     subject: Path | None = None
     """Folder with a few pictures of one thing; by default a drawn creature."""
     poses: int = 6
     """Pictures of the drawn creature."""
     word: str = "sks"
-    """Name of the subject: a word that means nothing yet."""
+    """Name of the subject: a word that the model can read but has hardly met."""
     kind: str = "creature"
     """Kind of the subject, in a word that the model knows."""
+    instance_prompt: str = "a {}"
+    """Caption of the subject's pictures; {} stands for the word and the kind, and in the class images' caption for the
+    kind alone. For photographs "a photo of {}" is usual.
+    """
     prior: float = 1.0
     """Weight of prior preservation; 0 is off."""
     class_images: int = 64
-    """Pictures of the kind that the model draws before it is trained."""
+    """Pictures of the kind, which the model draws before it is trained."""
+    class_dir: Path | None = None
+    """Folder of class images. If it holds fewer than --class-images, the model draws the rest into it.
+    By default class_images in the run folder.
+    """
     rank: Annotated[int, Range(0, 4096, 8)] = 0
     """Rank of a LoRA that is trained in place of all weights; 0 is all weights."""
+    train_text_encoder: bool = False
+    """Train the text encoders as well: with --rank adapters at their attention, else all their weights."""
+    output_kohya_format: bool = False
+    """With --rank: write the adapter also as NAME-kohya.safetensors, under the names of kohya's scripts and the webui."""
     prompts: tuple[str, ...] = (
         "a {}",
         "a {} on a mint background",
@@ -253,6 +301,10 @@ class ControlNetFlags(CaptionedFlags):
     """Least strength of an edge: the gradient per pixel, in pictures from -1 to 1."""
     strength: Annotated[float, Range(0, 10, hint="0 is the model without it")] = 1.0
     """Conditioning scale of the ControlNet in the pictures: 0 is the model without it."""
+    control: Literal["edges", "canny", "lines", "conditioning_image"] = "edges"
+    """What the ControlNet is given: edges, one pixel wide; canny, the edges of published ControlNets; lines, for
+    --image: a drawing's own lines; conditioning_image, the pictures that this column of the metadata names.
+    """
     measure: Annotated[int, Range(1, 10_000, hint="those pictures are the validation pictures here")] = 24
     """Pictures drawn before and after the training to measure what it did."""
     prompts: tuple[str, ...] = ()
@@ -260,10 +312,10 @@ class ControlNetFlags(CaptionedFlags):
     Otherwise the captions of test images are drawn along theirs.
     """
 
-    use: Path | None = None
-    """Run or folder of a ControlNet to draw with, instead of training."""
+    use: str | None = None
+    """Run, folder or hub id of a ControlNet to draw with, instead of training."""
     image: tuple[Path, ...] = ()
-    """With --use: pictures whose edges are wanted; by default the test images."""
+    """With --use: pictures to take the edges or lines of; by default the test images."""
     sheet: Path = OUT / "controlnet.png"
     """Contact sheet of --use."""
 
@@ -298,7 +350,17 @@ def checked(args: Tuning) -> Tuning:
             "--optimizer 8bit needs the package bitsandbytes, which is not installed (pip install bitsandbytes); "
             "or give --optimizer fused"
         )
-    return resumed(args, (*FREE, "model")) if args.resume else args
+    check_tracker(args)
+    return resumed(args, (*FREE, "model", *REPORTS)) if args.resume else args
+
+
+def check_tracker(args: TrainerFlags) -> None:
+    """Refuse a tracker whose package is missing."""
+    if args.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "--report-to wandb needs the package wandb, which is not installed (pip install wandb); "
+            "it works without an account, too, where the environment variable WANDB_MODE is offline"
+        )
 
 
 def settled(args: Tuning, name: str, presets: SizePresets, weights: int, device: str) -> Tuning:
@@ -329,7 +391,7 @@ def settled_from_scratch(args: FromScratch, name: str, enough: int) -> FromScrat
     enough  images of a drawn set
     """
     if args.resume:
-        return resumed(args)
+        return resumed(args, (*FREE, *REPORTS) if isinstance(args, TrainerFlags) else FREE)
     n = args.n or (enough if args.data in DRAWN else None)
     # 2,000 steps: under five minutes on a CPU
     return with_folder(replace(args, steps=args.steps or 2000, n=n), f"{OUT.name}/{name}-{data_name(args.data)}")

@@ -18,8 +18,8 @@ from finetune_diffusers.data.latent_dataset import CaptionedLatents
 from finetune_diffusers.schedulers import make_scheduler
 from finetune_diffusers.training.flags import TuningFlags
 
-# (net, x, t, text, batch) -> (B, C, h, w)
-Predict = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor]
+# (net, x, t, batch) -> (B, C, h, w)
+Predict = Callable[[nn.Module, Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
 def min_snr_weights(scheduler: DDPMScheduler, gamma: float) -> Tensor:
@@ -49,9 +49,12 @@ def target(scheduler: DDPMScheduler, x0: Tensor, eps: Tensor, t: Tensor) -> Tens
     return scheduler.get_velocity(x0, eps, t) if kind == "v_prediction" else {"epsilon": eps, "sample": x0}[kind]
 
 
-def predict_with_unet(net: nn.Module, x: Tensor, t: Tensor, text: Tensor, batch: dict[str, Tensor]) -> Tensor:
+def predict_with_unet(net: nn.Module, x: Tensor, t: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """The U-Net's own prediction."""
-    return net(x, t, text, return_dict=False)[0]
+    more = {}
+    if "pooled" in batch:  # Stable Diffusion XL
+        more["added_cond_kwargs"] = {"text_embeds": batch["pooled"], "time_ids": batch["time_ids"]}
+    return net(x, t, batch["text"], **more, return_dict=False)[0]
 
 
 @dataclass
@@ -61,25 +64,32 @@ class LatentDenoising:
 
     scheduler        how the model was trained: its noise levels, and what it predicts
     weights          (T,) weight of the error at each noise level
-    empty            (M, D) text embeddings of the empty caption
+    empty            columns of a batch that hold its captions, each for the empty caption: {"text": (M, D)}
     caption_dropout  share of captions that are replaced by the empty one
-    predict          how to call the network: (net, x, t, text, batch) -> (B, C, h, w)
+    predict          how to call the network: (net, x, t, batch) -> (B, C, h, w)
+    noise_offset     standard deviation of noise that is equal at all pixels of a channel (Guttenberg 2023, "Diffusion
+                     with Offset Noise"); 0 is off
     """
 
     scheduler: DDPMScheduler
     weights: Tensor
-    empty: Tensor
+    empty: dict[str, Tensor]
     caption_dropout: float
     predict: Predict = predict_with_unet
+    noise_offset: float = 0.0
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor], draws: BatchRandom) -> LossTerms:
         x0 = batch["mean"] + batch["std"] * draws.randn(batch["mean"].shape)  # (B, C, h, w)
         u, eps = draws.stratified(len(x0)), draws.randn(x0.shape)
         t = (u * len(self.weights)).long()  # (B,)
         dropped = draws.rand(len(x0)) < self.caption_dropout
-        text = torch.where(dropped[:, None, None], self.empty.to(x0.device), batch["text"])  # (B, M, D)
+        for name, empty in self.empty.items():
+            which = dropped.view(-1, *[1] * empty.ndim)  # (B, 1, ...)
+            batch = batch | {name: torch.where(which, empty.to(x0.device), batch[name])}
+        if self.noise_offset:
+            eps = eps + self.noise_offset * draws.randn((*x0.shape[:2], 1, 1))
         x = self.scheduler.add_noise(x0, eps, t)
-        error = self.predict(net, x, t, text, batch).float() - target(self.scheduler, x0, eps, t)
+        error = self.predict(net, x, t, batch).float() - target(self.scheduler, x0, eps, t)
         per_sample = self.weights.to(t.device)[t] * error.square().flatten(1).mean(1)
         return LossTerms(per_sample * batch["weight"] if "weight" in batch else per_sample, u)
 
@@ -90,7 +100,12 @@ def latent_denoising(
     """The loss for a pipeline's model."""
     scheduler = make_scheduler("ddpm", dict(pipe.scheduler.config))
     return LatentDenoising(
-        scheduler, min_snr_weights(scheduler, args.min_snr), data.empty, args.caption_dropout, predict
+        scheduler,
+        min_snr_weights(scheduler, args.min_snr),
+        data.empty,
+        args.caption_dropout,
+        predict,
+        args.noise_offset,
     )
 
 

@@ -6,12 +6,13 @@ train_and_report(run, trainer, evaluator, record, save, ...)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import nn
 
@@ -22,14 +23,18 @@ from common.io.files import write_folder
 from common.io.state_dict import count_parameters, fingerprint
 from common.training.record import check_record, record_of
 from common.training.run import print_rows
+from finetune_diffusers.adapters.writing import save_adapter, save_kohya
 from finetune_diffusers.data.latent_dataset import count_truncated
 from finetune_diffusers.evaluation.evaluators import TuningEvaluator
 from finetune_diffusers.images import contact_sheet, prompt_labels
-from finetune_diffusers.models import native_size, open_for_training
+from finetune_diffusers.models import TUNED_FAMILIES, default_guidance, native_size, open_for_training
 from finetune_diffusers.pixel_pipeline import save_model
-from finetune_diffusers.training.flags import ATTENTION, SizePresets, Tuning, settled
-from finetune_diffusers.training.lora import add_adapter, save_adapter
-from finetune_diffusers.training.trainer import Tuner, same_folder
+from finetune_diffusers.training.flags import ATTENTION, WORDS, SizePresets, Tuning, settled
+from finetune_diffusers.training.loop.trainer import Tuner, same_folder, tracker
+from finetune_diffusers.training.lora import add_adapter, kohya_path
+from finetune_diffusers.training.loss import Predict, predict_with_unet
+from finetune_diffusers.training.publishing import CardFacts, create_repository, model_card, public_name, publish
+from finetune_diffusers.training.text_encoders import TextAndUNet, predict_with_text
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,33 @@ class RunContext(Generic[Tuning]):
         return not self.accelerator.is_main_process
 
 
-def setup(args: Tuning, name: str, presets: SizePresets) -> RunContext[Tuning]:
-    """Open the model and settle every setting. name: of the run folder, where none is given"""
+def setup(
+    args: Tuning,
+    name: str,  # of the run folder, where none is given
+    presets: SizePresets,
+    families: Sequence[str] = TUNED_FAMILIES,  # of pipelines that the training takes
+) -> RunContext[Tuning]:
+    """Open the model and settle every setting."""
     device = pick_device(args.device)
     if args.optimizer == "8bit" and not device.startswith("cuda"):
         raise UserError(f"--optimizer 8bit works on CUDA only, not on {device}; use --optimizer fused")
     precision = pick_precision(args.precision, device)
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation, mixed_precision=precision, cpu=device == "cpu"
+        gradient_accumulation_steps=args.gradient_accumulation,
+        mixed_precision=precision,
+        cpu=device == "cpu",
+        log_with=tracker(args),
     )
-    pipe = open_for_training(args.model, str(accelerator.device))
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+    if args.push_to_hub and accelerator.is_main_process:
+        create_repository(args.push_to_hub)
+    which = {"revision": args.revision, "variant": args.variant}
+    pipe = open_for_training(args.model, str(accelerator.device), families, **which)
+    for part in networks(pipe):
         part.requires_grad_(False)
     if args.checkpointing:
         pipe.unet.enable_gradient_checkpointing()
+    if args.guidance is None:
+        args = replace(args, guidance=default_guidance(pipe))
     if not args.resume:
         args = settled(args, name, presets, count_parameters(pipe.unet), device)
         accelerator.gradient_accumulation_steps = args.gradient_accumulation
@@ -72,12 +90,18 @@ def setup(args: Tuning, name: str, presets: SizePresets) -> RunContext[Tuning]:
     return RunContext(same_folder(args), pipe, accelerator, size)
 
 
-def checked_record(run: RunContext[Any], images: Images) -> dict[str, Any]:
+def networks(pipe: StableDiffusionPipeline) -> list[nn.Module]:
+    """The pipeline's networks: the U-Net, the autoencoder, and one or two text encoders."""
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    return [part for name in names if (part := getattr(pipe, name, None)) is not None]
+
+
+def checked_record(run: RunContext[Any], images: Images, *more: Images) -> dict[str, Any]:
     """A record of the model and the images, for data.json; a resumed run with others is refused.
     Call it before the model is changed.
     """
-    pipe = run.pipe
-    record = record_of(images.pixels, images.captions) | {"model": fingerprint(pipe.unet, pipe.vae, pipe.text_encoder)}
+    pipe, others = run.pipe, [part for some in more for part in (some.pixels, some.captions)]
+    record = record_of(images.pixels, images.captions, *others) | {"model": fingerprint(*networks(pipe))}
     check_record(run.args, record)
     return record
 
@@ -102,6 +126,14 @@ def introduce(run: RunContext[Any], images: Images, what: str) -> None:
         )
 
 
+class Trained(NamedTuple):
+    """What a training trains."""
+
+    net: nn.Module  # the U-Net, or a TextAndUNet
+    predict: Predict  # how the loss calls it
+    save: Callable[[], dict[str, Path]]  # writes what was learned: {what it is: where}
+
+
 def unfreeze(
     run: RunContext[Any],
     images: Images,
@@ -109,23 +141,42 @@ def unfreeze(
     rank: int,  # of a LoRA in place of all weights; 0 is all weights
     alpha: float | None = None,
     targets: Sequence[str] = ATTENTION,
-) -> Callable[[], dict[str, Path]]:
-    """Make all of the U-Net trainable, or new adapters beside it, and say so.
-    Returns what saves them: {what it is: where}.
+) -> Trained:
+    """Make all of the U-Net trainable, or new adapters beside it, and the same of the text encoders where
+    --train-text-encoder asks for it. Prints what is trained.
     """
     args, pipe = run.args, run.pipe
-    if not rank:
-        pipe.unet.requires_grad_(True)
-        introduce(run, images, "all of its U-Net is trained")
-        return lambda: {"model": write_folder(args.out / "model", lambda folder: save_model(pipe, folder))}
-    layers = add_adapter(pipe.unet, rank, alpha, targets, args.seed, run.accelerator.mixed_precision)
-    introduce(run, images, f"adapters of rank {rank} at {layers} of its layers")
+    texts = text_encoders(pipe) if args.train_text_encoder else {}
+    if args.checkpointing:
+        for part in texts.values():
+            part.gradient_checkpointing_enable()
+    if rank:
+        precision = run.accelerator.mixed_precision
+        layers = add_adapter(pipe.unet, rank, alpha, targets, args.seed, precision)
+        words = [add_adapter(part, rank, alpha, WORDS, args.seed, precision) for part in texts.values()]
+        beside = f", and at {sum(words)} of its text encoders'" if words else ""
+        introduce(run, images, f"adapters of rank {rank} at {layers} of its layers{beside}")
+    else:
+        for part in (pipe.unet, *texts.values()):
+            part.requires_grad_(True)
+        introduce(run, images, f"all of its U-Net is trained{' and of its text encoders' if texts else ''}")
 
     def save() -> dict[str, Path]:
-        path = save_adapter(pipe.unet, args.out / f"{name}.safetensors")
-        return {f"adapter, {path.stat().st_size / 1e3:.0f} kB": path}
+        if not rank:
+            return {"model": write_folder(args.out / "model", lambda folder: save_model(pipe, folder))}
+        path = save_adapter(pipe.unet, args.out / f"{name}.safetensors", **texts)
+        saved = {f"adapter, {path.stat().st_size / 1e3:.0f} kB": path}
+        return saved | ({"for the webui": save_kohya(pipe, kohya_path(path))} if args.output_kohya_format else {})
 
-    return save
+    if not texts:
+        return Trained(pipe.unet, predict_with_unet, save)
+    return Trained(TextAndUNet(pipe).to(run.accelerator.device), predict_with_text, save)
+
+
+def text_encoders(pipe: StableDiffusionPipeline) -> dict[str, nn.Module]:
+    """One text encoder, or the two of Stable Diffusion XL, by their names in the pipeline."""
+    found = {name: getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")}
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def train_and_report(
@@ -133,11 +184,11 @@ def train_and_report(
     trainer: Tuner,
     evaluator: TuningEvaluator,
     record: dict[str, Any],  # what checked_record() returned
-    save: Callable[
-        [], dict[str, Path]
-    ],  # writes what was learned, with the averaged weights in the network; {what it is: where}
+    save: Callable[[], dict[str, Path]],  # writes what was learned, the averaged weights being in the network
     stages: tuple[str, ...],  # evaluated at the end
     program: str,  # "lora.py", to resume with
+    kind: str,  # of model, for its card: "LoRA"
+    prompt: str | None = None,  # of the subject, for DreamBooth's card
 ) -> None:
     """Train to the end with a log and validation pictures, then save, evaluate and report.
     Other processes only train.
@@ -170,4 +221,58 @@ def train_and_report(
         for stage, found in evaluator.found.items()
     }
     trainer.report(state is not None, measures=measures)
-    print_rows(pictures | results)
+    rows: dict[str, object] = {**pictures, **results}
+    if run.args.push_to_hub and step == run.args.steps:
+        card = card_of(run, trainer, evaluator, results, kind, prompt)
+        files = repository_files(results) | {"before_after.png": pictures["before and after"]}
+        rows["published"] = publish(run.args.push_to_hub, files, card)
+    print_rows(rows)
+
+
+def repository_files(results: dict[str, Path]) -> dict[str, Path]:
+    """Where results go in a repository: a folder's files to its root, an adapter under its own name."""
+    return {"" if path.is_dir() else path.name: path for path in results.values()}
+
+
+def card_of(
+    run: RunContext[Any],
+    trainer: Tuner,
+    evaluator: TuningEvaluator,
+    results: dict[str, Path],
+    kind: str,
+    prompt: str | None,
+) -> ModelCard:
+    """The model card of a finished training."""
+    args, first = run.args, next(iter(results.values()))
+    model, name = public_name(args.model), type(run.pipe).__name__
+    opened = f'from diffusers import {name}\n\npipe = {name}.from_pretrained("{args.push_to_hub}")'
+    if kind == "ControlNet":
+        opened = (
+            "from diffusers import ControlNetModel, StableDiffusionControlNetPipeline\n\n"
+            f'net = ControlNetModel.from_pretrained("{args.push_to_hub}")\n'
+            f'pipe = StableDiffusionControlNetPipeline.from_pretrained("{model}", controlnet=net)'
+        )
+    elif first.is_file():
+        opened = (
+            f'from diffusers import {name}\n\npipe = {name}.from_pretrained("{model}")\n'
+            f'pipe.load_lora_weights("{args.push_to_hub}", weight_name="{first.name}")'
+        )
+    asked = evaluator.prompts[0] if evaluator.prompts else ""
+    example = f'image = pipe("{asked}"{", image=edges" if kind == "ControlNet" else ""}).images[0]'
+    shown = (
+        "steps",
+        "batch_size",
+        "gradient_accumulation",
+        "lr",
+        "lr_schedule",
+        "min_snr",
+        "ema",
+        "seed",
+        "size",
+        "rank",
+    )
+    settings = {name: value for name in shown if (value := vars(args).get(name)) is not None}
+    data = vars(args).get("data") or vars(args).get("subject") or "a drawn creature"
+    table = evaluator.table()
+    facts = CardFacts(model, kind, f"{opened}\n{example}", Path(str(data)).name, settings, table, prompt)
+    return model_card(facts, "before_after.png")

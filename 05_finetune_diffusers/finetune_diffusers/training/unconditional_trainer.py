@@ -38,8 +38,9 @@ from finetune_diffusers.images import generators
 from finetune_diffusers.models import find_model, without_future_warnings
 from finetune_diffusers.schedulers import STOCHASTIC, make_scheduler
 from finetune_diffusers.training.flags import UnconditionalFlags
+from finetune_diffusers.training.loop.trainer import RATES, Trainer, same_folder, tracker
 from finetune_diffusers.training.loss import ImageDenoising
-from finetune_diffusers.training.trainer import RATES, Trainer, same_folder
+from finetune_diffusers.training.publishing import CardFacts, create_repository, model_card, public_name, publish
 
 WARMUP = 0.05  # share of the steps
 LOWER = "--batch-size (raise --gradient-accumulation as much), --size or --channels"
@@ -56,7 +57,10 @@ def train_unconditional(args: UnconditionalFlags) -> None:
             args.gradient_accumulation, sync_with_dataloader=False
         ),  # steps span epochs
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+        log_with=tracker(args),
     )
+    if args.push_to_hub and accelerator.is_main_process:
+        create_repository(args.push_to_hub)
     args = same_folder(args)
     unet, scheduler = open_model(start_of(args, args.model)) if args.model else (None, new_scheduler(args.prediction))
     size = args.size or (unet.config.sample_size if unet else None) or 32
@@ -95,6 +99,13 @@ def finish(trainer: "UnconditionalTrainer", trained: bool) -> None:
     trainer.report(trained)
     with trainer.averaged() as unet:
         print(save_picture(grid(trainer.samples(unet, 32), 8, 384), out / "samples.png"))
+    args = trainer.args
+    if args.push_to_hub:
+        use = f'from diffusers import DDPMPipeline\n\nimage = DDPMPipeline.from_pretrained("{args.push_to_hub}")().images[0]'
+        shown = {name: vars(args)[name] for name in ("steps", "batch_size", "lr", "ema", "augment", "seed")}
+        facts = CardFacts(args.model and public_name(args.model), "Unconditional model", use, args.data, shown)
+        files = {"": out / "model", "samples.png": out / "samples.png"}
+        print(publish(args.push_to_hub, files, model_card(facts, "samples.png")))
     print(f"{out / 'model'}: for DDPMPipeline.from_pretrained, or --model here; {steps} steps in {seconds:.0f} s")
 
 
@@ -168,7 +179,7 @@ def open_model(name: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
         )
     try:
         with without_future_warnings():
-            net = UNet2DModel.from_pretrained(unet, torch_dtype=torch.float32, variant=find_weights(unet).variant)
+            net = UNet2DModel.from_pretrained(unet, dtype=torch.float32, variant=find_weights(unet).variant)
             return net, DDPMScheduler.from_pretrained(scheduler.parent)
     except UserError:
         raise

@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    PNDMScheduler,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from common.errors import UserError
 from common.models.model_folder import load_model, load_vae
@@ -25,6 +18,7 @@ from common.models.pipeline import SamplingConfig
 from common.models.single_file import as_folder, kind_of
 from common.models.text.tokenizer import train_tokenizer
 from common.models.text_to_image_folder import open_latent_pipeline
+from helpers.tiny_families import make_tiny_sd
 
 CAPTIONS = ["a red round creature", "a blue tall creature with horns", "一只红色的小怪兽"] * 2
 LEVELS, LAYERS = 4, 2
@@ -139,53 +133,6 @@ def words(tmp_path_factory) -> Path:
     return folder
 
 
-def make_pipe(
-    words: Path, second: bool = False, channels: int = 4, prediction: str = "epsilon"
-) -> StableDiffusionPipeline:
-    """The geometry of Stable Diffusion 1.5 or 2.1, some channels wide, with random weights."""
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(words / "tokenizer")
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=1,
-            max_position_embeddings=16,
-            hidden_act="gelu" if second else "quick_gelu",
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-    )
-    widths = (64, 128, 128, 128) if second else (32, 64, 64, 64)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=channels,
-        block_out_channels=widths,
-        cross_attention_dim=64,
-        attention_head_dim=[width // 64 for width in widths] if second else 8,
-        use_linear_projection=second,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(32, 32, 64, 64),
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=2,
-        sample_size=64,
-    )
-    scheduler = PNDMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        skip_prk_steps=True,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
-    kind = StableDiffusionPipeline if channels == 4 else StableDiffusionInpaintPipeline
-    return kind(vae, text.eval(), tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
-
-
 @pytest.fixture
 def beside(words, tmp_path, monkeypatch) -> Path:
     """The working folder of a test, with a tokenizer in it, where files are put and converted."""
@@ -196,7 +143,7 @@ def beside(words, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def first(words) -> StableDiffusionPipeline:
-    return make_pipe(words)
+    return make_tiny_sd(words)
 
 
 def assert_same_networks(pipe: StableDiffusionPipeline, folder: Path) -> None:
@@ -293,7 +240,7 @@ def test_old_text_encoder_names(first, beside):
 )
 def test_the_second_stable_diffusion(named, expected, words, beside, capsys):
     """OpenCLIP, linear projections, heads 64 wide; what it predicts is looked for where the community writes it."""
-    pipe = make_pipe(words, second=True)
+    pipe = make_tiny_sd(words, second=True)
     path = beside / "second.safetensors"
     more = {named["key"]: torch.tensor([])} if "key" in named else {}
     save_file(as_compvis(pipe) | more, path, metadata=named.get("metadata"))
@@ -308,7 +255,7 @@ def test_the_second_stable_diffusion(named, expected, words, beside, capsys):
 
 
 def test_an_inpainting_file(words, beside):
-    pipe = make_pipe(words, channels=9)
+    pipe = make_tiny_sd(words, channels=9)
     save_file(as_compvis(pipe), beside / "holes.safetensors")
     assert_same_networks(pipe, as_folder(beside / "holes.safetensors"))
     assert (

@@ -4,6 +4,7 @@ full fine-tuning, and refusals.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,10 +30,12 @@ from finetune_diffusers.data import latent_dataset, styles, subject
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import CaptionedLatents, PriorPairs
 from finetune_diffusers.evaluation import evaluators
+from finetune_diffusers.images import images_at_once
 from finetune_diffusers.pixel_pipeline import open_pixels
 from finetune_diffusers.training import dreambooth
+from finetune_diffusers.training.flags import settled
+from finetune_diffusers.training.loop.trainer import Tuner
 from finetune_diffusers.training.loss import LatentDenoising, latent_denoising, min_snr_weights
-from finetune_diffusers.training.trainer import Tuner
 from helpers.finetune_programs import CONTROLNET, DREAMBOOTH, FEW, FINETUNE, LORA, TINY, UNET, draw, plain, rows
 from helpers.programs import ROOT, load_program, run_main, run_program
 
@@ -80,12 +83,12 @@ def test_who_knows_x0_has_no_error(kind):
     noise, batch = scheduler(kind), batch_of(8)
     x0 = batch["mean"] + batch["std"] * BatchRandom(0, 0).randn(batch["mean"].shape)
 
-    def oracle(net, x, t, text, batch):
+    def oracle(net, x, t, batch):
         alpha, sigma = (a.sqrt().view(-1, 1, 1, 1) for a in (noise.alphas_cumprod[t], 1 - noise.alphas_cumprod[t]))
         eps = (x - alpha * x0) / sigma
         return {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[kind]
 
-    loss = LatentDenoising(noise, torch.ones(1000), torch.zeros(3, 5), 0.0, oracle)
+    loss = LatentDenoising(noise, torch.ones(1000), {"text": torch.zeros(3, 5)}, 0.0, oracle)
     errors = loss(None, batch, BatchRandom(0, 0))
     assert float(errors.per_sample.max()) < 1e-5
     assert sorted((8 * errors.u).long().tolist()) == list(range(8))  # and every noise level had its image
@@ -94,11 +97,11 @@ def test_who_knows_x0_has_no_error(kind):
 def test_captions_are_dropped_and_errors_weighed():
     batch, empty, seen = batch_of(400), torch.full((3, 5), 7.0), []
 
-    def answer(net, x, t, text, batch):
-        seen.append(text)
+    def answer(net, x, t, batch):
+        seen.append(batch["text"])
         return torch.zeros_like(x)
 
-    loss = LatentDenoising(scheduler("epsilon"), torch.ones(1000), empty, 0.25, answer)
+    loss = LatentDenoising(scheduler("epsilon"), torch.ones(1000), {"text": empty}, 0.25, answer)
     each = loss(None, batch, BatchRandom(0, 0)).per_sample
     dropped = (seen[0] == empty).all(2).all(1)
     assert 0.15 < float(dropped.float().mean()) < 0.35
@@ -115,9 +118,9 @@ def test_a_pair_is_one_of_the_subject_and_one_of_its_kind_by_turns():
         return CaptionedLatents(
             place.float().view(n, 1, 1, 1),
             torch.zeros(n, 1, 1, 1),
-            place.float().view(n, 1, 1),
+            {"text": place.float().view(n, 1, 1)},
             torch.arange(n),
-            torch.zeros(1, 1),
+            {"text": torch.zeros(1, 1)},
         )
 
     pairs = PriorPairs(some(3, 0), some(5, 100), prior=0.5)
@@ -247,9 +250,9 @@ def tuner_of(base: Path, out: Path, **flags):
     data = CaptionedLatents(
         torch.randn(n, 4, 8, 8),
         torch.zeros(n, 4, 8, 8),
-        torch.randn(2, M, D),
+        {"text": torch.randn(2, M, D)},
         torch.tensor([0, 1, 0, 1]),
-        torch.zeros(M, D),
+        {"text": torch.zeros(M, D)},
     )
     args = load_program(FINETUNE).Args(
         **{"steps": 2, "batch_size": 4, "lr": 1e-2, "out": out, "precision": "no"} | flags
@@ -408,13 +411,108 @@ def test_dreambooth_as_a_lora_of_ones_own_pictures_without_prior(base, tmp_path)
 
 def test_how_a_word_is_spelled(base):
     pipe = plain(base)
-    assert "is not in the vocabulary" in dreambooth.spelling(pipe, "sks") and "s + k + s" in dreambooth.spelling(
-        pipe, "sks"
-    )
-    assert "one token" in dreambooth.spelling(pipe, "red")
+    said = dreambooth.spelling(pipe, "sks")
+    assert said.startswith("note: 'sks' is read as 3 tokens, s + k + s, and each may bring a meaning along")
+    # Ruiz et al. 2022 ask for a rare token, and warn of letters that fall apart
+    assert dreambooth.spelling(pipe, "red").startswith("'red' is one token: good for a rare word")
     without = SimpleNamespace(tokenizer=SimpleNamespace(tokenize=lambda word: ["<unk>"], unk_token="<unk>"))
     with pytest.raises(UserError, match="cannot write"):
         dreambooth.spelling(without, "sks")
+
+
+# --------------------------------------------------------------------------------------------- what practitioners ask
+
+
+def test_without_an_average_nothing_is_allocated_for_it(base, tmp_path):
+    """--ema 0: the weights themselves are what is saved, checkpoints are smaller, and a resumed run goes on exactly."""
+    tuner, unet = tuner_of(base, tmp_path / "run", ema=0.0)
+    states = list(tuner.run())
+    assert tuner.ema is None and states[-1].ema is None and tuner.cost.average_bytes == 0
+    before = unet.conv_in.weight.detach().clone()
+    with tuner.averaged() as net:
+        assert torch.equal(net.conv_in.weight, before)
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints" / "step-00000002").glob("custom_checkpoint_*.pkl")}
+    assert kept == {"custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"}  # learning rate and progress
+    tuner, unet = tuner_of(base, tmp_path / "run", ema=0.0, steps=3, resume=tmp_path / "run")
+    assert [state.step for state in tuner.run()] == [3] and not torch.equal(unet.conv_in.weight, before)
+
+
+def test_noise_offset_moves_whole_channels(base, tmp_path):
+    """The noise that is added has a mean of its own in every channel, with the variance asked for; 0 changes nothing."""
+    seen = []
+
+    def keep(net, x, t, batch):
+        seen.append((x, t))
+        return torch.zeros_like(x)
+
+    def noise_of(offset: float) -> torch.Tensor:
+        tuner, _ = tuner_of(base, tmp_path, noise_offset=offset)
+        loss = replace(tuner.loss, predict=keep)
+        batch = {"mean": torch.zeros(256, 4, 8, 8), "std": torch.zeros(256, 4, 8, 8), "text": torch.zeros(256, 64, 32)}
+        loss(None, batch, BatchRandom(0, 0))
+        x, t = seen.pop()
+        sigma = (1 - loss.scheduler.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
+        return x / sigma  # of images of zeros, all is noise
+
+    plain, moved = noise_of(0.0), noise_of(0.5)
+    means = [float(noise.mean((2, 3)).std()) for noise in (plain, moved)]
+    assert means[0] == pytest.approx(1 / 8, rel=0.1) and means[1] == pytest.approx((1 / 64 + 0.25) ** 0.5, rel=0.1)
+    centred = [noise - noise.mean((2, 3), keepdim=True) for noise in (plain, moved)]
+    torch.testing.assert_close(*centred, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("rank", "lr"), [(0, 2e-6), (8, 1e-4)])
+def test_dreambooth_takes_the_learning_rate_of_what_is_trained(monkeypatch, tmp_path, rank, lr):
+    """On a model as large as Stable Diffusion 1.5, all weights and a LoRA need rates fifty times apart."""
+    found = []
+    monkeypatch.setattr(dreambooth, "dreambooth", lambda args, presets: found.append((args, presets)))
+    run_main(DREAMBOOTH, "--rank", rank, "--out", tmp_path / "run")
+    (args, presets), *_ = found
+    assert settled(args, "dreambooth", presets, 859_520_964, "cuda").lr == lr
+    assert args.caption_dropout == 0  # or the empty prompt would learn the subject
+
+
+def test_class_images_of_ones_own(dreamt, base, tmp_path, capsys):
+    """A folder with enough is used as it is; where pictures are missing, the model draws the rest into it."""
+    for path in sorted((dreamt / "class_images").glob("*.png"))[:2]:
+        (tmp_path / "kind").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "kind" / path.name)
+    flags = [*FEW, "--steps", 1, "--model", base, "--poses", 2, "--measure", 0, "--prompts", "a {}", "--rank", 2]
+    flags += ["--instance-prompt", "a drawing of {}", "--class-dir", tmp_path / "kind"]
+    run_main(DREAMBOOTH, *flags, "--class-images", 3, "--out", tmp_path / "one")
+    said = capsys.readouterr().out
+    assert (
+        'the model draws 1 pictures of "a drawing of creature"' in said
+        and 'caption is "a drawing of sks creature"' in said
+    )
+    assert sorted(path.name for path in (tmp_path / "kind").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    run_main(DREAMBOOTH, *flags, "--class-images", 2, "--out", tmp_path / "two")
+    assert "the model draws" not in capsys.readouterr().out
+    assert not (tmp_path / "one" / "class_images").exists()
+
+
+def test_a_style_is_for_drawn_data_only(monkeypatch, tmp_path):
+    """Your photographs stay photographs, unless --style says otherwise."""
+    found = []
+    monkeypatch.setattr(
+        "finetune_diffusers.training.finetune.setup",
+        lambda args, name, presets: found.append((name, args.style)) or 1 / 0,
+    )
+    for program, data, more in (
+        (LORA, "creatures", []), (FINETUNE, "dishes", []), (LORA, "my/photos", []), (LORA, "my/photos", ["--style", "neon"])
+    ):  # fmt: skip
+        with pytest.raises(ZeroDivisionError):
+            run_main(program, "--data", data, *more)
+    assert found == [
+        ("lora-creatures-woodcut", "woodcut"),
+        ("finetune-dishes-riso", "riso"),
+        ("lora-photos", "none"),
+        ("lora-photos-neon", "neon"),
+    ]
+
+
+def test_large_pictures_go_through_the_networks_one_by_one():
+    assert [images_at_once(side * side) for side in (64, 128, 256, 512, 768)] == [16, 16, 4, 1, 1]
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -489,7 +587,7 @@ def test_a_set_without_test_images_is_refused_before_anything_is_encoded(
         (DREAMBOOTH, ["--prior", -1], "--prior"),
         (CONTROLNET, ["--threshold", 0], "--threshold"),
         (CONTROLNET, ["--image", "a.png"], "--use"),
-        (CONTROLNET, ["--use", "nowhere"], "no ControlNet"),
+        (CONTROLNET, ["--use", "nowhere"], "there is no folder nowhere"),
         (CONTROLNET, ["--prompts", "a red one", "--use", "nowhere"], "--image"),
         (CONTROLNET, ["--measure", 0], "--measure"),
         (CONTROLNET, ["--measure", 0, "--use", "nowhere"], "--measure"),

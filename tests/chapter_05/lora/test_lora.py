@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from finetune_diffusers import adapters
+from finetune_diffusers.adapters import reading as adapters
 from finetune_diffusers.training import lora
 from finetune_diffusers.training.flags import ATTENTION
 from helpers.finetune_programs import LORA, TINY, UNET, draw, plain

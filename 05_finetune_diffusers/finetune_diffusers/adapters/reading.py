@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
 from peft.tuners.lokr.layer import make_kron, make_weight_cp
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
@@ -48,16 +49,29 @@ PARTS = {
     **{name: name for name in ("hada_t1", "hada_t2", "lokr_t2")},
 }  # fmt: skip
 KEY = re.compile(r"(?P<layer>.+?)\.(?:" + "|".join(f"(?P<{name}>{pattern})" for name, pattern in PARTS.items()) + ")")
-COMPONENTS = ("unet", "text_encoder")
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # the last of Stable Diffusion XL only
 KINDS = "LoRA, LoCon, LoHa, LoKr, DoRA and full differences"
 PREFIXES = (
     ("lora_unet_", "unet"),
     ("lycoris_", "unet"),
     ("unet_", "unet"),
     ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
     ("lora_te_", "text_encoder"),
+    ("text_encoder_2_", "text_encoder_2"),
     ("text_encoder_", "text_encoder"),
 )  # of the names of layers, with "_" for "."
+OF_COMPVIS = re.compile(r"^lora_unet_(input_blocks|middle_block|output_blocks)_")
+IN_DIFFUSERS = {  # the first code's names of blocks, and of layers in a residual block -> those of diffusers
+    "input_blocks": "down_blocks",
+    "middle_block": "mid_block",
+    "output_blocks": "up_blocks",
+    "in_layers_2": "conv1",
+    "emb_layers_1": "time_emb_proj",
+    "out_layers_3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+OF_COMPVIS_PARTS = re.compile("|".join(IN_DIFFUSERS))
 FILES = (
     "adapter_model.safetensors",
     "adapter_model.bin",
@@ -289,7 +303,8 @@ def adaptable_layers(pipe: "StableDiffusionPipeline") -> dict[str, dict[str, tup
     found: dict[str, dict[str, tuple[str, nn.Module]]] = {}
     for component in COMPONENTS:
         found[component] = {}
-        for name, module in getattr(pipe, component).named_modules():
+        network = getattr(pipe, component, None)
+        for name, module in network.named_modules() if network else ():
             if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name:
                 name = name.replace(".base_layer", "")
                 found[component][name.removeprefix("text_model.").replace(".", "_")] = (name, module)
@@ -299,7 +314,7 @@ def adaptable_layers(pipe: "StableDiffusionPipeline") -> dict[str, dict[str, tup
 def find_layer(written: str, known: dict[str, dict[str, tuple[str, nn.Module]]]) -> AdaptedLayer:
     """'lora_unet_mid_block_attentions_0_proj_in' -> AdaptedLayer("unet", "mid_block.attentions.0.proj_in", ...)"""
     flat = written.removeprefix("base_model.model.").replace(".", "_")
-    for prefix, component in (*PREFIXES, ("", "unet"), ("", "text_encoder")):
+    for prefix, component in (*PREFIXES, *(("", component) for component in COMPONENTS)):
         if flat.startswith(prefix):
             rest = flat.removeprefix(prefix).removeprefix("text_model_")
             if place := known[component].get(rest):
@@ -307,10 +322,22 @@ def find_layer(written: str, known: dict[str, dict[str, tuple[str, nn.Module]]])
             if prefix:
                 return AdaptedLayer(
                     component,
-                    re.sub(r"^(base_model\.model\.|unet\.|text_encoder\.)+", "", written).removeprefix(prefix),
+                    re.sub(r"^(base_model\.model\.|unet\.|text_encoder(_2)?\.)+", "", written).removeprefix(prefix),
                     None,
                 )
     return AdaptedLayer("unet", written, None)
+
+
+def diffusers_blocks(layers: Mapping[str, Any], pipe: "StableDiffusionPipeline") -> dict[str, Any]:
+    """Layers of a U-Net that are numbered as in the first code of Stable Diffusion (lora_unet_input_blocks_4_1_...), as
+    kohya's scripts do for XL, under the names of diffusers; others stay as they are.
+    """
+    if not any(OF_COMPVIS.search(name) for name in layers):
+        return dict(layers)
+    found = _maybe_map_sgm_blocks_to_diffusers(
+        dict(layers), pipe.unet.config
+    )  # numbers the blocks, and keeps their words
+    return {OF_COMPVIS_PARTS.sub(lambda part: IN_DIFFUSERS[part[0]], name): value for name, value in found.items()}
 
 
 def fit_to_model(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str, Tensor]:
@@ -319,10 +346,10 @@ def fit_to_model(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str,
     path, known = adapter.path, adaptable_layers(pipe)
     state: dict[str, Tensor] = {}
     left_out = []
-    for written, parts in sorted(adapter.layers.items()):
+    for written, parts in sorted(diffusers_blocks(adapter.layers, pipe).items()):
         layer = find_layer(written, known)
         if layer.module is None:
-            if layer.component == "text_encoder":
+            if layer.component != "unet":
                 left_out.append(f"it has no layer {layer.name}")
                 continue
             raise UserError(
@@ -334,7 +361,7 @@ def fit_to_model(pipe: "StableDiffusionPipeline", adapter: Adapter) -> dict[str,
             check_fit(down, up, weight, layer.name)
         except WidthMismatch as problem:
             name, there, here = problem.args
-            if layer.component == "text_encoder":
+            if layer.component != "unet":
                 left_out.append(f"its {name} has a width of {here}, not {there}")
                 continue
             raise UserError(
@@ -382,5 +409,8 @@ def load_adapters(pipe: "StableDiffusionPipeline", paths: Sequence[Path]) -> lis
 def adapted_layers(pipe: "StableDiffusionPipeline", name: str) -> int:
     """The number of layers at which the model, not the file, has this adapter."""
     return sum(
-        name in getattr(module, "lora_A", {}) for part in COMPONENTS for module in getattr(pipe, part).modules()
+        name in getattr(module, "lora_A", {})
+        for part in COMPONENTS
+        if getattr(pipe, part, None) is not None
+        for module in getattr(pipe, part).modules()
     )

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.errors import UserError
-from finetune_diffusers import adapters
+from finetune_diffusers.adapters import reading as adapters
 from helpers.tiny_pipeline import write_tiny_pipeline
 
 ENDS = (".to_q", ".to_k", ".to_v", ".to_out.0")

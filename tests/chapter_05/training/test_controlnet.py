@@ -17,8 +17,8 @@ from common.io.pixels import to_float
 from finetune_diffusers.data.edges import edges
 from finetune_diffusers.data.latent_dataset import encode
 from finetune_diffusers.training import controlnet
+from finetune_diffusers.training.loop.trainer import Tuner
 from finetune_diffusers.training.loss import latent_denoising
-from finetune_diffusers.training.trainer import Tuner
 from helpers.finetune_programs import CONTROLNET, draw, plain
 from helpers.programs import load_program, run_main
 

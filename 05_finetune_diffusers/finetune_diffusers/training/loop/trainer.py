@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.errors import enough_memory
+from common.errors import UserError, enough_memory, explain
 from common.io.files import read_json, write_json
 from common.io.state_dict import check_shapes, count_parameters
 from common.random import DROPOUT, BatchRandom, batch_indices, generator
@@ -36,9 +36,10 @@ from common.training.loop import Data, Loss, LossTerms, State
 from common.training.optimization import check_finite
 from common.training.record import keep_settings
 from common.viz import save_picture
-from finetune_diffusers.training.checkpoints import Progress, load_state, save_state, saved_states
+from finetune_diffusers.data.latent_dataset import Bucketed
 from finetune_diffusers.training.flags import TrainerFlags, Training, TuningFlags
-from finetune_diffusers.training.memory_usage import WATCHED, Cost, total
+from finetune_diffusers.training.loop.checkpoints import Progress, load_state, save_state, saved_states
+from finetune_diffusers.training.loop.memory_usage import WATCHED, Cost, total
 
 TRAINED = "trained.safetensors"
 RATES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}  # our names -> those of diffusers
@@ -47,6 +48,11 @@ RATES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "line
 def same_folder(args: Training) -> Training:
     """The run folder in all processes: the main process chose a free one first."""
     return replace(args, out=Path(broadcast_object_list([str(args.out)])[0]))
+
+
+def tracker(args: TrainerFlags) -> str | None:
+    """The tracker that accelerate is to keep (its argument log_with). TensorBoard's file is written by `logged`."""
+    return "wandb" if args.report_to == "wandb" else None
 
 
 class Trainer(ABC):
@@ -74,12 +80,16 @@ class Trainer(ABC):
         rises = round(warmup * args.steps)
         # not prepared: it would step once a process
         self.rates = get_scheduler(lr_schedule, optimizer, num_warmup_steps=rises, num_training_steps=args.steps)
-        self.ema = EMAModel(self.weights.values(), args.ema, use_ema_warmup=True, power=ema_power, foreach=True)
+        # without an average nothing is allocated for it
+        self.ema = None
+        if args.ema:
+            self.ema = EMAModel(self.weights.values(), args.ema, use_ema_warmup=True, power=ema_power, foreach=True)
         self.net, self.optimizer, *prepared = accelerator.prepare(self.net.to(accelerator.device), optimizer, *loaders)
-        accelerator.register_for_checkpointing(self.rates, self.ema, self.progress)
-        self.ema.to(accelerator.device)
+        kept = (self.rates, self.ema, self.progress)
+        accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
         if args.resume:
             load_state(accelerator, args.out)
+        if self.ema:
             self.ema.to(accelerator.device)
         return prepared
 
@@ -103,10 +113,12 @@ class Trainer(ABC):
                 with self.cost.watching(watched, accelerator.device):
                     losses, norm = self._optimizer_step()
                 if watched < WATCHED:
-                    self.cost.count(self.net.parameters(), self.optimizer.optimizer, self.ema.shadow_params)
+                    averages = self.ema.shadow_params if self.ema else ()
+                    self.cost.count(self.net.parameters(), self.optimizer.optimizer, averages)
                 mean = float(accelerator.reduce(losses.per_sample.mean(), "mean"))
                 self.rates.step()
-                self.ema.step(self.weights.values())  # after the step, so that it does not lag
+                if self.ema:
+                    self.ema.step(self.weights.values())  # after the step, so that it does not lag
                 progress.step += 1
                 budget.update()
                 progress.seconds = budget.seconds
@@ -164,17 +176,36 @@ class Trainer(ABC):
             return None
         keep_settings(args, record, save_start)
         due = Due(args.sample_every)
+        self._start_tracker(program)
         with closing(logged(self.run(), args.out, args.steps)) as states:
             for state in states:
                 if save and state.saved:
                     with self.averaged() as net:
                         save(net)
+                self.accelerator.log({"loss": state.loss, "lr": state.lr, "grad_norm": state.grad_norm}, state.step)
                 if due(state) and not state.done:
                     with self.averaged() as net:
-                        save_picture(draw(net), args.out / "samples" / f"step-{state.step:06d}.png")
+                        picture = draw(net)
+                    save_picture(picture, args.out / "samples" / f"step-{state.step:06d}.png")
+                    for tracker in self.accelerator.trackers:
+                        tracker.log_images({"validation": [picture]}, step=state.step)
         if state is not None and state.step < args.steps:
             print(f"stopped after step {state.step}; continue with: python {program} --resume {args.out}")
         return state
+
+    def _start_tracker(self, program: str) -> None:
+        """Begin a run of the tracker that --report-to names, if accelerate is to keep one."""
+        if not self.accelerator.log_with:
+            return
+        settings = {name: str(value) for name, value in asdict(self.args).items()}
+        run = {"name": self.args.out.name, "dir": str(self.args.out), "resume": "allow"}
+        try:
+            self.accelerator.init_trackers(program.partition("/")[0], settings, {"wandb": run})
+        except Exception as problem:  # of the tracker: no account, no network
+            raise UserError(
+                f"--report-to {self.args.report_to} cannot begin a run ({explain(problem)}); log in with `wandb login`, "
+                "or set the environment variable WANDB_MODE to offline"
+            ) from problem
 
     def report(self, trained: bool, **measures: object) -> None:
         """Print what the training has cost, and write it to results.json with what was measured.
@@ -190,7 +221,10 @@ class Trainer(ABC):
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """Within this context the network holds the averaged weights. Yields the network itself."""
+        """Within this context the network holds the averaged weights, if an average is kept. Yields the network itself."""
+        if self.ema is None:
+            yield self.accelerator.unwrap_model(self.net)
+            return
         self.ema.store(self.weights.values())
         self.ema.copy_to(self.weights.values())
         try:
@@ -208,7 +242,10 @@ class Tuner(Trainer):
     after the skip: see unconditional_trainer.py.
     """
 
-    LOWER = "--batch-size (raise --gradient-accumulation as much), --size, try --checkpointing or --optimizer 8bit, or train a LoRA (lora.py)"
+    LOWER = (
+        "--batch-size (raise --gradient-accumulation as much) or --size, try --checkpointing, --ema 0 or --optimizer 8bit, "
+        "or train a LoRA (lora.py)"
+    )
 
     def __init__(self, net: nn.Module, data: Data, loss: Loss, args: TuningFlags, accelerator: Accelerator):
         super().__init__(net, loss, args, accelerator, self.LOWER)
@@ -219,7 +256,10 @@ class Tuner(Trainer):
 
     def batch(self, k: int) -> dict[str, Tensor]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        indices = batch_indices(len(self.data), self.args.batch_size * world, k, self.args.seed).chunk(world)[rank]
+        size, seed = self.args.batch_size * world, self.args.seed
+        bucketed = isinstance(self.data, Bucketed)
+        together = self.data.indices(size, k, seed) if bucketed else batch_indices(len(self.data), size, k, seed)
+        indices = together.chunk(world)[rank]
         return {name: column.to(self.accelerator.device) for name, column in self.data.batch(indices).items()}
 
     def _save_weights(self, models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:

@@ -1,0 +1,1 @@
+"""Files of LoRA and similar adapters."""
