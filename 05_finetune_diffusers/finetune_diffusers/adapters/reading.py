@@ -108,7 +108,9 @@ def find_adapter(path: Path) -> Path:
     """A file of weights, or the one in a run folder, or in a folder of PEFT or diffusers."""
     if path.is_dir():
         known = next((path / name for name in FILES if (path / name).exists()), None)
-        found = [known] if known else sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        # a run may hold its adapter in the webui's form as well
+        found = [known] if known else [file for file in files if not file.stem.endswith("-kohya")] or files
         if len(found) != 1:
             raise UserError(
                 f"{path} holds {len(found)} .safetensors files, where one adapter was expected; name the file itself"

@@ -6,7 +6,6 @@ control_images("lines", pixels)                    of a drawing, whose edges wou
 conditioning_images(folder, images, size)          the files that the column conditioning_image of the metadata names
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,12 @@ from torch import Tensor
 
 from common.data import Images
 from common.data.sources.decoding import decode_all
-from common.data.sources.image_folder import read_metadata
+from common.data.sources.image_folder import conditioning_files, read_metadata
 from common.data.sources.listing import Tally, list_folder
 from common.errors import UserError
 from common.io.pixels import to_float
 from finetune_diffusers.data.edges import edges, gradient
 
-COLUMN = re.compile(r"conditioning_image(_file_name)?|control_image|conditioning")
 CANNY_LOW, CANNY_HIGH = 100, 200  # of |Gx| + |Gy| in pictures from 0 to 255, as OpenCV's users give them
 UNITS = 8 * 127.5  # those per pixel step from -1 to 1 of `gradient`, whose Sobel filter is divided by 8
 BATCH = 64
@@ -108,25 +106,16 @@ def conditioning_images(images: Images, folder: str, size: int) -> Tensor:
         raise UserError(
             f"--control conditioning_image needs --data to be a folder with pictures and metadata; {folder} is none"
         )
-    listing, paths = list_folder(Path(folder)), []
+    listing = list_folder(Path(folder))
     rows = read_metadata(listing, Tally()).rows
-    for name in names:
-        row = rows.get(name, {})
-        column = next((column for column in row if COLUMN.fullmatch(column)), None)
-        if column is None or not row[column]:
-            columns = ", ".join(row) or "no metadata"
-            raise UserError(
-                f"{name} in {folder} has no conditioning_image (its row has {columns}); add the column to metadata.jsonl, "
-                "with the name of a file for every picture"
-            )
-        paths.append((Path(folder, name).parent, str(row[column])))
-    files = [
-        next((place / f for place in (where, Path(folder)) if (place / f).is_file()), where / f) for where, f in paths
-    ]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise UserError(f"{len(missing)} of {len(files)} conditioning images are not there, the first is {missing[0]}")
-    pixels, kept = decode_all(files, size, channels=3)
-    if len(kept) < len(files):
-        raise UserError(f"{len(files) - len(kept)} of {len(files)} conditioning images in {folder} cannot be read")
+    given = conditioning_files(listing, rows)
+    if missing := [name for name in names if name not in given]:
+        row = rows.get(missing[0], {})
+        raise UserError(
+            f"{len(missing)} of {len(names)} pictures in {folder} have no conditioning image that is there, the first is {missing[0]} "
+            f"(its row: {row or 'none'}); name a file for every picture in the column conditioning_image of metadata.jsonl"
+        )
+    pixels, kept = decode_all(listing.paths(given[name] for name in names), size, channels=3)
+    if len(kept) < len(names):
+        raise UserError(f"{len(names) - len(kept)} of {len(names)} conditioning images in {folder} cannot be read")
     return pixels

@@ -40,7 +40,8 @@ def finetune(
     if rank:
         check_targets(pipe.unet, targets)
     images, test = training_and_test_images(args, run.size, not run.quiet)
-    step = 8 * pipe.vae_scale_factor  # of the sides of a bucket: latents that a U-Net can halve three times
+    # of the sides of a bucket: latents that the U-Net can halve from level to level
+    step = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     chosen = views(images, args.data, args.crops, args.buckets, args.random_flip, step, args.seed)
     sets = [in_style(style, some) for some in chosen]
     if args.buckets and not run.quiet:

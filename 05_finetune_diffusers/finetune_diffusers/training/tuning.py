@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -29,7 +30,7 @@ from finetune_diffusers.evaluation.evaluators import TuningEvaluator
 from finetune_diffusers.images import contact_sheet, prompt_labels
 from finetune_diffusers.models import TUNED_FAMILIES, default_guidance, native_size, open_for_training
 from finetune_diffusers.pixel_pipeline import save_model
-from finetune_diffusers.training.flags import ATTENTION, WORDS, SizePresets, Tuning, settled
+from finetune_diffusers.training.flags import ATTENTION, WORDS, SizePresets, Tuning, TuningFlags, settled
 from finetune_diffusers.training.loop.trainer import Tuner, same_folder, tracker
 from finetune_diffusers.training.lora import add_adapter, kohya_path
 from finetune_diffusers.training.loss import Predict, predict_with_unet
@@ -68,6 +69,8 @@ def setup(
         mixed_precision=precision,
         cpu=device == "cpu",
         log_with=tracker(args),
+        # XL reads its first text encoder before the last layer, which then has no gradient to exchange
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trains_text(args))],
     )
     if args.push_to_hub and accelerator.is_main_process:
         create_repository(args.push_to_hub)
@@ -88,6 +91,11 @@ def setup(
             f"the autoencoder downsamples images {f} times; give a --size that is a multiple of {f}, not {size}"
         )
     return RunContext(same_folder(args), pipe, accelerator, size)
+
+
+def trains_text(args: TuningFlags) -> bool:
+    """Whether the text encoders are trained as well; a ControlNet's training has no such flag."""
+    return getattr(args, "train_text_encoder", False)
 
 
 def networks(pipe: StableDiffusionPipeline) -> list[nn.Module]:
@@ -146,7 +154,7 @@ def unfreeze(
     --train-text-encoder asks for it. Prints what is trained.
     """
     args, pipe = run.args, run.pipe
-    texts = text_encoders(pipe) if args.train_text_encoder else {}
+    texts = text_encoders(pipe) if trains_text(args) else {}
     if args.checkpointing:
         for part in texts.values():
             part.gradient_checkpointing_enable()

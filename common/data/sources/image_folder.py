@@ -5,9 +5,9 @@ captions beside the images, or nothing of these.
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from torch import Tensor, tensor
 
@@ -39,6 +39,7 @@ OTHER_TABLES = re.compile(
 )
 BESIDE = (".txt", ".caption", ".json")  # captions of NAME.png: NAME.txt, NAME.caption, NAME.json, or NAME.png.txt, ...
 CLASSES = "classes.txt"
+CONDITIONING = re.compile(r"conditioning_image(_file_name)?|control_image")
 LABELS = ("label", "labels", "class", "category")
 
 
@@ -67,11 +68,12 @@ def load_folder(
     check  refuses captions, before any image is decoded
     """
     listing = listing or list_folder(folder)
-    names = listing.pictures
-    if not names:
+    if not listing.pictures:
         raise UserError(no_pictures(listing))
     tally = Tally()
     meta = read_metadata(listing, tally)
+    given = set(conditioning_files(listing, meta.rows).values())  # to a ControlNet, and no images of the set
+    names = tuple(name for name in listing.pictures if name not in given)
     chosen = _of_split(folder, names, meta.rows, split, tally)
     rest = set(names) - set(chosen)
     others = ((lambda path=folder / name: path) for name in names if name in rest)
@@ -85,7 +87,9 @@ def load_folder(
     rows, texts = [rows[i] for i in kept], texts.of(kept)
     bare_names = (name for name in names if not all_texts(meta.rows.get(name, {}), COLUMNS["en"]))
     beside = {file for file in map(captions.beside, bare_names) if file}
-    tally.left_out += listing.holds({*names, *meta.tables, *beside, *([CLASSES] if CLASSES in listing.files else [])})
+    tally.left_out += listing.holds(
+        {*names, *given, *meta.tables, *beside, *([CLASSES] if CLASSES in listing.files else [])}
+    )
     bare = sum(not any(all_texts(row, columns) for columns in COLUMNS.values()) for row in rows)
     if 0 < bare < len(rows):
         tally.note(f"{bare} of {len(rows)} have no caption")
@@ -136,6 +140,19 @@ def read_metadata(listing: Listing, tally: Tally) -> Metadata:
             else:
                 found[picture] = joined(found[picture], cells) if picture in found else cells
     return Metadata(found, lost, tuple(used))
+
+
+def conditioning_files(listing: Listing, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The file that the column conditioning_image names for each picture: what a ControlNet is given with it.
+    It is looked for in the picture's folder and in those above it.
+    """
+    files, found = set(listing.files), {}
+    for name, row in rows.items():
+        written = next((row[column] for column in row if CONDITIONING.fullmatch(column) and row[column]), None)
+        places = (str(parent / str(written)).removeprefix("./") for parent in PurePosixPath(name).parents)
+        if written and (file := next((place for place in places if place in files), None)):
+            found[name] = file
+    return found
 
 
 def tables_of(listing: Listing) -> list[tuple[str, bool]]:

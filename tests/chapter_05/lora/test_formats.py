@@ -94,6 +94,7 @@ def test_the_form_of_the_webui_converts_back_to_equal_weights(families, runs, ki
             torch.testing.assert_close(up, 1.5 * trained[up_of(key)])  # alpha / rank is 3 / 2
             count += 1
     assert 2 * count == len(trained)
+    assert reading.find_adapter(runs[kind]) == runs[kind] / "creatures.safetensors"  # --use RUN means this one
 
 
 def portable(part: str, name: str) -> str:

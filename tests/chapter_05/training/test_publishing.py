@@ -34,8 +34,11 @@ class Hub(BaseHTTPRequestHandler):
         if server.refuses:
             self.reply(server.refuses, {"error": "no"})
         elif self.path.endswith("/repos/create"):
-            server.created.append(json.loads(body)["name"])
+            asked = json.loads(body)
+            server.created.append(f"{asked['organization']}/{asked['name']}")
             self.reply(200, {"url": f"{server.address}/me/it"})
+        elif self.path.endswith("/validate-yaml"):
+            self.reply(200, {"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]

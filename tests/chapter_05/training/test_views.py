@@ -110,7 +110,7 @@ def test_a_lora_of_pictures_in_their_own_shapes(photos, base, tmp_path, command_
     flags = [*FEW, "--steps", 2, "--lr", 1e-2, "--model", base, "--data", photos, "--measure", 0, "--rank", 2]
     code, out, err = command_line(LORA, *flags, "--buckets", "--random-flip", "--out", tmp_path / "run")
     assert code == 0, err
-    assert "buckets: 2 of 32x32" in out and 'the first caption is "picture' in out
+    assert "buckets: 2 of 24x48, 2 of 32x32, 4 of 48x24" in out and 'the first caption is "picture' in out
     assert (tmp_path / "run" / "photos.safetensors").exists()
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["style"] == "none" and saved["random_flip"] and saved["buckets"]
