@@ -425,7 +425,7 @@ def test_how_a_word_is_spelled(base):
 
 def test_without_an_average_nothing_is_allocated_for_it(base, tmp_path):
     """--ema 0: the weights themselves are what is saved, checkpoints are smaller, and a resumed run goes on exactly."""
-    tuner, unet = tuner_of(base, tmp_path / "run", ema=0.0)
+    tuner, unet = tuner_of(base, tmp_path / "run", ema=0.0, lr_schedule="constant")
     states = list(tuner.run())
     assert tuner.ema is None and states[-1].ema is None and tuner.cost.average_bytes == 0
     before = unet.conv_in.weight.detach().clone()
@@ -433,7 +433,7 @@ def test_without_an_average_nothing_is_allocated_for_it(base, tmp_path):
         assert torch.equal(net.conv_in.weight, before)
     kept = {path.name for path in (tmp_path / "run" / "checkpoints" / "step-00000002").glob("custom_checkpoint_*.pkl")}
     assert kept == {"custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"}  # learning rate and progress
-    tuner, unet = tuner_of(base, tmp_path / "run", ema=0.0, steps=3, resume=tmp_path / "run")
+    tuner, unet = tuner_of(base, tmp_path / "run", ema=0.0, lr_schedule="constant", steps=3, resume=tmp_path / "run")
     assert [state.step for state in tuner.run()] == [3] and not torch.equal(unet.conv_in.weight, before)
 
 
