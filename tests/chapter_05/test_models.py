@@ -212,7 +212,7 @@ def test_variants(model, tmp_path, command_line):
 
 
 def test_revisions(model, tmp_path, monkeypatch):
-    """Of a repository in the hub's cache, by branch; a local folder has none."""
+    """A branch of a repository in the hub's cache is opened by its name; a local folder has none."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "models--some--model" / "refs").mkdir(parents=True)
     for name, digit in (("main", "0"), ("v2", "1")):

@@ -19,6 +19,7 @@ from common.io import hub
 LOGIN = "log in with `hf auth login`, or put a token that may write in the environment variable HF_TOKEN"
 
 
+SHOWN = ("steps", "batch_size", "gradient_accumulation", "lr", "lr_schedule", "min_snr", "ema", "size", "rank", "seed")
 KINDS = {  # of models -> tags of the hub
     "Fine-tuned model": ("text-to-image",),
     "LoRA": ("text-to-image", "lora"),
@@ -65,6 +66,28 @@ def model_card(facts: CardFacts, picture: str | None) -> ModelCard:
         "## Settings\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.settings.items()),
     ]
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+
+
+def usage(kind: str, pipeline: str, repository: str, base: str, prompt: str, file: str | None) -> str:
+    """Lines of Python that draw a picture with what was trained. file: of an adapter"""
+    if kind == "ControlNet":
+        return (
+            f"from diffusers import ControlNetModel, StableDiffusionControlNetPipeline\n\n"
+            f'net = ControlNetModel.from_pretrained("{repository}")\n'
+            f'pipe = StableDiffusionControlNetPipeline.from_pretrained("{base}", controlnet=net)\n'
+            f"image = pipe({prompt!r}, image=edges).images[0]"
+        )
+    load = f'\npipe.load_lora_weights("{repository}", weight_name="{file}")' if file else ""
+    return (
+        f"from diffusers import {pipeline}\n\n"
+        f'pipe = {pipeline}.from_pretrained("{base if file else repository}"){load}\n'
+        f"image = pipe({prompt!r}).images[0]"
+    )
+
+
+def shown_settings(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings of a run that a model card lists, where the run has them."""
+    return {name: settings[name] for name in SHOWN if settings.get(name) is not None}
 
 
 @contextmanager

@@ -34,7 +34,15 @@ from finetune_diffusers.training.flags import ATTENTION, WORDS, SizePresets, Tun
 from finetune_diffusers.training.loop.trainer import Tuner, same_folder, tracker
 from finetune_diffusers.training.lora import add_adapter, kohya_path
 from finetune_diffusers.training.loss import Predict, predict_with_unet
-from finetune_diffusers.training.publishing import CardFacts, create_repository, model_card, public_name, publish
+from finetune_diffusers.training.publishing import (
+    CardFacts,
+    create_repository,
+    model_card,
+    public_name,
+    publish,
+    shown_settings,
+    usage,
+)
 from finetune_diffusers.training.text_encoders import TextAndUNet, predict_with_text
 
 
@@ -231,7 +239,7 @@ def train_and_report(
     trainer.report(state is not None, measures=measures)
     rows: dict[str, object] = {**pictures, **results}
     if run.args.push_to_hub and step == run.args.steps:
-        card = card_of(run, trainer, evaluator, results, kind, prompt)
+        card = card_of(run, evaluator, results, kind, prompt)
         files = repository_files(results) | {"before_after.png": pictures["before and after"]}
         rows["published"] = publish(run.args.push_to_hub, files, card)
     print_rows(rows)
@@ -243,44 +251,12 @@ def repository_files(results: dict[str, Path]) -> dict[str, Path]:
 
 
 def card_of(
-    run: RunContext[Any],
-    trainer: Tuner,
-    evaluator: TuningEvaluator,
-    results: dict[str, Path],
-    kind: str,
-    prompt: str | None,
+    run: RunContext[Any], evaluator: TuningEvaluator, results: dict[str, Path], kind: str, prompt: str | None
 ) -> ModelCard:
     """The model card of a finished training."""
-    args, first = run.args, next(iter(results.values()))
-    model, name = public_name(args.model), type(run.pipe).__name__
-    opened = f'from diffusers import {name}\n\npipe = {name}.from_pretrained("{args.push_to_hub}")'
-    if kind == "ControlNet":
-        opened = (
-            "from diffusers import ControlNetModel, StableDiffusionControlNetPipeline\n\n"
-            f'net = ControlNetModel.from_pretrained("{args.push_to_hub}")\n'
-            f'pipe = StableDiffusionControlNetPipeline.from_pretrained("{model}", controlnet=net)'
-        )
-    elif first.is_file():
-        opened = (
-            f'from diffusers import {name}\n\npipe = {name}.from_pretrained("{model}")\n'
-            f'pipe.load_lora_weights("{args.push_to_hub}", weight_name="{first.name}")'
-        )
-    asked = evaluator.prompts[0] if evaluator.prompts else ""
-    example = f'image = pipe("{asked}"{", image=edges" if kind == "ControlNet" else ""}).images[0]'
-    shown = (
-        "steps",
-        "batch_size",
-        "gradient_accumulation",
-        "lr",
-        "lr_schedule",
-        "min_snr",
-        "ema",
-        "seed",
-        "size",
-        "rank",
-    )
-    settings = {name: value for name in shown if (value := vars(args).get(name)) is not None}
-    data = vars(args).get("data") or vars(args).get("subject") or "a drawn creature"
-    table = evaluator.table()
-    facts = CardFacts(model, kind, f"{opened}\n{example}", Path(str(data)).name, settings, table, prompt)
+    settings, first = vars(run.args), next(iter(results.values()))
+    base, file = public_name(run.args.model), first.name if first.is_file() else None
+    use = usage(kind, type(run.pipe).__name__, run.args.push_to_hub, base, evaluator.prompts[0], file)
+    data = settings.get("data") or settings.get("subject") or "a drawn creature"
+    facts = CardFacts(base, kind, use, Path(str(data)).name, shown_settings(settings), evaluator.table(), prompt)
     return model_card(facts, "before_after.png")

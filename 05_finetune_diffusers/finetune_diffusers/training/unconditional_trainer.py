@@ -40,7 +40,14 @@ from finetune_diffusers.schedulers import STOCHASTIC, make_scheduler
 from finetune_diffusers.training.flags import UnconditionalFlags
 from finetune_diffusers.training.loop.trainer import RATES, Trainer, same_folder, tracker
 from finetune_diffusers.training.loss import ImageDenoising
-from finetune_diffusers.training.publishing import CardFacts, create_repository, model_card, public_name, publish
+from finetune_diffusers.training.publishing import (
+    CardFacts,
+    create_repository,
+    model_card,
+    public_name,
+    publish,
+    shown_settings,
+)
 
 WARMUP = 0.05  # share of the steps
 LOWER = "--batch-size (raise --gradient-accumulation as much), --size or --channels"
@@ -102,8 +109,8 @@ def finish(trainer: "UnconditionalTrainer", trained: bool) -> None:
     args = trainer.args
     if args.push_to_hub:
         use = f'from diffusers import DDPMPipeline\n\nimage = DDPMPipeline.from_pretrained("{args.push_to_hub}")().images[0]'
-        shown = {name: vars(args)[name] for name in ("steps", "batch_size", "lr", "ema", "augment", "seed")}
-        facts = CardFacts(args.model and public_name(args.model), "Unconditional model", use, args.data, shown)
+        base, settings = args.model and public_name(args.model), shown_settings(vars(args))
+        facts = CardFacts(base, "Unconditional model", use, args.data, settings)
         files = {"": out / "model", "samples.png": out / "samples.png"}
         print(publish(args.push_to_hub, files, model_card(facts, "samples.png")))
     print(f"{out / 'model'}: for DDPMPipeline.from_pretrained, or --model here; {steps} steps in {seconds:.0f} s")

@@ -1,5 +1,6 @@
 """What a training sends elsewhere: to the hub, which here is a server of the test's own, and to Weights & Biases."""
 
+import ast
 import base64
 import json
 import shutil
@@ -122,6 +123,19 @@ def test_model_cards(facts, says):
     card = publishing.model_card(publishing.CardFacts(base, kind, "use()", "data", {"steps": 3}, "", prompt), None)
     text = str(card)
     assert all(part in text for part in (*says, "- steps: 3", "```python\nuse()\n```"))
+
+
+def test_what_a_card_says_of_use_can_be_parsed():
+    """Every kind of result, a prompt with quotation marks among them."""
+    for kind, file in (("LoRA", "a.safetensors"), ("Fine-tuned model", None), ("ControlNet", None)):
+        text = publishing.usage(kind, "StableDiffusionPipeline", "me/it", "owner/base", 'a "red" creature', file)
+        calls = [
+            node.func.attr
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Call) and hasattr(node.func, "attr")
+        ]
+        assert "from_pretrained" in calls and ("load_lora_weights" in calls) == (kind == "LoRA")
+        assert ('from_pretrained("owner/base"' in text) == (kind != "Fine-tuned model")
 
 
 def test_a_folders_place_is_not_published(tmp_path):
