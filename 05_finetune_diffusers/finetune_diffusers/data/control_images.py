@@ -25,6 +25,7 @@ from finetune_diffusers.data.edges import edges, gradient
 
 CANNY_LOW, CANNY_HIGH = 100, 200  # of |Gx| + |Gy| in pictures from 0 to 255, as OpenCV's users give them
 UNITS = 8 * 127.5  # those per pixel step from -1 to 1 of `gradient`, whose Sobel filter is divided by 8
+NEAR = 16.0  # greys of 0 to 255 that count as one
 BATCH = 64
 
 
@@ -88,12 +89,22 @@ def lines(pixels: Tensor) -> Tensor:
     (N, 3, H, W) uint8 -> (N, 1, H, W) uint8, 0 or 1
     """
     found = []
-    for picture in pixels.float().mean(1):
-        paper = torch.bincount(picture.flatten().long(), minlength=256).argmax()
-        distance = (picture - paper).abs()
-        ink = distance > max(16.0, float(distance.max()) / 2)
+    for distance in from_paper(pixels):
+        ink = distance > max(NEAR, float(distance.max()) / 2)
         found.append(skeletonize(ink.numpy()))
     return torch.from_numpy(np.stack(found)[:, None]).to(torch.uint8)
+
+
+def from_paper(pixels: Tensor) -> Tensor:
+    """How far the grey of each pixel is from the picture's commonest grey. (N, 3, H, W) uint8 -> (N, H, W) float32"""
+    greys = pixels.float().mean(1)
+    papers = [torch.bincount(grey.flatten().long(), minlength=256).argmax() for grey in greys]
+    return (greys - torch.stack(papers).view(-1, 1, 1)).abs()
+
+
+def looks_drawn(pixels: Tensor) -> Tensor:
+    """Whether a picture looks like lines on paper: most of it has one grey. (N, 3, H, W) uint8 -> (N,) of booleans"""
+    return (from_paper(pixels) < NEAR).float().mean((1, 2)) > 0.7
 
 
 def conditioning_images(images: Images, folder: str, size: int) -> Tensor:

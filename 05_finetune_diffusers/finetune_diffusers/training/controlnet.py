@@ -21,7 +21,7 @@ from common.io.files import write_folder
 from common.io.pixels import to_bytes
 from common.io.state_dict import fingerprint
 from common.io.weight_files import choose, chosen_files, find_weights
-from finetune_diffusers.data.control_images import conditioning_images, control_images
+from finetune_diffusers.data.control_images import conditioning_images, control_images, looks_drawn
 from finetune_diffusers.data.latent_dataset import encode, load_captioned
 from finetune_diffusers.data.views import mirrored
 from finetune_diffusers.evaluation.evaluators import EdgeEvaluator, ValidationSampler, test_images
@@ -142,6 +142,10 @@ def draw_with_controlnet(args: ControlNetFlags, name: str) -> None:
     if args.image and args.control == "conditioning_image":  # the pictures are what the ControlNet is to be given
         given, wanted = images.pixels, edges_of(images.pixels, args.threshold)
     else:
+        if args.image and args.control != "lines" and bool(looks_drawn(images.pixels).any()):
+            print(
+                "note: a drawing's edges are two for every line; if it is to be followed as it is drawn, give --control lines"
+            )
         given = control_of(args, images, size)
         wanted = given if args.control == "lines" else edges_of(images.pixels, args.threshold)
     settings = args if args.guidance is not None else replace(args, guidance=default_guidance(pipe))

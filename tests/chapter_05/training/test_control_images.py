@@ -121,7 +121,11 @@ def test_lines_are_for_drawings_and_not_for_training(base, controlled, sketch, t
     flags = ["--model", base, "--size", 32, "--sample-steps", 1, "--device", "cpu", "--use", controlled]
     more = ["--image", tmp_path / "sketch.png", "--control", "lines", "--prompts", "a red one"]
     code, said, err = command_line(CONTROLNET, *flags, *more, "--sheet", tmp_path / "a.png")
-    assert code == 0 and "agreement of edges" in said, err
+    assert code == 0 and "agreement of edges" in said and "note:" not in said, err
+    assert (
+        control_images.looks_drawn(sketch).all()
+        and not control_images.looks_drawn(load("creatures", 64, n=4).pixels).any()
+    )
 
 
 def test_a_controlnet_of_the_hub(controlled, tmp_path, monkeypatch):

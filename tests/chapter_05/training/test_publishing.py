@@ -88,7 +88,7 @@ def test_a_finished_run_is_published_with_a_model_card(adapted, hub, tmp_path):
     run_main(LORA, "--resume", run, "--device", "cpu", "--push-to-hub", "me/it")
     assert hub.created == ["me/it"] and hub.tokens == {"Bearer hf_secret"}
     assert set(hub.files) == {"README.md", "before_after.png", "creatures-woodcut.safetensors"}
-    assert hub.files["creatures-woodcut.safetensors"] == (adapted / "creatures-woodcut.safetensors").read_bytes()
+    assert hub.files["creatures-woodcut.safetensors"] == (run / "creatures-woodcut.safetensors").read_bytes()
     _, header, text = hub.files["README.md"].decode().split("---", 2)
     metadata = yaml.safe_load(header)
     assert metadata["library_name"] == "diffusers" and set(metadata["tags"]) >= {"lora", "text-to-image"}
