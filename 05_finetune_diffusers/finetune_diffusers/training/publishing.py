@@ -1,6 +1,6 @@
 """Publishes what a training has made on the Hugging Face hub, with a model card.
 
-create_repository("owner/name")             before the training: whoever may not write there learns it at once
+create_repository("owner/name")             before the training, so that a missing right to write is reported at once
 publish("owner/name", files, card)          after it, as one commit
 
 HF_ENDPOINT, HF_TOKEN and `hf auth login` count as they do for downloads (common/io/hub.py).
@@ -43,7 +43,7 @@ class CardFacts:
 
 
 def public_name(model: str) -> str:
-    """The hub id of a model, or the name of its folder: where that lies on this machine is nobody else's concern."""
+    """The hub id of a model, or the name of its folder, without the path on this machine."""
     return model if model.count("/") == 1 and not Path(model).exists() else Path(model).name
 
 
