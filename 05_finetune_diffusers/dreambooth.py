@@ -34,6 +34,8 @@ def main(args: Args) -> None:
             raise UserError(
                 f"--{flag} must not be empty; the caption of the subject is 'a WORD KIND', for instance 'a sks creature'"
             )
+    if args.class_dir and args.class_dir.exists() and not args.class_dir.is_dir():
+        raise UserError(f"{args.class_dir} is not a folder; --class-dir takes a folder of class images")
     if "{}" not in args.instance_prompt:
         raise UserError(
             f'--instance-prompt "{args.instance_prompt}" has no {{}} where the subject stands, as in "a photo of {{}}"'

@@ -325,7 +325,12 @@ def test_loss_of_chapter_5(accelerator, kind):
 
     scheduler = DDPMScheduler(prediction_type=kind)
     loss = LatentDenoising(
-        scheduler, min_snr_weights(scheduler, 5.0), torch.zeros(3, 8), 0.1, lambda net, x, t, text, batch: net(x)
+        scheduler,
+        min_snr_weights(scheduler, 5.0),
+        {"text": torch.zeros(3, 8)},
+        0.1,
+        lambda net, x, t, batch: net(x),
+        noise_offset=0.1,
     )
     batch = {"mean": images(4, 4, 8, 8), "std": images(4, 4, 8, 8), "text": images(4, 3, 8), "weight": images(4)}
     net = on_accelerator(lambda: torch.nn.Conv2d(4, 4, 1))
@@ -354,8 +359,9 @@ def test_chapter_5s_controlnet_beside_its_network(accelerator):
         return (x + mid_block_additional_residual,)
 
     answer = predict_with_controlnet(unet, SimpleNamespace(autocast=nullcontext))
-    batch = {"edges": torch.zeros(4, 1, 64, 64, dtype=torch.uint8, device=DEVICE)}
-    y = answer(net, images(4, 4, 8, 8), torch.zeros(4, dtype=torch.long, device=DEVICE), images(4, 3, 8), batch)
+    given = torch.zeros(4, 1, 64, 64, dtype=torch.uint8, device=DEVICE)
+    batch = {"control": given, "text": images(4, 3, 8)}
+    y = answer(net, images(4, 4, 8, 8), torch.zeros(4, dtype=torch.long, device=DEVICE), batch)
     checked(y.flatten(1).mean(1), conv.weight)
 
 
@@ -654,7 +660,7 @@ def test_precision(monkeypatch, device, precision):
 
 
 def test_memory_of_apples_gpu_is_read_from_its_allocator(monkeypatch):
-    from finetune_diffusers.training import memory_usage as cost
+    from finetune_diffusers.training.loop import memory_usage as cost
 
     for name, value in (("current_allocated_memory", 3), ("driver_allocated_memory", 5), ("empty_cache", None)):
         monkeypatch.setattr(torch.mps, name, lambda value=value: value)

@@ -3,12 +3,13 @@ a product of two thin ones is learned: W + scale B A.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import nn
@@ -18,7 +19,7 @@ from common.errors import UserError, explain
 from common.io.files import read_json
 from common.viz import save_picture
 from finetune_diffusers.adapters.reading import find_adapter, load_adapters
-from finetune_diffusers.adapters.writing import fuse, save_kohya
+from finetune_diffusers.adapters.writing import fuse, save_adapter, save_kohya
 from finetune_diffusers.data.styles import read_style, styled_caption
 from finetune_diffusers.evaluation.evaluators import ValidationSampler
 from finetune_diffusers.flags import PRETRAINED
@@ -55,6 +56,18 @@ def add_adapter(
         ) from problem
     cast_training_params(unet, dtype=torch.float32)
     return sum(name.endswith("lora_A") for name, _ in unet.named_modules())
+
+
+def save_lora(
+    pipe: StableDiffusionPipeline, path: Path, texts: Mapping[str, nn.Module], kohya: bool
+) -> dict[str, Path]:
+    """Write the trained adapter: {what it is: where}.
+
+    texts  text encoders that have an adapter as well, by their names in the pipeline
+    kohya  whether to write it in the form of kohya's scripts as well
+    """
+    saved = {f"adapter, {save_adapter(pipe.unet, path, **texts).stat().st_size / 1e3:.0f} kB": path}
+    return saved | ({"for the webui": save_kohya(pipe, kohya_path(path))} if kohya else {})
 
 
 # ----------------------------------------------------------------------------------------------------------------- use

@@ -24,7 +24,6 @@ from common.io.files import write_folder
 from common.io.state_dict import count_parameters, fingerprint
 from common.training.record import check_record, record_of
 from common.training.run import print_rows
-from finetune_diffusers.adapters.writing import save_adapter, save_kohya
 from finetune_diffusers.data.latent_dataset import count_truncated
 from finetune_diffusers.evaluation.evaluators import TuningEvaluator
 from finetune_diffusers.images import contact_sheet, prompt_labels
@@ -32,7 +31,7 @@ from finetune_diffusers.models import TUNED_FAMILIES, default_guidance, native_s
 from finetune_diffusers.pixel_pipeline import save_model
 from finetune_diffusers.training.flags import ATTENTION, WORDS, SizePresets, Tuning, TuningFlags, settled
 from finetune_diffusers.training.loop.trainer import Tuner, same_folder, tracker
-from finetune_diffusers.training.lora import add_adapter, kohya_path
+from finetune_diffusers.training.lora import add_adapter, save_lora
 from finetune_diffusers.training.loss import Predict, predict_with_unet
 from finetune_diffusers.training.publishing import (
     CardFacts,
@@ -180,9 +179,7 @@ def unfreeze(
     def save() -> dict[str, Path]:
         if not rank:
             return {"model": write_folder(args.out / "model", lambda folder: save_model(pipe, folder))}
-        path = save_adapter(pipe.unet, args.out / f"{name}.safetensors", **texts)
-        saved = {f"adapter, {path.stat().st_size / 1e3:.0f} kB": path}
-        return saved | ({"for the webui": save_kohya(pipe, kohya_path(path))} if args.output_kohya_format else {})
+        return save_lora(pipe, args.out / f"{name}.safetensors", texts, args.output_kohya_format)
 
     if not texts:
         return Trained(pipe.unet, predict_with_unet, save)
