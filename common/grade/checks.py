@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.grade.sandbox.source import UnreadableSubmission, place_of, read_code
 from common.grade.stubs import strip
-from common.grade.submission import UnreadableSubmission, place_of, read_code
+from common.io.files import read_json
 from common.random import generator
 
 ROUNDS = 3  # of a randomised check
@@ -40,6 +41,8 @@ class Chapter(NamedTuple):
     solutions: ModuleType
     tests: ModuleType
     stub: ModuleType  # what learners get: exercises.py before they touch it
+    stub_text: str = ""
+    hidden: bool = True  # whether there are hidden checks; a handout has none
 
     def public_tests(self, number: int) -> list[Callable[[ModuleType], None]]:
         """The learner's own tests of one exercise: the functions test_<number>_... of test_exercises.py."""
@@ -60,14 +63,28 @@ def load(path: Path, name: str) -> ModuleType:
 
 
 def load_chapter(folder: Path) -> Chapter:
-    """folder: the chapter's exercises/."""
+    """folder: the chapter's exercises/. In a handout it has no solutions and no checks, but exercises.json."""
+    if not (folder / "checks.py").is_file():
+        return load_handout(folder)
     checks, solutions, tests = (
         load(folder / f"{name}.py", f"course_{name}") for name in ("checks", "solutions", "test_exercises")
     )
     stub = ModuleType("course_stub")
     stub.__file__ = str(folder / "exercises.py")
-    exec(strip((folder / "solutions.py").read_text(encoding="utf-8")), vars(stub))
-    return Chapter(checks.EXERCISES, solutions, tests, stub)
+    text = strip((folder / "solutions.py").read_text(encoding="utf-8"))
+    exec(text, vars(stub))
+    return Chapter(checks.EXERCISES, solutions, tests, stub, text)
+
+
+def load_handout(folder: Path) -> Chapter:
+    """A chapter with its public tests alone."""
+    known = read_json(folder / "exercises.json")
+    exercises = [Exercise(each["name"], each["points"], lambda answers, rng: None, 1) for each in known["exercises"]]
+    stub = ModuleType("course_stub")
+    stub.__file__ = str(folder / "exercises.py")
+    exec(known["stub"], vars(stub))
+    tests = load(folder / "test_exercises.py", "course_test_exercises")
+    return Chapter(exercises, ModuleType("no_solutions"), tests, stub, known["stub"], hidden=False)
 
 
 # ------------------------------------------------------------------------------------------------ for use in checks
@@ -325,14 +342,22 @@ def verdict(chapter: Chapter, number: int, submission: ModuleType, seed: int) ->
     try:
         if untouched(mine, getattr(chapter.stub, exercise.name), file):
             return "not solved yet"
-        for test in chapter.public_tests(number):
-            test(submission)
-        rng = generator(seed, number)
-        for _ in range(exercise.rounds):
-            exercise.check(submission, rng)
+        run_checks(chapter, number, submission, seed, [False])
     except BaseException as problem:  # also SystemExit and KeyboardInterrupt, which a submission may raise
         return explain(problem, file)
     return ""
+
+
+def run_checks(chapter: Chapter, number: int, answers: ModuleType, seed: int, public: list[bool]) -> None:
+    """Run the tests and the randomised checks of one exercise, which raise an exception if an answer is wrong.
+    public[0] becomes True when the public tests have passed.
+    """
+    for test in chapter.public_tests(number):
+        test(answers)
+    public[0] = True
+    exercise, rng = chapter.exercises[number - 1], generator(seed, number)
+    for _ in range(exercise.rounds):
+        exercise.check(answers, rng)
 
 
 def untouched(mine: Callable, given: Callable, file: Path) -> bool:
@@ -352,7 +377,7 @@ def instructions(code: CodeType) -> tuple:
 def lend(chapter: Chapter, submission: ModuleType, name: str) -> None:
     """Replace all exercises of the submission but the one of this name by the solutions."""
     for other in chapter.exercises:
-        if other.name != name:
+        if other.name != name and hasattr(chapter.solutions, other.name):
             setattr(submission, other.name, getattr(chapter.solutions, other.name))
 
 

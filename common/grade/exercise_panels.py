@@ -10,6 +10,7 @@ from typing import NoReturn
 import matplotlib
 import torch
 
+from common.errors import UserError
 from common.grade.checks import explain, lend, load, load_chapter
 from common.grade.grader import exercises_of, submission_of
 from common.viz import save_figure
@@ -47,6 +48,10 @@ def draw_panels(chapter_name: str, submission: Path | None, out: Path | None) ->
     """Draw the panels, print what is wrong with an answer, and print where the picture is."""
     folder = exercises_of(chapter_name)
     path = submission_of(submission, folder)
+    if not (folder / "solutions.py").is_file():
+        raise UserError(
+            f"the panels need the solutions, which this copy of the course lacks; {folder / 'right.png'} shows right answers"
+        )
     matplotlib.use("agg")
     import matplotlib.pyplot as plt  # after the choice of a backend without a screen
 

@@ -1,142 +1,86 @@
-"""Grades a chapter's exercises: each runs in a process of its own, so that no submission can harm the grader."""
+"""Grades a chapter's exercises: each submission runs in a process of its own, which holds neither solutions nor checks."""
 
-import json
+import importlib.metadata
 import os
-import queue
-import secrets
-import signal
+import socket
 import subprocess
-import sys
-import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, cast
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.grade.chapter import COURSE, exercises_of
+from common.grade.marking import formats
+from common.grade.marking.results import Findings, Limits, Outcome, Result, Work
+from common.grade.sandbox.warm import WarmProcess
+from common.grade.sandbox.wire import Channel, ChannelError
 from common.grade.stubs import authors
 from common.io.files import write_json
 
-START = 300.0  # seconds that the worker may take to import torch, on the slowest disk
 
+@contextmanager
+def open_judge() -> Iterator[Channel]:
+    """The connection to a process that judges (marking/judge.py)."""
+    if not hasattr(os, "fork"):
+        from common.grade.marking.judge import answer
 
-@dataclass(frozen=True)
-class Result:
-    number: int
-    name: str
-    points: int
-    possible: int
-    message: str  # what went wrong; empty if nothing did
-
-
-class Worker:
-    """A process that checks exercises one after the other: those of these numbers, or all if there are none.
-    Killed on leaving the `with` block.
-    """
-
-    def __init__(self, folder: Path, submission: Path, seed: int, numbers: Sequence[int]) -> None:
-        self.token = secrets.token_hex(16)
-        self.answers: queue.Queue[dict] = queue.Queue()
-        places = {"folder": str(folder), "submission": str(submission)}
-        self.request = {"token": self.token, "seed": seed, "numbers": list(numbers)} | places
-
-    def __enter__(self) -> "Worker":
-        # for files that the submission writes to the current folder
-        self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self.errors = tempfile.TemporaryFile()  # stderr of the worker itself; what the submission prints is discarded
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "common.grade.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            cwd=self.scratch.name,
-            env=os.environ | {"PYTHONPATH": str(COURSE)},
-            start_new_session=True,
-        )
-        with cast(IO[str], self.process.stdin) as pipe:
-            pipe.write(json.dumps(self.request) + "\n")
-        threading.Thread(target=self.listen, daemon=True).start()
-        return self
-
-    def listen(self) -> None:
-        """Queue the worker's answers; lines without the token are not from the worker but from the submission."""
-        for line in cast(IO[str], self.process.stdout):
-            if line.startswith(self.token):
-                self.answers.put(json.loads(line.removeprefix(self.token)))
-        self.answers.put({"ended": True})
-
-    def answer(self, seconds: float) -> dict:
+        ours, theirs = socket.socketpair()
+        threading.Thread(target=answer, args=(theirs, None), daemon=True).start()
+        yield Channel(ours)
+        ours.close()
+        return
+    with WarmProcess(COURSE) as warm:
         try:
-            return self.answers.get(timeout=seconds)
-        except queue.Empty:
-            return {"late": True}
+            yield warm.judge()[0]
+        except ChannelError as problem:
+            if problem.kind == "garbled":
+                raise
+            raise UserError(f"the checks cannot be run ({warm.why_ended(problem.kind)})") from None
 
-    def why_silent(self, reply: dict) -> str:
-        """Why a worker did not list the exercises."""
-        if "broken" in reply:
-            return reply["broken"]
-        self.errors.seek(0)
-        last = self.errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-        silent = f"no answer within {START:g} s" if "late" in reply else "the process ended without an answer"
-        return "; ".join([silent, *last])
 
-    def __exit__(self, *_: object) -> None:
-        if hasattr(os, "killpg"):  # its children too, where the system knows groups of processes
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.wait()
-        self.errors.close()
-        self.scratch.cleanup()
+def ask(
+    judge: Channel,
+    folder: Path,
+    work: Work,
+    seed: int,
+    only: Sequence[int] = (),
+    limits: Limits | None = None,
+    canary: bool = False,
+) -> Iterator[Result | Outcome]:
+    """Let a judge grade a submission: the results of its exercises, as they are known, and what else there is to say.
+
+    folder  the chapter's exercises/
+    canary  Check afterwards that the checks still tell right from wrong.
+    """
+    limits = limits or Limits()
+    files = {name: number for number, name in enumerate(work.files)}
+    request = {"folder": str(folder), "main": work.main, "shown": work.shown, "files": files, "seed": seed}
+    request |= {"only": sorted(set(only)), "limits": asdict(limits), "canary": canary}
+    judge.deadline = None
+    judge.send(request, list(work.files.values()))
+    listing, _ = judge.receive()
+    if "broken" in listing:
+        raise UserError(f"the checks in {folder} cannot be run ({listing['broken']})")
+    if only and max(only) > (last := len(listing["exercises"])):
+        raise UserError(f"there is no exercise {max(only)}; after --only give numbers from 1 to {last}")
+    while "report" not in (message := judge.receive()[0]):
+        found = message["result"]
+        yield Result(**found | {"message": printable(found["message"])})
+    yield Outcome(Findings(**message["report"]), message["failed"], message["cpu"])
 
 
 def grade(
     folder: Path, submission: Path, seed: int = 0, seconds: float = 60.0, only: Sequence[int] = ()
 ) -> Iterator[Result]:
-    """Check every exercise, or only those of these numbers, yielding each result as it is known.
-
-    One process checks them all, because importing torch takes seconds; where an exercise hangs or ends the process,
-    a new one goes on with the next exercise.
-    """
-    left, listed = sorted(set(only)), False  # no numbers before the list is known: all
-    while left or not listed:
-        with Worker(folder, submission, seed, left) as worker:
-            listing = worker.answer(START)
-            if "exercises" not in listing:
-                raise UserError(f"the checks in {folder} cannot be run ({worker.why_silent(listing)})")
-            exercises, listed = listing["exercises"], True
-            left = left or list(range(1, len(exercises) + 1))
-            if left[-1] > len(exercises):
-                raise UserError(
-                    f"there is no exercise {left[-1]}; after --only give numbers from 1 to {len(exercises)}"
-                )
-
-            load_problem = failure(worker.answer(seconds), "problem", seconds)
-            while left:
-                number = left.pop(0)
-                message, reply = f"the file cannot be loaded: {load_problem}", {}
-                if not load_problem:
-                    reply = worker.answer(seconds)
-                    message = failure(reply, "message", seconds)
-                name, points = exercises[number - 1]
-                yield Result(number, name, 0 if message else points, points, message)
-                if "late" in reply or "ended" in reply:
-                    break
-
-
-def failure(reply: dict, key: str, seconds: float) -> str:
-    """The worker's answer under this key, or why there is none. "" if all is well."""
-    if "late" in reply:
-        return f"it took longer than {seconds:g} s and was stopped; is there a loop that never ends?"
-    if "ended" in reply:
-        return "the Python process that ran it stopped without an answer: did the code exit, crash Python, or use too much memory?"
-    return reply[key]
+    """Check every exercise, or only those of these numbers, yielding each result as it is known."""
+    work = Work({submission.name: submission.read_bytes()}, submission.name, str(submission))
+    with open_judge() as judge:
+        for each in ask(judge, folder, work, seed, only, Limits(seconds)):
+            if isinstance(each, Result):
+                yield each
 
 
 def submission_of(given: Path | None, folder: Path) -> Path:
@@ -149,27 +93,62 @@ def submission_of(given: Path | None, folder: Path) -> Path:
 
 
 def print_grades(
-    chapter: str, submission: Path | None, seed: int, seconds: float, json_file: Path | None, only: Sequence[int] = ()
-) -> None:
+    chapter: str,
+    submission: Path | None,
+    seed: int,
+    limits: Limits,
+    json_file: Path | None = None,
+    only: Sequence[int] = (),
+    style: str = "csv",
+    out: Path | None = None,
+) -> float:
     """Grade a submission, by default the chapter's exercises.py;
-    print each result, and write all to json_file if given.
+    print each result, and write all to json_file if given. Returns the points.
+
+    style, out  "gradescope" or "github", and the file for the result in that format
     """
     folder = exercises_of(chapter)
     path = submission_of(submission, folder)
-    if json_file and json_file.resolve() == path.resolve():
-        raise UserError("--json would overwrite the submission; choose another name for the result")
+    for file, flag in ((json_file, "--json"), (out, "--out")):
+        if file and file.resolve() == path.resolve():
+            raise UserError(f"{flag} would overwrite the submission; choose another name for the result")
 
     tiers = authors(folder).get("TIERS", {})
     print(f"{path}, seed {seed}")
-    results = []
-    for result in grade(folder, path.resolve(), seed, seconds, only):
-        tier = f"tier {tiers[result.name]}  " if result.name in tiers else ""
-        outcome = f"failed: {result.message}" if result.message else "passed"
-        print(f"{result.number:2} {result.name:24} {tier}{result.points}/{result.possible}  {outcome}", flush=True)
-        results.append(result)
+    results, outcome, start = [], None, time.monotonic()
+    path = path.resolve()
+    work = Work({path.name: path.read_bytes()}, path.name, str(path))
+    with open_judge() as judge:
+        for each in ask(judge, folder, work, seed, only, limits):
+            if isinstance(each, Outcome):
+                outcome = each
+                continue
+            tier = f"tier {tiers[each.name]}  " if each.name in tiers else ""
+            verdict = f"failed: {each.message}" if each.message else "passed"
+            print(f"{each.number:2} {each.name:24} {tier}{each.points:g}/{each.possible}  {verdict}", flush=True)
+            results.append(each)
     points, possible = sum(r.points for r in results), sum(r.possible for r in results)
-    print(f"{'total':{35 if tiers else 27}} {points}/{possible}")
+    print(f"{'total':{35 if tiers else 27}} {points:g}/{possible}")
+    if outcome and outcome.failed:
+        raise UserError(f"the results do not count: {outcome.failed}")
+    if not (folder / "checks.py").is_file():
+        print("These are the public tests alone; your teacher's grader has hidden checks as well.")
+    rows = [asdict(r) | {"tier": tiers.get(r.name), "passed": not r.message} for r in results]
     if json_file:
-        rows = [asdict(r) | {"tier": tiers.get(r.name), "passed": not r.message} for r in results]
-        summary = {"chapter": folder.parent.name, "submission": str(path), "seed": seed}
+        summary = {"chapter": folder.parent.name, "submission": str(path), "sha256": work.sha256, "seed": seed}
+        summary |= {"version": version(), "missing_protection": outcome.report.missing if outcome else []}
         write_json(json_file, summary | {"points": points, "possible": possible, "exercises": rows})
+    if out and style == "gradescope":
+        write_json(out, formats.gradescope(rows, folder.parent.name[:2], f"seed {seed}", time.monotonic() - start))
+    elif out and style == "github":
+        write_json(out, formats.github(rows, folder.parent.name[:2]))
+    return points
+
+
+def version() -> str:
+    """The course's version: its git commit, or the number of its release."""
+    try:
+        call = ["git", "-C", str(COURSE), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return importlib.metadata.version("diffusion-course")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.grade.chapter import exercises_of
-from common.io.files import write_atomically
+from common.io.files import read_json, write_atomically
 
 START, GIVEN, END = "# --- solution", "# --- given", "# --- end"
 NEXT = {None: (START,), START: (GIVEN, END), GIVEN: (END,)}  # the markers that may follow a marker
@@ -68,6 +68,13 @@ def exercise_names(source: str) -> list[str]:
     return names
 
 
+def names_of(folder: Path) -> list[str]:
+    """The exercises of a chapter's exercises/, which in a handout has no solutions.py."""
+    if (folder / "solutions.py").is_file():
+        return exercise_names((folder / "solutions.py").read_text(encoding="utf-8"))
+    return [each["name"] for each in read_json(folder / "exercises.json")["exercises"]]
+
+
 def answered(text: str, stub: str, names: list[str]) -> list[str]:
     """Which of the functions hold code of the learner: neither the stub's, nor one that ends in `raise`."""
     try:
@@ -91,6 +98,8 @@ def statements(text: str) -> dict[str, list[str]]:
 def write_stub(chapter: str, overwrite: bool) -> None:
     """Write a chapter's exercises.py. One that holds answers is refused, unless it may be overwritten."""
     folder = exercises_of(chapter)
+    if not (folder / "solutions.py").is_file():
+        raise UserError(f"this copy of the course has no solutions; {folder / 'exercises.json'} holds the blank file")
     source = (folder / "solutions.py").read_text(encoding="utf-8")
     path, stub, names = folder / "exercises.py", strip(source), exercise_names(source)
     old = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -108,7 +117,7 @@ def write_stub(chapter: str, overwrite: bool) -> None:
 def print_hint(chapter: str, number: int, step: int) -> None:
     """Print one step of the hint to an exercise: a question, a hint, or a line of code."""
     folder = exercises_of(chapter)
-    names = exercise_names((folder / "solutions.py").read_text(encoding="utf-8"))
+    names = names_of(folder)
     hints = authors(folder).get("HINTS")
     if hints is None:
         raise UserError(f"the exercises of {folder.parent.name} have no hints yet; their docstrings say what to write")

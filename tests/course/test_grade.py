@@ -629,6 +629,20 @@ def test_a_file_that_cannot_be_loaded_scores_nothing_and_says_the_line(tmp_path)
     assert all("cannot be loaded: line 3" in r.message for r in results)
 
 
+def test_a_syntax_error_or_a_missing_package_costs_only_what_cannot_run(doubling, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import no_such_package\n\ndef double(x):\n    return 2 * (x\n\ndef fix_double(x):\n    return 2 * x\n"
+    )
+    first, second = grade(doubling, file)
+    assert first.message.startswith("the file cannot be loaded: line 4: '(' was never closed")
+    assert (second.points, second.message) == (2, "")
+    file.write_text("import no_such_package\ndef double(x):\n    return no_such_package.twice(x)\n")
+    message = next(grade(doubling, file)).message
+    assert message.startswith("your code stopped in line 3 with NameError: name 'no_such_package' is not defined")
+    assert message.endswith("ModuleNotFoundError: No module named 'no_such_package'")
+
+
 def test_the_same_seed_gives_the_same_checks(tmp_path):
     chapter, seen = CHAPTERS["01"], []
     for seed in (5, 5, 6):
@@ -680,14 +694,14 @@ def test_broken_checks_are_the_courses_fault_not_the_learners(tmp_path):
 
 
 def test_a_checking_process_that_cannot_begin_says_why(tmp_path, monkeypatch):
-    (tmp_path / "common" / "grade").mkdir(parents=True)
-    (tmp_path / "common" / "grade" / "worker.py").write_text("raise ImportError('no torch here')", encoding="utf-8")
-    folder = exercises_of("01")
-    monkeypatch.setattr(grader, "COURSE", tmp_path)
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho 'ImportError: no torch here' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("common.grade.sandbox.warm.sys.executable", str(program))
     with pytest.raises(
         UserError, match="cannot be run .the process ended without an answer; ImportError: no torch here"
     ):
-        next(grade(folder, tmp_path / "mine.py"))
+        next(grade(exercises_of("01"), exercises_of("01") / "solutions.py"))
 
 
 def test_help_imports_nothing_heavy():

@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from common.grade.checks import explain, load
 from common.grade.grader import exercises_of, grade, submission_of
-from common.grade.submission import without_magics
+from common.grade.sandbox.source import without_magics
 
 
 def notebook(*cells: str, **changes) -> str:

@@ -1,0 +1,1 @@
+"""Points: the grader of a submission, and the gradebook of a class."""
