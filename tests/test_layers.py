@@ -31,6 +31,7 @@ APART = {  # what these may import
     "cli": {"errors", "io"},
     "viz": {"errors", "io"},
     "grade": {"errors", "random", "io", "cli", "viz"},
+    "handout": {"errors", "io", "cli", "grade"},
 }
 USES = {"data": {"viz"}, "training": {"cli", "viz"}, "evaluate": {"cli", "viz"}}  # ... and which layers may use them
 
