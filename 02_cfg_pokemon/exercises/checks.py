@@ -314,6 +314,9 @@ def check_one_accuracy(ex, found: Tensor, asked: Tensor):
         .item(),
         "this is k, the number found, not the share k / n": float(k),
         "this is in percent; the share lies between 0 and 1": 100 * float(share),
+        "0 is a value like all others; only -1 was left open": float(
+            ((found == asked) & (asked > 0)).sum() / (asked > 0).sum().clamp(min=1)
+        ),
         "the share was rounded, so that its interval is another one": round(float(share), 2),
     }
     wrong = {message: torch.tensor(value) for message, value in wrong.items() if not math.isclose(value, share)}

@@ -332,6 +332,7 @@ def test_6_the_share(ex):
         "this is the share of images in which everything is right; count requested values": torch.tensor(3 / 5),
         "this is k, the number found, not the share k / n": torch.tensor(7.0),
         "this is in percent; the share lies between 0 and 1": torch.tensor(700 / 9),
+        "0 is a value like all others; only -1 was left open": torch.tensor(6 / 6),
         "the share was rounded, so that its interval is another one": torch.tensor(0.78),
     }
     expect(share, torch.tensor(7 / 9), "9 values were requested in all, and 7 of them were found", wrong)

@@ -533,6 +533,13 @@ def attribute_accuracy(found, asked):
     return (np.float32(value) for value in accuracy_rightly(found, asked))
 
 
+@mistake("the value 0 taken for an open one", "0 is a value like all others")
+def attribute_accuracy(found, asked):
+    counts = asked > 0
+    n, k = int(counts.sum()), int((counts & (found == asked)).sum())
+    return wilson(k / n, n)
+
+
 # ------------------------------------------------------------------------------------------------- 7. loss_guided_step
 
 
