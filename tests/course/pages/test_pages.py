@@ -16,7 +16,7 @@ from helpers.source import label, own_files
 CHAPTERS = sorted(ROOT.glob("0[1-6]_*"))
 PAGES = own_files("*.md")
 SCREENS = [path for chapter in CHAPTERS for path in (chapter / "README.md", chapter / "README.zh.md")]
-PAIRS = [(path, path.with_name("README.zh.md")) for path in (ROOT / "README.md", *SCREENS) if path.name == "README.md"]
+PAIRS = [(path.with_name(path.name.replace(".zh.md", ".md")), path) for path in own_files("*.zh.md")]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 NUMBER = re.compile(r"(?<![\w.#/-])\d[\d,]*(?:\.\d+)?")
@@ -58,7 +58,7 @@ def commands(text: str) -> list[str]:
 def targets(text: str) -> Counter:
     """The targets of all links; a page and its translation count as one, and their links to each other not at all."""
     pages = [target.partition("#")[0].replace(".zh.md", ".md") for target in LINK.findall(text)]
-    return Counter(page.removesuffix("/README.md") for page in pages if page != "README.md")
+    return Counter(page.removesuffix("/README.md") for page in pages if page not in ("README.md", "faq.md", ""))
 
 
 def figures(text: str) -> Counter:
