@@ -14,8 +14,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from common.grade.checks import Exercise, call, close, expect, integer, load, parts, uniform
+from common.grade.checks import Exercise, call, close, expect, expect_gradients, integer, load, parts, uniform
 
+public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")
 right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 
 
@@ -36,7 +37,7 @@ def per_latent(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def cloud(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def posterior(rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Means and log variances, those of each latent on another scale."""
     B, *rest = latent_shape(rng)
     size = per_latent(torch.linspace(0.5, 1.5, B)[torch.randperm(B, generator=rng)])
@@ -60,7 +61,7 @@ def pair(got: object, what: str) -> tuple:
 
 
 def check_kl(ex, rng):
-    mean, logvar = cloud(rng)
+    mean, logvar = posterior(rng)
     B, n = len(mean), mean[0].numel()
 
     def summed(each: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def check_kl(ex, rng):
         "you averaged over the batch; each image has its own": goal.mean().expand(B),
         "you summed over the batch; each image has its own": goal.sum().expand(B),
         "the sign is wrong: a KL is never below 0": -goal,
-        "the - 1 is missing: it makes the KL 0 where nothing is said": goal + n / 2,
+        "the - 1 is missing: with it the KL of N(0, 1) is 0": goal + n / 2,
         "mean should be squared": summed(mean + logvar.exp() - 1 - logvar),
         "you took exp(logvar) for the standard deviation; it is the variance": summed(
             mean**2 + (2 * logvar).exp() - 1 - 2 * logvar
@@ -96,10 +97,12 @@ def check_kl(ex, rng):
         "a single number for the whole batch; each image has its own KL, (B,)"
     )
     expect(got, goal, "this is not 1/2 sum (mean^2 + var - 1 - log var) with var = exp(logvar)", wrong)
+    mean, logvar = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
+    expect_gradients(ex.kl(mean, logvar), right.kl(mean, logvar), {"mean": mean, "logvar": logvar})
 
 
 def check_reparameterise(ex, rng):
-    mean, logvar = cloud(rng)
+    mean, logvar = posterior(rng)
     eps = normal(rng, *mean.shape)
     wrong = {
         "you multiplied eps by the variance, exp(logvar); its root is the standard deviation": mean
@@ -111,7 +114,7 @@ def check_reparameterise(ex, rng):
         "only eps is multiplied by std, not mean": (mean + eps) * (logvar / 2).exp(),
         "std is missing": mean + eps,
         "the sign of eps is wrong": mean - (logvar / 2).exp() * eps,
-        "this is the mean, with no chance in it: eps is missing": mean,
+        "this is the mean, without randomness: eps is missing": mean,
         "the mean is missing": (logvar / 2).exp() * eps,
     }
     own = "you draw noise of your own; it is given, as eps, so that the same eps gives the same latent"
@@ -141,14 +144,6 @@ def lent(batches: list[Tensor]) -> Iterator[Tensor]:
         yield memory[: len(batch)]
 
 
-def number(got: object) -> Tensor:
-    assert got is not None, "a number was expected here, not None: is a `return` missing?"
-    assert isinstance(got, (int, float)) or (isinstance(got, Tensor) and got.numel() == 1), (
-        f"one number was expected for the whole set, not {tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__}"
-    )
-    return torch.tensor(float(got))
-
-
 def check_scaling_factor(ex, rng):
     _, C, h, w = latent_shape(rng)
     sizes = [integer(rng, 6, 7) for _ in range(integer(rng, 3, 4))] + [integer(rng, 1, 2)]
@@ -161,7 +156,7 @@ def check_scaling_factor(ex, rng):
     far = uniform(rng, 300, 400)
     batches = [0.2 * normal(rng, B, C, h, w) + far for B in sizes]
     rounding = "m is far from 0 here and the variance small: add up in double precision (an error of rounding)"
-    expect(number(ex.scaling_factor(lent(batches))), one_over(torch.cat(batches)), rounding)
+    expect(public.one_float(ex.scaling_factor(lent(batches))), one_over(torch.cat(batches)), rounding)
 
 
 def one_over(z: Tensor, **kw) -> Tensor:
@@ -192,7 +187,7 @@ def check_one_scale(ex, batches: list[Tensor]) -> None:
         "this is the mean over the channels; one number for all of them, together": one_over(
             whole, dim=(0, 2, 3)
         ).mean(),
-        "this is the mean over the channels' deviations, upside down; all channels belong together": (
+        "this is the mean over the channels' standard deviations, upside down; all channels belong together": (
             1 / whole.std((0, 2, 3), correction=0).mean()
         ),
         "you kept the batches, but their memory is used again: add up what you need, and let each go": one_over(kept),
@@ -200,7 +195,7 @@ def check_one_scale(ex, batches: list[Tensor]) -> None:
     wrong = {message: value.float() for message, value in wrong.items()}
     goal = one_over(whole)
     try:
-        got = number(ex.scaling_factor(lent(batches)))
+        got = public.one_float(ex.scaling_factor(lent(batches)))
     except (ZeroDivisionError, StopIteration) as problem:
         raise AssertionError(
             f"{type(problem).__name__}: the batches come once, and cannot be gone through again"
@@ -216,7 +211,10 @@ def check_noisy_latent(ex, rng):
         eps_z, eps = normal(rng, *shape), normal(rng, *shape)
         # radians; 45 degrees would hide a swap of alpha and sigma
         angle = uniform(rng, 0.2, 0.4) + torch.arange(shape[0]) * 0.28
-        check_one_step(ex, mean, std, scale, eps_z, eps, angle.cos(), angle.sin())
+        alpha, sigma = angle.cos(), angle.sin()
+        if not square:  # the ends: pure noise, and no noise
+            alpha[0], sigma[0], alpha[-1], sigma[-1] = 0, 1, 1, 0
+        check_one_step(ex, mean, std, scale, eps_z, eps, alpha, sigma)
 
 
 def check_one_step(ex, mean, std, scale, eps_z, eps, alpha, sigma):
@@ -227,7 +225,7 @@ def check_one_step(ex, mean, std, scale, eps_z, eps, alpha, sigma):
         "you divided by scale; what the encoder gives is multiplied by it": unscaled / scale,
         "only the mean was scaled; std is unscaled, too": scale * mean + std * eps_z,
         "only std was scaled; the mean is unscaled, too": mean + scale * std * eps_z,
-        "the latent is the mean, with no chance in it: std eps_z is missing": scale * mean,
+        "the latent is the mean, without randomness: std eps_z is missing": scale * mean,
         "eps_z was multiplied by std twice, or by the variance": scale * (mean + std**2 * eps_z),
         "the same noise was used for both: eps_z draws the latent": scale * (mean + std * eps),
     }
@@ -318,14 +316,15 @@ def check_latent_key(ex, rng):
     lent_weights, lent_config = dict(weights), dict(config)
     key = call(ex.latent_key, lent_weights, lent_config, pixels)
     found = repr(key) if isinstance(key, str) else type(key).__name__
-    assert isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key), (
-        f"32 hexadecimal digits were expected, as a text, not {found}"
+    assert isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key), (
+        f"64 hexadecimal digits were expected, as a text, not {found}"
     )
     assert lent_weights.keys() == weights.keys() and lent_config == config, (
-        "you changed weights or config, which were only lent: make a copy"
+        "you changed weights or config, which belong to the caller: make a copy"
     )
     stays(ex, key, weights, config, pixels)
     changes(ex, rng, key, weights, config, pixels)
+    any_settings(ex, rng, weights, pixels)
 
 
 def stays(ex, key: str, weights: dict, config: dict, pixels: Tensor) -> None:
@@ -333,13 +332,17 @@ def stays(ex, key: str, weights: dict, config: dict, pixels: Tensor) -> None:
     copies = {name: tensor.clone() for name, tensor in weights.items()}
     moved = {name: elsewhere(tensor) for name, tensor in weights.items()}
     assert ex.latent_key(weights, config, pixels) == key, (
-        "asked twice for the same key, you give two: it depends on chance"
+        "asked twice for the same key, you give two: it depends on random numbers"
     )
     real = hash
     with patch("builtins.hash", lambda value: real(value) ^ 0x5EED):  # what another process would do to texts
         another = ex.latent_key(weights, config, pixels)
     assert another == key, (
         "the key is another one in every process: Python's hash() of a text is salted. Take hashlib.sha256()"
+    )
+    elsewhere_too = getattr(ex, "in_another_process", None)  # the sandbox's, with another PYTHONHASHSEED
+    assert elsewhere_too is None or elsewhere_too("latent_key", weights, config, pixels) == key, (
+        "the key is another one in every process: Python's hash() and the order of a set depend on the process"
     )
     same = {
         "equal tensors, another key: it depends on where in memory they lie": (copies, config, pixels.clone()),
@@ -366,6 +369,46 @@ def stays(ex, key: str, weights: dict, config: dict, pixels: Tensor) -> None:
     }
     for message, case in same.items():
         assert ex.latent_key(*case) == key, message
+
+
+def any_settings(ex, rng: torch.Generator, weights: dict, pixels: Tensor) -> None:
+    """Settings of any name: all count, names and values, in no order. Also, all digits of the key say something."""
+    keys = []
+    for trial in range(3):
+        names = [f"setting_{i}" for i in torch.randint(10**6, (40,), generator=rng).unique().tolist()]
+        values = [(3 + i, f"text {i}", (i, 8), bool(i % 2), 0.5 + i)[i % 5] for i in range(len(names))]
+        order = torch.randperm(len(names), generator=rng).tolist()
+        config = {names[i]: values[i] for i in order}
+        key = ex.latent_key(weights, config | {"scaling_factor": 0.5}, pixels)
+        assert ex.latent_key(weights, reversed_order(config), pixels) == key, (
+            "the key depends on the order of the settings: sort them (a set has no order that lasts)"
+        )
+        layers = {name: torch.full((2,), float(i)) for i, name in enumerate(names)}
+        assert ex.latent_key(layers, {}, pixels) == ex.latent_key(reversed_order(layers), {}, pixels), (
+            "the key depends on the order of the weights: sort them by their names (a set has no order that lasts)"
+        )
+        a = names[order[0]]
+        number, text = (
+            next(n for n in names if type(config[n]) is int),
+            next(n for n in names if type(config[n]) is str),
+        )
+        others = {
+            f"a setting of config, {number}, is another, and the key stayed": config | {number: config[number] + 1},
+            f"a text of config, {text}, is another, and the key stayed": config | {text: config[text] + "!"},
+            "two settings changed their values, and the key stayed: hash the names, too": (
+                config | {number: config[text], text: config[number]}
+            ),
+            "a setting has another name, and the key stayed: hash the names, too": {
+                (name + "_" if name == a else name): value for name, value in config.items()
+            },
+            "a setting is gone, and the key stayed": {name: value for name, value in config.items() if name != a},
+            "a new setting came, and the key stayed": config | {f"new_{trial}": True},
+        }
+        for message, other in others.items():
+            keys.append(ex.latent_key(weights, other, pixels))
+            assert keys[-1] != key, message
+    for place, digits in enumerate(zip(*keys, strict=True), 1):
+        assert len(set(digits)) > 2, f"digit {place} of the key is nearly always the same: a SHA-256 has 64 digits"
 
 
 def changes(ex, rng: torch.Generator, key: str, weights: dict, config: dict, pixels: Tensor) -> None:
@@ -450,7 +493,7 @@ def check_one_start(ex, z, eps, strength, alpha, sigma):
         "strength is the wrong way round: it is the share of the steps that are walked, not of those left out": round(
             strength * N
         ),
-        "you cut off where you should round to the nearest": N - int(strength * N),
+        "you truncated where you should round to the nearest": N - int(strength * N),
         "there are N + 1 levels, but N steps": N + 1 - round(strength * (N + 1)),
         "even at strength 0, yours walks a step": N - 1 if strength == 0 else goal,
         "one step too early": goal - 1,
@@ -514,23 +557,26 @@ def check_decode_picture(ex, rng):
         "you multiplied by scale; to undo the scaling, divide": to_bytes(decode(z * scale)),
         "the scaling was not undone: divide by scale": to_bytes(decode(z)),
         "you divided the image by scale; it is the latents that are scaled": to_bytes(decode(z) / scale),
-        "latents were cut off at -1 and 1; only images are": to_bytes(decode(z.clamp(-1, 1) / scale)),
-        "unscaled latents were cut off at -1 and 1; only images are": to_bytes(decode((z / scale).clamp(-1, 1))),
-        "what lies beyond [-1, 1] was not cut off, and went round: 256 is 0 in a byte": raw.round()
+        "latents were clipped at -1 and 1; only images are": to_bytes(decode(z.clamp(-1, 1) / scale)),
+        "unscaled latents were clipped at -1 and 1; only images are": to_bytes(decode((z / scale).clamp(-1, 1))),
+        "what lies beyond [-1, 1] was not clipped, and wrapped around: 256 is 0 in a byte": raw.round()
         .to(torch.int64)
         .remainder(256),
-        "what lies beyond [-1, 1] was neither cut off nor rounded": raw.to(torch.int64).remainder(256),
-        "the numbers were cut off, not rounded: .round() before .to(torch.uint8)": ((low + 1) * 127.5).floor(),
+        "what lies beyond [-1, 1] was neither clipped nor rounded": raw.to(torch.int64).remainder(256),
+        "the numbers were truncated, not rounded: .round() before .to(torch.uint8)": ((low + 1) * 127.5).floor(),
         "white should be 255: the factor is 127.5": ((low + 1) * 127).round(),
         "you took images in [0, 1] for granted; they are in [-1, 1]": (image.clamp(0, 1) * 255).round(),
-        "images were cut off at 0 and 1; they are in [-1, 1]": to_bytes(image.clamp(0, 1)),
+        "images were clipped at 0 and 1; they are in [-1, 1]": to_bytes(image.clamp(0, 1)),
         "256 is not a byte: the factor is 127.5": ((low + 1) * 128).round().clamp(max=255),
     }
     wrong = {message: value.float() for message, value in wrong.items()}
     got = call(ex.decode_picture, z, decode, scale)
     assert not isinstance(got, Tensor) or got.dtype == torch.uint8, f"pictures are bytes, torch.uint8, not {got.dtype}"
     got = got.float() if isinstance(got, Tensor) else got  # a byte less another byte would go round
-    expect(got, to_bytes(image), "these are not the decoded images, cut off and in bytes", wrong, atol=0.3)
+    exact = (image.double().clamp(-1, 1) + 1) * 127.5
+    rounded = isinstance(got, Tensor) and got.shape == exact.shape and (got - exact).abs().max() <= 0.5 + 1e-3
+    if not rounded:  # a value within 1e-3 of a half may be rounded either way
+        expect(got, to_bytes(image), "these are not the decoded images, clipped and in bytes", wrong, atol=0.3)
 
 
 class GuidedNetwork:
@@ -564,7 +610,7 @@ def check_one_walk(ex, rng, first, alpha, sigma):
     got = call(ex.sample_latent, net, x, first, context, w, times, alpha, sigma)
     called, walked = len(net.x), N - first
     assert all(len(seen) == 2 * len(x) for seen in net.x), (
-        "the network should be asked once a step, with both halves as one batch of 2B"
+        "the network should be called once a step, with both halves as one batch of 2B"
     )
     assert called != N or first == 0, f"the walk should begin with step first = {first}, not with step 0"
     assert called == walked, (
@@ -573,10 +619,10 @@ def check_one_walk(ex, rng, first, alpha, sigma):
     assert all(torch.equal(text, context) for text in net.text), "the network should be given context as it is"
     for k, told in enumerate(net.t, first):
         assert k == N - 1 or not (told == times[k + 1]).all(), (
-            "the network is told the time of the next level; at step k it is times[k]"
+            "the network is given the time of the next level; at step k it is times[k]"
         )
         assert (told == times[k]).all(), (
-            f"at step {k} the network should be told times[{k}] = {times[k]:.3g}, not {told[0]:.3g}"
+            f"at step {k} the network should be given times[{k}] = {times[k]:.3g}, not {told[0]:.3g}"
         )
     if not walked:
         return expect(got, x, "where no step is left, x stays as it is")
@@ -595,7 +641,7 @@ def check_one_walk(ex, rng, first, alpha, sigma):
 
 
 WALKED_WRONGLY = {
-    "z was cut off at -1 and 1, which is for pixels: latents have no limits": {"cut": 1.0},
+    "z was clipped at -1 and 1, which is for pixels: latents have no bounds": {"cut": 1.0},
     "the halves are swapped: the first B answers are uncond": {"turn": lambda w: 1 - w},
     "guidance leads away from the caption: v = uncond + w (cond - uncond)": {"turn": lambda w: -w},
     "this is Ho & Salimans' w, which guides by one more": {"turn": lambda w: w + 1},
@@ -628,13 +674,110 @@ def compare(got: object, step, x: Tensor, k: int, twice: bool = False) -> None:
     expect(got, goal, f"step {k} does not lead from level {k} to level {k + 1}", wrong)
 
 
+# ---- exercises 9 to 13
+
+
+def check_kl_of_gaussians(ex, rng):
+    args = [uniform(rng, -1.5, 1.5), uniform(rng, 0.4, 2), uniform(rng, -1.5, 1.5), uniform(rng, 0.6, 2)]
+    got = public.number(call(ex.kl_of_gaussians, *args), "one number, in nats,")
+    goal = torch.tensor(right.kl_of_gaussians(*args), dtype=torch.float64)
+    hint = "q = N({:.2f}, {:.2f}^2) and p = N({:.2f}, {:.2f}^2): this is not the mean of log q - log p under q"
+    wrong = {m: v for m, v in public.kl_mistakes(*args).items() if abs(v - goal) > 1e-2}
+    expect(got, goal, hint.format(*args), wrong)
+
+
+def check_best_posterior(ex, rng):
+    sign = (-1) ** integer(rng, 0, 1)
+    for beta in (uniform(rng, 0.05, 0.2), uniform(rng, 2, 20)):
+        public.check_posterior(ex, uniform(rng, -2, 2), sign * uniform(rng, 0.5, 2), uniform(rng, 0.2, 0.9), beta)
+
+
+def check_channels_needed(ex, rng):
+    f = integer(rng, 1, 2)
+    values = torch.rand(3 * f * f, generator=rng) ** 3
+    for psnr in (uniform(rng, 12, 18), uniform(rng, 18, 24), uniform(rng, 24, 30), 99.0):
+        public.check_channels(ex, values, psnr, right.channels_needed(values, psnr))
+
+
+def check_anagram_eps(ex, rng):
+    B, side = integer(rng, 2, 3), integer(rng, 5, 6)
+    x = normal(rng, B, integer(rng, 2, 4), side, side)
+    views, inverses = [public.same, public.turn, public.flip], [public.same, public.turn_back, public.flip]
+    for K in (2, 3):
+        order = torch.randperm(3, generator=rng)[:K].tolist()
+        texts = [normal(rng, B, 2, 3) for _ in range(K)]
+        public.check_anagram(ex, x, texts, [views[i] for i in order], [inverses[i] for i in order])
+
+
+def check_hybrid_eps(ex, rng):
+    B, side = integer(rng, 2, 3), integer(rng, 5, 7)
+    public.check_hybrid(ex, normal(rng, B, 4, side, side), normal(rng, B, 2, 3), normal(rng, B, 2, 3))
+
+
+# ---- exercises 14 to 19
+
+
+def check_fix_vae_loss(ex, rng):
+    mean, logvar = posterior(rng)
+    x, y = normal(rng, len(mean), 3, 8, 6), normal(rng, len(mean), 3, 8, 6)
+    public.check_vae_loss(ex, x, y, mean, logvar, uniform(rng, 1, 2), uniform(rng, 0.5, 3))
+    mean, logvar = mean.requires_grad_(), logvar.requires_grad_()
+    args = (x, y.requires_grad_(), mean, logvar, 1.0, 1.0)
+    inputs = {"the reconstruction": y, "mean": mean, "logvar": logvar}
+    expect_gradients(ex.fix_vae_loss(*args), right.fix_vae_loss(*args), inputs)
+
+
+def check_fix_latent_batch(ex, rng):
+    shape, scale = latent_shape(rng), uniform(rng, 0.15, 0.3)
+    mean, std = normal(rng, *shape) / scale, 0.5 + torch.rand(shape, generator=rng)
+    angle = torch.linspace(0, math.pi / 2, shape[0])
+    public.check_latent_batch(ex, mean, std, scale, angle.cos(), angle.sin(), integer(rng, 0, 10**6))
+
+
+def check_fix_reconstruct(ex, rng):
+    B, h, w = integer(rng, 2, 4), integer(rng, 2, 3), integer(rng, 4, 5)
+    public.check_reconstruct(ex, 1.2 * normal(rng, B, 3, 2 * h, 2 * w), normal(rng, B, 3, h, w))
+
+
+def check_fix_text_to_image(ex, rng):
+    N, words = integer(rng, 4, 6), ("a cat", "a bird", "rice", "soup", "a tree")
+    alpha, sigma = levels(rng, N)
+    steps = [(1000.0 - 100 * k, float(a), float(s)) for k, (a, s) in enumerate(zip(alpha, sigma, strict=True))]
+    prompts = [words[i] for i in torch.randperm(5, generator=rng)[: integer(rng, 2, 4)].tolist()]
+    public.check_text_to_image(ex, prompts, "dark", normal(rng, len(prompts), 4, 3, 5), uniform(rng, 2, 6), steps)
+
+
+def check_fix_decode(ex, rng):
+    z = normal(rng, *latent_shape(rng))
+    for scale in (uniform(rng, 3, 6), uniform(rng, 0.2, 0.5)):
+        public.check_decode(ex, z, scale)
+
+
+def check_sample_prior(ex, rng):
+    slack = 0.002, 0.02  # between one draw and the next
+    public.check_prior(
+        ex, uniform(rng, 0, 6.28), integer(rng, 1, 10**6), public.DISTANCE + slack[0], public.COPIES + slack[1]
+    )
+
+
 EXERCISES = [
     Exercise("kl", 2, check_kl),
     Exercise("reparameterise", 1, check_reparameterise),
-    Exercise("scaling_factor", 3, check_scaling_factor),
-    Exercise("noisy_latent", 3, check_noisy_latent),
-    Exercise("latent_key", 4, check_latent_key),
+    Exercise("scaling_factor", 2, check_scaling_factor),
+    Exercise("noisy_latent", 2, check_noisy_latent),
+    Exercise("latent_key", 2, check_latent_key),
     Exercise("img2img_start", 2, check_img2img_start),
     Exercise("decode_picture", 2, check_decode_picture),
     Exercise("sample_latent", 4, check_sample_latent),
+    Exercise("kl_of_gaussians", 2, check_kl_of_gaussians),
+    Exercise("best_posterior", 3, check_best_posterior),
+    Exercise("channels_needed", 3, check_channels_needed),
+    Exercise("anagram_eps", 3, check_anagram_eps),
+    Exercise("hybrid_eps", 2, check_hybrid_eps),
+    Exercise("fix_vae_loss", 2, check_fix_vae_loss),
+    Exercise("fix_latent_batch", 2, check_fix_latent_batch),
+    Exercise("fix_reconstruct", 2, check_fix_reconstruct),
+    Exercise("fix_text_to_image", 2, check_fix_text_to_image),
+    Exercise("fix_decode", 1, check_fix_decode),
+    Exercise("sample_prior", 3, check_sample_prior, rounds=1),
 ]

@@ -19,6 +19,8 @@ from helpers.mistake_bank import Bank, per_image
 COURSE = Path(__file__).resolve().parents[3]
 solutions = load(COURSE / "04_latent_sd/exercises/solutions.py", "solutions_with_mistakes")
 kl_rightly, draw_rightly, step_rightly = solutions.kl, solutions.reparameterise, solutions.noisy_latent
+anagram_rightly, hybrid_rightly = solutions.anagram_eps, solutions.hybrid_eps
+solutions_channels, image_rightly = solutions.channels_needed, solutions.fix_text_to_image
 key_rightly, start_rightly, walk_rightly = solutions.latent_key, solutions.img2img_start, solutions.sample_latent
 bank = Bank()
 mistake, another_way = bank.mistake, bank.another_way
@@ -96,6 +98,27 @@ def kl(mean, logvar):
 @mistake("the tensor that was lent is overwritten", "changes its argument mean")
 def kl(mean, logvar):
     return mean.square_().add_(logvar.exp() - 1 - logvar).flatten(1).sum(1) / 2
+
+
+@mistake("computed without gradients", "no gradient flows from the result")
+@torch.no_grad()
+def kl(mean, logvar):
+    return kl_rightly(mean, logvar)
+
+
+@mistake("numbers collected in a list, which have no gradient", "no gradient flows from the result")
+def kl(mean, logvar):
+    return torch.tensor([float(each) for each in kl_rightly(mean.detach(), logvar.detach())])
+
+
+@mistake("the gradient switched on afterwards", "no gradient reaches mean")
+def kl(mean, logvar):
+    return kl_rightly(mean.detach(), logvar.detach()).requires_grad_()
+
+
+@mistake("the variance detached, so that it never learns", "logvar")
+def kl(mean, logvar):
+    return kl_rightly(mean, logvar.detach())
 
 
 @another_way("PyTorch's own")
@@ -275,6 +298,11 @@ def scaling_factor(batches):
     return float(1 / (squares / n - (total / n) ** 2).clamp(min=1e-9).sqrt())
 
 
+@mistake("a tensor instead of a float", "a Python float was expected")
+def scaling_factor(batches):
+    return torch.tensor(solutions.scaling_factor(batches))
+
+
 @another_way("batch by batch, the variance joined to that of the set so far (Chan et al. 1979)")
 def scaling_factor(batches):
     n, mean, squares = 0, 0.0, 0.0
@@ -287,7 +315,7 @@ def scaling_factor(batches):
 
 @another_way("copies of the batches, kept: right, if wasteful")
 def scaling_factor(batches):
-    return 1 / torch.cat([batch.clone() for batch in batches]).double().std()
+    return 1 / float(torch.cat([batch.clone() for batch in batches]).double().std())
 
 
 # ----------------------------------------------------------------------------------------------- 4. noisy_latent
@@ -380,6 +408,13 @@ def noisy_latent(mean, std, scale, eps_z, eps, alpha, sigma):
     return step(scale * mean, eps, alpha, sigma)
 
 
+@mistake("v computed from x, divided by sigma", "at sigma = 0 nothing may be divided by them")
+def noisy_latent(mean, std, scale, eps_z, eps, alpha, sigma):
+    x, _ = step_rightly(mean, std, scale, eps_z, eps, alpha, sigma)
+    z = scale * (mean + std * eps_z)
+    return x, (per_image(alpha) * x - z) / per_image(sigma)
+
+
 @another_way("mean and standard deviation scaled first, as the cache does; then one latent after the other")
 def noisy_latent(mean, std, scale, eps_z, eps, alpha, sigma):
     mean, std = mean * scale, std * scale
@@ -397,7 +432,7 @@ def key_of(*parts) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def settings(config) -> str:
@@ -447,7 +482,7 @@ def latent_key(weights, config, pixels):
 
 @mistake("Python's hash()", "another one in every process")
 def latent_key(weights, config, pixels):
-    return f"{hash(key_rightly(weights, config, pixels)) % 2**128:032x}"
+    return f"{hash(key_rightly(weights, config, pixels)) % 2**256:064x}"
 
 
 @mistake("where the tensors lie instead of what they hold", "where in memory they lie")
@@ -456,9 +491,9 @@ def latent_key(weights, config, pixels):
     return key_of(settings(config), *places, *told({"pixels": pixels}))
 
 
-@mistake("a number drawn at random", "it depends on chance")
+@mistake("a random number", "it depends on random numbers")
 def latent_key(weights, config, pixels):
-    return f"{torch.randint(2**62, ()).item():032x}"
+    return f"{torch.randint(2**62, ()).item():064x}"
 
 
 @mistake("tensors as str() shows them, without their middle", "in the middle of a large tensor")
@@ -530,9 +565,59 @@ def latent_key(weights, config, pixels):
     return key_rightly(weights, config, pixels)
 
 
-@mistake("the hash in bytes", "32 hexadecimal digits were expected")
+@mistake("the hash in bytes", "64 hexadecimal digits were expected")
 def latent_key(weights, config, pixels):
     return hashlib.sha256(key_rightly(weights, config, pixels).encode()).digest()
+
+
+def without_scale(config) -> dict:
+    return {name: value for name, value in config.items() if name != "scaling_factor"}
+
+
+@mistake("a set of settings, whose order depends on the process", "depends on the order of the settings")
+def latent_key(weights, config, pixels):
+    return key_of(str(set(without_scale(config).items())), *told(weights), *told({"pixels": pixels}))
+
+
+@mistake("a set of names, whose order depends on the process", "depends on the order of the settings")
+def latent_key(weights, config, pixels):
+    texts = [f"{name}={config[name]}" for name in set(config) - {"scaling_factor"}]
+    return key_of(*texts, *told(weights), *told({"pixels": pixels}))
+
+
+@mistake("weights in the order of a set of their names", "depends on the order of the weights")
+def latent_key(weights, config, pixels):
+    texts = ((about(name, weights[name]), weights[name]) for name in set(weights))
+    return key_of(settings(config), *chain.from_iterable(texts), *told({"pixels": pixels}))
+
+
+@mistake("texts among the settings ignored", "act became relu")
+def latent_key(weights, config, pixels):
+    numbers = {name: value for name, value in config.items() if not isinstance(value, str)}
+    return key_rightly(weights, numbers, pixels)
+
+
+@mistake("values without their names", "two settings changed their values")
+def latent_key(weights, config, pixels):
+    values = sorted(map(repr, without_scale(config).values()))
+    return key_of(*values, *told(weights), *told({"pixels": pixels}))
+
+
+@mistake("a list of settings that someone thought of", "a new setting came")
+def latent_key(weights, config, pixels):
+    known = ("latent_channels", "channels", "layers", "act", "mid_attention", "depth")
+    some = {name: value for name, value in config.items() if name in known}
+    return key_rightly(weights, some, pixels)
+
+
+@mistake("another, shorter hash", "64 hexadecimal digits were expected")
+def latent_key(weights, config, pixels):
+    return hashlib.md5(key_rightly(weights, config, pixels).encode()).hexdigest()
+
+
+@another_way("weights that are parameters, settings sorted by hand")
+def latent_key(weights, config, pixels):
+    return key_of(repr(sorted(without_scale(config).items())), *told(weights), *told({"pixels": pixels}))
 
 
 @another_way("through NumPy's own files and a hash of hashes")
@@ -546,7 +631,7 @@ def latent_key(weights, config, pixels):
         file = io.BytesIO()
         np.save(file, np.ascontiguousarray(tensor.numpy()))
         lines.append(f"{name}: {hashlib.sha256(file.getvalue()).hexdigest()}")
-    return hashlib.md5("\n".join(lines[:1] + sorted(lines[1:])).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines[:1] + sorted(lines[1:])).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- 6. img2img_start
@@ -561,7 +646,7 @@ def img2img_start(z, eps, strength, alpha, sigma):
     return begin(round(strength * (len(alpha) - 1)), z, eps, alpha, sigma)
 
 
-@mistake("cut off instead of rounded", "you cut off")
+@mistake("cut off instead of rounded", "you truncated")
 def img2img_start(z, eps, strength, alpha, sigma):
     N = len(alpha) - 1
     return begin(N - int(strength * N), z, eps, alpha, sigma)
@@ -662,22 +747,22 @@ def decode_picture(z, decode, scale):
     return to_bytes(decode(z) / scale)
 
 
-@mistake("latents cut off before they are unscaled", "latents were cut off")
+@mistake("latents cut off before they are unscaled", "latents were clipped")
 def decode_picture(z, decode, scale):
     return to_bytes(decode(z.clamp(-1, 1) / scale))
 
 
-@mistake("latents cut off after they are unscaled", "unscaled latents were cut off")
+@mistake("latents cut off after they are unscaled", "unscaled latents were clipped")
 def decode_picture(z, decode, scale):
     return to_bytes(decode((z / scale).clamp(-1, 1)))
 
 
-@mistake("images not cut off", "went round")
+@mistake("images not cut off", "wrapped around")
 def decode_picture(z, decode, scale):
     return ((decode(z / scale) + 1) * 127.5).round().to(torch.int64).to(torch.uint8)
 
 
-@mistake("cut off instead of rounded", "were cut off, not rounded")
+@mistake("cut off instead of rounded", "were truncated, not rounded")
 def decode_picture(z, decode, scale):
     return ((decode(z / scale).clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
 
@@ -687,7 +772,7 @@ def decode_picture(z, decode, scale):
     return (decode(z / scale).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-@mistake("images cut off at 0", "cut off at 0 and 1")
+@mistake("images cut off at 0", "clipped at 0 and 1")
 def decode_picture(z, decode, scale):
     return to_bytes(decode(z / scale).clamp(0, 1))
 
@@ -711,6 +796,17 @@ def decode_picture(z, decode, scale):
 def decode_picture(z, decode, scale):
     z /= scale
     return to_bytes(decode(z))
+
+
+@another_way("as most write it: times 127.5, plus 127.5")
+def decode_picture(z, decode, scale):
+    return (decode(z / scale) * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8)
+
+
+@another_way("in double precision after the decoder")
+def decode_picture(z, decode, scale):
+    image = decode(z / scale).double().clamp(-1, 1)
+    return ((image + 1) * 127.5).round().to(torch.uint8)
 
 
 @another_way("half added and cut off, one picture after the other")
@@ -751,7 +847,7 @@ def walk(
     return x
 
 
-@mistake("latents cut off at -1 and 1 like pixels", "latents have no limits")
+@mistake("latents cut off at -1 and 1 like pixels", "latents have no bounds")
 def sample_latent(*args):
     return walk(*args, cut=1)
 
@@ -796,12 +892,12 @@ def sample_latent(*args):
     return walk(*args, read=1)
 
 
-@mistake("the time of the next step", "should be told times[k]")
+@mistake("the time of the next step", "should be given times[k]")
 def sample_latent(*args):
     return walk(*args, told=1)
 
 
-@mistake("the number of the step instead of the time", "should be told times[2]")
+@mistake("the number of the step instead of the time", "should be given times[2]")
 def sample_latent(network, x, first, context, w, times, alpha, sigma):
     return walk(network, x, first, context, w, torch.arange(float(len(times))), alpha, sigma)
 
@@ -838,3 +934,408 @@ def sample_latent(network, x, first, context, w, times, alpha, sigma):
         z, eps = ((1 - w) * y[: len(x)] + w * y[len(x) :] for y in (a * twice - s * v, s * twice + a * v))
         x = a_next * z + s_next * eps
     return x
+
+
+# --------------------------------------------------------------------------------------------- 9. kl_of_gaussians
+
+
+def kl_gaussians(mean_q, std_q, mean_p, std_p):
+    return math.log(std_p / std_q) + (std_q**2 + (mean_q - mean_p) ** 2) / (2 * std_p**2) - 0.5
+
+
+@mistake("the divergence the other way round", "this is KL(p || q)")
+def kl_of_gaussians(mean_q, std_q, mean_p, std_p):
+    return kl_gaussians(mean_p, std_p, mean_q, std_q)
+
+
+@mistake("p taken for the standard normal", "whatever p is")
+def kl_of_gaussians(mean_q, std_q, mean_p, std_p):
+    return kl_gaussians(mean_q, std_q, 0.0, 1.0)
+
+
+@mistake("the constant forgotten", "the - 1/2 is missing")
+def kl_of_gaussians(*args):
+    return kl_gaussians(*args) + 0.5
+
+
+@mistake("the logarithm upside down", "the logarithm has the wrong sign")
+def kl_of_gaussians(mean_q, std_q, mean_p, std_p):
+    return kl_gaussians(mean_q, std_q, mean_p, std_p) + 2 * math.log(std_q / std_p)
+
+
+@mistake("the means forgotten", "the means do not count")
+def kl_of_gaussians(mean_q, std_q, mean_p, std_p):
+    return kl_gaussians(mean_p, std_q, mean_p, std_p)
+
+
+@mistake("the squares not halved", "the factor 1/2 is missing")
+def kl_of_gaussians(mean_q, std_q, mean_p, std_p):
+    return math.log(std_p / std_q) + (std_q**2 + (mean_q - mean_p) ** 2) / std_p**2 - 0.5
+
+
+@another_way("PyTorch's own")
+def kl_of_gaussians(mean_q, std_q, mean_p, std_p):
+    from torch.distributions import Normal, kl_divergence
+
+    return kl_divergence(Normal(mean_q, std_q), Normal(mean_p, std_p))
+
+
+# --------------------------------------------------------------------------------------------- 10. best_posterior
+
+
+def posterior(x, slope, r, beta):
+    precision = slope**2 / r**2 + beta
+    return slope * x / r**2 / precision, (beta / precision) ** 0.5
+
+
+@mistake("the variance", "this is the variance")
+def best_posterior(x, slope, r, beta):
+    mean, std = posterior(x, slope, r, beta)
+    return mean, std**2
+
+
+@mistake("the exact Bayes posterior, whatever beta is", "is not best")
+def best_posterior(x, slope, r, beta):
+    return posterior(x, slope, r, 1.0)
+
+
+@mistake("the mean as if nothing were charged", "without beta it would be x / slope")
+def best_posterior(x, slope, r, beta):
+    return x / slope, posterior(x, slope, r, beta)[1]
+
+
+@mistake("beta missing in the numerator", "beta belongs into the numerator")
+def best_posterior(x, slope, r, beta):
+    precision = slope**2 / r**2 + beta
+    return slope * x / r**2 / precision, precision**-0.5
+
+
+@mistake("r where its square belongs", "is not best")
+def best_posterior(x, slope, r, beta):
+    return posterior(x, slope, r**0.5, beta)
+
+
+@another_way("the pixel noise enlarged by the root of beta, as the lesson says")
+def best_posterior(x, slope, r, beta):
+    r = r * math.sqrt(beta)
+    return slope * x / (slope**2 + r**2), r / math.sqrt(slope**2 + r**2)
+
+
+# -------------------------------------------------------------------------------------------- 11. channels_needed
+
+
+def channels(values, allowed):
+    return next(c for c in range(len(values) + 1) if float(values[c:].sum()) <= allowed)
+
+
+@mistake("the eigenvalues taken as they come", "the eigenvalues are not sorted")
+def channels_needed(eigenvalues, psnr):
+    return channels(eigenvalues.double(), len(eigenvalues) * 4 / 10 ** (psnr / 10))
+
+
+@mistake("the smallest directions kept", "you kept the smallest")
+def channels_needed(eigenvalues, psnr):
+    return channels(eigenvalues.double().sort().values, len(eigenvalues) * 4 / 10 ** (psnr / 10))
+
+
+@mistake("the error of the patch for that of a pixel value", "divide the sum by D")
+def channels_needed(eigenvalues, psnr):
+    return channels(eigenvalues.double().sort(descending=True).values, 4 / 10 ** (psnr / 10))
+
+
+@mistake("a range of 1", "have a range of 2")
+def channels_needed(eigenvalues, psnr):
+    return channels(eigenvalues.double().sort(descending=True).values, len(eigenvalues) / 10 ** (psnr / 10))
+
+
+@mistake("one channel more than needed", "one channel fewer is enough")
+def channels_needed(eigenvalues, psnr):
+    return solutions_channels(eigenvalues, psnr) + 1
+
+
+@another_way("with cumulative sums")
+def channels_needed(eigenvalues, psnr):
+    left = torch.cat([torch.zeros(1).double(), eigenvalues.double().sort().values.cumsum(0)])
+    dropped = int((left / len(eigenvalues) <= 4 / 10 ** (psnr / 10)).sum()) - 1
+    return len(eigenvalues) - dropped
+
+
+# ------------------------------------------------------------------------------------------------ 12. anagram_eps
+
+
+@mistake("predictions not turned back", "were not turned back")
+def anagram_eps(predict, x, texts, views, inverses):
+    return torch.stack([predict(view(x), text) for text, view in zip(texts, views, strict=True)]).mean(0)
+
+
+@mistake("the network sees the upright latents each time", "here it saw x upright")
+def anagram_eps(predict, x, texts, views, inverses):
+    return torch.stack([back(predict(x, text)) for text, back in zip(texts, inverses, strict=True)]).mean(0)
+
+
+@mistake("the sum instead of the mean", "this is the sum")
+def anagram_eps(predict, x, texts, views, inverses):
+    return anagram_rightly(predict, x, texts, views, inverses) * len(texts)
+
+
+@mistake("views for their inverses: right for flips, wrong for a quarter turn", "turned twice by the view")
+def anagram_eps(predict, x, texts, views, inverses):
+    return anagram_rightly(predict, x, texts, views, views)
+
+
+@mistake("one prompt for all views", "given the first prompt")
+def anagram_eps(predict, x, texts, views, inverses):
+    return anagram_rightly(predict, x, [texts[0]] * len(views), views, inverses)
+
+
+@mistake("only two views", "this is not the mean of the predictions")
+def anagram_eps(predict, x, texts, views, inverses):
+    return anagram_rightly(predict, x, texts[:2], views[:2], inverses[:2])
+
+
+@another_way("one batch for all views")
+def anagram_eps(predict, x, texts, views, inverses):
+    eps = predict(torch.cat([view(x) for view in views]), torch.cat(list(texts))).chunk(len(views))
+    return sum(inverse(each) for inverse, each in zip(inverses, eps, strict=True)) / len(views)
+
+
+# ------------------------------------------------------------------------------------------------- 13. hybrid_eps
+
+
+@mistake("near and far swapped", "near and far are swapped")
+def hybrid_eps(predict, x, near, far, blur):
+    return hybrid_rightly(predict, x, far, near, blur)
+
+
+@mistake("two blurred predictions added", "this is not blur(eps_far)")
+def hybrid_eps(predict, x, near, far, blur):
+    return blur(predict(x, near)) + blur(predict(x, far))
+
+
+@mistake("the low frequencies of both", "is not subtracted")
+def hybrid_eps(predict, x, near, far, blur):
+    return blur(predict(x, far)) + predict(x, near)
+
+
+@mistake("the latents blurred instead of the prediction", "are those of the far prompt")
+def hybrid_eps(predict, x, near, far, blur):
+    a = predict(x, near)
+    return predict(blur(x), far) + a - predict(blur(x), near)
+
+
+@mistake("the mean of both predictions", "this is the mean of both")
+def hybrid_eps(predict, x, near, far, blur):
+    return (predict(x, near) + predict(x, far)) / 2
+
+
+@another_way("a blur is linear")
+def hybrid_eps(predict, x, near, far, blur):
+    a, b = predict(torch.cat([x, x]), torch.cat([near, far])).chunk(2)
+    return a + blur(b - a)
+
+
+# ----------------------------------------------------------------------------------------------- 14. fix_vae_loss
+
+
+def parts_of_loss(x, y, mean, logvar, r):
+    return (x - y).square().flatten(1).sum(1) / (2 * r**2), kl_rightly(mean, logvar)
+
+
+@mistake("both terms made means", "both terms are means now")
+def fix_vae_loss(x, y, mean, logvar, r, beta):
+    information = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
+    return (x - y).square().mean() / (2 * r**2) + beta * information
+
+
+@mistake("the divergence of the whole batch", "each image has its own")
+def fix_vae_loss(x, y, mean, logvar, r, beta):
+    error, information = parts_of_loss(x, y, mean, logvar, r)
+    return (error + beta * information.sum()).mean()
+
+
+@mistake("a loss for each image", "each image has a loss now")
+def fix_vae_loss(x, y, mean, logvar, r, beta):
+    error, information = parts_of_loss(x, y, mean, logvar, r)
+    return error + beta * information
+
+
+@mistake("the sum over the batch", "not the sum")
+def fix_vae_loss(x, y, mean, logvar, r, beta):
+    error, information = parts_of_loss(x, y, mean, logvar, r)
+    return (error + beta * information).sum()
+
+
+@another_way("multiplied by the number of latents")
+def fix_vae_loss(x, y, mean, logvar, r, beta):
+    information = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2 * mean[0].numel()
+    return (x - y).square().sum() / (2 * r**2) / len(x) + beta * information
+
+
+# ------------------------------------------------------------------------------------------- 15. fix_latent_batch
+
+
+def drawn(mean, std, rng):
+    latents = mean + std * torch.randn(mean.shape, generator=rng)
+    return latents, torch.randn(mean.shape, generator=rng)
+
+
+@mistake("divided by the factor", "were divided by scale")
+def fix_latent_batch(mean, std, scale, alpha, sigma, rng):
+    latents, eps = drawn(mean, std, rng)
+    return step(latents / scale, eps, alpha, sigma)
+
+
+@mistake("scaled after the noise", "x was scaled with its noise")
+def fix_latent_batch(mean, std, scale, alpha, sigma, rng):
+    latents, eps = drawn(mean, std, rng)
+    x, v = step(latents, eps, alpha, sigma)
+    return scale * x, v
+
+
+@mistake("the input repaired, and not the target", "in v, the latents are still not scaled")
+def fix_latent_batch(mean, std, scale, alpha, sigma, rng):
+    latents, eps = drawn(mean, std, rng)
+    return step(scale * latents, eps, alpha, sigma)[0], step(latents, eps, alpha, sigma)[1]
+
+
+@mistake("only the mean scaled", "only the mean was scaled")
+def fix_latent_batch(mean, std, scale, alpha, sigma, rng):
+    latents, eps = drawn(scale * mean, std, rng)
+    return step(latents, eps, alpha, sigma)
+
+
+@another_way("mean and standard deviation scaled before")
+def fix_latent_batch(mean, std, scale, alpha, sigma, rng):
+    latents, eps = drawn(scale * mean, scale * std, rng)
+    return step(latents, eps, alpha, sigma)
+
+
+# -------------------------------------------------------------------------------------------- 16. fix_reconstruct
+
+
+def with_psnr(x, y):
+    return y, 10 * torch.log10(4 / (x - y).square().mean((1, 2, 3)))
+
+
+@mistake("a constant instead of the noise", "a constant noise is still a noise")
+def fix_reconstruct(x, encode, decode, eps):
+    mean, logvar = encode(x)
+    return with_psnr(x, decode(mean + (logvar / 2).exp()).clamp(-1, 1))
+
+
+@mistake("a noise of its own", "that of the posterior's mean")
+def fix_reconstruct(x, encode, decode, eps):
+    mean, logvar = encode(x)
+    return with_psnr(x, decode(mean + 0.3 * (logvar / 2).exp() * eps.flip(0)).clamp(-1, 1))
+
+
+@mistake("not clipped any more", "are not clipped")
+def fix_reconstruct(x, encode, decode, eps):
+    return with_psnr(x, decode(encode(x)[0]))
+
+
+@mistake("one PSNR for all", "each image has a PSNR of its own")
+def fix_reconstruct(x, encode, decode, eps):
+    y, decibels = with_psnr(x, decode(encode(x)[0]).clamp(-1, 1))
+    return y, decibels.mean().expand(len(x))
+
+
+@another_way("the noise multiplied by zero")
+def fix_reconstruct(x, encode, decode, eps):
+    mean, logvar = encode(x)
+    return with_psnr(x, decode(mean + (logvar / 2).exp() * (0 * eps)).clamp(-1, 1))
+
+
+# ------------------------------------------------------------------------------------------ 17. fix_text_to_image
+
+
+@mistake("the negative prompt thrown away", "the negative prompt is gone")
+def fix_text_to_image(network, encode_text, prompts, negative, x, w, levels):
+    return image_rightly(network, encode_text, prompts, "", x, w, levels)
+
+
+@mistake("the sign of the guidance turned instead", "leads away from the prompts")
+def fix_text_to_image(network, encode_text, prompts, negative, x, w, levels):
+    return image_rightly(network, encode_text, prompts, negative, x, -w, levels)
+
+
+@mistake("no guidance", "this is the conditional prediction")
+def fix_text_to_image(network, encode_text, prompts, negative, x, w, levels):
+    return image_rightly(network, encode_text, prompts, negative, x, 1.0, levels)
+
+
+@mistake("another scale", "this guides by one more")
+def fix_text_to_image(network, encode_text, prompts, negative, x, w, levels):
+    return image_rightly(network, encode_text, prompts, negative, x, 1 + w, levels)
+
+
+@another_way("the halves of the output swapped, and not those of the captions")
+def fix_text_to_image(network, encode_text, prompts, negative, x, w, levels):
+    B = len(prompts)
+    text = encode_text(prompts + [negative] * B)
+    for (t, alpha, sigma), (_, then_alpha, then_sigma) in zip(levels[:-1], levels[1:], strict=True):
+        cond, uncond = network(torch.cat([x, x]), torch.full((2 * B,), t), text).chunk(2)
+        v = uncond + w * (cond - uncond)
+        x = then_alpha * (alpha * x - sigma * v) + then_sigma * (sigma * x + alpha * v)
+    return x
+
+
+# ------------------------------------------------------------------------------------------------- 18. fix_decode
+
+
+@mistake("multiplied instead", "you multiplied by scale")
+def fix_decode(z, decode, scale):
+    return decode(z * scale).clamp(-1, 1)
+
+
+@mistake("not unscaled at all", "is not undone at all")
+def fix_decode(z, decode, scale):
+    return decode(z).clamp(-1, 1)
+
+
+@mistake("latents clipped", "only images are clipped")
+def fix_decode(z, decode, scale):
+    return decode((z / scale).clamp(-1, 1)).clamp(-1, 1)
+
+
+@mistake("images not clipped any more", "the images are not clipped")
+def fix_decode(z, decode, scale):
+    return decode(z / scale)
+
+
+@another_way("multiplied by one over the factor")
+def fix_decode(z, decode, scale):
+    return torch.clip(decode(z * (1 / scale)), min=-1, max=1)
+
+
+# ----------------------------------------------------------------------------------------------- 19. sample_prior
+
+
+@mistake("the prior of the VAE", "distributed otherwise")
+def sample_prior(codes, n, rng):
+    return torch.randn(n, 2, generator=rng)
+
+
+@mistake("a fitted normal distribution", "distributed otherwise")
+def sample_prior(codes, n, rng):
+    root = torch.linalg.cholesky(torch.cov(codes.T))
+    return codes.mean(0) + torch.randn(n, 2, generator=rng) @ root.T
+
+
+@mistake("the codes themselves", "are copies of given ones")
+def sample_prior(codes, n, rng):
+    return codes[torch.randint(len(codes), (n,), generator=rng)]
+
+
+@mistake("points between two codes", "distributed otherwise")
+def sample_prior(codes, n, rng):
+    a, b = (codes[torch.randint(len(codes), (n,), generator=rng)] for _ in range(2))
+    return a + torch.rand(n, 1, generator=rng) * (b - a)
+
+
+@another_way("angle and radius by themselves: those of two different codes")
+def sample_prior(codes, n, rng):
+    a, b = (codes[torch.randint(len(codes), (n,), generator=rng)] for _ in range(2))
+    turn = 0.03 * torch.randn(n, generator=rng)
+    angle = torch.atan2(a[:, 1], a[:, 0]) + turn
+    return b.norm(dim=1, keepdim=True) * torch.stack([angle.cos(), angle.sin()], 1)
