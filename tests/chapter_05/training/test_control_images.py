@@ -55,13 +55,15 @@ def test_canny_keeps_weak_edges_that_touch_strong_ones():
 
 
 def test_canny_is_one_pixel_wide_and_finds_what_was_stored():
-    """The pictures that OpenCV 4.12's Canny(image, 100, 200) made of eight creatures are in the test's own file."""
+    """Beside this file are the edges that OpenCV 5.0's Canny(image, 100, 200) found in eight creatures.
+    Of 32,768 pixels, 17 differ.
+    """
     images = to_float(load("creatures", 64, n=8).pixels)
     found = control_images.canny(images)[:, 0].bool().numpy()
     stored = np.unpackbits(np.load(Path(__file__).with_name("canny_opencv.npy")))
     wanted = stored.reshape(8, 64, 64).astype(bool)
     agree = (found & wanted).sum() / (found | wanted).sum()
-    assert agree > 0.97, agree
+    assert agree > 0.99, agree
     ours = edges(images)[:, 0].bool().numpy()
     assert (ours & wanted).sum() / (ours | wanted).sum() < 0.9  # another drawing would be found out
 
