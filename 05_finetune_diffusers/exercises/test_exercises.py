@@ -863,7 +863,7 @@ def test_13_by_doing_the_steps(ex):
 
 
 def slope(weights, k):
-    """Of the error (w - k)^2 / 2 of batch k."""
+    """Derivative of the error (w - k)^2 / 2 of batch k."""
     return weights - k
 
 
