@@ -12,7 +12,7 @@ All queries are new to the CLIP:
     held-out names  the last other name of each dish that has two or more; no training caption contains it
 
 An image is assigned to the dish with the nearest names, a name to the dish with the nearest test images (their mean
-direction). top1: the right dish is nearest; top5: it is among the nearest five; with 95 % bootstrap intervals over the
+direction). top1: the right dish is nearest; top5: it is among the nearest five; with 95 % Wilson intervals over the
 queries. The same is measured among 40 dishes, every other one of the menu.
 Random guessing is right once in 80, or once in 40.
 """
