@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.data.dishes.dataset import dish, draw
 from common.errors import UserError
+from common.io.pixels import to_float
 from helpers.chapter_06 import SIZE, texture
 from inpaint_gif.inpainting import compositing, edge_fill
 
@@ -98,3 +100,66 @@ def test_sizes_that_a_network_cannot_halve():
     compositing.check_size(64, 128, 16)
     with pytest.raises(UserError, match="divisible by 16.*try 96 x 64"):
         compositing.check_size(100, 64, 16)
+
+
+def tinted_ring(tint: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A smooth picture, the same with another shade, and the hole of a camera that moves back."""
+    y, x = torch.meshgrid(torch.linspace(0, 3, SIZE), torch.linspace(0, 2, SIZE), indexing="ij")
+    picture = torch.stack([0.3 * (x + y).sin(), 0.2 * (x - y).cos(), 0.1 * x]).float()
+    mask = torch.ones(1, SIZE, SIZE)
+    mask[:, 5:-5, 5:-5] = 0
+    return picture, picture + tint * torch.tensor([1.0, 0.5, -1.0]).view(3, 1, 1), mask
+
+
+def test_a_shade_is_continued_across_the_edge():
+    picture, painted, mask = tinted_ring(0.08)
+    level = compositing.levelled(picture, painted, mask)
+    hole = (mask > 0).expand_as(picture)
+    before, after = ((each - picture).abs()[hole].mean() for each in (painted, level))
+    assert after < 0.3 * before  # what is left is the slope of the picture
+    assert torch.equal(level[~hole], painted[~hole])
+    for one in (torch.zeros_like(mask), torch.ones_like(mask)):  # nothing to compare
+        assert torch.equal(compositing.levelled(picture, painted, one), painted)
+
+
+def test_an_object_at_the_edge_is_no_shade():
+    """A plate that ends at a fifth of one side does not colour the table. (A mean of the colours would.)"""
+    *_, mask = tinted_ring(0.0)
+    known = torch.full((3, SIZE, SIZE), 0.2)
+    known[:, 26:38, -12:-5] = torch.tensor([-0.9, -0.6, 0.9]).view(3, 1, 1)
+    level = compositing.levelled(known, torch.full_like(known, 0.2), mask)
+    changed = (level - 0.2).abs().amax(0) * mask[0]
+    assert changed.max() <= compositing.LARGEST_TINT + 1e-6
+    changed[20:44] = 0
+    assert changed.max() < 0.01
+
+
+def test_a_step_of_the_colour_is_measured():
+    picture, painted, mask = tinted_ring(0.08)
+    true = compositing.tint_step(picture, mask)
+    assert compositing.tint_step(torch.where(mask > 0, painted, picture), mask) > 0.05 > true
+    flat = torch.zeros(3, SIZE, SIZE)
+    stepped = torch.where(mask > 0, 0.2, flat)
+    assert abs(compositing.tint_step(stepped, mask) - 0.2) < 1e-6 and compositing.tint_step(flat, mask) == 0
+    assert compositing.tint_step(stepped, torch.zeros_like(mask)) == 0
+
+
+def test_median_with_weights():
+    values = torch.tensor([3.0, 1.0, 10.0])
+    weights = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 5.0]])
+    assert compositing.weighted_median(values, weights).tolist() == [3, 1, 10]
+
+
+def test_enlarged_pictures_are_sharper_and_nearer_to_the_truth():
+    """Measured on drawn dishes, which exist at any size."""
+    attributes, pose = dish(0, "test", 3)
+    small, true = (to_float(torch.from_numpy(draw(attributes, size, pose))) for size in (64, 192))
+    plain, sharp = (compositing.enlarged(small, 3, amount) for amount in (0, 0.6))
+
+    def slopes(image):
+        return float(image.diff(dim=1).abs().mean() + image.diff(dim=2).abs().mean())
+
+    assert plain.shape == sharp.shape == true.shape
+    assert slopes(plain) < slopes(sharp) < slopes(true)
+    assert (sharp - true).square().mean() < (plain - true).square().mean()
+    assert torch.equal(compositing.enlarged(small, 1, 0.6), small)

@@ -85,12 +85,12 @@ def report_holes(size: int, backends: Mapping[str, InpaintingBackend], n: int, s
     """Seams and errors of every backend in n holes."""
     test = hole_test_set(HoleFlags(seed=seed), size, n)
     floor, result = untouched_seam(test), {}
-    print(f"\n{'engine':10}  {'seam':22}  {'error in the hole':22}  known pixels  seconds a hole")
+    print(f"\n{'engine':10}  {'seam':22}  {'error in the hole':22}  seconds a hole")
     print(f"{'untouched':10}  {interval(floor)}")
     for name, backend in backends.items():
         e = edge_metrics(backend, test, seed)
-        known = "exact" if e.exact else "CHANGED"
-        print(f"{name:10}  {interval(e.seam):22}  {interval(e.error):22}  {known:12}  {e.seconds:.2f}")
+        changed = "" if e.exact else "  known pixels CHANGED"
+        print(f"{name:10}  {interval(e.seam):22}  {interval(e.error):22}  {e.seconds:.2f}{changed}")
         result[name] = {"seam": e.seam._asdict(), "error": e.error._asdict(), "exact": e.exact, "seconds": e.seconds}
     return {"untouched": {"seam": floor._asdict()}, **result}
 
@@ -103,10 +103,12 @@ def report_drift(size: int, backends: Mapping[str, InpaintingBackend], n: int, s
         d = drift_metrics(backend, scenes, captions, seed=seed)
         if not result:
             columns = "".join(f"{f'keyframe {k}':>13}" for k in range(1, 1 + len(d.painted)))
-            print(f"\n{'engine':10}{columns}  drift, relative to untouched")
+            print(f"\n{'engine':10}{columns}  {'drift, relative to untouched':30}  step of the colour, the same")
             print(f"{'untouched':10}{''.join(f'{value:13.3f}' for value in d.untouched)}")
-        print(f"{name:10}{''.join(f'{value:13.3f}' for value in d.painted)}  {interval(d.ratio)}")
-        result[name] = {"painted": d.painted, "untouched": d.untouched, "ratio": d.ratio._asdict()}
+        columns = "".join(f"{value:13.3f}" for value in d.painted)
+        print(f"{name:10}{columns}  {interval(d.ratio):30}  {interval(d.step)}")
+        ratios = {"ratio": d.ratio._asdict(), "step": d.step._asdict()}
+        result[name] = {"painted": d.painted, "untouched": d.untouched, **ratios}
     return result
 
 

@@ -21,7 +21,7 @@ from inpaint_gif.animation.timing import frame_times
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, name_embeddings
 from inpaint_gif.clip.model import ChineseCLIP
 from inpaint_gif.clip.retrieval import FORTY, RetrievalAccuracy, classify_dishes, image_embeddings
-from inpaint_gif.inpainting.compositing import overlay, resized, seam
+from inpaint_gif.inpainting.compositing import overlay, resized, seam, tint_step
 from inpaint_gif.inpainting.interface import InpaintingBackend
 from inpaint_gif.training.holes import HoleTestSet
 
@@ -103,11 +103,14 @@ class DriftMetrics(NamedTuple):
     untouched  the same for the true scenes: the table may look different farther from the plate
     ratio      mean of all painted ones / mean of all untouched ones; 1 is as in true scenes. Less is no advantage: a fill
                that repeats known pixels is nearer to them than the truth is
+    step       the same ratio of compositing.tint_step, the change of the mean colour across the edges of the holes.
+               Above 1, nested rectangles are seen
     """
 
     painted: list[float]
     untouched: list[float]
     ratio: Estimate
+    step: Estimate
 
 
 def drift_metrics(
@@ -120,7 +123,7 @@ def drift_metrics(
             keyframe
     """
     size = scenes.shape[2] // 2
-    path, painted, untouched = CameraPath.plan(Move.parse(move), size, size), [], []
+    path, painted, untouched, steps = CameraPath.plan(Move.parse(move), size, size), [], [], []
     border = torch.ones(1, size, size)
     border[:, size // 8 : -(size // 8), size // 8 : -(size // 8)] = 0
     for i, (scene, caption) in enumerate(zip(scenes, captions, strict=True)):
@@ -130,10 +133,19 @@ def drift_metrics(
             k for k in paint(FilmCanvas(picture), path, backend, caption, seed + i) if k.new and not k.stop.corner
         ]
         painted.append([rms(statistics(k.image, k.mask) - known) for k in keyframes])
-        untouched.append([rms(statistics(scene_view(scene, k.stop.window, size), k.mask) - known) for k in keyframes])
+        true = [scene_view(scene, k.stop.window, size) for k in keyframes]
+        untouched.append([rms(statistics(view, k.mask) - known) for view, k in zip(true, keyframes, strict=True)])
+        steps.append(
+            [[tint_step(k.image, k.mask), tint_step(view, k.mask)] for view, k in zip(true, keyframes, strict=True)]
+        )
     both = torch.tensor([painted, untouched], dtype=torch.float64)  # (2, N, K)
-    ratio = bootstrap(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), both.transpose(0, 1), times=500)
-    return DriftMetrics(*both.mean(1).tolist(), ratio)
+    step = torch.tensor(steps, dtype=torch.float64).transpose(1, 2)  # (N, 2, K)
+    return DriftMetrics(*both.mean(1).tolist(), mean_ratio(both.transpose(0, 1)), mean_ratio(step))
+
+
+def mean_ratio(pairs: Tensor) -> Estimate:
+    """The mean of the first rows of pairs (N, 2, K) divided by that of the second ones; the bootstrap resamples N."""
+    return bootstrap(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), pairs, times=500)
 
 
 def statistics(image: Tensor, mask: Tensor) -> Tensor:
