@@ -11,6 +11,7 @@ from common.diffusion.schedules import make_schedule
 from common.models.model_folder import Model, save_model
 from common.models.unet import UNet
 from common.models.unet_config import small_unet
+from helpers import tiny_pipeline
 from helpers.chapter_06 import (
     DRAWN,
     TINY_RUN,
@@ -52,9 +53,27 @@ def sd(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def english_sd(tmp_path_factory) -> Path:
+    """The same with a vocabulary that was made of English texts, as a published model has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_pipeline, "WORDS", [text for text in tiny_pipeline.WORDS if text.isascii()])
+        return write_tiny_pipeline(tmp_path_factory.mktemp("published") / "model")
+
+
+@pytest.fixture(scope="session")
 def nine(sd, tmp_path_factory) -> Path:
     """An inpainting folder whose every weight matters."""
-    folder, begun = tmp_path_factory.mktemp("nine"), open_model(sd)
+    return write_inpainting(tmp_path_factory.mktemp("nine"), sd)
+
+
+@pytest.fixture(scope="session")
+def english_nine(english_sd, tmp_path_factory) -> Path:
+    """The same, of the model that reads English."""
+    return write_inpainting(tmp_path_factory.mktemp("english_nine"), english_sd)
+
+
+def write_inpainting(folder: Path, of: Path) -> Path:
+    begun = open_model(of)
     torch.manual_seed(1)
     wide = inpaint.widened(begun.unet)
     shake(wide)

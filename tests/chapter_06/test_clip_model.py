@@ -97,6 +97,51 @@ def test_the_published_geometry_in_both_libraries():
     assert (first[0] - first[1]).abs().max() > 1e-3 and (first[-1] - first[-2]).abs().max() > 1e-3
 
 
+def test_a_file_of_the_published_geometry_in_cn_clips_layout(tmp_path, monkeypatch):
+    """clip_cn_vit-b-16.pt, as cn_clip's training writes it: half precision, and names that begin with "module." Two
+    layers of each network, as above."""
+    from cn_clip.clip import tokenize
+
+    shape = published_config(vision_layers=2, text_num_hidden_layers=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = cn_clip_model(shape).half()
+    state = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"epoch": 3, "name": "muge", "state_dict": state}, tmp_path / "clip_cn_vit-b-16.pt")
+    monkeypatch.setattr(model, "CACHE", tmp_path)
+    clip = load_clip("ViT-B-16")
+    assert clip.backend == "cn_clip" and clip.checkpoint.config == shape and (clip.dim, clip.size) == (512, 224)
+    pictures = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    theirs.float()
+    with torch.no_grad():
+        texts = F.normalize(theirs.encode_text(tokenize(["番茄炒蛋", "米饭"])), dim=-1)
+        seen = F.normalize(theirs.encode_image(preprocess(pictures, 224)), dim=-1)
+    torch.testing.assert_close(clip.encode_text(["番茄炒蛋", "米饭"]), texts, atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip.encode_image(pictures), seen, atol=1e-5, rtol=0)
+
+
+def test_names_and_shapes_of_the_whole_published_geometry():
+    """All twelve layers of each network, on a device that holds no numbers."""
+    shape = published_config()
+    assert (shape.vision_layers, shape.text_num_hidden_layers) == (12, 12)
+    with torch.device("meta"):
+        ours = {name: value for name, value in cn_clip_model(shape).state_dict().items() if "pooler" not in name}
+        theirs = transformers.ChineseCLIPModel(transformers.ChineseCLIPConfig(**shape.to_transformers())).state_dict()
+    assert formats.config_from_weights(ours, "a test") == shape
+    wanted = {name: value.shape for name, value in theirs.items() if not name.endswith("position_ids")}
+    assert {name: value.shape for name, value in formats.to_transformers(ours).items()} == wanted
+    back = formats.from_transformers(formats.to_transformers(ours))
+    assert {name: value.shape for name, value in back.items()} == {name: value.shape for name, value in ours.items()}
+    assert sum(value.numel() for value in ours.values()) > 180e6
+
+
+def cn_clip_model(shape: CLIPConfig) -> torch.nn.Module:
+    """cn_clip's own network of this architecture, with random weights."""
+    from cn_clip.clip.model import CLIP
+
+    return CLIP(**asdict(shape)).eval()
+
+
 def test_the_shipped_clip_in_both_libraries(images):
     first, second = (load_clip("pretrained", backend) for backend in model.BACKENDS)
     assert load_clip("pretrained").backend == "cn_clip"

@@ -2,7 +2,9 @@
 
 import json
 import re
+from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,13 @@ from common.errors import UserError
 from common.models.pipeline import SamplingConfig
 from helpers.chapter_06 import MAKE_GIF, photograph
 from helpers.programs import ROOT, run_program
-from inpaint_gif.animation import camera, render
+from inpaint_gif.animation import camera, first_picture, render
 from inpaint_gif.animation.flags import FilmFlags, file_name
 from inpaint_gif.animation.timing import frame_times
-from inpaint_gif.clip import model
+from inpaint_gif.clip import dish_names, model
+from inpaint_gif.clip.model import ChineseCLIP
 from inpaint_gif.evaluation import metrics
-from inpaint_gif.inpainting import backends
+from inpaint_gif.inpainting import backends, published
 from inpaint_gif.inpainting.edge_fill import FILLS
 from inpaint_gif.training import holes
 from inpaint_gif.training import scenes as scenes_module
@@ -60,10 +63,9 @@ def test_help_waits_for_nothing_heavy():
 @pytest.mark.parametrize("name", ["inpaint", "controlnet"])
 def test_shipped_painters_leave_no_edge(name, shipped):
     """A seam of 1 is invisible, a hard edge 2 and more; and the hole holds what could be there."""
-    test = holes.hole_test_set(HoleFlags(), 64, 24)
-    found = metrics.edge_metrics(
-        backends.open_backend(backends.BackendConfig(name, sampling=SamplingConfig(2.0))), test
-    )
+    backend = backends.open_backend(backends.BackendConfig(name, sampling=SamplingConfig(2.0)))
+    test = holes.hole_test_set(HoleFlags(), backend.native, 24)
+    found = metrics.edge_metrics(backend, test)
     plain = metrics.edge_metrics(FILLS["reflect"], test)
     assert found.seam.value < 1.5 and found.exact and found.error.value < plain.error.value
 
@@ -78,6 +80,7 @@ def test_drift_is_one_for_the_truth_and_grows_with_the_error():
 
     true = metrics.drift_metrics(lambda *_: next(views), scenes, captions)
     assert true.ratio.value == pytest.approx(1, abs=1e-6) and len(true.painted) == len(true.untouched) == 4
+    assert true.step.value == pytest.approx(1, abs=0.05)  # the known side is resampled from keyframe to keyframe
     assert metrics.drift_metrics(grey, scenes, captions).ratio.low > 1.2
 
 
@@ -88,9 +91,13 @@ def test_statistics_by_hand():
         metrics.scene_view(torch.zeros(3, 32, 32), camera.Window(20, 0, 1), 16)
 
 
-def test_shipped_painter_does_not_drift(shipped):
-    backend = backends.open_backend(backends.BackendConfig("inpaint", sampling=SamplingConfig(2.0)))
-    assert metrics.drift_metrics(backend, *scenes_module.load_test_scenes(6, 64)).ratio.value < 1.3
+def test_shipped_painter_does_not_drift_and_levels_its_tints(shipped, monkeypatch):
+    backend = backends.open_backend(backends.BackendConfig("inpaint", sampling=SamplingConfig(2.0, sampler="ddim:8")))
+    test = scenes_module.load_test_scenes(4, backend.native)
+    found = metrics.drift_metrics(backend, *test)
+    monkeypatch.setattr(backends, "levelled", lambda image, painted, mask: painted)
+    unlevelled = metrics.drift_metrics(backend, *test)
+    assert found.ratio.value < 1.3 and found.step.value < 0.85 * unlevelled.step.value
 
 
 @pytest.mark.parametrize("move", ["up-left", "zoom-out"])
@@ -128,13 +135,13 @@ def test_a_film(suffix, camera_move, dish_run, nine, tmp_path, command_line):
     assert (
         out.exists()
         and (tmp_path / "film-sheet.png").exists()
-        and "6 frames of 192 x 192" in said
+        and "6 frames of 384 x 384" in said
         and "seams:" in said
         and "best effort" not in err
     )
     if suffix != ".mp4":
         with Image.open(out) as picture:
-            assert picture.n_frames == 6 and picture.size == (192, 192)
+            assert picture.n_frames == 6 and picture.size == (384, 384)
     with Image.open(tmp_path / "film-sheet.png") as sheet:
         assert sheet.width > 128 and sheet.height > 4 * 128
 
@@ -218,7 +225,7 @@ def test_as_many_frames_as_it_says_do(tmp_path, command_line, monkeypatch):
 
     def refusal(frames: int) -> str:
         try:
-            render.plan_path(FilmFlags(name="米饭", camera="right:6", frames=frames), 64)
+            render.plan_path(FilmFlags(name="米饭", camera="right:6", frames=frames, enlarge=3), 64)
         except UserError as problem:
             return str(problem)
         return ""
@@ -245,18 +252,37 @@ def test_a_picture_of_ones_own_needs_no_network(tmp_path, command_line):
         "--out",
         tmp_path / "film.gif",
     )
-    assert code == 0 and "4 frames of 144 x 144" in out, err
+    assert code == 0 and "4 frames of 384 x 384" in out, err
 
 
-def test_a_model_goes_through_diffusers(dish_run, sd, tmp_path, command_line, monkeypatch):
-    """With --model alone; it is told the English name."""
+def test_a_model_gets_a_language_and_a_guidance_scale_that_it_knows(
+    dish_run, sd, english_sd, english_nine, control_run, tmp_path, command_line, monkeypatch
+):
+    """Of every engine. A vocabulary of Chinese texts gets Chinese."""
     told = []
-    real = backends.DiffusersBackend.__call__
-    monkeypatch.setattr(
-        backends.DiffusersBackend,
-        "__call__",
-        lambda self, image, mask, prompt, seed: told.append(prompt) or real(self, image, mask, prompt, seed),
-    )
+    for kind in (backends.DiffusersBackend, backends.InpaintBackend, backends.RepaintBackend):
+        monkeypatch.setattr(
+            kind,
+            "__call__",
+            lambda self, image, mask, prompt, seed: told.append((prompt, self.config.guidance_scale)) or image,
+        )
+    for flags, expected in (
+        (["--model", sd], ("番茄炒蛋", 2.0)),
+        (["--model", english_sd], ("tomato and scrambled eggs", 7.5)),
+        (["--model", english_nine, "--engine", "inpaint"], ("tomato and scrambled eggs", 7.5)),
+        (["--model", english_sd, "--engine", "repaint"], ("tomato and scrambled eggs", 7.5)),
+        (["--model", english_sd, "--controlnet", control_run], ("tomato and scrambled eggs", 7.5)),
+        (["--model", english_sd, "--prompt", "a plate", "--paint-guidance", 4], ("a plate", 4.0)),
+    ):
+        told.clear()
+        common = ["--dish", dish_run, "--sampler", "ddim:2", "--device", "cpu", "--candidates", 1, "--enlarge", 1]
+        film = ["--frames", 3, "--camera", "down:1", "--out", tmp_path / "film.gif"]
+        code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *common, *film, *flags)
+        assert code == 0 and told == [expected], (flags, told, err)
+
+
+def test_a_model_goes_through_diffusers(dish_run, sd, tmp_path, command_line):
+    """With --model alone."""
     flags = [
         "--dish",
         dish_run,
@@ -274,11 +300,87 @@ def test_a_model_goes_through_diffusers(dish_run, sd, tmp_path, command_line, mo
         "down:1",
     ]
     code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, "--out", tmp_path / "film.gif")
-    assert code == 0 and told == ["tomato and scrambled eggs"], err
+    assert code == 0, err
     code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, "--size", 36, "--out", tmp_path / "film.gif")
     assert code == 0, err
     code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, "--size", 50, "--out", tmp_path / "film.gif")
     assert code == 2 and "--size 50 x 50 must be divisible by 4" in err
+
+
+@pytest.mark.parametrize("form", ["folder", "hub id", "file"])
+def test_a_published_model_draws_the_dish(form, sd, english_sd, clip_folder, tmp_path, command_line, monkeypatch):
+    """It is told the English name, and the CLIP chooses among its candidates by the Chinese name."""
+    told, model = [], english_sd
+    if form == "hub id":
+        model = "someone/diffusion"
+        monkeypatch.setattr(published, "find_pipeline", lambda name: {"someone/diffusion": english_sd}[name])
+    if form == "file":
+        model = tmp_path / "model.safetensors"
+        model.touch()
+        monkeypatch.setattr(published, "find_root", lambda path: {model: english_sd}[path])
+    real = diffusers.StableDiffusionPipeline.__call__
+    monkeypatch.setattr(
+        diffusers.StableDiffusionPipeline,
+        "__call__",
+        lambda self, **given: told.append((given["prompt"], given["guidance_scale"])) or real(self, **given),
+    )
+    looked_for = []
+    encode = ChineseCLIP.encode_text
+    monkeypatch.setattr(
+        ChineseCLIP, "encode_text", lambda self, texts, **more: looked_for.append(texts) or encode(self, texts, **more)
+    )
+    flags = ["--dish", model, "--clip", clip_folder, "--backend", "transformers", "--engine", "reflect"]
+    small = ["--sampler", "ddim:2", "--device", "cpu", "--candidates", 3, "--frames", 3, "--camera", "down:1"]
+    out = ["--out", tmp_path / "film.gif"]
+    code, said, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, *small, *out)
+    assert code == 0 and told == [("tomato and scrambled eggs", 7.5)] * 3, err
+    assert looked_for[-1] == ["番茄炒蛋"] and re.search(r"picture [123] of 3, cosine", said)
+    assert "3 frames of 384 x 384" in said
+    if form != "folder":
+        return
+    for more, expected in ((["--dish-prompt", "a plate"], "a plate"), ([], "tomato and scrambled eggs")):
+        told.clear()
+        assert command_line(MAKE_GIF, "番茄炒蛋", *flags, *small, *out, *more, "--candidates", 1)[0] == 0
+        assert told[0][0] == expected
+    code, _, err = command_line(MAKE_GIF, "我的菜", *flags, *small, *out)
+    assert code == 0 and "我的菜 has no English name here; give --dish-prompt" in err
+    told.clear()
+    code, _, err = command_line(MAKE_GIF, "番茄炒蛋", *flags, *small, *out, "--dish", sd, "--candidates", 1)
+    assert code == 0 and told == [("番茄炒蛋", 5.0)], err  # this one has read Chinese
+
+
+def test_the_candidate_nearest_to_the_name_is_filmed(dish_run, clip, sd):
+    drawn = torch.stack([photograph(seed) for seed in range(3)])
+
+    class Painter:
+        size = 64
+
+        def __call__(self, prompts):
+            return drawn[: len(prompts)]
+
+    query = dish_names.parse_dish_name(clip, "番茄炒蛋")
+    models = first_picture.DishModels(query, clip, Painter(), query.name)
+    cosines = clip.encode_image(drawn) @ clip.encode_text(["番茄炒蛋"])[0]
+    best = int(cosines.argmax())
+    assert best != 0 or cosines.argsort()[0] != 0  # taking the first, or the farthest, would show
+    flags = FilmFlags("番茄炒蛋", candidates=3)
+    assert torch.equal(first_picture.first_picture(flags, models, 64), drawn[best])
+
+
+def test_pictures_that_the_safety_checker_withheld_are_no_candidates(english_sd):
+    model = published.open_published(str(english_sd), SamplingConfig(7.5, sampler="ddim:1"))
+    answers = iter([True, False, True])
+
+    class Pipe:
+        unet, vae_scale_factor = model.pipe.unet, model.pipe.vae_scale_factor
+
+        def __call__(self, **_):
+            return SimpleNamespace(images=torch.zeros(1, 3, 64, 64), nsfw_content_detected=[next(answers)])
+
+    careful = published.PublishedModel(Pipe(), model.config)
+    assert careful.size == 64 and len(careful(["a"] * 2)) == 1
+    with pytest.raises(UserError, match="withheld every picture"):
+        careful(["a"])
 
 
 def test_what_is_said_of_names(dish_run, nine, tmp_path, command_line):
@@ -315,6 +417,8 @@ def test_without_cn_clip_its_installation_is_named(dish_run, nine, tmp_path, com
         (["米饭", "--frames", 10**7], "--frames must be at most 10,000"),
         (["米饭", "--frames", 10_000, "--enlarge", 64], "GiB of memory"),
         (["米饭", "--frames", 0], "--frames must be above 0"),
+        (["米饭", "--candidates", 0], "--candidates must be at least 1"),
+        (["米饭", "--dish", "nobody/nothing"], "nobody/nothing"),
         (["米饭", "--fps", 0], "--fps must be at least 0.1"),
         (["米饭", "--fps", 500], "--fps must be at most 120"),
         (["米饭", "--size", 8], "at least 16 pixels"),

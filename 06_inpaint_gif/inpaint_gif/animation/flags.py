@@ -1,5 +1,6 @@
 """The flags of make_gif.py."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from tyro.conf import Positional
 from common.io.ranges import Range
 
 OUT = Path("runs/06_inpaint_gif")
+FRAME = 384  # least side of a film's frames in pixels, if --enlarge is not given
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,29 @@ class FilmFlags:
     """ControlNet of the engine controlnet: a run of train_controlnet.py, a folder or a hub id;
     by default the shipped one.
     """
-    dish: Path | None = None
-    """Model that draws the dish, a run of train_text2dish.py; by default the shipped one."""
+    dish: str | None = None
+    """Model that draws the dish: a run of train_text2dish.py, or a published text-to-image model as a folder, a file or
+    a hub id, which gets the English name; by default the shipped one."""
+    dish_prompt: str | None = None
+    """Prompt of a published model that draws the dish; by default the English name of the dish."""
     clip: str | None = None
-    """CLIP that encodes the name: pretrained, a run folder, a checkpoint .pt, ViT-B-16, ...; by default the one that
-    the dish model was trained with."""
+    """CLIP that encodes the name and chooses among the candidates: pretrained, a run folder, a checkpoint .pt,
+    ViT-B-16, ...; by default the one that the dish model was trained with, else the shipped one."""
     backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Library that computes the CLIP embeddings; both give the same numbers, to about 1e-7."""
     image: Path | None = None
     """Picture of the dish to begin with, instead of a drawn one; its middle square is used."""
     prompt: str | None = None
-    """Prompt of the engine; by default the name, and for diffusers the English name if the menu has one."""
-    candidates: int = 4
+    """Prompt of the engine; by default the name, and its English translation on the menu for a model that reads
+    English only."""
+    candidates: Annotated[int, Range(1, 256)] = 4
     """Number of drawn pictures of the dish, of which the film uses the one that is nearest to the name in the CLIP."""
 
-    guidance: float = 5.0
-    """Guidance scale for drawing the dish; 1 is off."""
+    guidance: float | None = None
+    """Guidance scale for drawing the dish; 1 is off. By default 5, and 7.5 for models that read English only."""
     paint_guidance: float | None = None
     """Guidance scale for painting keyframes; by default 2, because the surroundings of a dish depend little on its
-    name, and 7.5 for models that are not of this course."""
+    name, and 7.5 for models that read English only."""
     sampler: str = "dpmpp_2m:20"
     """Sampler and number of steps: dpmpp_2m:20, ddim:50, ...
     RePaint uses the number of steps, and takes them several times.
@@ -73,9 +79,12 @@ class FilmFlags:
     fps: Annotated[float, Range(0.1, 120)] = 12.0
     """Frames per second."""
     size: Annotated[int | None, Range(16, 4096, 64, unit=" pixels")] = None
-    """Side of the keyframes in pixels; by default the size at which the dish is drawn."""
-    enlarge: int = 3
-    """Factor by which the frames of the film are larger than the keyframes."""
+    """Side of the keyframes in pixels; by default the size at which the dish is drawn, and 384 with --image."""
+    enlarge: Annotated[int | None, Range(1, 64)] = None
+    """Factor by which the frames of the film are larger than the keyframes; by default the smallest that gives frames
+    of at least 384 pixels."""
+    sharpen: Annotated[float, Range(0, 3)] = 0.6
+    """Strength of the unsharp mask that is applied to enlarged frames; 0 is off."""
     loop: Literal["once", "pingpong", "seamless", "round"] = "pingpong"
     """pingpong: to the end and back; seamless: the end dissolves into the beginning, or the path returns to its start
     by itself; round: the plane is periodic, and the camera arrives at its start."""
@@ -109,11 +118,13 @@ class FilmFlags:
         return self.ease or ("smooth" if self.loop in ("once", "pingpong") else "linear")
 
     @property
-    def foreign(self) -> bool:
-        """Whether the painting model is most likely not one of this course:
-        then it reads English, and needs more guidance.
-        """
-        return self.chosen_engine == "diffusers" or (self.chosen_engine == "controlnet" and self.model is not None)
+    def painting_model(self) -> str | None:
+        """The network that paints keyframes, if it is not a shipped one. RePaint uses the one that draws the dish."""
+        return self.model or (self.dish if self.chosen_engine == "repaint" else None)
+
+    def scale(self, size: int) -> int:
+        """Factor from keyframes of this size to the frames of the film."""
+        return self.enlarge or max(1, math.ceil(FRAME / size))
 
     @property
     def file(self) -> Path:

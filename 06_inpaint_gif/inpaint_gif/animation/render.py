@@ -1,33 +1,26 @@
-"""Make a film: dish name -> CLIP -> latents -> picture -> canvas -> frames -> file."""
+"""Make a film: first picture -> canvas -> frames -> file."""
 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from common.cli import check_writable, pick_device
-from common.data.dishes.captions import names_of
-from common.data.sources.decoding import decode_all
 from common.diffusion.sampler_spec import Sampler
 from common.errors import UserError
-from common.io.pixels import to_float
-from common.models.pipeline import SamplingConfig, TextToImagePipeline
+from common.models.pipeline import SamplingConfig
 from common.viz import save_picture
 from inpaint_gif.animation import writers
 from inpaint_gif.animation.camera import CameraPath, Keyframe, Move, paint, render_frames
 from inpaint_gif.animation.canvas import FilmCanvas
-from inpaint_gif.animation.flags import FilmFlags
+from inpaint_gif.animation.first_picture import DishModels, english_name, first_picture, load_models
+from inpaint_gif.animation.flags import FRAME, FilmFlags
 from inpaint_gif.animation.timing import check_timing, close_loop, frame_times
-from inpaint_gif.clip.dish_names import DishQuery, dish_of, parse_dish_name
-from inpaint_gif.clip.model import ChineseCLIP, load_clip
-from inpaint_gif.clip.name_encoder import load_clip_for, open_dish_model
-from inpaint_gif.inpainting.backends import DEFAULTS, BackendConfig, CompositedBackend, open_backend
-from inpaint_gif.inpainting.compositing import resized, seam
-
-SIZE = 64  # pixels a side of a given image, if --size is not given
+from inpaint_gif.inpainting.backends import BackendConfig, CompositedBackend, open_backend
+from inpaint_gif.inpainting.compositing import enlarged, seam
+from inpaint_gif.inpainting.published import PUBLISHED_GUIDANCE, reads_english_only
 
 
 def check_film(flags: FilmFlags) -> None:
@@ -51,7 +44,7 @@ def check_film(flags: FilmFlags) -> None:
     elif kind == ".mp4":
         writers.check_ffmpeg()
     Sampler.parse(flags.sampler)
-    plan_path(flags, flags.size or SIZE)
+    plan_path(flags, flags.size or FRAME)
 
 
 # ----------------------------------------------------------------------------------------------------------- the film
@@ -64,14 +57,17 @@ def make_film(flags: FilmFlags) -> None:
     models = load_models(flags)
     for remark in models.query.remarks if models.query else ():
         print(f"note: {remark}", file=sys.stderr)
-    size = flags.size or (models.pipeline.size if models.pipeline else SIZE)
+    size = flags.size or (models.dish_model.size if models.dish_model else FRAME)
     # a film that needs too much memory is refused before anything is drawn
     path = plan_path(flags, size)
-    backend = open_painter(flags, models.clip)
+    in_english = bool(flags.painting_model) and reads_english_only(str(flags.painting_model))
+    backend = open_painter(flags, models, in_english)
+    if backend.native and backend.native < size:
+        print(f"note: the keyframes are painted at {backend.native} x {backend.native} and enlarged", file=sys.stderr)
     picture = first_picture(flags, models, size)
 
     canvas, keyframes = FilmCanvas(picture), []
-    for keyframe in paint(canvas, path, backend, painting_prompt(flags, models.query), flags.seed):
+    for keyframe in paint(canvas, path, backend, painting_prompt(flags, models, in_english), flags.seed):
         keyframes.append(keyframe)
         if keyframe.new:
             corner = " corner" if keyframe.stop.corner else ""
@@ -87,7 +83,7 @@ def make_film(flags: FilmFlags) -> None:
 
 def plan_path(flags: FilmFlags, size: int) -> CameraPath:
     """The path of the camera; a film that needs too much memory is refused. size: side of the keyframes in pixels"""
-    side = size * flags.enlarge
+    side = size * flags.scale(size)
     writers.check_memory(2, side, side)  # before the path is planned pixel by pixel
     path = CameraPath.plan(Move.parse(flags.camera), size, size, flags.new_fraction)
     path = path.around() if flags.loop == "round" else path
@@ -99,10 +95,10 @@ def write_frames(flags: FilmFlags, canvas: FilmCanvas, path: CameraPath) -> writ
     """Render the painted canvas along the path and write the film."""
     times = frame_times(flags.frames, flags.loop, flags.chosen_ease, path.returns)
     film = close_loop(render_frames(canvas, path, times), flags.frames)
-    size = (path.height * flags.enlarge, path.width * flags.enlarge)
+    scale = flags.scale(path.height)
     max_bytes = round(1000 * flags.max_kb) if flags.max_kb else None
     gif = (flags.colours, flags.palette, flags.dither)
-    frames = [resized(frame, size) for frame in film]
+    frames = [enlarged(frame, scale, flags.sharpen) for frame in film]
     return writers.write_film(frames, flags.file, flags.fps, flags.loop != "once", max_bytes, *gif)
 
 
@@ -114,45 +110,22 @@ def seam_summary(keyframes: Sequence[Keyframe]) -> str:
     return f"seams: {float(found.mean()):.2f} times the jumps nearby, over {len(found)} edges (1 is invisible)"
 
 
-# ------------------------------------------------------------------------------------------------ models and picture
+# ------------------------------------------------------------------------------------------------ the painting model
 
 
-@dataclass(frozen=True)
-class Models:
-    """The opened models of the first picture; None for those that are not needed."""
-
-    query: DishQuery | None
-    clip: ChineseCLIP | None
-    pipeline: TextToImagePipeline | None
-
-
-def load_models(flags: FilmFlags) -> Models:
-    """Open the CLIP and the model that draws. With --image, only RePaint with a model of text2dish needs a CLIP."""
-    folder = flags.dish or DEFAULTS["repaint"]
-    if flags.image:
-        clip = None
-        if flags.chosen_engine == "repaint" and not flags.model:
-            clip = load_clip_for(folder, flags.device, flags.clip, flags.backend)
-        elif flags.clip:
-            clip = load_clip(flags.clip, flags.backend, flags.device)
-        return Models(parse_dish_name(clip, flags.name) if clip else None, clip, None)
-    clip, pipeline = open_dish_model(folder, flags.device, flags.clip, flags.backend, ", or begin with --image")
-    return Models(parse_dish_name(clip, flags.name), clip, pipeline)
-
-
-def open_painter(flags: FilmFlags, clip: ChineseCLIP | None) -> CompositedBackend:
+def open_painter(flags: FilmFlags, models: DishModels, in_english: bool) -> CompositedBackend:
     """The inpainting backend; RePaint without a model of its own uses the one that draws the dish."""
-    engine, dish = flags.chosen_engine, flags.dish
-    model = str(dish) if engine == "repaint" and dish and not flags.model else flags.model
-    guidance = (7.5 if flags.foreign else 2.0) if flags.paint_guidance is None else flags.paint_guidance
+    guidance = flags.paint_guidance
+    if guidance is None:
+        guidance = PUBLISHED_GUIDANCE if in_english else 2.0
     return open_backend(
         BackendConfig(
-            engine,
-            model,
+            flags.chosen_engine,
+            flags.painting_model,
             flags.controlnet,
             SamplingConfig(guidance, sampler=flags.sampler),
             flags.device,
-            clip,
+            models.clip,
             flags.padding_mask_crop,
             flags.mask_blur,
             flags.jump,
@@ -161,29 +134,11 @@ def open_painter(flags: FilmFlags, clip: ChineseCLIP | None) -> CompositedBacken
     )
 
 
-def painting_prompt(flags: FilmFlags, query: DishQuery | None) -> str:
-    """The prompt of the painting model: the name,
-    and for models that are not of this course its English translation, if there is one.
+def painting_prompt(flags: FilmFlags, models: DishModels, in_english: bool) -> str:
+    """The prompt of the painting model: the name, and for a model that reads English only its English translation,
+    if there is one.
     """
     if flags.prompt is not None:
         return flags.prompt
-    name = query.name if query else " ".join(flags.name.split())
-    dish = query.dish if query else dish_of(name)
-    return names_of(dish, "en")[0] if flags.foreign and dish else name
-
-
-def first_picture(flags: FilmFlags, models: Models, size: int) -> Tensor:
-    """The given image, or the drawn candidate whose CLIP embedding is nearest to the name.
-    (C, size, size) in [-1, 1]
-    """
-    if models.pipeline is None or models.clip is None or models.query is None:
-        pixels, _ = decode_all([flags.image], size, channels=3)
-        return to_float(pixels[0])
-    name, own = models.query.name, models.pipeline.size
-    sampling = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
-    drawn = models.pipeline.txt2img([name] * flags.candidates, sampling)
-    best = int((models.clip.encode_image(drawn) @ models.clip.encode_text([name])[0]).argmax())
-    print(
-        f"{name}: picture {best + 1} of {flags.candidates}" + (f", enlarged to {size} x {size}" if size > own else "")
-    )
-    return resized(drawn[best], (size, size))
+    name = models.query.name if models.query else " ".join(flags.name.split())
+    return english_name(models.query, name) if in_english else name

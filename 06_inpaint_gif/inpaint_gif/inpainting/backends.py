@@ -9,8 +9,8 @@
              AutoPipelineForInpainting
   nearest, reflect    no network: they continue the edge of the hole (edge_fill.py)
 
-All return a whole picture. CompositedBackend fits it in: colours are matched to the known pixels along the edge, the
-edge is softened on its inner side, and every known pixel is restored exactly.
+All return a whole picture. CompositedBackend fits it in: colours are matched to the known pixels along the edge and
+continued across it, the edge is softened on its inner side, and every known pixel is restored exactly.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from common.models.pipeline_folder import find_pipeline, quiet
 from common.random import Noise
 from inpaint_gif.clip.model import ChineseCLIP
 from inpaint_gif.clip.name_encoder import open_model
-from inpaint_gif.inpainting.compositing import check_size, feathered, inpaint_cropped, matched, overlay
+from inpaint_gif.inpainting.compositing import check_size, feathered, inpaint_cropped, levelled, matched, overlay
 from inpaint_gif.inpainting.edge_fill import FILLS, nearest
 from inpaint_gif.inpainting.interface import InpaintingBackend
 from inpaint_gif.inpainting.repaint import JUMP, TIMES, repaint
@@ -217,7 +217,8 @@ def check_controlnet(name: str, config: Any, pipe: Any) -> None:
 
 
 def open_pipe(kind: Any, model: str, config: SamplingConfig, device: str, **parts: Any) -> Any:
-    """A pipeline of this class, with the scheduler that corresponds to config.sampler."""
+    """A pipeline of this class, with the scheduler that corresponds to config.sampler. A flow-matching model, such as
+    Stable Diffusion 3, keeps its own scheduler, because the others are for other noise schedules."""
     sampler = Sampler.parse(config.sampler)
     if sampler.name not in SCHEDULERS:
         raise UserError(
@@ -228,11 +229,13 @@ def open_pipe(kind: Any, model: str, config: SamplingConfig, device: str, **part
     try:
         pipe = kind.from_pretrained(folder, variant=variant_in(folder), local_files_only=True, **parts)
     except Exception as problem:  # OSError, ValueError, the hub's and safetensors' own
-        raise UserError(f"diffusers cannot open {model} as an inpainting model ({explain(problem)})") from problem
+        task = "a text-to-image" if kind is diffusers.AutoPipelineForText2Image else "an inpainting"
+        raise UserError(f"diffusers cannot open {model} as {task} model ({explain(problem)})") from problem
     most = pipe.scheduler.config.get("num_train_timesteps", 1000)
     if not 1 <= sampler.steps <= most:
         raise UserError(f"--sampler {config.sampler} must take 1 to {most} steps with the model in {model}")
-    pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler.name]).from_config(pipe.scheduler.config)
+    if not type(pipe.scheduler).__name__.startswith("FlowMatch"):  # a flow-matching model keeps its own
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler.name]).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -290,7 +293,7 @@ class CompositedBackend:
         if (mask > 0).all():
             return painted
         if self.match:
-            painted = matched(image, painted, mask)
+            painted = levelled(image, matched(image, painted, mask), mask)
         if self.blur:
             # fades from the colours of the edge
             painted = overlay(nearest(image, mask), painted, feathered(mask, self.blur))
@@ -359,9 +362,17 @@ def open_controlnet_backend(cfg: BackendConfig) -> tuple[InpaintingBackend, int]
     return backend, backend.pipe.unet.config.sample_size * backend.pipe.vae_scale_factor
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/"))
+
+
 def open_course_backend(cfg: BackendConfig) -> tuple[InpaintingBackend, int | None]:
     """(backend with a model of this course, its native size)"""
-    folder = Path(cfg.model).expanduser() if cfg.model else DEFAULTS[cfg.engine]
+    folder = DEFAULTS[cfg.engine]
+    if cfg.model:
+        path = Path(cfg.model).expanduser()
+        folder = find_pipeline(cfg.model) if is_hub_id(cfg.model) and not path.exists() else path
     if not cfg.model and not folder.exists():
         raise UserError(
             f"{folder} is missing; give the network of the engine {cfg.engine} with --model, "
