@@ -6,14 +6,28 @@ so that the message can name the mistake.
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
-from common.grade.checks import Exercise, call, close, expect, integer, parts, uniform
+from common.grade.checks import (
+    Exercise,
+    call,
+    close,
+    expect,
+    expect_gradients,
+    integer,
+    load,
+    make_level,
+    parts,
+    uniform,
+)
 
+public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")
+right = load(Path(__file__).with_name("solutions.py"), "course_solutions")
 NAN = float("nan")
 
 
@@ -102,14 +116,40 @@ def check_composite(ex, rng):
     original, painted = picture(rng, C, H, W), picture(rng, C, H, W)
     for radius in (uniform(rng, 1.5, 3), float(integer(rng, 1, 3)), 0):
         check_one_composite(ex, original, painted, mask, radius)
+    check_one_composite(ex, original, painted, ragged(rng, H, W), uniform(rng, 2, 4))
     nowhere = torch.where(
         mask > 0, painted, torch.tensor([NAN, math.inf])[torch.randint(2, painted.shape, generator=rng)]
     )
     known_pixels(ex.composite(original, nowhere, mask, 2.0), original, mask)
 
 
+def ragged(rng: torch.Generator, H: int, W: int) -> Tensor:
+    """A hole without straight edges, with islands of known pixels. (1, H, W)"""
+    waves = torch.from_numpy(gaussian_filter(torch.randn(H, W, generator=rng).numpy(), 2.5))
+    mask = (waves > waves.quantile(0.25)).float()[None]
+    mask[0, integer(rng, 4, H - 5), integer(rng, 4, W - 5)] = 0
+    return mask
+
+
 def depth_of(mask: Tensor) -> Tensor:
     return torch.from_numpy(distance_transform_edt(mask[0].numpy())).float()
+
+
+def rings(mask: Tensor, diagonal: int) -> Tensor:
+    """Depth as the number of steps to the nearest known pixel, with diagonal steps or without. (H, W)"""
+    left, depth = mask.clone(), torch.zeros_like(mask)
+    while left.any():
+        depth += left
+        known = F.pad(1 - left, (1, 1, 1, 1))
+        H, W = mask.shape[1:]
+        around = [
+            known[:, 1 + y : 1 + y + H, 1 + x : 1 + x + W]
+            for y in (-1, 0, 1)
+            for x in (-1, 0, 1)
+            if diagonal or not (x and y)
+        ]
+        left = left * (1 - torch.stack(around).amax(0))
+    return depth[0]
 
 
 def known_pixels(got: object, original: Tensor, mask: Tensor) -> None:
@@ -146,6 +186,12 @@ def check_one_composite(ex, original: Tensor, painted: Tensor, mask: Tensor, rad
         "soft goes on above 1: min(1, ...)": mixed(depth / (radius + 1)),
         "depth begins with 1, not with 0, at the edge of the hole": mixed(((depth - 1) / (radius + 1)).clamp(0, 1)),
         "this is the original, all of it": original,
+        "depth was counted in steps to any of the eight neighbours; it is the straight-line distance": mixed(
+            (rings(mask, 1) / (radius + 1)).clamp(max=1)
+        ),
+        "depth was counted in steps along rows and columns; it is the straight-line distance": mixed(
+            (rings(mask, 0) / (radius + 1)).clamp(max=1)
+        ),
     }
     if radius:
         early = "you divided by radius: it is radius + 1, so that the new picture is alone from that depth on"
@@ -166,7 +212,22 @@ def check_clip_loss(ex, rng):
     check_one_loss(ex, rng, B, D, torch.arange(B) * 3 + dish[0])  # all differ: CLIP's own
     dish[1:3] = dish[0]
     dish[4] = dish[3]
-    check_one_loss(ex, rng, B, D, dish[torch.randperm(B, generator=rng)])
+    dish = dish[torch.randperm(B, generator=rng)]
+    check_one_loss(ex, rng, B, D, dish)
+    check_cold_loss(ex, rng, B, D, dish)
+
+
+def check_cold_loss(ex, rng, B: int, D: int, dish: Tensor) -> None:
+    """At CLIP's own largest scale, where e^L is infinite in float32 and some probabilities are 0."""
+    images, scale = normal(rng, B, D), torch.tensor(math.log(100))
+    alike = (torch.arange(B) % 2 == 0)[:, None]  # every other text is like its image, the others point away
+    texts = torch.where(alike, images, -images.roll(1, 0)) + 0.05 * normal(rng, B, D)
+    got, goal = call(ex.clip_loss, images, texts, dish, scale), right.clip_loss(images, texts, dish, scale)
+    assert not isinstance(got, Tensor) or got.isfinite().all(), (
+        "at exp(logit_scale) = 100, where CLIP's training ends, your loss is not finite: e^100 is infinite in float32, "
+        "and the logarithm of a probability of 0 is minus infinity; log_softmax computes neither"
+    )
+    expect(got, goal, "at exp(logit_scale) = 100 this is not the loss", atol=1e-2)
 
 
 def losses(L: Tensor, same: Tensor, share: Tensor, minus: bool = True) -> Tensor:
@@ -236,13 +297,10 @@ def check_one_loss(ex, rng, B: int, D: int, dish: Tensor) -> None:
         different(wrong, goal),
     )
     given = [tensor.clone().requires_grad_() for tensor in (images, texts, scale)]
-    loss = ex.clip_loss(given[0], given[1], dish, given[2])
-    silent = "no gradient reaches {}: compute with the tensors as they come, with no item(), detach() or no_grad()"
-    assert loss.requires_grad, silent.format("the networks")
-    for name, grad in zip(
-        ("images", "texts", "logit_scale"), torch.autograd.grad(loss, given, allow_unused=True), strict=True
-    ):
-        assert grad is not None, silent.format(name)
+    inputs = dict(zip(("the images' embeddings", "the texts' embeddings", "logit_scale"), given, strict=True))
+    expect_gradients(
+        ex.clip_loss(given[0], given[1], dish, given[2]), right.clip_loss(given[0], given[1], dish, given[2]), inputs
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ exercise 4
@@ -384,7 +442,10 @@ def check_resampling(ex, rng, k: int, U: int, alpha: Tensor, sigma: Tensor) -> N
         normal(rng, U - 1, *shape),
     )
     mask = (torch.rand(shape[0], 1, *shape[2:], generator=rng) < 0.4).float()
-    got = call(ex.repaint_step, walker, x, z, mask, k, alpha, sigma, eps_known, eps_back)
+    got = call(ex.repaint_step, walker, x, torch.where(mask > 0, NAN, z), mask, k, alpha, sigma, eps_known, eps_back)
+    assert not isinstance(got, Tensor) or not got.isnan().any(), (
+        "z is NaN in the hole, and 0 times NaN is NaN: choose with torch.where, do not multiply by the mask"
+    )
     assert len(walker.k) == U, (
         f"eps_known has {U} noises, so U = {U} and step is asked as often; calls made: {len(walker.k)}"
     )
@@ -730,18 +791,149 @@ def check_numbers(
     expect(
         index,
         right.view(shape),
-        "these are not the numbers of the nearest colours of the palette that you give back",
+        "these are not the numbers of the nearest colours of the palette that you return",
         wrong,
     )
 
 
+# ------------------------------------------------------------------------------------------------ exercises 9 and 10
+
+
+def check_name_weight(ex, rng):
+    N, d, zeros = integer(rng, 4, 6), integer(rng, 5, 9), integer(rng, 2, 5)
+    q, k = 3 * normal(rng, N, d), normal(rng, d)
+    for number in (zeros, 1):
+        a = (q @ k / math.sqrt(d)).requires_grad_()
+        tokens = torch.cat([a[:, None], torch.zeros(N, number)], 1)
+        goal = tokens.softmax(1)[:, 0]
+        (slope,) = torch.autograd.grad(goal.sum(), a)
+        goal, a = goal.detach(), a.detach()
+        w, dw = pair(call(ex.name_weight, q, k, number), "w and dw/da")
+        wrong = {
+            "a is q . k / sqrt(d); the root of d is missing": torch.sigmoid(q @ k - math.log(number)),
+            "a is q . k / sqrt(d), and you divided by d": torch.sigmoid(q @ k / d - math.log(number)),
+            "each of the zero tokens takes its share: e^a / (e^a + zeros)": torch.sigmoid(a),
+            "this is the weight of the zero tokens": 1 - goal,
+            "zeros counts once as a logarithm: e^a / (e^a + zeros) = sigmoid(a - log zeros)": torch.sigmoid(
+                a - number
+            ),
+            "the sign of log zeros is wrong: more zero tokens leave less for the name": torch.sigmoid(
+                a + math.log(number)
+            ),
+        }
+        expect(w, goal, f"this is not the weight of the name beside {number} zero tokens", different(wrong, goal))
+        wrong = {
+            "this is the derivative by q . k; a is q . k / sqrt(d)": slope / math.sqrt(d),
+            "the derivative of a sigmoid is w (1 - w)": goal**2,
+            "the sign of the derivative is wrong": -slope,
+            "this is the derivative without the zero tokens' number": torch.sigmoid(a) * (1 - torch.sigmoid(a)),
+        }
+        expect(dw, slope, "this is not dw/da", different(wrong, slope))
+    far = torch.tensor([[500.0] + [0.0] * (d - 1), [-500.0] + [0.0] * (d - 1)])
+    w, dw = pair(ex.name_weight(far, torch.eye(d)[0], zeros), "w and dw/da")
+    assert w.isfinite().all() and dw.isfinite().all(), (
+        "with large products q . k the result is not finite: use torch.sigmoid"
+    )
+    expect(w, torch.tensor([1.0, 0.0]), "with large products the weight goes to 1 and to 0")
+
+
+def check_ideal_inpainting(ex, rng):
+    n, B = integer(rng, 5, 8), integer(rng, 3, 5)
+    root = normal(rng, n, n) + 1.5 * torch.eye(n)
+    hole = torch.zeros(n, dtype=torch.bool)
+    hole[torch.randperm(n, generator=rng)[: integer(rng, 1, n - 2)]] = True
+    public.check_conditional(ex, normal(rng, B, n - int(hole.sum())), root @ root.T, hole)
+
+
+# ------------------------------------------------------------------------------------------- exercises 11 to 14
+
+
+def check_fix_outpainting(ex, rng):
+    H, W, dx, n = integer(rng, 3, 5), integer(rng, 9, 11), integer(rng, 1, 3), integer(rng, 3, 4)
+    image, fill = picture(rng, 3, H, W), uniform(rng, 0.2, 0.5)
+
+    def paint(moved: Tensor, mask: Tensor) -> Tensor:
+        blurred = (moved + moved.roll(1, 2) + moved.roll(-1, 2)) / 3  # as an autoencoder does
+        return torch.where(mask > 0, blurred.mean() + fill, blurred)
+
+    hint = "each keyframe should be the painter's output in the hole, and what was seen before everywhere else"
+    mistakes = public.outpainting_mistakes(paint, image, dx, n)
+    expect(call(ex.fix_outpainting, paint, image, dx, n), right.fix_outpainting(paint, image, dx, n), hint, mistakes)
+
+
+def check_fix_candidates(ex, rng):
+    """The longest embedding is not the nearest one, nor is the nearest one the first."""
+    D, N = integer(rng, 4, 6), integer(rng, 3, 5)
+    text = normal(rng, D)
+    cosine = torch.linspace(0.3, 0.9, N)[torch.randperm(N, generator=rng)]
+    along, across = text / text.norm(), normal(rng, N, D)
+    across = F.normalize(across - (across @ along)[:, None] * along, dim=1)
+    embeddings = cosine[:, None] * along + (1 - cosine**2).sqrt()[:, None] * across
+    embeddings = embeddings * (1 / cosine**3)[:, None]  # the farther, the longer
+    public.check_choice(ex, embeddings, text)
+    far = 1 + 30.0 * (torch.arange(N) == cosine.argmax())[:, None]  # the nearest direction is far away
+    public.check_choice(ex, F.normalize(embeddings, dim=1) * far, along)
+    public.check_choice(ex, normal(rng, N, D) * (0.2 + 3 * torch.rand(N, 1, generator=rng)), normal(rng, D))
+
+
+def check_fix_zoom(ex, rng):
+    scales = [1.0, uniform(rng, 0.2, 0.8), uniform(rng, 1.2, 3)]
+    public.check_zoom(ex, integer(rng, 6, 9), integer(rng, 8, 12), scales)
+
+
+def check_fix_regions(ex, rng):
+    B, C, h, w = integer(rng, 2, 3), integer(rng, 2, 4), integer(rng, 4, 5), integer(rng, 6, 7)
+    x, level = normal(rng, B, C, h, w), make_level(ex, 0.6, 0.8, right.Level)
+    parts_of, predictions = [], []
+    for _ in range(integer(rng, 2, 3)):
+        predicted = normal(rng, B, C, h, w), normal(rng, B, C, h, w)
+        weight = (torch.rand(1, 1, h, w, generator=rng) - 0.3).clamp(0, 1) + 0.05
+        predictions.append((*predicted, weight))
+        parts_of.append((lambda x, level, predicted=predicted: predicted, weight))
+    total = sum(weight for *_, weight in predictions)
+    goal = [sum(weight * p[k] for *p, weight in predictions) / total for k in (0, 1)]
+    x0, eps = pair(call(ex.fix_regions, parts_of, x, level), "x0 and eps")
+    for got, right_one, name in ((x0, goal[0], "x0"), (eps, goal[1], "eps")):
+        wrong = {
+            f"the {name} of overlapping regions is added, not averaged: divide by the sum of the weights": right_one
+            * total,
+            f"{name} is the plain mean; each region counts with its weight": sum(
+                p[name != "x0"] for *p, _ in predictions
+            )
+            / len(predictions),
+            "x0 and eps are swapped": goal[name == "x0"],
+        }
+        expect(got, right_one, f"{name} should be the mean of the predictions with the weights of the regions", wrong)
+
+
+# --------------------------------------------------------------------------------------------- exercises 15 and 16
+
+
+def check_own_move(ex, rng):
+    public.check_own_move(ex.own_move, integer(rng, 40, 80))
+
+
+def check_fill_the_hole(ex, rng):
+    first, n = integer(rng, 8, 20), integer(rng, 44, 52)
+    data = public.Curves(n, first, first + integer(rng, 15, 19), seed=integer(rng, 1, 10**6))
+    public.check_filling(ex.fill_the_hole, data)
+
+
 EXERCISES = [
     Exercise("camera_move", 2, check_camera_move),
-    Exercise("composite", 3, check_composite),
-    Exercise("clip_loss", 4, check_clip_loss),
-    Exercise("nine_channels", 3, check_nine_channels),
+    Exercise("composite", 2, check_composite),
+    Exercise("clip_loss", 3, check_clip_loss),
+    Exercise("nine_channels", 2, check_nine_channels),
     Exercise("repaint_step", 4, check_repaint_step),
-    Exercise("zoom_scales", 3, check_zoom_scales),
-    Exercise("looped", 3, check_looped),
-    Exercise("one_palette", 4, check_one_palette),
+    Exercise("zoom_scales", 2, check_zoom_scales),
+    Exercise("looped", 2, check_looped),
+    Exercise("one_palette", 3, check_one_palette),
+    Exercise("name_weight", 2, check_name_weight),
+    Exercise("ideal_inpainting", 4, check_ideal_inpainting),
+    Exercise("fix_outpainting", 2, check_fix_outpainting),
+    Exercise("fix_candidates", 2, check_fix_candidates),
+    Exercise("fix_zoom", 2, check_fix_zoom),
+    Exercise("fix_regions", 2, check_fix_regions),
+    Exercise("own_move", 4, check_own_move, rounds=1),
+    Exercise("fill_the_hole", 4, check_fill_the_hole, rounds=1),
 ]

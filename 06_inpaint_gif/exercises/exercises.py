@@ -1,6 +1,9 @@
-"""Chapter 6 with your own hands: eight functions, from a hole that a camera leaves open to the colours of a GIF.
+"""Chapter 6 with your own hands: sixteen functions, from the hole that a camera leaves to a camera move of your own.
 
-Work from top to bottom. exercises.py is for you to fill in; solutions.py shows one way to do it. None needs another.
+Tier 1 (exercises 1 to 10) asks for a formula; the last two of them for a derivation, which a test checks. Tier 2 (11 to
+14) gives you a short program with one bug; find and repair it. Tier 3 (15 and 16) sets goals with numbers. exercises.py
+is for you to fill in; solutions.py shows one way to do it. No exercise needs another but 11, which uses 1. Hints on
+request: python -m common.grade 06 --hint 3
 
 The conventions are those of camera.py, compositing.py, loss.py, repaint.py, timing.py and writers.py:
   image    (C, H, W) or (B, C, H, W) float32 in [-1, 1]; 0 is mid-grey. Row 0 is at the top, so y points down
@@ -13,15 +16,30 @@ No function changes the tensors it is given.
 """
 
 import math  # noqa: F401 - for your answers, as the others are
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise  # noqa: F401
+from typing import NamedTuple
 
-import torch  # noqa: F401
-import torch.nn.functional as F  # noqa: F401
+import numpy as np  # noqa: F401
+import torch
+import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt  # noqa: F401
 from torch import Tensor
 
+
+class Level(NamedTuple):
+    """One noise level. Write level.alpha and level.sigma."""
+
+    alpha: float
+    sigma: float
+
+
 Encode = Callable[[Tensor], Tensor]  # (B, 3, H, W) images -> (B, c, h, w) latents
 Step = Callable[[Tensor, int], Tensor]  # x at level k, k -> x at level k + 1
+Denoise = Callable[[Tensor, Level], tuple[Tensor, Tensor]]  # x and its level -> predicted (x0, eps)
+
+
+# ------------------------------------------------------------------------------------- tier 1: write the formula
 
 
 def camera_move(image: Tensor, dx: int, dy: int) -> tuple[Tensor, Tensor]:
@@ -51,11 +69,11 @@ def composite(original: Tensor, painted: Tensor, mask: Tensor, radius: float) ->
     result = original + soft (painted - original)                             in the hole
     result = original                                                         where the mask is 0, bit for bit
 
-    The outermost pixels of the hole have depth 1;
-    from there the new picture fades in, and it is alone from depth radius + 1 on.
+    The outermost pixels of the hole have depth 1; from there the new picture fades in, and it is alone from depth
+    radius + 1 on. Depth is the straight-line distance between the centres of pixels, and a hole may have any shape.
 
     original  (C, H, W)
-    painted   (C, H, W) what a network gave back; where the picture is known, it may hold anything, even NaN
+    painted   (C, H, W) what a network returned; where the picture is known, it may hold anything, even NaN
     mask      (1, H, W) float32, only 0 and 1; not 1 everywhere
     radius    in pixels, 0 or more; at 0 the edge is hard
     returns   (C, H, W)
@@ -69,8 +87,8 @@ def composite(original: Tensor, painted: Tensor, mask: Tensor, radius: float) ->
 
 
 def clip_loss(images: Tensor, texts: Tensor, dish: Tensor, logit_scale: Tensor) -> Tensor:
-    """Exercise 3. What teaches CLIP: each image finds its name, and each name its image,
-    among all others of the batch.
+    """Exercise 3. The contrastive loss of CLIP: each image finds its name, and each name its image, among all others of
+    the batch.
 
     L_ij   = exp(logit_scale) cos(image_i, text_j)                            (Radford et al. 2021, figure 3)
     p_ij   = exp(L_ij) / sum_k exp(L_ik)                                      how much image i looks like text j
@@ -87,8 +105,8 @@ def clip_loss(images: Tensor, texts: Tensor, dish: Tensor, logit_scale: Tensor) 
     logit_scale    () one number that is learned, too: the logarithm of 1 / temperature
     returns        () one number
 
-    Watch out: a cosine has nothing to do with how long the vectors are.
-    Which axis does the softmax run along, each time?
+    Watch out: a cosine does not depend on the norms of the vectors. Which axis does the softmax run along, each time?
+    exp(logit_scale) grows to 100 in training, and exp(100) is infinite in float32: torch has a log_softmax.
     """
     raise NotImplementedError("exercise 3: clip_loss")
 
@@ -137,10 +155,10 @@ def repaint_step(
 
     step          called as step(x, k), U times: leads from level k to level k + 1
     x             (B, C, h, w) at level k
-    z             (B, C, h, w) the clean picture; what it is in the hole does not matter
+    z             (B, C, h, w) the clean picture; in the hole it may hold anything, even NaN
     mask          (B, 1, h, w)
     alpha, sigma  (N + 1,) the levels, noisiest first; alpha_N = 1, sigma_N = 0
-    eps_known     (U, B, C, h, w) noise, each time another
+    eps_known     (U, B, C, h, w) noise for the known part, new for each u, as in the paper's algorithm
     eps_back      (U - 1, B, C, h, w) noise, too
     returns       (B, C, h, w) at level k + 1
 
@@ -151,7 +169,7 @@ def repaint_step(
 
 
 def zoom_scales(frames: int, first: float, last: float, part: float) -> Tensor:
-    """Exercise 6. A zoom without a jerk: it starts and ends gently, and between the two it always looks equally fast.
+    """Exercise 6. A zoom without a jolt: it starts and ends gently, and between the two its apparent speed is constant.
 
     t        = k / (frames - 1)                                               from 0 for the first frame to 1 for the
              last
@@ -215,3 +233,172 @@ def one_palette(frames: Tensor, palette: Tensor, rounds: int) -> tuple[Tensor, T
     And the mean of nothing is NaN.
     """
     raise NotImplementedError("exercise 8: one_palette")
+
+
+def name_weight(q: Tensor, k: Tensor, zeros: int) -> tuple[Tensor, Tensor]:
+    """Exercise 9. Derive and check. How much attention does each position pay to the name, beside zero tokens?
+
+    A position with query q attends to the name, whose key is k, and to `zeros` zero tokens. The layer that makes the
+    keys has no bias, so the key of a zero token is zero. Attention is softmax(q . key / sqrt(d)) over the tokens
+    (Vaswani et al. 2017, eq. 1). Derive two formulas in a = q . k / sqrt(d), without a softmax over tokens:
+
+    w      the weight of the name
+    dw/da  its derivative
+
+    and write them with torch.sigmoid. The test compares them with a softmax and with autograd.
+
+    q        (N, d) queries of N positions; their products with k may be large
+    k        (d,) the key of the name
+    zeros    number of zero tokens, 1 or more; the lesson has 1
+    returns  w (N,) and dw/da (N,)
+    """
+    raise NotImplementedError("exercise 9: name_weight")
+
+
+def ideal_inpainting(known: Tensor, C: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+    """Exercise 10. Derive and check. The exact answer of inpainting, for pictures from a Gaussian.
+
+    A picture of n pixels is a draw from N(0, C). Its pixels outside the hole are known. Derive the distribution of the
+    pixels in the hole given the known ones, p(x_hole | x_known), which is a Gaussian, too. (Write log p(x_hole, x_known)
+    with the inverse of C in blocks and complete the square; or find the linear function of x_known whose error is
+    uncorrelated with x_known.) The test draws pictures and checks both properties.
+
+    known    (B, m) the known pixels of B pictures, in the order in which they stand in the picture
+    C        (n, n) covariance, symmetric and invertible
+    hole     (n,) bool, true in the hole; n = m + h
+    returns  the mean (B, h), and the covariance (h, h), which is the same for all pictures
+    """
+    raise NotImplementedError("exercise 10: ideal_inpainting")
+
+
+# ------------------------------------------------------------------------------------------ tier 2: find the bug
+
+
+def fix_outpainting(paint: Callable[[Tensor, Tensor], Tensor], picture: Tensor, dx: int, keyframes: int) -> Tensor:
+    """Exercise 11. Find the bug. A camera moves right; each keyframe continues the one before.
+
+    Symptom: with a painter that returns known pixels unchanged, the film is right. With a painter that
+    works in latents, every keyframe looks fine by itself, but the plate becomes blurrier from keyframe to keyframe.
+
+    paint      called as paint(moved, mask), returns a whole picture (C, H, W)
+    picture    (C, H, W)
+    dx         pixels from one keyframe to the next
+    keyframes  number of keyframes to paint
+    returns    (1 + keyframes, C, H, W), the picture first
+    """
+    film = [picture]
+    for _ in range(keyframes):
+        moved, mask = camera_move(film[-1], dx, 0)
+        painted = paint(moved, mask)
+        film.append(painted)
+    return torch.stack(film)
+
+
+def fix_candidates(
+    encode_image: Callable[[Tensor], Tensor],
+    encode_text: Callable[[Sequence[str]], Tensor],
+    candidates: Tensor,
+    name: str,
+) -> int:
+    """Exercise 12. Find the bug. Which of the drawn candidates has the largest cosine with the name?
+
+    Symptom: the choice is often the same picture, whatever the name is. The embedding of that picture is
+    the longest of all.
+
+    encode_image  (N, C, H, W) -> (N, D) embeddings of any norm
+    encode_text   a list of B texts -> (B, D) embeddings of any norm
+    candidates    (N, C, H, W)
+    returns       the index of the best candidate, an int
+    """
+    images, text = encode_image(candidates), encode_text([name])[0]  # (N, D), (D,)
+    images = images / images.norm()
+    return int((images @ text).argmax())
+
+
+def fix_zoom(image: Tensor, scales: Sequence[float]) -> Tensor:
+    """Exercise 13. Find the bug. Frames of a zoom about the centre of the picture, with bilinear interpolation.
+
+    Symptom: at scale 1 the frame is the picture. But while the camera comes nearer, the plate drifts. At
+    scale 1/4 its centre is one and a half pixels away from the centre of the frame.
+
+    image    (C, H, W)
+    scales   of the frames: at 2 the camera sees twice the width, at 1/4 a quarter of it
+    returns  (N, C, H, W); outside of the picture its border is continued
+    """
+    _, H, W = image.shape
+    frames = []
+    for scale in scales:
+        # where each pixel of the frame looks, in pixels of the image; pixel k covers the range from k to k + 1
+        y = (torch.arange(H) - H / 2) * scale + H / 2 + 0.5
+        x = (torch.arange(W) - W / 2) * scale + W / 2 + 0.5
+        grid = torch.stack(torch.broadcast_tensors(2 * x / W - 1, (2 * y / H - 1)[:, None]), -1)  # (H, W, 2)
+        frames.append(F.grid_sample(image[None], grid[None], padding_mode="border", align_corners=False)[0])
+    return torch.stack(frames)
+
+
+def fix_regions(parts: Sequence[tuple[Denoise, Tensor]], x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    """Exercise 14. Find the bug. One prediction from several denoisers, each with the weight of its region.
+
+    Symptom: with regions that do not overlap, the pictures are right. Where two regions overlap, the
+    pictures remain noisy.
+
+    parts    (denoise, weight) of each region, weight (1, 1, h, w) from 0 to 1. At each pixel the predictions are
+             averaged with these weights, whose sum is above 0 and need not be 1
+    x        (B, C, h, w) at this level
+    returns  (x0, eps)                                                     (Bar-Tal et al. 2023, "MultiDiffusion")
+    """
+    total = sum(weight for _, weight in parts)
+    x0, eps = torch.zeros_like(x), torch.zeros_like(x)
+    for denoise, weight in parts:
+        here_x0, here_eps = denoise(x, level)
+        x0 = x0 + weight / total * here_x0
+        eps = eps + weight * here_eps
+    return x0, eps
+
+
+# ------------------------------------------------------------------------------------------ tier 3: reach a goal
+
+
+def own_move(frames: int) -> Tensor:
+    """Exercise 15. Reach a goal: a camera move of your own, which none of the twelve of the lesson is.
+
+    Return the window of each frame. The film is a loop, so frame 0 follows the last one. Your move must
+
+      begin       with the picture itself: x = 0, y = 0, scale = 1
+      explore     x and y each cover a range of 0.5 or more, and the scale one from below 1.05 to above 1.5
+      stay back   the scale is never below 1, because nearer views need details that the picture does not have
+      be uniform  the displacement from each frame to the next, also from the last to the first, is within 3 % of the
+                  mean of all
+      be smooth   the step changes by less than 0.35 of the mean displacement from one frame to the next
+
+    From window a to window b, the root mean square displacement of the content, over all pixels, is
+
+    sqrt((|c_a - c_b|^2 + (s_a - s_b)^2 / 6) / s_b^2)          c = (x, y), s = scale; 1/6 is the mean of |p|^2 in a square
+
+    and the step that is to be smooth is ((x_b - x_a) / s_b, (y_b - y_a) / s_b, (s_b - s_a) / (sqrt(6) s_b)).
+
+    frames   40 or more
+    returns  (frames, 3): x, y (in sides of the picture; y points down) and scale
+    """
+
+    raise NotImplementedError("exercise 15: own_move")
+
+
+def fill_the_hole(denoise: Denoise, z: Tensor, hole: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+    """Exercise 16. Reach a goal: inpainting with at most 200 evaluations of a denoiser that knows nothing of holes.
+
+    The data are smooth closed curves from a Gaussian, and `denoise` is their ideal denoiser. So the exact distribution
+    of the hole is known (exercise 10), and so is the distance of its samples from the mean. Choose the levels, the
+    number of passes, and the noise of the known part. The root mean square distance of your samples from the exact mean
+    must be within 15 % of that of exact samples, and the known part must be exactly z.
+
+    A single pass of RePaint with 200 levels ends more than 30 % too far away. Write down first what helps more, more
+    levels or more passes.
+
+    denoise  called as denoise(x, level) with any Level with alpha^2 + sigma^2 = 1 and sigma > 0; returns (x0, eps)
+    z        (B, n) the known curves, NaN in the hole
+    hole     (n,) bool, true in the hole
+    noise    called as noise(), returns fresh standard normal noise (B, n)
+    returns  (B, n)
+    """
+    raise NotImplementedError("exercise 16: fill_the_hole")

@@ -6,13 +6,17 @@ whose ideal denoiser is known exactly.
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.data.dishes.dataset import draw
+from common.grade.checks import load
 from common.io.pixels import to_bytes, to_float
+
+public = load(Path(__file__).with_name("test_exercises.py"), "course_public_tests")
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
 PAINT = to_float(torch.tensor([31, 119, 180])).view(3, 1, 1)  # tab:blue
@@ -54,7 +58,7 @@ def camera_move(ex, right, axis):
             show(axis, moved * (1 - mask) + PAINT * mask, 52 * (dx + 1), -52 * (dy + 1), 48)
     frame(axis, 52, -52, 48, 48, color=ORANGE)
     bare(axis, -3, 155, -155, 3)
-    axis.set_title("where the camera goes, it is blue")
+    axis.set_title("blue: new after a move to that side")
 
 
 def composite(ex, right, axis):
@@ -67,7 +71,7 @@ def composite(ex, right, axis):
     for left in (0, 68):
         frame(axis, left + 26, -20, 32, 34, color=ORANGE, linestyle="--" if left == 0 else "-", linewidth=1)
     bare(axis, -2, 134, -66, 2)
-    axis.set_title("a gentle edge; changed pixels, in blue, fill the hole")
+    axis.set_title("left: the composite; right: changed pixels in blue")
 
 
 def clip_loss(ex, right, axis):
@@ -87,7 +91,7 @@ def clip_loss(ex, right, axis):
             axis.plot(at[:, 0], at[:, 1], mark, markersize=size, **fill)
     axis.text(0, 0, "circles: images\ncrosses: names\ncolours: dishes", ha="center", va="center", fontsize=9)
     bare(axis, -1.25, 1.25, -1.25, 1.25)
-    axis.set_title("each dish has its place, and its names are there")
+    axis.set_title("embeddings after training with your loss")
 
 
 def nine_channels(ex, right, axis):
@@ -104,7 +108,7 @@ def nine_channels(ex, right, axis):
     for row, name in enumerate(("noisy", "mask", "known")):
         axis.text(-2, -23 * row - 8, name, ha="right", va="center", fontsize=8)
     bare(axis, -15, 75, -67, 2)
-    axis.set_title("the hole is empty, and new weights are 0.0")
+    axis.set_title("input channels and the norms of their weights")
 
 
 def wave(n: int) -> Tensor:
@@ -145,7 +149,7 @@ def repaint_step(ex, right, axis):
     axis.plot(place[:16], curve[:16], color="black", linewidth=2.5)
     axis.plot(place[34:], curve[34:], color="black", linewidth=2.5)
     axis.set(xticks=[], yticks=[], ylim=(float(curve.min()) - 2.5, float(curve.max()) + 2.5))
-    axis.set_title("painted curves join the known, within what is likely")
+    axis.set_title("samples (blue), known part (black), exact ± 2 sd (orange)")
 
 
 def zoom_scales(ex, right, axis):
@@ -162,7 +166,7 @@ def zoom_scales(ex, right, axis):
         axis.plot([2.4, 21.6], middle, color=ORANGE, linewidth=1, zorder=0)  # v = 1.25: from t = 0.1 to 0.9
     axis.set(xlabel="frame", ylabel="scale", yticks=[1, 2, 4, 8], yticklabels=["1", "2", "4", "8"])
     axis.minorticks_off()
-    axis.set_title("straight where each frame adds the same factor")
+    axis.set_title("scale of each frame; orange: constant factor")
     axis.legend(frameon=False, loc="center left", fontsize=8)
 
 
@@ -179,7 +183,7 @@ def looped(ex, right, axis):
             axis.plot([left - 1.5, left], [-start, -start], color="black", linewidth=1, clip_on=False)
     axis.text(-4, -42, "time", rotation=90, ha="right", va="center", fontsize=8)
     bare(axis, -8, 66, -93, 2)
-    axis.set_title("one row of pixels, frame below frame: no cut, no stop")
+    axis.set_title("one row of pixels over time: no cut, no stop")
 
 
 def one_palette(ex, right, axis):
@@ -193,4 +197,115 @@ def one_palette(ex, right, axis):
         show(axis, to_float(palette[index[k]]).movedim(-1, 0), 68 * k, -68, 64)
     show(axis, to_float(palette).T[:, None], 0, -136, 132, 10)
     bare(axis, -2, 134, -148, 2)
-    axis.set_title(f"two frames, and their {K} colours")
+    axis.set_title(f"two frames (above) in {K} common colours (below)")
+
+
+def name_weight(ex, right, axis):
+    a = torch.linspace(-6, 6, 61)
+    q, k = torch.stack([a * 2, torch.zeros(61), torch.zeros(61), torch.zeros(61)], 1), torch.tensor([1.0, 0, 0, 0])
+    for zeros, color in ((1, BLUE), (8, "tab:green")):
+        w, slope = ex.name_weight(q, k, zeros)
+        exact = torch.cat([a[:, None], torch.zeros(61, zeros)], 1).softmax(1)[:, 0]
+        axis.plot(a, w, color=color, label=f"w, {zeros} zero token{'s' if zeros > 1 else ''}")
+        axis.plot(a[::5], exact[::5], "o", color=ORANGE, markersize=4, zorder=3)
+        axis.plot(a, slope, color=color, linestyle="--", linewidth=1)
+    axis.set(xlabel="a", ylim=(-0.05, 1.05))
+    axis.set_title("weights (dots: softmax) and derivatives (dashed)")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def ideal_inpainting(ex, right, axis):
+    n = 48
+    C, hole = wave(n), torch.zeros(n, dtype=torch.bool)
+    hole[16:34] = True
+    curve = torch.linalg.cholesky(C) @ noise(n, seed=8)
+    mean, covariance = ex.ideal_inpainting(curve[~hole][None], C, hole)
+    std, place = covariance.diagonal().clamp(min=0).sqrt(), torch.arange(n)
+    axis.fill_between(place[hole], mean[0] - 2 * std, mean[0] + 2 * std, color=ORANGE, alpha=0.35, linewidth=0)
+    axis.plot(place[hole], mean[0], color=BLUE)
+    axis.plot(place[:16], curve[:16], color="black", linewidth=2.5)
+    axis.plot(place[34:], curve[34:], color="black", linewidth=2.5)
+    axis.plot(place[hole], curve[hole], ":", color="black", linewidth=1)
+    axis.set(xticks=[], yticks=[])
+    axis.set_title("mean (blue) ± 2 sd (orange); dotted: the true curve")
+
+
+def fix_outpainting(ex, right, axis):
+    def paint(moved: Tensor, mask: Tensor) -> Tensor:
+        soft = F.avg_pool2d(F.pad(moved[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]  # as an autoencoder does
+        return torch.where(mask > 0, moved[:, :, :1], soft)
+
+    film = ex.fix_outpainting(paint, plate(64), 4, 5)
+    for k, name in ((0, "the picture"), (1, "keyframe 1"), (5, "keyframe 5")):
+        left = 67 * (0, 1, 2)[(0, 1, 5).index(k)]
+        show(axis, film[k], left, 0, 64)
+        axis.text(left + 32, -66, name, ha="center", va="top", fontsize=8)
+    bare(axis, -2, 200, -80, 2)
+    axis.set_title("the plate is as sharp in the last keyframe")
+
+
+def fix_candidates(ex, right, axis):
+    angle = torch.tensor([0.2, 1.1, 2.0, -0.8])
+    embeddings = torch.tensor([1.0, 3.0, 1.5, 2.0])[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    text = torch.tensor([1.0, 0.4])
+    chosen = int(ex.fix_candidates(lambda x: x.flatten(1), lambda t: text[None], embeddings[:, :, None, None], "a"))
+    for k, each in enumerate(embeddings):
+        color = BLUE if k == chosen else GREY
+        axis.annotate("", each, (0, 0), arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2})
+    axis.annotate("", 2.5 * text, (0, 0), arrowprops={"arrowstyle": "->", "color": ORANGE, "linestyle": "--"})
+    bare(axis, -2, 3, -2, 3)
+    axis.set_title("chosen (blue): the smallest angle to the name (orange)")
+
+
+def fix_zoom(ex, right, axis):
+    scales = [1.0, 0.5, 0.25]
+    image = plate(48)
+    frames = ex.fix_zoom(image, scales)
+    for k, frame_k in enumerate(frames):
+        show(axis, frame_k, 51 * k, 0, 48)
+        axis.plot([51 * k + 24] * 2, [0, -48], color="white", linewidth=0.8)
+        axis.plot([51 * k, 51 * k + 48], [-24, -24], color="white", linewidth=0.8)
+        axis.text(51 * k + 24, -50, f"scale {scales[k]:g}", ha="center", va="top", fontsize=8)
+    spot = torch.zeros(1, 48, 48)
+    spot[:, 23:25, 23:25] = 1
+    away = [(each[0] / each.sum() * (torch.arange(48) + 0.5)).sum() - 24 for each in ex.fix_zoom(spot, scales)]
+    bare(axis, -2, 152, -60, 2)
+    axis.set_title(f"the centre moves by {max(abs(float(a)) for a in away):.2f} pixels")
+
+
+def fix_regions(ex, right, axis):
+    w = 60
+    left, second = torch.zeros(1, 1, 1, w), torch.zeros(1, 1, 1, w)
+    left[..., :40], second[..., 20:] = 1, 1
+    x, level = noise(1, 1, 1, w, seed=2), right.Level(0.6, 0.8)
+    x0, eps = ex.fix_regions([(lambda x, _: (0 * x + 1, x), left), (lambda x, _: (0 * x - 1, x), second)], x, level)
+    axis.plot(x0.flatten(), color=BLUE, label="x0 of two regions: 1 and -1")
+    axis.plot(x.flatten(), color=ORANGE, linewidth=3, alpha=0.5, label="eps of both")
+    axis.plot(eps.flatten(), color="black", linewidth=0.8, label="eps, joined")
+    axis.axvspan(20, 40, color="0.92", zorder=0)
+    axis.set(xticks=[], yticks=[-1, 0, 1], ylim=(-3, 8))
+    axis.legend(frameon=False, fontsize=8, loc="upper right")
+    axis.set_title("in the overlap (grey), predictions are averaged")
+
+
+def own_move(ex, right, axis):
+    windows = ex.own_move(48)
+    for x, y, scale in windows[::6].tolist():
+        frame(axis, x - scale / 2, -y + scale / 2, scale, scale, color=GREY, linewidth=0.8)
+    frame(axis, -0.5, 0.5, 1, 1, color=ORANGE, linewidth=2)
+    axis.scatter(windows[:, 0], -windows[:, 1], c=torch.arange(48), cmap="viridis", s=14, zorder=3)
+    axis.set(aspect="equal", xticks=[], yticks=[])
+    axis.set_title("centres of the frames (dots) and some windows")
+
+
+def fill_the_hole(ex, right, axis):
+    data = public.Curves(48, 16, 34, seed=3, B=150)
+    filled, place = ex.fill_the_hole(data.denoise, data.z, data.hole, data.noise), torch.arange(48)
+    hole = data.hole
+    away = (filled[:, hole].double() - data.mean) / data.std
+    axis.plot(place[hole], away[:40].T, color=BLUE, linewidth=0.4)
+    across = data.C[hole][:, ~hole] @ torch.linalg.solve(data.C[~hole][:, ~hole], data.C[~hole][:, hole])
+    exact = (data.C[hole][:, hole] - across).diagonal().sqrt() / data.std
+    axis.plot(place[hole], 2 * torch.stack([exact, -exact], 1), color=ORANGE, linewidth=2)
+    axis.set(xlabel="pixel of the hole", ylim=(-5, 5))
+    axis.set_title(f"samples minus mean; orange: exact ± 2 sd; spread {away.square().mean().sqrt():.2f}")

@@ -223,6 +223,26 @@ def test_2_a_square(ex):
     expect(got, (0.2 + 0.8 * depth / 4).repeat(3, 1, 1), hint)
 
 
+def test_2_around_a_corner(ex):
+    """The known pixels are the upper left quarter, as after a diagonal move. Depth is the straight-line distance."""
+    mask = torch.ones(1, 4, 4)
+    mask[:, :2, :2] = 0
+    root2, root5 = math.sqrt(2), math.sqrt(5)
+    depth = torch.tensor([[0, 0, 1, 2], [0, 0, 1, 2], [1, 1, root2, root5], [2, 2, root5, 2 * root2]])
+    steps = torch.tensor([[0.0, 0, 1, 2], [0, 0, 1, 2], [1, 1, 1, 2], [2, 2, 2, 2]])
+    along = torch.tensor([[0.0, 0, 1, 2], [0, 0, 1, 2], [1, 1, 2, 3], [2, 2, 3, 4]])
+
+    def mixed(depth: torch.Tensor) -> torch.Tensor:
+        return (depth / 4).clamp(max=1).repeat(3, 1, 1)
+
+    wrong = {
+        "depth was counted in steps to any of the eight neighbours; it is the straight-line distance": mixed(steps),
+        "depth was counted in steps along rows and columns; it is the straight-line distance": mixed(along),
+    }
+    got = call(ex.composite, torch.zeros(3, 4, 4), torch.ones(3, 4, 4), mask, 3)
+    expect(got, mixed(depth), "around the corner the depths are 1, 1.41, 2.24 and 2.83", wrong)
+
+
 def test_2_a_hard_edge(ex):
     mask = torch.tensor([1, 1, 0, 1.0]).view(1, 1, 4)
     expect(
@@ -336,6 +356,19 @@ def test_3_perfect(ex):
     one = vectors((1, 0), (1, 0), (0, 1))
     got = call(ex.clip_loss, one, one, torch.tensor([7, 7, 4]), number(math.log(50)))
     expect(got, number(0), "a dish's plates and names are alike, others at right angles: 0")
+
+
+def test_3_at_clips_own_scale(ex):
+    """1 / temperature ends at 100 in training: L is 100 or -100, and e^100 is infinite in float32."""
+    images, dish = vectors((1, 0), (-1, 0)), torch.tensor([3, 5])
+    problem = (
+        "at exp(logit_scale) = 100 the loss is not finite: e^100 is infinite in float32, and the logarithm of a "
+        "probability of 0 is minus infinity; log_softmax computes neither"
+    )
+    for texts, goal in ((images, 0.0), (-images, 200.0)):
+        got = call(ex.clip_loss, images, texts, dish, number(math.log(100)))
+        assert not isinstance(got, torch.Tensor) or got.isfinite().all(), problem
+        expect(got, number(goal), f"at cosines of 1 and -1, the loss should be {goal:g}", atol=1e-2)
 
 
 def test_3_everything_learns(ex):
@@ -467,7 +500,7 @@ ONCE = "where the picture is known, it should be as noisy as level k + 1: 0.8 z 
 
 
 def known_wrongly(z: float, eps: float, hole: float) -> dict[str, torch.Tensor]:
-    """In the hole z is 99 and the noise 0, which nobody should see."""
+    """In the hole z is 99 and the noise 0; neither may show."""
     return {
         "the mask is the wrong way round: 1 is the hole here (in the paper 1 is what is known)": halves(
             0.8 * 99, hole
@@ -540,6 +573,26 @@ def test_5_back_up(ex):
     }
     hint = "the second time ends with step's answer in the hole, and 0.8 z + 0.6 eps_known[1] around it"
     expect(got, halves(20, 0.8 * 2 - 1.2), hint, wrong | known_wrongly(2, -2, 20))
+
+
+def test_5_nothing_is_known_of_the_hole(ex):
+    z = torch.where(HALF > 0, NAN, halves(0, 2))
+    got = call(
+        ex.repaint_step,
+        Step(),
+        halves(1, 3),
+        z,
+        HALF,
+        1,
+        ALPHA,
+        SIGMA,
+        halves(0, -1)[None],
+        torch.zeros(0, 1, 2, 1, 4),
+    )
+    assert not isinstance(got, torch.Tensor) or not got.isnan().any(), (
+        "z is NaN in the hole, and 0 times NaN is NaN: choose with torch.where, do not multiply by the mask"
+    )
+    expect(got, halves(10, 0.8 * 2 - 0.6), ONCE)
 
 
 def test_5_the_last_level(ex):
@@ -807,3 +860,376 @@ def test_8_two_rounds(ex):
         )
     }
     expect(got, colours(0, 56), "in the second round 48 belongs to 60, so the palette should be 0 and 56", wrong)
+
+
+# ------------------------------------------------------------------------------------------- 9. name_weight
+
+
+def test_9_three_to_one(ex):
+    """With d = 4, a is q . k / 2: log 3 for the first position and 0 for the second."""
+    q, k = vectors((2, 0, 0, 0), (0, 5, 0, 0)), vectors((math.log(3), 0, 0, 0))[0]
+    for zeros, right, unscaled in ((1, (3 / 4, 1 / 2), (9 / 10, 1 / 2)), (3, (1 / 2, 1 / 4), (3 / 4, 1 / 4))):
+        w, slope = pair(call(ex.name_weight, q, k, zeros), "w and dw/da")
+        goal = torch.tensor(right)
+        wrong = {
+            "a is q . k / sqrt(d); the root of d is missing": torch.tensor(unscaled),
+            "this is the weight of the zero tokens": 1 - goal,
+            "each of the zero tokens takes its share; there are more than one": torch.tensor((3 / 4, 1 / 2)),
+            "there is no zero token in this softmax, so the name has all the weight": torch.ones(2),
+        }
+        wrong = {message: value for message, value in wrong.items() if not torch.allclose(value, goal)}
+        expect(w, goal, f"e^a is 3 and 1, so with {zeros} zero tokens w should be {right}", wrong)
+        wrong = {
+            "this is the derivative by q . k; a is q . k / sqrt(d)": goal * (1 - goal) / 2,
+            "the derivative of a sigmoid is w (1 - w)": goal * goal,
+            "the sign of the derivative is wrong: more q . k, more weight": -goal * (1 - goal),
+            "this is w again, not its derivative": goal,
+        }
+        expect(slope, goal * (1 - goal), f"dw/da should be w (1 - w) with {zeros} zero tokens", wrong)
+
+
+def test_9_large_products(ex):
+    """e^200 is infinite in float32, and w is 1 all the same."""
+    w, slope = pair(
+        call(ex.name_weight, vectors((400, 0, 0, 0), (-400, 0, 0, 0)), vectors((1, 0, 0, 0))[0], 1), "w and dw/da"
+    )
+    assert w.isfinite().all() and slope.isfinite().all(), (
+        "e^200 is infinite in float32, and infinity / infinity is NaN: torch.sigmoid does not compute e^a"
+    )
+    expect(w, torch.tensor([1.0, 0.0]), "at a = 200 the weight is 1, at a = -200 it is 0")
+    expect(slope, torch.zeros(2), "at a = 200 and at a = -200 the weight does not change any more")
+
+
+# -------------------------------------------------------------------------------------- 10. ideal_inpainting
+
+
+def check_conditional(ex, known: torch.Tensor, C: torch.Tensor, hole: torch.Tensor) -> None:
+    """The mean and the covariance of the hole, compared with the blocks of the inverse of C."""
+    __tracebackhide__ = True
+    precision = torch.linalg.inv(C.double())
+    covariance = torch.linalg.inv(precision[hole][:, hole])
+    mean = -known.double() @ (covariance @ precision[hole][:, ~hole]).T
+    across, inside = C[hole][:, ~hole].double(), C[hole][:, hole].double()
+    got_mean, got_covariance = pair(call(ex.ideal_inpainting, known, C, hole), "the mean and the covariance")
+    wrong = {
+        "the inverse of C_known is missing: correlated known pixels tell the same thing twice": known.double()
+        @ across.T,
+        "the sign of the mean is wrong": -mean,
+        "this is the mean of the known pixels, given those in the hole": torch.zeros_like(mean),
+    }
+    hint = "the mean should be C_hk C_kk^-1 x_known, with the blocks of C for the hole (h) and the known pixels (k)"
+    expect(got_mean, mean.float(), hint, {message: value.float() for message, value in wrong.items()}, atol=2e-3)
+    reduced = across @ torch.linalg.solve(C[~hole][:, ~hole].double(), across.T)
+    wrong = {
+        "known pixels make the hole more certain: the second term is subtracted": inside + reduced,
+        "this is the covariance without knowing anything": inside,
+        "this is what the known pixels explain; the covariance is what they leave": reduced,
+        "this is the inverse of the covariance": precision[hole][:, hole],
+        "in the second term the inverse of C_known is missing": inside - across @ across.T,
+    }
+    hint = "the covariance should be C_hh - C_hk C_kk^-1 C_kh"
+    expect(got_covariance, covariance.float(), hint, {m: v.float() for m, v in wrong.items()}, atol=2e-3)
+
+
+def test_10_two_pixels(ex):
+    """Each has variance 2, and their covariance is 1. If one is 4, the other is 2 on average, with variance 3/2."""
+    C, hole = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([True, False])
+    check_conditional(ex, torch.tensor([[4.0], [-2.0]]), C, hole)
+    mean, covariance = pair(ex.ideal_inpainting(torch.tensor([[4.0]]), C, hole), "the mean and the covariance")
+    expect(mean, torch.tensor([[2.0]]), "if the known pixel is 4, the mean of the other is 1/2 of it")
+    expect(covariance, torch.tensor([[1.5]]), "the variance is 2 - 1 * 1 / 2")
+
+
+def test_10_pictures_that_are_drawn(ex):
+    """What is left of the hole has no correlation with the known pixels, and the covariance that you give."""
+    rng = torch.Generator().manual_seed(3)
+    root = torch.randn(5, 5, generator=rng) + torch.eye(5)
+    x = torch.randn(40_000, 5, generator=rng) @ root.T
+    hole = torch.tensor([False, True, True, False, False])
+    C = root @ root.T
+    mean, covariance = pair(call(ex.ideal_inpainting, x[:, ~hole], C, hole), "the mean and the covariance")
+    left = x[:, hole] - mean
+    size = float(C.diagonal().max())
+    expect(
+        left.T @ x[:, ~hole] / len(x),
+        torch.zeros(2, 3),
+        "what is left of the hole is still correlated with the known pixels",
+        atol=0.03 * size,
+    )
+    expect(left.T @ left / len(x), covariance, "what is left does not have this covariance", atol=0.03 * size)
+
+
+# --------------------------------------------------------------------------------------- 11. fix_outpainting
+
+
+def outpainting_mistakes(paint, picture: torch.Tensor, dx: int, n: int) -> dict[str, torch.Tensor]:
+    """{message: film} of well-known mistakes."""
+
+    def film(keep) -> torch.Tensor:
+        views = [picture]
+        for _ in range(n):
+            moved = torch.zeros_like(picture)
+            moved[:, :, : picture.shape[2] - dx] = views[-1][:, :, dx:]
+            mask = torch.zeros_like(picture[:1])
+            mask[:, :, picture.shape[2] - dx :] = 1
+            views.append(keep(paint(moved, mask), moved, mask))
+        return torch.stack(views)
+
+    return {
+        "the whole output of the painter goes into the film, so known pixels change again with each keyframe": film(
+            lambda painted, moved, mask: painted
+        ),
+        "the mask is the wrong way round: 1 is the hole": film(
+            lambda painted, moved, mask: torch.where(mask > 0, moved, painted)
+        ),
+        "nothing is painted into the hole": film(lambda painted, moved, mask: moved),
+    }
+
+
+def test_11_known_pixels_stay(ex):
+    """The painter fills the hole with 9, and adds 0.5 to everything that it should keep."""
+
+    def paint(moved, mask):
+        return torch.where(mask > 0, torch.full_like(moved, 9.0), moved + 0.5)
+
+    picture = row(0, 1, 2, 3)
+    goal = torch.stack([row(0, 1, 2, 3), row(1, 2, 3, 9), row(2, 3, 9, 9)])
+    hint = "each keyframe should have the known pixels as they were, and 9 in its hole"
+    expect(call(ex.fix_outpainting, paint, picture, 1, 2), goal, hint, outpainting_mistakes(paint, picture, 1, 2))
+
+
+# ---------------------------------------------------------------------------------------- 12. fix_candidates
+
+
+def check_choice(ex, embeddings: torch.Tensor, text: torch.Tensor) -> None:
+    """embeddings (N, D), text (D,)"""
+    __tracebackhide__ = True
+    cosines = torch.nn.functional.cosine_similarity(embeddings, text[None])
+    best, asked = int(cosines.argmax()), []
+
+    def encode_text(texts):
+        assert not isinstance(texts, str), "encode_text takes a list of texts; a lone string is a list of characters"
+        asked.append(list(texts))
+        return text[None]
+
+    got = int(
+        number_of(
+            call(
+                ex.fix_candidates, lambda images: images.flatten(1), encode_text, embeddings[:, :, None, None], "米饭"
+            )
+        )
+    )
+    assert asked and all("米饭" in texts for texts in asked), (
+        "the candidates should be compared with the name that is given"
+    )
+    others = {
+        "the longest embedding of those in the right direction wins: its norm still counts": int(
+            (embeddings @ text).argmax()
+        ),
+        "this is the candidate farthest from the name": int(cosines.argmin()),
+        "this is the candidate with the longest embedding": int(embeddings.norm(dim=1).argmax()),
+        "the columns were normalized; an embedding is a row": int(
+            (embeddings / embeddings.norm(dim=0) @ text).argmax()
+        ),
+        "this is the nearest in distance, not in direction": int((embeddings - text).norm(dim=1).argmin()),
+    }
+    for message, index in others.items():
+        assert got != index or index == best, message
+    assert got == best, (
+        f"the cosines are {', '.join(f'{c:.2f}' for c in cosines)}, so candidate {best} is the best, not {got}"
+    )
+
+
+def number_of(got: object) -> float:
+    """A number that may also come as a tensor with one element."""
+    assert got is not None, "an index was expected here, not None: is a `return` missing?"
+    assert not isinstance(got, torch.Tensor) or got.numel() == 1, "one index was expected, not a tensor of several"
+    return float(got)
+
+
+def test_12_a_long_and_a_near_one(ex):
+    """The cosines with the name (1, 0) are 0.6 and 0.96, and the norms 10 and 1. The third points away."""
+    check_choice(ex, vectors((6, 8), (0.96, 0.28), (-3, 1)), vectors((1, 0))[0])
+
+
+def test_12_whichever_the_name_is(ex):
+    embeddings = vectors((6, 8), (0.96, 0.28), (-0.6, 0.8), (-8, -6))
+    for name in ((2, 0), (0, 0.5), (-1, 2), (-0.1, -0.1), (3, 1)):
+        check_choice(ex, embeddings, vectors(name)[0])
+
+
+# ---------------------------------------------------------------------------------------------- 13. fix_zoom
+
+
+def places(H: int, W: int) -> torch.Tensor:
+    """A picture whose channels are the position of each pixel's centre, (2, H, W): x, then y; the centre is 0."""
+    y, x = torch.arange(H) + 0.5 - H / 2, torch.arange(W) + 0.5 - W / 2
+    return torch.stack([x.expand(H, W), y[:, None].expand(H, W)])
+
+
+def check_zoom(ex, H: int, W: int, scales: list[float]) -> None:
+    __tracebackhide__ = True
+    picture = places(H, W)
+    limit = torch.tensor([(W - 1) / 2, (H - 1) / 2]).view(2, 1, 1)
+
+    def film(move) -> torch.Tensor:
+        return torch.stack([move(picture, s).clamp(-limit, limit) for s in scales])
+
+    goal = film(lambda p, s: p * s)
+    wrong = {
+        "the fixed point is the edge between two pixels plus one half, not the centre: the plate drifts": film(
+            lambda p, s: (p - 0.5) * s + 0.5
+        ),
+        "the fixed point is half a pixel away from the centre, on the other side": film(
+            lambda p, s: (p + 0.5) * s - 0.5
+        ),
+        "everything is shifted by half a pixel, also at scale 1": film(lambda p, s: p * s + 0.5),
+        "everything is shifted by half a pixel, also at scale 1: the centre of pixel k is k + 0.5": film(
+            lambda p, s: (p - 0.5) * s
+        ),
+        "the scale is upside down: at 2 the camera sees twice the width": film(lambda p, s: p / s),
+    }
+    got = call(ex.fix_zoom, picture, list(scales))
+    hint = (
+        f"at the scales {', '.join(f'{s:.3g}' for s in scales)}, the centre of the picture should stay in the middle"
+    )
+    expect(got, goal, hint, wrong, atol=1e-3)
+
+
+def test_13_the_middle_stays_where_it_is(ex):
+    check_zoom(ex, 8, 8, [1.0, 0.5, 0.25])
+    check_zoom(ex, 6, 10, [1.0, 2.0])
+
+
+# ------------------------------------------------------------------------------------------- 14. fix_regions
+
+
+def constant(x0: float, eps: float):
+    """A denoiser that predicts the same everywhere."""
+    return lambda x, level: (torch.full_like(x, x0), torch.full_like(x, eps))
+
+
+def test_14_two_regions_that_overlap(ex):
+    """The weights are 1 0 / 1 1 / 0 1 in three columns; the predictions are 2 and 4, with noise 1 and 3."""
+    first, second = torch.tensor([1.0, 1.0, 0.0]).view(1, 1, 1, 3), torch.tensor([0.0, 1.0, 1.0]).view(1, 1, 1, 3)
+    x = torch.zeros(1, 2, 1, 3)
+    parts = [(constant(2, 1), first), (constant(4, 3), second)]
+    x0, eps = pair(call(ex.fix_regions, parts, x, ex.Level(0.6, 0.8)), "x0 and eps")
+
+    def columns(*values: float) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32).view(1, 1, 1, 3).repeat(1, 2, 1, 1)
+
+    wrong = {"where two regions overlap, the predictions are averaged, not added": columns(2, 6, 4)}
+    expect(x0, columns(2, 3, 4), "x0 should be 2, the mean of 2 and 4, and 4", wrong)
+    wrong = {"where two regions overlap, the noise counts twice: it is averaged like x0": columns(1, 4, 3)}
+    expect(eps, columns(1, 2, 3), "eps should be 1, the mean of 1 and 3, and 3", wrong)
+
+
+# ---------------------------------------------------------------------------------------------- 15. own_move
+
+
+def check_own_move(function, frames: int) -> None:
+    __tracebackhide__ = True
+    got = call(function, frames)
+    assert isinstance(got, torch.Tensor) and got.shape == (frames, 3), (
+        f"a tensor ({frames}, 3) was expected: x, y and scale of each frame"
+    )
+    windows = got.double()
+    assert windows.isfinite().all(), "your windows hold NaN or infinity"
+    start = windows[0] - torch.tensor([0, 0, 1.0])
+    assert start.abs().max() < 1e-3, (
+        f"frame 0 should be the picture, (0, 0, 1), not {tuple(round(v, 3) for v in got[0].tolist())}"
+    )
+    scale = windows[:, 2]
+    assert scale.min() > 1 - 1e-3, f"the scale goes down to {scale.min():.3f}; nearer than 1 there are no details"
+    for name, values in (("x", windows[:, 0]), ("y", windows[:, 1])):
+        wide = float(values.max() - values.min())
+        assert wide >= 0.5, f"{name} covers a range of {wide:.2f} sides of the picture; 0.5 or more were asked for"
+    assert scale.min() < 1.05 and scale.max() > 1.5, (
+        f"the scale goes from {scale.min():.2f} to {scale.max():.2f}; from below 1.05 to above 1.5 was asked for"
+    )
+    after = windows.roll(-1, 0)
+    step = (after - windows) / after[:, 2:] * torch.tensor([1, 1, 6**-0.5], dtype=torch.float64)
+    length = step.norm(dim=1)
+    uneven = (length / length.mean() - 1).abs()
+    assert uneven[-1] <= 0.5, (
+        f"from the last frame to the first the displacement is {length[-1] / length.mean():.2f} of the mean: "
+        "in a loop frame 0 is one step further than the last frame"
+    )
+    turn = (step.roll(-1, 0) - step).norm(dim=1) / length.mean()
+    assert turn.max() < 0.35, (
+        f"after frame {int(turn.argmax())} the camera turns sharply: its step changes by {turn.max():.2f} of the mean displacement"
+    )
+    worst = int(uneven.argmax())
+    assert uneven[worst] <= 0.03, (
+        f"after frame {worst} the displacement is {length[worst] / length.mean():.2f} of the mean; within 3 % was asked for: "
+        "equal steps of a parameter are not equal displacements"
+    )
+
+
+def test_15_the_goal(ex):
+    for frames in (48, 90):
+        check_own_move(ex.own_move, frames)
+
+
+# ----------------------------------------------------------------------------------------- 16. fill_the_hole
+
+
+class Curves:
+    """Smooth closed curves of n points from a Gaussian, with their ideal denoiser, which counts its calls."""
+
+    def __init__(self, n: int, first: int, last: int, seed: int, B: int = 300):
+        self.rng, self.calls, self.B, self.n = torch.Generator().manual_seed(seed), 0, B, n
+        away = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
+        self.C = torch.exp(6 * ((away[:, None] - away).cos() - 1)) + 1e-4 * torch.eye(n, dtype=torch.float64)
+        self.values, self.vectors = torch.linalg.eigh(self.C)
+        self.hole = torch.zeros(n, dtype=torch.bool)
+        self.hole[first:last] = True
+        curves = torch.randn(B, n, generator=self.rng, dtype=torch.float64) @ torch.linalg.cholesky(self.C).T
+        self.z = torch.where(self.hole, NAN, curves).float()
+        across, inside = self.C[self.hole][:, ~self.hole], self.C[~self.hole][:, ~self.hole]
+        gain = torch.linalg.solve(inside, across.T)
+        self.mean = curves[:, ~self.hole] @ gain
+        self.std = (self.C[self.hole][:, self.hole] - across @ gain).diagonal().mean().sqrt()
+
+    def denoise(self, x: torch.Tensor, level) -> tuple[torch.Tensor, torch.Tensor]:
+        alpha, sigma = (float(part) for part in level)
+        assert sigma > 0, "denoise needs a level with noise, sigma > 0"
+        assert abs(alpha**2 + sigma**2 - 1) < 1e-4, "the levels of this denoiser have alpha^2 + sigma^2 = 1"
+        assert not x.isnan().any(), (
+            "denoise was given NaN: the known curves are NaN in the hole. Choose with torch.where"
+        )
+        self.calls += 1
+        factor = (alpha * self.values / (alpha**2 * self.values + sigma**2)).float()
+        x0 = (x @ self.vectors.float() * factor) @ self.vectors.T.float()
+        return x0, (x - alpha * x0) / sigma
+
+    def noise(self) -> torch.Tensor:
+        return torch.randn(self.B, self.n, generator=self.rng)
+
+
+def check_filling(function, data: Curves) -> None:
+    __tracebackhide__ = True
+    got = call(function, data.denoise, data.z, data.hole, data.noise)
+    assert isinstance(got, torch.Tensor) and got.shape == data.z.shape, (
+        f"a tensor {tuple(data.z.shape)} was expected: the curves, with their holes filled"
+    )
+    assert data.calls <= 200, f"the denoiser was evaluated {data.calls} times; at most 200 were allowed"
+    assert torch.equal(got[:, ~data.hole], data.z[:, ~data.hole]), "the known part must be exactly z at the end"
+    inside = got[:, data.hole].double()
+    assert inside.isfinite().all(), "the hole holds NaN or infinity"
+    bias = float((inside - data.mean).mean(0).abs().max() / data.std)
+    assert bias < 0.5, f"on average your samples are {bias:.2f} standard deviations away from the exact mean"
+    ratio = float((inside - data.mean).square().mean().sqrt() / data.std)
+    assert ratio > 0.85, (
+        f"your samples are only {ratio:.2f} times as far from the exact mean as exact samples: they vary too little. "
+        "Is this the mean itself?"
+    )
+    assert ratio < 1.15, (
+        f"your samples are {ratio:.2f} times as far from the exact mean as exact samples, with {data.calls} evaluations; "
+        "below 1.15 was asked for: the inside does not fit to the outside yet"
+    )
+
+
+def test_16_the_goal(ex):
+    check_filling(ex.fill_the_hole, Curves(48, 16, 34, seed=1))

@@ -23,6 +23,7 @@ move_rightly, mix_rightly, loss_rightly, widen_rightly = (
     solutions.clip_loss,
     solutions.nine_channels,
 )
+fill_rightly = solutions.fill_the_hole
 zoom_rightly, loop_rightly, choose_rightly = solutions.zoom_scales, solutions.looped, solutions.one_palette
 bank = Bank()
 mistake, another_way = bank.mistake, bank.another_way
@@ -578,7 +579,7 @@ def resample(
     known = known or (lambda z, eps: alpha[k + 1] * z + sigma[k + 1] * eps)
     for u in range(len(eps_known)):
         drawn, around = step(x, k), known(z, eps_known[noise(u)])
-        x = joined(drawn, around) if joined else mask * drawn + (1 - mask) * around
+        x = joined(drawn, around) if joined else torch.where(mask > 0, drawn, around)
         if u < len(eps_known) - 1 or (last and u):
             x = up(x, eps_back[min(u, len(eps_back) - 1)])
     return x
@@ -805,7 +806,7 @@ def zoom_scales(frames, first, last, part):
     return zoom_rightly(frames + 1, first, last, part)
 
 
-@mistake("a list of numbers", "a tensor was expected here, not list")
+@mistake("a list of numbers", "a tensor was expected here, not a list")
 def zoom_scales(*args):
     return zoom_rightly(*args).tolist()
 
@@ -1126,3 +1127,428 @@ def one_palette(frames, palette, rounds):
         count = owner.bincount(minlength=len(palette))[:, None]
         palette = torch.where(count > 0, total / count.clamp(min=1), palette)
     return palette, nearest(pixels, palette).unflatten(0, (frames.shape[0], frames.shape[2], frames.shape[3]))
+
+
+# ------------------------------------------------------------------------------- 2, 3 and 5: beyond the easy range
+
+
+def by_erosion(mask, kernel):
+    """Depth in steps to neighbours."""
+    depth, left = torch.zeros_like(mask), mask.clone()
+    while left.any():
+        depth, known = depth + left, F.pad(1 - left[None], (1, 1, 1, 1))
+        left = left * (F.conv2d(known, kernel) == 0)[0]
+    return depth
+
+
+@mistake("depth in king's moves", "any of the eight neighbours")
+def composite(original, painted, mask, radius):
+    soft = (by_erosion(mask, torch.ones(1, 1, 3, 3)) / (radius + 1)).clamp(max=1)
+    return torch.where(mask > 0, mixed(original, painted, soft), original)
+
+
+@mistake("depth along rows and columns", "steps along rows and columns")
+def composite(original, painted, mask, radius):
+    cross = torch.tensor([[0.0, 1, 0], [1, 1, 1], [0, 1, 0]])[None, None]
+    soft = (by_erosion(mask, cross) / (radius + 1)).clamp(max=1)
+    return torch.where(mask > 0, mixed(original, painted, soft), original)
+
+
+@mistake("softmax first, then the logarithm", "log_softmax computes neither")
+def clip_loss(images, texts, dish, logit_scale):
+    L, same = logit_scale.exp() * cosines(images, texts), (dish[:, None] == dish).float()
+    share = same / same.sum(1, keepdim=True)
+    both = sum(-(share * table.softmax(1).log()).sum(1).mean() for table in (L, L.T)) / 2
+    return both - same.sum(1).log().mean()
+
+
+@mistake("exponentials without the maximum", "log_softmax computes neither")
+def clip_loss(images, texts, dish, logit_scale):
+    L, same = logit_scale.exp() * cosines(images, texts), (dish[:, None] == dish).float()
+    share = same / same.sum(1, keepdim=True)
+    both = sum(-(share * (table - table.exp().sum(1, keepdim=True).log())).sum(1).mean() for table in (L, L.T)) / 2
+    return both - same.sum(1).log().mean()
+
+
+@another_way("logsumexp")
+def clip_loss(images, texts, dish, logit_scale):
+    L, same = logit_scale.exp() * cosines(images, texts), (dish[:, None] == dish).float()
+    share = same / same.sum(1, keepdim=True)
+    both = sum(-(share * (table - table.logsumexp(1, keepdim=True))).sum(1).mean() for table in (L, L.T)) / 2
+    return both - same.sum(1).log().mean()
+
+
+@mistake("gradient to the images alone", "no gradient reaches texts")
+def clip_loss(images, texts, dish, logit_scale):
+    return loss_rightly(images, texts.detach(), dish, logit_scale)
+
+
+@mistake("multiplied by the mask", "0 times NaN is NaN")
+def repaint_step(step, x, z, mask, *rest):
+    return resample(step, x, z, mask, *rest, joined=lambda drawn, around: mask * drawn + (1 - mask) * around)
+
+
+# ------------------------------------------------------------------------------------------------ 9. name_weight
+
+
+def weight_of(a):
+    w = torch.sigmoid(a)
+    return w, w * (1 - w)
+
+
+@mistake("without the root of d", "the root of d is missing")
+def name_weight(q, k, zeros):
+    return weight_of(q @ k - math.log(zeros))
+
+
+@mistake("one zero token, however many there are", "each of the zero tokens takes its share")
+def name_weight(q, k, zeros):
+    return weight_of(q @ k / math.sqrt(len(k)))
+
+
+@mistake("the weight of the zero tokens", "this is the weight of the zero tokens")
+def name_weight(q, k, zeros):
+    w, slope = weight_of(q @ k / math.sqrt(len(k)) - math.log(zeros))
+    return 1 - w, slope
+
+
+@mistake("no zero token", "so the name has all the weight")
+def name_weight(q, k, zeros):
+    w = (q @ k)[:, None].softmax(1)[:, 0]
+    return w, 0 * w
+
+
+@mistake("the derivative by the product", "this is the derivative by q . k")
+def name_weight(q, k, zeros):
+    w, slope = weight_of(q @ k / math.sqrt(len(k)) - math.log(zeros))
+    return w, slope / math.sqrt(len(k))
+
+
+@mistake("the derivative is the square", "w (1 - w)")
+def name_weight(q, k, zeros):
+    w, _ = weight_of(q @ k / math.sqrt(len(k)) - math.log(zeros))
+    return w, w**2
+
+
+@mistake("exponentials that overflow", "torch.sigmoid does not compute e^a")
+def name_weight(q, k, zeros):
+    e = (q @ k / math.sqrt(len(k))).exp()
+    w = e / (e + zeros)
+    return w, w * (1 - w)
+
+
+@another_way("a softmax over tokens, and autograd")
+def name_weight(q, k, zeros):
+    a = (q @ k / len(k) ** 0.5).detach().requires_grad_()
+    w = torch.cat([a[:, None], a.new_zeros(len(a), zeros)], 1).softmax(1)[:, 0]
+    (slope,) = torch.autograd.grad(w.sum(), a)
+    return w.detach(), slope
+
+
+# ------------------------------------------------------------------------------------------ 10. ideal_inpainting
+
+
+def gaussian(known, C, hole, sign=1.0, minus=1.0, inverse=True):
+    across = C[hole][:, ~hole]
+    gain = torch.linalg.solve(C[~hole][:, ~hole], across.T) if inverse else across.T
+    return sign * known @ gain, C[hole][:, hole] - minus * across @ gain
+
+
+@mistake("no inverse", "the inverse of C_known is missing")
+def ideal_inpainting(known, C, hole):
+    return gaussian(known, C, hole, inverse=False)
+
+
+@mistake("the sign of the mean", "the sign of the mean is wrong")
+def ideal_inpainting(known, C, hole):
+    return gaussian(known, C, hole, sign=-1.0)
+
+
+@mistake("less certain, the more is known", "known pixels make the hole more certain")
+def ideal_inpainting(known, C, hole):
+    return gaussian(known, C, hole, minus=-1.0)
+
+
+@mistake("the covariance of the hole, knowing nothing", "without knowing anything")
+def ideal_inpainting(known, C, hole):
+    return gaussian(known, C, hole)[0], C[hole][:, hole]
+
+
+@mistake("the precision", "this is the inverse of the covariance")
+def ideal_inpainting(known, C, hole):
+    return gaussian(known, C, hole)[0], torch.linalg.inv(C)[hole][:, hole]
+
+
+@mistake("a covariance for each picture", "the shape should be")
+def ideal_inpainting(known, C, hole):
+    mean, covariance = gaussian(known, C, hole)
+    return mean, covariance.expand(len(known), -1, -1)
+
+
+@another_way("blocks of the inverse")
+def ideal_inpainting(known, C, hole):
+    P = torch.linalg.inv(C.double())
+    covariance = torch.linalg.inv(P[hole][:, hole])
+    return (-known.double() @ (covariance @ P[hole][:, ~hole]).T).float(), covariance.float()
+
+
+# ------------------------------------------------------------------------------------------- 11. fix_outpainting
+
+
+def travelled(paint, picture, dx, keyframes, keep):
+    film = [picture]
+    for _ in range(keyframes):
+        moved, mask = move_rightly(film[-1], dx, 0)
+        film.append(keep(paint(moved, mask), moved, mask))
+    return torch.stack(film)
+
+
+@mistake("nothing repaired", "the whole output of the painter goes into the film")
+def fix_outpainting(paint, picture, dx, keyframes):
+    return travelled(paint, picture, dx, keyframes, lambda painted, moved, mask: painted)
+
+
+@mistake("the known part from the painter", "the mask is the wrong way round")
+def fix_outpainting(paint, picture, dx, keyframes):
+    return travelled(paint, picture, dx, keyframes, lambda painted, moved, mask: torch.where(mask > 0, moved, painted))
+
+
+@mistake("only half repaired", "each keyframe should")
+def fix_outpainting(paint, picture, dx, keyframes):
+    return travelled(
+        paint,
+        picture,
+        dx,
+        keyframes,
+        lambda painted, moved, mask: torch.where(mask > 0, painted, (painted + moved) / 2),
+    )
+
+
+@another_way("multiplied by the mask")
+def fix_outpainting(paint, picture, dx, keyframes):
+    return travelled(paint, picture, dx, keyframes, lambda painted, moved, mask: mask * painted + (1 - mask) * moved)
+
+
+# -------------------------------------------------------------------------------------------- 12. fix_candidates
+
+
+@mistake("the norm of the whole matrix", "its norm still counts")
+def fix_candidates(encode_image, encode_text, candidates, name):
+    images, text = encode_image(candidates), encode_text([name])[0]
+    return int((images / images.norm() @ text).argmax())
+
+
+@mistake("columns normalized", "its norm still counts")
+def fix_candidates(encode_image, encode_text, candidates, name):
+    images, text = encode_image(candidates), encode_text([name])[0]
+    return int((F.normalize(images, dim=0) @ text).argmax())
+
+
+@mistake("the text normalized instead", "its norm still counts")
+def fix_candidates(encode_image, encode_text, candidates, name):
+    images, text = encode_image(candidates), encode_text([name])
+    return int((images @ F.normalize(text, dim=1)[0]).argmax())
+
+
+@mistake("the farthest", "farthest from the name")
+def fix_candidates(encode_image, encode_text, candidates, name):
+    images, text = encode_image(candidates), encode_text([name])[0]
+    return int((F.normalize(images, dim=1) @ text).argmin())
+
+
+@mistake("distance instead of direction", "nearest in distance, not in direction")
+def fix_candidates(encode_image, encode_text, candidates, name):
+    return int((encode_image(candidates) - encode_text([name])).norm(dim=1).argmin())
+
+
+@another_way("cosine_similarity")
+def fix_candidates(encode_image, encode_text, candidates, name):
+    return F.cosine_similarity(encode_image(candidates), encode_text([name])).argmax()
+
+
+# -------------------------------------------------------------------------------------------------- 13. fix_zoom
+
+
+def zoomed(image, scales, look):
+    _, H, W = image.shape
+    frames = []
+    for scale in scales:
+        y, x = look(torch.arange(H), H, scale), look(torch.arange(W), W, scale)
+        grid = torch.stack(torch.broadcast_tensors(2 * x / W - 1, (2 * y / H - 1)[:, None]), -1)
+        frames.append(F.grid_sample(image[None], grid[None], padding_mode="border", align_corners=False)[0])
+    return torch.stack(frames)
+
+
+@mistake("the half pixel not scaled", "the plate drifts")
+def fix_zoom(image, scales):
+    return zoomed(image, scales, lambda k, n, s: (k - n / 2) * s + n / 2 + 0.5)
+
+
+@mistake("no half pixel at all", "shifted by half a pixel, also at scale 1")
+def fix_zoom(image, scales):
+    return zoomed(image, scales, lambda k, n, s: (k - n / 2) * s + n / 2)
+
+
+@mistake("half a pixel twice", "shifted by half a pixel, also at scale 1")
+def fix_zoom(image, scales):
+    return zoomed(image, scales, lambda k, n, s: (k + 0.5 - n / 2) * s + n / 2 + 0.5)
+
+
+@mistake("zooms the other way", "the scale is upside down")
+def fix_zoom(image, scales):
+    return zoomed(image, scales, lambda k, n, s: (k + 0.5 - n / 2) / s + n / 2)
+
+
+@another_way("affine_grid")
+def fix_zoom(image, scales):
+    theta = torch.stack([torch.tensor([[s, 0.0, 0.0], [0.0, s, 0.0]]) for s in scales])
+    many = image.expand(len(scales), -1, -1, -1)
+    grid = F.affine_grid(theta, list(many.shape), align_corners=False)
+    return F.grid_sample(many, grid, padding_mode="border", align_corners=False)
+
+
+# ----------------------------------------------------------------------------------------------- 14. fix_regions
+
+
+def joined_regions(parts, x, level, mean_x0=True, mean_eps=True):
+    total = sum(weight for _, weight in parts)
+    found = [(denoise(x, level), weight) for denoise, weight in parts]
+    return tuple(
+        sum(weight * both[k] for both, weight in found) / (total if mean else 1)
+        for k, mean in ((0, mean_x0), (1, mean_eps))
+    )
+
+
+@mistake("the noise added", "the noise counts twice")
+def fix_regions(parts, x, level):
+    return joined_regions(parts, x, level, mean_eps=False)
+
+
+@mistake("both added", "averaged, not added")
+def fix_regions(parts, x, level):
+    return joined_regions(parts, x, level, mean_x0=False, mean_eps=False)
+
+
+@mistake("swapped", "x0 should be 2")
+def fix_regions(parts, x, level):
+    return joined_regions(parts, x, level)[::-1]
+
+
+@mistake("the last region alone where two overlap", "x0 should be 2")
+def fix_regions(parts, x, level):
+    x0, eps = torch.zeros_like(x), torch.zeros_like(x)
+    for denoise, weight in parts:
+        here = denoise(x, level)
+        x0, eps = (torch.where(weight > 0, new, old) for new, old in zip(here, (x0, eps), strict=True))
+    return x0, eps
+
+
+# --------------------------------------------------------------------------------------------------- 15. own_move
+
+
+def circle(turn, high=0.25):
+    return torch.stack([0.3 * turn.sin(), 0.3 * (1 - turn.cos()), torch.exp(high * (1 - turn.cos()))], 1).float()
+
+
+def at_equal_lengths(curve, frames, last=True):
+    """The points of a closed curve (turn -> windows) at equal displacements."""
+    turn = torch.linspace(0, 2 * math.pi, 20_001, dtype=torch.float64)
+    fine = curve(turn).double()
+    step = fine.diff(dim=0) / fine[1:, 2:] * torch.tensor([1, 1, 6**-0.5], dtype=torch.float64)
+    passed = torch.cat([torch.zeros(1), step.norm(dim=1).cumsum(0)])
+    wanted = torch.arange(frames) / (frames if last else frames - 1) * passed[-1]
+    return fine[torch.searchsorted(passed, wanted.clamp(max=passed[-1]))].float()
+
+
+@mistake("equal steps of the parameter", "equal steps of a parameter are not equal displacements")
+def own_move(frames):
+    return circle(torch.arange(frames) / frames * 2 * math.pi)
+
+
+@mistake("the first frame again at the end", "one step further than the last frame")
+def own_move(frames):
+    return at_equal_lengths(circle, frames, last=False)
+
+
+@mistake("the ring of the lesson", "the scale goes from")
+def own_move(frames):
+    return circle(torch.arange(frames) / frames * 2 * math.pi, high=0)
+
+
+@mistake("not from the picture on", "frame 0 should be the picture")
+def own_move(frames):
+    return at_equal_lengths(circle, frames).roll(5, 0)
+
+
+@mistake("nearer than the picture", "nearer than 1")
+def own_move(frames):
+    return at_equal_lengths(lambda turn: circle(turn, high=-0.25), frames)
+
+
+@mistake("a square with corners", "turns sharply")
+def own_move(frames):
+    def square(turn):
+        side = (turn / (2 * math.pi) * 4).clamp(max=4 - 1e-9)
+        k, t = side.floor(), side - side.floor()
+        x = torch.where(k == 0, t, torch.where(k == 1, 1.0, torch.where(k == 2, 1 - t, 0.0)))
+        y = torch.where(k == 0, 0.0, torch.where(k == 1, t, torch.where(k == 2, 1.0, 1 - t)))
+        return torch.stack([0.6 * x, 0.6 * y, torch.exp(0.25 * (1 - turn.cos()))], 1)
+
+    return at_equal_lengths(square, frames)
+
+
+# ------------------------------------------------------------------------------------------------ 16. fill_the_hole
+
+
+def refill(denoise, z, hole, noise, levels=10, passes=20, fresh_noise=True, upwards=True):
+    """RePaint with room for mistakes."""
+    lams = [-4 + 9 * k / (levels - 1) for k in range(levels)]
+    path = [solutions.Level((1 + math.exp(-2 * a)) ** -0.5, (1 + math.exp(2 * a)) ** -0.5) for a in lams]
+    path.append(solutions.Level(1.0, 0.0))
+    x, one = noise(), noise()
+    for now, then in zip(path, path[1:], strict=False):
+        r = now.alpha / then.alpha
+        fresh = (then.sigma / now.sigma) ** 2 * (now.sigma**2 - (r * then.sigma) ** 2)
+        for u in range(passes):
+            if u and upwards:
+                x = r * x + math.sqrt(1 - r**2) * noise()
+            elif u:
+                x = now.alpha * x + now.sigma * noise()
+            x0, eps = denoise(x, now)
+            inside = then.alpha * x0 + math.sqrt(then.sigma**2 - fresh) * eps + math.sqrt(fresh) * noise()
+            x = torch.where(hole, inside, then.alpha * z + then.sigma * (noise() if fresh_noise else one))
+    return x
+
+
+@mistake("one pass with many levels", "below 1.15 was asked for")
+def fill_the_hole(denoise, z, hole, noise):
+    return refill(denoise, z, hole, noise, levels=200, passes=1)
+
+
+@mistake("too many evaluations", "at most 200 were allowed")
+def fill_the_hole(denoise, z, hole, noise):
+    return refill(denoise, z, hole, noise, levels=15, passes=20)
+
+
+@mistake("NaN given to the denoiser", "denoise was given NaN")
+def fill_the_hole(denoise, z, hole, noise):
+    return denoise(0.6 * z + 0.8 * noise(), solutions.Level(0.6, 0.8))[0]
+
+
+@mistake("the best guess instead of a sample", "they vary too little")
+def fill_the_hole(denoise, z, hole, noise):
+    filled = torch.where(hole, 0.0, z)
+    for _ in range(200):
+        x0, _ = denoise(0.999 * filled, solutions.Level(0.999, math.sqrt(1 - 0.999**2)))
+        filled = torch.where(hole, x0, z)
+    return filled
+
+
+@mistake("the known part not put back at the end", "the known part must be exactly z")
+def fill_the_hole(denoise, z, hole, noise):
+    return fill_rightly(denoise, z, hole, noise) + 1e-3
+
+
+@another_way("twelve levels and sixteen passes")
+def fill_the_hole(denoise, z, hole, noise):
+    return refill(denoise, z, hole, noise, levels=12, passes=16)
