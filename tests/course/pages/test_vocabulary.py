@@ -41,7 +41,7 @@ WORDS = {  # a regular expression, in any letter case: what to write instead
 }
 PATTERN = re.compile("|".join(f"(?P<w{i}>{word})" for i, word in enumerate(WORDS)), re.IGNORECASE)
 INLINE_CODE = re.compile(r"`[^`\n]*`|\]\([^)]*\)")
-NOT_YET = re.compile(r"0[56]_\w+/(?:lesson\.py|exercises/)")  # being rewritten
+NOT_YET = re.compile(r"05_\w+/(?:lesson\.py|exercises/)")  # being rewritten
 TEXTS = [
     path
     for path in [*own_files("*.md"), *SOURCES]
