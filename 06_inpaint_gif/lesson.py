@@ -874,7 +874,7 @@ for name, part in ways.items():
 # ### Five engines
 #
 # All engines have one interface, `engine(image, mask, prompt, seed) -> image`, and are composited in the same way. *Error* is the mean
-# absolute difference from the true picture in the hole, in a range of 2. Nobody can know where a crumb lay, but the colour of the
+# absolute difference from the true picture in the hole, in a range of 2. The place of a crumb cannot be known, but the colour of the
 # table is predictable.
 #
 # **Question:** which engine has the smallest seam, and which the smallest error?
@@ -908,7 +908,7 @@ for name, engine in engines.items():
 # *reflect* puts a second plate onto the table, and *nearest* extends the rim of a plate to the border in stripes. *repaint* draws a
 # dish where there is none. *controlnet* leaves the text-to-image model unchanged and adds a second network that sees the picture with
 # its hole. *repaint* takes four times as many steps as *inpaint*, which the times show (they depend on the machine, their ratio does
-# not). A seam below that of untouched pictures is no merit: *nearest* continues the colours of the edge, which is smoother than
+# not). A seam below that of untouched pictures is no advantage: *nearest* continues the colours of the edge, which is smoother than
 # any real picture.
 #
 # **Question:** the hole is already grey in the known latents. Why does the network get the mask as well?
@@ -953,7 +953,7 @@ show_images(torch.stack(views[6:]), 6, across=titles[6:], width=900)
 #
 # <details><summary>Answer</summary>
 #
-# The picture is the nearest view of the whole path, because a nearer view would need details that nobody drew. So a zoom-in is painted
+# The picture is the nearest view of the whole path, because a nearer view would need details that were not drawn. So a zoom-in is painted
 # backwards, from its last frame, which is the picture, to its first, which shows more of the table.
 # </details>
 #

@@ -263,7 +263,7 @@ def ideal_inpainting(known: Tensor, C: Tensor, hole: Tensor) -> tuple[Tensor, Te
     with the inverse of C in blocks and complete the square; or find the linear function of x_known whose error is
     uncorrelated with x_known.) The test draws pictures and checks both properties.
 
-    known    (B, m) the known pixels of B pictures, in the order in which they stand in the picture
+    known    (B, m) the known pixels of B pictures, in their order in the picture
     C        (n, n) covariance, symmetric and invertible
     hole     (n,) bool, true in the hole; n = m + h
     returns  the mean (B, h), and the covariance (h, h), which is the same for all pictures

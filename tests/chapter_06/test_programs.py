@@ -258,7 +258,7 @@ def test_a_picture_of_ones_own_needs_no_network(tmp_path, command_line):
 def test_a_model_gets_a_language_and_a_guidance_scale_that_it_knows(
     dish_run, sd, english_sd, english_nine, control_run, tmp_path, command_line, monkeypatch
 ):
-    """Of every engine. A vocabulary of Chinese texts gets Chinese."""
+    """Whatever the engine. A vocabulary of Chinese texts gets Chinese."""
     told = []
     for kind in (backends.DiffusersBackend, backends.InpaintBackend, backends.RepaintBackend):
         monkeypatch.setattr(
