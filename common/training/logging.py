@@ -11,9 +11,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.errors import UserError, explain
+from common.io.files import write_json
 from common.io.progress import refresh_interval
 from common.io.tables import read_csv, write_csv
 from common.training.loop import State
+from common.training.optimization import Diverged
 
 BINS = 10  # the noise range in tenths: loss_0 is the loss on nearly clean images, loss_9 on nearly pure noise
 COLUMNS = ["step", "loss", "lr", "grad_norm", "images_per_second", "seconds", *(f"loss_{i}" for i in range(BINS))]
@@ -35,6 +37,9 @@ def logged(states: Iterator[State], out: Path, total: int | None, quiet: bool = 
                     f"cannot write {log.path} ({explain(problem)}); {advice} go on with --resume {out}"
                 ) from problem
             yield state
+    except Diverged as problem:
+        write_json(out / "diverged.json", {"message": str(problem)})
+        raise
     finally:
         if log:
             log.close()  # also ends the line of the progress bar, before an error is printed
@@ -62,6 +67,7 @@ class RunLog:
     def __init__(self, out: Path, first_step: int, total: int | None, quiet: bool):
         self.path = out / "metrics.csv"
         keep_rows_until(self.path, first_step)
+        (out / "diverged.json").unlink(missing_ok=True)  # a resumed run has got past it
         try:
             self.file = open(self.path, "a", newline="", encoding="utf-8")
         except OSError as problem:

@@ -19,15 +19,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from common.random import DROPOUT, BatchRandom, batch_indices, generator
 from common.training.budget import Budget
-from common.training.checkpoint import Stateful, checkpoints, restore, save_checkpoint, snapshot
-from common.training.optimization import (
-    check_finite,
-    learning_rate,
-    make_optimizer,
-    need_memory,
-    power_ema,
-    set_learning_rate,
-)
+from common.training.checkpoint import checkpoints, restore, save_checkpoint, snapshot
+from common.training.optimization import check_finite, learning_rate, make_optimizer, power_ema, set_learning_rate
+from common.training.record import inspect_first_batch
 
 
 # fmt: off
@@ -115,7 +109,7 @@ def steps(
             began = time.perf_counter()
             lr = learning_rate(budget.used(step + 0.5), cfg.lr, cfg.warmup)
             set_learning_rate(optimizer, lr)
-            terms = backward(net, data, loss, cfg, step, accelerator, check_memory=step == first)
+            terms = backward(net, data, loss, cfg, step, accelerator, is_first=step == first)
             norm = float(accelerator.clip_grad_norm_(net.parameters(), cfg.clip))
             mean = float(accelerator.reduce(terms.per_sample.mean(), "mean"))
             check_finite(mean, norm, step + 1, cfg.lr, lambda: checkpoints(cfg.out), accelerator)
@@ -139,7 +133,7 @@ def steps(
 
 
 def backward(
-    net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator, check_memory: bool
+    net: nn.Module, data: Data, loss: Loss, cfg: TrainConfig, step: int, accelerator: Accelerator, is_first: bool
 ) -> LossTerms:
     """Gradients of one step, accumulated over cfg.gradient_accumulation batches, and the loss terms of all of them."""
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
@@ -149,8 +143,8 @@ def backward(
         k = step * cfg.gradient_accumulation + part
         indices = batch_indices(len(data), cfg.batch_size * world, k, cfg.seed).chunk(world)[rank]
         batch = {name: value.to(device) for name, value in data.batch(indices).items()}
-        if check_memory and part == 0 and not isinstance(loss, Stateful):
-            need_memory(net, batch, loss, accelerator)
+        if is_first and part == 0:
+            inspect_first_batch(cfg.out, net, batch, loss, accelerator)
         torch.manual_seed(generator(DROPOUT, cfg.seed, k, rank).initial_seed())  # dropout uses the global generator
         last = part == cfg.gradient_accumulation - 1
         with nullcontext() if last else accelerator.no_sync(net):  # processes exchange gradients once a step

@@ -1,24 +1,30 @@
 """What a run folder holds besides checkpoints, log and model, so that a run can be resumed from this folder alone.
 
 config.json   every setting; paths are absolute, so that it does not matter where the command is typed
-data.json     number and fingerprint of the training images, and of a frozen model where it stays outside the run
-              folder
+data.json     number, fingerprint and colours of the training images, and the fingerprint of a frozen model where it
+              stays outside the run folder
+batch.json    range, mean and standard deviation of the first batch, as the loss got it
+diverged.json the message of a training that stopped because its loss was not finite (common/training/logging.py)
 start/        the weights that the training begins with: an autoencoder, a text encoder, a U-Net
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from common.cli import writable_folder
 from common.data.registry import is_place
 from common.errors import UserError
 from common.io.files import read_json, write_folder, write_json
 from common.io.state_dict import fingerprint
+from common.training.checkpoint import Stateful
 from common.training.flags import RunFlags
+from common.training.optimization import need_memory
 
 Start = TypeVar("Start")
 
@@ -27,7 +33,42 @@ def record_of(images: Tensor, *others: Any) -> dict[str, Any]:
     """The content of data.json. images: (N, C, H, W) pixels;
     others: what belongs to them, such as captions and labels.
     """
-    return {"images": len(images), "fingerprint": fingerprint(images, *others)}
+    return {"images": len(images), "fingerprint": fingerprint(images, *others), "colours": colours(images)}
+
+
+def colours(images: Tensor) -> list[float]:
+    """The mean of each channel over all images, in [-1, 1]. images: (N, C, H, W) uint8"""
+    # in parts, because float64 takes eight times the memory of bytes
+    sums = sum(part.sum((0, 2, 3), dtype=torch.float64) for part in images.split(256))
+    return (sums / (images[:, 0].numel() or 1) / 127.5 - 1).tolist() if len(images) else []
+
+
+def inspect_first_batch(
+    run: Path, net: nn.Module, batch: dict[str, Tensor], loss: Callable[..., Any], accelerator: Accelerator
+) -> None:
+    """Write batch.json, and refuse a batch that is not going to fit into memory."""
+    if accelerator.is_main_process:
+        keep_first_batch(run, batch)
+    if not isinstance(loss, Stateful):
+        need_memory(net, batch, loss, accelerator)
+
+
+def keep_first_batch(run: Path, batch: Mapping[str, Tensor]) -> None:
+    """Write batch.json. batch: what the loss gets, {"image": (B, C, H, W), "label": (B,), ...}
+
+    A wrong range, latents that nobody scaled and swapped channels are plain in four numbers of one batch, whereas a
+    loss curve does not show them. `python -m common.doctor --run FOLDER` reads them.
+    """
+    write_json(run / "batch.json", {name: statistics(value) for name, value in batch.items() if value.numel()})
+
+
+def statistics(value: Tensor) -> dict[str, Any]:
+    """Shape, smallest and largest number, mean and standard deviation; of (B, C, H, W) also the mean by channel."""
+    v = value.detach().cpu().double()
+    known = {"shape": list(v.shape), "min": v.min().item(), "max": v.max().item(), "mean": v.mean().item()}
+    return (
+        known | {"std": v.std(correction=0).item()} | ({"channels": v.mean((0, 2, 3)).tolist()} if v.ndim == 4 else {})
+    )
 
 
 def check_record(flags: RunFlags, record: dict[str, Any]) -> None:
