@@ -1,0 +1,1 @@
+"""`python -m common.claims`: what practitioners say, where, and what this course measured."""
