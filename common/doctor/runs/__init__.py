@@ -1,0 +1,1 @@
+"""What the doctor looks at in a training run, one subject in each module."""
