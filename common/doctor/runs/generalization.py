@@ -78,6 +78,8 @@ def unlike_the_log(loss: float, run: Run) -> Finding | None:
 
 def opened(run: Run, data_dir: Path) -> tuple[TextToImagePipeline, Images, Images]:
     """The model, images that it was trained on, and others. UserError says what is missing."""
+    if not (run.folder / "model" / "unet").is_dir():
+        raise UserError("model/ holds no U-Net, and nothing else denoises")
     pipeline = open_pipeline(run.folder / "model")
     unet = pipeline.unet
     if sum(weight.numel() for weight in unet.parameters()) > LARGEST:

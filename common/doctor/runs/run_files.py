@@ -97,18 +97,14 @@ def cut(path: Path, side: int, gap: int = 2) -> Tensor | None:
     except OSError as problem:
         raise UserError(f"{path} cannot be read ({explain(problem)})") from problem
     _, height, width = pixels.shape
+    step = side + gap
     for factor in range(min(height, width) // (side + 2 * gap), 0, -1):
-        step, inner = side + gap, [(length // factor - gap) % (side + gap) for length in (height, width)]
-        if height % factor or width % factor or any(inner):
-            continue
         small = pixels[:, ::factor, ::factor]
-        down, across = ((length // factor - gap) // step for length in (height, width))
-        images = [
-            small[:, gap + y * step : gap + y * step + side, gap + x * step : gap + x * step + side]
-            for y in range(down)
-            for x in range(across)
-        ]
-        kept = torch.stack(images).float() / 127.5 - 1
-        filled = kept.flatten(1).min(1).values < 1  # the grid's empty places are white
-        return kept[filled] if filled.any() else None
+        lines = [torch.arange(length) % step < gap for length in small.shape[1:]]  # where white lines must be
+        whole = all(length % factor == 0 and (length // factor - gap) % step == 0 for length in (height, width))
+        if whole and (small[:, lines[0]] == 255).all() and (small[:, :, lines[1]] == 255).all():
+            parts = small[:, ~lines[0]][:, :, ~lines[1]].unfold(1, side, side).unfold(2, side, side)  # (3, y, x, S, S)
+            kept = parts.permute(1, 2, 0, 3, 4).flatten(0, 1).float() / 127.5 - 1
+            filled = kept.flatten(1).min(1).values < 1  # the grid's empty places are white
+            return kept[filled] if filled.any() else None
     return None

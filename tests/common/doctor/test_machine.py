@@ -113,11 +113,11 @@ def test_a_hub_that_is_not_asked_or_has_no_address(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "used, cores, busy, status",
-    [(8, 4, 0, WRONG), (4, 4, 60, NOTE), (1, 8, 0, NOTE), (4, 4, 5, FINE), (1, 2, 90, FINE)],
+    "used, cores, logical, busy, status",
+    [(9, 4, 8, 0, WRONG), (4, 4, 8, 60, NOTE), (1, 8, 8, 0, NOTE), (4, 4, 8, 5, FINE), (1, 2, 2, 90, FINE)],
 )
-def test_threads(used, cores, busy, status):
-    assert compute.threads(used, cores, busy).status == status
+def test_threads(used, cores, logical, busy, status):
+    assert compute.threads(used, cores, logical, busy).status == status
 
 
 def test_busy_waiting():

@@ -35,7 +35,10 @@ DIAGNOSES = {  # what is found wrong in a run with each fault, and nothing else
     "wrong-prediction": {"saved model"},
     "collapsed": {"samples"},
 }
-LONG = {"healthy", "healthy-latents", "ignored-labels", "overfit", "wrong-prediction", "dead-class"}
+LONG = {  # faults that show in samples or weights need a network that has learned something
+    "healthy", "healthy-latents", "ignored-labels", "overfit", "wrong-prediction", "dead-class", "tinted", "ema-lag",
+    "collapsed",
+}  # fmt: skip
 SHIPPED = {
     "01_ddpm_mnist": {"data": "mnist-10k"},
     "02_cfg_pokemon": {"data": "creatures", "language": "both"},
@@ -65,7 +68,7 @@ def test_no_false_alarm_on_shipped_models(chapter, tmp_path, monkeypatch):
     """Their trainings are not in the repository, so a run folder is made of the model and the settings alone."""
     monkeypatch.setattr(generalization, "IMAGES", 16)
     shutil.copytree(ROOT / chapter / "pretrained", tmp_path / "model")
-    run = Run(tmp_path, SHIPPED[chapter], [{"loss": "0.2"}] * 100)
+    run = Run(tmp_path, SHIPPED[chapter], [{}] * 100)  # no log is shipped
     found = list(generalization.findings(run, tmp_path))
     assert wrong_subjects(found) == set()
     assert SKIPPED not in {each.status for each in found}
