@@ -4,6 +4,7 @@ A submission is loaded once. Its exercises are checked one after the other, and 
 process, a new process goes on with the next.
 """
 
+import gc
 import importlib
 import os
 import signal
@@ -285,6 +286,8 @@ def answer(connection: socket.socket, control: socket.socket | None) -> None:
             try:
                 if folder not in chapters:
                     chapters[folder] = load_chapter(Path(folder))
+                    prepare(Path(folder))
+                    gc.freeze()  # what stays need not be searched by the garbage collector
             except Exception as problem:
                 channel.send({"broken": f"{type(problem).__name__}: {problem}"})
                 continue

@@ -6,6 +6,7 @@ and other children that judge. A child that holds a submission goes into the jai
 The guest does what the grader asks for: `load` a file, begin an `exercise`, `get` a function of the file.
 """
 
+import gc
 import json
 import os
 import random
@@ -193,6 +194,8 @@ def serve(control: socket.socket, course: Path) -> None:
 
     A request is a JSON object with one socket, that of the new child, or with another connection for requests.
     """
+    gc.collect()
+    gc.freeze()  # children need not search, and so copy, what is there now
     controls, children = [control], dict[int, socket.socket]()
     while controls:
         ready, _, _ = select.select(controls, [], [], 5.0)
