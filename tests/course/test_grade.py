@@ -593,12 +593,13 @@ NASTY = {  # name: (body, word of the message)
     "guess_x0": ("\n    while True: pass", "longer than 10 s"),
     "training_loss": (
         "import os\n"
-        "    open(OUT, 'w').write('{\"points\": 42}')\n"
+        "    try: open(OUT, 'w').write('{\"points\": 42}')\n"
+        "    except OSError: pass\n"
         "    for fd in range(30):\n"
         '        try: os.write(fd, b\'\\n{"message": ""}\\n unfinished\')\n'
         "        except OSError: pass\n"
         "    os._exit(0)",
-        "stopped without an answer",
+        "process that ran it",
     ),
     "reverse_step": (
         "\n    try: input()\n    except EOFError: raise KeyboardInterrupt from None",
