@@ -117,7 +117,7 @@ def navigation() -> list[dict]:
             if file == "lesson.md" or (ROOT / folder / file).exists()
         ]
         chapters.append({title(folder / "README.md"): known})
-    more = ["start", "faq", "programs", "models", "derivations", "glossary", "claims", "budget"]
+    more = ["start", "faq", "debugging", "programs", "models", "derivations", "glossary", "claims", "budget"]
     chinese = [page for page in pages() if page.name.endswith(".zh.md")]
     return [
         {"Home": "README.md"},
