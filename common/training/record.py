@@ -56,7 +56,7 @@ def inspect_first_batch(
 def keep_first_batch(run: Path, batch: Mapping[str, Tensor]) -> None:
     """Write batch.json. batch: what the loss gets, {"image": (B, C, H, W), "label": (B,), ...}
 
-    A wrong range, latents that nobody scaled and swapped channels are plain in four numbers of one batch, whereas a
+    A wrong range, latents that were not scaled and swapped channels are plain in four numbers of one batch, whereas a
     loss curve does not show them. `python -m common.doctor --run FOLDER` reads them.
     """
     write_json(run / "batch.json", {name: statistics(value) for name, value in batch.items() if value.numel()})

@@ -13,7 +13,7 @@ def findings() -> Iterator[Finding]:
 
 
 def hub() -> Finding:
-    """No answer is worth a note where nobody named a mirror; a mirror that somebody named should answer."""
+    """No answer is worth a note if no mirror is named; a mirror that is named should answer."""
     try:
         address = endpoint()
     except UserError as problem:

@@ -68,7 +68,7 @@ def trend(run: Run, loss: np.ndarray) -> Finding:
     """Compare the first steps, the highest stretch and the end."""
     means = np.convolve(loss, np.ones(FIRST) / FIRST, "valid")
     first, worst, last = means[0], means.max(), loss[-max(FIRST, len(loss) // 20) :].mean()
-    # neighbouring steps differ by chance alone; the median of a normal variable's distance from 0 is 0.67 deviations
+    # neighbouring steps differ by chance alone; the median of a normal variable's distance from 0 is 0.67 standard deviations
     error = np.median(np.abs(np.diff(loss))) / 0.6745 / 2**0.5 / FIRST**0.5
     lr = run.settings.get("lr")
     rate = f" (it was {lr:g})" if isinstance(lr, float) else ""

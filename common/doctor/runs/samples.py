@@ -11,7 +11,7 @@ from common.doctor.runs.run_files import SHORT, Run
 DARK = 0.2  # difference of mean brightness, in units of [-1, 1], whose width is 2
 TINT = 0.15  # difference of one channel from what all three have in common
 NOISE = 0.1  # correlation of neighbouring pixels: 0 for noise, 0.35 for 8x8 digits, 0.8 for 28x28
-ALIKE = 0.05  # mean deviation of a pixel over the samples: 0.3 to 0.4 for digits
+ALIKE = 0.05  # mean standard deviation of a pixel over the samples: 0.3 to 0.4 for digits
 COLOURS = ("red", "green", "blue")
 
 
@@ -28,7 +28,7 @@ def findings(run: Run) -> Iterator[Finding]:
     if spread < ALIKE:
         yield wrong(
             "samples",
-            f"all are alike (a pixel's deviation over them is {spread:.3f})",
+            f"all are alike (a pixel's standard deviation over them is {spread:.3f})",
             "give every sample noise of its own; if it has, look for a data set with one image, or a diverged training",
         )
         return

@@ -48,7 +48,7 @@ def pixels(image: dict[str, Any]) -> Finding:
 
 
 def latents(mean: dict[str, Any], std: dict[str, Any] | None) -> Finding:
-    """Latents of unit variance. std: the posterior's deviation, whose variance adds to that of its mean."""
+    """Latents of unit variance. std: the posterior's standard deviation, whose variance adds to that of its mean."""
     noise = std["mean"] ** 2 + std["std"] ** 2 if std else 0.0
     whole = (mean["std"] ** 2 + noise) ** 0.5
     low, high = LATENT_STD
