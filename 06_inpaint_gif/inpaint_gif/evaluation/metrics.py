@@ -103,8 +103,8 @@ class DriftMetrics(NamedTuple):
     untouched  the same for the true scenes: the table may look different farther from the plate
     ratio      mean of all painted ones / mean of all untouched ones; 1 is as in true scenes. Less is no advantage: a fill
                that repeats known pixels is nearer to them than the truth is
-    step       the same ratio of compositing.tint_step, the change of the mean colour across the edges of the holes.
-               Above 1, nested rectangles are seen
+    step       the same ratio of compositing.tint_step, the change of the mean colour across the edges of the holes. A
+               step that follows a whole edge is seen as a rectangle, also at 1
     """
 
     painted: list[float]
