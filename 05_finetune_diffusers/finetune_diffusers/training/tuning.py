@@ -254,6 +254,6 @@ def card_of(
     settings, first = vars(run.args), next(iter(results.values()))
     base, file = public_name(run.args.model), first.name if first.is_file() else None
     use = usage(kind, type(run.pipe).__name__, run.args.push_to_hub, base, evaluator.prompts[0], file)
-    data = settings.get("data") or settings.get("subject") or "a drawn creature"
+    data = settings.get("data") or settings.get("subject") or "the drawn subject"
     facts = CardFacts(base, kind, use, Path(str(data)).name, shown_settings(settings), evaluator.table(), prompt)
     return model_card(facts, "before_after.png")
