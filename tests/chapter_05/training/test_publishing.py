@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import yaml
 from accelerate.utils import LoggerType
+from huggingface_hub import ModelCard
 
 from common.errors import UserError
 from finetune_diffusers.training import publishing
@@ -89,9 +89,9 @@ def test_a_finished_run_is_published_with_a_model_card(adapted, hub, tmp_path):
     assert hub.created == ["me/it"] and hub.tokens == {"Bearer hf_secret"}
     assert set(hub.files) == {"README.md", "before_after.png", "creatures-woodcut.safetensors"}
     assert hub.files["creatures-woodcut.safetensors"] == (run / "creatures-woodcut.safetensors").read_bytes()
-    _, header, text = hub.files["README.md"].decode().split("---", 2)
-    metadata = yaml.safe_load(header)
-    assert metadata["library_name"] == "diffusers" and set(metadata["tags"]) >= {"lora", "text-to-image"}
+    card = ModelCard(hub.files["README.md"].decode())
+    text = card.text
+    assert card.data.library_name == "diffusers" and set(card.data.tags) >= {"lora", "text-to-image"}
     assert 'pipe.load_lora_weights("me/it", weight_name="creatures-woodcut.safetensors")' in text
     assert "denoising error of test images" in text and "- rank: 4" in text and "before_after.png" in text
     assert str(adapted.parent) not in text  # no path of this machine
