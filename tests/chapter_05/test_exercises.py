@@ -121,9 +121,9 @@ def test_the_prior_loss_is_twice_the_mean_over_dreambooths_pairs():
         return CaptionedLatents(
             torch.zeros(n, 1, 1, 1),
             torch.zeros(n, 1, 1, 1),
-            torch.zeros(1, 1, 1),
+            {"text": torch.zeros(1, 1, 1)},
             torch.zeros(n, dtype=torch.long),
-            torch.zeros(1, 1),
+            {"text": torch.zeros(1, 1)},
         )
 
     weight = PriorPairs(some(3), some(5), prior=0.7).batch(torch.arange(6))["weight"]
