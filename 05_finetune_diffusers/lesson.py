@@ -1031,8 +1031,8 @@ for name, images in (marks | {name: rows[name] for name in ("without", "scale 0.
 # %% [markdown]
 # We train with half of the captions dropped, so that the network has a reason to use the lines and not only the words. The **F1** of edges is 1 if all edges are where they were wanted and there are no others. The first two printed F1 values are the references: an image that knows nothing of the lines, and the best that the latents can represent.
 #
-# Now compare *without* and *scale 1*, with their intervals. They agree, so this training has **not** taught the network to follow lines yet, and the loss has hardly moved. This is typical: the zero convolutions must grow first, and only then does the copied encoder get a useful gradient. Zhang et al. call it *sudden convergence*, and for Stable Diffusion it takes some thousand steps. A rise of the
-# F1 needs the longer training of `controlnet.py` (900 steps of 16 images), which [RESULTS.md](RESULTS.md) measures with its interval. The program also reads other conditions (depth, poses, Canny edges) from a column `conditioning_image`.
+# Now compare *without* and *scale 1*, with their intervals. They agree, so after these few steps the network does **not** follow the lines yet, and the loss has hardly moved. The convolutions start at zero, so the copied encoder gets a small gradient at first. Zhang et al. report for Stable Diffusion that a ControlNet follows its condition suddenly, after some thousand steps (*sudden convergence*). A few hundred steps of our small model can neither
+# confirm this nor refute it. The longer training of `controlnet.py` (900 steps of 16 images) does raise the F1: [RESULTS.md](RESULTS.md) has the measurement and its interval. The program also reads other conditions (depth, poses, Canny edges) from a column `conditioning_image`.
 #
 # ## 12 · Files: in which form models are passed around
 #

@@ -149,6 +149,6 @@ def version() -> str:
     """The course's version: its git commit, or the number of its release."""
     try:
         call = ["git", "-C", str(COURSE), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(call, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return importlib.metadata.version("diffusion-course")

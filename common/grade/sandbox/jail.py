@@ -73,10 +73,10 @@ def isolate(course: Path) -> list[str]:
     c = libc()
     if c.unshare(spaces | NEWUSER) == 0:
         with suppress(OSError):
-            Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+            Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
         with suppress(OSError):
-            Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+            Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
     elif c.unshare(spaces) != 0:
         missing = become_nobody()
         c.prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -203,7 +203,7 @@ def address_space() -> int:
     """Bytes of addresses that this process has mapped."""
     if not SIZE[0]:
         with suppress(OSError, ValueError, IndexError):
-            SIZE[0] = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            SIZE[0] = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     return SIZE[0] or 6000 * MEGABYTE
 
 
