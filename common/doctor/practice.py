@@ -171,4 +171,4 @@ def practise(name: str, run: Path, steps: int = 120, seed: int = 0) -> None:
 
 def images_std(images: Images) -> float:
     """Standard deviation of all pixels, in the units of [-1, 1]."""
-    return float(images.pixels.double().std() / 127.5)
+    return float(images.pixels.cpu().double().std() / 127.5)

@@ -208,7 +208,7 @@ def number(got: object, what: str = "one number") -> Tensor:
     assert got is not None, f"{what} was expected here, not None: is a `return` missing?"
     if isinstance(got, Tensor):
         assert got.numel() == 1, f"{what} was expected here, not a tensor of the shape {tuple(got.shape)}"
-        return got.detach().double().reshape(())
+        return got.detach().cpu().double().reshape(())
     try:
         return torch.tensor(float(got), dtype=torch.float64)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -144,7 +144,7 @@ def backward(
         indices = batch_indices(len(data), cfg.batch_size * world, k, cfg.seed).chunk(world)[rank]
         batch = {name: value.to(device) for name, value in data.batch(indices).items()}
         if is_first and part == 0:
-            inspect_first_batch(cfg.out, net, batch, loss, accelerator)
+            inspect_first_batch(cfg.out if step == 0 else None, net, batch, loss, accelerator)
         torch.manual_seed(generator(DROPOUT, cfg.seed, k, rank).initial_seed())  # dropout uses the global generator
         last = part == cfg.gradient_accumulation - 1
         with nullcontext() if last else accelerator.no_sync(net):  # processes exchange gradients once a step

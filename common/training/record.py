@@ -44,10 +44,12 @@ def colours(images: Tensor) -> list[float]:
 
 
 def inspect_first_batch(
-    run: Path, net: nn.Module, batch: dict[str, Tensor], loss: Callable[..., Any], accelerator: Accelerator
+    run: Path | None, net: nn.Module, batch: dict[str, Tensor], loss: Callable[..., Any], accelerator: Accelerator
 ) -> None:
-    """Write batch.json, and refuse a batch that is not going to fit into memory."""
-    if accelerator.is_main_process:
+    """Write batch.json, and refuse a batch that is not going to fit into memory.
+    run: None where a run is resumed, because its folder has the file, which describes the first batch of all
+    """
+    if run and accelerator.is_main_process:
         keep_first_batch(run, batch)
     if not isinstance(loss, Stateful):
         need_memory(net, batch, loss, accelerator)

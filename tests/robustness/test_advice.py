@@ -23,7 +23,7 @@ def trees(folder: Path) -> dict[Path, ast.Module]:
 
 @cache
 def flags(folder: Path) -> set[str]:
-    """The names of all fields of all classes, which the flags are made from."""
+    """The names of all fields of all classes, which the flags are made from, and those given to tyro.conf.arg."""
     fields = {
         node.target.id
         for tree in trees(folder).values()
@@ -32,7 +32,15 @@ def flags(folder: Path) -> set[str]:
         for node in cls.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-    return {name.replace("_", "-") for name in fields}
+    given = {
+        keyword.value.value
+        for tree in trees(folder).values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "arg"
+        for keyword in node.keywords
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
+    }
+    return {name.replace("_", "-") for name in fields} | given
 
 
 def advised(folder: Path) -> set[tuple[str, str, str]]:

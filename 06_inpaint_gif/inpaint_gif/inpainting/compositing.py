@@ -85,7 +85,7 @@ def levelled(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
     rows, columns = nearest_known(mask)
     outside, inside = mean_nearby(original, known, 1.5), mean_nearby(painted, 1 - known, 1.5)
     jump = outside[:, rows[y, x], columns[y, x]] - inside[:, y, x]  # (C, P)
-    places = torch.stack([y, x], 1).double()
+    places = torch.stack([y, x], 1).cpu().double()
     step = -(-len(places) // EDGE_PIXELS)  # of a large picture, some pixels of the edge are enough
     weight = torch.exp(-torch.cdist(places, places[::step]).square() / (2 * spread**2))  # (P, P / step)
     tint = torch.stack([weighted_median(each, weight) for each in jump[:, ::step]])  # (C, P)

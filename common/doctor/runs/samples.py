@@ -47,7 +47,7 @@ def colours(x: Tensor, real: Sequence[float] | None) -> Iterator[Finding]:
     if not real or len(real) not in (1, 3):
         yield skipped("colours", "data.json holds no colours of the training images")
         return
-    apart = x.mean((0, 2, 3)).double() - torch.tensor(real, dtype=torch.float64).expand(3)  # (3,)
+    apart = x.mean((0, 2, 3)).cpu().double() - torch.tensor(real, dtype=torch.float64).expand(3)  # (3,)
     whole = float(apart.mean())
     tint = apart - apart.mean()
     most = int(tint.abs().argmax())

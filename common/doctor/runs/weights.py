@@ -48,8 +48,8 @@ def average(saved: dict[str, Any]) -> Finding:
 def relative_distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """|one - other| / |other| over all tensors of floats."""
     names = [name for name, value in other.items() if value.is_floating_point()]
-    apart = sum(float((one[name].double() - other[name].double()).square().sum()) for name in names)
-    size = sum(float(other[name].double().square().sum()) for name in names)
+    apart = sum(float((one[name].cpu().double() - other[name].cpu().double()).square().sum()) for name in names)
+    size = sum(float(other[name].cpu().double().square().sum()) for name in names)
     return (apart / size) ** 0.5 if size else 0.0
 
 

@@ -67,6 +67,7 @@ VALID: dict[str, dict[str, list[str]]] = {
     "06_inpaint_gif/evaluate_gif.py": CPU | CLIP | {"--dish": ["IN/dish"], "--only": ["holes"], "--engines": ["reflect"], "--n": ["1"], "--frames": ["3"], "--sampler": ["ddim:1"], "--out": ["a.json"]},
     "common/evaluate/__main__.py": CPU | {"": ["IN/samples.npy"], "--data": ["digits"], "--json": ["a.json"]},
     "common/grade/__main__.py": {"": ["01"], "--submission": ["IN/answers.py"], "--seconds": ["5"], "--json": ["a.json"]},
+    "common/handout.py": {"--chapters": ["1"], "--out": ["out"]},
     "common/grade/show_exercises.py": {"": ["01"], "--submission": ["IN/answers.py"], "--out": ["a.png"]},
     "common/data/export_folder.py": {"": ["creatures", "out"], "--n": ["4"], "--size": ["16"]},
     "common/data/export_lmdb.py": {"": ["IN/set", "a.lmdb"], "--size": ["8"]},
@@ -76,6 +77,7 @@ VALID: dict[str, dict[str, list[str]]] = {
 # Valid calls of these take minutes, or change the course itself: they get only what must be refused at once.
 REFUSALS = {
     "common/evaluate/train_creature_classifier.py": {}, "common/evaluate/train_digit_classifier.py": {}, "common/grade/notebook.py": {"": ["check", "01"]}, "common/grade/strip_solutions.py": {"": ["01"]},
+    "04_latent_sd/exercises/illusions.py": {}, "common/claims/__main__.py": {}, "common/doctor/__main__.py": {},
     "bench/busy.py": {}, "bench/quality_at_time.py": {}, "bench/sampler_overhead.py": {}, "bench/sampling_time.py": {}, "bench/step.py": {},
 }  # fmt: skip
 READS = (
@@ -201,7 +203,8 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
     flags = {key: list(value) for key, value in (VALID.get(program) or REFUSALS[program]).items()}
     hints, must, why = get_type_hints(args_type, include_extras=True), False, []
     for field in rng.sample(fields(args_type), min(len(fields(args_type)), 1 + (rng.random() < 0.2))):
-        valid = flags.get("--" + field.name.replace("_", "-"), flags.get("", []))[:1]
+        name = flag_of(field.name, hints[field.name])
+        valid = flags.get(name, flags.get("", []))[:1]
         values, bad = mutation(
             rng,
             field,
@@ -209,7 +212,6 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
             related(program, field.name, valid, hostile) if rng.random() < 0.6 else hostile,
         )
         must |= bad and (bool(values) or Positional not in marks(hints[field.name]))
-        name = "--" + field.name.replace("_", "-")
         positional = Positional in marks(hints[field.name]) or any(
             "Positional" in repr(mark) for mark in marks(hints[field.name])
         )
@@ -240,6 +242,12 @@ def make(rng: random.Random, program: str, args_type: Any, hostile: list[str]) -
     words = [word for name, values in flags.items() if name for word in (name, *values)]
     out = (flags.get("--out") or flags.get("--json") or [""])[0]
     return Call(program, tuple([*flags.get("", []), *words]), must, out, "; ".join(why))
+
+
+def flag_of(name: str, hint: Any) -> str:
+    """The flag of a field: its name, or that given to tyro.conf.arg."""
+    given = [mark.name for mark in marks(hint) if isinstance(getattr(mark, "name", None), str)]
+    return "--" + (given or [name.replace("_", "-")])[0]
 
 
 def related(program: str, name: str, valid: list[str], hostile: list[str]) -> list[str]:
