@@ -13,11 +13,10 @@ from importlib.metadata import packages_distributions
 import pytest
 
 from helpers.programs import ROOT
+from helpers.source import own_files
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SOURCES = [
-    path for path in sorted(ROOT.rglob("*.py")) if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts)
-]
+SOURCES = own_files("*.py")
 OWN = (
     {path.stem for path in SOURCES}
     | {path.parent.name for path in SOURCES}
@@ -80,6 +79,12 @@ def third_party() -> set[str]:
     missing = {name for name in names if name not in distributions}
     assert not missing, f"imported, but not installed: {missing}"
     return {normal(distributions[name][0]) for name in names}
+
+
+def test_an_installation_holds_every_package_of_common():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES if path.relative_to(ROOT).parts[0] == "common"}
+    assert sorted(packages) == sorted(".".join(folder.parts) for folder in folders)
 
 
 def test_no_direct_dependency_is_missing(third_party):
