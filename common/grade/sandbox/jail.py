@@ -128,6 +128,8 @@ def build_root(c: ctypes.CDLL, course: Path) -> None:
     mount("none", "/", None, REC | PRIVATE)
     root = "/proc"  # its files are not needed any more, and it exists on every Linux
     mount("none", root, "tmpfs", NOSUID | NODEV, "size=1m,mode=755")
+    os.makedirs(root + SCRATCH)  # before the folders of Python, which may lie in it
+    mount("none", root + SCRATCH, "tmpfs", NOSUID | NODEV | NOEXEC, "size=64m,mode=777")
     hidden = str(course)
     inside = []  # a virtual environment within the course
     for path in needed_paths():
@@ -144,8 +146,6 @@ def build_root(c: ctypes.CDLL, course: Path) -> None:
         bind(path)
     for name in ("null", "zero", "urandom", "random"):
         bind(f"/dev/{name}")
-    os.makedirs(root + SCRATCH, exist_ok=True)
-    mount("none", root + SCRATCH, "tmpfs", NOSUID | NODEV | NOEXEC, "size=64m,mode=777")
     os.chdir(root)
     must(c.syscall(CALLS[platform.machine()][5], b".", b"."))
     must(c.umount2(b".", DETACH))
