@@ -1769,7 +1769,7 @@ right.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# **Right:** with `eps` and no weight, an error of the image counts thousands of times more at little noise than at much. With
+# **Right:** with `eps` and no weight, an error of the image counts millions of times more at little noise than at much. With
 # `x0` all levels count alike. P2 and min-SNR follow `eps` where there is much noise and flatten where there is little, so that
 # nearly clean levels do not dominate. A weight is the same kind of choice as the prediction and the schedule: all three decide
 # which noise levels count.

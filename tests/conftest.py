@@ -1,11 +1,28 @@
 """Fixtures of all tests: a program called as on the command line, and one tiny model trained once."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from helpers.programs import TINY, TRAIN, load_program, run_main
+
+# the tests that take longest, longest first; whatever else is tested then fills both processes to the end
+LONGEST = ["test_lesson_runs", "course/test_grade.py", "chapter_05", "chapter_06", "robustness", "grading"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, tests that share fixtures go to the same process, and the longest start first."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent)
+        group = item.nodeid if "test_lesson_runs" in item.nodeid else path.parts[0]
+        if group in ("common", "course", "robustness", "demo"):  # no fixtures in common
+            group = path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group.replace("/", ".")))
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are t
     "ipykernel": "the kernel that executes the lessons",
     "jupyterlab": "opens the lessons",
     "mypy": "checks the types",
+    "pytest-xdist": "runs all tests in two processes",
     "ruff": "checks the code",
     "six": "needed by cn_clip, which is installed without its dependencies",
     "tensorboard": "behind torch.utils.tensorboard",
