@@ -2,9 +2,11 @@
 
 import io
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +18,11 @@ from common.errors import UserError
 from common.io.files import write_atomically
 from common.io.pixels import to_bytes
 from common.io.tables import read_csv
+
+FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"  # fonts/README.md
+FONT_NAME = "Noto Sans SC Course"
+CHINESE = r"\u2e80-\u9fff\uff00-\uffef"  # characters, punctuation, letters as wide as a character
+RUN = re.compile(f"[{CHINESE}]+|[^{CHINESE}]+")
 
 if TYPE_CHECKING:  # loading matplotlib takes half a second, which programs without plots should not wait for
     from matplotlib.figure import Figure
@@ -51,25 +58,94 @@ def labelled_grid(
     scale         pixels of the picture for each pixel of an image
     points        height of the letters in pixels
     """
-    from matplotlib.font_manager import findfont  # DejaVu Sans, which has Greek letters and subscripts
-
-    font = ImageFont.truetype(findfont("DejaVu Sans"), points)
     body = grid(images, columns, gap=gap)
     body = body.resize((body.width * scale, body.height * scale), Image.Resampling.NEAREST)
-    ruler = ImageDraw.Draw(body)
-    boxes = [[ruler.multiline_textbbox((0, 0), text, font) for text in labels] for labels in (across, down)]
-    top = max([points // 2 + math.ceil(box[3]) for box in boxes[0]], default=0)
-    left = max([points + math.ceil(box[2]) for box in boxes[1]], default=0)
+    sizes = [[label_size(text, points) for text in labels] for labels in (across, down)]
+    top = max([points // 2 + math.ceil(height) for _, height in sizes[0]], default=0)
+    left = max([points + math.ceil(width) for width, _ in sizes[1]], default=0)
     picture = Image.new("RGB", (left + body.width, top + body.height), "white")
     picture.paste(body, (left, top))
     draw, cell = ImageDraw.Draw(picture), [scale * (length + gap) for length in (images.shape[-1], images.shape[-2])]
     for i, text in enumerate(across):
         centre = left + scale * gap / 2 + (i + 0.5) * cell[0]
-        draw.multiline_text((centre, top), text, "black", font, anchor="md", align="center")
+        draw_label(draw, (centre, top), text, "md", points)
     for i, text in enumerate(down):
         middle = top + scale * gap / 2 + (i + 0.5) * cell[1]
-        draw.multiline_text((left - points // 2, middle), text, "black", font, anchor="rm", align="right")
+        draw_label(draw, (left - points // 2, middle), text, "rm", points)
     return picture
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+_language = "en"
+
+
+def label_language(language: Literal["en", "zh"]) -> None:
+    """The language of the words in figures from here on. For Chinese, matplotlib gets the font that comes with the
+    course.
+    """
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    global _language
+    _language = language
+    family = matplotlib.rcParamsDefault["font.family"]
+    if language == "zh":
+        if FONT_NAME not in {font.name for font in fontManager.ttflist}:
+            fontManager.addfont(FONT)
+            fontManager.ttflist.append(replace(fontManager.ttflist[-1], weight=700))  # bold has the same letters
+        family = [FONT_NAME, "DejaVu Sans"]  # the second has what the first lacks, such as subscripts
+    matplotlib.rcParams["font.family"] = family
+
+
+def words(english: str, chinese: str) -> str:
+    """The words of a figure in the language of `label_language`."""
+    return chinese if _language == "zh" else english
+
+
+def _fonts(points: int) -> tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
+    """For Latin and Greek letters and subscripts, and for Chinese."""
+    from matplotlib.font_manager import findfont
+
+    return ImageFont.truetype(findfont("DejaVu Sans"), points), ImageFont.truetype(FONT, points + 1)
+
+
+def _runs(text: str, points: int) -> list[list[tuple[str, ImageFont.FreeTypeFont, float]]]:
+    """The lines of a label, each in pieces of one font: (piece, font, width)."""
+    latin, chinese = _fonts(points)
+    lines = []
+    for line in text.split("\n"):
+        pieces = [(piece, chinese if re.match(f"[{CHINESE}]", piece) else latin) for piece in RUN.findall(line)]
+        lines.append([(piece, font, font.getlength(piece)) for piece, font in pieces])
+    return lines
+
+
+def label_size(text: str, points: int) -> tuple[float, float]:
+    """Width and height of a label in pixels, as `draw_label` draws it."""
+    if not re.search(f"[{CHINESE}]", text):
+        box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, _fonts(points)[0])
+        return box[2], box[3]
+    lines = _runs(text, points)
+    return max(sum(width for *_, width in line) for line in lines), len(lines) * (points + 5)
+
+
+def draw_label(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: Literal["md", "rm"], points: int
+) -> None:
+    """Draw the lines of a label, centred, with Chinese characters in a font that has them.
+
+    place, anchor  "md": the middle of the lower edge is at this place; "rm": the middle of the right edge
+    """
+    if not re.search(f"[{CHINESE}]", text):
+        draw.multiline_text(place, text, "black", _fonts(points)[0], anchor=anchor, align="center")
+        return
+    (width, height), (x, y) = label_size(text, points), place
+    x, y = (x - width / 2, y - height) if anchor == "md" else (x - width, y - height / 2)
+    for i, line in enumerate(_runs(text, points)):
+        left = x + (width - sum(piece_width for *_, piece_width in line)) / 2
+        for piece, font, piece_width in line:
+            draw.text((left, y + i * (points + 5) + points), piece, "black", font, anchor="ls")
+            left += piece_width
 
 
 def picture_format(path: Path) -> str:

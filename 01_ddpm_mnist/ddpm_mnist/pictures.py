@@ -57,7 +57,7 @@ def show_arrows(axis: Axes, places: Tensor, arrows: Tensor, reach: float) -> Non
     field = axis.quiver(
         *places.T, *drawn.T, length[:, 0], angles="xy", scale_units="xy", scale=1, width=0.006, cmap="viridis_r"
     )
-    plt.colorbar(field, ax=axis, shrink=0.75, label="length of the arrow")
+    plt.colorbar(field, ax=axis, shrink=0.75, label=viz.words("length of the arrow", "箭头的长度"))
 
 
 # ------------------------------------------------------------------------------------------------------------ diagrams
@@ -81,8 +81,8 @@ def show_chain(images: Tensor, names: Sequence[str]) -> None:
             before, after = names[i].strip("$"), names[i + 1].strip("$")
             axis.text(2 * i + 1.5, 1.02, f"$p_\\theta({after}\\,|\\,{before})$", ha="center", color="C0")
             axis.text(2 * i + 1.5, -0.02, f"$q({before}\\,|\\,{after})$", ha="center", va="top", color="C3")
-    axis.text(0, 1.28, "reverse process, learned", color="C0", fontsize=12)
-    axis.text(0, -0.62, "forward process, fixed", color="C3", fontsize=12)
+    axis.text(0, 1.28, viz.words("reverse process, learned", "反向过程：学习得到"), color="C0", fontsize=12)
+    axis.text(0, -0.62, viz.words("forward process, fixed", "前向过程：事先给定"), color="C3", fontsize=12)
     axis.set(xlim=(-0.1, 2 * n - 0.9), ylim=(-0.75, 1.5), aspect="equal")
     axis.axis("off")
     plt.show()
@@ -99,15 +99,12 @@ def show_resblock() -> None:
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
         axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0})
 
-    row = [
-        (0.9, 1.5, "GroupNorm\nSiLU", "#dce9f5"),
-        (2.8, 1.3, "3×3 conv", "#f7e3c8"),
-        (4.5, 1.5, "GroupNorm", "#dce9f5"),
-    ]
+    conv = viz.words("3×3 conv", "3×3 卷积")
+    row = [(0.9, 1.5, "GroupNorm\nSiLU", "#dce9f5"), (2.8, 1.3, conv, "#f7e3c8"), (4.5, 1.5, "GroupNorm", "#dce9f5")]
     row += [
-        (6.4, 1.9, "× (1 + scale)\n+ shift", "#d8efd8"),
+        (6.4, 1.9, viz.words("× (1 + scale)\n+ shift", "×（1 + 缩放）\n+ 平移"), "#d8efd8"),
         (8.7, 0.9, "SiLU", "#dce9f5"),
-        (10.0, 1.3, "3×3 conv", "#f7e3c8"),
+        (10.0, 1.3, conv, "#f7e3c8"),
     ]
     for x, width, text, colour in row:
         box(x, 1.0, width, text, colour)
@@ -119,23 +116,41 @@ def show_resblock() -> None:
     axis.add_patch(plt.Circle((12.0, 1.0), 0.25, facecolor="white", edgecolor="black"))
     axis.text(12.0, 1.0, "+", ha="center", va="center", fontsize=14)
     arrow((12.25, 1.0), (12.7, 1.0))
-    axis.text(12.75, 1.0, "output\n(B, C', H, W)", ha="left", va="center", fontsize=10)
+    axis.text(
+        12.75, 1.0, viz.words("output\n(B, C', H, W)", "输出\n(B, C', H, W)"), ha="left", va="center", fontsize=10
+    )
     axis.plot([0.7, 0.7, 4.0], [1.0, 2.1, 2.1], color="0.3", linewidth=1)
-    box(4.0, 2.1, 4.2, "shortcut: identity, or 1×1 conv if C ≠ C'", "#eeeeee")
+    box(
+        4.0,
+        2.1,
+        4.2,
+        viz.words("shortcut: identity, or 1×1 conv if C ≠ C'", "捷径：恒等映射；C ≠ C' 时为 1×1 卷积"),
+        "#eeeeee",
+    )
     axis.plot([8.2, 12.0], [2.1, 2.1], color="0.3", linewidth=1)
     arrow((12.0, 2.1), (12.0, 1.25))
-    steps = [(0.4, 1.8, "waves of $t$", "#f2dede"), (2.7, 1.9, "MLP\n(once per network)", "#f2dede")]
-    steps += [(5.1, 2.1, "SiLU, Linear\n(in each block)", "#d8efd8")]
+    steps = [
+        (0.4, 1.8, viz.words("waves of $t$", "$t$ 的正弦波"), "#f2dede"),
+        (2.7, 1.9, viz.words("MLP\n(once per network)", "MLP\n（全网络一次）"), "#f2dede"),
+    ]
+    steps += [(5.1, 2.1, viz.words("SiLU, Linear\n(in each block)", "SiLU，线性层\n（每块一次）"), "#d8efd8")]
     for x, width, text, colour in steps:
         box(x, -0.35, width, text, colour)
     axis.text(-0.1, -0.35, "$t$", ha="center", va="center", fontsize=12)
     arrow((0.05, -0.35), (0.4, -0.35))
     arrow((2.2, -0.35), (2.7, -0.35))
     arrow((4.6, -0.35), (5.1, -0.35))
-    axis.text(3.65, -0.98, "+ embedding of the label", ha="center", va="center", fontsize=9)
+    axis.text(3.65, -0.98, viz.words("+ embedding of the label", "+ 标签的嵌入"), ha="center", va="center", fontsize=9)
     axis.plot([7.2, 7.35], [-0.35, -0.35], color="0.3", linewidth=1)
     arrow((7.35, -0.35), (7.35, 0.68))
-    axis.text(7.5, 0.2, "scale, shift: (B, C', 1, 1) each", ha="left", va="center", fontsize=9)
+    axis.text(
+        7.5,
+        0.2,
+        viz.words("scale, shift: (B, C', 1, 1) each", "缩放、平移：各 (B, C', 1, 1)"),
+        ha="left",
+        va="center",
+        fontsize=9,
+    )
     axis.set(xlim=(-0.7, 14.0), ylim=(-1.2, 2.6), aspect="equal")
     axis.axis("off")
     plt.show()

@@ -47,24 +47,39 @@ def show_attention_shapes(N: int, C: int, M: int, D: int, heads: int) -> None:
         axis.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.08, text, ha="center", va="bottom", fontsize=9)
 
     pixels, text, mixed = "#cfe3f5", "#fbdcb8", "#d7ecd0"
-    box(0, 3.6, wide, high, "pixels", f"N × C = {N} × {C}", pixels)
-    box(0, 0.95, wide, low, "text", f"M × D = {M} × {D}", text)
+    box(0, 3.6, wide, high, viz.words("pixels", "像素"), f"N × C = {N} × {C}", pixels)
+    box(0, 0.95, wide, low, viz.words("text", "文本"), f"M × D = {M} × {D}", text)
     box(2.3, 3.6, narrow, high, "$Q$", f"N × d = {N} × {d}", pixels)
     box(2.3, 1.75, narrow, low, "$K$", f"M × d = {M} × {d}", text)
     box(2.3, 0.15, narrow, low, "$V$", f"M × d = {M} × {d}", text)
     box(5.3, 2.6, low, high, "$A$", f"N × M = {N} × {M}", mixed)
     box(7.9, 1.6, narrow, high, "$A\\,V$", f"N × d = {N} × {d}", mixed)
-    box(10.2, 1.6, wide, high, "result", f"N × C = {N} × {C}", pixels)
+    box(10.2, 1.6, wide, high, viz.words("result", "结果"), f"N × C = {N} × {C}", pixels)
     arrow(wide, 4.6, 2.3, 4.6, "$W_q$")
     arrow(wide, 1.75, 2.3, 2.3, "$W_k$")
     arrow(wide, 1.25, 2.3, 0.7, "$W_v$")
     arrow(2.3 + narrow, 4.6, 5.3, 4.1)
     arrow(2.3 + narrow, 2.3, 5.3, 3.1)
-    axis.text(4.1, 3.55, "softmax over tokens\nof $Q K^\\top / \\sqrt{d}$", ha="center", va="center", fontsize=9)
+    axis.text(
+        4.1,
+        3.55,
+        viz.words("softmax over tokens\nof $Q K^\\top / \\sqrt{d}$", "对词元做 softmax：\n$Q K^\\top / \\sqrt{d}$"),
+        ha="center",
+        va="center",
+        fontsize=9,
+    )
     arrow(5.3 + low, 3.4, 7.9, 2.9)
-    axis.text(7.3, 3.55, "weighted mean\nof the values", ha="center", va="center", fontsize=9)
+    axis.text(
+        7.3, 3.55, viz.words("weighted mean\nof the values", "值的\n加权平均"), ha="center", va="center", fontsize=9
+    )
     arrow(2.3 + narrow, 0.7, 7.9, 1.9)
-    arrow(7.9 + narrow, 2.6, 10.2, 2.6, f"{heads} {'head' if heads == 1 else 'heads'}, $W_o$")
+    arrow(
+        7.9 + narrow,
+        2.6,
+        10.2,
+        2.6,
+        viz.words(f"{heads} {'head' if heads == 1 else 'heads'}, $W_o$", f"{heads} 个头，$W_o$"),
+    )
     axis.set(xlim=(-0.3, 11.6), ylim=(-0.25, 5.7), xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     plt.show()
@@ -127,27 +142,40 @@ def show_vectors(
     density = torch.exp(-(points[:, :, None] - level.alpha * blobs).square().sum(3) / (2 * variance))
     left.contourf(*axes, density.mean(2), cmap="Greys", alpha=0.45, levels=8)
     left.contour(*axes, density[..., named], colors="C1", linewidths=0.6, levels=4)
-    scores = {"uncond": -uncond[1] / level.sigma, "cond": -cond[1] / level.sigma}
-    scores["guided, w = 3"] = scores["uncond"] + 3 * (scores["cond"] - scores["uncond"])
+    without, with_caption = viz.words("uncond", "无条件"), viz.words("cond", "有条件")
+    scores = {without: -uncond[1] / level.sigma, with_caption: -cond[1] / level.sigma}
+    end = viz.words("guided, w = 3", "引导，w = 3")
+    scores[end] = scores[without] + 3 * (scores[with_caption] - scores[without])
     tips = {name: x + 0.3 * score for name, score in scores.items()}
-    left.plot(*torch.stack([tips["uncond"], tips["guided, w = 3"]]).T, color="0.3", linestyle=":", linewidth=1.2)
+    left.plot(*torch.stack([tips[without], tips[end]]).T, color="0.3", linestyle=":", linewidth=1.2)
     for (name, tip), colour in zip(tips.items(), ("0.2", "C1", "C0"), strict=True):
         left.annotate("", tip.tolist(), x.tolist(), arrowprops={"arrowstyle": "->", "lw": 2, "color": colour})
-        offset = (-48, -4) if name == "uncond" else (6, -2)
+        offset = (-48, -4) if name == without else (6, -2)
         left.annotate(name, tip.tolist(), offset, textcoords="offset points", color=colour, weight="bold")
     left.plot(*x, "ko", markersize=5)
     left.annotate("$x_t$", x.tolist(), (-17, 2), textcoords="offset points")
-    left.set_title("scores at $x_t$ (grey: $p_t(x)$, orange: $p_t(x\\,|\\,c)$)", fontsize=10)
+    left.set_title(
+        viz.words(
+            "scores at $x_t$ (grey: $p_t(x)$, orange: $p_t(x\\,|\\,c)$)",
+            "$x_t$ 处的分数（灰：$p_t(x)$，橙：$p_t(x\\,|\\,c)$）",
+        ),
+        fontsize=10,
+    )
     for k, centre in enumerate(blobs.tolist()):
         circle(right, centre, RADIUS_95 * width, color="C1" if k == named else "0.6")
     ends = torch.stack([uncond[0] + w * (cond[0] - uncond[0]) for w in range(3)])  # (3, 2)
     right.plot(*ends.T, color="C0", linewidth=1, marker="o", markersize=4)
     for w, point in enumerate(ends.tolist()):
-        note = {0: "w = 0: uncond", 1: "w = 1: cond"}.get(w, f"w = {w}")
+        note = {0: f"w = 0: {without}", 1: f"w = 1: {with_caption}"}.get(w, f"w = {w}")
         right.annotate(note, point, (5, 4), textcoords="offset points", color="C0", fontsize=9)
     right.plot(*x, "ko", markersize=5)
     right.annotate("$x_t$", x.tolist(), (-17, 2), textcoords="offset points")
-    right.set_title("predicted $\\hat x_0$ (circles hold 95 % of each blob)", fontsize=10)
+    right.set_title(
+        viz.words(
+            "predicted $\\hat x_0$ (circles hold 95 % of each blob)", "预测的 $\\hat x_0$（每个圆含该团的 95 %）"
+        ),
+        fontsize=10,
+    )
     for axis in (left, right):
         axis.set(aspect="equal", xlim=XLIM, ylim=YLIM, xticks=[], yticks=[])
         axis.spines[:].set_visible(True)

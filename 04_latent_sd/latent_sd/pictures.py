@@ -47,7 +47,7 @@ def show_codes(posteriors: Mapping[float, Gaussian], labels: Tensor) -> None:
         axis.spines[:].set_visible(True)
     axes[0].set_ylabel("$z_2$")
     assert points is not None
-    figure.colorbar(points, ax=axes, label="digit", ticks=range(10), shrink=0.9)
+    figure.colorbar(points, ax=axes, label=viz.words("digit", "数字"), ticks=range(10), shrink=0.9)
     plt.show()
 
 

@@ -1,13 +1,19 @@
-"""Lessons: lesson.py is the source, and lesson.ipynb is made from it, with the outputs of a real run."""
+"""Lessons: lesson.py is the source, and lesson.ipynb is made from it, with the outputs of a real run.
+
+The Chinese lesson, lesson.zh.py and lesson.zh.ipynb, has the same cells: `code_differences` compares the code.
+"""
 
 import ast
 import base64
+import copy
 import io
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal, TypeGuard
 
 import jupytext
 import nbformat
@@ -21,11 +27,30 @@ from common.grade.chapter import COURSE, chapter_folder
 from common.io.files import write_atomically
 
 SECONDS = 1800  # time limit of a cell
+CHINESE = re.compile(r"[\u4e00-\u9fff\u3000-\u303f\uff00-\uffef]")  # characters and their punctuation
+NUMBER, FORMULA = re.compile(r"\d+(?:\.\d+)?"), re.compile(r"\$[^$]+\$")
+FIELD = re.compile(r"(?<!\{)\{([^{}]*)\}")  # of str.format
+WIDTH = re.compile(r":[ <>^]{0,2}([+-]?)\d*(?=[,.a-z%]|$)")
+
+Language = Literal["en", "zh"]
 
 
-def read_source(folder: Path) -> NotebookNode:
+def source_of(folder: Path, language: Language = "en") -> Path:
+    """lesson.py or lesson.zh.py"""
+    return folder / ("lesson.py" if language == "en" else f"lesson.{language}.py")
+
+
+def notebook_of(folder: Path, language: Language = "en") -> Path:
+    """lesson.ipynb or lesson.zh.ipynb"""
+    return source_of(folder, language).with_suffix(".ipynb")
+
+
+def read_source(folder: Path, language: Language = "en") -> NotebookNode:
     """lesson.py as a notebook without outputs."""
-    notebook = jupytext.read(folder / "lesson.py", fmt="py:percent")
+    path = source_of(folder, language)
+    if not path.exists():
+        raise UserError(f"{path} is missing")
+    notebook = jupytext.read(path, fmt="py:percent")
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -36,33 +61,37 @@ def read_source(folder: Path) -> NotebookNode:
     return notebook
 
 
-def read_notebook(folder: Path) -> NotebookNode:
+def read_notebook(folder: Path, language: Language = "en") -> NotebookNode:
     """lesson.ipynb"""
-    path = folder / "lesson.ipynb"
+    path = notebook_of(folder, language)
     try:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; make it with: {command(folder)}") from None
+        raise UserError(f"{path} is missing; make it with: {command(folder, language)}") from None
     except OSError:  # the command line says what a file system refuses
         raise
     except Exception as problem:  # nbformat's own error, JSON's, and more
         raise UserError(
-            f"{path} is no notebook ({explain(problem)}); make it again with: {command(folder)}"
+            f"{path} is no notebook ({explain(problem)}); make it again with: {command(folder, language)}"
         ) from problem
 
 
-def command(folder: Path) -> str:
-    return f"python -m common.grade.notebook build {folder.name[:2]}"
+def command(folder: Path, language: Language = "en") -> str:
+    return f"python -m common.grade.notebook build {folder.name[:2]}" + f" --lang {language}" * (language != "en")
 
 
 # ------------------------------------------------------------------------------------------------------------ building
 
 
-def execute(notebook: NotebookNode, folder: Path, seconds: int = SECONDS, start: Path | None = None) -> NotebookNode:
-    """Run all cells in a fresh kernel that starts in the folder `start`, by default the chapter's.
+def execute(
+    notebook: NotebookNode, folder: Path, seconds: int = SECONDS, start: Path | None = None, source: Path | None = None
+) -> NotebookNode:
+    """Run all cells in a fresh kernel that starts in the folder `start`, by default the chapter's. Messages name the
+    source, by default the chapter's lesson.py.
 
     Raises UserError for the first cell that fails, or takes longer than `seconds`.
     """
+    source = source or source_of(folder)
     runner = ExecutePreprocessor(
         timeout=seconds, startup_timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True
     )
@@ -71,13 +100,13 @@ def execute(notebook: NotebookNode, folder: Path, seconds: int = SECONDS, start:
     except CellExecutionError as problem:
         failed = next(c for c in notebook.cells if any(o.output_type == "error" for o in c.get("outputs", [])))
         raise UserError(
-            f"a cell of {folder / 'lesson.py'} fails with {problem.ename} ({problem.evalue}):\n{failed.source}"
+            f"a cell of {source} fails with {problem.ename} ({problem.evalue}):\n{failed.source}"
         ) from problem
     except CellTimeoutError as problem:
-        raise UserError(f"a cell of {folder / 'lesson.py'} takes longer than {seconds} s") from problem
+        raise UserError(f"a cell of {source} takes longer than {seconds} s") from problem
     except DeadKernelError as problem:
         raise UserError(
-            f"the Python process that ran the cells of {folder / 'lesson.py'} ended; was there enough memory?"
+            f"the Python process that ran the cells of {source} ended; was there enough memory?"
         ) from problem
     notebook.metadata["language_info"] = {"name": "python"}  # without the version of this machine's Python
     return notebook
@@ -124,36 +153,38 @@ def output_texts(notebook: NotebookNode) -> list[str]:
     return texts
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, language: Language = "en") -> Path:
     """Execute lesson.py and write lesson.ipynb beside it."""
-    notebook = execute(read_source(folder), folder)
+    notebook = execute(read_source(folder, language), folder, source=source_of(folder, language))
     for text in tidy(notebook):
         print(f"not kept: {text.rstrip()}", file=sys.stderr)
     if paths := machine_paths(notebook):
         raise UserError(f"the lesson prints {paths[0]}, a path of this machine; let it print the file's name alone")
-    return write(notebook, folder)
+    return write(notebook, folder, language)
 
 
-def write(notebook: NotebookNode, folder: Path) -> Path:
-    path = folder / "lesson.ipynb"
+def write(notebook: NotebookNode, folder: Path, language: Language) -> Path:
+    path = notebook_of(folder, language)
     write_atomically(path, lambda file: file.write((nbformat.writes(notebook) + "\n").encode()))
     return path
 
 
-def sync(folder: Path) -> Path:
+def sync(folder: Path, language: Language = "en") -> Path:
     """Write lesson.py's cells into lesson.ipynb and keep the outputs,
     which is right as long as no code has changed.
     """
-    notebook = read_source(folder)
+    notebook = read_source(folder, language)
     ours, built = (
-        [cell for cell in some.cells if cell.cell_type == "code"] for some in (notebook, read_notebook(folder))
+        [cell for cell in some.cells if cell.cell_type == "code"]
+        for some in (notebook, read_notebook(folder, language))
     )
     for cell, executed in zip_longest(ours, built):
         if cell is None or executed is None or meaning(cell.source) != meaning(executed.source):
-            changed = f"{folder.name}: the code of lesson.py has changed ({first_line(cell or executed)})"
-            raise UserError(f"{changed}, so its outputs must be made anew: {command(folder)}")
+            name = source_of(folder, language).name
+            changed = f"{folder.name}: the code of {name} has changed ({first_line(cell or executed)})"
+            raise UserError(f"{changed}, so its outputs must be made anew: {command(folder, language)}")
         cell.outputs, cell.execution_count = executed.outputs, executed.execution_count
-    return write(notebook, folder)
+    return write(notebook, folder, language)
 
 
 def first_line(cell: NotebookNode) -> str:
@@ -171,24 +202,117 @@ def meaning(source: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ checking
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, language: Language = "en") -> None:
     """Raises UserError where lesson.ipynb does not hold lesson.py's cells, executed once in order."""
-    ours, built = read_source(folder).cells, read_notebook(folder).cells
+    ours, built = read_source(folder, language).cells, read_notebook(folder, language).cells
+    source, notebook, again = (
+        source_of(folder, language).name,
+        notebook_of(folder, language).name,
+        command(folder, language),
+    )
     for number, (a, b) in enumerate(zip_longest(ours, built), 1):
         if a is None or b is None or (a.cell_type, a.source) != (b.cell_type, b.source):
             place = f"from cell {number} on ({first_line(a or b)})"
-            raise UserError(f"{folder.name}: lesson.py and lesson.ipynb differ {place}; {command(folder)}")
+            raise UserError(f"{folder.name}: {source} and {notebook} differ {place}; {again}")
     code = [cell for cell in built if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
-        raise UserError(f"{folder.name}: lesson.ipynb was not executed from top to bottom; {command(folder)}")
+        raise UserError(f"{folder.name}: {notebook} was not executed from top to bottom; {again}")
 
 
-def run_action(action: str, chapter: str) -> None:
+def run_action(action: str, chapter: str, language: Language = "en") -> None:
     """Build, sync or check the lesson of a chapter, and print what was done."""
-    folder = chapter_folder(chapter, "lesson.py")
+    folder = chapter_folder(chapter, source_of(Path(), language).name)
     if action == "check":
-        check(folder)
-        print(f"{folder.name}: lesson.ipynb holds the cells of lesson.py, executed")
+        check(folder, language)
+        source, notebook = source_of(folder, language).name, notebook_of(folder, language).name
+        print(f"{folder.name}: {notebook} holds the cells of {source}, executed")
     else:
-        path = build(folder) if action == "build" else sync(folder)
+        path = build(folder, language) if action == "build" else sync(folder, language)
         print(f"{path.relative_to(COURSE)} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+# ----------------------------------------------------------------------------------------------- two languages, one code
+
+
+def code_differences(english: str, chinese: str) -> list[str]:
+    """What the code of a Chinese cell changes beside comments and words for a reader, each difference in a line.
+
+    A string without Chinese may become one with Chinese that has the same numbers, formulas and {fields}. An f-string may
+    also have its fields in another order. The widths of fields may differ, because a Chinese character is wide. A
+    string that is Chinese in English, such as a prompt, stays.
+    """
+    try:
+        trees = [ast.parse(source) for source in (english, chinese)]
+    except SyntaxError:  # a magic command of IPython
+        return [] if english == chinese else [f"{english!r} has become {chinese!r}"]
+    return list(_differences(*trees))
+
+
+def _differences(a: object, b: object) -> Iterator[str]:
+    """The differences of two syntax trees, or of two values in them."""
+    if _is_text(a) and _is_text(b):
+        if ast.dump(a) != ast.dump(b) and not _is_translation(a, b):
+            yield f"line {b.lineno}: {ast.unparse(a)} has become {ast.unparse(b)}"
+    elif isinstance(a, ast.AST) and isinstance(b, ast.AST):
+        if type(a) is not type(b):
+            yield f"line {getattr(b, 'lineno', '?')}: {ast.unparse(a)} has become {ast.unparse(b)}"
+            return
+        for name in a._fields:
+            yield from _differences(getattr(a, name), getattr(b, name))
+    elif isinstance(a, list) and isinstance(b, list):
+        for one, other in zip_longest(a, b):
+            if one is None or other is None:
+                place = getattr(one or other, "lineno", "?")
+                yield f"line {place}: {ast.unparse(one or other)} is {'new' if one is None else 'missing'}"
+            else:
+                yield from _differences(one, other)
+    elif type(a) is not type(b) or a != b:
+        yield f"{a!r} has become {b!r}"
+
+
+def _is_text(node: object) -> TypeGuard[ast.Constant | ast.JoinedStr]:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _is_translation(english: ast.expr, chinese: ast.expr) -> bool:
+    """Whether a string says in Chinese what the other says in English, as far as code can tell."""
+    before, after = _words(english), _words(chinese)
+    if before != after and (CHINESE.search(before) or not CHINESE.search(after)):
+        return False
+    marks = [[sorted(NUMBER.findall(FIELD.sub("", text))), sorted(FORMULA.findall(text))] for text in (before, after)]
+    if isinstance(english, ast.Constant) and isinstance(
+        chinese, ast.Constant
+    ):  # str.format fills fields in their order
+        fields = [[WIDTH.sub(r"\1", field) for field in FIELD.findall(text)] for text in (before, after)]
+    else:
+        fields = [sorted(_fields(english)), sorted(_fields(chinese))]
+    return marks[0] == marks[1] and fields[0] == fields[1]
+
+
+def _words(text: ast.expr) -> str:
+    """The words of a string or f-string, those inside of its fields included."""
+    if isinstance(text, ast.FormattedValue):
+        return "".join(
+            _words(node) for node in ast.walk(text.value) if isinstance(node, ast.Constant) and _is_text(node)
+        )
+    if isinstance(text, ast.JoinedStr):
+        return "".join(_words(part) for part in text.values)
+    return str(getattr(text, "value", ""))
+
+
+def _fields(text: ast.expr) -> list[str]:
+    """The fields of an f-string: the code of each without the words in it, and its format without the width."""
+    found = []
+    for part in getattr(text, "values", []):
+        if isinstance(part, ast.FormattedValue):
+            code = ast.dump(_Wordless().visit(copy.deepcopy(part.value)))
+            form = ":" + ast.unparse(part.format_spec)[2:-1] if part.format_spec else ""
+            found.append(f"{code} !{part.conversion} " + WIDTH.sub(r"\1", form))
+    return found
+
+
+class _Wordless(ast.NodeTransformer):
+    """Replaces strings by a mark, so that two expressions can be compared without them."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node

@@ -1,12 +1,21 @@
-"""Pictures: sizes, the choice of moments, animations, and the reading of a run's log."""
+"""Pictures: sizes, labels in two languages, the choice of moments, animations, and the reading of a run's log."""
 
+import ast
+import re
+import warnings
+
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from fontTools.ttLib import TTFont
 from PIL import Image
 
 from common import viz
 from common.errors import UserError
+from common.grade import chapter
+from helpers.programs import ROOT
+from helpers.source import label, own_files
 
 
 def flat(value: float, n: int = 1, channels: int = 1, size: int = 4) -> torch.Tensor:
@@ -136,3 +145,65 @@ def test_plot_of_a_run(tmp_path):
     path = viz.plot_run(tmp_path, tmp_path / "loss.png")
     with Image.open(path) as picture:
         assert picture.format == "PNG" and picture.width > 600
+
+
+# ---------------------------------------------------------------------------------------------------- Chinese labels
+
+CHARACTERS = TTFont(viz.FONT).getBestCmap()
+
+
+@pytest.fixture(autouse=True)
+def english_afterwards():
+    yield
+    viz.label_language("en")
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("0*/lesson.zh.py"), *own_files("pictures.py")], ids=label)
+def test_the_font_has_every_character_of_the_code(path):
+    strings = [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    wide = {letter for text in strings for letter in viz.RUN.findall(text) if re.match(f"[{viz.CHINESE}]", letter)}
+    assert {letter for piece in wide for letter in piece if ord(letter) not in CHARACTERS} == set()
+
+
+def test_matplotlib_draws_chinese_without_a_warning():
+    import matplotlib.pyplot as plt
+
+    viz.label_language("zh")
+    figure, axis = plt.subplots()
+    axis.set(title="噪声水平 $\\bar\\alpha_t$ 与 x̂₀", xlabel="步数 t ≤ 920", ylabel="误差，原始 − 平均")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    plt.close(figure)
+    assert matplotlib.rcParams["font.family"][0] == viz.FONT_NAME
+    viz.label_language("en")
+    assert matplotlib.rcParams["font.family"] == matplotlib.rcParamsDefault["font.family"]
+
+
+def test_words_follow_the_language():
+    assert viz.words("noise", "噪声") == "noise"
+    viz.label_language("zh")
+    assert viz.words("noise", "噪声") == "噪声"
+
+
+def test_a_label_of_two_fonts_is_drawn_outside_of_the_images():
+    images = torch.full((2, 1, 8, 8), -1.0)
+    picture = np.asarray(viz.labelled_grid(images, 2, ["噪声", "预测\nx̂₀"], ["第 1 行"], scale=3))
+    body = np.asarray(viz.labelled_grid(images, 2, scale=3)).shape
+    margin = picture[: -body[0]], picture[-body[0] :, : -body[1]]
+    assert all((part < 128).any() for part in margin)
+    assert (picture[0] == 255).all() and (picture[:, 0] == 255).all(), "no letter is cut off"
+
+
+def test_a_chinese_lesson_asks_for_chinese_labels(monkeypatch):
+    monkeypatch.setattr("sys.path", [])
+    folder = chapter.open_chapter("01_ddpm_mnist 中文")
+    assert folder == ROOT / "01_ddpm_mnist" and viz.words("noise", "噪声") == "噪声"
+    chapter.open_chapter("01_ddpm_mnist")
+    assert viz.words("noise", "噪声") == "noise"
+    with pytest.raises(UserError, match="none .English. or 中文, not 'fr'"):
+        chapter.open_chapter("01_ddpm_mnist fr")

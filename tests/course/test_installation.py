@@ -149,7 +149,7 @@ ENTRIES = [
     if path.parent.name[:2].isdigit() and '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
 ]
 # python -m common.x imports common before all else
-ENTRIES += [ROOT / "tests" / "conftest.py", *sorted(ROOT.glob("0*/lesson.py"))]
+ENTRIES += [ROOT / "tests" / "conftest.py", *sorted(ROOT.glob("0*/lesson*.py"))]
 
 
 @pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.relative_to(ROOT).as_posix())

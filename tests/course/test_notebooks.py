@@ -1,11 +1,17 @@
 """The lessons: each notebook holds the cells of its source, runs from top to bottom,
 and is fit to be read on the web.
+
+A chapter's lesson is executed in one of its languages. The environment variable LESSON_LANGUAGE=en, zh or both chooses;
+without it, the language changes every day: odd chapters are in English on even days of the year, even chapters on odd
+days.
 """
 
 import ast
 import base64
+import datetime
 import importlib
 import io
+import os
 import shutil
 import sys
 from importlib.machinery import PathFinder
@@ -21,6 +27,12 @@ from common.grade import chapter, lessons
 from helpers.programs import ROOT
 
 LESSONS = sorted(path.parent for path in ROOT.glob("[0-9][0-9]_*/lesson.py"))
+PAIRS = [
+    (folder, language)
+    for folder in LESSONS
+    for language in ("en", "zh")
+    if lessons.source_of(folder, language).exists()
+]
 MEGABYTES = 1.5
 
 TINY = """# %% [markdown]
@@ -60,44 +72,81 @@ def test_there_are_lessons():
     assert [folder.name for folder in LESSONS][:1] == ["01_ddpm_mnist"]
 
 
-@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
-def test_notebook_holds_the_cells_of_its_source(folder):
-    lessons.check(folder)
+def name_of(part) -> str:
+    return getattr(part, "name", part)
 
 
-@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
-def test_notebook_is_fit_for_the_web(folder):
-    built = lessons.read_notebook(folder)
+@pytest.mark.parametrize(("folder", "language"), PAIRS, ids=name_of)
+def test_notebook_holds_the_cells_of_its_source(folder, language):
+    lessons.check(folder, language)
+
+
+@pytest.mark.parametrize(("folder", "language"), PAIRS, ids=name_of)
+def test_notebook_is_fit_for_the_web(folder, language):
+    built = lessons.read_notebook(folder, language)
     outputs = [output for cell in built.cells for output in cell.get("outputs", [])]
-    assert (folder / "lesson.ipynb").stat().st_size <= MEGABYTES * 1e6
+    assert lessons.notebook_of(folder, language).stat().st_size <= MEGABYTES * 1e6
     assert sum(pictures(cell) for cell in built.cells) >= 5
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     assert not lessons.machine_paths(built)
     assert all(not cell.metadata for cell in built.cells), "no execution times, which would change with every build"
 
 
-@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
-def test_lesson_runs(folder):
+def languages_to_run(chapter: int, there: list[str], day: int, wanted: str | None) -> list[str]:
+    """The languages in which a chapter's lesson is executed.
+
+    there   the languages that the lesson has
+    day     of the year, from 1
+    wanted  the value of LESSON_LANGUAGE
+    """
+    if wanted not in (None, "", "en", "zh", "both"):
+        raise UserError(f"LESSON_LANGUAGE is '{wanted}'; it must be en, zh or both")
+    if wanted == "both":
+        return there
+    turn = wanted or ("en" if (chapter + day) % 2 else "zh")
+    return [turn] if turn in there else there[:1]
+
+
+TODAY = datetime.date.today().timetuple().tm_yday
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=name_of)
+def test_lesson_runs(folder, capsys):
     """In a kernel that starts in the course's folder, whereas the shipped notebook was built in the chapter's."""
-    run = lessons.execute(lessons.read_source(folder), folder, start=ROOT)
-    built = lessons.read_notebook(folder)
-    assert [pictures(cell) for cell in run.cells] == [pictures(cell) for cell in built.cells]
+    there = [language for each, language in PAIRS if each == folder]
+    for language in languages_to_run(int(folder.name[:2]), there, TODAY, os.environ.get("LESSON_LANGUAGE")):
+        with capsys.disabled():
+            print(f"\n{folder.name}: executing {lessons.source_of(folder, language).name}")
+        run = lessons.execute(lessons.read_source(folder, language), folder, start=ROOT)
+        built = lessons.read_notebook(folder, language)
+        assert [pictures(cell) for cell in run.cells] == [pictures(cell) for cell in built.cells]
+        assert "missing from font" not in "".join(lessons.tidy(run))
+
+
+def test_languages_take_turns():
+    both = ["en", "zh"]
+    assert [languages_to_run(1, both, day, None) for day in (1, 2, 366)] == [["zh"], ["en"], ["en"]]
+    assert [languages_to_run(2, both, day, None) for day in (1, 2, 366)] == [["en"], ["zh"], ["zh"]]
+    assert [languages_to_run(1, both, 1, wanted) for wanted in ("en", "zh", "both")] == [["en"], ["zh"], both]
+    assert languages_to_run(1, ["en"], 1, None) == ["en"]
+    with pytest.raises(UserError, match="must be en, zh or both"):
+        languages_to_run(1, both, 1, "fr")
 
 
 # ---------------------------------------------------------------------------------------------- opened from any folder
 
 
-def code_of(folder) -> list[str]:
-    return [cell.source for cell in lessons.read_source(folder).cells if cell.cell_type == "code"]
+def code_of(folder, language="en") -> list[str]:
+    return [cell.source for cell in lessons.read_source(folder, language).cells if cell.cell_type == "code"]
 
 
 @pytest.mark.parametrize("start", [".", "01_ddpm_mnist", "05_finetune_diffusers", "tests", "elsewhere"])
-@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
-def test_a_lesson_finds_its_files_wherever_its_kernel_starts(folder, start, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("folder", "language"), PAIRS, ids=name_of)
+def test_a_lesson_finds_its_files_wherever_its_kernel_starts(folder, language, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path if start == "elsewhere" else ROOT / start)
     monkeypatch.setattr(sys, "path", ["", str(ROOT), *(entry for entry in sys.path if Path(entry).parent != ROOT)])
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    first, *others = code_of(folder)
+    first, *others = code_of(folder, language)
     names = {}
     exec(first, names)
     assert names["CHAPTER"] == folder
@@ -117,7 +166,7 @@ def test_a_lesson_finds_its_files_wherever_its_kernel_starts(folder, start, tmp_
     assert own and {name: Path(PathFinder.find_spec(name).origin) for name in own} == own
 
 
-@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", LESSONS, ids=name_of)
 def test_a_lesson_names_no_path_that_depends_on_where_its_kernel_starts(folder):
     calls = [node for node in ast.walk(ast.parse("\n".join(code_of(folder)))) if isinstance(node, ast.Call)]
     fixed = [
@@ -210,6 +259,29 @@ def test_words_change_without_a_run(tmp_path, tiny_build):
         with pytest.raises(UserError, match="common.grade.notebook build"):
             lessons.sync(lesson(tmp_path, source))
         assert (tmp_path / "lesson.ipynb").read_bytes() == before
+
+
+def test_both_languages_have_their_own_files(tmp_path, tiny_build):
+    shutil.copy(tiny_build / "lesson.ipynb", tmp_path)
+    english = (tmp_path / "lesson.ipynb").read_bytes()
+    lesson(tmp_path)
+    with pytest.raises(UserError, match="lesson.zh.py is missing"):
+        lessons.check(tmp_path, "zh")
+    chinese = TINY[: TINY.index("# %%\nimport matplotlib")].replace("Words", "文字")
+    (tmp_path / "lesson.zh.py").write_text(chinese, encoding="utf-8")
+    with pytest.raises(UserError, match=r"lesson.zh.ipynb is missing; make it with: .* build \S+ --lang zh"):
+        lessons.check(tmp_path, "zh")
+    assert lessons.build(tmp_path, "zh").name == "lesson.zh.ipynb"
+    lessons.check(tmp_path, "zh")
+    lessons.check(tmp_path)
+    assert (tmp_path / "lesson.ipynb").read_bytes() == english
+    (tmp_path / "lesson.zh.py").write_text(chinese.replace("6 * 7", "6 * 8"), encoding="utf-8")
+    with pytest.raises(UserError, match="the code of lesson.zh.py has changed"):
+        lessons.sync(tmp_path, "zh")
+    (tmp_path / "lesson.zh.py").write_text(chinese.replace("文字", "话"), encoding="utf-8")
+    with pytest.raises(UserError, match="lesson.zh.py and lesson.zh.ipynb differ"):
+        lessons.check(tmp_path, "zh")
+    lessons.check(lessons.sync(tmp_path, "zh").parent, "zh")
 
 
 def test_check_refuses_a_notebook_that_was_not_run(tmp_path):

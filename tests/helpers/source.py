@@ -84,6 +84,6 @@ PACKAGES = SHARED + [
     for path in SOURCES
     if len(path.relative_to(ROOT).parts) > 2 and path.relative_to(ROOT).parts[1] in CHAPTERS.values()
 ]
-CHAPTER_PROGRAMS = [path for path in SOURCES if path.parent.name in CHAPTERS and path.name != "lesson.py"]
+CHAPTER_PROGRAMS = [path for path in SOURCES if path.parent.name in CHAPTERS and not path.name.startswith("lesson.")]
 # without the scripts that write pages and pictures of docs/
 PROGRAMS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] not in ("tests", "docs") and is_program(path)]

@@ -9,7 +9,7 @@ import pytest
 from helpers.programs import ROOT
 from helpers.source import label, own_files
 
-PAGES = own_files("*.md") + sorted(ROOT.glob("0*/lesson.py"))
+PAGES = own_files("*.md") + sorted(ROOT.glob("0*/lesson*.py"))
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 COMMAND = re.compile(r"(?:\bpython3? |-- )([\w./]+\.py)\b")
