@@ -29,7 +29,7 @@ from common.io.files import write_atomically
 SECONDS = 1800  # time limit of a cell
 CHINESE = re.compile(r"[\u4e00-\u9fff\u3000-\u303f\uff00-\uffef]")  # characters and their punctuation
 NUMBER, FORMULA = re.compile(r"\d+(?:\.\d+)?"), re.compile(r"\$[^$]+\$")
-FIELD = re.compile(r"(?<!\{)\{([^{}]*)\}")  # of str.format
+FIELD = re.compile(r"(?<!\{)\{([\w.\[\]]*(?:![rsa])?(?::[^{}]*)?)\}")  # of str.format
 WIDTH = re.compile(r":[ <>^]{0,2}([+-]?)\d*(?=[,.a-z%]|$)")
 
 Language = Literal["en", "zh"]
@@ -277,7 +277,10 @@ def _is_text(node: object) -> TypeGuard[ast.Constant | ast.JoinedStr]:
 def _is_translation(english: ast.expr, chinese: ast.expr) -> bool:
     """Whether a string says in Chinese what the other says in English, as far as code can tell."""
     before, after = _words(english), _words(chinese)
-    if before != after and (CHINESE.search(before) or not CHINESE.search(after)):
+    kept = CHINESE.findall(before)
+    if before != after and (not CHINESE.search(after) or (kept and isinstance(english, ast.Constant))):
+        return False
+    if not set(kept) <= set(CHINESE.findall(after)):  # an f-string may mix English words and Chinese data
         return False
     marks = [[sorted(NUMBER.findall(FIELD.sub("", text))), sorted(FORMULA.findall(text))] for text in (before, after)]
     if isinstance(english, ast.Constant) and isinstance(
@@ -292,7 +295,7 @@ def _is_translation(english: ast.expr, chinese: ast.expr) -> bool:
 def _words(text: ast.expr) -> str:
     """The words of a string or f-string, those inside of its fields included."""
     if isinstance(text, ast.FormattedValue):
-        return "".join(
+        return "\0" + "".join(
             _words(node) for node in ast.walk(text.value) if isinstance(node, ast.Constant) and _is_text(node)
         )
     if isinstance(text, ast.JoinedStr):

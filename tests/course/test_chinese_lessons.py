@@ -154,6 +154,9 @@ def test_the_prose_is_chinese(folder):
         ('"{:30} wings on {:2}: {:.0%}".format(*x)', '"{:20} 翅膀 {:2}：{:.0%}".format(*x)'),
         ("f\"{name + ', 1000 steps':23}\"", "f\"{name + '，1000 步':19}\""),
         ('a.replace(", ", "\\n")', 'a.replace("，", "\\n")'),
+        ("f'{what} of 米饭'", "f'米饭的 {what}'"),
+        ('f"error of ${x}$ for 1 in $y$"', 'f"$y$ 的误差为 1 时 ${x}$ 的误差"'),
+        ('def f():\n    """{what is done: bytes}"""', 'def f():\n    """{做法：字节数}"""'),
         ('def f():\n    """Two numbers."""', 'def f():\n    """两个数。"""'),
     ],
 )
@@ -172,6 +175,7 @@ def test_words_for_a_reader_may_differ(english, chinese):
         ('f("mnist")', 'f("cifar10")'),
         ('f("红")', 'f("绿")'),
         ('f("红")', 'f("red")'),
+        ("f'{what} of 米饭'", "f'白饭的 {what}'"),
         ('f"{a:.2f} is"', 'f"{a:.3f} 是"'),
         ('f"{a:.2f} is"', 'f"{a:.2%} 是"'),
         ('f"{a} is {b}"', 'f"{a} 是"'),
