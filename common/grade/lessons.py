@@ -29,7 +29,7 @@ from common.io.files import write_atomically
 SECONDS = 1800  # time limit of a cell
 CHINESE = re.compile(r"[\u4e00-\u9fff\u3000-\u303f\uff00-\uffef]")  # characters and their punctuation
 NUMBER, FORMULA = re.compile(r"\d+(?:\.\d+)?"), re.compile(r"\$[^$]+\$")
-FIELD = re.compile(r"(?<!\{)\{([\w.\[\]]*(?:![rsa])?(?::[^{}]*)?)\}")  # of str.format
+FIELD = re.compile(r"(?<!\{)\{([\w.\[\]]*(?:![rsa])?(?::[^{}()]*)?)\}")  # of str.format
 WIDTH = re.compile(r":[ <>^]{0,2}([+-]?)\d*(?=[,.a-z%]|$)")
 
 Language = Literal["en", "zh"]
