@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.grade.sandbox import source
+from common.grade.sandbox import folders, source
 from common.grade.sandbox.peer import Peer, frames, readable
 from common.grade.sandbox.wire import Channel, ChannelError
 
@@ -159,13 +159,7 @@ def hold_submission(connection: socket.socket, course: Path) -> None:
 def forget_course(course: Path) -> None:
     """Let `import common` find nothing, even where the files can be read."""
     sys.meta_path[:] = [each for each in sys.meta_path if "__editable__" not in getattr(each, "__module__", "")]
-    here = str(course)
-    prefix = str(Path(sys.prefix))
-    sys.path[:] = [
-        each
-        for each in sys.path
-        if each and not ((each == here or each.startswith(here + os.sep)) and not each.startswith(prefix))
-    ]
+    sys.path[:] = [each for each in sys.path if each and not folders.of_course(each, str(course))]
     sys.path_importer_cache.clear()
 
 

@@ -16,6 +16,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from common.grade.sandbox import folders
+
 SCRATCH = "/tmp"  # the only folder that can be written to
 MEGABYTE = 2**20
 
@@ -24,7 +26,7 @@ NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, NOATIME, BIND, REC, PRIVATE, RELATIME = (
     1, 2, 4, 8, 32, 1024, 4096, 16384, 1 << 18, 1 << 21,
 )  # fmt: skip
-DETACH = 2
+DETACH, RECURSIVE, MOUNT_SETATTR = 2, 0x8000, 442  # the last is a system call, the same on all architectures
 PDEATHSIG, CAPBSET_DROP, NO_NEW_PRIVS, SECCOMP = 1, 24, 38, 22
 CALLS = {  # numbers of system calls: (architecture, fork, vfork, clone, clone3, pivot_root, capset)
     "x86_64": (0xC000003E, 57, 58, 56, 435, 155, 126),
@@ -122,28 +124,26 @@ def build_root(c: ctypes.CDLL, course: Path) -> None:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             open(target, "ab").close()
         mount(path, target, None, BIND | REC)
-        device = path.startswith("/dev/")
-        mount("none", target, None, REMOUNT | BIND | NOSUID | (0 if device else RDONLY | NODEV) | kept_flags(path))
+        restrict(c, target, NOSUID | (0 if path.startswith("/dev/") else RDONLY | NODEV), kept_flags(path))
 
     mount("none", "/", None, REC | PRIVATE)
     root = "/proc"  # its files are not needed any more, and it exists on every Linux
     mount("none", root, "tmpfs", NOSUID | NODEV, "size=1m,mode=755")
     os.makedirs(root + SCRATCH)  # before the folders of Python, which may lie in it
     mount("none", root + SCRATCH, "tmpfs", NOSUID | NODEV | NOEXEC, "size=64m,mode=777")
-    hidden = str(course)
-    inside = []  # a virtual environment within the course
-    for path in needed_paths():
-        if within(path, hidden):
-            inside.append(path)
-        elif os.path.islink(path):
-            os.makedirs(os.path.dirname(root + path), exist_ok=True)
-            os.symlink(os.readlink(path), root + path)
-        else:
-            bind(path)
+    paths, hidden = folders.needed(), os.path.realpath(course)
+    real = list(map(os.path.realpath, paths))
+    for path in folders.outermost(each for each in real if not folders.within(each, hidden)):
+        bind(path)
     if os.path.isdir(root + hidden):
         mount("none", root + hidden, "tmpfs", NOSUID | NODEV, "size=1m,mode=755")
-    for path in inside:
+    environment = [each for each in real if folders.within(each, hidden) and not folders.of_course(each, hidden)]
+    for path in folders.outermost(environment):
         bind(path)
+    for path in paths:  # the names under which Python knows these folders, where a link leads to them
+        if not os.path.lexists(root + path) and not folders.of_course(path, hidden):
+            os.makedirs(os.path.dirname(root + path), exist_ok=True)
+            os.symlink(os.path.realpath(path), root + path)
     for name in ("null", "zero", "urandom", "random"):
         bind(f"/dev/{name}")
     os.chdir(root)
@@ -153,27 +153,18 @@ def build_root(c: ctypes.CDLL, course: Path) -> None:
     mount("none", "/", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV)
 
 
+def restrict(c: ctypes.CDLL, path: str, flags: int, kept: int) -> None:
+    """Give a mount these restrictions, and all mounts in it, where the kernel can do that (Linux 5.12)."""
+    attributes = struct.pack("QQQQ", flags, 0, 0, 0)
+    if c.syscall(MOUNT_SETATTR, -1, os.fsencode(path), RECURSIVE, attributes, len(attributes)) != 0:
+        must(c.mount(b"none", os.fsencode(path), None, ctypes.c_ulong(REMOUNT | BIND | flags | kept), None))
+
+
 def kept_flags(path: str) -> int:
     """Restrictions of a mount that may not be lifted."""
     now = os.statvfs(path).f_flag
     pairs = ((os.ST_NODEV, NODEV), (os.ST_NOEXEC, NOEXEC), (os.ST_NOATIME, NOATIME), (os.ST_RELATIME, RELATIME))
     return sum(flag for has, flag in pairs if now & has)
-
-
-def needed_paths() -> list[str]:
-    """Where Python, its packages and the system's libraries are. A folder stands before the folders in it."""
-    paths = {sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"}
-    paths |= {os.path.dirname(os.path.dirname(os.path.realpath(sys.executable)))}
-    paths |= {path for path in sys.path if os.path.isdir(path)}
-    kept: list[str] = []
-    for path in sorted(map(os.path.abspath, paths), key=len):
-        if os.path.lexists(path) and path != "/" and not any(within(path, other) for other in kept):
-            kept.append(path)
-    return kept
-
-
-def within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 # ------------------------------------------------------------------------------------------------------ limits, rights
