@@ -15,8 +15,8 @@ from common.errors import UserError, printable
 from common.grade.chapter import COURSE, exercises_of
 from common.grade.marking import formats
 from common.grade.marking.results import Findings, Limits, Outcome, Result, Work
+from common.grade.sandbox.protocol.wire import Channel, ChannelError
 from common.grade.sandbox.warm import WarmProcess
-from common.grade.sandbox.wire import Channel, ChannelError
 from common.grade.stubs import authors
 from common.io.files import write_json
 

@@ -27,9 +27,9 @@ from common.grade.grader import ask, version
 from common.grade.marking import formats
 from common.grade.marking.hand_ins import HandIn, Student, hand_in, students_of
 from common.grade.marking.results import Limits, Outcome, Result
+from common.grade.sandbox.protocol.wire import Channel, ChannelError
 from common.grade.sandbox.source import likeness
 from common.grade.sandbox.warm import WarmProcess
-from common.grade.sandbox.wire import Channel, ChannelError
 from common.io.files import write_atomically, write_json
 
 ALIKE = 0.95  # likeness from which a teacher should look

@@ -24,10 +24,12 @@ import torch
 from common.grade.chapter import COURSE
 from common.grade.checks import Chapter, load_chapter, one_line, reset_torch, run_checks
 from common.grade.marking.results import Findings, Limits, Result, Work
-from common.grade.sandbox.peer import Out, Peer, Raised
+from common.grade.sandbox.protocol.errors import Raised
+from common.grade.sandbox.protocol.peer import Peer
+from common.grade.sandbox.protocol.tensors import Out
+from common.grade.sandbox.protocol.wire import Channel, ChannelError
 from common.grade.sandbox.source import likeness, survey
 from common.grade.sandbox.warm import Forks, Spawns, WarmProcess
-from common.grade.sandbox.wire import Channel, ChannelError
 
 # ---------------------------------------------------------------------------------------------------- one submission
 

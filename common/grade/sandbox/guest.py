@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from common.grade.sandbox import folders, source
-from common.grade.sandbox.peer import Peer, frames, readable
-from common.grade.sandbox.wire import Channel, ChannelError
+from common.grade.sandbox.protocol.errors import frames, readable
+from common.grade.sandbox.protocol.peer import Peer
+from common.grade.sandbox.protocol.wire import Channel, ChannelError
 
 PRELOADED = ("torch.nn.functional", "torch.linalg", "scipy.ndimage", "typing", "itertools", "functools", "dataclasses")
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.grade.sandbox.wire import Channel, ChannelError
+from common.grade.sandbox.protocol.wire import Channel, ChannelError
 
 START = 300.0  # seconds that a process may take to import torch, on the slowest disk
 
