@@ -365,12 +365,16 @@ def untouched(mine: Callable, given: Callable, file: Path) -> bool:
     code = getattr(inspect.unwrap(mine), "__code__", None)
     if code is None or not place_of(code.co_filename, 1, file):
         return False
-    return instructions(code) == instructions(inspect.unwrap(given).__code__)
+    return instructions(code, mine.__doc__) == instructions(inspect.unwrap(given).__code__, given.__doc__)
 
 
-def instructions(code: CodeType) -> tuple:
-    """What a function does, without regard to comments, layout and place in the file."""
-    constants = [instructions(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+def instructions(code: CodeType, doc: str | None = None) -> tuple:
+    """What a function does, without regard to its docstring, comments, layout and place in the file."""
+    constants = [
+        instructions(each) if isinstance(each, CodeType) else repr(each)
+        for each in code.co_consts
+        if doc is None or each != doc
+    ]
     return code.co_code, code.co_names, code.co_varnames, constants
 
 

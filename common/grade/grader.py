@@ -14,6 +14,7 @@ from pathlib import Path
 from common.errors import UserError, printable
 from common.grade.chapter import COURSE, exercises_of
 from common.grade.marking import formats
+from common.grade.marking.messages import Language, padded, translator, width
 from common.grade.marking.results import Findings, Limits, Outcome, Result, Work
 from common.grade.sandbox.protocol.wire import Channel, ChannelError
 from common.grade.sandbox.warm import WarmProcess
@@ -101,11 +102,13 @@ def print_grades(
     only: Sequence[int] = (),
     style: str = "csv",
     out: Path | None = None,
+    lang: Language = "en",
 ) -> float:
     """Grade a submission, by default the chapter's exercises.py;
     print each result, and write all to json_file if given. Returns the points.
 
     style, out  "gradescope" or "github", and the file for the result in that format
+    lang        language of what is printed and of that file; json_file has the messages in English, too
     """
     folder = exercises_of(chapter)
     path = submission_of(submission, folder)
@@ -113,8 +116,8 @@ def print_grades(
         if file and file.resolve() == path.resolve():
             raise UserError(f"{flag} would overwrite the submission; choose another name for the result")
 
-    tiers = authors(folder).get("TIERS", {})
-    print(f"{path}, seed {seed}")
+    tiers, say = authors(folder).get("TIERS", {}), translator(lang, folder)
+    print(f"{path}, {say(f'seed {seed}')}")
     results, outcome, start = [], None, time.monotonic()
     path = path.resolve()
     work = Work({path.name: path.read_bytes()}, path.name, str(path))
@@ -123,25 +126,33 @@ def print_grades(
             if isinstance(each, Outcome):
                 outcome = each
                 continue
-            tier = f"tier {tiers[each.name]}  " if each.name in tiers else ""
-            verdict = f"failed: {each.message}" if each.message else "passed"
+            tier = f"{say(f'tier {tiers[each.name]}')}  " if each.name in tiers else ""
+            verdict = say(f"failed: {each.message}" if each.message else "passed")
             print(f"{each.number:2} {each.name:24} {tier}{each.points:g}/{each.possible}  {verdict}", flush=True)
             results.append(each)
     points, possible = sum(r.points for r in results), sum(r.possible for r in results)
-    print(f"{'total':{35 if tiers else 27}} {points:g}/{possible}")
+    column = 28 + (width(say("tier 1")) + 2 if tiers else 0)
+    print(f"{padded(say('total'), column)}{points:g}/{possible}")
     if outcome and outcome.failed:
         raise UserError(f"the results do not count: {outcome.failed}")
     if not (folder / "checks.py").is_file():
-        print("These are the public tests alone; your teacher's grader has hidden checks as well.")
+        print(say("These are the public tests alone; your teacher's grader has hidden checks as well."))
     rows = [asdict(r) | {"tier": tiers.get(r.name), "passed": not r.message} for r in results]
+    spoken = [row | {"message": say(row["message"])} for row in rows]
+    if lang != "en":
+        rows = [row | {f"message_{lang}": other["message"]} for row, other in zip(rows, spoken, strict=True)]
     if json_file:
         summary = {"chapter": folder.parent.name, "submission": str(path), "sha256": work.sha256, "seed": seed}
         summary |= {"version": version(), "missing_protection": outcome.report.missing if outcome else []}
         write_json(json_file, summary | {"points": points, "possible": possible, "exercises": rows})
     if out and style == "gradescope":
-        write_json(out, formats.gradescope(rows, folder.parent.name[:2], f"seed {seed}", time.monotonic() - start))
+        seconds = time.monotonic() - start
+        report = formats.gradescope(spoken, folder.parent.name[:2], say(f"seed {seed}"), seconds)
+        for test in report["tests"]:
+            test["output"] = say(test["output"])  # "passed"
+        write_json(out, report)
     elif out and style == "github":
-        write_json(out, formats.github(rows, folder.parent.name[:2]))
+        write_json(out, formats.github(spoken, folder.parent.name[:2]))
     return points
 
 

@@ -5,6 +5,7 @@
   python -m common.grade 01 --submission ada.ipynb
   python -m common.grade 01 --only 5            check one exercise alone
   python -m common.grade 01 --hint 5            a question that helps with exercise 5; --step 2 and --step 3 say more
+  python -m common.grade 01 --lang zh           in Chinese
 
 Each exercise must pass the learner's own tests (test_exercises.py) and randomised ones (checks.py). A mistake costs
 the points of its own exercise only, and so does a loop that never ends.
@@ -26,6 +27,7 @@ from typing import Annotated, Literal
 import tyro
 
 from common.errors import UserError
+from common.grade.marking.messages import Language, language, translator
 from common.io.ranges import Range
 
 
@@ -71,22 +73,32 @@ class Args:
     """Days after --due from which a hand-in has no points."""
     jobs: Annotated[int | None, Range(1, 256)] = None
     """Number of hand-ins graded at the same time; by default one for each core."""
+    lang: Language | None = None
+    """Language of messages, hints and feedback; by default Chinese where the locale is (LC_ALL, LC_MESSAGES, LANG)."""
 
 
 def main(args: Args) -> None:
+    lang = language(args.lang)
+    try:
+        answer(args, lang)
+    except UserError as problem:
+        raise UserError(translator(lang)(str(problem))) from problem
+
+
+def answer(args: Args, lang: Language) -> None:
     if args.hint:
         from common.grade import stubs
 
-        stubs.print_hint(args.chapter, args.hint, args.step)
+        stubs.print_hint(args.chapter, args.hint, args.step, lang)
     elif args.step > 1:
         raise UserError("--step is a step of a hint; add the number of the exercise, for instance --hint 2")
     elif args.hand_ins:
-        grade_all(args, args.hand_ins)
+        grade_all(args, args.hand_ins, lang)
     else:
-        grade_one(args)
+        grade_one(args, lang)
 
 
-def grade_one(args: Args) -> None:
+def grade_one(args: Args, lang: Language) -> None:
     from common.grade import grader
     from common.grade.marking.results import Limits
 
@@ -96,12 +108,12 @@ def grade_one(args: Args) -> None:
         raise UserError(f"--format {args.format} needs a file for the result; name it after --out")
     limits = Limits(args.seconds, args.total_seconds, args.partial)
     points = grader.print_grades(
-        args.chapter, args.submission, args.seed, limits, args.json, args.only, args.format, args.out
+        args.chapter, args.submission, args.seed, limits, args.json, args.only, args.format, args.out, lang
     )
     fail_under(points, args.fail_under)
 
 
-def grade_all(args: Args, folder: Path) -> None:
+def grade_all(args: Args, folder: Path, lang: Language) -> None:
     from common.grade.marking import gradebook
     from common.grade.marking.results import Limits
 
@@ -125,6 +137,7 @@ def grade_all(args: Args, folder: Path) -> None:
         args.late_limit,
         Limits(args.seconds, args.total_seconds, args.partial),
         args.only,
+        lang,
     )
     rows, seconds = gradebook.grade_class(
         gradebook.chapters_of(args.chapter), folder, args.roster, policy, args.jobs or gradebook.cores()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.grade.chapter import exercises_of
+from common.grade.marking.messages import Language, translator
 from common.io.files import read_json, write_atomically
 
 START, GIVEN, END = "# --- solution", "# --- given", "# --- end"
@@ -114,7 +115,7 @@ def write_stub(chapter: str, overwrite: bool) -> None:
 # --------------------------------------------------------------------------------------------------------------- hints
 
 
-def print_hint(chapter: str, number: int, step: int) -> None:
+def print_hint(chapter: str, number: int, step: int, lang: Language = "en") -> None:
     """Print one step of the hint to an exercise: a question, a hint, or a line of code."""
     folder = exercises_of(chapter)
     names = names_of(folder)
@@ -126,11 +127,12 @@ def print_hint(chapter: str, number: int, step: int) -> None:
     name = names[number - 1]
     if name not in hints:
         raise UserError(f"exercise {number}, {name}, has no hint yet; its docstring says what to write")
-    print(f"Exercise {number}, {name}: {STEPS[step - 1]} (step {step} of {len(STEPS)})\n\n{hints[name][step - 1]}")
+    say = translator(lang, folder)
+    print(say(f"Exercise {number}, {name}: {STEPS[step - 1]} (step {step} of {len(STEPS)})"))
+    print(f"\n{say(hints[name][step - 1])}")
     if step < len(STEPS):
-        print(
-            f"\nFor {STEPS[step]}: python -m common.grade {folder.parent.name[:2]} --hint {number} --step {step + 1}"
-        )
+        command = f"python -m common.grade {folder.parent.name[:2]} --hint {number} --step {step + 1}"
+        print("\n" + say(f"For {STEPS[step]}: {command}"))
 
 
 def authors(folder: Path) -> dict:

@@ -21,7 +21,9 @@ from common.errors import UserError
 from common.grade.chapter import COURSE, exercises_of
 from common.grade.checks import expect, lend, load, load_chapter, parts, verdict
 from common.grade.grader import grade
+from common.grade.marking.messages import NAME, translator
 from common.grade.stubs import authors, strip
+from helpers.messages import english_left, names_of
 
 NUMBERS = sorted(
     folder.parent.name[:2] for folder in COURSE.glob("[0-9][0-9]_*/exercises") if (folder / "checks.py").exists()
@@ -42,6 +44,16 @@ OTHER_WAYS = [(n, *way) for n in NUMBERS for way in BANKS[n].OTHER_WAYS]
 
 def name(case) -> str:
     return f"{case[0]}-{case[1]}-{case[2].replace(' ', '_')}"
+
+
+IN_CHINESE = {number for number in NUMBERS if (exercises_of(number) / NAME.format("zh")).is_file()}
+
+
+def english_words(number: str, message: str) -> list[str]:
+    """What the Chinese form of a message has left of its English, but for the text of an exception."""
+    message = re.sub(r"( with \w+): .*", r"\1", message) if "stopped" in message else message
+    folder = exercises_of(number)
+    return english_left(translator("zh", folder)(message), names_of(folder)) if number in IN_CHINESE else []
 
 
 def verdicts(
@@ -92,6 +104,7 @@ def test_a_mistake_costs_its_exercise_and_no_other(case):
     failures = {name: message for name, message in found.items() if message}
     assert list(failures) == [exercise]
     assert says in failures[exercise]
+    assert english_words(number, failures[exercise]) == []
 
 
 @pytest.mark.parametrize("case", MISTAKES, ids=map(name, MISTAKES))
@@ -108,6 +121,7 @@ def test_public_tests_alone_and_hidden_checks_alone_catch_it(case):
         setattr(submission, exercise, function)
         message = verdict(part, k, submission, seed)
         assert message
+        assert english_words(number, message) == []
 
 
 @pytest.mark.parametrize("case", OTHER_WAYS, ids=map(name, OTHER_WAYS))

@@ -26,6 +26,7 @@ from common.grade.chapter import COURSE, exercises_of
 from common.grade.grader import ask, version
 from common.grade.marking import formats
 from common.grade.marking.hand_ins import HandIn, Student, hand_in, students_of
+from common.grade.marking.messages import Language, translator
 from common.grade.marking.results import Limits, Outcome, Result
 from common.grade.sandbox.protocol.wire import Channel, ChannelError
 from common.grade.sandbox.source import likeness
@@ -47,6 +48,7 @@ class Policy:
     late_limit: float = math.inf  # days after which no points are given
     limits: Limits = field(default_factory=Limits)
     only: tuple[int, ...] = ()
+    lang: Language = "en"  # of the feedback and of what is printed
 
     def seed_of(self, student: str, chapter: str) -> int:
         if not self.secret:
@@ -165,7 +167,10 @@ def grade_class(
                         judge = judge or warm.judge()[0]
                     judge = grade_row(judge, row, policy)
                 done[0] += 1
-                print(f"{done[0]:4}/{len(rows)}  {row.chapter}  {row.student.id:24.24} {line(row)}", flush=True)
+                print(
+                    f"{done[0]:4}/{len(rows)}  {row.chapter}  {row.student.id:24.24} {line(row, policy.lang)}",
+                    flush=True,
+                )
 
         with ThreadPoolExecutor(jobs) as pool:
             for future in [pool.submit(work) for _ in range(jobs)]:
@@ -234,27 +239,30 @@ def compare_classmates(rows: list[Entry]) -> None:
                 row.flags.append(f"like the code of {row.classmate}: {row.classmate_likeness:.2f}")
 
 
-def line(row: Entry) -> str:
+def line(row: Entry, lang: Language = "en") -> str:
     """A row in words, for the terminal."""
+    say = translator(lang)
     if row.status != "graded":
-        return row.status
-    late = f", {row.penalty:.0%} lost to lateness" if row.penalty else ""
-    return f"{row.score:g}/{row.possible}{late}" + (f"  look at: {row.flags[0]}" if row.flags else "")
+        return say(row.status)
+    late = say(f", {row.penalty:.0%} lost to lateness") if row.penalty else ""
+    return f"{row.score:g}/{row.possible}{late}" + (f"  {say(f'look at: {row.flags[0]}')}" if row.flags else "")
 
 
-def feedback(rows: list[Entry]) -> str:
+def feedback(rows: list[Entry], lang: Language = "en") -> str:
     """What a student may read: points and a sentence for each exercise."""
     parts = [f"# {rows[0].student.full_name or rows[0].student.id}\n"]
     for row in rows:
-        parts.append(f"## Chapter {int(row.chapter)}: {row.score:g} of {row.possible} points\n")
+        say = translator(lang, exercises_of(row.chapter))
+        parts.append(say(f"## Chapter {int(row.chapter)}: {row.score:g} of {row.possible} points") + "\n")
         if row.status != "graded":
-            parts.append(f"{row.status[:1].upper()}{row.status[1:]}.\n")
+            status = say(row.status)
+            parts.append(f"{status[:1].upper()}{status[1:]}{say('.')}\n")
             continue
         if row.penalty:
-            parts.append(f"{row.raw:g} points, less {row.penalty:.0%} for handing in late.\n")
-        parts.append("| exercise | points | |\n| --- | --- | --- |")
+            parts.append(say(f"{row.raw:g} points, less {row.penalty:.0%} for handing in late.") + "\n")
+        parts.append(say("| exercise | points | |") + "\n| --- | --- | --- |")
         for each in row.results:
-            text = each.message.replace("|", "\\|").replace("<", "&lt;") or "passed"
+            text = say(each.message).replace("|", "\\|").replace("<", "&lt;") or say("passed")
             parts.append(f"| {each.number} `{each.name}` | {each.points:g}/{each.possible} | {text} |")
         parts.append("")
     return "\n".join(parts) + "\n"
@@ -282,7 +290,7 @@ def write_gradebook(rows: list[Entry], out: Path, policy: Policy, style: str, se
     cells, course = [row.columns(policy.due) for row in rows], version()
     texts = {}
     for student in dict.fromkeys(row.student.id for row in rows):
-        texts[student] = feedback([row for row in rows if row.student.id == student])
+        texts[student] = feedback([row for row in rows if row.student.id == student], policy.lang)
         write_text(out / "feedback" / f"{file_name(student)}.md", texts[student])
     for row, cell in zip(rows, cells, strict=True):
         known = {"exercises": [asdict(each) for each in row.results], "version": course, "graded": now()}
