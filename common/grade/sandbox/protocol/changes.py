@@ -5,15 +5,15 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from common.grade.sandbox.protocol.decoding import Decoding
-from common.grade.sandbox.protocol.encoding import Encoding
+from common.grade.sandbox.protocol.decoding import MessageReader
+from common.grade.sandbox.protocol.encoding import MessageWriter
 from common.grade.sandbox.protocol.errors import Garbled
 from common.grade.sandbox.protocol.proxies import Network
 from common.grade.sandbox.protocol.registry import RNG, outline
 from common.grade.sandbox.protocol.tensors import Out, write
 
 
-class Sharing(Encoding, Decoding):
+class Sharing(MessageWriter, MessageReader):
     """Tells the other process of changes, and makes its changes here."""
 
     def changes(self, out: Out) -> list:

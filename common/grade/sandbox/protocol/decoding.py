@@ -15,7 +15,7 @@ from common.grade.sandbox.protocol.registry import outline
 from common.grade.sandbox.protocol.tensors import DTYPES, lay_out, write
 
 
-class Decoding(Graph):
+class MessageReader(Graph):
     """Turns messages into values."""
 
     def decode(self, value: Any, buffers: list) -> Any:

@@ -14,7 +14,7 @@ from common.grade.sandbox.protocol.gradients import Graph
 from common.grade.sandbox.protocol.tensors import Out, raw
 
 
-class Encoding(Graph):
+class MessageWriter(Graph):
     """Turns values into messages."""
 
     def encode(self, value: Any, out: Out) -> Any:
