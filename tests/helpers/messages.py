@@ -18,10 +18,22 @@ from helpers.programs import ROOT
 from helpers.source import tree
 
 GRADE = ROOT / "common" / "grade"
-SPOKEN = (  # modules all of whose sentences are translated
-    "program", "grader", "stubs", "chapter", "checks", "marking/judge", "sandbox/guest", "sandbox/peer", "sandbox/source",
-)  # fmt: skip
-OTHERS = ("marking/gradebook", "marking/hand_ins")  # some of whose sentences are
+SPOKEN = (
+    "program",
+    "grader",
+    "stubs",
+    "checks",
+    "marking/judge",
+    "sandbox/guest",
+    "sandbox/source",
+    "sandbox/protocol/*",
+)
+OTHERS = (
+    "chapter",
+    "marking/gradebook",
+    "marking/hand_ins",
+    "sandbox/*",
+)  # some of whose sentences are translated; of SPOKEN, all
 
 
 def templates(*paths: Path) -> set[str]:
@@ -78,8 +90,10 @@ def is_sentence(template: str) -> bool:
 def sources(folder: Path | None) -> dict[str, tuple[set[str], set[str]]]:
     """{catalogue: (what it must have, what it may have)} for a chapter's exercises/, or for the grader itself."""
     if folder is None:
-        must = templates(*(GRADE / f"{name}.py" for name in SPOKEN))
-        return {NAME: (must, must | parts_of(must) | templates(*(GRADE / f"{name}.py" for name in OTHERS)))}
+        must, may = (
+            templates(*(path for each in names for path in GRADE.glob(f"{each}.py"))) for names in (SPOKEN, OTHERS)
+        )
+        return {NAME: (must, must | parts_of(must) | may)}
     shown = templates(folder / "test_exercises.py", folder / "hints.py")
     hidden = templates(folder / "checks.py") - shown
     return {NAME: (shown, shown), HIDDEN: (hidden, hidden)}
