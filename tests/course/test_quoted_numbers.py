@@ -24,24 +24,25 @@ from typing import NamedTuple
 import pytest
 
 from helpers.programs import ROOT
-from helpers.source import own_files
+from helpers.source import label, own_files
 
 CHAPTERS = sorted(ROOT.glob("[0-9][0-9]_*"))
 LESSONS = [folder for folder in CHAPTERS if (folder / "lesson.py").exists()]
+SOURCES = sorted(ROOT.glob("[0-9][0-9]_*/lesson*.py"))  # lesson.py, and lesson.zh.py in Chinese
 PAGES = [path for path in own_files("*.md") if path.parent in (ROOT, ROOT / "docs", *CHAPTERS)]
 
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 SIGNED = rf"(?<![\w.])[-−+]?{NUMBER}"
 UNIT = r"[^\d<\n]{0,20}"
 MARKER = re.compile(r"<!--\s*(out|results|given)(?:\s+(\d\d))?\s*-->")
-QUOTE = re.compile(rf"({SIGNED})(?:({UNIT})(?:±|\bto\b|–)\s*({SIGNED}))?({UNIT}){MARKER.pattern}")
+QUOTE = re.compile(rf"({SIGNED})(?:({UNIT})(?:±|\bto\b|–|[到至])\s*({SIGNED}))?({UNIT}){MARKER.pattern}")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 LINK = re.compile(r"\]\([^)\s]*\)|https?://\S+")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 MATHS = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
 PLACE = re.compile(
-    r"\b(sections?|eqs?\.?|equations?|chapters?|exercises?|figures?|tables?|appendix|algorithms?|python|version)\W{0,2}$",
+    r"(?:第|式|版本?) ?$|\b(sections?|eqs?\.?|equations?|chapters?|exercises?|figures?|tables?|appendix|algorithms?|python|version)\W{0,2}$",
     re.I,
 )
 
@@ -173,21 +174,27 @@ def results_text(chapter: Path) -> str:
     return CODE.sub(" ", QUOTE.sub(" ", path.read_text(encoding="utf-8")))
 
 
+def outputs(notebook: Path) -> list[Decimal]:
+    return numbers(output_text(json.loads(notebook.read_text(encoding="utf-8"))))
+
+
 @cache
 def measured() -> dict[str, list[Decimal]]:
     found = {}
     for chapter in CHAPTERS:
         found[f"results {chapter.name[:2]}"] = numbers(results_text(chapter))
         if (chapter / "lesson.ipynb").exists():
-            notebook = json.loads((chapter / "lesson.ipynb").read_text(encoding="utf-8"))
-            found[f"out {chapter.name[:2]}"] = numbers(output_text(notebook))
+            found[f"out {chapter.name[:2]}"] = outputs(chapter / "lesson.ipynb")
     return found
 
 
-@pytest.mark.parametrize("chapter", LESSONS, ids=lambda chapter: chapter.name)
-def test_a_lesson_quotes_what_was_measured(chapter):
-    prose, _ = split((chapter / "lesson.py").read_text(encoding="utf-8"))
-    assert wrong_quotes(prose, measured(), chapter.name[:2]) == []
+@pytest.mark.parametrize("source", SOURCES, ids=label)
+def test_a_lesson_quotes_what_was_measured(source):
+    """The outputs of a Chinese lesson are those of its own notebook."""
+    prose, _ = split(source.read_text(encoding="utf-8"))
+    chapter = source.parent.name[:2]
+    known = measured() | {f"out {chapter}": outputs(source.with_suffix(".ipynb"))}
+    assert wrong_quotes(prose, known, chapter) == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -200,12 +207,12 @@ def test_a_page_quotes_what_was_measured(path):
     assert wrong_quotes(CODE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text), known, own) == []
 
 
-@pytest.mark.parametrize("chapter", LESSONS, ids=lambda chapter: chapter.name)
-def test_no_decimal_number_of_a_lesson_lacks_its_marker(chapter):
+@pytest.mark.parametrize("source", SOURCES, ids=label)
+def test_no_decimal_number_of_a_lesson_lacks_its_marker(source):
     """In lessons that have markers. Add <!--out--> behind the number, <!--results--> or, for what nobody here has
     measured, <!--given-->.
     """
-    prose, code = split((chapter / "lesson.py").read_text(encoding="utf-8"))
+    prose, code = split(source.read_text(encoding="utf-8"))
     if MARKER.search(prose):
         assert unmarked(prose, code) == []
 
@@ -229,6 +236,7 @@ OUTPUT = "loss 0.11237, right 62.4 % of 1,498; error -0.25 (2.41e-07)\nddim:50 x
         "0.02<!--given--> is a setting",
         "between 0.11 and 7, and 50<!--out-->",
         "62.4 ± 0.1<!--out--> and 0.11 to 62 %<!--out-->",
+        "从 0.11 到 62 %<!--out-->，为 0.112<!--out-->",
     ],
 )
 def test_what_was_measured_passes(text):
@@ -249,6 +257,7 @@ def test_what_was_measured_passes(text):
         ("62.4 ± 0.3<!--out-->", ["0.3"]),
         ("7.1 ± 0.1<!--out-->", ["7.1"]),
         ("0.31 to 62 %<!--out-->", ["0.31"]),
+        ("0.31 到 62 %<!--out-->", ["0.31"]),
     ],
 )
 def test_what_was_not_measured_fails(text, numbers_named):

@@ -50,14 +50,14 @@ def cells(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """The commands of all blocks, without comments."""
-    lines = "".join(BLOCK.findall(text)).splitlines()
+    """The commands of all blocks, without comments; a Chinese lesson counts as the English one."""
+    lines = "".join(BLOCK.findall(text)).replace(".zh.ipynb", ".ipynb").splitlines()
     return [" ".join(shlex.split(line, comments=True)) for line in lines]
 
 
 def targets(text: str) -> Counter:
     """The targets of all links; a page and its translation count as one, and their links to each other not at all."""
-    pages = [target.partition("#")[0].replace(".zh.md", ".md") for target in LINK.findall(text)]
+    pages = [target.partition("#")[0].replace(".zh.", ".") for target in LINK.findall(text)]
     return Counter(page.removesuffix("/README.md") for page in pages if page not in ("README.md", "faq.md", ""))
 
 
