@@ -35,8 +35,8 @@ def pages() -> list[Path]:
 
 
 def lessons() -> list[Path]:
-    """The notebooks of the lessons, relative to the course's folder."""
-    return sorted(path.relative_to(ROOT) for path in ROOT.glob("0*/lesson.ipynb"))
+    """The notebooks of the lessons in both languages, relative to the course's folder."""
+    return sorted(path.relative_to(ROOT) for path in ROOT.glob("0*/lesson*.ipynb"))
 
 
 def target(link: str, page: Path, repository: str) -> str:
@@ -51,7 +51,7 @@ def target(link: str, page: Path, repository: str) -> str:
     place = Path(os.path.normpath(page.parent / name))
     if (ROOT / place / "README.md").exists():
         return os.path.relpath(place / "README.md", page.parent) + hash_mark + anchor
-    if place.name == "lesson.ipynb":
+    if place.name in ("lesson.ipynb", "lesson.zh.ipynb"):
         return os.path.relpath(place.with_suffix(".md"), page.parent) + hash_mark + anchor
     if place in pages() or place.suffix in PICTURES:
         return link
@@ -73,7 +73,7 @@ def lesson_page(notebook: Path) -> str:
     name = notebook.parent.name
     exporter = MarkdownExporter()
     text, resources = exporter.from_filename(
-        str(ROOT / notebook), resources={"output_files_dir": "lesson_files", "unique_key": name}
+        str(ROOT / notebook), resources={"output_files_dir": f"{notebook.stem}_files", "unique_key": name}
     )
     folder = PAGES / notebook.parent
     for file, data in resources["outputs"].items():
@@ -109,6 +109,8 @@ def navigation() -> list[dict]:
     chapters = []
     for notebook in lessons():
         folder = notebook.parent
+        if notebook.name != "lesson.ipynb":
+            continue
         parts = [("Overview", "README.md"), ("Lesson", "lesson.md"), ("Exercises", "exercises/README.md")]
         parts += [("Results", "RESULTS.md"), ("Shipped weights", "pretrained/README.md")]
         known = [
@@ -118,12 +120,17 @@ def navigation() -> list[dict]:
         ]
         chapters.append({title(folder / "README.md"): known})
     more = ["start", "faq", "debugging", "programs", "models", "derivations", "glossary", "claims", "budget"]
-    chinese = [page for page in pages() if page.name.endswith(".zh.md")]
+    chinese = {page: title(page) for page in pages() if page.name.endswith(".zh.md")}
+    chinese |= {
+        notebook.with_suffix(".md"): f"教程：{title(notebook.with_name('README.zh.md'))}"
+        for notebook in lessons()
+        if notebook.name == "lesson.zh.ipynb"
+    }
     return [
         {"Home": "README.md"},
         {"Chapters": chapters},
         {"Pages": [{title(Path(f"docs/{name}.md")): f"docs/{name}.md"} for name in more]},
-        {"中文": [{title(page): page.as_posix()} for page in chinese]},
+        {"中文": [{name: page.as_posix()} for page, name in sorted(chinese.items())]},
     ]
 
 

@@ -18,6 +18,7 @@ spec.loader.exec_module(build_site)
         ("docs/start.md#install", "README.md", "docs/start.md#install"),
         ("01_ddpm_mnist", "README.md", "01_ddpm_mnist/README.md"),
         ("../01_ddpm_mnist/lesson.ipynb", "docs/glossary.md", "../01_ddpm_mnist/lesson.md"),
+        ("lesson.zh.ipynb", "01_ddpm_mnist/README.zh.md", "lesson.zh.md"),
         ("figures/strip.png", "01_ddpm_mnist/README.md", "figures/strip.png"),
         (
             "../common/diffusion/vlb.py#L26",
