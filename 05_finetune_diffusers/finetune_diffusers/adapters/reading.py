@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from common.errors import UserError, explain
 from common.io.files import read_json
 from common.io.state_dict import read_tensors
-from common.models.single_file import kind_of
+from common.models.single_file.kinds import kind_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -15,7 +15,8 @@ from transformers import CLIPTextModel
 from common.errors import UserError
 from common.models.model_folder import load_model, load_vae
 from common.models.pipeline import SamplingConfig
-from common.models.single_file import as_folder, kind_of
+from common.models.single_file import as_folder
+from common.models.single_file.kinds import kind_of
 from common.models.text.tokenizer import train_tokenizer
 from common.models.text_to_image_folder import open_latent_pipeline
 from helpers.tiny_families import make_tiny_sd
@@ -307,7 +308,7 @@ def test_without_a_tokenizer(first, beside, monkeypatch):
     """None beside the file, none in the cache, no network: one sentence says what to do."""
     (beside / "tokenizer").unlink()
     monkeypatch.setattr("common.io.hub.unanswered", lambda url: "did not answer within 3 s")
-    monkeypatch.setattr("common.models.single_file.in_cache", lambda name: None)
+    monkeypatch.setattr("common.models.single_file.parts.in_cache", lambda name: None)
     save_file(as_compvis(first), beside / "a.safetensors")
     with pytest.raises(
         UserError, match="put a folder named tokenizer, from any Stable Diffusion folder, beside"
