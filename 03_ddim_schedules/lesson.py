@@ -13,6 +13,8 @@
 # %% [markdown]
 # # Chapter 3 · Schedules, samplers and flows
 #
+# English · [中文](lesson.zh.ipynb)
+#
 # "Use the cosine schedule." "DDIM needs fifty steps." "Flow matching is straighter than diffusion." You will meet such advice in
 # papers, repositories and forums. This chapter takes the model of chapter 1 apart, derives what can be derived, and measures the
 # rest.
