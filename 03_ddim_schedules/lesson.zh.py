@@ -39,9 +39,7 @@
 # 全部代码在笔记本电脑的 CPU 上运行，无需下载，只要几分钟。
 
 # %%
-from common.grade.chapter import (
-    open_chapter,  # 找不到 common 模块？请选择装有本课程的内核（README.zh.md）
-)
+from common.grade.chapter import open_chapter  # 找不到 common 模块？请选择装有本课程的内核（README.zh.md）
 
 CHAPTER = open_chapter("03_ddim_schedules 中文")  # 本章的文件夹；从这里开始可以导入其中的文件
 
@@ -177,7 +175,7 @@ plt.show()
 # %% [markdown]
 # linear 的训练一直延伸到噪声很大的地方，scaled linear 则早早停下。cosine 和 sigmoid 关于 $\lambda = 0$ 对称。
 # 最后两种从钟形分布中抽取噪声水平，所以极端的水平很少出现；EDM 训练时的噪声比其他调度少。
-#（图中 `flow` 的钟形曲线是 Stable Diffusion 3 采用的 *logit-normal* 密度，
+# （图中 `flow` 的钟形曲线是 Stable Diffusion 3 采用的 *logit-normal* 密度，
 # 见 [Esser et al. 2024](https://arxiv.org/abs/2403.03206)；整流流本身对 $t$ 均匀抽样，第 8 节就是这样做的。）
 #
 # 下一幅图把四种调度用在同一个数字上，噪声也相同。
@@ -254,7 +252,7 @@ for name in ("linear", "scaled_linear", "scaled_linear_zero_snr"):
     print(f"{name:38}" + "".join(f"{text:>16}" for text in found))
 
 # %% [markdown]
-#（用 1,000 个数字时，0 附近的相关系数的 95 % 置信区间约为 ± 0.06。）图像越大，泄漏越多：
+# （用 1,000 个数字时，0 附近的相关系数的 95 % 置信区间约为 ± 0.06。）图像越大，泄漏越多：
 # 在 $28 \times 28$ 上很小，在照片上就很大。如果亮度服从正态分布，那么确定性采样器生成的样本，
 # 亮度的波动只有数据的 $\sqrt{1 - r^2}$ 倍。随机采样器会忘掉一部分起点，所以损失小一些。
 #
@@ -372,7 +370,7 @@ plt.show()
 # 从左到右看黑色箭头：它从图像的方向（向右）转向噪声的方向（向上），而 `eps` 和 `x0` 的箭头不动。
 # 所以噪声少时黑箭头靠近 `x0`，噪声多时靠近 `eps`。这时预测只是重复输入中已有的内容，另一种成分就再也求不出来了。
 # `v` 始终与黑箭头保持直角，跟着一起转。`flow` 和 `edm` 也与它保持距离。
-#（`edm` 指向反方向，这没有影响。所有箭头都画成长度 1。）
+# （`edm` 指向反方向，这没有影响。所有箭头都画成长度 1。）
 #
 # 预测总有误差。如果 $y$ 错了一个小量 $\delta$，那么 $x_0$ 就错 $|\sigma / d|\,\delta$，$\varepsilon$ 就错 $|\alpha / d|\,\delta$，
 # 其中 $d = \alpha b - \sigma a$ 是两个箭头所张的面积。
@@ -629,7 +627,7 @@ print(f"  eta = 1，换噪声 {rms(c - d):.2f}；两个无关的数字 {rms(b - 
 # ## 4 · 减少步数：步长重采样，以及一个常见的错误
 #
 # 你也许读到过：DDPM 非要一千步不可，步数少了样本就一直带噪点
-#（出处见[经验之谈](../docs/claims.md#ddpm-with-few-steps-stays-noisy)）。确实有人见过这种现象。他们见到的究竟是什么？
+# （出处见[经验之谈](../docs/claims.md#ddpm-with-few-steps-stays-noisy)）。确实有人见过这种现象。他们见到的究竟是什么？
 #
 # DDPM 的一步，去掉的是加噪链一步所加的噪声 $\beta_t$。用 20 步代替 1,000 步，采样器只访问
 # $t = 1000, 950, 900, \dots$。两次访问之间隔着 50 步，合起来加的噪声要多得多。
@@ -799,7 +797,7 @@ def ideal(x, level):
 # $$dx = -u_t(x)\,|dt| + \underbrace{\frac{c^2}{2}\,\nabla \log p_t(x)\,|dt|}_{\text{收拢}} + \underbrace{c\,dw}_{\text{散开}}, \qquad \nabla\log p_t(x) = -\frac{\hat\varepsilon}{\sigma} \tag{5}$$
 #
 # 也有同样的密度 $p_t$。$c = 0$ 时它是常微分方程；$c = g$，即取前向过程的噪声时，它是**反向随机微分方程**（reverse SDE），也就是 DDPM 的极限。
-#（$dw$ 是方差为 $|dt|$ 的正态噪声。最后一个等式是第 1 章给出的分数与噪声的关系。）
+# （$dw$ 是方差为 $|dt|$ 的正态噪声。最后一个等式是第 1 章给出的分数与噪声的关系。）
 #
 # > **论文中的写法**：[Y. Song et al. 2021](https://arxiv.org/abs/2011.13456) 把前向过程写作
 # > $dx = f(x, t)\,dt + g(t)\,dw$，把反向随机微分方程写作 $dx = [f - g^2\,\nabla_x \log p_t(x)]\,dt + g\,d\bar w$（式 6）；
@@ -1776,7 +1774,7 @@ print(f"为下界再评估一次网络 {twice / 1e6:.1f} MB（{twice / plain:.2f
 # $$z(w) = \frac{\sin((1 - w)\,\theta)}{\sin\theta}\; z_a + \frac{\sin(w\,\theta)}{\sin\theta}\; z_b \qquad \cos\theta = \frac{z_a \cdot z_b}{|z_a|\,|z_b|}$$
 #
 # 当 $z_a$ 与 $z_b$ 几乎平行时，$\sin\theta$ 接近 0，这时改用直线，前面许多位数字都相同。
-#（两份相反的噪声，$\sin\theta$ 也是 0，但那时直线经过 0，圆弧也不唯一。）
+# （两份相反的噪声，$\sin\theta$ 也是 0，但那时直线经过 0，圆弧也不唯一。）
 
 # %%
 from ddim_schedules import interpolation, inversion
@@ -1832,7 +1830,7 @@ for name, each in changes.items():
     )
 
 # %% [markdown]
-#（1 表示完全均匀，10 表示只跳一次；± 是各对平均值的 95 % 置信区间。）
+# （1 表示完全均匀，10 表示只跳一次；± 是各对平均值的 95 % 置信区间。）
 #
 # ### 为什么会跳变？
 #
