@@ -34,7 +34,7 @@ def find_pipeline(name: str | Path, variant: str | None = None) -> Path:
     if local.is_file():
         from common.models.single_file import as_folder
 
-        return as_folder(local)
+        return as_folder(local, ("sd", "xl"))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(
             f"there is no folder {name}; --model takes the folder of a diffusers pipeline, or a hub id such as {EXAMPLE}"

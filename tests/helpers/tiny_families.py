@@ -5,13 +5,22 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from common.models.text.encoders import save_text, small_text
 from common.models.text.tokenizer import train_tokenizer
@@ -20,9 +29,6 @@ from helpers.tiny_pipeline import WORDS, write_tiny_pipeline
 
 def write_tiny_xl(folder: Path) -> Path:
     """Stable Diffusion XL: two text encoders, a pooled vector and the size of the picture as further conditioning."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
     torch.manual_seed(0)
     save_text(folder, small_text(2 * WORDS, dim=32, layers=1, heads=2, length=64))
     words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -69,6 +75,65 @@ def write_tiny_xl(folder: Path) -> Path:
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
     ).save_pretrained(folder)
     return folder
+
+
+def make_tiny_xl(words: Path) -> StableDiffusionXLPipeline:
+    """The geometry of Stable Diffusion XL, some channels wide: three levels, the first one without attention,
+    heads 64 wide, two text encoders of which the second one projects its pooled output.
+    words: a folder with a tokenizer in it
+    """
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(words / "tokenizer")
+    texts = [
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            projection_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            max_position_embeddings=16,
+            hidden_act=activation,
+            bos_token_id=0,
+            eos_token_id=len(tokenizer) - 1,
+        )
+        for activation in ("quick_gelu", "gelu")
+    ]
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(64, 64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=[1, 1, 2],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=[1, 1, 2],
+        projection_class_embeddings_input_dim=6 * 8 + 64,
+        cross_attention_dim=128,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+        sample_size=64,
+        scaling_factor=0.13025,
+    )
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(texts[0]).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(texts[1]).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=CLIPTokenizer.from_pretrained(
+            words / "tokenizer",
+            pad_token=tokenizer.convert_ids_to_tokens(0),  # "!" in the published one
+        ),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
+        ),
+    )
 
 
 def write_tiny_ddpm(folder: Path) -> Path:

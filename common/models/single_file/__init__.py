@@ -9,8 +9,9 @@ The file has the names of CompVis (input_blocks.1.0.in_layers.2.weight). The con
 module infers from names and shapes the configurations that they need, so that no network connection is needed.
 What a file does not say:
 
-    heads          8 at every level (Stable Diffusion 1.x), or 64 channels a head (2.x, whose projections are linear)
-    prediction     of 1.x: the noise. Of 2.x: what the file's metadata, its "v_pred" or NAME.yaml beside it say, else v
+    heads          8 at every level (Stable Diffusion 1.x), or 64 channels a head (2.x and XL: linear projections)
+    prediction     of 1.x and XL: the noise, unless the file has "v_pred". Of 2.x: what the file's metadata, its
+                   "v_pred" or NAME.yaml beside it say, else v
     tokenizer      that of CLIP: in a folder `tokenizer` beside the file, in the cache of the hub, or on the hub
 """
 
@@ -26,6 +27,7 @@ from common.io.state_dict import read_tensors
 from common.models.single_file.kinds import kind_of
 from common.models.single_file.parts import write_vae
 from common.models.single_file.stable_diffusion import write_pipeline
+from common.models.single_file.stable_diffusion_xl import write_xl_pipeline
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 CONVERTED = Path("runs/single_files")
@@ -34,8 +36,8 @@ CONVERTED = Path("runs/single_files")
 def as_folder(path: Path, wanted: tuple[str, ...] = ("sd",), kept: Path | None = None) -> Path:
     """A folder with what the file holds, converted once and kept in runs/single_files under the name of the file.
 
-    wanted  kinds that the caller can use: "sd" gives the folder of a pipeline, "vae" that of an autoencoder. Others
-            are refused by name.
+    wanted  kinds that the caller can use: "sd" and "xl" give the folder of a pipeline, "vae" that of an autoencoder.
+            Others are refused by name.
     """
     path = Path(path).expanduser()
     beside = path.parent / "config.json"
@@ -55,7 +57,8 @@ def as_folder(path: Path, wanted: tuple[str, ...] = ("sd",), kept: Path | None =
     state = read_tensors(path)
     kind = kind_of(state)
     if kind.name not in wanted:
-        expected = "a checkpoint of Stable Diffusion 1.x or 2.x" + (" or an autoencoder" if "vae" in wanted else "")
+        expected = "a checkpoint of Stable Diffusion " + ("1.x, 2.x or XL" if "xl" in wanted else "1.x or 2.x")
+        expected += " or an autoencoder" if "vae" in wanted else ""
         raise UserError(
             f"{path} holds {kind.says}, where {expected} was expected" + (f"; {kind.advice}" if kind.advice else "")
         )
@@ -64,6 +67,8 @@ def as_folder(path: Path, wanted: tuple[str, ...] = ("sd",), kept: Path | None =
     try:
         if kind.name == "vae":
             write_vae(building, state, 256, path)
+        elif kind.name == "xl":
+            write_xl_pipeline(building, state, path)
         else:
             write_pipeline(building, state, path)
         building.rename(folder)

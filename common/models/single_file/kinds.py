@@ -8,6 +8,7 @@ from torch import Tensor
 TEXT_WIDTHS = (768, 1024, 1280)  # of the text encoders of Stable Diffusion 1.x, 2.x and XL
 UNET, VAE = "model.diffusion_model.", "first_stage_model."  # how the names of CompVis begin
 TEXT, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+TEXT_XL, OPEN_CLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ KINDS = (  # an expression for names of weights, and the kind of a file with suc
         r"^(control_model\.|controlnet_|input_hint_block\.)",
         FileKind("controlnet", "a ControlNet", "05_finetune_diffusers/controlnet.py --use opens the folder of one"),
     ),
-    (r"conditioner\.embedders\.", FileKind("other", "a checkpoint of Stable Diffusion XL", OTHER)),
+    (r"conditioner\.embedders\.", FileKind("xl", "a checkpoint of Stable Diffusion XL")),
     (r"\.joint_blocks\.", FileKind("other", "a checkpoint of Stable Diffusion 3", OTHER)),
     (r"double_blocks\.", FileKind("other", "a checkpoint of FLUX", OTHER)),
     (r"^model\.diffusion_model\.", FileKind("sd", "a checkpoint of Stable Diffusion")),
@@ -67,7 +68,8 @@ def kind_of(state: dict[str, Tensor]) -> FileKind:
         return INVERSION
     for expression, kind in KINDS:
         if any(re.search(expression, name) for name in state):
-            return sd_kind(state) if kind.name == "sd" else kind
+            closer = {"sd": sd_kind, "xl": xl_kind}.get(kind.name)
+            return closer(state) if closer else kind
     shown = ", ".join(sorted(state)[:2])
     return FileKind("unknown", f"weights of no kind that is known here, the first are {shown}")
 
@@ -102,3 +104,25 @@ def sd_kind(state: dict[str, Tensor]) -> FileKind:
             "take a file that has all three parts",
         )
     return FileKind("sd", f"a checkpoint of Stable Diffusion {version} (U-Net, autoencoder, text encoder)")
+
+
+def xl_kind(state: dict[str, Tensor]) -> FileKind:
+    """The kind of a file with a text encoder under the names of XL: XL itself, its refiner, or a part."""
+    lacks = [
+        what
+        for what, prefix in (("a U-Net", UNET), ("an autoencoder", VAE))
+        if not any(name.startswith(prefix) for name in state)
+    ]
+    if lacks:
+        return FileKind(
+            "other",
+            f"a part of Stable Diffusion XL, without {' and without '.join(lacks)}",
+            "take a file that has all parts",
+        )
+    if not any(name.startswith(OPEN_CLIP_XL) for name in state):
+        return FileKind("other", "the refiner of Stable Diffusion XL, or a model with one text encoder", OTHER)
+    return FileKind(
+        "xl",
+        "a checkpoint of Stable Diffusion XL (U-Net, autoencoder, two text encoders)",
+        "chapter 5's programs generate.py and lora.py open it",
+    )

@@ -55,7 +55,7 @@ def every_weight_of(part: str, path: Path) -> Iterator[None]:
     except Exception as problem:  # KeyError where a name is missing; the converters of diffusers raise others as well
         reason = f"{problem.args[0]} is missing" if isinstance(problem, KeyError) else explain(problem)
         raise UserError(
-            f"{path} is no whole checkpoint of Stable Diffusion 1.x or 2.x: the weights of its {part} cannot be converted ({reason})"
+            f"{path} is no whole checkpoint of Stable Diffusion: the weights of its {part} cannot be converted ({reason})"
         ) from problem
 
 
@@ -89,7 +89,7 @@ def unet_config(state: dict[str, Tensor], path: Path) -> UNetConfig:
         )
 
 
-def vae_config(state: dict[str, Tensor], pixels: int, path: Path) -> VAEConfig:
+def vae_config(state: dict[str, Tensor], pixels: int, path: Path, scaling_factor: float = 0.18215) -> VAEConfig:
     """The configuration of an autoencoder, from its weights under the names of CompVis."""
     with every_weight_of("autoencoder", path):
         levels = numbers(state, r"encoder\.down\.(\d+)\.")
@@ -99,7 +99,7 @@ def vae_config(state: dict[str, Tensor], pixels: int, path: Path) -> VAEConfig:
             latent_channels=state["post_quant_conv.weight"].shape[1],
             channels=tuple(state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in levels),
             layers=len(numbers(state, r"encoder\.down\.0\.block\.(\d+)\.")),
-            scaling_factor=0.18215,
+            scaling_factor=scaling_factor,
         )
 
 
@@ -115,12 +115,12 @@ def clip_config(state: dict[str, Tensor], path: Path) -> TextConfig:
     return TextConfig(vocab, length, dim, layers, heads, hidden, bos=vocab - 2, eos=eos, pad=eos)
 
 
-def open_clip_config(state: dict[str, Tensor], path: Path) -> TextConfig:
-    """The same of 2.x, whose OpenCLIP is read before its last layer."""
-    layers = len(numbers(state, re.escape(OPEN_CLIP) + r"transformer\.resblocks\.(\d+)\.")) - 1
+def open_clip_config(state: dict[str, Tensor], path: Path, prefix: str = OPEN_CLIP, unread: int = 1) -> TextConfig:
+    """The same of OpenCLIP. unread: layers at the end that are left out; 2.x reads its text before the last one."""
+    layers = len(numbers(state, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")) - unread
     with every_weight_of("text encoder", path):
-        vocab, dim = state[f"{OPEN_CLIP}token_embedding.weight"].shape
-        length = state[f"{OPEN_CLIP}positional_embedding"].shape[0]
+        vocab, dim = state[f"{prefix}token_embedding.weight"].shape
+        length = state[f"{prefix}positional_embedding"].shape[0]
     heads = max(1, dim // 64)
     return TextConfig(vocab, length, dim, layers, heads, 4 * dim, "gelu", bos=vocab - 2, eos=vocab - 1, pad=0)
 
@@ -151,7 +151,7 @@ def check_all_converted(given: int, converted: dict[str, Tensor], path: Path) ->
     """
     if given != len(converted):
         raise UserError(
-            f"{path} holds a network of another architecture than Stable Diffusion 1.x and 2.x: "
+            f"{path} holds a network of another architecture than Stable Diffusion's: "
             f"the converter of diffusers knows {len(converted)} of its {given} weights"
         )
 
@@ -167,7 +167,7 @@ def write_unet(folder: Path, state: dict[str, Tensor], cfg: UNetConfig, path: Pa
     write_part(folder, DIFFUSERS, config, converted, lambda: UNet(unet_from_diffusers(config)), path)
 
 
-def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path) -> int:
+def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path, scaling_factor: float = 0.18215) -> int:
     """Write an autoencoder; returns f, how many times smaller a side its latents are."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
@@ -177,7 +177,7 @@ def write_vae(folder: Path, state: dict[str, Tensor], pixels: int, path: Path) -
         for name, value in state.items()
         if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
     }
-    cfg = vae_config(state, pixels, path)
+    cfg = vae_config(state, pixels, path, scaling_factor)
     config = vae_to_diffusers(cfg)
     with every_weight_of("autoencoder", path):
         converted = convert_ldm_vae_checkpoint(state, config)

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from common.errors import UserError
 from common.models.model_folder import load_model, load_vae
 from common.models.pipeline import SamplingConfig
+from common.models.pipeline_folder import find_pipeline
 from common.models.single_file import as_folder
 from common.models.single_file.kinds import kind_of
 from common.models.text.tokenizer import train_tokenizer
 from common.models.text_to_image_folder import open_latent_pipeline
-from helpers.tiny_families import make_tiny_sd
+from helpers.tiny_families import make_tiny_sd, make_tiny_xl
 
 CAPTIONS = ["a red round creature", "a blue tall creature with horns", "一只红色的小怪兽"] * 2
 LEVELS, LAYERS = 4, 2
@@ -35,6 +36,8 @@ RESNET = {
     "conv_shortcut": "skip_connection",
 }
 UNET_ENDS = {
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -51,7 +54,8 @@ OPEN_CLIP = {
 }
 
 
-def unet_name(key: str) -> str:
+def unet_name(key: str, lowest: bool = False) -> str:
+    """lowest: whether the lowest level has attention"""
     part, _, end = key.rpartition(".")
     if part in UNET_ENDS:
         return f"{UNET_ENDS[part]}.{end}"
@@ -61,7 +65,7 @@ def unet_name(key: str) -> str:
         if what == "downsamplers":
             return f"input_blocks.{(LAYERS + 1) * (i + 1)}.0.op.{end}"
         if what == "upsamplers":
-            return f"output_blocks.{n + LAYERS}.{1 if i == 0 else 2}.{rest}"  # the lowest level has no attention
+            return f"output_blocks.{n + LAYERS}.{1 if i == 0 and not lowest else 2}.{rest}"
         where = f"input_blocks.{n + 1}" if way == "down" else f"output_blocks.{n}"
         return f"{where}.0.{resnet_name(rest)}" if what == "resnets" else f"{where}.1.{rest}"
     what, i, rest = re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", key).groups()
@@ -91,15 +95,15 @@ def vae_as_compvis(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
     }
 
 
-def open_clip(text: CLIPTextModel) -> dict[str, torch.Tensor]:
-    """OpenCLIP's names, with one more layer behind those that are read."""
+def open_clip(text: CLIPTextModel, unread: int = 1) -> dict[str, torch.Tensor]:
+    """OpenCLIP's names. unread: one more layer behind those that are read, or 0"""
     state = {key.removeprefix("text_model."): value for key, value in text.state_dict().items()}
     new = {
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
         "positional_embedding": state["embeddings.position_embedding.weight"],
         "ln_final.weight": state["final_layer_norm.weight"],
         "ln_final.bias": state["final_layer_norm.bias"],
-        "text_projection": torch.eye(text.config.hidden_size),
+        "text_projection": state["text_projection.weight"].T if unread == 0 else torch.eye(text.config.hidden_size),
         "logit_scale": torch.tensor(1.0),
     }
     for i in range(text.config.num_hidden_layers):
@@ -108,6 +112,8 @@ def open_clip(text: CLIPTextModel) -> dict[str, torch.Tensor]:
                 new[f"transformer.resblocks.{i}.{ours}.{end}"] = state[f"encoder.layers.{i}.{theirs}.{end}"]
             qkv = [state[f"encoder.layers.{i}.self_attn.{name}_proj.{end}"] for name in "qkv"]
             new[f"transformer.resblocks.{i}.attn.in_proj_{end}"] = torch.cat(qkv)
+    if unread == 0:
+        return new
     last = {key: value for key, value in new.items() if key.startswith(f"transformer.resblocks.{i}.")}
     return new | {key.replace(f".{i}.", f".{i + 1}.", 1): value.clone() for key, value in last.items()}
 
@@ -121,6 +127,16 @@ def as_compvis(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
         names = {key.removeprefix("text_model."): value for key, value in pipe.text_encoder.state_dict().items()}
         text = {f"cond_stage_model.transformer.text_model.{key}": value for key, value in names.items()}
     return {key: value.contiguous() for key, value in (state | text).items()}
+
+
+def xl_as_compvis(pipe: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
+    state = {f"model.diffusion_model.{unet_name(key, True)}": value for key, value in pipe.unet.state_dict().items()}
+    state |= {f"first_stage_model.{key}": value for key, value in vae_as_compvis(pipe.vae).items()}
+    names = {key.removeprefix("text_model."): value for key, value in pipe.text_encoder.state_dict().items()}
+    state |= {f"conditioner.embedders.0.transformer.text_model.{key}": value for key, value in names.items()}
+    second = open_clip(pipe.text_encoder_2, unread=0)
+    state |= {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
+    return {key: value.contiguous() for key, value in state.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- tiny models
@@ -263,6 +279,46 @@ def test_an_inpainting_file(words, beside):
         json.loads((as_folder(beside / "holes.safetensors") / "model_index.json").read_text())["_class_name"]
         == "StableDiffusionInpaintPipeline"
     )
+
+
+def test_stable_diffusion_xl(words, beside):
+    """Every weight and setting of the folder, the same picture, and a family that chapter 5 knows;
+    the course's own U-Net refuses it.
+    """
+    pipe = make_tiny_xl(words)
+    path = beside / "xl.safetensors"
+    save_file(xl_as_compvis(pipe), path)
+    with pytest.raises(UserError, match="holds a checkpoint of Stable Diffusion XL .*; chapter 5's programs"):
+        load_model(path)
+    folder = as_folder(path, ("sd", "xl"))
+    theirs = StableDiffusionXLPipeline.from_pretrained(folder)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        mine, other = getattr(pipe, part).state_dict(), getattr(theirs, part).state_dict()
+        assert mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine), part
+    for part in ("unet", "vae"):
+        here, there = dict(getattr(pipe, part).config), dict(getattr(theirs, part).config)
+        differ = {
+            name
+            for name in here
+            if not name.startswith("_") and json.dumps(here[name]) != json.dumps(there[name])  # tuples become lists
+        }
+        assert differ == {"sample_size"}, part  # the test's is tiny
+    assert theirs.vae.config.scaling_factor == 0.13025 and theirs.config.force_zeros_for_empty_prompt
+    torch.testing.assert_close(draw(theirs), draw(pipe))
+    assert find_pipeline(path) == folder  # as --model of chapter 5
+
+
+def test_parts_of_stable_diffusion_xl(words, beside):
+    state = xl_as_compvis(make_tiny_xl(words))
+    for lost, says in (
+        ("conditioner.embedders.1.", "refiner of Stable Diffusion XL"),
+        ("first_stage_model.", "without an autoencoder"),
+        ("conditioner.embedders.1.model.transformer.resblocks.1.mlp", "resblocks|layers.1.mlp.fc. is missing|missing"),
+        ("model.diffusion_model.label_emb", "weights of its U-Net cannot be converted"),
+    ):
+        save_file({key: value for key, value in state.items() if not key.startswith(lost)}, beside / "a.safetensors")
+        with pytest.raises(UserError, match=says):
+            as_folder(beside / "a.safetensors", ("sd", "xl"))
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
