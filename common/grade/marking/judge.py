@@ -43,12 +43,10 @@ class Answers(ModuleType):
 
     def in_another_process(self, name: str, *args: Any) -> Any:
         """What a function of the submission returns in a fresh process, whose texts have other hash values."""
-        mine = self._submission
-        with Submission(other_forks(), mine.work, mine.chapter, mine.limits, mine.peer.channel.deadline) as another:
-            another.load()
-            another.peer.forget()
-            another.peer.ask({"op": "exercise", "lent": another.peer.encode({}, Out())}, Out())
-            return getattr(Answers(another), name)(*args)
+        another = self._submission.elsewhere()
+        another.peer.forget()
+        another.peer.ask({"op": "exercise", "lent": another.peer.encode({}, Out())}, Out())
+        return getattr(Answers(another), name)(*args)
 
     def __getattr__(self, name: str) -> Any:
         out = Out()
@@ -90,6 +88,7 @@ class Submission:
         self.forks, self.work, self.chapter, self.limits, self.end = forks, work, chapter, limits, end
         self.report, self.problem = Findings(), ""
         self.untouched: list[str] = []
+        self.another: Submission | None = None
 
     def __enter__(self) -> "Submission":
         connection, self.pid = self.forks.fork({"do": "guest"})
@@ -100,26 +99,46 @@ class Submission:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.another:
+            self.another.__exit__()
         self.peer.channel.close()
         with suppress(OSError):
             self.forks.end(self.pid)
 
+    def elsewhere(self) -> "Submission":
+        """The same file in a second process, whose texts have other hash values."""
+        end = self.peer.channel.deadline or self.end
+        if self.another is None:
+            self.another = Submission(other_forks(), self.work, self.chapter, self.limits, end).__enter__()
+            self.another.load(survey=False)
+        self.another.peer.channel.deadline = end
+        return self.another
+
     def limit_time(self) -> None:
         self.peer.channel.deadline = min(self.end, time.monotonic() + self.limits.seconds)
 
-    def load(self) -> None:
-        """Send the file and let it run. Raises ChannelError if it does not come to an end."""
+    def load(self, survey: bool = True) -> None:
+        """Send the file and let it run. Raises ChannelError if it does not come to an end.
+
+        survey: whether to find out first what the file says without being run
+        """
         self.limit_time()
         out = Out()
         files = {name: out.add(data) for name, data in self.work.files.items()}
         shown = self.work.shown or self.work.main
         request = {"op": "read", "files": files, "main": self.work.main, "shown": shown}
+        request["survey"] = survey
         found = self.peer.ask(request, out)
+        if survey:
+            self.take_survey(found)
+        self.problem = str(self.peer.ask({"op": "load"}, Out())["problem"] or "")
+
+    def take_survey(self, found: dict) -> None:
+        """Note which functions are still stubs, and what a teacher should look at."""
         given = known_functions(self.chapter.stub_text)[0]
         self.untouched = [name for name, digest in found["digests"].items() if given.get(name) == digest]
         self.report = Findings(found["missing"], found["flags"], 0.0, found["outlines"])
         self.report.likeness = self.likeness(found["outlines"])
-        self.problem = str(self.peer.ask({"op": "load"}, Out())["problem"] or "")
 
     def likeness(self, mine: Mapping[str, list[str]]) -> float:
         """How much the answers are like the course's solutions, from 0 to 1."""

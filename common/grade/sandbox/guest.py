@@ -66,7 +66,8 @@ class Guest:
         self.path, self.data = Path(message["shown"]), files[main]
         found: dict = {"flags": [], "digests": {}, "outlines": {}}
         with suppress(RecursionError, MemoryError):
-            found = source.survey(self.path, self.data)
+            if message["survey"]:
+                found = source.survey(self.path, self.data)
         return found | {"missing": self.missing}
 
     def load(self, message: dict, buffers: list) -> dict:

@@ -44,7 +44,7 @@ class Peer(Sharing):
 
     def serve(self, message: dict, buffers: list) -> None:
         """Do what the other side asks for, and answer."""
-        out, depth = Out(), len(self.held)
+        out, depth, result = Out(), len(self.held), None
         # kept until the answer is sent, which tells what has become of them
         self.held.append([each() for each in self.watched.values() if isinstance(each, weakref.ref)])
         before = torch.is_grad_enabled()
@@ -59,6 +59,9 @@ class Peer(Sharing):
             answer, out = {"error": self.describe(problem)}, Out()
         self.post(answer, out)
         del self.held[depth:]
+        result = None
+        if not self.judge and not self.held:
+            self.release_unused()
         if self.judge:
             torch.set_grad_enabled(before)
 

@@ -1,5 +1,6 @@
 """The objects that both processes know, by their keys."""
 
+import sys
 import weakref
 from typing import Any
 
@@ -76,8 +77,17 @@ class Registry:
         return weakref.ref(each, lost)
 
     def remember(self, key: str, value: Any, state: Any) -> None:
+        if key in self.released:
+            self.released.remove(key)
         self.imports[key], self.keys[id(value)], self.seen[key] = value, key, state
         self.watched[key] = value
+
+    def release_unused(self) -> None:
+        """Let go of the grader's lists and dicts that nothing else here refers to, which none can change any more."""
+        for key in reversed(list(self.watched)):  # a list comes after the lists in it; with it, tensors in it may go
+            if isinstance(self.watched.get(key), list | dict) and references(self.watched, key) == ALONE:
+                del self.keys[id(self.watched.pop(key))], self.imports[key], self.seen[key]
+                self.released.append(key)
 
     def drop(self, key: str) -> None:
         each = self.exports.pop(key)
@@ -96,6 +106,16 @@ class Registry:
                 None if grad is None else (id(grad), grad._version),
             )
         return tuple(tensor.shape), raw(tensor), tensor.requires_grad, None if grad is None else raw(grad)
+
+
+def references(table: dict, key: str) -> int:
+    """How many references there are to an object in a table."""
+    return sys.getrefcount(table[key])
+
+
+PROBE: list[dict[str, list]] = [{"": []}]
+PROBE.append(dict(PROBE[0]))
+ALONE = references(PROBE[0], "")  # of an object that is in two tables, `imports` and `watched`, and nowhere else
 
 
 def outline(value: Any) -> Any:
