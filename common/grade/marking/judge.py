@@ -126,8 +126,7 @@ class Submission:
         out = Out()
         files = {name: out.add(data) for name, data in self.work.files.items()}
         shown = self.work.shown or self.work.main
-        request = {"op": "read", "files": files, "main": self.work.main, "shown": shown}
-        request["survey"] = survey
+        request = {"op": "read", "files": files, "main": self.work.main, "shown": shown, "survey": survey}
         found = self.peer.ask(request, out)
         if survey:
             self.take_survey(found)
