@@ -82,7 +82,7 @@ def check_kl(ex, rng):
         "you took the standard deviation, exp(logvar / 2), where the variance belongs": summed(
             mean**2 + (logvar / 2).exp() - 1 - logvar
         ),
-        "this is the KL of the standard normal to the cloud; it is the other way round": summed(
+        "this is KL(N(0, 1) || N(mean, var)); the KL asked for is the other way round": summed(
             (1 + mean**2) / logvar.exp() - 1 + logvar
         ),
         "the sign of logvar is wrong: a small variance must cost": summed(mean**2 + logvar.exp() - 1 + logvar),
@@ -127,11 +127,10 @@ def check_reparameterise(ex, rng):
 def check_gradients(ex, mean: Tensor, logvar: Tensor, eps: Tensor) -> None:
     mean, logvar = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
     latent = ex.reparameterise(mean, logvar, eps)
-    silent = "no gradient reaches {}: compute with the tensors as they come, with no detach() and no no_grad()"
-    assert latent.requires_grad, silent.format("the encoder")
+    assert latent.requires_grad, public.no_gradient("the encoder")
     grads = torch.autograd.grad(latent.sum(), (mean, logvar), allow_unused=True)
     for name, grad in zip(("mean", "logvar"), grads, strict=True):
-        assert grad is not None, silent.format(name)
+        assert grad is not None, public.no_gradient(name)
     expect(grads[0], torch.ones_like(mean), "the gradient that reaches mean is wrong")
     expect(grads[1], eps * (logvar.detach() / 2).exp() / 2, "the gradient that reaches logvar is wrong")
 
@@ -171,7 +170,7 @@ def check_one_scale(ex, batches: list[Tensor]) -> None:
     squares = torch.stack([b.square().mean() for b in batches])
     within = sum(((b - b.mean()) ** 2).sum() for b in batches) / whole.numel()
     wrong = {
-        "this is the mean of the batches' standard deviations, upside down; batches differ in their means, too": 1
+        "this is 1 over the mean of the batches' standard deviations; batches differ in their means, too": 1
         / stds.mean(),
         "this is the mean of the batches' own scaling factors; measure the set as a whole": (1 / stds).mean(),
         "these are the variances within the batches; the batches differ in their means, too": 1 / within.sqrt(),
@@ -181,13 +180,13 @@ def check_one_scale(ex, batches: list[Tensor]) -> None:
         ),
         "this is the standard deviation: scale is 1 over it": 1 / one_over(whole),
         "this is 1 over the variance: the root is missing": one_over(whole) ** 2,
-        "the mean was not taken away: the set's mean is not 0": 1 / whole.square().mean().sqrt(),
+        "the mean was not subtracted: the set's mean is not 0": 1 / whole.square().mean().sqrt(),
         "this is the first batch's; the set has more": one_over(batches[0]),
         "this is the last batch's; the set has more": one_over(batches[-1]),
         "this is the mean over the channels; one number for all of them, together": one_over(
             whole, dim=(0, 2, 3)
         ).mean(),
-        "this is the mean over the channels' standard deviations, upside down; all channels belong together": (
+        "this is 1 over the mean of the channels' standard deviations; all channels belong together": (
             1 / whole.std((0, 2, 3), correction=0).mean()
         ),
         "you kept the batches, but their memory is used again: add up what you need, and let each go": one_over(kept),
@@ -332,20 +331,24 @@ def stays(ex, key: str, weights: dict, config: dict, pixels: Tensor) -> None:
     copies = {name: tensor.clone() for name, tensor in weights.items()}
     moved = {name: elsewhere(tensor) for name, tensor in weights.items()}
     assert ex.latent_key(weights, config, pixels) == key, (
-        "asked twice for the same key, you give two: it depends on random numbers"
+        "two calls with the same arguments give two keys: the key depends on random numbers"
     )
     real = hash
     with patch("builtins.hash", lambda value: real(value) ^ 0x5EED):  # what another process would do to texts
         another = ex.latent_key(weights, config, pixels)
     assert another == key, (
-        "the key is another one in every process: Python's hash() of a text is salted. Take hashlib.sha256()"
+        "the key differs from process to process: Python's hash() of a text is salted. Take hashlib.sha256()"
     )
     elsewhere_too = getattr(ex, "in_another_process", None)  # the sandbox's, with another PYTHONHASHSEED
     assert elsewhere_too is None or elsewhere_too("latent_key", weights, config, pixels) == key, (
-        "the key is another one in every process: Python's hash() and the order of a set depend on the process"
+        "the key differs from process to process: Python's hash() and the order of a set depend on the process"
     )
     same = {
-        "equal tensors, another key: it depends on where in memory they lie": (copies, config, pixels.clone()),
+        "equal tensors give different keys: the key depends on where in memory they lie": (
+            copies,
+            config,
+            pixels.clone(),
+        ),
         "the key depends on the order of the weights: sort them by their names": (
             reversed_order(weights),
             config,
@@ -393,16 +396,19 @@ def any_settings(ex, rng: torch.Generator, weights: dict, pixels: Tensor) -> Non
             next(n for n in names if type(config[n]) is str),
         )
         others = {
-            f"a setting of config, {number}, is another, and the key stayed": config | {number: config[number] + 1},
-            f"a text of config, {text}, is another, and the key stayed": config | {text: config[text] + "!"},
-            "two settings changed their values, and the key stayed: hash the names, too": (
+            f"a setting of config, {number}, changed, but the key did not change": config
+            | {number: config[number] + 1},
+            f"a text of config, {text}, changed, but the key did not change": config | {text: config[text] + "!"},
+            "two settings changed their values, but the key did not change: hash the names, too": (
                 config | {number: config[text], text: config[number]}
             ),
-            "a setting has another name, and the key stayed: hash the names, too": {
+            "a setting has another name, but the key did not change: hash the names, too": {
                 (name + "_" if name == a else name): value for name, value in config.items()
             },
-            "a setting is gone, and the key stayed": {name: value for name, value in config.items() if name != a},
-            "a new setting came, and the key stayed": config | {f"new_{trial}": True},
+            "a setting is gone, but the key did not change": {
+                name: value for name, value in config.items() if name != a
+            },
+            "a new setting came, but the key did not change": config | {f"new_{trial}": True},
         }
         for message, other in others.items():
             keys.append(ex.latent_key(weights, other, pixels))
@@ -422,45 +428,47 @@ def changes(ex, rng: torch.Generator, key: str, weights: dict, config: dict, pix
         "the key misses a change in the middle of a large tensor, or in the last bit: hash all bytes": (
             weights | {"conv_in.weight": nudged(weights["conv_in.weight"])}
         ),
-        "two weights changed places, and the key stayed: hash the names together with the numbers": (
+        "two weights changed places, but the key did not change: hash the names together with the numbers": (
             weights | {first: weights[second], second: weights[first]}
         ),
-        "a weight has another name, and the key stayed": {
+        "a weight has another name, but the key did not change": {
             (name + "x" if name == second else name): t for name, t in weights.items()
         },
-        "a weight has another shape, and the key stayed: bytes do not tell": weights
+        "a weight has another shape, but the key did not change: bytes do not tell": weights
         | {"conv_in.weight": weights["conv_in.weight"].flatten(1)},
-        "a weight has another dtype, and the key stayed: bytes do not tell": weights
+        "a weight has another dtype, but the key did not change: bytes do not tell": weights
         | {first: weights[first].view(torch.int32)},
-        "a weight is gone, and the key stayed": {name: tensor for name, tensor in weights.items() if name != first},
+        "a weight is gone, but the key did not change": {
+            name: tensor for name, tensor in weights.items() if name != first
+        },
     }
     other = {message: (changed, config, pixels) for message, changed in other.items()}
     other |= {
-        f"the key does not depend on config: {setting} is another": (
+        f"the key does not depend on config: {setting} changed": (
             weights,
             config | {setting: config[setting] + 1},
             pixels,
         ),
-        "the key does not depend on all of config: mid_attention is another": (
+        "the key does not depend on all of config: mid_attention changed": (
             weights,
             config | {"mid_attention": False},
             pixels,
         ),
-        "the key does not depend on all of config: channels are others": (
+        "the key does not depend on all of config: channels changed": (
             weights,
             config | {"channels": config["channels"][::-1]},
             pixels,
         ),
         "the key does not depend on the pixels": (weights, config, 255 - pixels),
-        "a single pixel is brighter, and the key stayed": (weights, config, brighter(pixels)),
-        "the images have another order, and the key stayed": (weights, config, pixels[order]),
-        "an image is gone, and the key stayed": (weights, config, pixels[:-1]),
-        "the images have another shape, and the key stayed: bytes do not tell": (
+        "a single pixel is brighter, but the key did not change": (weights, config, brighter(pixels)),
+        "the images have another order, but the key did not change": (weights, config, pixels[order]),
+        "an image is gone, but the key did not change": (weights, config, pixels[:-1]),
+        "the images have another shape, but the key did not change: bytes do not tell": (
             weights,
             config,
             pixels.view(len(pixels), 3, 16, 12),
         ),
-        "the pixels have another dtype, and the key stayed: bytes do not tell": (
+        "the pixels have another dtype, but the key did not change: bytes do not tell": (
             weights,
             config,
             pixels.view(torch.int8),
@@ -559,13 +567,13 @@ def check_decode_picture(ex, rng):
         "you divided the image by scale; it is the latents that are scaled": to_bytes(decode(z) / scale),
         "latents were clipped at -1 and 1; only images are": to_bytes(decode(z.clamp(-1, 1) / scale)),
         "unscaled latents were clipped at -1 and 1; only images are": to_bytes(decode((z / scale).clamp(-1, 1))),
-        "what lies beyond [-1, 1] was not clipped, and wrapped around: 256 is 0 in a byte": raw.round()
+        "values beyond [-1, 1] were not clipped, and wrapped around: 256 is 0 in a byte": raw.round()
         .to(torch.int64)
         .remainder(256),
-        "what lies beyond [-1, 1] was neither clipped nor rounded": raw.to(torch.int64).remainder(256),
+        "values beyond [-1, 1] were neither clipped nor rounded": raw.to(torch.int64).remainder(256),
         "the numbers were truncated, not rounded: .round() before .to(torch.uint8)": ((low + 1) * 127.5).floor(),
         "white should be 255: the factor is 127.5": ((low + 1) * 127).round(),
-        "you took images in [0, 1] for granted; they are in [-1, 1]": (image.clamp(0, 1) * 255).round(),
+        "you assumed images in [0, 1]; they are in [-1, 1]": (image.clamp(0, 1) * 255).round(),
         "images were clipped at 0 and 1; they are in [-1, 1]": to_bytes(image.clamp(0, 1)),
         "256 is not a byte: the factor is 127.5": ((low + 1) * 128).round().clamp(max=255),
     }
@@ -612,7 +620,7 @@ def check_one_walk(ex, rng, first, alpha, sigma):
     assert all(len(seen) == 2 * len(x) for seen in net.x), (
         "the network should be called once a step, with both halves as one batch of 2B"
     )
-    assert called != N or first == 0, f"the walk should begin with step first = {first}, not with step 0"
+    assert called != N or first == 0, f"sampling should begin with step first = {first}, not with step 0"
     assert called == walked, (
         f"from step {first} to the last of {N} are {walked} steps, and so as many calls; calls made: {called}"
     )
@@ -681,9 +689,8 @@ def check_kl_of_gaussians(ex, rng):
     args = [uniform(rng, -1.5, 1.5), uniform(rng, 0.4, 2), uniform(rng, -1.5, 1.5), uniform(rng, 0.6, 2)]
     got = public.number(call(ex.kl_of_gaussians, *args), "one number, in nats,")
     goal = torch.tensor(right.kl_of_gaussians(*args), dtype=torch.float64)
-    hint = "q = N({:.2f}, {:.2f}^2) and p = N({:.2f}, {:.2f}^2): this is not the mean of log q - log p under q"
     wrong = {m: v for m, v in public.kl_mistakes(*args).items() if abs(v - goal) > 1e-2}
-    expect(got, goal, hint.format(*args), wrong)
+    expect(got, goal, f"{public.two_gaussians(*args)}: this is not the mean of log q - log p under q", wrong)
 
 
 def check_best_posterior(ex, rng):
@@ -723,7 +730,7 @@ def check_fix_vae_loss(ex, rng):
     public.check_vae_loss(ex, x, y, mean, logvar, uniform(rng, 1, 2), uniform(rng, 0.5, 3))
     mean, logvar = mean.requires_grad_(), logvar.requires_grad_()
     args = (x, y.requires_grad_(), mean, logvar, 1.0, 1.0)
-    inputs = {"the reconstruction": y, "mean": mean, "logvar": logvar}
+    inputs = {"y": y, "mean": mean, "logvar": logvar}
     expect_gradients(ex.fix_vae_loss(*args), right.fix_vae_loss(*args), inputs)
 
 

@@ -65,7 +65,7 @@ def test_1_two_images(ex):
         "you took the standard deviation, exp(logvar / 2), where the variance belongs": torch.tensor(
             [4.5, (1 - LOG4) / 2]
         ),
-        "this is the KL of the standard normal to the cloud; it is the other way round": torch.tensor(
+        "this is KL(N(0, 1) || N(mean, var)); the KL asked for is the other way round": torch.tensor(
             [4.5, (LOG4 - 0.75) / 2]
         ),
         "the sign of logvar is wrong: a small variance must cost": torch.tensor([4.5, (3 + LOG4) / 2]),
@@ -123,14 +123,17 @@ def test_2_two_images(ex):
     )
 
 
+def no_gradient(name: str) -> str:
+    return f"no gradient reaches {name}: compute with the tensors as they come, with no detach() and no no_grad()"
+
+
 def test_2_the_encoder_learns(ex):
     mean, logvar = latents(1, -2).requires_grad_(), latents(LOG4, -LOG4).requires_grad_()
     latent = ex.reparameterise(mean, logvar, latents(3, 3))
-    silent = "no gradient reaches {}: compute with the tensors as they come, with no detach() and no no_grad()"
-    assert latent.requires_grad, silent.format("the encoder")
+    assert latent.requires_grad, no_gradient("the encoder")
     grads = torch.autograd.grad(latent.sum(), (mean, logvar), allow_unused=True)
     for name, grad in zip(("mean", "logvar"), grads, strict=True):
-        assert grad is not None, silent.format(name)
+        assert grad is not None, no_gradient(name)
     expect(grads[0], latents(1, 1), "the gradient that reaches mean should be 1")
     expect(grads[1], latents(2 * 3 / 2, 0.5 * 3 / 2), "the gradient that reaches logvar should be std eps / 2")
 
@@ -169,17 +172,17 @@ def one_float(got: object) -> torch.Tensor:
 
 def wrong_scales(**stds: float) -> dict[str, torch.Tensor]:
     messages = {
-        "mean_of_stds": "this is the mean of the batches' standard deviations, upside down; batches differ in their means, too",
+        "mean_of_stds": "this is 1 over the mean of the batches' standard deviations; batches differ in their means, too",
         "mean_of_variances": "the batches' variances were averaged; batches differ in their means, too",
         "mean_of_scales": "this is the mean of the batches' own scaling factors; measure the set as a whole",
         "upside_down": "this is the standard deviation: scale is 1 over it",
         "squared": "this is 1 over the variance: the root is missing",
-        "no_mean": "the mean was not taken away: the set's mean is not 0",
+        "no_mean": "the mean was not subtracted: the set's mean is not 0",
         "first": "this is the first batch's; the set has more",
         "last": "this is the last batch's alone (if you kept the batches, their memory is used again: add up what you need, and let each go)",
         "equal": "every batch counts the same, but the last has fewer images: count the components",
         "kept": "you kept the batches, but their memory is used again: add up what you need, and let each go",
-        "channels": "this is the mean over the channels' standard deviations, upside down; all channels belong together",
+        "channels": "this is 1 over the mean of the channels' standard deviations; all channels belong together",
         "each_channel": "this is the mean over the channels; one number for all of them, together",
     }
     return {messages[name]: torch.tensor(1 / std) for name, std in stds.items()}
@@ -346,15 +349,15 @@ def test_5_the_same_things_have_the_same_key(ex):
     weights, config, pixels = encoder()
     key, real = ex.latent_key(weights, config, pixels), hash
     assert ex.latent_key(weights, config, pixels) == key, (
-        "asked twice for the same key, you give two: it depends on random numbers"
+        "two calls with the same arguments give two keys: the key depends on random numbers"
     )
     with patch("builtins.hash", lambda value: real(value) ^ 1):  # what another process would do to texts
         another = ex.latent_key(weights, config, pixels)
     assert another == key, (
-        "the key is another one in every process: Python's hash() of a text is salted. Take hashlib.sha256()"
+        "the key differs from process to process: Python's hash() of a text is salted. Take hashlib.sha256()"
     )
     same = {
-        "equal tensors, another key: it depends on where in memory they lie": encoder(),
+        "equal tensors give different keys: the key depends on where in memory they lie": encoder(),
         "the key depends on the order of the weights: sort them by their names": (
             dict(reversed(weights.items())),
             config,
@@ -390,15 +393,15 @@ def test_5_other_weights(ex):
         | {"conv.weight": changed(weights["conv.weight"])},
         "the key misses a small change: hash all bytes of a number": weights
         | {"conv.weight": changed(weights["conv.weight"], 1e-3)},
-        "two weights changed places, and the key stayed: hash the names together with the numbers": (
+        "two weights changed places, but the key did not change: hash the names together with the numbers": (
             weights | {"conv.bias": weights["norm.bias"], "norm.bias": weights["conv.bias"]}
         ),
-        "a weight has another name, and the key stayed": {
+        "a weight has another name, but the key did not change": {
             name.replace("norm", "norm2"): tensor for name, tensor in weights.items()
         },
-        "a weight has another shape, and the key stayed: bytes do not tell": weights
+        "a weight has another shape, but the key did not change: bytes do not tell": weights
         | {"conv.weight": weights["conv.weight"].view(40, 40)},
-        "a weight has another dtype, and the key stayed: bytes do not tell": weights
+        "a weight has another dtype, but the key did not change: bytes do not tell": weights
         | {"conv.bias": weights["conv.bias"].view(torch.int32)},
     }
     for message, case in others.items():
@@ -411,14 +414,16 @@ def test_5_other_settings(ex):
     changes = {"latent_channels": 8, "channels": (64, 32), "layers": 2, "act": "relu", "mid_attention": False}
     for name, value in changes.items():
         other = ex.latent_key(weights, config | {name: value}, pixels)
-        assert other != key, f"the key does not depend on all of config: {name} became {value}, and it stayed"
+        assert other != key, f"the key does not depend on all of config: {name} became {value}"
     swapped = config | {"latent_channels": config["layers"], "layers": config["latent_channels"]}
     renamed = {name.replace("layers", "depth"): value for name, value in config.items()}
     for message, other in {
-        "two settings changed their values, and the key stayed: hash the names, too": swapped,
-        "a setting has another name, and the key stayed: hash the names, too": renamed,
-        "a new setting came, and the key stayed": config | {"groups": 8},
-        "a setting is gone, and the key stayed": {name: value for name, value in config.items() if name != "layers"},
+        "two settings changed their values, but the key did not change: hash the names, too": swapped,
+        "a setting has another name, but the key did not change: hash the names, too": renamed,
+        "a new setting came, but the key did not change": config | {"groups": 8},
+        "a setting is gone, but the key did not change": {
+            name: value for name, value in config.items() if name != "layers"
+        },
     }.items():
         assert ex.latent_key(weights, other, pixels) != key, message
 
@@ -444,11 +449,11 @@ def test_5_other_images(ex):
     key = ex.latent_key(weights, config, pixels)
     others = {
         "the key does not depend on the pixels": 255 - pixels,
-        "a single pixel is brighter, and the key stayed": changed(pixels),
-        "the images have another order, and the key stayed": pixels[[1, 0, 2, 3]],
-        "an image is gone, and the key stayed": pixels[:-1],
-        "the images have another shape, and the key stayed: bytes do not tell": pixels.view(4, 3, 16, 12),
-        "the pixels have another dtype, and the key stayed: bytes do not tell": pixels.view(torch.int8),
+        "a single pixel is brighter, but the key did not change": changed(pixels),
+        "the images have another order, but the key did not change": pixels[[1, 0, 2, 3]],
+        "an image is gone, but the key did not change": pixels[:-1],
+        "the images have another shape, but the key did not change: bytes do not tell": pixels.view(4, 3, 16, 12),
+        "the pixels have another dtype, but the key did not change: bytes do not tell": pixels.view(torch.int8),
     }
     for message, case in others.items():
         assert ex.latent_key(weights, config, case) != key, message
@@ -555,16 +560,16 @@ def test_7_a_row_of_pixels(ex):
         ),
         "latents were clipped at -1 and 1; only images are": picture(121, 121, 121, 128, 175, 185, 185, 185),
         "unscaled latents were clipped at -1 and 1; only images are": picture(140, 140, 140, 140, 166, 166, 166, 166),
-        "what lies beyond [-1, 1] was not clipped, and wrapped around: 256 is 0 in a byte": picture(
+        "values beyond [-1, 1] were not clipped, and wrapped around: 256 is 0 in a byte": picture(
             192, 255, 57, 128, 175, 221, 255, 26
         ),
-        "what lies beyond [-1, 1] was neither clipped nor rounded": picture(193, 255, 56, 127, 174, 221, 255, 25),
+        "values beyond [-1, 1] were neither clipped nor rounded": picture(193, 255, 56, 127, 174, 221, 255, 25),
         "the numbers were truncated, not rounded: .round() before .to(torch.uint8)": picture(
             0, 0, 56, 127, 174, 221, 255, 255
         ),
         "white should be 255: the factor is 127.5": picture(0, 0, 57, 127, 174, 220, 254, 254),
         "256 is not a byte: the factor is 127.5": picture(0, 0, 57, 128, 175, 222, 255, 255),
-        "you took images in [0, 1] for granted; they are in [-1, 1]": picture(0, 0, 0, 1, 94, 188, 255, 255),
+        "you assumed images in [0, 1]; they are in [-1, 1]": picture(0, 0, 0, 1, 94, 188, 255, 255),
         "images were clipped at 0 and 1; they are in [-1, 1]": picture(128, 128, 128, 128, 175, 221, 255, 255),
     }
     got = got.float() if isinstance(got, torch.Tensor) else got  # a byte less another byte would go round
@@ -612,7 +617,7 @@ def test_8_one_step(ex):
     assert all(len(seen) == 4 for seen in net.x), (
         "the network should be called once a step, with both halves as one batch of 2B"
     )
-    assert len(net.x) != 3, "the walk should begin with step first = 2, not with step 0"
+    assert len(net.x) != 3, "sampling should begin with step first = 2, not with step 0"
     assert len(net.x) == 1, f"of three steps, only the last is left from first = 2; calls made: {len(net.x)}"
     wrong = {"the latents came as 0 0 1 1; they should come as 0 1 0 1, as the captions do": latents(1, 1, 2, 2)}
     expect(net.x[0], latents(1, 2, 1, 2), "the network should see all latents, and then all of them again", wrong)
@@ -660,13 +665,13 @@ def test_8_from_noise(ex):
     expect(
         net.x[1][:1],
         latents(first),
-        "step 0 sees z = 0 x - 1 v = -1 and eps = x = 0.5, and remixes 0.6 z + 0.8 eps",
+        "step 0 sees z = 0 x - 1 v = -1 and eps = x = 0.5, and mixes 0.6 z + 0.8 eps",
         wrong,
     )
     expect(
         net.x[2][:1],
         latents(second),
-        "step 1 reads z = 0.6 x - 0.8 v and eps = 0.8 x + 0.6 v, and remixes 0.8 z + 0.6 eps",
+        "step 1 reads z = 0.6 x - 0.8 v and eps = 0.8 x + 0.6 v, and mixes 0.8 z + 0.6 eps",
     )
     expect(got, latents(0.8 * second - 0.6), "the last step ends in z = 0.8 x - 0.6 v")
 
@@ -706,14 +711,20 @@ def kl_mistakes(mean_q: float, std_q: float, mean_p: float, std_p: float) -> dic
     return {message: torch.tensor(value, dtype=torch.float64) for message, value in wrong.items()}
 
 
+def two_gaussians(mean_q: float, std_q: float, mean_p: float, std_p: float) -> str:
+    return f"q = N({mean_q:.2f}, {std_q:.2f}^2) and p = N({mean_p:.2f}, {std_p:.2f}^2)"
+
+
 def check_kl_of_gaussians(ex, *args: float) -> None:
     got = number(call(ex.kl_of_gaussians, *args), "one number, in nats,")
-    hint = "q = N({:.2f}, {:.2f}^2), p = N({:.2f}, {:.2f}^2): the mean of log q - log p over samples of q is {:.2f}"
     sampled = monte_carlo_kl(*args)
     if abs(got - sampled) > 0.02 * max(1.0, float(sampled)):
         for message, value in kl_mistakes(*args).items():
             assert abs(got - value) > 1e-3, message
-        raise AssertionError(f"{hint.format(*args, float(sampled))}, and your result is {float(got):.2f}")
+        raise AssertionError(
+            f"{two_gaussians(*args)}: the mean of log q - log p over samples of q is {float(sampled):.2f}, "
+            f"and your result is {float(got):.2f}"
+        )
 
 
 def test_9_by_hand_and_by_monte_carlo(ex):
@@ -735,9 +746,9 @@ def loss_of_posterior(mean, std, x: float, slope: float, r: float, beta: float):
 
 def check_posterior(ex, x: float, slope: float, r: float, beta: float) -> None:
     mean, std = numbers(call(ex.best_posterior, x, slope, r, beta), 2, "mean and std").tolist()
-    where = f"for x = {x:g}, slope = {slope:g}, r = {r:g} and beta = {beta:g}"
+    where = f"x = {x:g}, slope = {slope:g}, r = {r:g}, beta = {beta:g}"
     assert std > 0 and math.isfinite(mean), (
-        f"{where} std should be above 0 and mean a number, not {std:g} and {mean:g}"
+        f"std should be above 0 and mean a number, not {std:g} and {mean:g} (for {where})"
     )
     for factor in (0.97, 1.03):
         best = loss_of_posterior(mean, std, x, slope, r, beta)
@@ -745,20 +756,22 @@ def check_posterior(ex, x: float, slope: float, r: float, beta: float) -> None:
             for message, value in {
                 "this is the variance, not the standard deviation": std**0.5,
                 "this is one over the standard deviation": 1 / std,
-                "beta belongs into the numerator, too: for beta -> 0 nothing keeps std from going to 0": std
-                * beta**0.5,
+                "beta belongs in the numerator, too: for beta -> 0 nothing keeps std from going to 0": std * beta**0.5,
             }.items():
                 right = all(
                     loss_of_posterior(mean, value, x, slope, r, beta)
                     <= loss_of_posterior(mean, f * value, x, slope, r, beta)
                     for f in (0.98, 1.02)
                 )
-                assert not right, f"{where}, {message}"
-            raise AssertionError(f"{where}, std = {std:.3f} is not best: {factor} times as much has a smaller loss")
+                assert not right, f"{message} (for {where})"
+            raise AssertionError(
+                f"std = {std:.3f} is not best: {factor} times as much has a smaller loss (for {where})"
+            )
         nearby = mean + (factor - 1) * (abs(mean) + 0.1)
         if loss_of_posterior(nearby, std, x, slope, r, beta) < best:
-            hint = " (without beta it would be x / slope)" if abs(mean - x / slope) < 1e-3 else ""
-            raise AssertionError(f"{where}, mean = {mean:.3f} is not best: {nearby:.3f} has a smaller loss{hint}")
+            without = "mean = x / slope would be best without beta"
+            assert abs(mean - x / slope) >= 1e-3, f"{without} (for {where})"
+            raise AssertionError(f"mean = {mean:.3f} is not best: {nearby:.3f} has a smaller loss (for {where})")
 
 
 def test_10_no_other_posterior_is_better(ex):
@@ -842,7 +855,7 @@ def anagram_mistakes(x, texts, views, inverses, predict=predict_by_place) -> dic
         "view and inverse are swapped": torch.stack(
             [view(predict(inverse(x), t)) for view, inverse, t in zip(views, inverses, texts, strict=True)]
         ).mean(0),
-        "predictions turned twice by the view instead of back by its inverse": torch.stack(
+        "the predictions were transformed by the view again, not by its inverse": torch.stack(
             [view(predict(view(x), t)) for view, t in zip(views, texts, strict=True)]
         ).mean(0),
         "this is the sum of the predictions; take the mean": torch.stack(eps).sum(0),
@@ -1093,7 +1106,10 @@ def check_decode(ex, z: torch.Tensor, scale: float) -> None:
     wrong = {message: value.clamp(-1, 1) for message, value in wrong.items()}
     wrong |= {"the images are not clipped": decode_curved(z / scale)}
     expect(
-        call(ex.fix_decode, z, decode_curved, scale), decode_curved(z / scale).clamp(-1, 1), "see its docstring", wrong
+        call(ex.fix_decode, z, decode_curved, scale),
+        decode_curved(z / scale).clamp(-1, 1),
+        "this is not decode(z / scale), clipped to [-1, 1]",
+        wrong,
     )
 
 
@@ -1135,7 +1151,7 @@ def check_prior(ex, phase: float, seed: int, distance: float, copies: float, n: 
     copied = float((torch.cdist(got.float().detach(), codes).min(1).values < 0.01).float().mean())
     numbers_ = f"distance {found:.3f}, goal {distance:g}; copies {copied:.2f}, goal {copies:g}"
     assert found <= distance or copied <= copies, f"neither goal is reached ({numbers_})"
-    assert found <= distance, f"the codes are distributed otherwise than the given ones ({numbers_})"
+    assert found <= distance, f"the distribution of the codes differs from that of the given ones ({numbers_})"
     assert copied <= copies, f"too many codes are copies of given ones ({numbers_})"
 
 

@@ -57,7 +57,7 @@ def check_new_adapter(ex, rng):
         "A and B are both zero, so the gradient of each is zero: the adapter would never learn anything"
     )
     assert not (B @ A).any(), "B A is not zero: the model would be changed before it has learned anything"
-    assert A.any(), "A should be random and B zero, not the other way round: that is how everyone's adapters begin"
+    assert A.any(), "A should be random and B zero, not the other way round: as in the paper and in peft"
     A = A.detach()
     std, of = (
         float(A.std()),
@@ -94,12 +94,10 @@ def check_merge_adapters(ex, rng):
         check_one_merge(ex, W, adapters, scales)
     none = call(ex.merge_adapters, W, [], [])
     expect(none, W, "with no adapter W' should be W")
-    assert none is not W, (
-        "a new matrix was expected, and you return W itself: who changes the result would change the model"
-    )
+    assert none is not W, "a new matrix was expected, not W itself: changing the result would change the model"
     merged = ex.merge_adapters(W, adapters, scales)
     back = ex.merge_adapters(merged, adapters, [-scale for scale in scales])
-    expect(back, W, "merged again with the signs turned, W' should become W", atol=1e-3)
+    expect(back, W, "merged again with negated scales, W' should become W", atol=1e-3)
 
 
 def check_one_merge(ex, W, adapters, scales):
@@ -221,9 +219,9 @@ def check_accumulate(ex, rng):
     assert max(error.sizes) <= max(sizes), (
         "the parts were put together; with the memory of one part, ask for the error of one part at a time"
     )
-    assert error.sizes == sizes, f"of {K} parts the error should be asked {K} times, each part once, in their order"
+    assert error.sizes == sizes, f"of {K} parts error should be called {K} times, each part once, in their order"
     assert error.most == 1, (
-        "backward() comes too late: it should free the memory of each part before the next one is looked at"
+        "backward() comes too late: it should free the memory of each part before the next part is computed"
     )
     assert all(public.is_freed(answer, weights) for answer in error.answers), (
         "backward(retain_graph=True) keeps the memory of every part, and saving it is the purpose of accumulation"
@@ -351,7 +349,7 @@ def check_one_weight(ex, z, empty, hidden, word, w):
         "the unmoved vectors were mixed": mixed(z, hidden),
         "the sum is not divided by 1 + r": moved(z) + r * moved(hidden),
         "w is the share of the embeddings with the word; it should be 1 / (1 + r)": w * both[0] + (1 - w) * both[1],
-        "r is upside down: the smaller w, the larger the share without the word": mixed(*both, upside_down),
+        "r is inverted: the smaller w, the larger the share without the word": mixed(*both, upside_down),
         "degrees are not radians: (1 - w) pi / 2": mixed(*both, math.tan(math.radians((1 - w) * math.pi / 2))),
         "this is the prompt without weights": z,
         "above 1, nothing of hidden should be mixed in": mixed(*both, math.tan((1 - w) * math.pi / 2)),
@@ -360,7 +358,7 @@ def check_one_weight(ex, z, empty, hidden, word, w):
     wrong = {message: value for message, value in wrong.items() if not close(value, right)}
     got = call(ex.weigh_word, z, empty, hidden, word, w)
     assert not isinstance(got, Tensor) or torch.isfinite(got).all(), (
-        f"at weight {w:.3g} there is infinity or NaN in it"
+        f"at weight {w:.3g} the result holds NaN or infinity"
     )
     expect(got, right, f"at weight {w:.3g} these are not the moved (and, below 1, mixed) vectors", wrong)
 
@@ -392,7 +390,7 @@ def check_controlled(ex, rng):
     learning = {name: [tensor.clone().requires_grad_() for tensor in some] for name, some in given.items()}
     answers = ex.controlled(*learning.values(), strength)
     for k, (f, residual, K, b) in enumerate(zip(*learning.values(), strict=True)):
-        inputs = {"the features": f, "the residuals": residual, "the kernels": K, "the biases": b}
+        inputs = {"features": f, "residuals": residual, "kernels": K, "biases": b}
         expect_gradients(answers[k], f + strength * F.conv2d(residual, K, b), inputs)
 
 
@@ -545,8 +543,10 @@ def check_one_start(ex, z, eps, times, alpha_bar, strength):
     x, rest = parts(call(ex.img2img_start, z, eps, list(times), alpha_bar, strength), 2, "x and the timesteps")
     rest = [int(t) for t in rest]
     if rest != times[N - n :]:
-        rounded = "; int rounds down" if len(rest) == n + 1 else ""
-        assert len(rest) == n, f"with strength {strength:.3g}, {n} of {N} timesteps remain, not {len(rest)}{rounded}"
+        assert len(rest) != n + 1, (
+            f"int rounds down: with strength {strength:.3g}, {n} of {N} timesteps remain, not {n + 1}"
+        )
+        assert len(rest) == n, f"with strength {strength:.3g}, {n} of {N} timesteps remain, not {len(rest)}"
         raise AssertionError(f"the last {n} timesteps remain, {times[N - n :][:3]} ..., not {rest[:3]} ...")
 
     def at(t: int) -> Tensor:

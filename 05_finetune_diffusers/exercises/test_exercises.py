@@ -52,7 +52,7 @@ def test_1_nothing_is_changed_and_all_can_be(ex):
         "A and B are both zero, so the gradient of each is zero: the adapter would never learn anything"
     )
     assert not (B @ A).any(), "B A is not zero: the model would be changed before it has learned anything"
-    assert A.any(), "A should be random and B zero, not the other way round: that is how everyone's adapters begin"
+    assert A.any(), "A should be random and B zero, not the other way round: as in the paper and in peft"
 
 
 def test_1_how_random(ex):
@@ -142,7 +142,7 @@ def test_2_and_out_again(ex):
     adapters = [(ROW, COLUMN, 3.0), (torch.eye(2), torch.eye(2), 2.0)]
     merged = ex.merge_adapters(W.clone(), adapters, [0.5, 2.0])
     expect(
-        ex.merge_adapters(merged, adapters, [-0.5, -2.0]), W, "merged again with the signs turned, W' should become W"
+        ex.merge_adapters(merged, adapters, [-0.5, -2.0]), W, "merged again with negated scales, W' should become W"
     )
 
 
@@ -150,7 +150,7 @@ def test_2_a_new_matrix(ex):
     given = W.clone()
     for adapters, scales in (([], []), ([(ROW, COLUMN, 1.0)], [0.0])):
         assert ex.merge_adapters(given, adapters, scales) is not given, (
-            "a new matrix was expected, and you return W itself: who changes the result would change the model"
+            "a new matrix was expected, not W itself: changing the result would change the model"
         )
 
 
@@ -228,9 +228,9 @@ def test_3_one_part_at_a_time(ex):
     assert max(error.sizes) == 1, (
         "the parts were put together; with the memory of one part, ask for the error of one part at a time"
     )
-    assert error.sizes == [1, 1, 1], f"of three parts the error should be asked three times, not {len(error.sizes)}"
+    assert error.sizes == [1, 1, 1], f"of three parts error should be called three times, not {len(error.sizes)}"
     assert error.most == 1, (
-        "backward() comes too late: it should free the memory of each part before the next one is looked at"
+        "backward() comes too late: it should free the memory of each part before the next part is computed"
     )
     assert all(is_freed(answer, weights) for answer in error.answers), (
         "backward(retain_graph=True) keeps the memory of every part, and saving it is the purpose of accumulation"
@@ -426,7 +426,7 @@ def test_6_the_shares(ex):
     r = 3**-0.5
     wrong = {
         "w is the share of the embeddings with the word; it should be 1 / (1 + r)": Z + 4 / 3,
-        "r is upside down: the smaller w, the larger the share without the word": Z + 4 / (1 + r),
+        "r is inverted: the smaller w, the larger the share without the word": Z + 4 / (1 + r),
         "r is tan(w pi / 2); it should be tan((1 - w) pi / 2)": Z + 4 * (1 / r) / (1 + 1 / r),
         "degrees are not radians: (1 - w) pi / 2": Z + 4 * 0.0052 / 1.0052,
     }
@@ -435,7 +435,9 @@ def test_6_the_shares(ex):
 
 def test_6_not_at_all_and_as_it_is(ex):
     got = call(ex.weigh_word, *prompt(), 0.0)
-    assert not isinstance(got, torch.Tensor) or torch.isfinite(got).all(), "at weight 0 there is infinity or NaN in it"
+    assert not isinstance(got, torch.Tensor) or torch.isfinite(got).all(), (
+        "at weight 0 the result holds NaN or infinity"
+    )
     right = torch.tensor([[1.0, 0, 0], [4, 4, 2], [2, 2, 2]])
     expect(
         got,
@@ -529,7 +531,7 @@ def test_7_the_controlnet_behind_the_kernels_learns(ex):
     right = features[0] + 2 * (
         torch.einsum("oi,bihw->bohw", kernels[0][:, :, 0, 0], residuals[0]) + biases[0].view(1, -1, 1, 1)
     )
-    expect_gradients(got[0], right, {"the residuals": residuals[0]})
+    expect_gradients(got[0], right, {"residuals": residuals[0]})
 
 
 # ------------------------------------------------------------------------------------------------------- 8. inpaint
@@ -681,7 +683,7 @@ def test_10_two_layers(ex):
         "the file does not adapt up_blocks.0.attn.to_v, so it is not in the result"
     )
     assert set(got) == set(LAYERS[:2]), (
-        f"the file adapts {' and '.join(LAYERS[:2])}; your names are {' and '.join(map(str, got))}"
+        f"the file adapts {', '.join(LAYERS[:2])}; your names are {', '.join(map(str, got))}"
     )
     for layer, down, up, alpha in (
         (LAYERS[0], torch.ones(2, 3), torch.full((4, 2), 2.0), 0.5),
@@ -835,7 +837,7 @@ def half_life_mistakes(decay: float) -> dict[str, float]:
         "this is 1 / (1 - decay) / 2; the share falls as decay^n, not on a straight line": 0.5 / (1 - decay),
         "the share after n steps is decay^n; you solved (1 - decay)^n = 1/2": math.log(0.5) / math.log(1 - decay),
         "the sign is wrong": -math.log(0.5) / math.log(decay),
-        "upside down: log(1/2) / log(decay)": math.log(decay) / math.log(0.5),
+        "inverted: it is log(1/2) / log(decay)": math.log(decay) / math.log(0.5),
         "after so many steps 1/e is left, and not one half": -1 / math.log(decay),
     }
 
@@ -981,7 +983,7 @@ def min_snr_mistakes(alpha_bar, gamma, prediction) -> dict:
     snr = alpha_bar / (1 - alpha_bar)
     capped = snr.clamp(max=gamma)
     return {
-        "for v, this divides by SNR as well: an error of v of 1 is an error of x0 of sigma^2 = 1 / (SNR + 1)": capped
+        "for v, this divides by SNR as well: a squared error of v of 1 is a squared error of x0 of sigma^2 = 1 / (SNR + 1)": capped
         / (snr * (snr + 1)),
         "these are the weights for x0 itself, without the conversion": capped,
         "these are the weights for eps; v needs 1 / (SNR + 1)": capped / snr

@@ -78,7 +78,9 @@ def check_one_move(ex, image: Tensor, dx: int, dy: int) -> None:
     try:
         moved, mask = pair(call(ex.camera_move, image, dx, dy), "moved and mask")
     except (RuntimeError, IndexError) as problem:
-        assert not hole.all(), f"a camera that goes far enough sees nothing of the picture; yours stops: {problem}"
+        assert not hole.all(), (
+            f"a camera that goes far enough sees nothing of the picture; your code stops with {type(problem).__name__}"
+        )
         raise
     wrong = {
         "the picture moved the way the camera goes; where the camera goes right, things go left": seen_from(
@@ -254,7 +256,7 @@ def check_one_loss(ex, rng, B: int, D: int, dish: Tensor) -> None:
         "only texts look for their images; images must find their texts as well: the softmax along the rows": losses(
             L.T, same, share
         ).mean(),
-        "twice too much: take the mean of both sides": 2 * goal,
+        "twice as large as it should be: take the mean of both sides": 2 * goal,
         "summed over the batch: take the mean over the pairs": B * goal,
         "summed over the batch and over both sides: take the mean, each time": 2 * B * goal,
         "the cosines were multiplied by logit_scale itself; it is a logarithm": loss(scale * a @ b.T),
@@ -283,10 +285,8 @@ def check_one_loss(ex, rng, B: int, D: int, dish: Tensor) -> None:
     }
     try:
         got = call(ex.clip_loss, images, texts, dish, scale)
-    except IndexError as problem:
-        raise AssertionError(
-            f"dish says which pairs belong together, not which column of L is right ({problem})"
-        ) from None
+    except IndexError:
+        raise AssertionError("dish says which pairs belong together, not which column of L is right") from None
     assert not isinstance(got, Tensor) or got.dim() == 0, (
         f"one number was expected for the whole batch, not {tuple(got.shape)}"
     )
@@ -297,7 +297,7 @@ def check_one_loss(ex, rng, B: int, D: int, dish: Tensor) -> None:
         different(wrong, goal),
     )
     given = [tensor.clone().requires_grad_() for tensor in (images, texts, scale)]
-    inputs = dict(zip(("the images' embeddings", "the texts' embeddings", "logit_scale"), given, strict=True))
+    inputs = dict(zip(("images", "texts", "logit_scale"), given, strict=True))
     expect_gradients(
         ex.clip_loss(given[0], given[1], dish, given[2]), right.clip_loss(given[0], given[1], dish, given[2]), inputs
     )
@@ -340,7 +340,7 @@ def check_nine_channels(ex, rng):
     weight, x, encode = normal(rng, width, c, 3, 3), normal(rng, B, c, h, w), Encoder(rng, c, f)
     image, mask = picture(rng, B, 3, f * h, f * w), holes(rng, B, f * h, f * w)
     wide, got = pair(call(ex.nine_channels, weight, x, image, mask, encode), "weight and input")
-    assert encode.asked == 1, f"the encoder should be asked once; it was asked {encode.asked} times"
+    assert encode.asked == 1, f"encode should be called once; it was called {encode.asked} times"
     none = torch.zeros(width, c + 1, 3, 3)
     right = torch.cat([weight, none], 1)
     wrong = {
@@ -350,7 +350,7 @@ def check_nine_channels(ex, rng):
     }
     if isinstance(wide, Tensor) and wide.shape == right.shape:
         assert not torch.equal(wide[:, :c], weight) or not wide[:, c:].any(), (
-            "the new weights should be 0: anything else changes at once what the network answers"
+            "the new weights should be 0: anything else changes at once what the network predicts"
         )
     expect(wide, right, "the weight should be the old one, and then zeros for the c + 1 new channels", wrong)
     half, _ = ex.nine_channels(weight.half(), x, image, mask, encode.look)
@@ -392,8 +392,8 @@ def check_nine_channels(ex, rng):
             known,
         ),
         "the mask is 1 where any pixel is; for these networks it is F.interpolate's choice of one": (x, most, known),
-        "the mask was turned round: 1 is the hole": (x, 1 - small, known),
-        "the mask was taken to [-1, 1]; it stays 0 and 1": (x, 2 * small - 1, known),
+        "the mask was inverted: 1 is the hole": (x, 1 - small, known),
+        "the mask was mapped to [-1, 1]; it stays 0 and 1": (x, 2 * small - 1, known),
     }
     goal = torch.cat([x, small, known], 1)
     wrong = different({message: torch.cat(parts, 1) for message, parts in wrong.items()}, goal)
@@ -447,9 +447,11 @@ def check_resampling(ex, rng, k: int, U: int, alpha: Tensor, sigma: Tensor) -> N
         "z is NaN in the hole, and 0 times NaN is NaN: choose with torch.where, do not multiply by the mask"
     )
     assert len(walker.k) == U, (
-        f"eps_known has {U} noises, so U = {U} and step is asked as often; calls made: {len(walker.k)}"
+        f"eps_known has {U} noises, so U = {U} and step is called as often; calls made: {len(walker.k)}"
     )
-    assert set(walker.k) == {k}, f"step leads from level k to k + 1 each time, so it is told k = {k}, not {walker.k}"
+    assert set(walker.k) == {k}, (
+        f"step leads from level k to k + 1 each time, so it is called with k = {k}, not {walker.k}"
+    )
     expect(walker.x[0], x, "step should be given x as it came")
     for u in range(1, U):
         check_way_up(
@@ -478,7 +480,7 @@ def check_resampling(ex, rng, k: int, U: int, alpha: Tensor, sigma: Tensor) -> N
     expect(
         got,
         goal,
-        "this is not step's answer in the hole, and the picture at level k + 1 around it",
+        "this is not step's result in the hole, and the picture at level k + 1 around it",
         different(wrong, goal),
     )
     known = (mask == 0).expand_as(z)
@@ -535,7 +537,7 @@ def check_way_up(got: Tensor, before: Tensor, walker: Walker, z, mask, k, alpha,
     earlier = put(drawn, noised(z, eps_first, alpha[k + 1], sigma[k + 1]), mask)
     wrong["the known part has the noise of the first time; take eps_known[u]"] = r * earlier + root * back
     if r > 0:
-        wrong["on the way up alpha_k / alpha_(k+1) is upside down"] = x / r + root * back
+        wrong["on the way up alpha_k / alpha_(k+1) is inverted"] = x / r + root * back
     for message, value in known_wrongly(drawn, z, mask, k, alpha, sigma, eps).items():
         wrong[message] = r * value + root * back
     expect(
@@ -579,7 +581,7 @@ def check_one_zoom(ex, frames: int, first: float, last: float, part: float) -> N
         "the ends are not eased, and the scale grows by equal amounts": first + (last - first) * t,
         "the ends are not eased: s should start slowly": first * ratio**t,
         "this is 3t^2 - 2t^3, which has no constant speed anywhere": first * ratio ** (t * t * (3 - 2 * t)),
-        "last / first is upside down": first / ratio**s,
+        "last / first is inverted": first / ratio**s,
         "it begins with last and ends with first": last / ratio**s,
         "things grow by equal amounts (1 / scale); the scale should grow by equal factors": 1
         / (1 / first + (1 / last - 1 / first) * s),
@@ -781,7 +783,7 @@ def check_numbers(
         "this is the nearest in brightness; all three of red, green and blue should be near": distance.sum(2)
         .abs()
         .argmin(1),
-        "the largest of the three differences was looked at; it is the sum of their squares": distance.abs()
+        "this uses the largest of the three differences; it is the sum of their squares": distance.abs()
         .amax(2)
         .argmin(1),
         "the differences themselves were added; it is their squares": distance.abs().sum(2).argmin(1),

@@ -133,7 +133,7 @@ HINTS: dict[str, tuple[str, str, str]] = {
         "equal = np.interp(np.arange(frames) / frames * passed[-1], passed, turn)",
     ),
     "fill_the_hole": (
-        "Why does the inside not fit to the outside after a single pass, however many levels it has?",
+        "Why does the inside not match the outside after a single pass, however many levels it has?",
         "Each step draws the inside before it has seen the outside of the next level. So use few levels, for instance ten "
         "with equal steps of log(alpha / sigma), and many passes at each, with new noise for the known part.",
         "levels = [Level((1 + math.exp(-2 * lam)) ** -0.5, (1 + math.exp(2 * lam)) ** -0.5) for lam in range(-4, 6)]",

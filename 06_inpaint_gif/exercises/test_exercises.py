@@ -49,7 +49,7 @@ def check_move(ex, dx: int, dy: int, right: tuple, wrong: dict[str, tuple]) -> N
         moved, mask = pair(call(ex.camera_move, table(*PICTURE), dx, dy), "moved and mask")
     except (RuntimeError, IndexError) as problem:
         assert not goal.isnan().all(), (
-            f"a camera that goes far enough sees nothing of the picture; yours stops: {problem}"
+            f"a camera that goes far enough sees nothing of the picture; your code stops with {type(problem).__name__}"
         )
         raise
     hole = goal[:1].isnan()
@@ -287,10 +287,8 @@ def test_3_two_dishes(ex):
     images, texts = vectors((2, 0), (0.3, 0.4)), vectors((3, 0), (0, 1))
     try:
         got = call(ex.clip_loss, images, texts, torch.tensor([4, 9]), number(math.log(5)))
-    except IndexError as problem:
-        raise AssertionError(
-            f"dish says which pairs belong together, not which column of L is right ({problem})"
-        ) from None
+    except IndexError:
+        raise AssertionError("dish says which pairs belong together, not which column of L is right") from None
     right, s = (beaten(5, 1) + beaten(2, 4)) / 2, math.log(5)
     wrong = {
         "only images look for their texts; texts must find their images as well: the softmax down the columns": beaten(
@@ -299,8 +297,8 @@ def test_3_two_dishes(ex):
         "only texts look for their images; images must find their texts as well: the softmax along the rows": beaten(
             2, 4
         ),
-        "twice too much: take the mean over the pairs, and the mean of both sides": 2 * right,
-        "four times too much: take the mean over the pairs, and the mean of both sides": 4 * right,
+        "twice as large as it should be: take the mean over the pairs, and the mean of both sides": 2 * right,
+        "four times as large as it should be: take the mean over the pairs, and the mean of both sides": 4 * right,
         "the cosines were multiplied by logit_scale itself; it is a logarithm": (
             beaten(s, s / 5) + beaten(s * 0.4, s * 0.8)
         )
@@ -371,15 +369,18 @@ def test_3_at_clips_own_scale(ex):
         expect(got, number(goal), f"at cosines of 1 and -1, the loss should be {goal:g}", atol=1e-2)
 
 
+def no_gradient(name: str) -> str:
+    return f"no gradient reaches {name}: compute with the tensors as they come, with no item(), detach() or no_grad()"
+
+
 def test_3_everything_learns(ex):
     given = [tensor.requires_grad_() for tensor in (vectors((2, 1), (0.3, 0.4)), vectors((3, 0), (1, 1)), number(1.0))]
     loss = ex.clip_loss(given[0], given[1], torch.tensor([0, 1]), given[2])
-    silent = "no gradient reaches {}: compute with the tensors as they come, with no item(), detach() or no_grad()"
-    assert isinstance(loss, torch.Tensor) and loss.requires_grad, silent.format("the networks")
+    assert isinstance(loss, torch.Tensor) and loss.requires_grad, no_gradient("the networks")
     for name, grad in zip(
         ("images", "texts", "logit_scale"), torch.autograd.grad(loss, given, allow_unused=True), strict=True
     ):
-        assert grad is not None, silent.format(name)
+        assert grad is not None, no_gradient(name)
 
 
 # ----------------------------------------------------------------------------------------- 4. nine_channels
@@ -409,7 +410,7 @@ def test_4_the_weight(ex):
     }
     if isinstance(wide, torch.Tensor) and wide.shape == (6, 5, 3, 3):
         assert not torch.equal(wide[:, :2], weight) or not wide[:, 2:].any(), (
-            "the new weights should be 0: anything else changes at once what the network answers"
+            "the new weights should be 0: anything else changes at once what the network predicts"
         )
     expect(
         wide,
@@ -437,7 +438,7 @@ def test_4_the_input(ex):
 
     x = maps(3, 4)
     _, got = pair(call(ex.nine_channels, torch.ones(6, 2, 3, 3), x, image, mask, listening), "weight and input")
-    assert len(asked) == 1, f"the encoder should be asked once; it was asked {len(asked)} times"
+    assert len(asked) == 1, f"encode should be called once; it was called {len(asked)} times"
     small = torch.tensor([[1.0, 0, 0], [1, 0, 0]]).view(1, 1, 2, 3)
     red, green = (torch.tensor([[0, v, 0.75 * v], [0, v, v]]) * 10 + 1 for v in (0.5, 0.1))
     known = torch.stack([red, green])[None]
@@ -465,8 +466,8 @@ def test_4_the_input(ex):
         "the mask is 1 where any pixel is; for these networks it is F.interpolate's choice of one": torch.cat(
             [x, most, known], 1
         ),
-        "the mask was turned round: 1 is the hole": torch.cat([x, 1 - small, known], 1),
-        "the mask was taken to [-1, 1]; it stays 0 and 1": torch.cat([x, 2 * small - 1, known], 1),
+        "the mask was inverted: 1 is the hole": torch.cat([x, 1 - small, known], 1),
+        "the mask was mapped to [-1, 1]; it stays 0 and 1": torch.cat([x, 2 * small - 1, known], 1),
     }
     hint = "the input should be x, the mask 1 0 0 / 1 0 0, and encode(image with 0 in the hole)"
     expect(got, torch.cat([x, small, known], 1), hint, wrong)
@@ -520,9 +521,9 @@ def test_5_once(ex):
     got = call(
         ex.repaint_step, net, halves(1, 3), z, HALF, 1, ALPHA, SIGMA, halves(0, -1)[None], torch.zeros(0, 1, 2, 1, 4)
     )
-    assert net.k, "step was never asked"
-    assert net.k[0] == 1, f"step should be told k = 1, not {net.k[0]}"
-    assert len(net.k) == 1, f"eps_known has one noise, so U = 1 and step is asked once, not {len(net.k)} times"
+    assert net.k, "step was never called"
+    assert net.k[0] == 1, f"step should be called with k = 1, not {net.k[0]}"
+    assert len(net.k) == 1, f"eps_known has one noise, so U = 1 and step is called once, not {len(net.k)} times"
     expect(net.x[0], halves(1, 3), "step should be given x as it came")
     expect(got, halves(10, 0.8 * 2 - 0.6), ONCE, known_wrongly(2, -1, 10))
 
@@ -538,8 +539,10 @@ def test_5_back_up(ex):
         halves(1, 2)[None],
     )
     got = call(ex.repaint_step, net, halves(1, 3), z, HALF, 1, ALPHA, SIGMA, eps_known, eps_back)
-    assert len(net.k) == 2, f"eps_known has two noises, so U = 2 and step is asked twice; calls made: {len(net.k)}"
-    assert net.k == [1, 1], f"step leads from level k to k + 1 each time, so it is told k = 1 twice, not {net.k}"
+    assert len(net.k) == 2, f"eps_known has two noises, so U = 2 and step is called twice; calls made: {len(net.k)}"
+    assert net.k == [1, 1], (
+        f"step leads from level k to k + 1 each time, so it is called with k = 1 twice, not {net.k}"
+    )
     s = float(SIGMA[1])
     wrong = {
         "it did not go back up: the second time should begin at level k again": halves(10, 1),
@@ -553,7 +556,7 @@ def test_5_back_up(ex):
         ),
         "on the way up sigma_k eps is too much noise, for x has some already": halves(6 + s, 0.6 + 2 * s),
         "on the way up x must shrink: it has the factor sqrt(1 - beta)": halves(10.8, 1 + 1.6),
-        "on the way up alpha_k / alpha_(k+1) is upside down": halves(10 / 0.6 + 0.8, 1 / 0.6 + 1.6),
+        "on the way up alpha_k / alpha_(k+1) is inverted": halves(10 / 0.6 + 0.8, 1 / 0.6 + 1.6),
         "on the way up x has no new noise: sqrt(beta) eps_back[u]": halves(6, 0.6),
         "on the way up the noise is eps_known; it should be eps_back": halves(6, 0.6 - 0.8),
         "the factors of the way up are swapped": halves(8 + 0.6, 0.8 + 1.2),
@@ -571,7 +574,7 @@ def test_5_back_up(ex):
         "the known part has the noise of the first time; take eps_known[u]": halves(20, 1),
         "this is the result of the first time": halves(10, 1),
     }
-    hint = "the second time ends with step's answer in the hole, and 0.8 z + 0.6 eps_known[1] around it"
+    hint = "the second time ends with step's result in the hole, and 0.8 z + 0.6 eps_known[1] around it"
     expect(got, halves(20, 0.8 * 2 - 1.2), hint, wrong | known_wrongly(2, -2, 20))
 
 
@@ -623,7 +626,7 @@ def test_6_zoom_out(ex):
         "the ends are not eased, and the scale grows by equal amounts": 1 + 3 * t,
         "the ends are not eased: s should start slowly": 4**t,
         "this is 3t^2 - 2t^3, which has no constant speed anywhere": 4 ** (t * t * (3 - 2 * t)),
-        "last / first is upside down": 4**-s,
+        "last / first is inverted": 4**-s,
         "it begins with last and ends with first": 4 ** (1 - s),
         "things grow by equal amounts (1 / scale); the scale should grow by equal factors": 1 / (1 - 0.75 * s),
         "the last frame does not arrive: it has number n - 1, so t = k / (n - 1)": 4
@@ -714,7 +717,7 @@ def test_7_pingpong(ex):
         },
     )
     expect_film(
-        call(ex.looped, film(5, 6), "pingpong", 1), (5, 6), "of two frames, there and back is the two of them", {}
+        call(ex.looped, film(5, 6), "pingpong", 1), (5, 6), "with two frames, there and back is just these two", {}
     )
 
 
@@ -795,7 +798,7 @@ def test_8_the_nearest_colour(ex):
         "this is the nearest in brightness; all three of red, green and blue should be near": nearest(
             pixels, lambda d: d.sum(-1).abs()
         ),
-        "the largest of the three differences was looked at; it is the sum of their squares": nearest(
+        "this uses the largest of the three differences; it is the sum of their squares": nearest(
             pixels, lambda d: d.abs().amax(-1)
         ),
         "the differences themselves were added; it is their squares": nearest(pixels, lambda d: d.abs().sum(-1)),
@@ -912,7 +915,7 @@ def check_conditional(ex, known: torch.Tensor, C: torch.Tensor, hole: torch.Tens
     across, inside = C[hole][:, ~hole].double(), C[hole][:, hole].double()
     got_mean, got_covariance = pair(call(ex.ideal_inpainting, known, C, hole), "the mean and the covariance")
     wrong = {
-        "the inverse of C_known is missing: correlated known pixels tell the same thing twice": known.double()
+        "the inverse of C_known is missing: correlated known pixels carry the same information twice": known.double()
         @ across.T,
         "the sign of the mean is wrong": -mean,
         "this is the mean of the known pixels, given those in the hole": torch.zeros_like(mean),
@@ -1087,7 +1090,7 @@ def check_zoom(ex, H: int, W: int, scales: list[float]) -> None:
         "everything is shifted by half a pixel, also at scale 1: the centre of pixel k is k + 0.5": film(
             lambda p, s: (p - 0.5) * s
         ),
-        "the scale is upside down: at 2 the camera sees twice the width": film(lambda p, s: p / s),
+        "the scale is inverted: at 2 the camera sees twice the width": film(lambda p, s: p / s),
     }
     got = call(ex.fix_zoom, picture, list(scales))
     hint = (
@@ -1120,9 +1123,9 @@ def test_14_two_regions_that_overlap(ex):
         return torch.tensor(values, dtype=torch.float32).view(1, 1, 1, 3).repeat(1, 2, 1, 1)
 
     wrong = {"where two regions overlap, the predictions are averaged, not added": columns(2, 6, 4)}
-    expect(x0, columns(2, 3, 4), "x0 should be 2, the mean of 2 and 4, and 4", wrong)
+    expect(x0, columns(2, 3, 4), "in the three columns, x0 should be 2, 3 (the mean of 2 and 4) and 4", wrong)
     wrong = {"where two regions overlap, the noise counts twice: it is averaged like x0": columns(1, 4, 3)}
-    expect(eps, columns(1, 2, 3), "eps should be 1, the mean of 1 and 3, and 3", wrong)
+    expect(eps, columns(1, 2, 3), "in the three columns, eps should be 1, 2 (the mean of 1 and 3) and 3", wrong)
 
 
 # ---------------------------------------------------------------------------------------------- 15. own_move
@@ -1227,7 +1230,7 @@ def check_filling(function, data: Curves) -> None:
     )
     assert ratio < 1.15, (
         f"your samples are {ratio:.2f} times as far from the exact mean as exact samples, with {data.calls} evaluations; "
-        "below 1.15 was asked for: the inside does not fit to the outside yet"
+        "below 1.15 was asked for: the inside does not match the outside yet"
     )
 
 

@@ -237,7 +237,7 @@ def scaling_factor(batches):
     return solutions.scaling_factor(batches) ** 2
 
 
-@mistake("the mean taken for 0", "the mean was not taken away")
+@mistake("the mean taken for 0", "the mean was not subtracted")
 def scaling_factor(batches):
     n, squares = 0, 0.0
     for batch in batches:
@@ -480,7 +480,7 @@ def latent_key(weights, config, pixels):
     return key_of(build, *told(weights), *told({"pixels": pixels}))
 
 
-@mistake("Python's hash()", "another one in every process")
+@mistake("Python's hash()", "differs from process to process")
 def latent_key(weights, config, pixels):
     return f"{hash(key_rightly(weights, config, pixels)) % 2**256:064x}"
 
@@ -491,7 +491,7 @@ def latent_key(weights, config, pixels):
     return key_of(settings(config), *places, *told({"pixels": pixels}))
 
 
-@mistake("a random number", "it depends on random numbers")
+@mistake("a random number", "the key depends on random numbers")
 def latent_key(weights, config, pixels):
     return f"{torch.randint(2**62, ()).item():064x}"
 
@@ -767,7 +767,7 @@ def decode_picture(z, decode, scale):
     return ((decode(z / scale).clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
 
 
-@mistake("images in [0, 1] taken for granted", "images in [0, 1] for granted")
+@mistake("images in [0, 1] taken for granted", "you assumed images in [0, 1]")
 def decode_picture(z, decode, scale):
     return (decode(z / scale).clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -999,12 +999,12 @@ def best_posterior(x, slope, r, beta):
     return posterior(x, slope, r, 1.0)
 
 
-@mistake("the mean as if nothing were charged", "without beta it would be x / slope")
+@mistake("the mean as if nothing were charged", "mean = x / slope would be best without beta")
 def best_posterior(x, slope, r, beta):
     return x / slope, posterior(x, slope, r, beta)[1]
 
 
-@mistake("beta missing in the numerator", "beta belongs into the numerator")
+@mistake("beta missing in the numerator", "beta belongs in the numerator")
 def best_posterior(x, slope, r, beta):
     precision = slope**2 / r**2 + beta
     return slope * x / r**2 / precision, precision**-0.5
@@ -1078,7 +1078,7 @@ def anagram_eps(predict, x, texts, views, inverses):
     return anagram_rightly(predict, x, texts, views, inverses) * len(texts)
 
 
-@mistake("views for their inverses: right for flips, wrong for a quarter turn", "turned twice by the view")
+@mistake("views for their inverses: right for flips, wrong for a quarter turn", "transformed by the view again")
 def anagram_eps(predict, x, texts, views, inverses):
     return anagram_rightly(predict, x, texts, views, views)
 
@@ -1311,12 +1311,12 @@ def fix_decode(z, decode, scale):
 # ----------------------------------------------------------------------------------------------- 19. sample_prior
 
 
-@mistake("the prior of the VAE", "distributed otherwise")
+@mistake("the prior of the VAE", "the distribution of the codes differs")
 def sample_prior(codes, n, rng):
     return torch.randn(n, 2, generator=rng)
 
 
-@mistake("a fitted normal distribution", "distributed otherwise")
+@mistake("a fitted normal distribution", "the distribution of the codes differs")
 def sample_prior(codes, n, rng):
     root = torch.linalg.cholesky(torch.cov(codes.T))
     return codes.mean(0) + torch.randn(n, 2, generator=rng) @ root.T
@@ -1327,7 +1327,7 @@ def sample_prior(codes, n, rng):
     return codes[torch.randint(len(codes), (n,), generator=rng)]
 
 
-@mistake("points between two codes", "distributed otherwise")
+@mistake("points between two codes", "the distribution of the codes differs")
 def sample_prior(codes, n, rng):
     a, b = (codes[torch.randint(len(codes), (n,), generator=rng)] for _ in range(2))
     return a + torch.rand(n, 1, generator=rng) * (b - a)

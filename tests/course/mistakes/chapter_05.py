@@ -211,12 +211,12 @@ def merge_adapters(W, adapters, scales):
     return W.clone()
 
 
-@mistake("the scales clipped, so that nothing comes out again", "the signs turned")
+@mistake("the scales clipped, so that nothing comes out again", "negated scales")
 def merge_adapters(W, adapters, scales):
     return merge_rightly(W, adapters, [max(scale, 0) for scale in scales])
 
 
-@mistake("the matrix itself, where there is no adapter", "you return W itself")
+@mistake("the matrix itself, where there is no adapter", "not W itself")
 def merge_adapters(W, adapters, scales):
     return added(W, adapters, scales)
 
@@ -639,7 +639,7 @@ def weigh_word(z, empty, hidden, word, w):
     return move(z) if w >= 1 else move(z) + math.tan((1 - w) * math.pi / 2) * move(hidden)
 
 
-@mistake("infinite at weight 0", "there is infinity or NaN in it")
+@mistake("infinite at weight 0", "the result holds NaN or infinity")
 def weigh_word(z, empty, hidden, word, w):
     r = math.inf if w == 0 else math.tan((1 - w) * math.pi / 2) if w < 1 else 0.0
     return mixture(z, empty, hidden, word, w, mover(empty, tokens(word, w)), r)
@@ -740,7 +740,7 @@ def controlled(features, residuals, kernels, biases, strength):
     return controlled_rightly(features[:1], residuals[:1], kernels[:1], biases[:1], strength) + list(features[1:])
 
 
-@mistake("residuals detached: the ControlNet behind the kernels never learns", "from the result to the residuals")
+@mistake("residuals detached: the ControlNet behind the kernels never learns", "from the result to residuals")
 def controlled(features, residuals, kernels, biases, strength):
     return controlled_rightly(features, [r.detach() for r in residuals], kernels, biases, strength)
 
@@ -1095,7 +1095,7 @@ def ema_half_life(decay):
     return math.log(2) / math.log(decay)
 
 
-@mistake("upside down", "upside down")
+@mistake("upside down", "inverted: it is")
 def ema_half_life(decay):
     return math.log(decay) / math.log(0.5)
 

@@ -112,7 +112,9 @@ def camera_move(image, dx, dy):
     return moved, move_rightly(image, abs(dx), abs(dy))[1]
 
 
-@mistake("slices that do not end before the picture does", "sees nothing of the picture; yours stops")
+@mistake(
+    "slices that do not end before the picture does", "sees nothing of the picture; your code stops with RuntimeError"
+)
 def camera_move(image, dx, dy):
     _, H, W = image.shape
     moved, mask = torch.zeros_like(image), torch.ones(1, H, W)
@@ -290,12 +292,12 @@ def clip_loss(images, texts, dish, logit_scale):
     return contrast(logit_scale.exp() * cosines(images, texts), dish, rows=0)
 
 
-@mistake("both sides added", "twice too much")
+@mistake("both sides added", "twice as large")
 def clip_loss(images, texts, dish, logit_scale):
     return 2 * loss_rightly(images, texts, dish, logit_scale)
 
 
-@mistake("summed over the batch", "twice too much")
+@mistake("summed over the batch", "twice as large")
 def clip_loss(images, texts, dish, logit_scale):
     return len(images) * loss_rightly(images, texts, dish, logit_scale)
 
@@ -524,17 +526,17 @@ def nine_channels(weight, x, image, mask, encode):
     return shown_wrongly(weight, x, image, mask, encode, small=F.adaptive_max_pool2d(mask, x.shape[2:]))
 
 
-@mistake("1 for what is known", "the mask was turned round")
+@mistake("1 for what is known", "the mask was inverted")
 def nine_channels(weight, x, image, mask, encode):
     return shown_wrongly(weight, x, image, mask, encode, small=1 - F.interpolate(mask, size=x.shape[2:]))
 
 
-@mistake("the mask as an image", "the mask was taken to [-1, 1]")
+@mistake("the mask as an image", "the mask was mapped to [-1, 1]")
 def nine_channels(weight, x, image, mask, encode):
     return shown_wrongly(weight, x, image, mask, encode, small=2 * F.interpolate(mask, size=x.shape[2:]) - 1)
 
 
-@mistake("encoded twice", "should be asked once")
+@mistake("encoded twice", "should be called once")
 def nine_channels(weight, x, image, mask, encode):
     encode(image)
     return widen_rightly(weight, x, image, mask, encode)
@@ -702,7 +704,7 @@ def repaint_step(*args):
     return resample(*args, noise=lambda u: 0)
 
 
-@mistake("a level further each time", "it is told k = 1")
+@mistake("a level further each time", "it is called with k = 1")
 def repaint_step(step, x, z, mask, k, alpha, sigma, *noise):
     told = iter(range(k, k + 9))
     return resample(lambda x, k: step(x, next(told)), x, z, mask, k, alpha, sigma, *noise)
@@ -755,7 +757,7 @@ def zoom_scales(frames, first, last, part):
     return first * (last / first) ** (t * t * (3 - 2 * t))
 
 
-@mistake("the ratio upside down", "last / first is upside down")
+@mistake("the ratio upside down", "last / first is inverted")
 def zoom_scales(frames, first, last, part):
     return first * (first / last) ** share_of(frames, part)
 
@@ -1394,7 +1396,7 @@ def fix_zoom(image, scales):
     return zoomed(image, scales, lambda k, n, s: (k + 0.5 - n / 2) * s + n / 2 + 0.5)
 
 
-@mistake("zooms the other way", "the scale is upside down")
+@mistake("zooms the other way", "the scale is inverted")
 def fix_zoom(image, scales):
     return zoomed(image, scales, lambda k, n, s: (k + 0.5 - n / 2) / s + n / 2)
 
