@@ -136,7 +136,7 @@ def decode_picture(z: Tensor, decode: Decode, scale: float) -> Tensor:
 
     1. 撤销缩放：解码器是用未缩放的潜变量训练的。
     2. 解码：图像的取值在 [-1, 1] 之间，或略微超出。
-    3. 把图像裁剪到 [-1, 1]。潜变量没有界限，不裁剪。
+    3. 把图像截断到 [-1, 1]。潜变量没有界限，不截断。
     4. 把 [-1, 1] 映射到 0 ... 255，并四舍五入到整数。
 
     z        (B, C, h, w)
@@ -163,7 +163,7 @@ def sample_latent(
     w             引导系数：1 就是条件预测
     times         (N,) 每一步给网络的时间输入，t = times[k]，写成张量 (2B,)
     alpha, sigma  (N + 1,) 各水平，最嘈杂的在前；alpha_N = 1，sigma_N = 0
-    返回          (B, C, h, w) 水平 N 的潜变量；潜变量没有界限，中途什么也不裁剪
+    返回          (B, C, h, w) 水平 N 的潜变量；潜变量没有界限，中途什么也不截断
     """
     raise NotImplementedError("exercise 8: sample_latent")
 
