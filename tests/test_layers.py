@@ -32,6 +32,7 @@ APART = {  # what these may import
     "viz": {"errors", "io"},
     "grade": {"errors", "random", "io", "cli", "viz"},
     "handout": {"errors", "io", "cli", "grade"},
+    "teach": {"errors", "io", "cli", "grade"},
     "claims": {"errors", "io", "cli"},
 }
 USES = {

@@ -5,82 +5,55 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError
 from common.grade.chapter import COURSE
 from common.grade.checks import load_chapter
-from common.grade.stubs import strip
+from common.grade.grader import version
+from common.grade.marking.platform_files import CLASSROOM, RUN, SETUP, STEP
+from common.grade.stubs import answered, exercise_names, strip
 from common.io.files import write_atomically, write_json
 
-KEPT_BACK = {"solutions.py", "checks.py", "right_ways.py", "mistakes.py", "answers.md"}  # of an exercises folder
-WITHOUT = {".git", ".github", ".ci", "tests", "bench", "runs", "__pycache__", ".venv", "written"}
-SETUP = """#!/usr/bin/env bash
-# Gradescope runs this once, when the autograder's container is built.
-set -e
-apt-get update && apt-get install -y python3 python3-pip python3-venv util-linux
-python3 -m venv /autograder/venv
-/autograder/venv/bin/pip install --index-url https://download.pytorch.org/whl/cpu torch torchvision
-/autograder/venv/bin/pip install -r /autograder/source/course/requirements.txt
-chmod -R go-rwx /autograder/source
-"""
-RUN = """#!/usr/bin/env bash
-# Gradescope runs this for each submission. Whatever happens, results.json is written.
-AUTOGRADER=${{AUTOGRADER:-/autograder}}
-PYTHON=${{PYTHON:-$AUTOGRADER/venv/bin/python}}
-mkdir -p "$AUTOGRADER/results"
-echo '{{"score": 0, "output": "the autograder ended without a result"}}' > "$AUTOGRADER/results/results.json"
-cd "$AUTOGRADER/source/course" || exit 0
-file=$(ls "$AUTOGRADER"/submission/*.py "$AUTOGRADER"/submission/*.ipynb 2>/dev/null | head -n 1)
-if [ -z "$file" ]; then
-  echo '{{"score": 0, "output": "hand in a Python file (.py) or a notebook (.ipynb)"}}' > "$AUTOGRADER/results/results.json"
-  exit 0
-fi
-PYTHONPATH=. "$PYTHON" -m common.grade {chapter} --submission "$file" --format gradescope \\
-  --out "$AUTOGRADER/results/results.json" || true
-"""
-CLASSROOM = """# GitHub Classroom: one test for each exercise, with the public tests.
-name: Autograding Tests
-on: [push, workflow_dispatch]
-permissions:
-  checks: write
-  actions: read
-  contents: read
-jobs:
-  run-autograding-tests:
-    runs-on: ubuntu-latest
-    if: github.actor != 'github-classroom[bot]'
-    steps:
-      - uses: actions/checkout@v4
-      - uses: actions/setup-python@v5
-        with:
-          python-version: "3.11"
-      - run: pip install -r requirements.txt
-{steps}      - uses: classroom-resources/autograding-grading-reporter@v1
-        env:
-{results}        with:
-          runners: {runners}
-"""
-STEP = """      - id: {id}
-        uses: classroom-resources/autograding-command-grader@v1
-        with:
-          test-name: "{name}"
-          command: python -m common.grade {chapter} --only {number} --fail-under {points}
-          timeout: 5
-          max-score: {points}
-"""
+KEPT_BACK = {
+    "solutions.py",
+    "checks.py",
+    "right_ways.py",
+    "mistakes.py",
+    "answers.md",
+    "answers.zh.md",
+}  # of an exercises folder
+WITHOUT = {".git", ".github", ".ci", "tests", "bench", "runs", "build", ".venv"}  # of the course's main folder
 
 
-def hand_out(chapters: Sequence[str], out: Path, autograder: Path | None) -> list[Path]:
+@dataclass(frozen=True)
+class Autograder:
+    """What Gradescope's autograder knows beside the chapter, as autograder.json in its zip file."""
+
+    secret: str = ""  # from which each student's seed follows
+    seed: int = 0  # of everybody, where there is no secret
+    late_per_day: float = 0.0  # share of the points lost for each day that has begun
+    late_limit: float = 365.0  # days after which no points are given
+    partial: float = 0.0  # share of the points for passing an exercise's public tests alone
+    leaderboard: bool = False  # whether the open-ended exercises go to the assignment's leaderboard
+
+
+def hand_out(
+    chapters: Sequence[str], out: Path, autograder: Path | None, settings: Autograder | None = None
+) -> list[Path]:
     """Write the handout to a new folder. Returns the folders of the chapters in it.
 
     autograder  zip file to write for Gradescope, with solutions and hidden checks; only with a single chapter
+    settings    how Gradescope grades
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name a new folder after --out")
     if out.resolve().is_relative_to(COURSE):
         raise UserError(f"{out} lies within the course; name a folder elsewhere after --out")
     folders = [folder for folder in sorted(COURSE.glob("[0-9][0-9]_*")) if folder.name[:2] in chapters]
+    if autograder and len(folders) != 1:
+        raise UserError("Gradescope has one autograder for each assignment; give --gradescope with one chapter")
     for path in course_files():
         place = path.relative_to(COURSE)
         other_chapter = place.parts[0][:2].isdigit() and place.parts[0] not in {folder.name for folder in folders}
@@ -92,9 +65,7 @@ def hand_out(chapters: Sequence[str], out: Path, autograder: Path | None) -> lis
         steps += write_exercises(folder / "exercises", out / folder.name / "exercises")
     write_classroom(steps, out)
     if autograder:
-        if len(folders) != 1:
-            raise UserError("Gradescope has one autograder for each assignment; give --gradescope with one chapter")
-        write_autograder(folders[0].name[:2], autograder)
+        write_autograder(folders[0].name[:2], autograder, settings or Autograder())
     return [out / folder.name for folder in folders]
 
 
@@ -111,7 +82,8 @@ def course_files() -> list[Path]:
 
 def is_kept_back(place: Path) -> bool:
     """Whether a file of the course is not for learners."""
-    return bool(WITHOUT & set(place.parts)) or (place.parent.name == "exercises" and place.name in KEPT_BACK)
+    made = place.parts[0] in WITHOUT or "__pycache__" in place.parts
+    return made or (place.parent.name == "exercises" and place.name in KEPT_BACK)
 
 
 def write_exercises(source: Path, target: Path) -> list[dict]:
@@ -120,8 +92,12 @@ def write_exercises(source: Path, target: Path) -> list[dict]:
     Returns the steps of GitHub Classroom's workflow.
     """
     chapter, number = load_chapter(source), source.parent.name[:2]
-    stub = strip((source / "solutions.py").read_text(encoding="utf-8"))
+    solutions = (source / "solutions.py").read_text(encoding="utf-8")
+    stub = strip(solutions)
     write_atomically(target / "exercises.py", lambda file: file.write(stub.encode()))
+    for other in target.glob("exercises.*.py"):  # in other languages
+        if kept := answered(other.read_text(encoding="utf-8"), stub, exercise_names(solutions)):
+            raise UserError(f"{source / other.name} holds answers, to {', '.join(kept)}; restore the blank file first")
     listed = [{"name": e.name, "points": e.points} for e in chapter.exercises]
     write_json(target / "exercises.json", {"exercises": listed, "stub": stub})
     return [
@@ -143,17 +119,19 @@ def write_classroom(steps: list[dict], out: Path) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_autograder(chapter: str, path: Path) -> None:
-    """The zip file that Gradescope asks for: setup.sh, run_autograder, and the course with its hidden checks."""
+def write_autograder(chapter: str, path: Path, settings: Autograder) -> None:
+    """The zip file that Gradescope asks for: setup.sh, run_autograder, settings, and the course with its hidden checks."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    known = {"chapter": chapter, "version": version()} | asdict(settings)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in (("setup.sh", SETUP), ("run_autograder", RUN.format(chapter=chapter))):
+        for name, text in (("setup.sh", SETUP), ("run_autograder", RUN)):
             info = zipfile.ZipInfo(name)
             info.external_attr = 0o755 << 16
             archive.writestr(info, text)
+        archive.writestr("autograder.json", json.dumps(known, indent=1))
         for file in course_files():
             place = file.relative_to(COURSE)
-            own = place.parts[0] in ("common", "requirements.txt", "constraints.txt", "pyproject.toml")
+            own = place.parts[0] in ("common", "constraints.txt")
             if own or (place.parts[0][:2] == chapter and "exercises" in place.parts):
                 archive.write(file, f"course/{place}")
 

@@ -1,12 +1,9 @@
-"""A class graded in one command, the formats of schools, and the handout."""
+"""A class graded in one command, and the formats of schools."""
 
 import csv
 import io
 import json
 import os
-import re
-import subprocess
-import sys
 import zipfile
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,13 +12,11 @@ import pytest
 
 import common.grade.program as program
 from common.errors import UserError
-from common.grade.chapter import COURSE, exercises_of
+from common.grade.chapter import exercises_of
 from common.grade.checks import load_chapter
 from common.grade.marking import formats, gradebook
 from common.grade.marking.gradebook import Policy, chapters_of, file_name
 from common.grade.marking.hand_ins import Student, hand_in, read_roster
-from common.grade.marking.handing_out import hand_out
-from common.grade.stubs import exercise_names, strip
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the warm process is forked")
 SOLUTIONS = exercises_of("01") / "solutions.py"
@@ -219,89 +214,6 @@ def test_moodle_and_nbgrader():
         "assignment,duedate,timestamp,student_id,last_name,first_name,email,raw_score,late_submission_penalty,score,max_score"
     )
     assert formats.safe("\x1b[2Jx") == "[2Jx"
-
-
-# ------------------------------------------------------------------------------------------------------------- handout
-
-
-@pytest.fixture(scope="module")
-def handout(tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    hand_out(["01"], out / "handout", out / "autograder.zip")
-    return out
-
-
-def run(*args, cwd, **environment) -> subprocess.CompletedProcess:
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(cwd)} | environment
-    return subprocess.run(list(map(str, args)), cwd=cwd, env=env, capture_output=True, text=True)
-
-
-def test_a_handout_holds_no_answer(handout):
-    files = [path for path in (handout / "handout").rglob("*") if path.is_file()]
-    places = {str(path.relative_to(handout / "handout")) for path in files}
-    assert {
-        "01_ddpm_mnist/exercises/exercises.py",
-        "common/grade/program.py",
-        ".github/workflows/classroom.yml",
-    } <= places
-    answers = [p for p in places if re.search(r"exercises/(solutions|checks)\.py|mistakes|^tests/|^0[2-6]_", p)]
-    assert answers == []
-    exercises = handout / "handout/01_ddpm_mnist/exercises"
-    assert (exercises / "exercises.py").read_text(encoding="utf-8") == strip(SOLUTIONS.read_text(encoding="utf-8"))
-    lines = re.findall(r"# --- solution\n(.*?)\n    # --- ", SOLUTIONS.read_text(encoding="utf-8"), re.DOTALL)
-    texts = [path.read_text(encoding="utf-8") for path in exercises.glob("*.py") if path.name != "hints.py"]
-    assert not [line for line in lines if any(line in text for text in texts)]
-
-
-def test_a_handout_grades_with_the_public_tests_alone(handout, tmp_path):
-    mine = tmp_path / "mine.py"
-    mine.write_text(
-        SOLUTIONS.read_text(encoding="utf-8").replace(
-            "torch.cat([torch.ones(1), (1 - betas)", "torch.cat([torch.zeros(1), (1 - betas)"
-        ),
-        encoding="utf-8",
-    )
-    points = [e.points for e in load_chapter(exercises_of("01")).exercises]
-    call = [sys.executable, "-m", "common.grade", "01", "--submission", mine, "--only", 1, 2, 5, "--fail-under"]
-    got, all_points = points[1] + points[4], points[0] + points[1] + points[4]
-    done = run(*call, got, cwd=handout / "handout")
-    assert f"{got}/{all_points}" in done.stdout and "public tests alone" in done.stdout, done.stderr
-    assert done.returncode == 0 and run(*call, all_points, cwd=handout / "handout").returncode == 1
-    hint = run(sys.executable, "-m", "common.grade", "01", "--hint", 2, cwd=handout / "handout")
-    assert hint.returncode == 0 and "add_noise" in hint.stdout
-    names = exercise_names(SOLUTIONS.read_text(encoding="utf-8"))
-    workflow = (handout / "handout/.github/workflows/classroom.yml").read_text(encoding="utf-8")
-    assert workflow.count("autograding-command-grader@v1") == len(names) == workflow.count("_RESULTS:")
-    assert "command: python -m common.grade 01 --only 2 --fail-under 2" in workflow
-
-
-def test_gradescopes_autograder_writes_a_result_whatever_is_handed_in(handout):
-    root = handout / "autograder"
-    with zipfile.ZipFile(handout / "autograder.zip") as archive:
-        archive.extractall(root / "source")
-    (root / "submission").mkdir()
-    script = (root / "source/run_autograder", root / "results/results.json")
-    assert (root / "source/setup.sh").is_file()
-
-    def grade() -> dict:
-        done = run("bash", script[0], cwd=root, AUTOGRADER=str(root), PYTHON=sys.executable)
-        assert done.returncode == 0, done.stderr
-        return json.loads(script[1].read_text())
-
-    assert grade()["output"].startswith("hand in a Python file")
-    (root / "submission/mine.py").write_text("def alpha_bars(betas):\n    return None\n")
-    found = grade()
-    assert found["score"] == 0 and len(found["tests"]) == len(exercise_names(SOLUTIONS.read_text(encoding="utf-8")))
-
-
-def test_a_handout_goes_to_a_new_folder(tmp_path):
-    (tmp_path / "x").write_text("x")
-    with pytest.raises(UserError, match="is not empty"):
-        hand_out(["01"], tmp_path, None)
-    with pytest.raises(UserError, match="within the course"):
-        hand_out(["01"], COURSE / "runs" / "handout", None)
-    with pytest.raises(UserError, match="with one chapter"):
-        hand_out(["01", "02"], tmp_path / "new", tmp_path / "a.zip")
 
 
 def test_points_are_known_of_those_who_hand_in_nothing():

@@ -1,0 +1,1 @@
+"""For teachers: Gradescope's autograder, a leaderboard of the open-ended exercises, and slides made of the lessons."""
