@@ -28,7 +28,15 @@ def pages() -> list[Path]:
     """The Markdown files of the course, relative to its folder."""
     found = [
         path
-        for pattern in ("*.md", "docs/*.md", "0*/*.md", "0*/*/README.md", "common/**/*.md", "bench/*.md")
+        for pattern in (
+            "*.md",
+            "docs/*.md",
+            "0*/*.md",
+            "0*/*/README.md",
+            "0*/exercises/written.md",
+            "common/**/*.md",
+            "bench/*.md",
+        )
         for path in ROOT.glob(pattern)
     ]
     return sorted({path.relative_to(ROOT) for path in found})
@@ -112,6 +120,7 @@ def navigation() -> list[dict]:
         if notebook.name != "lesson.ipynb":
             continue
         parts = [("Overview", "README.md"), ("Lesson", "lesson.md"), ("Exercises", "exercises/README.md")]
+        parts += [("Written questions", "exercises/written.md")]
         parts += [("Results", "RESULTS.md"), ("Shipped weights", "pretrained/README.md")]
         known = [
             {name: (folder / file).as_posix()}
@@ -119,7 +128,18 @@ def navigation() -> list[dict]:
             if file == "lesson.md" or (ROOT / folder / file).exists()
         ]
         chapters.append({title(folder / "README.md"): known})
-    more = ["start", "faq", "debugging", "programs", "models", "derivations", "glossary", "claims", "budget"]
+    more = [
+        "start",
+        "faq",
+        "teaching",
+        "debugging",
+        "programs",
+        "models",
+        "derivations",
+        "glossary",
+        "claims",
+        "budget",
+    ]
     chinese = {page: title(page) for page in pages() if page.name.endswith(".zh.md")}
     chinese |= {
         notebook.with_suffix(".md"): f"教程：{title(notebook.with_name('README.zh.md'))}"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from common.errors import UserError
 from common.grade.chapter import exercises_of
 from common.grade.grader import ask, open_judge
 from common.grade.marking import formats
@@ -16,7 +17,6 @@ from common.grade.marking.gradebook import Policy
 from common.grade.marking.hand_ins import LARGEST, rank
 from common.grade.marking.results import Limits, Outcome, Result, Work
 from common.io.files import read_json, write_json
-from common.teach.ranking import leaderboard_of, rank_work
 
 TOTAL = 480.0  # seconds for a submission as a whole; Gradescope ends the container after 10 minutes
 ASK_FOR = "Hand in a Python file (.py) or a notebook (.ipynb)."
@@ -42,7 +42,7 @@ def read_metadata(path: Path) -> Metadata:
         date = (known.get("assignment") or {}).get("due_date")
         due = due or ([datetime.fromisoformat(date)] if date else [])
         return Metadata(student, datetime.fromisoformat(known["created_at"]), max(due, default=None))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return Metadata()
 
 
@@ -86,13 +86,16 @@ def grade_submission(folder: Path) -> Path:
         reason = outcome.failed if outcome else "the grader gave no result"
         write_json(path, {"score": 0, "output": f"Not graded: {reason}. Your teacher has to run it again."})
         return path
-    board = rank_work(chapter, work, settings["seed"]) if settings["leaderboard"] else []
     penalty = policy.penalty(about.created)
     found = formats.gradescope(
         [asdict(each) for each in results], chapter, note(penalty, outcome), time.monotonic() - start, 1 - penalty
     )
     found |= {"extra_data": extra(settings, work, about, outcome, results)}
-    write_json(path, found | ({"leaderboard": leaderboard_of(board)} if board else {}))
+    if settings["leaderboard"]:
+        from common.teach.ranking import leaderboard_of, rank_work  # torch is needed for this alone
+
+        found |= {"leaderboard": leaderboard_of(rank_work(chapter, work, settings["seed"]))}
+    write_json(path, found)
     return path
 
 

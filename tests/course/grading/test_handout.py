@@ -208,6 +208,8 @@ def container(handout):
         assert {"setup.sh", "run_autograder", "autograder.json"} <= set(archive.namelist())
         assert all(archive.getinfo(name).external_attr >> 16 == 0o755 for name in ("setup.sh", "run_autograder"))
         archive.extractall(root / "source")
+        for info in archive.infolist():  # as unzip does
+            (root / "source" / info.filename).chmod(info.external_attr >> 16 & 0o777 or 0o644)
     (root / "submission").mkdir()
     log = handout / "installed.txt"
     script(handout / "bin/apt-get", f'echo apt-get "$@" >> {log}')

@@ -1,0 +1,266 @@
+"""From the cells of a lesson to slides.
+
+Which parts of a lesson become slides, and how much of a text one slide shows, is decided by `slides_of` alone.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import nbformat
+from nbconvert import SlidesExporter
+from nbformat import NotebookNode
+
+from common.errors import UserError
+from common.grade.chapter import COURSE, chapter_folder
+from common.io.files import write_atomically
+
+WORDS = 60  # that a slide shows of a paragraph; a Chinese character counts as half a word
+LONG_LIST = 150  # words of a list that is too long for a slide
+LIST = r"(?:[*-]|\d+\.) "
+NETWORK = "https://cdn.jsdelivr.net/npm/"
+REVEAL, MATHJAX = "reveal.js@4.6.1", "mathjax@3.2.2"
+COPIED = {  # what pages need of the packages
+    "reveal.js": ("dist", "plugin/notes", "LICENSE"),
+    "mathjax": ("es5/tex-chtml.js", "es5/output/chtml/fonts", "es5/a11y", "es5/sre", "LICENSE"),
+}
+SENTENCES = re.compile(r"(?<=[。！？])|(?<=[.!?:])\s+(?=[A-Z`*$\[(\\])")
+QUESTION = re.compile(r"\*\*(?:Question|Predict\w*|Exercise|问题|思考|预测)[^*]*\*\*")
+TEMPLATE = """
+{%- extends "index.html.j2" -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}
+<script>MathJax = {tex: {inlineMath: [["$", "$"]], processEscapes: true}};</script>
+<script defer src="{{ resources.mathjax_url }}"></script>
+<style>
+.reveal { font-family: sans-serif; font-size: 30px; }
+.reveal .slides h1, .reveal .slides h2, .reveal .slides h3 { text-transform: none; text-align: left; line-height: 1.2; }
+.reveal .slides h1 { font-size: 1.7em; } .reveal .slides h2 { font-size: 1.4em; } .reveal .slides h3 { font-size: 1.15em; }
+.reveal .slides section { text-align: left; }
+.reveal .slides section img { display: block; margin: 0.5em auto; width: 92%; max-height: 400px; object-fit: contain; }
+.reveal table { font-size: 0.7em; } .reveal pre { font-size: 0.55em; }
+.jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none; }
+</style>
+{%- endblock -%}
+{%- block footer_js -%}
+<script src="{{ resources.reveal.url_prefix }}/dist/reveal.js"></script>
+<script src="{{ resources.reveal.url_prefix }}/plugin/notes/notes.js"></script>
+<script>
+Reveal.initialize({hash: true, slideNumber: "c/t", width: 1100, height: 720, center: false, transition: "none",
+                   plugins: [RevealNotes]});
+</script>
+{%- endblock -%}
+"""
+
+
+@dataclass
+class Slide:
+    text: str  # Markdown
+    kind: str  # "slide" begins a column, "subslide" goes on below
+    notes: list[str] = field(default_factory=list)
+
+    def has_room(self) -> bool:
+        """Whether a picture fits below the text."""
+        full = any(each in self.text for each in ("<img", "$$", "**Question", "**问题", "\n* ", "\n- ", "\n1. "))
+        return not full and words(self.text) <= WORDS - 15
+
+
+def slides_of(cells: list[NotebookNode]) -> list[Slide]:
+    """The slides of a lesson's cells.
+
+    A heading makes a slide with the first sentences below it and the first formula of its part. A question, a list with the
+    sentence before it, and a picture with the sentence after it make one slide each; a picture joins a slide with room. All other text goes to the notes of
+    the slide before it.
+    """
+    slides: list[Slide] = []
+    title = ""
+    for number, cell in enumerate(cells):
+        if cell.cell_type == "code":
+            after = next(iter(cells[number + 1 : number + 2]), None)
+            said = caption(after.source) if after is not None and after.cell_type == "markdown" else ""
+            pictures = list(pictures_of(cell))
+            for place, data in enumerate(pictures, 1):
+                says = said if place == len(pictures) else ""
+                shown = f"{image(data, says or title)}\n\n{says}".strip()
+                if slides and slides[-1].has_room():
+                    slides[-1].text += f"\n\n{shown}"
+                else:
+                    slides.append(Slide(f"### {title}\n\n{shown}", "subslide"))
+            continue
+        blocks = blocks_of(cell.source)
+        while blocks:
+            block = blocks.pop(0)
+            if found := re.match(r"(#{1,3}) (.+)", block):
+                level, title = len(found[1]), found[2]
+                shown, rest = opening(blocks)
+                slides.append(
+                    Slide("\n\n".join([f"{found[1]} {title}", *shown]), "slide" if level <= 2 else "subslide")
+                )
+                blocks = rest
+            elif before_list([block, *blocks]):
+                slides.append(Slide(f"### {title}\n\n{block}\n\n{blocks.pop(0)}", "subslide"))
+            elif QUESTION.match(block):
+                slides.append(Slide(f"### {title}\n\n{block}", "subslide"))
+            elif slides:
+                slides[-1].notes.append(block)
+    return slides
+
+
+def opening(blocks: list[str]) -> tuple[list[str], list[str]]:
+    """What a heading's slide shows of the blocks below it, and the other blocks."""
+    shown, rest = list[str](), list(blocks)
+    while rest and is_text(rest[0]) and not QUESTION.match(rest[0]) and not before_list(rest):
+        short = shortened(rest[0])
+        if shown and words(" ".join([*shown, short])) > WORDS:
+            break
+        shown.append(short)
+        if short != rest[0]:
+            break  # the whole paragraph goes to the notes
+        rest.pop(0)
+    formula = next((block for block in until_heading(rest) if block.startswith("$$") and block.endswith("$$")), None)
+    if formula:
+        shown.append(formula)
+        rest.remove(formula)
+    return shown, rest
+
+
+def before_list(blocks: list[str]) -> bool:
+    """Whether a paragraph introduces a list that has room on a slide."""
+    if len(blocks) < 2 or not is_text(blocks[0]) or not blocks[0].endswith((":", "：")):
+        return False
+    return bool(re.match(LIST, blocks[1])) and words(blocks[0] + blocks[1]) < LONG_LIST
+
+
+def until_heading(blocks: list[str]) -> Iterator[str]:
+    for block in blocks:
+        if block.startswith("#"):
+            return
+        yield block
+
+
+def is_text(block: str) -> bool:
+    return not block.startswith(("#", "$$", ">", "<", "```", "|", "!"))
+
+
+def blocks_of(source: str) -> list[str]:
+    """The paragraphs, lists, formulas and boxes of a text. A <details> box and a code block are one block each."""
+    found: list[str] = []
+    waiting_for = ""
+    for block in re.split(r"\n\s*\n", source.strip()):
+        if waiting_for:
+            found[-1] += f"\n\n{block}"
+        else:
+            found.append(block)
+        last = found[-1]
+        waiting_for = "</details>" if last.count("<details") > last.count("</details>") else ""
+        waiting_for = "```" if not waiting_for and last.count("```") % 2 else waiting_for
+    return [block for block in found if block]
+
+
+def words(text: str) -> float:
+    chinese = len(re.findall(r"[\u4e00-\u9fff]", text))
+    return chinese / 2 + len(re.sub(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]", " ", text).split())
+
+
+def shortened(paragraph: str) -> str:
+    """The first sentences of a paragraph, as many as a slide has room for. Lists stay whole."""
+    if words(paragraph) <= WORDS or re.match(LIST, paragraph):
+        return paragraph
+    shown = ""
+    for sentence in SENTENCES.split(paragraph):
+        if shown and words(f"{shown} {sentence}") > WORDS:
+            break
+        shown = f"{shown} {sentence}".strip() if not re.search(r"[。！？]$", shown) else shown + sentence
+    return shown
+
+
+def caption(source: str) -> str:
+    """The sentence that follows a picture, if the text goes on there without a heading or a question."""
+    first = blocks_of(source)[:1]
+    if not first or not is_text(first[0]) or QUESTION.match(first[0]) or re.match(LIST, first[0]):
+        return ""
+    return SENTENCES.split(first[0])[0].strip().rstrip(":：")
+
+
+def pictures_of(cell: NotebookNode) -> Iterator[str]:
+    """The pictures of a code cell's outputs, as data addresses."""
+    for output in cell.get("outputs", []):
+        for kind in ("image/png", "image/gif", "image/jpeg"):
+            if data := output.get("data", {}).get(kind):
+                yield f"data:{kind};base64,{''.join(data.split())}"
+                break
+
+
+def image(data: str, says: str) -> str:
+    plain = re.sub(r"<[^>]*>|\]\([^)]*\)|[*`\[$]", "", says)
+    return f'<img src="{data}" alt="{escape(plain)}">'
+
+
+def without_links(text: str) -> str:
+    """Links within the course lead nowhere from a slide; their text stays."""
+    text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^()\s]+\)", r"\1", text)
+    return re.sub(r"<!--.*?-->", "", text)
+
+
+def notebook_of(slides: list[Slide]) -> NotebookNode:
+    """A notebook with the metadata that nbconvert reads slides from."""
+    cells = []
+    for slide in slides:
+        for kind, text in ((slide.kind, slide.text), ("notes", "\n\n".join(slide.notes))):
+            if text:
+                cell = nbformat.v4.new_markdown_cell(without_links(text), id=f"cell-{len(cells):03}")
+                cell.metadata["slideshow"] = {"slide_type": kind}
+                cells.append(cell)
+    return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+
+
+def render(slides: list[Slide], title: str, folder: Path, reveal: str, mathjax: str) -> str:
+    """The page. folder: the chapter's, in which pictures of the text are."""
+    exporter = SlidesExporter(
+        raw_template=TEMPLATE, reveal_url_prefix=reveal, reveal_theme="white", mathjax_url=mathjax, embed_images=True
+    )
+    resources = {"metadata": {"name": title, "path": str(folder)}}
+    return exporter.from_notebook_node(notebook_of(slides), resources)[0]
+
+
+def lesson_of(chapter: str, language: str) -> Path:
+    name = "lesson.ipynb" if language == "en" else f"lesson.{language}.ipynb"
+    return chapter_folder(chapter, name) / name
+
+
+def write_decks(chapter: str, out: Path, assets: Path | None, language: str) -> list[Path]:
+    """Write the slides of a chapter, or of all, to the folder `out`."""
+    numbers = [folder.name[:2] for folder in sorted(COURSE.glob("[0-9][0-9]_*"))] if chapter == "all" else [chapter]
+    lessons = [lesson_of(number, language) for number in numbers]
+    reveal, mathjax = f"{NETWORK}{REVEAL}", f"{NETWORK}{MATHJAX}/es5/tex-chtml.js"
+    out.mkdir(parents=True, exist_ok=True)
+    if assets:
+        copy_assets(assets, out / "assets")
+        reveal, mathjax = "assets/reveal.js", "assets/mathjax/es5/tex-chtml.js"
+    written = []
+    for lesson in lessons:
+        slides = slides_of(nbformat.read(lesson, as_version=4).cells)
+        page = render(slides, lesson.parent.name, lesson.parent, reveal, mathjax)
+        suffix = "" if language == "en" else f".{language}"
+        path = out / f"{lesson.parent.name[:2]}{suffix}.slides.html"
+        write_atomically(path, lambda file, page=page: file.write(page.encode()))
+        written.append(path)
+    return written
+
+
+def copy_assets(source: Path, target: Path) -> None:
+    """Copy what the pages need of reveal.js and MathJax."""
+    for package, parts in COPIED.items():
+        for part in parts:
+            place = source / package / part
+            if not place.exists():
+                raise UserError(f"{source} has no {package}/{part}; run: npm install {REVEAL} {MATHJAX}")
+            goal = target / package / part
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            if place.is_dir():
+                shutil.copytree(place, goal, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(place, goal)
