@@ -23,7 +23,7 @@ ASK_FOR = "Hand in a Python file (.py) or a notebook (.ipynb)."
 
 
 @dataclass(frozen=True)
-class Metadata:
+class SubmissionMetadata:
     """What Gradescope says of a submission."""
 
     student: str = ""  # id, or the ids of a group
@@ -31,7 +31,7 @@ class Metadata:
     due: datetime | None = None
 
 
-def read_metadata(path: Path) -> Metadata:
+def read_metadata(path: Path) -> SubmissionMetadata:
     """Gradescope's submission_metadata.json. What is missing or not understood there is left empty."""
     try:
         known = read_json(path)
@@ -41,9 +41,9 @@ def read_metadata(path: Path) -> Metadata:
         due = [datetime.fromisoformat(date) for date in dates if date]
         date = (known.get("assignment") or {}).get("due_date")
         due = due or ([datetime.fromisoformat(date)] if date else [])
-        return Metadata(student, datetime.fromisoformat(known["created_at"]), max(due, default=None))
+        return SubmissionMetadata(student, datetime.fromisoformat(known["created_at"]), max(due, default=None))
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
-        return Metadata()
+        return SubmissionMetadata()
 
 
 def find_work(folder: Path) -> Work | None:
@@ -105,7 +105,7 @@ def note(penalty: float, outcome: Outcome) -> str:
     return late or "Each exercise has public tests and hidden checks."
 
 
-def extra(settings: dict, work: Work, about: Metadata, outcome: Outcome, results: Sequence[Result]) -> dict:
+def extra(settings: dict, work: Work, about: SubmissionMetadata, outcome: Outcome, results: Sequence[Result]) -> dict:
     """What a teacher may want to know later; students do not see it."""
     return {
         "version": settings["version"],

@@ -72,8 +72,8 @@ def slides_of(cells: list[NotebookNode]) -> list[Slide]:
     """The slides of a lesson's cells.
 
     A heading makes a slide with the first sentences below it and the first formula of its part. A question, a list with the
-    sentence before it, and a picture with the sentence after it make one slide each; a picture joins a slide with room. All other text goes to the notes of
-    the slide before it.
+    sentence before it, and a picture with the sentence after it make one slide each, but a picture joins a slide that has
+    room. All other text goes to the notes of the slide before it.
     """
     slides: list[Slide] = []
     title = ""
@@ -95,11 +95,9 @@ def slides_of(cells: list[NotebookNode]) -> list[Slide]:
             block = blocks.pop(0)
             if found := re.match(r"(#{1,3}) (.+)", block):
                 level, title = len(found[1]), found[2]
-                shown, rest = opening(blocks)
-                slides.append(
-                    Slide("\n\n".join([f"{found[1]} {title}", *shown]), "slide" if level <= 2 else "subslide")
-                )
-                blocks = rest
+                first, blocks = opening(blocks)
+                kind = "slide" if level <= 2 else "subslide"
+                slides.append(Slide("\n\n".join([f"{found[1]} {title}", *first]), kind))
             elif before_list([block, *blocks]):
                 slides.append(Slide(f"### {title}\n\n{block}\n\n{blocks.pop(0)}", "subslide"))
             elif QUESTION.match(block):
@@ -207,7 +205,7 @@ def without_links(text: str) -> str:
 
 def notebook_of(slides: list[Slide]) -> NotebookNode:
     """A notebook with the metadata that nbconvert reads slides from."""
-    cells = []
+    cells: list[NotebookNode] = []
     for slide in slides:
         for kind, text in ((slide.kind, slide.text), ("notes", "\n\n".join(slide.notes))):
             if text:
@@ -234,21 +232,25 @@ def lesson_of(chapter: str, language: str) -> Path:
 def write_decks(chapter: str, out: Path, assets: Path | None, language: str) -> list[Path]:
     """Write the slides of a chapter, or of all, to the folder `out`."""
     numbers = [folder.name[:2] for folder in sorted(COURSE.glob("[0-9][0-9]_*"))] if chapter == "all" else [chapter]
-    lessons = [lesson_of(number, language) for number in numbers]
+    notebooks = [lesson_of(number, language) for number in numbers]
     reveal, mathjax = f"{NETWORK}{REVEAL}", f"{NETWORK}{MATHJAX}/es5/tex-chtml.js"
     out.mkdir(parents=True, exist_ok=True)
     if assets:
         copy_assets(assets, out / "assets")
         reveal, mathjax = "assets/reveal.js", "assets/mathjax/es5/tex-chtml.js"
     written = []
-    for lesson in lessons:
+    for lesson in notebooks:
         slides = slides_of(nbformat.read(lesson, as_version=4).cells)
         page = render(slides, lesson.parent.name, lesson.parent, reveal, mathjax)
         suffix = "" if language == "en" else f".{language}"
         path = out / f"{lesson.parent.name[:2]}{suffix}.slides.html"
-        write_atomically(path, lambda file, page=page: file.write(page.encode()))
+        write_text(path, page)
         written.append(path)
     return written
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def copy_assets(source: Path, target: Path) -> None:

@@ -21,9 +21,9 @@ from common.grade.marking.formats import csv_text
 from common.grade.marking.hand_ins import hand_in, students_of
 from common.grade.marking.judge import Answers, Submission, alarm, explain, failure
 from common.grade.marking.results import TOTAL, Limits, Work
-from common.grade.sandbox.peer import Out
+from common.grade.sandbox.protocol.tensors import Out
+from common.grade.sandbox.protocol.wire import ChannelError
 from common.grade.sandbox.warm import Forks, Spawns, WarmProcess
-from common.grade.sandbox.wire import ChannelError
 from common.io.files import write_atomically
 from common.teach.goals import Goal
 
@@ -32,7 +32,7 @@ SOLUTION = "(the course's solution)"
 
 
 @dataclass
-class Entry:
+class Standing:
     """What was measured of a hand-in in one open-ended exercise."""
 
     goal: Goal
@@ -65,9 +65,11 @@ def processes() -> Iterator[Forks | Spawns]:
         yield warm.forks
 
 
-def measure(forks: Forks | Spawns, chapter: Chapter, goal: Goal, name: str, work: Work, seeds: Sequence[int]) -> Entry:
+def measure(
+    forks: Forks | Spawns, chapter: Chapter, goal: Goal, name: str, work: Work, seeds: Sequence[int]
+) -> Standing:
     """Measure one open-ended exercise of one hand-in, with each seed."""
-    entry, start = Entry(goal, name), time.monotonic()
+    entry, start = Standing(goal, name), time.monotonic()
     names = [exercise.name for exercise in chapter.exercises]
     earlier = names[: names.index(goal.name)]
     lent = {each: function for each in earlier if (function := getattr(chapter.solutions, each, None))}
@@ -97,7 +99,7 @@ def measure(forks: Forks | Spawns, chapter: Chapter, goal: Goal, name: str, work
     return entry
 
 
-def rank_work(chapter: str, work: Work, seed: int, rounds: int = ROUNDS) -> list[Entry]:
+def rank_work(chapter: str, work: Work, seed: int, rounds: int = ROUNDS) -> list[Standing]:
     """Measure all open-ended exercises of one hand-in."""
     folder = exercises_of(chapter)
     with processes() as forks:
@@ -109,12 +111,12 @@ def rank_work(chapter: str, work: Work, seed: int, rounds: int = ROUNDS) -> list
 
 def rank_class(
     chapter: str, hand_ins: Path, roster: Path | None, seed: int, rounds: int, several: bool
-) -> list[Entry]:
+) -> list[Standing]:
     """Measure the open-ended exercises of a class, and those of the course's solutions."""
     if not hand_ins.is_dir():
         raise UserError(f"there is no folder {hand_ins}; name the folder with the hand-ins after --class")
     folder = exercises_of(chapter)
-    goals, known, entries = goals_of(folder), load_chapter(folder), list[Entry]()
+    goals, known, entries = goals_of(folder), load_chapter(folder), list[Standing]()
     works = [
         (student.id, hand.work, hand.status)
         for student in students_of(hand_ins, roster)
@@ -126,7 +128,7 @@ def rank_class(
         for name, work, status in works:
             for goal in goals:
                 if work is None:
-                    entry = Entry(goal, name, problem=status)
+                    entry = Standing(goal, name, problem=status)
                 else:
                     entry = measure(forks, known, goal, name, work, range(seed, seed + rounds))
                 print(f"{name:24.24} {goal.name:22} {entry.problem or f'{entry.value:.4g}'}", flush=True)
@@ -134,9 +136,9 @@ def rank_class(
     return place(entries)
 
 
-def place(entries: list[Entry]) -> list[Entry]:
+def place(entries: list[Standing]) -> list[Standing]:
     """Give each entry its place among those of the same goal, and sort by place. What has none comes last."""
-    ranked: list[Entry] = []
+    ranked: list[Standing] = []
     for goal in dict.fromkeys(entry.goal for entry in entries):
         mine = [entry for entry in entries if entry.goal == goal]
         best = sorted((entry for entry in mine if not entry.problem), key=lambda entry: rounded(entry))
@@ -147,7 +149,7 @@ def place(entries: list[Entry]) -> list[Entry]:
     return ranked
 
 
-def rounded(entry: Entry) -> float:
+def rounded(entry: Standing) -> float:
     """What entries are sorted by. Differences beyond four digits are none."""
     value = float(f"{entry.value:.4g}")
     return value if entry.goal.better == "smaller" else -value
@@ -156,14 +158,14 @@ def rounded(entry: Entry) -> float:
 # ----------------------------------------------------------------------------------------------------------- the table
 
 
-def pseudonyms(entries: list[Entry], secret: bytes) -> dict[str, str]:
+def pseudonyms(entries: list[Standing], secret: bytes) -> dict[str, str]:
     """{student: a name that only those who know the secret can find out}. The same secret gives the same names."""
     secret = secret or secrets.token_bytes()
     names = dict.fromkeys(entry.name for entry in entries if entry.name != SOLUTION)
     return {name: hashlib.sha256(secret + b"\0name\0" + name.encode()).hexdigest()[:6] for name in names}
 
 
-def table(entries: list[Entry], names: dict[str, str], rounds: int) -> str:
+def table(entries: list[Standing], names: dict[str, str], rounds: int) -> str:
     """The leaderboard in Markdown. names: pseudonyms, or none where names are shown."""
     parts = []
     for goal in dict.fromkeys(entry.goal for entry in entries):
@@ -180,7 +182,7 @@ def table(entries: list[Entry], names: dict[str, str], rounds: int) -> str:
     return "\n".join(parts)
 
 
-def write_board(entries: list[Entry], out: Path, names: dict[str, str], rounds: int) -> None:
+def write_board(entries: list[Standing], out: Path, names: dict[str, str], rounds: int) -> None:
     """leaderboard.md for learners; for the teacher leaderboard.csv, with all values and with who has no place and why."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -202,7 +204,7 @@ def write_board(entries: list[Entry], out: Path, names: dict[str, str], rounds: 
     write_atomically(out / "leaderboard.csv", lambda file: file.write(lines.encode()))
 
 
-def leaderboard_of(entries: list[Entry]) -> list[dict]:
+def leaderboard_of(entries: list[Standing]) -> list[dict]:
     """The key `leaderboard` of Gradescope's results.json. What has no value is left out."""
     return [
         {

@@ -30,14 +30,14 @@ class Args:
     """Folder for the slides."""
     assets: Path | None = None
     """Folder node_modules with reveal.js and mathjax, which is copied; by default they are loaded from the network."""
-    language: Literal["en", "zh"] = "en"
-    """Language of the lesson."""
+    lang: Literal["en", "zh"] = "en"
+    """Language of the lesson. zh: lesson.zh.ipynb."""
 
 
 def main(args: Args) -> None:
     from common.teach.deck import write_decks
 
-    for path in write_decks(args.chapter, args.out, args.assets, args.language):
+    for path in write_decks(args.chapter, args.out, args.assets, args.lang):
         print(path)
 
 

@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.grade.chapter import exercises_of
 from common.grade.checks import load, load_chapter
 from common.teach.goals import Goal
-from common.teach.ranking import SOLUTION, Entry, goals_of, leaderboard_of, place, pseudonyms, table
+from common.teach.ranking import SOLUTION, Standing, goals_of, leaderboard_of, place, pseudonyms, table
 
 SMALL = Goal("a", "Error", "smaller", 0.1, "10 evaluations.", lambda ex, seed: 0.0)
 LARGE = Goal("b", "Margin", "larger", 1.0, "30 steps.", lambda ex, seed: 0.0)
@@ -19,8 +19,8 @@ LARGE = Goal("b", "Margin", "larger", 1.0, "30 steps.", lambda ex, seed: 0.0)
 
 def test_places():
     entries = [
-        Entry(SMALL, "ada", [0.2, 0.4]), Entry(SMALL, "bob", [0.05, 0.05]), Entry(SMALL, "cem", [0.050001, 0.050001]),
-        Entry(SMALL, "dan", problem="not solved yet"), Entry(SMALL, SOLUTION, [0.01]), Entry(LARGE, "ada", [1.1]), Entry(LARGE, "bob", [1.3]),
+        Standing(SMALL, "ada", [0.2, 0.4]), Standing(SMALL, "bob", [0.05, 0.05]), Standing(SMALL, "cem", [0.050001, 0.050001]),
+        Standing(SMALL, "dan", problem="not solved yet"), Standing(SMALL, SOLUTION, [0.01]), Standing(LARGE, "ada", [1.1]), Standing(LARGE, "bob", [1.3]),
     ]  # fmt: skip
     ranked = place(entries)
     assert [(each.goal.name, each.name, each.place) for each in ranked] == [
