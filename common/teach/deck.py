@@ -19,7 +19,9 @@ from common.grade.chapter import COURSE, chapter_folder
 from common.io.files import write_atomically
 
 WORDS = 60  # that a slide shows of a paragraph; a Chinese character counts as half a word
+WIDE = 75  # symbols of a formula that needs smaller letters
 LONG_LIST = 150  # words of a list that is too long for a slide
+ROWS = 18  # of a table for which a slide has room
 LIST = r"(?:[*-]|\d+\.) "
 NETWORK = "https://cdn.jsdelivr.net/npm/"
 REVEAL, MATHJAX = "reveal.js@4.6.1", "mathjax@3.2.2"
@@ -41,6 +43,7 @@ TEMPLATE = """
 .reveal .slides h1 { font-size: 1.7em; } .reveal .slides h2 { font-size: 1.4em; } .reveal .slides h3 { font-size: 1.15em; }
 .reveal .slides section { text-align: left; }
 .reveal .slides section img { display: block; margin: 0.5em auto; width: 92%; max-height: 400px; object-fit: contain; }
+div.wide { font-size: 0.72em; }
 .reveal table { font-size: 0.7em; } .reveal pre { font-size: 0.55em; }
 .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none; }
 </style>
@@ -65,13 +68,13 @@ class Slide:
     def has_room(self) -> bool:
         """Whether a picture fits below the text."""
         full = any(each in self.text for each in ("<img", "$$", "**Question", "**问题", "\n* ", "\n- ", "\n1. "))
-        return not full and words(self.text) <= WORDS - 15
+        return not full and words(self.text) <= WORDS
 
 
 def slides_of(cells: list[NotebookNode]) -> list[Slide]:
     """The slides of a lesson's cells.
 
-    A heading makes a slide with the first sentences below it and the first formula of its part. A question, a list with the
+    A heading makes a slide with the list, the table, or the first sentences below it and the first formula of its part. A question, a list with the
     sentence before it, and a picture with the sentence after it make one slide each, but a picture joins a slide that has
     room. All other text goes to the notes of the slide before it.
     """
@@ -110,6 +113,10 @@ def slides_of(cells: list[NotebookNode]) -> list[Slide]:
 def opening(blocks: list[str]) -> tuple[list[str], list[str]]:
     """What a heading's slide shows of the blocks below it, and the other blocks."""
     shown, rest = list[str](), list(blocks)
+    if before_list(rest):
+        return rest[:2], rest[2:]
+    if rest and rest[0].startswith("|") and rest[0].count("\n") <= ROWS:
+        return rest[:1], rest[1:]
     while rest and is_text(rest[0]) and not QUESTION.match(rest[0]) and not before_list(rest):
         short = shortened(rest[0])
         if shown and words(" ".join([*shown, short])) > WORDS:
@@ -120,7 +127,10 @@ def opening(blocks: list[str]) -> tuple[list[str], list[str]]:
         rest.pop(0)
     formula = next((block for block in until_heading(rest) if block.startswith("$$") and block.endswith("$$")), None)
     if formula:
-        shown.append(formula)
+        symbols = len(
+            re.sub(r"\\[a-zA-Z]+", "x", re.sub(r"\\(?:left|right|quad|qquad|mathrm|text|,|;)|[\s{}^_]", "", formula))
+        )
+        shown.append(f'<div class="wide">\n\n{formula}\n\n</div>' if symbols > WIDE else formula)
         rest.remove(formula)
     return shown, rest
 

@@ -16,14 +16,7 @@ from common.grade.marking.platform_files import CLASSROOM, RUN, SETUP, STEP
 from common.grade.stubs import answered, exercise_names, strip
 from common.io.files import write_atomically, write_json
 
-KEPT_BACK = {
-    "solutions.py",
-    "checks.py",
-    "right_ways.py",
-    "mistakes.py",
-    "answers.md",
-    "answers.zh.md",
-}  # of an exercises folder
+KEPT_BACK = {"solutions", "checks", "right_ways", "mistakes", "answers"}  # of an exercises folder, in any language
 WITHOUT = {".git", ".github", ".ci", "tests", "bench", "runs", "build", ".venv"}  # of the course's main folder
 
 
@@ -83,7 +76,7 @@ def course_files() -> list[Path]:
 def is_kept_back(place: Path) -> bool:
     """Whether a file of the course is not for learners."""
     made = place.parts[0] in WITHOUT or "__pycache__" in place.parts
-    return made or (place.parent.name == "exercises" and place.name in KEPT_BACK)
+    return made or (place.parent.name == "exercises" and place.name.split(".")[0] in KEPT_BACK)
 
 
 def write_exercises(source: Path, target: Path) -> list[dict]:

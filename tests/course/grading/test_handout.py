@@ -96,7 +96,7 @@ def test_a_handout_has_everything_of_the_chapter_but_what_is_kept_back(handout):
         str(p.relative_to(handout / "handout")) for p in (handout / "handout/01_ddpm_mnist").rglob("*") if p.is_file()
     }
     missing = {Path(name).name for name in listed - here}
-    assert missing <= {"solutions.py", "checks.py", "answers.md", "answers.zh.md"}
+    assert missing <= {"solutions.py", "checks.py", "checks.zh.toml", "answers.md", "answers.zh.md"}
     assert here - listed == {"01_ddpm_mnist/exercises/exercises.json"}
 
 

@@ -88,7 +88,9 @@ def test_every_lesson_makes_slides(number):
             assert [
                 block for block in blocks_of(cell.source) if not block.startswith("#") and block not in shown
             ] == []
-    assert max(words(re.sub(r"<img[^>]*>", "", slide.text)) for slide in slides) < 230
+    bare = [slide for slide in slides if "\n" not in slide.text]  # a section that begins with the heading of a part
+    assert all(slide.kind == "slide" or "Algorithm 2" in slide.text for slide in bare) and len(bare) <= 4
+    assert max(words(re.sub(r"<img[^>]*>", "", slide.text)) for slide in slides) < 260
 
 
 def test_a_page_without_a_network(tmp_path):
