@@ -74,9 +74,9 @@ class Slide:
 def slides_of(cells: list[NotebookNode]) -> list[Slide]:
     """The slides of a lesson's cells.
 
-    A heading makes a slide with the list, the table, or the first sentences below it and the first formula of its part. A question, a list with the
-    sentence before it, and a picture with the sentence after it make one slide each, but a picture joins a slide that has
-    room. All other text goes to the notes of the slide before it.
+    A heading makes a slide with the list, the table or the first sentences below it, and the first formula of its part. A
+    question, a list with the sentence before it, and a picture with the sentence after it make one slide each, but a
+    picture joins a slide that has room. All other text goes to the notes of the slide before it.
     """
     slides: list[Slide] = []
     title = ""
