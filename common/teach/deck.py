@@ -188,7 +188,13 @@ def shortened(paragraph: str) -> str:
 def caption(source: str) -> str:
     """The sentence that follows a picture, if the text goes on there without a heading or a question."""
     first = blocks_of(source)[:1]
-    if not first or not is_text(first[0]) or QUESTION.match(first[0]) or re.match(LIST, first[0]):
+    if (
+        not first
+        or not is_text(first[0])
+        or first[0].startswith("(")
+        or QUESTION.match(first[0])
+        or re.match(LIST, first[0])
+    ):
         return ""
     return SENTENCES.split(first[0])[0].strip().rstrip(":：")
 
