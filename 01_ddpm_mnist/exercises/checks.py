@@ -554,7 +554,7 @@ def check_add_class_embedding(ex, rng):
     expect(got, embedding + table[label], "image i gets embedding[i] + table[label[i]]", wrong)
     for used in (label, label[:1].expand(B)):  # once several images of one class: its row gets all their gradients
         embedding, table = embedding.detach().requires_grad_(), table.detach().requires_grad_()
-        inputs = {"the table, whose rows are the classes' vectors": table, "the embedding of time": embedding}
+        inputs = {"the table of the classes' vectors": table, "the embedding of time": embedding}
         expect_gradients(ex.add_class_embedding(embedding, used, table), embedding + table[used], inputs)
 
 

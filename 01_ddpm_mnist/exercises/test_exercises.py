@@ -238,7 +238,7 @@ def test_6_each_image_gets_its_class(ex):
 def test_6_the_table_can_learn(ex):
     table, embedding = TABLE.clone().requires_grad_(), torch.zeros(2, 2, requires_grad=True)
     got = ex.add_class_embedding(embedding, torch.tensor([2, 2]), table)
-    inputs = {"the table, whose rows are the classes' vectors": table, "the embedding of time": embedding}
+    inputs = {"the table of the classes' vectors": table, "the embedding of time": embedding}
     expect_gradients(got, embedding + table[2], inputs)  # two images of class 2: its row gets both gradients
 
 

@@ -264,7 +264,7 @@ def check_rescale(ex, rng):
     expect(call(ex.rescale, guided, cond, phi), mixed(ratio(image)), hint, wrong)
     cond, guided = 0.01 * cond[:1], 0.02 * guided[:1]  # one image of little contrast
     got = tensor(call(ex.rescale, guided, cond, phi), guided)
-    expect(100 * got, 100 * mixed(ratio(image)), f"for an image of little contrast, {hint.removeprefix('the ')}{FAR}")
+    expect(100 * got, 100 * mixed(ratio(image)), f"for an image of little contrast, {hint}{FAR}")
 
 
 def check_attribute_accuracy(ex, rng):

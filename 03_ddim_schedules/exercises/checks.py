@@ -235,8 +235,12 @@ def check_v_prediction(ex, rng):
 def sideways(mix, alpha: Tensor, sigma: Tensor) -> dict[str, Tensor]:
     """What comes out if the levels of the images go to the rows or columns of pixels."""
     shapes = {axis: [-1 if i == axis else 1 for i in range(4)] for axis in (2, 3)}
-    message = "the levels went to axis {} (pixels), not to the images: give alpha and sigma the shape (B, 1, 1, 1)"
-    return {message.format(axis): mix(alpha.view(shape), sigma.view(shape)) for axis, shape in shapes.items()}
+    return {
+        f"the levels went to axis {axis} (pixels), not to the images: give alpha and sigma the shape (B, 1, 1, 1)": mix(
+            alpha.view(shape), sigma.view(shape)
+        )
+        for axis, shape in shapes.items()
+    }
 
 
 def check_snr_weight(ex, rng):
@@ -287,8 +291,9 @@ def check_snr_weight(ex, rng):
         }
         wrong = {message: value for message, value in wrong.items() if not close(value, torch.ones(5), 0.05)}
         ratio = tensor(call(ex.snr_weight, alphas, sigmas, gamma, name), goal) / goal
-        hint = f'from SNR 250,000 to 0.00004 the weights for "{name}" are others{FAR}; divided by the right ones they are '
-        expect(ratio, torch.ones(5), hint + f"{[round(r, 3) for r in ratio.tolist()]}", wrong, atol=0.05)
+        shares = [round(r, 3) for r in ratio.tolist()]
+        hint = f'from SNR 250,000 to 0.00004 the weights for "{name}" are {shares} times the right ones{FAR}'
+        expect(ratio, torch.ones(5), hint, wrong, atol=0.05)
 
 
 def check_flow_matching_loss(ex, rng):
@@ -522,8 +527,10 @@ def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
         ),
     }
     mean = call(ex.ddim_step, x, eps, t, t_next, eta, torch.zeros_like(z), alpha_bar)
-    hint = f"without fresh noise (z = 0), x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}"
-    hint += FAR if real else ""
+    far = FAR if real else ""
+    hint = (
+        f"without fresh noise (z = 0), x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}{far}"
+    )
     if t_next > 0:  # the deterministic part first: of two mistakes this is the one to repair first
         expect(
             mean, image + old * eps, hint, {message: value(torch.zeros_like(z)) for message, value in wrong.items()}
@@ -541,7 +548,7 @@ def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
     expect(
         got,
         image + old * eps + fresh * z,
-        f"x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}{FAR if real else ''}",
+        f"x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}{far}",
         {message: value(z) for message, value in wrong.items()},
     )
 
@@ -703,7 +710,7 @@ def check_multistep(ex, images, before, now, then, far=""):
         early = f"only at sigma' = 0 x' is alpha' x0, but you took it at sigma' = {then.sigma:.2g}"
         wrong[early] = then.alpha * x0
         hint = "x' is not what algorithm 2 gives from two predictions" if history else "without history, D is x0"
-        hint += f", from sigma = {now.sigma:.2g} to {then.sigma:.2g}{far}"
+        hint = f"{hint}, from sigma = {now.sigma:.2g} to {then.sigma:.2g}{far}"
         expect(got, step(D), hint, wrong)
 
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from functools import reduce
 from numbers import Number
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -185,7 +186,7 @@ def expect_gradients(got: object, right: Tensor, inputs: dict[str, Tensor], wron
     along = torch.randn(right.shape, generator=generator(0)).to(right.dtype)  # a random direction: no cancelling
     goals = torch.autograd.grad(right, of, along, retain_graph=True)
     assert got.requires_grad, (
-        f"no gradient flows from the result to {', '.join(inputs)}: "
+        f"no gradient flows from the result to {reduce(lambda first, others: f'{first}, {others}', inputs)}: "
         "is there an .item(), .detach(), .data, torch.tensor(...) or torch.no_grad() on the way?"
     )
     try:

@@ -13,11 +13,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (1, 2)]
 
+from common.grade.chapter import COURSE
 from common.grade.marking.messages import HIDDEN, NAME, SLOT, plain
-from helpers.programs import ROOT
-from helpers.source import tree
 
-GRADE = ROOT / "common" / "grade"
+GRADE = COURSE / "common" / "grade"
 SPOKEN = (
     "program",
     "grader",
@@ -34,6 +33,11 @@ OTHERS = (
     "marking/hand_ins",
     "sandbox/*",
 )  # some of whose sentences are translated; of SPOKEN, all
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def templates(*paths: Path) -> set[str]:
@@ -122,7 +126,7 @@ def read_all(path: Path) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------- is it Chinese?
 
-CODE = re.compile(r"`[^`]*`|--?[\w-]+|\b\w+(?:\.\w+)*\([^()]*\)")
+CODE = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"|--?[\w-]+|\b\w+(?:\.\w+)*\([^()]*\)")
 WORDS = """
     the this that these those it its you your they their he an each every which what where when why how of to from
     with by at be been are was were has have had do does did can cannot should must may would will here there than
@@ -133,7 +137,7 @@ WORDS = """
     pictures mean value values result number numbers shape
 """  # of sentences, which no code and no name has
 ENGLISH = re.compile(
-    rf"(?<![\w.\[(=_'\"-])(?:[A-Za-z]{{2,}}[,:;]? +[a-z]{{2,}}|{'|'.join(WORDS.split())})(?![\w.\])(=_'\"-])"
+    rf"(?<![\w.\[(=_'\"-])(?:[A-Za-z]{{2,}}[,:;]? +[a-z]{{2,}}|{'|'.join(WORDS.split())})(?![\w.\])(=_'\"-]| *[=*/+-])"
 )
 
 
@@ -154,7 +158,7 @@ def names_of(folder: Path) -> frozenset[str]:
 
 
 if __name__ == "__main__":
-    chapter = next(ROOT.glob(f"{sys.argv[1]}*/exercises"), None) if len(sys.argv) > 1 else None
+    chapter = next(COURSE.glob(f"{sys.argv[1]}*/exercises"), None) if len(sys.argv) > 1 else None
     for catalogue, (missing, stale) in differences(chapter).items():
         print(f"# {catalogue_files(chapter)[catalogue]}: {len(missing)} are missing, {len(stale)} are stale")
         for each in missing:

@@ -20,6 +20,8 @@ from typing import Literal, NamedTuple
 
 Language = Literal["en", "zh"]
 SLOT = re.compile(r"\{(\d+)(!?)\}")
+MEET = re.compile(r"[\u4e00-\u9fff]\w|\w[\u4e00-\u9fff]", re.ASCII)
+APART = re.compile(r"[\u3000-\u9fff\uff00-\uffef] [\u3000-\u9fff\uff00-\uffef]")
 FEW = 12  # letters of a template that would fit too much, and so needs a known part in front
 NESTED = 6  # a message within a message, and so on
 NAME = "messages.{}.toml"  # the grader's own; in an exercises folder, those of the public tests and the hints
@@ -51,11 +53,14 @@ class Catalogue:
 
     @cached_property
     def templates(self) -> list[Template]:
-        """The templates with slots: first those that join two messages, then those that say the most."""
+        """The templates with slots: first those that join two messages, then those that say the most.
+
+        A comma alone joins as the last resort.
+        """
         found = sorted((each for each in self.pairs if SLOT.search(each)), key=lambda each: (-letters(each), each))
         each_one = [
             Template(
-                re.compile("(.*?)".join(map(re.escape, re.split(r"\{\d+\}", each)))),
+                re.compile(pattern),
                 [number for number, _ in SLOT.findall(each)],
                 {number for number, mark in SLOT.findall(self.pairs[each]) if mark},
                 self.pairs[each],
@@ -63,8 +68,9 @@ class Catalogue:
                 letters(each) < FEW,
             )
             for each in found
+            for pattern in patterns(each)
         ]
-        return sorted(each_one, key=lambda each: not each.vague)
+        return sorted(each_one, key=lambda each: not each.vague if letters(each.pattern.pattern) else 2)
 
     def translate(self, text: str) -> str:
         """The text in the catalogue's language, as far as the catalogue knows it."""
@@ -99,8 +105,26 @@ def plain(text: str) -> str:
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
-    """The template with these parts in its slots."""
-    return SLOT.sub(lambda slot: parts[slot[1]], template)
+    """The template with these parts in its slots, and a space where Chinese and Latin letters or digits meet."""
+    pieces = SLOT.split(template)
+    text = pieces[0]
+    for number, literal in zip(pieces[1::3], pieces[3::3], strict=True):
+        for piece in (parts[number], literal):
+            if piece:
+                text += " " if MEET.fullmatch(text[-1:] + piece[0]) else ""
+                text = text[:-1] if APART.fullmatch(text[-2:] + piece[0]) else text
+                text += piece
+    return text
+
+
+def patterns(template: str) -> list[str]:
+    """What recognises the messages that a template makes. Of two slots side by side, either the first is a word, or the
+    second begins with a comma or a semicolon.
+    """
+    pattern = "(.*?)".join(map(re.escape, re.split(r"\{\d+\}", template)))
+    if "(.*?)(.*?)" not in pattern:
+        return [pattern]
+    return [pattern.replace("(.*?)(.*?)", pair) for pair in (r"([^\s;,]*)(.*?)", r"(.*?)([;,] .*?|)")]
 
 
 def letters(template: str) -> int:

@@ -78,6 +78,12 @@ SMALL = Catalogue(
         "; look for a clamp or a rounding": "；看看有没有截断或取整",
         "not {1}": "不是 {1}",
         "the network cannot be copied here": "这里不能复制网络",
+        "to {1}": "传到{1}",
+        "the mean": "均值",
+        "argument {1} of {2}": "{2} 的 {1}参数",
+        "number {1}": "第 {1} 个",
+        "{1} changes {2}{3} in place": "{1} 改动了 {2}{3}",
+        " to {1}": "（变成 {1}）",
     }
 )
 
@@ -100,6 +106,11 @@ SMALL = Catalogue(
         ("this, not that", "this, not that"),
         ("no such  text\n", "no such  text\n"),
         ("", ""),
+        ("to the mean", "传到均值"),  # a space only where Chinese meets Latin letters
+        ("to x2", "传到 x2"),
+        ("argument number 2 of f", "f 的第 2 个参数"),
+        ("f changes xs to [1] in place", "f 改动了 xs（变成 [1]）"),
+        ("f changes xs in place", "f 改动了 xs"),
     ],
 )
 def test_a_message_is_translated_as_far_as_it_is_known(english, chinese):
@@ -153,6 +164,7 @@ def test_the_report_is_in_the_language_of_the_locale(tmp_path):
     assert done.returncode == 0, done.stderr
     first, passed, failed, total = done.stdout.splitlines()
     assert first.endswith("种子 0") and passed.endswith("通过") and "未通过：" in failed and total.startswith("总分")
+    assert english_left(failed.partition("未通过")[2]) == []
     assert width(failed.partition("0/2")[0]) == width(total.partition("1/3")[0])
     message = json.loads(out.read_text(encoding="utf-8"))["exercises"][1]
     assert "did you use 1 - alpha_bar" in message["message"] and message["message_zh"] in failed
