@@ -13,6 +13,8 @@
 # %% [markdown]
 # # Chapter 1 · DDPM: digits out of noise
 #
+# English · [中文](lesson.zh.ipynb)
+#
 # Take a picture and add a little noise to it, a thousand times. In the end only noise is left, and the picture cannot be recognised.
 #
 # Now reverse the process. Undoing all thousand steps at once is hopeless, but undoing a single step is feasible: you only need to know which part of

@@ -13,6 +13,8 @@
 # %% [markdown]
 # # Chapter 2 · Text to image with classifier-free guidance
 #
+# English · [中文](lesson.zh.ipynb)
+#
 # Chapter 1 asked a network for a digit. In this chapter you ask for a picture in words: *a red fire creature with bat wings*, or
 # 一只红色的火属性小怪兽，长着蝙蝠翅膀.
 #
