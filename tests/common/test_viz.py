@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from fontTools.ttLib import TTFont
+from matplotlib.ft2font import FT2Font
 from PIL import Image
 
 from common import viz
@@ -149,7 +149,7 @@ def test_plot_of_a_run(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------- Chinese labels
 
-CHARACTERS = TTFont(viz.FONT).getBestCmap()
+CHARACTERS = FT2Font(str(viz.FONT)).get_charmap()  # code points, with the numbers of their shapes
 
 
 @pytest.fixture(autouse=True)
