@@ -13,6 +13,8 @@
 # %% [markdown]
 # # Chapter 4 · Latent diffusion: a small Stable Diffusion
 #
+# English · [中文](lesson.zh.ipynb)
+#
 # The diffusion models of chapters 1 to 3 work on pixels, and pixels are expensive: twice the side means four times as many numbers, at every step of
 # the sampler. Most of these numbers are redundant, because neighbouring pixels are similar.
 #
