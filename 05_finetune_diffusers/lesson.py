@@ -13,6 +13,8 @@
 # %% [markdown]
 # # Chapter 5 · The professional tools
 #
+# English · [中文](lesson.zh.ipynb)
+#
 # Chapter 4 built a small Stable Diffusion by hand. In practice you rarely train such a model yourself. You take one that others trained for
 # months, control it carefully, or teach it one more thing. The libraries for this are `diffusers`, `accelerate`, `peft` and Compel.
 #

@@ -13,6 +13,8 @@
 # %% [markdown]
 # # 第 5 章 · 专业工具
 #
+# [English](lesson.ipynb) · 中文
+#
 # 第 4 章从头写出了一个小型 Stable Diffusion。实际工作中，很少有人自己训练这样的模型。大家通常拿来别人训练了几个月的模型，精细地控制它，或者再教它一样东西。做这些事的库有 `diffusers`、`accelerate`、`peft` 和 Compel。
 #
 # 本章逐个拆开这些工具，直到你能自己写出它们的核心。每种工具都配有思路、公式、几行代码、一张图，还有一个数字，用来检验它是否真的做到了。你将要
@@ -168,7 +170,7 @@ show_images(torch.cat([by_hand, by_pipeline]), 2, ["我们的循环", "管线"])
 #
 # 调度器决定怎样*采样*，不影响模型*学到*了什么。因此不必训练就可以更换它，只要新调度器使用训练时的噪声水平和预测类型：
 #
-#     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+#     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)  # 换上 Euler 调度器
 #
 # 噪声调度和预测类型来自配置，怎样走一步则由类决定。这里有一个陷阱：`from_config` 会把*所有*设置都传下去。用过采用 Karras 噪声水平的调度器之后，后面换上的每个调度器也都会用这些水平，除非把这项设置去掉。[schedulers.py](finetune_diffusers/schedulers.py) 里的 `make_scheduler` 会去掉这类设置。
 #
@@ -801,7 +803,7 @@ def lora_weights(unet, rank=8):
 
 
 def static_gigabytes(n):
-    """{做法: GB}：U-Net 有 n 个权重，其 LoRA 有 k 个；每一行都在上一行的基础上再进一步。"""
+    """{做法：GB}。U-Net 有 n 个权重，其 LoRA 有 k 个；每一行都在上一行的基础上再进一步。"""
     all_weights, k = n[0], n[1]
     return {
         "全部权重，float32，有平均": (4 + 4 + 8 + 4) * all_weights,

@@ -13,6 +13,8 @@
 # %% [markdown]
 # # Chapter 6 · From the name of a dish to a moving picture
 #
+# English · [中文](lesson.zh.ipynb)
+#
 # You type 番茄炒蛋, and a short film loops on the screen: a plate of tomato and scrambled eggs, from which the camera moves back
 # until a table comes into view. Two models make everything you see. One draws the plate from its name, and the other paints what
 # the camera discovers.
