@@ -17,7 +17,7 @@
 #
 # 第 4 章从头写出了一个小型 Stable Diffusion。实际工作中，很少有人自己训练这样的模型。大家通常拿来别人训练了几个月的模型，精细地控制它，或者再教它一样东西。做这些事的库有 `diffusers`、`accelerate`、`peft` 和 Compel。
 #
-# 本章逐个拆开这些工具，直到你能自己写出它们的核心。每种工具都配有思路、公式、几行代码、一张图，还有一个数字，用来检验它是否真的做到了。你将要
+# 本章逐个拆开这些工具，直到你能自己写出它们的核心。每种工具都配有思路、公式、几行代码、一张图，还有一个数字，用来检验它是否真的做到了。在本章里，你将
 #
 # 1. 拆开一条**管线**（pipeline），写出它的循环；
 # 2. 更换**调度器**（scheduler），使用引导和**负面提示词**（negative prompt）；
@@ -172,7 +172,7 @@ show_images(torch.cat([by_hand, by_pipeline]), 2, ["我们的循环", "管线"])
 #
 #     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)  # 换上 Euler 调度器
 #
-# 噪声调度和预测类型来自配置，怎样走一步则由类决定。这里有一个陷阱：`from_config` 会把*所有*设置都传下去。用过采用 Karras 噪声水平的调度器之后，后面换上的每个调度器也都会用这些水平，除非把这项设置去掉。[schedulers.py](finetune_diffusers/schedulers.py) 里的 `make_scheduler` 会去掉这类设置。
+# 噪声调度和预测类型来自配置，怎样走一步则由类决定。这里有一个陷阱：`from_config` 会把*所有*设置都传下去。一旦用过带 Karras 噪声水平的调度器，后面换上的每个调度器也都会用这些水平，除非把这项设置去掉。[schedulers.py](finetune_diffusers/schedulers.py) 里的 `make_scheduler` 会去掉这类设置。
 #
 # 下图每行是一种调度器，每列是一个种子。所有调度器都从相同的噪声开始。
 
@@ -620,7 +620,7 @@ class LoRALinear(nn.Module):
 # %% [markdown]
 # ### 数据
 #
-# 我们要让模型学会**蓝晒法**（cyanotype）的风格，这是一种只有蓝白两色的老式照片。风格由我们自己制作，所以学得好不好可以用数字衡量：每种颜色都落在两种墨色的连线上，`stray` 测量一张图像的颜色离这条线有多远（均方根，以从黑到白为 2 作单位）。每条文本描述的末尾都加上这种风格的说法。
+# 我们要让模型学会**蓝晒法**（cyanotype）的风格，这是一种只有蓝白两色的老式照片。风格由我们自己制作，所以学得好不好可以用数字衡量：每种颜色都落在两种墨色的连线上，`stray` 测量一张图像的颜色离这条线有多远（均方根，从黑到白的距离算作 2）。每条文本描述的末尾都加上这种风格的说法。
 
 # %%
 from finetune_diffusers.data.styles import STYLES, stray, styled_caption, styled_pixels, tones
@@ -858,7 +858,7 @@ net.eval()
 # %% [markdown]
 # **梯度累积**（gradient accumulation）把批量为 8 的一批换成四批，每批 2 张。激活值缩小到四分之一，梯度相同（练习 `accumulate`）。**梯度检查点**（gradient checkpointing）只保留各个块的输入，其余的在反向传播时重新计算，大约多花三分之一的时间。注意力本身不需要任何处理：自 PyTorch 2 起，`diffusers` 使用融合的注意力（SDPA），从不存储注意力权重的矩阵。所以 xformers 和 *attention slicing* 已经不再需要，而且 slicing 会让 SDPA 变慢。
 #
-# **问题。** 在 24 GB 的显卡上，Stable Diffusion 1.5 的全量微调报告*内存不足*而停止。一种情况是在优化器第一次更新时停止，另一种情况是在前向传播时停止。两种情况各应改变什么？
+# **问题。** 在 24 GB 的显卡上，Stable Diffusion 1.5 的全量微调因*内存不足*而停止。一种情况是在优化器第一次更新时停止，另一种情况是在前向传播时停止。两种情况各应改变什么？
 #
 # <details><summary>答案</summary>
 #

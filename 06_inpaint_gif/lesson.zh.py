@@ -27,7 +27,7 @@
 # 6. **采样过程中的控制**：区域提示词、中途改变的提示词和引导系数；
 # 7. 用**公开的模型**替换这里的小模型。
 #
-# 学习本章需要第 2 章和第 4 章。所有代码都能在笔记本电脑的 CPU 上运行，不用下载任何东西，大约三分钟。图中的菜名凡是由程序取出的，显示为英文。
+# 学习本章之前，请先读第 2 章和第 4 章。所有代码都能在笔记本电脑的 CPU 上运行，不用下载任何东西，大约三分钟。图中的菜名凡是由程序取出的，显示为英文。
 
 # %%
 from common.grade.chapter import (
@@ -134,7 +134,7 @@ print(f"嵌入：{vector.shape[1]} 个数，范数 {vector.norm():.4f}，前几�
 # %% [markdown]
 # 所有嵌入的长度都是 1，所以两个嵌入的内积就是它们的**余弦相似度**（cosine similarity）：方向相同为 1，互相垂直为 0。
 #
-# 下面的表比较六个名字。西红柿炒鸡蛋和西红柿鸡蛋汤的六个字里有五个相同。番茄炒蛋是第一道菜的另一个名字，与它只有“炒”和“蛋”两个字相同。训练时没有任何文本描述包含“番茄炒鸡蛋”。
+# 下面的表比较六个名字。西红柿炒鸡蛋和西红柿鸡蛋汤的六个字里有五个相同。番茄炒蛋是西红柿炒鸡蛋的另一个名字，但与它只有“炒”和“蛋”两个字相同。训练时没有任何文本描述包含“番茄炒鸡蛋”。
 #
 # **问题：** 在这个 CLIP 看来，哪一对更相似？是同一道菜的两个名字，还是有五个字相同的两个名字？
 
@@ -310,7 +310,7 @@ for i, name in enumerate(TEN):
 # %%
 all_names = name_embeddings(clip, LEARNED)  # (80, D)：每道菜各个名字的平均嵌入
 guess = (clip.encode_image(to_float(test.pixels)) @ all_names.T).argmax(1)
-print(f"{len(test)} 张图像，{len(all_names)} 个名字，归对的比例：{percent(share(guess == test.labels))}\n")
+print(f"{len(test)} 张图像，{len(all_names)} 个名字，认对的比例：{percent(share(guess == test.labels))}\n")
 
 figures = evaluate_dishes(clip, {"test": test, "heldout": load("dishes", clip.size, split="heldout", n=200)})
 print(f"{'':40}{'查询数':>5}{'最近的就对':>24}{'前五个里有':>24}")
@@ -318,7 +318,7 @@ for what, found in figures.items():
     print(f"{what:40}{found.queries:>8}{percent(found.top1):>28}{percent(found.top5):>28}")
 
 # %% [markdown]
-# `test` 是用新种子画的图像；`heldout` 里的菜，摆在训练中从未与它们一起出现过的桌面上。对使用者来说，最重要的是**留出的名字**（held-out names）那一行。凡是有两个以上别名的菜，最后一个别名不出现在任何文本描述里。要理解它，CLIP 必须把从其他名字里学到的字组合起来。
+# `test` 是用新种子画的图像；`heldout` 里的菜，摆在训练中从未与它们一起出现过的桌面上。对使用者来说，最重要的是**留出的名字**（held-out names）那一行。凡是有两个或更多别名的菜，最后一个别名不出现在任何文本描述里。要理解它，CLIP 必须把从其他名字里学到的字组合起来。
 #
 # > **为什么用这种区间。** 括号里是 95 % 的威尔逊区间，用于 $n$ 次试验中的比例。如果 $n$ 次全部成功，自助法只能从成功里重新抽样，得到宽度为 0 的区间，好像不可能出错。这时威尔逊区间的下端是 $n / (n + 3.84)$<!--given-->：400 次中 400 次成功时为 99.0 %<!--out-->。
 #
@@ -357,7 +357,7 @@ for what, (first, second) in {
 #
 # <details><summary>答案</summary>
 #
-# 如果只算行，每张图像只需在这一批的文本描述中偏爱自己的那一条。一条文本描述离所有图像都很远，只要各行里的次序对，就不会受罚，所以由文本描述检索图像的能力没有得到训练。如果一批只有一对，softmax 就只有一项，不论网络怎样它都是 1，所以损失为 0，梯度也为零。
+# 如果只算行，每张图像只需在这一批的文本描述中偏爱自己的那一条。一条文本描述即使离所有图像都很远，只要各行里的次序是对的，就不会受罚；所以由文本描述检索图像的能力没有得到训练。如果一批只有一对，softmax 就只有一项，不论网络怎样它都是 1，所以损失为 0，梯度也为零。
 # </details>
 
 # %% [markdown]
@@ -482,12 +482,12 @@ show_images(
 
 # %%
 def accuracy(pictures, dishes):
-    """CLIP 归对了菜的图像所占的比例，附区间。"""
+    """CLIP 认对了菜的图像所占的比例，附区间。"""
     right = torch.tensor([order.index(dish) for dish in dishes])
     return share((clip.encode_image(pictures) @ all_names.T).argmax(1) == right)
 
 
-print(f"{'图像':16}{'归对的比例':>24}")
+print(f"{'图像':16}{'认对的比例':>24}")
 for w in (1.0, 2.0, 5.0, 10.0):
     found = accuracy(pipeline.txt2img(FORTY, SamplingConfig(guidance_scale=w, seed=7)), FORTY)
     print(f"{f'画图，w = {w:g}':15}{percent(found):>28}")
@@ -715,7 +715,7 @@ for passes in (1, 4, 20):
 #
 # * **遍数最有用。** 内部用 DDPM、周围用新噪声时，走一遍是 1.20<!--out-->，走二十遍是 1.04<!--out-->。
 # * **内部用随机采样器更好**，好过确定性采样器，因为它会忘掉早先接不上的步。
-# * **已知部分的噪声**，走一遍或四遍时没有明显的区别。走二十遍时，新噪声更接近精确值：DDPM 为 1.04<!--out-->，一份噪声为 1.08<!--out-->；DDIM 为 1.13<!--out-->，一份噪声为 1.19<!--out-->。
+# * **已知部分的噪声**，走一遍或四遍时没有明显的区别。走二十遍时，新噪声更接近精确值：内部用 DDPM 时为 1.04<!--out-->，一份噪声为 1.08<!--out-->；内部用 DDIM 时为 1.13<!--out-->，一份噪声为 1.19<!--out-->。
 #
 # 所以两种做法在各自的场合都对。用确定性采样器走一遍，一份噪声就够了，`diffusers` 就是这样。要重采样时，新噪声让内部在每一遍里看到外部的另一个版本，论文就是这样做的。
 #
@@ -882,11 +882,11 @@ contact_sheet(picture, keyframes)
 #
 # ### 为什么会出现层层相套的矩形，怎样去掉
 #
-# 单独一个关键帧可以看起来完美，几个连起来却不行。重绘网络给每一圈的颜色都略有不同。每一次的差别很小，但它沿着整条边缘，所以四个关键帧之后，你会看到盘子周围有一层层相套的矩形。接缝这个量发现不了它们，因为它只比较单个像素与相邻的像素。
+# 单独一个关键帧可以看起来完美，几个连起来却不行。重绘网络画出的每一圈，颜色都略有不同。每一次的差别很小，但它沿着整条边缘，所以四个关键帧之后，你会看到盘子周围有一层层相套的矩形。接缝这个量发现不了它们，因为它只比较单个像素与相邻的像素。
 #
 # 所以我们需要第二个量。**色调跳变**（tint step）是边缘两侧各 4 像素宽的两条带的平均颜色之差（对各边和各通道取均方根）。第三个量叫**漂移**（drift），它把每一圈的统计量与第一张图像边缘处的统计量相比，由 `evaluate_gif.py --only drift` 给出。
 #
-# 补救的办法（`levelled`）是比较边缘两侧的颜色。在边缘的每一处，它求出已知颜色减去画出的颜色，在附近取*中位数*，再加到这一圈上。
+# 补救的办法（`levelled`）是比较边缘两侧的颜色。它在边缘的每一处求已知颜色与画出颜色之差，对附近的差取*中位数*，再把中位数加到这一圈上。
 #
 # **问题：** 为什么取中位数，而不取平均值？
 
@@ -936,7 +936,7 @@ for what, step, edge in table:
 #
 # **问题：** 平移 32 个像素，用 24 帧，每帧移动 $32/23 \approx 1.39$<!--given--> 个像素。如果每一帧都放在最近的*整数*像素上，动画看起来会怎样？
 #
-# 我们在画面本身上测量运动。**相位相关**（phase correlation，[motion.py](inpaint_gif/animation/motion.py)）根据两张图像的傅里叶变换的相位求出位移，所以它完全不知道移动画面的代码。
+# 我们在画面本身上测量运动。**相位相关**（phase correlation，[motion.py](inpaint_gif/animation/motion.py)）根据两张图像的傅里叶变换的相位求出位移，所以它对移动画面的那段代码一无所知。
 
 # %%
 FRAMES = 24
@@ -1303,7 +1303,7 @@ for name, (near, colour) in measures.items():
 # | 引导 | $\tilde\varepsilon = \varepsilon_\varnothing + w\,(\varepsilon_{\text{name}} - \varepsilon_\varnothing)$ |
 # | 局部重绘 U-Net 的输入 | $[\,x_t \mid m \mid E((1 - m)\,\text{图像})\,]$ |
 # | RePaint | $x_{t-1} = m \odot x_{t-1}^{\text{unknown}} + (1 - m) \odot (\alpha_{t-1} x_0 + \sigma_{t-1}\varepsilon)$ |
-# | 合成 | 空缺里为 $\text{original} + m\,(\text{painted} - \text{original})$，其他地方为原图 |
+# | 合成 | 空缺里为 $\text{原图} + m\,(\text{画出的图} - \text{原图})$，其他地方为原图 |
 # | 均匀变焦 | $\text{scale}(t) = a\,(b/a)^{s(t)}$，其中缓动 $s(t)$ 从 0 变到 1 |
 # | 区域 | $\hat x_0 = \sum_i m_i\,\hat x_0^{(i)}$，$\;\hat\varepsilon = \sum_i m_i\,\hat\varepsilon^{(i)}$ |
 #
