@@ -30,9 +30,7 @@
 # 学习本章之前，请先读第 2 章和第 4 章。所有代码都能在笔记本电脑的 CPU 上运行，不用下载任何东西，大约三分钟。图中的菜名凡是由程序取出的，显示为英文。
 
 # %%
-from common.grade.chapter import (
-    open_chapter,  # 找不到模块 common？请选择安装了本课程的内核（README.zh.md）
-)
+from common.grade.chapter import open_chapter  # 找不到模块 common？请选择安装了本课程的内核（README.zh.md）
 
 CHAPTER = open_chapter("06_inpaint_gif 中文")  # 本章的文件夹；从这里起可以导入其中的文件
 
