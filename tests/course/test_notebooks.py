@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import viz
 from common.errors import UserError
 from common.grade import chapter, lessons
 from helpers.programs import ROOT
@@ -145,6 +146,7 @@ def code_of(folder, language="en") -> list[str]:
 def test_a_lesson_finds_its_files_wherever_its_kernel_starts(folder, language, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path if start == "elsewhere" else ROOT / start)
     monkeypatch.setattr(sys, "path", ["", str(ROOT), *(entry for entry in sys.path if Path(entry).parent != ROOT)])
+    viz.label_language("en")  # loads torch and matplotlib, which a process cannot load a second time
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     first, *others = code_of(folder, language)
     names = {}
