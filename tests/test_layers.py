@@ -219,16 +219,16 @@ def test_init_and_main_hold_no_logic(path):
 
 
 def entries(folder: Path) -> list[str]:
-    """What a folder shows a reader of the code: its modules, and the folders that hold code."""
-    modules = [path.name for path in folder.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
-    return sorted(
-        modules
-        + [
-            path.name + "/"
-            for path in folder.iterdir()
-            if path.is_dir() and any(each.is_relative_to(path) for each in SOURCES)
-        ]
-    )
+    """What a folder shows a reader of the code: its modules, and the folders that hold code. A file and its translation
+    (lesson.py, lesson.zh.py) are one.
+    """
+    modules = {path.name.replace(".zh.py", ".py") for path in folder.glob("*.py")} - {"__init__.py", "__main__.py"}
+    folders = {
+        path.name + "/"
+        for path in folder.iterdir()
+        if path.is_dir() and any(each.is_relative_to(path) for each in SOURCES)
+    }
+    return sorted(modules | folders)
 
 
 @pytest.mark.parametrize(
