@@ -151,8 +151,10 @@ def english_left(text: str, names: frozenset[str] = frozenset()) -> list[str]:
 
 
 @cache
-def names_of(folder: Path) -> frozenset[str]:
+def names_of(folder: Path | None) -> frozenset[str]:
     """The functions of an exercises folder, and their arguments."""
+    if folder is None:
+        return frozenset()
     found = {node.arg for node in ast.walk(tree(folder / "solutions.py")) if isinstance(node, ast.arg)}
     return frozenset(found | {node.name for node in tree(folder / "solutions.py").body if hasattr(node, "name")})
 
