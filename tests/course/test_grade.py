@@ -2,6 +2,7 @@
 each classic mistake costs its own exercise and no other.
 """
 
+import ast
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +23,7 @@ from common.errors import UserError
 from common.grade.chapter import COURSE, exercises_of
 from common.grade.checks import expect, lend, load, load_chapter, parts, verdict
 from common.grade.grader import grade
-from common.grade.marking.messages import NAME, translator
+from common.grade.marking.messages import Catalogue, catalogue
 from common.grade.stubs import authors, strip
 from helpers.messages import english_left, names_of
 
@@ -46,14 +48,17 @@ def name(case) -> str:
     return f"{case[0]}-{case[1]}-{case[2].replace(' ', '_')}"
 
 
-IN_CHINESE = {number for number in NUMBERS if (exercises_of(number) / NAME.format("zh")).is_file()}
-
-
 def english_words(number: str, message: str) -> list[str]:
     """What the Chinese form of a message has left of its English, but for the text of an exception."""
-    message = re.sub(r"( with \w+): .*", r"\1", message) if "stopped" in message else message
     folder = exercises_of(number)
-    return english_left(translator("zh", folder)(message), names_of(folder)) if number in IN_CHINESE else []
+    return english_left(without_exceptions(folder).translate(message), names_of(folder))
+
+
+@cache
+def without_exceptions(folder: Path) -> Catalogue:
+    """The Chinese catalogue without the parts that are texts of exceptions, {1!}."""
+    pairs = catalogue("zh", folder).pairs
+    return Catalogue({english: re.sub(r"\{\d+!\}", "", chinese) for english, chinese in pairs.items()})
 
 
 def verdicts(
@@ -90,9 +95,10 @@ def test_the_solutions_pass_whatever_the_seed(number):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_blank_stub_scores_nothing(number):
     """Programs with a fault do not either, and nothing is said of the fault."""
-    stub = load_text(strip(solutions_text(number)))
-    messages = [verdict(CHAPTERS[number], k, stub(), 0) for k in range(1, len(CHAPTERS[number].exercises) + 1)]
-    assert set(messages) == {"not solved yet"}
+    chinese = (exercises_of(number) / "exercises.zh.py").read_text(encoding="utf-8")
+    for stub in (load_text(strip(solutions_text(number))), load_text(chinese)):
+        messages = [verdict(CHAPTERS[number], k, stub(), 0) for k in range(1, len(CHAPTERS[number].exercises) + 1)]
+        assert set(messages) == {"not solved yet"}
 
 
 @pytest.mark.parametrize("case", MISTAKES, ids=map(name, MISTAKES))
@@ -403,6 +409,23 @@ def test_the_stub_has_not_drifted(number):
     assert exercises == strip(solutions_text(number)), (
         f"run: python -m common.grade.strip_solutions {number} (your own answers in exercises.py differ too, of course)"
     )
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_chinese_stub_differs_in_docstrings_and_comments_alone(number):
+    english, chinese = (
+        ast.parse((exercises_of(number) / name).read_text(encoding="utf-8"))
+        for name in ("exercises.py", "exercises.zh.py")
+    )
+    documented = []
+    for module in (english, chinese):
+        nodes = [node for node in ast.walk(module) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        documented.append({getattr(node, "name", ""): text for node in nodes if (text := ast.get_docstring(node))})
+        for node in nodes:
+            node.body = node.body[1 if ast.get_docstring(node) else 0 :]
+    assert ast.dump(chinese) == ast.dump(english)
+    assert list(documented[0]) == list(documented[1])
+    assert all(re.search(r"[\u4e00-\u9fff]", text) for text in documented[1].values())
 
 
 def test_the_stub_keeps_the_docstring_and_loses_the_body():

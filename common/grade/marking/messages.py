@@ -124,7 +124,7 @@ def patterns(template: str) -> list[str]:
     pattern = "(.*?)".join(map(re.escape, re.split(r"\{\d+\}", template)))
     if "(.*?)(.*?)" not in pattern:
         return [pattern]
-    return [pattern.replace("(.*?)(.*?)", pair) for pair in (r"([^\s;,]*)(.*?)", r"(.*?)([;,] .*?|)")]
+    return [pattern.replace("(.*?)(.*?)", pair) for pair in (r"([^\s;,]*)(.*?)", r"(.*?)(; .*?|)", r"(.*?)(, .*?|)")]
 
 
 def letters(template: str) -> int:
