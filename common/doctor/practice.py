@@ -135,7 +135,12 @@ def practise(name: str, run: Path, steps: int = 120, seed: int = 0) -> None:
     """Train the recipe of one name into a new run folder. UserError for an unknown name."""
     if name not in FAULTS:
         raise UserError(f"unknown fault '{name}'; choose one of {', '.join(FAULTS)}")
-    recipe, schedule = FAULTS[name][1], make_schedule("cosine")
+    train_recipe(FAULTS[name][1], run, steps, seed, name)
+
+
+def train_recipe(recipe: Recipe, run: Path, steps: int = 120, seed: int = 0, name: str = "") -> None:
+    """Train a recipe into a new run folder. name: its fault's, for config.json"""
+    schedule = make_schedule("cosine")
     images = recipe.images(load("digits"))
     data, channels, size = Prepared(images, recipe), *((1, 8) if recipe.latents is None else (4, 4))
     torch.manual_seed(seed)

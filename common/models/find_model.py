@@ -21,7 +21,7 @@ def find_root(path: Path, kind: str = "a diffusers model") -> Path:
     the folder itself, the `model` of a run, or what a file is converted to.
     """
     if path.is_file():
-        from common.models.single_file import as_folder
+        from common.models.single_file.conversion import as_folder
 
         path = as_folder(path)
     if not path.exists():

@@ -29,7 +29,7 @@ from common.models.diffusers_configs import (
 )
 from common.models.dit import DiT
 from common.models.find_model import find_root, is_dit, scheduler_file, unet_folder
-from common.models.single_file import as_folder
+from common.models.single_file.conversion import as_folder
 from common.models.unet import UNet
 from common.models.vae import AutoencoderKL
 

@@ -32,7 +32,7 @@ def find_pipeline(name: str | Path, variant: str | None = None) -> Path:
         return root
     name = str(name)
     if local.is_file():
-        from common.models.single_file import as_folder
+        from common.models.single_file.conversion import as_folder
 
         return as_folder(local, ("sd", "xl"))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -19,6 +19,7 @@ RISES = {
 SURE = 6  # standard errors of a mean over FIRST steps: in thousands of such means, none is so far off by chance
 LEARNED = 0.9  # last over first loss: a fresh network that is above has learned nearly nothing
 FIRST = 5  # steps whose mean is a loss: steps of one batch are too noisy
+START = 2  # steps in which even far too high a rate has changed little, since it begins small
 
 
 def findings(run: Run) -> Iterator[Finding]:
@@ -61,7 +62,8 @@ def cure_of(loss: np.ndarray, run: Run) -> str:
         return f"the loss rose first: a smaller --lr{f' (it was {lr:g})' if isinstance(lr, float) else ''}"
     precision = run.settings.get("precision")
     half = "--precision no, or " if precision not in (None, "no") else ""
-    return f"{half}look for NaN in the images of this step: the loss was low until then"
+    before = ": the loss was low until then" if len(finite) else ""
+    return f"{half}look for NaN in the images of this step{before}"
 
 
 def trend(run: Run, loss: np.ndarray) -> Finding:
@@ -72,9 +74,12 @@ def trend(run: Run, loss: np.ndarray) -> Finding:
     error = np.median(np.abs(np.diff(loss))) / 0.6745 / 2**0.5 / FIRST**0.5
     lr = run.settings.get("lr")
     rate = f" (it was {lr:g})" if isinstance(lr, float) else ""
-    if first > 0 and worst > max(RISES[run.fresh] * first, first + SURE * error):
+    start, doubt = first, SURE * error
+    if run.fresh and loss[:START].mean() < first:  # a rate that is far too high spoils the first FIRST steps already
+        start, doubt = loss[:START].mean(), doubt * (FIRST / START) ** 0.5
+    if start > 0 and worst > max(RISES[run.fresh] * start, start + doubt):
         return wrong(
-            SUBJECT, f"rises from {first:.3g} to {worst:.3g}: the learning rate is too high", f"a tenth of --lr{rate}"
+            SUBJECT, f"rises from {start:.3g} to {worst:.3g}: the learning rate is too high", f"a tenth of --lr{rate}"
         )
     if run.fresh and first > 0 and last > LEARNED * first:
         return wrong(

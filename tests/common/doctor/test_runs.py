@@ -96,6 +96,13 @@ def test_a_loss_that_rises_before_it_is_nan_names_the_rate():
     assert "images" in found.cure and "--precision no" in found.cure
 
 
+def test_a_loss_that_rises_in_its_first_steps():
+    """The mean of the first five steps has risen itself; no later one is a quarter above it."""
+    losses = [0.87, 1.03, 0.92, 1.03, 1.97, 1.13, 1.38, 1.02, 0.74, 0.8, 0.75, 0.78, 0.97, 0.85] + [0.7, 0.72] * 23
+    (found,) = loss_curve.findings(run_with(losses, lr=0.4))
+    assert found.status == WRONG and found.seen.startswith("rises from 0.95 to 1.31")
+
+
 @pytest.mark.parametrize("start, status", [("models/trained", "fine"), (None, WRONG)])
 def test_a_trained_network_need_not_improve(start, status):
     (found,) = loss_curve.findings(run_with([0.31, 0.29] * 50, start=start, lr=1e-4))

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.models.model_folder import load_model, load_vae
 from common.models.pipeline import SamplingConfig
 from common.models.pipeline_folder import find_pipeline
-from common.models.single_file import as_folder
+from common.models.single_file.conversion import as_folder
 from common.models.single_file.kinds import kind_of
 from common.models.text.tokenizer import train_tokenizer
 from common.models.text_to_image_folder import open_latent_pipeline
