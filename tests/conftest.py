@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.grade.marking.messages import language
 from helpers.programs import TINY, TRAIN, load_program, run_main
 
 # the tests that take longest, longest first; whatever else is tested then fills both processes to the end
@@ -23,6 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = path.as_posix()
         item.add_marker(pytest.mark.xdist_group(group.replace("/", ".")))
     items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
+
+
+if language() == "zh":  # the tests of the grader read its English messages
+    os.environ["LC_ALL"] = "C.UTF-8"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.grade.chapter import exercises_of
-from common.grade.marking.messages import Language, translator
+from common.grade.marking.messages import Language, language, translator
 from common.io.files import read_json, write_atomically
 
 START, GIVEN, END = "# --- solution", "# --- given", "# --- end"
@@ -132,6 +132,7 @@ def print_hint(chapter: str, number: int, step: int, lang: Language = "en") -> N
     print(f"\n{say(hints[name][step - 1])}")
     if step < len(STEPS):
         command = f"python -m common.grade {folder.parent.name[:2]} --hint {number} --step {step + 1}"
+        command += f" --lang {lang}" if lang != language() else ""
         print("\n" + say(f"For {STEPS[step]}: {command}"))
 
 
