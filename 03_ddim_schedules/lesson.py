@@ -1551,7 +1551,7 @@ with torch.no_grad():
 # > **In the papers:** Peebles & Xie compare four ways to condition a block (section 3.2) and find adaLN-Zero the best. Their models work on latents; ours on pixels.
 #
 # We train a U-Net and a DiT with the flow-matching loss, on the zeros and ones of MNIST, because two kinds of digits can be
-# learned in half a minute. The numbers of steps are chosen so that both take about the same time.
+# learned in about a minute. The numbers of steps are chosen so that both take about the same time.
 #
 # **Question:** the U-Net has convolutions, which know from the start that neighbouring pixels belong together. The DiT must learn
 # even that. Which one learns faster from 2,000 images?

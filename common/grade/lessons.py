@@ -220,8 +220,9 @@ def check(folder: Path, language: Language = "en") -> None:
 
 
 def run_action(action: str, chapter: str, language: Language = "en") -> None:
-    """Build, sync or check the lesson of a chapter, and print what was done."""
-    folder = chapter_folder(chapter, source_of(Path(), language).name)
+    """Build, sync or check the lesson of a chapter, or of a folder such as docs/debugging, and print what was done."""
+    name = source_of(Path(), language).name
+    folder = COURSE / chapter if (COURSE / chapter / name).exists() else chapter_folder(chapter, name)
     if action == "check":
         check(folder, language)
         source, notebook = source_of(folder, language).name, notebook_of(folder, language).name

@@ -19,7 +19,7 @@ class Args:
     action: Positional[Literal["build", "sync", "check"]]
     """build: execute the lesson; sync: update its text; check: compare the two files."""
     chapter: Positional[str]
-    """The chapter's number: 01."""
+    """The chapter's number: 01. Or the folder of another lesson: docs/debugging."""
     lang: Literal["en", "zh"] = "en"
     """Language of the lesson. zh: lesson.zh.py, lesson.zh.ipynb."""
 

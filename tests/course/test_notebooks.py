@@ -28,9 +28,10 @@ from common.grade import chapter, lessons
 from helpers.programs import ROOT
 
 LESSONS = sorted(path.parent for path in ROOT.glob("[0-9][0-9]_*/lesson.py"))
+FOLDERS = [*LESSONS, ROOT / "docs" / "debugging"]
 PAIRS = [
     (folder, language)
-    for folder in LESSONS
+    for folder in FOLDERS
     for language in ("en", "zh")
     if lessons.source_of(folder, language).exists()
 ]
@@ -111,11 +112,11 @@ def languages_to_run(chapter: int, there: list[str], day: int, wanted: str | Non
 TODAY = datetime.date.today().timetuple().tm_yday
 
 
-@pytest.mark.parametrize("folder", LESSONS, ids=name_of)
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_lesson_runs(folder, capsys):
     """In a kernel that starts in the course's folder, whereas the shipped notebook was built in the chapter's."""
     there = [language for each, language in PAIRS if each == folder]
-    for language in languages_to_run(int(folder.name[:2]), there, TODAY, os.environ.get("LESSON_LANGUAGE")):
+    for language in languages_to_run(FOLDERS.index(folder) + 1, there, TODAY, os.environ.get("LESSON_LANGUAGE")):
         with capsys.disabled():
             print(f"\n{folder.name}: executing {lessons.source_of(folder, language).name}")
         run = lessons.execute(lessons.read_source(folder, language), folder, start=ROOT)
