@@ -34,6 +34,7 @@ APART = {  # what these may import
     "handout": {"errors", "io", "cli", "grade"},
     "teach": {"errors", "io", "cli", "grade"},
     "claims": {"errors", "io", "cli"},
+    "demo": {"errors", "random", "io", "diffusion", "models", "data", "evaluate", "cli", "viz"},
 }
 USES = {
     "data": {"viz"},
@@ -80,6 +81,13 @@ def test_common_imports_no_chapter():
         assert not {module.split(".")[0] for module in imports(path)} & set(CHAPTERS.values()), (
             f"{label(path)} imports a chapter"
         )
+
+
+def test_nothing_imports_the_demo():
+    """It stands above the chapters, whose packages it loads by name while it runs (common/demo/pictures/models.py)."""
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] != "tests" and not path.is_relative_to(ROOT / "common" / "demo"):
+            assert not [name for name in imports(path) if name.startswith("common.demo")], label(path)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -235,5 +243,6 @@ def entries(folder: Path) -> list[str]:
     "folder", sorted({parent for path in SOURCES for parent in path.parents if parent.is_relative_to(ROOT)}), ids=label
 )
 def test_no_folder_shows_more_than_a_reader_can_take_in(folder):
-    shown = [each for each in entries(folder) if folder != ROOT / "common" or each not in COMMANDS]
+    holds_commands = folder in (ROOT / "common", ROOT / "tests" / "common")
+    shown = [each for each in entries(folder) if not (holds_commands and each in COMMANDS)]
     assert len(shown) <= MOST_ENTRIES, f"{label(folder)} shows {len(shown)}: {', '.join(shown)}"

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires, version
 
 import pytest
 
@@ -22,6 +22,11 @@ OWN = (
     | {path.parent.name for path in SOURCES}
     | {"bench", "exercises", "mistakes", "tests"}
 )
+FOR_GRADIO = (
+    "audioop-lts", "brotli", "fastapi", "gradio-client", "groovy", "hf-gradio", "orjson", "pydub", "python-multipart", "pytz", "safehttpx",
+    "semantic-version", "tomlkit", "uvicorn",
+)  # fmt: skip
+NO_DEPENDENCIES = {"cn-clip", "gradio"}  # of requirements-cn-clip.txt
 NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are there
     "ipykernel": "the kernel that executes the lessons",
     "jupyterlab": "opens the lessons",
@@ -31,7 +36,7 @@ NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are t
     "six": "needed by cn_clip, which is installed without its dependencies",
     "tensorboard": "behind torch.utils.tensorboard",
     "timm": "needed by cn_clip",
-}
+} | dict.fromkeys(FOR_GRADIO, "needed by gradio, which is installed without its dependencies")
 OPTIONAL = {"bitsandbytes"}  # imported where a user asks for it; without it the program says how to install it
 TORCH_USERS = {
     "torch",
@@ -89,7 +94,7 @@ def test_an_installation_holds_every_package_of_common():
 
 
 def test_no_direct_dependency_is_missing(third_party):
-    assert third_party - DIRECT - {"cn-clip"} == set()
+    assert third_party - DIRECT - NO_DEPENDENCIES == set()
 
 
 def test_no_direct_dependency_is_unused(third_party):
@@ -101,7 +106,8 @@ def test_every_direct_dependency_is_pinned():
     pinned = {normal(line): line for line in lines("constraints.txt")}
     assert pinned.keys() >= DIRECT
     assert all("==" in line and "[" not in line for line in pinned.values()), "a constraint is a name with a version"
-    assert [normal(line) for line in lines("requirements-cn-clip.txt")] == ["cn-clip"]
+    apart = lines("requirements-cn-clip.txt")
+    assert {normal(line) for line in apart} == NO_DEPENDENCIES and all("==" in line for line in apart)
 
 
 def test_cuda_comes_with_torch_alone():
@@ -110,13 +116,23 @@ def test_cuda_comes_with_torch_alone():
     assert not [name for name in DIRECT if name.startswith(("nvidia", "cuda", "triton"))]
 
 
-def test_pip_check_reports_cn_clip_alone():
-    """Its pin of lmdb, explained in requirements-cn-clip.txt."""
+def test_what_is_installed_without_dependencies_lacks_none():
+    """Every package that gradio and cn_clip need is installed."""
+    # those with a condition are extras, and one for newer versions of Python
+    needed = [normal(line) for name in NO_DEPENDENCIES for line in requires(name) or [] if ";" not in line]
+    assert len(needed) > 20
+    for name in needed:
+        version(name)  # raises PackageNotFoundError
+
+
+def test_pip_check_reports_two_conflicts_alone():
+    """Pins of lmdb and of pillow, explained in requirements-cn-clip.txt."""
     ran = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     if "No module named pip" in ran.stderr:
         pytest.skip("this environment has no pip")
     conflicts = [line for line in ran.stdout.splitlines() if "has requirement" in line or "requires" in line]
-    assert [line for line in conflicts if not line.startswith("cn-clip 1.6.0 has requirement lmdb==1.3.0")] == []
+    known = ("cn-clip 1.6.0 has requirement lmdb==1.3.0", "gradio 6.31.0 has requirement pillow<13.0")
+    assert [line for line in conflicts if not line.startswith(known)] == []
 
 
 # ---------------------------------------------------------------------------------------------- settings before torch

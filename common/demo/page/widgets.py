@@ -1,0 +1,162 @@
+"""Widgets whose texts follow the language, and the run of a generator behind a button that can be stopped."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from common.demo.page import show
+from common.demo.page.texts import LANGUAGES, Language, PageError, both, text, user_message
+from common.errors import UserError, printable, sentence
+
+QUEUE = "work"  # all runs wait in one queue, and one of them runs at a time
+NAMES: dict[str, Language] = {"English": "en", "中文": "zh"}  # the values of the language switch
+
+Texts = Callable[[Language], dict[str, Any]]
+Show = Callable[[Any], str]
+
+
+class Translated:
+    """The widgets of the page, with the properties that depend on the language."""
+
+    def __init__(self) -> None:
+        self.widgets: list[tuple[Any, Texts]] = []
+
+    def __call__(self, kind: type, texts: Texts, **properties: Any) -> Any:
+        """A widget in English that changes with the language.
+        texts: language -> its label and whatever else depends on it
+        """
+        widget = kind(**texts("en"), **properties)
+        self.widgets.append((widget, texts))
+        return widget
+
+    def labelled(self, kind: type, label: str, info: str | None = None, **properties: Any) -> Any:
+        """The same with the keys of the texts."""
+
+        def texts(language: Language) -> dict[str, Any]:
+            return {"label": text(label, language)} | ({"info": text(info, language)} if info else {})
+
+        return self(kind, texts, **properties)
+
+    def choices(self, label: str, names: Callable[[Language], list[tuple[str, Any]]], **properties: Any) -> Any:
+        """A dropdown. names: language -> (what is shown, value)"""
+        return self(
+            gr.Dropdown, lambda language: {"label": text(label, language), "choices": names(language)}, **properties
+        )
+
+    def connect(self, language: gr.Radio) -> None:
+        """Change all widgets with the switch. The HTML holds both languages, and `lang` of the page shows one."""
+
+        def changed(name: str) -> list[Any]:
+            return [gr.update(**texts(NAMES.get(name, "en"))) for _, texts in self.widgets]
+
+        language.change(
+            changed,
+            language,
+            [widget for widget, _ in self.widgets],
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+            js="(name) => { document.documentElement.lang = name === 'English' ? 'en' : 'zh-CN'; return name; }",
+        )
+
+
+def seed(translated: Translated) -> Any:
+    return translated.labelled(gr.Number, "seed", "seed.info", value=0, precision=0, minimum=0, maximum=99999)
+
+
+def slider(translated: Translated, label: str, low: float, high: float, value: float, **more: Any) -> Any:
+    return translated.labelled(gr.Slider, label, minimum=low, maximum=high, value=value, buttons=[], **more)
+
+
+class Runner:
+    """The buttons, the status line and the result of one tab."""
+
+    def __init__(self, translated: Translated, name: str):
+        with gr.Row():
+            self.run = translated(
+                gr.Button,
+                lambda language: {"value": text("run", language)},
+                variant="primary",
+                min_width=90,
+                elem_id=f"{name}-run",
+            )
+            self.stop = translated(
+                gr.Button, lambda language: {"value": text("stop", language)}, min_width=90, elem_id=f"{name}-stop"
+            )
+        self.name = name
+
+    def results(self, translated: Translated, history: bool = False) -> None:
+        """The right side of the tab. history: a slider that looks back at every moment"""
+        self.status = gr.HTML(show.status(both("ready")), elem_id=f"{self.name}-status")
+        self.moment: Any = None
+        self.past: Any = None
+        if history:
+            self.moment = slider(
+                translated, "moment", 0, 1, 0, step=1, interactive=False, elem_id=f"{self.name}-moment"
+            )
+            self.past = gr.State([])
+        self.result = gr.HTML("", elem_id=f"{self.name}-result")
+
+    def connect(
+        self, generate: Callable[..., Iterator[Any]], shown: Show, inputs: list[Any], js: str | None = None
+    ) -> None:
+        """Run a generator of moments with the values of the inputs. js: what the browser does to the values first"""
+        outputs = [self.status, self.result] + ([self.moment, self.past] if self.past else [])
+        private = {"api_visibility": "private", "show_progress": "hidden"}
+        waiting = self.run.click(lambda: show.status(both("waiting")), None, self.status, queue=False, **private)
+        working = waiting.then(
+            self.work(generate, shown), inputs, outputs, concurrency_id=QUEUE, concurrency_limit=1, js=js, **private
+        )
+        self.stop.click(
+            lambda: show.status(both("stopped")), None, self.status, cancels=[working], queue=False, **private
+        )
+        if self.past:
+            self.moment.input(
+                lambda k, past: past[min(int(k), len(past) - 1)] if past else "",
+                [self.moment, self.past],
+                self.result,
+                queue=False,
+                **private,
+            )
+
+    def work(self, generate: Callable[..., Iterator[Any]], shown: Show) -> Callable[..., Iterator[list[Any]]]:
+        def run(*values: Any) -> Iterator[list[Any]]:
+            began, past = time.monotonic(), []
+            unchanged = [gr.skip()] * (3 if self.past else 1)
+            try:
+                for moment in generate(*values):
+                    state, content = show.progress(moment.done, moment.total), shown(moment)
+                    if self.past:
+                        past.append(content)
+                        back = gr.update(
+                            minimum=0, maximum=moment.total, value=moment.done, interactive=moment.done == moment.total
+                        )
+                        yield [state, content, back, past]
+                    else:
+                        yield [state, content]
+                yield [show.status(both("finished", seconds=f"{time.monotonic() - began:.1f}")), *unchanged]
+            except Exception as problem:
+                yield [show.status(message(problem), error=True), *unchanged]
+
+        return run
+
+
+def message(problem: Exception) -> str:
+    """What a visitor reads about a problem. A fault of the program is reported in the terminal."""
+    if isinstance(problem, PageError):
+        return both(problem.key, **problem.values)
+    if isinstance(problem, UserError):
+        return user_message(problem)
+    if found := sentence(problem):
+        return user_message(UserError(printable(found)))
+    traceback.print_exception(problem)
+    return both("error.fault")
+
+
+def names_in(language: Language, *pairs: tuple[str, Any]) -> list[tuple[str, Any]]:
+    """Choices of a dropdown from (key of the text, value)."""
+    assert language in LANGUAGES
+    return [(text(key, language), value) for key, value in pairs]
