@@ -7,7 +7,7 @@ import gradio as gr
 
 from common.demo.page import checks, show
 from common.demo.page.texts import TEXTS, Language, text
-from common.demo.page.widgets import NAMES, Runner, Translated, names_in, seed, slider
+from common.demo.page.widgets import NAMES, Runner, Translated, label_of, names_in, seed, slider, value_of
 from common.demo.pictures import creatures, digits, film, own_picture, plane
 
 MOST_SEED, MOST_GUIDANCE = 99999, 12
@@ -30,7 +30,7 @@ def build() -> gr.Blocks:
                 ("own", own_tab),
                 ("film", film_tab),
             ):
-                with translated(gr.Tab, lambda lang, name=name: {"label": text(name, lang)}, elem_id=f"tab-{name}"):
+                with translated(gr.Tab, label_of(name), elem_id=f"tab-{name}"):
                     gr.HTML(show.introduction(f"{name}.intro"))
                     with gr.Row():
                         fill(translated)
@@ -79,12 +79,12 @@ def digit_tab(translated: Translated) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- plane
 
-CLOUD, MOST_CLASSES = 500, max(plane.SHAPES.values())
+CLOUD = 500
 
 
-def class_names(language: Language, shape: str) -> list[tuple[str, Any]]:
-    numbers = range(plane.SHAPES[shape])
-    return [(text("class.all", language), -1)] + [(text("class.number", language, number=k + 1), k) for k in numbers]
+def class_names(language: Language) -> list[tuple[str, Any]]:
+    numbered = [(text("class.number", language, number=k + 1), k) for k in range(plane.CLASSES)]
+    return [(text("class.all", language), -1), *numbered]
 
 
 def plane_tab(translated: Translated) -> None:
@@ -94,7 +94,7 @@ def plane_tab(translated: Translated) -> None:
             lambda lang: names_in(lang, *((f"shape.{name}", name) for name in plane.SHAPES)),
             value="moons",
         )
-        label = translated.choices("plane.class", lambda lang: class_names(lang, "spirals"), value=0)
+        label = translated.choices("plane.class", class_names, value=0)
         w = guidance(translated, 2)
         sampler = translated.choices(
             "plane.sampler", lambda _: [(name, name) for name in digits.CHOICES], value="ddim"
@@ -106,8 +106,8 @@ def plane_tab(translated: Translated) -> None:
         runner.results(translated, history=True)
 
     def generate(shape: Any, label: Any, w: Any, sampler: Any, steps: Any, number: Any) -> Iterator[plane.PlaneMoment]:
-        shape, label = checks.choice(shape, plane.SHAPES), checks.choice(label, range(-1, MOST_CLASSES))
-        label = None if label < 0 else min(label, plane.SHAPES[shape] - 1)
+        shape, label = checks.choice(shape, plane.SHAPES), checks.choice(label, range(-1, plane.CLASSES))
+        label = None if label < 0 else label
         w = checks.number(w, "guidance", 0, MOST_GUIDANCE)
         sampler, steps = checks.choice(sampler, digits.CHOICES), checks.whole(steps, "steps", 2, 100)
         return plane.denoise_plane(shape, label, w, sampler, steps, CLOUD, checks.whole(number, "seed", 0, MOST_SEED))
@@ -159,12 +159,7 @@ def own_tab(translated: Translated) -> None:
         picture, brush = gr.Textbox(visible=False), gr.Textbox(visible=False)
         with gr.Row():
             for kind in ("creature", "dish"):
-                drawn = translated(
-                    gr.Button,
-                    lambda lang, kind=kind: {"value": text(f"own.{kind}", lang)},
-                    elem_id=f"own-{kind}",
-                    size="sm",
-                )
+                drawn = translated(gr.Button, value_of(f"own.{kind}"), elem_id=f"own-{kind}", size="sm")
                 drawing = drawn.click(
                     lambda index, kind=kind: draw(kind, index),
                     picture,

@@ -77,7 +77,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "plane.cond": ("with class", "有类别"),
     "plane.guided": ("guided = without + w (with − without)", "引导 = 无类别 + w（有类别 − 无类别）"),
     "shape.moons": ("two moons", "双月"),
-    "shape.spirals": ("three arms", "三条旋臂"),
+    "shape.spirals": ("two arms", "两条旋臂"),
     "shape.rings": ("two rings", "双环"),
     "class.all": ("all, no guidance", "全部，不引导"),
     "class.number": ("class {number}", "类别 {number}"),

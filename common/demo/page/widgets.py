@@ -18,6 +18,14 @@ Texts = Callable[[Language], dict[str, Any]]
 Show = Callable[[Any], str]
 
 
+def label_of(key: str) -> Texts:
+    return lambda language: {"label": text(key, language)}
+
+
+def value_of(key: str) -> Texts:
+    return lambda language: {"value": text(key, language)}
+
+
 class Translated:
     """The widgets of the page, with the properties that depend on the language."""
 
@@ -76,17 +84,10 @@ class Runner:
 
     def __init__(self, translated: Translated, name: str):
         with gr.Row():
-            self.run = translated(
-                gr.Button,
-                lambda language: {"value": text("run", language)},
-                variant="primary",
-                min_width=90,
-                elem_id=f"{name}-run",
-            )
-            self.stop = translated(
-                gr.Button, lambda language: {"value": text("stop", language)}, min_width=90, elem_id=f"{name}-stop"
-            )
+            self.run = translated(gr.Button, value_of("run"), variant="primary", min_width=90, elem_id=f"{name}-run")
+            self.stop = translated(gr.Button, value_of("stop"), min_width=90, elem_id=f"{name}-stop")
         self.name = name
+        self.stopped: set[str | None] = set()  # visitors who have pressed Stop since they pressed the other button
 
     def results(self, translated: Translated, history: bool = False) -> None:
         """The right side of the tab. history: a slider that looks back at every moment"""
@@ -106,13 +107,12 @@ class Runner:
         """Run a generator of moments with the values of the inputs. js: what the browser does to the values first"""
         outputs = [self.status, self.result] + ([self.moment, self.past] if self.past else [])
         private = {"api_visibility": "private", "show_progress": "hidden"}
-        waiting = self.run.click(lambda: show.status(both("waiting")), None, self.status, queue=False, **private)
-        working = waiting.then(
+        waiting = self.run.click(self.wait, None, self.status, queue=False, **private)
+        waiting.then(
             self.work(generate, shown), inputs, outputs, concurrency_id=QUEUE, concurrency_limit=1, js=js, **private
         )
-        self.stop.click(
-            lambda: show.status(both("stopped")), None, self.status, cancels=[working], queue=False, **private
-        )
+        # not by `cancels`, after which Gradio shows the word Error
+        self.stop.click(self.end, None, None, queue=False, **private)
         if self.past:
             self.moment.input(
                 lambda k, past: past[min(int(k), len(past) - 1)] if past else "",
@@ -122,8 +122,15 @@ class Runner:
                 **private,
             )
 
+    def wait(self, request: gr.Request) -> str:
+        self.stopped.discard(request.session_hash)
+        return show.status(both("waiting"))
+
+    def end(self, request: gr.Request) -> None:
+        self.stopped.add(request.session_hash)
+
     def work(self, generate: Callable[..., Iterator[Any]], shown: Show) -> Callable[..., Iterator[list[Any]]]:
-        def run(*values: Any) -> Iterator[list[Any]]:
+        def run(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
             began, past = time.monotonic(), []
             unchanged = [gr.skip()] * (3 if self.past else 1)
             try:
@@ -137,6 +144,9 @@ class Runner:
                         yield [state, content, back, past]
                     else:
                         yield [state, content]
+                    if request.session_hash in self.stopped:
+                        yield [show.status(both("stopped")), *unchanged]
+                        return
                 yield [show.status(both("finished", seconds=f"{time.monotonic() - began:.1f}")), *unchanged]
             except Exception as problem:
                 yield [show.status(message(problem), error=True), *unchanged]

@@ -20,7 +20,8 @@ from common.diffusion.schedules import NoiseLevel, make_schedule
 from common.errors import UserError
 from common.random import Noise
 
-SHAPES = {"moons": 2, "spirals": 3, "rings": 2}  # name: number of classes
+SHAPES = ("moons", "spirals", "rings")
+CLASSES = 2  # curves of each shape
 BLUR = 0.03  # standard deviation of the data around the curves
 PER_CLASS = 240
 FIELD, VECTORS, REACH = 17, 6, 1.5  # arrows a side of the field, vectors a side of the other panel; both end at REACH
@@ -45,7 +46,7 @@ def curves(shape: str) -> tuple[Tensor, Tensor]:
     """Points evenly spread on the curves of a shape, (N, 2) within [-1, 1], and their classes (N,)."""
     if shape not in SHAPES:
         raise UserError(f"unknown shape '{shape}'; choose one of {', '.join(SHAPES)}")
-    classes, u = SHAPES[shape], np.linspace(0, 1, PER_CLASS)
+    u = np.linspace(0, 1, PER_CLASS)
     if shape == "moons":
         x, y = np.cos(math.pi * u), np.sin(math.pi * u)
         parts = [np.stack([x - 0.5, y - 0.25], 1), np.stack([0.5 - x, 0.25 - y], 1)]
@@ -55,10 +56,10 @@ def curves(shape: str) -> tuple[Tensor, Tensor]:
         parts = [radius * np.stack([np.cos(turn), np.sin(turn)], 1) for radius in (0.4, 0.9)]
     else:
         radius = 0.12 + 0.83 * np.sqrt(u)
-        turns = [2.6 * radius + 2 * math.pi * k / classes for k in range(classes)]
+        turns = [4.5 * radius + 2 * math.pi * k / CLASSES for k in range(CLASSES)]
         parts = [radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1) for turn in turns]
     points = torch.from_numpy(np.concatenate(parts)).float()
-    return points, torch.arange(classes).repeat_interleave(PER_CLASS)
+    return points, torch.arange(CLASSES).repeat_interleave(PER_CLASS)
 
 
 def ideal_x0(x: Tensor, level: NoiseLevel[float], points: Tensor) -> Tensor:

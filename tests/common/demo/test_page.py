@@ -21,9 +21,10 @@ SETTINGS = {  # tab: its number, sliders, and what its result must hold
 
 
 def foreign(language: str) -> set[str]:
-    """Texts of the page that the other language has and this one has not."""
-    own = {pair[("en", "zh").index(language)] for pair in TEXTS.values()}
-    return {pair[("zh", "en").index(language)] for pair in TEXTS.values()} - own
+    """Texts of the page that the other language has and this one has not. The examples are shown in both."""
+    k = ("en", "zh").index(language)
+    pairs = [pair for key, pair in TEXTS.items() if key != "creatures.example"]
+    return {pair[1 - k] for pair in pairs} - {pair[k] for pair in pairs}
 
 
 def visible_lines(page) -> set[str]:
@@ -88,7 +89,9 @@ def test_long_work_is_stopped_and_the_next_one_runs(visit):
     visitor.tab(1)  # the queue is free again
     visitor.fill(plane_steps=2)
     assert re.fullmatch(DONE["en"], visitor.run("plane"))
-    assert visitor.page.locator("#digits-status").inner_text().strip() in ("", "Stopped.")  # it is hidden, or still so
+    visitor.tab(0)
+    assert visitor.page.inner_text("#digits-status").strip() == "Stopped."
+    assert 0 <= int(visitor.page.input_value("#digits-moment input[type=number]")) < 100
 
 
 @pytest.mark.parametrize("language", LOCALES)

@@ -50,7 +50,7 @@ def test_one_sampler_may_be_chosen_twice():
 @pytest.mark.parametrize("shape", plane.SHAPES)
 def test_shapes_lie_in_the_square(shape):
     points, labels = plane.curves(shape)
-    assert points.abs().max() <= 1 and labels.unique().tolist() == list(range(plane.SHAPES[shape]))
+    assert points.abs().max() <= 1 and labels.unique().tolist() == list(range(plane.CLASSES))
 
 
 def test_an_unknown_shape_is_refused():
