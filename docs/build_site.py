@@ -133,6 +133,7 @@ def navigation() -> list[dict]:
         "faq",
         "teaching",
         "debugging",
+        "demo",
         "programs",
         "models",
         "derivations",
