@@ -7,7 +7,7 @@ import gradio as gr
 
 from common.demo.page import checks, show
 from common.demo.page.texts import TEXTS, Language, text
-from common.demo.page.widgets import NAMES, Runner, Translated, label_of, names_in, seed, slider, value_of
+from common.demo.page.widgets import NAMES, RunPanel, Translated, label_of, names_in, seed, slider, value_of
 from common.demo.pictures import creatures, digits, film, own_picture, plane
 
 MOST_SEED, MOST_GUIDANCE = 99999, 12
@@ -64,9 +64,9 @@ def digit_tab(translated: Translated) -> None:
         steps = slider(translated, "steps", 2, digits.MOST_STEPS, 20, step=1, elem_id="digits-steps")
         count = slider(translated, "digits.count", 1, digits.MOST_DIGITS, 8, step=1, elem_id="digits-count")
         number = seed(translated)
-        runner = Runner(translated, "digits")
+        panel = RunPanel(translated, "digits")
     with results():
-        runner.results(translated, history=True)
+        panel.results(translated, history=True)
 
     def generate(one: Any, two: Any, steps: Any, n: Any, number: Any) -> Iterator[digits.DigitMoment]:
         samplers = [checks.choice(name, digits.CHOICES) for name in (one, two)]
@@ -74,7 +74,7 @@ def digit_tab(translated: Translated) -> None:
         n = checks.whole(n, "digits.count", 1, digits.MOST_DIGITS)
         return digits.denoise_digits(samplers, steps, n, checks.whole(number, "seed", 0, MOST_SEED))
 
-    runner.connect(generate, show.digits, [first, second, steps, count, number])
+    panel.connect(generate, show.digits, [first, second, steps, count, number])
 
 
 # ---------------------------------------------------------------------------------------------------------------- plane
@@ -101,9 +101,9 @@ def plane_tab(translated: Translated) -> None:
         )
         steps = slider(translated, "steps", 2, 100, 30, step=1, elem_id="plane-steps")
         number = seed(translated)
-        runner = Runner(translated, "plane")
+        panel = RunPanel(translated, "plane")
     with results():
-        runner.results(translated, history=True)
+        panel.results(translated, history=True)
 
     def generate(shape: Any, label: Any, w: Any, sampler: Any, steps: Any, number: Any) -> Iterator[plane.PlaneMoment]:
         shape, label = checks.choice(shape, plane.SHAPES), checks.choice(label, range(-1, plane.CLASSES))
@@ -112,7 +112,7 @@ def plane_tab(translated: Translated) -> None:
         sampler, steps = checks.choice(sampler, digits.CHOICES), checks.whole(steps, "steps", 2, 100)
         return plane.denoise_plane(shape, label, w, sampler, steps, CLOUD, checks.whole(number, "seed", 0, MOST_SEED))
 
-    runner.connect(generate, show.plane, [shape, label, w, sampler, steps, number])
+    panel.connect(generate, show.plane, [shape, label, w, sampler, steps, number])
 
 
 # ------------------------------------------------------------------------------------------------------------ creatures
@@ -129,9 +129,9 @@ def creature_tab(translated: Translated) -> None:
         steps = slider(translated, "steps", 2, creatures.MOST_STEPS, 20, step=1, elem_id="creatures-steps")
         count = slider(translated, "creatures.count", 1, creatures.MOST_PICTURES, 4, step=1, elem_id="creatures-count")
         number = seed(translated)
-        runner = Runner(translated, "creatures")
+        panel = RunPanel(translated, "creatures")
     with results():
-        runner.results(translated)
+        panel.results(translated)
 
     def generate(
         prompt: Any, negative: Any, w: Any, steps: Any, n: Any, number: Any
@@ -142,7 +142,7 @@ def creature_tab(translated: Translated) -> None:
         n = checks.whole(n, "creatures.count", 1, creatures.MOST_PICTURES)
         return creatures.draw_creatures(prompt, negative, w, n, steps, checks.whole(number, "seed", 0, MOST_SEED))
 
-    runner.connect(generate, show.creatures, [prompt, negative, w, steps, count, number])
+    panel.connect(generate, show.creatures, [prompt, negative, w, steps, count, number])
 
 
 # ---------------------------------------------------------------------------------------------------------- own picture
@@ -187,9 +187,9 @@ def own_tab(translated: Translated) -> None:
         w = guidance(translated, 4)
         steps = slider(translated, "steps", 10, creatures.MOST_STEPS, 20, step=1, elem_id="own-steps")
         number = seed(translated)
-        runner = Runner(translated, "own")
+        panel = RunPanel(translated, "own")
     with gr.Column(scale=2, min_width=300):
-        runner.results(translated)
+        panel.results(translated)
 
     def generate(
         picture: Any, brush: Any, task: Any, prompt: Any, strength: Any, block: Any, w: Any, steps: Any, number: Any
@@ -210,7 +210,7 @@ def own_tab(translated: Translated) -> None:
         return own_picture.repaint_hole(given, hole, prompt, w, steps, number)
 
     inputs = [picture, brush, task, prompt, strength, block, w, steps, number]
-    runner.connect(generate, show.own_picture, inputs, js=EASEL_INPUTS)
+    panel.connect(generate, show.own_picture, inputs, js=EASEL_INPUTS)
 
 
 def draw(kind: str, index: Any) -> str:
@@ -243,9 +243,9 @@ def film_tab(translated: Translated) -> None:
         frames = slider(translated, "film.frames", 4, film.MOST_FRAMES, 24, step=1, elem_id="film-frames")
         steps = slider(translated, "steps", 2, film.MOST_STEPS, 20, step=1, elem_id="film-steps")
         number = seed(translated)
-        runner = Runner(translated, "film")
+        panel = RunPanel(translated, "film")
     with results():
-        runner.results(translated)
+        panel.results(translated)
 
     def generate(dish: Any, camera: Any, frames: Any, steps: Any, number: Any) -> Iterator[film.FilmMoment]:
         dish = checks.words(dish, "error.dish", film.LONGEST_NAME)
@@ -254,4 +254,4 @@ def film_tab(translated: Translated) -> None:
         steps = checks.whole(steps, "steps", 2, film.MOST_STEPS)
         return film.make_film(dish, camera, frames, steps, checks.whole(number, "seed", 0, MOST_SEED))
 
-    runner.connect(generate, show.film, [dish, camera, frames, steps, number])
+    panel.connect(generate, show.film, [dish, camera, frames, steps, number])

@@ -79,7 +79,7 @@ def slider(translated: Translated, label: str, low: float, high: float, value: f
     return translated.labelled(gr.Slider, label, minimum=low, maximum=high, value=value, buttons=[], **more)
 
 
-class Runner:
+class RunPanel:
     """The buttons, the status line and the result of one tab."""
 
     def __init__(self, translated: Translated, name: str):

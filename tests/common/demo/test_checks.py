@@ -75,6 +75,7 @@ ODD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
 def test_odd_pictures(value):
     with pytest.raises(PageError) as caught:
