@@ -104,6 +104,8 @@ def grade_one(args: Args, lang: Language) -> None:
 
     if args.format in ("moodle", "nbgrader"):
         raise UserError(f"--format {args.format} is for a class; name the folder of hand-ins after --class")
+    if args.format == "csv" and args.out:
+        raise UserError("--out is for a class or another --format; name the file for one result after --json")
     if args.format != "csv" and args.out is None:
         raise UserError(f"--format {args.format} needs a file for the result; name it after --out")
     limits = Limits(args.seconds, args.total_seconds, args.partial)

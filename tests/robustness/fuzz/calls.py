@@ -78,6 +78,7 @@ VALID: dict[str, dict[str, list[str]]] = {
 REFUSALS = {
     "common/evaluate/train_creature_classifier.py": {}, "common/evaluate/train_digit_classifier.py": {}, "common/grade/notebook.py": {"": ["check", "01"]}, "common/grade/strip_solutions.py": {"": ["01"]},
     "04_latent_sd/exercises/illusions.py": {}, "common/claims/__main__.py": {}, "common/doctor/__main__.py": {}, "common/demo/__main__.py": {},
+    "common/teach/gradescope.py": {}, "common/teach/leaderboard.py": {"": ["01"]}, "common/teach/slides.py": {"": ["01"], "--out": ["out"]},
     "bench/busy.py": {}, "bench/quality_at_time.py": {}, "bench/sampler_overhead.py": {}, "bench/sampling_time.py": {}, "bench/step.py": {},
 }  # fmt: skip
 READS = (
