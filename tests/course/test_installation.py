@@ -26,7 +26,7 @@ FOR_GRADIO = (
     "audioop-lts", "brotli", "fastapi", "gradio-client", "groovy", "hf-gradio", "orjson", "pydub", "python-multipart", "pytz", "safehttpx",
     "semantic-version", "tomlkit", "uvicorn",
 )  # fmt: skip
-NO_DEPENDENCIES = {"cn-clip", "gradio"}  # of requirements-cn-clip.txt
+NO_DEPENDENCIES = {"cn-clip", "gradio"}  # of requirements-no-deps.txt
 NOT_IMPORTED = {  # direct dependencies that no file imports, and why they are there
     "ipykernel": "the kernel that executes the lessons",
     "jupyterlab": "opens the lessons",
@@ -106,7 +106,7 @@ def test_every_direct_dependency_is_pinned():
     pinned = {normal(line): line for line in lines("constraints.txt")}
     assert pinned.keys() >= DIRECT
     assert all("==" in line and "[" not in line for line in pinned.values()), "a constraint is a name with a version"
-    apart = lines("requirements-cn-clip.txt")
+    apart = lines("requirements-no-deps.txt")
     assert {normal(line) for line in apart} == NO_DEPENDENCIES and all("==" in line for line in apart)
 
 
@@ -126,7 +126,7 @@ def test_what_is_installed_without_dependencies_lacks_none():
 
 
 def test_pip_check_reports_two_conflicts_alone():
-    """Pins of lmdb and of pillow, explained in requirements-cn-clip.txt."""
+    """Pins of lmdb and of pillow, explained in requirements-no-deps.txt."""
     ran = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     if "No module named pip" in ran.stderr:
         pytest.skip("this environment has no pip")

@@ -40,7 +40,7 @@ from inpaint_gif.clip.formats import (
 )
 
 BACKENDS = ("cn_clip", "transformers")  # the first is the default
-INSTALL = "pip install --no-deps -r requirements-cn-clip.txt"
+INSTALL = "pip install --no-deps -r requirements-no-deps.txt"
 LENGTH = 52  # tokens of a text, begin and end included, as in cn_clip
 PRETRAINED = Path(__file__).parents[2] / "pretrained" / "clip"
 CACHE = Path("~/.cache/clip")  # the folder of cn_clip's own downloads

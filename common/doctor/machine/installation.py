@@ -52,7 +52,7 @@ def packages(project: Path) -> Finding:
     if missing:
         return wrong("packages", f"missing: {listed(missing)}", INSTALL)
     if not installed("cn_clip"):
-        return wrong("packages", "cn_clip is missing", "pip install --no-deps -r requirements-cn-clip.txt")
+        return wrong("packages", "cn_clip is missing", "pip install --no-deps -r requirements-no-deps.txt")
     return fine("packages", f"all {len(names) + 1} are installed")
 
 
