@@ -34,7 +34,7 @@ APART = {  # what these may import
     "handout": {"errors", "io", "cli", "grade"},
     "teach": {"errors", "io", "cli", "grade"},
     "claims": {"errors", "io", "cli"},
-    "demo": {"errors", "random", "io", "diffusion", "models", "data", "evaluate", "cli", "viz"},
+    "demo": {"errors", "random", "io", "diffusion", "models", "data", "evaluate", "cli", "viz", "grade"},
 }
 USES = {
     "data": {"viz"},

@@ -120,10 +120,9 @@ def plane_tab(translated: Translated) -> None:
 
 def creature_tab(translated: Translated) -> None:
     with controls():
-        prompt = translated.labelled(
-            gr.Textbox, "prompt", value=TEXTS["creatures.example"][0], elem_id="creatures-prompt", lines=2
-        )
-        gr.Examples([[each] for each in TEXTS["creatures.example"]], prompt, label="English / 中文")
+        example = TEXTS["creatures.example"]
+        prompt = translated.example(gr.Textbox, label_of("prompt"), example, elem_id="creatures-prompt", lines=2)
+        gr.Examples([[each] for each in example], prompt, label="English / 中文")
         negative = translated.labelled(gr.Textbox, "creatures.negative", "creatures.negative.info")
         w = guidance(translated, 5)
         steps = slider(translated, "steps", 2, creatures.MOST_STEPS, 20, step=1, elem_id="creatures-steps")
@@ -224,14 +223,14 @@ def draw(kind: str, index: Any) -> str:
 
 def film_tab(translated: Translated) -> None:
     with controls():
-        dish = translated(
+        dish = translated.example(
             gr.Dropdown,
             lambda lang: {
                 "label": text("film.dish", lang),
                 "info": text("film.dish.info", lang),
                 "choices": list(dict.fromkeys(film.dish_names(lang))),
             },
-            value="番茄炒蛋",
+            TEXTS["film.example"],
             allow_custom_value=True,
             elem_id="film-dish",
         )

@@ -1,13 +1,16 @@
 """Every text of the page, in English and Chinese, and the errors that a visitor can cause."""
 
 import html
+from pathlib import Path
 from typing import Any, Literal
 
 from common.data.creatures.captions import CHINESE
 from common.errors import UserError
+from common.grade.marking.messages import Catalogue, read
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
+CATALOGUE = Catalogue(read(Path(__file__).with_name("messages.zh.toml")), few=0)  # messages of the course in Chinese
 
 TEXTS: dict[str, tuple[str, str]] = {
     # ------------------------------------------------------------------------------------------------------- the page
@@ -44,6 +47,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "error.hole": ("Brush over the part to repaint.", "请用画笔涂出要重画的部分。"),
     "error.dish": ("Write the name of a dish first, such as 番茄炒蛋.", "请先写菜名，例如番茄炒蛋。"),
     "error.user": ("This did not work: {problem}.", "没有成功：{problem}。"),
+    "error.foreign": ("This did not work: {problem}.", "没有成功，程序的英文说明是：{problem}。"),
     "error.fault": ("A fault of the program; its report is in the terminal.", "程序出错，详情见运行演示的终端。"),
     # ------------------------------------------------------------------------------------------------------- digits
     "digits": ("Digits", "数字"),
@@ -136,6 +140,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "film.dish": ("Dish", "菜名"),
     "film.dish.info": ("Choose from the menu, or write any Chinese name.", "从菜单中选，或者写任意中文菜名。"),
+    "film.example": ("tomato and scrambled eggs", "番茄炒蛋"),
     "film.camera": ("Camera", "镜头"),
     "film.frames": ("Frames", "帧数"),
     "film.draw": ("Four pictures of the dish", "这道菜的四张图片"),
@@ -204,5 +209,7 @@ def value_name(attribute: str, value: str) -> tuple[str, str]:
 
 
 def user_message(problem: UserError) -> str:
-    """A message of the course, which has no Chinese form of its own."""
-    return both("error.user", problem=str(problem).rstrip("."))
+    """A message of the course. One that the catalogue lacks is shown in English, and named so."""
+    english = str(problem).rstrip(".")
+    chinese = CATALOGUE.translate(english)
+    return both("error.foreign" if chinese == english else "error.user", problem=(english, chinese))

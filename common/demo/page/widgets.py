@@ -31,6 +31,7 @@ class Translated:
 
     def __init__(self) -> None:
         self.widgets: list[tuple[Any, Texts]] = []
+        self.examples: list[tuple[Any, tuple[str, str]]] = []  # text fields with what they hold at first
 
     def __call__(self, kind: type, texts: Texts, **properties: Any) -> Any:
         """A widget in English that changes with the language.
@@ -48,6 +49,14 @@ class Translated:
 
         return self(kind, texts, **properties)
 
+    def example(self, kind: type, texts: Texts, pair: tuple[str, str], **properties: Any) -> Any:
+        """A text field that holds an example in the page's language, until the visitor writes something else.
+        pair: the example in English and in Chinese
+        """
+        widget = self(kind, texts, value=pair[0], **properties)
+        self.examples.append((widget, pair))
+        return widget
+
     def choices(self, label: str, names: Callable[[Language], list[tuple[str, Any]]], **properties: Any) -> Any:
         """A dropdown. names: language -> (what is shown, value)"""
         return self(
@@ -57,17 +66,26 @@ class Translated:
     def connect(self, language: gr.Radio) -> None:
         """Change all widgets with the switch. The HTML holds both languages, and `lang` of the page shows one."""
 
-        def changed(name: str) -> list[Any]:
-            return [gr.update(**texts(NAMES.get(name, "en"))) for _, texts in self.widgets]
+        fields = [field for field, _ in self.examples]
+
+        def changed(name: str, *values: Any) -> list[Any]:
+            chosen = NAMES.get(name, "en")
+            k = LANGUAGES.index(chosen)
+            kept = {
+                field._id: {"value": pair[k]}
+                for (field, pair), value in zip(self.examples, values, strict=True)
+                if value in pair
+            }
+            return [gr.update(**texts(chosen) | kept.get(widget._id, {})) for widget, texts in self.widgets]
 
         language.change(
             changed,
-            language,
+            [language, *fields],
             [widget for widget, _ in self.widgets],
             queue=False,
             show_progress="hidden",
             api_visibility="private",
-            js="(name) => { document.documentElement.lang = name === 'English' ? 'en' : 'zh-CN'; return name; }",
+            js="(name, ...rest) => { document.documentElement.lang = name === 'English' ? 'en' : 'zh-CN'; return [name, ...rest]; }",
         )
 
 

@@ -46,9 +46,13 @@ class Template(NamedTuple):
 
 
 class Catalogue:
-    """Translations by English template."""
+    """Translations by English template.
 
-    def __init__(self, pairs: Mapping[str, str]) -> None:
+    few  letters of a template that would fit too much; 0 where no text is a learner's own
+    """
+
+    def __init__(self, pairs: Mapping[str, str], few: int = FEW) -> None:
+        self.few = few
         self.pairs = {plain(english): translation for english, translation in pairs.items()}
 
     @cached_property
@@ -64,8 +68,8 @@ class Catalogue:
                 [number for number, _ in SLOT.findall(each)],
                 {number for number, mark in SLOT.findall(self.pairs[each]) if mark},
                 self.pairs[each],
-                letters(each) < FEW and bool(SLOT.match(each)),
-                letters(each) < FEW,
+                letters(each) < self.few and bool(SLOT.match(each)),
+                letters(each) < self.few,
             )
             for each in found
             for pattern in patterns(each)
@@ -84,7 +88,7 @@ class Catalogue:
         """
         known, as_it_is = plain(text), (text, letters(text))
         if known in self.pairs and not SLOT.search(known):
-            return (self.pairs[known], 0) if not whole or letters(known) >= FEW else as_it_is
+            return (self.pairs[known], 0) if not whole or letters(known) >= self.few else as_it_is
         best = as_it_is
         for template in self.templates if depth and as_it_is[1] else ():
             if (whole and template.short) or not (found := template.pattern.fullmatch(known)):

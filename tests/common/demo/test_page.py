@@ -67,6 +67,24 @@ def test_the_switch_changes_every_text_and_keeps_the_result(visit):
     assert page.inner_text("#digits-status").strip().startswith("完成")
 
 
+def test_examples_follow_the_language_until_something_else_is_written(visit):
+    visitor = visit("zh-CN")
+    page = visitor.page
+    prompt, dish = page.locator("#creatures-prompt textarea"), page.locator("#film-dish input")
+    examples = [TEXTS["creatures.example"], TEXTS["film.example"]]
+    visitor.tab(2)
+    assert prompt.input_value() == examples[0][1]
+    visitor.tab(4)
+    assert dish.input_value() == examples[1][1]
+    visitor.tab(2)
+    prompt.fill("一只蓝色的小怪兽")
+    page.get_by_text("English", exact=True).click()
+    page.wait_for_function("document.querySelector('#creatures-run').innerText.trim() === 'Generate'")
+    assert prompt.input_value() == "一只蓝色的小怪兽"
+    visitor.tab(4)
+    assert dish.input_value() == examples[1][0]
+
+
 def test_the_moments_can_be_looked_back_at(visit):
     visitor = visit("en-US")
     page = visitor.page

@@ -8,6 +8,7 @@ import pytest
 
 import common.demo
 from common.data.creatures.attributes import ATTRIBUTES, NAMES
+from common.demo.page import page
 from common.demo.page.texts import TEXTS, PageError, both, text, value_name
 from common.demo.pictures import film, own_picture, plane
 
@@ -58,6 +59,24 @@ def test_every_value_of_a_creature_has_a_chinese_name():
     names = [value_name(name, value)[1] for name, values in ATTRIBUTES.items() for value in values]
     assert all(re.search("[\u3400-\u9fff]", name) for name in names)
     assert value_name("colour", "red") == ("red", "红色") and value_name("wings", "none") == ("none", "无")
+
+
+def test_the_example_of_a_dish_is_the_same_on_both_menus():
+    english, chinese = TEXTS["film.example"]
+    assert film.dish_names("en").index(english) == film.dish_names("zh").index(chinese)
+
+
+def test_every_example_is_in_the_language_of_the_page():
+    """The fields hold the English example at first; the switch gives the other one, and leaves what a visitor wrote."""
+    changed = next(each for each in page.build().fns.values() if len(each.inputs) == 3 and len(each.outputs) > 20)
+    fields = [TEXTS[key] for key in ("creatures.example", "film.example")]
+    for name, k in (("English", 0), ("中文", 1)):
+        for given, expected in ((fields, [pair[k] for pair in fields]), ([("mine", "mine")] * 2, [])):
+            updates = changed.fn(name, *(pair[1 - k] for pair in given))
+            assert len(updates) == len(changed.outputs)
+            assert [
+                update["value"] for update in updates if update.get("value") in (*sum(fields, ()), "mine")
+            ] == expected
 
 
 def test_values_are_put_in_and_escaped():
