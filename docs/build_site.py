@@ -22,6 +22,28 @@ PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
 PICTURES = {".png", ".gif", ".webp", ".jpg", ".svg"}
 LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+DOCS = [
+    "start",
+    "faq",
+    "teaching",
+    "debugging",
+    "demo",
+    "programs",
+    "models",
+    "derivations",
+    "glossary",
+    "claims",
+    "budget",
+]
+ENGLISH = {
+    "README.md": "Overview",
+    "lesson.md": "Lesson",
+    "exercises/README.md": "Exercises",
+    "exercises/written.md": "Written questions",
+    "RESULTS.md": "Results",
+    "pretrained/README.md": "Shipped weights",
+}
+CHINESE = dict(zip(ENGLISH, ["概览", "教程", "练习", "书面题", "结果", "自带权重"], strict=True))
 
 
 def pages() -> list[Path]:
@@ -32,8 +54,8 @@ def pages() -> list[Path]:
             "*.md",
             "docs/*.md",
             "0*/*.md",
-            "0*/*/README.md",
-            "0*/exercises/written.md",
+            "0*/*/README*.md",
+            "0*/exercises/written*.md",
             "common/**/*.md",
             "bench/*.md",
         )
@@ -44,7 +66,8 @@ def pages() -> list[Path]:
 
 def lessons() -> list[Path]:
     """The notebooks of the lessons in both languages, relative to the course's folder."""
-    return sorted(path.relative_to(ROOT) for path in ROOT.glob("0*/lesson*.ipynb"))
+    found = [path for pattern in ("0*/lesson*.ipynb", "docs/*/lesson*.ipynb") for path in ROOT.glob(pattern)]
+    return sorted(path.relative_to(ROOT) for path in found)
 
 
 def target(link: str, page: Path, repository: str) -> str:
@@ -108,50 +131,50 @@ def collect(repository: str) -> None:
                 shutil.copy(picture, PAGES / folder / picture.name)
 
 
+def title(page: Path) -> str:
+    """The first heading of a page."""
+    return re.search(r"^# (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+
+def chapters(names: dict[str, str], suffix: str) -> list[dict]:
+    """The contents of every chapter in one language, as far as its pages exist.
+
+    names   what the contents call each page of a chapter
+    suffix  ".md", or ".zh.md" for Chinese
+    """
+    contents = []
+    for folder in sorted({notebook.parent for notebook in lessons() if notebook.parts[0] != "docs"}):
+        files = {name: folder / file.replace(".md", suffix) for file, name in names.items()}
+        found = [{name: file.as_posix()} for name, file in files.items() if has_source(file)]
+        contents.append({title(folder / f"README{suffix}"): found})
+    return contents
+
+
+def pages_of_docs(suffix: str, lesson: str) -> list[dict]:
+    """The contents of docs/ in one language, as far as its pages exist; a page's lesson follows it."""
+    contents = []
+    for name in DOCS:
+        page, notebook_page = Path("docs") / f"{name}{suffix}", Path("docs") / name / f"lesson{suffix}"
+        if has_source(page):
+            contents.append({title(page): page.as_posix()})
+        if has_source(notebook_page):
+            contents.append({lesson.format(title(page)): notebook_page.as_posix()})
+    return contents
+
+
+def has_source(page: Path) -> bool:
+    """Whether a page of the site has a file that it is made from: itself, or the notebook of a lesson."""
+    return any((ROOT / source).exists() for source in (page, page.with_suffix(".ipynb")))
+
+
 def navigation() -> list[dict]:
-    """The contents of the site: chapters, pages of docs/, Chinese pages."""
-
-    def title(page: Path) -> str:
-        return re.search(r"^# (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)[1]
-
-    chapters = []
-    for notebook in lessons():
-        folder = notebook.parent
-        if notebook.name != "lesson.ipynb":
-            continue
-        parts = [("Overview", "README.md"), ("Lesson", "lesson.md"), ("Exercises", "exercises/README.md")]
-        parts += [("Written questions", "exercises/written.md")]
-        parts += [("Results", "RESULTS.md"), ("Shipped weights", "pretrained/README.md")]
-        known = [
-            {name: (folder / file).as_posix()}
-            for name, file in parts
-            if file == "lesson.md" or (ROOT / folder / file).exists()
-        ]
-        chapters.append({title(folder / "README.md"): known})
-    more = [
-        "start",
-        "faq",
-        "teaching",
-        "debugging",
-        "demo",
-        "programs",
-        "models",
-        "derivations",
-        "glossary",
-        "claims",
-        "budget",
-    ]
-    chinese = {page: title(page) for page in pages() if page.name.endswith(".zh.md")}
-    chinese |= {
-        notebook.with_suffix(".md"): f"教程：{title(notebook.with_name('README.zh.md'))}"
-        for notebook in lessons()
-        if notebook.name == "lesson.zh.ipynb"
-    }
+    """The contents of the site: chapters and pages of docs/ in English, then both in Chinese."""
+    chinese = [{"首页": "README.zh.md"}, {"各章": chapters(CHINESE, ".zh.md")}]
     return [
         {"Home": "README.md"},
-        {"Chapters": chapters},
-        {"Pages": [{title(Path(f"docs/{name}.md")): f"docs/{name}.md"} for name in more]},
-        {"中文": [{name: page.as_posix()} for page, name in sorted(chinese.items())]},
+        {"Chapters": chapters(ENGLISH, ".md")},
+        {"Pages": pages_of_docs(".md", "{}: the lesson")},
+        {"中文": [*chinese, {"其他页面": pages_of_docs(".zh.md", "{}：教程")}]},
     ]
 
 

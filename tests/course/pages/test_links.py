@@ -34,6 +34,12 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
+def twin(page: Path) -> Path:
+    """The Chinese file beside an English page or lesson, or the English one beside a Chinese file."""
+    chinese = page.name.endswith((".zh.md", ".zh.ipynb", ".zh.py"))
+    return page.with_name(page.name.replace(".zh.", ".") if chinese else f"{page.stem}.zh{page.suffix}")
+
+
 def test_links_are_found():
     assert len(PAGES) > 20 and sum(len(links(path)) for path in PAGES) > 100
 
@@ -47,6 +53,30 @@ def test_every_link_leads_somewhere(path):
         if not found.exists() or (anchor and found.suffix == ".md" and anchor not in anchors(found)):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if ".zh." in path.name], ids=label)
+def test_chinese_pages_link_to_chinese_pages(path):
+    """Where there are any, but for the link to the page's own English twin. A folder leads to its README."""
+    own, english = {twin(path).name, twin(path).with_suffix(".ipynb").name}, []
+    for target in links(path):
+        name = unquote(target).partition("#")[0]
+        found = path.parent / name
+        page = found / "README.md" if found.is_dir() else found
+        if (
+            name
+            and name not in own
+            and page.suffix in (".md", ".ipynb")
+            and ".zh." not in page.name
+            and twin(page).exists()
+        ):
+            english.append(target)
+    assert english == []
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if ".zh." in path.name], ids=label)
+def test_chinese_pages_do_not_call_a_chinese_page_english(path):
+    assert re.findall(r"\.zh\.(?:md|ipynb)[^()\s]*\)（英文）", path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=label)

@@ -19,7 +19,8 @@ SCREENS = [path for chapter in CHAPTERS for path in (chapter / "README.md", chap
 PAIRS = [(path.with_name(path.name.replace(".zh.md", ".md")), path) for path in own_files("*.zh.md")]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
-NUMBER = re.compile(r"(?<![\w.#/-])\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\w.#/-])(\d[\d,]*(?:\.\d+)?)(?: ?(million\b|万|亿))?")
+UNITS = {"": 1, "万": 10**4, "million": 10**6, "亿": 10**8}
 
 
 # ------------------------------------------------------------------------------------------------------------ one screen
@@ -55,24 +56,34 @@ def commands(text: str) -> list[str]:
     return [" ".join(shlex.split(line, comments=True)) for line in lines]
 
 
-def targets(text: str) -> Counter:
-    """The targets of all links; a page and its translation count as one, and their links to each other not at all."""
+def targets(text: str, own: str) -> Counter:
+    """The targets of all links; a page and its translation count as one, and their links to each other not at all.
+
+    own  name of the English page
+    """
     pages = [target.partition("#")[0].replace(".zh.", ".") for target in LINK.findall(text)]
-    return Counter(page.removesuffix("/README.md") for page in pages if page not in ("README.md", "faq.md", ""))
+    return Counter(page.removesuffix("/README.md") for page in pages if page not in (own, ""))
 
 
 def figures(text: str) -> Counter:
     """Every number of the prose that is larger than ten or has decimals; smaller ones may be words."""
     prose = LINK.sub("", re.sub(r"```.*?```|`[^`\n]*`|<!--.*?-->", "", text, flags=re.DOTALL))
-    values = [number.rstrip(",").replace(",", "") for number in NUMBER.findall(prose)]
+    found = [(number.rstrip(",").replace(",", ""), UNITS[unit]) for number, unit in NUMBER.findall(prose)]
+    values = [number if unit == 1 else f"{float(number) * unit:.0f}" for number, unit in found]
     return Counter(value for value in values if "." in value or float(value) > 10)
+
+
+def test_numbers_are_read():
+    english = "44 million weights of 3.8 million, 10,000 images, 2 GB of 2.5"
+    assert figures(english) == figures("380 万中的 4400 万，10,000 张，2 GB 与 2.5")
+    assert figures("3.8 million") != figures("38 万") and figures("20 steps") != figures("21 步")
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=lambda path: label(path))
 def test_both_languages_say_the_same(english, chinese):
     first, second = english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
     assert commands(first) == commands(second)
-    assert targets(first) == targets(second)
+    assert targets(first, english.name) == targets(second, english.name)
     assert figures(first) == figures(second)
     assert first.count("\n## ") == second.count("\n## ")
 

@@ -1,6 +1,7 @@
 """The website: links of pages lead to pages, pictures or the repository, and every page has its place."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ spec.loader.exec_module(build_site)
         ("01_ddpm_mnist", "README.md", "01_ddpm_mnist/README.md"),
         ("../01_ddpm_mnist/lesson.ipynb", "docs/glossary.md", "../01_ddpm_mnist/lesson.md"),
         ("lesson.zh.ipynb", "01_ddpm_mnist/README.zh.md", "lesson.zh.md"),
+        ("debugging/lesson.ipynb", "docs/debugging.md", "debugging/lesson.md"),
         ("figures/strip.png", "01_ddpm_mnist/README.md", "figures/strip.png"),
         (
             "../common/diffusion/vlb.py#L26",
@@ -50,8 +52,37 @@ def test_a_missing_picture_is_found(tmp_path):
     assert build_site.missing_files(tmp_path) == []
 
 
-def test_every_page_of_docs_is_in_the_contents():
-    contents = str(build_site.navigation())
+def files(contents: list[dict] | str) -> list[str]:
+    """The files that a part of the contents names, in its order."""
+    if isinstance(contents, str):
+        return [contents]
+    return [file for entry in contents for part in entry.values() for file in files(part)]
+
+
+def test_every_page_and_lesson_has_its_place_in_the_contents():
+    """Once, and the Chinese ones in the Chinese part."""
+    *english, chinese = build_site.navigation()
+    assert list(chinese) == ["中文"]
+    made = [*build_site.pages(), *(notebook.with_suffix(".md") for notebook in build_site.lessons())]
+    in_chinese = {page.as_posix() for page in made if page.name.endswith(".zh.md")}
+    in_english = {page.as_posix() for page in made} - in_chinese
+    assert sorted(files([chinese])) == sorted(in_chinese)
+    assert len(files(english)) == len(set(files(english))) and set(files(english)) <= in_english
+    for page in in_english:
+        if page.startswith("docs/") or page.endswith(("RESULTS.md", "lesson.md")):
+            assert page in files(english)
+
+
+def test_a_link_to_a_lesson_leads_to_a_page_that_is_made():
+    made = {*build_site.pages(), *(notebook.with_suffix(".md") for notebook in build_site.lessons())}
     for page in build_site.pages():
-        if page.parent.name == "docs" or page.name in ("RESULTS.md", "README.zh.md"):
-            assert f"'{page.as_posix()}'" in contents, page
+        text = "".join(build_site.CODE.split((ROOT / page).read_text(encoding="utf-8"))[::2])
+        for match in build_site.LINK.finditer(text):
+            if match[2].endswith(".ipynb"):
+                assert Path(os.path.normpath(page.parent / build_site.target(match[2], page, ""))) in made, page
+
+
+def test_the_chinese_part_follows_the_order_of_the_english_one():
+    *english, chinese = build_site.navigation()
+    twins = [page.replace(".md", ".zh.md") for page in files(english)]
+    assert files([chinese]) == [page for page in twins if page in files([chinese])]
