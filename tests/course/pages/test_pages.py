@@ -1,5 +1,6 @@
 """The pages that people read first: one screen for a chapter, the same facts in both languages, and commands whose flags exist."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -21,6 +22,7 @@ BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 NUMBER = re.compile(r"(?<![\w.#/-])(\d[\d,]*(?:\.\d+)?)(?: ?(million\b|万|亿))?")
 UNITS = {"": 1, "万": 10**4, "million": 10**6, "亿": 10**8}
+LANGUAGE_FLAGS = {"--lang", "--overwrite"}  # feedback in Chinese, and back to the English stubs: in exercises' pages
 
 
 # ------------------------------------------------------------------------------------------------------------ one screen
@@ -56,6 +58,16 @@ def commands(text: str) -> list[str]:
     return [" ".join(shlex.split(line, comments=True)) for line in lines]
 
 
+def programs(text: str) -> list[str]:
+    """The Python code of all blocks, without comments."""
+    return [ast.dump(ast.parse(block)) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+
+
+def flags(text: str) -> set[str]:
+    """Every flag that the prose names."""
+    return set(re.findall(r"--[a-z][\w-]*", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
+
+
 def targets(text: str, own: str) -> Counter:
     """The targets of all links; a page and its translation count as one, and their links to each other not at all.
 
@@ -83,6 +95,8 @@ def test_numbers_are_read():
 def test_both_languages_say_the_same(english, chinese):
     first, second = english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
     assert commands(first) == commands(second)
+    assert programs(first) == programs(second)
+    assert flags(first) ^ flags(second) <= LANGUAGE_FLAGS
     assert targets(first, english.name) == targets(second, english.name)
     assert figures(first) == figures(second)
     assert first.count("\n## ") == second.count("\n## ")
