@@ -1,4 +1,4 @@
-"""Keep the links of derivations.md to lines of code true. A link quotes its line:
+"""Keep the links of derivations.md and derivations.zh.md to lines of code true. A link quotes its line:
 
 [`x = a + b`](../common/diffusion/samplers.py#L54)
 
@@ -8,7 +8,7 @@ python docs/link_code.py          # writes the number of the line that holds the
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("derivations.md")
+PAGES = [Path(__file__).with_name(name) for name in ("derivations.md", "derivations.zh.md")]
 LINK = re.compile(r"\[`([^`\n]+)`\]\(([\w./]+\.py)#L(\d+)\)")
 
 
@@ -30,6 +30,7 @@ def relinked(text: str, folder: Path) -> tuple[str, list[str]]:
 
 
 if __name__ == "__main__":
-    page, lost = relinked(PAGE.read_text(encoding="utf-8"), PAGE.parent)
-    PAGE.write_text(page, encoding="utf-8")
-    print(*(f"not found: {each}" for each in lost), sep="\n", end="\n" if lost else "")
+    for page in PAGES:
+        text, lost = relinked(page.read_text(encoding="utf-8"), page.parent)
+        page.write_text(text, encoding="utf-8")
+        print(*(f"{page.name}: not found: {each}" for each in lost), sep="\n", end="\n" if lost else "")

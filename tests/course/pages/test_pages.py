@@ -139,9 +139,11 @@ def script(name: str):
     return module
 
 
-def test_formulas_link_to_the_lines_that_compute_them():
+@pytest.mark.parametrize("name", ["derivations.md", "derivations.zh.md"])
+def test_formulas_link_to_the_lines_that_compute_them(name):
     """If this fails after a change of code: python docs/link_code.py"""
-    link_code, path = script("link_code"), ROOT / "docs" / "derivations.md"
+    link_code, path = script("link_code"), ROOT / "docs" / name
+    assert path in link_code.PAGES
     text = path.read_text(encoding="utf-8")
     relinked, lost = link_code.relinked(text, path.parent)
     assert lost == [], "quote the line as it is now"
@@ -151,6 +153,23 @@ def test_formulas_link_to_the_lines_that_compute_them():
     assert set(re.findall(r"\(([^)]*#L\d+)\)", text)) == {
         f"{name}#L{line}" for _, name, line in link_code.LINK.findall(text)
     }
+
+
+def test_both_languages_have_the_same_formulas_and_lines_of_code():
+    """The displayed formulas and the lines in the same order; those within sentences in any order."""
+    pages = [path.read_text(encoding="utf-8") for path in script("link_code").PAGES]
+    english, chinese = ([*displayed(page), *re.findall(r"\[`[^`]+`\]\([^)]+\)", page)] for page in pages)
+    assert english == chinese and len(english) > 40
+    english, chinese = (
+        {*re.findall(r"\$([^$]+)\$", re.sub(r"\$\$.*?\$\$", "", page, flags=re.DOTALL))} for page in pages
+    )
+    assert english == chinese and len(english) > 80
+
+
+def displayed(page: str) -> list[str]:
+    """The formulas that have lines of their own, without the words and the full stops around them."""
+    formulas = re.findall(r"\$\$(.*?)\$\$", page, re.DOTALL)
+    return [re.sub(r"\\text\{(?:or|即)\}", "", formula).strip(" ,.") for formula in formulas]
 
 
 def test_a_line_that_moved_or_vanished_is_found(tmp_path):
