@@ -1,41 +1,63 @@
-"""What trainings cost, and what they reach: budget.csv as the page budget.md, and new rows from run folders.
+"""What trainings cost, and what they reach: budget.csv as the pages budget.md and budget.zh.md, and new rows from run folders.
 
-python docs/budget.py                                                          # writes budget.md
+python docs/budget.py                                                          # writes both pages
 python docs/budget.py runs/01_ddpm_mnist/mnist --machine "one H100" --merit "Fréchet distance 0.9 (0.7 to 1.1)"
 """
 
 import argparse
 import csv
 import json
+import re
 import struct
 import sys
+import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = ("chapter", "training", "parameters", "steps", "batch", "minutes", "memory", "machine", "merit", "source")
-TITLES = (
-    "chapter",
-    "training",
-    "trained weights",
-    "steps",
-    "batch",
-    "minutes",
-    "peak memory",
-    "machine",
-    "figure of merit",
-)
-HEAD = """# Time and memory
+TITLES = {
+    "en": (
+        "chapter",
+        "training",
+        "trained weights",
+        "steps",
+        "batch",
+        "minutes",
+        "peak memory",
+        "machine",
+        "figure of merit",
+    ),
+    "zh": ("章", "训练", "训练的权重数", "步数", "批量", "分钟", "内存峰值", "机器", "效果"),
+}
+COMMAND = """```sh
+python docs/budget.py runs/01_ddpm_mnist/mnist --machine "one H100" --merit "Fréchet distance 0.9 (0.7 to 1.1)"
+```
+
+"""
+HEADS = {
+    "en": """# Time and memory
+
+English · [中文](budget.zh.md)
 
 What the trainings of the course cost, and what their models reach. Each row is one training that was run; brackets are 95 % intervals. The link of a row
 leads to its commands and conditions. Minutes on a machine with other work are longer than on an idle one. A cell is empty where nothing was measured.
 
 This page is written by `python docs/budget.py`. To add a row for a run of yours, give its folder and what you know of it:
 
-```sh
-python docs/budget.py runs/01_ddpm_mnist/mnist --machine "one H100" --merit "Fréchet distance 0.9 (0.7 to 1.1)"
-```
+""",
+    "zh": """# 时间与内存
 
-"""
+[English](budget.md) · 中文
+
+课程中的训练要花多少时间和内存，模型达到什么效果。每一行是实际进行过的一次训练；括号里是 95 % 置信区间。每行的链接指向它的命令和条件。
+机器忙于其他工作时，所用的时间比空闲时长。没有测量的地方留空。
+
+本页由 `python docs/budget.py` 生成。要为你自己的训练添加一行，请给出它的文件夹和你所知道的情况：
+
+""",
+}
+NUMBER = r"([\d.,]*\d)"
+CHINESE: dict[str, dict[str, str]] = tomllib.loads((HERE / "budget.zh.toml").read_text(encoding="utf-8"))
 
 
 def parameters(folder: Path) -> int:
@@ -75,17 +97,26 @@ def row_of(run: Path, machine: str, merit: str) -> dict[str, str]:
     }
 
 
-def page(rows: list[dict[str, str]]) -> str:
-    """budget.md"""
-    lines = [TITLES, ["---"] * len(TITLES)]
+def page(rows: list[dict[str, str]], language: str = "en") -> str:
+    """budget.md, or budget.zh.md"""
+    lines = [TITLES[language], ["---"] * len(COLUMNS[:-1])]
     for row in rows:
+        texts = row if language == "en" else row | {name: chinese(row[name], name) for name in CHINESE}
         cells = [
-            f"{int(row[name]):,}" if row[name] and name in ("parameters", "steps") else row[name]
+            f"{int(texts[name]):,}" if texts[name] and name in ("parameters", "steps") else texts[name]
             for name in COLUMNS[:-1]
         ]
         cells[1] = f"[{cells[1]}](../{row['source']})" if row["source"] else cells[1]
         lines.append(cells)
-    return HEAD + "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return HEADS[language] + COMMAND + "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def chinese(text: str, column: str) -> str:
+    """A cell in Chinese by budget.zh.toml, or as it is where that file does not know it, as in a row of yours."""
+    for english, translation in CHINESE[column].items():
+        if match := re.fullmatch(re.escape(english).replace(r"\{\}", NUMBER), text):
+            return translation.format(*match.groups())
+    return text
 
 
 def read() -> list[dict[str, str]]:
@@ -109,7 +140,8 @@ def main() -> None:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-    (HERE / "budget.md").write_text(page(rows), encoding="utf-8")
+    for name, language in (("budget.md", "en"), ("budget.zh.md", "zh")):
+        (HERE / name).write_text(page(rows, language), encoding="utf-8")
 
 
 if __name__ == "__main__":

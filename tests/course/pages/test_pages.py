@@ -180,9 +180,24 @@ def test_a_line_that_moved_or_vanished_is_found(tmp_path):
     assert relinked("[`y`](b.py#L1)", tmp_path)[1] == ["b.py: y"]
 
 
-def test_the_page_of_budgets_is_that_of_the_table():
+@pytest.mark.parametrize(("name", "language"), [("budget.md", "en"), ("budget.zh.md", "zh")])
+def test_the_page_of_budgets_is_that_of_the_table(name, language):
+    """If this fails: python docs/budget.py"""
     budget = script("budget")
-    assert budget.page(budget.read()) == (ROOT / "docs" / "budget.md").read_text(encoding="utf-8")
+    assert budget.page(budget.read(), language) == (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_every_cell_of_the_budgets_is_chinese():
+    """But for names of programs, which are code; and no translation is left over."""
+    budget, used = script("budget"), set()
+    for row in budget.read():
+        for column in budget.CHINESE:
+            chinese = budget.chinese(row[column], column)
+            assert chinese != row[column] or re.fullmatch(r"`[^`]+`|", chinese), row[column]
+            used.add(chinese)
+    known = [text for texts in budget.CHINESE.values() for text in texts.values()]
+    matches = [re.escape(text).replace(r"\{\}", budget.NUMBER) for text in known]
+    assert [text for text in matches if not any(re.fullmatch(text, cell) for cell in used)] == []
 
 
 def test_a_run_folder_gives_a_row(tmp_path):
@@ -193,4 +208,5 @@ def test_a_run_folder_gives_a_row(tmp_path):
     (run / "metrics.csv").write_text("step,loss,seconds\n1,0.5,1\n20,0.4,90\n", encoding="utf-8")
     row = script("budget").row_of(run, "one GPU", "PSNR 30 dB")
     assert list(row.values()) == ["4", "`mine`", "17", "20", "8", "1.5", "", "one GPU", "PSNR 30 dB", ""]
-    assert "| 4 | `mine` | 17 | 20 | 8 | 1.5 |  | one GPU | PSNR 30 dB |" in script("budget").page([row])
+    for language in ("en", "zh"):
+        assert "| 4 | `mine` | 17 | 20 | 8 | 1.5 |  | one GPU | PSNR 30 dB |" in script("budget").page([row], language)
