@@ -9,6 +9,7 @@ import os
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -377,10 +378,10 @@ def test_9_the_noise(ex):
 
 def test_9_many_steps_sample_the_density(ex):
     """A normal distribution of mean 1 and variance 0.25 has the score (1 - x) / 0.25."""
-    x, draw = torch.zeros(20_000), seeded()
-    for _ in range(150):
-        x = ex.langevin_step(x, (1 - x) / 0.25, 0.02, torch.randn(x.shape, generator=draw))
-    assert abs(x.mean() - 1) < 0.05, f"after 150 steps the mean should be about 1, but it is {x.mean():.2f}"
+    x, draw = torch.zeros(5000), seeded()
+    for _ in range(80):
+        x = ex.langevin_step(x, (1 - x) / 0.25, 0.04, torch.randn(x.shape, generator=draw))
+    assert abs(x.mean() - 1) < 0.05, f"after 80 steps the mean should be about 1, but it is {x.mean():.2f}"
     assert abs(x.var() - 0.25) < 0.03, (
         f"the variance should be about 0.25, but it is {x.var():.2f}: do the factors of score and noise fit together?"
     )
@@ -594,7 +595,7 @@ def test_13_is_the_variance_of_eq_7(ex):
 
 
 def test_13_is_an_estimate(ex):
-    first, again, other = (ex.posterior_variance(1.5, 2, ALPHA_BAR, 200_000, seeded(seed)) for seed in (0, 0, 1))
+    first, again, other = (ex.posterior_variance(1.5, 2, ALPHA_BAR, 2000, seeded(seed)) for seed in (0, 0, 1))
     assert first == again, "two calls with the same seed give different numbers: draw with generator=generator"
     assert first != other, (
         "two calls with different seeds give the same number: this is a formula, but the exercise asks for an estimate"
@@ -832,7 +833,8 @@ class Blobs:
         )
         a = CHAIN[t + 1][:, None]
         variance = a * self.sd**2 + 1 - a  # of the noisy points of one blob
-        squared = (x[:, None] - a[..., None].sqrt() * self.centre).square().sum(2)  # (N, K)
+        # |x - sqrt(a) centre|^2 without |x|^2, which is the same for all blobs. (N, K)
+        squared = a * self.centre.square().sum(1) - 2 * a.sqrt() * (x @ self.centre.T)
         centre = (self.weight.log() - squared / (2 * variance)).softmax(1) @ self.centre
         x0 = centre + a.sqrt() * self.sd**2 / variance * (x - a.sqrt() * centre)  # E[x_0 | x_t]
         return (x - a.sqrt() * x0) / (1 - a).sqrt()
@@ -841,8 +843,17 @@ class Blobs:
 def sliced_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """How far the quantiles of two sets of points are apart, on average over 16 directions. (N, 2), (M, 2)"""
     angle = math.pi * torch.arange(16) / 16
-    directions, q = torch.stack([angle.cos(), angle.sin()]), (torch.arange(200) + 0.5) / 200
-    return float(((a @ directions).quantile(q, 0) - (b @ directions).quantile(q, 0)).abs().mean())
+    directions = torch.stack([angle.cos(), angle.sin()], 1)
+
+    def quantiles(points: torch.Tensor) -> np.ndarray:
+        """At 200 places from 0 to 1. (16, 200)"""
+        # NumPy sorts the numbers alone, which is faster than torch, where their places are sorted as well
+        ordered = np.sort((directions @ points.detach().float().T).numpy(), axis=1)
+        share, below = np.modf((np.arange(200) + 0.5) / 200 * (len(points) - 1))
+        below = below.astype(int)
+        return ordered[:, below] * (1 - share) + ordered[:, below + 1] * share
+
+    return float(np.abs(quantiles(a) - quantiles(b)).mean())
 
 
 def error_of_fifteen(ex, seed: int, n: int = 4000) -> float:

@@ -832,9 +832,9 @@ def centres(turn: float = 0.0) -> torch.Tensor:
 def expected_x0(y: torch.Tensor, noise: float, log_weight: torch.Tensor, blobs: torch.Tensor) -> torch.Tensor:
     """E[x0 | y] where y = x0 + noise eps, for blobs with these weights. (N, 2)"""
     variance = WIDTH**2 + noise**2
-    away = y[:, None] - blobs  # (N, 5, 2)
-    share = (log_weight - away.square().sum(2) / (2 * variance)).softmax(1)[:, :, None]
-    return (share * (blobs + WIDTH**2 / variance * away)).sum(1)
+    # |y - blob|^2 without |y|^2, which is the same for all blobs
+    share = (log_weight + (y @ blobs.T - blobs.square().sum(1) / 2) / variance).softmax(1)  # (N, 5)
+    return noise**2 / variance * (share @ blobs) + WIDTH**2 / variance * y
 
 
 def guided_points(scale, n: int = 8000, turn: float = 0.0, seed: int = 0) -> torch.Tensor:

@@ -6,6 +6,7 @@ so that the message can name the mistake.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -532,9 +533,7 @@ def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
         f"without fresh noise (z = 0), x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}{far}"
     )
     if t_next > 0:  # the deterministic part first: of two mistakes this is the one to repair first
-        expect(
-            mean, image + old * eps, hint, {message: value(torch.zeros_like(z)) for message, value in wrong.items()}
-        )
+        expect(mean, image + old * eps, hint, {message: partial(value, 0 * z) for message, value in wrong.items()})
     got = call(ex.ddim_step, x, eps, t, t_next, eta, z, alpha_bar)
     if t_next == 0 and t > 1 and isinstance(got, Tensor):
         at_1 = right.ddim_step(x, eps, t, 1, eta, z, alpha_bar)
@@ -549,7 +548,7 @@ def check_one_ddim_step(ex, rng, alpha_bar, t, t_next, eta):
         got,
         image + old * eps + fresh * z,
         f"x' is not what eq. 12 gives from t = {t} to {t_next} with eta = {eta:.2g}{far}",
-        {message: value(z) for message, value in wrong.items()},
+        {message: partial(value, z) for message, value in wrong.items()},
     )
 
 

@@ -6,6 +6,7 @@ EXERCISES=mine.py python -m pytest 06_inpaint_gif/exercises          another fil
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -1182,13 +1183,14 @@ class Curves:
     """Smooth closed curves of n points from a Gaussian, with their ideal denoiser, which counts its calls."""
 
     def __init__(self, n: int, first: int, last: int, seed: int, B: int = 300):
-        self.rng, self.calls, self.B, self.n = torch.Generator().manual_seed(seed), 0, B, n
+        rng, self.calls = torch.Generator().manual_seed(seed), 0
+        self.noise = partial(torch.randn, B, n, generator=rng)
         away = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
         self.C = torch.exp(6 * ((away[:, None] - away).cos() - 1)) + 1e-4 * torch.eye(n, dtype=torch.float64)
         self.values, self.vectors = torch.linalg.eigh(self.C)
         self.hole = torch.zeros(n, dtype=torch.bool)
         self.hole[first:last] = True
-        curves = torch.randn(B, n, generator=self.rng, dtype=torch.float64) @ torch.linalg.cholesky(self.C).T
+        curves = torch.randn(B, n, generator=rng, dtype=torch.float64) @ torch.linalg.cholesky(self.C).T
         self.z = torch.where(self.hole, NAN, curves).float()
         across, inside = self.C[self.hole][:, ~self.hole], self.C[~self.hole][:, ~self.hole]
         gain = torch.linalg.solve(inside, across.T)
@@ -1206,9 +1208,6 @@ class Curves:
         factor = (alpha * self.values / (alpha**2 * self.values + sigma**2)).float()
         x0 = (x @ self.vectors.float() * factor) @ self.vectors.T.float()
         return x0, (x - alpha * x0) / sigma
-
-    def noise(self) -> torch.Tensor:
-        return torch.randn(self.B, self.n, generator=self.rng)
 
 
 def check_filling(function, data: Curves) -> None:

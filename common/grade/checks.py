@@ -138,14 +138,15 @@ def expect(
     got: object,
     right: Tensor,
     hint: str,
-    wrong: dict[str, Tensor] | None = None,
+    wrong: Mapping[str, Tensor | Callable[[], Tensor]] | None = None,
     atol: float = 1e-4,
     again: Callable[[], object] | None = None,
 ) -> None:
     """Raise an AssertionError unless `got` is `right`.
 
     hint   what to say when it is not
-    wrong  what to say instead when `got` is one of these well-known wrong results. {message: result}
+    wrong  what to say instead when `got` is one of these well-known wrong results. {message: result}, where the result
+           may be a function that computes it, which is called only if `got` is wrong
     again  computes `got` once more, to see whether random numbers are to blame; not needed for a result of call()
     """
     __tracebackhide__ = True
@@ -154,7 +155,7 @@ def expect(
     if close(got, right, atol):
         return
     for message, value in (wrong or {}).items():
-        assert not close(got, value, atol), message
+        assert not close(got, value() if callable(value) else value, atol), message
     assert not ((right.abs() < 1).any() and close(got, right.clamp(-1, 1), atol)), (
         "you clipped the result to [-1, 1], which is not asked for: only finished images have that range"
     )

@@ -10,6 +10,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import CodeType
 
@@ -154,6 +155,7 @@ ATTRIBUTES = {
     "__globals__", "__code__", "__closure__", "__builtins__", "__subclasses__", "__torch_function__", "_getframe",
     "f_back", "f_globals", "f_locals", "gi_frame", "tb_frame", "__loader__", "__spec__", "__reduce__", "modules",
 }  # fmt: skip
+SUSPICIOUS = (ast.Import, ast.ImportFrom, ast.Attribute, ast.FunctionDef, ast.Call, ast.Assign, ast.AugAssign)
 FOREIGN = {"torch", "np", "numpy", "math", "F", "nn", "Tensor"}
 
 
@@ -166,13 +168,15 @@ def survey(path: Path, data: bytes) -> dict:
     """
     found, digests, words = [], {}, {}
     for tree, name in trees(path, data):
-        for node in ast.walk(tree):
-            if what := unusual(node):
-                line = getattr(node, "lineno", 0)
-                found.append((name, line, f"{place_of(name, line, path)}: {what}"))
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef):
-                digests[node.name], words[node.name] = digest(node), outline(node)
+        for statement in tree.body:
+            bodies = [walk(each) for each in statements(statement)] if isinstance(statement, ast.FunctionDef) else []
+            nodes = [*walk(statement, "body"), *chain(*bodies)] if bodies else walk(statement)
+            for node in nodes:
+                if isinstance(node, SUSPICIOUS) and (what := unusual(node)):
+                    line = getattr(node, "lineno", 0)
+                    found.append((name, line, f"{place_of(name, line, path)}: {what}"))
+            if isinstance(statement, ast.FunctionDef):
+                digests[statement.name], words[statement.name] = digest(bodies), outline(nodes, bodies)
     return {"flags": [text for *_, text in sorted(found)][:20], "digests": digests, "outlines": words}
 
 
@@ -192,25 +196,47 @@ def statements(function: ast.FunctionDef) -> list[ast.stmt]:
     return function.body[1 if ast.get_docstring(function) is not None else 0 :]
 
 
-def digest(function: ast.FunctionDef) -> int:
-    return zlib.crc32(" ".join(ast.dump(node) for node in statements(function)).encode())
+def walk(node: ast.AST, without: str = "") -> list[ast.AST]:
+    """A node and all below it, level by level, as ast.walk() yields them. without: a field of the node to leave out"""
+    nodes, fields = [node], [name for name in node._fields if name != without]
+    for each in nodes:  # which grows
+        for name in fields if each is node else each._fields:
+            value = getattr(each, name, None)
+            if isinstance(value, ast.AST):
+                nodes.append(value)
+            elif isinstance(value, list):
+                nodes += [item for item in value if isinstance(item, ast.AST)]
+    return nodes
 
 
-def outline(function: ast.FunctionDef) -> list[str]:
-    """The words of a function's statements, in which variables have no names."""
-    local = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-    local |= {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+def digest(bodies: list[list[ast.AST]]) -> int:
+    """A number for a function's statements, each with all nodes below it, without regard to their layout."""
+    parts: list[str] = []
+    for node in chain(*bodies):  # the number of children tells where each belongs
+        parts.append(type(node).__name__)
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, list):
+                parts.append(str(len(value)) if any(isinstance(item, ast.AST) for item in value) else repr(value))
+            else:
+                parts.append("." if isinstance(value, ast.AST) else repr(value))
+    return zlib.crc32(" ".join(parts).encode())
+
+
+def outline(nodes: list[ast.AST], bodies: list[list[ast.AST]]) -> list[str]:
+    """The words of a function's statements, in which variables have no names. nodes: the function and all below it"""
+    local = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    local |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     words = []
-    for statement in statements(function):
-        for node in ast.walk(statement):
-            word = type(node).__name__
-            if isinstance(node, ast.Name):
-                word = "_" if node.id in local else node.id
-            elif isinstance(node, ast.Attribute):
-                word = node.attr
-            elif isinstance(node, ast.Constant):
-                word = repr(node.value)[:40]
-            words.append(word)
+    for node in chain(*bodies):
+        word = type(node).__name__
+        if isinstance(node, ast.Name):
+            word = "_" if node.id in local else node.id
+        elif isinstance(node, ast.Attribute):
+            word = node.attr
+        elif isinstance(node, ast.Constant):
+            word = repr(node.value)[:40]
+        words.append(word)
     return words[:2000]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import namedtuple
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,13 @@ class MessageReader(Graph):
             self.hold(old, key)
         return old
 
+    def decode_draws(self, buffers: list, args: list, names: dict) -> partial:
+        """torch.randn with these arguments, which needs no question to the other side for each draw."""
+        if self.judge:
+            raise Garbled("a function of torch")
+        kwargs = {name: self.decode(value, buffers) for name, value in names.items()}
+        return partial(torch.randn, *self.decode(args, buffers), **kwargs)
+
     def decode_network(
         self, buffers: list, key: str, name: str, training: bool, parts: list, more: list, forward: list, train: list
     ) -> Network:
@@ -152,7 +160,7 @@ class MessageReader(Graph):
         if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(data):
             raise Garbled("a tensor's bytes do not fit its shape")
         if math.prod(shape):
-            tensor = torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(shape)
+            tensor = torch.frombuffer(data, dtype=dtype).view(shape)
         else:
             tensor = torch.empty(shape, dtype=dtype)
         key, sources = about["key"], about["sources"]

@@ -26,7 +26,9 @@ def is_tensor(value: object) -> bool:
 
 def raw(tensor: Tensor) -> bytes:
     """The numbers of a tensor as bytes, row by row."""
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu()
+    plain = tensor.detach()
+    if plain.is_conj() or plain.is_neg() or not plain.is_cpu:
+        plain = plain.resolve_conj().resolve_neg().cpu()
     if plain.dtype in NOT_IN_NUMPY:
         plain = plain.reshape(-1).clone().view(torch.uint8)
     return plain.numpy().tobytes()

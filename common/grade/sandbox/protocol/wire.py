@@ -11,6 +11,7 @@ import time
 
 LIMIT = 256 * 2**20  # largest frame in bytes that is accepted
 HEAD = struct.Struct("<II")
+PIECE = 2**16  # bytes that are received at a time where fewer are wanted, so that a message needs one system call
 
 
 class ChannelError(Exception):
@@ -27,6 +28,8 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.deadline: float | None = None
+        self.blocking: bool | None = None  # whether the connection is known to wait without a limit
+        self.early = bytearray()  # received, and not asked for yet
 
     def send(self, message: dict, buffers: list | None = None) -> None:
         """Send one message. Raises ChannelError if the other process has ended or does not read."""
@@ -63,28 +66,31 @@ class Channel:
 
     def exactly(self, n: int) -> bytearray:
         """The next n bytes."""
-        data = bytearray(n)
-        view, got = memoryview(data), 0
+        data = self.early
         try:
-            while got < n:
+            while len(data) < n:
                 self.limit_time()
-                count = self.connection.recv_into(view[got:])
-                if not count:
+                some = self.connection.recv(min(max(n - len(data), PIECE), 2**20))
+                if not some:
                     raise ChannelError("ended")
-                got += count
+                data += some
         except TimeoutError:
             raise ChannelError("late") from None
         except OSError:
             raise ChannelError("ended") from None
+        self.early = data[n:]
+        del data[n:]
         return data
 
     def limit_time(self) -> None:
         if self.deadline is None:
-            self.connection.settimeout(None)
+            if not self.blocking:
+                self.connection.settimeout(None)
         elif (left := self.deadline - time.monotonic()) > 0:
             self.connection.settimeout(left)
         else:
             raise ChannelError("late")
+        self.blocking = self.deadline is None
 
     def close(self) -> None:
         self.connection.close()
