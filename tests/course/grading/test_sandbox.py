@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -109,6 +110,7 @@ def descend(model, x):
 def by_func(model, x): return torch.func.grad(lambda x: model(x).sum())(x)
 def by_vmap(model, x): return torch.func.vmap(torch.func.grad(lambda x: model(x[None]).sum()))(x)
 def draw(rng): return torch.randn(3, generator=rng)
+def sum_of_two(noise): return noise() + noise()
 def add_up(parts): return sum(float(part.sum()) for part in parts)
 def sigma(level): return Level(level.sigma, level.alpha)
 def alias(a, b): b.data = a.data
@@ -144,6 +146,20 @@ def test_values_and_changes_cross(peer):
     rng, twin = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     for _ in range(2):
         assert torch.equal(ex.draw(rng), torch.randn(3, generator=twin))
+
+
+def test_noise_is_drawn_where_it_is_needed(peer, monkeypatch):
+    """With one message for the call, and none for each draw; the generator moves on in both processes."""
+    ex = peer(CROSSING)
+    rng, twin = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    ex.sum_of_two(partial(torch.randn, 2, generator=torch.Generator()))  # after which the function is known
+    served, serve = [], ex._peer.serve
+    monkeypatch.setattr(ex._peer, "serve", lambda *message: served.append(message) or serve(*message))
+    for _ in range(2):
+        got = ex.sum_of_two(partial(torch.randn, 2, 3, generator=rng))
+        assert torch.equal(got, torch.randn(2, 3, generator=twin) + torch.randn(2, 3, generator=twin))
+    assert served == [] and torch.equal(rng.get_state(), twin.get_state())
+    assert ex.sum_of_two(lambda: torch.ones(2)).tolist() == [2, 2] and len(served) == 2
 
 
 def test_lists_are_watched_as_long_as_the_submission_keeps_them(peer):
@@ -413,6 +429,15 @@ def test_what_no_exercise_needs_is_listed():
         assert flags or what == "a lent function", what
     for number in NUMBERS:
         assert survey(Path("x"), (exercises_of(number) / "solutions.py").read_bytes())["flags"] == []
+
+
+def test_digests_tell_statements_apart_and_not_their_layout():
+    bodies = ["a[x:]", "a[:x]", "a[::x]", "f(x, y)", "f((x, y))", "f(x)(y)", "return", "return x", "return None"]
+    bodies += ["x - (y - z)", "x - y - z", "x = 1", "x = 1.0", "x = '1'", "lambda x, y=z: y", "lambda x=z, *, y: y"]
+    digests = [survey(Path("x"), f"def f():\n    {body}".encode())["digests"]["f"] for body in bodies]
+    assert len(set(digests)) == len(bodies)
+    again = survey(Path("x"), b"def f():\n    'what it does'\n\n    return (  # a comment\n        x)")
+    assert again["digests"]["f"] == digests[bodies.index("return x")]
 
 
 def test_a_copy_with_other_names_is_like_its_source():
