@@ -88,8 +88,8 @@ class MessageWriter(Graph):
 
             return ["context", self.function(value.__enter__, out), self.function(leave, out)]
         if self.judge and isinstance(value, partial) and value.func is torch.randn:
-            names = {name: self.encode(each, out) for name, each in value.keywords.items()}
-            return ["draws", self.encode(value.args, out), names]
+            settings = {name: self.encode(each, out) for name, each in value.keywords.items()}
+            return ["draws", self.encode(value.args, out), settings]
         if callable(value):
             return self.function(value, out)
         if hasattr(value, "__next__"):
