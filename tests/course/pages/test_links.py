@@ -55,7 +55,7 @@ def test_every_link_leads_somewhere(path):
     assert broken == []
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if ".zh." in path.name], ids=label)
+@pytest.mark.parametrize("path", own_files("*.zh.md"), ids=label)
 def test_chinese_pages_link_to_chinese_pages(path):
     """Where there are any, but for the link to the page's own English twin. A folder leads to its README."""
     own, english = {twin(path).name, twin(path).with_suffix(".ipynb").name}, []
@@ -74,7 +74,7 @@ def test_chinese_pages_link_to_chinese_pages(path):
     assert english == []
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if ".zh." in path.name], ids=label)
+@pytest.mark.parametrize("path", own_files("*.zh.md"), ids=label)
 def test_chinese_pages_do_not_call_a_chinese_page_english(path):
     assert re.findall(r"\.zh\.(?:md|ipynb)[^()\s]*\)（英文）", path.read_text(encoding="utf-8")) == []
 

@@ -20,7 +20,7 @@ SCREENS = [path for chapter in CHAPTERS for path in (chapter / "README.md", chap
 PAIRS = [(path.with_name(path.name.replace(".zh.md", ".md")), path) for path in own_files("*.zh.md")]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
-NUMBER = re.compile(r"(?<![\w.#/-])(\d[\d,]*(?:\.\d+)?)(?: ?(million\b|万|亿))?")
+NUMBER = re.compile(r"(?<![\w.#/-])(\d[\d,]*(?:\.\d+)?)(?:\s*(million\b|万|亿))?")
 UNITS = {"": 1, "万": 10**4, "million": 10**6, "亿": 10**8}
 LANGUAGE_FLAGS = {"--lang", "--overwrite"}  # feedback in Chinese, and back to the English stubs: in exercises' pages
 
