@@ -13,10 +13,8 @@ from common.doctor.finding import Finding, fine, note, wrong
 from common.errors import UserError, explain, listed
 
 ROOT = Path(__file__).parents[3]
+FONT = Path(__file__).parents[2] / "fonts" / "NotoSansSC-subset.otf"  # that of common/viz.py, which needs torch
 INSTALL = f"{Path(sys.executable).name} -m pip install -r requirements.txt"
-CHINESE = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Zen Hei",
-           "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "STHeiti", "Songti SC",
-           "Microsoft YaHei", "SimHei", "SimSun", "Arial Unicode MS")  # fmt: skip
 
 
 def findings() -> Iterator[Finding]:
@@ -102,18 +100,16 @@ def kernel_of(python: str) -> Finding:
     )
 
 
-def font() -> Finding:
-    """A font with Chinese letters, for figures whose prompts are Chinese."""
-    from matplotlib import font_manager
+def font(path: Path = FONT) -> Finding:
+    """The font for Chinese words in figures, which comes with the course, so that the system needs none."""
+    from PIL import ImageFont
 
-    there = {each.name for each in font_manager.fontManager.ttflist}
-    name = next((name for name in CHINESE if name in there), None)
-    if name:
-        return fine("Chinese font", name)
-    how = {"linux": "sudo apt install fonts-noto-cjk", "darwin": "download Noto Sans SC from fonts.google.com"}.get(
-        sys.platform, "Settings > Fonts: install Noto Sans SC"
-    )
-    return note("Chinese font", "none is known here, so figures show English prompts or empty boxes", how)
+    try:
+        family, _ = ImageFont.truetype(path, 12).getname()
+    except OSError as problem:
+        seen = f"{path.name} is missing or cannot be read ({explain(problem)}), so Chinese lessons stop at their first figure"
+        return wrong("Chinese font", seen, "git checkout common/fonts, or download the course again")
+    return fine("Chinese font", f"{family}, which comes with the course")
 
 
 def ffmpeg() -> Finding:

@@ -10,6 +10,7 @@ from common.doctor import consultation
 from common.doctor.finding import FINE, NOTE, WRONG, fine, note, print_findings, skipped, wrong
 from common.doctor.machine import compute, installation, network, storage
 from common.errors import UserError
+from common.viz import FONT, FONT_NAME
 
 GIB = 2**30
 
@@ -54,14 +55,19 @@ def test_a_kernel_of_another_python(python, status):
     assert status == FINE or "ipykernel install" in found.cure
 
 
-def test_no_chinese_font(monkeypatch):
+def test_the_chinese_font_comes_with_the_course(monkeypatch, tmp_path):
+    """A system without a Chinese font lacks nothing; a broken or missing file of the course does."""
     from matplotlib import font_manager
 
     Font = namedtuple("Font", "name")
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [Font("DejaVu Sans")])
-    assert installation.font().status == NOTE and installation.font().cure
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [Font("Microsoft YaHei")])
-    assert installation.font().status == FINE
+    found = installation.font()
+    assert installation.FONT == FONT and found.status == FINE and FONT_NAME in found.seen
+    missing, broken = tmp_path / "missing.otf", tmp_path / "broken.otf"
+    broken.write_bytes(FONT.read_bytes()[:1000])
+    for path in (missing, broken):
+        found = installation.font(path)
+        assert found.status == WRONG and path.name in found.seen and "common/fonts" in found.cure
 
 
 @pytest.mark.parametrize("free, status", [(0.5, WRONG), (2, NOTE), (16, FINE)])
