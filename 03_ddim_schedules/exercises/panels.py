@@ -244,7 +244,7 @@ def reflow_pairs(ex, right, axis):
         draw(axis, x0 + shift, "o", color="tab:blue", markersize=3)
         for centre in CENTRES.tolist():
             circle(axis, centre[0] + 4.2 * place, centre[1])
-        axis.text(4.2 * place, -2.3, f"{steps} step" + "s" * (steps > 1), ha="center", va="center")
+        axis.text(4.2 * place, -2.3, f"steps: {steps}", ha="center", va="center")
     plane(axis)
     axis.set(xlim=(-2.1, 6.3), ylim=(-2.6, 2.1), title="noise (green) and its image (blue)")
 
@@ -299,7 +299,7 @@ def fix_respaced_ddpm(ex, right, axis):
         draw(axis, x + shift, ",", color="tab:blue")
         for centre in CENTRES.tolist():
             circle(axis, centre[0] + 3.2 * place, centre[1])
-        axis.text(3.2 * place, -1.7, f"{steps} steps", ha="center", va="center")
+        axis.text(3.2 * place, -1.7, f"steps: {steps}", ha="center", va="center")
     plane(axis)
     axis.set(xlim=(-1.8, 5), ylim=(-1.9, 1.8), title="the circles are full with 20 steps too")
 
@@ -324,7 +324,7 @@ def fix_flow_sampling(ex, right, axis):
         draw(axis, x + torch.tensor([3.2 * place, 0.0]), ",", color="tab:blue")
         for centre in CENTRES.tolist():
             circle(axis, centre[0] + 3.2 * place, centre[1])
-        axis.text(3.2 * place, -1.7, f"{steps} steps", ha="center", va="center")
+        axis.text(3.2 * place, -1.7, f"steps: {steps}", ha="center", va="center")
     plane(axis)
     axis.set(xlim=(-1.8, 5), ylim=(-1.9, 1.8), title="more steps fill the circles better")
 

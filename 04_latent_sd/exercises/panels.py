@@ -147,7 +147,7 @@ def img2img_start(ex, right, axis):
         left, top = 70 * column, -84 * row
         shown = ((x[0] + 1.2) / 2.4).clamp(0, 1).permute(1, 2, 0)
         axis.imshow(shown, extent=(left, left + 64, top - 64, top), interpolation="nearest")
-        axis.text(left + 32, top - 66, f"{strength:g}: {N - first} steps", ha="center", va="top", fontsize=8)
+        axis.text(left + 32, top - 66, f"strength {strength:g}: {N - first} steps", ha="center", va="top", fontsize=8)
     axis.set(xlim=(-2, 206), ylim=(-162, 2), aspect="equal")
     axis.axis("off")
     axis.set_title("from the picture itself to pure noise")
@@ -236,7 +236,7 @@ def channels_needed(ex, right, axis):
             [ex.channels_needed(some, each) for each in decibels],
             style,
             color=BLUE,
-            label=f"{len(some)} directions",
+            label=f"directions: {len(some)}",
         )
     axis.set(xlabel="PSNR in dB", ylabel="channels", title="better reconstructions need more channels")
     axis.legend(frameon=False, loc="upper left")

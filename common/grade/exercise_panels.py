@@ -9,11 +9,14 @@ from typing import NoReturn
 
 import matplotlib
 import torch
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
 
 from common.errors import UserError
 from common.grade.checks import explain, lend, load, load_chapter
 from common.grade.grader import exercises_of, submission_of
-from common.viz import save_figure
+from common.grade.marking.messages import Language, translator
+from common.viz import label_language, save_figure
 
 SECONDS = 10.0  # time limit of each exercise, whose panel takes a fraction of one
 
@@ -44,9 +47,13 @@ def at_most(seconds: float) -> Iterator[None]:
             signal.signal(signal.SIGALRM, before)
 
 
-def draw_panels(chapter_name: str, submission: Path | None, out: Path | None) -> None:
-    """Draw the panels, print what is wrong with an answer, and print where the picture is."""
+def draw_panels(chapter_name: str, submission: Path | None, out: Path | None, lang: Language = "en") -> None:
+    """Draw the panels, print what is wrong with an answer, and print where the picture is.
+
+    lang  of the words in the picture and of what is printed
+    """
     folder = exercises_of(chapter_name)
+    say = translator(lang, folder)
     path = submission_of(submission, folder)
     if not (folder / "solutions.py").is_file():
         raise UserError(
@@ -54,6 +61,8 @@ def draw_panels(chapter_name: str, submission: Path | None, out: Path | None) ->
         )
     matplotlib.use("agg")
     import matplotlib.pyplot as plt  # after the choice of a backend without a screen
+
+    label_language(lang)
 
     torch.set_num_threads(1)  # the panels' pictures are tiny
     chapter, panels = load_chapter(folder), load(folder / "panels.py", "panels")
@@ -70,10 +79,15 @@ def draw_panels(chapter_name: str, submission: Path | None, out: Path | None) ->
                 lend(chapter, answers, exercise.name)
                 getattr(panels, exercise.name)(answers, chapter.solutions, axis)
         except (Exception, SystemExit) as problem:  # exit() in an answer must not end the drawing
-            problem_text = explain(problem, path)
+            problem_text = say(explain(problem, path))
             print(f"{number}. {exercise.name}: {problem_text}", flush=True)
             axis.clear()
             axis.axis("off")
+        for text in axis.findobj(Text):  # title, names of the axes, legend, and words in the panel
+            text.set_text(say(text.get_text()))
+        for side in (axis.xaxis, axis.yaxis):
+            if isinstance(ticks := side.get_major_formatter(), FixedFormatter):
+                side.set_major_formatter(FixedFormatter([say(each) for each in ticks.seq]))
         title = f"{number}. {exercise.name}\n{problem_text or axis.get_title()}"
         axis.set_title(title, fontsize=9, wrap=True, color="tab:red" if problem_text else "black")
     print(save_figure(figure, out or Path("runs") / folder.parent.name / "exercises.png", dpi=90))

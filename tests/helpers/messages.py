@@ -22,6 +22,7 @@ SPOKEN = (
     "grader",
     "stubs",
     "checks",
+    "exercise_panels",
     "marking/judge",
     "sandbox/guest",
     "sandbox/source",
@@ -63,6 +64,8 @@ def visit(node: ast.AST, found: set[str]) -> None:
         for slot in slots:
             visit(slot, found)
         return
+    if isinstance(node, ast.keyword) and node.arg in ("loc", "textcoords"):
+        return  # a name of matplotlib
     for child in ast.iter_child_nodes(node):
         visit(child, found)
 
@@ -98,7 +101,7 @@ def sources(folder: Path | None) -> dict[str, tuple[set[str], set[str]]]:
             templates(*(path for each in names for path in GRADE.glob(f"{each}.py"))) for names in (SPOKEN, OTHERS)
         )
         return {NAME: (must, must | parts_of(must) | may)}
-    shown = templates(folder / "test_exercises.py", folder / "hints.py")
+    shown = templates(*(folder / f"{name}.py" for name in ("test_exercises", "hints", "panels")))
     hidden = templates(folder / "checks.py") - shown
     return {NAME: (shown, shown), HIDDEN: (hidden, hidden)}
 

@@ -14,7 +14,7 @@ from common.grade.marking.gradebook import Entry, feedback, line
 from common.grade.marking.hand_ins import HandIn, Student
 from common.grade.marking.messages import SLOT, Catalogue, language, padded, translator, width
 from common.grade.marking.results import Result
-from common.grade.stubs import authors
+from common.grade.stubs import authors, strip
 from helpers.messages import catalogue_files, differences, english_left, names_of
 
 CHAPTERS = [path.parent for path in sorted(COURSE.glob("[0-9][0-9]_*/exercises/checks.py"))]
@@ -193,6 +193,45 @@ def test_feedback_of_a_class_is_in_chinese():
     assert english_left(text.replace("Ada Lovelace", "")) == []
     assert line(graded, "zh") == "1.8/3，因迟交扣去 10%  请查看：与 bob 的代码相似：0.99"
     assert line(missing, "zh") == "没有提交作业"
+
+
+def test_pytest_says_in_chinese_what_is_wrong(tmp_path):
+    file = tmp_path / "mine.py"
+    text = (exercises_of("01") / "solutions.py").read_text(encoding="utf-8")
+    file.write_text(text.replace("(1 - a).sqrt() * eps\n", "(1 - a) * eps\n"), encoding="utf-8")
+    call = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", "test_2_"]
+    for locale, says in (
+        ("zh_CN.UTF-8", "是不是该用平方根的地方用了 1 - alpha_bar？"),
+        ("C.UTF-8", "did you use 1 - alpha_bar"),
+    ):
+        done = subprocess.run(
+            [*call, "01_ddpm_mnist/exercises"],
+            capture_output=True, text=True, encoding="utf-8", cwd=COURSE,
+            env=os.environ | {"EXERCISES": str(file), "LC_ALL": locale},
+        )  # fmt: skip
+        assert done.returncode == 1 and says in done.stdout
+        assert ("did you use" in done.stdout) == (locale == "C.UTF-8")
+
+
+def test_the_panels_are_in_chinese(tmp_path, monkeypatch, capsys):
+    """A panel that is drawn, and one that says why it is not."""
+    import common.grade.show_exercises as show
+    from common import viz
+
+    file, titles = tmp_path / "mine.py", []
+    solution = (exercises_of("01") / "solutions.py").read_text(encoding="utf-8")
+    first = solution.split("# --- solution\n")[1].split("# --- end")[0].strip()
+    file.write_text(re.sub(r'raise NotImplementedError\("exercise 1: .*', lambda _: first, strip(solution)))
+    monkeypatch.setattr(
+        "common.grade.exercise_panels.save_figure",
+        lambda figure, path, **_: titles.extend((axis.get_title(), axis.get_xlabel()) for axis in figure.axes) or path,
+    )
+    try:
+        show.main(show.Args("01", submission=file, out=tmp_path / "a.png", lang="zh"))
+    finally:
+        viz.label_language("en")
+    assert titles[0] == ("1. alpha_bars\n从 1 降到接近 0", "t") and titles[1][0] == "2. add_noise\n还没有作答"
+    assert "2. add_noise: 还没有作答" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", PLACES[1:])
