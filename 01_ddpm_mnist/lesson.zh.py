@@ -669,7 +669,7 @@ for name, cloud in (clouds | {"干净数据": points}).items():
 #
 # ### 用波表示噪声水平
 #
-# 单独一个 0 到 999 之间的数 $t$ 不适合作为网络的输入，因为 网络在 $t = 10$ 和 $t = 20$ 时的行为必须很不一样。所以把 $t$ 变成 $d$ 个数，即不同波长的正弦和余弦。设 $h = d/2$：
+# 单独一个 0 到 999 之间的数 $t$ 不适合作为网络的输入，因为网络在 $t = 10$ 和 $t = 20$ 时的行为必须很不一样。所以把 $t$ 变成 $d$ 个数，即不同波长的正弦和余弦。设 $h = d/2$：
 #
 # $$\phi_i = \frac{t}{10000^{\,i/h}}, \qquad i = 0,\dots,h-1 \qquad\quad \mathrm{emb}(t) = \big(\sin\phi_0,\dots,\sin\phi_{h-1},\;\cos\phi_0,\dots,\cos\phi_{h-1}\big)$$
 #
@@ -1106,7 +1106,7 @@ show_images(strip, len(shown), [f"t = {t}" for t in shown])
 #
 # $$\beta_k = 1 - \frac{\bar\alpha_{t_k}}{\bar\alpha_{t_{k-1}}}$$
 #
-# 采样就是用这些数做算法 2；传给网络的仍是长链的水平，因为网络是用这些水平训练的。这叫做**重新取步**（respacing；[Nichol & Dhariwal 2021](https://arxiv.org/abs/2102.09672)，式 19）。一个典型的错误是跳过一些水平，却保留长链的 $\beta_t$：这样每一步去掉的噪声就太少。DDIM 不需要任何改动，因为它的公式里只有 $\bar\alpha$。
+# 采样就是用这些数做算法 2；传给网络的仍是长链的水平，因为网络是用这些水平训练的。这叫做**步长重采样**（respacing；[Nichol & Dhariwal 2021](https://arxiv.org/abs/2102.09672)，式 19）。一个典型的错误是跳过一些水平，却保留长链的 $\beta_t$：这样每一步去掉的噪声就太少。DDIM 不需要任何改动，因为它的公式里只有 $\bar\alpha$。
 
 
 # %%
@@ -1349,9 +1349,9 @@ for n, value in zip(more, floor, strict=True):
 print(f"过 N = 200 起各点的直线，在 1 / N = 0 处：{limit:.2f}")
 
 # %% [markdown]
-# 不论真实数字还是样本，距离都随图像数的增加而减小。图像数达到特征数的几倍之后，距离作为 $1/N$ 的函数成为一条直线。由此得到三条规则：
+# 不论真实数字还是样本，距离都随图像数的增加而减小。图像数达到特征数的几倍之后，把距离画成 $1/N$ 的函数，就是一条直线。由此得到三条规则：
 #
-# * 只在**相等的 $N$** 之下比较距离。
+# * 只比较 **$N$ 相等**时的距离。
 # * 总是同时给出**下限**（floor）：同样多的真实图像得到的距离。
 # * 要与另一个 $N$ 的结果比较，就外推到 $1/N \to 0$（[Chong & Forsyth 2019](https://arxiv.org/abs/1911.07023)）。斜率与模型有关，所以偏差不会相互抵消。
 #
@@ -1415,9 +1415,9 @@ print(f"{'下限：200 个真实训练数字':16} {floor_200:6.2f}")
 # | 由噪声得到干净图像 | $\hat x_0 = (x_t - \sqrt{1-\bar\alpha_t}\,\hat\varepsilon)/\sqrt{\bar\alpha_t}$ | DDPM，式 15 |
 # | 理想预测 | $\mathbb{E}[\varepsilon\,\vert\,x_t]$；有限集时 $\mathbb{E}[x_0\,\vert\,x_t] = \sum_i w_i x_0^{(i)}$ | |
 # | 后验分布 | 均值 $\frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}x_0 + \frac{\sqrt{1-\beta_t}(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}x_t$，方差 $\tilde\beta_t = \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\beta_t$ | DDPM，式 7 |
-# | DDPM 的一步 | $x_{t-1} = \frac{1}{\sqrt{1-\beta_t}}\big(x_t - \frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\hat\varepsilon\big) + \sqrt{\tilde\beta_t}\,z$ | DDPM，式 11，算法 2 |
+# | DDPM 的一步 | $x_{t-1} = \frac{1}{\sqrt{1-\beta_t}}\big(x_t - \frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\hat\varepsilon\big) + \sqrt{\tilde\beta_t}\,z$ | DDPM，式 11 和算法 2 |
 # | DDIM 的一步 | $x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s}\,\hat\varepsilon$ | DDIM，式 12 |
-# | 重新取步的链 | $\beta_k = 1 - \bar\alpha_{t_k}/\bar\alpha_{t_{k-1}}$ | Nichol & Dhariwal，式 19 |
+# | 步长重采样的链 | $\beta_k = 1 - \bar\alpha_{t_k}/\bar\alpha_{t_{k-1}}$ | Nichol & Dhariwal，式 19 |
 # | 损失 | $L_{\text{simple}} = \mathbb{E}\,\vert\varepsilon - \varepsilon_\theta(x_t,t)\vert^2$ | DDPM，式 14，算法 1 |
 # | 分数，Tweedie 公式 | $\nabla\log p_t(x_t) = -\mathbb{E}[\varepsilon\vert x_t]/\sqrt{1-\bar\alpha_t}$，$\;\mathbb{E}[x_0\vert x_t] = \big(x_t + (1-\bar\alpha_t)\nabla\log p_t\big)/\sqrt{\bar\alpha_t}$ | Efron 2011 |
 # | 朗之万步 | $x \leftarrow x + \frac{\delta}{2}\nabla\log p_t(x) + \sqrt{\delta}\,z$ | Song & Ermon 2019 |
@@ -1429,8 +1429,8 @@ print(f"{'下限：200 个真实训练数字':16} {floor_200:6.2f}")
 #
 # * [Ho, Jain & Abbeel 2020](https://arxiv.org/abs/2006.11239)，*Denoising Diffusion Probabilistic Models*：本章的论文。它第 2 节和第 3 节的符号，现在你全都认识。
 # * [Sohl-Dickstein et al. 2015](https://arxiv.org/abs/1503.03585)，*Deep Unsupervised Learning using Nonequilibrium Thermodynamics*：最早的扩散模型。
-# * [Song & Ermon 2019](https://arxiv.org/abs/1907.05600)，*Generative Modeling by Estimating Gradients of the Data Distribution*：从分数出发的同样的模型。
-# * [Nichol & Dhariwal 2021](https://arxiv.org/abs/2102.09672)，*Improved Denoising Diffusion Probabilistic Models*：余弦调度、重新取步、学习方差。
+# * [Song & Ermon 2019](https://arxiv.org/abs/1907.05600)，*Generative Modeling by Estimating Gradients of the Data Distribution*：同样的模型，从分数出发。
+# * [Nichol & Dhariwal 2021](https://arxiv.org/abs/2102.09672)，*Improved Denoising Diffusion Probabilistic Models*：余弦调度、步长重采样、学习方差。
 # * [Luo 2022](https://arxiv.org/abs/2208.11970)，*Understanding Diffusion Models: A Unified Perspective*：所有推导，步步详细。
 #
 # ### 接下来
