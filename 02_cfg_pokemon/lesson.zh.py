@@ -1072,7 +1072,7 @@ for model in ("小模型", "自带模型"):
     display(show_images(torch.cat(list(rows.values())), 5, [COLOURS[i] for i in few], [f"w = {w:g}" for w in rows]))
 
 # %% [markdown]
-# 在小模型中，大的 $w$ 一眼就看得出来：颜色刺眼，眼睛之类的细节消失在平涂的色块里。请在自带模型中找找同样的现象。要得到数值，我们对每张图像用四种度量：**亮度**（brightness）和**饱和度**（saturation），都是对像素的平均；**截断**（clipped）的颜色值，即 0 或 255，所占的比例；**多样性**（variety），即同一提示词的图像之间的标准差。我们画出*与 $w = 1$ 之差，提示词相同，噪声也相同*。这样成对的差，变化比度量本身小得多。
+# 在小模型中，$w$ 大的影响一眼就看得出来：颜色刺眼，眼睛之类的细节消失在平涂的色块里。请在自带模型中找找同样的现象。要得到数值，我们对每张图像用四种度量：**亮度**（brightness）和**饱和度**（saturation），都是对像素的平均；**截断**（clipped）的颜色值，即 0 或 255，所占的比例；**多样性**（variety），即同一提示词的图像之间的标准差。我们画出*与 $w = 1$ 之差，提示词相同，噪声也相同*。这样成对的差，变化比度量本身小得多。
 
 
 # %%
@@ -1200,7 +1200,7 @@ visited = [
 print(f"区间内的引导步数：{sum(0.3 < ratio <= 5 for ratio in visited)} / {EVALUATIONS}")
 
 # %% [markdown]
-# 请同时看两列。一种补救办法如果恢复了颜色，却失去了 $w = 8$ 的准确率，就什么也没有得到：减小 $w$ 也能这样。用 200 条提示词做的比较在 [RESULTS.md](RESULTS.md) 中。
+# 请同时看两列。一种补救办法如果恢复了颜色，却失去了 $w = 8$ 的准确率，就等于什么也没有得到：减小 $w$ 也能这样。用 200 条提示词做的比较在 [RESULTS.md](RESULTS.md) 中。
 #
 # ## 12 · 训练中从未出现过的组合
 #
@@ -1286,7 +1286,7 @@ show_images(to_float(torch.cat([samples[first], seen[index[first]]])), 8, down=[
 # | 分类器引导 | $\tilde\varepsilon = \hat\varepsilon - w\,\sigma_t \nabla_{x_t} \log p_\phi(c\,\vert\,x_t)$ | (7) |
 # | 损失引导 | $\tilde\varepsilon = \hat\varepsilon + s\,\sigma_t \nabla_{x_t} L(\hat x_0(x_t))$ | (8) |
 # | 负面提示词 | 把 (1) 中的 $\varnothing$ 换成 $c_{\text{neg}}$ | (11) |
-# | 威尔逊区间 | 见原处 | (10) |
+# | 威尔逊区间 | 公式见正文 | (10) |
 # | 动态阈值 | $\mathrm{clip}(\hat x_0, -r, r)/r$，$\;r = \max(q_{0.995}(\vert\hat x_0\vert), 1)$ | (12) |
 # | 引导重缩放 | $\phi\,\tilde v\,\mathrm{std}(v_{\text{cond}})/\mathrm{std}(\tilde v) + (1-\phi)\,\tilde v$ | (13) |
 #
