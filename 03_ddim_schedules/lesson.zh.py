@@ -1839,7 +1839,7 @@ for name, each in changes.items():
 #
 # $$\log \frac{P(b \mid x)}{P(a \mid x)} = \mathrm{SNR}\;|d|^2 \left(w - \tfrac12\right) + \sqrt{\mathrm{SNR}}\;\varepsilon \cdot d$$
 #
-# 由对称性，第一项在 $w = \frac12$ 处过零。它过零时很陡，因为 $|d|^2$ 对全部 784 个像素求和：所有像素一起作决定。
+# 由对称性，第一项在 $w = \frac12$ 处过零。它过零时很陡，因为 $|d|^2$ 对全部 784 个像素求和：所有像素一起做决定。
 # 第二项是噪声，只移动过零的位置，移动约 $1 / (\sqrt{\mathrm{SNR}}\,|d|)$。
 # 下一幅图对图像条中的那一对画出这个概率，每种强度用八份噪声。
 
@@ -1988,7 +1988,7 @@ for measure in ("frechet", "sharpness"):
 # | 随机采样器需要很多步 | 第 7 节、`samplers` | 在小例子里成立；在 48 个数字上，没有看到 DDIM 与 DDPM 的差别 |
 # | L2 更锐利，L1 更平滑 | 第 11 节、`losses` | 完美的 L1 网络采样的是另一个分布；锐利程度要看 28 × 28 的研究 |
 # | VLB 一项占用内存，使批量大小减少三分之一 | 第 11 节 | 没有看到：它几乎不花代价 |
-# | 插值在中间跳变 | 第 12 节 | DDPM 潜变量在保得住图像的强度下看到了；像素一起作决定 |
+# | 插值在中间跳变 | 第 12 节 | DDPM 潜变量在保得住图像的强度下看到了；像素一起做决定 |
 # | 流匹配的轨迹是直的 | 第 8 节 | 训练的配对是直的，轨迹是弯的；再整流使它变直 |
 # | Transformer 可以代替 U-Net | 第 9 节、`dit` | 可以；哪一个学得更快，取决于训练时间 |
 
@@ -2007,11 +2007,11 @@ for measure in ("frechet", "sharpness"):
 #
 # | | |
 # |---|---|
-# | 噪声水平 | $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, $\;\lambda = \log(\alpha/\sigma)$, $\;\mathrm{SNR} = \alpha^2/\sigma^2$ |
-# | v 预测 | $v = \alpha\,\varepsilon - \sigma\,x_0$, $\;x_0 = \alpha\,x - \sigma\,v$, $\;\varepsilon = \sigma\,x + \alpha\,v$ |
-# | DDIM | $x_s = \alpha(s)\,\hat x_0 + \sqrt{\sigma(s)^2 - f^2}\,\hat\varepsilon + f z$, $\;f^2 = \eta^2\,\frac{\sigma(s)^2}{\sigma(t)^2}\left(\sigma(t)^2 - \frac{\alpha(t)^2}{\alpha(s)^2}\sigma(s)^2\right)$ |
+# | 噪声水平 | $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$，$\;\lambda = \log(\alpha/\sigma)$，$\;\mathrm{SNR} = \alpha^2/\sigma^2$ |
+# | v 预测 | $v = \alpha\,\varepsilon - \sigma\,x_0$，$\;x_0 = \alpha\,x - \sigma\,v$，$\;\varepsilon = \sigma\,x + \alpha\,v$ |
+# | DDIM | $x_s = \alpha(s)\,\hat x_0 + \sqrt{\sigma(s)^2 - f^2}\,\hat\varepsilon + f z$，$\;f^2 = \eta^2\,\frac{\sigma(s)^2}{\sigma(t)^2}\left(\sigma(t)^2 - \frac{\alpha(t)^2}{\alpha(s)^2}\sigma(s)^2\right)$ |
 # | 步长重采样 | $\beta_{s \to t} = 1 - \bar\alpha_t / \bar\alpha_s$ |
-# | 连续性方程 | $\partial_t p_t = -\nabla\cdot(u_t\,p_t)$, $\;u_t(x) = \mathbb E[\dot x_t \mid x_t = x]$ |
+# | 连续性方程 | $\partial_t p_t = -\nabla\cdot(u_t\,p_t)$，$\;u_t(x) = \mathbb E[\dot x_t \mid x_t = x]$ |
 # | 概率流常微分方程 | $dx = \hat x_0\,d\alpha + \hat\varepsilon\,d\sigma = [f - \frac12 g^2\nabla\log p_t]\,dt$ |
 # | 反向随机微分方程 | $dx = [f - g^2\nabla\log p_t]\,dt + g\,d\bar w$ |
 # | 霍因法 | $x_s = x + \frac12(\hat x_0 + \hat x_0')\,\Delta\alpha + \frac12(\hat\varepsilon + \hat\varepsilon')\,\Delta\sigma$ |
