@@ -22,7 +22,7 @@
 # **自编码器**（autoencoder）把图像压缩成较少的数，即**潜变量**（latents），再由潜变量重建图像。扩散模型则生成潜变量，从不接触像素。
 # 以文本为条件，这就是 Stable Diffusion。本章的模型很小，但组成部分和文件格式都与它相同。
 #
-# 在本章教程中，你将
+# 在本章中，你将
 #
 # 1. 编码一张图像，观察潜变量，再解码；
 # 2. 测量像素在时间和内存上的代价；
@@ -244,7 +244,7 @@ print(f"用 torch.normal(mu, s)：d/dmu {mu.grad:.3f}，d/ds {s.grad:.3f}")
 # $-L$ 就是**证据下界**（evidence lower bound，ELBO）。把对数拆开：含 $p_\theta(x\,|\,z)$ 的部分是平方误差，
 # 其余部分是 KL 散度（Kullback–Leibler divergence）$D_{\mathrm{KL}}(q\,\|\,p) = \mathbb{E}_q[\log(q/p)]$：
 #
-# $$L = \underbrace{\frac{1}{2 r^2}\,\mathbb{E}_q\, |x - y(z)|^2}_{\text{重建}} \;+\; \underbrace{D_{\mathrm{KL}}\big(q_\phi(z\,|\,x)\,\|\,p(z)\big)}_{\text{信息存于 } z} \;+\; \text{常数} \tag{3}$$
+# $$L = \underbrace{\frac{1}{2 r^2}\,\mathbb{E}_q\, |x - y(z)|^2}_{\text{重建}} \;+\; \underbrace{D_{\mathrm{KL}}\big(q_\phi(z\,|\,x)\,\|\,p(z)\big)}_{\text{存入 } z \text{ 的信息}} \;+\; \text{常数} \tag{3}$$
 #
 # 差距有多大？$L + \log p_\theta(x) = D_{\mathrm{KL}}\big(q_\phi(z\,|\,x)\,\|\,p_\theta(z\,|\,x)\big)$：
 # 代入 $p_\theta(x\,|\,z)\,p(z) = p_\theta(z\,|\,x)\,p_\theta(x)$ 即可看出。所以编码器近似的是解码器的后验分布。
@@ -744,7 +744,7 @@ with torch.no_grad():
 # 与第 2 章一样，正确的描述应使损失最低，在噪声大处最明显。（只有 32 张图像，每张一份噪声，小的差别可能出于偶然。）
 #
 # 采样在最后多一步：撤销缩放，再解码。下面是全部过程：文本编码器、引导、DDIM、解码器。
-# 对 $z_0$ 的预测不裁剪，因为潜变量没有取值范围的限制。我们与 [pipeline.py](latent_sd/pipeline.py) 比较。
+# 对 $z_0$ 的预测不截断，因为潜变量没有取值范围的限制。我们与 [pipeline.py](latent_sd/pipeline.py) 比较。
 
 # %%
 from common.models.pipeline import SamplingConfig
@@ -869,7 +869,7 @@ show_images(torch.cat([images[:SHOWN] for images in by_scale.values()]), SHOWN, 
 # 真实图像经过自编码器，几乎没有损失，所以错误几乎都来自扩散模型。比较置信区间：$w = 1$ 及以上远高于 $w = 0$；
 # 而置信区间大幅重叠，就不能说明有差别。`python 04_latent_sd/evaluate.py` 对两类图像各测量 200 条提示词。
 #
-# $w$ 大时，轮廓变硬，颜色变得极端。在像素上，引导后的预测裁剪到 $[-1, 1]$；潜变量没有取值范围的限制，所以这里什么也不裁剪。
+# $w$ 大时，轮廓变硬，颜色变得极端。在像素上，引导后的预测截断到 $[-1, 1]$；潜变量没有取值范围的限制，所以这里什么也不截断。
 #
 # </details>
 #
@@ -933,7 +933,7 @@ show_images(torch.cat(rows), SHOWN, [f"{stop:.2f}" for stop in stops], ["绿色\
 # %% [markdown]
 # ## 11 · 图生图（img2img）
 #
-# 采样不一定要从噪声开始。编码一张图像，加噪声加到半路，再按提示词从那里去噪（SDEdit，[Meng et al. 2022](https://arxiv.org/abs/2108.01073)）。
+# 采样不一定要从噪声开始。先编码一张图像，把噪声加到一半，再从那里起按提示词去噪（SDEdit，[Meng et al. 2022](https://arxiv.org/abs/2108.01073)）。
 # **重绘强度**（strength）$s$ 是采样器实际走的步数所占的比例。在 $N$ 步中，走的是最后 $sN$ 步，步数必须取整。
 # 本课程四舍五入，`diffusers` 则截断：
 #
@@ -1107,8 +1107,8 @@ print("工作进程的启动方式：", start_method("cpu"), "（没有 GPU 时�
 # | 两个高斯分布的 KL 散度 | $\frac12\sum(\mu^2 + s^2 - 1 - \log s^2)$ 奈特 | (4) |
 # | 带权重的损失 | $\frac{1}{2r^2}\vert x - y\vert^2 + \beta\, D_{\mathrm{KL}}$；像素噪声为 $\sqrt\beta\,r$ 时的界 | (5) |
 # | 缩放因子 | $z_0 = z/d$，$d$ 为训练集上的标准差 | 第 7 节 |
-# | 加噪的潜变量 | $z_t = \sqrt{\bar\alpha_t}\,z_0 + \sigma_t\,\varepsilon$, $\;v = \sqrt{\bar\alpha_t}\,\varepsilon - \sigma_t\,z_0$ | 第 2 章 |
-# | 解码 | $y = \mathrm{decoder}(z_0 \cdot d)$，再裁剪到 $[-1, 1]$ | 第 9 节 |
+# | 加噪的潜变量 | $z_t = \sqrt{\bar\alpha_t}\,z_0 + \sigma_t\,\varepsilon$，$\;v = \sqrt{\bar\alpha_t}\,\varepsilon - \sigma_t\,z_0$ | 第 2 章 |
+# | 解码 | $y = \mathrm{decoder}(z_0 \cdot d)$，再截断到 $[-1, 1]$ | 第 9 节 |
 # | 图生图（img2img） | 第一步 $= N - \mathrm{round}(sN)$ | (6) |
 #
 # ### 延伸阅读
