@@ -100,10 +100,10 @@ def count(images, **wanted):
 
 
 def share(k, n, z=1.96):
-    """例如“16 张中 15 张 (72 % 到 99 %)”，括号里是威尔逊区间。"""
+    """例如“16 张中 15 张（72 % 到 99 %）”，括号里是威尔逊区间。"""
     middle, reach = k / n + z**2 / (2 * n), z * math.sqrt(k / n * (1 - k / n) / n + z**2 / (4 * n**2))
     low, high = ((middle + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
-    return f"{n} 张中 {k} 张 ({max(low, 0):.0%} 到 {min(high, 1):.0%})"
+    return f"{n} 张中 {k} 张（{max(low, 0):.0%} 到 {min(high, 1):.0%}）"
 
 
 print(share(16, 16))
@@ -693,7 +693,7 @@ from peft.utils import get_peft_model_state_dict
 
 adapter = get_peft_model_state_dict(pipe.unet, adapter_name="cyanotype")  # {"...to_q.lora_A.weight": (r, in), ...}
 StableDiffusionPipeline.save_lora_weights(here, adapter, weight_name="cyanotype.safetensors")
-print(f"cyanotype.safetensors: {(here / 'cyanotype.safetensors').stat().st_size / 1e3:.0f} kB")
+print(f"cyanotype.safetensors：{(here / 'cyanotype.safetensors').stat().st_size / 1e3:.0f} kB")
 
 fresh = open_pipeline(MODEL)  # 模型原来的样子
 fresh.set_progress_bar_config(disable=True)
@@ -819,7 +819,7 @@ unets = {"我们": fresh.unet} | unets
 sizes = {
     name: (sum(weight.numel() for weight in unet.parameters()), lora_weights(unet)) for name, unet in unets.items()
 }
-print("权重数：" + ", ".join(f"{name} {n:,} (LoRA {k:,})" for name, (n, k) in sizes.items()))
+print("权重数：" + "，".join(f"{name} {n:,}（LoRA {k:,}）" for name, (n, k) in sizes.items()))
 print(f"{'静态内存，单位 GB':36}" + "".join(f"{name:>10}" for name in sizes))
 for row in static_gigabytes(sizes["我们"]):
     print(f"{row:36}" + "".join(f"{static_gigabytes(n)[row] / 1e9:10.2f}" for n in sizes.values()))
@@ -1069,7 +1069,7 @@ plt.show()
 # * 用 `accelerate` 写训练循环，并说出续训需要什么。
 # * 训练、缩放、融合和转换 LoRA，并解释 $\alpha/r$。
 # * 计算训练所需的内存，并找到合适的办法来节省。
-# * 带先验保留地运行 DreamBooth，并训练 ControlNet。
+# * 运行带先验保留的 DreamBooth，并训练 ControlNet。
 #
 # ### 一页公式
 #

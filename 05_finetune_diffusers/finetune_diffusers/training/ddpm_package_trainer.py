@@ -34,7 +34,7 @@ from common.io.state_dict import count_parameters, fingerprint
 from common.random import AUGMENTATION, EVALUATION, SAMPLING, TRAINING, batch_indices, generator
 from common.training.budget import Budget
 from common.training.record import check_record, keep_settings
-from common.viz import grid, save_picture
+from common.viz import grid, save_picture, words
 from finetune_diffusers.training.flags import PackageFlags
 from finetune_diffusers.training.loop.memory_usage import Cost, total
 
@@ -106,40 +106,53 @@ def make_diffusion(args: PackageFlags) -> GaussianDiffusion:
 # ------------------------------------------------------------------------------------------------------------- by hand
 
 
+STEPS = (  # of `step_by_hand`, each as wide as the others of its language
+    ("brought to [-1, 1]          ", "缩放到 [-1, 1]            "),
+    ("a moment for each           ", "每张图像一个时间步        "),
+    ("noise                       ", "噪声                      "),
+    ("x = alpha x0 + sigma eps    ", "x = alpha x0 + sigma eps  "),
+    ("the network answers         ", "网络的预测                "),
+    ("squared error               ", "平方误差                  "),
+)
+
+
 @torch.no_grad()
 def step_by_hand(diffusion: GaussianDiffusion, folder: Path, seed: int) -> float:
-    """What diffusion(images) does when it is called, line by line, printed.
+    """What diffusion(images) does when it is called, line by line, printed in the language of viz.label_language.
     Returns the loss, which is the package's own.
     """
     size, objective = diffusion.image_size[0], diffusion.objective
     # (B, 3, S, S) in [0, 1]
     images = torch.stack([Dataset(folder, size, convert_image_to="RGB")[i] for i in range(8)])
     draw = generator(EVALUATION, seed)
-    print(
-        f"\none step by hand: {len(images)} images, {tuple(images.shape)}, from {images.min():.2f} to {images.max():.2f}"
-    )
+    n, shape, low, high = len(images), tuple(images.shape), float(images.min()), float(images.max())
+    english = f"\none step by hand: {n} images, {shape}, from {low:.2f} to {high:.2f}"
+    print(words(english, f"\n手算一步：{n} 张图像，形状 {shape}，值从 {low:.2f} 到 {high:.2f}"))
+    lines = [f"  {k}  {words(*step)}" for k, step in enumerate(STEPS, 1)]
+    mean, deviation = words("mean", "平均"), words("deviation", "标准差")
     x0 = 2 * images - 1
-    print(f"  1  brought to [-1, 1]          mean {x0.mean():+.3f}")
+    print(f"{lines[0]}{mean} {x0.mean():+.3f}")
     t = torch.randint(1000, (len(x0),), generator=draw)  # (B,)
-    print(f"  2  a moment for each           t = {' '.join(map(str, t.tolist()))}")
+    print(f"{lines[1]}t = {' '.join(map(str, t.tolist()))}")
     eps = torch.randn(x0.shape, generator=draw)
-    print(f"  3  noise                       deviation {eps.std():.3f}")
+    print(f"{lines[2]}{deviation} {eps.std():.3f}")
     alpha, sigma = (
         table[t].view(-1, 1, 1, 1)
         for table in (diffusion.sqrt_alphas_cumprod, diffusion.sqrt_one_minus_alphas_cumprod)
     )
     x = alpha * x0 + sigma * eps
-    print(f"  4  x = alpha x0 + sigma eps    alpha = {' '.join(f'{a:.2f}' for a in alpha.flatten())}")
+    print(f"{lines[3]}alpha = {' '.join(f'{a:.2f}' for a in alpha.flatten())}")
     prediction = diffusion.model(x, t)
     target = {"pred_noise": eps, "pred_x0": x0, "pred_v": alpha * eps - sigma * x0}[objective]
-    print(
-        f"  5  the network answers         {objective[5:]}, deviation {prediction.std():.3f}; it should be {target.std():.3f}"
-    )
+    kind, found, wanted = objective[5:], float(prediction.std()), float(target.std())
+    english = f"{kind}, deviation {found:.3f}; it should be {wanted:.3f}"
+    print(lines[4] + words(english, f"{kind}，标准差 {found:.3f}；目标的标准差 {wanted:.3f}"))
     per_sample = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1) * diffusion.loss_weight[t]  # (B,)
-    print(f"  6  squared error               {' '.join(f'{e:.2f}' for e in per_sample)}")
-    theirs = diffusion.p_losses(x0, t, noise=eps)
-    print(f"their mean is {per_sample.mean():.6f}; diffusion.p_losses(x0, t, noise=eps) says {theirs:.6f}\n")
-    return float(per_sample.mean())
+    print(f"{lines[5]}{' '.join(f'{e:.2f}' for e in per_sample)}")
+    ours, theirs = float(per_sample.mean()), float(diffusion.p_losses(x0, t, noise=eps))
+    english = f"their mean is {ours:.6f}; diffusion.p_losses(x0, t, noise=eps) says {theirs:.6f}\n"
+    print(words(english, f"平均为 {ours:.6f}；diffusion.p_losses(x0, t, noise=eps) 算出 {theirs:.6f}\n"))
+    return ours
 
 
 # --------------------------------------------------------------------------------------------------------- the Trainer
