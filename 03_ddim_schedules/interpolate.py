@@ -5,8 +5,9 @@
   python 03_ddim_schedules/interpolate.py --pairs 24 --method ddpm ddpm_shared ddim_slerp
   python 03_ddim_schedules/interpolate.py --a one.png --b other.png --strength 0.5 --method ddpm ddpm_shared
 
-Writes a picture with one row for each method, a GIF of the interpolations,
-and a plot of the change from frame to frame.
+Writes a table of how evenly each method changes the image, a picture with one
+row for each method, a GIF of the interpolations, and a plot of the change from
+frame to frame.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Args:
     seed: int = 0
     """Random seed of the noise."""
     out: Path = Path("runs/03_ddim_schedules/interpolate")
-    """Folder of the pictures."""
+    """Folder of the table and pictures."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from common import viz
 from common.cli import pick_device
-from common.io.tables import print_table
+from common.io.tables import print_table, write_csv
 from ddim_schedules.image_selection import check_equal_sizes, load_image, open_model
 from ddim_schedules.interpolation import frame_changes, interpolate, peak_to_mean
 from ddim_schedules.plots import half_interval
@@ -30,7 +31,8 @@ def compare_methods(
     data_dir: Path,
     device: str,
 ) -> None:
-    """Interpolate between two images with each method, and write strip.png, walk.gif and change.png to `out`.
+    """Interpolate between two images with each method, and write interpolation.csv, strip.png, walk.gif and change.png to
+    `out`.
 
     names   the two images, as image_selection.load_image takes them
     frames  images of an interpolation, both ends included
@@ -54,7 +56,9 @@ def compare_methods(
     for k in range(1, pairs):
         for method, row in between(load_pair((str(2 * k), str(2 * k + 1))), seed + k).items():
             changes[method].append(frame_changes(row))
-    print_changes({method: torch.stack(each) for method, each in changes.items()})
+    measured = [evenness(method, torch.stack(each)) for method, each in changes.items()]
+    print_evenness(measured)
+    print(write_csv(out / "interpolation.csv", measured))
     a, b = (end.cpu() for end in ends)
     strip = torch.cat([torch.cat([a, row, b]) for row in images.values()])
     print(viz.save_picture(viz.grid(strip, frames + 2, 60 * len(images)), out / "strip.png"))
@@ -64,19 +68,42 @@ def compare_methods(
     print(plot_changes({method: each[0] for method, each in changes.items()}, out / "change.png"))
 
 
-def print_changes(changes: dict[str, Tensor]) -> None:
-    """Print how evenly each method changes the image. changes: for each method (pairs, frames - 1)."""
-    pairs = len(next(iter(changes.values())))
+class Evenness(NamedTuple):
+    """How evenly a method changes the image: means over the pairs, with 95 % intervals by Student's distribution."""
+
+    method: str
+    pairs: int
+    change: float  # of neighbouring frames, mean
+    largest: float  # change
+    ratio: float  # largest / mean: 1 is even, the number of changes is a single jump
+    ratio_low: float
+    ratio_high: float
+    place: float  # of the largest change, as a share of the way
+    place_low: float
+    place_high: float
+
+
+def evenness(method: str, change: Tensor) -> Evenness:
+    """change: (pairs, frames - 1). The interval of a single pair is NaN."""
+    means = []
+    for values in (peak_to_mean(change), (change.argmax(1) + 0.5) / change.shape[1]):
+        mean, half = float(values.mean()), half_interval(values.numpy()) if len(values) > 1 else float("nan")
+        means += [mean, mean - half, mean + half]
+    return Evenness(method, len(change), float(change.mean()), float(change.amax(1).mean()), *means)
+
+
+def print_evenness(measured: Sequence[Evenness]) -> None:
+    """One line for each method."""
+    pairs = measured[0].pairs
     rows = []
-    for method, change in changes.items():
-        ratio, place = peak_to_mean(change), (change.argmax(1) + 0.5) / change.shape[1]
-        halves = (f" ± {half_interval(values.numpy()):.2f}" if pairs > 1 else "" for values in (ratio, place))
+    for each in measured:
+        halves = (
+            f" ± {high - mean:.2f}" if pairs > 1 else ""
+            for mean, high in ((each.ratio, each.ratio_high), (each.place, each.place_high))
+        )
         ratio_half, place_half = halves
-        row = {"method": method, "mean change": f"{change.mean():.2f}", "largest": f"{change.amax(1).mean():.2f}"}
-        row |= {
-            "largest / mean": f"{ratio.mean():.2f}{ratio_half}",
-            "where on the way": f"{place.mean():.2f}{place_half}",
-        }
+        row = {"method": each.method, "mean change": f"{each.change:.2f}", "largest": f"{each.largest:.2f}"}
+        row |= {"largest / mean": f"{each.ratio:.2f}{ratio_half}", "where on the way": f"{each.place:.2f}{place_half}"}
         rows.append(row)
     print_table(rows, gap=4)
     if pairs > 1:

@@ -208,6 +208,8 @@ def test_own_pictures_and_an_inpainting_model(inpainter, tmp_path, command_line)
         "steps",
         "moved",
         "moved_error",
+        "moved_low",
+        "moved_high",
     ]
 
 

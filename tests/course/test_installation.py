@@ -12,6 +12,7 @@ from importlib.metadata import packages_distributions, requires, version
 
 import pytest
 
+from common.doctor.machine import installation
 from helpers.programs import ROOT
 from helpers.source import own_files
 
@@ -107,6 +108,7 @@ def test_every_direct_dependency_is_pinned():
     assert pinned.keys() >= DIRECT
     assert all("==" in line and "[" not in line for line in pinned.values()), "a constraint is a name with a version"
     apart = lines("requirements-no-deps.txt")
+    assert {normal(name) for name in installation.NO_DEPENDENCIES} == NO_DEPENDENCIES  # what the doctor looks for
     assert {normal(line) for line in apart} == NO_DEPENDENCIES and all("==" in line for line in apart)
 
 

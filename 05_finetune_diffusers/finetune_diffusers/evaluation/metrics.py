@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from scipy.special import stdtrit
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -71,12 +72,15 @@ def format_mean(values: Tensor, digits: int = 2) -> str:
 
 
 def csv_columns(measures: dict[str, Tensor]) -> dict[str, float]:
-    """{"psnr": (N,)} -> {"psnr": mean, "psnr_error": its standard error}"""
-    return {
-        key: number
-        for name, values in measures.items()
-        for key, number in zip((name, f"{name}_error"), mean_and_error(values), strict=True)
-    }
+    """{"psnr": (N,)} -> {"psnr": mean, "psnr_error": its standard error, and the 95 % interval of the mean by Student's
+    distribution: "psnr_low", "psnr_high"}
+    """
+    columns = {}
+    for name, values in measures.items():
+        (mean, error), count = mean_and_error(values), int((~values.isnan()).sum())
+        half = float(stdtrit(count - 1, 0.975)) * error if count > 1 else float("nan")
+        columns |= {name: mean, f"{name}_error": error, f"{name}_low": mean - half, f"{name}_high": mean + half}
+    return columns
 
 
 Curve = list[tuple[float, Tensor]]  # (x, values of the pictures)

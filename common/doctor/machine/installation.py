@@ -14,6 +14,7 @@ from common.errors import UserError, explain, listed
 
 ROOT = Path(__file__).parents[3]
 FONT = Path(__file__).parents[2] / "fonts" / "NotoSansSC-subset.otf"  # that of common/viz.py, which needs torch
+NO_DEPENDENCIES = ("cn_clip", "gradio")  # of requirements-no-deps.txt
 INSTALL = f"{Path(sys.executable).name} -m pip install -r requirements.txt"
 
 
@@ -49,9 +50,9 @@ def packages(project: Path) -> Finding:
     missing = [name for name in names if not installed(name)]
     if missing:
         return wrong("packages", f"missing: {listed(missing)}", INSTALL)
-    if not installed("cn_clip"):
-        return wrong("packages", "cn_clip is missing", "pip install --no-deps -r requirements-no-deps.txt")
-    return fine("packages", f"all {len(names) + 1} are installed")
+    if missing := [name for name in NO_DEPENDENCIES if not installed(name)]:
+        return wrong("packages", f"missing: {listed(missing)}", "pip install --no-deps -r requirements-no-deps.txt")
+    return fine("packages", f"all {len(names) + len(NO_DEPENDENCIES)} are installed")
 
 
 def installed(name: str) -> bool:

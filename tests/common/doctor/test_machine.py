@@ -37,6 +37,14 @@ def test_a_missing_package_is_named(tmp_path):
     assert installation.packages(project).status == FINE
 
 
+@pytest.mark.parametrize("name", ["cn_clip", "gradio"])
+def test_a_package_without_dependencies_that_is_missing(name, tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["torch"]\n')
+    monkeypatch.setattr(installation, "installed", lambda each: each != name)
+    found = installation.packages(tmp_path / "pyproject.toml")
+    assert found.status == WRONG and found.seen == f"missing: {name}" and "requirements-no-deps.txt" in found.cure
+
+
 def test_a_torchvision_for_another_torch(monkeypatch):
     versions = {"torch": "2.12.1+cpu", "torchvision": "0.26.0"}
     monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
