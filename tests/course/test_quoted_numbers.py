@@ -35,6 +35,7 @@ NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 SIGNED = rf"(?<![\w.])[-−+]?{NUMBER}"
 UNIT = r"[^\d<\n]{0,20}"
 MARKER = re.compile(r"<!--\s*(out|results|given)(?:\s+(\d\d))?\s*-->")
+TABLE = re.compile(r"<!-- (table \w+|end of table) -->")  # of a table that is made from a file (common/claims/results.py)
 QUOTE = re.compile(rf"({SIGNED})(?:({UNIT})(?:±|\bto\b|–|[到至])\s*({SIGNED}))?({UNIT}){MARKER.pattern}")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 LINK = re.compile(r"\]\([^)\s]*\)|https?://\S+")
@@ -68,6 +69,8 @@ def quotes(text: str) -> list[Quote]:
                 found.append(Quote(place, number, "%" in its_unit, source, chapter, around))
         behind.add(match.end())
     for comment in COMMENT.finditer(text):
+        if TABLE.fullmatch(comment[0]):
+            continue
         place = f"line {text.count(chr(10), 0, comment.start()) + 1}"
         assert MARKER.fullmatch(comment[0]), f"{place}: {comment[0]} is no marker; known are out, results and given"
         assert comment.end() in behind, f"{place}: there is no number before {comment[0]}"
