@@ -32,6 +32,7 @@ class Value:
     column: str = ""
     digits: int = 2  # that are shown of a value from a file
     within: tuple[float, float] = (-math.inf, math.inf)
+    seeded: bool = True  # whether it changes with the seed
 
     def shown(self) -> str:
         """160 (158 to 163)"""
