@@ -1138,7 +1138,7 @@ for name, at in models.items():
 #   $$\tilde v_{\text{rescaled}} = \tilde v\; \frac{\mathrm{std}(v_{\text{cond}})}{\mathrm{std}(\tilde v)} \qquad\qquad \phi\, \tilde v_{\text{rescaled}} + (1 - \phi)\, \tilde v \tag{13}$$
 # * **引导区间**（guidance interval；[Kynkäänniemi et al. 2024](https://arxiv.org/abs/2404.07724)）。只在中等的噪声水平上引导，即下限 $< \sigma_t/\sqrt{\bar\alpha_t} \le$ 上限，其他地方用 $w = 1$。在高噪声时，引导要付出多样性的代价；在低噪声时，它几乎不改变什么。这样还能少评估几次网络。
 #
-# 从业者常说，引导的样本偏*暗*，原因是训练数据做了增强（[出处与测量](../docs/claims.md#guided-samples-are-dark-because-of-augmentation)，英文）。我们的训练没有用任何数据增强，所以你在这里看到的现象不可能由增强引起。第二个可疑的原因是对 $\hat x_0$ 的截断：图像过冲得越多，截断去掉的就越多。不加截断地采样，可以检验这一点。
+# 从业者常说，引导的样本偏*暗*，原因是训练数据做了增强（[出处与测量](../docs/claims.zh.md#引导的样本偏暗是因为数据增强)）。我们的训练没有用任何数据增强，所以你在这里看到的现象不可能由增强引起。第二个可疑的原因是对 $\hat x_0$ 的截断：图像过冲得越多，截断去掉的就越多。不加截断地采样，可以检验这一点。
 
 # %%
 remedies = {

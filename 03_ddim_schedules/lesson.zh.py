@@ -627,7 +627,7 @@ print(f"  eta = 1，换噪声 {rms(c - d):.2f}；两个无关的数字 {rms(b - 
 # ## 4 · 减少步数：步长重采样，以及一个常见的错误
 #
 # 你也许读到过：DDPM 非要一千步不可，步数少了样本就一直带噪点
-# （出处见[经验之谈](../docs/claims.md#ddpm-with-few-steps-stays-noisy)）。确实有人见过这种现象。他们见到的究竟是什么？
+# （出处见[经验之谈](../docs/claims.zh.md#ddpm-步数少就一直带噪点)）。确实有人见过这种现象。他们见到的究竟是什么？
 #
 # DDPM 的一步，去掉的是加噪链一步所加的噪声 $\beta_t$。用 20 步代替 1,000 步，采样器只访问
 # $t = 1000, 950, 900, \dots$。两次访问之间隔着 50 步，合起来加的噪声要多得多。
@@ -1697,7 +1697,7 @@ plt.show()
 #
 # ### L1 与 L2
 #
-# 你也许读到过：L2 的图像更锐利，L1 的更平滑（[经验之谈](../docs/claims.md#l2-is-sharper-l1-is-smoother)）。
+# 你也许读到过：L2 的图像更锐利，L1 的更平滑（[经验之谈](../docs/claims.zh.md#l2-更锐利l1-更平滑)）。
 # 还有一个更根本的差别。L2 的最佳预测是条件均值，L1 的最佳预测是逐像素的条件中位数。
 # 第 5 节说明了采样器需要哪一个：连续性方程由速度的条件**均值**推出，中位数没有这样的性质。
 # 所以完美的 L1 网络采样得到的，应该是另一个分布。
@@ -1741,7 +1741,7 @@ for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
 # 后验分布与网络的一步之间的 KL 散度之和，$D_{\text{KL}}\big(q(x_{t-1} \mid x_t, x_0)\,\|\,p_\theta(x_{t-1} \mid x_t)\big)$。
 # 它表示用网络的分布来编码真正的一步，要多花多少比特（Nichol & Dhariwal 2021；[vlb.py](../common/diffusion/vlb.py)）。
 #
-# 有一种说法是，这一项占用内存，使批量大小减少三分之一（[经验之谈](../docs/claims.md#the-variational-bound-costs-a-third-of-the-batch-size)）。
+# 有一种说法是，这一项占用内存，使批量大小减少三分之一（[经验之谈](../docs/claims.zh.md#变分下界要占去三分之一的批量)）。
 # 训练留在内存里的，是自动求导为反向传播保存的内容，可以逐字节地数出来。
 
 # %%
@@ -1784,7 +1784,7 @@ halfway = interpolation.lerp(a, b, 0.5), solvers.slerp(a, b, 0.5)
 print(f"噪声的标准差 {a.std():.2f}；中点在直线上 {halfway[0].std():.2f}，在球面上 {halfway[1].std():.2f}")
 
 # %% [markdown]
-# 你也许见过这种说法：“插值不是逐渐变化，而是在中间突然跳变”（[经验之谈](../docs/claims.md#interpolation-jumps-in-the-middle)）。
+# 你也许见过这种说法：“插值不是逐渐变化，而是在中间突然跳变”（[经验之谈](../docs/claims.zh.md#插值在中间突然跳变)）。
 # 我们用六种方式对六对数字做插值，每次十一张图像，同一序列的所有图像使用相同的新噪声。
 # 图像条画出其中一对，两端是真实的数字。曲线图画出从一帧到下一帧图像改变了多少，用评估器网络的特征来测量。
 
@@ -1979,7 +1979,7 @@ for measure in ("frechet", "sharpness"):
 # python 03_ddim_schedules/ablate.py schedule=linear,cosine sampler=ddim,dpmpp_2m steps=5,10,20 seed=0,1,2 --dry
 # ```
 #
-# 各项研究的数字，连同命令和置信区间，都在 [RESULTS.md](RESULTS.md) 中；各种说法及其出处在[经验之谈](../docs/claims.md)中。概括如下：
+# 各项研究的数字，连同命令和置信区间，都在 [RESULTS.md](RESULTS.md) 中；各种说法及其出处在[经验之谈](../docs/claims.zh.md)中。概括如下：
 #
 # | 说法 | 位置 | 看到了什么 |
 # |---|---|---|

@@ -290,7 +290,7 @@ print(f"用浮点数计算，0.58 * 50 = {0.58 * 50!r}")
 # %% [markdown]
 # 最后两行是陷阱。浮点数的 $0.58 \cdot 50$ 略小于 29，所以 `int` 得到 28。而重绘强度 0.09、步数 10 的组合一步也不走。如果要比较不同的重绘强度，请让 $sN$ 取整数。
 #
-# 常有人说，*重绘强度低则保留原图，重绘强度高则服从提示词*（[这一说法](../docs/claims.md#strength-trades-the-image-against-the-prompt)）。我们来检验它。取八只没有用于训练任何模型的怪兽，用提示词 *a blue creature with two horns* 重绘。它们原来都不是蓝色的。
+# 常有人说，*重绘强度低则保留原图，重绘强度高则服从提示词*（[这一说法](../docs/claims.zh.md#重绘强度在原图与提示词之间取舍)）。我们来检验它。取八只没有用于训练任何模型的怪兽，用提示词 *a blue creature with two horns* 重绘。它们原来都不是蓝色的。
 
 # %%
 image_pipe = as_task(pipe, "image")  # 同样的网络，组成完成另一种任务的管线；不复制任何权重
