@@ -1,6 +1,6 @@
 """The list of claims, and the tables that pages make of it and of results files."""
 
-from common.claims import repetition, results
+from common.claims import chinese, repetition, results
 from common.claims.claim import Claim, read_claims
 from common.claims.repetition import Repetition
 from common.claims.results import ROOT
@@ -53,10 +53,12 @@ def write_tables() -> None:
 
 def made_tables() -> dict[tuple[str, str], str]:
     """{(page, name): Markdown}"""
-    page, tables = "docs/claims.md", results.read_tables()
+    page, translated, tables = "docs/claims.md", "docs/claims.zh.md", results.read_tables()
     made = {
         (page, "claims"): claim_table(read_claims()),
         (page, "repeated"): repetition_table(repetition.read_repetitions()),
+        (translated, "claims"): chinese.claim_table(read_claims()),
+        (translated, "repeated"): chinese.repetition_table(map(repetition.shown, repetition.read_repetitions())),
     }
     return made | {(table.page, table.name): table.text() for table in tables}
 
