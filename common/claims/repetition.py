@@ -107,12 +107,13 @@ def agree(one: Value, other: Value) -> bool:
 
 def read_repetitions() -> list[Repetition]:
     """The rows of docs/repeated_claims.csv."""
-    rows: list[dict[str, Any]] = list(read_csv(REPEATED)) if REPEATED.exists() else []
-    texts = ("claim", "what", "agrees", "inside")
-    return [
-        Repetition(**{k: v if k in texts else int(v) if k == "seed" else float(v) for k, v in row.items()})
-        for row in rows
-    ]
+    if not REPEATED.exists():
+        return []
+
+    def typed(name: str, text: str) -> Any:
+        return text if name in ("claim", "what", "agrees", "inside") else int(text) if name == "seed" else float(text)
+
+    return [Repetition(**{name: typed(name, text) for name, text in row.items()}) for row in read_csv(REPEATED)]
 
 
 def summary(rows: Sequence[Repetition]) -> str:

@@ -111,6 +111,10 @@ def write_tables(tables: Mapping[tuple[str, str], str], root: Path = ROOT) -> li
         for (where, name), table in tables.items():
             after = with_table(after, name, table) if where == page else after
         if after != before:
-            write_atomically(root / page, lambda file, text=after: file.write(text.encode()))
+            write_page(root / page, after)
             changed.append(root / page)
     return changed
+
+
+def write_page(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
