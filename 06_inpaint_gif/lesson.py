@@ -31,7 +31,7 @@
 # 7. **published models** in the place of the small ones.
 #
 # You need chapters 2 and 4. Everything runs on a laptop's CPU without a download, in about three minutes. Dish names are Chinese in
-# the text; inside figures they are English.
+# the text; in figures and in most outputs they are English.
 
 # %%
 from common.grade.chapter import (
@@ -112,8 +112,9 @@ def show_images(images, columns, across=(), down=(), width=700):
     display(viz.labelled_grid(images, columns, across, down, scale))
 
 
-def in_english(dish):
-    return names_of(dish, "en")[0]
+def label_of(dish):
+    """The name of a dish in the language of this lesson."""
+    return viz.words(names_of(dish, "en")[0], dish)
 
 
 def percent(found):
@@ -310,7 +311,7 @@ for i in range(n):
         ink = "black" if 2 * cosines[i, j] > cosines.min() + cosines.max() else "white"
         text = f"{cosines[i, j]:.1f}".replace("0.", ".")
         plt.text(j + 0.5, n - i - 0.5, text, ha="center", va="center", color=ink, fontsize=7)
-plt.yticks([n - i - 0.5 for i in range(n)], [in_english(name) for name in TEN])
+plt.yticks([n - i - 0.5 for i in range(n)], [label_of(name) for name in TEN])
 plt.gca().set(xlim=(0, n), ylim=(0, n + 1), xticks=[])
 plt.gca().tick_params(length=0)
 plt.gca().spines[:].set_visible(False)
@@ -320,7 +321,7 @@ wrong = cosines - 9 * torch.eye(n)
 print("largest cosine of a name with a wrong picture, and the cosine with its own:")
 for i, name in enumerate(TEN):
     j = int(wrong[i].argmax())
-    print(f"  {in_english(name):28} {in_english(TEN[j]):28} {cosines[i, j]:.2f}, own {cosines[i, i]:.2f}")
+    print(f"  {label_of(name):28} {label_of(TEN[j]):28} {cosines[i, j]:.2f}, own {cosines[i, i]:.2f}")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -363,8 +364,10 @@ for what, found in figures.items():
 for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "宫保虾仁", "steamed rice"]:
     asked = parse_dish_name(clip, text)
     meant = next((dish for dish, other in HELD_OUT.items() if other == text), None)
-    kept = f"   (held out; means {meant}, {in_english(meant)})" if meant else ""
-    print(f"{text}: nearest are " + "、".join(f"{dish} {cosine:.2f}" for dish, cosine in asked.nearest) + kept)
+    kept = f"   (held out; means {label_of(meant)})" if meant else ""
+    print(
+        f"{text}: nearest are " + ", ".join(f"{label_of(dish)} {cosine:.2f}" for dish, cosine in asked.nearest) + kept
+    )
     for remark in asked.remarks:
         print(f"    {remark}")
 

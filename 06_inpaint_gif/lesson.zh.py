@@ -27,7 +27,7 @@
 # 6. **采样过程中的控制**：区域提示词、中途改变的提示词和引导系数；
 # 7. 用**公开的模型**替换这里的小模型。
 #
-# 学习本章之前，请先读第 2 章和第 4 章。所有代码都能在笔记本电脑的 CPU 上运行，不用下载任何东西，大约三分钟。图中的菜名凡是由程序取出的，显示为英文。
+# 学习本章之前，请先读第 2 章和第 4 章。所有代码都能在笔记本电脑的 CPU 上运行，不用下载任何东西，大约三分钟。
 
 # %%
 from common.grade.chapter import open_chapter  # 找不到模块 common？请选择安装了本课程的内核（README.zh.md）
@@ -106,8 +106,9 @@ def show_images(images, columns, across=(), down=(), width=700):
     display(viz.labelled_grid(images, columns, across, down, scale))
 
 
-def in_english(dish):
-    return names_of(dish, "en")[0]
+def label_of(dish):
+    """一道菜的名字，用本课的语言。"""
+    return viz.words(names_of(dish, "en")[0], dish)
 
 
 def percent(found):
@@ -281,17 +282,19 @@ for i in range(n):
         ink = "black" if 2 * cosines[i, j] > cosines.min() + cosines.max() else "white"
         text = f"{cosines[i, j]:.1f}".replace("0.", ".")
         plt.text(j + 0.5, n - i - 0.5, text, ha="center", va="center", color=ink, fontsize=7)
-plt.yticks([n - i - 0.5 for i in range(n)], [in_english(name) for name in TEN])
+plt.yticks([n - i - 0.5 for i in range(n)], [label_of(name) for name in TEN])
 plt.gca().set(xlim=(0, n), ylim=(0, n + 1), xticks=[])
 plt.gca().tick_params(length=0)
 plt.gca().spines[:].set_visible(False)
 plt.colorbar(shown, shrink=0.8, label="余弦")
 plt.show()
 wrong = cosines - 9 * torch.eye(n)
-print("每个名字与错误图像的最大余弦，以及与自己图像的余弦：")
+print("每个名字与自己的图像的余弦，以及与别的图像的最大余弦：")
 for i, name in enumerate(TEN):
     j = int(wrong[i].argmax())
-    print(f"  {in_english(name):28} {in_english(TEN[j]):28} {cosines[i, j]:.2f}，自己的 {cosines[i, i]:.2f}")
+    print(
+        f"  自己的 {cosines[i, i]:.2f}，别的最大 {cosines[i, j]:.2f}　　{label_of(name)}，最像的是{label_of(TEN[j])}"
+    )
 
 # %% [markdown]
 # <details><summary>答案</summary>
@@ -311,9 +314,9 @@ guess = (clip.encode_image(to_float(test.pixels)) @ all_names.T).argmax(1)
 print(f"{len(test)} 张图像，{len(all_names)} 个名字，认对的比例：{percent(share(guess == test.labels))}\n")
 
 figures = evaluate_dishes(clip, {"test": test, "heldout": load("dishes", clip.size, split="heldout", n=200)})
-print(f"{'':40}{'查询数':>5}{'最近的就对':>24}{'前五个里有':>24}")
+print(f"{'查询数':>5}{'最近的就对':>23}{'前五个里有':>23}{''}")
 for what, found in figures.items():
-    print(f"{what:40}{found.queries:>8}{percent(found.top1):>28}{percent(found.top5):>28}")
+    print(f"{found.queries:>8}{percent(found.top1):>28}{percent(found.top5):>28}　　{what}")
 
 # %% [markdown]
 # `test` 是用新种子画的图像；`heldout` 里的菜，摆在训练中从未与它们一起出现过的桌面上。对使用者来说，最重要的是**留出的名字**（held-out names）那一行。凡是有两个或更多别名的菜，最后一个别名不出现在任何文本描述里。要理解它，CLIP 必须把从其他名字里学到的字组合起来。
@@ -326,8 +329,8 @@ for what, found in figures.items():
 for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "宫保虾仁", "steamed rice"]:
     asked = parse_dish_name(clip, text)
     meant = next((dish for dish, other in HELD_OUT.items() if other == text), None)
-    kept = f"   （留出的名字；指 {meant}，{in_english(meant)}）" if meant else ""
-    print(f"{text}：最近的是 " + "、".join(f"{dish} {cosine:.2f}" for dish, cosine in asked.nearest) + kept)
+    kept = f"　　（留出的名字，指{label_of(meant)}）" if meant else ""
+    print(f"{text}：最近的是" + "、".join(f"{label_of(dish)} {cosine:.2f}" for dish, cosine in asked.nearest) + kept)
     for remark in asked.remarks:
         print(f"    {remark}")
 
@@ -443,10 +446,10 @@ words = [f"σ = {level.sigma:.2f} 时的权重" for level in levels]
 show_images(torch.stack(rows).flatten(0, 1), 3, across=["番茄炒蛋", "葱油生菜", "米饭"], down=["画出的菜", *words])
 for row, word in zip(rows[1:], words, strict=True):
     weights = (row[:, 0].flatten(1) + 1) / 2
-    means = ", ".join(
+    means = "，".join(
         f"{name} {mean:.2f}" for name, mean in zip(("番茄", "生菜", "米饭"), weights.mean(1), strict=True)
     )
-    print(f"{word}：从 {weights.amin():.2f} 到 {weights.amax():.2f}；平均 {weights.mean():.2f} ({means})")
+    print(f"{word}：从 {weights.amin():.2f} 到 {weights.amax():.2f}；平均 {weights.mean():.2f}（{means}）")
 
 # %% [markdown]
 # 有菜的位置注意菜名，桌面的位置注意零词元。噪声越小，权重越低，因为菜名要说的内容，图像本身已经显示得越来越多。
@@ -508,7 +511,7 @@ across = [
 show_images(torch.stack([left, right], 1).flatten(0, 1), 8, across=across, width=1100)
 cosine = (clip.encode_text(pairs) * clip.encode_text(unseen)).sum(1)
 print(
-    "两个名字的余弦：", "; ".join(f"{a} | {b} {value:.2f}" for a, b, value in zip(pairs, unseen, cosine, strict=True))
+    "两个名字的余弦：", "；".join(f"{a} | {b} {value:.2f}" for a, b, value in zip(pairs, unseen, cosine, strict=True))
 )
 
 # %% [markdown]
@@ -1039,7 +1042,7 @@ show_images(
 #
 # ### 256 色
 #
-# GIF 最多有 256 种颜色，所以怎样选调色板（palette）很重要。要作两个选择：
+# GIF 最多有 256 种颜色，所以怎样选调色板（palette）很重要。要做两个选择：
 #
 # * **所有帧共用一个调色板，还是每帧一个；**
 # * **抖动**（dithering），即怎样近似缺少的颜色：不处理，用固定的图案（`ordered`），或者把每个像素的误差传给相邻的像素（`floyd`，得名于 Floyd 和 Steinberg 1976）。
@@ -1068,7 +1071,7 @@ display(viz.labelled_grid(crops, 4, ["所有颜色", *(f"24 色，{dither}" for 
 
 # %%
 folder = Path(tempfile.mkdtemp())
-print(f"{'24 色':29}{'误差':>6}{'闪烁':>8}{'kB':>8}    (误差和闪烁以 255 级灰度计)")
+print(f"{'24 色':29}{'误差':>6}{'闪烁':>8}{'kB':>8}    （误差和闪烁以 255 级灰度计）")
 for palette in ("global", "frame"):
     for dither in DITHERS:
         error = as_shown(24, palette, dither).astype(float) - pixels

@@ -130,17 +130,19 @@ def label_size(text: str, points: int) -> tuple[float, float]:
 
 
 def draw_label(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: Literal["md", "rm"], points: int
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: Literal["md", "rm", "lm"], points: int
 ) -> None:
     """Draw the lines of a label, centred, with Chinese characters in a font that has them.
 
-    place, anchor  "md": the middle of the lower edge is at this place; "rm": the middle of the right edge
+    place, anchor  "md": the middle of the lower edge is at this place; "rm" and "lm": the middle of the right, the
+                   left edge
     """
     if not re.search(f"[{CHINESE}]", text):
         draw.multiline_text(place, text, "black", _fonts(points)[0], anchor=anchor, align="center")
         return
     (width, height), (x, y) = label_size(text, points), place
-    x, y = (x - width / 2, y - height) if anchor == "md" else (x - width, y - height / 2)
+    x -= {"md": width / 2, "rm": width, "lm": 0}[anchor]
+    y -= height if anchor == "md" else height / 2
     for i, line in enumerate(_runs(text, points)):
         left = x + (width - sum(piece_width for *_, piece_width in line)) / 2
         for piece, font, piece_width in line:

@@ -26,7 +26,7 @@ from torch import Tensor
 from common.errors import UserError, explain
 from common.io.files import write_atomically
 from common.io.pixels import to_bytes
-from common.viz import encode_animation
+from common.viz import draw_label, encode_animation, words
 from inpaint_gif.animation.camera import Keyframe
 
 PALETTES = ("global", "frame")
@@ -74,14 +74,22 @@ def write_film(
         durations = check_gif(n, fps, colours, palette, dither)
         fewer = [each for each in (128, 64, 32) if each < colours]
         encode = partial(gif_bytes, durations=durations, loop=loop, palette=palette, dither=dither)
-        return fit(frames, path, encode, max_bytes, "{} instead of {} colours", [colours, *fewer])
+        return fit(
+            frames,
+            path,
+            encode,
+            max_bytes,
+            words("{} instead of {} colours", "{} 色，而不是 {} 色"),
+            [colours, *fewer],
+        )
     if kind == ".mp4":
         milliseconds(n, fps)  # refuses other speeds
         check_ffmpeg()
-        return fit(frames, path, partial(mp4_bytes, fps=fps), max_bytes, "rate factor {} instead of {}", RATE_FACTORS)
+        change = words("rate factor {} instead of {}", "码率因子 {}，而不是 {}")
+        return fit(frames, path, partial(mp4_bytes, fps=fps), max_bytes, change, RATE_FACTORS)
     encode, settings = (webp_bytes, WEBP_QUALITIES) if kind == ".webp" else (apng_bytes, [100])
     encode = partial(encode, durations=milliseconds(n, fps), loop=loop)
-    return fit(frames, path, encode, max_bytes, "quality {} instead of {}", settings)
+    return fit(frames, path, encode, max_bytes, words("quality {} instead of {}", "质量 {}，而不是 {}"), settings)
 
 
 def film_format(path: Path) -> str:
@@ -186,8 +194,9 @@ def fit(
         sizes.append(len(data))
         if max_bytes is None or len(data) <= max_bytes:
             reduced = [change.format(setting, settings[0])] if setting != settings[0] else []
-            reduced += [f"{scale:.0%} of its size"] if scale < 1 else []
-            note = f"to stay below {max_bytes} bytes: " + ", ".join(reduced) if reduced else ""
+            reduced += [words(f"{scale:.0%} of its size", f"缩小到 {scale:.0%}")] if scale < 1 else []
+            reason = words(f"to stay below {max_bytes} bytes: ", f"为了不超过 {max_bytes} 字节：")
+            note = reason + words(", ", "；").join(reduced) if reduced else ""
             write_atomically(path, lambda file, data=data: file.write(data))
             return FilmFile(path, len(data), len(small), small.shape[2], small.shape[1], note)
     raise UserError(
@@ -306,7 +315,7 @@ def contact_sheet(
     write = ImageDraw.Draw(sheet)
 
     def place(title: str, tiles: Sequence[Tensor], left: int, top: int) -> None:
-        write.text((left, top), title, fill="black", font_size=11)
+        draw_label(write, (left, top + head / 2), title, "lm", 10)
         for j, tile in enumerate(tiles):
             pixels = to_bytes(tile).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
             corner = (left, top + head + j * (tall + gap))
@@ -314,9 +323,10 @@ def contact_sheet(
             write.rectangle((corner[0] - 1, corner[1] - 1, corner[0] + wide, corner[1] + tall), outline="grey")
             sheet.paste(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.NEAREST), corner)
 
-    place("the picture", [picture], gap, gap)
+    place(words("the picture", "原图"), [picture], gap, gap)
     for i, k in enumerate(painted):
-        title = f"{i + 1} {k.stop.name}{' +' if k.stop.corner else ''}: {max(1, round(100 * k.new))} % new"
+        name, new = f"{i + 1} {k.stop.name}{' +' if k.stop.corner else ''}", max(1, round(100 * k.new))
+        title = words(f"{name}: {new} % new", f"{name}：新增 {new} %")
         top = gap + head + tall + gap + i // columns * (block + gap)
         place(title, [k.moved, k.mask * 2 - 1, k.image], gap + i % columns * (wide + gap), top)
     return sheet

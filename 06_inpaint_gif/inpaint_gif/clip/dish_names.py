@@ -20,6 +20,7 @@ from common.data.dishes.dataset import dish
 from common.data.dishes.menu import DISHES
 from common.data.drawn import CAPTION, generator
 from common.errors import UserError
+from common.viz import words
 from inpaint_gif.clip.formats import SPECIAL
 from inpaint_gif.clip.model import ChineseCLIP
 
@@ -126,23 +127,39 @@ def parse_dish_name(clip: ChineseCLIP, text: str) -> DishQuery:
         raise UserError("the name of the dish is empty; give one in Chinese, for instance 番茄炒蛋")
     dish, unknown, remarks = dish_of(name), clip.unknown(name), []
     if dish and (unknown or not CHINESE.search(name)):
-        remarks.append(f"{name} is read as {dish}, its name on the menu")
+        remarks.append(words(f"{name} is read as {dish}, its name on the menu", f"“{name}”按菜单上的名字“{dish}”处理"))
         name, unknown = dish, []
     if not CHINESE.search(name):
         remarks.append(
-            f"'{name}' is not Chinese, and Chinese names are what this CLIP has learned; try one such as 番茄炒蛋"
+            words(
+                f"'{name}' is not Chinese, and Chinese names are what this CLIP has learned; try one such as 番茄炒蛋",
+                f"“{name}”不是中文，而这个 CLIP 只学过中文菜名；请换一个，例如番茄炒蛋",
+            )
         )
     elif unknown:
-        remarks.append(f"this CLIP has never read {'、'.join(unknown)}, so for it the name says that much less")
+        characters = "、".join(unknown)
+        remarks.append(
+            words(
+                f"this CLIP has never read {characters}, so for it the name says that much less",
+                f"这个 CLIP 从没见过“{characters}”，所以名字的这一部分对它不起作用",
+            )
+        )
     if rest := clip.tokenizer.rest(name):
         remarks.append(
-            f"the name is longer than the {clip.length - 2} characters that are read; it is cut before '{rest}'"
+            words(
+                f"the name is longer than the {clip.length - 2} characters that are read; it is cut before '{rest}'",
+                f"名字超过了能读入的 {clip.length - 2} 个字，从“{rest}”起被截断",
+            )
         )
     nearest = nearest_dishes(clip, name)
     if dish is None:
-        close = "、".join(f"{other} ({cosine:.2f})" for other, cosine in nearest)
+        english = ", ".join(f"{other} ({cosine:.2f})" for other, cosine in nearest)
+        chinese = "、".join(f"{other}（{cosine:.2f}）" for other, cosine in nearest)
         remarks.append(
-            f"{name} is not one of the {len(DISHES)} dishes on the menu, so the picture is a best effort; nearest to it are {close}"
+            words(
+                f"{name} is not one of the {len(DISHES)} dishes on the menu, so the picture is a best effort; nearest to it are {english}",
+                f"“{name}”不在菜单的 {len(DISHES)} 道菜之中，只能尽力去画；与它最接近的是{chinese}",
+            )
         )
     return DishQuery(text, name, dish, nearest, tuple(remarks))
 

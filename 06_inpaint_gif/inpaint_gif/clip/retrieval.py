@@ -13,6 +13,7 @@ from torch import Tensor
 from common.data import Images
 from common.evaluate.distances import Estimate
 from common.io.pixels import to_float
+from common.viz import words
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, Names, name_embeddings
 from inpaint_gif.clip.model import ChineseCLIP
 
@@ -67,12 +68,12 @@ def classify_dishes(what: str, queries: Tensor, right: Tensor, keys: Tensor) -> 
     keys     (C, D) of each dish: of its names (name_embeddings) or of its images (centroids)
     """
     forty = [list(LEARNED).index(dish) for dish in FORTY]
-    return {
-        f"{what}, {len(keys) if only is None else len(only)} dishes": retrieval_accuracy(
-            *restricted(queries, keys, right, only)
-        )
-        for only in (None, forty)
-    }
+    found = {}
+    for only in (None, forty):
+        n = len(keys) if only is None else len(only)
+        name = words(f"{what}, {n} dishes", f"{what}，{n} 道菜")
+        found[name] = retrieval_accuracy(*restricted(queries, keys, right, only))
+    return found
 
 
 def restricted(
@@ -122,12 +123,12 @@ def evaluate_dishes(clip: ChineseCLIP, sets: dict[str, Images]) -> dict[str, Ret
     names, result = name_embeddings(clip, LEARNED), {}
     for split, images in sets.items():
         vectors, labels = image_embeddings(clip, images), images.labels.to(names.device)
-        result |= classify_dishes(f"pictures of {split}", vectors, labels, names)
+        result |= classify_dishes(words(f"pictures of {split}", f"{split} 的图像"), vectors, labels, names)
         if split == "test":
             pictures = centroids(vectors, labels, len(LEARNED))
     if "test" in sets:
-        result |= classify_dishes("learned names", *name_queries(clip, LEARNED), pictures)
-        result |= classify_dishes("held-out names", *held_out_queries(clip), pictures)
+        result |= classify_dishes(words("learned names", "学过的名字"), *name_queries(clip, LEARNED), pictures)
+        result |= classify_dishes(words("held-out names", "留出的名字"), *held_out_queries(clip), pictures)
     return result
 
 
