@@ -1444,6 +1444,6 @@ print(f"{'下限：200 个真实训练数字':16} {floor_200:6.2f}")
 #
 # 然后自己动手写。十九道[练习](exercises/README.zh.md)分三级：写公式、找错误、达到目标。`python -m common.grade 01` 给练习评分，`python -m common.grade 01 --hint 2` 显示提示。
 #
-# [train.py](train.py) 训练更大的网络，带进度条：`--data` 可以是 `mnist`、`fashion_mnist`、`cifar10`、`flowers102`，或者你自己的图片文件夹。它默认预测 $v$，因为在我们的测试中这样学得最快（`--prediction eps` 则与本章的训练方式相同）。加上 `--class-conditional`，网络会学习标签，再用 `sample.py --label 3` 指定一个。中断的训练用 `--resume RUN` 继续。全部命令见[程序一览](../docs/programs.md#chapter-1)（英文）。
+# [train.py](train.py) 训练更大的网络，带进度条：`--data` 可以是 `mnist`、`fashion_mnist`、`cifar10`、`flowers102`，或者你自己的图片文件夹。它默认预测 $v$，因为在我们的测试中这样学得最快（`--prediction eps` 则与本章的训练方式相同）。加上 `--class-conditional`，网络会学习标签，再用 `sample.py --label 3` 指定一个。中断的训练用 `--resume RUN` 继续。全部命令见[程序一览](../docs/programs.zh.md#第-1-章)。
 #
 # 下一章，你将用文字描述要画什么。

@@ -1311,4 +1311,4 @@ show_images(to_float(torch.cat([samples[first], seen[index[first]]])), 8, down=[
 # * 第 8 节：把 `colour_loss` 换成要求上半部分暗的损失。
 # * 第 12 节：用中文提示词，一只蓝色的火属性小怪兽。
 #
-# 然后自己动手写：[练习](exercises/README.zh.md)和它的评分器，`python -m common.grade 02`。之后可以在你自己的图片或宝可梦上训练，描述用哪种语言都行，也可以用 CLIP 作文本编码器：见[程序一览](../docs/programs.md#chapter-2)（英文）。
+# 然后自己动手写：[练习](exercises/README.zh.md)和它的评分器，`python -m common.grade 02`。之后可以在你自己的图片或宝可梦上训练，描述用哪种语言都行，也可以用 CLIP 作文本编码器：见[程序一览](../docs/programs.zh.md#第-2-章)。

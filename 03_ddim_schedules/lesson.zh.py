@@ -2043,4 +2043,4 @@ for measure in ("frechet", "sharpness"):
 # * 第 12 节：把强度改成 0.1 和 0.95<!--given-->。这时插值的是什么？
 #
 # 然后自己动手写：[练习](exercises/README.zh.md)从步长重采样一直到流匹配，用 `python -m common.grade 03` 自动评分。
-# 要用自己的图像或者全部 MNIST，见[全部命令](../docs/programs.md#chapter-3)。下一章把这一切搬进一个更小的空间，从而生成更大的图像。
+# 要用自己的图像或者全部 MNIST，见[全部命令](../docs/programs.zh.md#第-3-章)。下一章把这一切搬进一个更小的空间，从而生成更大的图像。

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultsTable:
     """A table of a page, made from a results file."""
 
     name: str
@@ -78,7 +78,7 @@ def number(text: str, otherwise: float = math.nan) -> float:
         return otherwise
 
 
-def read_tables(path: Path = FILE) -> list[Table]:
+def read_tables(path: Path = FILE) -> list[ResultsTable]:
     """All tables that are made from results files. UserError for a file that cannot be read."""
     try:
         rows: list[dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))["table"]
@@ -89,7 +89,7 @@ def read_tables(path: Path = FILE) -> list[Table]:
             }
             for row in rows
         ]
-        return [Table(**row | each) for row, each in zip(rows, made, strict=True)]
+        return [ResultsTable(**row | each) for row, each in zip(rows, made, strict=True)]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UserError(f"{path} cannot be read as a list of tables ({explain(problem)})") from problem
 
