@@ -44,7 +44,8 @@ class LatentModelFlags(TextToImageFlags):
     channels: tuple[int, ...] | None = None
     """Width of the U-Net at each resolution of the latents, highest first; the two lowest attend to the text."""
     start: Path | None = None
-    """Run or folder whose U-Net, text encoder and --channels the training begins with."""
+    """Run or folder whose U-Net, text encoder and --channels the training begins with. With one more of --channels in
+    front, as wide as the next, the U-Net grows by one resolution, for larger images."""
     schedule: str = "cosine"
     """Noise schedule: cosine, linear, scaled_linear, linear_zero_snr, ...,
     one that a Stable Diffusion folder can store.

@@ -29,6 +29,7 @@ from common.models.diffusers_configs import (
 )
 from common.models.dit import DiT
 from common.models.find_model import find_root, is_dit, scheduler_file, unet_folder
+from common.models.grow import grow, is_grown
 from common.models.single_file.conversion import as_folder
 from common.models.unet import UNet
 from common.models.vae import AutoencoderKL
@@ -85,7 +86,12 @@ def load_dit(folder: Path) -> DiT:
 
 
 def start_from(net: UNet | DiT, other: UNet | DiT, folder: Path) -> None:
-    """Copy the weights of a network of the same build; the size of its images may differ."""
+    """Copy the weights of a network of the same build, or of one with the highest resolution less; the size of its
+    images may differ.
+    """
+    if isinstance(net, UNet) and isinstance(other, UNet) and is_grown(net, other):
+        grow(net, other)
+        return
     if unlike := same_build(net, other):
         raise UserError(
             f"the network in {folder} is of another build ({'; '.join(unlike)}); leave out --start, or give its settings"
