@@ -26,7 +26,7 @@ EpsModel = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W)，(B,) t - 1 -> (B
 
 
 def alpha_bars(betas: Tensor) -> Tensor:
-    """练习 1：每一步之后，图像的方差还剩下多少。
+    """练习 1：每一步之后，图像的方差还剩多大比例。
 
     alpha_bar_t = (1 - beta_1) (1 - beta_2) ... (1 - beta_t)        （DDPM，第 2 节，公式 4 之前）
 
@@ -76,7 +76,7 @@ def score_of(eps: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
-    """练习 5：把噪声水平变成给网络的向量：快慢不同的波。
+    """练习 5：把噪声水平变成网络能用的向量：快慢不同的波。
 
     angle_i = t / 10000^(i / half)      i = 0 ... half - 1，其中 half = dim / 2
     result  = sin(angle_0) ... sin(angle_{half-1}), cos(angle_0) ... cos(angle_{half-1})
@@ -339,11 +339,11 @@ def fix_training_log(
 
 
 def fifteen_evaluations(model: EpsModel, x_T: Tensor, alpha_bar: Tensor, generator: torch.Generator) -> Tensor:
-    """练习 19：达到目标：最多对网络求值 15 次，得到好的样本。
+    """练习 19：达到目标：最多评估网络 15 次，得到好的样本。
 
-    数据是平面上的点，分成八团，各团的权重不等。网络是理想的：在每个噪声水平都给出最好的噪声预测。剩下的只有采样器。
+    数据是平面上的点，分成八团，各团的权重不等。网络是理想的：在每个噪声水平都给出最好的噪声预测。所以误差只来自采样器。
     目标是误差不超过 0.03：误差是样本的分位数与数据的分位数之差，对各分位数和 16 个方向取平均（test_exercises.py 中的
-    `sliced_distance`）。噪声水平等间距的十五个反向步，误差约为 0.06；数据点本身是 0.01。
+    `sliced_distance`）。噪声水平等间距的十五个反向步，误差约为 0.06；取自数据本身的点，误差约为 0.01。
 
     model      调用方式是 model(x, t - 1)，点 (N, 2)，噪声水平 (N,)；第 16 次调用会报错
     x_T        (N, 2) 起始的标准正态噪声

@@ -137,7 +137,7 @@ def ddim_step(x: Tensor, eps: Tensor, t: int, t_next: int, eta: float, z: Tensor
 
 
 def heun_step(denoise: Denoise, x: Tensor, now: Level, then: Level) -> Tensor:
-    """练习 7：霍因法的一步：求值，走一步，在那里再求值，然后按两次的平均走一步。
+    """练习 7：霍因法的一步：评估，走一步，在那里再评估，然后按两次的平均走一步。
 
     沿轨迹，x 的变化是 dx = x0 dalpha + eps dsigma。从 now 到 then，dalpha 是 alpha' - alpha，dsigma 是 sigma' - sigma。
     欧拉法用起点处预测的 x0 和 eps。霍因法（Karras et al. 2022，算法 1）在终点处也预测一次：
@@ -147,7 +147,7 @@ def heun_step(denoise: Denoise, x: Tensor, now: Level, then: Level) -> Tensor:
 
     denoise    调用方式是 denoise(x, level)，返回 (x0, eps)
     x          (B, C, H, W) 在噪声水平 now 处
-    now, then  噪声水平；全部步中的最后一步 then.sigma = 0：它是欧拉法，只求值一次
+    now, then  噪声水平；全部步中的最后一步 then.sigma = 0：它是欧拉法，只评估一次
     返回       (B, C, H, W) 在噪声水平 then 处
     """
     raise NotImplementedError("exercise 7: heun_step")
@@ -179,7 +179,7 @@ def reflow_pairs(velocity: Velocity, eps: Tensor, steps: int) -> tuple[Tensor, T
 
     velocity  网络
     eps       (B, C, H, W)
-    steps     步数，也就是求值次数
+    steps     步数，也就是评估次数
     返回      (x0, eps)：图像，以及它们起始的噪声；两者都不需要梯度
     """
     raise NotImplementedError("exercise 9: reflow_pairs")
@@ -223,7 +223,7 @@ def matching_losses(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor, poin
 def dpmpp_2m_step(
     x: Tensor, x0: Tensor, now: Level, then: Level, x0_old: Tensor | None, before: Level | None
 ) -> Tensor:
-    """练习 12：DPM-Solver++(2M) 的一步：只求值一次就有二阶精度，因为上一次的预测保留了下来。
+    """练习 12：DPM-Solver++(2M) 的一步：只评估一次就有二阶精度，因为上一次的预测保留了下来。
 
     x' = sigma' / sigma x - alpha' (e^-h - 1) D           h = lambda' - lambda，   lambda = log(alpha / sigma)
     D  = x0 + (x0 - x0_old) / (2 r)                       r = (lambda - lambda_before) / h
@@ -274,7 +274,7 @@ def fix_respaced_ddpm(
 def fix_heun_sampling(denoise: Denoise, x: Tensor, levels: list[Level]) -> Tensor:
     """练习 14：找错误。用霍因法采样。
 
-    现象：每步求值两次，但步数加倍时误差只减半，与欧拉法一样。二阶方法的误差应当降到四分之一。
+    现象：每步评估两次，但步数加倍时误差只减半，与欧拉法一样。二阶方法的误差应当降到四分之一。
 
     denoise  调用方式是 denoise(x, level)，返回 (x0, eps)
     x        (B, C, H, W) 在第一个噪声水平处
@@ -331,7 +331,7 @@ def fix_consistency_loss(f: Velocity, x0: Tensor, eps: Tensor, now: Tensor, then
 
 
 def ten_evaluations(denoise: Denoise, x: Tensor, sigma_max: float) -> Tensor:
-    """练习 17：达到目标：最多对网络求值十次的采样器。
+    """练习 17：达到目标：最多评估网络十次的采样器。
 
     数据是平面上的点，分成若干团，理想的去噪器是已知的，所以误差只来自采样器。请选择噪声水平和方法。
     误差是你得到的点，与从相同噪声出发走 200 步霍因法得到的点之间的平均距离。它必须小于 0.04；各团所在的圆半径为 1。

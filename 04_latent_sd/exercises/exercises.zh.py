@@ -2,7 +2,7 @@
 
 第一级（练习 1 到 13）要你写出公式。第二级（14 到 18）给出一段有一处错误的短程序，请你找到并改正。
 第三级（19）给出一个用数字衡量的目标。在本文件中作答；solutions.py 给出一种做法。各题互不依赖。
-需要提示时运行 python -m common.grade 04 --hint 3
+需要提示时运行 python -m common.grade 04 --lang zh --hint 3
 
 约定与教程和 common/models/vae.py 相同：
   mean, logvar  (B, C, h, w) 编码器对 B 张图像给出的后验 q(z | x)：互相独立的正态分布。

@@ -2,7 +2,7 @@
 
 第一级（练习 1 到 10）要你写出公式，其中最后两题要推导，由测试检验。第二级（11 到 14）给出一段有一处错误的短程序，
 请你找到并改正。第三级（15 和 16）给出用数字衡量的目标。在本文件中作答；solutions.py 给出一种做法。
-各题互不依赖，只有练习 11 用到练习 1。需要提示时运行 python -m common.grade 06 --hint 3
+各题互不依赖，只有练习 11 用到练习 1。需要提示时运行 python -m common.grade 06 --lang zh --hint 3
 
 约定与 camera.py、compositing.py、loss.py、repaint.py、timing.py 和 writers.py 相同：
   image    (C, H, W) 或 (B, C, H, W)，float32，取值在 [-1, 1]；0 是中灰。第 0 行在最上面，所以 y 向下
@@ -136,7 +136,7 @@ def repaint_step(
     eps_known: Tensor,
     eps_back: Tensor,
 ) -> Tensor:
-    """练习 5：RePaint：降一个水平，放入已知部分，再升回去，如此反复，直到边缘两侧协调一致。
+    """练习 5：RePaint：降一级噪声水平，放入已知部分，再升回去，如此反复，直到边缘两侧协调一致。
 
     对 u = 0 ... U - 1：                                                      （Lugmayr et al. 2022，算法 1）
       known = alpha_(k+1) z + sigma_(k+1) eps_known[u]                        图像，噪声与水平 k + 1 相同
