@@ -812,7 +812,7 @@ print(f"read back by diffusers, {len(pairs)} layers: largest difference {worst:g
 #
 # ## 9 · What a training costs in memory
 #
-# Bytes can be counted before you own the card. A weight in float32 takes 4 bytes. A *trained* weight also has a gradient (4), two numbers of AdamW (8) and, if you keep it, an average (4). This is the **static** part: it is there before the first image. The **activations**, which the forward pass
+# You can count the bytes before you buy a card. A weight in float32 takes 4 bytes. A *trained* weight also has a gradient (4), two numbers of AdamW (8) and, if you keep it, an average (4). This is the **static** part: it is there before the first image. The **activations**, which the forward pass
 # keeps for the backward pass, come on top and grow with the batch.
 #
 # We count it for our U-Net and for those of Stable Diffusion 1.5 and XL. On the device `meta`, tensors have shapes but no numbers, so nothing needs to be downloaded.
@@ -843,7 +843,7 @@ def lora_weights(unet, rank=8):
 
 
 def static_gigabytes(n):
-    """{what is done: gigabytes} for a U-Net of n weights with k in its LoRA, each line on top of the one above."""
+    """{what is done: gigabytes}. n: the numbers of weights of a U-Net and of its LoRA."""
     all_weights, k = n[0], n[1]
     return {
         "all weights, float32, with average": (4 + 4 + 8 + 4) * all_weights,
@@ -865,9 +865,9 @@ for row in static_gigabytes(sizes["ours"]):
     print(f"{row:36}" + "".join(f"{static_gigabytes(n)[row] / 1e9:10.2f}" for n in sizes.values()))
 
 # %% [markdown]
-# So full fine-tuning of Stable Diffusion 1.5 with an average needs 17.2 GB<!--out--> before it has seen an image, and does not fit on a card with 16 GB, whatever the batch. If the *static* part does not fit, the levers are those of the table, in this order: no average on the card, an 8-bit optimizer, a LoRA, frozen weights in half precision. In addition, remove the text encoder and the autoencoder from the card, because their outputs are cached.
+# So full fine-tuning of Stable Diffusion 1.5 with an average needs 17.2 GB<!--out--> before it has seen an image, and does not fit on a card with 16 GB, whatever the batch. If the *static* part does not fit, the remedies are those of the table, in this order: no average on the card, an 8-bit optimizer, a LoRA, frozen weights in half precision. In addition, remove the text encoder and the autoencoder from the card, because their outputs are cached.
 #
-# Smaller batches and gradient checkpointing do not save one byte of it. They act on the activations. How much? A hook on every tensor that the forward pass saves tells.
+# Smaller batches and gradient checkpointing do not save one byte of the static part. They act on the activations. By how much? A hook on every tensor that the forward pass saves counts the bytes.
 
 
 # %%

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Literal, TypeGuard, get_args
 
 import jupytext
 import nbformat
@@ -77,7 +77,9 @@ def read_notebook(folder: Path, language: Language = "en") -> NotebookNode:
 
 
 def command(folder: Path, language: Language = "en") -> str:
-    return f"python -m common.grade.notebook build {folder.name[:2]}" + f" --lang {language}" * (language != "en")
+    name = folder.relative_to(COURSE).as_posix() if folder.is_relative_to(COURSE) else folder.name
+    name = name[:2] if name[:2].isdigit() else name
+    return f"python -m common.grade.notebook build {name}" + f" --lang {language}" * (language != "en")
 
 
 # ------------------------------------------------------------------------------------------------------------ building
@@ -192,11 +194,15 @@ def first_line(cell: NotebookNode) -> str:
 
 
 def meaning(source: str) -> str:
-    """What a cell does: its code without comments and layout."""
+    """What a cell does: its code without comments, docstrings and layout."""
     try:
-        return ast.dump(ast.parse(source))
+        code = ast.parse(source)
     except SyntaxError:  # a magic command of IPython
         return source
+    for node in ast.walk(code):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(code)
 
 
 # ------------------------------------------------------------------------------------------------------------ checking
@@ -240,7 +246,7 @@ def code_differences(english: str, chinese: str) -> list[str]:
 
     A string without Chinese may become one with Chinese that has the same numbers, formulas and {fields}. An f-string may
     also have its fields in another order. The widths of fields may differ, because a Chinese character is wide. A
-    string that is Chinese in English, such as a prompt, stays.
+    string that is Chinese in English, such as a prompt, stays. "en" may become "zh".
     """
     try:
         trees = [ast.parse(source) for source in (english, chinese)]
@@ -278,6 +284,8 @@ def _is_text(node: object) -> TypeGuard[ast.Constant | ast.JoinedStr]:
 def _is_translation(english: ast.expr, chinese: ast.expr) -> bool:
     """Whether a string says in Chinese what the other says in English, as far as code can tell."""
     before, after = _words(english), _words(chinese)
+    if (before, after) == get_args(Language):  # label_language("en"), label_language("zh")
+        return True
     kept = CHINESE.findall(before)
     if before != after and (not CHINESE.search(after) or (kept and isinstance(english, ast.Constant))):
         return False

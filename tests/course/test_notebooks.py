@@ -264,6 +264,17 @@ def test_words_change_without_a_run(tmp_path, tiny_build):
         assert (tmp_path / "lesson.ipynb").read_bytes() == before
 
 
+def test_docstrings_are_words():
+    code = 'def f():\n    """{}"""\n    return {}'
+    assert lessons.meaning(code.format("one", 1)) == lessons.meaning(code.format("two", 1))
+    assert lessons.meaning(code.format("one", 1)) != lessons.meaning(code.format("one", 2))
+
+
+def test_a_command_names_the_lesson():
+    assert lessons.command(ROOT / "01_ddpm_mnist", "zh") == "python -m common.grade.notebook build 01 --lang zh"
+    assert lessons.command(ROOT / "docs" / "debugging").endswith(" build docs/debugging")
+
+
 def test_both_languages_have_their_own_files(tmp_path, tiny_build):
     shutil.copy(tiny_build / "lesson.ipynb", tmp_path)
     english = (tmp_path / "lesson.ipynb").read_bytes()

@@ -68,7 +68,7 @@ VALID: dict[str, dict[str, list[str]]] = {
     "common/evaluate/__main__.py": CPU | {"": ["IN/samples.npy"], "--data": ["digits"], "--json": ["a.json"]},
     "common/grade/__main__.py": {"": ["01"], "--submission": ["IN/answers.py"], "--seconds": ["5"], "--json": ["a.json"]},
     "common/handout.py": {"--chapters": ["1"], "--out": ["out"]},
-    "common/grade/show_exercises.py": {"": ["01"], "--submission": ["IN/answers.py"], "--out": ["a.png"]},
+    "common/grade/show_exercises.py": {"": ["01"], "--submission": ["IN/answers.py"], "--out": ["a.png"], "--lang": ["zh"]},
     "common/data/export_folder.py": {"": ["creatures", "out"], "--n": ["4"], "--size": ["16"]},
     "common/data/export_lmdb.py": {"": ["IN/set", "a.lmdb"], "--size": ["8"]},
     "common/data/creatures/__main__.py": {"--n": ["4"], "--size": ["16"], "--out": ["a.png"]},
