@@ -253,12 +253,12 @@ def first_update(ex, right, axis):
 def merged_std(ex, right, axis):
     """Entries of a sum of random LoRAs, and the bell with the derived width."""
     line = torch.linspace(-4, 4, 200)
-    for K, colour in ((1, BLUE), (4, ORANGE)):
+    for K, colour, label in ((1, BLUE, "1 LoRA"), (4, ORANGE, "4 LoRAs")):
         total = sum(noise(300, 16, seed=k) @ noise(16, 300, seed=k + 9) / 16 for k in range(K))
         axis.hist(total.flatten(), bins=100, range=(-4, 4), density=True, color=colour, alpha=0.35)
         std = ex.merged_std([16] * K, [1.0] * K, [(1.0, 1.0)] * K, [1.0] * K)
         bell = torch.exp(-((line / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
-        axis.plot(line, bell, color=colour, label=f"{K} LoRA" + "s" * (K > 1))
+        axis.plot(line, bell, color=colour, label=label)
     axis.set(xlabel="an entry of the change", yticks=[], xlim=(-2, 2), title="the derived curves on the bars")
     axis.legend(frameon=False)
 

@@ -203,10 +203,10 @@ def one_palette(ex, right, axis):
 def name_weight(ex, right, axis):
     a = torch.linspace(-6, 6, 61)
     q, k = torch.stack([a * 2, torch.zeros(61), torch.zeros(61), torch.zeros(61)], 1), torch.tensor([1.0, 0, 0, 0])
-    for zeros, color in ((1, BLUE), (8, "tab:green")):
+    for zeros, color, label in ((1, BLUE, "w, 1 zero token"), (8, "tab:green", "w, 8 zero tokens")):
         w, slope = ex.name_weight(q, k, zeros)
         exact = torch.cat([a[:, None], torch.zeros(61, zeros)], 1).softmax(1)[:, 0]
-        axis.plot(a, w, color=color, label=f"w, {zeros} zero token{'s' if zeros > 1 else ''}")
+        axis.plot(a, w, color=color, label=label)
         axis.plot(a[::5], exact[::5], "o", color=ORANGE, markersize=4, zorder=3)
         axis.plot(a, slope, color=color, linestyle="--", linewidth=1)
     axis.set(xlabel="a", ylim=(-0.05, 1.05))

@@ -54,6 +54,7 @@ def draw_panels(chapter_name: str, submission: Path | None, out: Path | None, la
     """
     folder = exercises_of(chapter_name)
     say = translator(lang, folder)
+    label = translator(lang, folder, few=0)  # a panel's words are the course's own, and most are short
     path = submission_of(submission, folder)
     if not (folder / "solutions.py").is_file():
         raise UserError(
@@ -84,10 +85,10 @@ def draw_panels(chapter_name: str, submission: Path | None, out: Path | None, la
             axis.clear()
             axis.axis("off")
         for text in axis.findobj(Text):  # title, names of the axes, legend, and words in the panel
-            text.set_text(say(text.get_text()))
+            text.set_text(label(text.get_text()))
         for side in (axis.xaxis, axis.yaxis):
             if isinstance(ticks := side.get_major_formatter(), FixedFormatter):
-                side.set_major_formatter(FixedFormatter([say(each) for each in ticks.seq]))
+                side.set_major_formatter(FixedFormatter([label(each) for each in ticks.seq]))
         title = f"{number}. {exercise.name}\n{problem_text or axis.get_title()}"
         axis.set_title(title, fontsize=9, wrap=True, color="tab:red" if problem_text else "black")
     print(save_figure(figure, out or Path("runs") / folder.parent.name / "exercises.png", dpi=90))

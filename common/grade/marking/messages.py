@@ -142,17 +142,17 @@ def read(path: Path) -> dict[str, str]:
 
 
 @cache
-def catalogue(lang: Language, folder: Path | None = None) -> Catalogue:
-    """The messages of the grader, and of one chapter. folder: the chapter's exercises/"""
+def catalogue(lang: Language, folder: Path | None = None, few: int = FEW) -> Catalogue:
+    """The messages of the grader, and of one chapter. folder: the chapter's exercises/; few: see Catalogue"""
     pairs = read(Path(__file__).with_name(NAME.format(lang)))
     if folder:
         pairs = read(folder / HIDDEN.format(lang)) | read(folder / NAME.format(lang)) | pairs
-    return Catalogue(pairs)
+    return Catalogue(pairs, few)
 
 
-def translator(lang: Language, folder: Path | None = None) -> Callable[[str], str]:
+def translator(lang: Language, folder: Path | None = None, few: int = FEW) -> Callable[[str], str]:
     """What turns an English message into one in this language."""
-    return catalogue(lang, folder).translate if lang != "en" else str
+    return catalogue(lang, folder, few).translate if lang != "en" else str
 
 
 def width(text: str) -> int:

@@ -234,6 +234,22 @@ def test_the_panels_are_in_chinese(tmp_path, monkeypatch, capsys):
     assert "2. add_noise: 还没有作答" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("chapter", "english", "chinese"),
+    [
+        ("03", "always 0", "总是 0"),
+        ("05", "5 of 50", "50 步中的 5 步"),
+        ("05", "0 and 0.5", "0 和 0.5"),
+        ("05", "weight, 4 x 4", "权重、4 x 4"),
+        ("05", "s = 0.29: 14 of 50", "s = 0.29：14 步"),
+        ("06", "w, 8 zero tokens", "w，8 个零词元"),
+    ],
+)
+def test_short_labels_of_panels_are_in_chinese(chapter, english, chinese):
+    """Too short for a message, in which they could be a learner's own words."""
+    assert translator("zh", exercises_of(chapter), few=0)(english) == chinese
+
+
 @pytest.mark.parametrize("folder", PLACES[1:])
 def test_hints_are_in_chinese(folder):
     say = translator("zh", folder)
