@@ -29,6 +29,7 @@ DOCS = [
     "debugging",
     "demo",
     "programs",
+    "common/data/README",
     "models",
     "derivations",
     "glossary",
@@ -151,10 +152,11 @@ def chapters(names: dict[str, str], suffix: str) -> list[dict]:
 
 
 def pages_of_docs(suffix: str, lesson: str) -> list[dict]:
-    """The contents of docs/ in one language, as far as its pages exist; a page's lesson follows it."""
+    """The contents of docs/, and the page on data, in one language, as far as its pages exist; a page's lesson follows it."""
     contents = []
     for name in DOCS:
-        page, notebook_page = Path("docs") / f"{name}{suffix}", Path("docs") / name / f"lesson{suffix}"
+        page = (Path("docs") / f"{name}{suffix}") if "/" not in name else Path(f"{name}{suffix}")
+        notebook_page = Path("docs") / name / f"lesson{suffix}"
         if has_source(page):
             contents.append({title(page): page.as_posix()})
         if has_source(notebook_page):
