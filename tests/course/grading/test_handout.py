@@ -18,7 +18,7 @@ import common.handout as handout_program
 from common.errors import UserError
 from common.grade.chapter import COURSE, exercises_of
 from common.grade.checks import load_chapter
-from common.grade.marking.handing_out import Autograder, hand_out
+from common.grade.marking.handing_out import Autograder, hand_out, is_kept_back
 from common.grade.stubs import exercise_names, strip
 from common.teach.autograder import find_work, read_metadata
 
@@ -74,6 +74,8 @@ def test_a_handout_holds_no_answer(handout):
     places = {str(path.relative_to(handout / "handout")) for path in files}
     assert {
         "01_ddpm_mnist/exercises/exercises.py",
+        "01_ddpm_mnist/exercises/written.md",
+        "01_ddpm_mnist/exercises/written.zh.md",
         "common/grade/program.py",
         ".github/workflows/classroom.yml",
     } <= places
@@ -84,6 +86,16 @@ def test_a_handout_holds_no_answer(handout):
     lines = re.findall(r"# --- solution\n(.*?)\n    # --- ", TEXT, re.DOTALL)
     texts = [path.read_text(encoding="utf-8") for path in exercises.glob("*.py") if path.name != "hints.py"]
     assert lines and not [line for line in lines if any(line in text for text in texts)]
+
+
+@pytest.mark.parametrize("folder", sorted(COURSE.glob("0[1-6]_*/exercises")), ids=lambda folder: folder.parent.name)
+def test_written_questions_are_handed_out_and_their_answers_are_not(folder):
+    """In every language that they have."""
+    questions, answers = (sorted(folder.glob(f"{name}*")) for name in ("written", "answers"))
+    assert [path.name for path in questions] == ["written.md", "written.zh.md"]
+    assert [path.name for path in answers] == ["answers.md", "answers.zh.md"]
+    assert not any(is_kept_back(path.relative_to(COURSE)) for path in questions)
+    assert all(is_kept_back(path.relative_to(COURSE)) for path in answers)
 
 
 def test_a_handout_has_everything_of_the_chapter_but_what_is_kept_back(handout):

@@ -116,29 +116,50 @@ def test_the_points_of_the_report_and_the_shares():
 
 
 def questions(path: Path) -> dict[str, tuple[int, str]]:
-    """{title: (points, text)} of a page of questions or answers."""
+    """{title: (points, text)} of a page of questions or answers in either language."""
     parts = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     found = {}
     for part in parts:
         title, _, text = part.partition("\n")
-        name, points = re.fullmatch(r"(\d · .+) \((\d) points\)", title).groups()
+        name, points = re.fullmatch(r"(\d · .+?) ?[(（](\d) (?:points\)|分）)", title).groups()
         found[name] = (int(points), text.strip())
     return found
 
 
+@pytest.mark.parametrize("suffix", [".md", ".zh.md"])
 @pytest.mark.parametrize("number", EXERCISES)
-def test_every_written_question_has_an_answer_whose_items_make_its_points(number):
-    asked, answered = (questions(EXERCISES[number] / name) for name in ("written.md", "answers.md"))
+def test_every_written_question_has_an_answer_whose_items_make_its_points(number, suffix):
+    asked, answered = (questions(EXERCISES[number] / f"{name}{suffix}") for name in ("written", "answers"))
     assert list(asked) == list(answered) and 6 <= len(asked) <= 8
     assert [name[0] for name in asked] == [str(k) for k in range(1, len(asked) + 1)]
     assert sum(points for points, _ in asked.values()) == 20
     for name, (points, text) in answered.items():
         assert points == asked[name][0]
-        items = re.findall(r"^- \((\d)\) \S", text, re.MULTILINE)
-        assert sum(map(int, items)) == points, name
-    page = (EXERCISES[number] / "written.md").read_text(encoding="utf-8")
+        assert sum(items(text)) == points, name
+    page = (EXERCISES[number] / f"written{suffix}").read_text(encoding="utf-8")
+    long = 40 if suffix == ".md" else 20  # characters of a line that could be a sentence
     for _, text in answered.values():  # no sentence of an answer is in the questions
-        assert not [line for line in text.splitlines() if len(line) > 40 and line in page]
+        assert not [line for line in text.splitlines() if len(line) > long and line in page]
+
+
+def items(text: str) -> list[int]:
+    """The points of the items that an answer lists."""
+    return [int(points) for points in re.findall(r"^- [(（](\d)(?:\) | 分）)\S", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("name", ["written", "answers"])
+@pytest.mark.parametrize("number", EXERCISES)
+def test_both_languages_have_the_same_questions(number, name):
+    """Equal points and items, question by question, and equal formulas; those of a question in any order."""
+    english, chinese = (questions(EXERCISES[number] / f"{name}{suffix}") for suffix in (".md", ".zh.md"))
+    assert [title[0] for title in english] == [title[0] for title in chinese]
+    for (points, text), (its_points, its_text) in zip(english.values(), chinese.values(), strict=True):
+        assert points == its_points and items(text) == items(its_text)
+        assert formulas(text) == formulas(its_text)
+
+
+def formulas(text: str) -> set[str]:
+    return {" ".join(found.split()) for found in re.findall(r"\$([^$]+)\$", text)}
 
 
 def test_answers_are_not_on_the_site():
@@ -146,9 +167,11 @@ def test_answers_are_not_on_the_site():
     site = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(site)
     names = {page.as_posix() for page in site.pages()}
-    assert {f"{folder.parent.name}/exercises/written.md" for folder in EXERCISES.values()} <= names
+    contents = str(site.navigation())
+    for suffix in (".md", ".zh.md"):
+        assert {f"{folder.parent.name}/exercises/written{suffix}" for folder in EXERCISES.values()} <= names
+        assert contents.count(f"exercises/written{suffix}") == 6 and f"docs/teaching{suffix}" in contents
     assert not [name for name in names if "answers" in name]
-    assert str(site.navigation()).count("exercises/written.md") == 6 and "docs/teaching.md" in str(site.navigation())
 
 
 def test_the_arithmetic_of_answers():
