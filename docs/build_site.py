@@ -22,19 +22,20 @@ PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
 PICTURES = {".png", ".gif", ".webp", ".jpg", ".svg"}
 LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
-DOCS = [
-    "start",
-    "faq",
-    "teaching",
-    "debugging",
-    "demo",
-    "programs",
+PAGES_BESIDE_CHAPTERS = [
+    "docs/start",
+    "docs/faq",
+    "docs/teaching",
+    "docs/debugging",
+    "docs/demo",
+    "docs/programs",
     "common/data/README",
-    "models",
-    "derivations",
-    "glossary",
-    "claims",
-    "budget",
+    "docs/models",
+    "docs/derivations",
+    "docs/glossary",
+    "docs/claims",
+    "docs/budget",
+    "CONTRIBUTING",
 ]
 ENGLISH = {
     "README.md": "Overview",
@@ -151,12 +152,11 @@ def chapters(names: dict[str, str], suffix: str) -> list[dict]:
     return contents
 
 
-def pages_of_docs(suffix: str, lesson: str) -> list[dict]:
-    """The contents of docs/, and the page on data, in one language, as far as its pages exist; a page's lesson follows it."""
+def pages_beside_chapters(suffix: str, lesson: str) -> list[dict]:
+    """The contents besides the chapters in one language, as far as its pages exist; a page's lesson follows it."""
     contents = []
-    for name in DOCS:
-        page = (Path("docs") / f"{name}{suffix}") if "/" not in name else Path(f"{name}{suffix}")
-        notebook_page = Path("docs") / name / f"lesson{suffix}"
+    for name in PAGES_BESIDE_CHAPTERS:
+        page, notebook_page = Path(f"{name}{suffix}"), Path(name) / f"lesson{suffix}"
         if has_source(page):
             contents.append({title(page): page.as_posix()})
         if has_source(notebook_page):
@@ -170,13 +170,13 @@ def has_source(page: Path) -> bool:
 
 
 def navigation() -> list[dict]:
-    """The contents of the site: chapters and pages of docs/ in English, then both in Chinese."""
+    """The contents of the site: chapters and other pages in English, then both in Chinese."""
     chinese = [{"首页": "README.zh.md"}, {"各章": chapters(CHINESE, ".zh.md")}]
     return [
         {"Home": "README.md"},
         {"Chapters": chapters(ENGLISH, ".md")},
-        {"Pages": pages_of_docs(".md", "{}: the lesson")},
-        {"中文": [*chinese, {"其他页面": pages_of_docs(".zh.md", "{}：教程")}]},
+        {"Pages": pages_beside_chapters(".md", "{}: the lesson")},
+        {"中文": [*chinese, {"其他页面": pages_beside_chapters(".zh.md", "{}：教程")}]},
     ]
 
 
