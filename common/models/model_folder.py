@@ -29,9 +29,8 @@ from common.models.diffusers_configs import (
 )
 from common.models.dit import DiT
 from common.models.find_model import find_root, is_dit, scheduler_file, unet_folder
-from common.models.grow import grow, is_grown
 from common.models.single_file.conversion import as_folder
-from common.models.unet import UNet
+from common.models.unet import UNet, grow, is_grown
 from common.models.vae import AutoencoderKL
 
 
