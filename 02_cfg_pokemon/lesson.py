@@ -149,8 +149,8 @@ for text in (
     names, ids = pieces(text)
     print(" | ".join(names))
     print("   ", *ids)
-    for remark in tokenizer.remarks(text):
-        print("    note:", remark)
+    if unknown := tokenizer.unknown(text):
+        print("    unknown, so spelled in pieces:", ", ".join(unknown))
 
 # %% [markdown]
 # Three things to notice:

@@ -137,8 +137,8 @@ for text in (
     names, ids = pieces(text)
     print(" | ".join(names))
     print("   ", *ids)
-    for remark in tokenizer.remarks(text):
-        print("    提示：", remark)
+    if unknown := tokenizer.unknown(text):
+        print("    未知的词，只能拆开拼写：", "、".join(unknown))
 
 # %% [markdown]
 # 有三点值得注意：
