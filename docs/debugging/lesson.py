@@ -13,6 +13,8 @@
 # %% [markdown]
 # # How to debug a training
 #
+# English · [中文](lesson.zh.ipynb)
+#
 # A diffusion model that was trained wrongly often gives no error. The loss falls, the program ends, and the samples are bad.
 # In this lesson we make sixteen faults on purpose, one at a time, in the same small training. For each fault you see the loss, the
 # files of the run and the samples, and then what `python -m common.doctor` says about them.
@@ -43,7 +45,12 @@ from PIL import Image
 from common.doctor.consultation import of_a_run
 from common.doctor.finding import WRONG
 from common.doctor.practice import FAULTS, Recipe, train_recipe
+from common.grade.chapter import COURSE
+from common.grade.marking.messages import translator
+from common.viz import label_language
 
+label_language("en")  # of the words in figures
+say = translator("en", COURSE / "common" / "doctor", few=0)  # puts what the doctor says into the lesson's language
 torch.set_num_threads(1)  # the networks are so small that more threads would only wait for one another
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 RUNS = Path(tempfile.mkdtemp())
@@ -73,7 +80,7 @@ def consult(*runs):
         found = [finding for finding in of_a_run(run, RUNS) if finding.status == WRONG]
         print(f"{run.name}:" + ("" if found else " nothing is wrong"))
         for finding in found:
-            print(f"    {finding.subject}: {finding.seen}\n        cure: {finding.cure}")
+            print(f"    {say(finding.subject)}: {say(finding.seen)}\n        cure: {say(finding.cure)}")
 
 
 def show_samples(*runs):
@@ -164,7 +171,7 @@ show_samples(*data_faults[:3])
 # %%
 curves = [train(name, 60) for name in ("not-finite", "rate-too-high", "rate-too-low", "frozen")]
 show_losses(healthy, *curves[1:])
-print("not-finite: diverged.json says", json.loads((curves[0] / "diverged.json").read_text())["message"])
+print("not-finite: diverged.json says", say(json.loads((curves[0] / "diverged.json").read_text())["message"]))
 with open(curves[3] / "metrics.csv") as file:
     print("frozen: gradient norms", sorted({float(row["grad_norm"]) for row in csv.DictReader(file)}))
 with open(curves[2] / "metrics.csv") as file:

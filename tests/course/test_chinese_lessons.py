@@ -1,6 +1,8 @@
 """The Chinese lessons: the cells of the English ones, with the same code, numbers, formulas and links."""
 
+import ast
 import re
+from functools import cache
 from itertools import zip_longest
 
 import pytest
@@ -8,8 +10,10 @@ import pytest
 from common.grade import lessons
 from common.grade.lessons import code_differences
 from helpers.programs import ROOT
+from helpers.source import own_files
 
-LESSONS = sorted(path.parent for path in ROOT.glob("[0-9][0-9]_*/lesson.py"))  # every lesson needs a Chinese one
+CHAPTERS = sorted(path.parent for path in ROOT.glob("[0-9][0-9]_*/lesson.py"))
+LESSONS = [*CHAPTERS, ROOT / "docs" / "debugging"]  # every lesson needs a Chinese one
 
 MARKER = re.compile(r"<!--.*?-->")
 QUOTED = re.compile(r"([-−+]?[\d.,]+(?:e[-−]?\d+)?)[^\d<\n]{0,20}(<!--.*?-->)")
@@ -149,13 +153,47 @@ def test_the_prose_is_chinese(folder):
             assert [part for part in left if not lessons.CHINESE.search(part)] == []
 
 
+SENTENCE = re.compile(r"(?:[A-Za-z]+[,;:]? +){3,}")  # four words or more
+CAPTIONS = "data"  # of common/: its strings are prompts, which stay
+
+
+def sentences(code: str) -> set[str]:
+    """The English sentences that a program may print: strings, and what f-strings have between their fields."""
+    return {
+        node.value.strip()
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and SENTENCE.search(node.value)
+    }
+
+
+@cache
+def sentences_of_the_course() -> set[str]:
+    shared = [path for path in own_files("*.py") if path.is_relative_to(ROOT / "common")]
+    read = [path for path in shared if path.relative_to(ROOT / "common").parts[0] != CAPTIONS]
+    return set().union(*(sentences(path.read_text(encoding="utf-8")) for path in read))
+
+
+@pytest.mark.parametrize("folder", LESSONS, ids=lambda folder: folder.name)
+def test_no_english_sentence_of_the_course_is_printed(folder):
+    """A lesson words what it prints, because the course's own remarks and messages are English."""
+    printed = "\n".join(lessons.output_texts(lessons.read_notebook(folder, "zh")))
+    assert [sentence for sentence in sorted(sentences_of_the_course()) if sentence in printed] == []
+
+
 # ------------------------------------------------------------------------------------------------ the tests are tested
+
+
+def test_sentences_are_found():
+    code = 'x = f"unknown words: {words} (spelled in pieces, so they may mean little)"\ny = "mnist"'
+    assert sentences(code) == {"(spelled in pieces, so they may mean little)"}
+    assert "(spelled in pieces, so they may mean little)" in sentences_of_the_course()
 
 
 @pytest.mark.parametrize(
     ("english", "chinese"),
     [
         ("x = 1  # one", "x = 1  # 一"),
+        ('label_language("en")', 'label_language("zh")'),
         ('f(label="noise level t")', 'f(label="噪声水平 t")'),
         ('print(f"{a:30} is {b:.2f}")', 'print(f"{b:.2f} 是 {a:15}")'),
         ('f"{name:11}{share:>12.0%}"', 'f"{name:8}{share:>9.0%}"'),
@@ -183,6 +221,8 @@ def test_words_for_a_reader_may_differ(english, chinese):
         ('f("mnist")', 'f("cifar10")'),
         ('f("红")', 'f("绿")'),
         ('f("红")', 'f("red")'),
+        ('label_language("zh")', 'label_language("en")'),
+        ('label_language("en")', 'label_language("fr")'),
         ("f'{what} of 米饭'", "f'白饭的 {what}'"),
         ('f"{a:.2f} is"', 'f"{a:.3f} 是"'),
         ('f"{a:.2f} is"', 'f"{a:.2%} 是"'),
