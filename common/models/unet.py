@@ -326,18 +326,20 @@ def grow(net: UNet, other: UNet) -> UNet:
             net.get_submodule(name).load_state_dict(child.state_dict(), strict=name != "up_blocks")
     for i, block in enumerate(other.down_blocks):
         net.down_blocks[i + 1].load_state_dict(block.state_dict())
-    first, last, before_last = net.down_blocks[0], net.up_blocks[-1], net.up_blocks[-2]
-    for resnet in [*first.resnets, *last.resnets]:
-        nn.init.zeros_(resnet.conv2.weight)
-        nn.init.zeros_(resnet.conv2.bias)
-    for convolution in (first.downsamplers[0].conv, before_last.upsamplers[0].conv):
-        pass_through(convolution)
-    for resnet in last.resnets:  # reads what comes from below, followed by a skip connection
-        pass_through(resnet.conv_shortcut)
+    levels = len(other.down_blocks)  # up blocks are counted from the lowest resolution
+    for block in (net.down_blocks[0], net.up_blocks[levels]):
+        for resnet in (m for m in block.modules() if isinstance(m, ResBlock)):
+            for parameter in resnet.conv2.parameters():
+                nn.init.zeros_(parameter)
+    pass_through(net.get_submodule("down_blocks.0.downsamplers.0.conv"))
+    pass_through(net.get_submodule(f"up_blocks.{levels - 1}.upsamplers.0.conv"))
+    for i in range(net.cfg.layers + 1):  # reads what comes from below, followed by a skip connection
+        pass_through(net.get_submodule(f"up_blocks.{levels}.resnets.{i}.conv_shortcut"))
     return net
 
 
-def pass_through(convolution: nn.Conv2d) -> None:
+def pass_through(convolution: nn.Module) -> None:
     """Let a convolution return the pixel at its centre, in its first channels."""
-    nn.init.dirac_(convolution.weight)
-    nn.init.zeros_(convolution.bias)
+    weight, bias = convolution.parameters()
+    nn.init.dirac_(weight)
+    nn.init.zeros_(bias)
