@@ -148,7 +148,7 @@ def dpmpp_2s(denoise: Denoise, x: Tensor, levels: NoiseLevels) -> Steps:
 
 
 def exponential_step(x: Tensor, x0: Tensor, now: NoiseLevel, then: NoiseLevel) -> Tensor:
-    """Exact for constant x0: sigma'/sigma x + alpha' (1 - e^-h) x0, h = lambda' - lambda (Lu et al. 2022b, eq. 8)."""
+    """Exact for constant x0: sigma'/sigma x + alpha' (1 - e^-h) x0, h = lambda' - lambda (Lu et al. 2022b)."""
     return combine(then.sigma / now.sigma, x, -then.alpha * math.expm1(now.lam - then.lam), x0)
 
 

@@ -71,7 +71,7 @@ def test_min_snr_as_the_training_scripts_of_diffusers_have_it(prediction):
 
 
 def test_p2_of_the_paper():
-    """Choi et al. 2022, eq. 8: the weight of the squared error of eps is 1 / (k + SNR)^gamma; here k = gamma = 1."""
+    """Choi et al. 2022: the weight of the squared error of eps is 1 / (k + SNR)^gamma; here k = gamma = 1."""
     level = make_schedule("linear").at(torch.tensor([1, 100, 700, 1000]))
     snr = (level.alpha / level.sigma) ** 2
     torch.testing.assert_close(loss_weight("p2", "eps", level), 1 / (1 + snr))
