@@ -3,6 +3,9 @@
 Which parts of a lesson become slides, and how much of a text one slide shows, is decided by `slides_of` alone.
 """
 
+import base64
+import io
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,15 +16,20 @@ from pathlib import Path
 import nbformat
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
+from PIL import Image, UnidentifiedImageError
 
 from common.errors import UserError
 from common.grade.chapter import COURSE, chapter_folder
 from common.io.files import write_atomically
 
 WORDS = 60  # that a slide shows of a paragraph; a Chinese character counts as half a word
-WIDE = 75  # symbols of a formula that needs smaller letters
 LONG_LIST = 150  # words of a list that is too long for a slide
 ROWS = 18  # of a table for which a slide has room
+BRIEF = 4  # words of a sentence that only introduces what follows, "In code:"
+PRINTED = 14  # lines of a printed table for which a slide has room
+WIDTH, HEIGHT = 1100, 720  # of a slide, in pixels
+LINE = 11  # words in a line
+PICTURE = 390  # pixels, the height of a picture at most where it is below a text
 LIST = r"(?:[*-]|\d+\.) "
 NETWORK = "https://cdn.jsdelivr.net/npm/"
 REVEAL, MATHJAX = "reveal.js@4.6.1", "mathjax@3.2.2"
@@ -30,6 +38,8 @@ COPIED = {  # what pages need of the packages
     "mathjax": ("es5/tex-chtml.js", "es5/output/chtml/fonts", "es5/a11y", "es5/sre", "LICENSE"),
 }
 SENTENCES = re.compile(r"(?<=[。！？])|(?<=[.!?:])\s+(?=[A-Z`*$\[(\\])")
+LANGUAGES = re.compile(r"(?:English|\[English\]\(\S+\)) · (?:中文|\[中文\]\(\S+\))")
+LEAD = re.compile(r"\*\*[^*]*[:：]")  # the bold beginning of a step, which is not about the picture before it
 QUESTION = re.compile(r"\*\*(?:Question|Predict\w*|Exercise|问题|思考|预测)[^*]*\*\*")
 TEMPLATE = """
 {%- extends "index.html.j2" -%}
@@ -38,13 +48,15 @@ TEMPLATE = """
 <script>MathJax = {tex: {inlineMath: [["$", "$"]], processEscapes: true}};</script>
 <script defer src="{{ resources.mathjax_url }}"></script>
 <style>
-.reveal { font-family: sans-serif; font-size: 30px; }
+.reveal { font-family: sans-serif; font-size: 30px; --jp-content-font-size1: 23px; --jp-code-font-size: 18px; }
 .reveal .slides h1, .reveal .slides h2, .reveal .slides h3 { text-transform: none; text-align: left; line-height: 1.2; }
 .reveal .slides h1 { font-size: 1.7em; } .reveal .slides h2 { font-size: 1.4em; } .reveal .slides h3 { font-size: 1.15em; }
 .reveal .slides section { text-align: left; }
-.reveal .slides section img { display: block; margin: 0.5em auto; width: 92%; max-height: 400px; object-fit: contain; }
-div.wide { font-size: 0.72em; }
-.reveal table { font-size: 0.7em; } .reveal pre { font-size: 0.55em; }
+.reveal .slides section img { display: block; margin: 0.5em auto; width: 92%; max-height: 390px; object-fit: contain; }
+.reveal .slides section img.alone { max-height: 500px; }
+.reveal .slides li { line-height: 1.35; }
+.reveal .slide-number { right: auto; left: 8px; }
+.reveal table { font-size: 0.7em; } .reveal pre, .reveal pre code { font-size: 18px; line-height: 1.3; width: 100%; }
 .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none; }
 </style>
 {%- endblock -%}
@@ -52,6 +64,19 @@ div.wide { font-size: 0.72em; }
 <script src="{{ resources.reveal.url_prefix }}/dist/reveal.js"></script>
 <script src="{{ resources.reveal.url_prefix }}/plugin/notes/notes.js"></script>
 <script>
+// A formula that is wider than the slide gets smaller letters.
+function fitFormulas() {
+  if (!window.MathJax || !MathJax.startup) return;
+  MathJax.startup.promise.then(() => {
+    document.querySelectorAll(".present mjx-container[display], .print-pdf mjx-container[display]").forEach((each) => {
+      const room = each.parentElement.clientWidth, needed = each.scrollWidth;
+      if (room && needed > room) each.style.fontSize = (96 * room / needed) + "%";
+    });
+  });
+}
+window.addEventListener("load", fitFormulas);
+Reveal.on("slidechanged", fitFormulas);
+Reveal.on("pdf-ready", fitFormulas);
 Reveal.initialize({hash: true, slideNumber: "c/t", width: 1100, height: 720, center: false, transition: "none",
                    plugins: [RevealNotes]});
 </script>
@@ -65,10 +90,17 @@ class Slide:
     kind: str  # "slide" begins a column, "subslide" goes on below
     notes: list[str] = field(default_factory=list)
 
-    def has_room(self) -> bool:
-        """Whether a picture fits below the text."""
-        full = any(each in self.text for each in ("<img", "$$", "**Question", "**问题", "\n* ", "\n- ", "\n1. "))
-        return not full and words(self.text) <= WORDS
+    def has_room(self, data: str, says: str) -> bool:
+        """Whether a picture fits below the text, with the sentence that it shows below itself."""
+        full = any(each in self.text for each in ("<img", "**Question", "**问题", "\n* ", "\n- ", "\n1. "))
+        if full or words(self.text) > WORDS:
+            return False
+        heights = [
+            100 if part.startswith("$$") else 25 + 33 * math.ceil(words(part) / LINE)
+            for part in [*self.text.split("\n\n"), says]
+        ]
+        tall = full_height(data)
+        return sum(heights) + min(tall, PICTURE) < HEIGHT - 40 and tall < 1.4 * PICTURE
 
 
 def slides_of(cells: list[NotebookNode]) -> list[Slide]:
@@ -79,16 +111,19 @@ def slides_of(cells: list[NotebookNode]) -> list[Slide]:
     picture joins a slide that has room. All other text goes to the notes of the slide before it.
     """
     slides: list[Slide] = []
-    title = ""
+    title = printed = ""
     for number, cell in enumerate(cells):
         if cell.cell_type == "code":
             after = next(iter(cells[number + 1 : number + 2]), None)
             said = caption(after.source) if after is not None and after.cell_type == "markdown" else ""
-            pictures = list(pictures_of(cell))
+            pictures, printed = list(pictures_of(cell)), printed_by(cell)
+            if slides and printed and not pictures and slides[-1].text.endswith((":", "：")):
+                slides[-1].text += f"\n\n{printed}"
             for place, data in enumerate(pictures, 1):
                 says = said if place == len(pictures) else ""
-                shown = f"{image(data, says or title)}\n\n{says}".strip()
-                if slides and slides[-1].has_room():
+                joins = bool(slides) and slides[-1].has_room(data, says)
+                shown = f"{image(data, says or title, not joins)}\n\n{says}".strip()
+                if joins:
                     slides[-1].text += f"\n\n{shown}"
                 else:
                     slides.append(Slide(f"### {title}\n\n{shown}", "subslide"))
@@ -101,8 +136,11 @@ def slides_of(cells: list[NotebookNode]) -> list[Slide]:
                 first, blocks = opening(blocks)
                 kind = "slide" if level <= 2 else "subslide"
                 slides.append(Slide("\n\n".join([f"{found[1]} {title}", *first]), kind))
+            elif LANGUAGES.fullmatch(block):
+                continue
             elif before_list([block, *blocks]):
-                slides.append(Slide(f"### {title}\n\n{block}\n\n{blocks.pop(0)}", "subslide"))
+                table = f"{printed}\n\n" if "\n" in printed.strip("`\n") and re.search("table|表", block) else ""
+                slides.append(Slide(f"### {title}\n\n{table}{block}\n\n{blocks.pop(0)}", "subslide"))
             elif QUESTION.match(block):
                 slides.append(Slide(f"### {title}\n\n{block}", "subslide"))
             elif slides:
@@ -112,7 +150,7 @@ def slides_of(cells: list[NotebookNode]) -> list[Slide]:
 
 def opening(blocks: list[str]) -> tuple[list[str], list[str]]:
     """What a heading's slide shows of the blocks below it, and the other blocks."""
-    shown, rest = list[str](), list(blocks)
+    shown, rest = list[str](), [block for block in blocks if not LANGUAGES.fullmatch(block)]
     if before_list(rest):
         return rest[:2], rest[2:]
     if rest and rest[0].startswith("|") and rest[0].count("\n") <= ROWS:
@@ -127,10 +165,7 @@ def opening(blocks: list[str]) -> tuple[list[str], list[str]]:
         rest.pop(0)
     formula = next((block for block in until_heading(rest) if block.startswith("$$") and block.endswith("$$")), None)
     if formula:
-        symbols = len(
-            re.sub(r"\\[a-zA-Z]+", "x", re.sub(r"\\(?:left|right|quad|qquad|mathrm|text|,|;)|[\s{}^_]", "", formula))
-        )
-        shown.append(f'<div class="wide">\n\n{formula}\n\n</div>' if symbols > WIDE else formula)
+        shown.append(formula)
         rest.remove(formula)
     return shown, rest
 
@@ -193,10 +228,12 @@ def caption(source: str) -> str:
         or not is_text(first[0])
         or first[0].startswith("(")
         or QUESTION.match(first[0])
+        or LEAD.match(first[0])
         or re.match(LIST, first[0])
     ):
         return ""
-    return SENTENCES.split(first[0])[0].strip().rstrip(":：")
+    said = SENTENCES.split(first[0])[0].strip()
+    return "" if said.endswith((":", "：")) and words(said) <= BRIEF else said.rstrip(":：")
 
 
 def pictures_of(cell: NotebookNode) -> Iterator[str]:
@@ -208,14 +245,32 @@ def pictures_of(cell: NotebookNode) -> Iterator[str]:
                 break
 
 
-def image(data: str, says: str) -> str:
+def printed_by(cell: NotebookNode) -> str:
+    """What a cell has printed, if it has the size of a table that a slide can show, as a block of code."""
+    text = "".join(output.text for output in cell.get("outputs", []) if output.output_type == "stream").strip("\n")
+    return f"```\n{text}\n```" if 0 < len(text.splitlines()) <= PRINTED else ""
+
+
+def full_height(data: str) -> float:
+    """The height of a picture that is as wide as a slide allows."""
+    try:
+        wide, high = Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).size
+    except UnidentifiedImageError:
+        return PICTURE
+    return 0.92 * WIDTH * high / wide
+
+
+def image(data: str, says: str, alone: bool) -> str:
     plain = re.sub(r"<[^>]*>|\]\([^)]*\)|[*`\[$]", "", says)
-    return f'<img src="{data}" alt="{escape(plain)}">'
+    size = ' class="alone"' if alone else ""
+    return f'<img src="{data}" alt="{escape(plain)}"{size}>'
 
 
 def without_links(text: str) -> str:
-    """Links within the course lead nowhere from a slide; their text stays."""
+    """A text for a slide, from which links within the course lead nowhere; their text stays."""
     text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^()\s]+\)", r"\1", text)
+    # MathJax shows the backslash of an underscore within a formula's text
+    text = re.sub(r"\\text\{[^{}]*\}", lambda found: found[0].replace(r"\_", "_"), text)
     return re.sub(r"<!--.*?-->", "", text)
 
 
