@@ -336,6 +336,9 @@ def test_5_what_a_key_is(ex):
     weights, config, pixels = encoder()
     key = call(ex.latent_key, weights, config, pixels)
     found = repr(key) if isinstance(key, str) else type(key).__name__
+    assert not (isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key)), (
+        "the key has 32 hexadecimal digits, as an MD5 has or half a SHA-256; it is a whole SHA-256, 64 digits"
+    )
     assert isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key), (
         f"64 hexadecimal digits were expected, as a text, not {found}"
     )

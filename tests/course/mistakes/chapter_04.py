@@ -610,7 +610,7 @@ def latent_key(weights, config, pixels):
     return key_rightly(weights, some, pixels)
 
 
-@mistake("another, shorter hash", "64 hexadecimal digits were expected")
+@mistake("another, shorter hash", "as an MD5 has or half a SHA-256")
 def latent_key(weights, config, pixels):
     return hashlib.md5(key_rightly(weights, config, pixels).encode()).hexdigest()
 
