@@ -572,8 +572,8 @@ EXERCISES = [
     Exercise("loss_guided_step", 5, check_loss_guided_step),
     Exercise("cross_attention", 5, check_cross_attention),
     Exercise("tilted_gaussian", 5, check_tilted_gaussian),
-    Exercise("fix_training_batch", 3, check_fix_training_batch, rounds=1),
+    Exercise("fix_training_batch", 3, check_fix_training_batch, goal=True, covers_public=True),
     Exercise("fix_guided_sampling", 3, check_fix_guided_sampling),
     Exercise("fix_masked_attention", 3, check_fix_masked_attention),
-    Exercise("guidance_scale", 5, check_guidance_scale, rounds=1),
+    Exercise("guidance_scale", 5, check_guidance_scale, goal=True),
 ]

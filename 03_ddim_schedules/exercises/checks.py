@@ -784,5 +784,5 @@ EXERCISES = [
     Exercise("fix_heun_sampling", 2, check_fix_heun_sampling),
     Exercise("fix_flow_sampling", 2, check_fix_flow_sampling),
     Exercise("fix_consistency_loss", 2, check_fix_consistency_loss),
-    Exercise("ten_evaluations", 4, check_ten_evaluations, rounds=1),
+    Exercise("ten_evaluations", 4, check_ten_evaluations, goal=True, covers_public=True),
 ]

@@ -698,5 +698,5 @@ EXERCISES = [
     Exercise("fix_training_loop", 2, check_fix_training_loop),
     Exercise("fix_img2img", 2, check_fix_img2img),
     Exercise("fix_min_snr", 2, check_fix_min_snr),
-    Exercise("merge_to_rank", 3, check_merge_to_rank, rounds=1),
+    Exercise("merge_to_rank", 3, check_merge_to_rank, goal=True),
 ]

@@ -952,9 +952,9 @@ EXERCISES = [
     Exercise("name_weight", 2, check_name_weight),
     Exercise("ideal_inpainting", 4, check_ideal_inpainting),
     Exercise("fix_outpainting", 2, check_fix_outpainting),
-    Exercise("fix_candidates", 2, check_fix_candidates),
+    Exercise("fix_candidates", 2, check_fix_candidates, rounds=2),
     Exercise("fix_zoom", 2, check_fix_zoom),
     Exercise("fix_regions", 2, check_fix_regions),
-    Exercise("own_move", 4, check_own_move, rounds=1),
-    Exercise("fill_the_hole", 4, check_fill_the_hole, rounds=1),
+    Exercise("own_move", 4, check_own_move, goal=True),
+    Exercise("fill_the_hole", 4, check_fill_the_hole, goal=True, covers_public=True),
 ]

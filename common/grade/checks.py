@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.grade.sandbox.protocol.wire import ChannelError
 from common.grade.sandbox.source import UnreadableSubmission, place_of, read_code
 from common.grade.stubs import strip
 from common.io.files import read_json
 from common.random import generator
 
-ROUNDS = 3  # of a randomised check
 NUMBERS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four"}
 
 
@@ -32,7 +32,9 @@ class Exercise:
     name: str  # of the function to write
     points: int
     check: Callable[[ModuleType, torch.Generator], None]  # randomised; raises AssertionError
-    rounds: int = ROUNDS  # of the check; 1 for a goal that takes seconds and is the same each time
+    rounds: int = 1  # of the check; more where a single one may miss a mistake
+    goal: bool = False  # whether the check measures what the learner's own method reaches, which may take seconds
+    covers_public: bool = False  # whether the check is the public tests with other data: if it passes, so do they
 
 
 class Chapter(NamedTuple):
@@ -80,7 +82,7 @@ def load_chapter(folder: Path) -> Chapter:
 def load_handout(folder: Path) -> Chapter:
     """A chapter with its public tests alone."""
     known = read_json(folder / "exercises.json")
-    exercises = [Exercise(each["name"], each["points"], lambda answers, rng: None, 1) for each in known["exercises"]]
+    exercises = [Exercise(each["name"], each["points"], lambda answers, rng: None) for each in known["exercises"]]
     stub = ModuleType("course_stub")
     stub.__file__ = str(folder / "exercises.py")
     exec(known["stub"], vars(stub))
@@ -242,6 +244,8 @@ def parts(got: object, n: int, what: str) -> tuple:
 
 def close(a: Tensor, b: Tensor, atol: float = 1e-4) -> bool:
     """Equal but for rounding."""
+    if a.dtype == b.dtype and torch.equal(a, b):  # which takes a tenth of the time of allclose
+        return True
     return a.shape == b.shape and torch.allclose(a, b.to(a.dtype), rtol=1e-3, atol=atol)
 
 
@@ -299,7 +303,7 @@ def unchanged(old: object, new: object) -> bool:
     """Whether `new`, once copied by kept() as `old`, is still what it was. NaN is equal to itself."""
     if isinstance(old, Tensor) and isinstance(new, Tensor):
         flags = (old.shape, old.dtype, old.requires_grad) == (new.shape, new.dtype, new.requires_grad)
-        return flags and bool(((old == new) | ((old != old) & (new != new))).all())
+        return flags and (torch.equal(old, new) or bool(((old == new) | ((old != old) & (new != new))).all()))
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(unchanged, old, new))
     if isinstance(old, dict) and isinstance(new, dict):
@@ -354,12 +358,28 @@ def run_checks(chapter: Chapter, number: int, answers: ModuleType, seed: int, pu
     """Run the tests and the randomised checks of one exercise, which raise an exception if an answer is wrong.
     public[0] becomes True when the public tests have passed.
     """
-    for test in chapter.public_tests(number):
-        test(answers)
-    public[0] = True
     exercise, rng = chapter.exercises[number - 1], generator(seed, number)
-    for _ in range(exercise.rounds):
-        exercise.check(answers, rng)
+
+    def run_public() -> None:
+        for test in chapter.public_tests(number):
+            test(answers)
+        public[0] = True
+
+    def run_hidden() -> None:
+        for _ in range(exercise.rounds):
+            exercise.check(answers, rng)
+
+    if not (exercise.covers_public and chapter.hidden):
+        run_public()
+        run_hidden()
+        return
+    try:
+        run_hidden()
+    except ChannelError:  # no process is left that could be asked again
+        raise
+    except Exception:
+        run_public()  # what they say is simpler, and passing them counts
+        raise
 
 
 def untouched(mine: Callable, given: Callable, file: Path) -> bool:
@@ -392,7 +412,7 @@ def reset_torch() -> None:
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
 
 
 def explain(problem: BaseException, file: Path) -> str:

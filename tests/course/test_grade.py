@@ -21,7 +21,7 @@ import common.grade.grader as grader
 import common.grade.program as program
 from common.errors import UserError
 from common.grade.chapter import COURSE, exercises_of
-from common.grade.checks import expect, lend, load, load_chapter, parts, verdict
+from common.grade.checks import Chapter, Exercise, expect, lend, load, load_chapter, parts, run_checks, verdict
 from common.grade.grader import grade
 from common.grade.marking.messages import Catalogue, catalogue
 from common.grade.stubs import authors, strip
@@ -71,7 +71,7 @@ def verdicts(
     """
     chapter, found = CHAPTERS[number], {}
     for k, exercise in enumerate(chapter.exercises, 1):
-        if exercise.rounds == 1 and (exercise.name not in instead if instead else seed):
+        if exercise.goal and (exercise.name not in instead if instead else seed):
             continue
         if instead and exercise.name not in instead and not others:
             continue
@@ -118,7 +118,7 @@ def test_public_tests_alone_and_hidden_checks_alone_catch_it(case):
     number, exercise, _, _, function = case
     chapter = CHAPTERS[number]
     only_public = chapter._replace(
-        exercises=[replace(e, check=lambda submission, rng: None) for e in chapter.exercises]
+        exercises=[replace(e, check=lambda submission, rng: None, covers_public=False) for e in chapter.exercises]
     )
     only_hidden = chapter._replace(tests=ModuleType("no_tests"))
     k = [e.name for e in chapter.exercises].index(exercise) + 1
@@ -147,7 +147,7 @@ def test_the_fault_of_a_given_program_is_found_when_a_learner_runs_it(case):
     given = getattr(chapter.stub, exercise)
     k = [e.name for e in chapter.exercises].index(exercise) + 1
     without_checks = chapter._replace(
-        exercises=[replace(e, check=lambda submission, rng: None) for e in chapter.exercises]
+        exercises=[replace(e, check=lambda submission, rng: None, covers_public=False) for e in chapter.exercises]
     )
     for part in (without_checks, chapter._replace(tests=ModuleType("no_tests"))):
         submission = load(exercises_of(number) / "solutions.py", "submission")
@@ -541,6 +541,26 @@ def test_a_repaired_program_is_an_answer_that_is_not_overwritten(doubling, monke
     (doubling / "exercises.py").write_text(strip(FAULTY).replace("3 * x", "2 * x"))
     with pytest.raises(UserError, match="already answers fix_double;"):
         program.main(program.Args("09"))
+
+
+def test_public_tests_that_the_check_covers_run_only_where_it_fails():
+    ran, public = [], [False]
+    tests, right, wrong = ModuleType("tests"), ModuleType("right"), ModuleType("wrong")
+    tests.test_1_twice = lambda ex: ran.append(ex.double(3))
+    right.double, wrong.double = lambda x: 2 * x, lambda x: 7
+
+    def check(ex, rng):
+        assert ex.double(2) == 4, "the check says so"
+
+    exercise = Exercise("double", 1, check, covers_public=True)
+    chapter = Chapter([exercise], ModuleType("solutions"), tests, ModuleType("stub"))
+    run_checks(chapter, 1, right, 0, public)
+    assert (ran, public) == ([], [False])
+    with pytest.raises(AssertionError, match="the check says so"):
+        run_checks(chapter, 1, wrong, 0, public)
+    assert (ran, public) == ([7], [True])  # which is worth the points of --partial
+    run_checks(chapter._replace(hidden=False), 1, right, 0, public)
+    assert ran == [7, 6]
 
 
 def test_only_some_exercises_are_checked(doubling, tmp_path):

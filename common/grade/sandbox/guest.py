@@ -130,7 +130,7 @@ def begin() -> None:
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed also notes where it was called, for other devices
     random.seed(0)
     np.random.seed(0)
 

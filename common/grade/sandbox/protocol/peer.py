@@ -50,7 +50,7 @@ class Peer(Sharing):
         before = torch.is_grad_enabled()
         try:
             self.take_changes(message, buffers)
-            torch.set_grad_enabled(bool(message.get("grad", True)))
+            torch._C._set_grad_enabled(bool(message.get("grad", True)))
             result = self.perform(message, buffers)  # kept until the answer is sent, or it would be released before
             answer = {"value": self.encode(result, out)}
         except ChannelError:
@@ -63,7 +63,7 @@ class Peer(Sharing):
         if not self.judge and not self.held:
             self.release_unused()
         if self.judge:
-            torch.set_grad_enabled(before)
+            torch._C._set_grad_enabled(before)
 
     def perform(self, message: dict, buffers: list) -> Any:
         op = message["op"]

@@ -51,7 +51,7 @@ class Channel:
             raise ChannelError("garbled", "a message is too long")
         frame = self.exactly(length + rest)
         try:
-            message = json.loads(frame[:length])
+            message = json.loads(frame[:length].decode())
             sizes = message.pop("sizes")
             fits = all(type(size) is int and size >= 0 for size in sizes) and sum(sizes) == rest
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
