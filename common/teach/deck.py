@@ -26,7 +26,7 @@ WORDS = 60  # that a slide shows of a paragraph; a Chinese character counts as h
 LONG_LIST = 150  # words of a list that is too long for a slide
 ROWS = 18  # of a table for which a slide has room
 BRIEF = 4  # words of a sentence that only introduces what follows, "In code:"
-PRINTED = 14  # lines of a printed table for which a slide has room
+PRINTED, COLUMNS = 14, 90  # lines of a printed table for which a slide has room, and characters of a line
 WIDTH, HEIGHT = 1100, 720  # of a slide, in pixels
 LINE = 11  # words in a line
 PICTURE = 390  # pixels, the height of a picture at most where it is below a text
@@ -248,7 +248,9 @@ def pictures_of(cell: NotebookNode) -> Iterator[str]:
 def printed_by(cell: NotebookNode) -> str:
     """What a cell has printed, if it has the size of a table that a slide can show, as a block of code."""
     text = "".join(output.text for output in cell.get("outputs", []) if output.output_type == "stream").strip("\n")
-    return f"```\n{text}\n```" if 0 < len(text.splitlines()) <= PRINTED else ""
+    lines = text.splitlines()
+    wide = max((len(line) + len(re.findall(r"[\u3000-\u9fff\uff00-\uffef]", line)) for line in lines), default=0)
+    return f"```\n{text}\n```" if 0 < len(lines) <= PRINTED and wide <= COLUMNS else ""
 
 
 def full_height(data: str) -> float:
