@@ -38,7 +38,7 @@ class Args:
     data_dir: Path = Path("data")
     """Folder of local copies of data, and of downloads."""
     out: Path | None = None
-    """Folder of results.csv and the pictures; by default runs/03_ddim_schedules/<study>."""
+    """Folder of results.csv, the table with intervals and the pictures; by default runs/03_ddim_schedules/<study>."""
     lab: Path = Path("runs/03_ddim_schedules/lab")
     """Folder of trained networks and results, which all studies share."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"

@@ -1,7 +1,7 @@
 """Does the VLB term cost a third of the batch size in memory? Count what autograd saves in a training step.
 
-  python 03_ddim_schedules/activation_memory.py
-  python 03_ddim_schedules/activation_memory.py --size 32 --image-channels 3 --channels 64 128 128 --batch-size 16
+  python 03_ddim_schedules/activation_memory.py                    two networks, for 28x28 digits and 32x32 photographs
+  python 03_ddim_schedules/activation_memory.py --size 64 --image-channels 3 --channels 64 128 256 --batch-size 8
 
 Three losses are compared:
 
@@ -19,22 +19,23 @@ from common.cli import run
 
 @dataclass(frozen=True)
 class Args:
-    size: int = 28
-    """Pixels a side."""
-    image_channels: int = 1
+    size: int | None = None
+    """Pixels a side. With this or one of the next three flags a single network is measured, by default chapter 1's."""
+    image_channels: int | None = None
     """Channels of the images: 1 for grey, 3 for colour."""
-    channels: tuple[int, ...] = (32, 64, 128)
-    """Width of the U-Net at each resolution; by default chapter 1's."""
-    batch_size: int = 32
+    channels: tuple[int, ...] | None = None
+    """Width of the U-Net at each resolution."""
+    batch_size: int | None = None
     """Images in the step."""
-    json: Path | None = None
-    """JSON file for the results."""
+    out: Path = Path("runs/03_ddim_schedules/activation_memory")
+    """Folder of activation_memory.csv."""
 
 
 def main(args: Args) -> None:
-    from ddim_schedules.activation_memory import compare_losses
+    from ddim_schedules.activation_memory import DIGITS, PHOTOGRAPHS, compare_losses
 
-    compare_losses(args.size, args.channels, args.batch_size, args.image_channels, args.json)
+    given = {name: value for name in DIGITS._fields if (value := getattr(args, name)) is not None}
+    compare_losses([DIGITS._replace(**given)] if given else [DIGITS, PHOTOGRAPHS], args.out)
 
 
 if __name__ == "__main__":

@@ -707,7 +707,7 @@ for path in sorted((here / "state").iterdir()):
     print(f"  {path.name:36} {path.stat().st_size / 1e3:8.0f} kB")
 
 # %% [markdown]
-# Look at the list. It holds the network, the optimizer with its two numbers for each trained weight, the schedule, the random states, and the EMA that we registered. The file of the network holds *all* weights, the frozen ones too: for a large model that is gigabytes at every checkpoint, so the programs register a hook that saves the adapter alone.
+# Look at the list. It holds the network, the optimizer with its estimates of the first and second moment of each gradient, the schedule, the random states, and the EMA that we registered. The file of the network holds *all* weights, the frozen ones too: for a large model that is gigabytes at every checkpoint, so the programs register a hook that saves the adapter alone.
 #
 # Is `peft` doing (5)? We take one trained layer, and compute its output with our own class.
 
@@ -812,7 +812,7 @@ print(f"read back by diffusers, {len(pairs)} layers: largest difference {worst:g
 #
 # ## 9 · What a training costs in memory
 #
-# You can count the bytes before you buy a card. A weight in float32 takes 4 bytes. A *trained* weight also has a gradient (4), two numbers of AdamW (8) and, if you keep it, an average (4). This is the **static** part: it is there before the first image. The **activations**, which the forward pass
+# You can count the bytes before you buy a card. A weight in float32 takes 4 bytes. A *trained* weight also has a gradient (4), AdamW's estimates of the first and second moment of the gradient (8) and, if you keep it, an average (4). This is the **static** part: it is there before the first image. The **activations**, which the forward pass
 # keeps for the backward pass, come on top and grow with the batch.
 #
 # We count it for our U-Net and for those of Stable Diffusion 1.5 and XL. On the device `meta`, tensors have shapes but no numbers, so nothing needs to be downloaded.
@@ -892,8 +892,8 @@ for batch_size in (8, 2):
     print(f"batch of {batch_size}: activations {activation_bytes(net, style_columns, batch_size) / 1e6:.1f} MB")
 net.enable_gradient_checkpointing()
 print(f"batch of 8 with gradient checkpointing: {activation_bytes(net, style_columns, 8) / 1e6:.1f} MB")
-net.disable_gradient_checkpointing()
 net.eval()
+net.disable_gradient_checkpointing()
 
 # %% [markdown]
 # **Gradient accumulation** replaces a batch of 8 by four batches of 2, so activations shrink to a quarter, for the same gradient (exercise `accumulate`). **Gradient checkpointing** keeps only the inputs of blocks and computes the rest again in the backward pass; it costs about a third more time. Attention itself
@@ -903,7 +903,7 @@ net.eval()
 #
 # <details><summary>Answer</summary>
 #
-# AdamW creates its two numbers for each weight at its first step. If that fails, the static part is too large: drop the average, take an 8-bit optimizer, or train a LoRA. If the forward pass fails, the activations are too large: make the batch smaller and accumulate, turn on gradient checkpointing, or use smaller images.
+# AdamW creates its two moment estimates for each weight at its first step. If that fails, the static part is too large: drop the average, take an 8-bit optimizer, or train a LoRA. If the forward pass fails, the activations are too large: make the batch smaller and accumulate, turn on gradient checkpointing, or use smaller images.
 #
 # </details>
 #

@@ -671,7 +671,7 @@ for path in sorted((here / "state").iterdir()):
     print(f"  {path.name:36} {path.stat().st_size / 1e3:8.0f} kB")
 
 # %% [markdown]
-# 看看这份清单：网络、优化器（每个受训权重存两个数）、学习率调度、随机状态，还有我们登记过的 EMA。网络的文件里存着*所有*权重，冻结的也在内：对大模型来说，每个检查点就有好几 GB。所以各程序都登记了一个钩子，只保存适配器。
+# 看看这份清单：网络、优化器（对每个受训权重，存其梯度的一阶矩和二阶矩的估计）、学习率调度、随机状态，还有我们登记过的 EMA。网络的文件里存着*所有*权重，冻结的也在内：对大模型来说，每个检查点就有好几 GB。所以各程序都登记了一个钩子，只保存适配器。
 #
 # `peft` 做的真是 (5) 吗？我们取一个训练过的层，用自己的类计算它的输出。
 
@@ -773,7 +773,7 @@ print(f"由 diffusers 读回，{len(pairs)} 层：最大差别 {worst:g}")
 #
 # ## 9 · 训练要用多少内存
 #
-# 买显卡之前就可以算出需要多少字节。float32 的一个权重占 4 字节。一个*参与训练的*权重还有梯度（4）和 AdamW 的两个数（8）；如果保留滑动平均，再加一个平均值（4）。这是**静态**部分：还没有看到第一张图像，它就已经在那里了。在此之上是**激活值**（activations），即前向传播为反向传播保留的数据，它随批量增大。
+# 买显卡之前就可以算出需要多少字节。float32 的一个权重占 4 字节。一个*参与训练的*权重还有梯度（4）和 AdamW 对梯度一阶矩和二阶矩的估计（8）；如果保留滑动平均，再加一个平均值（4）。这是**静态**部分：还没有看到第一张图像，它就已经在那里了。在此之上是**激活值**（activations），即前向传播为反向传播保留的数据，它随批量增大。
 #
 # 我们来计算自己的 U-Net，以及 Stable Diffusion 1.5 和 XL 的 U-Net。在设备 `meta` 上，张量只有形状，没有数值，所以什么也不用下载。
 
@@ -852,8 +852,8 @@ for batch_size in (8, 2):
     print(f"批量 {batch_size}：激活值 {activation_bytes(net, style_columns, batch_size) / 1e6:.1f} MB")
 net.enable_gradient_checkpointing()
 print(f"批量 8，使用梯度检查点：激活值 {activation_bytes(net, style_columns, 8) / 1e6:.1f} MB")
-net.disable_gradient_checkpointing()
 net.eval()
+net.disable_gradient_checkpointing()
 
 # %% [markdown]
 # **梯度累积**（gradient accumulation）把批量为 8 的一批换成四批，每批 2 张。激活值缩小到四分之一，梯度相同（练习 `accumulate`）。**梯度检查点**（gradient checkpointing）只保留各个块的输入，其余的在反向传播时重新计算，大约多花三分之一的时间。注意力本身不需要任何处理：自 PyTorch 2 起，`diffusers` 使用融合的注意力（SDPA），从不存储注意力权重的矩阵。所以 xformers 和 *attention slicing* 已经不再需要，而且 slicing 会让 SDPA 变慢。
@@ -862,7 +862,7 @@ net.eval()
 #
 # <details><summary>答案</summary>
 #
-# AdamW 在第一次更新时才为每个权重建立两个数。如果这里失败，说明静态部分太大：去掉滑动平均，用 8 位优化器，或者训练 LoRA。如果前向传播失败，说明激活值太大：减小批量并累积梯度，打开梯度检查点，或者用更小的图像。
+# AdamW 在第一次更新时才为每个权重建立一阶矩和二阶矩的估计。如果这里失败，说明静态部分太大：去掉滑动平均，用 8 位优化器，或者训练 LoRA。如果前向传播失败，说明激活值太大：减小批量并累积梯度，打开梯度检查点，或者用更小的图像。
 #
 # </details>
 #

@@ -22,6 +22,7 @@ from common.io.tables import read_csv
 FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"  # fonts/README.md
 FONT_NAME = "Noto Sans SC Course"
 CHINESE = r"\u2e80-\u9fff\uff00-\uffef"  # characters, punctuation, letters as wide as a character
+POINTS = 12  # height of the letters of a label, in pixels
 RUN = re.compile(f"[{CHINESE}]+|[^{CHINESE}]+")
 
 if TYPE_CHECKING:  # loading matplotlib takes half a second, which programs without plots should not wait for
@@ -50,7 +51,7 @@ def labelled_grid(
     down: Sequence[str] = (),
     scale: int = 2,
     gap: int = 2,
-    points: int = 12,
+    points: int = POINTS,
 ) -> Image.Image:
     """`grid`, enlarged by a whole factor, with a label above each column and beside each row.
 
@@ -150,6 +151,20 @@ def draw_label(
             left += piece_width
 
 
+def wrapped(text: str, width: int, points: int = POINTS) -> str:
+    """A label in lines of at most `width` pixels, broken at spaces and between Chinese characters.
+
+    A longer word stays whole, and punctuation stays with the character before it.
+    """
+    lines = [""]
+    for piece in re.findall(r"\s*(?:[\u4e00-\u9fff][^\u4e00-\u9fffA-Za-z0-9]*|[^\s\u4e00-\u9fff]+)", text.strip()):
+        if lines[-1] and label_size(lines[-1] + piece, points)[0] > width:
+            lines.append(piece.strip())
+        else:
+            lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def picture_format(path: Path) -> str:
     """Pillow's name of the format that the suffix says; an unknown suffix is refused."""
     kind = Image.registered_extensions().get(path.suffix.lower())
@@ -178,13 +193,18 @@ def changing_evenly(frames: Sequence[Tensor], n: int) -> list[int]:
 
 def strip(frames: Sequence[Tensor], columns: int = 10, height: int | None = None) -> Image.Image:
     """The sampling process as one picture: a row for each sample, a column for each moment chosen by
-    `changing_evenly`.
+    `changing_evenly`, with the number of steps that were done above it.
 
-    frames  each (N, C, H, W) in [-1, 1]
+    frames  the images after each step, each (N, C, H, W) in [-1, 1]
+    height  of the images without the labels, about
     """
     chosen = changing_evenly(frames, columns)
     rows = torch.stack([frames[i] for i in chosen], dim=1)  # (N, columns, C, H, W)
-    return grid(rows.flatten(0, 1), columns, height)
+    scale = max(1, round((height or 0) / (len(rows) * (rows.shape[-2] + 2))))
+    labels = [words(f"step {i + 1}", f"第 {i + 1} 步") for i in chosen]
+    if max(label_size(text, POINTS)[0] for text in labels) > scale * rows.shape[-1]:  # it would touch its neighbour
+        labels = [str(i + 1) for i in chosen]
+    return labelled_grid(rows.flatten(0, 1), columns, labels, scale=scale)
 
 
 def save_gif(

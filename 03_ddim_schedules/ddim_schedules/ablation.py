@@ -1,5 +1,5 @@
 """A study from the command line to its files: read what to vary, refuse what cannot work, estimate the cost,
-run every experiment and write results.csv, plot.png and grid.png.
+run every experiment and write results.csv, plot.png, grid.png and a table with intervals.
 """
 
 from collections.abc import Sequence
@@ -146,7 +146,8 @@ def report(plan: Plan, rows: list[dict[str, Any]], runner: Runner, out: Path) ->
         print(floor + (f", {measure} {row[f'{measure}_real']:.3g}" if has_real_value else ""))
         print(f"\nplot    {plots.plot(rows, keys, measure, out / 'plot.png')}")
     print(f"images  {plots.sample_grid(plan.experiments, rows, keys, runner.cached_images, out / 'grid.png')}")
-    print(f"table   {out / 'results.csv'}")
+    print(f"table   {write_csv(out / f'{plan.name}.csv', plots.summaries(rows, keys, measure))}")
+    print(f"        {out / 'results.csv'}, with all measures of each experiment")
 
 
 def print_studies() -> None:

@@ -61,7 +61,9 @@ def compare_methods(
     print(write_csv(out / "interpolation.csv", measured))
     a, b = (end.cpu() for end in ends)
     strip = torch.cat([torch.cat([a, row, b]) for row in images.values()])
-    print(viz.save_picture(viz.grid(strip, frames + 2, 60 * len(images)), out / "strip.png"))
+    across = ["a", *(f"{weight:.2f}" for weight in weights), "b"]
+    scale = max(1, round(60 / strip.shape[-1]))
+    print(viz.save_picture(viz.labelled_grid(strip, frames + 2, across, list(images), scale), out / "strip.png"))
     forward = [torch.stack([row[i] for row in images.values()]) for i in range(frames)]
     there_and_back, shape = forward + forward[-2:0:-1], {"columns": len(images), "height": 120}
     print(viz.save_gif(there_and_back, out / "walk.gif", hold=0.3, evenly=False, **shape))

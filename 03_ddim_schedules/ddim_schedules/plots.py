@@ -1,21 +1,26 @@
 """Tables and pictures of a study: curves or dots with 95 % intervals, and labelled grids of samples."""
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from PIL import Image, ImageDraw
 from scipy.special import stdtrit
 from torch import Tensor
 
 from common import viz
+from common.io.pixels import to_float
 from ddim_schedules.experiment import Experiment
 
 SEEDS = ("seed", "noise_seed")
 NORMAL = 1.96  # standard deviations in half a 95 % interval
+CELL = 112  # pixels of a cell of the grid of samples, about
 X_AXES = ("steps", "minutes", "stop", "train_steps")  # numbers that are best drawn as an x axis
 Row = dict[str, Any]  # settings and measures of one experiment, as Runner.result returns them
 Value = TypeVar("Value", bound=Hashable)
@@ -99,6 +104,25 @@ def table(rows: list[Row], keys: list[str], measure: str) -> list[list[str]]:
             cells.append(f"{mean:.3g} ± {error:.2g}" if n else "diverged" if found else "")
         lines.append([label if rest else measure, *cells])
     return lines
+
+
+def summaries(rows: list[Row], keys: list[str], measure: str) -> list[Row]:
+    """A row for each combination of settings, with the mean of its seeds and the 95 % interval; docs/results.toml
+    makes tables of such files. The floor is in the column that ends in `_real`, where the measure has one.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    made = []
+    for group in groups.values():
+        mean, error, seeds = summary(group, measure)
+        settings = {"label": label_of(group[0], keys[1:])} | {key: group[0][key] for key in keys}
+        counts = {"evaluations": group[0].get("evaluations"), "images": group[0]["n"], "seeds": seeds}
+        found = {measure: mean, f"{measure}_low": mean - error, f"{measure}_high": mean + error}
+        ends = ("real", "real_sd")
+        found |= {name: group[0][name] for end in ends if (name := f"{measure}_{end}") in group[0]}
+        made.append(settings | counts | found)
+    return made
 
 
 def plot(rows: list[Row], keys: list[str], measure: str, path: Path) -> Path:
@@ -186,24 +210,20 @@ def sample_grid(
     """
     x, *rest = keys
     values, labels = ordered(row[x] for row in rows), unique(label_of(row, rest) for row in rows)
-    width, height = 1.6 + 1.25 * len(values), 0.5 + 1.25 * len(labels)
-    figure = Figure(figsize=(width, height))
-    axes = figure.subplots(len(labels), len(values), squeeze=False)
-    first: dict[tuple[Any, str], Experiment] = {}
+    first: dict[tuple[str, Any], Experiment] = {}
     for experiment, row in zip(experiments, rows, strict=True):
-        first.setdefault((row[x], label_of(row, rest)), experiment)
-    for i, label in enumerate(labels):
-        for j, value in enumerate(values):
-            axis, experiment = axes[i, j], first.get((value, label))
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if experiment and (images := images_of(experiment)) is not None:
-                axis.imshow(np.asarray(viz.grid(images[:count], columns=2, gap=1)), interpolation="nearest")
-            elif experiment:
-                axis.text(0.5, 0.5, "diverged", ha="center", va="center", fontsize=8, transform=axis.transAxes)
-    for axis, value in zip(axes[0], values, strict=True):
-        axis.set_title(column_label(x, value, alone=not rest), fontsize=8)
-    for axis, label in zip(axes[:, 0], labels, strict=True):
-        axis.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
-    figure.subplots_adjust(left=1.4 / width, right=0.995, top=1 - 0.3 / height, bottom=0.01, wspace=0.05, hspace=0.05)
-    return viz.save_figure(figure, path)
+        first.setdefault((label_of(row, rest), row[x]), experiment)
+    drawn = {place: images_of(experiment) for place, experiment in first.items()}
+    size = max((images.shape[-1] for images in drawn.values() if images is not None), default=28)
+    cells = []
+    for place in itertools.product(labels, values):
+        cell = Image.new("RGB", (2 * size + 3,) * 2, "white")  # stays empty where a grid is not complete
+        if (images := drawn.get(place)) is not None:
+            cell.paste(viz.grid(images[:count], columns=2, gap=1))
+        elif place in drawn:
+            ImageDraw.Draw(cell).text((size + 1, size + 1), "diverged", "black", anchor="mm")
+        cells.append(torch.from_numpy(np.array(cell)).permute(2, 0, 1))
+    across = [column_label(x, value, alone=not rest) for value in values]
+    scale = max(1, round(CELL / (2 * size)))
+    picture = viz.labelled_grid(to_float(torch.stack(cells)), len(values), across, labels if rest else (), scale)
+    return viz.save_picture(picture, path)

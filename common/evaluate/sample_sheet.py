@@ -16,6 +16,8 @@ from common.errors import UserError
 from common.io.progress import with_progress
 from common.models.pipeline import SamplingConfig, TextToImagePipeline, batches
 
+LABEL_WIDTH = 150  # pixels
+
 
 def parse_scales(text: str) -> tuple[float, ...]:
     """'1,2,4' -> (1.0, 2.0, 4.0), the flag --sweep"""
@@ -41,12 +43,12 @@ def sample_sheet(
     scales: Sequence[float],  # guidance scales, a row for each
     config: SamplingConfig,  # everything else
     out: Path,  # the picture; its folder is made
-    row_height: int,  # pixels of a row
+    row_height: int,  # pixels of a row, about
     gif: bool = False,  # also write the reverse process beside it
     image: Tensor | None = None,  # (1, C, H, W): start from it instead of noise; it is shown at the left of each row
     strength: float = 0.6,  # how far that image is noised first
 ) -> None:
-    """Draw the sheet, save it, and print where it is and what is in which row."""
+    """Draw the sheet, with the prompt and the scale of each row at its left, save it, and print where it is."""
     print_remarks(pipeline, [*prompts, *([config.negative_prompt] if config.negative_prompt else [])])
     rows = [(prompt, replace(config, guidance_scale=w)) for prompt in prompts for w in scales]
     began = time.perf_counter()
@@ -58,13 +60,20 @@ def sample_sheet(
         torch.cat([row if image is None else torch.cat([image, row]) for row in parts])
         for parts in zip(*drawn, strict=True)
     ]
-    height = row_height * len(rows)
-    print(viz.save_picture(viz.grid(frames[-1], n + left, height), out))
+    scale = max(1, round(row_height / frames[-1].shape[-2]))
+    labels = [row_label(prompt, each.guidance_scale) for prompt, each in rows]
+    print(viz.save_picture(viz.labelled_grid(frames[-1], n + left, down=labels, scale=scale), out))
     for number, (prompt, each) in enumerate(rows, 1):
         print(f"  row {number}: w = {each.guidance_scale:g}  {prompt or '(no words)'}")
     if gif:
+        height = row_height * len(rows)
         print(viz.save_gif(frames, out.with_suffix(".gif"), columns=n + left, height=height))
     print(f"{n * len(rows)} pictures, {config.sampler}, in {seconds:.1f} s on {pipeline.device}")
+
+
+def row_label(prompt: str, w: float) -> str:
+    """Prompt and guidance scale of a row, in short lines."""
+    return f"{viz.wrapped(prompt or '(no words)', LABEL_WIDTH)}\nw = {w:g}"
 
 
 def draw_frames(

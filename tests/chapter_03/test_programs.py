@@ -1,8 +1,8 @@
 """The programs of chapter 3 as a newcomer runs them, and activation_memory.py."""
 
-import json
-
 import pytest
+
+from common.io.tables import read_csv
 
 ABLATE, INTERPOLATE, INVERT, ACTIVATION_MEMORY = (
     f"03_ddim_schedules/{name}.py" for name in ("ablate", "interpolate", "invert", "activation_memory")
@@ -26,10 +26,16 @@ def test_programs_need_no_model_and_no_network(command_line, tmp_path):
 
 def test_what_training_keeps_in_memory(command_line, tmp_path):
     """The bound reuses the answer: it costs a few more tensors of the image's size. To ask twice costs double."""
-    flags = ["--size", 8, "--channels", 8, 16, "--batch-size", 4, "--json", tmp_path / "memory.json"]
-    code, said, _ = command_line(ACTIVATION_MEMORY, *flags)
-    kept = json.loads((tmp_path / "memory.json").read_text())
-    assert code == 0 and "hybrid" in said
-    assert 1 < kept["hybrid"] / kept["plain"] < 1.2 and kept["twice"] / kept["hybrid"] == pytest.approx(2, rel=0.05)
-    code, _, _ = command_line(ACTIVATION_MEMORY, *flags[:-4], "--batch-size", 8, *flags[-2:])
-    assert json.loads((tmp_path / "memory.json").read_text())["plain"] == pytest.approx(2 * kept["plain"], rel=0.02)
+
+    def kept(batch_size: int) -> dict[str, float]:
+        flags = ["--size", 8, "--channels", 8, 16, "--batch-size", batch_size, "--out", tmp_path]
+        code, said, _ = command_line(ACTIVATION_MEMORY, *flags)
+        assert code == 0 and "hybrid" in said
+        (row,) = read_csv(tmp_path / "activation_memory.csv")
+        assert row["images"] == "1x8x8" and row["batch"] == str(batch_size)
+        return {name: float(row[name]) for name in ("plain_mb", "hybrid_mb", "twice_mb", "hybrid_growth")}
+
+    four = kept(4)
+    assert four["hybrid_growth"] == pytest.approx(100 * (four["hybrid_mb"] / four["plain_mb"] - 1), abs=1e-6)
+    assert 0 < four["hybrid_growth"] < 20 and four["twice_mb"] / four["hybrid_mb"] == pytest.approx(2, rel=0.05)
+    assert kept(8)["plain_mb"] == pytest.approx(2 * four["plain_mb"], rel=0.02)

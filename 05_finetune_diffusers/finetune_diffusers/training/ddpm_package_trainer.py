@@ -107,11 +107,11 @@ def make_diffusion(args: PackageFlags) -> GaussianDiffusion:
 
 
 STEPS = (  # of `step_by_hand`, each as wide as the others of its language
-    ("brought to [-1, 1]          ", "缩放到 [-1, 1]            "),
-    ("a moment for each           ", "每张图像一个时间步        "),
+    ("scaled to [-1, 1]           ", "缩放到 [-1, 1]            "),
+    ("a timestep for each image   ", "每张图像一个时间步        "),
     ("noise                       ", "噪声                      "),
     ("x = alpha x0 + sigma eps    ", "x = alpha x0 + sigma eps  "),
-    ("the network answers         ", "网络的预测                "),
+    ("prediction of the network   ", "网络的预测                "),
     ("squared error               ", "平方误差                  "),
 )
 
@@ -129,13 +129,13 @@ def step_by_hand(diffusion: GaussianDiffusion, folder: Path, seed: int) -> float
     english = f"\none step by hand: {n} images, {shape}, from {low:.2f} to {high:.2f}"
     print(words(english, f"\n手算一步：{n} 张图像，形状 {shape}，值从 {low:.2f} 到 {high:.2f}"))
     lines = [f"  {k}  {words(*step)}" for k, step in enumerate(STEPS, 1)]
-    mean, deviation = words("mean", "平均"), words("deviation", "标准差")
+    mean, std = words("mean", "平均"), words("standard deviation", "标准差")
     x0 = 2 * images - 1
     print(f"{lines[0]}{mean} {x0.mean():+.3f}")
     t = torch.randint(1000, (len(x0),), generator=draw)  # (B,)
     print(f"{lines[1]}t = {' '.join(map(str, t.tolist()))}")
     eps = torch.randn(x0.shape, generator=draw)
-    print(f"{lines[2]}{deviation} {eps.std():.3f}")
+    print(f"{lines[2]}{std} {eps.std():.3f}")
     alpha, sigma = (
         table[t].view(-1, 1, 1, 1)
         for table in (diffusion.sqrt_alphas_cumprod, diffusion.sqrt_one_minus_alphas_cumprod)
@@ -145,8 +145,8 @@ def step_by_hand(diffusion: GaussianDiffusion, folder: Path, seed: int) -> float
     prediction = diffusion.model(x, t)
     target = {"pred_noise": eps, "pred_x0": x0, "pred_v": alpha * eps - sigma * x0}[objective]
     kind, found, wanted = objective[5:], float(prediction.std()), float(target.std())
-    english = f"{kind}, deviation {found:.3f}; it should be {wanted:.3f}"
-    print(lines[4] + words(english, f"{kind}，标准差 {found:.3f}；目标的标准差 {wanted:.3f}"))
+    english = f"{kind}, {std} {found:.3f}; that of the target is {wanted:.3f}"
+    print(lines[4] + words(english, f"{kind}，{std} {found:.3f}；目标的标准差 {wanted:.3f}"))
     per_sample = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1) * diffusion.loss_weight[t]  # (B,)
     print(f"{lines[5]}{' '.join(f'{e:.2f}' for e in per_sample)}")
     ours, theirs = float(per_sample.mean()), float(diffusion.p_losses(x0, t, noise=eps))
