@@ -93,7 +93,7 @@ def test_interpolate(command_line, trained_run, tmp_path):
     with Image.open(tmp_path / "walk.gif") as gif:
         assert gif.n_frames == 8  # there and back
     with Image.open(tmp_path / "strip.png") as strip:
-        assert strip.width / strip.height == pytest.approx(7 / 5, rel=0.05)
+        assert strip.width > 7 * 16 and strip.height > 5 * 16  # with room for labels
     assert (tmp_path / "change.png").exists()
     code, said, _ = command_line(
         INTERPOLATE, "--a", "3", "--b", "class:7", *flags, "--pairs", 3, "--method", "ddpm", "ddim_slerp"

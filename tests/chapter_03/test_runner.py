@@ -61,6 +61,21 @@ def test_a_study_leaves_a_table_a_plot_and_pictures(done):
             assert np.asarray(image.convert("L")).std() > 5
 
 
+def test_a_study_leaves_a_table_with_intervals(done):
+    """A row for each combination, over its seeds; docs/results.toml makes tables of such files."""
+    _, out, _ = done
+    rows, measured = read(out / "study.csv"), read(out / "results.csv")
+    assert [(row["label"], row["loss"], row["seeds"], row["evaluations"]) for row in rows] == [
+        ("all", "l2", "2", "2"),
+        ("all", "l1", "2", "2"),
+    ]
+    for row in rows:
+        mean, low, high = (float(row[f"frechet{end}"]) for end in ("", "_low", "_high"))
+        seeds = [float(each["frechet"]) for each in measured if each["loss"] == row["loss"]]
+        assert mean == pytest.approx(sum(seeds) / 2) and low < min(seeds) and high > max(seeds)
+        assert float(row["frechet_real"]) > 0
+
+
 def test_nothing_is_done_twice(done, command_line):
     lab, out, flags = done
     before = {path: path.stat().st_mtime_ns for path in lab.rglob("*") if path.is_file()}

@@ -88,10 +88,35 @@ def test_changing_evenly_ends_at_the_last_frame_when_the_end_stands_still():
 def test_strip_has_a_row_per_sample_and_a_column_per_moment():
     frames = [torch.cat([flat(0.1 * k), flat(-0.1 * k)]) for k in range(11)]
     picture = viz.strip(frames, columns=6)
-    assert picture.size == (6 * 6 + 2, 2 * 6 + 2)
-    pixels = np.asarray(picture)[..., 0].astype(int)
+    labels = picture.height - (2 * 6 + 2)
+    assert picture.width == 6 * 6 + 2 and 0 < labels < 30
+    pixels = np.asarray(picture)[labels:, :, 0].astype(int)
     row, mirrored = pixels[3, 3::6], pixels[9, 3::6]
     assert (np.diff(row) > 0).all() and (np.diff(mirrored) < 0).all()  # time runs to the right
+
+
+def test_a_strip_names_the_steps(monkeypatch):
+    """As whole words where there is room, else as numbers."""
+    named = []
+    monkeypatch.setattr(viz, "labelled_grid", lambda *args, **_: named.append(args[2]))
+    frames = [flat(0.1 * k) for k in range(11)]
+    viz.strip(frames, columns=3)
+    viz.strip(frames, columns=3, height=100)
+    assert named == [["1", "6", "11"], ["step 1", "step 6", "step 11"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("a red fire creature with bat wings", ["a red fire creature", "with bat wings"]),
+        ("一只黄色的电属性小怪兽，长着兔耳朵", ["一只黄色的电属性小怪", "兽，长着兔耳朵"]),
+        ("averylongwordthatdoesnotfit here", ["averylongwordthatdoesnotfit", "here"]),
+        ("", [""]),
+    ],
+)
+def test_labels_are_broken_into_lines(text, lines):
+    assert viz.wrapped(text, 130).split("\n") == lines
+    assert all(viz.label_size(line, 12)[0] <= 130 for line in lines if " " in line or not line.isascii())
 
 
 def test_gif_holds_every_moment_and_loops(tmp_path):
