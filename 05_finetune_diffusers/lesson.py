@@ -1081,7 +1081,7 @@ for level in (150, 400, 600, 800, 950):
 # %% [markdown]
 # The **F1** of edges is 1 if all edges are where they were wanted and there are no others. *Attributes of the source* is the share of six attributes (body, ears, horns, tail, wings, element) in which the classifier sees the same in the image as in the source of the lines. Of both, the first two printed lines are the references: an image that knows nothing of the lines, and the best that the latents can represent.
 #
-# Now compare *without* with *scale 1*. Both measures rise, and the interval of the F1 gained, image by image, lies above zero. Look at the columns, too: wings, ears and horns appear where the lines have them, but the colours are not those of the source, because lines say nothing about colour. At half the scale the effect is smaller. Most of the way to the autoencoder's limit remains: this was a training of a minute.
+# Before its training the ControlNet changes nothing: the printed difference is rounding, because the two images were drawn in a smaller batch than the others. Now compare *without* with *scale 1*. Both measures rise, and the interval of the F1 gained, image by image, lies above zero. Look at the columns, too: wings, ears and horns appear where the lines have them, but the colours are not those of the source, because lines say nothing about colour. At half the scale the effect is smaller. Most of the way to the autoencoder's limit remains: this was a training of a minute.
 #
 # The last lines show where the lines help. At high noise levels the noisy latents say little about the layout, so the lines lower the error most; at low levels the U-Net sees the layout itself, and nothing is gained.
 #

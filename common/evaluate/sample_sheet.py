@@ -61,7 +61,7 @@ def sample_sheet(
         for parts in zip(*drawn, strict=True)
     ]
     scale = max(1, round(row_height / frames[-1].shape[-2]))
-    labels = [row_label(prompt, each.guidance_scale) for prompt, each in rows]
+    labels = [row_label(prompt, w) for prompt in prompts for w in scales]
     print(viz.save_picture(viz.labelled_grid(frames[-1], n + left, down=labels, scale=scale), out))
     for number, (prompt, each) in enumerate(rows, 1):
         print(f"  row {number}: w = {each.guidance_scale:g}  {prompt or '(no words)'}")

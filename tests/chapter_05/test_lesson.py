@@ -107,7 +107,8 @@ def test_dreambooth_teaches_the_subject_and_keeps_the_class():
 
 
 def test_a_controlnet_begins_without_effect_and_follows_the_lines_after_its_training():
-    assert re.search(r"untrained, it changes nothing: largest difference 0$", printed(), re.MULTILINE)
+    untrained = line("untrained, it changes nothing: largest difference ").rpartition(" ")[2]
+    assert float(untrained) < 1e-4, "up to rounding: the images were drawn in batches of other sizes"
     rows = ("without", "scale 0.5", "scale 1", "the source through")
     counted = [re.findall(rf"{NUMBER} ± {NUMBER}", line(f"ControlNet, {name} ")) for name in rows]
     f1, gain, attributes = ([float(row[k][0]) for row in counted] for k in range(3))
