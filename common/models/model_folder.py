@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from common.diffusion.denoiser import ClipMode
 from common.diffusion.diffusers_scheduler import VERSION, scheduler_from_diffusers, scheduler_to_diffusers
@@ -30,7 +31,7 @@ from common.models.diffusers_configs import (
 from common.models.dit import DiT
 from common.models.find_model import find_root, is_dit, scheduler_file, unet_folder
 from common.models.single_file.conversion import as_folder
-from common.models.unet import UNet, grow, is_grown
+from common.models.unet import ResBlock, UNet
 from common.models.vae import AutoencoderKL
 
 
@@ -106,6 +107,51 @@ def same_build(net: UNet | DiT, other: UNet | DiT, free: Sequence[str] = ("size"
         for name in mine
         if name not in free and mine[name] != theirs.get(name)
     ]
+
+
+def is_grown(net: UNet, other: UNet) -> bool:
+    """Whether `net` is `other` with one more resolution on top, as wide as the next and without attention."""
+    mine, theirs = vars(net.cfg), vars(other.cfg)
+    levels = {"channels", "attention", "heads"}
+    alike = all(mine[name] == theirs[name] for name in mine if name not in {*levels, "size"})
+    below = all((mine[name] or ())[1:] == (theirs[name] or ()) for name in levels)
+    return alike and below and net.cfg.channels[0] == other.cfg.channels[0] and not net.cfg.attention[0]
+
+
+@torch.no_grad()
+def grow(net: UNet, other: UNet) -> UNet:
+    """Copy the weights of `other` into `net`, for which `is_grown(net, other)` holds: `net` has one resolution more, for
+    larger images, and begins with what a smaller network has learned. Returns net.
+
+    The new resolution is the highest; the old ones keep the pixels they had, now further apart. At first it only passes
+    every second pixel down and the answer up. The timesteps keep their meaning: the variance of the noise stays 1 where
+    pixels are left out, and would fall where they are averaged.
+
+    Where the convolutions at both ends look at single pixels, net(x)[..., ::2, ::2] equals other(x[..., ::2, ::2])
+    exactly; otherwise they see nearer neighbours than before, which training corrects.
+    """
+    for name, child in other.named_children():
+        if name != "down_blocks":
+            net.get_submodule(name).load_state_dict(child.state_dict(), strict=name != "up_blocks")
+    for i, block in enumerate(other.down_blocks):
+        net.down_blocks[i + 1].load_state_dict(block.state_dict())
+    levels = len(other.down_blocks)  # up blocks are counted from the lowest resolution
+    for block in (net.down_blocks[0], net.up_blocks[levels]):
+        for resnet in (m for m in block.modules() if isinstance(m, ResBlock)):
+            for parameter in resnet.conv2.parameters():
+                nn.init.zeros_(parameter)
+    pass_through(net.get_submodule("down_blocks.0.downsamplers.0.conv"))
+    pass_through(net.get_submodule(f"up_blocks.{levels - 1}.upsamplers.0.conv"))
+    for i in range(net.cfg.layers + 1):  # reads what comes from below, followed by a skip connection
+        pass_through(net.get_submodule(f"up_blocks.{levels}.resnets.{i}.conv_shortcut"))
+    return net
+
+
+def pass_through(convolution: nn.Module) -> None:
+    """Let a convolution return the pixel at its centre, in its first channels."""
+    weight, bias = convolution.parameters()
+    nn.init.dirac_(weight)
+    nn.init.zeros_(bias)
 
 
 # -------------------------------------------------------------------------------------------------- autoencoder

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.models.model_folder import start_from
-from common.models.unet import UNet, grow, is_grown
+from common.models.model_folder import grow, is_grown, start_from
+from common.models.unet import UNet
 from common.models.unet_config import text_unet
 
 
