@@ -125,19 +125,29 @@ def tidy(notebook: NotebookNode) -> list[str]:
         for data in (output.data for output in cell.outputs if "data" in output):
             if "image/png" in data:
                 data.pop("image/jpeg", None)  # PIL offers every picture twice
-                data["image/png"] = lighter(data["image/png"])
+                kind, content = lighter(data.pop("image/png"))
+                data[kind] = content
             if "text/plain" in data:
                 data["text/plain"] = re.sub(r" at 0x[0-9A-Fa-f]+", "", data["text/plain"])
     return errors
 
 
-def lighter(png: str) -> str:
-    """The same picture in 256 colours, in base64: notebooks are read on the web and kept in git."""
-    picture, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-    if picture.format != "PNG":  # an animated GIF under a PNG's name
-        return png
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    return min(png, base64.b64encode(file.getvalue()).decode(), key=len)
+def lighter(png: str) -> tuple[str, str]:
+    """Kind and content, in base64, of a smaller file of the same picture: notebooks are read on the web and kept in git.
+
+    Drawings and small images, enlarged by whole factors, stay PNG, with 256 colours; large grids of images, which have
+    more colours than that, become JPEG where that is much smaller.
+    """
+    file = Image.open(io.BytesIO(base64.b64decode(png)))
+    if file.format != "PNG":  # an animated GIF under a PNG's name
+        return "image/png", png
+    picture = file.convert("RGB")
+    few_colours, as_jpeg = io.BytesIO(), io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(few_colours, "PNG", optimize=True)
+    picture.save(as_jpeg, "JPEG", quality=80, optimize=True)
+    if len(as_jpeg.getvalue()) < 0.75 * min(len(few_colours.getvalue()), 3 * len(png) // 4):
+        return "image/jpeg", base64.b64encode(as_jpeg.getvalue()).decode()
+    return "image/png", min(png, base64.b64encode(few_colours.getvalue()).decode(), key=len)
 
 
 def machine_paths(notebook: NotebookNode) -> list[str]:
