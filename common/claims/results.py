@@ -64,10 +64,10 @@ class ResultsTable:
 
 
 class Shown(string.Formatter):
-    """A format of numbers leaves texts as they are."""
+    """A format of numbers leaves texts as they are, and puts a space before a percent sign."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        return value if isinstance(value, str) else super().format_field(value, format_spec)
+        return value if isinstance(value, str) else super().format_field(value, format_spec).replace("%", " %")
 
 
 def number(text: str, otherwise: float = math.nan) -> float:
