@@ -13,6 +13,7 @@ from common.data import Images
 from common.diffusion.guidance import Guided
 from common.errors import UserError
 from common.evaluate.creature_classifier import load_creature_classifier
+from common.evaluate.distances import bootstrap
 from common.evaluate.prompt_accuracy import (
     Prompts,
     Row,
@@ -31,7 +32,7 @@ from common.models.text_to_image_folder import open_latent_pipeline
 from common.training.latents import check_fit
 from latent_sd.concat_dataset import some_of
 from latent_sd.flags import EvaluationFlags
-from latent_sd.vae_trainer import validate
+from latent_sd.vae_trainer import measure_each
 
 SHOWN = 12  # prompts of each split in the grid
 SETTINGS = ("model", "n", "language", "sampler", "rescale", "negative", "seed")  # flags that results.csv repeats
@@ -45,12 +46,18 @@ def evaluate_model(flags: EvaluationFlags) -> None:
     sets = load_sets(pipeline, flags.data, flags.data_dir, flags.n)
     out = writable_folder(flags.out or Path("runs/04_latent_sd/evaluate") / flags.model.resolve().name)
     if sets:
-        measure_sets(pipeline, flags.model, sets, out)
+        measure_sets(pipeline, from_here(flags.model), sets, out)
     if configs:
-        settings = {name: getattr(flags, name) for name in SETTINGS}
+        settings = {name: getattr(flags, name) for name in SETTINGS} | {"model": from_here(flags.model)}
         splits = dict.fromkeys(flags.splits)
         prompts = [make_prompts(split, flags.n, flags.language, pipeline.size) for split in splits]
         measure_text(pipeline, prompts, configs, settings, out)
+
+
+def from_here(path: Path) -> str:
+    """A path inside the current folder without the folders above, which mean nothing on another machine."""
+    there, here = path.resolve(), Path.cwd()
+    return (there.relative_to(here) if there.is_relative_to(here) else path).as_posix()
 
 
 def open_checked(flags: EvaluationFlags, configs: Sequence[SamplingConfig]) -> TextToImagePipeline:
@@ -81,22 +88,27 @@ def load_sets(pipeline: TextToImagePipeline, names: Sequence[str], data_dir: Pat
 
 
 def measure_vae(pipeline: TextToImagePipeline, name: str, images: Images) -> Row:
-    """PSNR of the reconstructions, and standard deviation of the scaled latents."""
-    found = validate(pipeline.vae, images)
+    """PSNR of the reconstructions with its 95 % interval over images, and standard deviation of the scaled latents."""
+    found = measure_each(pipeline.vae, images)
+    psnr = bootstrap(lambda some: float(some.mean()), found["psnr"].double())
     return {
         "set": name,
         "images": len(images),
-        "psnr": found["psnr"],
-        "scaled_std": pipeline.vae.cfg.scaling_factor * found["latent_std"],
+        "size": images.size,
+        "psnr": psnr.value,
+        "psnr_low": psnr.low,
+        "psnr_high": psnr.high,
+        "scaled_std": pipeline.vae.cfg.scaling_factor * float(found["latents"].std(correction=0)),
     }
 
 
-def measure_sets(pipeline: TextToImagePipeline, model: Path, sets: dict[str, Images], out: Path) -> None:
+def measure_sets(pipeline: TextToImagePipeline, model: str, sets: dict[str, Images], out: Path) -> None:
     """The table of the autoencoder, and vae.csv."""
-    print(f"{model}: the autoencoder on test images\n\n{'':16}{'images':>10}{'PSNR':>13}{'scaled latents, sd':>22}")
+    print(f"{model}: the autoencoder on test images\n\n{'':16}{'images':>10}{'PSNR':>29}{'scaled latents, sd':>22}")
     found = [measure_vae(pipeline, name, images) for name, images in sets.items()]
     for row in found:
-        print(f"{row['set']:>16}{row['images']:>10}{row['psnr']:>10.2f} dB{row['scaled_std']:>22.3f}")
+        psnr = f"{row['psnr']:.2f} dB ({row['psnr_low']:.2f} to {row['psnr_high']:.2f})"
+        print(f"{row['set']:>16}{row['images']:>10}{psnr:>29}{row['scaled_std']:>22.3f}")
     write_csv(out / "vae.csv", found)
 
 

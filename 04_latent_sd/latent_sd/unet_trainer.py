@@ -81,12 +81,14 @@ def train_model(flags: LatentModelFlags) -> None:
         return TextToImagePipeline(state.ema.unet, schedule, flags.prediction, state.ema.text_encoder or encoder, vae)
 
     what = f"{' + '.join(flags.data)}: {len(images):,} images of {images.size}x{images.size} as latents {c} x {side} x {side}"
+    captions = images.captions
+    del images  # latents in a file need no pixels any more: a GB for 20,000 images of 128x128
     with closing(latents) if isinstance(latents, OnTheFly) else nullcontext():
         train_text_to_image(
             "04_latent_sd/train.py",
             flags,
             net,
-            Captioned(latents, images.captions, encoder),
+            Captioned(latents, captions, encoder),
             loss,
             accelerator,
             record,
@@ -111,8 +113,8 @@ def load_captioned(
     n: the first n images of each set
     """
     wanted = {"language": language, "n": n, "channels": channels, "captions": True}
-    sets = [load(name, size, data_dir, **wanted) for name in names]
-    return joined([replace(images, captions=images.need_captions(language)) for images in sets])
+    sets = (load(name, size, data_dir, **wanted) for name in names)
+    return joined(replace(images, captions=images.need_captions(language)) for images in sets)
 
 
 def make_latents(

@@ -199,15 +199,22 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return 10 * torch.log10(4 / mse.clamp(min=1e-10))
 
 
-@torch.no_grad()
 def validate(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -> dict[str, float]:
-    """Measure images that training does not see, decoded from the modes of their posteriors:
+    """The means over images that training does not see, decoded from the modes of their posteriors:
 
     psnr                  decibels
     kl                    nats a pixel value, as in the loss
     discriminator_margin  mean D(image) - mean D(reconstruction); NaN without a discriminator
     latent_std            standard deviation of the latents before scaling; its inverse would be the scaling factor
     """
+    found = measure_each(vae, images, critic)
+    names, latents = ("psnr", "kl", "discriminator_margin"), found.pop("latents")
+    return {name: float(found[name].mean()) for name in names} | {"latent_std": float(latents.std(correction=0))}
+
+
+@torch.no_grad()
+def measure_each(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -> dict[str, Tensor]:
+    """The same for each image, (N,), and its latents, (N, C, h, w), sampled from the posterior."""
     device, parts, latents = next(vae.parameters()).device, [], []
     for pixels in images.pixels.split(BATCH):
         x = to_float(pixels).to(device)
@@ -217,10 +224,8 @@ def validate(vae: AutoencoderKL, images: Images, critic: Critic | None = None) -
         margin = (critic.net(x) - critic.net(y)).flatten(1).mean(1) if critic else torch.full_like(found, math.nan)
         parts.append(torch.stack([found, kl_per_value(x, z), margin]))  # (3, B)
         latents.append(z.sample(noise_for(z.mean, len(latents))))
-    names = ("psnr", "kl", "discriminator_margin")
-    return dict(zip(names, torch.cat(parts, 1).mean(1).tolist(), strict=True)) | {
-        "latent_std": float(torch.cat(latents).std(correction=0))
-    }
+    each = torch.cat(parts, 1)
+    return {"psnr": each[0], "kl": each[1], "discriminator_margin": each[2], "latents": torch.cat(latents)}
 
 
 def noise_for(mean: Tensor, k: int) -> Tensor:
@@ -255,7 +260,8 @@ def draw_sheet(vae: AutoencoderKL, images: Images, path: Path, n: int = 16) -> P
     rows = [
         half for pair in zip(x.split(columns), y.split(columns), strict=True) for half in pair if len(half) == columns
     ]
-    return viz.save_picture(viz.grid(torch.cat(rows), columns, 480), path)
+    down = [viz.words("image", "原图"), viz.words("decoded", "重建")] * (len(rows) // 2)
+    return viz.save_picture(viz.labelled_grid(torch.cat(rows), columns, (), down, integer_scale(vae)), path)
 
 
 @torch.no_grad()
@@ -267,8 +273,15 @@ def draw_traversal(vae: AutoencoderKL, images: Images, path: Path, columns: int 
     z, std = latents[:1], latents.std((0, 2, 3), correction=0)  # (1, C, h, w), (C,)
     shifts = torch.linspace(-reach, reach, columns).to(z)
     direction = torch.diag(std)[:, None, :, None, None]  # (C rows, 1, C, 1, 1)
-    moved = z + shifts.view(-1, 1, 1, 1) * direction  # (C rows, columns, C, h, w)
-    return viz.save_picture(viz.grid(vae.decode(moved.flatten(0, 1)), columns, 400), path)
+    moved = vae.decode((z + shifts.view(-1, 1, 1, 1) * direction).flatten(0, 1))  # (C rows * columns, ...)
+    across = [f"{shift:+g} std" if shift else "0" for shift in shifts.tolist()]
+    down = [viz.words(f"channel {k + 1}", f"通道 {k + 1}") for k in range(len(std))]
+    return viz.save_picture(viz.labelled_grid(moved, columns, across, down, integer_scale(vae)), path)
+
+
+def integer_scale(vae: AutoencoderKL) -> int:
+    """How many times pictures are enlarged: to about 120 pixels, as whole pixels."""
+    return max(1, 120 // vae.cfg.size)
 
 
 def plot(run: Path, path: Path) -> Path:
