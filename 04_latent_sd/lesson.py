@@ -83,7 +83,7 @@ def random(*shape, seed=0):
 # %% [markdown]
 # ## 1 · Encode, look, decode
 #
-# We open the model, take eight images that it has not seen in training, and pass them through the autoencoder.
+# We open the model, take six images that it has not seen in training, and pass them through the autoencoder.
 
 # %%
 pipeline = open_latent_diffusion(MODEL)
@@ -93,10 +93,10 @@ side = size // f  # positions a side of the latents
 SHOWN = 6 if size <= 64 else 4  # columns of the larger figures
 
 test = {name: to_float(load(name, size, split="test", n=32).pixels) for name in ("creatures", "dishes")}
-x = torch.cat([test["creatures"][:4], test["dishes"][:4]])  # (8, 3, S, S) in [-1, 1]
+x = torch.cat([test["creatures"][:3], test["dishes"][:3]])  # (6, 3, S, S) in [-1, 1]
 with torch.no_grad():
-    z = vae.scale(vae.encode(x).mode())  # encode: (8, c, S / f, S / f)
-    y = vae.decode(vae.unscale(z)).clamp(-1, 1)  # decode: (8, 3, S, S)
+    z = vae.scale(vae.encode(x).mode())  # encode: (6, c, S / f, S / f)
+    y = vae.decode(vae.unscale(z)).clamp(-1, 1)  # decode: (6, 3, S, S)
 
 
 def enlarged(z, channel):
@@ -110,7 +110,7 @@ print(f"latents {tuple(z.shape[1:])}: {z[0].numel():,} numbers, {x[0].numel() / 
 rows = [x, *(enlarged(z, i) for i in range(c)), y, (3 * (y - x)).clamp(-1, 1)]
 show_images(
     torch.cat(rows),
-    8,
+    6,
     down=["image", *(f"latent channel {i + 1}" for i in range(c)), "decoded", "difference\n(3 times)"],
 )
 
@@ -201,14 +201,14 @@ for name, (seconds, kept) in costs.items():
 with torch.no_grad():
     parts = {
         "encode": lambda: vae.encode(x),
-        "one evaluation of the U-Net": lambda: net(z, torch.full((8,), 500.0), text=random(8, *words.shape[1:])),
+        "one evaluation of the U-Net": lambda: net(z, torch.full((6,), 500.0), text=random(6, *words.shape[1:])),
         "decode": lambda: vae.decode(z),
     }
     for name, work in parts.items():
         work()
         began = time.perf_counter()
         work()
-        print(f"{name:28} {1000 * (time.perf_counter() - began) / 8:6.1f} ms for each image")
+        print(f"{name:28} {1000 * (time.perf_counter() - began) / 6:6.1f} ms for each image")
 
 # %% [markdown]
 # ## 3 · The variational autoencoder
@@ -643,11 +643,11 @@ from common.diffusion.schedules import NoiseLevel, add_noise
 
 sizes, t = (0.1, 0.3, 1.0, 3.0, 10.0), 600
 level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(t))))
-rows, eps = [], random(*z_test[2:6].shape, seed=3)
+rows, eps = [], random(*z_test[3:6].shape, seed=3)
 for d in sizes:
-    noisy = add_noise(d * z_test[2:6], eps, level)
+    noisy = add_noise(d * z_test[3:6], eps, level)
     rows.append(pipeline.decode(noisy / (d * level.alpha)))
-show_images(torch.cat([decoded[2:6], *rows]), 4, down=["no noise", *(f"d = {d:g}" for d in sizes)])
+show_images(torch.cat([decoded[3:6], *rows]), 3, down=["no noise", *(f"d = {d:g}" for d in sizes)])
 
 # %%
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 2.7), layout="constrained")
@@ -674,7 +674,7 @@ print("useful levels:", ", ".join(f"{share:.0%} at d = {d:g}" for d, share in zi
 # The same noise levels in pixels (first row) and in latents, decoded (second row) and as preview (third row). At $t = 1000$ nothing but noise is left.
 
 # %%
-moments = (0, 200, 400, 600, 800, 1000)
+moments = (0, 300, 500, 700, 1000)
 rows = {"pixels": [], "latents, decoded": [], "latents, preview": []}
 image, latent = x_all_tests[:1], z_test[:1]
 for t in moments:
@@ -830,7 +830,7 @@ show_images(torch.cat(list(guided.values())), 8, short, [f"w = {w:g}" for w in g
 #
 # <details><summary>Answer</summary>
 #
-# At $w = 1$ the bowls hold lumps, some of them in the wrong colour. At $w = 5$ they are filled with an even white: guidance exaggerates what the prompt adds to the average image, and for rice that is the colour white. The grains are smaller than the autoencoder can reproduce.
+# At $w = 1$ one bowl holds a soft white and the other a yellow dish with dark pieces: the Chinese prompt did not lead to rice. At $w = 5$ both are filled evenly, one with white and one with yellow. Guidance exaggerates what the model makes of a prompt, its mistakes as well, and removes texture.
 # Larger guidance is not better for every prompt.
 #
 # </details>
@@ -873,7 +873,7 @@ show_images(torch.cat([images[:SHOWN] for images in by_scale.values()]), SHOWN, 
 # A negative prompt takes the place of the empty caption (chapter 2, section 10). Two conditions make a fair test. The prompt must leave the property open, and the property must be common without the negative prompt: otherwise there is nothing to remove. The two rows of a column start from the same noise.
 
 # %%
-PROMPT, NEGATIVE, PROPERTY = "a creature", "a creature on a lilac background", {"background": "lilac"}
+PROMPT, NEGATIVE, PROPERTY = "a creature", "a creature on a sky blue background", {"background": "sky"}
 rows = {
     "no negative prompt": paint([PROMPT] * N, 4.0),
     "negative prompt": paint([PROMPT] * N, 4.0, negative_prompt=NEGATIVE),
@@ -955,7 +955,7 @@ red = load_creatures("test", 400, size)
 which = [i for i in range(400) if red.attributes.of(i)["colour"] == "red"][:16]
 x_red, prompt = to_float(red.pixels[which]), "a blue creature"
 results = {0.0: pipeline.decode(pipeline.encode(x_red))}
-for s in (0.2, 0.4, 0.6, 0.8, 1.0):
+for s in (0.2, 0.5, 0.8, 0.9, 1.0):
     results[s] = pipeline.img2img(x_red, [prompt] * 16, s, SamplingConfig(guidance_scale=5.0, sampler="dpmpp_2m:15"))
 body_before = read_attributes(classifier, x_red)[0][:, NAMES.index("body")]
 blue, kept = {}, {}
@@ -996,7 +996,7 @@ plt.show()
 # The model is a folder in the layout of Stable Diffusion:
 
 # %%
-for path in sorted(path for path in MODEL.rglob("*") if path.suffix in (".json", ".safetensors", ".txt")):
+for path in sorted([*MODEL.glob("*.json"), *MODEL.glob("[a-z]*/*")]):
     print(f"{path.relative_to(MODEL)!s:52}{path.stat().st_size / 1e6:>8.2f} MB")
 
 # %% [markdown]
@@ -1078,7 +1078,7 @@ print(
 print("workers start by", start_method("cpu"), "without a GPU, and by", start_method("cuda"), "with one")
 
 # %% [markdown]
-# Workers help when a GPU is busy with the U-Net meanwhile, or when cores are idle. Without either, a worker does the same work on the same processor. `python 04_latent_sd/benchmark_latents.py --vae 04_latent_sd/pretrained --n 1000 --workers 0 1 2` measures time and memory of each way in a process of its own, and
+# Workers help when a GPU is busy with the U-Net meanwhile, or when cores are idle. Without either, a worker does the same work on the same processor. `python 04_latent_sd/benchmark_latents.py --vae 04_latent_sd/pretrained/64x64 --n 1000 --workers 0 1 2` measures time and memory of each way in a process of its own, and
 # [RESULTS.md](RESULTS.md) has its table.
 #
 # ## What you can do now

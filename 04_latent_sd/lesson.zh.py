@@ -83,7 +83,7 @@ def random(*shape, seed=0):
 # %% [markdown]
 # ## 1 · 编码、观察、解码
 #
-# 我们打开模型，取八张训练时没有见过的图像，让它们通过自编码器。
+# 我们打开模型，取六张训练时没有见过的图像，让它们通过自编码器。
 
 # %%
 pipeline = open_latent_diffusion(MODEL)
@@ -93,10 +93,10 @@ side = size // f  # 潜变量每边的位置数
 SHOWN = 6 if size <= 64 else 4  # 较大的图的列数
 
 test = {name: to_float(load(name, size, split="test", n=32).pixels) for name in ("creatures", "dishes")}
-x = torch.cat([test["creatures"][:4], test["dishes"][:4]])  # (8, 3, S, S)，取值在 [-1, 1]
+x = torch.cat([test["creatures"][:3], test["dishes"][:3]])  # (6, 3, S, S)，取值在 [-1, 1]
 with torch.no_grad():
-    z = vae.scale(vae.encode(x).mode())  # 编码：(8, c, S / f, S / f)
-    y = vae.decode(vae.unscale(z)).clamp(-1, 1)  # 解码：(8, 3, S, S)
+    z = vae.scale(vae.encode(x).mode())  # 编码：(6, c, S / f, S / f)
+    y = vae.decode(vae.unscale(z)).clamp(-1, 1)  # 解码：(6, 3, S, S)
 
 
 def enlarged(z, channel):
@@ -108,7 +108,7 @@ def enlarged(z, channel):
 print(f"图像 {tuple(x.shape[1:])}：{x[0].numel():,} 个数")
 print(f"潜变量 {tuple(z.shape[1:])}：{z[0].numel():,} 个数，是图像的 {x[0].numel() / z[0].numel():.0f} 分之一")
 rows = [x, *(enlarged(z, i) for i in range(c)), y, (3 * (y - x)).clamp(-1, 1)]
-show_images(torch.cat(rows), 8, down=["图像", *(f"潜变量通道 {i + 1}" for i in range(c)), "解码", "差别\n（3 倍）"])
+show_images(torch.cat(rows), 6, down=["图像", *(f"潜变量通道 {i + 1}" for i in range(c)), "解码", "差别\n（3 倍）"])
 
 # %% [markdown]
 # 边长缩小到 $f$ 分之一，通道不是三个而是 $c$ 个。潜变量看起来像同一场景的奇怪小图：每个位置代表一块 $f \times f$ 的像素。
@@ -196,14 +196,14 @@ for name, (seconds, kept) in costs.items():
 with torch.no_grad():
     parts = {
         "编码一次": lambda: vae.encode(x),
-        "评估一次 U-Net": lambda: net(z, torch.full((8,), 500.0), text=random(8, *words.shape[1:])),
+        "评估一次 U-Net": lambda: net(z, torch.full((6,), 500.0), text=random(6, *words.shape[1:])),
         "解码一次": lambda: vae.decode(z),
     }
     for name, work in parts.items():
         work()
         began = time.perf_counter()
         work()
-        print(f"{name:16} 每张图像 {1000 * (time.perf_counter() - began) / 8:6.1f} 毫秒")
+        print(f"{name:16} 每张图像 {1000 * (time.perf_counter() - began) / 6:6.1f} 毫秒")
 
 # %% [markdown]
 # ## 3 · 变分自编码器
@@ -644,11 +644,11 @@ from common.diffusion.schedules import NoiseLevel, add_noise
 
 sizes, t = (0.1, 0.3, 1.0, 3.0, 10.0), 600
 level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(t))))
-rows, eps = [], random(*z_test[2:6].shape, seed=3)
+rows, eps = [], random(*z_test[3:6].shape, seed=3)
 for d in sizes:
-    noisy = add_noise(d * z_test[2:6], eps, level)
+    noisy = add_noise(d * z_test[3:6], eps, level)
     rows.append(pipeline.decode(noisy / (d * level.alpha)))
-show_images(torch.cat([decoded[2:6], *rows]), 4, down=["无噪声", *(f"d = {d:g}" for d in sizes)])
+show_images(torch.cat([decoded[3:6], *rows]), 3, down=["无噪声", *(f"d = {d:g}" for d in sizes)])
 
 # %%
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 2.7), layout="constrained")
@@ -676,7 +676,7 @@ print("有用的噪声水平：", ", ".join(f"d = {d:g} 时 {share:.0%}" for d, 
 # 同样的噪声水平，加在像素上（第一行），加在潜变量上再解码（第二行），以及加在潜变量上再预览（第三行）。到 $t = 1000$ 时就只剩噪声了。
 
 # %%
-moments = (0, 200, 400, 600, 800, 1000)
+moments = (0, 300, 500, 700, 1000)
 rows = {"像素": [], "潜变量，解码": [], "潜变量，预览": []}
 image, latent = x_all_tests[:1], z_test[:1]
 for t in moments:
@@ -832,8 +832,8 @@ show_images(torch.cat(list(guided.values())), 8, short, [f"w = {w:g}" for w in g
 #
 # <details><summary>答案</summary>
 #
-# $w = 1$ 时，碗里是一团一团的，有的颜色也不对。$w = 5$ 时，碗里是均匀的白色：引导夸大了提示词与平均图像的差别，而米饭的差别就在于白色。
-# 米粒比自编码器能重现的细节还小。引导系数并不是对每条提示词都越大越好。
+# $w = 1$ 时，一碗是柔和的白色，另一碗却是黄色的菜，上面有深色的小块：中文提示词没有画出米饭。$w = 5$ 时，两碗都填得很均匀，一碗白，一碗黄。
+# 引导夸大了模型对提示词的理解，连错误也一起夸大，还抹去了纹理。引导系数并不是对每条提示词都越大越好。
 #
 # </details>
 #
@@ -879,7 +879,7 @@ show_images(torch.cat([images[:SHOWN] for images in by_scale.values()]), SHOWN, 
 # 同一列的两行从相同的噪声开始。
 
 # %%
-PROMPT, NEGATIVE, PROPERTY = "a creature", "a creature on a lilac background", {"background": "lilac"}
+PROMPT, NEGATIVE, PROPERTY = "a creature", "a creature on a sky blue background", {"background": "sky"}
 rows = {
     "没有负面提示词": paint([PROMPT] * N, 4.0),
     "使用负面提示词": paint([PROMPT] * N, 4.0, negative_prompt=NEGATIVE),
@@ -961,7 +961,7 @@ red = load_creatures("test", 400, size)
 which = [i for i in range(400) if red.attributes.of(i)["colour"] == "red"][:16]
 x_red, prompt = to_float(red.pixels[which]), "a blue creature"
 results = {0.0: pipeline.decode(pipeline.encode(x_red))}
-for s in (0.2, 0.4, 0.6, 0.8, 1.0):
+for s in (0.2, 0.5, 0.8, 0.9, 1.0):
     results[s] = pipeline.img2img(x_red, [prompt] * 16, s, SamplingConfig(guidance_scale=5.0, sampler="dpmpp_2m:15"))
 body_before = read_attributes(classifier, x_red)[0][:, NAMES.index("body")]
 blue, kept = {}, {}
@@ -1001,7 +1001,7 @@ plt.show()
 # 模型是一个文件夹，布局与 Stable Diffusion 相同：
 
 # %%
-for path in sorted(path for path in MODEL.rglob("*") if path.suffix in (".json", ".safetensors", ".txt")):
+for path in sorted([*MODEL.glob("*.json"), *MODEL.glob("[a-z]*/*")]):
     print(f"{path.relative_to(MODEL)!s:52}{path.stat().st_size / 1e6:>8.2f} MB")
 
 # %% [markdown]
@@ -1085,7 +1085,7 @@ print("工作进程的启动方式：", start_method("cpu"), "（没有 GPU 时�
 
 # %% [markdown]
 # GPU 正忙于 U-Net，或者有空闲的核时，工作进程才有帮助。两者都不满足时，工作进程只是在同一个处理器上做同样的工作。
-# `python 04_latent_sd/benchmark_latents.py --vae 04_latent_sd/pretrained --n 1000 --workers 0 1 2` 让每种方式在各自的进程中运行，测量时间和内存，
+# `python 04_latent_sd/benchmark_latents.py --vae 04_latent_sd/pretrained/64x64 --n 1000 --workers 0 1 2` 让每种方式在各自的进程中运行，测量时间和内存，
 # 结果表见 [RESULTS.md](RESULTS.md)。
 #
 # ## 学完之后你能够

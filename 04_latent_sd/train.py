@@ -25,14 +25,15 @@ class Preset:
     channels: tuple[int, ...]
     batch_size: int = 16
     lr: float = 2e-3
+    n: int | None = None
 
 
 DRAWN = [("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)]
 PRESETS = Presets(
-    cpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(32, 64)))
-    | {OTHER: Preset(minutes=120, channels=(32, 64), lr=1e-3)},
-    mps=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(64, 128), batch_size=64, lr=1e-3))
-    | {OTHER: Preset(minutes=120, channels=(64, 128), batch_size=32, lr=5e-4)},
+    cpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(32, 32, 64), n=8000))  # n: for 2 GB of memory
+    | {OTHER: Preset(minutes=120, channels=(32, 32, 64), lr=1e-3)},
+    mps=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(64, 64, 128), batch_size=64, lr=1e-3))
+    | {OTHER: Preset(minutes=120, channels=(64, 64, 128), batch_size=32, lr=5e-4)},
     gpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(128, 256, 384), batch_size=128, lr=3e-4))
     | {OTHER: Preset(minutes=240, channels=(128, 256, 384), batch_size=64, lr=2e-4)},
 )

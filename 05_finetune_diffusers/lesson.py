@@ -74,7 +74,8 @@ from finetune_diffusers.models import as_task, native_size, open_pipeline, recon
 from finetune_diffusers.schedulers import use_scheduler
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-MODEL = CHAPTER.parent / "04_latent_sd" / "pretrained"  # chapter 4's; or the folder of any Stable Diffusion 1.x
+# chapter 4's; or the folder of any Stable Diffusion 1.x
+MODEL = CHAPTER.parent / "04_latent_sd" / "pretrained" / "64x64"
 STEPS, W = 12, 4.0  # sampling steps and guidance scale, unless something else is said
 LORA_STEPS, SUBJECT_STEPS, CONTROL_STEPS = 130, 150, 360  # of the three trainings, which are short here
 

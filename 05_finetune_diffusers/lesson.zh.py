@@ -70,7 +70,8 @@ from finetune_diffusers.models import as_task, native_size, open_pipeline, recon
 from finetune_diffusers.schedulers import use_scheduler
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-MODEL = CHAPTER.parent / "04_latent_sd" / "pretrained"  # 第 4 章的模型；也可以是任何 Stable Diffusion 1.x 的文件夹
+# 第 4 章的模型；也可以是任何 Stable Diffusion 1.x 的文件夹
+MODEL = CHAPTER.parent / "04_latent_sd" / "pretrained" / "64x64"
 STEPS, W = 12, 4.0  # 采样步数和引导系数，除非另有说明
 LORA_STEPS, SUBJECT_STEPS, CONTROL_STEPS = 130, 150, 360  # 三次训练的步数，这里都取得很短
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from common.io.ranges import SAMPLER_STEPS, Range
 
 # the course's own small Stable Diffusion
-PRETRAINED = Path(__file__).resolve().parents[2] / "04_latent_sd" / "pretrained"
+PRETRAINED = Path(__file__).resolve().parents[2] / "04_latent_sd" / "pretrained" / "64x64"
 OUT = Path("runs/05_finetune_diffusers")
 SMALL = 50_000_000  # a U-Net with fewer weights is small: it learns at rates that would ruin a large one
 

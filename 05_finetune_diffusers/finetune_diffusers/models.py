@@ -1,6 +1,6 @@
 """Find, check and open pipelines of diffusers.
 
-pipe = open_pipeline("04_latent_sd/pretrained")                   a folder, a run folder, a file, or an id of the Hugging Face hub
+pipe = open_pipeline("04_latent_sd/pretrained/64x64")                   a folder, a run folder, a file, or an id of the Hugging Face hub
 use_scheduler(pipe, "dpm++")
 images = pipe("a red creature", generator=generators(seed=0, n=1), output_type="pt").images
 """

@@ -52,7 +52,7 @@ def digits() -> list[Tensor]:
 
 
 def creatures() -> list[Tensor]:
-    """Every moment of four creatures. Each (4, 3, 64, 64)"""
+    """Every moment of four creatures. Each (4, 3, 128, 128)"""
     pipeline = open_latent_pipeline(HERE.parents[1] / "04_latent_sd/pretrained", "cpu")
     return draw_frames(pipeline, PROMPTS, SamplingConfig(5.0, sampler="ddim:40", seed=2), every_step=True)
 
@@ -61,12 +61,12 @@ def dish() -> tuple[list[Tensor], list[Tensor]]:
     """Every moment of a dish, (1, 3, 64, 64) each, and the frames of a camera that leaves it and returns, (3, 64, 64)."""
     flags = FilmFlags("土鸡蛋炒番茄", camera="zoom-out:2", frames=MOVE, device="cpu")
     models = load_models(flags)
-    picture = first_picture(flags, models, models.pipeline.size)
+    picture = first_picture(flags, models, models.dish_model.size)
     canvas, path = FilmCanvas(picture), CameraPath.plan(Move.parse(flags.camera), 64, 64, flags.new_fraction)
-    list(paint(canvas, path, open_painter(flags, models.clip), models.query.name, flags.seed))
+    list(paint(canvas, path, open_painter(flags, models, in_english=False), models.query.name, flags.seed))
     film = list(render_frames(canvas, path, frame_times(MOVE, "pingpong", "smooth", path.returns)))
-    config = SamplingConfig(flags.guidance, sampler="ddim:40", seed=flags.seed)
-    drawn = draw_frames(models.pipeline, [models.query.name] * flags.candidates, config, every_step=True)
+    config = SamplingConfig(models.dish_model.config.guidance_scale, sampler="ddim:40", seed=flags.seed)
+    drawn = draw_frames(models.dish_model.pipeline, [models.query.name] * flags.candidates, config, every_step=True)
     best = int((drawn[-1] - picture).square().mean((1, 2, 3)).argmin())  # the candidate that the film begins with
     return [moment[best : best + 1] for moment in drawn], film
 

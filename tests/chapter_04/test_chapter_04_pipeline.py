@@ -49,12 +49,13 @@ from common.models.vae import AutoencoderKL, small_vae
 from common.random import BatchRandom, Noise
 from common.training.text_conditioning import Captioned, empty_text, make_network, make_text_encoder
 from helpers.programs import ROOT, load_program, run_main
-from latent_sd import concat_dataset, evaluation, latent_dataset, vae_trainer
+from latent_sd import concat_dataset, evaluation, latent_dataset
 from latent_sd.flags import PROMPTS as DEFAULT_PROMPTS
 from latent_sd.unet_trainer import LatentTextLoss, load_captioned
 
 TRAIN, SAMPLE, EVALUATE = (f"04_latent_sd/{name}.py" for name in ("train", "sample", "evaluate"))
 SHIPPED = ROOT / "04_latent_sd" / "pretrained"
+SIZES = {128: ".", 64: "64x64"}  # pixels a side of the shipped models, and their folders
 TINY = [
     "--n",
     12,
@@ -702,53 +703,41 @@ def test_there_and_back(tmp_path):
     assert torch.equal(again.txt2img(PROMPTS, CONFIG), pipeline.txt2img(PROMPTS, CONFIG))
 
 
-def test_the_shipped_model():
-    """At most 22 MB in half precision; it knows the words of both languages,
+@pytest.mark.parametrize("size", SIZES)
+def test_the_shipped_models(size):
+    """At most 22 MB in half precision; each knows the words of both languages,
     and diffusers draws the same picture with it.
     """
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 22e6
     assert all(
         value.dtype == torch.float16 for path in SHIPPED.rglob("*.safetensors") for value in load_file(path).values()
     )
+    folder = SHIPPED / SIZES[size]
     pipeline, prompts, x = (
-        open_latent_pipeline(SHIPPED),
+        open_latent_pipeline(folder),
         [prompt for prompt in DEFAULT_PROMPTS if prompt][2:5],
-        Noise(0, 0)(0, torch.empty(3, 4, 16, 16)),
+        Noise(0, 0)(0, torch.empty(3, 4, size // 4, size // 4)),
     )
-    assert (pipeline.size, pipeline.vae.cfg.factor) == (64, 4) and [
+    assert (pipeline.size, pipeline.vae.cfg.factor) == (size, 4) and [
         pipeline.remarks(prompt) for prompt in prompts
     ] == 3 * [[]]
     for opener in (AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image):
-        pipe = opener.from_pretrained(SHIPPED)
+        pipe = opener.from_pretrained(folder)
     assert type(pipe) is StableDiffusionPipeline
     ours = pipeline.txt2img(prompts, SamplingConfig(5, sampler="ddim:4"), latents=x)
     assert_same_picture(ours, ask(pipe, prompts, 4, "", latents=x))
 
 
-def test_what_the_shipped_autoencoder_promises():
-    """Scaled latents of test images have unit variance, to 5 %; and images come back, creatures better than dishes."""
-    pipeline = open_latent_pipeline(SHIPPED)
+@pytest.mark.parametrize(("size", "creatures", "dishes", "n"), [(128, 32, 27, 12), (64, 28, 24, 24)])
+def test_what_the_shipped_autoencoders_promise(size, creatures, dishes, n):
+    """Scaled latents of test images have unit variance; and images come back, creatures better than dishes, in dB."""
+    pipeline = open_latent_pipeline(SHIPPED / SIZES[size])
     found = {
-        data: evaluation.measure_vae(pipeline, data, concat_dataset.some_of((data,), 64, Path("data"), "test", 24))
+        data: evaluation.measure_vae(pipeline, data, concat_dataset.some_of((data,), size, Path("data"), "test", n))
         for data in ("creatures", "dishes")
     }
-    assert sum(one["scaled_std"] ** 2 / 2 for one in found.values()) ** 0.5 == pytest.approx(1, abs=0.05)
-    assert found["creatures"]["psnr"] > 28 and found["dishes"]["psnr"] > 24  # decibels
-
-
-def test_what_the_autoencoder_of_128_pixels_promises():
-    """The same for the one whose U-Net is still to be trained: `train.py --vae` opens its folder alone."""
-    vae = load_vae(SHIPPED / "vae_128")
-    assert vae.cfg.size == 128 and vae.cfg.factor == 4 and vae.cfg.latent_channels == 4
-    spread = []
-    for data, decibels in (("creatures", 32), ("dishes", 27)):
-        images = concat_dataset.some_of((data,), 128, Path("data"), "test", 12)
-        x = to_float(images.pixels)
-        with torch.no_grad():
-            z = vae.encode(x)
-            assert float(vae_trainer.psnr(x, vae.decode(z.mode())).mean()) > decibels
-            spread.append(float((z.mean * vae.cfg.scaling_factor).square().mean()))
-    assert (sum(spread) / 2) ** 0.5 == pytest.approx(1, abs=0.1)
+    assert sum(one["scaled_std"] ** 2 / 2 for one in found.values()) ** 0.5 == pytest.approx(1, abs=0.1)
+    assert found["creatures"]["psnr"] > creatures and found["dishes"]["psnr"] > dishes
 
 
 def test_schedules_that_the_folder_has_no_place_for(tmp_path):
@@ -1000,7 +989,8 @@ def test_sample_begins_with_a_picture(run, tmp_path, command_line):
     code, said, err = command_line(SAMPLE, *flags, "--strength", 0.5, "--sweep", "1,4")
     assert code == 0, err
     grid = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
-    scale = grid.shape[1] // (3 * 18 + 2)  # three columns of 16 pixels, two between them
+    scale = grid.shape[0] // (2 * 18 + 2)  # two rows of 16 pixels, two between them
+    grid = grid[:, -scale * (3 * 18 + 2) :]  # three columns; the labels of the rows are at the left
     assert (
         grid[3 * scale : 17 * scale, 3 * scale : 17 * scale] == (200, 30, 60)
     ).all() and "2: w = 4  a red creature" in said
@@ -1065,6 +1055,12 @@ def test_evaluate_writes_its_tables(run, tmp_path, command_line):
     assert Image.open(tmp_path / "grid.png").width > 6 * 16
 
 
+def test_a_model_of_this_folder_is_named_without_the_folders_above(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluation.from_here(tmp_path / "a" / "b") == evaluation.from_here(Path("a/b")) == "a/b"
+    assert evaluation.from_here(tmp_path.parent) == tmp_path.parent.as_posix()
+
+
 def test_what_it_measures_of_the_autoencoder():
     """PSNR and spread, computed here once more."""
     pipeline = tiny_pipeline()
@@ -1077,6 +1073,9 @@ def test_what_it_measures_of_the_autoencoder():
     assert (
         found["psnr"] == pytest.approx(float((10 * torch.log10(4 / mse)).mean()), abs=1e-3) and found["images"] == 20
     )
+    reach = 1.96 * float((10 * torch.log10(4 / mse)).std()) / 20**0.5
+    assert found["psnr_high"] - found["psnr_low"] == pytest.approx(2 * reach, rel=0.35)
+    assert found["psnr_low"] < found["psnr"] < found["psnr_high"] and found["size"] == 16
     with torch.no_grad():
         posterior = pipeline.vae.encode(x)
     spread = 1.7 * ((posterior.mean.var(correction=0) + posterior.logvar.exp().mean()) ** 0.5)

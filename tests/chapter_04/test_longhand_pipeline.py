@@ -84,4 +84,4 @@ def test_equal_latents_sizes_and_levels(both):
 
 
 def test_the_shipped_model_opens():
-    assert longhand.open_latent_diffusion(ROOT / "04_latent_sd" / "pretrained").size == 64
+    assert longhand.open_latent_diffusion(ROOT / "04_latent_sd" / "pretrained").size == 128

@@ -203,6 +203,7 @@ def test_cells(tmp_path):
     columns = (("kind", "{k}"), ("m", "{m:.1f} ({m_low:.1f} to {m_high:.1f})"))
     table = results.ResultsTable("t", "p.md", "a.csv", columns, {}, shown={"k=b": "B"}, within={"m": (0, 1)})
     assert table.text(tmp_path) == "| kind | m |\n| --- | --- |\n| B | 0.5 (0.0 to 1.0) |\n| a | |\n| c | |\n"
+    assert dataclasses.replace(table, columns=(("m", "{m:.1%}"),)).text(tmp_path).splitlines()[2] == "| 50.0 % |"
     with pytest.raises(UserError, match="no column x"):
         dataclasses.replace(table, columns=(("x", "{x}"),)).text(tmp_path)
     with pytest.raises(UserError, match="no row"):

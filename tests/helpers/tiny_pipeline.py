@@ -23,7 +23,7 @@ SIZE, LATENT, TOKENS = 64, 16, 64
 def write_tiny_pipeline(folder: Path, seed: int = 0) -> Path:
     """Write a folder that StableDiffusionPipeline.from_pretrained opens with no part missing; returns the folder.
 
-    Geometry of 04_latent_sd/pretrained: images of 64x64, latents of 4x16x16 (f = 4), 64 tokens, v-prediction, cosine
+    Geometry of 04_latent_sd/pretrained/64x64: images of 64x64, latents of 4x16x16 (f = 4), 64 tokens, v-prediction, cosine
     schedule, trailing spacing. The weights are random and a function of the seed:
     pictures are colourful mud, and the text matters to them.
     """

@@ -7,7 +7,7 @@ from typing import Literal
 from common.training.flags import SampleFlags
 from common.training.settings import OTHER, Presets
 
-CHAPTER_4 = Path(__file__).parents[3] / "04_latent_sd" / "pretrained"
+CHAPTER_4 = Path(__file__).parents[3] / "04_latent_sd" / "pretrained" / "64x64"
 # training holds out the second and the last but one
 NAMES = ("土鸡蛋炒番茄", "番茄炒鸡蛋", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")
 
