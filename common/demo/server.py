@@ -1,7 +1,7 @@
 """Serves the page, to this computer alone unless the network is asked for.
 
 The server answers only what the page needs (`Guard`): no upload of files and none that could be read, because the
-browser sends pictures as 64 x 64 pixels in a message. Gradio's own files go to a scratch folder that is removed at the
+browser sends pictures as 128 x 128 pixels in a message. Gradio's own files go to a scratch folder that is removed at the
 end. Nothing is loaded from, or reported to, another computer.
 """
 

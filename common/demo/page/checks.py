@@ -14,7 +14,7 @@ from common.demo.pictures.own_picture import SIZE
 
 LONGEST_PROMPT = 200
 PREFIX = "data:image/png;base64,"
-LARGEST = 4 * (SIZE * SIZE * 4 + 4096) // 3  # characters: 64 x 64 pixels, even if they do not compress
+LARGEST = 4 * (SIZE * SIZE * 4 + 4096) // 3  # characters: 128 x 128 pixels, even if they do not compress
 
 
 def number(value: Any, name: str, low: float, high: float) -> float:
@@ -48,7 +48,7 @@ def words(value: Any, missing: str | None = None, most: int = LONGEST_PROMPT) ->
 
 
 def image(value: Any) -> Image.Image:
-    """A picture of the easel: a PNG of 64 x 64 pixels as a data URL. Its size is checked before it is decoded."""
+    """A picture of the easel: a PNG of 128 x 128 pixels as a data URL. Its size is checked before it is decoded."""
     if not value:
         raise PageError("error.picture")
     if not isinstance(value, str) or not value.startswith(PREFIX) or len(value) > LARGEST:

@@ -1,7 +1,7 @@
-// The easel: a picture of 64 x 64 pixels and what is brushed over it. A file is read, cut and shrunk here, in the
-// browser, so that the page uploads no file at all: the server gets 64 x 64 pixels and nothing else.
+// The easel: a picture of 128 x 128 pixels and what is brushed over it. A file is read, cut and shrunk here, in the
+// browser, so that the page uploads no file at all: the server gets 128 x 128 pixels and nothing else.
 window.demoEasel = (() => {
-  const SIZE = 64, LARGEST = 20e6, LONGEST_SIDE = 12000;
+  const SIZE = 128, LARGEST = 20e6, LONGEST_SIDE = 12000;
   const parts = { filled: false };
 
   function message(name) {

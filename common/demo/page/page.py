@@ -124,7 +124,7 @@ def creature_tab(translated: Translated) -> None:
         prompt = translated.example(gr.Textbox, label_of("prompt"), example, elem_id="creatures-prompt", lines=2)
         gr.Examples([[each] for each in example], prompt, label="English / 中文")
         negative = translated.labelled(gr.Textbox, "creatures.negative", "creatures.negative.info")
-        w = guidance(translated, 5)
+        w = guidance(translated, 3)
         steps = slider(translated, "steps", 2, creatures.MOST_STEPS, 20, step=1, elem_id="creatures-steps")
         count = slider(translated, "creatures.count", 1, creatures.MOST_PICTURES, 4, step=1, elem_id="creatures-count")
         number = seed(translated)
@@ -182,7 +182,7 @@ def own_tab(translated: Translated) -> None:
         strength = translated.labelled(
             gr.Slider, "own.strength", "own.strength.info", minimum=0.1, maximum=1, value=0.6, step=0.05, buttons=[]
         )
-        block = translated.choices("own.block", lambda _: [(str(n), n) for n in own_picture.BLOCKS], value=4)
+        block = translated.choices("own.block", lambda _: [(str(n), n) for n in own_picture.BLOCKS], value=8)
         w = guidance(translated, 4)
         steps = slider(translated, "steps", 10, creatures.MOST_STEPS, 20, step=1, elem_id="own-steps")
         number = seed(translated)

@@ -158,7 +158,7 @@ def creatures(moment: CreatureMoment) -> str:
         asked = [reading for reading in readings if reading.asked]
         right = sum(reading.value == reading.asked for reading in asked)
         caption = both("creatures.right", right=right, asked=len(asked)) if asked else "&nbsp;"
-        card = f'<div class="demo-card">{picture(image, 3)}{table(readings)}</div>'
+        card = f'<div class="demo-card">{picture(image, 2)}{table(readings)}</div>'
         cards.append(figure(caption, card))
     return f'{notes}<div class="demo-cards">{"".join(cards)}</div>'
 
@@ -184,7 +184,7 @@ def table(readings: list[Reading]) -> str:
 
 
 def own_picture(moment: PictureMoment) -> str:
-    return row(*(figure(both(f"picture.{name}"), picture(image, 3)) for name, image in moment.pictures.items()))
+    return row(*(figure(both(f"picture.{name}"), picture(image, 2)) for name, image in moment.pictures.items()))
 
 
 # ----------------------------------------------------------------------------------------------------------------- film
@@ -226,5 +226,5 @@ def easel(size: int) -> str:
 <span class="empty">{both("own.empty")}</span>
 <canvas class="brush" width="{size}" height="{size}" style="opacity:.6;cursor:crosshair"></canvas></div>
 <div class="demo-tools"><label class="button"><input type="file" accept="image/*">{both("own.file")}</label>
-<label>{both("own.brush")} <input type="range" min="2" max="16" value="8"></label>
+<label>{both("own.brush")} <input type="range" min="4" max="32" value="16"></label>
 <button type="button" class="clear">{both("own.clear")}</button></div>{messages}"""

@@ -105,8 +105,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     # --------------------------------------------------------------------------------------------------- own picture
     "own": ("Your picture", "自己的图片"),
     "own.intro": (
-        "The models work at 64 × 64 pixels and know drawn creatures and dishes. A photograph becomes one of them.",
-        "模型处理 64 × 64 像素的图片，只见过画出来的小怪兽和菜肴；照片会被改成这样的画。",
+        "The models work at 128 × 128 pixels and know drawn creatures and dishes. A photograph becomes one of them.",
+        "模型处理 128 × 128 像素的图片，只见过画出来的小怪兽和菜肴；照片会被改成这样的画。",
     ),
     "own.task": ("Task", "任务"),
     "own.file": ("Open a picture", "打开图片"),

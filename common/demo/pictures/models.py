@@ -17,7 +17,7 @@ from common.models.pipeline import TextToImagePipeline
 from common.models.text_to_image_folder import open_latent_pipeline
 
 COURSE = Path(__file__).resolve().parents[3]
-DIGITS, CREATURES = COURSE / "01_ddpm_mnist" / "pretrained", COURSE / "04_latent_sd" / "pretrained" / "64x64"
+DIGITS, CREATURES = COURSE / "01_ddpm_mnist" / "pretrained", COURSE / "04_latent_sd" / "pretrained"
 RESTORATION, FILMS = COURSE / "05_finetune_diffusers", COURSE / "06_inpaint_gif"
 
 

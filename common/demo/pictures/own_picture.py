@@ -1,6 +1,6 @@
 """What can be done to a picture of one's own: img2img, the repair of a mosaic, and inpainting of what was brushed over.
 
-Every picture is cut to a square of the model's size, 64 x 64 pixels.
+Every picture is cut to a square of the model's size, 128 x 128 pixels.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from common.io.pixels import to_float
 from common.models.pipeline import SamplingConfig, last_levels
 from common.random import Noise
 
-SIZE = 64
-BLOCKS = (4, 8, 16)  # pixels a side of a mosaic's blocks
+SIZE = 128
+BLOCKS = (8, 16, 32)  # pixels a side of a mosaic's blocks
 TASKS = ("img2img", "mosaic", "inpaint")
 HOLE = 0.25  # part of a pixel that must be brushed over
 
 
 class PictureMoment(NamedTuple):
-    """The state after a step: pictures by name, each (3, 64, 64) in [-1, 1], in the order in which to show them."""
+    """The state after a step: pictures by name, each (3, 128, 128) in [-1, 1], in the order in which to show them."""
 
     done: int
     total: int
@@ -34,14 +34,14 @@ class PictureMoment(NamedTuple):
 
 
 def drawn_picture(kind: str, index: int) -> Tensor:
-    """A picture to try: creature or dish number `index` of the test split. (3, 64, 64) in [-1, 1]"""
+    """A picture to try: creature or dish number `index` of the test split. (3, 128, 128) in [-1, 1]"""
     images = {"creature": CREATURE_IMAGES, "dish": DISH_IMAGES}[kind]
     attributes, pose = images.sample(0, "test", index)
     return to_float(torch.from_numpy(images.draw(attributes, SIZE, pose)))
 
 
 def to_picture(image: Image.Image) -> Tensor:
-    """The middle square of a picture, as the models take it. Transparent parts become white. (3, 64, 64) in [-1, 1]"""
+    """The middle square of a picture, as the models take it. Transparent parts become white. (3, 128, 128) in [-1, 1]"""
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image.convert("RGBA"))
     square = ImageOps.fit(white.convert("RGB"), (SIZE, SIZE), Image.Resampling.LANCZOS)
@@ -49,7 +49,7 @@ def to_picture(image: Image.Image) -> Tensor:
 
 
 def to_hole(brushed: Image.Image) -> Tensor:
-    """Where the brush was, from the opacity of its layer. (1, 64, 64) in {0, 1}"""
+    """Where the brush was, from the opacity of its layer. (1, 128, 128) in {0, 1}"""
     opacity = ImageOps.fit(brushed.convert("RGBA").getchannel("A"), (SIZE, SIZE), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(opacity) > 255 * HOLE).float()[None]
 
@@ -57,7 +57,7 @@ def to_hole(brushed: Image.Image) -> Tensor:
 def change_picture(
     picture: Tensor, prompt: str, strength: float, w: float, steps: int, seed: int
 ) -> Iterator[PictureMoment]:
-    """img2img (SDEdit): noised part of the way, then denoised with the prompt. picture (3, 64, 64)"""
+    """img2img (SDEdit): noised part of the way, then denoised with the prompt. picture (3, 128, 128)"""
     yield from towards_prompt({"given": picture}, picture, prompt, strength, w, steps, seed)
 
 
@@ -92,7 +92,7 @@ def repaint_hole(
 ) -> Iterator[PictureMoment]:
     """RePaint with chapter 4's model. Known pixels stay exactly what they were.
 
-    hole   (1, 64, 64), 1 is repainted
+    hole   (1, 128, 128), 1 is repainted
     steps  noise levels; RePaint takes most stretches of them four times
     """
     backends = chapter_module(FILMS, "inpaint_gif.inpainting.backends")

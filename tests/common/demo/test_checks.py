@@ -21,8 +21,8 @@ def test_what_the_widgets_send_is_taken():
     assert checks.number(2.5, "guidance", 0, 12) == 2.5
     assert checks.choice("ddim", ("ddim", "ddpm")) == "ddim"
     assert checks.words(" a  red\ncreature ") == "a red creature"
-    noise = Image.effect_noise((64, 64), 200).convert("RGBA")  # does not compress
-    assert checks.image(url(noise)).size == (64, 64)
+    noise = Image.effect_noise((128, 128), 200).convert("RGBA")  # does not compress
+    assert checks.image(url(noise)).size == (128, 128)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_wrong_words(value, key):
     assert caught.value.key == key
 
 
-SMALL = Image.new("RGB", (64, 64), "red")
+SMALL = Image.new("RGB", (128, 128), "red")
 ODD = {
     "a path": "/etc/passwd",
     "an address": "http://127.0.0.1:1/x.png",
@@ -65,10 +65,10 @@ ODD = {
     "a folder up": "data:image/png;base64,../../etc/passwd",
     "no base64": checks.PREFIX + "%%%%",
     "no picture": checks.PREFIX + base64.b64encode(b"<html>").decode(),
-    "half a picture": url(Image.effect_noise((64, 64), 200))[:2000],
+    "half a picture": url(Image.effect_noise((128, 128), 200))[:2000],
     "another format": url(SMALL, "JPEG", "png"),
     "another kind": url(SMALL, "GIF", "gif"),
-    "another size": url(Image.new("RGB", (65, 64))),
+    "another size": url(Image.new("RGB", (129, 128))),
     "too many pixels": url(Image.new("1", (12_000, 12_000))),
     "too many characters": checks.PREFIX + "A" * 10_000_000,
     "a dictionary": {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},

@@ -132,7 +132,7 @@ def test_creatures_are_read_at_the_end():
     moments = list(creatures.draw_creatures("a red fire creature", "", 5.0, 2, 4, seed=0))
     assert [m.done for m in moments] == [1, 2, 3, 4] and not moments[0].readings
     last = moments[-1]
-    assert last.images.shape == (2, 3, 64, 64) and last.images.abs().max() <= 1
+    assert last.images.shape == (2, 3, 128, 128) and last.images.abs().max() <= 1
     assert [len(reading) for reading in last.readings] == [11, 11]
     assert {r.attribute: r.asked for r in last.readings[0][:2]} == {"colour": "red", "element": "fire"}
     assert all(0 <= r.probability <= 1 for r in last.readings[0])
@@ -162,20 +162,20 @@ def test_a_picture_is_cut_to_its_middle_square():
     image = Image.new("RGBA", (200, 100), "blue")
     image.paste((255, 0, 0, 255), (50, 0, 150, 100))
     picture = own_picture.to_picture(image)
-    assert picture.shape == (3, 64, 64)
-    assert torch.equal(picture[:, 32, 32], torch.tensor([1.0, -1.0, -1.0]))
-    assert torch.equal(picture[:, 32, 1], picture[:, 32, 32])
+    assert picture.shape == (3, 128, 128)
+    assert torch.equal(picture[:, 64, 64], torch.tensor([1.0, -1.0, -1.0]))
+    assert torch.equal(picture[:, 64, 1], picture[:, 64, 64])
 
 
 def test_transparent_parts_are_white():
-    assert own_picture.to_picture(Image.new("RGBA", (64, 64), (0, 0, 0, 0))).min() == 1
+    assert own_picture.to_picture(Image.new("RGBA", (128, 128), (0, 0, 0, 0))).min() == 1
 
 
 def test_the_hole_is_where_the_brush_was():
-    brush = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    brush = Image.new("RGBA", (128, 128), (0, 0, 0, 0))
     brush.paste((225, 60, 60, 255), (10, 20, 30, 40))
     hole = own_picture.to_hole(brush)
-    assert hole.shape == (1, 64, 64) and hole.sum() == 400 and hole[0, 20, 10] == 1 and hole[0, 10, 20] == 0
+    assert hole.shape == (1, 128, 128) and hole.sum() == 400 and hole[0, 20, 10] == 1 and hole[0, 10, 20] == 0
 
 
 def test_img2img_takes_its_share_of_the_steps(given):
@@ -194,7 +194,7 @@ def test_a_mosaic_is_repaired_twice(given):
 
 
 def test_inpainting_changes_the_hole_alone(given):
-    hole = torch.zeros(1, 64, 64)
+    hole = torch.zeros(1, 128, 128)
     hole[:, 20:40, 20:40] = 1
     moments = list(own_picture.repaint_hole(given, hole, "a red creature", 3.0, 2, seed=0))
     assert moments[-1].done == moments[-1].total == len(moments)
