@@ -2,11 +2,12 @@
 
 import importlib
 import importlib.metadata
-import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from common.cli import TORCHVISION_FOR, check_versions
 from common.doctor.finding import Finding, fine, note, wrong
@@ -46,13 +47,19 @@ def packages(project: Path) -> Finding:
     if not project.exists():
         return note("packages", f"there is no {project.name} to compare with")
     listing = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
-    names = [re.split(r"[\s\[=<>~!;]", line, maxsplit=1)[0] for line in listing]
+    needed = [requirement for requirement in map(Requirement, listing) if applies(requirement)]
+    names = [requirement.name for requirement in needed]
     missing = [name for name in names if not installed(name)]
     if missing:
         return wrong("packages", f"missing: {listed(missing)}", INSTALL)
     if missing := [name for name in NO_DEPENDENCIES if not installed(name)]:
         return wrong("packages", f"missing: {listed(missing)}", "pip install --no-deps -r requirements-no-deps.txt")
     return fine("packages", f"all {len(names) + len(NO_DEPENDENCIES)} are installed")
+
+
+def applies(requirement: Requirement) -> bool:
+    """Whether a requirement is one of this Python and this system: "audioop-lts; python_version >= '3.13'"."""
+    return requirement.marker is None or requirement.marker.evaluate()
 
 
 def installed(name: str) -> bool:

@@ -33,8 +33,12 @@ def test_a_missing_package_is_named(tmp_path):
     project.write_text('[project]\ndependencies = ["torch>=2", "no-such-package[extra]>=1; python_version > \'3\'"]\n')
     found = installation.packages(project)
     assert found.status == WRONG and "no-such-package" in found.seen and "torch" not in found.seen
-    project.write_text('[project]\ndependencies = ["torch"]\n')
-    assert installation.packages(project).status == FINE
+    project.write_text('[project]\ndependencies = ["torch", "no-such-package; python_version < \'3\'"]\n')
+    assert installation.packages(project).status == FINE, "a package of another Python is not missed"
+
+
+def test_the_packages_of_this_course_are_all_found():
+    assert installation.packages(installation.ROOT / "pyproject.toml").status == FINE
 
 
 @pytest.mark.parametrize("name", ["cn_clip", "gradio"])
