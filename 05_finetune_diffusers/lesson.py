@@ -523,11 +523,11 @@ def encoded(pixels, captions):
 #
 # Draw a noise level and noise, mix, predict, compare. (We spread the noise levels of a batch evenly over the schedule, which makes the loss less noisy than independent draws.) What the network should predict depends on the **prediction type** of the model, which a fine-tuning must keep:
 #
-# $$y = \varepsilon \quad(\text{epsilon}) \qquad\qquad y = \alpha_t\, \varepsilon - \sigma_t\, z \quad(\text{v\_prediction})$$
+# $$y = \varepsilon \quad(\varepsilon\text{-prediction}) \qquad\qquad y = \alpha_t\, \varepsilon - \sigma_t\, z \quad(v\text{-prediction})$$
 #
 # Two options are common. **Caption dropout** replaces one caption in ten by the empty one, which keeps guidance usable. **Min-SNR weighting** ([Hang et al. 2023](https://arxiv.org/abs/2303.09556)) limits the weight of nearly clean levels, which are many and easy. With $\mathrm{SNR} = \alpha_t^2/\sigma_t^2$ the weight of the squared error is
 #
-# $$\frac{\min(\mathrm{SNR}, \gamma)}{\mathrm{SNR}} \quad(\text{epsilon}) \qquad\qquad \frac{\min(\mathrm{SNR}, \gamma)}{\mathrm{SNR} + 1} \quad(\text{v\_prediction}), \qquad \gamma = 5.$$
+# $$\frac{\min(\mathrm{SNR}, \gamma)}{\mathrm{SNR}} \quad(\varepsilon\text{-prediction}) \qquad\qquad \frac{\min(\mathrm{SNR}, \gamma)}{\mathrm{SNR} + 1} \quad(v\text{-prediction}), \qquad \gamma = 5.$$
 
 
 # %%

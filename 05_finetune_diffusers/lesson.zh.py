@@ -494,11 +494,11 @@ def encoded(pixels, captions):
 #
 # 抽取噪声水平和噪声，混合，预测，比较。（一批样本的噪声水平在整个噪声调度上均匀铺开，这样损失的波动比各自独立抽取时小。）网络应当预测什么，由模型的**预测类型**（prediction type）决定，微调时必须保持不变：
 #
-# $$y = \varepsilon \quad(\text{epsilon}) \qquad\qquad y = \alpha_t\, \varepsilon - \sigma_t\, z \quad(\text{v\_prediction})$$
+# $$y = \varepsilon \quad(\varepsilon\text{-prediction}) \qquad\qquad y = \alpha_t\, \varepsilon - \sigma_t\, z \quad(v\text{-prediction})$$
 #
 # 常用的选项有两个。**随机丢弃文本条件**（caption dropout）把十分之一的文本描述换成空文本，使引导仍然可用。**min-SNR 加权**（[Hang et al. 2023](https://arxiv.org/abs/2303.09556)）限制接近干净的水平的权重，因为这些水平数量多而且容易。记 $\mathrm{SNR} = \alpha_t^2/\sigma_t^2$，平方误差的权重是
 #
-# $$\frac{\min(\mathrm{SNR}, \gamma)}{\mathrm{SNR}} \quad(\text{epsilon}) \qquad\qquad \frac{\min(\mathrm{SNR}, \gamma)}{\mathrm{SNR} + 1} \quad(\text{v\_prediction}), \qquad \gamma = 5.$$
+# $$\frac{\min(\mathrm{SNR}, \gamma)}{\mathrm{SNR}} \quad(\varepsilon\text{-prediction}) \qquad\qquad \frac{\min(\mathrm{SNR}, \gamma)}{\mathrm{SNR} + 1} \quad(v\text{-prediction}), \qquad \gamma = 5.$$
 
 
 # %%
