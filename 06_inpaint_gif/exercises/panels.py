@@ -105,7 +105,7 @@ def nine_channels(ex, right, axis):
         show(axis, channel[None] / (1 if k == 4 else 2), left, top, 16)
         frame(axis, left, top, 16, 16, color=GREY, linewidth=0.8)
         axis.text(left + 8, top - 16.5, f"weight {kernel.norm():.1f}", ha="center", va="top", fontsize=7)
-    for row, name in enumerate(("noisy", "mask", "known")):
+    for row, name in enumerate(("noisy\nlatents", "mask of\nthe hole", "masked\npicture")):
         axis.text(-2, -23 * row - 8, name, ha="right", va="center", fontsize=8)
     bare(axis, -15, 75, -67, 2)
     axis.set_title("input channels and the norms of their weights")
