@@ -90,7 +90,7 @@ def load_sets(pipeline: TextToImagePipeline, names: Sequence[str], data_dir: Pat
 def measure_vae(pipeline: TextToImagePipeline, name: str, images: Images) -> Row:
     """PSNR of the reconstructions with its 95 % interval over images, and standard deviation of the scaled latents."""
     found = measure_each(pipeline.vae, images)
-    psnr = bootstrap(lambda some: float(some.mean()), found["psnr"].double())
+    psnr = bootstrap(lambda some: float(some.mean()), found["psnr"].cpu().double())
     return {
         "set": name,
         "images": len(images),
