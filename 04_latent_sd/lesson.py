@@ -83,20 +83,20 @@ def random(*shape, seed=0):
 # %% [markdown]
 # ## 1 · Encode, look, decode
 #
-# We open the model, take six images that it has not seen in training, and pass them through the autoencoder.
+# We open the model, take four images that it has not seen in training, and pass them through the autoencoder.
 
 # %%
 pipeline = open_latent_diffusion(MODEL)
 vae, net, schedule, encoder = pipeline.vae, pipeline.unet, pipeline.schedule, pipeline.text_encoder
 f, c, size = vae.cfg.factor, vae.cfg.latent_channels, pipeline.size  # f, latent channels, pixels a side
 side = size // f  # positions a side of the latents
-SHOWN = 6 if size <= 64 else 4  # columns of the larger figures
+SHOWN = 6 if size <= 64 else 3  # columns of the larger figures
 
 test = {name: to_float(load(name, size, split="test", n=32).pixels) for name in ("creatures", "dishes")}
-x = torch.cat([test["creatures"][:3], test["dishes"][:3]])  # (6, 3, S, S) in [-1, 1]
+x = torch.cat([test["creatures"][:2], test["dishes"][:2]])  # (4, 3, S, S) in [-1, 1]
 with torch.no_grad():
-    z = vae.scale(vae.encode(x).mode())  # encode: (6, c, S / f, S / f)
-    y = vae.decode(vae.unscale(z)).clamp(-1, 1)  # decode: (6, 3, S, S)
+    z = vae.scale(vae.encode(x).mode())  # encode: (4, c, S / f, S / f)
+    y = vae.decode(vae.unscale(z)).clamp(-1, 1)  # decode: (4, 3, S, S)
 
 
 def enlarged(z, channel):
@@ -110,7 +110,7 @@ print(f"latents {tuple(z.shape[1:])}: {z[0].numel():,} numbers, {x[0].numel() / 
 rows = [x, *(enlarged(z, i) for i in range(c)), y, (3 * (y - x)).clamp(-1, 1)]
 show_images(
     torch.cat(rows),
-    6,
+    4,
     down=["image", *(f"latent channel {i + 1}" for i in range(c)), "decoded", "difference\n(3 times)"],
 )
 
@@ -201,14 +201,14 @@ for name, (seconds, kept) in costs.items():
 with torch.no_grad():
     parts = {
         "encode": lambda: vae.encode(x),
-        "one evaluation of the U-Net": lambda: net(z, torch.full((6,), 500.0), text=random(6, *words.shape[1:])),
+        "one evaluation of the U-Net": lambda: net(z, torch.full((4,), 500.0), text=random(4, *words.shape[1:])),
         "decode": lambda: vae.decode(z),
     }
     for name, work in parts.items():
         work()
         began = time.perf_counter()
         work()
-        print(f"{name:28} {1000 * (time.perf_counter() - began) / 6:6.1f} ms for each image")
+        print(f"{name:28} {1000 * (time.perf_counter() - began) / 4:6.1f} ms for each image")
 
 # %% [markdown]
 # ## 3 · The variational autoencoder
@@ -569,12 +569,12 @@ show_images(torch.cat([preview(z_test), decoded]), 8, down=["preview", "decoded"
 
 # %%
 channel_std = z_known.std((0, 2, 3), correction=0)  # (c,)
-shifts = torch.linspace(-3, 3, 5)
+shifts = torch.linspace(-3, 3, 3)
 directions = torch.diag(channel_std)[:, None, :, None, None]  # (c rows, 1, c, 1, 1)
-moved = z_test[:1] + shifts.view(-1, 1, 1, 1) * directions  # (c rows, 5, c, h, w)
+moved = z_test[:1] + shifts.view(-1, 1, 1, 1) * directions  # (c rows, 3, c, h, w)
 show_images(
     pipeline.decode(moved.flatten(0, 1)),
-    5,
+    3,
     across=[f"{shift:+g} sd" for shift in shifts],
     down=[f"channel {i + 1}" for i in range(c)],
 )
@@ -643,11 +643,11 @@ from common.diffusion.schedules import NoiseLevel, add_noise
 
 sizes, t = (0.1, 0.3, 1.0, 3.0, 10.0), 600
 level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(t))))
-rows, eps = [], random(*z_test[3:6].shape, seed=3)
+rows, eps = [], random(*z_test[3:5].shape, seed=3)
 for d in sizes:
-    noisy = add_noise(d * z_test[3:6], eps, level)
+    noisy = add_noise(d * z_test[3:5], eps, level)
     rows.append(pipeline.decode(noisy / (d * level.alpha)))
-show_images(torch.cat([decoded[3:6], *rows]), 3, down=["no noise", *(f"d = {d:g}" for d in sizes)])
+show_images(torch.cat([decoded[3:5], *rows]), 2, down=["no noise", *(f"d = {d:g}" for d in sizes)])
 
 # %%
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 2.7), layout="constrained")
@@ -674,7 +674,7 @@ print("useful levels:", ", ".join(f"{share:.0%} at d = {d:g}" for d, share in zi
 # The same noise levels in pixels (first row) and in latents, decoded (second row) and as preview (third row). At $t = 1000$ nothing but noise is left.
 
 # %%
-moments = (0, 300, 500, 700, 1000)
+moments = (0, 400, 700, 1000)
 rows = {"pixels": [], "latents, decoded": [], "latents, preview": []}
 image, latent = x_all_tests[:1], z_test[:1]
 for t in moments:
@@ -684,7 +684,10 @@ for t in moments:
     rows["latents, decoded"].append(pipeline.decode(noisy))
     rows["latents, preview"].append(preview(noisy))
 show_images(
-    torch.cat([torch.cat(row) for row in rows.values()]), 6, across=[f"t = {t}" for t in moments], down=list(rows)
+    torch.cat([torch.cat(row) for row in rows.values()]),
+    len(moments),
+    across=[f"t = {t}" for t in moments],
+    down=list(rows),
 )
 
 # %% [markdown]

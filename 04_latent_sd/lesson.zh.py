@@ -83,20 +83,20 @@ def random(*shape, seed=0):
 # %% [markdown]
 # ## 1 · 编码、观察、解码
 #
-# 我们打开模型，取六张训练时没有见过的图像，让它们通过自编码器。
+# 我们打开模型，取四张训练时没有见过的图像，让它们通过自编码器。
 
 # %%
 pipeline = open_latent_diffusion(MODEL)
 vae, net, schedule, encoder = pipeline.vae, pipeline.unet, pipeline.schedule, pipeline.text_encoder
 f, c, size = vae.cfg.factor, vae.cfg.latent_channels, pipeline.size  # f，潜变量的通道数，边长的像素数
 side = size // f  # 潜变量每边的位置数
-SHOWN = 6 if size <= 64 else 4  # 较大的图的列数
+SHOWN = 6 if size <= 64 else 3  # 较大的图的列数
 
 test = {name: to_float(load(name, size, split="test", n=32).pixels) for name in ("creatures", "dishes")}
-x = torch.cat([test["creatures"][:3], test["dishes"][:3]])  # (6, 3, S, S)，取值在 [-1, 1]
+x = torch.cat([test["creatures"][:2], test["dishes"][:2]])  # (4, 3, S, S)，取值在 [-1, 1]
 with torch.no_grad():
-    z = vae.scale(vae.encode(x).mode())  # 编码：(6, c, S / f, S / f)
-    y = vae.decode(vae.unscale(z)).clamp(-1, 1)  # 解码：(6, 3, S, S)
+    z = vae.scale(vae.encode(x).mode())  # 编码：(4, c, S / f, S / f)
+    y = vae.decode(vae.unscale(z)).clamp(-1, 1)  # 解码：(4, 3, S, S)
 
 
 def enlarged(z, channel):
@@ -108,7 +108,7 @@ def enlarged(z, channel):
 print(f"图像 {tuple(x.shape[1:])}：{x[0].numel():,} 个数")
 print(f"潜变量 {tuple(z.shape[1:])}：{z[0].numel():,} 个数，是图像的 {x[0].numel() / z[0].numel():.0f} 分之一")
 rows = [x, *(enlarged(z, i) for i in range(c)), y, (3 * (y - x)).clamp(-1, 1)]
-show_images(torch.cat(rows), 6, down=["图像", *(f"潜变量通道 {i + 1}" for i in range(c)), "解码", "差别\n（3 倍）"])
+show_images(torch.cat(rows), 4, down=["图像", *(f"潜变量通道 {i + 1}" for i in range(c)), "解码", "差别\n（3 倍）"])
 
 # %% [markdown]
 # 边长缩小到 $f$ 分之一，通道不是三个而是 $c$ 个。潜变量看起来像同一场景的奇怪小图：每个位置代表一块 $f \times f$ 的像素。
@@ -196,14 +196,14 @@ for name, (seconds, kept) in costs.items():
 with torch.no_grad():
     parts = {
         "编码一次": lambda: vae.encode(x),
-        "评估一次 U-Net": lambda: net(z, torch.full((6,), 500.0), text=random(6, *words.shape[1:])),
+        "评估一次 U-Net": lambda: net(z, torch.full((4,), 500.0), text=random(4, *words.shape[1:])),
         "解码一次": lambda: vae.decode(z),
     }
     for name, work in parts.items():
         work()
         began = time.perf_counter()
         work()
-        print(f"{name:16} 每张图像 {1000 * (time.perf_counter() - began) / 6:6.1f} 毫秒")
+        print(f"{name:16} 每张图像 {1000 * (time.perf_counter() - began) / 4:6.1f} 毫秒")
 
 # %% [markdown]
 # ## 3 · 变分自编码器
@@ -570,12 +570,12 @@ show_images(torch.cat([preview(z_test), decoded]), 8, down=["预览", "解码"])
 
 # %%
 channel_std = z_known.std((0, 2, 3), correction=0)  # (c,)
-shifts = torch.linspace(-3, 3, 5)
+shifts = torch.linspace(-3, 3, 3)
 directions = torch.diag(channel_std)[:, None, :, None, None]  # (c 行, 1, c, 1, 1)
 moved = z_test[:1] + shifts.view(-1, 1, 1, 1) * directions  # (c 行, 5, c, h, w)
 show_images(
     pipeline.decode(moved.flatten(0, 1)),
-    5,
+    3,
     across=[f"{shift:+g} 倍标准差" for shift in shifts],
     down=[f"通道 {i + 1}" for i in range(c)],
 )
@@ -644,11 +644,11 @@ from common.diffusion.schedules import NoiseLevel, add_noise
 
 sizes, t = (0.1, 0.3, 1.0, 3.0, 10.0), 600
 level = NoiseLevel(*(float(part) for part in schedule.at(torch.tensor(t))))
-rows, eps = [], random(*z_test[3:6].shape, seed=3)
+rows, eps = [], random(*z_test[3:5].shape, seed=3)
 for d in sizes:
-    noisy = add_noise(d * z_test[3:6], eps, level)
+    noisy = add_noise(d * z_test[3:5], eps, level)
     rows.append(pipeline.decode(noisy / (d * level.alpha)))
-show_images(torch.cat([decoded[3:6], *rows]), 3, down=["无噪声", *(f"d = {d:g}" for d in sizes)])
+show_images(torch.cat([decoded[3:5], *rows]), 2, down=["无噪声", *(f"d = {d:g}" for d in sizes)])
 
 # %%
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 2.7), layout="constrained")
@@ -676,7 +676,7 @@ print("有用的噪声水平：", ", ".join(f"d = {d:g} 时 {share:.0%}" for d, 
 # 同样的噪声水平，加在像素上（第一行），加在潜变量上再解码（第二行），以及加在潜变量上再预览（第三行）。到 $t = 1000$ 时就只剩噪声了。
 
 # %%
-moments = (0, 300, 500, 700, 1000)
+moments = (0, 400, 700, 1000)
 rows = {"像素": [], "潜变量，解码": [], "潜变量，预览": []}
 image, latent = x_all_tests[:1], z_test[:1]
 for t in moments:
@@ -686,7 +686,10 @@ for t in moments:
     rows["潜变量，解码"].append(pipeline.decode(noisy))
     rows["潜变量，预览"].append(preview(noisy))
 show_images(
-    torch.cat([torch.cat(row) for row in rows.values()]), 6, across=[f"t = {t}" for t in moments], down=list(rows)
+    torch.cat([torch.cat(row) for row in rows.values()]),
+    len(moments),
+    across=[f"t = {t}" for t in moments],
+    down=list(rows),
 )
 
 # %% [markdown]

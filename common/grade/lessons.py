@@ -135,8 +135,8 @@ def tidy(notebook: NotebookNode) -> list[str]:
 def lighter(png: str) -> tuple[str, str]:
     """Kind and content, in base64, of a smaller file of the same picture: notebooks are read on the web and kept in git.
 
-    Drawings and small images, enlarged by whole factors, stay PNG, with 256 colours; large grids of images, which have
-    more colours than that, become JPEG where that is much smaller.
+    PNG with 256 colours, which keeps a picture that has no more as it is; large grids of images, which have more, become
+    JPEG where that is smaller.
     """
     file = Image.open(io.BytesIO(base64.b64decode(png)))
     if file.format != "PNG":  # an animated GIF under a PNG's name
@@ -144,8 +144,10 @@ def lighter(png: str) -> tuple[str, str]:
     picture = file.convert("RGB")
     few_colours, as_jpeg = io.BytesIO(), io.BytesIO()
     picture.quantize(256, dither=Image.Dither.NONE).save(few_colours, "PNG", optimize=True)
-    picture.save(as_jpeg, "JPEG", quality=80, optimize=True)
-    if len(as_jpeg.getvalue()) < 0.75 * min(len(few_colours.getvalue()), 3 * len(png) // 4):
+    picture.save(as_jpeg, "JPEG", quality=75, optimize=True)
+    if picture.getcolors(256) is None and len(as_jpeg.getvalue()) < 0.9 * min(
+        len(few_colours.getvalue()), 3 * len(png) // 4
+    ):
         return "image/jpeg", base64.b64encode(as_jpeg.getvalue()).decode()
     return "image/png", min(png, base64.b64encode(few_colours.getvalue()).decode(), key=len)
 

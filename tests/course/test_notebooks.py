@@ -35,8 +35,7 @@ PAIRS = [
     for language in ("en", "zh")
     if lessons.source_of(folder, language).exists()
 ]
-MEGABYTES = {"04_latent_sd": 2.0}  # its pictures have 128 x 128 pixels
-OTHERWISE = 1.5
+MEGABYTES = 1.5
 
 TINY = """# %% [markdown]
 # Words
@@ -89,7 +88,7 @@ def test_notebook_holds_the_cells_of_its_source(folder, language):
 def test_notebook_is_fit_for_the_web(folder, language):
     built = lessons.read_notebook(folder, language)
     outputs = [output for cell in built.cells for output in cell.get("outputs", [])]
-    assert lessons.notebook_of(folder, language).stat().st_size <= 1e6 * MEGABYTES.get(folder.name, OTHERWISE)
+    assert lessons.notebook_of(folder, language).stat().st_size <= MEGABYTES * 1e6
     assert sum(pictures(cell) for cell in built.cells) >= 5
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     assert not lessons.machine_paths(built)
