@@ -4,6 +4,7 @@
   python 06_inpaint_gif/train_text2dish.py --clip runs/06_inpaint_gif/clip-dishes      ... with a CLIP of your own
   python 06_inpaint_gif/train_text2dish.py --data my/photos --clip ViT-B-16            photographs of your own
   python 06_inpaint_gif/train_text2dish.py --scratch --widths 32 64                    begin with an untrained U-Net
+  python 06_inpaint_gif/train_text2dish.py --model RUN --widths 32 32 64 --size 128    larger images: the U-Net grows
   python 06_inpaint_gif/train_text2dish.py --resume runs/06_inpaint_gif/text2dish-dishes
 
 The CLIP is frozen: each caption is encoded once, before the training begins. The run folder's model/ holds the U-Net,

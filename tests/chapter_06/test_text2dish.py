@@ -19,6 +19,7 @@ from helpers.chapter_06 import TINY_RUN, TRAIN_DISH, TRAIN_INPAINT, UNET, tiny_c
 from helpers.programs import run_main
 from inpaint_gif.clip import formats
 from inpaint_gif.clip.dish_names import LEARNED, name_embeddings
+from inpaint_gif.clip.model import ChineseCLIP
 from inpaint_gif.clip.name_encoder import CLIPNameEncoder, clip_fingerprint, open_model
 from inpaint_gif.training import latent_dataset, text2dish
 from inpaint_gif.training.flags import Text2DishFlags
@@ -77,12 +78,28 @@ def test_a_run_of_text2dish_leaves_everything(dish_run, clip, sd):
 
 def test_it_begins_with_another_u_net_but_for_what_looks_at_text(sd, clip):
     args = Text2DishFlags(model=sd)
-    unet, other = text2dish.new_unet(args, load_vae(sd), clip)[0].state_dict(), open_model(sd).unet.state_dict()
+    unet, other = text2dish.new_unet(args, load_vae(sd), 64, clip)[0].state_dict(), open_model(sd).unet.state_dict()
     reading = {key for key in other if "attn2.to_k" in key or "attn2.to_v" in key}
     assert reading and all(torch.equal(unet[key], other[key]) for key in other.keys() - reading)
     assert all(unet[key].shape[1] == 24 != other[key].shape[1] for key in reading)
-    scratch, *_ = text2dish.new_unet(replace(args, scratch=True, widths=(8, 16)), load_vae(sd), clip)
+    scratch, *_ = text2dish.new_unet(replace(args, scratch=True, widths=(8, 16)), load_vae(sd), 64, clip)
     assert scratch.cfg.channels == (8, 16) and not scratch.conv_out.weight.any()
+
+
+def test_a_model_of_the_same_clip_keeps_all_weights_and_grows(dish_run, clip):
+    """First small images, then larger ones, as the shipped model was trained."""
+    vae, args, small = load_vae(dish_run), Text2DishFlags(model=dish_run), open_model(dish_run).unet
+    reading, read_below = (f"down_blocks.{i}.attentions.0.transformer_blocks.0.attn2.to_k.weight" for i in range(2))
+    kept, channels = small.state_dict(), (small.cfg.channels[0], *small.cfg.channels)
+    same, *_ = text2dish.new_unet(args, vae, 64, clip)
+    assert all(torch.equal(weight, kept[key]) for key, weight in same.state_dict().items())
+    large, *_ = text2dish.new_unet(replace(args, widths=channels), vae, 128, clip)
+    assert (large.cfg.channels, large.cfg.size) == (channels, 32)
+    assert torch.equal(large.state_dict()[read_below], kept[reading])
+    other, *_ = text2dish.new_unet(args, vae, 64, ChineseCLIP(tiny_clip(seed=1), "transformers"))
+    assert not torch.equal(other.state_dict()[reading], kept[reading])
+    with pytest.raises(UserError, match=f"grows to {channels[0]} {channels[0]}"):
+        text2dish.new_unet(replace(args, widths=(8, *small.cfg.channels)), vae, 128, clip)
 
 
 def test_pictures_follow_names_scale_and_seed(dish_run):

@@ -27,13 +27,18 @@ class Text2DishFlags(SampleFlags):
     backend: Literal["cn_clip", "transformers"] = "cn_clip"
     """Library that computes the CLIP embeddings; both give the same numbers, to about 1e-7."""
     model: Path = CHAPTER_4
-    """Source of the autoencoder, and of the initial weights of the U-Net except those that
-    depend on the text encoder.
+    """Model with which the training begins. Weights that depend on the text encoder begin anew,
+    unless the model was trained with the same --clip.
     """
+    vae: Path | None = None
+    """Autoencoder: a run of chapter 4's train_vae.py, or a folder with one in it; by default that of --model."""
+    size: int | None = None
+    """Pixels a side; by default the size that the autoencoder was trained for."""
     scratch: bool = False
     """Begin with an untrained U-Net of these --widths instead."""
-    widths: tuple[int, ...] = (32, 64)
-    """With --scratch: width of the U-Net at each resolution of the latents, highest first."""
+    widths: tuple[int, ...] | None = None
+    """Width of the U-Net at each resolution of the latents, highest first; by default those of --model, or 32 64 with
+    --scratch. With one more in front, as wide as the next, the U-Net grows by one resolution, for larger images."""
     names: tuple[str, ...] = NAMES
     """Names of the sample pictures, drawn without and with guidance."""
 

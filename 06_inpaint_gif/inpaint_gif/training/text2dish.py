@@ -19,7 +19,8 @@ from common.diffusion.schedules import Schedule, make_schedule
 from common.errors import UserError
 from common.io.files import read_json, write_json
 from common.io.state_dict import count_parameters
-from common.models.model_folder import Model, load_model, load_vae, same_build, save_model, save_vae
+from common.models.find_model import find_root
+from common.models.model_folder import Model, grow, load_model, load_vae, same_build, save_model, save_vae
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.conditional import ConditionalUNet
 from common.models.unet import UNet, zero_init
@@ -39,6 +40,7 @@ from inpaint_gif.clip.name_encoder import (
     CLIPNameEncoder,
     clip_fingerprint,
     name_tokens,
+    uses_clip,
     write_clip_record,
 )
 from inpaint_gif.clip.retrieval import top1_accuracy
@@ -47,6 +49,7 @@ from inpaint_gif.training.flags import Text2DishFlags
 from inpaint_gif.training.latent_dataset import CaptionTable, ConditionedLatents, encode_captions
 
 DISHES = 8000  # default of --n: 100 of each dish
+SCRATCH = (32, 64)  # default of --widths for an untrained U-Net
 HEIGHT = 260  # pixels of the sample pictures
 # weights that depend on the text encoder, so those of another one are of no use
 TEXT_WEIGHTS = ("attn2.to_k", "attn2.to_v")
@@ -57,14 +60,16 @@ def train_text2dish(flags: Text2DishFlags) -> None:
     device = pick_device(flags.device)
     root = start_of(flags, flags.model)
     clip = open_clip(flags, root, device)
-    vae = load_vae(root, device)
-    pipeline = TextToImagePipeline(*new_unet(flags, vae, clip), CLIPNameEncoder(clip), vae)
+    vae = load_vae(start_of(flags, flags.vae or flags.model), device)
+    size = flags.size or vae.cfg.size
+    flag = "--size" if flags.size else "--model"
+    check_fit_before(vae, (flags.data,), size, flag)
+    pipeline = TextToImagePipeline(*new_unet(flags, vae, size, clip), CLIPNameEncoder(clip), vae)
     pipeline.schedule.noise_levels(Sampler.parse_plain(flags.sampler).steps)  # refuses impossible numbers of steps now
-    check_fit_before(vae, (flags.data,), vae.cfg.size, "--model")
-    images, captions = load_captioned(flags, vae.cfg.size)
+    images, captions = load_captioned(flags, size)
     record = record_of(images.pixels, captions)
     check_record(flags, record)
-    check_fit(vae, images, "--model")
+    check_fit(vae, images, flag)
     accelerator = make_accelerator(flags.precision, device)
     latents = encode_images(vae, images)
     data = ConditionedLatents(latents, {"embeddings": encode_names(clip, captions).batch})  # (B, K, D)
@@ -142,15 +147,17 @@ def open_clip(flags: Text2DishFlags, root: Path, device: str) -> ChineseCLIP:
     return clip
 
 
-def new_unet(flags: Text2DishFlags, vae: AutoencoderKL, clip: ChineseCLIP) -> tuple[UNet, Schedule, str]:
+def new_unet(flags: Text2DishFlags, vae: AutoencoderKL, size: int, clip: ChineseCLIP) -> tuple[UNet, Schedule, str]:
     """The U-Net to begin with, its schedule and its prediction: an untrained one with --scratch; else one with the
-    weights of --model, except those that depend on the text encoder. A resumed run has a copy of --model.
+    weights of --model. A resumed run has a copy of --model. size: pixels a side of the images
     """
     torch.manual_seed(flags.seed)
-    c, side = vae.cfg.latent_channels, vae.cfg.size // vae.cfg.factor
+    c, side = vae.cfg.latent_channels, size // vae.cfg.factor
     if flags.scratch:
-        return zero_init(UNet(text_unet(side, c, flags.widths, clip.dim))), make_schedule("cosine"), "v"
-    other, schedule, prediction, _ = load_model(start_of(flags, flags.model))
+        widths = flags.widths or SCRATCH
+        return zero_init(UNet(text_unet(side, c, widths, clip.dim))), make_schedule("cosine"), "v"
+    root = find_root(start_of(flags, flags.model))
+    other, schedule, prediction, _ = load_model(root)
     if other.cfg.in_channels != c or other.cfg.out_channels != c:
         raise UserError(
             f"the U-Net in {flags.model} takes {other.cfg.in_channels} channels and gives {other.cfg.out_channels}, "
@@ -159,18 +166,39 @@ def new_unet(flags: Text2DishFlags, vae: AutoencoderKL, clip: ChineseCLIP) -> tu
     if not other.cfg.text_dim:
         raise UserError(f"the U-Net in {flags.model} is not conditioned on text; choose another --model, or --scratch")
     unet = UNet(replace(other.cfg, text_dim=clip.dim, size=side))
-    copy_weights(unet, other)
-    return unet, schedule, prediction
+    copy_weights(unet, other, reads_the_same_names(root, clip))
+    return grown(unet, flags.widths), schedule, prediction
 
 
-def copy_weights(unet: UNet, other: UNet) -> None:
-    """Copy the weights of a U-Net of the same architecture, except TEXT_WEIGHTS."""
+def reads_the_same_names(root: Path, clip: ChineseCLIP) -> bool:
+    """Whether the model in this folder was trained with this CLIP, so that it understands its embeddings."""
+    return uses_clip(root) and read_json(root / CLIP_RECORD).get("clip") == clip_fingerprint(clip.checkpoint)
+
+
+def copy_weights(unet: UNet, other: UNet, all_of_them: bool) -> None:
+    """Copy the weights of a U-Net of the same architecture: all of them, or all but TEXT_WEIGHTS."""
     if unlike := same_build(unet, other, free=("size", "text_dim")):
         raise UserError(
             f"the U-Net of --model has another architecture ({'; '.join(unlike)}); choose another --model, or --scratch"
         )
-    state = {key: value for key, value in other.state_dict().items() if not any(part in key for part in TEXT_WEIGHTS)}
-    unet.load_state_dict(state, strict=False)
+    left_out = () if all_of_them else TEXT_WEIGHTS
+    state = {key: value for key, value in other.state_dict().items() if not any(part in key for part in left_out)}
+    unet.load_state_dict(state, strict=all_of_them)
+
+
+def grown(unet: UNet, widths: tuple[int, ...] | None) -> UNet:
+    """The same U-Net, or one of these widths, which have one more in front (model_folder.grow)."""
+    cfg = unet.cfg
+    if widths is None or widths == cfg.channels:
+        return unet
+    attention, heads = (False, *cfg.attention), (1, *cfg.heads) if cfg.heads else None
+    if widths != (cfg.channels[0], *cfg.channels):
+        raise UserError(
+            f"the U-Net of --model has the widths {' '.join(map(str, cfg.channels))}, and grows to "
+            f"{cfg.channels[0]} {' '.join(map(str, cfg.channels))}, not to {' '.join(map(str, widths))}; "
+            "leave out --widths, or give --scratch"
+        )
+    return grow(UNet(replace(cfg, channels=widths, attention=attention, heads=heads)), unet)
 
 
 class NameLoss:
