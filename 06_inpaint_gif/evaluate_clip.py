@@ -41,7 +41,7 @@ class Args:
     ask: tuple[str, ...] = ()
     """Names of which the nearest dishes are printed, instead of the evaluation."""
     out: Path | None = None
-    """JSON file of the figures."""
+    """Folder of the tables as CSV files."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None

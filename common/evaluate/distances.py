@@ -91,6 +91,10 @@ class Estimate(NamedTuple):
     low: float  # 95 % interval
     high: float
 
+    def columns(self, name: str) -> dict[str, float]:
+        """The columns of a results file: the value and the ends of its interval."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def bootstrap(statistic: Callable[[Tensor], float], features: Tensor, seed: int = 0, times: int = 200) -> Estimate:
     """The statistic of the samples, and how much it would vary with other samples of the same number.

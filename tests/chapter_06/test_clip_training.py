@@ -18,6 +18,7 @@ from common.data.captions import mostly_chinese
 from common.data.dishes.captions import names_of
 from common.data.dishes.menu import DISHES
 from common.errors import UserError
+from common.io.tables import read_csv
 from common.random import BatchRandom
 from helpers.chapter_06 import (
     EVALUATE_CLIP,
@@ -388,17 +389,18 @@ def test_sizes_that_do_not_fit_are_refused_before_pictures_are_drawn(monkeypatch
 
 def test_evaluate(clip_run, tmp_path, command_line):
     code, out, err = command_line(
-        EVALUATE_CLIP, "--clip", clip_run, "--n", 30, "--out", tmp_path / "figures.json", "--backend", "transformers"
+        EVALUATE_CLIP, "--clip", clip_run, "--n", 30, "--out", tmp_path, "--backend", "transformers"
     )
     assert code == 0, err
-    results = json.loads((tmp_path / "figures.json").read_text())["results"]
+    results = {row["asked"]: row for row in read_csv(tmp_path / "retrieval.csv")}
+    asked = {what: int(row["queries"]) for what, row in results.items()}
     assert list(results) == [
         f"{what}, {n} dishes"
         for what in ("pictures of test", "pictures of heldout", "learned names", "held-out names")
         for n in (80, 40)
     ]
-    assert results["held-out names, 80 dishes"]["queries"] == len(dish_names.HELD_OUT)
-    assert results["pictures of test, 80 dishes"]["queries"] == 30 > results["pictures of test, 40 dishes"]["queries"]
+    assert asked["held-out names, 80 dishes"] == len(dish_names.HELD_OUT)
+    assert asked["pictures of test, 80 dishes"] == 30 > asked["pictures of test, 40 dishes"]
     assert all(name in out for name in results)
     code, out, err = command_line(EVALUATE_CLIP, "--clip", clip_run, "--ask", "土鸡蛋炒番茄", "龘龘")
     assert code == 0 and out.count("(") >= 6 and "best effort" in out and "never read 龘" in out, err

@@ -1,6 +1,5 @@
 """make_gif.py and evaluate_gif.py from the command line, and what this chapter ships."""
 
-import json
 import re
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from common.io.tables import read_csv
 from common.models.pipeline import SamplingConfig
 from helpers.chapter_06 import MAKE_GIF, photograph
 from helpers.programs import ROOT, run_program
@@ -524,20 +524,21 @@ def test_evaluation_tells_all_four(dish_run, nine, tmp_path, command_line):
         "--device",
         "cpu",
         "--out",
-        tmp_path / "figures.json",
+        tmp_path / "tables",
     )
     assert code == 0, err
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert {"dishes", "holes", "drift", "moves"} <= figures.keys() and set(figures["moves"]) == set(camera.MOVES)
-    assert all(move["exact"] and move["frames"] == 4 for move in figures["moves"].values())
-    assert (
-        all(0 <= found["top1"]["value"] <= 1 for found in figures["dishes"].values()) and len(figures["dishes"]) == 6
+    dishes, holes, drift, moves = (
+        {row[name]: row for row in read_csv(tmp_path / "tables" / f"{part}.csv")}
+        for part, name in (("dishes", "images"), ("holes", "engine"), ("drift", "engine"), ("moves", "move"))
     )
-    assert (
-        figures["holes"]["inpaint"]["exact"]
-        and figures["holes"]["reflect"]["error"]["value"] < figures["holes"]["inpaint"]["error"]["value"]
+    assert len(dishes) == 6 and all(0 <= float(row["top1"]) <= 1 for row in dishes.values())
+    assert set(holes) == set(drift) == {"untouched", "reflect", "inpaint"}
+    assert holes["inpaint"]["exact"] == "True" and not holes["untouched"]["error"]
+    assert float(holes["reflect"]["error"]) < float(holes["inpaint"]["error"])
+    assert all(drift["reflect"][f"keyframe_{k}"] for k in (1, 2, 3, 4)) and drift["reflect"]["n"] == "3"
+    assert set(moves) == set(camera.MOVES) and all(
+        (row["exact"], row["frames"]) == ("True", "4") for row in moves.values()
     )
-    assert set(figures["drift"]) == {"reflect", "inpaint"} and len(figures["drift"]["reflect"]["painted"]) == 4
     assert "untouched" in out and "drift" in out and "zoom-in" in out
 
 

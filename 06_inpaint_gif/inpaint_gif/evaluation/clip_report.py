@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import writable_folder
 from common.data import load
 from common.errors import UserError
 from common.evaluate.distances import Estimate
-from common.io.files import write_json
+from common.io.tables import write_csv
 from inpaint_gif.clip.dish_names import parse_dish_name
 from inpaint_gif.clip.model import ChineseCLIP, load_clip
 from inpaint_gif.clip.retrieval import RetrievalAccuracy, caption_queries, evaluate_dishes, retrieval_accuracy
@@ -16,15 +17,14 @@ from inpaint_gif.clip.trainer import with_chinese_captions
 def evaluate(
     name: str, backend: str, data: str, data_dir: Path, n: int, ask: Sequence[str], out: Path | None, device: str
 ) -> None:
-    """Print the accuracies of a CLIP and write them as JSON; with `ask` only print the dishes nearest to these names.
+    """Print the accuracies of a CLIP and write them to `out`/retrieval.csv; with `ask` only print the dishes nearest to these names.
 
     name     what load_clip opens
     n        images of each split
     """
     if ask and out:
         raise UserError("--ask measures nothing, so there is nothing to write to --out; leave one of them out")
-    if out and out.suffix != ".json":
-        raise UserError(f"--out must end in .json, not {out.name}")
+    out = writable_folder(out) if out else None
     clip = load_clip(name, backend, device)
     print(
         f"{name} through {clip.backend}: {clip.dim} dimensions, {clip.size} x {clip.size} pixels, temperature {1 / clip.scale:.3f}"
@@ -38,12 +38,15 @@ def evaluate(
     for what, found in results.items():
         print(f"{what:{width}}  {found.queries:6,}  {percent(found.top1)}  {percent(found.top5)}")
     if out:
-        figures = {
-            what: {"queries": f.queries, "choices": f.choices, "top1": f.top1._asdict(), "top5": f.top5._asdict()}
+        settings = {"n": n, "data": data, "clip": name, "backend": clip.backend}
+        rows = [
+            {"asked": what, "queries": f.queries, "choices": f.choices}
+            | f.top1.columns("top1")
+            | f.top5.columns("top5")
+            | settings
             for what, f in results.items()
-        }
-        write_json(out, {"clip": name, "backend": clip.backend, "data": data, "n": n, "results": figures})
-        print(out)
+        ]
+        print(write_csv(out / "retrieval.csv", rows))
 
 
 def measure(clip: ChineseCLIP, data: str, data_dir: Path, n: int) -> dict[str, RetrievalAccuracy]:

@@ -45,7 +45,7 @@ class GIFEvaluationFlags:
     frames: Annotated[int, Range(3, 10_000)] = 24
     """Frames of the film of each move."""
     out: Path | None = None
-    """JSON file of the figures."""
+    """Folder of the tables as CSV files."""
     seed: int = 0
     """Random seed of pictures, holes and noise."""
     device: str = "auto"
