@@ -40,7 +40,7 @@ USES = {
     "data": {"viz"},
     "training": {"cli", "viz"},
     "evaluate": {"cli", "viz"},
-    "doctor": {"cli", "viz"},
+    "doctor": {"cli", "viz", "grade"},
 }  # ... and which layers may use them
 
 MODULES = {module_name(path): path for path in SOURCES if path.relative_to(ROOT).parts[0] != "tests"}

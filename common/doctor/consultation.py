@@ -1,6 +1,6 @@
 """Which subjects are looked at, in which order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.cli import free_folder
@@ -12,22 +12,29 @@ from common.doctor.runs.run_files import open_run
 from common.errors import UserError
 
 
-def consult(run: Path | None, practice: str | None, out: Path | None, data_dir: Path, device: str) -> int:
-    """Print the findings of one command. Returns its exit code, 0 or 1."""
+def consult(
+    run: Path | None,
+    practice: str | None,
+    out: Path | None,
+    data_dir: Path,
+    device: str,
+    say: Callable[[str], str] = str,
+) -> int:
+    """Print the findings of one command. Returns its exit code, 0 or 1. say: translates what is printed"""
     if run and practice:
         raise UserError("give --run or --practice, not both")
     if practice == "list":
         for name, (cause, _) in FAULTS.items():
-            print(f"{name:18} {cause}")
+            print(f"{name:18} {say(cause)}")
         return 0
     if practice:
         folder = out or free_folder(Path("runs") / "practice")
         if out and (out / "config.json").exists():
             raise UserError(f"{out} already holds a run; choose another --out")
         practise(practice, folder)
-        print(f"now type: python -m common.doctor --run {folder}")
+        print(say(f"now type: python -m common.doctor --run {folder}"))
         return 0
-    return print_findings(of_a_run(run, data_dir) if run else of_the_machine(data_dir, device))
+    return print_findings(of_a_run(run, data_dir) if run else of_the_machine(data_dir, device), say)
 
 
 def of_the_machine(data_dir: Path, device: str) -> Iterator[Finding]:

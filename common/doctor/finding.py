@@ -1,7 +1,9 @@
 """What the doctor says about one subject, and how it is printed."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+from common.grade.marking.messages import padded
 
 FINE, WRONG, NOTE, SKIPPED = "fine", "WRONG", "note", "not seen"
 
@@ -33,13 +35,14 @@ def skipped(subject: str, why: str) -> Finding:
     return Finding(SKIPPED, subject, why)
 
 
-def print_findings(findings: Iterable[Finding]) -> int:
-    """Print each as it comes. Returns the exit code: 1 where something is wrong, else 0."""
+def print_findings(findings: Iterable[Finding], say: Callable[[str], str] = str) -> int:
+    """Print each as it comes. Returns the exit code: 1 where something is wrong, else 0. say: translates what is printed"""
     number = 0
     for finding in findings:
-        print(f"{finding.status:8}  {finding.subject:20}  {finding.seen}", flush=True)
+        print(f"{padded(say(finding.status), 8)}  {padded(say(finding.subject), 20)}  {say(finding.seen)}", flush=True)
         if finding.cure:
-            print(f"{'':8}  {'':20}  -> {finding.cure}")
+            print(f"{'':8}  {'':20}  -> {say(finding.cure)}")
         number += finding.status == WRONG
-    print("nothing is wrong" if not number else f"{number} thing{'s' * (number > 1)} to mend: see the arrows")
+    found = f"{number} things to mend: see the arrows" if number > 1 else "1 thing to mend: see the arrow"
+    print(say(found if number else "nothing is wrong"))
     return int(number > 0)

@@ -3,6 +3,7 @@
   python -m common.doctor                                          this machine, in about ten seconds
   python -m common.doctor --run runs/01_ddpm_mnist/mnist           a training run: its log, weights and samples
   python -m common.doctor --practice dark --out runs/practice/1    a training that is ill on purpose, to practise on
+  python -m common.doctor --lang zh                                in Chinese
 
 The exit code is 0 where nothing is wrong, 1 where something was found, and 2 for a command that cannot be carried out.
 """
@@ -10,6 +11,9 @@ The exit code is 0 where nothing is wrong, 1 where something was found, and 2 fo
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.errors import UserError
+from common.grade.marking.messages import Language, language, translator
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,18 @@ class Args:
     """Device: auto, cpu, cuda, cuda:1 or mps."""
     threads: int | None = None
     """CPU threads of torch; by default OMP_NUM_THREADS, or the number of free cores."""
+    lang: Language | None = None
+    """Language of the findings; by default Chinese where the locale is (LC_ALL, LC_MESSAGES, LANG)."""
 
 
 def main(args: Args) -> None:
     from common.doctor.consultation import consult
 
-    if code := consult(args.run, args.practice, args.out, args.data_dir, args.device):
+    lang, folder = language(args.lang), Path(__file__).parent
+    say = translator(lang, folder, few=0)  # findings are short, and all are known
+    try:
+        code = consult(args.run, args.practice, args.out, args.data_dir, args.device, say)
+    except UserError as problem:
+        raise UserError(translator(lang, folder)(str(problem))) from problem
+    if code:
         sys.exit(code)

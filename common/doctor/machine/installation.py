@@ -78,8 +78,10 @@ def torch_pair() -> Finding:
         return wrong("torch, torchvision", str(problem).partition(";")[0], INSTALL)
     both = [importlib.metadata.version(name) for name in ("torch", "torchvision")]
     release = ".".join(both[0].split(".")[:2])
-    known = "" if release in TORCHVISION_FOR else f" (the course is tested with {', '.join(TORCHVISION_FOR)})"
-    return fine("torch, torchvision", f"{both[0]}, {both[1]}{known}")
+    versions = ", ".join(both)
+    if release not in TORCHVISION_FOR:
+        versions = f"{versions} (the course is tested with {', '.join(TORCHVISION_FOR)})"
+    return fine("torch, torchvision", versions)
 
 
 def kernel() -> Finding:

@@ -74,11 +74,13 @@ def writable(folder: Path) -> Finding:
 def data(data_dir: Path) -> Finding:
     """Local copies; every chapter also has data of its own, so none is needed."""
     if not data_dir.is_dir():
-        return fine("data folder", f"there is no {data_dir}: the embedded digits, creatures and dishes need none")
+        return fine(
+            "data folder", f"there is no {data_dir.resolve()}: the embedded digits, creatures and dishes need none"
+        )
     found = [name for name in ("MNIST", "FashionMNIST") if find_mnist(data_dir, name, "train")]
     found += sorted(
         each.name
         for each in data_dir.iterdir()
         if not each.name.startswith(".") and each.name not in ("MNIST", "FashionMNIST")
     )[:6]
-    return fine("data folder", f"{data_dir} holds {', '.join(found) or 'nothing'}")
+    return fine("data folder", f"{data_dir.resolve()} holds {', '.join(found) or 'nothing'}")
