@@ -211,6 +211,10 @@ def study(
         scores[cell] = measure(results[cell], work)
     references = make_references(pipe, work, degradation)
     compared = {label: measure(pictures, work) for label, pictures in references.items()}
+    if work.truth is not None:
+        damaged, *others = *compared.values(), *scores.values()
+        for measures in others:
+            measures["gain"] = measures["psnr"] - damaged["psnr"]
     best = report(scores, compared, work)
     rows = [{"method": label} | csv_columns(measures) for label, measures in compared.items()]
     rows += [cell._asdict() | csv_columns(measures) for cell, measures in scores.items()]
@@ -223,7 +227,9 @@ def study(
     columns |= {f"strength {s:g}": results[best._replace(strength=s)] for s in strengths}
     print(save_picture(column_sheet(columns, 6), out / "grid.png"))
     print(f"  (the grid: {best.method}, w = {best.guidance:g}, {best.steps} steps)")
-    compare_second_passes(pipe, work, best, min(cell.steps for cell in grid), scheduler, degradation.seed)
+    passes = compare_second_passes(pipe, work, best, min(cell.steps for cell in grid), scheduler, degradation.seed)
+    if passes:
+        print(write_csv(out / "passes.csv", passes))
 
 
 def measure(pictures: Tensor, work: DamagedImages) -> Measures:
@@ -303,14 +309,14 @@ def report(
 
 def compare_second_passes(
     pipe: DiffusionPipeline, work: DamagedImages, best: RepairSettings, least_steps: int, scheduler: str, seed: int
-) -> None:
-    """Print what a second, gentle pass after the first gives, handed on as pictures or as latents.
+) -> list[dict[str, Any]]:
+    """What a second, gentle pass after the first gives, handed on as pictures or as latents: printed, and as rows.
 
     Latents save a decoding and an encoding, and what these lose: `output_type="latent"` gives them as the next
     pipeline's `image` takes them.
     """
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
-        return  # the second pass is img2img
+        return []  # the second pass is img2img
     again = RepairSettings("img2img", max(SECOND_STRENGTH, 1 / least_steps), best.guidance, best.steps)
     second = as_task(pipe, "inpaint")
     use_scheduler(second, scheduler)
@@ -323,13 +329,16 @@ def compare_second_passes(
         "two, by pictures": lambda: two_passes(repair(pipe, work, best, scheduler, seed)),
         "two, by latents": lambda: two_passes(repair_to_latents(pipe, work, best, scheduler, seed)),
     }
-    rows, once = [], None
+    rows, lines, once = [], [], None
     for label, run in passes.items():
         began = time.perf_counter()
         pictures = run()
         seconds = time.perf_counter() - began
         once = pictures if once is None else once
-        row = {"": label, "seconds": f"{seconds:.2f}", "from one pass": format_mean(rms_distance(pictures, once), 3)}
-        rows.append(row if work.truth is None else row | {"psnr": format_mean(measure(pictures, work)["psnr"])})
+        measures = measure(pictures, work) | {"changed": rms_distance(pictures, once)}
+        rows.append({"passes": label} | csv_columns(measures))
+        line = {"": label, "seconds": f"{seconds:.2f}", "from one pass": format_mean(measures["changed"], 3)}
+        lines.append(line if work.truth is None else line | {"psnr": format_mean(measures["psnr"])})
     print(f"\na second pass of strength {again.strength:g}, in the space of pictures or of latents")
-    print_table(rows)
+    print_table(lines)
+    return rows

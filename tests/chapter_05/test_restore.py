@@ -165,6 +165,15 @@ def test_restore_from_the_command_line(model, tmp_path, command_line):
     assert float(rows[0]["psnr"]) == pytest.approx(float(error.mean()), abs=1e-3)
     assert float(rows[0]["psnr_error"]) == pytest.approx(float(error.std() / math.sqrt(2)), abs=1e-3)
     assert float(rows[0]["moved"]) == 0 and all(float(row["moved"]) > 0 for row in rows[1:])
+    assert rows[0]["gain"] == ""
+    for row in rows[1:]:
+        assert float(row["gain"]) == pytest.approx(float(row["psnr"]) - float(rows[0]["psnr"]), abs=1e-5)
+    assert float(rows[-1]["gain_high"]) - float(rows[-1]["gain_low"]) > 0  # picture by picture
+    passes = table(tmp_path / "passes.csv")
+    best = max(rows[3:], key=lambda row: float(row["psnr"]))
+    assert [row["passes"] for row in passes] == ["one pass", "two, by pictures", "two, by latents"]
+    assert float(passes[0]["psnr"]) == pytest.approx(float(best["psnr"]), abs=1e-4)
+    assert float(passes[0]["changed"]) == 0 and all(float(row["changed"]) > 0 for row in passes[1:])
     assert (tmp_path / "study.png").exists() and (tmp_path / "grid.png").exists()
 
 
