@@ -106,7 +106,7 @@ def check_texts(argv: Sequence[str]) -> None:
             )
 
 
-OUTPUTS = ("out", "keep", "json", "sheet")  # flags that name what is written; every other path is an input
+OUTPUTS = ("out", "keep", "json", "sheet", "table")  # flags that name what is written; every other path is an input
 # ... but these, which a program reads and writes
 NOT_INPUTS = (*OUTPUTS, "resume", "data_dir", "cache", "lab", "weights")
 BESIDE = ("--gif", "--npy")  # flags that write another file beside --out, which ends in their name

@@ -33,6 +33,8 @@ class Args:
     """Random seed; the same seed gives the same numbers."""
     json: Path | None = None
     """File for the numbers, in addition."""
+    table: Path | None = None
+    """CSV file that gets a row of the numbers; a row with the same samples, data, n, sampler and seed is replaced."""
     device: str = "auto"
     """Device on which a model is sampled: auto, cpu, cuda, mps."""
     threads: int | None = None
@@ -42,4 +44,5 @@ class Args:
 def main(args: Args) -> None:
     from common.evaluate.report import print_report
 
-    print_report(args.samples, args.data, args.data_dir, args.n, args.sampler, args.seed, args.device, args.json)
+    files = args.json, args.table
+    print_report(args.samples, args.data, args.data_dir, args.n, args.sampler, args.seed, args.device, *files)

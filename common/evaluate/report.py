@@ -1,24 +1,39 @@
 """The report that `python -m common.evaluate` prints."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.data.registry import auto
 from common.errors import UserError
 from common.evaluate.evaluator import Report, evaluate, load_real, reference_for
-from common.evaluate.samples import read_samples
+from common.evaluate.samples import is_model, read_samples
 from common.io.files import write_json
+from common.io.tables import read_csv, write_csv
+
+NORMAL = 1.96  # standard deviations in half a 95 % interval
+Row = Mapping[str, Any]
 
 
 def print_report(
-    source: Path, data: str, data_dir: Path, n: int | None, sampler: str, seed: int, device: str, json: Path | None
+    source: Path,
+    data: str,
+    data_dir: Path,
+    n: int | None,
+    sampler: str,
+    seed: int,
+    device: str,
+    json: Path | None = None,
+    csv: Path | None = None,
 ) -> None:
-    """Evaluate the samples of a folder, an array or a model, print the numbers, and write them to `json` if given."""
+    """Evaluate the samples of a folder, an array or a model, print the numbers, and write them to the files given."""
     if not source.exists():
         raise UserError(f"there is no {source}; give a folder of PNGs, a .npy or .npz file, or a model folder")
     name, reason = auto(data_dir) if data == "auto" else (data, "")
     if reason:
         print(reason)
     test, real = load_real(name, data_dir)  # refused before any samples are drawn
+    earlier = read_csv(csv) if csv and csv.exists() else []
     samples = read_samples(source, n, sampler, seed, device)
     reference = reference_for(test, samples.shape[-1])
     report = evaluate(samples, reference, real, seed)
@@ -27,6 +42,26 @@ def print_report(
         settings = {"samples": source, "data": name, "seed": seed}
         write_json(json, settings | report._asdict() | {"ratio": report.ratio})
         print(json)
+    if csv:
+        drawn_with = sampler if is_model(source) else ""
+        settings = {"samples": source.as_posix(), "data": name, "n": report.n, "sampler": drawn_with, "seed": seed}
+        print(write_csv(csv, replaced(earlier, settings | row(report), tuple(settings))))
+
+
+def row(report: Report) -> dict[str, Any]:
+    """The report in a row: Frechet distance and floor with their 95 % intervals, and the shares of the classes."""
+    r, (low, high) = report, report.frechet_interval
+    half = NORMAL * r.frechet_real_sd
+    distance = {"reference": r.reference, "frechet": r.frechet, "frechet_low": low, "frechet_high": high}
+    floor = {"floor": r.frechet_real, "floor_low": r.frechet_real - half, "floor_high": r.frechet_real + half}
+    return distance | floor | {"ratio": r.ratio} | {f"share_{k}": share for k, share in enumerate(r.histogram)}
+
+
+def replaced(rows: Sequence[Row], new: Row, keys: Sequence[str]) -> list[Row]:
+    """The rows with a new one, in the place of the first that has the same values of the keys, else at the end."""
+    same = [all(str(old.get(key)) == str(new[key]) for key in keys) for old in rows]
+    place = same.index(True) if any(same) else len(rows)
+    return [*rows[:place], new, *rows[place + 1 :]]
 
 
 def table(report: Report, name: str) -> str:

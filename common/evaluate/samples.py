@@ -24,9 +24,7 @@ MODEL_SAMPLES = 500  # drawn from a model where --n is not given
 
 def read_samples(source: Path, n: int | None, sampler: str, seed: int, device: str) -> Tensor:
     """Samples from a folder of images, a .npy file, or a model. (N, C, S, S) floats in [-1, 1]"""
-    if source.is_dir() and any(
-        (source / part).exists() for part in ("unet", "model", "model_index.json", "config.json")
-    ):
+    if is_model(source):
         return sample_model(source, n or MODEL_SAMPLES, sampler, seed, device)
     images = read_folder(source) if source.is_dir() else read_npy(source)
     if n is None or n == len(images):
@@ -34,6 +32,12 @@ def read_samples(source: Path, n: int | None, sampler: str, seed: int, device: s
     if n > len(images):
         raise UserError(f"{source} holds {len(images)} images, fewer than --n {n}")
     return choose(images, n, seed)
+
+
+def is_model(source: Path) -> bool:
+    """Whether this is a folder of a model rather than samples."""
+    parts = ("unet", "model", "model_index.json", "config.json")
+    return source.is_dir() and any((source / part).exists() for part in parts)
 
 
 def read_folder(folder: Path) -> Tensor:

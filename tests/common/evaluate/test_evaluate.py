@@ -22,6 +22,7 @@ from common.evaluate.evaluator import MIN_SAMPLES, evaluate, load_real, referenc
 from common.evaluate.report import table
 from common.evaluate.samples import read_folder, read_npy, read_samples
 from common.io.pixels import to_bytes, to_float
+from common.io.tables import read_csv
 from common.models.model_folder import Model, save_model
 from common.models.unet import UNet
 from common.models.unet_config import UNetConfig
@@ -394,6 +395,24 @@ def test_command_on_a_folder_of_pngs(tmp_path, digits):
     assert "n = 100 samples" in done.stdout and "Frechet distance" in done.stdout and "KID" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["n"] == 100 and report["data"] == "digits" and f"ratio {report['ratio']:.1f}" in done.stdout
+
+
+def test_a_table_keeps_one_row_for_each_measurement(tmp_path, digits, command_line):
+    folder, file = write_pngs(tmp_path / "png", digits[1].pixels[:100]), tmp_path / "table.csv"
+    for n, seed in ((80, 0), (100, 0), (80, 0), (80, 1)):
+        flags = ["--data", "digits", "--n", n, "--seed", seed, "--table", file, "--json", tmp_path / "report.json"]
+        code, _, err = command_line("common/evaluate/program.py", folder, *flags)
+        assert code == 0, err
+    rows = read_csv(file)
+    assert [(row["n"], row["seed"]) for row in rows] == [("80", "0"), ("100", "0"), ("80", "1")]
+    report, last = json.loads((tmp_path / "report.json").read_text()), rows[-1]
+    assert last["sampler"] == "" and float(last["floor"]) == pytest.approx(report["frechet_real"])
+    assert [float(last[f"frechet{end}"]) for end in ("_low", "", "_high")] == pytest.approx(
+        [report["frechet_interval"][0], report["frechet"], report["frechet_interval"][1]]
+    )
+    half = 1.96 * report["frechet_real_sd"]
+    assert float(last["floor_high"]) - float(last["floor"]) == pytest.approx(half)
+    assert [float(last[f"share_{k}"]) for k in range(10)] == pytest.approx(report["histogram"])
 
 
 @pytest.mark.parametrize(
