@@ -170,12 +170,13 @@ def controlled(ex, right, axis):
     """What the U-Net sees is a blob, what the ControlNet sees a ring."""
     y, x = grid(64)
     blob, ring = torch.exp(-(x**2 + y**2) / 0.4), torch.exp(-(((x**2 + y**2).sqrt() - 0.6) ** 2) / 0.006)
-    for row, (kernel, name) in enumerate(((0.0, "untrained"), (1.0, "trained"))):
+    for row, kernel in enumerate((0.0, 1.0)):
         for column, scale in enumerate((0.0, 0.5, 1.0)):
             (picture,) = ex.controlled(
                 [blob[None, None]], [ring[None, None]], [torch.full((1, 1, 1, 1), kernel)], [torch.zeros(1)], scale
             )
-            tile(axis, picture[0, 0], column, row, f"{name}, {scale:g}", 0, 1.7)
+            label = f"trained, {scale:g}" if kernel else f"untrained, {scale:g}"
+            tile(axis, picture[0, 0], column, row, label, 0, 1.7)
     around(axis, 3, 2, "the ring comes with training, and with the scale")
 
 
