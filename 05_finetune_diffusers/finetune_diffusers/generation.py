@@ -17,7 +17,7 @@ from common.cli import pick_device
 from common.data.sources.decoding import open_rgb
 from common.errors import UserError, enough_memory
 from common.io.progress import refresh_interval
-from common.viz import save_picture
+from common.viz import save_picture, wrapped
 from finetune_diffusers.flags import GenerateFlags
 from finetune_diffusers.images import contact_sheet, generators, read_size, to_pil
 from finetune_diffusers.models import (
@@ -29,6 +29,8 @@ from finetune_diffusers.models import (
     prompt_notes,
 )
 from finetune_diffusers.schedulers import check_schedulers, explain_step_errors, use_scheduler
+
+LABEL_WIDTH = 150  # pixels of the contact sheet for the prompt beside a row
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,10 @@ def generate(args: GenerateFlags) -> None:
             seeds = ", ".join(str(args.seed + i) for i in black)
             reason = "the model's safety checker blackens what it flags; " if checks_safety(pipe) else ""
             print(f"note: {len(black)} of {n} pictures are black ({reason}seed {seeds})", file=sys.stderr)
-        labels.append(" ".join([scheduler] * (len(schedulers) > 1) + [f"prompt {k}"] * (len(args.prompts) > 1)))
+        which_scheduler, asked = [scheduler] * (len(schedulers) > 1), len(args.prompts) > 1
+        labels.append("\n".join(which_scheduler + [wrapped(prompt or "(no words)", LABEL_WIDTH)] * asked))
         for i, picture in enumerate(rows[-1]):
-            name = "-".join([*labels[-1].split(), f"seed-{args.seed + i}"])
+            name = "-".join([*which_scheduler, *[f"prompt-{k}"] * asked, f"seed-{args.seed + i}"])
             save_picture(to_pil(picture), args.out / f"{name}.png")
     columns = [f"seed {args.seed + i}" for i in range(n)]
     print(save_picture(contact_sheet(torch.stack(rows), labels, columns), args.out / "sheet.png"))

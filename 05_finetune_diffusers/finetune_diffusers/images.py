@@ -4,13 +4,15 @@ images = pipe(prompt, generator=generators(seed=0, n=1), output_type="pt").image
 contact_sheet(images[None], rows=[""], columns=["seed 0"]).save("red.png")
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from common import viz
 from common.errors import UserError
 from common.io.pixels import to_bytes, to_float
 from common.io.ranges import PIXELS
@@ -61,46 +63,27 @@ def contact_sheet(
     """A contact sheet with its labels, on white.
 
     images         (R, C, 3, H, W) in [-1, 1]
-    rows, columns  R and C labels; a sheet whose labels are all "" has no margin for them
+    rows, columns  R and C labels in any script; a column's breaks into lines. Without words there is no margin
     height         small pictures are enlarged by a whole factor to about as many pixels
     """
     factor = max(1, round(height / images.shape[-2]))
     h, w = images.shape[-2] * factor, images.shape[-1] * factor
-    font = ImageFont.load_default(size=14)
-    left = gap + max((round(font.getlength(label)) for label in rows), default=0) + (2 * gap if any(rows) else 0)
-    lines = [wrap(label, font, w) for label in columns]
-    top = gap + 18 * max((len(label) for label in lines if any(label)), default=0)
+    above = [viz.wrapped(label, w) for label in columns]
+    left = gap + max(math.ceil(viz.label_size(label, viz.POINTS)[0]) for label in rows) + (2 * gap if any(rows) else 0)
+    top = gap + max(math.ceil(viz.label_size(label, viz.POINTS)[1]) + 3 if label else 0 for label in above)
     picture = Image.new("RGB", (left + len(columns) * (w + gap), top + len(rows) * (h + gap)), "white")
     draw = ImageDraw.Draw(picture)
-    for j, label in enumerate(lines):
-        place = (left + j * (w + gap) + w / 2, top - 3)
-        draw.multiline_text(place, "\n".join(label), "black", font, anchor="md", align="center", spacing=2)
+    for j, label in enumerate(above):
+        viz.draw_label(draw, (left + j * (w + gap) + w / 2, top - 3), label, "md", viz.POINTS)
     for i, label in enumerate(rows):
-        draw.text((left - 2 * gap, top + i * (h + gap) + h / 2), label, "black", font, anchor="rm")
+        viz.draw_label(draw, (left - 2 * gap, top + i * (h + gap) + h / 2), label, "rm", viz.POINTS)
         for j in range(len(columns)):
             cell = to_pil(images[i, j]).resize((w, h), Image.Resampling.NEAREST)
             picture.paste(cell, (left + j * (w + gap), top + i * (h + gap)))
     return picture
 
 
-def wrap(label: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break a label at its spaces so that each line fits over a picture (a long word may stick out)."""
-    lines = [""]
-    for word in label.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
 def column_sheet(columns: Mapping[str, Tensor], n: int) -> Image.Image:
     """The first n pictures of every column, (N, 3, H, W) each, in a row for each picture, named by the column."""
     table = torch.stack([images[:n] for images in columns.values()], 1)  # (n, columns, 3, H, W)
     return contact_sheet(table, [""] * len(table), list(columns), height=96)
-
-
-def prompt_labels(prompts: Sequence[str]) -> list[str]:
-    """Prompts as labels of a contact sheet, whose font has Latin letters only."""
-    return [prompt if prompt.isascii() else f"prompt {i}" for i, prompt in enumerate(prompts, 1)]

@@ -145,6 +145,16 @@ def test_a_contact_sheet():
     assert named.crop(corner).tobytes() == bare.crop((2, 2, *bare.size)).tobytes()
 
 
+def test_a_contact_sheet_writes_chinese_prompts():
+    """Each character is drawn: another one gives another picture, and a long prompt breaks between characters."""
+    images = torch.zeros(1, 1, 3, 32, 32)
+    one, other, long = (
+        contact_sheet(images, [""], [label], height=64) for label in ("一碗米饭", "一碗米粥", "一只红色圆圆的小怪兽")
+    )
+    assert one.size == other.size and one.tobytes() != other.tobytes()
+    assert long.width == one.width and long.height > one.height + 10
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -31,7 +31,7 @@ from finetune_diffusers.data.latent_dataset import encode, load_captioned
 from finetune_diffusers.data.styles import DrawnStyle, in_style, stray, styled_caption
 from finetune_diffusers.data.subject import FRINGE, SUBJECT
 from finetune_diffusers.generation import PipelineSettings, call_pipeline
-from finetune_diffusers.images import contact_sheet, images_at_once, prompt_labels
+from finetune_diffusers.images import contact_sheet, images_at_once
 from finetune_diffusers.models import reconstruct
 from finetune_diffusers.schedulers import use_scheduler
 from finetune_diffusers.training.flags import DRAWN, CaptionedFlags, TuningFlags
@@ -123,7 +123,7 @@ class TuningEvaluator(ABC):
     def contact_sheet(self, path: Path) -> Path:
         """The validation prompts, a row for each stage."""
         pictures = torch.stack(list(self.pictures.values()))
-        return save_picture(contact_sheet(pictures, list(self.pictures), prompt_labels(self.prompts)), path)
+        return save_picture(contact_sheet(pictures, list(self.pictures), self.prompts), path)
 
     def table(self) -> str:
         """A row for each measure, a column for each stage."""
@@ -328,4 +328,4 @@ class EdgeEvaluator(TuningEvaluator):
         """What the ControlNet is given, the pictures drawn without and with it, and the pictures that it was taken from."""
         rows = {"given": 2 * self.control - 1, **self.pictures, "their origin": self.images}
         some = torch.stack([images[:COLUMNS] for images in rows.values()])
-        return save_picture(contact_sheet(some, list(rows), prompt_labels(self.prompts[:COLUMNS])), path)
+        return save_picture(contact_sheet(some, list(rows), self.prompts[:COLUMNS]), path)

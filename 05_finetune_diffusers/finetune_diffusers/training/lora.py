@@ -23,7 +23,7 @@ from finetune_diffusers.adapters.writing import fuse, save_adapter, save_kohya
 from finetune_diffusers.data.styles import read_style, styled_caption
 from finetune_diffusers.evaluation.evaluators import ValidationSampler
 from finetune_diffusers.flags import PRETRAINED
-from finetune_diffusers.images import contact_sheet, prompt_labels
+from finetune_diffusers.images import contact_sheet
 from finetune_diffusers.models import PRECISIONS, TUNED_FAMILIES, default_guidance, native_size, open_for_training
 from finetune_diffusers.training.flags import ATTENTION, DRAWN, STYLE_PROMPTS, LoraFlags
 
@@ -104,7 +104,7 @@ def draw_with_adapters(args: LoraFlags) -> None:
         pipe.set_adapters(names, list(mix))
         rows.append(sample(prompts))
     labels = [" + ".join(f"{scale:g} {path.stem}" for scale, path in zip(mix, paths, strict=True)) for mix in mixes]
-    print(save_picture(contact_sheet(torch.stack(rows), labels, prompt_labels(prompts)), args.sheet))
+    print(save_picture(contact_sheet(torch.stack(rows), labels, prompts), args.sheet))
     for label in labels:
         print(f"  a row: {label}")
 

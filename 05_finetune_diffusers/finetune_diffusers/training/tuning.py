@@ -26,7 +26,7 @@ from common.training.record import check_record, record_of
 from common.training.run import print_rows
 from finetune_diffusers.data.latent_dataset import count_truncated
 from finetune_diffusers.evaluation.evaluators import TuningEvaluator
-from finetune_diffusers.images import contact_sheet, prompt_labels
+from finetune_diffusers.images import contact_sheet
 from finetune_diffusers.models import TUNED_FAMILIES, default_guidance, native_size, open_for_training
 from finetune_diffusers.pixel_pipeline import save_model
 from finetune_diffusers.training.flags import ATTENTION, WORDS, SizePresets, Tuning, TuningFlags, settled
@@ -209,7 +209,7 @@ def train_and_report(
 
     def draw(net: nn.Module) -> Image.Image:
         pictures = evaluator.validation_pictures()
-        return contact_sheet(pictures[None], [""], prompt_labels(evaluator.prompts[: len(pictures)]))
+        return contact_sheet(pictures[None], [""], evaluator.prompts[: len(pictures)])
 
     state = trainer.follow(f"05_finetune_diffusers/{program}", record, draw)
     if run.quiet:
