@@ -4,7 +4,8 @@
   python 04_latent_sd/exercises/illusions.py --submission 04_latent_sd/exercises/solutions.py --n 12
   python 04_latent_sd/exercises/illusions.py --upright "a creature with cat ears" --turned "a creature with two horns"
 
-It writes a picture, and prints how many of the images show the attributes of each prompt, upright and turned upside down.
+It writes a picture, and prints how many of the images show the attributes of each prompt: upright and turned upside
+down, from near and from far.
 """
 
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ class Args:
     """Prompt of the anagram as it is."""
     turned: str = "a creature with two horns"
     """Prompt of the anagram upside down."""
-    near: str = "a blue creature with bat wings"
+    near: str = "a creature with bear ears"
     """Prompt of the high frequencies of the hybrid image."""
-    far: str = "番茄炒蛋"
+    far: str = "a creature with rabbit ears"
     """Prompt of its low frequencies."""
     n: int = 8
     """Number of images."""

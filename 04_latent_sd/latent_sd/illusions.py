@@ -23,7 +23,7 @@ from common.models.text_to_image_folder import open_latent_pipeline
 from common.random import Noise
 
 PARTS = ("ears", "horns", "wings", "tail")  # attributes that a creature has or lacks
-FAR = 4  # a picture seen from far away is this many times smaller
+FAR = 16  # a picture seen from far away is this many times smaller
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -69,6 +69,11 @@ def blur(x: Tensor) -> Tensor:
     row = torch.tensor([1.0, 4, 6, 4, 1]) / 16
     kernel = (row[:, None] * row).expand(x.shape[1], 1, 5, 5)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, groups=x.shape[1])
+
+
+def from_far(x: Tensor) -> Tensor:
+    """A picture FAR times smaller, enlarged smoothly: what is left of it at a distance. (B, C, H, W)"""
+    return F.interpolate(F.avg_pool2d(x, FAR), scale_factor=float(FAR), mode="bilinear")
 
 
 @torch.no_grad()
@@ -136,9 +141,12 @@ def draw_illusions(flags: IllusionSettings) -> None:
 
     anagram = draw(lambda predict, x: answers.anagram_eps(predict, x, texts[:2], views, views))
     hybrid = draw(lambda predict, x: answers.hybrid_eps(predict, x, texts[2], texts[3], blur))
-    small = F.interpolate(F.avg_pool2d(hybrid, FAR), scale_factor=float(FAR))
+    alone = draw(lambda predict, x: predict(x, texts[2]))  # what is not due to the second prompt
     print(f"of {flags.n} anagrams, upright ({flags.upright}): {counts(anagram)}")
     print(f"turned ({flags.turned}): {counts(turn(anagram))}")
+    print(f"of {flags.n} hybrid images, from near ({flags.near}): {counts(hybrid)}")
+    print(f"from far ({flags.far}): {counts(from_far(hybrid))}")
+    print(f"of {flags.n} images of {flags.near} alone, from far: {counts(from_far(alone))}")
     rows = ["anagram,\nupright", "anagram,\nturned", "hybrid,\nfrom near", "hybrid,\nfrom far"]
-    picture = viz.labelled_grid(torch.cat([anagram, turn(anagram), hybrid, small]), flags.n, down=rows)
+    picture = viz.labelled_grid(torch.cat([anagram, turn(anagram), hybrid, from_far(hybrid)]), flags.n, down=rows)
     print(viz.save_picture(picture, flags.out))

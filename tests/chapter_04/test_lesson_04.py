@@ -162,3 +162,21 @@ def test_illusions_are_drawn_and_counted(tmp_path, capsys):
     illusions.draw_illusions(program.Args(submission=answers, n=2, steps=2, out=tmp_path / "drawn.png"))
     text = capsys.readouterr().out
     assert "of 2 anagrams, upright (a creature with rabbit ears): ears:" in text and (tmp_path / "drawn.png").exists()
+    assert "of 2 hybrid images, from near (a creature with bear ears): ears:" in text
+    assert "from far (a creature with rabbit ears): ears:" in text and "bear ears alone, from far: ears:" in text
+
+
+def test_a_picture_from_far_keeps_what_is_large():
+    """Flat halves stay apart, and fine stripes become grey."""
+    from common.grade.chapter import open_chapter
+
+    open_chapter("04_latent_sd")
+    from latent_sd.illusions import FAR, from_far
+
+    halves = torch.ones(1, 3, 8 * FAR, 8 * FAR)
+    halves[..., 4 * FAR :] = -1
+    stripes = torch.ones_like(halves)
+    stripes[..., ::2] = -1
+    seen = from_far(torch.cat([halves, stripes]))
+    assert seen.shape == (2, 3, 8 * FAR, 8 * FAR)
+    assert (seen[0, ..., :FAR] == 1).all() and (seen[0, ..., -FAR:] == -1).all() and seen[1].abs().max() < 1e-6
