@@ -271,9 +271,9 @@ def nearest(a, b):
 real = toy.draw_points("dinosaur", 2000, seed=3)
 clouds = {"纯噪声": start, "另一批真实点": toy.draw_points("dinosaur", 2000, seed=4)}
 clouds |= {"DDIM，250 步": states[-1], "DDIM，5 步": ddim(toy_eps, start, range(1000, -1, -200))[-1]}
-print("               新点 -> 真实点  真实点 -> 新点")
+print("新点 -> 真实点    真实点 -> 新点")  # 数在前，名称在后：汉字的宽度因字体而异，不影响数的对齐
 for name, cloud in clouds.items():
-    print(f"{name:13} {nearest(cloud, real):12.4f} {nearest(real, cloud):13.4f}")
+    print(f"{nearest(cloud, real):<17.4f} {nearest(real, cloud):<17.4f} {name}")
 
 # %% [markdown]
 # **问题。** 纯噪声的第一个数很差。什么样的样本第一个数完美无缺，却毫无用处？从哪一列可以看出来？
@@ -329,7 +329,7 @@ show_images(x0, 10)
 # %%
 digit, g = x0[:1], torch.Generator().manual_seed(0)  # (1, 1, 28, 28)
 x = digit.expand(500, -1, -1, -1)
-print("   t | 剩余图像：逐步，  闭式表达式 | 噪声：逐步， 闭式表达式")
+print("   t |   剩余图像：逐步，   闭式表达式 | 噪声：逐步，   闭式表达式")
 for t in range(1, T + 1):
     x = (1 - beta[t]).sqrt() * x + beta[t].sqrt() * torch.randn(x.shape, generator=g)
     if t in (10, 100, 300, 500, 700, 900):
@@ -488,11 +488,11 @@ without = list(ddpm(toy_eps, start, g, fresh=0.0))
 # 所以关键不在于加不加噪声：DDIM 不加噪声，照样有效。行不通的做法，是省去新噪声，*又不*多保留一些旧噪声。
 
 # %%
-print("                 新点 -> 真实点  真实点 -> 新点")
+print("新点 -> 真实点    真实点 -> 新点")
 every_state = {"DDPM": [start, *with_noise], "DDIM": ddim(toy_eps, start, range(T, -1, -1)), "只用均值": without}
 ends = {name: states[-1] for name, states in every_state.items()}
 for name, cloud in ends.items():
-    print(f"{name + '，1000 步':15} {nearest(cloud, real):12.4f} {nearest(real, cloud):13.4f}")
+    print(f"{nearest(cloud, real):<17.4f} {nearest(real, cloud):<17.4f} {name + '，1000 步'}")
 
 _, axes = plt.subplots(1, 5, figsize=(12, 2.6), layout="constrained")
 for axis, (name, cloud) in zip(axes[:3], ends.items(), strict=True):
@@ -643,7 +643,7 @@ clouds = {"起点": strip, "t = 150，10 步": at_150[0], "t = 150，300 步": a
 clouds |= {"加噪数据，t = 150": target, "t = 20，300 步": at_20, "退火，900 到 20": annealed}
 show_points(list(clouds.values()), list(clouds), reach=1.8)
 for name, cloud in (clouds | {"干净数据": points}).items():
-    print(f"{name:16} {(cloud[:, 0] > 0.35).float().mean():.1%} 的点在 0.35 右侧（脖子）")
+    print(f"{(cloud[:, 0] > 0.35).float().mean():6.1%} 的点在 0.35 右侧（脖子）：{name}")
 
 # %% [markdown]
 # 在 $t = 150$ 上走 300 步之后，点的分布与加噪数据一样。在 $t = 20$ 上走 300 步之后，点都在轮廓上，脖子上却几乎没有：每个点都移到了轮廓上最近的部分。这个水平的步子太小，要过很久才能从那里走开。退火之所以有用，是因为在高噪声水平上没有需要跨越的空隙。扩散模型使用许多噪声水平，而不是只用一个低水平，这是原因之一。
@@ -1029,7 +1029,7 @@ ours = ddim(eps_of(average, asked), pure_noise(200, 1), every_50th)[-1]
 for name, images, wanted in (("样本", ours, asked), ("新的真实数字", digits, labels)):
     right = (classify(classifier, images)[1].argmax(1) == wanted).double().mean().item()
     low, high = wilson(right, len(images))
-    print(f"{name:10} {right:.1%} 被识别为它的标签（95 % 置信区间 {low:.1%} 到 {high:.1%}）")
+    print(f"{right:5.1%} 被识别为它的标签（95 % 置信区间 {low:.1%} 到 {high:.1%}）：{name}")
 
 # %% [markdown]
 # 没有标签时，碰巧正确的比例是 10 %。所以网络确实用到了标签，但画得还远不如人写的数字。
@@ -1180,7 +1180,7 @@ for i in (4, 9):
     print(f"第 {at[i]} 步：原始 {raw.mean():.4f}，平均 {mean.mean():.4f}，差 {middle[i]:.4f}（{interval}）")
 
 # %% [markdown]
-# 在第 200 步，平均权重更差，因为平均里还含有未经训练的权重。此后，只要学习率保持不变，平均权重就更好：在第 1,000 步，损失低 0.0058<!--out-->（95 % 置信区间 0.0047<!--out--> 到 0.0071<!--out-->）。学习率下降时，差距缩小；结束时两者的损失都是 0.0559<!--out-->，因为权重几乎不再移动。
+# 在第 200 步，平均权重更差，因为平均里还含有未经训练的权重。此后，只要学习率保持不变，平均权重就更好：在第 1,000 步，损失低 0.0052<!--out-->（95 % 置信区间 0.0041<!--out--> 到 0.0065<!--out-->）。学习率下降时，差距缩小；结束时两者的损失都是 0.0559<!--out-->，因为权重几乎不再移动。
 #
 # 这个区间考虑了 200 个数字的选取，却没有考虑训练的偶然性：这只是一个小网络的一次训练。能够推广的是其中的道理：权重在移动时，取平均才有用。学习率恒定的长时间训练总是如此，平均的长度因而成为一个重要的设置（[Karras et al. 2024](https://arxiv.org/abs/2312.02696)）。从业者对 EMA 有哪些说法，第 3 章又测到了什么，见[经验之谈](../docs/claims.zh.md#emap2-权重和截断没有影响)。
 #
@@ -1225,7 +1225,7 @@ show_images(rows, 12, down=names)
 print("到 10,000 个训练数字中最近一个的距离：")
 for name, images in (shown | {"新的真实数字": digits}).items():
     distances, _ = nearest_training_image(images)
-    print(f"{name:10} 中位数 {distances.median():.3f}，最小值 {distances.min():.3f}")
+    print(f"中位数 {distances.median():.3f}，最小值 {distances.min():.3f}：{name}")
 
 # %% [markdown]
 # 理想网络的每个样本都是一个训练数字，逐个像素都相同。噪声水平高时，它的预测是许多训练数字的平均。随后权重 $w_i$ 集中到越来越少的数字上，最后只剩一个。**把训练损失降到最小的完美网络毫无用处**：直接把图像存起来就行了。
@@ -1244,7 +1244,7 @@ for axis, (name, images) in zip(axes, {"训练数字": train_images[:100], "新�
     axis.plot(levels, np.maximum(of_ideal, 1e-5), "o-", color="C3", label="训练集的理想预测")
     axis.plot(levels, of_network, "o-", color="C0", label="自带网络")
     axis.set(title=name, xlabel="噪声水平 t", yscale="log", ylim=(1e-4, 1))
-    print(f"{name:8} t = 300 时：理想 {of_ideal[3]:.4f}，网络 {of_network[3]:.4f}")
+    print(f"t = 300 时：理想 {of_ideal[3]:.4f}，网络 {of_network[3]:.4f}：{name}")
 axes[0].set_ylabel("$x_0$ 的均方误差")
 axes[1].legend()
 plt.show()
@@ -1374,17 +1374,17 @@ candidates |= {f"我们的，第 {STEPS} 步，平均": ours, "自带网络": sa
 candidates |= {"训练数字的副本": train_images[:200]}
 distances = {name: interval_of_distance(features_of(images)) for name, images in candidates.items()}
 floor_200 = curve_of(real, [200], times=50)[0]
-print("各 200 张图像                弗雷歇距离（95 % 置信区间）")
+print("弗雷歇距离（95 % 置信区间），各 200 张图像")
 for name, (value, low, high) in distances.items():
-    print(f"{name:20} {value:6.2f}（{low:.2f} 到 {high:.2f}）")
-print(f"{'下限：200 个真实训练数字':16} {floor_200:6.2f}")
+    print(f"{value:5.2f}（{low:5.2f} 到 {high:5.2f}）  {name}")
+print(f"{floor_200:5.2f}                   {'下限：200 个真实训练数字'}")
 
 # %% [markdown]
 # 从表中可以看出：
 #
-# * 在第 1,000 步，平均权重比原始权重好：22.02<!--out--> 对 53.40<!--out-->，而且两个区间相距很远。正是在这一步，第 9 节发现平均权重的损失更低。（再说一次，这只是一次训练。）
-# * 我们的短训练结束时，距离为 10.09<!--out-->，仍远高于下限 1.31<!--out-->。自带网络为 2.15<!--out-->。它的区间从 1.31<!--out--> 开始，所以 200 个样本几乎不能断定它与真实数字有没有差别。用 1,000 个样本，差别就很清楚：距离是 1.02<!--results-->，下限是 0.35<!--results-->。
-# * 最后一行是一个警告。训练数字的*副本*达到了下限，所以这种距离发现不了照搬。正因为如此，第 10 节先检查了有没有照搬。
+# * 在第 1,000 步，平均权重比原始权重好：21.66<!--out--> 对 50.33<!--out-->，而且两个区间相距很远。正是在这一步，第 9 节发现平均权重的损失更低。（再说一次，这只是一次训练。）
+# * 我们的短训练结束时，距离为 10.25<!--out-->，仍远高于下限 1.31<!--out-->。自带网络为 2.15<!--out-->。它的区间从 1.31<!--out--> 开始，所以 200 个样本几乎不能断定它与真实数字有没有差别。用 1,000 个样本，差别就很清楚：距离是 1.02<!--results-->，下限是 0.35<!--results-->。
+# * 副本这一行是一个警告。训练数字的*副本*达到了下限，所以这种距离发现不了照搬。正因为如此，第 10 节先检查了有没有照搬。
 #
 # **问题。** 一个模型画的数字都很完美，但从不画 8。弗雷歇距离能发现吗？与最近训练图像的距离呢？
 #
