@@ -24,7 +24,8 @@ from common.io.files import write_atomically
 
 WORDS = 60  # that a slide shows of a paragraph; a Chinese character counts as half a word
 LONG_LIST = 150  # words of a list that is too long for a slide
-ROWS = 18  # of a table for which a slide has room
+ROWS = 18  # of a table for which a slide has room; a sentence before it takes the room of BEFORE
+BEFORE = 8
 BRIEF = 4  # words of a sentence that only introduces what follows, "In code:"
 PRINTED, COLUMNS = 14, 90  # lines of a printed table for which a slide has room, and characters of a line
 WIDTH, HEIGHT = 1100, 720  # of a slide, in pixels
@@ -54,9 +55,12 @@ TEMPLATE = """
 .reveal .slides section { text-align: left; }
 .reveal .slides section img { display: block; margin: 0.5em auto; width: 92%; max-height: 390px; object-fit: contain; }
 .reveal .slides section img.alone { max-height: 500px; }
+.reveal .slides section img.high { max-height: 600px; }
+.reveal .slides section img.tall { float: right; height: 600px; max-height: 600px; width: auto; max-width: 72%; margin: 0 0 0 20px; }
 .reveal .slides li { line-height: 1.35; }
 .reveal .slide-number { right: auto; left: 8px; }
-.reveal table { font-size: 0.7em; } .reveal pre, .reveal pre code { font-size: 18px; line-height: 1.3; width: 100%; }
+.reveal table { font-size: 0.7em; } .reveal table code { white-space: normal; overflow-wrap: anywhere; } .reveal pre, .reveal pre code { font-size: 18px; line-height: 1.3; width: 100%; }
+.reveal pre code { box-sizing: border-box; }
 .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none; }
 </style>
 {%- endblock -%}
@@ -122,7 +126,7 @@ def slides_of(cells: list[NotebookNode]) -> list[Slide]:
             for place, data in enumerate(pictures, 1):
                 says = said if place == len(pictures) else ""
                 joins = bool(slides) and slides[-1].has_room(data, says)
-                shown = f"{image(data, says or title, not joins)}\n\n{says}".strip()
+                shown = f"{image(data, says or title, '' if joins else layout(data, says))}\n\n{says}".strip()
                 if joins:
                     slides[-1].text += f"\n\n{shown}"
                 else:
@@ -140,19 +144,24 @@ def slides_of(cells: list[NotebookNode]) -> list[Slide]:
                 continue
             elif before_list([block, *blocks]):
                 table = f"{printed}\n\n" if "\n" in printed.strip("`\n") and re.search("table|表", block) else ""
-                slides.append(Slide(f"### {title}\n\n{table}{block}\n\n{blocks.pop(0)}", "subslide"))
+                slides.append(Slide(f"### {title}\n\n{table}{block}\n\n{brief(blocks[0])}", "subslide"))
+                blocks = blocks[brief(blocks[0]) == blocks[0] :]  # what is cut short goes to the notes
             elif QUESTION.match(block):
                 slides.append(Slide(f"### {title}\n\n{block}", "subslide"))
             elif slides:
                 slides[-1].notes.append(block)
+    for slide in slides:
+        if slide.text.endswith((":", "：")):  # announces what no slide shows, such as code
+            slide.notes.insert(0, slide.text.rpartition("\n\n")[2])
+            slide.text = slide.text[:-1] + {":": ".", "：": "。"}[slide.text[-1]]
     return slides
 
 
 def opening(blocks: list[str]) -> tuple[list[str], list[str]]:
     """What a heading's slide shows of the blocks below it, and the other blocks."""
     shown, rest = list[str](), [block for block in blocks if not LANGUAGES.fullmatch(block)]
-    if before_list(rest):
-        return rest[:2], rest[2:]
+    if before_list(rest) or (len(rest) > 1 and re.match(LIST, rest[1]) and before_list([rest[0] + ":", rest[1]])):
+        return [rest[0], brief(rest[1])], rest[1 + (brief(rest[1]) == rest[1]) :]
     if rest and rest[0].startswith("|") and rest[0].count("\n") <= ROWS:
         return rest[:1], rest[1:]
     while rest and is_text(rest[0]) and not QUESTION.match(rest[0]) and not before_list(rest):
@@ -171,10 +180,22 @@ def opening(blocks: list[str]) -> tuple[list[str], list[str]]:
 
 
 def before_list(blocks: list[str]) -> bool:
-    """Whether a paragraph introduces a list that has room on a slide."""
+    """Whether a paragraph introduces a list or a table that has room on a slide."""
     if len(blocks) < 2 or not is_text(blocks[0]) or not blocks[0].endswith((":", "：")):
         return False
-    return bool(re.match(LIST, blocks[1])) and words(blocks[0] + blocks[1]) < LONG_LIST
+    if blocks[1].startswith("|"):
+        return blocks[1].count("\n") <= ROWS - BEFORE
+    return bool(re.match(LIST, blocks[1])) and words(blocks[0] + brief(blocks[1])) < LONG_LIST
+
+
+def brief(listing: str) -> str:
+    """A list; of one that is too long for a slide, the first sentence of each item."""
+    if words(listing) < LONG_LIST or not re.match(LIST, listing):
+        return listing
+    items = re.split(rf"\n(?={LIST})", listing)
+    return "\n".join(
+        f"{mark[0]}{SENTENCES.split(item[mark.end() :])[0]}" for item in items if (mark := re.match(LIST, item))
+    )
 
 
 def until_heading(blocks: list[str]) -> Iterator[str]:
@@ -262,9 +283,16 @@ def full_height(data: str) -> float:
     return 0.92 * WIDTH * high / wide
 
 
-def image(data: str, says: str, alone: bool) -> str:
+def layout(data: str, says: str) -> str:
+    """The class of a picture that has a slide of its own. The caption of one that is higher than wide goes beside it."""
+    if full_height(data) <= 0.92 * WIDTH:
+        return "alone"
+    return "tall" if says else "high"
+
+
+def image(data: str, says: str, kind: str) -> str:
     plain = re.sub(r"<[^>]*>|\]\([^)]*\)|[*`\[$]", "", says)
-    size = ' class="alone"' if alone else ""
+    size = f' class="{kind}"' if kind else ""
     return f'<img src="{data}" alt="{escape(plain)}"{size}>'
 
 

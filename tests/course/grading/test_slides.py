@@ -48,6 +48,36 @@ def cells() -> list:
     return made
 
 
+def test_a_table_after_a_colon_is_shown():
+    table = "| a | b |\n|---|---|\n| 1 | 2 |"
+    assert slides(f"## Part\n\nThese are its words:\n\n{table}") == [f"## Part\n\nThese are its words:\n\n{table}"]
+
+
+def test_of_a_long_list_the_first_sentences_are_shown():
+    """The whole list is in the notes."""
+    items = [f"* **Item {k}** is one. {'It goes on and on. ' * 20}" for k in range(3)]
+    cell = nbformat.v4.new_markdown_cell("## Part\n\nThree remedies:\n\n" + "\n".join(items))
+    (slide,) = slides_of([cell])
+    assert slide.text == "## Part\n\nThree remedies:\n\n" + "\n".join(f"* **Item {k}** is one." for k in range(3))
+    assert len(slide.notes) == 1 and slide.notes[0].count("It goes on") == 60
+
+
+def test_a_sentence_does_not_announce_what_no_slide_shows():
+    code = nbformat.v4.new_code_cell("import torch")
+    assert slides("## Part\n\nTwo lines compute it:", code) == ["## Part\n\nTwo lines compute it."]
+    assert slides("## 部分\n\n只要两行代码：", code) == ["## 部分\n\n只要两行代码。"]
+
+
+@pytest.mark.parametrize(
+    ("wide", "high", "caption", "kind"),
+    [(300, 600, "It shows that.", "tall"), (300, 600, "", "high"), (600, 300, "It shows that.", "alone")],
+)
+def test_the_caption_of_a_tall_picture_goes_beside_it(wide, high, caption, kind):
+    question = "## Part\n\n**Question.** Why?"  # has no picture below it
+    *_, shown = slides(question, picture(wide, high), *[caption] * bool(caption))
+    assert f'class="{kind}"' in shown and shown.endswith(caption or ">")
+
+
 def test_which_parts_become_slides():
     slides = slides_of(cells())
     picture = '<img src="data:image/png;base64,iVBORw0KGgo='
@@ -84,7 +114,7 @@ def test_a_picture_joins_a_slide_where_it_fits():
     assert one.count("<img") == 1 and "alone" not in one and one.endswith("It shows this.")
     first, tall = slides("## Part\n\nShort.", picture(300, 600), "**Step 2: train** the network.")
     assert (
-        'class="alone"' in tall
+        'class="high"' in tall
         and "Step 2" not in tall
         and "In code" not in slides("## P", picture(9, 9), "In code:")[-1]
     )
