@@ -59,7 +59,8 @@ TEMPLATE = """
 .reveal .slides section img.tall { float: right; height: 600px; max-height: 600px; width: auto; max-width: 72%; margin: 0 0 0 20px; }
 .reveal .slides li { line-height: 1.35; }
 .reveal .slide-number { right: auto; left: 8px; }
-.reveal table { font-size: 0.7em; } .reveal table code { white-space: normal; overflow-wrap: anywhere; } .reveal pre, .reveal pre code { font-size: 18px; line-height: 1.3; width: 100%; }
+.reveal table { font-size: 0.7em; } .reveal table code { white-space: normal; overflow-wrap: anywhere; }
+.reveal pre, .reveal pre code { font-size: 18px; line-height: 1.3; width: 100%; }
 .reveal pre code { box-sizing: border-box; }
 .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none; }
 </style>
