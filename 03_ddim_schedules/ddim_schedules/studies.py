@@ -26,12 +26,12 @@ STUDIES = {
     ),
     "eta": NamedStudy(
         "Are eta = 0 and eta = 1 alike at 50 steps?",
-        "sampler=ddim eta=0,0.5,1 steps=10,20,50,100 n=100 seed=0,1,2",
+        "sampler=ddim eta=0,0.5,1 steps=10,20,50,100 n=150",
         pretrained=True,
     ),
     "speed": NamedStudy(
         "Is DDIM at 50 steps as good as DDPM at 1000, in a twentieth of the time?",
-        "sampler=ddpm:1000,ddim:50,dpmpp_2m:20 n=100 seed=0,1,2",
+        "sampler=ddpm:1000,ddim:50:eta=0,ddim:50:eta=1,dpmpp_2m:20 n=150",
         pretrained=True,
     ),
     "optimizers": NamedStudy(
