@@ -1573,7 +1573,7 @@ print(f"{'floor: 200 real training digits':34} {floor_200:6.2f}")
 #   the moment at which section 9 found a lower loss. (Again, it is one training.)
 # * At the end of our short training the distance is 9.76<!--out-->, still far above the floor of 1.31<!--out-->. The shipped network has
 #   2.15<!--out-->. Its interval begins at 1.31<!--out-->, so 200 samples hardly decide whether it differs from real digits. With 1,000 samples the
-#   difference is clear: 1.02<!--results-->, with a floor of 0.35<!--results-->.
+#   difference is clear: 1.02<!--results-->, with a floor of 0.30<!--results-->.
 # * The row of copies is a warning. *Copies* of training digits reach the floor, so this distance does not notice them. This is why section 10 looked for
 #   copies first.
 #
