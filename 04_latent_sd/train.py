@@ -30,7 +30,7 @@ class Preset:
 
 DRAWN = [("creatures", "dishes"), ("dishes", "creatures"), ("creatures",), ("dishes",)]
 PRESETS = Presets(
-    cpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(32, 32, 64), n=8000))  # n: for 2 GB of memory
+    cpu=dict.fromkeys(DRAWN, Preset(minutes=120, channels=(32, 32, 64), n=5000))  # n: for 2 GB of memory
     | {OTHER: Preset(minutes=120, channels=(32, 32, 64), lr=1e-3)},
     mps=dict.fromkeys(DRAWN, Preset(minutes=60, channels=(64, 64, 128), batch_size=64, lr=1e-3))
     | {OTHER: Preset(minutes=120, channels=(64, 64, 128), batch_size=32, lr=5e-4)},

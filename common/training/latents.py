@@ -27,7 +27,7 @@ from common.io.progress import with_progress
 from common.models.vae import AutoencoderKL, Gaussian
 from common.random import BatchRandom
 
-BATCH = 64  # images that the encoder sees at a time
+BATCH = 64  # images of 64x64 that the encoder sees at a time; of other sizes as many pixels
 
 
 def sample(batch: dict[str, Tensor], draw: BatchRandom) -> Tensor:
@@ -42,13 +42,20 @@ def scaled(z: Gaussian, scale: float) -> dict[str, Tensor]:
     return {"latent": z.mean * scale, "std": (z.logvar / 2).exp() * scale}
 
 
+def encoder_batch(pixels: Tensor, images_each: int = 1) -> int:
+    """How many of these images (N, C, H, W) the encoder sees at a time, so that the memory of its activations does not
+    grow with their size. images_each: versions of each image that are encoded together
+    """
+    return max(1, BATCH * 64 * 64 // (pixels.shape[2] * pixels.shape[3] * images_each))
+
+
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Images) -> Iterator[Gaussian]:
     """Every image in its order, BATCH at a time, on the autoencoder's device. In float32 and not in mixed precision:
     encoders are known to overflow in half precision, and a latent that is NaN once would be NaN in every epoch."""
     check_fit(vae, images)
     device = next(vae.parameters()).device
-    for pixels in with_progress("encoding", images.pixels.split(BATCH), unit="batch"):
+    for pixels in with_progress("encoding", images.pixels.split(encoder_batch(images.pixels)), unit="batch"):
         yield vae.encode(to_float(pixels).to(device))
 
 
@@ -79,7 +86,13 @@ class LatentDataset:
 
 def encode_images(vae: AutoencoderKL, images: Images, advice: str = "choose another autoencoder") -> LatentDataset:
     """The latents of all images, in memory. advice: what to do about latents that do not fit into half precision"""
-    table = np.concatenate([to_half(z, k * BATCH, advice) for k, z in enumerate(encode(vae, images))])
+    f, (height, width) = vae.cfg.factor, images.pixels.shape[2:]
+    # the whole table at once: a list of its parts would double the memory at the end
+    table = np.empty((len(images), 2, vae.cfg.latent_channels, height // f, width // f), np.float16)
+    first = 0
+    for z in encode(vae, images):
+        table[first : first + len(z.mean)] = to_half(z, first, advice)
+        first += len(z.mean)
     return LatentDataset(table, vae.cfg.scaling_factor)
 
 

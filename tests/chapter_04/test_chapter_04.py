@@ -258,7 +258,7 @@ def test_a_run_is_not_overwritten(run, command_line):
 
 def test_the_file_holds_what_the_encoder_says(vae, images, tmp_path, monkeypatch):
     """To half precision, scaled; and the second time it is read and nothing is encoded."""
-    monkeypatch.setattr(latents, "BATCH", 10)
+    monkeypatch.setattr(latents, "encoder_batch", lambda pixels: 10)
     first = latent_dataset.cached_latents(vae, images, tmp_path)
     monkeypatch.setattr(latents, "encode", None)
     data = latent_dataset.cached_latents(vae, images, tmp_path)

@@ -20,7 +20,7 @@ from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.conditional import ConditionalUNet
 from common.models.text_to_image_folder import save_pipeline
 from common.models.unet import UNet
-from common.training.latents import BATCH, encode_images
+from common.training.latents import encode_images, encoder_batch
 from common.training.loop import State
 from common.training.record import start_of
 from common.training.run import loss_curve_and_model, make_accelerator, run_training
@@ -128,9 +128,10 @@ def encode_views(
     A batch holds "holes" (B, K, 1 + c, h, w), see inpainting_channels, and "text" (B, M, D).
     """
     masks = random_holes(holes * len(views), *views.shape[2:], seed).view(len(views), holes, 1, *views.shape[2:])
-    batches = zip(views.split(BATCH), masks.split(BATCH), strict=True)
+    at_a_time = encoder_batch(views, holes)
+    batches = zip(views.split(at_a_time), masks.split(at_a_time), strict=True)
     encoded = []
-    for some, mask in with_progress("encoding with holes", batches, -(-len(views) // BATCH), "batch"):
+    for some, mask in with_progress("encoding with holes", batches, -(-len(views) // at_a_time), "batch"):
         repeated = to_float(some).repeat_interleave(holes, 0)
         channels = to_half(inpainting_channels(pipeline, repeated, mask.flatten(0, 1).float()))
         encoded.append(channels.unflatten(0, (len(some), holes)))
