@@ -18,7 +18,6 @@ CAMERAS = ("zoom-out", "zoom-in", "right", "left", "up", "down", "up-right", "do
 CANDIDATES = 4  # drawn pictures, of which the film uses the one that is nearest to the name
 FRAMES_PER_SECOND = 12
 LONGEST_NAME, MOST_FRAMES, MOST_STEPS = 60, 60, 50
-SCALE = 6  # from the pixels of the models to those of the film: 64 to 384
 
 
 class FilmMoment(NamedTuple):
@@ -27,7 +26,7 @@ class FilmMoment(NamedTuple):
     done: int
     total: int
     stage: str  # draw, paint, or film
-    pictures: Tensor  # (n, 3, 64, 64): the candidates, or the keyframe with its hole in grey and painted
+    pictures: Tensor  # (n, 3, H, W): the candidates, or the keyframe with its hole in grey and painted
     chosen: int | None  # which candidate the film begins with
     nearest: tuple[tuple[str, float], ...]  # the nearest dishes of the menu, with their cosines; empty for one of it
     film: bytes | None  # an animated WebP, at the end
@@ -86,7 +85,7 @@ def make_film(name: str, camera: str, frames: int, steps: int, seed: int) -> Ite
 
     times = ch6.timing.frame_times(frames, "pingpong", "smooth", path.returns)
     film = [
-        ch6.compositing.enlarged(frame, SCALE, flags.sharpen)
+        ch6.compositing.enlarged(frame, flags.scale(pipeline.size), flags.sharpen)
         for frame in ch6.timing.close_loop(ch6.camera.render_frames(canvas, path, times), frames)
     ]
     yield FilmMoment(total, total, "film", drawn[best : best + 1], best, nearest, webp(film))
