@@ -263,7 +263,7 @@ plt.show()
 #
 # Split the noisy point into a clean point and noise, $x_t \to (\hat x_0, \hat\varepsilon)$, and mix the two again *with a little less noise*. Repeat
 # this down to $t = 0$. If you mix with the predicted noise $\hat\varepsilon$, the trajectory is **deterministic**: its end depends on its start
-# alone. This is the DDIM sampler ([Song, Meng & Ermon 2020](https://arxiv.org/abs/2010.02502)). Section 3 derives the **stochastic** sampler of the
+# alone. This is the DDIM sampler ([Song, Meng & Ermon 2021](https://arxiv.org/abs/2010.02502)). Section 3 derives the **stochastic** sampler of the
 # DDPM paper, which adds fresh noise at each step.
 #
 # One detail matters in practice. Near $t = T$ the formula for $\hat x_0$ divides by a number close to zero, so a small error of $\hat\varepsilon$
@@ -1139,7 +1139,7 @@ show_images(ours, 10, [str(c) for c in range(10)], [f"noise {i}" for i in range(
 
 # %% [markdown]
 # Within a row, strokes often lie at the same places, because the noise is the same, and the label changes which strokes there are. Some samples are
-# readable digits of the right class, and others are not: two minutes are a short training. How often does the model draw the digit that it was asked
+# readable digits of the right class, and others are not: 2,000 steps of 16 images are a short training. How often does the model draw the digit that it was asked
 # for? The course has a small classifier of digits, [digit_classifier.py](../common/evaluate/digit_classifier.py), trained on MNIST. The share of
 # samples that it recognises as the digit asked for is an estimate from a limited number of samples, so it needs an interval. The *Wilson interval*
 # (chapter 2 has its formula) contains the true share in about 95 % of all experiments.
@@ -1180,7 +1180,7 @@ for name, images, wanted in (("samples", ours, asked), ("new real digits", digit
 # %% [markdown]
 # ## 8 · Sample from a larger model
 #
-# Two minutes are a short training. The network that comes with this chapter, which we opened in section 5, was trained for hours on all 60,000
+# The training of section 7 was short. The network that comes with this chapter, which we opened in section 5, was trained for hours on all 60,000
 # training images of MNIST, without labels. For its training the target was not the noise but another linear combination of noise and image,
 # $v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0$, because networks learned it faster in the tests of chapter 3, which explains
 # $v$. Here we only convert it: a prediction of $v$ and the known $x_t$ are two equations for $\hat x_0$ and $\hat\varepsilon$, and the solution for

@@ -233,7 +233,7 @@ plt.show()
 #
 # ### 采样
 #
-# 把加噪的点拆成干净的点和噪声，$x_t \to (\hat x_0, \hat\varepsilon)$，再把两者重新混合，*只是噪声少一点*。如此重复，直到 $t = 0$。如果混合时用的就是预测的噪声 $\hat\varepsilon$，轨迹就是**确定性的**（deterministic）：终点只取决于起点。这就是 DDIM 采样器（[Song, Meng & Ermon 2020](https://arxiv.org/abs/2010.02502)）。第 3 节将推导 DDPM 论文中**随机的**（stochastic）采样器，它每一步都加入新的噪声。
+# 把加噪的点拆成干净的点和噪声，$x_t \to (\hat x_0, \hat\varepsilon)$，再把两者重新混合，*只是噪声少一点*。如此重复，直到 $t = 0$。如果混合时用的就是预测的噪声 $\hat\varepsilon$，轨迹就是**确定性的**（deterministic）：终点只取决于起点。这就是 DDIM 采样器（[Song, Meng & Ermon 2021](https://arxiv.org/abs/2010.02502)）。第 3 节将推导 DDPM 论文中**随机的**（stochastic）采样器，它每一步都加入新的噪声。
 #
 # 有一个细节在实践中很重要。在 $t = T$ 附近，$\hat x_0$ 的公式要除以一个接近零的数，于是 $\hat\varepsilon$ 的小误差会变成 $\hat x_0$ 的大误差。因此代码把 $\hat x_0$ 限制在数据的取值范围之内。
 
@@ -1010,7 +1010,7 @@ ours = ddim(eps_of(average, asked), same_noise, every_50th)[-1]
 show_images(ours, 10, [str(c) for c in range(10)], [f"噪声 {i}" for i in range(1, 5)])
 
 # %% [markdown]
-# 在同一行里，笔画往往落在相同的位置，因为噪声相同；有哪些笔画，则由标签决定。有的样本是类别正确、可以辨认的数字，有的则不是：训练两分钟太短了。模型有多少次画出了要求的数字？课程有一个在 MNIST 上训练的小型数字分类器，[digit_classifier.py](../common/evaluate/digit_classifier.py)。样本中有多大比例被它识别为要求的数字，这是由有限个样本得到的估计，所以需要一个区间。*威尔逊区间*（Wilson interval，公式见第 2 章）在大约 95 % 的实验中包含真实的比例。
+# 在同一行里，笔画往往落在相同的位置，因为噪声相同；有哪些笔画，则由标签决定。有的样本是类别正确、可以辨认的数字，有的则不是：只训练 2,000 步、每步 16 张图像，时间太短了。模型有多少次画出了要求的数字？课程有一个在 MNIST 上训练的小型数字分类器，[digit_classifier.py](../common/evaluate/digit_classifier.py)。样本中有多大比例被它识别为要求的数字，这是由有限个样本得到的估计，所以需要一个区间。*威尔逊区间*（Wilson interval，公式见第 2 章）在大约 95 % 的实验中包含真实的比例。
 
 # %%
 from common.evaluate.digit_classifier import classify, load_digit_classifier
@@ -1045,7 +1045,7 @@ for name, images, wanted in (("样本", ours, asked), ("新的真实数字", dig
 # %% [markdown]
 # ## 8 · 用较大的模型采样
 #
-# 训练两分钟太短了。本章自带的网络（第 5 节打开过它）在 MNIST 的全部 60,000 张训练图像上训练了数小时，没有用标签。它的训练目标不是噪声，而是噪声与图像的另一种线性组合，$v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0$，因为在第 3 章的测试中，网络学它更快；$v$ 的含义也在那一章解释。这里我们只做换算：对 $v$ 的预测和已知的 $x_t$ 是关于 $\hat x_0$ 和 $\hat\varepsilon$ 的两个方程，解出噪声只要一行。
+# 第 7 节的训练很短。本章自带的网络（第 5 节打开过它）在 MNIST 的全部 60,000 张训练图像上训练了数小时，没有用标签。它的训练目标不是噪声，而是噪声与图像的另一种线性组合，$v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0$，因为在第 3 章的测试中，网络学它更快；$v$ 的含义也在那一章解释。这里我们只做换算：对 $v$ 的预测和已知的 $x_t$ 是关于 $\hat x_0$ 和 $\hat\varepsilon$ 的两个方程，解出噪声只要一行。
 
 
 # %%

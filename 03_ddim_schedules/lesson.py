@@ -1176,9 +1176,10 @@ for name, steps in counts.items():
 # %% [markdown]
 # Compare `ddim` and `ddpm` at equal evaluations: their intervals overlap at all three points. With 48 digits, a difference
 # between stochastic and deterministic sampling was **not seen here**, neither the one that the toy predicts nor its opposite.
-# `ablate.py samplers` measures more samplers with more images; its results are in [RESULTS.md](RESULTS.md). The toy has one kind
-# of error, put in by hand. A trained network has errors of its own, so a rule from a toy is a hypothesis about a network and
-# nothing more.
+# `ablate.py samplers` measures more samplers with more images; its results are in [RESULTS.md](RESULTS.md). There, too, the intervals
+# of DDIM and DDPM overlap. Two other stochastic samplers are behind DDIM with 5 evaluations: Euler–Maruyama, and DDPM with the
+# variance $\beta_t$ instead of $\tilde\beta_t$. The toy has one kind of error, put in by hand. A trained network has errors of its
+# own, so a rule from a toy is a hypothesis about a network and nothing more.
 
 # %% [markdown]
 # ## 8 · Flow matching
@@ -1551,7 +1552,7 @@ with torch.no_grad():
 # > **In the papers:** Peebles & Xie compare four ways to condition a block (section 3.2) and find adaLN-Zero the best. Their models work on latents; ours on pixels.
 #
 # We train a U-Net and a DiT with the flow-matching loss, on the zeros and ones of MNIST, because two kinds of digits can be
-# learned in about a minute. The numbers of steps are chosen so that both take about the same time.
+# learned in a short training. The numbers of steps are chosen so that both take about the same time.
 #
 # **Question:** the U-Net has convolutions, which know from the start that neighbouring pixels belong together. The DiT must learn
 # even that. Which one learns faster from 2,000 images?
@@ -1603,8 +1604,8 @@ show_images(torch.cat([unseen.batch(two_unseen[:12])["image"], *samples]), 12, d
 # of the DiT still show its patches, which do not fit together yet.
 # </details>
 #
-# Half a minute on 2,000 images is no verdict on transformers. The DiTs of the paper are trained far longer, on over a million
-# images, where convolutions have less of an advantage. `ablate.py dit` compares both at equal times of 2 and of 8 minutes, on all
+# So short a training on 2,000 images decides nothing about transformers. The DiTs of the paper are trained far longer, on over a
+# million images, where convolutions have less of an advantage. `ablate.py dit` compares both at equal times of 2 and of 8 minutes, on all
 # digits and with three seeds.
 
 # %% [markdown]
@@ -1718,8 +1719,8 @@ for name, images in ends.items():
 
 # %% [markdown]
 # With two evaluations the teacher's strokes are grey and blurred, because each step uses a mean over many possible images. The
-# student's are sharper, its Fréchet distance is lower, and it comes closer to the teacher's four steps. One minute of
-# distillation has not made up for the other two evaluations, though: Salimans & Ho train each halving for many thousands of
+# student's are sharper, its Fréchet distance is lower, and it comes closer to the teacher's four steps. These 60 steps of
+# distillation have not made up for the other two evaluations, though: Salimans & Ho train each halving for many thousands of
 # steps.
 
 # %% [markdown]
@@ -2081,19 +2082,19 @@ for measure in ("frechet", "sharpness"):
 # python 03_ddim_schedules/ablate.py schedule=linear,cosine sampler=ddim,dpmpp_2m steps=5,10,20 seed=0,1,2 --dry
 # ```
 #
-# The studies' numbers, with their commands and intervals, are in [RESULTS.md](RESULTS.md), and the claims with their sources in
+# The numbers of most studies, with commands and intervals, are in [RESULTS.md](RESULTS.md), and the claims with their sources in
 # [claims.md](../docs/claims.md). In words:
 #
 # | claim | where | what was seen |
 # |---|---|---|
 # | DDPM with fewer than 1,000 steps stays noisy | section 4 | not with respaced coefficients; with the full chain's coefficients, yes |
-# | DDIM with 50 steps is as good as DDPM with 1,000, at a twentieth of the cost | section 3, `speed`, `eta` | no difference seen in quality |
-# | stochastic samplers need many steps | section 7, `samplers` | true in a toy; no difference seen between DDIM and DDPM on 48 digits |
+# | DDIM with 50 steps is as good as DDPM with 1,000, at a twentieth of the cost | section 3, `speed` | no difference seen in quality |
+# | stochastic samplers need many steps | section 7, `samplers` | true in a toy, and on digits of Euler–Maruyama and of DDPM with the variance $\beta_t$; no difference seen between DDIM and DDPM with $\tilde\beta_t$ |
 # | L2 is sharper, L1 smoother | section 11, `losses` | a perfect L1 network samples another distribution; sharpness needs the 28 × 28 study |
 # | the VLB term costs a third of the batch size in memory | section 11 | not seen: it costs next to nothing |
-# | interpolation jumps in the middle | section 12 | seen for DDPM latents whose strength keeps the images; the pixels decide together |
+# | interpolation jumps in the middle | section 12 | seen for DDPM latents whose strength keeps the images, and for DDIM latents; the pixels decide together |
 # | flow matching gives straight trajectories | section 8 | straight training pairs, bent trajectories; reflow straightens them |
-# | a transformer can replace the U-Net | section 9, `dit` | yes; which one learns faster depends on the budget |
+# | a transformer can replace the U-Net | section 9, `dit` | it can; with the short training of section 9 the U-Net was ahead, and `dit` measures longer ones |
 
 # %% [markdown]
 # ## What you can do now
