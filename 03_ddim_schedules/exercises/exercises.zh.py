@@ -119,7 +119,7 @@ def flow_matching_loss(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor) -
 def ddim_step(x: Tensor, eps: Tensor, t: int, t_next: int, eta: float, z: Tensor, alpha_bar: Tensor) -> Tensor:
     """练习 6：DDIM 的一步：把 x 分成图像和噪声，再在较低的噪声水平上组合起来。
 
-    x'    = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh^2) eps + fresh z              （Song et al. 2020，DDIM，
+    x'    = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh^2) eps + fresh z              （Song et al. 2021，DDIM，
                                                                                             公式 12）
     fresh = eta sqrt((1 - alpha_bar') / (1 - alpha_bar)) sqrt(1 - alpha_bar / alpha_bar')   （公式 16）
 
@@ -156,7 +156,7 @@ def heun_step(denoise: Denoise, x: Tensor, now: Level, then: Level) -> Tensor:
 def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
     """练习 8：两个噪声之间的球面线性插值，它保持噪声应有的范数。
 
-    result     = sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b        （Song et al. 2020，DDIM，附录 D.5；
+    result     = sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b        （Song et al. 2021，DDIM，附录 D.5；
                                                                                         Shoemake 1985）
     cos(angle) = a . b / (|a| |b|)
 

@@ -146,7 +146,7 @@ def flow_matching_loss(velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor) -
 def ddim_step(x: Tensor, eps: Tensor, t: int, t_next: int, eta: float, z: Tensor, alpha_bar: Tensor) -> Tensor:
     """Exercise 6. One step of DDIM: separate x into image and noise, and combine them again at a lower noise level.
 
-    x'    = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh^2) eps + fresh z                  (Song et al. 2020, DDIM,
+    x'    = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh^2) eps + fresh z                  (Song et al. 2021, DDIM,
                                                                                                 eq. 12)
     fresh = eta sqrt((1 - alpha_bar') / (1 - alpha_bar)) sqrt(1 - alpha_bar / alpha_bar')       (eq. 16)
 
@@ -197,7 +197,7 @@ def heun_step(denoise: Denoise, x: Tensor, now: Level, then: Level) -> Tensor:
 def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
     """Exercise 8. Spherical interpolation between two noises, which keeps the norm that noise has.
 
-    result     = sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b        (Song et al. 2020, DDIM, appendix
+    result     = sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b        (Song et al. 2021, DDIM, appendix
                                                                                         D.5; Shoemake 1985)
     cos(angle) = a . b / (|a| |b|)
 

@@ -184,7 +184,7 @@ def test_the_cosine_follows_its_formula():
 
 
 def test_the_sigmoid_follows_its_formula():
-    """Jabri et al. 2022, algorithm 1 with start = -3, end = 3, tau = 1."""
+    """Jabri et al. 2022, figure 8 with start = -3, end = 3, tau = 1."""
     schedule = make_schedule("sigmoid", 1000)
 
     def sigmoid(x):
