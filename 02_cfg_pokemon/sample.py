@@ -1,7 +1,7 @@
 """Draw images of prompts.
 
-python 02_cfg_pokemon/sample.py "a red creature with wings"
-python 02_cfg_pokemon/sample.py "一只绿色的草属性小怪兽" --n 16 --guidance 5 --negative "wings"
+python 02_cfg_pokemon/sample.py "a red creature with bat wings"
+python 02_cfg_pokemon/sample.py "一只绿色的草属性小怪兽" --n 16 --guidance 5 --negative "bat wings"
 python 02_cfg_pokemon/sample.py "a blue ghost creature" --sweep 0,1,2,4,8
 """
 
@@ -12,7 +12,7 @@ from common.errors import UserError
 
 def main(args: Args) -> None:
     if not args.prompts:
-        raise UserError('give a prompt, for instance "a red creature with wings"; "" samples without a prompt')
+        raise UserError('give a prompt, for instance "a red creature with bat wings"; "" samples without a prompt')
     from cfg_pokemon.sampling import draw_samples
 
     draw_samples(args)

@@ -3,7 +3,7 @@ text, or an image and text, become images by way of latents.
 
     pipeline = open_latent_diffusion(Path("04_latent_sd/pretrained"))
     pipeline.txt2img(["番茄炒蛋"] * 4, SamplingConfig(guidance_scale=5.0))                 -> (4, 3, S, S) in [-1, 1]
-    pipeline.img2img(images, ["a red creature with wings"] * 4, strength=0.6)           -> the same, starting from these images
+    pipeline.img2img(images, ["a red creature with bat wings"] * 4, strength=0.6)       -> the same, starting from these images
 
     noise ------------------------------------------------> x_T --.
     image --encoder, times the scaling factor--> z0, noised: x_t --+--> U-Net, guided, step by step --> z --decoder, of

@@ -83,7 +83,7 @@ def check_strength(steps: int, strength: float) -> None:
 def generate(args: GenerateFlags) -> None:
     """Draw, and write each picture as a PNG and all of them as a contact sheet. Prints the cost of each row."""
     if not args.prompts:
-        raise UserError('give a prompt, for instance "a red creature with wings"; "" samples without a prompt')
+        raise UserError('give a prompt, for instance "a red creature with bat wings"; "" samples without a prompt')
     if args.image:
         check_strength(args.steps, args.strength)
     schedulers = [args.scheduler] if args.compare is None else args.compare.split(",")

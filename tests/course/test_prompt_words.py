@@ -18,6 +18,9 @@ UNKNOWN = {
     "moustache": "a text about an unknown part",
     "big": "a text about a wording",
 }
+# Plain words for parts, which captions use only since the models for 64 x 64 pixels were trained: those read "without
+# wings" and never "with wings", so a prompt with the plain word brings none, and a negative prompt brings some.
+PLAIN = re.compile(r"\bwith \(*wings\b|--(?:negative|word) [\"'`]?wings\b|[长带有]着?翅膀")
 ENOUGH_CLAIMS, ENOUGH_WORDS = 1 / 100, 1 / 200  # share of the captions of one language
 
 
@@ -63,6 +66,18 @@ def test_models_have_often_read_what_prompts_say():
         ]
         rare += [f"{word} of '{prompt}' in {files}" for word in words_of(prompt) if words[word] < n * ENOUGH_WORDS]
     assert not rare, rare
+
+
+def test_programs_name_the_kind_of_wings():
+    """In what they print, in their defaults and in the commands of their pages."""
+    shown = [f for chapter in ("02", "04", "05") for f in ROOT.glob(f"{chapter}_*/*.py") if "lesson" not in f.name]
+    shown += [
+        f for chapter in ("02", "04", "05") for f in ROOT.glob(f"{chapter}_*/*/*.py") if "exercises" not in f.parts
+    ]
+    shown += [*ROOT.glob("docs/*.md"), *ROOT.glob("0[245]_*/README*.md"), *ROOT.glob("README*.md")]
+    assert len(shown) > 60
+    plain = {str(f.relative_to(ROOT)): PLAIN.findall(f.read_text(encoding="utf-8")) for f in shown}
+    assert not any(plain.values()), {name: found for name, found in plain.items() if found}
 
 
 def test_words_called_unknown_are_unknown():
