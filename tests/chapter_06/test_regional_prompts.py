@@ -1,6 +1,9 @@
-"""Regions, stages and changing guidance, and generate.py."""
+"""Regions, stages and changing guidance, and generate.py; and what the lesson's executed notebook prints about them."""
 
+import json
+import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from common.diffusion.schedules import make_schedule
 from common.models.pipeline import SamplingConfig
 from common.random import Noise
 from helpers.chapter_06 import GENERATE
+from helpers.programs import ROOT
 from inpaint_gif.clip.name_encoder import open_model
 from inpaint_gif.inpainting import regional_prompts
 
@@ -124,3 +128,48 @@ def test_control_from_the_command_line(dish_run, sd, nine, pixel_model, tmp_path
             program, "番茄炒蛋", *([] if "--model" in flags else ["--model", dish_run]), *flags, *common
         )
         assert code == 2 and sentence in err and "Traceback" not in err and not (tmp_path / "rows.png").exists(), err
+
+
+# ------------------------------------------------------------------------------------------------------- in the lesson
+
+NUMBER = r"([-+]?\d+(?:\.\d+)?)"
+
+
+@cache
+def printed() -> str:
+    """All that the lesson's cells print."""
+    cells = json.loads((ROOT / "06_inpaint_gif/lesson.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(output.get("text", [])) for cell in cells for output in cell.get("outputs", []))
+
+
+def numbers(pattern: str) -> tuple[float, ...]:
+    """The numbers of the one printed line that matches; N in the pattern stands for a number."""
+    found = re.findall("(?m)^ *" + pattern.replace("N", NUMBER), printed())
+    assert len(found) == 1, (pattern, found)
+    return tuple(map(float, found[0]))
+
+
+def test_each_half_of_a_plate_has_the_colour_of_its_own_dish():
+    """Green minus red: below 0 for tomatoes, above 0 for lettuce."""
+    tomato, lettuce, both = (
+        numbers(rf"{name} +left half N, right half N$")
+        for name in ("tomato, egg", "lettuce", "left: tomato, right: lettuce")
+    )
+    assert max(tomato) < -0.1 and min(lettuce) > 0.1
+    assert both[0] < -0.1 and both[1] > 0.1
+
+
+def test_only_an_early_change_of_the_prompt_decides_the_dish():
+    """Shares of pictures that are nearer to the second name, with their intervals."""
+    rows = ("rice", *(f"tomato after {begin}% of the steps" for begin in (50, 25, 10)), "tomato, egg")
+    never, late, middle, early, always = (numbers(rf"{row} +N +N +N% \(N% to N%\)$") for row in rows)
+    assert never[2] <= late[2] <= middle[2] < early[2] <= always[2]
+    assert early[3] > middle[4], "the intervals overlap"
+    assert always[1] > early[1] > late[1], "cosine with the second name"
+
+
+def test_guidance_at_the_end_counts_more_than_at_the_beginning():
+    falling, rising = (numbers(rf"w = {w} +N +N ± N +N +N ± N$") for w in ("8 > 2", "2 > 8"))
+    assert falling[1] + falling[2] < 0 < rising[1], (
+        "falling guidance follows the name less, and its interval excludes 0"
+    )
