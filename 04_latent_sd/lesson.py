@@ -988,7 +988,7 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# Stop where the first curve is high and the second has not fallen much. There is little room, because colour and body are both large features: the noise that permits another colour also erases much of the shape (section 8). At small strengths only details change. At $s = 1$ hardly anything of the image is left, and the bodies agree about as often as
+# Stop where the first curve is high and the second has not fallen much: here at $s = 0.9$, where all 16 creatures are blue and 8 of 16 keep their body. At $s = 0.8$ one is blue, so there is little room. The reason is that colour and body are both large features: the noise that permits another colour also erases much of the shape (section 8). At small strengths only details change. At $s = 1$ hardly anything of the image is left, and the bodies agree about as often as
 # those of any two creatures (there are six bodies). Chapter 5 shows methods that keep the shape by other means.
 #
 # </details>
@@ -1123,7 +1123,7 @@ print("workers start by", start_method("cpu"), "without a GPU, and by", start_me
 # * Section 3: $\beta = 0.1$ and $\beta = 10$. Where does the collapse begin?
 # * Section 4: `KL = 1e-2`. What do the reconstructions cost, and how large are the latents then?
 # * Section 7: sample with a wrong factor, `vae.cfg = replace(vae.cfg, scaling_factor=2 * vae.cfg.scaling_factor)`, and then `paint(prompts)`.
-# * Section 10: the negative prompt "a creature with wings". Count the wings before and after; does it remove them?
+# * Section 10: the negative prompt "a creature with wings". Count the wings without it first: is there anything to remove? Count again with it. Which of the two conditions of a fair test is not met?
 # * Section 10: `paint(prompts, size=size * 3 // 2)`. The U-Net runs at any size; does it draw one creature or several?
 # * Section 11: change a dish into a creature. At which strength is it one?
 #

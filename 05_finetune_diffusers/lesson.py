@@ -1094,7 +1094,7 @@ for level in (150, 400, 600, 800, 950):
 # |---|---|---|
 # | **folder** of `diffusers` | a folder for each part, `model_index.json` | `from_pretrained("folder")` |
 # | a **repository** of the hub | the same folder, with versions | `from_pretrained("owner/name", revision="main")` |
-# | **variant** | the same folder also with weights in half precision, `diffusion_pytorch_model.fp16.safetensors` | `from_pretrained(..., variant="fp16", torch_dtype=torch.float16)` |
+# | **variant** | the same folder also with weights in half precision, `diffusion_pytorch_model.fp16.safetensors` | `from_pretrained(..., variant="fp16", dtype=torch.float16)` |
 # | **single file** | all parts in one `.safetensors` or `.ckpt`, under the names of the original code | `from_single_file("model.safetensors")` |
 # | **adapter** | a LoRA, some MB | `load_lora_weights(...)` |
 #

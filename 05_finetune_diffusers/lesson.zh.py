@@ -1052,7 +1052,7 @@ for level in (150, 400, 600, 800, 950):
 # |---|---|---|
 # | `diffusers` 的**文件夹** | 每个部件一个子文件夹，外加 `model_index.json` | `from_pretrained("folder")` |
 # | 模型库里的**仓库**（repository） | 同样的文件夹，带版本 | `from_pretrained("owner/name", revision="main")` |
-# | **变体**（variant） | 同样的文件夹，另有半精度的权重 `diffusion_pytorch_model.fp16.safetensors` | `from_pretrained(..., variant="fp16", torch_dtype=torch.float16)` |
+# | **变体**（variant） | 同样的文件夹，另有半精度的权重 `diffusion_pytorch_model.fp16.safetensors` | `from_pretrained(..., variant="fp16", dtype=torch.float16)` |
 # | **单文件**（single file） | 所有部件装在一个 `.safetensors` 或 `.ckpt` 里，沿用原始代码的名字 | `from_single_file("model.safetensors")` |
 # | **适配器**（adapter） | 一个 LoRA，几 MB | `load_lora_weights(...)` |
 #

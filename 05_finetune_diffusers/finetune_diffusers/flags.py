@@ -20,7 +20,7 @@ SMALL = 50_000_000  # a U-Net with fewer weights is small: it learns at rates th
 class GenerateFlags:
     """Flags of generate.py."""
 
-    prompts: Positional[tuple[str, ...]] = ("a red creature with wings", "a blue creature with horns")
+    prompts: Positional[tuple[str, ...]] = ("a red creature with bat wings", "a blue creature with two horns")
     """Prompts; each gets n pictures."""
     model: str = str(PRETRAINED)
     """Folder of a pipeline, run folder, checkpoint in one file, or hub id."""
@@ -76,8 +76,8 @@ class RestoreFlags:
     """Guidance scales, 1 or more; several are compared."""
     steps: Annotated[tuple[int, ...], SAMPLER_STEPS] = (10, 30)
     """Steps from pure noise; a strength of 0.4 takes 0.4 of them. Several are compared."""
-    scheduler: str = "dpm++"
-    """ddim, dpm++, euler-a, ...: see generate.py."""
+    scheduler: str = "own"
+    """own (the scheduler that the model was saved with), ddim, dpm++, euler-a, ...: see generate.py."""
     model: str = str(PRETRAINED)
     """Folder of a pipeline, run folder, checkpoint in one file, or hub id;
     an inpainting model (9 channels) takes --method inpaint only.

@@ -1,8 +1,8 @@
 """Prompt weights: how much each word counts, with the package Compel, and the same by hand.
 
-  python 05_finetune_diffusers/studies/prompt_weighting.py "a red++ creature with (wings)1.5"
+  python 05_finetune_diffusers/studies/prompt_weighting.py "a red++ creature with (bat wings)1.5"
   python 05_finetune_diffusers/studies/prompt_weighting.py "a blue creature with (big horns)0.4 and a long tail" --n 8
-  python 05_finetune_diffusers/studies/prompt_weighting.py "a green creature with wings" --word wings --sweep 0 0.5 1 1.5 2
+  python 05_finetune_diffusers/studies/prompt_weighting.py "a green creature with bat wings" --word "bat wings" --sweep 0 0.5 1 1.5 2
 
 word+ counts 1.1 times, word++ 1.1 x 1.1, word- 0.9 times, (several words)1.5 as much as it says. The text encoder
 turns a prompt into one vector for each token, and the prompt "" into vectors as well; a weight moves a token's vector
@@ -27,7 +27,7 @@ CHAPTER = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Args:
-    prompt: Positional[str] = "a red++ creature with (wings)1.5"
+    prompt: Positional[str] = "a red++ creature with (bat wings)1.5"
     """Prompt with weights: red++, red-, (red wings)1.5."""
     word: str | None = None
     """Words of the prompt that get several weights, one row for each; the prompt itself has no weights then."""
@@ -37,8 +37,8 @@ class Args:
     """Folder of a pipeline, run folder, checkpoint in one file, or hub id."""
     n: int = 4
     """Pictures in each row."""
-    scheduler: str = "dpm++"
-    """Scheduler; see generate.py."""
+    scheduler: str = "own"
+    """Scheduler: own is the model's; see generate.py."""
     steps: Annotated[int, SAMPLER_STEPS] = 25
     """Steps of the scheduler, from noise to picture."""
     guidance: Annotated[float, Range(1, 1000, hint="1 is off")] = 3.0

@@ -35,8 +35,8 @@ class Args:
     """Pictures of each setting."""
     steps: Annotated[int, SAMPLER_STEPS] = 20
     """Steps from pure noise; a strength of 0.4 takes 0.4 of them."""
-    scheduler: str = "dpm++"
-    """ddim, dpm++, euler-a, ...: see generate.py."""
+    scheduler: str = "own"
+    """own (the scheduler that the model was saved with), ddim, dpm++, euler-a, ...: see generate.py."""
     split: Literal["test", "heldout"] = "test"
     """Creatures that no model was trained on: new ones of known combinations, or combinations held out."""
     model: str = str(CHAPTER.parent / "04_latent_sd" / "pretrained" / "64x64")

@@ -29,7 +29,7 @@ SCARF, FRINGE = (0.10, 0.32, 0.30), (0.16, 0.78, 0.70)  # its outline, and its w
 
 
 def portraits(n: int, size: int, seed: int = 0) -> Tensor:
-    """n pictures of the subject in as many poses, before different walls. (n, 3, size, size) uint8"""
+    """n pictures of the subject, each tilted a little, before five walls in turn. (n, 3, size, size) uint8"""
     poses = np.random.default_rng([7, seed]).random((n, POSE))
     return torch.from_numpy(np.stack([portrait(WALLS[i % len(WALLS)], size, pose) for i, pose in enumerate(poses)]))
 
