@@ -3,6 +3,7 @@ every program with models of every family.
 """
 
 import importlib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from common.training.latents import check_fit_before
 from finetune_diffusers import prompt_weights
 from finetune_diffusers.models import open_pipeline
 from finetune_diffusers.schedulers import use_scheduler
-from helpers.tiny_families import write_tiny_ddpm, write_tiny_flow, write_tiny_xl
+from helpers.programs import load_program
+from helpers.tiny_families import write_tiny_ddpm, write_tiny_flow, write_tiny_sd, write_tiny_xl
 
 HERE = "05_finetune_diffusers"
 PROMPT = "a red creature"
@@ -24,6 +26,8 @@ PROMPT = "a red creature"
 def families(tmp_path_factory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("families")
     return {
+        "sd-1.5": write_tiny_sd(place / "sd-1"),
+        "sd-2.1": write_tiny_sd(place / "sd-2", second=True),
         "xl": write_tiny_xl(place / "xl"),
         "ddpm": write_tiny_ddpm(place / "ddpm"),
         "flow": write_tiny_flow(place / "flow"),
@@ -34,9 +38,10 @@ UNMEASURED = ["--measure", 0, "--sample-steps", 1, "--batch-size", 2, "--prompts
 QUICK = {"generate": [PROMPT, "--n", 1, "--steps", 2], "studies/prompt_weighting": ["a red++ creature", "--n", 1, "--steps", 2],
          "restore": ["--n", 2, "--steps", 2, "--strength", 1, "--guidance", 3, "--method", "img2img"],
          **{name: ["--steps", 1, "--n", 4, *UNMEASURED] for name in ("finetune", "lora")},
-         "dreambooth": ["--steps", 1, "--prior", 0, "--poses", 2, *UNMEASURED], "controlnet": ["--steps", 1, "--n", 8],
+         "dreambooth": ["--steps", 1, "--prior", 0, "--poses", 2, *UNMEASURED], "controlnet": ["--steps", 1, "--n", 8, "--measure", 2, "--sample-steps", 1, "--batch-size", 2],
          "train_unconditional": ["--steps", 1, "--data", "digits", "--n", 16, "--batch-size", 4]}  # fmt: skip
 TAKES = {
+    *((program, family) for program in QUICK if program != "train_unconditional" for family in ("sd-1.5", "sd-2.1")),
     ("generate", "xl"),
     ("generate", "flow"),
     ("studies/prompt_weighting", "xl"),
@@ -48,7 +53,7 @@ TAKES = {
 }
 
 
-@pytest.mark.parametrize("family", ["xl", "ddpm", "flow"])
+@pytest.mark.parametrize("family", ["sd-1.5", "sd-2.1", "xl", "ddpm", "flow"])
 @pytest.mark.parametrize("program", QUICK)
 def test_every_program_takes_every_family_or_names_it(families, tmp_path, command_line, program, family):
     code, _, err = command_line(
@@ -69,6 +74,13 @@ def test_every_program_takes_every_family_or_names_it(families, tmp_path, comman
         # it says what it found
         found = ("Pipeline", "inpaint", "conditioned", "UNet2D", "a Diffusion Transformer")
         assert any(name in last for name in found), last
+
+
+@pytest.mark.parametrize("program", [*(name for name in QUICK if name != "train_unconditional"), "studies/strength"])
+def test_a_model_keeps_its_scheduler_unless_another_is_named(program):
+    """Only the sample pictures of a training from scratch have one by default: such a model has none yet."""
+    args = load_program(f"{HERE}/{program}.py").Args
+    assert {field.name: field.default for field in fields(args)}["scheduler"] == "own"
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++", "unipc"])
