@@ -62,7 +62,10 @@ def dish() -> tuple[list[Tensor], list[Tensor]]:
     flags = FilmFlags("土鸡蛋炒番茄", camera="zoom-out:2", frames=MOVE, device="cpu")
     models = load_models(flags)
     picture = first_picture(flags, models, models.dish_model.size)
-    canvas, path = FilmCanvas(picture), CameraPath.plan(Move.parse(flags.camera), *picture.shape[1:], flags.new_fraction)
+    canvas, path = (
+        FilmCanvas(picture),
+        CameraPath.plan(Move.parse(flags.camera), *picture.shape[1:], flags.new_fraction),
+    )
     list(paint(canvas, path, open_painter(flags, models, in_english=False), models.query.name, flags.seed))
     film = list(render_frames(canvas, path, frame_times(MOVE, "pingpong", "smooth", path.returns)))
     config = SamplingConfig(models.dish_model.config.guidance_scale, sampler="ddim:40", seed=flags.seed)
