@@ -12,7 +12,7 @@ from PIL import Image
 from common.errors import UserError
 from common.io.tables import read_csv
 from common.models.pipeline import SamplingConfig
-from helpers.chapter_06 import MAKE_GIF, photograph
+from helpers.chapter_06 import EVALUATE_GIF, MAKE_GIF, photograph
 from helpers.programs import ROOT, run_program
 from inpaint_gif.animation import camera, first_picture, render
 from inpaint_gif.animation.flags import FilmFlags, file_name
@@ -540,6 +540,19 @@ def test_evaluation_tells_all_four(dish_run, nine, tmp_path, command_line):
         (row["exact"], row["frames"]) == ("True", "4") for row in moves.values()
     )
     assert "untouched" in out and "drift" in out and "zoom-in" in out
+
+
+def test_holes_of_another_size_and_blur(dish_run, tmp_path, command_line):
+    """An edge that is softened over more pixels is less visible, also in larger scenes than the dish model draws."""
+    seams = []
+    for blur in (0, 6):
+        code, _, err = command_line(
+            EVALUATE_GIF, "--dish", dish_run, "--backend", "transformers", "--only", "holes", "--engines", "repaint",
+            "--sampler", "ddim:1", "--n", 2, "--size", 96, "--mask-blur", blur, "--device", "cpu", "--out", tmp_path / str(blur),
+        )  # fmt: skip
+        assert code == 0, err
+        seams.append(float(read_csv(tmp_path / str(blur) / "holes.csv")[1]["seam"]))
+    assert seams[1] < seams[0]
 
 
 def test_the_judge_of_directions():

@@ -37,6 +37,10 @@ class GIFEvaluationFlags:
     """Guidance scale for drawing dishes."""
     paint_guidance: float = 2.0
     """Guidance scale for painting holes."""
+    mask_blur: float = 1.0
+    """Pixels over which the edge of a hole is softened, as in make_gif.py."""
+    size: Annotated[int | None, Range(16, 256, 64, unit=" pixels")] = None
+    """Side of the scenes of holes and drift in pixels; by default the size at which the dishes are drawn."""
     sampler: str = "dpmpp_2m:20"
     """Sampler and number of steps: dpmpp_2m:20, ddim:50, ..."""
     n: int = 40

@@ -38,11 +38,12 @@ def evaluate(flags: GIFEvaluationFlags) -> None:
     clip, pipeline = open_dish_model(folder, device, flags.clip, flags.backend)
     classifier = load_clip(flags.classifier, flags.backend, device) if flags.classifier else clip
     drawing = SamplingConfig(flags.guidance, sampler=flags.sampler, seed=flags.seed)
+    size = flags.size or pipeline.size
     backends = open_backends(flags, folder, clip, device) if {"holes", "drift", "moves"} & set(flags.only) else {}
     reports = {
         "dishes": lambda: report_dishes(pipeline, classifier, drawing, max(1, flags.n // 10)),
-        "holes": lambda: report_holes(pipeline.size, backends, flags.n, flags.seed),
-        "drift": lambda: report_drift(pipeline.size, backends, max(1, flags.n // 4), flags.seed),
+        "holes": lambda: report_holes(size, backends, flags.n, flags.seed),
+        "drift": lambda: report_drift(size, backends, max(1, flags.n // 4), flags.seed),
         "moves": lambda: report_moves(pipeline, backends, drawing, flags.frames),
     }
     for part, report in reports.items():
@@ -61,7 +62,9 @@ def open_backends(
     painting = SamplingConfig(flags.paint_guidance, sampler=flags.sampler)
     return {
         engine: open_backend(
-            BackendConfig(engine, models.get(engine), controlnets.get(engine), painting, device, clip)
+            BackendConfig(
+                engine, models.get(engine), controlnets.get(engine), painting, device, clip, blur=flags.mask_blur
+            )
         )
         for engine in flags.engines
     }
