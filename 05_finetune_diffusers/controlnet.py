@@ -23,7 +23,7 @@ from finetune_diffusers.training.flags import ControlNetFlags as Args
 from finetune_diffusers.training.flags import Preset, SizePresets, checked
 
 PRESETS = SizePresets(
-    small=Preset(steps=900, batch_size=16, lr=1e-3), large=Preset(steps=10_000, batch_size=4, lr=1e-5)
+    small=Preset(steps=1500, batch_size=16, lr=1e-3), large=Preset(steps=10_000, batch_size=4, lr=1e-5)
 )
 
 

@@ -20,10 +20,10 @@ from common.errors import UserError
 from finetune_diffusers.training.flags import DreamBoothFlags as Args
 from finetune_diffusers.training.flags import Preset, SizePresets, checked
 
-PRESETS = SizePresets(small=Preset(steps=500, batch_size=8, lr=1e-3), large=Preset(steps=400, batch_size=1, lr=2e-6))
+PRESETS = SizePresets(small=Preset(steps=1000, batch_size=8, lr=1e-3), large=Preset(steps=400, batch_size=1, lr=2e-6))
 # a LoRA has few weights, which begin far from where they end
 LORA_PRESETS = SizePresets(
-    small=Preset(steps=500, batch_size=8, lr=3e-3), large=Preset(steps=500, batch_size=1, lr=1e-4)
+    small=Preset(steps=1000, batch_size=8, lr=3e-3), large=Preset(steps=500, batch_size=1, lr=1e-4)
 )
 
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from common.io.ranges import SAMPLER_STEPS, Range
 
 # the course's own small Stable Diffusion
-PRETRAINED = Path(__file__).resolve().parents[2] / "04_latent_sd" / "pretrained" / "64x64"
+PRETRAINED = Path(__file__).resolve().parents[2] / "04_latent_sd" / "pretrained"
 OUT = Path("runs/05_finetune_diffusers")
 SMALL = 50_000_000  # a U-Net with fewer weights is small: it learns at rates that would ruin a large one
 
@@ -101,8 +101,8 @@ class RestoreFlags:
     size: str | None = None
     """With --image: size that the picture is cut to, 64 or 96x64 pixels; by default what the model was trained on."""
 
-    block: int = 8
-    """Side in pixels of the mosaic's blocks."""
+    block: int | None = None
+    """Side in pixels of the mosaic's blocks; by default an eighth of the picture's shorter side."""
     mosaic_fraction: Annotated[float, Range(0, 1, 0.6, above=True)] = 0.6
     """Fraction of each side that the mosaic covers."""
     noise: Annotated[float, Range(0, 100, 0.4, above=True)] = 0.4

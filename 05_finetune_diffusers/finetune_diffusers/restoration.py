@@ -37,6 +37,7 @@ from finetune_diffusers.training.loop.memory_usage import time_and_memory
 Method = Literal["img2img", "inpaint"]
 SECOND_STRENGTH = 0.3  # of a second pass
 AUTOENCODER = "through the autoencoder"  # a bound for every repair, far outside the scale of the plot
+CLASSICAL = "classical"  # the repair that needs no model: interpolation, or a filter
 Measures = dict[str, Tensor]  # by name, each (N,)
 
 
@@ -71,7 +72,8 @@ def restore(args: RestoreFlags) -> None:
     pipe = open_pipeline(args.model, "inpaint", device)
     need_unet(pipe, args.model)
     use_scheduler(pipe, args.scheduler)
-    degradation = Degradation(args.damage, args.block, args.mosaic_fraction, args.noise, args.scratches, args.seed)
+    block = args.block or max(1, min(size or (native_size(pipe),)) // 8)
+    degradation = Degradation(args.damage, block, args.mosaic_fraction, args.noise, args.scratches, args.seed)
     if image:
         work = own_picture(args, image, mask, size or (native_size(pipe),) * 2, degradation)
         if mask:
@@ -246,7 +248,7 @@ def make_references(pipe: DiffusionPipeline, work: DamagedImages, degradation: D
     """
     pictures = {"damaged": work.damaged}
     if work.truth is not None:
-        pictures["the old way"] = degradation.classical_repair(work.damaged, work.mask)
+        pictures[CLASSICAL] = degradation.classical_repair(work.damaged, work.mask)
         pictures[AUTOENCODER] = keep_known(reconstruct(pipe.vae, work.truth), work.damaged, work.mask)
     return pictures
 
@@ -300,7 +302,7 @@ def report(
         f"\nthe best of {len(grid)} settings (chosen on these same pictures): {best.method}, strength {best.strength:g}, "
         f"w = {best.guidance:g}, {best.steps} steps"
     )
-    for label in ("damaged", "the old way"):
+    for label in ("damaged", CLASSICAL):
         print(
             f"  PSNR against {label}: {format_mean(scores[best]['psnr'] - references[label]['psnr'])} dB, picture by picture"
         )

@@ -33,7 +33,7 @@ class Args:
     """Words of the prompt that get several weights, one row for each; the prompt itself has no weights then."""
     sweep: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
     """Weights of --word."""
-    model: str = str(CHAPTER.parent / "04_latent_sd" / "pretrained" / "64x64")
+    model: str = str(CHAPTER.parent / "04_latent_sd" / "pretrained")
     """Folder of a pipeline, run folder, checkpoint in one file, or hub id."""
     n: int = 4
     """Pictures in each row."""

@@ -39,7 +39,7 @@ class Args:
     """own (the scheduler that the model was saved with), ddim, dpm++, euler-a, ...: see generate.py."""
     split: Literal["test", "heldout"] = "test"
     """Creatures that no model was trained on: new ones of known combinations, or combinations held out."""
-    model: str = str(CHAPTER.parent / "04_latent_sd" / "pretrained" / "64x64")
+    model: str = str(CHAPTER.parent / "04_latent_sd" / "pretrained")
     """Folder of a pipeline that draws creatures."""
     seed: int = 0
     """Random seed of the first picture; the next has seed + 1."""

@@ -152,11 +152,11 @@ def test_restore_from_the_command_line(model, tmp_path, command_line):
         code == 0
         and "img2img, 2 steps: PSNR" in out
         and "inpaint, 2 steps: SSIM" in out
-        and "PSNR against the old way" in out
+        and "PSNR against classical" in out
         and "two, by latents" in out
     )
     rows = table(tmp_path / "study.csv")
-    assert [row["method"] for row in rows] == ["damaged", "the old way", "through the autoencoder"] + [
+    assert [row["method"] for row in rows] == ["damaged", "classical", "through the autoencoder"] + [
         "img2img"
     ] * 4 + ["inpaint"] * 4
     jobs = work(2)

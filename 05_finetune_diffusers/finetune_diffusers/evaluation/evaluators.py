@@ -9,6 +9,7 @@ print(evaluator.table())
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from common.data import Images
-from common.data.creatures.attributes import NAMES, VALUES
 from common.errors import enough_memory
-from common.evaluate.creature_classifier import load_creature_classifier, read_attributes
 from common.evaluate.distances import Estimate, bootstrap
 from common.io.pixels import to_float
 from common.io.tables import format_table
@@ -29,7 +28,7 @@ from common.viz import save_picture
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import encode, load_captioned
 from finetune_diffusers.data.styles import DrawnStyle, in_style, stray, styled_caption
-from finetune_diffusers.data.subject import FRINGE, SUBJECT
+from finetune_diffusers.evaluation.subject_metrics import scarf_share, subject_attributes, variety
 from finetune_diffusers.generation import PipelineSettings, call_pipeline
 from finetune_diffusers.images import contact_sheet, images_at_once
 from finetune_diffusers.models import reconstruct
@@ -116,20 +115,26 @@ class TuningEvaluator(ABC):
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         """The measures of a stage with these pictures; more may be drawn for it."""
 
-    def references(self) -> str:
-        """Values to compare the measures with, as a sentence."""
-        return ""
+    def references(self) -> dict[str, dict[str, Estimate]]:
+        """Values to compare the measures with, {what was measured: {measure: value}}."""
+        return {}
 
     def contact_sheet(self, path: Path) -> Path:
         """The validation prompts, a row for each stage."""
         pictures = torch.stack(list(self.pictures.values()))
         return save_picture(contact_sheet(pictures, list(self.pictures), self.prompts), path)
 
+    @cached_property
+    def columns(self) -> dict[str, dict[str, Estimate]]:
+        """What all stages measured, and the references. Only after the last stage."""
+        return self.found | (self.references() if self.sampler.args.measure else {})
+
     def table(self) -> str:
-        """A row for each measure, a column for each stage."""
+        """A row for each measure, a column for each stage and each reference."""
         names = dict.fromkeys(measure for found in self.found.values() for measure in found)
         return format_table(
-            {"": name} | {stage: format_estimate(found[name]) for stage, found in self.found.items() if name in found}
+            {"": name}
+            | {what: format_estimate(found[name]) if name in found else "" for what, found in self.columns.items()}
             for name in names
         )
 
@@ -170,10 +175,10 @@ class StyleEvaluator(TuningEvaluator):
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         found = {"denoising error of test images": mean_estimate(self.test_losses())}
         if self.style:
-            found["stray from the style, asked for"] = mean_estimate(
+            found["distance from the style, asked for"] = mean_estimate(
                 stray(self.style, self.sampler(self.styled.captions))
             )
-            found["stray from the style, not asked for"] = mean_estimate(
+            found["distance from the style, not asked for"] = mean_estimate(
                 stray(self.style, self.sampler(self.plain.captions))
             )
         return found
@@ -196,11 +201,12 @@ class StyleEvaluator(TuningEvaluator):
             ]
         return torch.stack(per_sample).mean(0).float().cpu()
 
-    def references(self) -> str:
+    def references(self) -> dict[str, dict[str, Estimate]]:
+        """The limit is that of images in the style, encoded and decoded."""
         if not self.style:
-            return ""
+            return {}
         best = mean_estimate(stray(self.style, reconstruct(self.sampler.pipe.vae, to_float(self.styled.pixels))))
-        return f"(pictures in the style, only through the autoencoder, stray by {format_estimate(best)})"
+        return {"limit": {"distance from the style, asked for": best}}
 
 
 def training_and_test_images(args: CaptionedFlags, size: int, main_process: bool) -> tuple[Images, Images | None]:
@@ -225,44 +231,36 @@ class SubjectEvaluator(TuningEvaluator):
     """For DreamBooth: is it the subject when it is asked for, and only then?
 
     subject, kind  "a sks creature", "a creature"
-    drawn          whether the subject is the drawn creature, whose attributes are known
+    portraits      the training images, if they are of the drawn creature, whose attributes are known
     """
 
-    def __init__(self, sampler: ValidationSampler, prompts: Sequence[str], subject: str, kind: str, drawn: bool):
+    def __init__(
+        self, sampler: ValidationSampler, prompts: Sequence[str], subject: str, kind: str, portraits: Tensor | None
+    ):
         super().__init__(sampler, prompts)
-        self.subject, self.kind, self.drawn = subject, kind, drawn
+        self.subject, self.kind, self.portraits = subject, kind, portraits
 
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
         n = self.sampler.args.measure
         asked, plain = self.sampler([self.subject] * n), self.sampler([self.kind] * n)
         found = {}
-        if self.drawn:
+        if self.portraits is not None:
             for name, images in ((self.subject, asked), (self.kind, plain)):
-                found[f"attributes of the subject in '{name}'"] = mean_estimate(subject_attributes(images))
-                found[f"scarf in '{name}'"] = mean_estimate(scarf_share(images))
+                found |= self.likeness(name, images)
         return found | {f"variety of '{self.kind}'": mean_estimate(variety(plain))}
 
+    def likeness(self, name: str, images: Tensor) -> dict[str, Estimate]:
+        """How far these images are of the drawn subject."""
+        return {
+            f"attributes of the subject in '{name}'": mean_estimate(subject_attributes(images)),
+            f"scarf in '{name}'": mean_estimate(scarf_share(images)),
+        }
 
-def subject_attributes(images: Tensor) -> Tensor:
-    """Share of the drawn subject's attributes that the classifier of creatures sees in each
-    picture. (N, 3, S, S) -> (N,)
-    """
-    places = [NAMES.index(name) for name in SUBJECT]
-    wanted = torch.tensor([VALUES[place].index(SUBJECT[NAMES[place]]) for place in places])
-    return (read_attributes(load_creature_classifier(), images)[0][:, places] == wanted).cpu().double().mean(1)
-
-
-def scarf_share(images: Tensor) -> Tensor:
-    """Share of the pixels whose colour is near that of the scarf. (N,)"""
-    wool = 2 * torch.tensor(FRINGE).view(1, 3, 1, 1) - 1
-    return ((images - wool).square().mean(1).sqrt() < 0.3).cpu().double().mean((1, 2))
-
-
-def variety(images: Tensor) -> Tensor:
-    """How far each picture is from the others: root mean square over pixels, mean over the others. (N,)"""
-    flat = images.flatten(1).cpu().double()
-    distance = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
-    return distance.sum(1) / max(1, len(images) - 1)
+    def references(self) -> dict[str, dict[str, Estimate]]:
+        """The limit is that of the training images, encoded and decoded."""
+        if self.portraits is None:
+            return {}
+        return {"limit": self.likeness(self.subject, reconstruct(self.sampler.pipe.vae, self.portraits))}
 
 
 # --------------------------------------------------------------------------------------------------------------- edges
@@ -305,24 +303,23 @@ class EdgeEvaluator(TuningEvaluator):
         return self.sampler(self.prompts[:COLUMNS], image=few, controlnet_conditioning_scale=self.strength)
 
     def measures(self, pictures: Tensor) -> dict[str, Estimate]:
-        found = edges(pictures, self.threshold)
+        return self.agreements(edges(pictures, self.threshold))
+
+    def agreements(self, found: Tensor) -> dict[str, Estimate]:
+        """How far these edges are where they were wanted."""
         return {
             f"agreement of edges, {how} (F1)": mean_estimate(agreement(found, self.wanted, tolerance))
             for tolerance, how in enumerate(("to the pixel", "one pixel aside counts"))
         }
 
-    def references(self) -> str:
+    def references(self) -> dict[str, dict[str, Estimate]]:
         """Lines are so dense in small pictures that those of any two agree;
-        and no picture can have what the autoencoder loses.
+        and no picture can have what the autoencoder loses. A single picture, with several prompts, has no other.
         """
+        if bool((self.wanted == self.wanted[:1]).all()):
+            return {}
         again = edges(reconstruct(self.sampler.pipe.vae, self.images), self.threshold)
-        worst, best = (
-            " and ".join(
-                format_estimate(mean_estimate(agreement(found, self.wanted, tolerance))) for tolerance in (0, 1)
-            )
-            for found in (self.wanted.roll(1, 0), again)
-        )
-        return f"(edges of another picture agree by {worst}; those of the same one, only through the autoencoder, by {best})"
+        return {"another image": self.agreements(self.wanted.roll(1, 0)), "limit": self.agreements(again)}
 
     def contact_sheet(self, path: Path) -> Path:
         """What the ControlNet is given, the pictures drawn without and with it, and the pictures that it was taken from."""

@@ -154,8 +154,6 @@ def draw_with_controlnet(args: ControlNetFlags, name: str) -> None:
     evaluator.evaluate(EdgeEvaluator.WITHOUT)
     evaluator.evaluate(EdgeEvaluator.WITH)
     print(evaluator.table())
-    if not args.image:  # with several prompts for one picture, there may be no other picture to compare with
-        print(f"  {evaluator.references()}")
     print(evaluator.contact_sheet(args.sheet))
 
 

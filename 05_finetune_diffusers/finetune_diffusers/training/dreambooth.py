@@ -11,6 +11,7 @@ from common.data import Images, load
 from common.data.sources.decoding import decode_all
 from common.data.sources.listing import list_folder
 from common.errors import UserError
+from common.io.pixels import to_float
 from common.viz import save_picture
 from finetune_diffusers.data.latent_dataset import PriorPairs, encode
 from finetune_diffusers.data.subject import portraits
@@ -19,6 +20,7 @@ from finetune_diffusers.evaluation.evaluators import SubjectEvaluator, Validatio
 from finetune_diffusers.images import to_pil
 from finetune_diffusers.training.flags import DreamBoothFlags, SizePresets
 from finetune_diffusers.training.loop.trainer import Tuner
+from finetune_diffusers.training.lora import check_targets
 from finetune_diffusers.training.loss import latent_denoising
 from finetune_diffusers.training.tuning import RunContext, checked_record, setup, train_and_report, unfreeze
 
@@ -43,6 +45,8 @@ def dreambooth(args: DreamBoothFlags, presets: SizePresets) -> None:
     """Train on the subject, and save the whole pipeline or the adapter."""
     run = setup(args, f"dreambooth-{args.word}", presets)
     args, pipe = run.args, run.pipe
+    if args.rank:
+        check_targets(pipe.unet, args.targets)
     images = subject_images(args, run.size)
     record = checked_record(run, images)
     if not run.quiet:
@@ -50,7 +54,8 @@ def dreambooth(args: DreamBoothFlags, presets: SizePresets) -> None:
     sample = ValidationSampler(pipe, args, run.size, run.accelerator)
     caption, kind = images.captions[0], filled(args.instance_prompt, args, args.kind)
     prompts = [filled(prompt, args, f"{args.word} {args.kind}") for prompt in args.prompts]
-    evaluator = SubjectEvaluator(sample, prompts, caption, kind, args.subject is None)
+    drawn = to_float(images.pixels) if args.subject is None else None
+    evaluator = SubjectEvaluator(sample, prompts, caption, kind, drawn)
     evaluator.evaluate("base")
     if args.random_flip:
         images = mirrored(images)
@@ -60,7 +65,7 @@ def dreambooth(args: DreamBoothFlags, presets: SizePresets) -> None:
             others = make_class_images(run, kind, sample)
         known = encode(pipe, others, others.captions, run.quiet, args.train_text_encoder)
         data = PriorPairs(latents, known, args.prior)
-    trained = unfreeze(run, images, args.word, args.rank)
+    trained = unfreeze(run, images, args.word, args.rank, targets=args.targets)
     loss = latent_denoising(pipe, latents, args, trained.predict)
     trainer = Tuner(trained.net, data, loss, args, run.accelerator)
     train_and_report(

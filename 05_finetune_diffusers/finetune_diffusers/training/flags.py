@@ -272,15 +272,19 @@ class DreamBoothFlags(TuningFlags):
     """
     rank: Annotated[int, Range(0, 4096, 8)] = 0
     """Rank of a LoRA that is trained in place of all weights; 0 is all weights."""
+    targets: tuple[str, ...] = ATTENTION
+    """With --rank: layers of the U-Net that get an adapter, by the ends of their names. A small model draws a new
+    subject only if its convolutions can change, too: add conv1 conv2.
+    """
     train_text_encoder: bool = False
     """Train the text encoders as well: with --rank adapters at their attention, else all their weights."""
     output_kohya_format: bool = False
     """With --rank: write the adapter also as NAME-kohya.safetensors, under the names of kohya's scripts and the webui."""
     prompts: tuple[str, ...] = (
         "a {}",
-        "a {} on a mint background",
-        "a sleepy {}",
         "a {} with bat wings",
+        "a {} with two horns",
+        "a sleepy {}",
         "a {kind}",
         "a blue {kind}",
     )

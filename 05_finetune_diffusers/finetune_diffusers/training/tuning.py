@@ -227,11 +227,9 @@ def train_and_report(
     pictures = {"before and after": evaluator.contact_sheet(run.args.out / "before_after.png")}
     if table := evaluator.table():
         print(f"\nmeasured on {run.args.measure} pictures, with 95 % intervals\n{table}")
-        if references := evaluator.references():
-            print(f"  {references}")
     measures = {
-        stage: {name: estimate._asdict() for name, estimate in found.items()}
-        for stage, found in evaluator.found.items()
+        what: {name: estimate._asdict() for name, estimate in found.items()}
+        for what, found in evaluator.columns.items()
     }
     trainer.report(state is not None, measures=measures)
     rows: dict[str, object] = {**pictures, **results}

@@ -2,6 +2,7 @@
 full fine-tuning, and refusals.
 """
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from common.data import load
+from common.data.creatures.draw import POSE
 from common.diffusion.schedules import make_schedule
 from common.errors import UserError
 from common.io.pixels import to_float
@@ -29,7 +31,7 @@ from common.random import BatchRandom
 from finetune_diffusers.data import latent_dataset, styles, subject
 from finetune_diffusers.data.edges import agreement, edges
 from finetune_diffusers.data.latent_dataset import CaptionedLatents, PriorPairs
-from finetune_diffusers.evaluation import evaluators
+from finetune_diffusers.evaluation import subject_metrics
 from finetune_diffusers.images import images_at_once
 from finetune_diffusers.pixel_pipeline import open_pixels
 from finetune_diffusers.training import dreambooth
@@ -171,14 +173,30 @@ def test_the_subject_is_always_itself():
     """As the classifier of creatures sees it, in every pose; and its scarf is what no other has."""
     portraits, others = to_float(subject.portraits(6, 64)), to_float(load("creatures", 64, n=20).pixels)
     assert (
-        float(evaluators.subject_attributes(portraits).mean())
-        > 0.9
+        float(subject_metrics.subject_attributes(portraits).mean())
+        > 0.8
         > 0.6
-        > float(evaluators.subject_attributes(others).mean())
+        > float(subject_metrics.subject_attributes(others).mean())
     )
-    assert float(evaluators.scarf_share(portraits).min()) > 0.02 > float(evaluators.scarf_share(others).mean())
+    assert (
+        float(subject_metrics.scarf_share(portraits).min())
+        > 0.7
+        > 0.1
+        > float(subject_metrics.scarf_share(others).max())
+    )
     assert len({tuple(p.flatten().tolist()) for p in portraits}) == 6
-    assert float(evaluators.variety(others).mean()) > float(evaluators.variety(portraits).mean())
+
+
+@pytest.mark.parametrize("view", subject.VIEWS[1:])
+def test_a_view_can_be_undone(view):
+    """Turned upright, the face of the subject in any view is its face in the first."""
+    seen, front = (
+        to_float(torch.from_numpy(subject.portrait("sky", 128, [0.5] * POSE, other)))[None]
+        for other in (view, subject.VIEWS[0])
+    )
+    face = (slice(None), slice(None), slice(50, 76), slice(50, 78))
+    undone, as_seen = ((images - front)[face].abs().mean() for images in (subject.upright(seen, view), seen))
+    assert undone < as_seen / 3
 
 
 def test_a_run_leaves_everything(tuned):
@@ -192,7 +210,7 @@ def test_a_run_leaves_everything(tuned):
     ):
         assert (tuned / name).exists(), name
     found = json.loads((tuned / "results.json").read_text())
-    assert set(found["measures"]) == {"base", "tuned"} and len(found["measures"]["tuned"]) == 3
+    assert set(found["measures"]) == {"base", "tuned", "limit"} and len(found["measures"]["tuned"]) == 3
     cost, weights = found["cost"], load_file(tuned / "model" / UNET)
     n = sum(w.numel() for w in weights.values())
     assert cost["trained"] == cost["weights"] == n
@@ -581,6 +599,7 @@ def test_a_set_without_test_images_is_refused_before_anything_is_encoded(
         (FINETUNE, ["--n", 0], "--n"),
         (LORA, ["--rank", 0], "--rank"),
         (LORA, ["--targets", "nothing", "--n", 2, "--measure", 0], "no layer"),
+        (DREAMBOOTH, ["--rank", 2, "--targets", "nothing", "--measure", 0], "no layer"),
         (LORA, ["--use", "nowhere.safetensors"], "no file"),
         (DREAMBOOTH, ["--word", ""], "--word"),
         (DREAMBOOTH, ["--subject", "nowhere"], "no folder"),
@@ -609,3 +628,22 @@ def test_runs_that_cannot_be_continued(base, tuned, adapted, tmp_path, command_l
     (again / "checkpoints" / "step-00000004" / "optimizer.bin").write_bytes(b"not this")
     code, _, err = command_line(LORA, "--resume", again, "--device", "cpu")
     assert code == 2 and "is damaged" in err and "step-00000002" in err and "Traceback" not in err
+
+
+def test_runs_are_collected_in_tables(tuned, tmp_path, command_line):
+    """What a run printed at its end stands in measures.csv, and its references beside it."""
+    code, out, err = command_line("05_finetune_diffusers/studies/runs.py", tuned, "--out", tmp_path)
+    assert code == 0, err
+    found = json.loads((tuned / "results.json").read_text())
+    measures = list(csv.DictReader((tmp_path / "measures.csv").open()))
+    assert [row["measure"] for row in measures] == list(found["measures"]["tuned"])
+    for row in measures:
+        for column, stage in (("before", "base"), ("after", "tuned"), ("limit", "limit")):
+            estimate = found["measures"][stage].get(row["measure"])
+            assert (row[column], row[f"{column}_low"]) == (
+                ("", "") if estimate is None else (str(estimate["value"]), str(estimate["low"]))
+            )
+    assert any(row["limit"] for row in measures)
+    (costs,) = csv.DictReader((tmp_path / "costs.csv").open())
+    assert float(costs["kept_mb"]) == pytest.approx(5 * 4 * found["cost"]["weights"] / 1e6, rel=0.01)
+    assert "distance from the style" in out

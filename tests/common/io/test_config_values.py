@@ -225,8 +225,8 @@ def test_damaged_results(change, tmp_path, command_line):
     """What a training wrote at its end, and somebody changed."""
     good = {"cost": {"trained": 1, "weights": 2, "peak": 3}, "seconds": 61.5, "steps": 4}
     (tmp_path / "results.json").write_text(json.dumps(good))
-    code, out, _ = command_line("05_finetune_diffusers/studies/memory.py", tmp_path)
+    code, out, _ = command_line("05_finetune_diffusers/studies/runs.py", tmp_path)
     assert code == 0 and "1 of 2" in out and "1 min 2 s" in out
     (tmp_path / "results.json").write_text(json.dumps(good | change))
-    code, out, err = command_line("05_finetune_diffusers/studies/memory.py", tmp_path)
+    code, out, err = command_line("05_finetune_diffusers/studies/runs.py", tmp_path)
     assert code == 2 and "results.json" in err and len(err.strip().splitlines()) == 1

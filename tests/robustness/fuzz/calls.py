@@ -49,7 +49,7 @@ VALID: dict[str, dict[str, list[str]]] = {
     "05_finetune_diffusers/studies/strength.py": CPU | {"--model": ["IN/sd"], "--n": ["2"], "--steps": ["4"], "--strength": ["0.5"], "--guidance": ["1"], "--out": ["out"]},
     "05_finetune_diffusers/train_unconditional.py": {key: FEW[key] for key in FEW} | {"--n": ["8"], "--size": ["16"], "--channels": ["8", "16"], "--batch-size": ["4"], "--sample-steps": ["1"], "--out": ["run"]},
     "05_finetune_diffusers/ddpm_package.py": CPU | {"--n": ["100"], "--size": ["16"], "--dim": ["8"], "--mults": ["1", "2"], "--samples": ["4"], "--sample-steps": ["2"], "--steps": ["2"], "--out": ["run"]},
-    "05_finetune_diffusers/studies/memory.py": {"": ["IN/results"]},
+    "05_finetune_diffusers/studies/runs.py": {"": ["IN/results"], "--out": ["out"]},
     "05_finetune_diffusers/finetune.py": TUNED | {"--n": ["4"], "--prompts": ["a red one"], "--out": ["run"]},
     "05_finetune_diffusers/lora.py": TUNED | {"--n": ["4"], "--rank": ["2"], "--prompts": ["a red one"], "--out": ["run"]},
     "05_finetune_diffusers/dreambooth.py": TUNED | {"--poses": ["2"], "--class-images": ["2"], "--prompts": ["a {}"], "--out": ["run"]},

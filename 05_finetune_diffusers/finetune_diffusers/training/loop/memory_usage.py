@@ -2,7 +2,7 @@
 
 Weights, gradients, the optimizer's state and the average are tensors, so their bytes are counted. What a step needs
 beside them (activations above all) shows only in the most that is held at one moment: on a GPU torch keeps that record
-itself, on a CPU the system does for the whole process, Python and its libraries included. `studies/memory.py` shows
+itself, on a CPU the system does for the whole process, Python and its libraries included. `studies/runs.py` shows
 several runs in one table.
 """
 
