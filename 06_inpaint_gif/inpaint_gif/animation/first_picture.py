@@ -23,7 +23,7 @@ from inpaint_gif.inpainting.backends import DEFAULTS
 from inpaint_gif.inpainting.compositing import resized
 from inpaint_gif.inpainting.published import PUBLISHED_GUIDANCE, is_published, open_published, reads_english_only
 
-GUIDANCE = 5.0  # of the models of this course
+GUIDANCE = 3.0  # of the models of this course
 
 
 class DishModel(Protocol):

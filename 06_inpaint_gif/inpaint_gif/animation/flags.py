@@ -57,7 +57,7 @@ class FilmFlags:
     """Number of drawn pictures of the dish, of which the film uses the one that is nearest to the name in the CLIP."""
 
     guidance: float | None = None
-    """Guidance scale for drawing the dish; 1 is off. By default 5, and 7.5 for models that read English only."""
+    """Guidance scale for drawing the dish; 1 is off. By default 3, and 7.5 for models that read English only."""
     paint_guidance: float | None = None
     """Guidance scale for painting keyframes; by default 2, because the surroundings of a dish depend little on its
     name, and 7.5 for models that read English only."""
@@ -65,7 +65,7 @@ class FilmFlags:
     """Sampler and number of steps: dpmpp_2m:20, ddim:50, ...
     RePaint uses the number of steps, and takes them several times.
     """
-    mask_blur: float = 1.0
+    mask_blur: float = 3.0
     """Pixels over which the edge of the painted part is softened, on its own side; known pixels never change."""
     padding_mask_crop: int | None = None
     """Pixels around the hole that the engine sees, at its own size; by default the whole keyframe."""

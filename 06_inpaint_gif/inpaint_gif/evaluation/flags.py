@@ -33,11 +33,11 @@ class GIFEvaluationFlags:
     """Network of the engine inpaint; by default the shipped one."""
     controlnet: Path | None = None
     """ControlNet of the engine controlnet, a run of train_controlnet.py; by default the shipped one."""
-    guidance: float = 5.0
+    guidance: float = 3.0
     """Guidance scale for drawing dishes."""
     paint_guidance: float = 2.0
     """Guidance scale for painting holes."""
-    mask_blur: float = 1.0
+    mask_blur: float = 3.0
     """Pixels over which the edge of a hole is softened, as in make_gif.py."""
     size: Annotated[int | None, Range(16, 256, 64, unit=" pixels")] = None
     """Side of the scenes of holes and drift in pixels; by default the size at which the dishes are drawn."""

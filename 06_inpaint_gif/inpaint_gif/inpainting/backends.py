@@ -43,10 +43,10 @@ ENGINES = ("inpaint", "repaint", "controlnet", "diffusers", *FILLS)  # the value
 DEFAULTS = {  # the shipped models
     "inpaint": CHAPTER / "pretrained" / "inpaint",
     "repaint": CHAPTER / "pretrained" / "text2dish",
-    "controlnet": CHAPTER.parent / "04_latent_sd" / "pretrained" / "64x64",
+    "controlnet": CHAPTER.parent / "04_latent_sd" / "pretrained",
 }
 CONTROLNET = CHAPTER / "pretrained" / "controlnet"
-BLUR = 1.0  # pixels over which the edge of the hole is softened
+BLUR = 3.0  # pixels over which the edge of the hole is softened
 
 
 # ------------------------------------------------------------------------------------------- models of this course

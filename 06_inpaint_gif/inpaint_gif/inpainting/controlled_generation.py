@@ -31,7 +31,7 @@ from inpaint_gif.inpainting.regional_prompts import (
     region_weights,
 )
 
-SWEEP = (0.8, 0.6, 0.4, 0.2)  # fractions of the steps at which the prompt of --sweep-then begins
+SWEEP = (0.4, 0.2, 0.1, 0.05)  # fractions of the steps at which the prompt of --sweep-then begins
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ class GenerationFlags:
     then: tuple[str, ...] = ()
     """FRACTION:PROMPT, one or more: the prompt that replaces the name from that fraction of the steps on."""
     sweep_then: str | None = None
-    """Prompt that begins at 0.8, 0.6, 0.4 and 0.2 of the steps, with a row for each,
+    """Prompt that begins at 0.4, 0.2, 0.1 and 0.05 of the steps, with a row for each,
     instead of --then and --region.
     """
-    guidance: str = "5"
+    guidance: str = "3"
     """Guidance scale, or two of them, 8>2: the first at the noise, the last at the picture."""
     negative: str = ""
     """Negative prompt."""

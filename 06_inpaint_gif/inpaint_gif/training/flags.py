@@ -7,7 +7,7 @@ from typing import Literal
 from common.training.flags import SampleFlags
 from common.training.settings import OTHER, Presets
 
-CHAPTER_4 = Path(__file__).parents[3] / "04_latent_sd" / "pretrained" / "64x64"
+CHAPTER_4 = Path(__file__).parents[3] / "04_latent_sd" / "pretrained"
 # training holds out the second and the last but one
 NAMES = ("土鸡蛋炒番茄", "番茄炒鸡蛋", "葱油生菜", "米饭", "红烧鱼", "一碗馄饨，木桌", "番茄龙虾", "")
 
@@ -39,6 +39,8 @@ class Text2DishFlags(SampleFlags):
     widths: tuple[int, ...] | None = None
     """Width of the U-Net at each resolution of the latents, highest first; by default those of --model, or 32 64 with
     --scratch. With one more in front, as wide as the next, the U-Net grows by one resolution, for larger images."""
+    guidance: float = 3.0
+    """Guidance scale of the sample pictures; 1 is off."""
     names: tuple[str, ...] = NAMES
     """Names of the sample pictures, drawn without and with guidance."""
 
@@ -50,8 +52,8 @@ class HoleFlags(SampleFlags):
     data: str = "dishes"
     """Data set: dishes, which are drawn, or a folder of images with captions, an .lmdb, hub:owner/name."""
     n: int | None = None
-    """Number of images; by default 2,000 drawn scenes, or the whole set."""
-    windows: int = 4
+    """Number of images; by default 1,500 drawn scenes, or the whole set."""
+    windows: int = 3
     """Random windows onto each image."""
     holes: int = 4
     """Random holes in each window. All are made, and encoded, before the training begins."""
@@ -70,7 +72,7 @@ class LatentPreset:
     lr: float = 1e-3
 
 
-TEXT2DISH_PRESETS = Presets(  # the dishes as latents of 16 x 16
+TEXT2DISH_PRESETS = Presets(  # the dishes as latents of 32 x 32
     cpu={"dishes": LatentPreset(minutes=30, batch_size=16), OTHER: LatentPreset(minutes=60, lr=5e-4)},
     mps={"dishes": LatentPreset(minutes=20, batch_size=64), OTHER: LatentPreset(minutes=45, batch_size=64, lr=5e-4)},
     gpu={"dishes": LatentPreset(minutes=15, batch_size=256), OTHER: LatentPreset(minutes=30, batch_size=128, lr=5e-4)},

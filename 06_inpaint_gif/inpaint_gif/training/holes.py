@@ -32,7 +32,7 @@ from inpaint_gif.training.flags import HoleFlags
 from inpaint_gif.training.hole_masks import camera_holes
 from inpaint_gif.training.scenes import drawn_views, views_of
 
-SCENES = 2000  # default of --n
+SCENES = 1500  # default of --n
 SHOWN = 8  # test windows in the sample pictures
 
 
