@@ -48,52 +48,9 @@ import torch.nn.functional as F
 from IPython.display import Image, display
 
 from common import viz
-from common.data import load
 from common.data.dishes.captions import names_of
-from common.data.dishes.dataset import dish as looks_of
-from common.data.dishes.dataset import draw as draw_dish
-from common.diffusion.samplers import initial_noise
-from common.diffusion.schedules import add_noise
 from common.io.pixels import to_float
-from common.io.state_dict import count_parameters
-from common.models.pipeline import SamplingConfig
-from common.random import Noise
-from inpaint_gif.animation.camera import MOVES, CameraPath, Move, paint, render_frames
-from inpaint_gif.animation.canvas import FilmCanvas, Window
-from inpaint_gif.animation.motion import motion
-from inpaint_gif.animation.timing import EASES, close_loop, frame_changes, frame_times
-from inpaint_gif.animation.writers import DITHERS, contact_sheet, quantized, to_pixels, write_film
-from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, name_embeddings, parse_dish_name
-from inpaint_gif.clip.loss import contrastive_loss
-from inpaint_gif.clip.model import BACKENDS, ChineseCLIP
-from inpaint_gif.clip.name_encoder import load_clip_for, open_model
-from inpaint_gif.clip.retrieval import FORTY, evaluate_dishes, share
-from inpaint_gif.evaluation.metrics import edge_metrics, scene_view, untouched_seam
-from inpaint_gif.inpainting.backends import DEFAULTS, BackendConfig, InpaintBackend, inpainting_channels, open_backend
-from inpaint_gif.inpainting.compositing import (
-    blurred,
-    enlarged,
-    feathered,
-    levelled,
-    matched,
-    overlay,
-    seam,
-    tint_step,
-)
-from inpaint_gif.inpainting.edge_fill import nearest
-from inpaint_gif.inpainting.regional_prompts import (
-    Region,
-    changing_scale,
-    in_regions,
-    in_stages,
-    progress_along,
-    region_weights,
-)
-from inpaint_gif.inpainting.repaint import jump_schedule, repaint
-from inpaint_gif.training.flags import HoleFlags
-from inpaint_gif.training.holes import hole_test_set
-from inpaint_gif.training.inpaint import widened
-from inpaint_gif.training.scenes import load_test_scenes
+from inpaint_gif.inpainting.backends import DEFAULTS
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 DISH, HOLES = DEFAULTS["repaint"], DEFAULTS["inpaint"]  # 随课程提供的模型，也可以是你自己训练的文件夹
@@ -121,6 +78,9 @@ def percent(found):
 # **CLIP**（[Radford et al. 2021](https://arxiv.org/abs/2103.00020)）由两个网络组成。文本编码器把一段文字映射成一个向量，图像编码器把一张图像映射成一个同样长的向量。两个网络一起训练，使图像的向量与其文本描述的向量指向同一方向。**Chinese CLIP**（[Yang et al. 2022](https://arxiv.org/abs/2211.01335)，软件包 `cn_clip`）的文本编码器是一个 BERT，它把中文按字切分。我们的 CLIP 很小，用画出来的菜训练，但同一个软件包就能打开它。
 
 # %%
+from common.io.state_dict import count_parameters
+from inpaint_gif.clip.name_encoder import load_clip_for
+
 clip = load_clip_for(DISH)  # 训练随课程提供的模型时所用的 CLIP
 NAME = "土鸡蛋炒番茄"  # 菜单上没有这个说法
 vector = clip.encode_text([NAME])
@@ -174,6 +134,11 @@ for i, (row, name, note) in enumerate(zip(vectors @ vectors.T, names, notes, str
 
 
 # %%
+from common.data import load
+from inpaint_gif.clip.dish_names import LEARNED
+from inpaint_gif.clip.loss import contrastive_loss
+
+
 def clip_loss(logits, right):
     """目标与 softmax 之间的 KL 散度，行与列各算一次再平均。logits, right (B, B) -> (B,)"""
     target = right / right.sum(1, keepdim=True)  # 在正确的文本描述上均匀分布
@@ -258,6 +223,8 @@ plt.show()
 # **问题：** 不在对角线上的格子里，你预计哪些最亮？
 
 # %%
+from inpaint_gif.clip.dish_names import name_embeddings
+
 TEN = [
     "番茄炒蛋",
     "葱油生菜",
@@ -309,6 +276,8 @@ for i, name in enumerate(TEN):
 # CLIP 把一张图像归给菜单上 80 个名字中最近的一个。反过来，它把一个名字归给图像离它最近的那道菜。第一种只要两行代码：
 
 # %%
+from inpaint_gif.clip.retrieval import evaluate_dishes, share
+
 all_names = name_embeddings(clip, LEARNED)  # (80, D)：每道菜各个名字的平均嵌入
 guess = (clip.encode_image(to_float(test.pixels)) @ all_names.T).argmax(1)
 print(f"{len(test)} 张图像，{len(all_names)} 个名字，认对的比例：{percent(share(guess == test.labels))}\n")
@@ -326,6 +295,8 @@ for what, found in figures.items():
 # 下一个单元格列出几个留出的名字、一个菜单上没有的名字，以及一个不是中文的名字。
 
 # %%
+from inpaint_gif.clip.dish_names import HELD_OUT, parse_dish_name
+
 for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "宫保虾仁", "steamed rice"]:
     asked = parse_dish_name(clip, text)
     meant = next((dish for dish, other in HELD_OUT.items() if other == text), None)
@@ -342,6 +313,8 @@ for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "�
 # 到此为止，所有嵌入都是用 `cn_clip` 计算的。`transformers` 库能读取同样的权重，只是名字不同：
 
 # %%
+from inpaint_gif.clip.model import BACKENDS, ChineseCLIP
+
 backends = [ChineseCLIP(clip.checkpoint, backend) for backend in BACKENDS]
 for backend in backends:
     print(f"{backend.backend:14}{type(backend.network.clip).__module__}.{type(backend.network.clip).__name__}")
@@ -407,6 +380,8 @@ for what, (weights, output) in {
 # 在代码里，这两个词元只要一行（[name_encoder.py](inpaint_gif/clip/name_encoder.py)）。嵌入要乘以 $\sqrt D$，使各分量的大小符合网络的需要。
 
 # %%
+from inpaint_gif.clip.name_encoder import open_model
+
 pipeline = open_model(DISH, clip=clip)
 c, f, size = pipeline.vae.cfg.latent_channels, pipeline.factor, pipeline.size
 side = size // f
@@ -423,8 +398,12 @@ print(f"{len(layers)} 个交叉注意力层；它们的键的偏置：{[layer.to
 # 训练好的网络会用到这种选择吗？我们画三道菜，加噪，让网络评估一次，再显示它最后一个注意力层里菜名的权重。越亮，权重越大。
 
 # %%
+from common.diffusion.schedules import add_noise
+from common.models.pipeline import SamplingConfig
+from common.random import Noise
+
 three = ["番茄炒蛋", "葱油生菜", "米饭"]
-drawn = pipeline.txt2img(three, SamplingConfig(guidance_scale=5.0, seed=1))
+drawn = pipeline.txt2img(three, SamplingConfig(guidance_scale=3.0, seed=1))
 layer = [
     module for name, module in pipeline.unet.named_modules() if name.startswith("up_blocks") and name.endswith("attn2")
 ][-1]
@@ -463,25 +442,28 @@ for row, word in zip(rows[1:], words, strict=True):
 # **问题：** $w = 0$ 时会画出什么？$w = 10$ 时会出什么问题？每一列的噪声相同。
 
 # %%
-SCALES, five = (0.0, 1.0, 5.0, 10.0), ["番茄炒蛋", "葱油生菜", "麻婆豆腐", "米饭", "红烧鱼"]
-swept = {w: pipeline.txt2img(five, SamplingConfig(guidance_scale=w, seed=3)) for w in SCALES}
+SCALES, asked = (0.0, 1.0, 3.0, 10.0), ["番茄炒蛋", "葱油生菜", "米饭", "红烧鱼"]
+swept = {w: pipeline.txt2img(asked, SamplingConfig(guidance_scale=w, seed=3)) for w in SCALES}
 show_images(
     torch.cat(list(swept.values())),
-    5,
-    across=["番茄炒蛋", "葱油生菜", "麻婆豆腐", "米饭", "红烧鱼"],
+    4,
+    across=["番茄炒蛋", "葱油生菜", "米饭", "红烧鱼"],
     down=[f"w = {w:g}" for w in SCALES],
 )
 
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# $w = 0$ 时，菜名不起作用，这一行是无条件的样本。$w = 1$ 时颜色与菜名相符，$w = 5$ 时形状也相符。$w = 10$ 时颜色过于饱和，碗和盘子失去边沿，菜的边缘堆积起白色或黑色的区域。
+# $w = 0$ 时，菜名不起作用，这一行是无条件的样本。$w = 1$ 时颜色与菜名相符，$w = 3$ 时形状也相符，例如盛鱼的椭圆盘。$w = 10$ 时颜色过于饱和，质感变粗，盘子失去边沿。
 # </details>
 #
 # 看一看不如数一数。40 道菜每道画一张，由 CLIP 的*图像*编码器把它们归给全部 80 个名字之一。图像编码器没有参与画图。但是画图用的条件来自文本编码器，而两个编码器是一起训练的，所以这个分类器偏宽松。测试集里的图像给出它的上限。
 
 
 # %%
+from inpaint_gif.clip.retrieval import FORTY
+
+
 def accuracy(pictures, dishes):
     """CLIP 认对了菜的图像所占的比例，附区间。"""
     right = torch.tensor([order.index(dish) for dish in dishes])
@@ -489,20 +471,20 @@ def accuracy(pictures, dishes):
 
 
 print(f"{'图像':16}{'认对的比例':>24}")
-for w in (1.0, 2.0, 5.0, 10.0):
+for w in (1.0, 3.0, 5.0, 10.0):
     found = accuracy(pipeline.txt2img(FORTY, SamplingConfig(guidance_scale=w, seed=7)), FORTY)
     print(f"{f'画图，w = {w:g}':15}{percent(found):>28}")
 print(f"{'测试集':15}{percent(share(guess == test.labels)):>28}")
 
 # %% [markdown]
-# 引导有用：$w = 1$ 时比例为 58 %<!--out-->，$w = 5$ 时为 80 %<!--out-->。只有 40 张图像，区间很宽，所以 $w = 2$、5 和 10 之间的差别无法下结论。`evaluate_gif.py --only dishes` 会画更多的图像。
+# 比例从 $w = 1$ 时的 80 %<!--out--> 升到 $w = 3$ 时的 90 %<!--out-->，到 $w = 10$ 又降到 70 %<!--out-->。只有 40 张图像，区间互相重叠，单凭这些还不能下结论。[RESULTS.md](RESULTS.md) 有更多的图像：$w = 2$ 和 3 比 5 好。
 #
 # 如果菜名从未出现在文本描述里，画出的菜还对吗？下面每一对从同样的噪声开始。左边用学过的名字，右边用同一道菜留出的名字。
 
 # %%
 pairs = ["番茄炒蛋", "葱油生菜", "红烧鱼", "米饭"]
 unseen = [HELD_OUT.get(dish, dish) for dish in pairs]
-left, right = (pipeline.txt2img(some, SamplingConfig(guidance_scale=5.0, seed=5)) for some in (pairs, unseen))
+left, right = (pipeline.txt2img(some, SamplingConfig(guidance_scale=3.0, seed=5)) for some in (pairs, unseen))
 across = [
     word
     for dish in ("番茄炒蛋", "葱油生菜", "红烧鱼", "米饭")
@@ -530,6 +512,9 @@ print(
 # 镜头移动时，新画面里有一部分从未出现过。**局部重绘**（inpainting）补上这个空缺，使它与其余部分相接。我们的测试材料是摆在桌上的菜，桌面延伸到画面之外；我们透过位置随机的窗口去看，窗口里的空缺与镜头移动时留下的一样。
 
 # %%
+from inpaint_gif.training.flags import HoleFlags
+from inpaint_gif.training.holes import hole_test_set
+
 painter = open_model(HOLES)  # 局部重绘模型：第 4 章的 U-Net，输入通道更多，在空缺上训练
 holes = hole_test_set(HoleFlags(), painter.size, 12)
 images, masks, captions = holes.images, holes.masks, holes.captions  # (N, 3, S, S), (N, 1, S, S)
@@ -549,6 +534,8 @@ print("第一张的提示词：", captions[0])
 # 即加噪的潜变量 $x_t$，4 个通道；蒙版 $m$，1 个通道，空缺处为 1；以及把空缺涂灰的图像的潜变量，4 个通道。所以输入有 9 个通道，输出仍是 4 个。
 
 # %%
+from inpaint_gif.inpainting.backends import inpainting_channels
+
 image, mask = images[:1], masks[:1]
 level = list(painter.noise_levels(SamplingConfig(sampler="ddim:20")))[10]
 noisy = add_noise(painter.encode(image), Noise(0)(0, torch.empty(1, c, side, side)), level)  # (1, c, h, w)
@@ -577,6 +564,8 @@ print(
 # **问题：** 如果五个新通道的权重都是 0，加宽后的层算出什么？这些权重还能学习吗？
 
 # %%
+from inpaint_gif.training.inpaint import widened
+
 old = pipeline.unet.conv_in.weight.detach()  # (宽度, c, 3, 3)
 new = torch.cat([old, torch.zeros(len(old), c + 1, 3, 3)], dim=1)  # (宽度, 2c + 1, 3, 3)
 bias = pipeline.unet.conv_in.bias
@@ -602,7 +591,7 @@ for what, part in {
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# 算出的结果与旧的层相同，只有舍入误差，所以训练从旧网络已有的能力出发。一个权重的梯度等于它的输入乘以其输出的梯度。输入不为零，所以为零的权重从第一步起就能学习。最后几行表明，在训练好的重绘网络里，这些权重几乎与其他权重一样大。（第 5 章 ControlNet 的零卷积用的是同样的想法。）
+# 算出的结果与旧的层相同，只有舍入误差，所以训练从旧网络已有的能力出发。一个权重的梯度等于它的输入乘以其输出的梯度。输入不为零，所以为零的权重从第一步起就能学习。最后几行表明，在训练好的重绘网络里，这些权重大约是其他权重的一半。（第 5 章 ControlNet 的零卷积用的是同样的想法。）
 # </details>
 #
 # ### RePaint：不必为此训练的局部重绘
@@ -618,6 +607,11 @@ for what, part in {
 
 
 # %%
+from common.diffusion.samplers import initial_noise
+from inpaint_gif.inpainting.edge_fill import nearest
+from inpaint_gif.inpainting.repaint import jump_schedule, repaint
+
+
 def repaint_longhand(denoise, known, hole, levels, order, noise):
     """known (B, c, h, w)：干净的潜变量；hole (B, 1, h, w)：空缺处为 1；order：依次经过的水平。"""
     x = levels[0].sigma * noise(0, known)
@@ -725,6 +719,9 @@ for passes in (1, 4, 20):
 # 每个后端返回的都是经过自编码器的整张图像。本应不变的像素，会改变多少？
 
 # %%
+from inpaint_gif.inpainting.backends import InpaintBackend
+from inpaint_gif.inpainting.compositing import overlay
+
 raw = InpaintBackend(painter, SamplingConfig(guidance_scale=2.0)).paint(
     images, masks, captions, seed=0
 )  # (N, 3, S, S)
@@ -746,6 +743,8 @@ print(f"经过 overlay 之后，所有已知像素逐位相同：{torch.equal(pa
 # 通常的 *mask blur*（蒙版模糊）把边缘**两侧**的蒙版都变软。**问题：** 每种软边缘改变多少已知像素？
 
 # %%
+from inpaint_gif.inpainting.compositing import blurred, feathered
+
 soft = {
     "硬边缘": masks,
     "模糊 2 像素": torch.stack([blurred(mask, 2) for mask in masks]),
@@ -775,12 +774,14 @@ for name, mask in soft.items():
 # 边缘有多显眼？**接缝**（seam）这个量把图像跨过边缘的跳变与附近的跳变相比。1 表示边缘与周围没有区别，硬边缘则达到 2 以上。画面里的线条可能碰巧落在边缘上，所以要对多张图像取平均，并与*未改动*的图像比较。
 
 # %%
+from inpaint_gif.inpainting.compositing import levelled, matched, seam
+
 triples = list(zip(images, raw, masks, strict=True))
 matched_only = torch.stack([overlay(a, matched(a, b, m), m) for a, b, m in triples])
 level_too = [(a, levelled(a, matched(a, b, m), m), m) for a, b, m in triples]
-softened = torch.stack([overlay(a, overlay(nearest(a, m), b, feathered(m, 1)), m) for a, b, m in level_too])
+softened = torch.stack([overlay(a, overlay(nearest(a, m), b, feathered(m, 3)), m) for a, b, m in level_too])
 ways = {"未改动": images, "直接粘贴": pasted, "匹配": matched_only, "匹配、调平、\n羽化": softened}
-show_images(torch.cat([part[:4] for part in ways.values()]), 4, down=list(ways))
+show_images(torch.cat([part[:3] for part in ways.values()]), 3, down=list(ways))
 print(f"{'接缝与标准误差':>7}   已知像素{''}")
 for name, part in ways.items():
     found = [seam(image, mask) for image, mask in zip(part, masks, strict=True)]
@@ -790,7 +791,7 @@ for name, part in ways.items():
     )
 
 # %% [markdown]
-# 直接粘贴会留下看得见的边缘（2.02<!--out-->）。三种补救办法都用上之后，接缝与未改动的图像相同，已知像素也一个都没有改变。
+# 直接粘贴会留下看得见的边缘（3.99<!--out-->）。三种补救办法都用上之后，接缝与未改动的图像相同，已知像素也一个都没有改变。
 #
 # ### 五种引擎
 #
@@ -799,15 +800,18 @@ for name, part in ways.items():
 # **问题：** 哪种引擎的接缝最小？哪种误差最小？
 
 # %%
+from inpaint_gif.evaluation.metrics import edge_metrics, untouched_seam
+from inpaint_gif.inpainting.backends import BackendConfig, open_backend
+
 engines = {
     name: open_backend(BackendConfig(name, sampling=SamplingConfig(guidance_scale=2.0), clip=clip))
     for name in ("nearest", "reflect", "repaint", "controlnet", "inpaint")
 }
 painted = {
-    name: torch.stack([engine(images[i] * (1 - masks[i]), masks[i], captions[i], i) for i in range(4)])
+    name: torch.stack([engine(images[i] * (1 - masks[i]), masks[i], captions[i], i) for i in range(3)])
     for name, engine in engines.items()
 }
-show_images(torch.cat([with_hole[:4], *painted.values(), images[:4]]), 4, down=["已知部分", *painted, "原图"])
+show_images(torch.cat([with_hole[:3], *painted.values(), images[:3]]), 3, down=["已知部分", *painted, "原图"])
 
 floor = untouched_seam(holes)
 print(f"{'':12}{'接缝':>23}{'空缺里的误差':>21}   每个空缺的秒数")
@@ -820,7 +824,7 @@ for name, engine in engines.items():
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# *nearest* 的接缝最小（0.48<!--out-->），*inpaint* 的误差最小（0.13<!--out-->）。*inpaint* 的接缝 0.88<!--out-->，与未改动的图像的 0.89<!--out--> 相同。
+# *nearest* 的接缝最小（0.70<!--out-->），*inpaint* 的误差最小（0.14<!--out-->）。*inpaint* 的接缝 0.94<!--out-->，与未改动的图像的 0.98<!--out--> 相当。
 # </details>
 #
 # *reflect* 在桌上放了第二个盘子，*nearest* 把盘子的边沿拉成条纹，一直拉到画面边上。*repaint* 在没有菜的地方画出一道菜。*controlnet* 不改变文生图模型，而是加上第二个网络，由它来看带空缺的图像。*repaint* 的步数是 *inpaint* 的四倍，从时间上也看得出来（时间取决于机器，倍数则不然）。接缝比未改动的图像还小，并不是优点：*nearest* 延续边缘的颜色，比任何真实图像都平滑。
@@ -838,7 +842,10 @@ for name, engine in engines.items():
 # 管线把这道菜画四次，CLIP 从中选出嵌入离菜名最近的一张，`make_gif.py` 也是这样做的。选中的图像放在一个无限大的平面上。镜头是一个在平面上移动的**窗口**（window），由位置 $(x, y)$ 和比例确定。窗口露出平面上没有图像的部分时，那里的蒙版为 1。
 
 # %%
-four = pipeline.txt2img([NAME] * 4, SamplingConfig(guidance_scale=5.0, seed=0))
+from inpaint_gif.animation.camera import MOVES, CameraPath, Move
+from inpaint_gif.animation.canvas import FilmCanvas
+
+four = pipeline.txt2img([NAME] * 4, SamplingConfig(guidance_scale=3.0, seed=0))
 cosines = clip.encode_image(four) @ vector[0]
 picture = four[int(cosines.argmax())]
 show_images(
@@ -869,6 +876,9 @@ show_images(torch.stack(views[6:]), 6, across=titles[6:], width=900)
 # 在每个**关键帧**（keyframe），程序渲染已知的部分，补画空缺，再把结果加到平面上。没有任何地方会画第二次，所以镜头回来时看到的还是同样的内容。
 
 # %%
+from inpaint_gif.animation.camera import paint
+from inpaint_gif.animation.writers import contact_sheet
+
 way, world, engine = CameraPath.plan(Move.parse("zoom-out:3"), size, size), FilmCanvas(picture), engines["inpaint"]
 began = time.perf_counter()
 keyframes = list(paint(world, way, engine, NAME, seed=0))
@@ -892,6 +902,11 @@ contact_sheet(picture, keyframes)
 # **问题：** 为什么取中位数，而不取平均值？
 
 # %%
+from inpaint_gif.animation.canvas import Window
+from inpaint_gif.evaluation.metrics import scene_view
+from inpaint_gif.inpainting.compositing import tint_step
+from inpaint_gif.training.scenes import load_test_scenes
+
 scenes, names_of_scenes = load_test_scenes(10, painter.size)
 chosen = [0, 4, 9]
 backs_off, S = CameraPath.plan(Move.parse("zoom-out:4"), painter.size, painter.size), painter.size
@@ -900,7 +915,7 @@ backs_off, S = CameraPath.plan(Move.parse("zoom-out:4"), painter.size, painter.s
 def without_levelling(image, mask, prompt, seed):
     """与前面的引擎相同，但只在已知的一侧比较颜色。"""
     painted = matched(image, engine.backend(image, mask, prompt, seed), mask)
-    return overlay(image, overlay(nearest(image, mask), painted, feathered(mask, 1)), mask)
+    return overlay(image, overlay(nearest(image, mask), painted, feathered(mask, 3)), mask)
 
 
 rows, table = {}, []
@@ -916,9 +931,7 @@ for what, backend in {"没有调平": without_levelling, "经过调平": engine}
 rows["真实场景"] = torch.stack([scene_view(scenes[i], backs_off.keyframes[-1], S) for i in chosen])
 true = [(scene_view(scenes[i], k.stop.window, S), k.mask) for i in chosen for k in done]
 table.append(("真实场景", np.mean([tint_step(*each) for each in true]), np.mean([seam(*each) for each in true])))
-show_images(
-    F.interpolate(torch.cat(list(rows.values())), scale_factor=2, mode="bicubic").clamp(-1, 1), 3, down=list(rows)
-)
+show_images(torch.cat(list(rows.values())), 3, down=list(rows))
 print(f"{'四个关键帧之后':17}{'色调跳变':>8}{'接缝':>6}")
 for what, step, edge in table:
     print(f"{what:20}{step:12.3f}{edge:8.2f}")
@@ -929,17 +942,21 @@ for what, step, edge in table:
 # 边缘有一段可能穿过某个物体，例如盘子的边沿。那里颜色相差很大，而且理应如此。平均值会把盘沿的蓝色抹到桌面上。只要物体在附近占不到一半，中位数就不理会它。
 # </details>
 #
-# 不调平时，饺子周围的矩形很容易看出来（右列，上面一行）。调平使色调跳变减半，从 0.051<!--out--> 降到 0.027<!--out-->；真实场景是 0.042<!--out-->，因为真实桌面上的光线向四周逐渐变暗。接缝略有增大，从 0.92<!--out--> 到 1.03<!--out-->：它测量的是另一回事，而且本来就不成问题。
+# 不调平时，木桌（左列）的一圈圈颜色深浅不同。调平使色调跳变从 0.027<!--out--> 降到 0.017<!--out-->；真实场景是 0.029<!--out-->，因为真实桌面上的光线向四周逐渐变暗。接缝几乎不变，从 1.30<!--out--> 到 1.29<!--out-->，高于真实场景的 0.87<!--out-->：它测量的是另一回事，这里是桌面的纹路，重绘网络没有把纹路接上。
 #
 # ### 关键帧之间
 #
 # 关键帧之间的各帧是从平面上渲染出来的，位置可以是像素的几分之几。
 #
-# **问题：** 平移 32 个像素，用 24 帧，每帧移动 $32/23 \approx 1.39$<!--given--> 个像素。如果每一帧都放在最近的*整数*像素上，动画看起来会怎样？
+# **问题：** 平移 64 个像素，用 24 帧，每帧移动 $64/23 \approx 2.78$<!--given--> 个像素。如果每一帧都放在最近的*整数*像素上，动画看起来会怎样？
 #
 # 我们在画面本身上测量运动。**相位相关**（phase correlation，[motion.py](inpaint_gif/animation/motion.py)）根据两张图像的傅里叶变换的相位求出位移，所以它对移动画面的那段代码一无所知。
 
 # %%
+from inpaint_gif.animation.camera import render_frames
+from inpaint_gif.animation.motion import motion
+from inpaint_gif.animation.timing import EASES, frame_times
+
 FRAMES = 24
 
 
@@ -982,7 +999,7 @@ for what, values in (pans | zooms).items():
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# 有的帧移动 1 个像素，有的移动 2 个。眼睛看到的是一顿一顿的（左图，蓝色），虽然每一帧单独看更清晰。
+# 有的帧移动 2 个像素，有的移动 3 个。眼睛看到的是一顿一顿的（左图，蓝色），虽然每一帧单独看更清晰。
 # </details>
 #
 # * **中图：** `linear` 突然开始，突然停止；`ends` 在时间的前五分之一加速，后五分之一减速；`smooth` 按 $3t^2 - 2t^3$ 变化。各条曲线下的面积相同，因为路径相同。
@@ -1012,6 +1029,9 @@ for what, values in (pans | zooms).items():
 
 
 # %%
+from inpaint_gif.animation.timing import close_loop, frame_changes
+
+
 def film_of(plane, way, loop, ease="linear", frames=FRAMES):
     return list(close_loop(render_frames(plane, way, frame_times(frames, loop, ease, way.returns)), frames))
 
@@ -1035,7 +1055,7 @@ show_images(
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# `once` 的最大变化远大于其他（0.50<!--out-->），就在它接头的地方。`pingpong` 和 `seamless` 从最后一帧到第一帧的变化，并不比其他帧之间大。代价各不相同：`pingpong` 要把运动倒过来，`seamless` 在渐变期间会同时出现两个盘子。
+# `once` 的最大变化远大于其他（0.60<!--out-->），就在它接头的地方。`pingpong` 和 `seamless` 从最后一帧到第一帧的变化，并不比其他帧之间大。代价各不相同：`pingpong` 要把运动倒过来，`seamless` 在渐变期间会同时出现两个盘子。
 # </details>
 #
 # 用 `linear` 速度的 `pingpong` 在折返时会猛地一顿。所以 `make_gif.py` 对 `pingpong` 和 `once` 使用 `--ease smooth`，镜头在折返点会停下来。第四种循环 `round` 在一条直线路径的尽头放上原图的副本。
@@ -1050,6 +1070,9 @@ show_images(
 # 为了看清效果，我们只用 24 种颜色：
 
 # %%
+from inpaint_gif.animation.writers import DITHERS, quantized, to_pixels
+from inpaint_gif.inpainting.compositing import enlarged
+
 factor = math.ceil(128 / size)
 frames = [enlarged(frame, factor, 0.6) for frame in films["pingpong"]]
 pixels = to_pixels(frames)  # (24, H, W, 3)，字节
@@ -1070,6 +1093,8 @@ display(viz.labelled_grid(crops, 4, ["所有颜色", *(f"24 色，{dither}" for 
 # **问题：** 哪种抖动闪烁最厉害？哪种调色板的文件更大？
 
 # %%
+from inpaint_gif.animation.writers import write_film
+
 folder = Path(tempfile.mkdtemp())
 print(f"{'24 色':29}{'误差':>6}{'闪烁':>8}{'kB':>8}    （误差和闪烁以 255 级灰度计）")
 for palette in ("global", "frame"):
@@ -1094,7 +1119,7 @@ plt.show()
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# Floyd–Steinberg 闪烁最厉害（12.7<!--out--> 级灰度，固定图案为 8.3<!--out-->），因为只要有东西移动，它的图案就完全改变。每帧一个调色板，文件略大一些，不过每一帧都更接近原图。
+# Floyd–Steinberg 闪烁最厉害（11.43<!--out--> 级灰度，固定图案为 8.35<!--out-->），因为只要有东西移动，它的图案就完全改变。每帧一个调色板，文件略大一些，不过每一帧都更接近原图。
 # </details>
 #
 # （逐像素来看，任何抖动的误差都比不抖动大。眼睛会把相邻像素平均起来，所以判断不同。）GIF 压缩重复的像素序列（LZW），而噪声不会重复。所以抖动使文件变大，减少颜色使文件变小。
@@ -1104,6 +1129,9 @@ plt.show()
 # WebP 和 MP4 不限颜色，而且比 GIF 小，所以是默认格式。放大各帧时使用**反锐化掩模**（unsharp mask）$x + a\,(x - \text{blur}(x))$，它能恢复边缘的对比度。画出来的菜可以有任意尺寸，所以我们能检验，它究竟是让放大的图像更接近真实，还是只会夸大：
 
 # %%
+from common.data.dishes.dataset import dish as looks_of
+from common.data.dishes.dataset import draw as draw_dish
+
 attributes = [looks_of(0, "test", i) for i in range(3)]  # 三道菜的 (外观, 摆放)
 truths, smalls = (
     [to_float(torch.from_numpy(draw_dish(looks, s, pose))) for looks, pose in attributes] for s in (384, 128)
@@ -1122,7 +1150,7 @@ for a in (0.0, 0.3, 0.6, 1.2):
 
 # %%
 film = [enlarged(frame, math.ceil(256 / size), 0.6) for frame in film_of(world, way, "pingpong", "smooth", frames=24)]
-written = write_film(film, folder / "film.webp", fps=12, max_bytes=120_000)
+written = write_film(film, folder / "film.webp", fps=12, max_bytes=108_000)
 print(
     f"{written.frames} 帧，{written.width} x {written.height}，{written.bytes / 1000:.0f} kB"
     + (f"；{written.note}" if written.note else "")
@@ -1157,11 +1185,13 @@ Image(written.path.read_bytes(), format="png", width=384)  # WebP 动画；不�
 # > **在论文里**，MultiDiffusion 对各区域的采样*步*取平均，它是一个最小二乘问题的解。如果采样器的一步对 $(\hat x_0, \hat\varepsilon)$ 是线性的，例如 DDIM，那么这与对预测取平均相同。
 
 # %%
-K, SHOWN = 12, 4  # 每种画几张，显示其中几张
-how = SamplingConfig(guidance_scale=5.0, sampler="dpmpp_2m:12")
+from inpaint_gif.inpainting.regional_prompts import Region, in_regions, region_weights
+
+K, SHOWN = 12, 3  # 每种画几张，显示其中几张
+how = SamplingConfig(guidance_scale=3.0, sampler="dpmpp_2m:12")
 
 
-def denoiser(prompt, w=5.0):
+def denoiser(prompt, w=3.0):
     """给采样器用的函数，K 张图像共用一个提示词。"""
     return pipeline.guided([prompt] * K, SamplingConfig(guidance_scale=w))
 
@@ -1185,24 +1215,36 @@ library = draw_with(in_regions([(tomato, m_rest), (lettuce, m_right)]))
 print(f"与 regional_prompts.py 的最大差别：{(ours - library).abs().max():.0e}")
 drawings = {"番茄炒蛋": draw_with(tomato), "葱油生菜": draw_with(lettuce), "左：番茄炒蛋\n右：葱油生菜": ours}
 show_images(torch.cat([part[:SHOWN] for part in drawings.values()]), SHOWN, down=list(drawings))
-halves = {"左半": slice(None, size // 2), "右半": slice(size // 2, None)}
-print("绿减红的平均，从 -2 到 2：")
+two_names = clip.encode_text(["番茄炒蛋", "葱油生菜"])
+
+
+def halves(part):
+    """每张图像的左右两半，各自用镜像补成一整盘。"""
+    left, right = part.split(size // 2, dim=-1)
+    return {"左半": torch.cat([left, left.flip(-1)], -1), "右半": torch.cat([right.flip(-1), right], -1)}
+
+
+print(f"{K} 张图像中，被 CLIP 认作番茄炒蛋的张数（括号里是绿减红的平均，从 -2 到 2）：")
 for what, part in drawings.items():
-    tints = "，".join(
-        f"{name} {float((part[:, 1] - part[:, 0])[..., half].mean()):+.2f}" for name, half in halves.items()
-    )
-    print(f"  {tints}　　{' '.join(what.split())}")
+    found = []
+    for name, plates in halves(part).items():
+        near = clip.encode_image(plates) @ two_names.T  # 与两个菜名的余弦
+        tint = float((plates[:, 1] - plates[:, 0]).mean())
+        found.append(f"{name} {int((near[:, 0] > near[:, 1]).sum()):2} ({tint:+.2f})")
+    print(f"  {'，'.join(found)}　　{' '.join(what.split())}")
 
 # %% [markdown]
-# 一个盘子里盛着两道菜，盘沿把两者一起围住。最后一行表明，每一半都是自己那道菜的颜色。
+# 一个盘子里盛着两道菜，盘沿把两者一起围住。计数时，每一半都用自己的镜像补成一整盘，由 CLIP 判断它更接近哪个菜名。最后一行表明，每一半都被认作自己那道菜，颜色也是那道菜的。
 #
 # ### 中途改变提示词
 #
 # 早期的步噪声大，决定大的结构；后期的步决定细节（第 5 章，图生图）。我们从“米饭”开始，走过一部分步数之后换成“番茄炒蛋”。**问题：** 最晚什么时候换提示词，仍然能决定画的是哪道菜？
 
 # %%
+from inpaint_gif.inpainting.regional_prompts import in_stages, progress_along
+
 progress = progress_along(pipeline.noise_levels(how))  # 到达某个噪声水平时，已经走完的步数所占的比例
-rice, begins = denoiser("米饭"), (0.5, 0.25, 0.1)
+rice, begins = denoiser("米饭"), (0.25, 0.1, 0.05)
 drawings = {"米饭": draw_with(rice)}
 for begin in begins:
     drawings[f"{begin:.0%} 的步数之后\n换成番茄"] = draw_with(in_stages([(0.0, rice), (begin, tomato)], progress))
@@ -1218,18 +1260,20 @@ for name, part in drawings.items():
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# 几乎不能晚。走过一半步数再换，甚至走过四分之一（十二步中的三步）再换，都没有一张图像更接近新的提示词。走过四分之一再换，米饭变淡了，却没有别的东西来代替。走过 10 % 再换，也就是从第三步起，有 75 %<!--out--> 的图像更接近新菜名，只是盘子还是旧菜名选的。画的是*哪道*菜，在十二步中的头两三步就定了，那时噪声最强。
+# 几乎不能晚。走过四分之一（十二步中的三步）再换，没有一张图像更接近新的提示词：米饭变淡了，却没有别的东西来代替。走过 10 % 再换，也就是从第三步起，有 25 %<!--out--> 更接近新菜名；走过 5 % 再换，也就是从第二步起，全部都是，只是盘子还是旧菜名选的。画的是*哪道*菜，在十二步中的头两步就定了，那时噪声最强。
 # </details>
 #
 # ### 变化的引导系数
 #
-# 引导系数也可以随噪声水平变化。`8>2` 在噪声大时强引导，到末尾变弱；`2>8` 正好相反；按步平均，两者相同。从同样的噪声得到的图像成对比较，这样可以消除大部分随机波动。
+# 引导系数也可以随噪声水平变化。`5>1` 在噪声大时强引导，到末尾变弱；`1>5` 正好相反；按步平均，两者相同。从同样的噪声得到的图像成对比较，这样可以消除大部分随机波动。
 
 # %%
+from inpaint_gif.inpainting.regional_prompts import changing_scale
+
 kinds = {
-    "w = 5": 5.0,
-    "w = 8 > 2": changing_scale(8.0, 2.0, progress),
-    "w = 2 > 8": changing_scale(2.0, 8.0, progress),
+    "w = 3": 3.0,
+    "w = 5 > 1": changing_scale(5.0, 1.0, progress),
+    "w = 1 > 5": changing_scale(1.0, 5.0, progress),
 }
 drawings = {name: draw_with(denoiser("番茄炒蛋", w)) for name, w in kinds.items()}
 show_images(torch.cat([part[:SHOWN] for part in drawings.values()]), SHOWN, down=list(drawings))
@@ -1241,13 +1285,13 @@ def difference(a, b):
 
 
 measures = {name: (clip.encode_image(part) @ both[1], part.std(1).mean((1, 2))) for name, part in drawings.items()}
-print(f"{'':14}{'与菜名的余弦':>16}{'与 w = 5 之差':>21}{'鲜艳度':>13}{'与 w = 5 之差':>21}")
+print(f"{'':14}{'与菜名的余弦':>16}{'与 w = 3 之差':>21}{'鲜艳度':>13}{'与 w = 3 之差':>21}")
 for name, (near, colour) in measures.items():
-    a, b = (difference(x, y) for x, y in zip((near, colour), measures["w = 5"], strict=True))
+    a, b = (difference(x, y) for x, y in zip((near, colour), measures["w = 3"], strict=True))
     print(f"{name:14}{near.mean():22.3f}{a:>24}{colour.mean():16.3f}{b:>24}")
 
 # %% [markdown]
-# 与固定的系数相比，`8>2` 更不符合菜名：余弦之差 $-0.022 \pm 0.014$ 不包含 0。`2>8` 则更符合一些。所以对这个模型来说，轨迹的末尾比开头更重要。鲜艳度之差小于各自的区间，所以这 12 对没有显示出差别。
+# `5>1` 与固定的系数一样符合菜名：余弦之差为 $-0.001 \pm 0.004$。它的图像更鲜艳，高出 $0.013 \pm 0.005$；`1>5` 的图像更不鲜艳，低了 $0.021 \pm 0.019$。两个区间都不包含 0：对这个模型来说，图像有多鲜艳取决于噪声大时的引导系数，颜色就是在那时决定的。
 #
 # （鲜艳度是三个通道之间的标准差，再对像素取平均。）在命令行里：
 #
