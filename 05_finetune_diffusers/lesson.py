@@ -242,7 +242,9 @@ for w, images in zip(scales, rows, strict=True):
     print(
         f"w = {w:<4g} red and with bat wings: {share(count(images, colour='red', wings='bat'), 6)}; values at black or white: {clipped:.0%}"
     )
-show_images(torch.cat([images[:4] for images in rows]), 4, [f"seed {i}" for i in range(4)], [f"w = {w:g}" for w in scales])
+show_images(
+    torch.cat([images[:4] for images in rows]), 4, [f"seed {i}" for i in range(4)], [f"w = {w:g}" for w in scales]
+)
 
 # %% [markdown]
 # The classifier is satisfied at every scale, even without guidance. Look at the images instead: a larger scale makes colours harder, at $w = 20$ wings and outlines dissolve, and the share of values at black or white rises from 6 % to 12 %<!--out-->. The usual scale is 7.5<!--given--> for Stable Diffusion 1.5, 5 to 7 for XL, and

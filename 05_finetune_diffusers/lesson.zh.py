@@ -229,7 +229,9 @@ for w, images in zip(scales, rows, strict=True):
     print(
         f"w = {w:<4g} 红色且有蝙蝠翅膀：{share(count(images, colour='red', wings='bat'), 6)}；纯黑或纯白的值：{clipped:.0%}"
     )
-show_images(torch.cat([images[:4] for images in rows]), 4, [f"种子 {i}" for i in range(4)], [f"w = {w:g}" for w in scales])
+show_images(
+    torch.cat([images[:4] for images in rows]), 4, [f"种子 {i}" for i in range(4)], [f"w = {w:g}" for w in scales]
+)
 
 # %% [markdown]
 # 不论系数多大，甚至不用引导，分类器都满意。所以请看图像本身：系数越大，颜色越生硬；到 $w = 20$ 时，翅膀和轮廓开始瓦解，纯黑或纯白的值从 6 % 增加到 12 %<!--out-->。常用的系数，Stable Diffusion 1.5 是 7.5<!--given-->，XL 是 5 到 7，Stable Diffusion 3 是 3 到 5。它取决于具体的模型，并不是定律。

@@ -156,9 +156,9 @@ def test_restore_from_the_command_line(model, tmp_path, command_line):
         and "two, by latents" in out
     )
     rows = table(tmp_path / "study.csv")
-    assert [row["method"] for row in rows] == ["damaged", "classical", "through the autoencoder"] + [
-        "img2img"
-    ] * 4 + ["inpaint"] * 4
+    assert [row["method"] for row in rows] == ["damaged", "classical", "through the autoencoder"] + ["img2img"] * 4 + [
+        "inpaint"
+    ] * 4
     jobs = work(2)
     damaged = Degradation().corrupt(jobs.truth, Degradation().mask(2, 64, 64))
     error = 10 * torch.log10(4 / (damaged - jobs.truth).square().flatten(1).mean(1))
