@@ -988,9 +988,9 @@ show_images(
 )
 
 # %% [markdown]
-# Read the rows in pairs. *a sks creature* has become the subject, with its scarf. *a sks creature with bat wings* shows that the model understood the subject as a creature: none of the six portraits had wings. And *a creature* is still any creature. The printed share of the subject's attributes in it tells how much was forgotten: prior preservation limits the forgetting, and does not exclude it.
+# Read the rows in pairs. In these few steps *a sks creature* has taken over much of the subject: the colour, the rabbit ears, and in most images the scarf. *a sks creature with bat wings* shows that the model understood the subject as a creature: none of the six portraits had wings. And *a creature* is still any creature. The printed share of the subject's attributes in it tells how much was forgotten: prior preservation limits the forgetting, and does not exclude it.
 #
-# `dreambooth.py` trains longer, with prior preservation and without (`--prior 0`), as a LoRA with `--rank 8`, and with a folder of class images of your own. For faces it also helps to train the text encoder.
+# `dreambooth.py` trains three times as long, until hardly an attribute is missing ([RESULTS.md](RESULTS.md)), with prior preservation and without (`--prior 0`), as a LoRA with `--rank`, and with a folder of class images of your own. For faces it also helps to train the text encoder.
 #
 # ## 11 · ControlNet: where lines are to be
 #
