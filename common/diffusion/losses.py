@@ -17,7 +17,7 @@ from common.diffusion.vlb import vlb_term
 from common.errors import UserError
 
 HUBER_DELTA = 0.1  # the Huber error is quadratic below it and linear above
-GAMMA = 5.0  # min-SNR: all levels with a larger SNR have the same weight (Hang et al. 2023, section 3.4)
+GAMMA = 5.0  # min-SNR: all levels with a larger SNR have the same weight (Hang et al. 2023)
 VLB_WEIGHT = 0.001  # lambda, the weight of the variational bound in L_hybrid (Nichol & Dhariwal 2021, eq. 16)
 
 ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
