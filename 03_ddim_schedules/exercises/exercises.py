@@ -92,7 +92,7 @@ def snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: str) -> T
     dominate. An error of eps or v is an error of x0 in other units, which gives the weights
 
     x0    min(SNR, gamma)                  SNR = alpha^2 / sigma^2
-    eps   min(SNR, gamma) / SNR            (Hang et al. 2023, section 3.4)
+    eps   min(SNR, gamma) / SNR            (Hang et al. 2023)
     v     min(SNR, gamma) / (SNR + 1)
 
     alpha, sigma  (B,) one level for each image, with alpha^2 + sigma^2 = 1 and both above 0

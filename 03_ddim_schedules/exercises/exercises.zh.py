@@ -90,7 +90,7 @@ def snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: str) -> T
     的 x0 的误差，由此得到权重
 
     x0    min(SNR, gamma)                  SNR = alpha^2 / sigma^2
-    eps   min(SNR, gamma) / SNR            （Hang et al. 2023，第 3.4 节）
+    eps   min(SNR, gamma) / SNR            （Hang et al. 2023）
     v     min(SNR, gamma) / (SNR + 1)
 
     alpha, sigma  (B,) 每张图像一个噪声水平，alpha^2 + sigma^2 = 1，两者都大于 0

@@ -29,7 +29,7 @@ ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 # Weights of the squared error of x0 as functions of SNR = alpha^2 / sigma^2. The squared error of eps is SNR times it.
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "p2": lambda snr: snr / (1 + snr),  # Choi et al. 2022, with k = 1, gamma = 1
-    "min_snr": lambda snr: snr.clamp(max=GAMMA),  # Hang et al. 2023, section 3.4
+    "min_snr": lambda snr: snr.clamp(max=GAMMA),  # Hang et al. 2023
 }
 WEIGHT_NAMES = ("plain", *WEIGHTS)
 
