@@ -150,7 +150,7 @@ def numbers(pattern: str) -> tuple[float, ...]:
 
 
 def test_each_half_of_a_plate_is_read_as_its_own_dish():
-    """Of 12 pictures, those whose half the CLIP calls tomato and egg; and green minus red, below 0 for tomatoes."""
+    """Counts of 12 halves that the CLIP calls tomato and egg; and green minus red, below 0 for tomatoes."""
     tomato, lettuce, both = (
         numbers(rf"{name} +left half +N \(N\), right half +N \(N\)$")
         for name in ("tomato, egg", "lettuce", "left: tomato, right: lettuce")
