@@ -5,6 +5,7 @@ Then the model draws this very creature wherever it is wanted.
   python 05_finetune_diffusers/dreambooth.py --prior 0                             without prior preservation: see what becomes of the others
   python 05_finetune_diffusers/dreambooth.py --subject my/dog --kind dog --instance-prompt "a photo of {}" --model stable-diffusion-v1-5/stable-diffusion-v1-5
   python 05_finetune_diffusers/dreambooth.py --rank 8                              as a LoRA, which lora.py --use opens
+  python 05_finetune_diffusers/dreambooth.py --rank 16 --targets to_q to_k to_v to_out.0 conv1 conv2    a small model needs its convolutions, too
   python 05_finetune_diffusers/dreambooth.py --resume runs/05_finetune_diffusers/dreambooth-sks
 
 Ruiz et al. 2022, "DreamBooth". Two things can go wrong with so few pictures. The model may forget what it knew, until
