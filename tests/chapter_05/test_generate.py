@@ -180,7 +180,7 @@ def test_what_use_refuses(flags, says, model, tmp_path, command_line):
 
 
 def test_help_waits_for_nothing_heavy():
-    modules = f"import sys; sys.path[:0] = [{HERE!r}, '{HERE}/studies']; import generate, restore, strength, prompt_weighting, train_unconditional, ddpm_package, memory; "
+    modules = f"import sys; sys.path[:0] = [{HERE!r}, '{HERE}/studies']; import generate, restore, strength, prompt_weighting, train_unconditional, ddpm_package, runs; "
     done = run_program(
         "-c",
         modules

@@ -152,7 +152,8 @@ def test_the_repetitions_are_of_the_documented_values():
         new = dataclasses.replace(old, value=row.value, low=row.low, high=row.high)
         assert row.agrees == ("yes" if repetition.agree(new, old) else "no")
         assert row.inside == ("yes" if old.low <= row.value <= old.high else "no")
-        assert row.value != row.documented
+    for title in {row.claim for row in rows}:  # with another seed; single shares may be equal by chance
+        assert any(row.value != row.documented for row in rows if row.claim == title)
 
 
 # ------------------------------------------------------------------------------------------- tables of results files
@@ -179,7 +180,7 @@ def test_a_changed_file_changes_its_table(tmp_path):
     for table in results.read_tables():
         copy = tmp_path / table.file
         copy.parent.mkdir(parents=True, exist_ok=True)
-        column = re.findall(r"{(\w+):", table.columns[1][1])[0]
+        column = next(number for _, cell in table.columns[1:] for number in re.findall(r"{(\w+):", cell))
         rows = read_csv(ROOT / table.file)
         for row in rows:
             if row[column]:

@@ -15,7 +15,7 @@ HERE = "05_finetune_diffusers"
 GENERATE, RESTORE, TRAIN, PACKAGE = (
     f"{HERE}/{name}.py" for name in ("generate", "restore", "train_unconditional", "ddpm_package")
 )
-STRENGTH, WEIGHTS, MEMORY = (f"{HERE}/studies/{name}.py" for name in ("strength", "prompt_weighting", "memory"))
+STRENGTH, WEIGHTS, RUNS = (f"{HERE}/studies/{name}.py" for name in ("strength", "prompt_weighting", "runs"))
 FINETUNE, LORA, DREAMBOOTH, CONTROLNET = (
     f"{HERE}/{name}.py" for name in ("finetune", "lora", "dreambooth", "controlnet")
 )
