@@ -1434,8 +1434,8 @@ for name, (near, colour) in measures.items():
 
 # %% [markdown]
 # `5>1` follows the name as well as a constant scale: the difference of the cosines is $-0.001 \pm 0.004$. Its pictures are more colourful, by
-# $0.013 \pm 0.005$, and those of `1>5` less, by $0.021 \pm 0.019$. Both intervals exclude 0: for this model, how colourful a picture becomes
-# depends on the scale at high noise, where colours are decided.
+# $0.013 \pm 0.005$, and those of `1>5` less, by $0.021 \pm 0.019$. Both intervals exclude 0: for this model and this name, how colourful a
+# picture becomes depends on the scale at high noise.
 #
 # (Colourfulness is the standard deviation between the three channels, averaged over pixels.) From the command line:
 #

@@ -37,7 +37,7 @@ from finetune_diffusers.training.loop.memory_usage import time_and_memory
 Method = Literal["img2img", "inpaint"]
 SECOND_STRENGTH = 0.3  # of a second pass
 AUTOENCODER = "through the autoencoder"  # a bound for every repair, far outside the scale of the plot
-CLASSICAL = "classical"  # the repair that needs no model: interpolation, or a filter
+CLASSICAL = "classical"  # a repair without a model: Degradation.classical_repair
 Measures = dict[str, Tensor]  # by name, each (N,)
 
 

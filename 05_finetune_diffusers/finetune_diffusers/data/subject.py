@@ -95,10 +95,10 @@ def upright(images: Tensor, view: View) -> Tensor:
     (N, 3, S, S) -> (N, 3, S, S)
     """
     cos, sin, flip = math.cos(view.lean), math.sin(view.lean), -1 if view.mirrored else 1
-    middle, ground = 0.0, 2 * GROUND - 1  # the point between its feet, in grid_sample's units, but with y up
+    ground = 2 * GROUND - 1  # height of its feet, in grid_sample's units, but with y up
     x, y = torch.meshgrid(*[torch.linspace(-1, 1, 2 * images.shape[-1] + 1)[1::2]] * 2, indexing="xy")
-    x, y = view.near * (x - middle), view.near * (-y - ground)
-    x, y = flip * (cos * x + sin * y) + middle + 2 * view.aside, -sin * x + cos * y + ground
+    x, y = view.near * x, view.near * (-y - ground)
+    x, y = flip * (cos * x + sin * y) + 2 * view.aside, -sin * x + cos * y + ground
     where = torch.stack([x, -y], dim=-1).expand(len(images), -1, -1, -1)
     return F.grid_sample(images, where.to(images), padding_mode="border", align_corners=False)
 

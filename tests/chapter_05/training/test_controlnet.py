@@ -1,6 +1,7 @@
 """controlnet.py, on a tiny random Stable Diffusion."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -118,8 +119,11 @@ def test_a_controlnet_is_used_on_ones_own_pictures(base, controlled, tmp_path, c
         tmp_path / "a.png",
     )
     assert code == 0 and "agreement of edges" in said and (tmp_path / "a.png").exists(), err
+    assert "another image" not in said, "several prompts for one picture: there is no other to compare with"
     code, said, err = command_line(CONTROLNET, *flags, "--sheet", tmp_path / "b.png")
     assert code == 0 and (tmp_path / "b.png").exists() and "another image" in said and "limit" in said, err
+    found = re.search(r"to the pixel.*" + 4 * r" (0\.\d+) \[.*?\].*?", said)
+    assert found and all(0 < float(value) < 1 for value in found.groups()), "without, with, another image, limit"
     code, _, err = command_line(CONTROLNET, *flags, "--image", tmp_path / "mine.png", "--sheet", tmp_path / "c.png")
     assert code == 2 and "--prompts" in err
     code, _, err = command_line(CONTROLNET, *flags[:-1], base, "--sheet", tmp_path / "c.png")
