@@ -9,12 +9,13 @@
 The columns accuracy, all right and pair, and their bounds, are explained in common/evaluate/prompt_accuracy.py. A
 prompt starts from the same noise at every scale. Beside them stand:
 
-    brightness, saturation   means over all pixels, 0 to 1, with their standard error. Differences between scales are
-                             much more
-                 certain than that, because the prompts are the same; so is the comparison with real pictures of these
-                 prompts
-    diversity    standard deviation between four pictures of the same prompt, 0 to 1; real: between creatures of that
+    brightness   mean over all pixels, 0 to 1
+    saturation   difference between the largest and the smallest colour value of a pixel, mean over all pixels, 0 to 1
+    diversity    standard deviation between four images of the same prompt, 0 to 1; real: between creatures of that
                  description
+
+Each has half of its 95 % interval beside it, over images or prompts (bootstrap). Differences between scales are more
+certain than these intervals, because the prompts are the same; so is the comparison with real images of these prompts.
 
 Drawn pictures are kept: an evaluation that was stopped continues.
 """

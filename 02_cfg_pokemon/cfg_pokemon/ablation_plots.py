@@ -22,7 +22,7 @@ def plot_brightness(rows: list[Row], real: Row, path: Path) -> Path:
     for axis, key in zip(figure.subplots(1, 4), ("brightness", "saturation", "burnt", "accuracy"), strict=True):
         for what, mine in lines(rows).items():
             w, values = [row["w"] for row in mine], [row[key] for row in mine]
-            error = [1.96 * row[f"{key}_sd"] for row in mine] if f"{key}_sd" in mine[0] else None
+            error = [[abs(row[key] - row[f"{key}_{end}"]) for row in mine] for end in ("low", "high")]
             marker = {"marker": "*", "markersize": 10} if len(mine) == 1 else {"marker": ".", "markersize": 5}
             axis.errorbar(w, values, error, label=what, capsize=2, linewidth=1, **marker)
         axis.axhline(real[key], color="0.3", linestyle="--", linewidth=1, label="real pictures")

@@ -167,8 +167,8 @@ def header(study: str) -> str:
 def line(row: Row, study: str) -> str:
     """One line of the table."""
     if study == "brightness":
-        cells = [f"{row[key]:.3f} ± {1.96 * row[f'{key}_sd']:.3f}" for key in ("brightness", "saturation")]
-        cells += [f"{row['burnt']:.1%}", f"{row['diversity']:.3f}", f"{row['accuracy']:.1%}"]
+        cells = [evaluation.with_half(row, key) for key in ("brightness", "saturation", "burnt", "diversity")]
+        cells += [f"{row['accuracy']:.1%}"]
     else:
         cells = [
             f"{row[f'accuracy_{split}']:.1%} ({row[f'accuracy_low_{split}']:.0%}-{row[f'accuracy_high_{split}']:.0%})"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cfg_pokemon.evaluation_plots import SHOWN, plot_grid, plot_scales
+from cfg_pokemon.evaluation_plots import REFERENCES, SHOWN, plot_grid, plot_scales
 from cfg_pokemon.flags import PixelEvaluationFlags
 from cfg_pokemon.guidance import Guided
 from common.cli import pick_device, writable_folder
@@ -19,6 +18,7 @@ from common.data.creatures.attributes import NAMES
 from common.diffusion.denoiser import CLIP_MODES
 from common.errors import UserError
 from common.evaluate.creature_classifier import CreatureClassifier, load_creature_classifier
+from common.evaluate.distances import bootstrap, one_thread
 from common.evaluate.prompt_accuracy import (
     SPLITS,
     VARIANTS,
@@ -31,7 +31,7 @@ from common.evaluate.prompt_accuracy import (
     table_columns,
     table_header,
 )
-from common.io.files import write_atomically
+from common.io.files import from_here, write_atomically
 from common.io.pixels import to_bytes
 from common.io.progress import with_progress
 from common.io.tables import write_csv
@@ -60,27 +60,29 @@ def evaluate_model(flags: PixelEvaluationFlags) -> None:
     config = SamplingConfig(1.0, flags.negative, flags.sampler, flags.rescale, flags.interval, seed=flags.seed)
     config = replace(config, clip_x0=CLIP_MODES[flags.clip])
     pipeline, classifier = open_checked(flags, config), load_creature_classifier()
-    settings = {name: getattr(flags, name) for name in SETTINGS}
+    settings = {name: getattr(flags, name) for name in SETTINGS} | {"model": from_here(flags.model)}
     settings |= {"interval_low": flags.interval[0], "interval_high": flags.interval[1]}
     unusual = describe_unusual(flags)
     folder = Path("runs/02_cfg_pokemon/evaluate") / flags.model.resolve().name / unusual
     out, fingerprint = writable_folder(flags.out or folder), model_fingerprint(flags.model)
     prompts = [make_prompts(split, flags.n, flags.language, pipeline.size, WITH_VARIANTS) for split in splits]
-    known = [bounds(classifier, each) for each in prompts]
     print(f"{flags.model}: {flags.n} prompts, {flags.sampler}, {unusual}\n\n{header(splits)}")
-    print(f"{line('real', known, '_real')}\n{line('chance', known, '_chance')}")
     rows, shown = [], {}
-    for w in scales:
-        guided, new, shown[w] = replace(config, guidance_scale=w), [], []
-        for each, beside in zip(prompts, known, strict=True):
-            pixels, variants = kept_images(pipeline, fingerprint, each, guided, out / "pictures")
-            measured = measure(classifier, each, pixels, variants)
-            new.append({"w": w, "split": each.split} | settings | measured | beside)
-            shown[w].append(pixels[:SHOWN])
-        print(line(f"{w:g}", new), flush=True)
-        rows += new
+
+    def report(name: str, measured: Sequence[Row]) -> None:
+        rows.extend({"w": name, "split": split} | settings | row for split, row in zip(splits, measured, strict=True))
+        print(line(name, measured), flush=True)
         # after every scale, so that a stopped evaluation leaves what it has measured
         write_csv(out / "results.csv", rows)
+
+    report("real", [measure(classifier, each, each.real, each.variants) for each in prompts])
+    if flags.n > 1:
+        report("chance", [chance_accuracy(classifier, each) for each in prompts])
+    for w in scales:
+        guided = replace(config, guidance_scale=w)
+        drawn = [kept_images(pipeline, fingerprint, each, guided, out / "pictures") for each in prompts]
+        report(f"{w:g}", [measure(classifier, each, *images) for each, images in zip(prompts, drawn, strict=True)])
+        shown[w] = [pixels[:SHOWN] for pixels, _ in drawn]
     if flags.per_attribute:
         print(*(attribute_table(rows, split) for split in splits), sep="\n")
     title = f"{flags.n} prompts of each split; bands: 95 %; dashed: real pictures"
@@ -164,53 +166,48 @@ def measure(classifier: CreatureClassifier, prompts: Prompts, pixels: Tensor, va
     """
     row = measure_accuracy(classifier, prompts, pixels)
     attributes = {name: row.pop(name) for name in NAMES}
-    values = pixels.float() / 255
-    colours = {"brightness": values.mean((1, 2, 3)), "saturation": (values.amax(1) - values.amin(1)).mean((1, 2))}
-    for name, each in colours.items():  # each (N,)
-        row |= {name: float(each.mean()), f"{name}_sd": float(each.std(correction=0)) / len(each) ** 0.5}
-    at_the_ends = (pixels == 0) | (pixels == 255)
-    row["burnt"] = float(at_the_ends.cpu().double().mean())
-    row["diversity"] = float((variants.float() / 255).var(0).mean().sqrt())
+    values, at_the_ends = pixels.float() / 255, (pixels == 0) | (pixels == 255)
+    each_image = {  # (N,)
+        "brightness": values.mean((1, 2, 3)),
+        "saturation": (values.amax(1) - values.amin(1)).mean((1, 2)),
+        "burnt": at_the_ends.float().mean((1, 2, 3)),
+    }
+    with one_thread():
+        for name, each in each_image.items():
+            row |= bootstrap(lambda some: float(some.mean()), each.cpu().double(), times=1000).columns(name)
+        spread = (variants.float() / 255).var(0).mean((1, 2, 3)).cpu().double()  # (A,)
+        row |= bootstrap(lambda some: float(some.mean().sqrt()), spread, times=1000).columns("diversity")
     return row | attributes
-
-
-def bounds(classifier: CreatureClassifier, prompts: Prompts) -> Row:
-    """What stands beside every measure: that of real images (_real),
-    and that of real images with each other's captions (_chance).
-    """
-    real = measure(classifier, prompts, prompts.real, prompts.variants)
-    chance = chance_accuracy(classifier, prompts) if len(prompts.captions) > 1 else {}
-    return {f"{key}_real": value for key, value in real.items()} | {f"{key}_chance": v for key, v in chance.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
 
 
 def header(splits: Sequence[str]) -> str:
-    colours = f"{'brightness':>16}{'saturation':>16}{'diversity':>11}"
-    return table_header(splits, 7, f"{SPLITS[splits[0]]:^43}", colours)
+    colours = f"{'brightness':>16}{'saturation':>16}{'diversity':>16}"
+    return table_header(splits, 7, f"{SPLITS[splits[0]]:^48}", colours)
 
 
-def line(name: str, rows: Sequence[Row], suffix: str = "") -> str:
+def line(name: str, rows: Sequence[Row]) -> str:
     """One line of the table: the same scale, a row for each split."""
-    columns = f"{name:>7}" + "".join(table_columns(row, suffix) for row in rows)
-    return columns.rstrip() if suffix == "_chance" else columns + colour_columns(rows[0], suffix)
+    columns = f"{name:>7}" + "".join(table_columns(row) for row in rows)
+    return columns + colour_columns(rows[0]) if "diversity" in rows[0] else columns.rstrip()
 
 
-def colour_columns(row: Row, suffix: str = "") -> str:
-    """Brightness and saturation, each with half of its 95 % interval (_sd is the standard error), and diversity."""
-    parts = [
-        f"{row[f'{key}{suffix}']:.3f} ± {1.96 * row[f'{key}_sd{suffix}']:.3f}" for key in ("brightness", "saturation")
-    ]
-    return "".join(f"{part:>16}" for part in parts) + f"{row[f'diversity{suffix}']:>11.3f}"
+def colour_columns(row: Row) -> str:
+    """Brightness, saturation and diversity, each with half of its 95 % interval."""
+    return "".join(f"{with_half(row, key):>16}" for key in ("brightness", "saturation", "diversity"))
+
+
+def with_half(row: Row, key: str) -> str:
+    """A measure with half of its 95 % interval: "0.682 ± 0.010"."""
+    return f"{row[key]:.3f} ± {(row[f'{key}_high'] - row[f'{key}_low']) / 2:.3f}"
 
 
 def attribute_table(rows: list[Row], split: str) -> str:
     """Accuracy of each attribute, a column for each scale."""
-    mine = [row for row in rows if row["split"] == split]
-    titles = [*(f"w = {row['w']:g}" for row in mine), "real", "chance"]
+    mine = sorted((row for row in rows if row["split"] == split), key=lambda row: row["w"] in REFERENCES)  # these last
+    titles = [row["w"] if row["w"] in REFERENCES else f"w = {row['w']}" for row in mine]
     lines = [f"\n{split:12}" + "".join(f"{title:>9}" for title in titles)]
-    for name in NAMES:
-        values = [*(row[name] for row in mine), mine[0][f"{name}_real"], mine[0].get(f"{name}_chance", math.nan)]
-        lines.append(f"{name:12}" + "".join(f"{value:>9.1%}" for value in values))
+    lines += [f"{name:12}" + "".join(f"{row[name]:>9.1%}" for row in mine) for name in NAMES]
     return "\n".join(lines)

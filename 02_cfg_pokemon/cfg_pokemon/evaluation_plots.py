@@ -11,6 +11,7 @@ from common.data.creatures.attributes import NAMES
 from common.evaluate.creature_classifier import CreatureClassifier, read_attributes
 from common.evaluate.prompt_accuracy import Prompts, Row
 
+REFERENCES = {"real": ("real pictures", "--"), "chance": ("chance", ":")}  # their rows: label and style of line
 SHOWN = 5  # prompts of each split in the grid
 
 
@@ -19,16 +20,15 @@ def plot_scales(rows: list[Row], title: str, path: Path) -> Path:
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     axes = dict(zip(("accuracy", "brightness", "saturation", "diversity"), figure.subplots(1, 4), strict=True))
     for k, split in enumerate(dict.fromkeys(row["split"] for row in rows)):
-        mine = sorted((row for row in rows if row["split"] == split), key=lambda row: row["w"])
-        w = [row["w"] for row in mine]
+        mine = {row["w"]: row for row in rows if row["split"] == split}
+        scales = sorted((w for w in mine if w not in REFERENCES), key=float)
         name, colour = {"heldout": "held out"}.get(split, split), f"C{k}"
         for key, axis in axes.items():
-            axis.plot(w, [row[key] for row in mine], marker="o", markersize=3, color=colour, label=name)
-            if key != "diversity":
-                low, high = zip(*(interval(row, key) for row in mine), strict=True)
-                axis.fill_between(w, low, high, color=colour, alpha=0.2, linewidth=0)
-            for end, title, style in (("real", "real pictures", "--"), ("chance", "chance", ":")):
-                if (level := mine[0].get(f"{key}_{end}")) is not None:
+            value, low, high = ([mine[w][f"{key}{end}"] for w in scales] for end in ("", "_low", "_high"))
+            axis.plot([float(w) for w in scales], value, marker="o", markersize=3, color=colour, label=name)
+            axis.fill_between([float(w) for w in scales], low, high, color=colour, alpha=0.2, linewidth=0)
+            for reference, (title, style) in REFERENCES.items():
+                if (level := mine.get(reference, {}).get(key)) is not None:
                     label = title if k == 0 else None
                     axis.axhline(level, color=colour, linestyle=style, linewidth=1, label=label)
     for key, axis in axes.items():
@@ -39,12 +39,6 @@ def plot_scales(rows: list[Row], title: str, path: Path) -> Path:
     axes["accuracy"].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9)
     return viz.save_figure(figure, path)
-
-
-def interval(row: Row, key: str) -> tuple[float, float]:
-    """The 95 % interval of a measure: its own, or that of its standard error."""
-    error = 1.96 * row.get(f"{key}_sd", 0.0)
-    return row.get(f"{key}_low", row[key] - error), row.get(f"{key}_high", row[key] + error)
 
 
 def plot_grid(

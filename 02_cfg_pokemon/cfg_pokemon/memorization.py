@@ -17,8 +17,9 @@ from common.data.creatures.dataset import load_creatures
 from common.evaluate.creature_classifier import CreatureClassifier, classify, load_creature_classifier
 from common.evaluate.distances import bootstrap, one_thread
 from common.evaluate.prompt_accuracy import check_creature_size
-from common.io.files import write_json
+from common.io.files import from_here
 from common.io.pixels import to_bytes
+from common.io.tables import write_csv
 from common.models.pipeline import SamplingConfig
 from common.models.text_to_image_folder import open_pixel_pipeline
 
@@ -109,17 +110,18 @@ def report(flags: MemorizationFlags) -> None:
     for name, (numbers, _, _) in found.items():
         print(table_lines(name, numbers))
     print(f"\nreal: the {TEST:,} test pictures. Without memorization the shares are {TOO_NEAR:.0%} and 50 %")
-    saved = {name: numbers for name, (numbers, _, _) in found.items()}
+    settings = {name: getattr(flags, name) for name in SETTINGS} | {"model": from_here(flags.model)}
+    rows = [{"distance": name} | settings | numbers for name, (numbers, _, _) in found.items()]
     if split == "train":
-        own = {name: float((index == torch.arange(n)).cpu().double().mean()) for name, (_, _, index) in found.items()}
-        saved["own_picture"] = own
-        shares = ", ".join(f"{share:.1%} by {name}" for name, share in own.items())
+        for row, (_, _, index) in zip(rows, found.values(), strict=True):
+            row["own_picture"] = float((index == torch.arange(n)).cpu().double().mean())
+        shares = ", ".join(f"{row['own_picture']:.1%} by {row['distance']}" for row in rows)
         print(f"the nearest training picture is that of the same caption: {shares}")
-    write_json(out / "memorization.json", {name: getattr(flags, name) for name in SETTINGS} | saved)
+    write_csv(out / "memorization.csv", rows)
     for name, (_, distance, index) in found.items():
         first = distance.argsort()[:SHOWN]
         print(plot_pairs(samples[first], train[index[first]], distance[first], out / f"nearest_by_{name}.png"))
-    print(out / "memorization.json")
+    print(out / "memorization.csv")
 
 
 def table_lines(name: str, r: dict[str, float]) -> str:

@@ -24,6 +24,7 @@ from common.evaluate.prompt_accuracy import (
     table_columns,
     table_header,
 )
+from common.io.files import from_here
 from common.io.pixels import to_bytes, to_float
 from common.io.progress import with_progress
 from common.io.tables import write_csv
@@ -52,12 +53,6 @@ def evaluate_model(flags: EvaluationFlags) -> None:
         splits = dict.fromkeys(flags.splits)
         prompts = [make_prompts(split, flags.n, flags.language, pipeline.size) for split in splits]
         measure_text(pipeline, prompts, configs, settings, out)
-
-
-def from_here(path: Path) -> str:
-    """A path inside the current folder without the folders above, which mean nothing on another machine."""
-    there, here = path.resolve(), Path.cwd()
-    return (there.relative_to(here) if there.is_relative_to(here) else path).as_posix()
 
 
 def open_checked(flags: EvaluationFlags, configs: Sequence[SamplingConfig]) -> TextToImagePipeline:

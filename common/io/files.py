@@ -19,6 +19,12 @@ def keep_files(paths: dict[Path, str]) -> None:
     KEPT.update(paths)
 
 
+def from_here(path: Path) -> str:
+    """A path inside the current folder without the folders above, which mean nothing on another machine."""
+    there, here = path.resolve(), Path.cwd()
+    return (there.relative_to(here) if there.is_relative_to(here) else path).as_posix()
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call write(file) on a temporary neighbour, then rename it: readers see the old file or the new, never a part.
 

@@ -1,7 +1,6 @@
 """The judge of creatures, and the programs of chapter 2 that ask it: guidance measured, memorising measured."""
 
 import csv
-import json
 import math
 import re
 
@@ -35,9 +34,10 @@ from common.evaluate.creature_classifier import (
     read_attributes,
     training_set,
 )
-from common.evaluate.prompt_accuracy import VARIANTS, make_prompts, pooled_accuracy
+from common.evaluate.prompt_accuracy import VARIANTS, chance_accuracy, make_prompts, pooled_accuracy
 from common.evaluate.train_creature_classifier import Args, main
 from common.io.pixels import to_bytes, to_float
+from common.io.tables import read_csv
 from common.models.pipeline import SamplingConfig, TextToImagePipeline
 from common.models.text.encoders import small_text
 from common.models.text_to_image_folder import open_pixel_pipeline, save_pipeline
@@ -242,13 +242,10 @@ def test_chance_is_what_shuffled_pictures_get(creatures):
 def test_perfect_pictures_are_perfect_and_shuffled_ones_are_at_chance(judge, prompts):
     perfect = evaluation.measure(judge, prompts, prompts.real, prompts.variants)
     shuffled = evaluation.measure(judge, prompts, prompts.real.roll(7, 0), prompts.variants)
-    known = evaluation.bounds(judge, prompts)
+    expected = chance_accuracy(judge, prompts)["accuracy"]
     assert perfect["accuracy"] > 0.97 and perfect["pair"] > 0.95 and perfect["all_right"] > 0.7
     assert perfect["accuracy_low"] <= perfect["accuracy"] <= perfect["accuracy_high"] <= 1
-    assert perfect == {key.removesuffix("_real"): value for key, value in known.items() if key.endswith("_real")}
-    assert (
-        shuffled["accuracy"] == pytest.approx(known["accuracy_chance"], abs=0.12) and shuffled["accuracy_high"] < 0.5
-    )
+    assert shuffled["accuracy"] == pytest.approx(expected, abs=0.12) and shuffled["accuracy_high"] < 0.5
     assert shuffled["pair"] < 0.2 and shuffled["brightness"] == pytest.approx(perfect["brightness"], abs=1e-6)
 
 
@@ -266,6 +263,20 @@ def test_darker_paler_and_uniform_pictures_are_told(judge, prompts):
         < plain["diversity"]
     )
     assert evaluation.measure(judge, prompts, torch.full_like(real, 255), prompts.variants)["burnt"] == 1
+
+
+def test_every_colour_measure_has_the_interval_of_its_images(judge, prompts):
+    """Half of each interval is about 1.96 standard errors; that of the diversity is one over prompts."""
+    row, values = evaluation.measure(judge, prompts, prompts.real, prompts.variants), prompts.real.double() / 255
+    each = {"brightness": values.mean((1, 2, 3)), "saturation": (values.amax(1) - values.amin(1)).mean((1, 2))}
+    for name, some in each.items():
+        half = 1.96 * float(some.std()) / len(some) ** 0.5
+        assert row[name] == pytest.approx(float(some.mean()), abs=1e-6)
+        assert (row[f"{name}_high"] - row[f"{name}_low"]) / 2 == pytest.approx(half, rel=0.2)
+    spread = (prompts.variants.double() / 255).var(0).mean((1, 2, 3))  # a variance for each prompt
+    half = 1.96 * float(spread.std()) / len(spread) ** 0.5 / (2 * row["diversity"])  # of its root
+    assert row["diversity"] == pytest.approx(float(spread.mean().sqrt()), abs=1e-6)
+    assert (row["diversity_high"] - row["diversity_low"]) / 2 == pytest.approx(half, rel=0.25)
 
 
 def test_the_interval_is_about_right():
@@ -328,8 +339,11 @@ def test_evaluate_measures_every_scale(command_line, painter, tmp_path, monkeypa
     code, out, err = command_line(EVALUATE, *flags, "--scales", 0, 3)
     assert code == 0, err
     rows = rows_of(tmp_path)
-    assert [(row["w"], row["split"]) for row in rows] == [(w, s) for w in ("0.0", "3.0") for s in ("test", "heldout")]
-    for row in rows:
+    assert [(row["w"], row["split"]) for row in rows] == [
+        (w, s) for w in ("real", "chance", "0", "3") for s in ("test", "heldout")
+    ]
+    of = {(row["w"], row["split"]): row for row in rows}
+    for row in (row for row in rows if row["w"] != "chance"):
         for key in (
             "accuracy",
             "accuracy_low",
@@ -342,10 +356,12 @@ def test_evaluate_measures_every_scale(command_line, painter, tmp_path, monkeypa
             "diversity",
             "colour",
         ):
-            assert 0 <= float(row[key]) <= 1 and 0 <= float(row[f"{key}_real"]) <= 1, key
-        assert float(row["accuracy"]) < 0.5 < float(row["accuracy_real"]) and float(row["accuracy_chance"]) < 0.4
+            assert 0 <= float(row[key]) <= 1, key
         assert (row["n"], row["sampler"], row["clip"], row["rescale"]) == ("12", "ddim:2", "static", "0.0")
         assert set(NAMES) <= row.keys()
+    for split in ("test", "heldout"):
+        real, chance, drawn = (float(of[w, split]["accuracy"]) for w in ("real", "chance", "3"))
+        assert drawn < 0.5 < real and chance < 0.4
     assert all(
         word in out for word in ("held-out combinations", "real", "chance", "brightness", "background", "w = 3")
     )
@@ -356,7 +372,7 @@ def test_evaluate_measures_every_scale(command_line, painter, tmp_path, monkeypa
     monkeypatch.setattr(evaluation, "plot_scales", lambda *args: "")
     monkeypatch.setattr(evaluation, "plot_grid", lambda *args: "")
     assert command_line(EVALUATE, *flags, "--scales", 3, 0, 3)[0] == 0  # another order, one scale twice: all is known
-    assert [row["w"] for row in rows_of(tmp_path)] == ["3.0", "3.0", "0.0", "0.0"]
+    assert [row["w"] for row in rows_of(tmp_path)[4:]] == ["3", "3", "0", "0"]
 
 
 def test_the_cures_reach_the_sampler(command_line, painter, tmp_path, monkeypatch):
@@ -404,8 +420,8 @@ def test_the_cures_reach_the_sampler(command_line, painter, tmp_path, monkeypatc
         3,
     )
     assert "rescale=0.7,clip=none,interval=0.2-5,negative=红色,seed=3" in out
-    assert [(row["split"], row["negative"], row["interval_high"]) for row in rows_of(tmp_path)] == [
-        ("heldout", "红色", "5.0")
+    assert [(row["w"], row["split"], row["negative"], row["interval_high"]) for row in rows_of(tmp_path)] == [
+        (w, "heldout", "红色", "5.0") for w in ("real", "chance", "4")
     ]
 
 
@@ -508,10 +524,11 @@ def test_memorization_runs(command_line, painter, tmp_path, monkeypatch):
         tmp_path,
     )
     assert code == 0, err
-    found = json.loads((tmp_path / "memorization.json").read_text())
-    assert found["n_train"] == 30 and found["own_picture"].keys() == {"pixels", "features"}
-    for name in ("pixels", "features"):
-        assert 0 <= found[name]["too_near"] <= 1 and 0 <= found[name]["nearer"] <= 1 and found[name]["median"] > 0
+    found = {row["distance"]: row for row in read_csv(tmp_path / "memorization.csv")}
+    assert found.keys() == {"pixels", "features"}
+    for name, row in found.items():
+        assert row["n_train"] == "30" and 0 <= float(row["own_picture"]) <= 1 and float(row["median"]) > 0
+        assert 0 <= float(row["too_near"]) <= 1 and 0 <= float(row["nearer"]) <= 1
         assert np.asarray(Image.open(tmp_path / f"nearest_by_{name}.png")).std() > 10
     assert "30 training pictures" in out and "that of the same caption" in out and "real" in out
 
