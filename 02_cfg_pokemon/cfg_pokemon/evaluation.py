@@ -60,9 +60,13 @@ def evaluate_model(flags: PixelEvaluationFlags) -> None:
     config = SamplingConfig(1.0, flags.negative, flags.sampler, flags.rescale, flags.interval, seed=flags.seed)
     config = replace(config, clip_x0=CLIP_MODES[flags.clip])
     pipeline, classifier = open_checked(flags, config), load_creature_classifier()
-    settings = {name: getattr(flags, name) for name in SETTINGS} | {"model": from_here(flags.model)}
-    settings |= {"interval_low": flags.interval[0], "interval_high": flags.interval[1]}
     unusual = describe_unusual(flags)
+    settings = {"what": unusual} | {name: getattr(flags, name) for name in SETTINGS}
+    settings |= {
+        "model": from_here(flags.model),
+        "interval_low": flags.interval[0],
+        "interval_high": flags.interval[1],
+    }
     folder = Path("runs/02_cfg_pokemon/evaluate") / flags.model.resolve().name / unusual
     out, fingerprint = writable_folder(flags.out or folder), model_fingerprint(flags.model)
     prompts = [make_prompts(split, flags.n, flags.language, pipeline.size, WITH_VARIANTS) for split in splits]

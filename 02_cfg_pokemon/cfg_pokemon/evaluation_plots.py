@@ -27,10 +27,9 @@ def plot_scales(rows: list[Row], title: str, path: Path) -> Path:
             value, low, high = ([mine[w][f"{key}{end}"] for w in scales] for end in ("", "_low", "_high"))
             axis.plot([float(w) for w in scales], value, marker="o", markersize=3, color=colour, label=name)
             axis.fill_between([float(w) for w in scales], low, high, color=colour, alpha=0.2, linewidth=0)
-            for reference, (title, style) in REFERENCES.items():
+            for reference, (label, style) in REFERENCES.items():
                 if (level := mine.get(reference, {}).get(key)) is not None:
-                    label = title if k == 0 else None
-                    axis.axhline(level, color=colour, linestyle=style, linewidth=1, label=label)
+                    axis.axhline(level, color=colour, linestyle=style, linewidth=1, label=label if k == 0 else None)
     for key, axis in axes.items():
         axis.set(title=key, xlabel="guidance scale w")
         axis.spines[["top", "right"]].set_visible(False)

@@ -15,7 +15,7 @@ from common import viz
 from common.cli import pick_device, writable_folder
 from common.data.creatures.dataset import load_creatures
 from common.evaluate.creature_classifier import CreatureClassifier, classify, load_creature_classifier
-from common.evaluate.distances import bootstrap, one_thread
+from common.evaluate.distances import bootstrap, one_thread, share
 from common.evaluate.prompt_accuracy import check_creature_size
 from common.io.files import from_here
 from common.io.pixels import to_bytes
@@ -66,11 +66,11 @@ def compare(samples: Tensor, test: Tensor, train: Tensor, unseen: Tensor) -> tup
         distance, index = nearest(samples, train)
         test_distance, _ = nearest(test, train)
         limit = test_distance.quantile(TOO_NEAR)
-        shares = {
-            "too_near": (distance < limit).cpu().double(),
-            "nearer": nearer(distance, nearest(samples, unseen)[0]),
+        closer = nearer(distance, nearest(samples, unseen)[0])  # with halves, so not a share of hits
+        found = {
+            "too_near": share(distance < limit),
+            "nearer": bootstrap(lambda x: float(x.mean()), closer, times=1000),
         }
-        found = {key: bootstrap(lambda x: float(x.mean()), value, times=1000) for key, value in shares.items()}
     numbers = {"median": float(distance.median()), "median_test": float(test_distance.median()), "limit": float(limit)}
     for key, estimate in found.items():
         numbers |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": min(estimate.high, 1.0)}

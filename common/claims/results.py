@@ -28,7 +28,7 @@ class ResultsTable:
 
     name: str
     page: str  # paths from the project's folder
-    file: str
+    files: tuple[str, ...]  # the rows of all of them, in this order
     columns: tuple[tuple[str, str], ...]  # (title, template): "{kept:.2f} ({kept_low:.2f} to {kept_high:.2f})"
     keep: Mapping[str, tuple[str, ...]]  # {column: values of the rows that are shown}
     sort: str = ""  # column of numbers to sort by; rows without one come last
@@ -37,9 +37,10 @@ class ResultsTable:
 
     def text(self, root: Path = ROOT) -> str:
         """The table in Markdown."""
-        rows = [row for row in read_csv(root / self.file) if all(row.get(k) in v for k, v in self.keep.items())]
+        read = (row for file in self.files for row in read_csv(root / file))
+        rows = [row for row in read if all(row.get(k) in v for k, v in self.keep.items())]
         if not rows:
-            raise UserError(f"{self.file} has no row for the table {self.name}; see docs/results.toml")
+            raise UserError(f"{', '.join(self.files)}: no row for the table {self.name}; see docs/results.toml")
         if self.sort:
             rows.sort(key=lambda row: number(row[self.sort], math.inf))
         lines = [[title for title, _ in self.columns], ["---"] * len(self.columns)]
@@ -50,7 +51,7 @@ class ResultsTable:
         """A template with the values of a row; empty where one of them was not measured."""
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name]
         if missing := [name for name in names if name not in row]:
-            raise UserError(f"{self.file} has no column {missing[0]}, which the table {self.name} shows")
+            raise UserError(f"{', '.join(self.files)}: no column {missing[0]}, which the table {self.name} shows")
         if any(row[name] in ("", "nan") and f"{name}={row[name]}" not in self.shown for name in names):
             return ""
         return Shown().vformat(template, (), {name: self.value(name, row[name]) for name in names})
@@ -85,11 +86,15 @@ def read_tables(path: Path = FILE) -> list[ResultsTable]:
         made = [
             {
                 "columns": tuple((title, template) for title, template in row["columns"]),
+                "files": tuple([row["file"]] if "file" in row else row["files"]),
                 "keep": {column: tuple(values) for column, values in row.get("keep", {}).items()},
             }
             for row in rows
         ]
-        return [ResultsTable(**row | each) for row, each in zip(rows, made, strict=True)]
+        return [
+            ResultsTable(**{k: v for k, v in row.items() if k != "file"} | each)
+            for row, each in zip(rows, made, strict=True)
+        ]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UserError(f"{path} cannot be read as a list of tables ({explain(problem)})") from problem
 

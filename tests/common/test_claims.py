@@ -177,19 +177,19 @@ def test_every_marker_and_every_results_file_has_a_table():
     }
     assert marked == TABLES.keys()
     files = {str(path.relative_to(ROOT)) for path in ROOT.glob("0*/results/*")}
-    assert files == {table.file for table in results.read_tables()}
+    assert files == {file for table in results.read_tables() for file in table.files}
 
 
 def test_a_changed_file_changes_its_table(tmp_path):
     for table in results.read_tables():
-        copy = tmp_path / table.file
-        copy.parent.mkdir(parents=True, exist_ok=True)
         column = next(number for _, cell in table.columns[1:] for number in re.findall(r"{(\w+):", cell))
-        rows = read_csv(ROOT / table.file)
-        for row in rows:
-            if row[column]:
-                row[column] = "0.5" if float(row[column]) < 0.49 else "0.2"
-        write_csv(copy, rows)
+        for file in table.files:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            rows = read_csv(ROOT / file)
+            for row in rows:
+                if row[column]:
+                    row[column] = "0.5" if float(row[column]) < 0.49 else "0.2"
+            write_csv(tmp_path / file, rows)
         assert table.text(tmp_path) != TABLES[table.page, table.name]
         page = tmp_path / table.page
         page.write_text((ROOT / table.page).read_text(encoding="utf-8"), encoding="utf-8")
@@ -199,9 +199,12 @@ def test_a_changed_file_changes_its_table(tmp_path):
 
 
 def test_cells(tmp_path):
-    (tmp_path / "a.csv").write_text("k,m,m_low,m_high\nb,0.5,-0.1,1.3\na,,,\nc,nan,1,2\n")
+    (tmp_path / "a.csv").write_text("k,m,m_low,m_high\nb,0.5,-0.1,1.3\na,,,\n")
+    (tmp_path / "b.csv").write_text("k,other,m,m_low,m_high\nc,0,nan,1,2\n")
     columns = (("kind", "{k}"), ("m", "{m:.1f} ({m_low:.1f} to {m_high:.1f})"))
-    table = results.ResultsTable("t", "p.md", "a.csv", columns, {}, shown={"k=b": "B"}, within={"m": (0, 1)})
+    table = results.ResultsTable(
+        "t", "p.md", ("a.csv", "b.csv"), columns, {}, shown={"k=b": "B"}, within={"m": (0, 1)}
+    )
     assert table.text(tmp_path) == "| kind | m |\n| --- | --- |\n| B | 0.5 (0.0 to 1.0) |\n| a | |\n| c | |\n"
     assert dataclasses.replace(table, columns=(("m", "{m:.1%}"),)).text(tmp_path).splitlines()[2] == "| 50.0 % |"
     with pytest.raises(UserError, match="no column x"):

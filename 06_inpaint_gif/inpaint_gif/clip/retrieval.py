@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import Tensor
 
 from common.data import Images
-from common.evaluate.distances import Estimate
+from common.evaluate.distances import Estimate, share
 from common.io.pixels import to_float
 from common.viz import words
 from inpaint_gif.clip.dish_names import HELD_OUT, LEARNED, Names, name_embeddings
@@ -44,15 +43,6 @@ def retrieval_accuracy(queries: Tensor, keys: Tensor, right: Tensor) -> Retrieva
     """Top-1 and top-5 accuracy."""
     rank = ranks(queries, keys, right)
     return RetrievalAccuracy(share(rank < 1), share(rank < 5), len(queries), len(keys))
-
-
-def share(hits: Tensor) -> Estimate:
-    """The share of true entries with a 95 % interval of Wilson (1927). A bootstrap of entries that are all true would
-    claim that no error is possible: with 400 of 400, the interval of Wilson begins at 0.990.
-    """
-    found = binomtest(int(hits.sum()), len(hits))
-    p, interval = float(found.statistic), found.proportion_ci(0.95, method="wilson")
-    return Estimate(p, (p * (1 - p) / len(hits)) ** 0.5, float(interval.low), float(interval.high))
 
 
 def top1_accuracy(queries: Tensor, keys: Tensor, right: Tensor) -> float:
