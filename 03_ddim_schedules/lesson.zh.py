@@ -93,7 +93,8 @@ digit = unseen.batch(torch.tensor([2]))["image"]  # (1, 1, 28, 28)，取值在 [
 #
 # > **记号**：在第 1 章和 DDPM 论文中，$\alpha(t) = \sqrt{\bar\alpha_t}$，$\sigma(t) = \sqrt{1 - \bar\alpha_t}$，
 # > 因此 $\alpha(t)^2 + \sigma(t)^2 = 1$。DDPM 所说的 $\bar\alpha_t$，DDIM 论文写作 $\alpha_t$。
-# > EDM 论文取 $\alpha(t) = 1$，直接用 $\sigma$ 来称呼噪声水平。代码中的 `level.alpha` 和 `level.sigma` 就是这两个数。
+# > EDM 论文写作 $x = s(t)\,(x_0 + \sigma\,\varepsilon)$：它的 $s$ 是我们的 $\alpha$，它的 $\sigma$ 是我们的 $\sigma/\alpha = e^{-\lambda}$。
+# > 它自己的调度取 $s = 1$，$\sigma = t$。代码中的 `level.alpha` 和 `level.sigma` 就是这两个数。
 #
 # 一张图像看上去有多少噪声，只取决于这两个数之比。所以我们还画出**信噪比**（signal-to-noise ratio，SNR）
 # $\mathrm{SNR}(t) = \alpha(t)^2 / \sigma(t)^2$ 的对数的一半：
@@ -281,7 +282,8 @@ print(f"最后一个值 {float(mine[-1]):.1f}；与课程自带的调度最多�
 # %% [markdown]
 # ## 2 · 一种混合：网络预测什么
 #
-# 第 1 章的网络预测噪声。它也可以预测图像，或者介于两者之间的量。各种实际使用的目标，都是同样两样东西的混合：
+# 你在第 1 章训练的网络预测噪声。（那一章自带的预训练网络预测下文要讲的 $v$，本课从第 3 节起使用它。）
+# 网络也可以预测图像，或者介于两者之间的量。各种实际使用的目标，都是同样两样东西的混合：
 #
 # $$y = a\,x_0 + b\,\varepsilon$$
 #
@@ -302,7 +304,7 @@ print(f"最后一个值 {float(mine[-1]):.1f}；与课程自带的调度最多�
 #
 # $$v = \frac{dx}{d\varphi} = \alpha\,\varepsilon - \sigma\,x_0$$
 #
-# 位置与速度互相垂直。把 $(x, v)$ 这一对往回转过这个角度，就得到图像和噪声：
+# 在以 $x_0$ 和 $\varepsilon$ 为坐标轴的平面上，位置 $(\alpha, \sigma)$ 与速度 $(-\sigma, \alpha)$ 互相垂直。把 $(x, v)$ 这一对往回转过这个角度，就得到图像和噪声：
 #
 # $$x_0 = \alpha\,x - \sigma\,v \qquad\qquad \varepsilon = \sigma\,x + \alpha\,v$$
 #
@@ -458,7 +460,8 @@ for name, errors in zip(rows, np.array(lost).reshape(len(rows), -1), strict=True
 #
 # $\eta = 1$ 时，(1) 就是 DDPM。$\eta = 0$ 时不加新噪声，(1) 就是 DDIM。
 #
-# > **论文中的写法**：取 $s = t - 1$，DDIM 的式 12 就是 (1)，式 16 就是 (2)。论文用 $\sigma_t$ 表示我们的 $f$，用 $\alpha_t$ 表示 $\bar\alpha_t$。
+# > **论文中的写法**：取 $s = t - 1$，(1) 就是 DDIM 的式 7，即 $q_\sigma(x_{t-1} \mid x_t, x_0)$；把第二部分的估计代入 (1)，就是式 12。
+# > 取 $t = \tau_i$、$s = \tau_{i-1}$，(2) 就是式 16。论文用 $\sigma_t$ 表示我们的 $f$，用 $\alpha_t$ 表示 $\bar\alpha_t$。
 # > $q(x_{t-1} \mid x_t, x_0) = \mathcal N(x_{t-1};\, \tilde\mu_t(x_t, x_0),\, \tilde\beta_t I)$ 是
 # > [DDPM](https://arxiv.org/abs/2006.11239) 的式 6 和式 7。
 
@@ -495,8 +498,9 @@ print(f"给定 x_t 与 x_0，x_s 的标准差：测得 {rest.std():.4f}，按公
 #
 # 采样时我们只知道 $x_t$。网络把它拆成两个估计 $(\hat x_0, \hat\varepsilon)$，代入 (1)。训练使平方误差最小，所以它们是条件均值：
 # $\hat x_0 = \mathbb E[x_0 \mid x_t]$，$\hat\varepsilon = \mathbb E[\varepsilon \mid x_t]$。
-# 许多种可能的图像平均起来是模糊的；许多种可能的噪声平均起来，方差小于 1。所以走一大步并使用估计时，关于方差的论证就不成立了。
-# 步长趋于零时它又变得精确，第 5 节会说明这一点。我们用第 1 章的网络（28 × 28，在 MNIST 上训练）来看这两个估计。
+# 许多种可能的图像平均起来是模糊的：$\hat x_0$ 的变化比真实图像小。许多种可能的噪声平均起来，方差小于 1，不过从输出看只小一点：
+# $t = 900$ 时输入几乎就是噪声本身。所以走一大步并使用估计时会损失方差，主要是图像的方差。
+# 步长趋于零时，关于方差的论证又变得精确，第 5 节会说明这一点。我们用第 1 章的网络（28 × 28，在 MNIST 上训练）来看这两个估计。
 
 # %%
 from common.models.model_folder import load_model
@@ -635,7 +639,7 @@ print(f"  eta = 1，换噪声 {rms(c - d):.2f}；两个无关的数字 {rms(b - 
 #
 # $$\beta_{s \to t} = 1 - \frac{\bar\alpha_t}{\bar\alpha_s} \qquad\text{而不是}\qquad \beta_t = 1 - \frac{\bar\alpha_t}{\bar\alpha_{t-1}}$$
 #
-# 按访问的步重新计算这条链，叫作**步长重采样**（respacing）。忘了这样做，每一步就只去掉应去噪声的五十分之一。
+# 按访问的步重新计算这条链，叫作**步长重采样**（respacing）。忘了这样做，每一步就只去掉它所代表的 50 步中一步的噪声。
 # [solvers.py](ddim_schedules/solvers.py) 中两种版本都有，`ddpm_respaced` 和 `ddpm_naive`，只差一个下标。
 #
 # > **论文中的写法**：[Nichol & Dhariwal 2021](https://arxiv.org/abs/2102.09672)，第 4 节和式 19。
@@ -670,7 +674,8 @@ show_images(
 )
 
 # %% [markdown]
-# 第 1 章的**弗雷歇距离**（Fréchet distance）比较真实数字与样本的特征。它的下限，是同样多的真实数字得到的距离。
+# 第 1 章的**弗雷歇距离**（Fréchet distance）比较真实数字与样本的特征。它的下限，是同样多的真实数字得到的平均距离。
+# 只有 48 个数字时，这个距离每次抽取都不同，所以好的样本可能低于下限，但这并不说明它们比真实数字更好。
 # 图像中剩下多少噪声，可以这样估计：看每个像素与邻近像素推算出的值相差多少（[Immerkær 1996](https://doi.org/10.1006/cviu.1996.0060)）。
 
 # %%
@@ -908,6 +913,11 @@ plt.show()
 #
 # 它是二阶方法，每步需要两次**函数评估**（function evaluations）。最后一步 $\sigma(s) = 0$，不做第二次评估。
 #
+# > **论文中的写法**：取 $\alpha = 1$，$\sigma = t$，这就是 EDM 的算法 1。（在其他调度上，EDM 按 $t$ 取步，我们按 $\alpha$ 和 $\sigma$ 取步。）
+# > EDM 的去噪器 $D(x; \sigma)$ 就是我们的 $\hat x_0$，所以 $dx/d\sigma = (x - D)/\sigma = \hat\varepsilon$。
+# > 它的网络 $F$ 通过 $D = c_{\text{skip}}\,x + c_{\text{out}}\,F(c_{\text{in}}\,x;\, c_{\text{noise}})$ 进入，第 2 节表中的 `edm` 一行就是 $F$ 的目标。
+# > DDIM 的式 14 是同一个常微分方程，适用于任何调度：$d(x/\alpha) = \hat\varepsilon\; d(\sigma/\alpha)$。
+#
 # **DPM-Solver++(2M)**（[Lu et al. 2022](https://arxiv.org/abs/2211.01095)）每步只评估一次，也能达到二阶。
 # 它先把能精确求解的部分精确求解。将 (4) 除以 $\sigma$，并代入 $\hat\varepsilon = (x - \alpha\hat x_0)/\sigma$：
 #
@@ -924,7 +934,8 @@ plt.show()
 #
 # 第一步没有历史，用 $D = \hat x_0$。最后一步 $\sigma(s) = 0$，$e^{-h} = 0$，于是 $x_s = \alpha(s)\,\hat x_0$。
 #
-# > **论文中的写法**：(6) 和 (7) 是 DPM-Solver++ 的算法 2；论文把 $\hat x_0$ 叫作数据预测 $x_\theta$，时间步由小到大编号。
+# > **论文中的写法**：(6) 和 (7) 是 DPM-Solver++ 的算法 2；论文把 $\hat x_0$ 叫作数据预测 $x_\theta$，时间按采样的先后编号，
+# > $t_0 = T > t_1 > \dots > t_M$，一步从 $t_{i-1}$（我们的 $t$）走到 $t_i$（我们的 $s$）。
 
 
 # %%
@@ -1123,9 +1134,10 @@ for name, steps in counts.items():
     print(f"  {name:10}" + "    ".join(cells))
 
 # %% [markdown]
-# 在评估次数相同的条件下比较 `ddim` 与 `ddpm`：三个点上的置信区间都重叠。用 48 个数字，随机采样与确定性采样的差别**在这里没有看到**，
+# 在评估次数相同的条件下比较 `ddim` 与 `ddpm`：三个点上，两者之差都小于两个半宽的平方和的平方根。用 48 个数字，随机采样与确定性采样的差别**在这里没有看到**，
 # 无论是小例子预言的那种，还是与它相反的那种。`ablate.py samplers` 用更多的图像测量更多的采样器，结果见 [RESULTS.md](RESULTS.md)。
-# 在那里，DDIM 与 DDPM 的置信区间同样重叠。评估 5 次时，另外两种随机采样器落后于 DDIM：Euler–Maruyama，以及用方差 $\beta_t$ 代替 $\tilde\beta_t$ 的 DDPM。
+# 在那里，评估 5 次和 20 次时，都是 DDPM 的距离较小；只有 5 次时，差别超出它自身的置信区间（DDIM 为 13.1<!--results-->，DDPM 为 6.29<!--results-->）。
+# 这只是一个种子，又做了好几次比较，所以证据很弱，而且方向与小例子的规则相反。评估 5 次时，另外两种随机采样器落后于 DDIM：Euler–Maruyama，以及用方差 $\beta_t$ 代替 $\tilde\beta_t$ 的 DDPM。
 # 小例子里只有一种误差，还是人为加进去的；训练出来的网络有它自己的误差。所以从小例子得到的规则，对网络来说只是一个假设。
 
 # %% [markdown]
@@ -1155,7 +1167,11 @@ for name, steps in counts.items():
 # 给定 $x_t$，最后一项的第一个因子是固定的，第二个因子的均值为 0，所以最后一项为零。中间一项与 $\theta$ 无关。
 # 因此两个损失的数值虽然不同，**梯度却相同**。用 (8) 的小批量，得到的是这个梯度的无偏估计。
 #
-# > **论文中的写法**：Lipman et al. 把 (8) 叫作 CFM 目标，并证明它的梯度与 FM 目标的梯度相同；取直线时就是论文的式 23。论文的时间和符号与这里相反：
+# > **论文中的写法**：Lipman et al. 把 (8) 叫作 CFM 目标，并证明它的梯度与 FM 目标的梯度相同；取直线时就是论文的式 23。
+# > 他们固定的是一张图像，而不是一对：$p_t(x \mid x_1) = \mathcal N(x;\, \mu_t(x_1),\, \sigma_t(x_1)^2 I)$
+# > 的速度是 $u_t(x \mid x_1) = \frac{\dot\sigma_t}{\sigma_t}(x - \mu_t) + \dot\mu_t$（定理 3）。
+# > 他们的边缘速度 $u_t(x) = \int u_t(x \mid x_1)\,\frac{p_t(x \mid x_1)\,q(x_1)}{p_t(x)}\,dx_1$（式 8）就是我们的条件均值，
+# > 因为其中的分式是 $x_1$ 的后验分布。论文的时间和符号与这里相反：
 # >
 # > | | 本课程、Stable Diffusion 3 | Lipman et al. | Liu et al. |
 # > |---|---|---|---|
@@ -1283,7 +1299,8 @@ flow = fit(PlaneNet(), data_loss, 2000)
 #
 # 在 (8) 中，每份噪声都用直线连到一个随机抽取的数据点。通往不同点的直线会相交，网络学到的是它们的平均，轨迹就弯了。
 # **再整流**（reflow，Liu et al.）不用随机的配对：取一份噪声 $\varepsilon$，让训练好的流由它生成 $\hat x_0$，
-# 再用这些 $(\hat x_0, \varepsilon)$ 训练第二个流。常微分方程的轨迹不会相交，所以这样的两者本来就配成一对。
+# 再用这些 $(\hat x_0, \varepsilon)$ 训练第二个流。常微分方程的轨迹不会相交，所以现在每份噪声只对应一张图像。
+# 这样的配对之间，直线相交的情况少得多，但并非没有，所以论文会重复这个过程。
 #
 # **问题**：第二个流只走一步，能达到什么程度？
 
@@ -1367,7 +1384,7 @@ for name, values in table.items():
 # <details><summary>答案</summary>
 #
 # 几乎与走许多步一样好。第二个流的轨迹接近直线，而在直线上，欧拉法的一步是精确的。
-# 步数多时，它并不比第一个流更好：它是用那个流的样本训练的，也继承了那个流的误差。
+# 步数多时，两者都到了下限。不能指望它比第一个流更好，因为它是用那个流的样本训练的。
 # </details>
 #
 # 第一个流的插值路径虽然是直线，轨迹却是弯的。“直”说的是训练时的配对，不是轨迹。
@@ -1529,7 +1546,7 @@ show_images(torch.cat([unseen.batch(two_unseen[:12])["image"], *samples]), 12, d
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# 在这样的训练时间内，是 U-Net。它在未见过的数字上损失更低，差别超出置信区间，笔画也是连贯的。
+# 在这样的训练时间内，各训练一次，是 U-Net。它在未见过的数字上损失更低，差别超出置信区间（区间只反映图像，不反映随机种子），笔画也大多是连贯的。
 # DiT 的样本还能看出图像块的痕迹，彼此没有接好。
 # </details>
 #
@@ -1652,11 +1669,12 @@ for name, images in ends.items():
 # 或者 **Huber**，误差小时是抛物线，误差大时是直线。一个噪声水平占多大分量，也可以选择：权重 $w(\mathrm{SNR})$。
 #
 # $\varepsilon$ 的误差与 $x_0$ 的误差单位不同。给定 $x_t$ 时，$x_0$ 的误差 $\delta$ 就是 $\varepsilon$ 的误差 $-\frac{\alpha}{\sigma}\delta$，
-# 所以 `eps` 的平方误差是 `x0` 的平方误差的 SNR 倍。由此，一种预测的权重可以换算成另一种预测的权重：
+# 所以 `eps` 的平方误差是 `x0` 的平方误差的 SNR 倍。在圆上，`x0` 的平方误差是 `v` 的 $\sigma^2$ 倍，而 $1/\sigma^2 = \mathrm{SNR} + 1$。由此，一种预测的权重可以换算成另一种预测的权重：
 #
 # | | `x0` 的平方误差的权重 | `eps` 的 | `v` 的 |
 # |---|---|---|---|
 # | 不加权的 `eps` | $\mathrm{SNR}$ | $1$ | $\mathrm{SNR} / (\mathrm{SNR} + 1)$ |
+# | 不加权的 `x0` | $1$ | $1 / \mathrm{SNR}$ | $1 / (\mathrm{SNR} + 1)$ |
 # | 不加权的 `v` | $\mathrm{SNR} + 1$ | $(\mathrm{SNR} + 1) / \mathrm{SNR}$ | $1$ |
 # | P2（[Choi et al. 2022](https://arxiv.org/abs/2204.00227)，取 $k = \gamma = 1$） | $\mathrm{SNR} / (1 + \mathrm{SNR})$ | $1 / (1 + \mathrm{SNR})$ | $\mathrm{SNR} / (1 + \mathrm{SNR})^2$ |
 # | min-SNR（[Hang et al. 2023](https://arxiv.org/abs/2303.09556)，$\gamma = 5$） | $\min(\mathrm{SNR}, \gamma)$ | $\min(\mathrm{SNR}, \gamma) / \mathrm{SNR}$ | $\min(\mathrm{SNR}, \gamma) / (\mathrm{SNR} + 1)$ |
@@ -1731,7 +1749,7 @@ for name, perfect in {"L2": ideal, "L1": ideal_for_l1}.items():
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# 中位数偏向多数。较小的一组会失去成员，两组都会变窄。
+# 中位数偏向多数。较小的一组会失去成员，较大的一组会变窄。
 # </details>
 #
 # 这个结论说的是一维情形下的完美网络。短时间训练之后，在数字上能否看出差别，要靠实验回答；`ablate.py losses` 研究的就是这个问题。
@@ -1767,7 +1785,7 @@ print(f"为下界再评估一次网络 {twice / 1e6:.1f} MB（{twice / plain:.2f
 #
 # * **DDPM 潜变量**（[DDPM](https://arxiv.org/abs/2006.11239) 第 4.4 节）：把两张图像加噪到水平 $t$，线性混合两张加噪图像，再用 DDPM 采样。
 #   $t / T$ 叫作“强度”（strength）。
-# * **DDIM 潜变量**：从两张图像出发，沿常微分方程倒着走到纯噪声（第 13 节），在那里混合，再用 DDIM 采样。
+# * **DDIM 潜变量**：从两张图像出发，沿常微分方程倒着走到 $t = T$（结果离纯噪声有多远，见第 13 节），在那里混合，再用 DDIM 采样。
 #
 # 混合纯噪声要小心。把它看成 784 个数组成的向量，它的长度几乎总是 $\sqrt{784}$，所以噪声都在一个球面附近，两份噪声之间的直线却从球的内部穿过。
 # **球面线性插值**（slerp）沿球面走。设 $\theta$ 是 $z_a$ 与 $z_b$ 之间的夹角，
@@ -1797,7 +1815,7 @@ ways = {  # 名称：(方法, 强度)
     "DDPM，加噪强度 0.3": ("ddpm", 0.3),
     "DDPM，加噪强度 0.6": ("ddpm", 0.6),
     "0.6，共用噪声": ("ddpm_shared", 0.6),
-    "0.6，球面噪声": ("ddpm_slerp", 0.6),
+    "0.6，噪声球面插值": ("ddpm_slerp", 0.6),
     "DDPM，加噪强度 0.9": ("ddpm", 0.9),
     "DDIM，球面插值": ("ddim_slerp", 1.0),
 }
@@ -1862,7 +1880,8 @@ plt.show()
 # 强度低时，信噪比高，切换又陡又在正中，与上图中强度 0.3 的曲线一样。强度更高时，噪声使切换的位置移动，所以各对平均之后的峰变宽。
 # 强度 0.9 时，噪声的作用超过 $a$ 和 $b$：任何地方都可能变化，两端也成了别的数字（两个无关的数字相差约 0.7<!--out-->）。
 #
-# DDIM 潜变量最能保住两端（表的最后一列），但治不了跳变：以平均变化为单位，它的最大变化至少与 DDPM 一样大。
+# DDIM 潜变量最能保住两端（表的最后一列），但治不了跳变：用这六对数字，以平均变化为单位，它的最大变化比 DDPM 大；
+# 用十二对数字和更密的帧（[RESULTS.md](RESULTS.md)），没有看到差别。
 #
 # 另外还有两种常见的解释。“两张图像加的噪声不同”：共用噪声的那一行检验它。“两份噪声混合之后，中间的噪声太小”，
 # 只有上面算出的 0.71<!--out--> 倍：对噪声做球面插值的那一行检验它。
@@ -1892,7 +1911,8 @@ for steps, (noise, again) in found.items():
     print(f"噪声的标准差 {noise.std():.2f}，相邻像素的相关系数 {neighbours:+.2f}")
 
 # %% [markdown]
-# 找到的噪声是噪声吗？真正的噪声标准差为 1，相邻像素不相关。反演找到的“噪声”里看得出数字，步数少时尤其明显。
+# 找到的噪声是噪声吗？真正的噪声标准差为 1，相邻像素不相关。反演找到的“噪声”里看得出数字。
+# 步数增加，相邻像素的相关系数从 0.85<!--out--> 降到 0.43<!--out-->，标准差却一直在 0.54<!--out--> 附近。
 #
 # 误差随步数减小，但它像一阶方法应有的那样，按 $1/\text{步数}$ 减小吗？有两件事可能拖慢它。
 # (a) 采样把 $\hat x_0$ 限制在 $[-1, 1]$，反演则不限制。
@@ -1926,6 +1946,7 @@ for name, (sampling, image, *ends) in settings.items():
     print(f"{name:20} 误差 " + ", ".join(f"{error:.3f}" for error in errors) + f"；末段斜率 {slope:.2f}")
 plt.plot(counts, [0.2 * 5 / n for n in counts], color="0.7", linestyle=":", label="斜率 −1")
 plt.gca().set(xscale="log", yscale="log", xticks=counts, xticklabels=counts)
+plt.gca().set(yticks=[0.02, 0.05, 0.1], yticklabels=["0.02", "0.05", "0.1"])
 plt.gca().set(xlabel="单程的网络评估次数", ylabel="误差（均方根）")
 plt.minorticks_off()
 plt.legend(fontsize=8)
@@ -1935,7 +1956,8 @@ plt.show()
 # <details><summary>答案</summary>
 #
 # 都不是：去掉 (a) 和 (b)，误差仍然减小得比 $1/\text{步数}$ 慢。在调度的中段，从 $t = 200$ 到 $700$，斜率接近 $-1$。
-# 所以破坏一阶收敛的是两端：那里 $\lambda$ 变化最快（第 1 节右图）。按 $t$ 取相等的步长，第一步和最后一步就成了大步，一阶方法的保证在那里还不成立。
+# 所以破坏一阶收敛的是两端。一个可能的原因是，那里 $\lambda$ 变化最快（第 1 节右图），按 $t$ 取相等的步长，就 $\lambda$ 而言就成了大步。
+# 上图并没有检验这个原因；要检验它，可以改为按 $\lambda$ 均匀地取噪声水平。
 # </details>
 
 # %% [markdown]
@@ -1986,12 +2008,12 @@ for measure in ("frechet", "sharpness"):
 # |---|---|---|
 # | DDPM 少于 1,000 步时一直带噪点 | 第 4 节 | 用重采样的系数时没有；用完整链的系数时，确实如此 |
 # | DDIM 用 50 步与 DDPM 用 1,000 步一样好，代价只有二十分之一 | 第 3 节、`speed` | 质量上没有看到差别 |
-# | 随机采样器需要很多步 | 第 7 节、`samplers` | 在小例子里成立；在数字上，对 Euler–Maruyama 和用方差 $\beta_t$ 的 DDPM 成立；没有看到 DDIM 与用 $\tilde\beta_t$ 的 DDPM 的差别 |
+# | 随机采样器需要很多步 | 第 7 节、`samplers` | 在小例子里成立；在数字上，对 Euler–Maruyama 和用方差 $\beta_t$ 的 DDPM 成立；用 $\tilde\beta_t$ 的 DDPM 并不落后于 DDIM |
 # | L2 更锐利，L1 更平滑 | 第 11 节、`losses` | 完美的 L1 网络采样的是另一个分布；锐利程度要看 28 × 28 的研究 |
 # | VLB 一项占用内存，使批量大小减少三分之一 | 第 11 节 | 没有看到：它几乎不花代价 |
 # | 插值在中间跳变 | 第 12 节 | DDPM 潜变量在保得住图像的强度下看到了，DDIM 潜变量也看到了；像素一起做决定 |
 # | 流匹配的轨迹是直的 | 第 8 节 | 训练的配对是直的，轨迹是弯的；再整流使它变直 |
-# | Transformer 可以代替 U-Net | 第 9 节、`dit` | 可以；在第 9 节的短时间训练中 U-Net 领先，更长的训练由 `dit` 测量 |
+# | Transformer 可以代替 U-Net | 第 9 节、`dit` | 没有看到：第 9 节的短时间训练中 U-Net 领先，更长的训练由 `dit` 测量 |
 
 # %% [markdown]
 # ## 学完之后你能够
@@ -2013,10 +2035,10 @@ for measure in ("frechet", "sharpness"):
 # | DDIM | $x_s = \alpha(s)\,\hat x_0 + \sqrt{\sigma(s)^2 - f^2}\,\hat\varepsilon + f z$，$\;f^2 = \eta^2\,\frac{\sigma(s)^2}{\sigma(t)^2}\left(\sigma(t)^2 - \frac{\alpha(t)^2}{\alpha(s)^2}\sigma(s)^2\right)$ |
 # | 步长重采样 | $\beta_{s \to t} = 1 - \bar\alpha_t / \bar\alpha_s$ |
 # | 连续性方程 | $\partial_t p_t = -\nabla\cdot(u_t\,p_t)$，$\;u_t(x) = \mathbb E[\dot x_t \mid x_t = x]$ |
-# | 概率流常微分方程 | $dx = \hat x_0\,d\alpha + \hat\varepsilon\,d\sigma = [f - \frac12 g^2\nabla\log p_t]\,dt$ |
-# | 反向随机微分方程 | $dx = [f - g^2\nabla\log p_t]\,dt + g\,d\bar w$ |
+# | 概率流常微分方程 | $dx = \hat x_0\,d\alpha + \hat\varepsilon\,d\sigma = [\mathbf f - \frac12 g^2\nabla\log p_t]\,dt$，$\;\mathbf f = x\,\dot\alpha/\alpha$ |
+# | 反向随机微分方程 | $dx = [\mathbf f - g^2\nabla\log p_t]\,dt + g\,d\bar w$，$\;g^2 = \dot{(\sigma^2)}-2\sigma^2\,\dot\alpha/\alpha$ |
 # | 霍因法 | $x_s = x + \frac12(\hat x_0 + \hat x_0')\,\Delta\alpha + \frac12(\hat\varepsilon + \hat\varepsilon')\,\Delta\sigma$ |
-# | DPM-Solver++(2M) | $x_s = \frac{\sigma(s)}{\sigma(t)}\,x_t - \alpha(s)(e^{-h} - 1)\left[\hat x_0 + \frac{\hat x_0 - \hat x_0^{\text{old}}}{2r}\right]$ |
+# | DPM-Solver++(2M) | $x_s = \frac{\sigma(s)}{\sigma(t)}\,x_t - \alpha(s)(e^{-h} - 1)\left[\hat x_0 + \frac{\hat x_0 - \hat x_0^{\text{old}}}{2r}\right]$，$\;h = \lambda(s) - \lambda(t)$，$\;r = (\lambda(t) - \lambda^{\text{old}})/h$ |
 # | 流匹配 | $L = \mathbb E\lVert v_\theta((1-t)\,x_0 + t\,\varepsilon,\, t) - (\varepsilon - x_0)\rVert^2$，采样从 $t = 1$ 到 $0$ |
 # | 蒸馏 | $\tilde x_0 = \big(x_s - \frac{\sigma(s)}{\sigma(t)}x_t\big) \big/ \big(\alpha(s) - \frac{\sigma(s)}{\sigma(t)}\alpha(t)\big)$ |
 # | min-SNR | $x_0$ 的权重是 $\min(\mathrm{SNR}, \gamma)$；$\varepsilon$ 的要除以 $\mathrm{SNR}$，$v$ 的要除以 $\mathrm{SNR} + 1$ |
