@@ -12,8 +12,8 @@ Ruiz et al. 2022, "DreamBooth". Two things can go wrong with so few pictures. Th
 every creature is this one: against that, half of each batch are pictures that the model itself drew of "a creature"
 before (prior preservation). And the subject's word brings along what it means already, so it should be rare: a token
 of the vocabulary that the model has hardly met, such as "sks" in CLIP's. Letters typed at random are worse, because
-they are read as several common tokens (section 3.2 of the paper). The small vocabulary of the course's own model has no
-rare tokens; it reads "sks" as letters.
+they are read as several common tokens (section 3.2 of the paper). The small vocabulary of the course's own model reads
+"sks" as two tokens, which occur in no caption of creatures.
 """
 
 from common.cli import run

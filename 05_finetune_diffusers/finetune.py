@@ -16,7 +16,9 @@ from common.cli import run
 from finetune_diffusers.training.flags import Preset, SizePresets, checked
 from finetune_diffusers.training.flags import StyleFlags as Args
 
-PRESETS = SizePresets(small=Preset(steps=600, batch_size=16, lr=3e-4), large=Preset(steps=2000, batch_size=4, lr=1e-5))
+PRESETS = SizePresets(
+    small=Preset(steps=1500, batch_size=16, lr=3e-4), large=Preset(steps=2000, batch_size=4, lr=1e-5)
+)
 
 
 def main(args: Args) -> None:

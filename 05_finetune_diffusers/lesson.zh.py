@@ -46,6 +46,7 @@ from common.grade.chapter import open_chapter  # 找不到模块 common？请选
 CHAPTER = open_chapter("05_finetune_diffusers 中文")  # 本章的文件夹：从这里起可以导入其中的文件
 
 # %%
+import copy
 import json
 import math
 import struct
@@ -58,6 +59,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from IPython.display import display
+from scipy.special import stdtrit
 from torch import nn
 
 from common import viz
@@ -82,8 +84,9 @@ def show_images(images, columns, across=(), down=()):
 
 
 def mean_and_interval(values):
-    """每张图像一个数，求这些数的平均值，以及 95 % 置信区间的半宽。"""
-    return f"{float(values.mean()):.2f} ± {1.96 * float(values.std()) / len(values) ** 0.5:.2f}"
+    """每张图像一个数，求这些数的平均值，以及 95 % 置信区间（学生 t 分布）的半宽。"""
+    half = float(stdtrit(len(values) - 1, 0.975) * values.std()) / len(values) ** 0.5
+    return f"{float(values.mean()):.2f} ± {half:.2f}"
 
 
 # %% [markdown]
@@ -204,10 +207,11 @@ counts = [5, 10, 20, 40]
 plt.figure(figsize=(5.4, 3.2), layout="constrained")
 for name in ("ddim", "euler", "dpm++"):
     errors = [float((final_latents(name, n) - accurate).square().mean().sqrt()) for n in counts]
-    plt.loglog(counts, errors, "o-", label=name)
+    plt.loglog(counts, errors, "o--" if name == "euler" else "o-", label=name)
     print(f"{name:6}" + "".join(f"   {n} 次评估：{error:.3f}" for n, error in zip(counts, errors, strict=True)))
 plt.xticks(counts, counts)
 plt.minorticks_off()
+plt.yticks([0.05, 0.1, 0.2, 0.5], [0.05, 0.1, 0.2, 0.5])
 plt.xlabel("U-Net 的函数评估次数（使用引导时乘以二）")
 plt.ylabel("与精确潜变量的距离")
 plt.legend()
@@ -263,7 +267,7 @@ for negative in ("", "bat wings"):
 # %% [markdown]
 # <details><summary>答案</summary>
 #
-# 负面提示词点名的颜色和元素消失了。但其余部分并没有保持原样。远离 *purple* 之后，怪兽变成黄色、橙色和绿色，也就是与紫色相对的颜色。远离 *fire* 之后，几乎所有怪兽都成了水元素。公式说明了原因：预测沿着 $y_\theta(x_t, c) - y_\theta(x_t, c_{\text{neg}})$ 的方向移动，这个方向背离紫色，它的尽头是黄色，而不是*任意一种别的颜色*。所以负面提示词是朝相反方向推一把，不是过滤器。
+# 负面提示词点名的颜色消失了；*fire* 本来就很少（16 张中 1 张）。但其余部分并没有保持原样。远离 *purple* 之后，怪兽变成绿色和黄色。远离 *fire* 之后，16 只全都成了水元素。公式说明了原因：预测沿着 $y_\theta(x_t, c) - y_\theta(x_t, c_{\text{neg}})$ 的方向移动，这个方向背离紫色，它的尽头是绿色和黄色，而不是*任意一种别的颜色*。所以负面提示词是朝相反方向推一把，不是过滤器。
 #
 # 所有图像里的翅膀都还在。提示词要求有翅膀，而在提示词与负面提示词一致的地方，这股推力很小。负面提示词只对提示词*没有规定*的东西起作用。要去掉提示词里写明的东西，就去改提示词。
 #
@@ -348,7 +352,7 @@ for name, values in psnr.items():
 show_images(torch.stack(list(results.values()), 1)[:4].flatten(0, 1), len(results), list(results))
 
 # %% [markdown]
-# 输出中“与马赛克相比”这一列是逐张图像比较的，图像之间的差别因此抵消，所以应当看它的区间。最好的重绘强度比马赛克提高约 0.7 dB<!--out-->，双三次插值几乎没有提高；从 0.6 起，区间或者包含 0，或者说明修复反而更差。再用眼睛比较一下。PSNR 偏爱小的平方误差。如果不知道眼睛在哪里，最稳妥的答案就是对所有可能的位置取平均，而那是一团模糊（第 1 章）。所以 PSNR 最高的修复不是最好看的；重绘强度高时，怪兽很好看，却是另一只。`restore.py` 同时研究重绘强度、引导系数和步数。如果你从许多设置中挑出最好的一个，请用没有参与挑选的图像再测一次。
+# 输出中“与马赛克相比”这一列是逐张图像比较的，图像之间的差别因此抵消，所以应当看它的区间。最好的重绘强度比马赛克提高约 0.7 dB<!--out-->，双三次插值几乎没有提高；从 0.6 起，区间包含 0。再用眼睛比较一下。PSNR 偏爱小的平方误差。如果不知道眼睛在哪里，最稳妥的答案就是对所有可能的位置取平均，而那是一团模糊（第 1 章）。所以 PSNR 最高的修复不是最好看的；$s = 0.8$ 时轮廓更清楚，却是另一张脸。`restore.py` 同时研究重绘强度、引导系数和步数。如果你从许多设置中挑出最好的一个，请用没有参与挑选的图像再测一次。
 #
 # ### 在潜空间里走两遍
 #
@@ -396,7 +400,7 @@ print(f"{'有划痕的图':6}PSNR {mean_and_interval(similarity(scratched, truth
 show_images(torch.stack(list(repaired.values()), 1)[:4].flatten(0, 1), 4, list(repaired))
 
 # %% [markdown]
-# 使用原来的蒙版时，划痕下的大多数位置没有重画，所以划痕还留着一部分。扩大的蒙版把它们全部重画了。
+# 使用原来的蒙版时，划痕下的大多数位置没有重画，所以划痕还留着一部分。扩大的蒙版把这些位置全部重画，只留下淡淡的痕迹。
 #
 # ## 6 · 提示词权重
 #
@@ -449,7 +453,7 @@ show_images(torch.cat(rows), 5, down=[f"(bat wings){s:g}" for s in weights])
 # %% [markdown]
 # 权重增大，翅膀就出现了；颜色的权重始终是 1，所以颜色不变。权重远大于 1 时，嵌入会超出 U-Net 训练时见过的范围，图像质量就会下降：请不要超过 1.5<!--given--> 左右。
 #
-# > **其他程序里的写法。** webui（AUTOMATIC1111）写作 `(bat wings:1.5)`，它把 $z$ 本身乘上权重，再恢复整个嵌入的平均值。所以同一个数字在那里的强弱并不相同。提示词超过 CLIP 的 77 个词元时，`diffusers` 会截断；Compel 和 webui 则每 75 个词元编码一段，再把各段拼接起来。
+# > **其他程序里的写法。** webui（AUTOMATIC1111）写作 `(bat wings:1.5)`，它把 $z$ 本身乘上权重，再恢复整个嵌入的平均值。所以同一个数字在那里的强弱并不相同。提示词超过 CLIP 的 77 个词元时，`diffusers` 会截断；webui，以及设了 `truncate_long_prompts=False` 的 Compel，则每 75 个词元编码一段，再把各段拼接起来。
 #
 # ## 7 · 用 `accelerate` 写训练循环
 #
@@ -473,7 +477,7 @@ loss_by_hand = step_by_hand(diffusion, here / "images", seed=0)
 #
 # ### 数据只编码一次
 #
-# 自编码器和文本编码器是冻结的，它们对一张图像的输出永远不变。所以潜变量和文本嵌入只算一次，之后这两个网络就可以移出内存。
+# 自编码器和文本编码器是冻结的，它们对一张图像及其文本描述的输出永远不变。所以潜变量和文本嵌入只算一次，之后这两个网络就可以移出内存。
 
 # %%
 from diffusers import DDPMScheduler
@@ -549,7 +553,7 @@ def captioned_loss(net, batch):
 # | `clip_grad_norm_` | 在 fp16 下先把梯度还原，再限制它的范数 |
 # | `save_state`、`load_state` | 写入和读取续训所需的一切 |
 #
-# **权重的平均**（EMA）不在 `accelerate` 里。每次优化器更新之后，计算 $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$。它大约记得最近 $1/(1-d)$ 步，半衰期是 $\ln 2/\ln(1/d)$ 步（练习 `ema_half_life`）。所以 $d$ 必须与训练的长度相配：只训练 130 步时，$d = 0.9999$<!--given--> 得到的几乎就是初始权重。
+# **权重的平均**（EMA）不在 `accelerate` 里。每次优化器更新之后，计算 $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$。它大约记得最近 $1/(1-d)$ 步，半衰期是 $\ln 2/\ln(1/d)$ 步（练习 `ema_half_life`）。所以 $d$ 必须与训练的长度相配：只训练 130 步时，固定的 $d = 0.9999$<!--given--> 得到的几乎就是初始权重。因此 `diffusers` 的 `EMAModel` 从较小的值开始：第 $k$ 次更新用 $\min(d, \frac{k}{k+9})$，第一次更新直接复制权重。
 
 # %%
 from accelerate import Accelerator
@@ -610,7 +614,7 @@ def train(net, columns, loss, steps, lr, batch_size=8, accumulation=1, decay=0.9
 # $$W' = W + \frac{\alpha}{r}\, B A, \qquad A \in \mathbb{R}^{r \times \text{in}},\quad B \in \mathbb{R}^{\text{out} \times r} \tag{5}$$
 #
 # * **秩**（rank）$r$ 限制能学到的东西，也决定文件的大小。
-# * $\alpha$ 是一个常数，*不是*网络的权重。作者除以 $r$，是为了改变 $r$ 时不必改变学习率。实际上，如果 $\alpha$ 不变，第一次更新仍会随 $r$ 增大而变小（练习 `first_update`）。所以很多人取 $\alpha = r$，使这个因子等于 1；秩稳定的 LoRA 则除以 $\sqrt r$（[Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)）。
+# * $\alpha$ 是一个常数，*不是*网络的权重。作者除以 $r$，是为了改变 $r$ 时不必改变学习率。但如果 $\alpha$ 不变，梯度下降的第一次更新仍会随 $r$ 增大而变小（练习 `first_update`）。所以很多人取 $\alpha = r$，使这个因子等于 1；秩稳定的 LoRA 则除以 $\sqrt r$（[Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)）。
 # * $B$ 从零开始，所以一开始 $W' = W$。$A$ 不能也是零，因为两个矩阵的梯度里都含有另一个矩阵作为因子（练习 `new_adapter`）。
 #
 # > **$A$ 怎样初始化？** 论文只说用随机的高斯分布。作者的代码和 `peft` 的默认设置用均匀分布，上下界为 $\pm 1/\sqrt{\text{in}}$。`diffusers` 的训练脚本指定 `init_lora_weights="gaussian"`，在 `peft` 里这表示标准差为 $1/r$。
@@ -649,7 +653,7 @@ print(f"与两种墨色的距离：训练图像 {mean_and_interval(stray(style, 
 print(f"经过自编码器之后：{mean_and_interval(stray(style, reconstruct(pipe.vae, to_float(styled[:24]))))}")
 
 # %% [markdown]
-# 自编码器不能精确地再现这两种墨色，所以最后这个数是训练 U-Net 所能达到的最好结果。
+# 自编码器不能精确地再现这两种墨色，所以最后这个数是训练好的 U-Net 大致能达到的结果。它不是严格的界限：别的潜变量解码后可能离墨色更近一点（[RESULTS.md](RESULTS.md)）。
 #
 # ### 训练
 #
@@ -778,7 +782,7 @@ print(f"由 diffusers 读回，{len(pairs)} 层：最大差别 {worst:g}")
 #
 # <details><summary>答案</summary>
 #
-# 因子 $\alpha/r$ 从 1 降到四分之一，而且在第一次更新里出现两次：一次在 $W'$ 里，一次在梯度里（练习 `first_update` 给出推导）。此外，用 `"gaussian"` 时 $A$ 的初始值也更小，因为它的标准差是 $1/r$。所以适配器学得更慢。可以取 $\alpha = r$，也可以提高学习率。
+# 因子 $\alpha/r$ 从 1 降到四分之一。用普通的梯度下降时，它在第一次更新里出现两次：一次在 $W'$ 里，一次在梯度里（练习 `first_update` 给出推导）。AdamW 会除以梯度的大小，所以只算一次。此外，用 `"gaussian"` 时 $A$ 的初始值也更小，因为它的标准差是 $1/r$。所以适配器学得更慢。可以取 $\alpha = r$，也可以提高学习率。
 #
 # </details>
 #
@@ -946,9 +950,9 @@ show_images(
 )
 
 # %% [markdown]
-# 请两行一组地看。只用这么几步，*a sks creature* 就学到了这个特定对象的许多特征：颜色、兔耳朵，多数图像里还有围巾。*a sks creature with bat wings* 说明模型把它理解为一只怪兽：六张肖像中没有一张有翅膀。而 *a creature* 仍然是任意的怪兽。输出里它有多大比例的对象属性，就说明忘掉了多少：先验保留能限制遗忘，但不能完全防止。
+# 请两行一组地看。只用这么几步，*a sks creature* 就学到了这个特定对象的许多特征：颜色、兔耳朵，多数图像里还有围巾。*a sks creature with bat wings* 有了翅膀，而六张肖像中没有一张有翅膀。但训练这么短，特定对象的特征所剩不多：图中的怪兽大多是绿色或棕色。（围巾按颜色判断，绿色的身体也可能被算作围巾。）*a creature* 没有变成这个对象：图中没有一只是橙色，也没有围巾。但对象属性的比例从 30 % 升到 48 %<!--out-->，部分原因是怪兽失去了翅膀和角，而且图像彼此更像了。先验保留能限制遗忘，但不能完全防止。
 #
-# `dreambooth.py` 的训练步数是这里的三倍多，直到几乎不缺什么属性（[RESULTS.md](RESULTS.md)）；可以有先验保留，也可以没有（`--prior 0`）；加 `--rank` 则训练 LoRA；还可以使用你自己的类别图像文件夹。对人脸来说，同时训练文本编码器也有帮助。
+# `dreambooth.py` 的训练步数是这里的三倍多，得到 0.879<!--results--> 的对象属性，极限是 0.933<!--results-->（[RESULTS.md](RESULTS.md)）。它也可以不用先验保留（`--prior 0`），使用你自己的类别图像文件夹，或者训练 LoRA（`--rank`）。对这个模型来说，只在注意力层上加秩为 8 的 LoRA 是不够的。对人脸来说，同时训练文本编码器也有帮助。
 #
 # ## 11 · ControlNet：规定线条的位置
 #
@@ -1040,11 +1044,11 @@ for level in (150, 400, 600, 800, 950):
     print(f"t = {level}：平方误差，没有线条 {error:.3f}，有线条 {with_lines:.3f}")
 
 # %% [markdown]
-# 边缘的 **F1** 等于 1，表示该有边缘的地方都有，别处都没有。*与原图相同的属性*，是六个属性（体形、耳朵、角、尾巴、翅膀、元素）中，分类器在图像和线条的原图里看到相同取值的比例。对这两种度量，输出的前两行都是参照：一个是对线条一无所知的图像，另一个是潜变量所能表示的最好结果。
+# 边缘的 **F1** 等于 1，表示该有边缘的地方都有，别处都没有。*与原图相同的属性*，是六个属性（体形、耳朵、角、尾巴、翅膀、元素）中，分类器在图像和线条的原图里看到相同取值的比例。对这两种度量，以 *ControlNet* 开头的前两行都是参照：一个是对线条一无所知的图像，另一个是潜变量所能表示的最好结果。
 #
 # 训练之前，ControlNet 不改变任何东西：输出的差别是舍入误差，因为那两张图像是在更小的一批里画的。现在比较*不加控制*和*系数 1*。两种度量都上升，F1 逐张图像的增量，其区间在零以上。再看图的各列：角、翅膀和脚边的图案常常出现在线条所在的地方，但不是每一列都如此；颜色却不是原图的颜色，因为线条不说明颜色。系数减半，效果也变小。离自编码器的极限还很远：这次训练只有一分钟。
 #
-# 最后几行说明线条在哪里有用。噪声水平高时，带噪潜变量几乎不含布局的信息，所以线条把误差降得最多；噪声水平低时，U-Net 自己就看得到布局，线条没有帮助。
+# 最后几行说明线条在哪里有用。噪声水平高时，带噪潜变量几乎不含布局的信息，所以线条把误差降得最多；噪声水平低时，U-Net 自己就看得到布局，线条几乎没有帮助。
 #
 # Zhang 等人报告说，在 Stable Diffusion 上，ControlNet 会在几千步之后突然开始服从条件（*sudden convergence*，突然收敛）。`controlnet.py` 训练得更久，丢弃一半的文本描述，它的 F1 见 [RESULTS.md](RESULTS.md)。这个程序还可以从 `conditioning_image` 列读取别的条件（深度、姿态、Canny 边缘）。
 #
@@ -1075,8 +1079,10 @@ for path in (MODEL / "unet" / "diffusion_pytorch_model.safetensors", here / "cya
     name, entry = next(iter(tensors.items()))
     print(f"{path.name}：{len(tensors)} 个张量，{sum(math.prod(e['shape']) for e in tensors.values()):,} 个数")
     print(f"   第一个：{name} {entry['dtype']} {entry['shape']}")
-pipe.unet.save_pretrained(here / "half", variant="fp16")
-print("带变体的文件夹：", *(path.name for path in sorted((here / "half").iterdir())))
+copy.deepcopy(base.unet).half().save_pretrained(here / "half", variant="fp16")  # base.unet 没有适配器
+for path in sorted((here / "half").glob("*.safetensors")):
+    tensors = [entry for name, entry in read_header(path).items() if name != "__metadata__"]
+    print(f"带变体的文件夹：{path.name}：{len(tensors)} 个张量，{tensors[0]['dtype']}")
 
 # %% [markdown]
 # Stable Diffusion 1.x 的**安全检查器**（safety checker）会把它认为不妥的图像换成一张*黑*图。如果你在为 DreamBooth 画类别图像，就会混进一张黑色的训练图像。所以本章的训练程序打开模型时都不带安全检查器（`safety_checker=None`）。
@@ -1093,13 +1099,13 @@ print("带变体的文件夹：", *(path.name for path in sorted((here / "half")
 # | 精度 | 自编码器可以用 fp16 | 自编码器在 fp16 下会溢出：保持 float32，或者换用修正过的自编码器 |
 # | LoRA | 同样的层 | 名字相同，所以 (5) 和第 8 节照样成立；两个文本编码器叫 `text_encoder` 和 `text_encoder_2` |
 #
-# XL 有时会把头切掉，这六个数是原因之一：训练时裁剪过的图像会带上裁剪坐标，所以画图时请指定裁剪坐标 (0, 0)。
+# 用随机裁剪的图像训练出来的模型，有时会把头切掉。XL 训练时知道每张图像的裁剪位置，裁剪于是成为可以选择的条件：(0, 0)（`diffusers` 的默认值）表示要一张没有裁剪过的图像。
 #
 # **流匹配模型**（flow-matching models，Stable Diffusion 3、FLUX）用 Transformer 代替 U-Net，从图像到噪声的路径也不同（第 3 章）：
 #
 # $$x_t = (1 - t)\, z + t\,\varepsilon, \qquad y = \varepsilon - z, \qquad t \in [0, 1] \tag{8}$$
 #
-# 所以，在 $\bar\alpha$ 噪声调度上预测 $\varepsilon$ 或 $v$ 的调度器都不适用，上面的 min-SNR 也不适用；重绘强度为 $s$ 的图生图从 $t = s$ 开始，即 $x = (1-s)\,z + s\,\varepsilon$。图像越大，遮住同样内容所需的噪声越多，所以噪声水平要**偏移**（shift）：$t' = \frac{k\,t}{1 + (k - 1)\,t}$，Stable Diffusion 3 取 $k = 3$（[Esser et al. 2024](https://arxiv.org/abs/2403.03206)）。调度器里可以看到这一点：
+# 所以，在 $\bar\alpha$ 噪声调度上预测 $\varepsilon$ 或 $v$ 的调度器都不适用，上面的 min-SNR 也不适用；重绘强度为 $s$ 的图生图从 $t = s$ 开始（尚未计入下面的偏移）。图像越大，遮住同样内容所需的噪声越多，所以噪声水平要**偏移**（shift）：$t' = \frac{k\,t}{1 + (k - 1)\,t}$，Stable Diffusion 3 取 $k = 3$（[Esser et al. 2024](https://arxiv.org/abs/2403.03206)）。有偏移时，图生图从 $t'$ 开始，即 $x = (1-t')\,z + t'\varepsilon$：$k = 3$ 时，重绘强度 0.6<!--given--> 对应 $t' = 0.82$<!--given-->。调度器里可以看到这个偏移：
 
 # %%
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -1112,6 +1118,7 @@ for k in (1.0, 3.0, 6.0):
     worst = float(np.abs(flow.sigmas[:-1].numpy() - k * t / (1 + (k - 1) * t)).max())
     plt.plot(flow.sigmas.numpy(), "o-", markersize=3, label=f"偏移 {k:g}")
     print(f"偏移 {k:g}：调度器与公式的最大差别 {worst:.1e}")
+plt.xticks(range(0, 21, 5))
 plt.xlabel("步（共 20 步）")
 plt.ylabel("噪声水平 $t'$")
 plt.legend()
@@ -1160,7 +1167,7 @@ plt.show()
 #
 # * 第 2 节：负面提示词 *green*。你预期会出现哪种颜色？
 # * 第 4 节：用另一只怪兽的文本描述来修复。起决定作用的是马赛克，还是词语？
-# * 第 7 节：用 `batch_size=2, accumulation=4` 训练 LoRA。输出的哪些数字应当不变？
+# * 第 8 节：用 `batch_size=2, accumulation=4` 训练 LoRA。输出的哪些数字应当不变？（`train` 返回的是每一批的损失，不是每一步的。）
 # * 第 8 节：系数取 -1。蓝晒的反面是什么？
 # * 第 10 节：在 `dreambooth_loss` 里取 `prior=0.0`。输出的哪一行变化最大？
 # * 第 11 节：撤回三个决定中的一个（`caption_dropout=0.5`、`gamma=5.0`，或不用 `start_line_features`）。哪一个让增量损失最多？

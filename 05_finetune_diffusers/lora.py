@@ -22,7 +22,9 @@ from common.errors import UserError
 from finetune_diffusers.training.flags import LoraFlags as Args
 from finetune_diffusers.training.flags import Preset, SizePresets, checked
 
-PRESETS = SizePresets(small=Preset(steps=600, batch_size=16, lr=3e-3), large=Preset(steps=1500, batch_size=4, lr=1e-4))
+PRESETS = SizePresets(
+    small=Preset(steps=1500, batch_size=16, lr=3e-3), large=Preset(steps=1500, batch_size=4, lr=1e-4)
+)
 
 
 def main(args: Args) -> None:
