@@ -154,7 +154,7 @@ for i, (row, name, note) in enumerate(zip(vectors @ vectors.T, names, notes, str
 #
 # CLIP was trained with batches of 32,768 pairs from the web, in which hardly two captions mean the same. Our menu has 80 dishes, so a
 # batch often holds two plates of one dish, and then the caption of one plate is also right for the other. Therefore the target is a
-# uniform distribution over all $P_i$ captions of the same dish. From the cross-entropy we subtract the entropy of this target,
+# uniform distribution over $P_i$, the set of all captions of the same dish. From the cross-entropy we subtract the entropy of this target,
 # $\log |P_i|$, so that a perfect prediction still has loss 0. In other words, the loss is a KL divergence.
 
 
@@ -197,8 +197,8 @@ print(f"largest difference from clip/loss.py: {(library - clip_loss(logits, by_d
 
 # %% [markdown]
 # Pictures 1 and 2 are two plates of red-braised fish, and both are assigned to caption 2. Caption 1 uses 红烧鲫鱼, a name that was
-# held out from training (see below). CLIP's own loss cannot become 0 on this batch, because it asks the model to tell apart two
-# plates of the same dish.
+# held out from training and that this CLIP misreads (see below). Therefore even our loss is 1.288<!--out--> here. CLIP's own loss,
+# 1.515<!--out-->, is larger, because it also asks the model to tell apart two plates of the same dish.
 #
 # What does this do to the embeddings? In the next experiment there is no network and no picture. Twelve vectors on a circle, six
 # "pictures" and six "captions", follow the gradient of the loss.
@@ -297,7 +297,8 @@ for i, name in enumerate(TEN):
 # kung pao chicken and red-braised fish, which are brown and glossy. In every row the diagonal is still the largest entry.
 # </details>
 #
-# If a name is misunderstood, it is most likely taken for one of the dishes with a bright cell in its row.
+# A bright cell means that the two dishes look alike. A name that was never trained can be misread in another way, through its
+# characters, as you will see below.
 #
 # ### Retrieval accuracy
 #
@@ -320,7 +321,7 @@ for what, found in figures.items():
 
 # %% [markdown]
 # `test` holds drawings with new seeds, and `heldout` dishes on a table on which training never shows them. The row **held-out
-# names** matters most to a user. Of every dish with two or more other names, the last one appears in no caption. To understand it, the
+# names** matters most to a user. Of every dish with two or more other names, the last one appears in no training caption. To understand it, the
 # CLIP must combine characters that it knows from other names.
 #
 # > **Why these intervals.** Brackets are 95 % intervals of Wilson for a share of $n$ trials. Where all $n$ succeed, a bootstrap
@@ -343,7 +344,8 @@ for text in ["番茄炒鸡蛋", "白灼生菜", "红烧鲫鱼", "大米饭", "�
         print(f"    {remark}")
 
 # %% [markdown]
-# 番茄炒鸡蛋 and 大米饭 are understood, because all their characters occur in names of the same dish. 白灼生菜 (blanched lettuce) is taken
+# 番茄炒鸡蛋 is understood, because all its characters occur in names of the same dish. 大米饭 is understood although 大 occurs in names
+# of other dishes only, because it contains the whole name 米饭. 白灼生菜 (blanched lettuce) is taken
 # for 白灼虾 (shrimps), because 白灼 occurs in no other training name, and 红烧鲫鱼 (red-braised carp) is taken for a carp soup. A rare
 # pair of characters has more influence than a frequent one.
 #
@@ -428,7 +430,7 @@ for what, (weights, output) in {
 # > 2023](https://arxiv.org/abs/2309.17453)); a softmax with an added 1 in the denominator has the same effect as ours.
 #
 # In code, the tokens are one line ([name_encoder.py](inpaint_gif/clip/name_encoder.py)). The embedding is multiplied by
-# $\sqrt D$, so that its components have the size that the network expects.
+# $\sqrt D$, where $D$ is its length (128<!--out-->), so that its components have the size that the network expects.
 
 # %%
 from inpaint_gif.clip.name_encoder import open_model
@@ -485,7 +487,7 @@ for row, word in zip(rows[1:], words, strict=True):
     print(f"{word}: from {weights.amin():.2f} to {weights.amax():.2f}; mean {weights.mean():.2f} ({means})")
 
 # %% [markdown]
-# Positions with food attend to the name, and positions of the table attend to the zero token. The weight falls as the noise falls,
+# The weight of the name is large only where there is food. The table attends almost entirely to the zero token. The weight falls as the noise falls,
 # because the picture itself shows more and more of what the name says.
 #
 # ### Guidance
@@ -509,8 +511,9 @@ show_images(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At $w = 0$ the name has no influence, so the row shows unconditional samples. At $w = 1$ the colours fit the names, and at $w = 3$ the
-# shapes do, such as the oval plate of the fish. At $w = 10$ colours saturate, textures become coarse, and plates lose their rims.
+# At $w = 0$ the name has no influence, so the row shows unconditional samples. At $w = 1$ the colours fit the names, and the fish
+# already lies on an oval plate. At $w = 3$ the dishes become clearer: the fish is one long piece in its sauce. At $w = 10$ colours
+# saturate and textures become coarse, and the plates of tomato and lettuce lose their patterned rims.
 # </details>
 #
 # Counting is better than looking. We draw one picture of each of 40 dishes, and the *image* encoder of the CLIP assigns it to one of
@@ -538,7 +541,7 @@ print(f"{'test split':28}{percent(share(guess == test.labels)):>28}")
 # The share rises from 80 %<!--out--> at $w = 1$ to 90 %<!--out--> at $w = 3$, and falls to 70 %<!--out--> at $w = 10$. With 40 pictures the intervals
 # overlap, so this alone proves nothing. [RESULTS.md](RESULTS.md) has more pictures, and more of them are right at $w = 2$ and 3 than at 5.
 #
-# Do pictures also follow names that no caption contained? Each pair below starts from the same noise. The left picture has a trained
+# Do pictures also follow names that no training caption contained? Each pair below starts from the same noise. The left picture has a trained
 # name, the right one the held-out name of the same dish.
 
 # %%
@@ -597,7 +600,7 @@ print("prompt of the first:", captions[0])
 # $$\text{input} = \big[\,x_t \;\big|\; m \;\big|\; E\big((1 - m)\,\text{image}\big)\,\big] \tag{4}$$
 #
 # the noisy latents $x_t$ with 4 channels, the mask $m$ with 1, which is 1 in the hole, and the latents of the image with grey in its
-# hole, with 4. So there are 9 channels in, and 4 out as before.
+# hole, with 4 ($E$ is the encoder of the autoencoder). So there are 9 channels in, and 4 out as before.
 
 # %%
 from inpaint_gif.inpainting.backends import inpainting_channels
@@ -625,7 +628,8 @@ print(
 #
 # ### Widening a network with zeros
 #
-# The first layer of chapter 4's trained network has 4 input channels, not 9. A convolution multiplies each input channel by its own
+# The first layer of a trained text-to-image U-Net has 4 input channels, not 9. The cell widens our dish model. (The painter began
+# from chapter 4's U-Net, widened in the same way.) A convolution multiplies each input channel by its own
 # weights and adds the results.
 #
 # **Question:** what does the widened layer compute if the weights of the five new channels are 0? Can these weights still learn?
@@ -658,7 +662,7 @@ for what, part in {"noisy latents": sizes[:c], "mask": sizes[c : c + 1], "known 
 #
 # It computes what the old layer computes, up to rounding, so training starts from the abilities of the old network. The gradient of a
 # weight is its input times the gradient of its output. The input is not zero, so zero weights learn from the first step on. The last
-# lines show that in the trained painter they are about half as large as the others. (ControlNet's zero convolutions in chapter 5 use
+# lines show that in the trained painter they have grown to about half (mask) and three fifths (known latents) of the others. (ControlNet's zero convolutions in chapter 5 use
 # the same idea.)
 # </details>
 #
@@ -671,7 +675,7 @@ for what, part in {"noisy latents": sizes[:c], "mask": sizes[c : c + 1], "known 
 # $$x_{t-1} = m \odot x_{t-1}^{\text{unknown}} + (1 - m) \odot x_{t-1}^{\text{known}}, \qquad
 # x_{t-1}^{\text{known}} = \alpha_{t-1}\,x_0 + \sigma_{t-1}\,\varepsilon \tag{5}$$
 #
-# where $x_{t-1}^{\text{unknown}}$ is a DDPM step from $x_t$, and $m = 1$ in the hole. (The paper's mask is the other way round.)
+# where $x_{t-1}^{\text{unknown}}$ is a DDPM step from $x_t$, $x_0$ are the clean latents of the known picture, and $m = 1$ in the hole. (The paper's mask is the other way round.)
 #
 # One such pass often looks pasted, because each step draws the inside before it has seen the outside of the next level. So RePaint
 # **resamples**: it adds noise to go back up by some levels, and takes the same steps again. Each time, the inside adapts to the outside.
@@ -867,10 +871,10 @@ level_too = [(a, levelled(a, matched(a, b, m), m), m) for a, b, m in triples]
 softened = torch.stack([overlay(a, overlay(nearest(a, m), b, feathered(m, 3)), m) for a, b, m in level_too])
 ways = {"untouched": images, "pasted": pasted, "matched": matched_only, "matched, levelled,\nfeathered": softened}
 show_images(torch.cat([part[:3] for part in ways.values()]), 3, down=list(ways))
-print(f"{'':32}{'seam, with standard error':>28}   known pixels")
+print(f"{'':32}{'seam, 95 % interval':>28}   known pixels")
 for name, part in ways.items():
     found = [seam(image, mask) for image, mask in zip(part, masks, strict=True)]
-    text = f"{np.mean(found):.2f} ± {np.std(found) / len(found) ** 0.5:.2f}"
+    text = f"{np.mean(found):.2f} ± {2.2 * np.std(found, ddof=1) / len(found) ** 0.5:.2f}"
     print(f"{' '.join(name.split()):32}{text:>28}   {'exact' if torch.equal(part[kept], images[kept]) else 'CHANGED'}")
 
 # %% [markdown]
@@ -961,7 +965,7 @@ show_images(torch.stack(views[6:]), 6, across=titles[6:], width=900)
 # (The star marks the chosen candidate.) Blue has to be painted, about a quarter of each keyframe. `right` means that the *camera*
 # moves right, so the plate moves left.
 #
-# **Question:** why does `zoom-in` leave a frame to paint, although the camera comes nearer?
+# **Question:** why does `zoom-in` leave a ring to paint, although the camera comes nearer?
 #
 # <details><summary>Answer</summary>
 #
@@ -991,7 +995,7 @@ contact_sheet(picture, keyframes)
 # The table continues with its texture, and no second plate appears. Above is the picture, and below it, for each keyframe, the known part,
 # the mask, and the result.
 #
-# ### Why nested rectangles appear, and what removes them
+# ### Why nested rectangles appear, and what reduces them
 #
 # One keyframe can look perfect while several in a row do not. The painter gives each ring a slightly different shade. Each step is
 # small, but it follows the whole edge, so after four keyframes you see nested rectangles around the plate. The seam measure does not
@@ -1049,7 +1053,8 @@ for what, step, edge in table:
 # neighbourhood.
 # </details>
 #
-# Without levelling, the rings of the wooden table (left) differ in shade. Levelling lowers the tint step from 0.027<!--out--> to
+# Without levelling, the rings differ in shade. Levelling helps most on the linen (right), whereas on the wood (left) some rings
+# remain visible. It lowers the tint step from 0.027<!--out--> to
 # 0.017<!--out-->; true scenes have 0.029<!--out-->, because the light on a real table falls off towards the border. The seam stays at
 # 1.30<!--out--> and 1.29<!--out-->, above the 0.87<!--out--> of true scenes: it measures something else, here the lines of the table, which the
 # painter does not continue.
@@ -1173,8 +1178,9 @@ show_images(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# `once` has by far the largest change (0.60<!--out-->), at its cut. In `pingpong` and `seamless` the change from the last frame to the first is
-# no larger than the others. The price differs: `pingpong` reverses the motion, and `seamless` shows two plates at once during the dissolve.
+# `once` has by far the largest change (0.60<!--out-->), at its cut. `seamless` has the smallest largest change (0.144<!--out-->), then
+# `pingpong` (0.282<!--out-->), which moves twice as fast as `once`. In both, the change from the last frame to the first is only a
+# little above the mean (0.125<!--out--> and 0.242<!--out-->). The price differs: `pingpong` reverses the motion, and `seamless` shows two plates at once during the dissolve.
 # </details>
 #
 # `pingpong` with `linear` speed would reverse with a jolt. So `make_gif.py` uses `--ease smooth` for `pingpong` and `once`, where the
@@ -1283,7 +1289,7 @@ print(
     f"{written.frames} frames of {written.width} x {written.height}, {written.bytes / 1000:.0f} kB"
     + (f"; {written.note}" if written.note else "")
 )
-Image(written.path.read_bytes(), format="png", width=384)  # an animated WebP; browsers recognise it under any name
+Image(written.path.read_bytes(), format="png", width=512)  # an animated WebP; browsers recognise it under any name
 
 # %% [markdown]
 # The same in one line, with larger frames and a sheet of its keyframes beside it:
@@ -1367,7 +1373,7 @@ for what, part in drawings.items():
     print(f"  {' '.join(what.split()):30} {', '.join(found)}")
 
 # %% [markdown]
-# Two dishes lie on one plate, with one rim around both. For the count, each half is completed to a whole plate by its mirror image, and
+# Two dishes lie on one plate, whose outline continues from one half to the other. The rim is complete only in some pictures. For the count, each half is completed to a whole plate by its mirror image, and
 # the CLIP says which of the two names is nearer. The last line shows that each half is read as its own dish, and has its colour.
 #
 # ### A prompt that changes
@@ -1397,15 +1403,15 @@ for name, part in drawings.items():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Hardly at all. After a quarter of the steps (three of twelve) no picture is nearer to the new prompt: the rice fades, but nothing
+# Not after the first step. After a quarter of the steps (three of twelve) no picture is nearer to the new prompt: the rice fades, but nothing
 # replaces it. After 10 %, which means from the third step on, 25 %<!--out--> are, and after 5 %, from the second step on, all of them. *Which*
 # dish it is, is decided in the first two of twelve steps, where the noise is strongest.
 # </details>
 #
 # ### A guidance scale that changes
 #
-# The scale can change with the noise level, too. `5>1` guides strongly at high noise and weakly at the end, `1>5` the other way round;
-# the mean over steps is the same. Pictures from the same noise are compared in pairs, which removes most of the random variation.
+# The scale can change with the noise level, too. `5>1` guides strongly at high noise and weakly at the end, `1>5` the other way round.
+# Their means over the twelve steps are close to 3: 3.17<!--given--> and 2.83<!--given-->. Pictures from the same noise are compared in pairs, which removes most of the random variation.
 
 # %%
 from inpaint_gif.inpainting.regional_prompts import changing_scale
@@ -1434,14 +1440,14 @@ for name, (near, colour) in measures.items():
 
 # %% [markdown]
 # `5>1` follows the name as well as a constant scale: the difference of the cosines is $-0.001 \pm 0.004$. Its pictures are more colourful, by
-# $0.013 \pm 0.005$, and those of `1>5` less, by $0.021 \pm 0.019$. Both intervals exclude 0: for this model and this name, how colourful a
-# picture becomes depends on the scale at high noise.
+# $0.013 \pm 0.005$, and those of `1>5` less, by $0.021 \pm 0.019$. Both intervals exclude 0. For this model and this name, the course of the
+# scale changes how colourful a picture becomes. Part of the difference may come from the means, which are not exactly equal.
 #
 # (Colourfulness is the standard deviation between the three channels, averaged over pixels.) From the command line:
 #
 # ```sh
 # python 06_inpaint_gif/generate.py "番茄炒蛋" --region "right:葱油生菜"
-# python 06_inpaint_gif/generate.py "米饭" --then "0.2:番茄炒蛋" --guidance "8>2"
+# python 06_inpaint_gif/generate.py "米饭" --then "0.05:番茄炒蛋" --guidance "8>2"
 # ```
 #
 # With `--keep plate.png` the first picture is kept, and `make_gif.py --image plate.png` makes a film of it.
@@ -1462,7 +1468,7 @@ for name, (near, colour) in measures.items():
 #
 # | part | ours | published | flags of `make_gif.py` |
 # |---|---|---|---|
-# | draws the dish | `text2dish`, told the Chinese name | any text-to-image model that `diffusers` opens, told the English name | `--dish FOLDER-OR-HUB-ID` |
+# | draws the dish | `text2dish`, conditioned on the Chinese name | any text-to-image model that `diffusers` opens, prompted with the English name | `--dish FOLDER-OR-HUB-ID` |
 # | chooses among candidates | our CLIP | Chinese CLIP, in the format of `cn_clip` or `transformers` | `--clip ViT-B-16 --candidates 8` |
 # | paints the table | nine channels | an inpainting model, or a text-to-image model with a ControlNet | `--model FOLDER-OR-HUB-ID`, `--controlnet FOLDER-OR-HUB-ID` |
 #
@@ -1472,8 +1478,8 @@ for name, (near, colour) in measures.items():
 #     --model stable-diffusion-v1-5/stable-diffusion-inpainting
 # ```
 #
-# A published model has read English. The program notices this from its tokenizer, which cuts Chinese characters into pieces, translates
-# names of the menu, and raises the guidance scale to 7.5<!--given-->. The Chinese name is still what the Chinese CLIP compares the
+# A published model was trained on English captions. The program recognises this by its tokenizer, which cuts Chinese characters into
+# pieces. It then translates the dish names of the menu, and raises the guidance scale to 7.5<!--given-->. The Chinese name is still what the Chinese CLIP compares the
 # candidates with. Without `--clip`, the shipped CLIP chooses, but it has only seen drawings.
 #
 # ## What you can do now
@@ -1497,7 +1503,7 @@ for name, (near, colour) in measures.items():
 # | input of an inpainting U-Net | $[\,x_t \mid m \mid E((1 - m)\,\text{image})\,]$ |
 # | RePaint | $x_{t-1} = m \odot x_{t-1}^{\text{unknown}} + (1 - m) \odot (\alpha_{t-1} x_0 + \sigma_{t-1}\varepsilon)$ |
 # | compositing | $\text{original} + m\,(\text{painted} - \text{original})$ in the hole, the original elsewhere |
-# | uniform zoom | $\text{scale}(t) = a\,(b/a)^{s(t)}$ with an ease $s(t)$ from 0 to 1 |
+# | uniform zoom | $\text{scale}(t) = a\,(b/a)^{s(t)}$ from scale $a$ to scale $b$, with an ease $s(t)$ from 0 to 1 |
 # | regions | $\hat x_0 = \sum_i m_i\,\hat x_0^{(i)}$, $\;\hat\varepsilon = \sum_i m_i\,\hat\varepsilon^{(i)}$ |
 #
 # ## Further reading
